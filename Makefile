@@ -1,0 +1,43 @@
+# Every target sets up .venv by itself; PYTHON picks the interpreter (3.10 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+ORACLE := $(wildcard ../shared)
+export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
+export HF_HUB_OFFLINE ?= 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: install demo test test-all lint format bench clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/sgpipe generate miniworld --out demo-out
+	$(BIN)/sgpipe stats demo-out
+
+test: install
+	$(BIN)/python -m pytest
+
+test-all: install
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	@for script in benchmarks/bench_*.py; do $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf .venv demo-out build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

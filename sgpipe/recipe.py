@@ -1,0 +1,109 @@
+"""The typed recipe: the only place where a setting is named, defaulted and validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Config(BaseModel):
+    """Base of every part of a recipe: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resources(Config):
+    """What one actor of a stage needs, and how many actors there are."""
+
+    actors: int = Field(1, ge=1, description="parallel copies of the stage")
+    cpus: float = Field(1, gt=0, description="CPUs per actor; also its number of torch threads")
+    gpus: float = Field(0, ge=0, description="GPUs per actor")
+
+
+class SplitConfig(Config):
+    """Where one split of the source lies."""
+
+    annotations: Path
+    images: Path
+    captions: Path | None = Field(None, description="COCO captions JSON, used when no captioner is set")
+
+
+class SourceConfig(Config):
+    format: Literal["coco", "objects365", "miniworld"] = "coco"
+    splits: dict[str, SplitConfig] = Field(default_factory=dict)
+
+
+class CaptionConfig(Config):
+    """Captions by a BLIP checkpoint, or (captioner: null) read from each split's captions file."""
+
+    captioner: str | None = Field(None, description="hub id or folder of a BlipForConditionalGeneration")
+    decoding: Literal["nucleus", "beam"] = "nucleus"
+    samples: int = Field(10, ge=1, description="captions per picture (nucleus); beam gives one")
+    top_p: float = Field(0.9, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0)
+    beams: int = Field(3, ge=1)
+    min_tokens: int = Field(5, ge=0)
+    max_tokens: int = Field(20, ge=1)
+    prompt: str = Field("a picture of", description="start of every caption, removed from the result")
+    image_size: int | None = Field(None, ge=16, description="pixels per side; null: the checkpoint's own")
+    scopes: tuple[Literal["image", "box", "pair"], ...] = ("image",)
+    max_crops: int = Field(100, ge=1, description="most box or pair crops captioned per image")
+    batch_size: int = Field(8, ge=1, description="pictures per forward pass; does not change the captions")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    resources: Resources = Resources()
+
+
+class ParseConfig(Config):
+    model: str | None = Field(None, description="spaCy model; null: the best one installed")
+    batch_size: int = Field(256, ge=1)
+    resources: Resources = Resources()
+
+
+class PairConfig(Config):
+    """From triplets and boxes to the ordered pairs of boxes and the predicates each may carry."""
+
+    candidates: Literal["captions", "prior"] = "captions"
+    match: Literal["head", "substring"] = "head"
+    restrict: Literal["pair", "group"] = "pair"
+    synonyms: Path | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
+    prior: Path | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
+    require_overlap: bool = False
+    max_pairs: int = Field(10_000, ge=1, description="most candidate pairs kept per image")
+    resources: Resources = Resources()
+
+
+class TagConfig(Config):
+    """The R-Tagger: scores every candidate pair against its predicates."""
+
+    tagger: str | None = Field(None, description="folder or hub id of a converted R-Tagger")
+    threshold: float = Field(0.05, ge=0, lt=1, description="relations above this confidence are kept")
+    short_side: int = Field(800, ge=32, description="pixels; the image is resized to this shorter side")
+    long_side: int = Field(1333, ge=32, description="pixels; and to at most this longer side")
+    group_size: int = Field(100, ge=1, description="pairs per decoder pass; at most the tagger's queries / 2")
+    chunk: int = Field(16, ge=1, description="groups whose texts are merged (restrict: group), as upstream")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    resources: Resources = Resources()
+
+
+class EngineConfig(Config):
+    unit_size: int = Field(512, ge=1, description="most images per work unit, hence per shard")
+    address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
+    cpus: int | None = Field(None, ge=1, description="CPUs Ray may use on this machine; null: all")
+
+
+class Recipe(Config):
+    """WHAT runs on WHAT with WHICH models. Everything that changes a label is named here."""
+
+    name: str = "sgpipe"
+    seed: int = 0
+    limit: int | None = Field(None, ge=1, description="only the first N images")
+    source: SourceConfig = SourceConfig()
+    caption: CaptionConfig = CaptionConfig()
+    parse: ParseConfig = ParseConfig()
+    pair: PairConfig = PairConfig()
+    tag: TagConfig = TagConfig()
+    engine: EngineConfig = EngineConfig()

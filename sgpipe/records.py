@@ -1,0 +1,180 @@
+"""The nouns that flow through the pipeline, and the one Arrow schema they are stored in.
+
+A `Record` is one image with everything known about it. Sources make records, stages fill their columns,
+shards store them. Boxes are `xywh` in pixels of the original image everywhere in this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+Scope = Literal["image", "box", "pair"]
+Status = Literal["ok", "error"]
+
+
+@dataclass(slots=True)
+class Box:
+    """One annotated object. `bbox` is xywh in pixels of the original image, already clipped to it."""
+
+    category: str
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    iscrowd: bool = False
+
+
+@dataclass(slots=True)
+class Caption:
+    """One sentence about the image (`boxes` empty), one box, or the union of a pair of boxes."""
+
+    text: str
+    scope: Scope = "image"
+    boxes: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Triplet:
+    """A relation stated by a caption: noun phrases, predicate, and the class names they were matched to.
+
+    `predicate` is the surface form ("sitting on"), `predicate_lemma` its lemma ("sit on"); `caption` indexes
+    the record's captions; the categories are None until the pair stage matches them, and stay None if no
+    object of the image has such a name.
+    """
+
+    subject: str
+    predicate: str
+    object: str
+    subject_head: str
+    object_head: str
+    predicate_lemma: str
+    caption: int
+    subject_category: str | None = None
+    object_category: str | None = None
+
+
+@dataclass(slots=True)
+class Pair:
+    """An ordered pair of boxes (indices into `Record.objects`) and the predicates it may carry."""
+
+    subject: int
+    object: int
+    predicates: list[str]
+
+
+@dataclass(slots=True)
+class Relation:
+    """A predicate between two boxes (indices into `Record.objects`); confidence is None for ground truth."""
+
+    subject: int
+    object: int
+    predicate: str
+    confidence: float | None = None
+
+
+@dataclass(slots=True)
+class Record:
+    """One image and everything the pipeline knows about it; `file_name` is relative to the image root."""
+
+    image_id: str
+    dataset: str
+    split: str
+    file_name: str
+    width: int
+    height: int
+    objects: list[Box] = field(default_factory=list)
+    captions: list[Caption] = field(default_factory=list)
+    triplets: list[Triplet] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    relations: list[Relation] = field(default_factory=list)
+    status: Status = "ok"
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    def fail(self, stage: str, reason: str) -> None:
+        """Turn the record into an error row; later stages leave it alone."""
+        self.status = "error"
+        self.error = f"{stage}: {reason}"
+
+
+def _list_of(**columns: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.struct(list(columns.items())))
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field(
+            "objects",
+            _list_of(
+                category=pa.string(),
+                category_id=pa.int32(),
+                bbox=pa.list_(pa.float64()),
+                iscrowd=pa.bool_(),
+            ),
+        ),
+        pa.field("captions", _list_of(text=pa.string(), scope=pa.string(), boxes=pa.list_(pa.int32()))),
+        pa.field(
+            "triplets",
+            _list_of(
+                subject=pa.string(),
+                predicate=pa.string(),
+                object=pa.string(),
+                subject_head=pa.string(),
+                object_head=pa.string(),
+                predicate_lemma=pa.string(),
+                caption=pa.int32(),
+                subject_category=pa.string(),
+                object_category=pa.string(),
+            ),
+        ),
+        pa.field("pairs", _list_of(subject=pa.int32(), object=pa.int32(), predicates=pa.list_(pa.string()))),
+        pa.field(
+            "relations",
+            _list_of(subject=pa.int32(), object=pa.int32(), predicate=pa.string(), confidence=pa.float32()),
+        ),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+    ],
+    metadata={"sgpipe.schema_version": str(SCHEMA_VERSION)},
+)
+
+_NESTED: dict[str, type] = {
+    "objects": Box,
+    "captions": Caption,
+    "triplets": Triplet,
+    "pairs": Pair,
+    "relations": Relation,
+}
+
+
+def to_table(records: Iterable[Record]) -> pa.Table:
+    """Records as an Arrow table of `SCHEMA`."""
+    return pa.Table.from_pylist([asdict(record) for record in records], schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Record]:
+    """The records stored in a table of `SCHEMA`; columns the table lacks keep their defaults."""
+    known = {f.name for f in fields(Record)}
+    return [_from_row(row, known) for row in table.to_pylist()]
+
+
+def _from_row(row: dict[str, Any], known: set[str]) -> Record:
+    values = {name: value for name, value in row.items() if name in known and value is not None}
+    for name, noun in _NESTED.items():
+        values[name] = [noun(**item) for item in values.get(name, [])]
+    for box in values["objects"]:
+        box.bbox = tuple(box.bbox)
+    return Record(**values)
