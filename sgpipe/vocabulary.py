@@ -1,0 +1,81 @@
+"""Class names of the detection datasets, and the words by which captions call them.
+
+The names are facts and ship in `sgpipe/data`; so do the synonym tables, which are sgpipe's own. A synonym table
+is `{class name: [phrases]}`. A phrase that starts with "!" says what the class is not: "!license plate" under
+"plate" keeps license plates from being plates. Plurals and possessives are not listed; the matcher knows them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+
+Synonyms = Mapping[str, tuple[str, ...]]
+
+
+def category_names(dataset: str) -> dict[int, str]:
+    """Class name by category id, in the order of the ids.
+
+    "coco" has the 80 names of COCO 2017 under ids 1 to 90; "objects365" the 365 names of Objects365 v2 with
+    their spelling mended and in lower case, as RLIPv2 uses them. Other datasets bring their names with their
+    annotations: the answer is empty.
+    """
+    return {row["id"]: row["name"] for row in _packaged(f"{dataset}_names.json") or ()}
+
+
+def official_names(dataset: str) -> dict[int, str]:
+    """Class name by category id as the dataset's own annotation files spell it ("Moniter/TV")."""
+    return {row["id"]: row.get("official", row["name"]) for row in _packaged(f"{dataset}_names.json") or ()}
+
+
+def packaged_synonyms(dataset: str) -> Synonyms:
+    """The synonym table that ships for "coco" or "objects365"; empty for any other dataset."""
+    table = _packaged(f"{dataset}_synonyms.json") or {}
+    return {name: tuple(phrases) for name, phrases in table.items()}
+
+
+def load_synonyms(path: Path) -> Synonyms:
+    """Read a synonym table `{class name: [phrases]}` from a JSON file.
+
+    Raises:
+        UserError: no such file, not JSON, or not such a table; the message names the file and the key, and
+            says what was expected.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"synonyms file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"synonyms file {path} is not valid JSON ({error})") from None
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"synonyms file {path}: expected {{class name: [phrases]}}, found {_found(table)}")
+    return {name: _phrases(path, name, value) for name, value in table.items()}
+
+
+def _phrases(path: Path, name: str, value: Any) -> tuple[str, ...]:
+    if not name.strip():
+        raise UserError(f"synonyms file {path}: key {name!r}: expected a class name, found an empty one")
+    if not isinstance(value, list) or not value:
+        raise UserError(f"synonyms file {path}: key {name!r}: expected a list of phrases, found {_found(value)}")
+    for phrase in value:
+        if not isinstance(phrase, str) or not phrase.removeprefix("!").strip():
+            raise UserError(f"synonyms file {path}: key {name!r}: expected phrases, found {_found(phrase)}")
+    return tuple(value)
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'}{'' if value else ' that is empty'}"
+    return repr(value)[:60]
+
+
+@cache
+def _packaged(file_name: str) -> Any:
+    resource = files("sgpipe") / "data" / file_name
+    return json.loads(resource.read_text(encoding="utf-8")) if resource.is_file() else None
