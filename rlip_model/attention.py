@@ -1,0 +1,166 @@
+"""Multi-scale deformable attention (Deformable DETR, section 4.1) in portable PyTorch.
+
+Two ways to sample that agree to rounding: a weighted `embedding_bag` over the four corners of every sampling
+point, several times faster on a CPU, and `grid_sample`, for GPUs and for degenerate sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlip_model.position import at_least_float32
+
+Shapes = Sequence[tuple[int, int]]
+QUERIES_PER_CHUNK = 256
+
+
+def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinearly sampled values, zero outside the maps.
+
+    Args:
+        value: `[batch, tokens, heads, dim]`, the levels concatenated.
+        shapes: (height, width) of each level.
+        locations: `[batch, queries, heads, levels, points, 2]`, x and y, 0 to 1 across the level.
+        weights: `[batch, queries, heads, levels, points]`.
+
+    Returns:
+        `[batch, queries, heads * dim]` in the dtype of `value`; computed in at least float32.
+    """
+    dtype = value.dtype
+    value = at_least_float32(value)
+    locations, weights = locations.to(value.dtype), weights.to(value.dtype)
+    smallest = min(min(shape) for shape in shapes)
+    if value.device.type == "cpu" and smallest >= 2 and bool(torch.isfinite(locations).all()):
+        sampled = sample_by_bags(value, shapes, locations, weights)
+    else:
+        sampled = sample_by_grid(value, shapes, locations, weights)
+    return sampled.to(dtype)
+
+
+def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`sample` by one `grid_sample` per level; any device, any size."""
+    batch, _, heads, dim = value.shape
+    queries, points = locations.shape[1], locations.shape[4]
+    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
+    sampled = []
+    for level, tokens in enumerate(value.split([height * width for height, width in shapes], dim=1)):
+        maps = tokens.permute(0, 2, 3, 1).reshape(batch * heads, dim, *shapes[level])
+        sampled.append(F.grid_sample(maps, grids[:, :, level], padding_mode="zeros", align_corners=False))
+    stacked = torch.stack(sampled, dim=-2).flatten(-2)
+    folded = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes) * points)
+    return (stacked * folded).sum(-1).view(batch, heads * dim, queries).transpose(1, 2)
+
+
+def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`sample` as an embedding bag: a row of the table is one head of one token.
+
+    The sides of every level must be at least 2 and the locations finite. Chunks of queries keep the index and
+    weight arrays in the cache.
+    """
+    batch, tokens, heads, dim = value.shape
+    table = value.reshape(batch * tokens * heads, dim)
+    first_row = torch.arange(batch).view(-1, 1, 1) * (tokens * heads) + torch.arange(heads)
+    chunks = zip(locations.split(QUERIES_PER_CHUNK, 1), weights.split(QUERIES_PER_CHUNK, 1), strict=True)
+    sampled = []
+    for chunk_locations, chunk_weights in chunks:
+        token, weight = _corners(shapes, chunk_locations, chunk_weights)
+        rows = token.flatten(3).mul_(heads).add_(first_row.unsqueeze(-1))
+        bags = F.embedding_bag(
+            rows.flatten(0, 2), table, per_sample_weights=weight.flatten(3).flatten(0, 2), mode="sum"
+        )
+        sampled.append(bags.view(batch, -1, heads * dim))
+    return torch.cat(sampled, dim=1)
+
+
+def _corners(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Token index and weight of the four pixels around each point, both `[..., levels, points, 4]`.
+
+    The base pixel is clamped into the map and each corner's weight is a triangle around it, so points outside
+    get the right weights, down to zero, without any masking.
+    """
+    sizes = locations.new_tensor([(width, height) for height, width in shapes]).view(-1, 1, 2)
+    pixels = locations * sizes - 0.5
+    base = torch.minimum(pixels.detach().floor().clamp(min=0), sizes - 2)
+    near, far = (1 - (pixels - base).abs()).relu(), (1 - (pixels - base - 1).abs()).relu()
+    rows = torch.stack((near[..., 1], far[..., 1]), dim=-1).unsqueeze(-1)
+    columns = torch.stack((near[..., 0], far[..., 0]), dim=-1).unsqueeze(-2)
+    weight = (rows * columns).flatten(-2) * weights.unsqueeze(-1)
+
+    starts = [0]
+    for height, width in shapes:
+        starts.append(starts[-1] + height * width)
+    start = torch.tensor(starts[:-1]).view(-1, 1)
+    width = torch.tensor([width for _, width in shapes]).view(-1, 1)
+    position = base.long()
+    token = position[..., 1] * width + position[..., 0] + start
+    offsets = torch.stack((torch.zeros_like(width), torch.ones_like(width), width, width + 1), dim=-1)
+    return token.unsqueeze(-1) + offsets, weight
+
+
+class DeformableAttention(nn.Module):
+    """Each query attends to a few points around its reference on every feature level."""
+
+    def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(dim, heads * levels * points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Head h starts looking in direction h, point p at distance p + 1, all with equal weight."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        distances = torch.arange(1, self.points + 1, dtype=torch.float32)
+        ring = directions.view(-1, 1, 1, 2) * distances.view(1, 1, -1, 1)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(ring.expand(-1, self.levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self, query: Tensor, references: Tensor, memory: Tensor, padding: Tensor | None, shapes: Shapes
+    ) -> Tensor:
+        """Attend from every query to the image tokens.
+
+        Args:
+            query: `[batch, queries, dim]`.
+            references: `[batch or 1, queries, levels, 2 or 4]`, xy or cxcywh, 0 to 1 across the padded level.
+            memory: `[batch or 1, tokens, dim]`; a single image is shared by the whole batch of queries.
+            padding: `[batch or 1, tokens]`, True where the image is padding.
+
+        Returns:
+            `[batch, queries, dim]`.
+        """
+        if memory.shape[0] == 1 and query.shape[0] > 1:
+            references = references.expand(query.shape[0], -1, -1, -1)
+            folded = self(query.flatten(0, 1)[None], references.flatten(0, 1)[None], memory, padding, shapes)
+            return folded.view(query.shape)
+        value = self.value_proj(memory)
+        if padding is not None:
+            value = value.masked_fill(padding.unsqueeze(-1), 0.0)
+        layout = (query.shape[0], query.shape[1], self.heads, self.levels, self.points)
+        offsets = self.sampling_offsets(query).view(*layout, 2)
+        weights = self.attention_weights(query).view(*layout[:3], -1).softmax(-1).view(layout)
+        locations = self._locations(references, offsets.to(references.dtype), shapes)
+        sampled = sample(value.unflatten(-1, (self.heads, -1)), shapes, locations, weights)
+        return self.output_proj(sampled)
+
+    def _locations(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
+        references = references[:, :, None, :, None]
+        if references.shape[-1] == 4:
+            return references[..., :2] + offsets * (references[..., 2:] * (0.5 / self.points))
+        sizes = offsets.new_tensor([(width, height) for height, width in shapes]).view(-1, 1, 2)
+        return references + offsets / sizes

@@ -1,0 +1,124 @@
+"""From pictures to image tokens: ResNet-50 or Swin, projections to one width, position encodings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FrozenBatchNorm2d
+
+from rlip_model.config import RLIPConfig
+from rlip_model.position import image_positions
+from rlip_model.swin import Swin
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the networks know of a picture before reading any text; levels from fine to coarse, concatenated.
+
+    tokens, positions: `[batch, tokens, dim]`; padding: `[batch, tokens]`, True outside the image; valid_ratios:
+    `[batch, levels, 2]`, the unpadded share (x, y) of each level; shapes: (height, width) of each level.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    padding: Tensor
+    valid_ratios: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+
+class ResNet50(IntermediateLayerGetter):
+    """torchvision's ResNet-50 with frozen batch norm; its stem and first stage are frozen too."""
+
+    def __init__(self) -> None:
+        network = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+        super().__init__(network, return_layers={"layer2": "0", "layer3": "1", "layer4": "2"})
+        self.channels = [512, 1024, 2048]
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """`[batch, 3, height, width]` to three maps of strides 8, 16 and 32."""
+        return list(super().forward(images).values())
+
+
+class ImageEncoder(nn.Module):
+    """Backbone, one projection per level, sine positions and a learned embedding of the level."""
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.backbone: ResNet50 | Swin
+        if config.backbone == "resnet50":
+            self.backbone, self.position_offset = ResNet50(), 0.0
+        else:
+            self.backbone = Swin(
+                config.swin_embed_dim,
+                config.swin_depths,
+                config.swin_heads,
+                config.swin_window,
+                config.drop_path,
+            )
+            self.position_offset = 0.5
+        self.dim = config.hidden_dim
+        self.projections = _projections(self.backbone.channels, config.num_levels, config.hidden_dim)
+        self.level_embed = nn.Parameter(torch.empty(config.num_levels, config.hidden_dim))
+        nn.init.normal_(self.level_embed)
+
+    def forward(self, images: Tensor, padding: Tensor) -> ImageFeatures:
+        """Encode a batch of pictures.
+
+        Args:
+            images: `[batch, 3, height, width]`, normalised, zero where padded (right and bottom).
+            padding: `[batch, height, width]`, True where padded.
+        """
+        maps = self.project(self.backbone(images))
+        shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
+        masks = [resize_mask(padding, shape) for shape in shapes]
+        positions = [
+            image_positions(mask, self.dim, self.position_offset).flatten(2).transpose(1, 2) + embedding
+            for mask, embedding in zip(masks, self.level_embed, strict=True)
+        ]
+        return ImageFeatures(
+            tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
+            positions=torch.cat(positions, dim=1),
+            padding=torch.cat([mask.flatten(1) for mask in masks], dim=1),
+            valid_ratios=torch.stack([valid_ratio(mask) for mask in masks], dim=1),
+            shapes=shapes,
+        )
+
+    def project(self, maps: list[Tensor]) -> list[Tensor]:
+        """All levels at width `dim`; levels beyond the backbone's start from its last, unprojected map."""
+        levels = [projection(level) for projection, level in zip(self.projections, maps, strict=False)]
+        extra = maps[-1]
+        for projection in list(self.projections)[len(maps) :]:
+            extra = projection(extra)
+            levels.append(extra)
+        return levels
+
+
+def _projections(channels: list[int], levels: int, dim: int) -> nn.ModuleList:
+    convolutions = [nn.Conv2d(width, dim, kernel_size=1) for width in channels[:levels]]
+    width = channels[-1]
+    for _ in range(levels - len(channels)):
+        convolutions.append(nn.Conv2d(width, dim, kernel_size=3, stride=2, padding=1))
+        width = dim
+    for convolution in convolutions:
+        nn.init.xavier_uniform_(convolution.weight)
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
+    return nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(32, dim)) for conv in convolutions)
+
+
+def resize_mask(padding: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Nearest resize of `[batch, height, width]` to `shape`."""
+    return F.interpolate(padding[:, None].float(), size=shape)[:, 0].bool()
+
+
+def valid_ratio(padding: Tensor) -> Tensor:
+    """`[batch, 2]`: unpadded share of width and height, read off the first row and column."""
+    valid = (~padding).float()
+    return torch.stack((valid[:, 0, :].mean(1), valid[:, :, 0].mean(1)), dim=-1)

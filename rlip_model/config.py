@@ -1,0 +1,195 @@
+"""Configurations of the three networks: sizes, fusion, queries, noise. Stored as config.json beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from transformers import PretrainedConfig, RobertaConfig
+
+Backbone = Literal["resnet50", "swin"]
+VerbQuery = Literal["vanilla", "MBF", "vanilla_MBF"]
+Gating = Literal[
+    "GLIP",
+    "VXAc",
+    "Vtanh",
+    "Etanh",
+    "XGating",
+    "Stanh",
+    "SXAc",
+    "SDFtanh",
+    "SDFXAc",
+    "SFtanh",
+    "SXAcLN",
+    "SDFXAcLN",
+    "SOtanh",
+    "SDFOXAcLN",
+    "MBF",
+]
+
+
+@dataclass(frozen=True)
+class SwinSize:
+    """Embedding width, blocks per stage and attention heads per stage of a Swin transformer."""
+
+    embed_dim: int
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+
+
+SWIN_SIZES: Mapping[str, SwinSize] = {
+    "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "swin_large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+
+class RLIPConfig(PretrainedConfig):
+    """What the three networks have in common. Defaults: the paper's Swin-T model.
+
+    Args:
+        hidden_dim: width of image tokens and queries.
+        num_queries: subject plus object queries; half of it is the number of pairs.
+        num_levels, num_points: feature levels, and sampling points per level, of deformable attention.
+        fusion_interval: encoder layers per vision-language fusion (ALIF).
+        fusion_last_level: fuse the coarsest level only, else all image tokens.
+        fusion_dim, fusion_heads, fusion_dropout: inner width, heads, attention dropout of a fusion block.
+        gating: how a fusion's update is scaled before it is added.
+        verb_query: what a relation query starts from.
+        subject_class: classify subjects too, not only objects.
+        drop_path: rate of the last Swin block; grows linearly from 0.
+        text_config: sizes of the RoBERTa label encoder (also used by the fusion's label layers).
+
+    Raises:
+        ValueError: sizes that contradict each other.
+    """
+
+    model_type = "rlip"
+
+    def __init__(
+        self,
+        backbone: Backbone = "swin",
+        swin_embed_dim: int = 96,
+        swin_depths: Sequence[int] = (2, 2, 6, 2),
+        swin_heads: Sequence[int] = (3, 6, 12, 24),
+        swin_window: int = 7,
+        drop_path: float = 0.2,
+        hidden_dim: int = 256,
+        num_heads: int = 8,
+        feedforward_dim: int = 2048,
+        num_queries: int = 200,
+        encoder_layers: int = 6,
+        decoder_layers: int = 3,
+        num_levels: int = 4,
+        num_points: int = 4,
+        dropout: float = 0.0,
+        fusion_interval: int = 2,
+        fusion_last_level: bool = True,
+        fusion_dim: int = 2048,
+        fusion_heads: int = 8,
+        fusion_dropout: float = 0.1,
+        gating: Gating = "VXAc",
+        verb_query: VerbQuery = "vanilla_MBF",
+        subject_class: bool = True,
+        text_config: RobertaConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.backbone = backbone
+        self.swin_embed_dim = swin_embed_dim
+        self.swin_depths = list(swin_depths)
+        self.swin_heads = list(swin_heads)
+        self.swin_window = swin_window
+        self.drop_path = drop_path
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.feedforward_dim = feedforward_dim
+        self.num_queries = num_queries
+        self.encoder_layers = encoder_layers
+        self.decoder_layers = decoder_layers
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.dropout = dropout
+        self.fusion_interval = fusion_interval
+        self.fusion_last_level = fusion_last_level
+        self.fusion_dim = fusion_dim
+        self.fusion_heads = fusion_heads
+        self.fusion_dropout = fusion_dropout
+        self.gating = gating
+        self.verb_query = verb_query
+        self.subject_class = subject_class
+        self.text_config = _roberta_config(text_config)
+        self._check()
+        super().__init__(**kwargs)
+
+    @property
+    def num_pairs(self) -> int:
+        return self.num_queries // 2
+
+    @property
+    def num_fusions(self) -> int:
+        return -(-self.encoder_layers // self.fusion_interval)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "text_config": self.text_config.to_dict()}
+
+    def _check(self) -> None:
+        for name, value, choices in (
+            ("backbone", self.backbone, get_args(Backbone)),
+            ("gating", self.gating, get_args(Gating)),
+            ("verb_query", self.verb_query, get_args(VerbQuery)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+        if self.hidden_dim % 32 or self.hidden_dim % self.num_heads or self.fusion_dim % self.fusion_heads:
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} must be a multiple of 32 and of num_heads {self.num_heads}, "
+                f"fusion_dim {self.fusion_dim} of fusion_heads {self.fusion_heads}"
+            )
+        if self.num_queries % 2:
+            raise ValueError(f"num_queries {self.num_queries} must be even: subjects and objects")
+        if self.num_fusions != self.decoder_layers:
+            raise ValueError(
+                f"{self.encoder_layers} encoder layers fused every {self.fusion_interval} give "
+                f"{self.num_fusions} label states for {self.decoder_layers} decoder layers; they must be as many"
+            )
+
+
+class ParSeDConfig(RLIPConfig):
+    """RLIPv2-ParSeD: learned queries with reference points predicted from them."""
+
+    model_type = "rlip_parsed"
+
+
+class RTaggerConfig(RLIPConfig):
+    """The R-Tagger: ParSeD whose queries are given pairs of boxes.
+
+    Args:
+        box_noise: in training, boxes are shifted by up to this share of their size.
+        label_noise: in training, the probability that a label is replaced.
+        label_noise_range: replacements are drawn from all `labels` but "no objects", or, as in the reference
+            implementation, from 0 up to the number of images in the `batch`.
+    """
+
+    model_type = "rlip_tagger"
+
+    def __init__(
+        self,
+        box_noise: float = 0.4,
+        label_noise: float = 0.2,
+        label_noise_range: Literal["labels", "batch"] = "labels",
+        **kwargs: Any,
+    ) -> None:
+        self.box_noise = box_noise
+        self.label_noise = label_noise
+        self.label_noise_range = label_noise_range
+        super().__init__(**kwargs)
+
+
+def _roberta_config(config: RobertaConfig | dict[str, Any] | None) -> RobertaConfig:
+    if config is None:
+        return RobertaConfig(max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+    if isinstance(config, RobertaConfig):
+        return config
+    return RobertaConfig(**{name: value for name, value in config.items() if name != "model_type"})

@@ -1,0 +1,145 @@
+"""The two decoders (ParSe): subjects and objects in parallel, then their relations from what was decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlip_model.attention import DeformableAttention
+from rlip_model.config import RLIPConfig
+from rlip_model.encoder import Memory
+from rlip_model.heads import BoxHead
+from rlip_model.queries import EntityQueries, RelationQueries
+
+FIRST_SIZE_BIAS = -2.0  # boxes start at sigmoid(-2) = 0.12 of the image
+
+
+@dataclass(frozen=True)
+class DecodedEntities:
+    """States `[layers, batch, 2 * pairs, dim]` and boxes `[layers, batch, 2 * pairs, 4]` after every layer."""
+
+    hidden: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class DecodedRelations:
+    """States `[layers, batch, pairs, dim]` and the pair's boxes as refined by the relation decoder, both
+    `[layers, batch, pairs, 4]`; the boxes only steer attention."""
+
+    hidden: Tensor
+    subject_boxes: Tensor
+    object_boxes: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable attention to the image, feed-forward; normalised after each.
+
+    Parameter names are those of Deformable DETR, whose `norm2` follows the self-attention.
+    """
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.cross_attn = DeformableAttention(dim, config.num_heads, config.num_levels, config.num_points)
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attn = nn.MultiheadAttention(dim, config.num_heads, config.dropout, batch_first=True)
+        self.norm2 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, config.feedforward_dim)
+        self.linear2 = nn.Linear(config.feedforward_dim, dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+        for weight in (self.linear1.weight, self.linear2.weight, self.self_attn.out_proj.weight):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(
+        self,
+        content: Tensor,
+        positions: Tensor,
+        references: Tensor,
+        memory: Memory,
+        padding: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """`content`, `positions` `[batch, queries, dim]`; `references` `[batch or 1, queries, 2 or 4]`."""
+        placed = content + positions
+        attended, _ = self.self_attn(
+            placed, placed, content, padding, need_weights=False, attn_mask=attention_mask
+        )
+        content = self.norm2(content + self.dropout(attended))
+        ratios = memory.valid_ratios.repeat(1, 1, references.shape[-1] // 2)
+        scaled = references.unsqueeze(2) * ratios.unsqueeze(1)
+        attended = self.cross_attn(content + positions, scaled, memory.tokens, memory.padding, memory.shapes)
+        content = self.norm1(content + self.dropout(attended))
+        hidden = self.dropout(self.linear1(content).relu())
+        return self.norm3(content + self.dropout(self.linear2(hidden)))
+
+
+class Decoder(nn.Module):
+    """Layers, and for each a box head for subjects and one for objects."""
+
+    def __init__(self, config: RLIPConfig, first_size_bias: float = 0.0) -> None:
+        super().__init__()
+        biases = [first_size_bias] + [0.0] * (config.decoder_layers - 1)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in biases)
+        self.subject_box_heads = nn.ModuleList(BoxHead(config.hidden_dim, bias) for bias in biases)
+        self.object_box_heads = nn.ModuleList(BoxHead(config.hidden_dim, bias) for bias in biases)
+
+    def positions(self, layer: int, content: Tensor, references: Tensor, given: Tensor | None) -> Tensor:
+        """Position vectors of the queries at a layer: those given with the queries."""
+        if given is None:
+            raise ValueError("these queries need position vectors")
+        return given
+
+
+class EntityDecoder(Decoder):
+    """Decodes subjects and objects side by side; every layer refines their boxes."""
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__(config, FIRST_SIZE_BIAS)
+
+    def forward(self, queries: EntityQueries, memory: Memory) -> DecodedEntities:
+        content, references = queries.content, queries.references
+        states, boxes = [], []
+        heads = zip(self.subject_box_heads, self.object_box_heads, strict=True)
+        for index, (layer, (subject_head, object_head)) in enumerate(zip(self.layers, heads, strict=True)):
+            positions = self.positions(index, content, references, queries.positions)
+            content = layer(
+                content, positions, references, memory, queries.padding, queries.attention_mask
+            )
+            subjects, objects = content.chunk(2, dim=1)
+            subject_references, object_references = references.chunk(2, dim=1)
+            refined = torch.cat(
+                (
+                    subject_head.refine(subjects, subject_references),
+                    object_head.refine(objects, object_references),
+                ),
+                dim=1,
+            )
+            references = refined.detach()
+            states.append(content)
+            boxes.append(refined)
+        return DecodedEntities(torch.stack(states), torch.stack(boxes))
+
+
+class RelationDecoder(Decoder):
+    """Decodes one relation per pair, looking around the average of its subject's and object's boxes."""
+
+    def forward(self, queries: RelationQueries, boxes: Tensor, memory: Memory) -> DecodedRelations:
+        """`boxes` `[batch, 2 * pairs, 4]`, the entity decoder's last."""
+        content = queries.content
+        subject_boxes, object_boxes = boxes.detach().chunk(2, dim=1)
+        states, subjects, objects = [], [], []
+        heads = zip(self.subject_box_heads, self.object_box_heads, strict=True)
+        for index, (layer, (subject_head, object_head)) in enumerate(zip(self.layers, heads, strict=True)):
+            references = (subject_boxes + object_boxes) / 2
+            positions = self.positions(index, content, references, queries.positions)
+            content = layer(content, positions, references, memory, queries.padding, None)
+            subject_boxes = subject_head.refine(content, subject_boxes).detach()
+            object_boxes = object_head.refine(content, object_boxes).detach()
+            states.append(content)
+            subjects.append(subject_boxes)
+            objects.append(object_boxes)
+        return DecodedRelations(torch.stack(states), torch.stack(subjects), torch.stack(objects))

@@ -1,0 +1,103 @@
+"""The ALIF encoder: deformable self-attention over image tokens, fused with the labels every few layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlip_model.attention import DeformableAttention, Shapes
+from rlip_model.backbone import ImageFeatures
+from rlip_model.config import RLIPConfig
+from rlip_model.fusion import LabelLayer, VisionLanguageFusion
+from rlip_model.text import LabelFeatures
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the decoders look at.
+
+    tokens `[batch, tokens, dim]`, padding `[batch, tokens]`, valid_ratios `[batch, levels, 2]`; labels
+    `[decoder layers, batch, labels, dim]`, the label states each decoder layer is read out with. The batch may
+    be 1 and shared by many groups of queries.
+    """
+
+    tokens: Tensor
+    padding: Tensor
+    valid_ratios: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    labels: Tensor
+    num_objects: int
+
+
+def pixel_centres(shapes: Shapes, valid_ratios: Tensor) -> Tensor:
+    """`[batch, tokens, levels, 2]`: each token's own centre, as a place (x, y) on every level."""
+    centres = []
+    for level, (height, width) in enumerate(shapes):
+        rows = torch.arange(height, device=valid_ratios.device) + 0.5
+        columns = torch.arange(width, device=valid_ratios.device) + 0.5
+        y, x = torch.meshgrid(rows / height, columns / width, indexing="ij")
+        centres.append(torch.stack((x.flatten(), y.flatten()), dim=-1) / valid_ratios[:, level, None])
+    return torch.cat(centres, dim=1).unsqueeze(2) * valid_ratios.unsqueeze(1)
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and feed-forward, normalised after each (Deformable DETR)."""
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.self_attn = DeformableAttention(dim, config.num_heads, config.num_levels, config.num_points)
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, config.feedforward_dim)
+        self.linear2 = nn.Linear(config.feedforward_dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, references: Tensor, padding: Tensor, shapes: Shapes
+    ) -> Tensor:
+        attended = self.self_attn(tokens + positions, references, tokens, padding, shapes)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        hidden = self.dropout(self.linear1(tokens).relu())
+        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+
+
+class ALIFEncoder(nn.Module):
+    """Asymmetric language-image fusion: before every `fusion_interval`-th image layer, one fusion and one
+    label layer."""
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.interval, self.last_level = config.fusion_interval, config.fusion_last_level
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        fusions = range(config.num_fusions)
+        self.fusion_layers = nn.ModuleList(VisionLanguageFusion(config) for _ in fusions)
+        self.label_layers = nn.ModuleList(LabelLayer(config.text_config) for _ in fusions)
+
+    def forward(self, image: ImageFeatures, labels: LabelFeatures) -> tuple[Tensor, Tensor]:
+        """Fused image tokens `[batch, tokens, dim]` and label states `[fusions, batch, labels, label_dim]`."""
+        tokens = image.tokens
+        language = labels.features.expand(tokens.shape[0], -1, -1)
+        masked = None if labels.masked is None else labels.masked.expand(tokens.shape[0], -1)
+        references = pixel_centres(image.shapes, image.valid_ratios)
+        states = []
+        for index, layer in enumerate(self.layers):
+            if index % self.interval == 0:
+                fusion = index // self.interval
+                tokens, language = self._fuse(fusion, tokens, image, language)
+                language = self.label_layers[fusion](language, masked)
+                states.append(language)
+            tokens = layer(tokens, image.positions, references, image.padding, image.shapes)
+        return tokens, torch.stack(states)
+
+    def _fuse(
+        self, fusion: int, tokens: Tensor, image: ImageFeatures, language: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        height, width = image.shapes[-1]
+        start = tokens.shape[1] - height * width if self.last_level else 0
+        fused, language = self.fusion_layers[fusion](tokens[:, start:], image.positions[:, start:], language)
+        return torch.cat((tokens[:, :start], fused), dim=1), language

@@ -1,0 +1,98 @@
+"""Read-outs of decoded queries: boxes by small MLPs, classes by similarity with the label texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlip_model.position import at_least_float32, inverse_sigmoid
+
+RARE = -math.log((1 - 0.01) / 0.01)  # constant logit bias: before training every class has probability 0.01
+
+
+@dataclass(frozen=True)
+class LayerOutput:
+    """Predictions of one decoder layer for `pairs` = half the queries.
+
+    subject_logits, object_logits `[batch, pairs, objects]` ("no objects" last; subjects None when they are not
+    classified), relation_logits `[batch, pairs, relations]`, boxes `[batch, pairs, 4]` normalised cxcywh.
+    """
+
+    subject_logits: Tensor | None
+    object_logits: Tensor
+    relation_logits: Tensor
+    subject_boxes: Tensor
+    object_boxes: Tensor
+
+
+@dataclass(frozen=True)
+class RelationOutput:
+    """Predictions of the last decoder layer, and of the earlier ones for auxiliary losses."""
+
+    final: LayerOutput
+    auxiliary: tuple[LayerOutput, ...] = ()
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, features: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            features = layer(features).relu()
+        return self.layers[-1](features)
+
+
+class BoxHead(MLP):
+    """Moves a reference: `sigmoid(mlp(hidden) + inverse_sigmoid(reference))`, starting from no move.
+
+    Args:
+        size_bias: initial logit of width and height, for references that have none.
+    """
+
+    def __init__(self, dim: int, size_bias: float = 0.0) -> None:
+        super().__init__((dim, dim, dim, 4))
+        last = self.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        nn.init.constant_(last.bias[2:], size_bias)
+
+    def refine(self, hidden: Tensor, reference: Tensor) -> Tensor:
+        """Boxes `[..., 4]` from `hidden` `[..., dim]` and references `[..., 2]` (xy) or `[..., 4]` (cxcywh)."""
+        known = inverse_sigmoid(reference)
+        move = self(hidden).to(known.dtype)
+        width = reference.shape[-1]
+        return torch.cat((move[..., :width] + known, move[..., width:]), dim=-1).sigmoid()
+
+
+class LabelScorer(nn.Module):
+    """Logits as dot products of query states with projected, L2-normalised label features."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(dim, dim)
+        self.entity_bias = nn.Parameter(torch.zeros(dim))
+        self.relation_bias = nn.Parameter(torch.zeros(dim))
+
+    def project(self, labels: Tensor) -> Tensor:
+        """`[..., labels, dim]`, ready for `entities` and `relations`."""
+        return self.projection(F.normalize(labels, dim=-1) / 2)
+
+    def entities(self, hidden: Tensor, projected: Tensor) -> Tensor:
+        """`hidden` `[..., queries, dim]` and `projected` `[..., labels, dim]` to `[..., queries, labels]`."""
+        return self._scores(hidden + self.entity_bias, projected)
+
+    def relations(self, hidden: Tensor, projected: Tensor) -> Tensor:
+        """As `entities`, for relation queries and relation labels."""
+        return self._scores(hidden + self.relation_bias, projected)
+
+    def _scores(self, hidden: Tensor, projected: Tensor) -> Tensor:
+        return at_least_float32(hidden @ projected.transpose(-1, -2)) + RARE

@@ -1,0 +1,220 @@
+"""The networks: ParSeD (learned queries) and the R-Tagger (given pairs). They differ only in their queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+
+from rlip_model.backbone import ImageEncoder, ImageFeatures
+from rlip_model.config import ParSeDConfig, RLIPConfig, RTaggerConfig
+from rlip_model.decoder import DecodedEntities, DecodedRelations, EntityDecoder, RelationDecoder
+from rlip_model.encoder import ALIFEncoder, Memory
+from rlip_model.fusion import LabelResizer
+from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
+from rlip_model.noise import Noise, TorchNoise
+from rlip_model.pretrained import RLIPPreTrainedModel
+from rlip_model.queries import EntityQueries, LearnedQueries, PairQueries, Pairs
+from rlip_model.text import LabelCache, LabelEncoder, LabelFeatures, masked_by_sum
+
+CACHED_LABELS = 20_000
+
+
+class RLIPModel(RLIPPreTrainedModel):
+    """Image and label encoders, ALIF encoder, the two decoders and the read-outs; subclasses bring queries."""
+
+    queries: LearnedQueries | PairQueries
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__(config)
+        self.image_encoder = ImageEncoder(config)
+        self.text_encoder = LabelEncoder(config.text_config)
+        self.encoder = ALIFEncoder(config)
+        self.label_resizer = LabelResizer(config.text_config.hidden_size, config.hidden_dim)
+        self.entity_decoder = EntityDecoder(config)
+        self.relation_decoder = RelationDecoder(config)
+        self.scorer = LabelScorer(config.hidden_dim)
+        self.queries = self._make_queries(config)
+        self._label_cache: LabelCache | None = None
+        self.post_init()
+
+    def _make_queries(self, config: RLIPConfig) -> LearnedQueries | PairQueries:
+        raise TypeError(f"{type(self).__name__} has no queries; use ParSeD or RTagger")
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """`[texts, label_dim]` for inference, without gradient; each distinct text is encoded once and kept.
+
+        Raises:
+            ValueError: the network has no tokenizer.
+        """
+        if self._label_cache is None:
+            if self.tokenizer is None:
+                raise ValueError("this network has no tokenizer; give it one with set_tokenizer")
+            self._label_cache = LabelCache(self.text_encoder, self.tokenizer, CACHED_LABELS)
+        return self._label_cache.encode(texts)
+
+    def encode_labels(self, object_texts: Sequence[str], relation_texts: Sequence[str]) -> LabelFeatures:
+        """Labels for inference: unmasked, shared by the whole batch. "no objects" is the last object text."""
+        features = self.encode_texts([*object_texts, *relation_texts])
+        return LabelFeatures(features.unsqueeze(0), len(object_texts))
+
+    def encode_tokens(
+        self, input_ids: Tensor, attention_mask: Tensor, num_objects: int, mask_by_sum: bool = False
+    ) -> LabelFeatures:
+        """Labels for training, with gradient, from tokenized texts `[labels, tokens]`.
+
+        `mask_by_sum` hides labels from each other as the published training did (see `masked_by_sum`).
+        """
+        features = self.text_encoder(input_ids, attention_mask).unsqueeze(0)
+        return LabelFeatures(features, num_objects, masked_by_sum(features) if mask_by_sum else None)
+
+    def encode_image(self, pixel_values: Tensor, padding: Tensor | None = None) -> ImageFeatures:
+        """All that does not depend on the labels.
+
+        Args:
+            pixel_values: `[batch, 3, height, width]`, normalised by ImageNet's mean and deviation.
+            padding: `[batch, height, width]`, True where padded (right and bottom); None: nowhere.
+        """
+        if padding is None:
+            batch, _, height, width = pixel_values.shape
+            padding = torch.zeros(batch, height, width, dtype=torch.bool, device=pixel_values.device)
+        return self.image_encoder(pixel_values, padding)
+
+    def fuse(self, image: ImageFeatures, labels: LabelFeatures) -> Memory:
+        """Run the ALIF encoder over a picture and the labels asked for."""
+        tokens, states = self.encoder(image, labels)
+        resized = self.label_resizer(states)
+        return Memory(tokens, image.padding, image.valid_ratios, image.shapes, resized, labels.num_objects)
+
+    def decode(self, queries: EntityQueries, memory: Memory) -> tuple[DecodedEntities, DecodedRelations]:
+        """Decode subjects and objects, then relations."""
+        entities = self.entity_decoder(queries, memory)
+        relation_queries = self.queries.relations(entities.hidden[-1], queries.padding)
+        return entities, self.relation_decoder(relation_queries, entities.boxes[-1], memory)
+
+    def read_out(
+        self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory
+    ) -> RelationOutput:
+        """Class logits and boxes of every decoder layer."""
+        layers = []
+        for layer, labels in enumerate(memory.labels):
+            projected = self.scorer.project(labels)
+            objects, verbs = projected.split(
+                (memory.num_objects, projected.shape[-2] - memory.num_objects), dim=-2
+            )
+            subject_hidden, object_hidden = entities.hidden[layer].chunk(2, dim=1)
+            subject_boxes, object_boxes = entities.boxes[layer].chunk(2, dim=1)
+            layers.append(
+                LayerOutput(
+                    self.scorer.entities(subject_hidden, objects) if self.config.subject_class else None,
+                    self.scorer.entities(object_hidden, objects),
+                    self.scorer.relations(relations.hidden[layer], verbs),
+                    subject_boxes,
+                    object_boxes,
+                )
+            )
+        return RelationOutput(layers[-1], tuple(layers[:-1]))
+
+    def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().set_tokenizer(tokenizer)
+        self._label_cache = None
+
+    def train(self, mode: bool = True) -> RLIPModel:
+        self._label_cache = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> RLIPModel:
+        self._label_cache = None
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._label_cache = None
+        return super().load_state_dict(*args, **kwargs)
+
+
+class ParSeD(RLIPModel):
+    """RLIPv2-ParSeD: detects triplets with learned queries."""
+
+    config_class = ParSeDConfig
+    title = "RLIPv2-ParSeD"
+    queries: LearnedQueries
+
+    def _make_queries(self, config: RLIPConfig) -> LearnedQueries:
+        return LearnedQueries(config)
+
+    def forward(self, pixel_values: Tensor, padding: Tensor | None, labels: LabelFeatures) -> RelationOutput:
+        """Triplets of a batch of pictures; see `encode_image` for the first two arguments."""
+        memory = self.fuse(self.encode_image(pixel_values, padding), labels)
+        entities, relations = self.decode(self.queries.entities(pixel_values.shape[0]), memory)
+        return self.read_out(entities, relations, memory)
+
+
+class RTagger(RLIPModel):
+    """The R-Tagger: scores given pairs of boxes against relation texts (RLIPv2, section 3.3)."""
+
+    config_class = RTaggerConfig
+    title = "R-Tagger"
+    queries: PairQueries
+
+    def _make_queries(self, config: RLIPConfig) -> PairQueries:
+        if not isinstance(config, RTaggerConfig):
+            raise TypeError(f"an R-Tagger needs an RTaggerConfig, not {type(config).__name__}")
+        return PairQueries(config)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        padding: Tensor | None,
+        labels: LabelFeatures,
+        pairs: Sequence[Pairs],
+        noise: Noise | None = None,
+    ) -> RelationOutput:
+        """Relations of the given pairs of each picture, in all `num_pairs` slots; noised while training.
+
+        Slots beyond a picture's pairs hold numbers without meaning, never NaN.
+        """
+        memory = self.fuse(self.encode_image(pixel_values, padding), labels)
+        if self.training and noise is None:
+            noise = TorchNoise()
+        queries = self.queries.entities(pairs, self.object_labels(memory), noise=noise)
+        entities, relations = self.decode(queries, memory)
+        return self.read_out(entities, relations, memory)
+
+    def object_labels(self, memory: Memory) -> Tensor:
+        """`[batch, objects, dim]`: what the content of the queries is taken from."""
+        return memory.labels[-1, :, : memory.num_objects]
+
+    @torch.no_grad()
+    def score_pairs(self, memory: Memory, groups: Sequence[Pairs]) -> Tensor:
+        """Probabilities `[groups, pairs, relations]` of the relation labels for groups of pairs of one picture.
+
+        Pairs of one group see each other, groups do not. Rows beyond a group's pairs are 0.
+
+        Args:
+            memory: of one picture (`fuse` with a batch of 1); shared by all groups.
+            groups: at most `config.num_pairs` pairs each.
+        """
+        most = max((len(group) for group in groups), default=0)
+        relations = memory.labels.shape[2] - memory.num_objects
+        if most == 0:
+            return memory.tokens.new_zeros((len(groups), 0, relations), dtype=torch.float32)
+        queries = self.queries.entities(groups, self.object_labels(memory), slots=most)
+        _, decoded = self.decode(queries, memory)
+        projected = self.scorer.project(memory.labels[-1])[:, memory.num_objects :]
+        scores = self.scorer.relations(decoded.hidden[-1], projected).sigmoid()
+        counts = torch.tensor([len(group) for group in groups], device=scores.device)
+        used = torch.arange(most, device=scores.device) < counts.unsqueeze(1)
+        return scores.masked_fill(~used.unsqueeze(-1), 0.0)
+
+
+def register() -> None:
+    """Make AutoConfig and AutoModel know the networks."""
+    for config, model in ((ParSeDConfig, ParSeD), (RTaggerConfig, RTagger)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+
+
+register()

@@ -1,0 +1,101 @@
+"""Loading and saving a network with its tokenizer, in the folder layout of transformers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlip_model.config import RLIPConfig
+from rlip_model.text import TokenizerError, load_tokenizer
+
+Model = TypeVar("Model", bound="RLIPPreTrainedModel")
+
+
+class CheckpointError(ValueError):
+    """A file or folder that does not hold the network asked for; the message says what it holds."""
+
+
+class RLIPPreTrainedModel(PreTrainedModel):
+    """A network that is saved and loaded as config.json, model.safetensors and tokenizer files."""
+
+    config_class = RLIPConfig
+    config: RLIPConfig
+    base_model_prefix = ""
+    title: ClassVar[str] = "RLIP model"
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every part initialises its own parameters where it makes them."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> Model:
+        """Load a network and its tokenizer from a folder or hub id.
+
+        Raises:
+            CheckpointError: no such network there, another kind of network, or weights that don't fit.
+            TokenizerError: its tokenizer is missing or knows no words.
+        """
+        name = str(pretrained_model_name_or_path)
+        _check_kind(name, cls)
+        try:
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        except (OSError, RuntimeError, ValueError) as reason:
+            raise CheckpointError(f"cannot load {cls.title} from {name}: {reason}") from reason
+        _check_keys(name, info["missing_keys"], info["unexpected_keys"])
+        model.set_tokenizer(load_tokenizer(name))
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Write config.json, model.safetensors and, if there is a tokenizer, its files."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Use a tokenizer whose ids fit the text encoder.
+
+        Raises:
+            TokenizerError: it has more tokens than the text encoder.
+        """
+        vocabulary = self.config.text_config.vocab_size
+        if len(tokenizer) > vocabulary:
+            raise TokenizerError(f"the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}")
+        self.tokenizer = tokenizer
+
+
+def _check_kind(name: str, model: type[RLIPPreTrainedModel]) -> None:
+    wanted = model.config_class.model_type
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        found = "a file" if folder.is_file() else _listing(folder)
+        hint = "; official .pth files are read by `sgpipe convert`" if _has_checkpoint(folder) else ""
+        raise CheckpointError(f"{name} is no {model.title} folder: config.json expected, found {found}{hint}")
+    try:
+        config, _ = PretrainedConfig.get_config_dict(name)
+    except (OSError, ValueError) as reason:
+        first_line = str(reason).strip().split("\n")[0]
+        raise CheckpointError(f"no {model.title} at {name}: {first_line}") from reason
+    found = config.get("model_type", "no model_type")
+    if found != wanted:
+        raise CheckpointError(f"{name} is no {model.title}: its model_type is {found!r}, expected {wanted!r}")
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return path.suffix in (".pth", ".pt") or (path.is_dir() and any(path.glob("*.pth")))
+
+
+def _listing(folder: Path, most: int = 8) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "") if names else "an empty folder"
+
+
+def _check_keys(name: str, missing: Any, unexpected: Any) -> None:
+    problems = [f"missing {key}" for key in sorted(missing)] + [f"unknown {key}" for key in sorted(unexpected)]
+    if problems:
+        raise CheckpointError(f"the weights in {name} don't fit their config.json: " + ", ".join(problems))

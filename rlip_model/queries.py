@@ -1,0 +1,205 @@
+"""What the decoders start from: learned queries (ParSeD), given pairs (R-Tagger), anchors (ParSeDA).
+
+Row j of the first half of the queries is the subject of pair j, row j of the second half its object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlip_model.config import RLIPConfig, RTaggerConfig
+from rlip_model.fusion import MultiBranchFusion
+from rlip_model.noise import Noise, perturb_boxes, perturb_labels
+from rlip_model.position import at_least_float32, inverse_sigmoid
+
+
+@dataclass(frozen=True)
+class EntityQueries:
+    """Queries of the entity decoder.
+
+    content `[batch, 2 * pairs, dim]`; positions the same, or None where they follow from the references;
+    references `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`; padding `[batch, 2 * pairs]`, True for unused slots;
+    attention_mask `[batch * heads, 2 * pairs, 2 * pairs]`, True where attention is forbidden.
+    """
+
+    content: Tensor
+    positions: Tensor | None
+    references: Tensor
+    padding: Tensor | None = None
+    attention_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RelationQueries:
+    """Queries of the relation decoder, one per pair: as `EntityQueries`, half as many."""
+
+    content: Tensor
+    positions: Tensor | None
+    padding: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The given pairs of one image: boxes `[pairs, 4]` normalised cxcywh, labels `[pairs]` (object texts)."""
+
+    subject_boxes: Tensor
+    object_boxes: Tensor
+    subject_labels: Tensor
+    object_labels: Tensor
+
+    def __len__(self) -> int:
+        return self.subject_labels.shape[0]
+
+
+class RelationQueryBuilder(nn.Module):
+    """Relation queries from decoded entities: learned vectors, their multi-branch fusion, or both."""
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.kind = config.verb_query
+        self.half = config.num_pairs
+        if self.kind != "vanilla":
+            self.verb_fusion = MultiBranchFusion(config.hidden_dim)
+            self.verb_position = nn.Embedding(config.num_pairs, config.hidden_dim)
+
+    def build(self, entities: Tensor, learned: Tensor, padding: Tensor | None) -> RelationQueries:
+        """Relation queries of the first `pairs` slots.
+
+        Args:
+            entities: `[batch, 2 * pairs, dim]`, last states of the entity decoder.
+            learned: `[num_queries, dim]`, the two halves of which are added.
+            padding: `[batch, 2 * pairs]`.
+        """
+        subjects, objects = entities.chunk(2, dim=1)
+        pairs = subjects.shape[1]
+        content = (learned[:pairs] + learned[self.half : self.half + pairs]).expand_as(subjects)
+        positions = subjects + objects
+        if self.kind != "vanilla":
+            fused = self.verb_fusion(subjects, objects)
+            content = fused if self.kind == "MBF" else fused + content
+            positions = self.verb_position.weight[:pairs].expand_as(subjects)
+        return RelationQueries(content, positions, None if padding is None else padding[:, :pairs])
+
+
+class ReferencePoints(nn.Module):
+    """Where queries first look: a point (x, y) predicted from their position vectors."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.subject = nn.Linear(dim, 2)
+        self.object = nn.Linear(dim, 2)
+        for linear in (self.subject, self.object):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """`[batch, 2 * pairs, dim]` to `[batch, 2 * pairs, 2]`, between 0 and 1, at least float32."""
+        subjects, objects = positions.chunk(2, dim=1)
+        logits = torch.cat((self.subject(subjects), self.object(objects)), dim=1)
+        return at_least_float32(logits).sigmoid()
+
+
+class LearnedQueries(nn.Module):
+    """ParSeD's queries: a learned position, content and relation vector for each."""
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.query_embed = nn.Embedding(config.num_queries, 3 * config.hidden_dim)
+        self.reference_points = ReferencePoints(config.hidden_dim)
+        self.relation_builder = RelationQueryBuilder(config)
+
+    def entities(self, batch: int) -> EntityQueries:
+        position, content, _ = self.query_embed.weight.unsqueeze(0).chunk(3, dim=-1)
+        positions = position.expand(batch, -1, -1)
+        return EntityQueries(content.expand_as(positions), positions, self.reference_points(positions))
+
+    def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
+        return self.relation_builder.build(entities, self.query_embed.weight.chunk(3, dim=-1)[2], padding)
+
+
+class PairQueries(nn.Module):
+    """The R-Tagger's queries: position from a box, content from its label (DN-DETR style noise in training)."""
+
+    def __init__(self, config: RTaggerConfig) -> None:
+        super().__init__()
+        self.slots, self.heads = config.num_pairs, config.num_heads
+        self.box_noise, self.label_noise = config.box_noise, config.label_noise
+        self.noise_range = config.label_noise_range
+        self.coord_proj = nn.Linear(4, config.hidden_dim)
+        self.verb_content = nn.Embedding(config.num_queries, config.hidden_dim)
+        self.reference_points = ReferencePoints(config.hidden_dim)
+        self.relation_builder = RelationQueryBuilder(config)
+        nn.init.xavier_uniform_(self.coord_proj.weight)
+        nn.init.xavier_uniform_(self.verb_content.weight)
+
+    def entities(
+        self, pairs: Sequence[Pairs], labels: Tensor, slots: int | None = None, noise: Noise | None = None
+    ) -> EntityQueries:
+        """Queries for the given pairs, padded to `slots` pairs per image.
+
+        Args:
+            pairs: one per image or group.
+            labels: `[batch or 1, objects, dim]`, resized features of the object texts, "no objects" last.
+            slots: pairs per image; all the slots of the network by default. Fewer give the same results.
+            noise: random numbers for the training noise, or None; with it comes the attention mask.
+
+        Raises:
+            ValueError: more pairs than slots.
+        """
+        slots = self.slots if slots is None else slots
+        counts = [len(group) for group in pairs]
+        if max(counts) > slots:
+            raise ValueError(f"{max(counts)} pairs given, there are {slots} slots")
+        boxes, classes = self._noised(pairs, labels.shape[0], labels.shape[1], noise)
+        labels = labels.detach().expand(len(pairs), -1, -1)
+        image, slot = _places(counts, slots, boxes.device)
+        position = self.coord_proj(inverse_sigmoid(boxes))
+        content = labels[image, classes]
+        positions = position.new_zeros(len(pairs), 2 * slots, position.shape[-1])
+        positions = positions.index_put((image, slot), position)
+        contents = content.new_zeros(positions.shape).index_put((image, slot), content)
+        padding = torch.ones(positions.shape[:2], dtype=torch.bool, device=boxes.device)
+        padding[image, slot] = False
+        empty = [index for index, count in enumerate(counts) if count == 0]
+        padding[empty, 0] = False  # attention over nothing would be NaN; the slot's outputs mean nothing
+        mask = self._attention_mask(pairs) if noise is not None and min(counts) == slots else None
+        return EntityQueries(contents, positions, self.reference_points(positions), padding, mask)
+
+    def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
+        return self.relation_builder.build(entities, self.verb_content.weight, padding)
+
+    def _noised(
+        self, pairs: Sequence[Pairs], batch: int, objects: int, noise: Noise | None
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes and labels of all images, subjects first."""
+        subject_boxes = torch.cat([group.subject_boxes for group in pairs])
+        object_boxes = torch.cat([group.object_boxes for group in pairs])
+        subject_labels = torch.cat([group.subject_labels for group in pairs])
+        object_labels = torch.cat([group.object_labels for group in pairs])
+        if noise is not None:
+            highest = batch if self.noise_range == "batch" else max(objects - 1, 1)
+            subject_boxes = perturb_boxes(subject_boxes, self.box_noise, noise)
+            object_boxes = perturb_boxes(object_boxes, self.box_noise, noise)
+            subject_labels = perturb_labels(subject_labels, self.label_noise, highest, noise)
+            object_labels = perturb_labels(object_labels, self.label_noise, highest, noise)
+        return torch.cat((subject_boxes, object_boxes)), torch.cat((subject_labels, object_labels))
+
+    def _attention_mask(self, pairs: Sequence[Pairs]) -> Tensor:
+        """Slots of full images don't see other slots with the same box and label, lest they leak them."""
+        boxes = torch.stack([torch.cat((group.subject_boxes, group.object_boxes)) for group in pairs])
+        labels = torch.stack([torch.cat((group.subject_labels, group.object_labels)) for group in pairs])
+        same = labels.unsqueeze(1) == labels.unsqueeze(2)
+        same &= (boxes.unsqueeze(1) == boxes.unsqueeze(2)).all(-1)
+        same &= ~torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
+        return same.repeat_interleave(self.heads, dim=0)
+
+
+def _places(counts: Sequence[int], slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image index and slot of every subject, then of every object."""
+    image = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long)
+    slot = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.long)
+    return image.repeat(2).to(device), torch.cat((slot, slots + slot)).to(device)
