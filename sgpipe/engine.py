@@ -1,0 +1,275 @@
+"""The engine: a list of stages and a list of work units become one Ray Data graph.
+
+One block is one work unit is one shard. Consecutive stages with equal resources share a pool of actors; the
+first pool reads a unit from the source index, the last one writes its shard, and the driver alone commits
+shards to the manifest, in the order in which they are done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import EngineConfig, Resources
+from sgpipe.records import Record, from_table, to_table
+from sgpipe.shards.manifest import ShardEntry
+from sgpipe.shards.read import read_file
+from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.sources.index import SourceIndex
+from sgpipe.stages import Stage
+
+_UNIT, _SECONDS, _ENTRY, _REFUSAL = "_unit", "_seconds", "entry", "refusal"
+_WORKER_ARGS = {"max_restarts": 8, "max_task_retries": 3}  # a unit that kills its worker ends the run
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """Rows `start` to `stop` of a split; with `redo`, only the error rows of that earlier shard."""
+
+    split: str
+    start: int
+    stop: int
+    redo: str | None = None
+    revision: int = 0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Stages that run in the same actors."""
+
+    stages: tuple[Stage, ...]
+    resources: Resources
+    actors: int
+
+
+class EngineError(Exception):
+    """Ray could not finish the work; what is committed stays."""
+
+
+class UnitReader:
+    """Work unit → its records, from the source index of its split."""
+
+    def __init__(self, root: Path, indexes: dict[str, Path]) -> None:
+        self.root = root
+        self.indexes = indexes
+
+    def __call__(self, unit: WorkUnit) -> list[Record]:
+        records = SourceIndex(self.indexes[unit.split]).records(unit.start, unit.stop)
+        if unit.redo is None:
+            return records
+        failed = read_file(self.root / unit.redo, ["status"])["status"].to_pylist()
+        return [record for record, status in zip(records, failed, strict=True) if status == "error"]
+
+
+class UnitWriter:
+    """The finished records of a unit → its shard."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, unit: WorkUnit, records: list[Record], seconds: dict[str, float]) -> ShardEntry:
+        if unit.redo is not None:
+            again = iter(records)
+            earlier = from_table(read_file(self.root / unit.redo))
+            records = [record if record.ok else next(again) for record in earlier]
+        name = shard_name(unit.split, unit.start, unit.stop, unit.revision)
+        return write_shard(self.root, name, unit.split, unit.start, records, seconds)
+
+
+class Worker:
+    """The body of an actor: a run of stages, with the reader before them or the writer after them.
+
+    A `UserError` travels to the driver as data, because Ray wraps exceptions in pages of its own frames.
+    """
+
+    def __init__(self, stages: Sequence[Stage], reader: UnitReader | None, writer: UnitWriter | None) -> None:
+        self.stages = stages
+        self.reader = reader
+        self.writer = writer
+        self.ready = False
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if _REFUSAL in block.column_names:
+            return block
+        try:
+            return self._run(block)
+        except UserError as error:
+            return pa.table({_REFUSAL: [str(error)]})
+
+    def _run(self, block: pa.Table) -> pa.Table:
+        seconds: dict[str, float] = json.loads(block[_SECONDS][0].as_py())
+        unit = WorkUnit(**json.loads(block[_UNIT][0].as_py()))
+        if not self.ready:
+            for stage in self.stages:
+                stage.setup()
+            self.ready = True
+        records = self.reader(unit) if self.reader else from_table(block)
+        for stage in self.stages:
+            began = time.perf_counter()
+            records = stage(records)
+            seconds[stage.name] = seconds.get(stage.name, 0.0) + time.perf_counter() - began
+        if self.writer:
+            entry = self.writer(unit, records, {k: round(v, 3) for k, v in seconds.items()})
+            return pa.table({_ENTRY: [json.dumps(asdict(entry))]})
+        return _block(unit, seconds, to_table(records))
+
+
+def _block(unit: WorkUnit, seconds: dict[str, float], table: pa.Table | None = None) -> pa.Table:
+    """The block that carries a unit from pool to pool: its records, tagged with the unit on every row."""
+    rows = table.num_rows if table is not None else 1
+    block = pa.table(
+        {_UNIT: pa.array([json.dumps(asdict(unit))] * rows), _SECONDS: pa.array([json.dumps(seconds)] * rows)}
+    )
+    if table is not None:
+        for field in table.schema:
+            block = block.append_column(field, table[field.name])
+    return block
+
+
+def start_ray(config: EngineConfig) -> None:
+    """Join the cluster at `config.address`, or start one on this machine. Raises EngineError."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    local: dict[str, Any] = {} if config.address else {"num_cpus": config.cpus, "include_dashboard": False}
+    try:
+        with _quiet_stderr():
+            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {config.address}" if config.address else "Ray on this machine"
+        raise EngineError(f"{where} did not start: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Ray's core announces its log level on the process's stderr, whatever that level is."""
+    saved = os.dup(2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def plan_pools(stages: Sequence[Stage], units: int) -> list[Pool]:
+    """Group stages of equal resources and size their pools to the machine.
+
+    Pools without a fixed number of actors share what the others leave, so that all pools run at once.
+
+    Raises UserError: the recipe asks for more than the cluster has.
+    """
+    groups = [(resources, tuple(g)) for resources, g in groupby(stages, key=lambda s: s.resources)]
+    available = ray.cluster_resources()
+    room = {"cpus": available.get("CPU", 0.0), "gpus": available.get("GPU", 0.0)}
+    for resources, members in groups:
+        for kind in room:
+            room[kind] -= getattr(resources, kind) * (resources.actors or 1)
+            if room[kind] < -1e-6:
+                raise UserError(_too_much(groups, kind, available, members))
+    pools = [Pool(members, resources, resources.actors or 1) for resources, members in groups]
+    while grown := _grow(pools, room, units):
+        pools = grown
+    return pools
+
+
+def _grow(pools: list[Pool], room: dict[str, float], units: int) -> list[Pool] | None:
+    """One more actor for the smallest growable pool that fits into `room`."""
+    for pool in sorted(pools, key=lambda pool: pool.actors):
+        need = {kind: getattr(pool.resources, kind) for kind in room}
+        if pool.resources.actors or pool.actors >= units or any(need[k] > room[k] + 1e-6 for k in room):
+            continue
+        for kind in room:
+            room[kind] -= need[kind]
+        return [replace(p, actors=p.actors + 1) if p is pool else p for p in pools]
+    return None
+
+
+def _too_much(
+    groups: Sequence[tuple[Resources, tuple[Stage, ...]]],
+    kind: str,
+    available: dict[str, float],
+    members: tuple[Stage, ...],
+) -> str:
+    wanted = sum(getattr(resources, kind) * (resources.actors or 1) for resources, _ in groups)
+    has = available.get(kind[:-1].upper(), 0.0)
+    return (
+        f"the recipe asks for {wanted:g} {kind} at once, Ray has {has:g}; "
+        f"lower {members[0].name}.resources.{kind} or .actors"
+    )
+
+
+def run_units(
+    pools: Sequence[Pool], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+) -> Iterator[ShardEntry]:
+    """Run every unit through the pools; yields each shard as soon as it lies in its place.
+
+    Raises:
+        UserError: a stage could not be set up or refused its input.
+        EngineError: Ray gave up on a unit.
+    """
+    dataset = _graph(pools, units, reader, writer)
+    try:
+        for row in dataset.iter_rows():
+            if _REFUSAL in row:
+                raise UserError(row[_REFUSAL])
+            yield ShardEntry(**json.loads(row[_ENTRY]))
+    except RayError as error:
+        raise EngineError(_reason(error)) from None
+
+
+def _graph(
+    pools: Sequence[Pool], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+) -> ray.data.Dataset:
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a unit is never split
+    dataset: ray.data.Dataset = ray.data.from_arrow([_block(unit, {}) for unit in units])
+    for i, pool in enumerate(pools):
+        first, last = i == 0, i == len(pools) - 1
+        with warnings.catch_warnings():
+            # Ray offers no other way to bound the retries of a unit that kills its worker.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            dataset = dataset.map_batches(
+                Worker,
+                fn_constructor_args=(pool.stages, reader if first else None, writer if last else None),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=pool.actors),
+                num_cpus=pool.resources.cpus,
+                num_gpus=pool.resources.gpus or None,
+                ray_remote_args_fn=_worker_args,
+            )
+    return dataset
+
+
+def _worker_args() -> dict[str, int]:
+    return _WORKER_ARGS
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost message of what Ray raised, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b: ", line)]
+    inner = [line for line in named if not line.startswith(("ray.", "UserCodeException"))]
+    return f"a worker failed: {(inner or named or lines or [type(error).__name__])[0]}"

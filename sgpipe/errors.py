@@ -1,0 +1,10 @@
+"""The one error a user is meant to see."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what, where, and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,1 @@
+"""Shards: Parquet files that exist only once the manifest lists them."""

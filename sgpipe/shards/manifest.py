@@ -1,0 +1,163 @@
+"""The manifest: the list of committed shards, and the truth about a run.
+
+One JSON object a line: first the run itself, then one line per committed shard. A line is appended and synced
+after its shard has been renamed into place. It carries a checksum, so that a line cut short by a crash or a
+full disk is recognised and dropped. A shard done again (`--retry-failed`) supersedes its earlier line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.records import SCHEMA_VERSION
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the run)."""
+
+    split: str
+    start: int
+    stop: int
+    file: str
+    sha256: str
+    bytes: int
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+class Manifest:
+    """The manifest of one run, read from and appended to its folder."""
+
+    def __init__(self, root: Path, run: dict[str, Any], shards: list[ShardEntry], end: int) -> None:
+        self.root = root
+        self.run = run
+        self._end = end  # bytes of whole lines; whatever follows them is a torn write
+        self._shards = {(shard.split, shard.start): shard for shard in shards}
+
+    @property
+    def shards(self) -> list[ShardEntry]:
+        """The live shards, by split and position."""
+        return sorted(self._shards.values(), key=lambda shard: (shard.split, shard.start))
+
+    @classmethod
+    def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
+        """Start a new run in `root`; `run` says what it is made of."""
+        run = {"schema_version": SCHEMA_VERSION, **run}
+        line = _line({"run": run})
+        temporary = root / f".{MANIFEST}.tmp"
+        with temporary.open("wb") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, root / MANIFEST)
+        sync_folder(root)
+        return cls(root, run, [], len(line))
+
+    @classmethod
+    def load(cls, root: Path) -> Manifest:
+        """Read the manifest of `root`; a last line cut short is ignored.
+
+        Raises:
+            UserError: there is none, it is damaged, or of another schema version.
+        """
+        path = root / MANIFEST
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{root} holds no sgpipe run: there is no {MANIFEST} in it") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        end = data.rfind(b"\n") + 1
+        entries = [_parse(line) for line in data[:end].splitlines(keepends=True)]
+        bad = [number for number, entry in enumerate(entries, 1) if entry is None]
+        # Only what follows the last newline can be a torn write; a bad line before it is damage.
+        if bad or not entries or "run" not in (entries[0] or {}):
+            where = f"line {bad[0]}" if bad else "its first line"
+            raise UserError(
+                f"{path} is damaged ({where} does not match its checksum); restore it from a copy"
+            )
+        run = (entries[0] or {})["run"]
+        if run.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"{path} was written with schema version {run.get('schema_version')}, "
+                f"this sgpipe reads version {SCHEMA_VERSION}"
+            )
+        names = {f.name for f in fields(ShardEntry)}
+        shards = [
+            ShardEntry(**{k: v for k, v in entry["shard"].items() if k in names})
+            for entry in entries[1:]
+            if entry and "shard" in entry
+        ]
+        return cls(root, run, shards, end)
+
+    def commit(self, shard: ShardEntry) -> ShardEntry | None:
+        """Append a shard that is in place; returns the shard it supersedes, if any.
+
+        Raises OSError: the line could not be written; the manifest is then as it was before.
+        """
+        line = _line({"shard": asdict(shard)})
+        with (self.root / MANIFEST).open("r+b", buffering=0) as file:
+            file.truncate(self._end)
+            file.seek(self._end)
+            try:
+                written = file.write(line)
+                os.fsync(file.fileno())
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(self._end)
+                raise
+        self._end += len(line)
+        superseded = self._shards.get((shard.split, shard.start))
+        self._shards[shard.split, shard.start] = shard
+        return superseded
+
+    def missing(self, split: str, rows: int) -> list[tuple[int, int]]:
+        """The ranges of a split's first `rows` rows that no shard covers."""
+        gaps, at = [], 0
+        for shard in (s for s in self.shards if s.split == split):
+            if shard.start > at:
+                gaps.append((at, min(shard.start, rows)))
+            at = max(at, shard.stop)
+        return [(start, stop) for start, stop in [*gaps, (at, rows)] if start < stop]
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    """One line: the checksum of the rest first, so that it can be checked byte for byte."""
+    rest = json.dumps(entry)[1:].encode() + b"\n"
+    return _header(rest) + rest
+
+
+def _header(rest: bytes) -> bytes:
+    return b'{"crc32": "%08x", ' % zlib.crc32(rest)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line, or None if a byte of it changed."""
+    size = len(_header(b""))
+    if line[:size] != _header(line[size:]):
+        return None
+    return json.loads(line)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

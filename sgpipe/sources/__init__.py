@@ -1,0 +1,62 @@
+"""Sources: annotation files in, records out, without holding a single pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import SourceConfig, SplitConfig
+from sgpipe.sources.coco import read_coco
+from sgpipe.sources.index import SourceIndex, write_index
+from sgpipe.sources.objects365 import locate_pictures
+from sgpipe.vocabulary import category_names
+
+
+def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
+    """The index of a split, built at `path` from its annotation file unless it is already there.
+
+    Raises:
+        UserError: the annotation file or the image folder is missing or not of the source's format.
+    """
+    config = source.splits[split]
+    images = source.path(config.images)
+    if not images.is_dir():
+        raise UserError(f"image folder not found: {images}")
+    files = _stamp(source, config)
+    if path.exists():
+        index = SourceIndex(path)
+        if index.meta.get("files") == files:
+            return index
+    _build(source, split, path, files)
+    return SourceIndex(path)
+
+
+def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) -> None:
+    config = source.splits[split]
+    detections, meta = read_coco(
+        source.path(config.annotations),
+        source.path(config.captions) if config.captions else None,
+        dataset=source.format,
+        split=split,
+        names=category_names("objects365") if source.format == "objects365" else None,
+    )
+    if source.format == "objects365":
+        locate_pictures(detections, source.path(config.images))
+    write_index(path, detections, meta | {"files": files})
+
+
+def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
+    """What tells that the annotation files are still the ones that were read."""
+    stamps: dict[str, Any] = {"images": str(source.path(config.images).resolve())}
+    for name in ("annotations", "captions"):
+        path = getattr(config, name)
+        if path is None:
+            continue
+        path = source.path(path)
+        try:
+            status = path.stat()
+        except OSError:
+            raise UserError(f"{name} file not found: {path}") from None
+        stamps[name] = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    return stamps

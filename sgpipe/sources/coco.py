@@ -1,0 +1,81 @@
+"""COCO instances and captions JSON, and the files of other datasets in that form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.sources.detections import Detections
+from sgpipe.sources.json_stream import JsonStream
+
+
+def read_coco(
+    annotations: Path,
+    captions: Path | None,
+    *,
+    dataset: str,
+    split: str,
+    names: Mapping[int, str] | None = None,
+) -> tuple[Detections, dict[str, Any]]:
+    """Read an instances file and, if given, a captions file.
+
+    Args:
+        names: category names that replace the file's own (Objects365's have spelling errors).
+
+    Returns:
+        the detections, and where they came from (paths and hashes).
+
+    Raises:
+        UserError: a file is missing, cut short, or not of this form.
+    """
+    detections = Detections(dataset, split)
+    hashes = {"annotations_sha256": _read_instances(annotations, detections)}
+    if names:
+        detections.categories.update({k: v for k, v in names.items() if k in detections.categories})
+    if captions is not None:
+        hashes["captions_sha256"] = _read_captions(captions, detections)
+    return detections, {"annotations": str(annotations), "captions": str(captions or ""), **hashes}
+
+
+def _read_instances(path: Path, detections: Detections) -> str:
+    readers = {
+        "images": detections.add_image,
+        "annotations": detections.add_box,
+        "categories": detections.add_category,
+    }
+    stream, seen = JsonStream(path), dict.fromkeys(readers, 0)
+    for key, item in stream:
+        if key in readers:
+            seen[key] += 1
+            readers[key](item)
+    missing = [key for key in ("images", "categories") if not seen[key]]
+    if missing:
+        raise UserError(
+            f"{path} is not a COCO instances file: it has no {' and no '.join(missing)} "
+            "(expected the arrays images, annotations and categories)"
+        )
+    if seen["annotations"] and detections.problems.malformed >= seen["annotations"]:
+        raise UserError(
+            f"{path} is not a COCO instances file: none of its {seen['annotations']} annotations has "
+            "image_id, category_id and bbox [x, y, width, height]"
+        )
+    return stream.sha256
+
+
+def _read_captions(path: Path, detections: Detections) -> str:
+    stream, seen = JsonStream(path), 0
+    for key, item in stream:
+        if key == "annotations":
+            seen += 1
+            detections.add_caption(item)
+    if not seen or (seen and not detections.captions and "caption" not in _keys(item)):
+        raise UserError(f"{path} is not a COCO captions file: no annotation has image_id and caption")
+    if not detections.captions:
+        raise UserError(f"{path} has no caption for any image of the annotations: do they belong together?")
+    return stream.sha256
+
+
+def _keys(item: Any) -> set[str]:
+    return set(item) if isinstance(item, dict) else set()

@@ -1,0 +1,242 @@
+"""Detection annotations as columns: what a COCO-like file says, cleaned, without a Python object per box.
+
+25 million boxes are held as a few flat arrays (about 50 bytes a box), sorted by image once the file has been
+read, clipped and filtered with numpy, and turned into Arrow records a slice of images at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sgpipe.records import SCHEMA
+
+_CLIP_TOLERANCE = 0.01
+_SLICE = 8192
+
+
+@dataclass
+class Problems:
+    """How many annotations were set aside or mended, by reason; shown in the summary of a run."""
+
+    crowd: int = 0
+    degenerate: int = 0
+    clipped: int = 0
+    duplicate_boxes: int = 0
+    duplicate_images: int = 0
+    unknown_category: int = 0
+    unknown_image: int = 0
+    malformed: int = 0
+
+
+@dataclass
+class Detections:
+    """Images and boxes of one split while its annotation file is being read."""
+
+    dataset: str
+    split: str
+    categories: dict[int, str] = field(default_factory=dict)
+    problems: Problems = field(default_factory=Problems)
+    position: dict[str, int] = field(default_factory=dict)
+    file_names: list[str] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    captions: dict[int, list[str]] = field(default_factory=dict)
+    sizes: array[int] = field(default_factory=lambda: array("i"))
+    box_rows: array[int] = field(default_factory=lambda: array("q"))
+    box_ids_ahead: dict[int, str] = field(default_factory=dict)
+    box_categories: array[int] = field(default_factory=lambda: array("q"))
+    box_crowds: array[int] = field(default_factory=lambda: array("b"))
+    boxes: array[float] = field(default_factory=lambda: array("d"))
+
+    def add_image(self, item: Any) -> None:
+        """One entry of `images`; without a usable id it is malformed, without a size an error row."""
+        if not isinstance(item, dict) or not isinstance(item.get("id"), int | str):
+            self.problems.malformed += 1
+            return
+        image_id = str(item["id"])
+        if image_id in self.position:
+            self.problems.duplicate_images += 1
+            return
+        row = self.position[image_id] = len(self.file_names)
+        name = item.get("file_name")
+        width, height = _side(item.get("width")), _side(item.get("height"))
+        if not isinstance(name, str) or not name:
+            self.errors[row] = "source: the annotation gives no file_name"
+        elif not width or not height:
+            self.errors[row] = "source: the annotation gives no usable width and height"
+        self.file_names.append(name if isinstance(name, str) else "")
+        self.sizes.extend((width, height))
+
+    def add_box(self, item: Any) -> None:
+        """One entry of `annotations`; what cannot be understood is counted as malformed."""
+        try:
+            image_id, category, bbox = item["image_id"], int(item["category_id"]), item["bbox"]
+            x, y, width, height = (float(value) for value in bbox)
+            crowd = bool(int(item.get("iscrowd") or 0))
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+            self.problems.malformed += 1
+            return
+        if not -(2**63) <= category < 2**63:
+            self.problems.malformed += 1
+            return
+        row = self.position.get(str(image_id), -1)
+        if row < 0:  # the file may list its annotations before its images
+            self.box_ids_ahead[len(self.box_rows)] = str(image_id)
+        self.box_rows.append(row)
+        self.box_categories.append(category)
+        self.box_crowds.append(crowd)
+        self.boxes.extend((x, y, width, height))
+
+    def add_category(self, item: Any) -> None:
+        """One entry of `categories`."""
+        try:
+            category, name = int(item["id"]), " ".join(str(item["name"]).split())
+        except (KeyError, TypeError, ValueError, OverflowError):
+            self.problems.malformed += 1
+            return
+        if name and abs(category) < 2**31:
+            self.categories[category] = name
+        else:
+            self.problems.malformed += 1
+
+    def add_caption(self, item: Any) -> None:
+        """One entry of a COCO captions file; captions of images not listed are left out."""
+        try:
+            row, text = self.position.get(str(item["image_id"])), item["caption"]
+        except (KeyError, TypeError):
+            self.problems.malformed += 1
+            return
+        if not isinstance(text, str):
+            self.problems.malformed += 1
+        elif row is not None and (cleaned := " ".join(text.split())):
+            self.captions.setdefault(row, []).append(cleaned)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The records in file order as tables of at most 8,192 rows; call once, when all is read."""
+        boxes = self._clean_boxes()
+        counts = np.bincount(boxes.image, minlength=len(self.file_names))
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        ids = list(self.position)
+        sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
+        for start in range(0, len(ids), _SLICE):
+            part = slice(start, min(start + _SLICE, len(ids)))
+            objects = self._objects(boxes, offsets[part.start : part.stop + 1])
+            yield self._table(range(part.start, part.stop), ids[part], sizes[part], objects)
+
+    def _clean_boxes(self) -> _Boxes:
+        """Boxes of known images and categories, clipped, without degenerate ones and duplicates, by image."""
+        boxes = self._collect()
+        known = np.isin(boxes.category, np.fromiter(self.categories, np.int64, len(self.categories)))
+        self.problems.unknown_image = int((boxes.image < 0).sum())
+        self.problems.unknown_category = int((~known & (boxes.image >= 0)).sum())
+        boxes = boxes.take(np.flatnonzero(known & (boxes.image >= 0)))
+        boxes = boxes.take(np.argsort(boxes.image, kind="stable"))
+        boxes = self._clip(boxes)
+        boxes = self._distinct(boxes)
+        self.problems.crowd = int(boxes.crowd.sum())
+        return boxes
+
+    def _collect(self) -> _Boxes:
+        rows = np.array(self.box_rows, np.int64)
+        for index, image_id in self.box_ids_ahead.items():
+            rows[index] = self.position.get(image_id, -1)
+        xywh = np.frombuffer(self.boxes, np.float64).reshape(-1, 4) if self.boxes else np.zeros((0, 4))
+        return _Boxes(
+            rows,
+            np.array(self.box_categories, np.int64),
+            np.array(self.box_crowds, bool),
+            xywh,
+        )
+
+    def _clip(self, boxes: _Boxes) -> _Boxes:
+        """Cut boxes at the image's edge; boxes without area inside the image (or not finite) are dropped."""
+        limit = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
+        finite = np.isfinite(boxes.xywh).all(1)
+        xywh = np.where(finite[:, None], boxes.xywh, 0.0)
+        low = np.clip(xywh[:, :2], 0.0, limit)
+        high = np.clip(xywh[:, :2] + np.maximum(xywh[:, 2:], 0.0), 0.0, limit)
+        outside = np.maximum(low - xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - high)
+        moved = (outside > 0).any(1)
+        clipped = np.where(moved[:, None], np.hstack([low, high - low]), xywh)
+        keep = finite & (xywh[:, 2:] > 0).all(1) & (clipped[:, 2:] > 0).all(1)
+        # Images that are error rows have no size to clip against; their boxes are not the boxes' fault.
+        sized = (limit > 0).all(1)
+        self.problems.degenerate = int((~keep & sized).sum())
+        self.problems.clipped = int((keep & (outside > _CLIP_TOLERANCE).any(1)).sum())
+        return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped).take(np.flatnonzero(keep))
+
+    def _distinct(self, boxes: _Boxes) -> _Boxes:
+        """Drop boxes equal to an earlier one of the same image and category to a hundredth of a pixel."""
+        if not len(boxes.image):
+            return boxes
+        cents = np.round(boxes.xywh * 100).astype(np.int64)
+        key = np.column_stack([boxes.image, boxes.category, boxes.crowd, cents])
+        _, first = np.unique(key, axis=0, return_index=True)
+        self.problems.duplicate_boxes = len(boxes.image) - len(first)
+        return boxes.take(np.sort(first))
+
+    def _table(self, rows: range, ids: list[str], sizes: np.ndarray, objects: pa.Array) -> pa.Table:
+        errors = [self.errors.get(row) for row in rows]
+        captions = [
+            [{"text": text, "scope": "image", "boxes": []} for text in self.captions.get(row, [])]
+            for row in rows
+        ]
+        return pa.table(
+            {
+                "image_id": pa.array(ids, pa.string()),
+                "dataset": pa.array([self.dataset] * len(rows), pa.string()),
+                "split": pa.array([self.split] * len(rows), pa.string()),
+                "file_name": pa.array(self.file_names[rows.start : rows.stop], pa.string()),
+                "width": pa.array(sizes[:, 0]),
+                "height": pa.array(sizes[:, 1]),
+                "objects": objects,
+                "captions": pa.array(captions, SCHEMA.field("captions").type),
+                "status": pa.array(["error" if error else "ok" for error in errors], pa.string()),
+                "error": pa.array(errors, pa.string()),
+            }
+        )
+
+    def _objects(self, boxes: _Boxes, offsets: np.ndarray) -> pa.Array:
+        part = slice(int(offsets[0]), int(offsets[-1]))
+        struct = SCHEMA.field("objects").type.value_type
+        xywh = boxes.xywh[part]
+        fields = [
+            pa.array([self.categories[category] for category in boxes.category[part].tolist()], pa.string()),
+            pa.array(boxes.category[part], pa.int32()),
+            pa.ListArray.from_arrays(
+                pa.array(np.arange(0, 4 * len(xywh) + 1, 4, dtype=np.int32)), xywh.ravel()
+            ),
+            pa.array(boxes.crowd[part]),
+        ]
+        items = pa.StructArray.from_arrays(
+            [column.cast(struct.field(i).type) for i, column in enumerate(fields)], fields=list(struct)
+        )
+        return pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), items)
+
+
+@dataclass
+class _Boxes:
+    """Parallel arrays: image row, category id, crowd flag, xywh in pixels."""
+
+    image: np.ndarray
+    category: np.ndarray
+    crowd: np.ndarray
+    xywh: np.ndarray
+
+    def take(self, index: np.ndarray) -> _Boxes:
+        return _Boxes(self.image[index], self.category[index], self.crowd[index], self.xywh[index])
+
+
+def _side(value: Any) -> int:
+    """A positive image side in pixels, or 0."""
+    try:
+        side = float(value)
+    except (TypeError, ValueError):
+        return 0
+    return int(side) if math.isfinite(side) and 0 < side < 2**31 else 0

@@ -1,0 +1,33 @@
+"""Open every picture once: the stage that makes error rows where no captioner looks at the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sgpipe.images import ImageError, open_image
+from sgpipe.recipe import Resources
+from sgpipe.records import Record
+
+
+class LoadStage:
+    """Checks that each record's picture can be used; `roots` maps a split to its image folder."""
+
+    name = "load"
+    fills: tuple[str, ...] = ("status", "error")
+
+    def __init__(self, roots: Mapping[str, Path], resources: Resources) -> None:
+        self.roots = roots
+        self.resources = resources
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            if record.ok:
+                try:
+                    open_image(self.roots, record)
+                except ImageError as error:
+                    record.fail(self.name, str(error))
+        return records
