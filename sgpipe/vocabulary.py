@@ -1,8 +1,9 @@
 """Class names of the detection datasets, and the words by which captions call them.
 
-The names are facts and ship in `sgpipe/data`; so do the synonym tables, which are sgpipe's own. A synonym table
-is `{class name: [phrases]}`. A phrase that starts with "!" says what the class is not: "!license plate" under
-"plate" keeps license plates from being plates. Plurals and possessives are not listed; the matcher knows them.
+The names are facts and ship in `sgpipe/data`; so do the synonym tables, which are sgpipe's own. A synonym
+table is `{class name: [phrases]}`. A phrase that starts with "!" says what the class is not: "!license plate"
+under "plate" keeps license plates from being plates. Plurals and possessives are not listed; the matcher
+knows them.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def _phrases(path: Path, name: str, value: Any) -> tuple[str, ...]:
     if not name.strip():
         raise UserError(f"synonyms file {path}: key {name!r}: expected a class name, found an empty one")
     if not isinstance(value, list) or not value:
-        raise UserError(f"synonyms file {path}: key {name!r}: expected a list of phrases, found {_found(value)}")
+        raise UserError(
+            f"synonyms file {path}: key {name!r}: expected a list of phrases, found {_found(value)}"
+        )
     for phrase in value:
         if not isinstance(phrase, str) or not phrase.removeprefix("!").strip():
             raise UserError(f"synonyms file {path}: key {name!r}: expected phrases, found {_found(phrase)}")

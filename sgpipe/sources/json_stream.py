@@ -1,4 +1,4 @@
-"""Reading a JSON object of large arrays item by item, in constant memory.
+"""Reading a JSON object of large arrays, or one large array, item by item, in constant memory.
 
 Annotation files of detection datasets are one object whose arrays hold millions of small items; Objects365 v2
 is 5 GB of them. The items are decoded one at a time by Python's own C scanner, which also accepts the `NaN`
@@ -22,10 +22,11 @@ _WHITESPACE = " \t\n\r"
 
 
 class JsonStream:
-    """Iterates the arrays of the top-level object of a JSON file.
+    """Iterates the arrays of a JSON file's top-level object, or the array that the file is.
 
     `for key, item in stream` yields every item of every top-level array, in file order; other values are
-    kept in `scalars`. After the last item `sha256` is the hash of the file's bytes.
+    kept in `scalars`. A file that is itself an array yields its items under the key "". After the last item
+    `sha256` is the hash of the file's bytes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,6 +59,12 @@ class JsonStream:
         self.sha256 = self._hash.hexdigest()
 
     def _members(self) -> Iterator[tuple[str, Any]]:
+        if self._peek() == "[":
+            for item in self._items():
+                yield "", item
+            if self._peek():
+                raise self._malformed("text follows the end of the array")
+            return
         if self._peek() != "{":
             raise UserError(f"{self.path} does not hold a JSON object with arrays of images and annotations")
         self._at += 1
