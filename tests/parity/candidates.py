@@ -1,0 +1,304 @@
+"""Compare sgpipe's candidates and post-processing with RLIPv2's, item by item.
+
+    python -m tests.parity.candidates FOLDER
+
+FOLDER holds RLIPv2's inputs and outputs; FOLDER/../../data has the COCO annotations (coco_mini) and class tables
+(priors) they were made with. Exits 0 if every set is equal, 1 if one is not, 2 if FOLDER is not of this form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgpipe.records import Box, Pair, Record, Relation, Triplet
+from sgpipe.relations import NameFrequencies, deduplicate, keep_known, top_per_pair
+from sgpipe.stages.candidates import candidate_pairs
+from sgpipe.stages.grouping import Group, reference_groups, reference_prior_groups
+from sgpipe.stages.matching import SubstringMatcher
+from sgpipe.stages.pair import assign_categories, stated_predicates
+from sgpipe.stages.prior import Prior, collect_prior
+
+PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq.json"
+FILES: dict[str, tuple[str, ...]] = {
+    "../../data/coco_mini/instances_train2017.json": ("images", "annotations", "categories"),
+    "../../data/coco_mini/instances_val2017.json": ("images", "annotations", "categories"),
+    "../../data/priors/hico_obj_paraphrase.json": (),
+    "../../data/priors/o365_obj_paraphrase.json": (),
+    f"../../data/priors/{PUBLISHED}": ("relationship_freq", "object_freq"),
+    "inputs_scene_graphs.json.gz": (),
+    "inputs_o365style_train.json.gz": ("images", "annotations"),
+    "inputs_o365style_val.json.gz": ("images", "annotations"),
+    "inputs_vg_preprocessed.json.gz": (),
+    "expected_candidates_coco.json.gz": ("expected",),
+    "expected_candidates_o365style.json.gz": ("expected",),
+    "expected_od_vg.json.gz": ("vg_rel_texts_for_hico_objects_nonempty", "expected_candidates_train2017"),
+    "post_inputs.json.gz": (),
+    "post_expected.json.gz": ("dedup", "top2", "ood", "keep_names_freq", "top2_keep_names_freq"),
+}
+Check = tuple[str, str, Any, Any]
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The contents of `FILES` by file name, without their suffix.
+
+    Raises:
+        ValueError: a file is missing, not JSON, or not of the form RLIPv2's outputs have.
+    """
+    contents: dict[str, Any] = {}
+    for name, keys in FILES.items():
+        path = folder / name
+        try:
+            with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+                content = json.load(file)
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+        if missing:
+            raise ValueError(f"{path} has no {missing[0]!r}")
+        contents[path.name.partition(".")[0]] = content
+    return contents
+
+
+def checks(files: Mapping[str, Any]) -> Iterator[Check]:
+    """(name of the set, its size in words, ours, RLIPv2's) for everything in the files."""
+    prior = collect_prior(
+        files["inputs_vg_preprocessed"], SubstringMatcher(files["hico_obj_paraphrase"]), verbatim=True
+    )
+    yield from coco_checks(files)
+    yield from objects365_checks(files)
+    yield from prior_checks(files, prior)
+    yield from post_checks(files, prior)
+
+
+def coco_checks(files: Mapping[str, Any]) -> Iterator[Check]:
+    train, val = files["instances_train2017"], files["instances_val2017"]
+    names = {category["id"]: category["name"] for category in train["categories"]}
+    for variant, expected in files["expected_candidates_coco"]["expected"].items():
+        if variant == "images":
+            continue
+        kind, match, overlap = variant.split("/")
+        oracle = kind == "oracle_captions"
+        ours = caption_candidates(
+            files["inputs_scene_graphs"],
+            annotated_images([train] if oracle else [train, val], names),
+            table_for(match, files["hico_obj_paraphrase"]),
+            require_overlap=overlap == "overlap=True",
+            repeats=oracle,
+        )
+        yield f"coco {variant}", describe(ours), ours, expected
+
+
+def objects365_checks(files: Mapping[str, Any]) -> Iterator[Check]:
+    annotations = [files["inputs_o365style_train"], files["inputs_o365style_val"]]
+    table = files["o365_obj_paraphrase"]
+    for variant, expected in files["expected_candidates_o365style"]["expected"].items():
+        match, overlap = variant.split("/")
+        images = annotated_images(annotations, dict(enumerate(table, 1)))
+        for _, objects, width, height in images.values():
+            for box in objects:
+                box.bbox = as_if_normalised(box.bbox, width, height)
+        ours = caption_candidates(
+            files["inputs_scene_graphs"],
+            images,
+            table_for(match, table),
+            require_overlap=overlap == "overlap=True",
+        )
+        yield f"objects365 {variant}", describe(ours), ours, expected
+
+
+def prior_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
+    expected = files["expected_od_vg"]
+    table: dict[str, dict[str, list[str]]] = {}
+    for (subject, object_), predicates in prior.items():
+        table.setdefault(subject, {})[object_] = predicates
+    size = f"{len(prior)} class pairs, {sum(map(len, prior.values()))} predicates"
+    yield "visual genome prior", size, table, expected["vg_rel_texts_for_hico_objects_nonempty"]
+
+    train = files["instances_train2017"]
+    images = annotated_images([train], {category["id"]: category["name"] for category in train["categories"]})
+    ours = {}
+    for image_id in (str(image["id"]) for image in train["images"]):
+        objects = images[image_id][1] if image_id in images else []
+        pairs, boxes = number_boxes(candidate_pairs(objects, prior), objects)
+        ours[image_id] = as_json(reference_prior_groups(pairs, boxes))
+    yield "coco candidates by prior", describe(ours), ours, expected["expected_candidates_train2017"]
+
+
+def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
+    expected = files["post_expected"]
+    records, ids = labelled_records(files["post_inputs"])
+    choices = {
+        "dedup": {r.image_id: deduplicate(r.relations, keep_ties=True) for r in records},
+        "top2": {r.image_id: top_per_pair(r.relations, 2) for r in records},
+        "ood": {r.image_id: keep_known(r.relations, r.objects, prior) for r in records},
+    }
+    for name, choice in choices.items():
+        ours = {image: [ids[id(relation)] for relation in kept] for image, kept in choice.items()}
+        yield f"post {name}", f"{sum(map(len, ours.values()))} relations", ours, expected[name]
+
+    counts = NameFrequencies.count(records)
+    for record in records:
+        record.relations = choices["top2"][record.image_id]
+    top_counts = NameFrequencies.count(records)
+    for name, frequencies in (("keep_names_freq", counts), ("top2_keep_names_freq", top_counts)):
+        size = f"{len(frequencies.predicates)} predicates, {len(frequencies.objects)} objects"
+        yield f"post {name}", size, in_order(frequencies.to_json()), in_order(expected[name])
+
+    fused = NameFrequencies.from_json(files[PUBLISHED.partition(".")[0]]) + counts
+    sums = [len(fused.predicates), len(fused.objects)]
+    sums += [sum(fused.predicates.values()), sum(fused.objects.values())]
+    digest = hashlib.sha1(json.dumps(fused.to_json()).encode()).hexdigest()
+    theirs = [expected["fused_counts"], expected["fused_top20"], expected["fused_sha1"]]
+    size = f"{sums[0]} predicates, {sums[1]} objects"
+    yield "post fused frequencies", size, [sums, list(fused.predicates)[:20], digest], theirs
+
+
+def table_for(match: str, table: Mapping[str, list[str]]) -> Mapping[str, Sequence[str]]:
+    """RLIPv2's `original_text` variants know the classes by their names only."""
+    return table if match == "paraphrases" else {name: (name,) for name in table}
+
+
+Image = tuple[dict[str, None], list[Box], float, float]
+
+
+def annotated_images(files: list[Any], names: Mapping[int, str]) -> dict[str, Image]:
+    """Per image with annotations: its class names in first-seen order, its usable boxes, width and height.
+
+    RLIPv2 takes the names from all annotations, the boxes without those of no area inside the image.
+    """
+    sizes = {image["id"]: (image["width"], image["height"]) for file in files for image in file["images"]}
+    images: dict[str, Image] = {}
+    for file in files:
+        for item in file["annotations"]:
+            width, height = sizes[item["image_id"]]
+            entry = images.setdefault(str(item["image_id"]), ({}, [], width, height))
+            name = names[item["category_id"]]
+            entry[0].setdefault(name)
+            x, y, w, h = item["bbox"]
+            left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+            if right > left and bottom > top:
+                bbox = (left, top, right - left, bottom - top)
+                entry[1].append(Box(name, item["category_id"], bbox, bool(item.get("iscrowd"))))
+    return images
+
+
+def as_if_normalised(
+    bbox: tuple[float, float, float, float], width: float, height: float
+) -> tuple[float, float, float, float]:
+    """RLIPv2's slip for Objects365: a box's corners in pixels taken for its normalised centre and size."""
+    left, top, right, bottom = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
+    return (left - right / 2) * width, (top - bottom / 2) * height, right * width, bottom * height
+
+
+def caption_candidates(
+    graphs: Mapping[str, Any],
+    images: Mapping[str, Image],
+    table: Mapping[str, Any],
+    *,
+    require_overlap: bool,
+    repeats: bool = False,
+) -> dict[str, Any]:
+    """RLIPv2's candidate file for parsed captions, made with the functions of the pair stage."""
+    matcher = SubstringMatcher(table)
+    candidates = {}
+    for image_id, (present, objects, *_) in images.items():
+        if image_id not in graphs:
+            continue
+        triplets = [triplet for graph in graphs[image_id] for triplet in graph_triplets(graph)]
+        assign_categories(matcher, triplets, present)
+        predicates = stated_predicates(triplets, verbatim=True, repeats=repeats)
+        pairs = candidate_pairs(objects, predicates, require_overlap=require_overlap)
+        candidates[image_id] = as_json(reference_groups(number_boxes(pairs, objects)[0]))
+    return candidates
+
+
+def graph_triplets(graph: Mapping[str, Any]) -> Iterator[Triplet]:
+    spans = [entity["span"] for entity in graph["entities"]]
+    for relation in graph["relations"]:
+        subject, object_ = spans[relation["subject"]], spans[relation["object"]]
+        yield Triplet(subject, relation["relation"], object_, "", "", "", 0)
+
+
+def number_boxes(pairs: list[Pair], objects: list[Box]) -> tuple[list[Pair], int]:
+    """The pairs with boxes numbered as in RLIPv2, which leaves out crowds, and the number of boxes."""
+    usable = [index for index, box in enumerate(objects) if not box.iscrowd]
+    number = {index: position for position, index in enumerate(usable)}
+    return [Pair(number[p.subject], number[p.object], p.predicates) for p in pairs], len(usable)
+
+
+def labelled_records(images: list[Any]) -> tuple[list[Record], dict[int, int]]:
+    """Records with relations, and RLIPv2's relationship id by the identity of a relation."""
+    records, ids = [], {}
+    for image in images:
+        index = {item["object_id"]: position for position, item in enumerate(image["objects"])}
+        objects = [Box(o["names"], 0, (o["x"], o["y"], o["w"], o["h"])) for o in image["objects"]]
+        record = Record(str(image["image_id"]), image["dataset"], image["data_split"], "", 0, 0, objects)
+        for item in image["relationships"]:
+            ends = index[item["subject_id"]], index[item["object_id"]]
+            record.relations.append(Relation(*ends, item["predicate"], item["confidence"]))
+            ids[id(record.relations[-1])] = item["relationship_id"]
+        records.append(record)
+    return records, ids
+
+
+def as_json(groups: list[Group]) -> list[Any]:
+    return [[[list(pair) for pair in group.pairs], group.predicates] for group in groups]
+
+
+def in_order(value: Mapping[str, Any]) -> list[Any]:
+    """A frequency file as lists, so that the order of its counts is compared too."""
+    lists = [value["relationship_names"], value["object_names"]]
+    return lists + [
+        [list(item) for item in value[key].items()] for key in ("relationship_freq", "object_freq")
+    ]
+
+
+def describe(candidates: Mapping[str, Any]) -> str:
+    groups = [group for image in candidates.values() for group in image]
+    entries, texts = sum(len(group[0]) for group in groups), sum(len(group[1]) for group in groups)
+    return f"{len(candidates)} images, {len(groups)} groups, {entries} entries, {texts} texts"
+
+
+def first_difference(ours: Any, theirs: Any, place: str = "") -> str | None:
+    """Where two JSON values first differ, and how; None if they are equal."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted({*ours, *theirs}, key=str):
+            if key not in ours or key not in theirs:
+                return f"{place}/{key}: only {'RLIPv2' if key in theirs else 'sgpipe'} has it"
+            if found := first_difference(ours[key], theirs[key], f"{place}/{key}"):
+                return found
+        return None
+    if isinstance(ours, list) and isinstance(theirs, list):
+        for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
+            if found := first_difference(mine, other, f"{place}[{index}]"):
+                return found
+        return None if len(ours) == len(theirs) else f"{place}: {len(ours)} items, RLIPv2 {len(theirs)}"
+    return None if ours == theirs else f"{place}: {ours!r}, RLIPv2 {theirs!r}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compare candidates with RLIPv2's.")
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args(arguments).folder
+    try:
+        files = load(folder)
+    except ValueError as error:
+        print(f"not a folder of candidate sets: {error}", file=sys.stderr)
+        return 2
+    wrong = 0
+    for name, size, ours, theirs in checks(files):
+        difference = first_difference(ours, theirs)
+        wrong += difference is not None
+        print(f"{name}: {size}: {f'differs at {difference}' if difference else 'equal'}")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
