@@ -1,0 +1,30 @@
+"""Where a model runs and in which number format, from the words of a recipe."""
+
+from __future__ import annotations
+
+import torch
+
+from sgpipe.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+
+    Raises UserError: another word, or a GPU that this machine or process does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (":" in name and not number.isdecimal())):
+        raise UserError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype called "float32", "bfloat16" or "auto" (bfloat16 on GPUs that have it, float32 elsewhere)."""
+    if name == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if half else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
