@@ -13,7 +13,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -25,7 +25,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import EngineConfig, Resources
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.shards.manifest import ShardEntry
@@ -56,10 +56,6 @@ class Pool:
     stages: tuple[Stage, ...]
     resources: Resources
     actors: int
-
-
-class EngineError(Exception):
-    """Ray could not finish the work; what is committed stays."""
 
 
 class UnitReader:
@@ -219,7 +215,7 @@ def _too_much(
 
 def run_units(
     pools: Sequence[Pool], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-) -> Iterator[ShardEntry]:
+) -> Generator[ShardEntry, None, None]:
     """Run every unit through the pools; yields each shard as soon as it lies in its place.
 
     Raises:

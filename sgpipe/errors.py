@@ -1,4 +1,4 @@
-"""The one error a user is meant to see."""
+"""The errors a user is meant to see."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class EngineError(Exception):
+    """The work could not be finished; what is committed stays."""

@@ -17,6 +17,7 @@ from typing import IO, Any
 from sgpipe.errors import UserError
 
 _CHUNK = 4 << 20
+_LOOKAHEAD = 4 << 20  # an error this far before the end of the buffer is not the buffer's end
 _LONGEST_ITEM = 256 << 20
 _WHITESPACE = " \t\n\r"
 
@@ -116,11 +117,11 @@ class JsonStream:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 pending = len(self._text) - self._at
-                if pending > _LONGEST_ITEM or error.pos < len(self._text) - _CHUNK or not self._fill():
+                if pending > _LONGEST_ITEM or error.pos < len(self._text) - _LOOKAHEAD or not self._fill():
                     raise self._malformed(error.msg) from None
                 continue
-            # A number that ends where the buffer ends may go on in the file.
-            if end == len(self._text) and self._fill():
+            # A number that ends where the buffer ends ("12", "12.", "1e") may go on in the file.
+            if len(self._text) - end < 3 and self._text[end:].strip("+-.eE0123456789") == "" and self._fill():
                 continue
             self._at = end
             return value

@@ -1,0 +1,15 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Path:
+    """The folder of reference figures and small real data; tests that need it skip without it."""
+    folder = os.environ.get("SGPIPE_ORACLE")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("SGPIPE_ORACLE does not name the folder of reference figures")
+    return Path(folder)

@@ -1,0 +1,80 @@
+import pyarrow.parquet as pq
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
+from sgpipe.shards import write as write_module
+from sgpipe.shards.manifest import Manifest
+from sgpipe.shards.read import iter_records, read_file
+from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.sources.json_stream import file_sha256
+
+
+def full_record(number: int) -> Record:
+    return Record(
+        image_id=str(number),
+        dataset="coco",
+        split="val",
+        file_name=f"{number}.jpg",
+        width=640,
+        height=480,
+        objects=[Box("dog", 18, (1.5, 2.25, 3.0, 4.0)), Box("person", 1, (0.0, 0.0, 9.0, 9.0), True)],
+        captions=[Caption("a dog", "pair", [0, 1])],
+        triplets=[Triplet("big dog", "running on", "hill", "dog", "hill", "run on", 0, "dog", None)],
+        pairs=[Pair(0, 1, ["near", "on"])],
+        relations=[Relation(0, 1, "near", 0.25), Relation(1, 0, "on")],
+    )
+
+
+def test_records_survive_the_table():
+    failed = Record("7", "coco", "val", "7.jpg", 1, 1)
+    failed.fail("load", "broken")
+    records = [full_record(1), failed, Record("8", "coco", "val", "8.jpg", 1, 1)]
+    table = to_table(records)
+    assert table.schema.equals(SCHEMA)
+    assert from_table(table) == records
+    assert (failed.status, failed.error) == ("error", "load: broken")
+
+
+def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
+    records = [full_record(i) for i in range(3)]
+    name = shard_name("val", 4, 7)
+    entry = write_shard(tmp_path, name, "val", 4, records, {"tag": 1.5})
+    path = tmp_path / entry.file
+    assert (entry.start, entry.stop, entry.rows) == (4, 7, 3)
+    assert (entry.sha256, entry.bytes) == (file_sha256(path), path.stat().st_size)
+    assert entry.counts["relations"] == 6
+    assert entry.counts["matched_triplets"] == 0
+    assert pq.read_schema(path).field("relations").type == SCHEMA.field("relations").type
+    Manifest.create(tmp_path, {}).commit(entry)
+    assert list(iter_records(tmp_path)) == records
+
+
+def test_the_same_records_make_the_same_bytes(tmp_path):
+    entries = [
+        write_shard(tmp_path / folder, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
+        for folder in "ab"
+    ]
+    assert entries[0].sha256 == entries[1].sha256
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, table):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write_module, "write_table", full)
+    with pytest.raises(OSError, match="No space"):
+        write_shard(tmp_path, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_damaged_and_missing_shards_are_named(tmp_path):
+    entry = write_shard(tmp_path, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
+    path = tmp_path / entry.file
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_file(path)
+    path.unlink()
+    with pytest.raises(UserError, match="missing"):
+        read_file(path)

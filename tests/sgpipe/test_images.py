@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgpipe.images import ImageError, open_image, resolve
+from sgpipe.records import Record
+
+
+def record(name: str, width: int = 8, height: int = 6) -> Record:
+    return Record("1", "coco", "val", name, width, height)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/etc/passwd", "../x.jpg", "a/../../x.jpg", "..\\x.jpg", "a\0b.jpg", "link/x.jpg", "a/.."]
+)
+def test_names_that_leave_the_root_are_refused(tmp_path, name):
+    root = tmp_path / "images"
+    root.mkdir()
+    (tmp_path / "x.jpg").touch()
+    (root / "link").symlink_to(tmp_path)
+    with pytest.raises(ImageError, match="image folder"):
+        resolve(root, name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("RGB", "jpg"),
+        ("L", "png"),
+        ("CMYK", "jpg"),
+        ("P", "gif"),
+        ("RGBA", "png"),
+        ("1", "png"),
+        ("I;16", "png"),
+        ("LA", "png"),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
+    image = Image.new("RGB", (8, 6), "white")
+    if mode == "I;16":
+        image = Image.fromarray(np.full((6, 8), 65535, np.uint16))
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / f"a.{suffix}")
+    opened = open_image({"val": tmp_path}, record(f"a.{suffix}"))
+    assert (opened.mode, opened.size) == ("RGB", (8, 6))
+    assert np.asarray(opened).min() > 250
+
+
+def test_exif_rotation_follows_the_annotated_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif)
+    assert open_image({"val": tmp_path}, record("a.jpg", 8, 6)).size == (8, 6)
+    assert open_image({"val": tmp_path}, record("a.jpg", 6, 8)).size == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "not found"),
+        (b"", "cannot be read"),
+        (b"not a picture", "cannot be read"),
+        ("cut", "cannot be read"),
+    ],
+)
+def test_broken_pictures_say_why(tmp_path, content, reason):
+    path = tmp_path / "a.jpg"
+    if content == "cut":
+        Image.effect_noise((8, 6), 50).save(path)
+        content = path.read_bytes()[:-30]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=reason) as caught:
+        open_image({"val": tmp_path}, record("a.jpg"))
+    assert str(path) in str(caught.value)
+
+
+def test_another_size_than_annotated_is_refused(tmp_path):
+    Image.new("RGB", (16, 12)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="it is 16x12, the annotation says 8x6"):
+        open_image({"val": tmp_path}, record("a.png"))
+
+
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(ImageError, match="safety limit"):
+        open_image({"val": tmp_path}, record("a.png"))

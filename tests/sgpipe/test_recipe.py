@@ -1,0 +1,82 @@
+import re
+
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import Recipe, load_recipe, parse_set, recipe_folder
+
+
+@pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_packaged_recipes_are_valid(path):
+    assert load_recipe(path.stem).name == path.stem
+    assert load_recipe(str(path)) == load_recipe(path.stem)
+
+
+def test_overrides_beat_the_file_and_keep_their_neighbours():
+    recipe = load_recipe("coco", {"caption.samples": 3, "tag.resources.cpus": 2})
+    assert recipe.caption.samples == 3
+    assert recipe.caption.captioner == load_recipe("coco").caption.captioner
+    assert recipe.tag.resources.cpus == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("captoin: {}", "unknown key 'captoin'; did you mean 'caption'"),
+        ("caption: {sample: 3}", "unknown key 'caption.sample'; did you mean 'samples'"),
+        ("caption: {zzz: 3}", "unknown key 'caption.zzz'; expected one of batch_size, beams"),
+        ("caption: {samples: many}", "key 'caption.samples': expected a valid integer.*got 'many'"),
+        ("caption: {top_p: 2}", "key 'caption.top_p': expected less than or equal to 1, got 2"),
+        (
+            "caption: {scopes: [imag]}",
+            "key 'caption.scopes.0': expected 'image', 'box' or 'pair', got 'imag'",
+        ),
+        ("tag: {tagger: 3, threshold: x}", r"key 'tag.tagger'.*\(and 1 more\)"),
+        ("source: {splits: {val: {annotations: a}}}", "key 'source.splits.val.images': Field required"),
+        ("source: {splits: {../x: {annotations: a, images: b}}}", "key 'source.splits"),
+        ("- a", "expected keys and values, found list"),
+        ("a: [", "line 1: not valid YAML"),
+        ("{a: b", "not valid YAML"),
+    ],
+)
+def test_faults_name_the_file_the_key_and_what_was_expected(tmp_path, text, message):
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fault_in_an_option_is_blamed_on_the_option():
+    with pytest.raises(UserError, match=r"^option: unknown key 'tag.treshold'; did you mean 'threshold'"):
+        load_recipe("coco", {"tag.treshold": 0.1})
+
+
+def test_unknown_recipes_list_the_known_ones(tmp_path):
+    with pytest.raises(UserError, match=r"coco, miniworld, objects365"):
+        load_recipe("cocoo")
+    with pytest.raises(UserError, match="neither a file"):
+        load_recipe(str(tmp_path / "no.yaml"))
+
+
+def test_set_values_are_yaml():
+    assert parse_set(["a.b=1", "c=[x, y]", "d=null", "e=a=b", "f="]) == {
+        "a.b": 1,
+        "c": ["x", "y"],
+        "d": None,
+        "e": "a=b",
+        "f": None,
+    }
+
+
+@pytest.mark.parametrize("bad", ["a", "=1", "a..b=1", "a=[1"])
+def test_set_needs_key_and_value(bad):
+    with pytest.raises(UserError, match=re.escape(repr(bad))):
+        parse_set([bad])
+
+
+def test_an_empty_recipe_is_all_defaults(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert load_recipe(str(path)) == Recipe()
