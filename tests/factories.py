@@ -1,0 +1,88 @@
+"""Small stand-ins for downloaded checkpoints, made from a seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = """
+    a an the picture of two man woman person dog cat horse bus car chair table cup bench street grass
+    on in under near behind holding riding sitting standing wearing with next to and is large small
+    red blue white ##s ##ing ##ed . ,
+"""
+
+
+def make_tokenizer(folder: Path, words: str = WORDS) -> BertTokenizerFast:
+    """A WordPiece tokenizer of BERT's kind with BLIP's further tokens [DEC] and [ENC], saved in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join([*SPECIAL, *words.split()]) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_blip(
+    folder: Path,
+    *,
+    seed: int = 0,
+    width: int = 32,
+    vision_width: int = 48,
+    layers: int = 2,
+    heads: int = 4,
+    image_size: int = 32,
+    patch_size: int = 8,
+    words: str = WORDS,
+    sharpness: float = 6.0,
+) -> Path:
+    """A random BLIP captioner as a folder that `--captioner` takes.
+
+    Scores are scaled by `sharpness` so that captions vary with the picture instead of being uniform noise.
+    """
+    tokenizer = make_tokenizer(folder, words)
+    torch.manual_seed(seed)
+    model = BlipForConditionalGeneration(
+        BlipConfig(
+            text_config={
+                "vocab_size": len(tokenizer),
+                "hidden_size": width,
+                "encoder_hidden_size": vision_width,
+                "intermediate_size": 2 * width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "max_position_embeddings": 64,
+                "bos_token_id": tokenizer.convert_tokens_to_ids("[DEC]"),
+                "sep_token_id": tokenizer.sep_token_id,
+                "eos_token_id": tokenizer.sep_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+            vision_config={
+                "hidden_size": vision_width,
+                "intermediate_size": 2 * vision_width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": heads,
+                "image_size": image_size,
+                "patch_size": patch_size,
+            },
+        )
+    )
+    _spread(model, sharpness)
+    model.save_pretrained(folder)
+    BlipImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
+    return folder
+
+
+def _spread(model: BlipForConditionalGeneration, sharpness: float) -> None:
+    """Larger random weights everywhere than a model starts training with: pictures then make a difference."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 and "word_embeddings" not in name:
+                weight.normal_(std=0.7 * weight[0].numel() ** -0.5)
+            elif name.endswith("bias") and "predictions" not in name:
+                weight.normal_(std=0.1)
+        embeddings = model.text_decoder.bert.embeddings.word_embeddings.weight
+        embeddings.normal_(std=sharpness * embeddings.shape[1] ** -0.5 / 3)
