@@ -33,14 +33,17 @@ NAMING_PAIRS = frozenset(
         ("remote", "control"),
     }
 )
-GERUND_NOUNS = _words(
+GERUND_MODIFIERS = _words(
     "parking dining living cutting shopping frying baking serving landing swimming bathing bowling mixing chopping "
-    "retaining warning sleeping rocking fishing sewing washing vending drinking mixing rolling changing riding "
-    "skating skiing wedding building ceiling railing clothing painting awning evening morning lighting string ring "
-    "wing king spring earring icing topping covering siding drawing carving stuffing frosting marking "
-    "bedding dressing dumpling pudding lining landing opening sibling stocking scaffolding molding moulding "
-    "crossing roofing paneling flooring writing lettering graying greeting something anything nothing thing "
-    "duckling duck-ling seasoning engineering driving racing batting boarding filling waiting hiking"
+    "retaining warning sleeping rocking fishing sewing washing vending drinking rolling changing riding skating "
+    "skiing wedding waiting hiking driving racing batting engineering"
+)
+GERUND_NOUNS = _words(
+    "building ceiling railing clothing painting awning evening morning lighting string ring wing king spring earring "
+    "icing topping covering siding drawing carving stuffing frosting marking bedding dressing dumpling pudding "
+    "lining opening sibling stocking scaffolding molding moulding roofing paneling flooring writing lettering "
+    "greeting something anything nothing thing duckling seasoning filling wedding carpeting fencing shelving "
+    "clearing housing crossing landing parking boxing surfing"
 )
 SIDED_PARTS = _words("hand foot arm leg ear eye wing paw shoulder knee thumb wrist")
 
@@ -124,6 +127,9 @@ EXPRESSIONS: dict[str, tuple[str, str]] = {
     "full of": ("with", "full of"),
     "filled of": ("with", "full of"),
     "each other": ("them", "each other"),
+    "eachother": ("them", "each other"),
+    "side by side": ("together", "side by side"),
+    "toward": ("towards", "towards"),
     "one another": ("them", "each other"),
     "beneath": ("under", "under"),
     "underneath": ("under", "under"),
@@ -180,6 +186,26 @@ SPELLINGS: dict[str, str] = {
 
 # Nouns that the parser, which learnt from news, takes for adverbs, adjectives or verbs.
 STAND_INS: dict[str, str] = {
+    "train": "car",
+    "trains": "cars",
+    "bear": "dog",
+    "bears": "dogs",
+    "sink": "table",
+    "sinks": "tables",
+    "fork": "knife",
+    "forks": "knives",
+    "leaves": "flowers",
+    "kites": "balls",
+    "sidewalk": "street",
+    "sidewalks": "streets",
+    "towel": "shirt",
+    "towels": "shirts",
+    "bench": "table",
+    "benches": "tables",
+    "mirror": "picture",
+    "mirrors": "pictures",
+    "clock": "picture",
+    "clocks": "pictures",
     "hydrant": "machine",
     "hydrants": "machines",
     "skateboard": "bicycle",
@@ -237,3 +263,41 @@ STAND_INS: dict[str, str] = {
 
 # Before "can", which is no auxiliary then.
 CANS = _words("trash garbage soda beer tin paint spray water watering coke aluminum metal steel pop drink")
+
+# What is done or performed, but is no thing.
+EVENT_NOUNS = _words("trick stunt jump flip maneuver handstand wheelie something nothing")
+# What they are done to is where the phrase after them says, not who does it.
+HOLDING_VERBS = _words(
+    "hold carry have wear put rest stick cover watch see lean place hang pull lift raise keep show stretch balance "
+    "separate pour hit-with drag lay set drop surround attach touch contain display support pass"
+)
+PARTICLE_PREPOSITIONS = _words("to from into onto against")
+
+# What clothes and hair can do by themselves.
+PASSIVE_STATES = _words("hang flow blow cover match tie drape show have reach fly dangle")
+# What only people and animals do.
+ANIMATE_VERBS = _words(
+    "hold wear ride play jump eat look smile talk walk run throw catch hit swing cut read watch ski surf skate "
+    "skateboard snowboard perform do wait pose take kick drink chase climb wave carry"
+)
+ANIMALS = _words(
+    "dog cat horse cow sheep elephant giraffe zebra bear bird goat lamb calf pony donkey bull kitten puppy monkey "
+    "duck goose pigeon seagull lion tiger deer"
+)
+SCENERY = _words("background foreground distance front air middle")
+# A thing seen or helped in what it does is an object too: "watching a man perform".
+PERCEPTION = _words("watch see help show let make film")
+# "laying down on" says no more than "laying on".
+POSTURE_VERBS = _words("sit lay lie stand kneel bend lean crouch rest")
+STATIC_PREPOSITIONS = _words("on in at by near against under beside behind inside over")
+# -ed adjectives that say what a thing has.
+HAVING_ADJECTIVES = {
+    "haired": "hair",
+    "sleeved": "sleeve",
+    "framed": "frame",
+    "legged": "leg",
+    "eyed": "eye",
+    "wheeled": "wheel",
+    "tiled": "tile",
+    "bearded": "beard",
+}

@@ -1,30 +1,40 @@
-"""From a dependency tree to relations: which verb or preposition joins which two noun phrases."""
+"""From a repaired dependency tree to relations: which verb or preposition joins which two noun phrases."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
-from lemminflect import getInflection, getLemma
-
-from sgpipe.stages.grammar import entities
+from sgpipe.stages.grammar.clauses import (
+    gerund,
+    is_copula,
+    is_passive,
+    modified,
+    objects,
+    subjects,
+    verb_lemma,
+)
+from sgpipe.stages.grammar.entities import content, coordinated, head_noun, is_entity, phrase
 from sgpipe.stages.grammar.lexicon import (
-    BE,
     BODY_PARTS,
     CLOTHES,
     CONTAINERS_IN,
     CONTAINERS_ON,
-    COVERING,
+    EVENT_NOUNS,
+    HAVING_ADJECTIVES,
+    HOLDING_VERBS,
     LOCATIVE_BY,
+    PARTICLE_PREPOSITIONS,
     PARTITIVES,
     PICTURES,
     PLACES,
+    POSTURE_VERBS,
+    STATIC_PREPOSITIONS,
 )
 from sgpipe.stages.grammar.tree import Tree
 
 
 class Relation(NamedTuple):
-    """Token indices of subject and object, and the predicate: its words, the first of which may be a verb."""
+    """Token indices of subject and object; the predicate as the caption words it, and its lemma."""
 
     subject: int
     predicate: str
@@ -32,269 +42,262 @@ class Relation(NamedTuple):
     lemma: str
 
 
-@lru_cache(maxsize=65536)
-def verb_lemma(verb: str) -> str:
-    return getLemma(verb, "VERB", lemmatize_oov=True)[0]
-
-
-@lru_cache(maxsize=65536)
-def gerund(verb: str) -> str:
-    found = getInflection(verb_lemma(verb), "VBG")
-    return found[0] if found else verb
-
-
 def relations(tree: Tree) -> list[Relation]:
-    return _Finder(tree).run()
+    """All relations of a repaired tree, each once, in the order of the words that state them."""
+    finder = _Finder(tree)
+    for index in range(len(tree)):
+        if tree.is_verb(index):
+            finder.verb(index)
+        elif tree.deps[index] in ("prep", "agent", "dative") or (
+            tree.tags[index] == "IN" and tree.deps[index] != "mark"
+        ):
+            finder.preposition(index)
+        elif tree.deps[index] == "poss":
+            finder.possessive(index)
+        elif tree.texts[index].rsplit("-", 1)[-1] in HAVING_ADJECTIVES:
+            finder.having_adjective(index)
+    return list(finder.found)
 
 
 class _Finder:
+    """Collects relations; a dictionary keeps them in order and each once."""
+
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.found: dict[Relation, None] = {}
 
-    def run(self) -> list[Relation]:
-        for index in range(len(self.tree)):
-            dep = self.tree.deps[index]
-            if self.tree.is_verb(index):
-                self.verb(index)
-            elif dep in ("prep", "agent", "dative") or (self.tree.tags[index] == "IN" and dep != "mark"):
-                self.preposition(index)
-            elif dep == "poss":
-                self.possessive(index)
-        return list(self.found)
+    def state(self, subjects: list[int], words: list[str], objects: list[int]) -> None:
+        """A predicate whose words hold no verb."""
+        self._add(subjects, " ".join(words), objects, " ".join(words))
 
-    def add(self, subjects: list[int], words: list[str], objects: list[int], verb: bool = False) -> None:
-        text = " ".join(words)
-        lemma = " ".join([verb_lemma(words[0]), *words[1:]]) if verb else text
-        for s in subjects:
-            for o in objects:
-                if s != o:
-                    self.found[Relation(s, text, o, lemma)] = None
+    def state_verb(self, subjects: list[int], words: list[str], objects: list[int]) -> None:
+        """A predicate whose first word is a verb."""
+        self._add(subjects, " ".join(words), objects, " ".join([verb_lemma(words[0]), *words[1:]]))
 
-    # subjects and objects of verbs
-    def subjects(self, verb: int, depth: int = 0) -> list[int]:
-        t = self.tree
-        if depth > 10:
-            return []
-        for child in t.dependents(verb, "nsubj", "nsubjpass", "csubj"):
-            if t.tags[child] in ("WDT", "WP") or t.texts[child] == "that":
-                return self.antecedent(verb)
-            if entities.is_entity(t, child):
-                return entities.coordinated(t, child)
-            return []
-        if t.dependents(verb, "expl"):
-            return [n for a in t.dependents(verb, "attr", "nsubj", "dobj") if entities.is_entity(t, a) for n in entities.coordinated(t, a)]
-        head, dep = t.heads[verb], t.deps[verb]
-        if head == verb:
-            return []
-        if dep in ("acl", "relcl") and entities.is_entity(t, head):
-            return self.modified(head, verb)
-        return self.climb(head, depth, verb)
-
-    def modified(self, noun: int, modifier: int) -> list[int]:
-        """The nouns a modifier after a coordination applies to."""
-        return entities.coordinated(self.tree, noun) if self.tree.deps[noun] != "conj" else self.whole(noun, modifier)
-
-    def whole(self, noun: int, modifier: int) -> list[int]:
-        t = self.tree
-        root = noun
-        while t.deps[root] == "conj" and entities.is_entity(t, t.heads[root]):
-            root = t.heads[root]
-        return [n for n in entities.coordinated(t, root) if n < modifier]
-
-    def antecedent(self, verb: int) -> list[int]:
-        t = self.tree
-        node = verb
-        while t.deps[node] in ("conj", "xcomp", "ccomp", "advcl", "aux") and t.heads[node] != node:
-            node = t.heads[node]
-        head = t.heads[node]
-        if t.deps[node] == "relcl" and entities.is_entity(t, head):
-            return self.modified(head, node)
-        return []
-
-    def climb(self, node: int, depth: int, verb: int) -> list[int]:
-        """Who does what is said below `node`: the subject of the verb, or the noun, above it."""
-        t = self.tree
-        while True:
-            if entities.is_entity(t, node) and node < verb:
-                return self.modified(node, verb)
-            if t.tags[node].startswith("VB"):
-                return self.subjects(node, depth + 1)
-            if t.heads[node] == node:
-                return []
-            node = t.heads[node]
-
-    def objects(self, verb: int) -> list[int]:
-        t = self.tree
-        found: list[int] = []
-        for child in t.dependents(verb, "dobj", "dative"):
-            if t.tags[child] in ("WDT", "WP") or t.texts[child] == "that":
-                found += self.antecedent(verb)
-            elif entities.is_entity(t, child):
-                found += entities.coordinated(t, child)
-        if not found and t.deps[verb] == "relcl" and t.dependents(verb, "nsubj") and not t.dependents(verb, "prep", "dobj"):
-            subject = t.dependents(verb, "nsubj")[0]
-            if t.tags[subject] not in ("WDT", "WP") and t.texts[subject] != "that":
-                found = [entities.content(t, t.heads[verb])]
-        return found
-
-    def passive(self, verb: int) -> bool:
-        t = self.tree
-        return bool(t.dependents(verb, "auxpass", "nsubjpass")) or (
-            t.tags[verb] in ("VBN", "VBD") and t.deps[verb] in ("acl", "advcl", "conj", "ROOT", "amod") and not t.dependents(verb, "dobj", "aux")
-        )
+    def _add(self, subjects: list[int], predicate: str, objects: list[int], lemma: str) -> None:
+        for subject in subjects:
+            for thing in objects:
+                if subject != thing:
+                    self.found[Relation(subject, predicate, thing, lemma)] = None
 
     def verb(self, verb: int) -> None:
-        t = self.tree
-        if t.texts[verb] in BE:
+        """A transitive verb."""
+        tree = self.tree
+        if is_copula(tree, verb):
             return
-        objects = self.objects(verb)
-        if not objects:
+        things = objects(tree, verb)
+        lemma = verb_lemma(tree.texts[verb])
+        if lemma in ("do", "perform"):
+            things = [thing for thing in things if head_noun(tree, thing) not in EVENT_NOUNS]
+        if lemma == "have" and (_points_back(tree, verb) or any(_points_back(tree, t) for t in things)):
             return
-        subjects = self.subjects(verb)
-        objects = [o for o in objects if not self.located_at_subject(o, verb)]
-        self.add(subjects, [t.texts[verb], *self.particles(verb)], objects, verb=True)
+        particles = _particles(tree, verb)
+        if things:
+            self.state_verb(subjects(tree, verb), [tree.texts[verb], *particles], things)
+        elif any(tree.texts[child] == "each other" for child in tree.dependents(verb, "dobj")):
+            self._reciprocal(subjects(tree, verb), [tree.texts[verb]], verb=True)
 
-    def located_at_subject(self, noun: int, verb: int) -> bool:
-        """"has a knife on it": the only relation is that of the inner preposition."""
-        t = self.tree
-        if verb_lemma(t.texts[verb]) != "have":
-            return False
-        return any(t.texts[k] == "it" for p in t.dependents(noun, "prep") for k in t.dependents(p, "pobj")) or any(
-            t.texts[k] == "it" for p in t.dependents(verb, "prep") for k in t.dependents(p, "pobj")
-        )
-
-    def particles(self, verb: int) -> list[str]:
-        return [self.tree.texts[k] for k in self.tree.dependents(verb, "prt")]
-
-    # prepositions
-    def preposition(self, prep: int) -> None:
-        t = self.tree
-        objects: list[int] = []
-        for child in t.dependents(prep, "pobj", "pcomp"):
-            if entities.is_entity(t, child) and t.texts[child] not in ("them", "they"):
-                objects += entities.coordinated(t, child)
-            elif t.texts[child] == "it":
-                objects += self.it(prep)
-            elif t.texts[child] == "each other":
-                return self.each_other(prep)
-        if not objects and t.deps[t.heads[prep]] == "relcl" and t.is_verb(t.heads[prep]) and not t.children[prep]:
-            verb = t.heads[prep]
-            if entities.is_entity(t, t.heads[verb]) and t.dependents(verb, "nsubj", "nsubjpass"):
-                objects = [t.heads[verb]]
-        if not objects:
+    def preposition(self, preposition: int) -> None:
+        """A preposition, after the noun, verb, adjective or preposition that governs it."""
+        tree = self.tree
+        words, governor = _governor(tree, preposition)
+        if governor == preposition:
             return
-        words = [t.texts[prep]]
-        node = t.heads[prep]
-        while node != t.heads[node] and t.tags[node] in ("IN", "TO", "RB", "RP", "JJ", "CC") and not entities.is_entity(t, node):
-            if t.tags[node] in ("IN", "TO", "RP") and t.deps[prep] != "conj":
-                words.insert(0, t.texts[node])
-            node = t.heads[node]
-        if node == prep:
+        if any(tree.texts[child] == "each other" for child in tree.dependents(preposition, "pobj")):
+            self._each_other(governor, words)
             return
-        if t.tags[node].startswith("VB"):
-            self.verb_preposition(node, prep, words, objects)
-        elif entities.is_entity(t, node):
-            self.noun_preposition(node, prep, words, objects)
-
-    def it(self, prep: int) -> list[int]:
-        """The thing "it" repeats: the topmost noun before the phrase."""
-        t = self.tree
-        found = [n for n in t.ancestors(prep) if entities.is_entity(t, n)]
-        if len(found) > 1:
-            return [entities.content(t, found[-1])]
-        verbs = [n for n in t.ancestors(prep) if t.tags[n].startswith("VB")]
-        for verb in verbs:
-            subjects = self.subjects(verb)
-            if subjects:
-                return subjects[:1]
-        return []
-
-    def each_other(self, prep: int) -> None:
-        t = self.tree
-        node = t.heads[prep]
-        if t.tags[node].startswith("VB"):
-            subjects = self.subjects(node)
-            words = [t.texts[prep]] if t.texts[node] in BE else [t.texts[node], t.texts[prep]]
-        elif entities.is_entity(t, node):
-            subjects, words = self.modified(node, prep), [t.texts[prep]]
-        else:
+        things = self._prepositional_objects(preposition, governor)
+        if not things:
             return
-        verb = len(words) > 1
-        text = " ".join(words)
-        lemma = " ".join([verb_lemma(words[0]), *words[1:]]) if verb else text
-        if len(subjects) == 1:
-            self.found[Relation(subjects[0], text, subjects[0], lemma)] = None
-        elif subjects:
-            self.found[Relation(subjects[0], text, subjects[1], lemma)] = None
+        if tree.tags[governor].startswith("VB"):
+            self._after_verb(governor, preposition, words, things)
+        elif is_entity(tree, governor):
+            self._after_noun(governor, preposition, words, things)
+        elif tree.dependents(governor, "nsubj"):
+            self._place(subjects(tree, governor), words, things)
 
-    def verb_preposition(self, verb: int, prep: int, words: list[str], objects: list[int]) -> None:
-        t = self.tree
-        subjects = self.subjects(verb)
-        lemma = verb_lemma(t.texts[verb])
-        if t.texts[verb] in BE:
-            return self.noun_like(subjects, prep, words, objects)
-        if t.texts[prep] == "by" and self.passive(verb) and lemma not in LOCATIVE_BY:
-            return self.add(objects, [gerund(t.texts[verb])], subjects, verb=True)
-        if lemma == "cover" and t.texts[prep] in ("in", "with") and self.passive(verb):
-            return self.add(objects, [gerund(t.texts[verb])], subjects, verb=True)
-        if lemma == "surround" and t.texts[prep] in ("with",):
-            return self.add(objects, [gerund(t.texts[verb])], subjects, verb=True)
-        if lemma == "dress" and t.texts[prep] == "in":
-            return self.add(subjects, ["wearing"], objects, verb=True)
-        direct = self.objects(verb)
-        if direct:
-            location = entities.head_noun(t, objects[0])
-            if lemma == "have" or location in BODY_PARTS:
-                subjects = direct
-            elif t.texts[prep] in ("with", "of") and location not in PLACES:
-                subjects = subjects
-            return self.noun_like(subjects, prep, words, objects)
-        if t.texts[prep] == "in" and entities.head_noun(t, objects[0]) in CLOTHES:
-            return self.add(subjects, ["wearing"], objects, verb=True)
-        self.add(subjects, [t.texts[verb], *self.particles(verb), *words], objects, verb=True)
-
-    def noun_like(self, subjects: list[int], prep: int, words: list[str], objects: list[int]) -> None:
-        worn = [o for o in objects if entities.head_noun(self.tree, o) in CLOTHES]
-        if words == ["in"] and worn:
-            self.add(subjects, ["wearing"], worn, verb=True)
-            return
-        self.add(subjects, words, objects)
-
-    def noun_preposition(self, noun: int, prep: int, words: list[str], objects: list[int]) -> None:
-        t = self.tree
-        if words == ["of"]:
-            return self.of(noun, objects)
-        subjects = self.modified(noun, prep)
-        if t.texts[prep] == "with" and any(
-            t.texts[k] == "it" for o in objects for p in self.inner(o) for k in t.dependents(p, "pobj")
-        ):
-            return
-        self.noun_like(subjects, prep, words, objects)
-
-    def inner(self, noun: int) -> list[int]:
-        t = self.tree
-        found = t.dependents(noun, "prep")
-        for verb in t.dependents(noun, "acl", "relcl"):
-            found += t.dependents(verb, "prep")
+    def _prepositional_objects(self, preposition: int, governor: int) -> list[int]:
+        tree = self.tree
+        found: list[int] = []
+        for child in tree.dependents(preposition, "pobj", "pcomp"):
+            if tree.texts[child] in ("it", "them"):
+                found += self._referents(preposition, child)
+            elif is_entity(tree, child):
+                found += coordinated(tree, child)
+        stranded = not tree.children[preposition] and tree.deps[governor] == "relcl"
+        if not found and stranded and is_entity(tree, tree.heads[governor]):
+            found = [tree.heads[governor]]
         return found
 
-    def of(self, noun: int, objects: list[int]) -> None:
-        t = self.tree
-        head = entities.head_noun(t, noun)
+    def _referents(self, preposition: int, pronoun: int) -> list[int]:
+        """What "it" or "them" repeats: the first noun above it, of the same number, that it can be."""
+        tree = self.tree
+        above = list(tree.ancestors(preposition))
+        nouns = {noun for noun in above if is_entity(tree, noun)}
+        nouns |= {noun for node in above if tree.tags[node].startswith("VB") for noun in subjects(tree, node)}
+        own = self._own_subjects(preposition)
+        plural = tree.texts[pronoun] == "them"
+        fitting = [
+            content(tree, noun)
+            for noun in sorted(nouns - own)
+            if noun < pronoun and (not plural or tree.tags[content(tree, noun)].endswith("S"))
+        ]
+        if not fitting and not plural and own and len(nouns) > 1:
+            fitting = sorted(nouns)
+        return [noun for noun in coordinated(tree, fitting[0]) if noun < pronoun] if fitting else []
+
+    def _own_subjects(self, preposition: int) -> set[int]:
+        _, governor = _governor(self.tree, preposition)
+        if self.tree.tags[governor].startswith("VB"):
+            direct = objects(self.tree, governor)
+            return set(direct or subjects(self.tree, governor))
+        return {governor}
+
+    def _each_other(self, governor: int, words: list[str]) -> None:
+        tree = self.tree
+        if is_entity(tree, governor):
+            self._reciprocal(modified(tree, governor, len(tree)), words, verb=False)
+        elif tree.tags[governor].startswith("VB"):
+            copula = is_copula(tree, governor)
+            stated = words if copula else [tree.texts[governor], *words]
+            self._reciprocal(subjects(tree, governor), stated, verb=not copula)
+
+    def _reciprocal(self, nouns: list[int], words: list[str], verb: bool) -> None:
+        """Two nouns to each other; a plural to itself, "two dogs next to each other"."""
+        text = " ".join(words)
+        lemma = " ".join([verb_lemma(words[0]), *words[1:]]) if verb else text
+        if nouns:
+            self.found[Relation(nouns[0], text, nouns[1] if len(nouns) > 1 else nouns[0], lemma)] = None
+
+    def _after_verb(self, verb: int, preposition: int, words: list[str], things: list[int]) -> None:
+        tree = self.tree
+        doers = subjects(tree, verb)
+        direct = objects(tree, verb)
+        if is_copula(tree, verb):
+            self._place(doers, words, things)
+        elif is_passive(tree, verb) and not direct and self._passive(verb, words, doers, things):
+            return
+        elif direct:
+            self._place(self._located(verb, words, doers, direct, things), words, things)
+        elif words == ["in"] and head_noun(tree, things[0]) in CLOTHES:
+            self.state_verb(doers, ["wearing"], things)
+        else:
+            particles = _particles(tree, verb)
+            if words[0] in STATIC_PREPOSITIONS and verb_lemma(tree.texts[verb]) in POSTURE_VERBS:
+                particles = []
+            self.state_verb(doers, [tree.texts[verb], *particles, *words], things)
+
+    def _passive(self, verb: int, words: list[str], undergoers: list[int], things: list[int]) -> bool:
+        """States a passive from its agent's side, where there is one: "ridden by a man" is "man riding"."""
+        lemma = verb_lemma(self.tree.texts[verb])
+        agent = words == ["by"] and lemma not in LOCATIVE_BY
+        material = words[0] in ("in", "with") and len(words) == 1 and lemma in ("cover", "surround")
+        if agent or material:
+            self.state_verb(things, [gerund(self.tree.texts[verb])], undergoers)
+            return True
+        if lemma == "dress" and words == ["in"]:
+            self.state_verb(undergoers, ["wearing"], things)
+            return True
+        return False
+
+    def _located(
+        self, verb: int, words: list[str], doers: list[int], direct: list[int], things: list[int]
+    ) -> list[int]:
+        """Of "a man VERB a thing PREPOSITION a place": which of the two is at the place.
+
+        Whoever plays or rides is there; what is held, worn or put is there, unless it is a place to be in.
+        """
+        place = head_noun(self.tree, things[0])
+        if not doers or place in BODY_PARTS:
+            return direct
+        lemma = verb_lemma(self.tree.texts[verb])
+        if lemma == "wear" and words == ["with"]:
+            return direct
+        if place in PLACES or words in (["at"], ["with"]):
+            return doers
+        if words in (["under"], ["over"], ["around"], ["to"], ["into"], ["onto"], ["behind"]):
+            return direct
+        return direct if lemma in HOLDING_VERBS else doers
+
+    def _after_noun(self, noun: int, preposition: int, words: list[str], things: list[int]) -> None:
+        tree = self.tree
+        if words == ["of"]:
+            self._of(noun, things)
+            return
+        if words == ["with"] and any(_points_back(tree, thing) for thing in things):
+            return
+        located = modified(tree, noun, preposition)
+        if tree.deps[noun] == "dobj" and tree.is_verb(tree.heads[noun]) and words != ["with"]:
+            verb = tree.heads[noun]
+            doers = subjects(tree, verb)
+            if verb_lemma(tree.texts[verb]) not in ("have", "wear"):
+                located = self._located(verb, words, doers, located, things)
+        self._place(located, words, things)
+
+    def _place(self, located: list[int], words: list[str], things: list[int]) -> None:
+        """Without a verb; being in clothes is wearing them."""
+        if words == ["in"] and head_noun(self.tree, things[0]) in CLOTHES:
+            self.state_verb(located, ["wearing"], things)
+        else:
+            self.state(located, words, things)
+
+    def _of(self, noun: int, things: list[int]) -> None:
+        """ "of" after a container or picture says what is in it, otherwise whose part the noun is."""
+        head = head_noun(self.tree, noun)
         if head in PARTITIVES:
             return
-        if head in CONTAINERS_IN:
-            self.add(objects, ["in"], [noun])
-        elif head in CONTAINERS_ON:
-            self.add(objects, ["on"], [noun])
-        elif head in PICTURES:
-            self.add(objects, ["in"], [noun])
+        named = " " in phrase(self.tree, noun)
+        if head in CONTAINERS_ON and not named:
+            self.state(things, ["on"], [noun])
+        elif head in CONTAINERS_IN or head in PICTURES:
+            self.state(things, ["in"], [noun])
         else:
-            self.add(objects, ["has"], entities.coordinated(t, noun), verb=True)
+            self.state_verb(things, ["has"], coordinated(self.tree, noun))
 
     def possessive(self, owner: int) -> None:
-        t = self.tree
-        thing = t.heads[owner]
-        if t.is_noun(owner) and entities.is_entity(t, thing):
-            self.add(entities.coordinated(t, owner), ["has"], [thing], verb=True)
+        tree = self.tree
+        thing = tree.heads[owner]
+        if tree.is_noun(owner) and is_entity(tree, thing):
+            self.state_verb(coordinated(tree, owner), ["has"], [thing])
+
+
+    def having_adjective(self, adjective: int) -> None:
+        """ "a black haired boy" has hair."""
+        noun = self.tree.heads[adjective]
+        if is_entity(self.tree, noun) and noun > adjective:
+            self.state_verb([noun], ["has"], [adjective])
+
+
+def _particles(tree: Tree, verb: int) -> list[str]:
+    return [tree.texts[child] for child in tree.dependents(verb, "prt")]
+
+
+def _governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
+    """The words of the predicate, and the noun or verb they follow.
+
+    Adverbs and adjectives between are passed over ("high up in the sky"); prepositions and particles before
+    a preposition of direction belong to the predicate ("leading up to the house").
+    """
+    words = [tree.texts[preposition]]
+    node = preposition
+    while tree.heads[node] != node:
+        joined = tree.deps[node] == "conj"
+        node = tree.heads[node]
+        if is_entity(tree, node) or tree.tags[node].startswith("VB"):
+            return words, node
+        directional = words[0] in PARTICLE_PREPOSITIONS or tree.tags[node] == "IN"
+        if tree.tags[node] in ("IN", "TO", "RP", "RB") and directional and not joined:
+            words.insert(0, tree.texts[node])
+    return words, node
+
+
+def _points_back(tree: Tree, index: int) -> bool:
+    """Whether a phrase below says where the thing is by a pronoun: "a plate with a knife on it"."""
+    below = tree.dependents(index, "prep")
+    for verb in tree.dependents(index, "acl", "relcl"):
+        below += tree.dependents(verb, "prep")
+    return any(
+        tree.texts[child] in ("it", "them")
+        for preposition in below
+        for child in tree.dependents(preposition, "pobj")
+    )

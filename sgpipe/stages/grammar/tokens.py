@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 from typing import NamedTuple
 
-from sgpipe.stages.grammar.lexicon import CANS, EXPRESSIONS, QUANTITIES, SPELLINGS, STAND_INS
+from sgpipe.stages.grammar.lexicon import CANS, EXPRESSIONS, QUANTITIES, SIDED_PARTS, SPELLINGS, STAND_INS
 
 MAX_CHARACTERS = 1000
 
@@ -43,9 +44,11 @@ class Token(NamedTuple):
 def tokenise(caption: str) -> list[Token]:
     """Lower-case tokens of a caption, without marks at its end; symbols and control characters are dropped."""
     tokens = [_token(match) for match in _SCANNER.finditer(clean(caption))]
-    for index in range(1, len(tokens)):
-        if tokens[index].text in ("can", "cans") and tokens[index - 1].text in CANS:
-            tokens[index] = Token("boxes" if tokens[index].text == "cans" else "box", tokens[index].text)
+    for index, (before, after) in enumerate(pairwise(tokens)):
+        if after.text in ("can", "cans") and before.text in CANS:
+            tokens[index + 1] = Token("boxes" if after.text == "cans" else "box", after.text)
+        elif before.text == "left" and after.text.rstrip("s") in SIDED_PARTS:
+            tokens[index] = Token("big", "left")
     while tokens and not tokens[-1].word[-1].isalnum():
         tokens.pop()
     return tokens

@@ -1,0 +1,110 @@
+"""Who does what to whom: the subjects and objects of a verb, wherever the tree has put them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from lemminflect import getInflection, getLemma
+
+from sgpipe.stages.grammar.entities import content, coordinated, coordination_root, is_entity
+from sgpipe.stages.grammar.lexicon import BE, PERCEPTION
+from sgpipe.stages.grammar.tree import Tree
+
+SUBJECT_LABELS = ("nsubj", "nsubjpass", "csubj")
+_CLAUSE_LABELS = frozenset({"conj", "xcomp", "ccomp", "advcl"})
+_PASSIVE_LABELS = frozenset({"acl", "advcl", "conj", "ROOT", "relcl", "ccomp"})
+# A tree of a damaged sentence can be as deep as the sentence is long.
+_MAX_DEPTH = 12
+
+
+@lru_cache(maxsize=1 << 16)
+def verb_lemma(verb: str) -> str:
+    return str(getLemma(verb, "VERB", lemmatize_oov=True)[0])
+
+
+@lru_cache(maxsize=1 << 16)
+def gerund(verb: str) -> str:
+    """The -ing form of any form of a verb: the surface form of a passive told from its agent's side."""
+    found = getInflection(verb_lemma(verb), "VBG")
+    return str(found[0]) if found else verb
+
+
+def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
+    """The nouns that do (in a passive: undergo) what the verb says; none where the caption does not say."""
+    if depth > _MAX_DEPTH:
+        return []
+    for child in tree.dependents(verb, *SUBJECT_LABELS):
+        if _is_relative(tree, child):
+            return antecedents(tree, verb)
+        return coordinated(tree, child) if is_entity(tree, child) else []
+    if tree.dependents(verb, "expl"):
+        things = tree.dependents(verb, "attr", "dobj")
+        return [noun for thing in things if is_entity(tree, thing) for noun in coordinated(tree, thing)]
+    return [] if tree.heads[verb] == verb else _subjects_above(tree, verb, depth)
+
+
+def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
+    """The nearest noun above the verb and before it, or the subject of the nearest verb above."""
+    for node in tree.ancestors(verb):
+        if is_entity(tree, node) and node < verb:
+            return modified(tree, node, verb)
+        if tree.texts[node] in ("for", "like") and tree.heads[verb] == node:
+            return []
+        if tree.is_verb(node) or tree.dependents(node, *SUBJECT_LABELS):
+            return subjects(tree, node, depth + 1)
+    return []
+
+
+def antecedents(tree: Tree, verb: int) -> list[int]:
+    """What "that", "which" or "who" stands for in the relative clause of a verb."""
+    while tree.deps[verb] in _CLAUSE_LABELS and tree.heads[verb] != verb:
+        verb = tree.heads[verb]
+    head = tree.heads[verb]
+    if tree.deps[verb] == "relcl" and is_entity(tree, head):
+        return modified(tree, head, verb)
+    return []
+
+
+def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
+    """The nouns a phrase after them modifies: all of a coordination ("knives and forks on it")."""
+    root = coordination_root(tree, noun)
+    return [member for member in coordinated(tree, root) if member < modifier]
+
+
+def objects(tree: Tree, verb: int) -> list[int]:
+    """Direct objects, including the noun that a relative clause takes its object from."""
+    found: list[int] = []
+    for child in tree.dependents(verb, "dobj", "dative"):
+        if _is_relative(tree, child):
+            found += antecedents(tree, verb)
+        elif is_entity(tree, child):
+            found += coordinated(tree, child)
+    if not found and verb_lemma(tree.texts[verb]) in PERCEPTION:
+        seen = [noun for clause in tree.dependents(verb, "ccomp") for noun in tree.dependents(clause, "nsubj")]
+        found = [member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)]
+    return found or relative_object(tree, verb)
+
+
+def relative_object(tree: Tree, verb: int) -> list[int]:
+    """The hat of "the hat the man is wearing"; none if the clause has an object or a preposition of its own."""
+    if tree.deps[verb] != "relcl" or tree.dependents(verb, "prep", "dobj", "auxpass"):
+        return []
+    own = tree.dependents(verb, "nsubj")
+    if not own or _is_relative(tree, own[0]) or not is_entity(tree, tree.heads[verb]):
+        return []
+    return [content(tree, tree.heads[verb])]
+
+
+def is_passive(tree: Tree, verb: int) -> bool:
+    if tree.dependents(verb, "auxpass", "nsubjpass"):
+        return True
+    participle = tree.tags[verb] in ("VBN", "VBD") and tree.deps[verb] in _PASSIVE_LABELS
+    return participle and not tree.dependents(verb, "dobj", "aux")
+
+
+def is_copula(tree: Tree, verb: int) -> bool:
+    return tree.texts[verb] in BE
+
+
+def _is_relative(tree: Tree, index: int) -> bool:
+    return tree.tags[index] in ("WDT", "WP") or tree.texts[index] == "that"
