@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -91,14 +92,12 @@ def _corners(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor
     columns = torch.stack((near[..., 0], far[..., 0]), dim=-1).unsqueeze(-2)
     weight = (rows * columns).flatten(-2) * weights.unsqueeze(-1)
 
-    starts = [0]
-    for height, width in shapes:
-        starts.append(starts[-1] + height * width)
-    start = torch.tensor(starts[:-1]).view(-1, 1)
-    width = torch.tensor([width for _, width in shapes]).view(-1, 1)
+    starts = accumulate((height * width for height, width in shapes[:-1]), initial=0)
+    start = torch.tensor(list(starts)).view(-1, 1)
+    row_length = torch.tensor([width for _, width in shapes]).view(-1, 1)
     position = base.long()
-    token = position[..., 1] * width + position[..., 0] + start
-    offsets = torch.stack((torch.zeros_like(width), torch.ones_like(width), width, width + 1), dim=-1)
+    token = position[..., 1] * row_length + position[..., 0] + start
+    offsets = torch.tensor([(0, 1, width, width + 1) for _, width in shapes]).unsqueeze(1)
     return token.unsqueeze(-1) + offsets, weight
 
 

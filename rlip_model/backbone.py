@@ -20,8 +20,8 @@ from rlip_model.swin import Swin
 class ImageFeatures:
     """What the networks know of a picture before reading any text; levels from fine to coarse, concatenated.
 
-    tokens, positions: `[batch, tokens, dim]`; padding: `[batch, tokens]`, True outside the image; valid_ratios:
-    `[batch, levels, 2]`, the unpadded share (x, y) of each level; shapes: (height, width) of each level.
+    tokens, positions `[batch, tokens, dim]`; padding `[batch, tokens]`, True outside the image; valid_ratios
+    `[batch, levels, 2]`, the unpadded share (x, y) of each level; shapes (height, width) of each level.
     """
 
     tokens: Tensor

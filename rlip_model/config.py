@@ -1,4 +1,4 @@
-"""Configurations of the three networks: sizes, fusion, queries, noise. Stored as config.json beside the weights."""
+"""Configurations of the networks: sizes, fusion, queries, noise. Stored as config.json beside the weights."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class RLIPConfig(PretrainedConfig):
         if self.num_fusions != self.decoder_layers:
             raise ValueError(
                 f"{self.encoder_layers} encoder layers fused every {self.fusion_interval} give "
-                f"{self.num_fusions} label states for {self.decoder_layers} decoder layers; they must be as many"
+                f"{self.num_fusions} label states, not one for each of {self.decoder_layers} decoder layers"
             )
 
 
@@ -160,6 +160,9 @@ class ParSeDConfig(RLIPConfig):
     """RLIPv2-ParSeD: learned queries with reference points predicted from them."""
 
     model_type = "rlip_parsed"
+
+    def __init__(self, **kwargs: Any) -> None:  # without it, transformers 5 makes one that skips ours
+        super().__init__(**kwargs)
 
 
 class RTaggerConfig(RLIPConfig):

@@ -18,7 +18,7 @@ FIRST_SIZE_BIAS = -2.0  # boxes start at sigmoid(-2) = 0.12 of the image
 
 @dataclass(frozen=True)
 class DecodedEntities:
-    """States `[layers, batch, 2 * pairs, dim]` and boxes `[layers, batch, 2 * pairs, 4]` after every layer."""
+    """After every layer: states `[layers, batch, 2 * pairs, dim]`, boxes `[layers, batch, 2 * pairs, 4]`."""
 
     hidden: Tensor
     boxes: Tensor
@@ -106,15 +106,13 @@ class EntityDecoder(Decoder):
         heads = zip(self.subject_box_heads, self.object_box_heads, strict=True)
         for index, (layer, (subject_head, object_head)) in enumerate(zip(self.layers, heads, strict=True)):
             positions = self.positions(index, content, references, queries.positions)
-            content = layer(
-                content, positions, references, memory, queries.padding, queries.attention_mask
-            )
+            content = layer(content, positions, references, memory, queries.padding, queries.attention_mask)
             subjects, objects = content.chunk(2, dim=1)
             subject_references, object_references = references.chunk(2, dim=1)
             refined = torch.cat(
                 (
-                    subject_head.refine(subjects, subject_references),
-                    object_head.refine(objects, object_references),
+                    subject_head(subjects, subject_references),
+                    object_head(objects, object_references),
                 ),
                 dim=1,
             )
@@ -137,8 +135,8 @@ class RelationDecoder(Decoder):
             references = (subject_boxes + object_boxes) / 2
             positions = self.positions(index, content, references, queries.positions)
             content = layer(content, positions, references, memory, queries.padding, None)
-            subject_boxes = subject_head.refine(content, subject_boxes).detach()
-            object_boxes = object_head.refine(content, object_boxes).detach()
+            subject_boxes = subject_head(content, subject_boxes).detach()
+            object_boxes = object_head(content, object_boxes).detach()
             states.append(content)
             subjects.append(subject_boxes)
             objects.append(object_boxes)

@@ -19,8 +19,8 @@ class Memory:
     """What the decoders look at.
 
     tokens `[batch, tokens, dim]`, padding `[batch, tokens]`, valid_ratios `[batch, levels, 2]`; labels
-    `[decoder layers, batch, labels, dim]`, the label states each decoder layer is read out with. The batch may
-    be 1 and shared by many groups of queries.
+    `[decoder layers, batch, labels, dim]`, what each decoder layer is read out with. The batch may be 1 and
+    shared by many groups of queries.
     """
 
     tokens: Tensor
@@ -79,7 +79,7 @@ class ALIFEncoder(nn.Module):
         self.label_layers = nn.ModuleList(LabelLayer(config.text_config) for _ in fusions)
 
     def forward(self, image: ImageFeatures, labels: LabelFeatures) -> tuple[Tensor, Tensor]:
-        """Fused image tokens `[batch, tokens, dim]` and label states `[fusions, batch, labels, label_dim]`."""
+        """Image tokens `[batch, tokens, dim]` and label states `[fusions, batch, labels, label_dim]`."""
         tokens = image.tokens
         language = labels.features.expand(tokens.shape[0], -1, -1)
         masked = None if labels.masked is None else labels.masked.expand(tokens.shape[0], -1)

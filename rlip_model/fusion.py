@@ -160,7 +160,7 @@ class VisionLanguageFusion(nn.Module):
         self.label_gate = Gate(label_dim, config.gating, 1 / config.num_levels)
 
     def forward(self, vision: Tensor, positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """`vision`, `positions` `[batch, tokens, dim]`, `labels` `[batch, labels, label_dim]`, both updated."""
+        """`vision` and `positions` `[batch, tokens, dim]`, `labels` `[batch, labels, label_dim]`."""
         vision, labels = self.layer_norm_v(vision), self.layer_norm_l(labels)
         vision_update, label_update = self.attn(vision, positions, labels)
         return self.vision_gate(vision, vision_update), self.label_gate(labels, label_update)
@@ -178,7 +178,7 @@ class LabelLayer(RobertaLayer):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, labels: Tensor, masked: Tensor | None) -> Tensor:
-        """`labels` `[batch, labels, dim]`; `masked` `[batch, labels]` is True where a label is not looked at."""
+        """`labels` `[batch, labels, dim]`; `masked` `[batch, labels]`, True for labels not looked at."""
         scores = None
         if masked is not None:
             scores = masked[:, None, None, :].to(labels.dtype) * MASKED_LABEL

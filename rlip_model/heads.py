@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ RARE = -math.log((1 - 0.01) / 0.01)  # constant logit bias: before training ever
 class LayerOutput:
     """Predictions of one decoder layer for `pairs` = half the queries.
 
-    subject_logits, object_logits `[batch, pairs, objects]` ("no objects" last; subjects None when they are not
+    subject_logits, object_logits `[batch, pairs, objects]` ("no objects" last; None where subjects are not
     classified), relation_logits `[batch, pairs, relations]`, boxes `[batch, pairs, 4]` normalised cxcywh.
     """
 
@@ -41,9 +41,9 @@ class RelationOutput:
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in pairwise(widths))
 
     def forward(self, features: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -51,24 +51,25 @@ class MLP(nn.Module):
         return self.layers[-1](features)
 
 
-class BoxHead(MLP):
-    """Moves a reference: `sigmoid(mlp(hidden) + inverse_sigmoid(reference))`, starting from no move.
+class BoxHead(nn.Module):
+    """Moves a reference: `sigmoid(mlp(hidden) + inverse_sigmoid(reference))`, at first not at all.
 
     Args:
         size_bias: initial logit of width and height, for references that have none.
     """
 
     def __init__(self, dim: int, size_bias: float = 0.0) -> None:
-        super().__init__((dim, dim, dim, 4))
-        last = self.layers[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        nn.init.constant_(last.bias[2:], size_bias)
+        super().__init__()
+        self.mlp = MLP(dim, dim, dim, 4)
+        *_, weight, bias = self.mlp.parameters()
+        nn.init.zeros_(weight)
+        nn.init.zeros_(bias)
+        nn.init.constant_(bias[2:], size_bias)
 
-    def refine(self, hidden: Tensor, reference: Tensor) -> Tensor:
-        """Boxes `[..., 4]` from `hidden` `[..., dim]` and references `[..., 2]` (xy) or `[..., 4]` (cxcywh)."""
+    def forward(self, hidden: Tensor, reference: Tensor) -> Tensor:
+        """Boxes `[..., 4]` from `hidden` `[..., dim]` and references `[..., 2 (xy) or 4 (cxcywh)]`."""
         known = inverse_sigmoid(reference)
-        move = self(hidden).to(known.dtype)
+        move = self.mlp(hidden).to(known.dtype)
         width = reference.shape[-1]
         return torch.cat((move[..., :width] + known, move[..., width:]), dim=-1).sigmoid()
 

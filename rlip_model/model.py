@@ -1,4 +1,4 @@
-"""The networks: ParSeD (learned queries) and the R-Tagger (given pairs). They differ only in their queries."""
+"""The networks: ParSeD (learned queries) and the R-Tagger (given pairs); only their queries differ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from rlip_model.backbone import ImageEncoder, ImageFeatures
@@ -24,7 +24,7 @@ CACHED_LABELS = 20_000
 
 
 class RLIPModel(RLIPPreTrainedModel):
-    """Image and label encoders, ALIF encoder, the two decoders and the read-outs; subclasses bring queries."""
+    """Image and label encoders, ALIF encoder, two decoders and read-outs; subclasses bring the queries."""
 
     queries: LearnedQueries | PairQueries
 
@@ -189,7 +189,7 @@ class RTagger(RLIPModel):
 
     @torch.no_grad()
     def score_pairs(self, memory: Memory, groups: Sequence[Pairs]) -> Tensor:
-        """Probabilities `[groups, pairs, relations]` of the relation labels for groups of pairs of one picture.
+        """Probabilities `[groups, pairs, relations]` of the relation labels, for pairs of one picture.
 
         Pairs of one group see each other, groups do not. Rows beyond a group's pairs are 0.
 

@@ -11,7 +11,7 @@ TEMPERATURE = 10_000.0
 
 
 def sine_features(coordinates: Tensor, features: int) -> Tensor:
-    """Interleaved sine and cosine of `coordinates * 2 pi` at `features / 2` wavelengths: `[..., features]`."""
+    """`[..., features]`: interleaved sine and cosine of `coordinates * 2 pi` at various wavelengths."""
     pair = torch.arange(features, device=coordinates.device, dtype=torch.float32) // 2
     wavelengths = TEMPERATURE ** (2 * pair / features)
     angles = coordinates.float().unsqueeze(-1) * (2 * math.pi) / wavelengths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ class CheckpointError(ValueError):
 class RLIPPreTrainedModel(PreTrainedModel):
     """A network that is saved and loaded as config.json, model.safetensors and tokenizer files."""
 
-    config_class = RLIPConfig
+    config_class: type[RLIPConfig] = RLIPConfig
     config: RLIPConfig
     base_model_prefix = ""
     title: ClassVar[str] = "RLIP model"
@@ -44,9 +44,10 @@ class RLIPPreTrainedModel(PreTrainedModel):
         name = str(pretrained_model_name_or_path)
         _check_kind(name, cls)
         try:
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+            loaded = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except (OSError, RuntimeError, ValueError) as reason:
             raise CheckpointError(f"cannot load {cls.title} from {name}: {reason}") from reason
+        model, info = cast(tuple[Model, dict[str, Any]], loaded)
         _check_keys(name, info["missing_keys"], info["unexpected_keys"])
         model.set_tokenizer(load_tokenizer(name))
         return model
@@ -96,6 +97,8 @@ def _listing(folder: Path, most: int = 8) -> str:
 
 
 def _check_keys(name: str, missing: Any, unexpected: Any) -> None:
-    problems = [f"missing {key}" for key in sorted(missing)] + [f"unknown {key}" for key in sorted(unexpected)]
+    problems = [f"missing {key}" for key in sorted(missing)] + [
+        f"unknown {key}" for key in sorted(unexpected)
+    ]
     if problems:
         raise CheckpointError(f"the weights in {name} don't fit their config.json: " + ", ".join(problems))

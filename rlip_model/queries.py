@@ -22,7 +22,7 @@ class EntityQueries:
     """Queries of the entity decoder.
 
     content `[batch, 2 * pairs, dim]`; positions the same, or None where they follow from the references;
-    references `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`; padding `[batch, 2 * pairs]`, True for unused slots;
+    references `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`; padding `[batch, 2 * pairs]`, True in unused slots;
     attention_mask `[batch * heads, 2 * pairs, 2 * pairs]`, True where attention is forbidden.
     """
 
@@ -61,7 +61,7 @@ class RelationQueryBuilder(nn.Module):
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
         self.kind = config.verb_query
-        self.half = config.num_pairs
+        self.num_pairs = config.num_pairs
         if self.kind != "vanilla":
             self.verb_fusion = MultiBranchFusion(config.hidden_dim)
             self.verb_position = nn.Embedding(config.num_pairs, config.hidden_dim)
@@ -76,7 +76,7 @@ class RelationQueryBuilder(nn.Module):
         """
         subjects, objects = entities.chunk(2, dim=1)
         pairs = subjects.shape[1]
-        content = (learned[:pairs] + learned[self.half : self.half + pairs]).expand_as(subjects)
+        content = (learned[:pairs] + learned[self.num_pairs : self.num_pairs + pairs]).expand_as(subjects)
         positions = subjects + objects
         if self.kind != "vanilla":
             fused = self.verb_fusion(subjects, objects)
@@ -122,7 +122,7 @@ class LearnedQueries(nn.Module):
 
 
 class PairQueries(nn.Module):
-    """The R-Tagger's queries: position from a box, content from its label (DN-DETR style noise in training)."""
+    """The R-Tagger's queries: position from a box, content from its label, with noise in training."""
 
     def __init__(self, config: RTaggerConfig) -> None:
         super().__init__()
@@ -200,6 +200,8 @@ class PairQueries(nn.Module):
 
 def _places(counts: Sequence[int], slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Image index and slot of every subject, then of every object."""
-    image = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long)
+    image = torch.tensor(
+        [index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long
+    )
     slot = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.long)
     return image.repeat(2).to(device), torch.cat((slot, slots + slot)).to(device)

@@ -34,7 +34,7 @@ def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tenso
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """`[windows, window**2, window**2]` scores that keep the wrapped-around parts of shifted windows apart."""
+    """`[windows, window**2, window**2]` scores that keep the wrapped parts of shifted windows apart."""
     shift = window // 2
 
     def bands(size: int) -> Tensor:
@@ -61,7 +61,7 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """`windows` `[images * windows, tokens, dim]`, `mask` `[windows, tokens, tokens]` added to the scores."""
+        """`windows` `[images * windows, tokens, dim]`; `mask` `[windows, tokens, tokens]` or None."""
         total, tokens, dim = windows.shape
         query, key, value = self.qkv(windows).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
@@ -136,12 +136,13 @@ class SwinStage(nn.Module):
         )
         self.downsample = PatchMerging(dim) if merge else None
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's own maps, and those that the next stage starts from."""
         height, width = (side + -side % self.window for side in maps.shape[1:3])
         mask = shift_mask(height, width, self.window, maps.device)
         for block in self.blocks:
             maps = block(maps, mask)
-        return maps
+        return maps, maps if self.downsample is None else self.downsample(maps)
 
 
 class PatchEmbedding(nn.Module):
@@ -187,13 +188,12 @@ class Swin(nn.Module):
         """`[batch, 3, height, width]` to three `[batch, channels, height / stride, width / stride]`."""
         maps = self.patch_embed(images)
         outputs = []
-        for index, stage in enumerate(self.layers):
-            maps = stage(maps)
-            if index > 0:
-                norm = self.get_submodule(f"norm{index}")
+        norms = (None, self.norm1, self.norm2, self.norm3)
+        for stage, norm in zip(self.layers, norms, strict=True):
+            maps, downsampled = stage(maps)
+            if norm is not None:
                 outputs.append(norm(maps).permute(0, 3, 1, 2).contiguous())
-            if stage.downsample is not None:
-                maps = stage.downsample(maps)
+            maps = downsampled
         return outputs
 
 

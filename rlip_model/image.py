@@ -1,0 +1,36 @@
+"""Pictures to network input, as in evaluation: resized by their shorter side, normalised, no augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def resized(width: int, height: int, short_side: int = 800, long_side: int = 1333) -> tuple[int, int]:
+    """(width, height) with a shorter side of `short_side`, or less so that the longer one fits `long_side`.
+
+    The longer side is rounded down, as in DETR; no side becomes less than one pixel.
+    """
+    shorter, longer = min(width, height), max(width, height)
+    if longer / shorter * short_side > long_side:
+        short_side = max(round(long_side * shorter / longer), 1)
+    if width < height:
+        return short_side, int(short_side * height / width)
+    return int(short_side * width / height), short_side
+
+
+def to_pixel_values(image: Image.Image, short_side: int = 800, long_side: int = 1333) -> Tensor:
+    """`[3, height, width]`, float32, resized bilinearly (with antialiasing) and normalised.
+
+    Args:
+        image: RGB.
+    """
+    size = resized(*image.size, short_side, long_side)
+    pixels = np.array(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    normalised = (pixels - np.array(MEAN, dtype=np.float32)) / np.array(STD, dtype=np.float32)
+    return torch.from_numpy(normalised).permute(2, 0, 1).contiguous()

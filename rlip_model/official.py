@@ -1,0 +1,235 @@
+"""The published RLIPv2 checkpoints: their parameter names, and the configuration that their shapes imply."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from torch import Tensor
+from transformers import RobertaConfig
+
+from rlip_model.config import Gating, ParSeDConfig, RLIPConfig, RTaggerConfig, VerbQuery
+from rlip_model.fusion import GATE_RULES
+from rlip_model.pretrained import CheckpointError
+
+State = Mapping[str, Tensor]
+
+_RENAMES = [
+    (r"^backbone\.0\.body\.", "image_encoder.backbone."),
+    (r"^input_proj\.", "image_encoder.projections."),
+    (r"^transformer\.level_embed$", "image_encoder.level_embed"),
+    (r"^transformer\.text_encoder\.", "text_encoder.roberta."),
+    (r"^transformer\.resizer\.", "label_resizer."),
+    (r"^transformer\.(?:ho_)?encoder\.layers\.", "encoder.layers."),
+    (r"^transformer\.(?:ho_)?encoder\.roberta_layers\.", "encoder.label_layers."),
+    (r"^transformer\.(?:ho_)?encoder\.VLFuse_layers\.(\d+)\.b_attn\.", r"encoder.fusion_layers.\1."),
+    (r"\.gamma_v$", ".vision_gate.gamma"),
+    (r"\.gamma_l$", ".label_gate.gamma"),
+    (r"\.gamma_v_down\.", ".vision_gate.down."),
+    (r"\.gamma_l_down\.", ".label_gate.down."),
+    (r"\.gamma_v_(?:up|one)\.", ".vision_gate.up."),
+    (r"\.gamma_l_(?:up|one)\.", ".label_gate.up."),
+    (r"\.layer_norm_gating_v\.", ".vision_gate.norm."),
+    (r"\.layer_norm_gating_l\.", ".label_gate.norm."),
+    (r"\.MBF_v\.", ".vision_gate.branches."),
+    (r"\.MBF_l\.", ".label_gate.branches."),
+    (r"^transformer\.ho_decoder\.", "entity_decoder."),
+    (r"^transformer\.verb_decoder\.", "relation_decoder."),
+    (r"^query_embed\.", "queries.query_embed."),
+    (r"^transformer\.reference_points_sub\.", "queries.reference_points.subject."),
+    (r"^transformer\.reference_points_obj\.", "queries.reference_points.object."),
+    (r"^transformer\.coord_proj\.", "queries.coord_proj."),
+    (r"^transformer\.verb_tgt\.", "queries.verb_content."),
+    (r"^transformer\.verb_tgt_generator\.", "queries.relation_builder.verb_fusion."),
+    (r"^transformer\.verb_query_embed\.", "queries.relation_builder.verb_position."),
+    (r"^projection_text\.", "scorer.projection."),
+    (r"^bias_obj_a$", "scorer.entity_bias"),
+    (r"^bias_pred_a$", "scorer.relation_bias"),
+]
+_RENAMES_COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _RENAMES]
+_BOX_HEAD = re.compile(r"^(sub|obj)_bbox_embed\.(\d+)\.(.*)$")
+_IGNORED = re.compile(
+    r"^transformer\.(ho|verb)_decoder\.(sub|obj)_bbox_embed\."  # a second name of the top-level heads
+    r"|^transformer\.text_encoder\.embeddings\.position_ids$"  # a buffer of old transformers
+    r"|\.num_batches_tracked$"
+)
+_FUSION = re.compile(r"VLFuse_layers\.0\.b_attn\.(gamma_v_\w+|layer_norm_gating_v|MBF_v)\.")
+
+
+def renamed(key: str, decoder_layers: int) -> str:
+    """Our name of a parameter of the published code.
+
+    The first `decoder_layers` box heads belong to the entity decoder, the others to the relation decoder.
+    """
+    head = _BOX_HEAD.match(key)
+    if head:
+        role = "subject" if head[1] == "sub" else "object"
+        decoder = "entity" if int(head[2]) < decoder_layers else "relation"
+        return f"{decoder}_decoder.{role}_box_heads.{int(head[2]) % decoder_layers}.mlp.{head[3]}"
+    for pattern, replacement in _RENAMES_COMPILED:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def is_ignored(key: str, config: RLIPConfig) -> bool:
+    """Whether a published parameter is a duplicate, or one that its own network never reads."""
+    unused = isinstance(config, RTaggerConfig) and key == "query_embed.weight"
+    return unused or _IGNORED.search(key) is not None
+
+
+def infer_config(
+    state: State,
+    args: Mapping[str, Any] | None = None,
+    *,
+    gating: str | None = None,
+    verb_query: str | None = None,
+    text_config: RobertaConfig | None = None,
+) -> RLIPConfig:
+    """The configuration of a published checkpoint.
+
+    Args:
+        state: its parameters, under their published names.
+        args: the training options stored with them, if any.
+        gating, verb_query: what the shapes cannot tell; they take precedence over `args`.
+        text_config: of the RoBERTa it was trained with; the shapes don't tell its number of heads.
+
+    Raises:
+        CheckpointError: not RLIPv2, or something that neither shapes nor options tell.
+    """
+    options = args or {}
+    _check_is_rlipv2(state, options)
+    kind = RTaggerConfig if "transformer.coord_proj.weight" in state else ParSeDConfig
+    encoder = "transformer.ho_encoder."
+    levels, dim = state["transformer.level_embed"].shape
+    points = int(options.get("enc_n_points", 4))
+    noise: dict[str, Any] = {}
+    if kind is RTaggerConfig:
+        noise["box_noise"] = float(options.get("box_noise_scale", 0.4))
+        noise["label_noise"] = float(options.get("label_noise_scale", 0.2))
+    encoder_layers = _count(state, encoder + "layers.")
+    return kind(
+        **_backbone(state, options),
+        **noise,
+        hidden_dim=dim,
+        num_heads=state[encoder + "layers.0.self_attn.attention_weights.bias"].shape[0] // (levels * points),
+        feedforward_dim=state[encoder + "layers.0.linear1.bias"].shape[0],
+        num_queries=state["query_embed.weight"].shape[0],
+        encoder_layers=encoder_layers,
+        decoder_layers=_count(state, "transformer.ho_decoder.layers."),
+        num_levels=levels,
+        num_points=points,
+        dropout=float(options.get("dropout", 0.0)),
+        fusion_interval=math.ceil(encoder_layers / _count(state, encoder + "VLFuse_layers.")),
+        fusion_last_level=bool(options.get("fusion_last_vis", True)),
+        fusion_dim=state[encoder + "VLFuse_layers.0.b_attn.attn.v_proj.bias"].shape[0],
+        gating=_gating(state, gating or options.get("gating_mechanism")),
+        verb_query=_verb_query(state, verb_query or options.get("verb_query_tgt_type")),
+        subject_class=bool(options.get("subject_class", True)),
+        text_config=_text_config(state, text_config),
+    )
+
+
+def _check_is_rlipv2(state: State, options: Mapping[str, Any]) -> None:
+    fusion = options.get("fusion_type", "GLIP_attn")
+    if fusion != "GLIP_attn":
+        raise CheckpointError(
+            f"it was trained with fusion_type {fusion!r}; only GLIP_attn (RLIPv2) is supported"
+        )
+    if any(key.startswith("transformer.encoder.VLFuse_layers.") for key in state):
+        raise CheckpointError("it is an RLIPv2-ParSeDA checkpoint, which cannot be converted yet")
+    needed = [
+        "transformer.level_embed",
+        "query_embed.weight",
+        "projection_text.weight",
+        "transformer.ho_decoder.layers.0.linear1.bias",
+        "transformer.ho_encoder.layers.0.linear1.bias",
+        "transformer.ho_encoder.layers.0.self_attn.attention_weights.bias",
+        "transformer.ho_encoder.VLFuse_layers.0.b_attn.attn.v_proj.bias",
+        "transformer.text_encoder.embeddings.word_embeddings.weight",
+    ]
+    absent = [key for key in needed if key not in state]
+    if absent:
+        raise CheckpointError(f"it is not an RLIPv2 checkpoint: it lacks {', '.join(absent)}")
+
+
+def _count(state: State, prefix: str) -> int:
+    found = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+    return len([index for index in found if index.isdigit()])
+
+
+def _backbone(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    body = "backbone.0.body."
+    if body + "patch_embed.proj.weight" not in state:
+        return {"backbone": "resnet50", "drop_path": 0.0}
+    stages = range(_count(state, body + "layers."))
+    tables = [
+        state[f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape for stage in stages
+    ]
+    return {
+        "backbone": "swin",
+        "swin_embed_dim": state[body + "patch_embed.proj.weight"].shape[0],
+        "swin_depths": [_count(state, f"{body}layers.{stage}.blocks.") for stage in stages],
+        "swin_heads": [table[1] for table in tables],
+        "swin_window": (math.isqrt(tables[0][0]) + 1) // 2,
+        "drop_path": float(options.get("drop_path_rate", 0.2)),
+    }
+
+
+def _gating(state: State, chosen: str | None) -> Gating:
+    found = {match[1] for key in state if (match := _FUSION.search(key))}
+    possible = [gating for gating in get_args(Gating) if _gate_parameters(gating) == found]
+    if chosen is None and len(possible) == 1:
+        return cast(Gating, possible[0])
+    if chosen is None:
+        raise CheckpointError(
+            f"its gating cannot be told from its weights: choose one of {', '.join(possible)}"
+        )
+    if chosen not in possible:
+        raise CheckpointError(
+            f"its weights don't fit gating {chosen!r}, only {', '.join(possible) or 'none'}"
+        )
+    return cast(Gating, chosen)
+
+
+def _gate_parameters(gating: Gating) -> set[str]:
+    rule = GATE_RULES.get(gating)
+    if rule is None:
+        return {"MBF_v"}
+    if rule.bottleneck is None:
+        return set()
+    names = {"gamma_v_down", "gamma_v_one" if rule.scalar else "gamma_v_up"}
+    return names | {"layer_norm_gating_v"} if rule.norm else names
+
+
+def _verb_query(state: State, chosen: str | None) -> VerbQuery:
+    fused = any(key.startswith("transformer.verb_tgt_generator.") for key in state)
+    possible = ["MBF", "vanilla_MBF"] if fused else ["vanilla"]
+    if chosen is None and len(possible) > 1:
+        raise CheckpointError(
+            f"its verb query cannot be told from its weights: choose {' or '.join(possible)}"
+        )
+    if chosen is not None and chosen not in possible:
+        raise CheckpointError(f"its weights don't fit verb query {chosen!r}, only {' or '.join(possible)}")
+    return cast(VerbQuery, chosen or possible[0])
+
+
+def _text_config(state: State, given: RobertaConfig | None) -> RobertaConfig:
+    prefix = "transformer.text_encoder."
+    embeddings = prefix + "embeddings."
+    vocabulary, width = state[embeddings + "word_embeddings.weight"].shape
+    if given is not None and given.hidden_size == width:
+        heads, eps = given.num_attention_heads, given.layer_norm_eps
+    else:
+        heads, eps = max(width // 64, 1), 1e-5
+    return RobertaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=_count(state, prefix + "encoder.layer."),
+        num_attention_heads=heads,
+        intermediate_size=state[prefix + "encoder.layer.0.intermediate.dense.bias"].shape[0],
+        max_position_embeddings=state[embeddings + "position_embeddings.weight"].shape[0],
+        type_vocab_size=state[embeddings + "token_type_embeddings.weight"].shape[0],
+        layer_norm_eps=eps,
+    )

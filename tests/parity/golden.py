@@ -1,0 +1,164 @@
+"""Reference folders of the network: their options, weights and inputs; and comparing with their tensors."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import RobertaConfig
+
+from rlip_model.checkpoint import build_model, load_official
+from rlip_model.model import RLIPModel
+from rlip_model.official import infer_config
+from rlip_model.queries import Pairs
+from tests.parity.seeded import seeded_state
+
+
+class NotGoldenError(Exception):
+    """A folder that is not of the form of the reference folders."""
+
+
+@dataclass
+class Golden:
+    """One folder. `small`: reduced sizes with stored weights; else paper size with name-seeded weights."""
+
+    folder: Path
+    meta: dict[str, Any]
+    options: dict[str, Any]
+    small: bool
+    inputs: dict[str, Tensor]
+
+    @property
+    def num_objects(self) -> int:
+        return len(self.meta["obj_texts"])
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a file of the folder; none if there is no such file."""
+        path = self.folder / name
+        return _load(path) if path.is_file() else {}
+
+    def pairs(self, prefix: str = "targets_a.", tensors: dict[str, Tensor] | None = None) -> list[Pairs]:
+        """The target pairs of every image of the batch."""
+        found = self.inputs if tensors is None else tensors
+        pairs: list[Pairs] = []
+        while f"{prefix}{len(pairs)}.sub_boxes" in found:
+            image = f"{prefix}{len(pairs)}."
+            names = ("sub_boxes", "obj_boxes", "sub_labels", "obj_labels")
+            pairs.append(Pairs(*(found[image + name] for name in names)))
+        return pairs
+
+    def build(self) -> RLIPModel:
+        """The network that the options and the weights describe, in evaluation mode."""
+        state = self._state()
+        model = build_model(infer_config(state, self.options, text_config=self._text_config()))
+        load_official(model, state)
+        return model.eval()
+
+    def _state(self) -> dict[str, Tensor]:
+        if self.small:
+            return {key: value.float() for key, value in self.tensors("weights.safetensors").items()}
+        keys = "keys_swint.json" if str(self.options.get("backbone")).startswith("swin") else "keys_r50.json"
+        shapes = _json(self.folder.parent / keys)
+        state = seeded_state(shapes, int(self.options["dec_layers"]))
+        for key, (total, magnitude) in self.meta.get("probe", {}).items():
+            found = (float(state[key].sum()), float(state[key].abs().sum()))
+            if abs(found[0] - total) > 0.01 or abs(found[1] - magnitude) > 1e-4 * magnitude + 0.01:
+                raise NotGoldenError(f"the seeded weight {key} is not the one the folder was made with")
+        return state
+
+    def _text_config(self) -> RobertaConfig | None:
+        path = self.folder.parent.parent / "roberta_small" / "config.json"
+        return RobertaConfig(**_json(path)) if self.small and path.is_file() else None
+
+
+def open_golden(folder: Path) -> Golden:
+    """Raises NotGoldenError, in one line."""
+    for name in ("meta.json", "inputs.safetensors", "outputs_raw_text.safetensors"):
+        if not (folder / name).is_file():
+            raise NotGoldenError(f"{folder} is not a reference folder: it has no {name}")
+    meta = _json(folder / "meta.json")
+    absent = [key for key in ("flags", "obj_texts", "verb_texts") if key not in meta]
+    if absent:
+        raise NotGoldenError(f"{folder}/meta.json has no {', '.join(absent)}")
+    small = (folder / "weights.safetensors").is_file()
+    return Golden(folder, meta, parse_flags(meta["flags"]), small, _load(folder / "inputs.safetensors"))
+
+
+def parse_flags(flags: str) -> dict[str, Any]:
+    """`--name value` and `--name` of a command line; what comes later wins."""
+    options: dict[str, Any] = {"fusion_last_vis": False, "subject_class": False, "dropout": 0.1}
+    options.update(gating_mechanism="GLIP", verb_query_tgt_type="vanilla")
+    name = ""
+    for word in shlex.split(flags):
+        if word.startswith("--"):
+            name = word[2:]
+            options[name] = True
+        else:
+            options[name] = word
+    return options
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as reason:
+        raise NotGoldenError(f"{path} cannot be read: {reason}") from reason
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as reason:
+        raise NotGoldenError(f"{path} cannot be read: {reason}") from reason
+
+
+@dataclass(frozen=True)
+class Row:
+    section: str
+    name: str
+    difference: float
+    tolerance: float
+    within: bool
+
+
+@dataclass
+class Report:
+    """Largest differences, one row per tensor. At paper size the tolerance grows with the value."""
+
+    small: bool
+    rows: list[Row] = field(default_factory=list)
+
+    def compare(self, section: str, name: str, found: Tensor, expected: Tensor) -> None:
+        """NaN in `expected` (groups without pairs) is not compared; NaN in `found` never passes."""
+        if found.shape != expected.shape:
+            self.rows.append(Row(section, f"{name} {list(found.shape)}", float("inf"), 0.0, False))
+            return
+        tolerance = self._tolerance(name)
+        known = (
+            ~expected.isnan() if expected.is_floating_point() else torch.ones_like(expected, dtype=torch.bool)
+        )
+        found, expected = found[known].double(), expected[known].double()
+        difference = (found - expected).abs()
+        allowed = tolerance + (0.0 if self.small else tolerance) * expected.abs()
+        largest = float(difference.max()) if difference.numel() else 0.0
+        self.rows.append(Row(section, name, largest, tolerance, bool((difference <= allowed).all())))
+
+    def require(self, section: str, name: str, holds: bool) -> None:
+        """A row for something that is right or wrong, without measure."""
+        self.rows.append(Row(section, name, 0.0 if holds else float("inf"), 0.0, holds))
+
+    def _tolerance(self, name: str) -> float:
+        if "boxes" in name or "refs" in name:
+            return 1e-5 if self.small else 1e-4
+        return 1e-4 if self.small else 1e-3
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if not row.within]

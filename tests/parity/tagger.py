@@ -1,0 +1,216 @@
+"""Checks of what only the R-Tagger has: the query builder with its noise, and the generated annotations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlip_model.encoder import Memory
+from rlip_model.model import RLIPModel, RTagger
+from rlip_model.queries import EntityQueries, PairQueries, Pairs
+from rlip_model.text import NO_OBJECTS, load_tokenizer
+from sgpipe.records import Relation
+from sgpipe.stages.grouping import Group
+from sgpipe.stages.tag import given_pairs, reference_batches, relations_above
+from sgpipe.vocabulary import category_names
+from tests.parity.forward import layer_outputs
+from tests.parity.golden import Golden, Report
+
+FIRST_ID = 10_000_000
+
+
+class RecordedNoise:
+    """The random numbers that the reference drew, in their order."""
+
+    def __init__(self, draws: Sequence[Tensor]) -> None:
+        self.draws = list(draws)
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        draw = self.draws.pop(0)
+        assert draw.shape == torch.Size(shape)
+        return draw.to(device)
+
+    def integers(self, high: int, count: int, device: torch.device) -> Tensor:
+        draw = self.draws.pop(0)
+        assert len(draw) == count
+        assert count == 0 or int(draw.max()) < high
+        return draw.to(device)
+
+
+class NoNoise:
+    """Training without any change: every draw is in the middle."""
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        return torch.full(tuple(shape), 0.5, device=device)
+
+    def integers(self, high: int, count: int, device: torch.device) -> Tensor:
+        raise AssertionError("no label is replaced")
+
+
+@torch.no_grad()
+def check_queries(model: RLIPModel, golden: Golden, report: Report) -> None:
+    """prepare_query.safetensors: a training call with recorded noise, full images, and an evaluation call."""
+    expected = golden.tensors("prepare_query.safetensors")
+    if not expected or not isinstance(model, RTagger):
+        return
+    builder, labels = model.queries, expected["label_embeds"]
+    drawn = sorted(key for key in expected if key.startswith("draw"))
+    noise = RecordedNoise([expected[key] for key in drawn])
+    builder.box_noise, builder.label_noise, builder.noise_range = 0.6, 0.3, "batch"
+    pairs = golden.pairs("targets.", expected)
+    trained = builder.entities(pairs, labels, noise=noise)
+    report.require("queries", "every recorded draw is used", not noise.draws)
+    compare_queries(report, "training", trained, expected, "")
+    compare_noised_boxes(report, builder, trained, expected)
+
+    compare_queries(report, "evaluation", builder.entities(pairs, labels), expected, "eval.")
+    full = golden.pairs("full.targets.", expected)
+    builder.label_noise = 0.0
+    compare_queries(report, "full images", builder.entities(full, labels, noise=NoNoise()), expected, "full.")
+    builder.box_noise, builder.label_noise = model.config.box_noise, model.config.label_noise
+    builder.noise_range = model.config.label_noise_range
+
+
+def compare_queries(
+    report: Report, name: str, found: EntityQueries, expected: dict[str, Tensor], prefix: str
+) -> None:
+    assert found.positions is not None
+    assert found.padding is not None
+    query = torch.cat((found.positions, found.content), dim=-1)
+    report.compare("queries", f"{name} query", query, expected[f"{prefix}query"])
+    report.compare("queries", f"{name} padding", found.padding, expected[f"{prefix}key_padding_mask"])
+    if f"{prefix}attn_mask" in expected:
+        reference = expected[f"{prefix}attn_mask"]
+        mask = torch.zeros_like(reference) if found.attention_mask is None else found.attention_mask
+        report.compare("queries", f"{name} attention mask", mask, reference)
+
+
+def compare_noised_boxes(
+    report: Report, builder: PairQueries, found: EntityQueries, expected: dict[str, Tensor]
+) -> None:
+    """The position vectors are projections of the noised boxes, whose logits the reference recorded."""
+    assert found.positions is not None
+    assert found.padding is not None
+    subjects, objects = found.positions.chunk(2, dim=1)
+    used = ~found.padding.chunk(2, dim=1)[0]
+    for role, positions, key in (
+        ("subject", subjects, "box_embed_in0"),
+        ("object", objects, "box_embed_in1"),
+    ):
+        report.compare(
+            "queries", f"noised {role} positions", positions[used], builder.coord_proj(expected[key])
+        )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The image that annotations were generated for."""
+
+    content: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def names(self) -> list[str]:
+        return [category_names("coco")[number] for number in self.content["gt_coco_category_ids"]]
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([self.content["object_texts"].index(name) for name in self.names])
+
+    def pairs(self, indices: Sequence[tuple[int, int]]) -> Pairs:
+        return given_pairs(self.tensors["gt_boxes"], self.labels, indices)
+
+    def fuse(self, model: RTagger, predicates: Sequence[str]) -> Memory:
+        image = model.encode_image(self.tensors["image"], self.tensors["mask"])
+        return model.fuse(image, model.encode_labels([*self.content["object_texts"], NO_OBJECTS], predicates))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One generation run: candidate groups, groups per chunk, threshold, and what came out."""
+
+    name: str
+    groups: list[Group]
+    chunk: int
+    threshold: float
+    annotation: dict[str, Any]
+
+
+@torch.no_grad()
+def check_generation(model: RLIPModel, golden: Golden, report: Report) -> None:
+    """generation.json: the annotation lists for every chunk size, and the raw predictions of every chunk."""
+    path = golden.folder / "generation.json"
+    if not path.is_file() or not isinstance(model, RTagger):
+        return
+    content = json.loads(path.read_text())
+    picture = Picture(content, golden.tensors("generation.safetensors"))
+    model.set_tokenizer(load_tokenizer(golden.folder.parent.parent / "roberta_small"))
+    for name, raw in content["cases"].items():
+        groups = [Group([(s, o) for s, o in pairs], texts) for pairs, texts in raw["relation_candidates"]]
+        chunk, threshold = raw["img_inference_batch"], raw["relation_threshold"]
+        case = Case(name, groups, chunk, threshold, raw["annotation"][0])
+        check_relations(report, case, generate(model, case, picture))
+        check_objects(report, case, picture)
+        check_chunks(model, report, case, picture)
+
+
+def generate(model: RTagger, case: Case, picture: Picture) -> list[Relation]:
+    """The relations of the image, by the tag stage's own functions."""
+    relations: list[Relation] = []
+    for batch in reference_batches(case.groups, case.chunk):
+        memory = picture.fuse(model, batch.predicates)
+        scores = model.score_pairs(memory, [picture.pairs(group) for group in batch.groups])
+        relations += relations_above(batch, scores, case.threshold)
+    return relations
+
+
+def check_relations(report: Report, case: Case, found: list[Relation]) -> None:
+    """Same relations in the same order with running ids; confidences as close as logits."""
+    expected = case.annotation["relationships"]
+    ours = [
+        {
+            "relationship_id": FIRST_ID + index,
+            "predicate": relation.predicate,
+            "subject_id": FIRST_ID + relation.subject,
+            "object_id": FIRST_ID + relation.object,
+        }
+        for index, relation in enumerate(found)
+    ]
+    reference = [{key: value for key, value in item.items() if key != "confidence"} for item in expected]
+    same = ours == reference
+    report.require("generation", f"{case.name}: {len(reference)} relations in order", same)
+    if same:
+        confidences = torch.tensor([relation.confidence for relation in found])
+        wanted = torch.tensor([item["confidence"] for item in expected])
+        report.compare("generation", f"{case.name}: confidence", confidences, wanted)
+
+
+def check_objects(report: Report, case: Case, picture: Picture) -> None:
+    """Boxes (xywh, pixels), names and running ids."""
+    objects = case.annotation["objects"]
+    height, width = picture.content["orig_size_hw"]
+    boxes = picture.tensors["gt_boxes"] * torch.tensor([width, height, width, height])
+    corners = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), dim=1)
+    wanted = torch.tensor([[item[key] for key in "xywh"] for item in objects])
+    report.compare("generation", f"{case.name}: objects", corners, wanted)
+    listed = [(item["object_id"], item["names"]) for item in objects]
+    ours = [(FIRST_ID + index, name) for index, name in enumerate(picture.names)]
+    report.require("generation", f"{case.name}: object ids and names", listed == ours)
+
+
+def check_chunks(model: RTagger, report: Report, case: Case, picture: Picture) -> None:
+    """All predictions of every chunk, in all slots of the network."""
+    for index, start in enumerate(range(0, len(case.groups), case.chunk)):
+        part = case.groups[start : start + case.chunk]
+        memory = picture.fuse(model, list(dict.fromkeys(text for group in part for text in group.predicates)))
+        pairs = [picture.pairs(group.pairs) for group in part]
+        queries = model.queries.entities(pairs, model.object_labels(memory))
+        entities, relations = model.decode(queries, memory)
+        found = model.read_out(entities, relations, memory).final
+        for key, value in layer_outputs(f"{case.name}.chunk{index}.", found).items():
+            report.compare("generation", key, value, picture.tensors[key])
