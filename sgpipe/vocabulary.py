@@ -36,9 +36,15 @@ def official_names(dataset: str) -> dict[int, str]:
 
 
 def packaged_synonyms(dataset: str) -> Synonyms:
-    """The synonym table that ships for "coco" or "objects365"; empty for any other dataset."""
-    table = _packaged(f"{dataset}_synonyms.json") or {}
-    return {name: tuple(phrases) for name, phrases in table.items()}
+    """The synonym table that ships for "coco" or "objects365"; empty for any other dataset.
+
+    It covers every class, with the name itself first, then what the class is called in every dataset, then
+    what only this dataset's lack of finer classes lets it mean (a yacht is a "boat" in COCO).
+    """
+    common, own = (_packaged(f"{table}_synonyms.json") or {} for table in ("common", dataset))
+    return {
+        name: (name, *common.get(name, ()), *own.get(name, ())) for name in category_names(dataset).values()
+    }
 
 
 def load_synonyms(path: Path) -> Synonyms:

@@ -38,7 +38,8 @@ class HeadMatcher:
     without spaces ("surf board"). A class is known by its own name and its synonyms. The longest phrase
     that contains the head noun settles the matter even if its class is absent from the image: a hot dog is
     never a dog, a license plate ("!license plate" in the table) is no plate, a car seat no car. Where
-    several classes share the phrase, its place in their lists tells which of the present ones is meant.
+    several classes of an image share the phrase, the one whose name it is comes first, then the order of the
+    table decides.
     """
 
     def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
@@ -48,8 +49,8 @@ class HeadMatcher:
         self._longest = 1
         for name in dict.fromkeys((*synonyms, *names)):
             self._learn(name, name, 0)
-            for rank, phrase in enumerate(synonyms.get(name, ()), 1):
-                self._learn(name, phrase, rank)
+            for phrase in synonyms.get(name, ()):
+                self._learn(name, phrase, 1)
         self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:

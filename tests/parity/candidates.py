@@ -2,8 +2,8 @@
 
     python -m tests.parity.candidates FOLDER
 
-FOLDER holds RLIPv2's inputs and outputs; FOLDER/../../data has the COCO annotations (coco_mini) and class tables
-(priors) they were made with. Exits 0 if every set is equal, 1 if one is not, 2 if FOLDER is not of this form.
+FOLDER holds RLIPv2's inputs and outputs; FOLDER/../../data has the COCO annotations (coco_mini) and class
+tables (priors) they were made with. Exits 0 if every set is equal, 1 if one is not, 2 if FOLDER is not of this form.
 """
 
 from __future__ import annotations
