@@ -16,9 +16,14 @@ class Stage(Protocol):
     exception; an exception means that the stage itself cannot work.
     """
 
-    name: str
-    fills: tuple[str, ...]
-    resources: Resources
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fills(self) -> tuple[str, ...]: ...
+
+    @property
+    def resources(self) -> Resources: ...
 
     def setup(self) -> None:
         """Load models; called once in the process that runs the stage."""

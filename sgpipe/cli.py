@@ -1,0 +1,197 @@
+"""The command line, thin: parse arguments, call one function, print what it returns.
+
+Exit codes: 0 done; 1 the work could not be finished (what is committed stays); 2 bad input or usage; 3 done,
+but every image is an error row; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from sgpipe import __version__
+from sgpipe.errors import EngineError, UserError
+
+_out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+_GO_ON = "What is committed stays; the same command goes on from there."
+EXIT_UNFINISHED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+class _Group(TyperGroup):
+    """The commands, with every error a user is meant to see turned into one line and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(f"error: {error}", EXIT_BAD_INPUT)
+        except EngineError as error:
+            _fail(f"error: {error}\n{_GO_ON}", EXIT_UNFINISHED)
+        except KeyboardInterrupt:
+            _fail(f"interrupted. {_GO_ON}", EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_UNFINISHED)
+        except OSError as error:
+            _fail(f"error: {error.strerror or error}: {error.filename or 'while writing'}", EXIT_UNFINISHED)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Turn any object-detection dataset into a scene-graph dataset."""
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+def generate(
+    recipe: Annotated[
+        str, typer.Argument(help="A packaged recipe (coco, objects365, miniworld) or a YAML file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the shards; an unfinished run in it goes on.")],
+    root: Annotated[Path | None, typer.Option(help="Folder that the recipe's paths are relative to.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Image folder, instead of the recipe's splits.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file that goes with --images.")] = None,
+    captions: Annotated[Path | None, typer.Option(help="COCO captions file; no captioner runs then.")] = None,
+    split: Annotated[str | None, typer.Option(help="Name of the split; guessed from --annotations.")] = None,
+    captioner: Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.")] = None,
+    tagger: Annotated[str | None, typer.Option(help="R-Tagger made by `sgpipe convert` or training.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the caption sampling.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Do the error rows of the run again.")] = False,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to use, such as auto.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting, such as tag.threshold=0.1. Repeatable.")
+    ] = None,
+) -> None:
+    """Label the images of a detection dataset with relations."""
+    from sgpipe.generate import generate as run
+    from sgpipe.progress import Progress
+    from sgpipe.recipe import load_recipe, parse_set
+    from sgpipe.report import print_summary
+
+    overrides = _source_overrides(images, annotations, captions, split)
+    options = {
+        "source.root": root,
+        "caption.captioner": captioner,
+        "tag.tagger": tagger,
+        "limit": limit,
+        "seed": seed,
+        "engine.address": ray_address,
+    }
+    overrides |= {key: value for key, value in options.items() if value is not None}
+    overrides |= parse_set(assign or [])
+    signal.signal(signal.SIGTERM, _interrupt)
+    summary = run(load_recipe(recipe, overrides), out, Progress(_err), retry_failed=retry_failed)
+    print_summary(summary, _out)
+    if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
+        raise typer.Exit(EXIT_ALL_FAILED)
+
+
+def _source_overrides(
+    images: Path | None, annotations: Path | None, captions: Path | None, split: str | None
+) -> dict[str, Any]:
+    if (images is None) != (annotations is None):
+        raise UserError("--images and --annotations belong together: give both or neither")
+    if annotations is None or images is None:
+        if captions is not None or split is not None:
+            raise UserError("--captions and --split need --images and --annotations")
+        return {}
+    config = {"annotations": annotations, "images": images, "captions": captions}
+    overrides: dict[str, Any] = {"source.splits": {split or _guess_split(annotations): config}}
+    if captions is not None:
+        overrides["caption.captioner"] = None
+    return overrides
+
+
+def _guess_split(annotations: Path) -> str:
+    """The split an annotation file is named after ("instances_val2017.json" → "val")."""
+    places = {name: annotations.stem.lower().rfind(name) for name in ("train", "val", "test")}
+    name, place = max(places.items(), key=lambda item: item[1])
+    return name if place >= 0 else "train"
+
+
+@app.command()
+def parse(
+    model: Annotated[str | None, typer.Option(help="spaCy model; the best one installed by default.")] = None,
+) -> None:
+    """Read captions on standard input, one a line; print one JSON line of triplets for each."""
+    import json
+
+    from sgpipe.recipe import ParseConfig
+    from sgpipe.stages.parse import CaptionParser, parse_lines
+
+    parser = CaptionParser(ParseConfig(model=model))
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for result in parse_lines(sys.stdin, parser):
+        print(json.dumps(result, ensure_ascii=False))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Official RLIPv2 checkpoint (.pth).")],
+    out: Annotated[Path, typer.Option(help="Folder for config.json, model.safetensors and the tokenizer.")],
+    tokenizer: Annotated[str, typer.Option(help="RoBERTa tokenizer: folder or hub id.")] = "roberta-base",
+) -> None:
+    """Turn an official checkpoint into a folder that `--tagger` takes."""
+    from rlip_model.checkpoint import convert as run
+
+    run(checkpoint, out, tokenizer)
+    _out.print(f"wrote {out}")
+
+
+@app.command()
+def stats(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Count what a run holds: images, errors, relations by threshold, predicates."""
+    from sgpipe.stats.measures import measure
+    from sgpipe.stats.terminal import print_json, print_tables
+
+    measures = measure(run)
+    if json_:
+        print_json(measures)
+    else:
+        print_tables(measures, _out)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _last_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Instead of a traceback: one line, and how to get the traceback."""
+    _err.print(f"internal error: {kind.__name__}: {error}", markup=False)
+    _err.print("This is a bug in sgpipe. Set SGPIPE_DEBUG=1 to see where, and report it.")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    _err.print(message, markup=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point of the `sgpipe` command."""
+    if not os.environ.get("SGPIPE_DEBUG"):
+        sys.excepthook = _last_word
+    app()

@@ -1,0 +1,200 @@
+"""`sgpipe generate`: a recipe becomes shards of labelled images, resumably."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, plan_pools, run_units, start_ray
+from sgpipe.errors import UserError
+from sgpipe.identity import difference, fingerprint, identity
+from sgpipe.progress import Progress
+from sgpipe.recipe import Recipe
+from sgpipe.shards.folder import RunFolder
+from sgpipe.shards.manifest import MANIFEST, Manifest
+from sgpipe.sources import open_source
+from sgpipe.sources.index import SourceIndex
+from sgpipe.stages import Stage
+from sgpipe.stages.caption import CaptionStage
+from sgpipe.stages.load import LoadStage
+from sgpipe.stages.pair import PairStage
+from sgpipe.stages.parse import ParseStage
+from sgpipe.stages.tag import TagStage
+
+_UNITS_PER_ACTOR = 4
+_NAMES_OF = {"coco": "coco", "objects365": "objects365", "miniworld": "coco"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run holds when it ends."""
+
+    root: Path
+    planned: int
+    counts: Counter[str]
+    seconds: Counter[str]
+    problems: Counter[str]
+    shards: int
+
+    @property
+    def complete(self) -> bool:
+        return self.counts["images"] == self.planned
+
+
+def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: bool = False) -> Summary:
+    """Label the recipe's source into `out`, going on where an earlier run of the same recipe stopped.
+
+    Raises:
+        UserError: something is wrong with the recipe, its files or the folder; nothing was lost.
+        EngineError: the work could not be finished; what is committed stays.
+    """
+    _check(recipe)
+    folder = RunFolder(out)
+    with folder.lock():
+        indexes = _open_sources(recipe, folder, progress)
+        manifest = _open_manifest(recipe, folder, indexes)
+        folder.describe(recipe, list(indexes))
+        folder.sweep(manifest)
+        rows = _planned_rows(recipe, indexes)
+        if units := _plan(recipe, manifest, rows, retry_failed):
+            _run(recipe, folder, manifest, indexes, units, progress)
+        return summarise(manifest, sum(rows.values()), indexes)
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse what cannot work before anything is written."""
+    if not recipe.source.splits:
+        raise UserError("the recipe names no data: give --images and --annotations, or --root")
+    if recipe.tag.tagger is None:
+        raise UserError(
+            "no tagger: give --tagger FOLDER (`sgpipe convert` makes one from an official checkpoint)"
+        )
+    if recipe.caption.captioner is None:
+        without = [name for name, split in recipe.source.splits.items() if split.captions is None]
+        if without and recipe.pair.candidates == "captions":
+            raise UserError(f"no captions for {', '.join(without)}: give --captioner or --captions")
+
+
+def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict[str, SourceIndex]:
+    indexes = {}
+    for split in recipe.source.splits:
+        progress.say(f"reading the annotations of {split}")
+        indexes[split] = open_source(recipe.source, split, folder.index(split))
+    return indexes
+
+
+def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex]) -> Manifest:
+    """The folder's manifest, if it is of this very recipe; a new one in an empty folder."""
+    now = identity(recipe, indexes)
+    run = {"name": recipe.name, "fingerprint": fingerprint(now), "identity": now}
+    if not (folder.root / MANIFEST).exists():
+        return Manifest.create(folder.root, run)
+    manifest = Manifest.load(folder.root)
+    if manifest.run["fingerprint"] == run["fingerprint"]:
+        return manifest
+    if not manifest.shards:  # nothing was made by the other recipe
+        return Manifest.create(folder.root, run)
+    changes = "".join(f"\n  {line}" for line in difference(manifest.run["identity"], now))
+    raise UserError(
+        f"{folder.root} was made by another recipe; choose another --out, or go back on:{changes}"
+    )
+
+
+def _planned_rows(recipe: Recipe, indexes: dict[str, SourceIndex]) -> dict[str, int]:
+    """How many rows of each split are wanted: all, or the first `limit` in the order of the splits."""
+    left = recipe.limit if recipe.limit is not None else sum(len(index) for index in indexes.values())
+    rows = {}
+    for split, index in indexes.items():
+        rows[split] = min(len(index), left)
+        left -= rows[split]
+    return rows
+
+
+def _plan(recipe: Recipe, manifest: Manifest, rows: dict[str, int], retry_failed: bool) -> list[WorkUnit]:
+    """The units that are still to be done, and with `retry_failed` those that hold error rows."""
+    gaps = [(split, *gap) for split, count in rows.items() for gap in manifest.missing(split, count)]
+    actors = recipe.tag.resources.actors or recipe.engine.cpus or 2
+    todo = sum(stop - start for _, start, stop in gaps)
+    size = max(1, min(recipe.engine.unit_size, -(-todo // (_UNITS_PER_ACTOR * actors))))
+    units = [
+        WorkUnit(split, at, min(at + size, stop))
+        for split, start, stop in gaps
+        for at in range(start, stop, size)
+    ]
+    if retry_failed:
+        units += [
+            WorkUnit(
+                shard.split, shard.start, shard.stop, redo=shard.file, revision=_revision(shard.file) + 1
+            )
+            for shard in manifest.shards
+            if shard.counts.get("errors")
+        ]
+    return units
+
+
+def _revision(file: str) -> int:
+    _, found, number = Path(file).stem.rpartition("-r")
+    return int(number) if found and number.isdigit() else 0
+
+
+def _run(
+    recipe: Recipe,
+    folder: RunFolder,
+    manifest: Manifest,
+    indexes: dict[str, SourceIndex],
+    units: Sequence[WorkUnit],
+    progress: Progress,
+) -> None:
+    stages = build_stages(recipe, indexes)
+    progress.say("starting Ray")
+    start_ray(recipe.engine)
+    pools = plan_pools(stages, len(units))
+    for pool in pools:
+        progress.say(f"{pool.actors} x {' + '.join(stage.name for stage in pool.stages)}")
+    reader = UnitReader(folder.root.resolve(), {split: folder.index(split).resolve() for split in indexes})
+    writer = UnitWriter(folder.root.resolve())
+    with (
+        progress.images(sum(unit.stop - unit.start for unit in units)) as advance,
+        closing(run_units(pools, units, reader, writer)) as shards,
+    ):
+        for shard in shards:
+            superseded = manifest.commit(shard)
+            if superseded is not None and superseded.file != shard.file:
+                (folder.root / superseded.file).unlink(missing_ok=True)
+            advance(shard.rows, shard.counts)
+
+
+def build_stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]:
+    """The stages of a recipe, in the order in which records pass them."""
+    source = recipe.source
+    roots = {split: source.path(config.images).resolve() for split, config in source.splits.items()}
+    names = list(dict.fromkeys(name for index in indexes.values() for name in index.meta["categories"]))
+    first: Stage
+    if recipe.caption.captioner is None:
+        first = LoadStage(roots, recipe.parse.resources)
+    else:
+        first = CaptionStage(recipe.caption, roots, recipe.seed)
+    return [
+        first,
+        ParseStage(recipe.parse),
+        PairStage(recipe.pair, source.format, names),
+        TagStage(recipe.tag, roots, names, recipe.pair),
+    ]
+
+
+def summarise(manifest: Manifest, planned: int, indexes: dict[str, SourceIndex] | None = None) -> Summary:
+    """Add up the counts of the committed shards."""
+    counts: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    problems: Counter[str] = Counter()
+    for shard in manifest.shards:
+        counts.update(shard.counts)
+        seconds.update(shard.seconds)
+    for index in (indexes or {}).values():
+        meta: dict[str, Any] = index.meta
+        problems.update(meta["problems"])
+    return Summary(manifest.root, planned, counts, seconds, problems, len(manifest.shards))
