@@ -301,3 +301,7 @@ HAVING_ADJECTIVES = {
     "tiled": "tile",
     "bearded": "beard",
 }
+
+# Verbs that lack something without an object.
+TRANSITIVE_VERBS = _words("wear hold ride carry use push pull hit throw eat have cut")
+STRANDED_PREPOSITIONS = _words("on in at with under of to from inside for by")

@@ -255,11 +255,23 @@ class _Finder:
             self.state_verb(things, ["has"], coordinated(self.tree, noun))
 
     def possessive(self, owner: int) -> None:
+        """ "the man's hat", and "his head" where that is not the object of what he himself does."""
         tree = self.tree
         thing = tree.heads[owner]
-        if tree.is_noun(owner) and is_entity(tree, thing):
+        if not is_entity(tree, thing):
+            return
+        if tree.is_noun(owner):
             self.state_verb(coordinated(tree, owner), ["has"], [thing])
+        elif tree.tags[owner] == "PRP$" and head_noun(tree, thing) in BODY_PARTS and tree.deps[thing] == "pobj":
+            self.state_verb(self._owners(thing)[:1], ["has"], [thing])
 
+    def _owners(self, thing: int) -> list[int]:
+        """Whose "his", "her" or "its" is: the first noun above, or the subject of the first verb above."""
+        tree = self.tree
+        above = list(tree.ancestors(thing))
+        nouns = {noun for noun in above if is_entity(tree, noun)}
+        nouns |= {noun for node in above if tree.tags[node].startswith("VB") for noun in subjects(tree, node)}
+        return sorted(noun for noun in nouns if noun < thing)
 
     def having_adjective(self, adjective: int) -> None:
         """ "a black haired boy" has hair."""
