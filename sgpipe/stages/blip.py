@@ -28,6 +28,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import logging
 
 from sgpipe.errors import UserError
+from sgpipe.stages.blip_vision import fuse_vision_attention
 
 ARCHITECTURE = "BlipForConditionalGeneration"
 
@@ -109,6 +110,7 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
         model = _load_model(source)
         tokenizer = _load_tokenizer(source, model.config.text_config)
         prepare = _load_preparation(source, model.config.vision_config, image_size)
+    fuse_vision_attention(model)
     torch.nn.Module.to(model, device=device, dtype=dtype)
     return Blip(model.eval(), tokenizer, prepare)
 
@@ -140,9 +142,7 @@ def _check_config(source: str) -> None:
 def _read_config(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(
-            f"captioner {source!r}: the folder has no config.json, so it is not a BLIP checkpoint"
-        )
+        raise UserError(f"captioner {source!r}: the folder has no config.json, so it is not a BLIP checkpoint")
     if path.is_file() or (not path.is_dir() and source.startswith(("/", ".", "~"))):
         raise UserError(f"captioner {source!r}: no such folder")
     try:
@@ -200,13 +200,9 @@ def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
 def _load_preparation(source: str, vision_config: Any, image_size: int | None) -> Preparation:
     size, patch = image_size or vision_config.image_size, vision_config.patch_size
     if size % patch:
-        raise UserError(
-            f"captioner {source!r}: image_size {size} is not a multiple of its patch size {patch}"
-        )
+        raise UserError(f"captioner {source!r}: image_size {size} is not a multiple of its patch size {patch}")
     try:
-        values, _ = BlipImageProcessor.get_image_processor_dict(
-            source, local_files_only=Path(source).is_dir()
-        )
+        values, _ = BlipImageProcessor.get_image_processor_dict(source, local_files_only=Path(source).is_dir())
     except OSError as reason:
         if "JSON" in str(reason):
             raise UserError(f"captioner {source!r}: {_first_line(reason)}") from None

@@ -1,10 +1,11 @@
 """Captions of the whole image, of its boxes, or of the regions of its box pairs, by a BLIP checkpoint.
 
 A caption depends on the run's seed, the picture, its region and the sample's number, never on `batch_size`,
-on the other records of a call, their order or their errors. Matrix products round differently for other numbers
-of rows; so on a CPU every picture is a computation of its own, with all its samples, and this holds to the bit.
-On a GPU pictures go through in padded groups of a fixed size. Between devices, number formats, library versions
-or numbers of threads the noise stays the same but scores differ in their last digits: rarely, a caption changes.
+on the other records of a call, their order or their errors. Matrix products round differently for other
+numbers of rows; so on a CPU every picture is a computation of its own, with all its samples, and this holds
+to the bit. On a GPU pictures go through in padded groups of a fixed size. Between devices, number formats,
+library versions or numbers of threads the noise stays the same but scores differ in their last digits:
+rarely, a caption changes.
 """
 
 from __future__ import annotations
@@ -109,9 +110,7 @@ class CaptionStage:
         keys = [_noise_key(self.seed, picture) for picture in padded]
         for picture, samples in zip(pictures, self._decode(states, keys), strict=False):
             scope, boxes = picture.region.scope, picture.region.boxes
-            picture.record.captions += [
-                Caption(self.blip.text(tokens), scope, list(boxes)) for tokens in samples
-            ]
+            picture.record.captions += [Caption(self.blip.text(tokens), scope, list(boxes)) for tokens in samples]
 
     def _decode(self, states: torch.Tensor, keys: list[int]) -> list[list[list[int]]]:
         config = self.config
