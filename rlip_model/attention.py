@@ -65,40 +65,67 @@ def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     """
     batch, tokens, heads, dim = value.shape
     table = value.reshape(batch * tokens * heads, dim)
-    first_row = torch.arange(batch).view(-1, 1, 1) * (tokens * heads) + torch.arange(heads)
+    corners = _Corners(shapes, batch, heads, locations)
     chunks = zip(locations.split(QUERIES_PER_CHUNK, 1), weights.split(QUERIES_PER_CHUNK, 1), strict=True)
     sampled = []
     for chunk_locations, chunk_weights in chunks:
-        token, weight = _corners(shapes, chunk_locations, chunk_weights)
-        rows = token.flatten(3).mul_(heads).add_(first_row.unsqueeze(-1))
-        bags = F.embedding_bag(
-            rows.flatten(0, 2), table, per_sample_weights=weight.flatten(3).flatten(0, 2), mode="sum"
-        )
+        rows, weight = corners(chunk_locations, chunk_weights)
+        bags = F.embedding_bag(rows.flatten(0, 2), table, per_sample_weights=weight.flatten(0, 2), mode="sum")
         sampled.append(bags.view(batch, -1, heads * dim))
     return torch.cat(sampled, dim=1)
 
 
-def _corners(shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Token index and weight of the four pixels around each point, both `[..., levels, points, 4]`.
+class _Corners:
+    """Table row and weight of the four pixels around each sampling point.
 
-    The base pixel is clamped into the map and each corner's weight is a triangle around it, so points outside
-    get the right weights, down to zero, without any masking.
+    Constants are laid out like the points of one chunk, so that all arithmetic runs over contiguous arrays.
     """
-    sizes = locations.new_tensor([(width, height) for height, width in shapes]).view(-1, 1, 2)
-    pixels = locations * sizes - 0.5
-    base = torch.minimum(pixels.detach().floor().clamp(min=0), sizes - 2)
-    near, far = (1 - (pixels - base).abs()).relu(), (1 - (pixels - base - 1).abs()).relu()
-    rows = torch.stack((near[..., 1], far[..., 1]), dim=-1).unsqueeze(-1)
-    columns = torch.stack((near[..., 0], far[..., 0]), dim=-1).unsqueeze(-2)
-    weight = (rows * columns).flatten(-2) * weights.unsqueeze(-1)
 
-    starts = accumulate((height * width for height, width in shapes[:-1]), initial=0)
-    start = torch.tensor(list(starts)).view(-1, 1)
-    row_length = torch.tensor([width for _, width in shapes]).view(-1, 1)
-    position = base.long()
-    token = position[..., 1] * row_length + position[..., 0] + start
-    offsets = torch.tensor([(0, 1, width, width + 1) for _, width in shapes]).unsqueeze(1)
-    return token.unsqueeze(-1) + offsets, weight
+    def __init__(self, shapes: Shapes, batch: int, heads: int, like: Tensor) -> None:
+        layout = (1, min(like.shape[1], QUERIES_PER_CHUNK), heads, len(shapes), like.shape[4])
+        sizes = [height * width for height, width in shapes]
+        starts = list(accumulate(sizes[:-1], initial=0))
+
+        def per_point(levels: Sequence[int], dtype: torch.dtype) -> Tensor:
+            numbers = torch.tensor(levels, dtype=dtype).view(1, 1, 1, -1, 1)
+            return numbers.expand(layout).flatten(3).contiguous()
+
+        self.widths = per_point([width for _, width in shapes], like.dtype)
+        self.heights = per_point([height for height, _ in shapes], like.dtype)
+        self.row_step = per_point([width * heads for _, width in shapes], torch.int32)
+        image_start = torch.arange(batch, dtype=torch.int32).view(-1, 1, 1, 1) * (sum(sizes) * heads)
+        self.first_row = (
+            per_point([start * heads for start in starts], torch.int32)
+            + torch.arange(heads, dtype=torch.int32).view(1, 1, -1, 1)
+            + image_start
+        )
+        self.heads = heads
+
+    def __call__(self, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Both `[batch, queries, heads, 4 * levels * points]`.
+
+        The base pixel is clamped into the map and each corner's weight is a triangle around it, so points
+        outside get the right weights, down to zero, without any masking.
+        """
+        queries = locations.shape[1]
+        x, y = locations.flatten(3, 4).unbind(-1)
+        column, left, right = _split(x, self.widths[:, :queries])
+        line, top, bottom = _split(y, self.heights[:, :queries])
+        weights = weights.flatten(3)
+        top, bottom = top * weights, bottom * weights
+        weight = torch.cat((top * left, top * right, bottom * left, bottom * right), dim=-1)
+        row_step = self.row_step[:, :queries]
+        upper = line * row_step + column * self.heads + self.first_row[:, :queries]
+        lower = upper + row_step
+        return torch.cat((upper, upper + self.heads, lower, lower + self.heads), dim=-1), weight
+
+
+def _split(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Base pixel along one axis, and the weights of it and of the next pixel."""
+    pixel = coordinate * size - 0.5
+    base = torch.minimum(pixel.detach().floor().clamp_(min=0), size - 2)
+    beyond = pixel - base
+    return base.int(), (1 - beyond.abs()).relu(), (1 - (beyond - 1).abs()).relu()
 
 
 class DeformableAttention(nn.Module):

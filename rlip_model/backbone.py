@@ -38,6 +38,9 @@ class ResNet50(IntermediateLayerGetter):
         network = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
         super().__init__(network, return_layers={"layer2": "0", "layer3": "1", "layer4": "2"})
         self.channels = [512, 1024, 2048]
+        self.freeze()
+
+    def freeze(self) -> None:
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
 

@@ -51,17 +51,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         zipfile.BadZipFile,
     ) as reason:
         first_line = str(reason).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{path} is not a torch checkpoint that can be read safely: {first_line}"
-        ) from reason
+        raise CheckpointError(f"{path} is not a torch checkpoint that can be read safely: {first_line}") from reason
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     found = content.get("model", content)
-    state = (
-        {key: value for key, value in found.items() if isinstance(value, Tensor)}
-        if _is_mapping(found)
-        else {}
-    )
+    state = {key: value for key, value in found.items() if isinstance(value, Tensor)} if _is_mapping(found) else {}
     if not state:
         raise CheckpointError(f"{path} holds no parameters; its entries are {', '.join(map(str, content))}")
     args = content.get("args")
@@ -127,9 +121,7 @@ def convert(
     state, args = read_checkpoint(checkpoint)
     words = load_tokenizer(tokenizer)
     try:
-        config = infer_config(
-            state, args, gating=gating, verb_query=verb_query, text_config=_roberta_config(tokenizer)
-        )
+        config = infer_config(state, args, gating=gating, verb_query=verb_query, text_config=_roberta_config(tokenizer))
         model = build_model(config)
         load_official(model, state)
     except (CheckpointError, ValueError) as reason:

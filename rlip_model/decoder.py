@@ -65,9 +65,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """`content`, `positions` `[batch, queries, dim]`; `references` `[batch or 1, queries, 2 or 4]`."""
         placed = content + positions
-        attended, _ = self.self_attn(
-            placed, placed, content, padding, need_weights=False, attn_mask=attention_mask
-        )
+        attended, _ = self.self_attn(placed, placed, content, padding, need_weights=False, attn_mask=attention_mask)
         content = self.norm2(content + self.dropout(attended))
         ratios = memory.valid_ratios.repeat(1, 1, references.shape[-1] // 2)
         scaled = references.unsqueeze(2) * ratios.unsqueeze(1)

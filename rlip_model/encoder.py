@@ -57,9 +57,7 @@ class EncoderLayer(nn.Module):
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
-    def forward(
-        self, tokens: Tensor, positions: Tensor, references: Tensor, padding: Tensor, shapes: Shapes
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, references: Tensor, padding: Tensor, shapes: Shapes) -> Tensor:
         attended = self.self_attn(tokens + positions, references, tokens, padding, shapes)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.dropout(self.linear1(tokens).relu())
@@ -94,9 +92,7 @@ class ALIFEncoder(nn.Module):
             tokens = layer(tokens, image.positions, references, image.padding, image.shapes)
         return tokens, torch.stack(states)
 
-    def _fuse(
-        self, fusion: int, tokens: Tensor, image: ImageFeatures, language: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _fuse(self, fusion: int, tokens: Tensor, image: ImageFeatures, language: Tensor) -> tuple[Tensor, Tensor]:
         height, width = image.shapes[-1]
         start = tokens.shape[1] - height * width if self.last_level else 0
         fused, language = self.fusion_layers[fusion](tokens[:, start:], image.positions[:, start:], language)

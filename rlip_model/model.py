@@ -95,16 +95,12 @@ class RLIPModel(RLIPPreTrainedModel):
         relation_queries = self.queries.relations(entities.hidden[-1], queries.padding)
         return entities, self.relation_decoder(relation_queries, entities.boxes[-1], memory)
 
-    def read_out(
-        self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory
-    ) -> RelationOutput:
+    def read_out(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> RelationOutput:
         """Class logits and boxes of every decoder layer."""
         layers = []
         for layer, labels in enumerate(memory.labels):
             projected = self.scorer.project(labels)
-            objects, verbs = projected.split(
-                (memory.num_objects, projected.shape[-2] - memory.num_objects), dim=-2
-            )
+            objects, verbs = projected.split((memory.num_objects, projected.shape[-2] - memory.num_objects), dim=-2)
             subject_hidden, object_hidden = entities.hidden[layer].chunk(2, dim=1)
             subject_boxes, object_boxes = entities.boxes[layer].chunk(2, dim=1)
             layers.append(
@@ -117,6 +113,10 @@ class RLIPModel(RLIPPreTrainedModel):
                 )
             )
         return RelationOutput(layers[-1], tuple(layers[:-1]))
+
+    def freeze(self) -> None:
+        """Freeze what the published training froze; loading makes every parameter trainable again."""
+        self.image_encoder.backbone.freeze()
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().set_tokenizer(tokenizer)

@@ -134,9 +134,7 @@ def infer_config(
 def _check_is_rlipv2(state: State, options: Mapping[str, Any]) -> None:
     fusion = options.get("fusion_type", "GLIP_attn")
     if fusion != "GLIP_attn":
-        raise CheckpointError(
-            f"it was trained with fusion_type {fusion!r}; only GLIP_attn (RLIPv2) is supported"
-        )
+        raise CheckpointError(f"it was trained with fusion_type {fusion!r}; only GLIP_attn (RLIPv2) is supported")
     if any(key.startswith("transformer.encoder.VLFuse_layers.") for key in state):
         raise CheckpointError("it is an RLIPv2-ParSeDA checkpoint, which cannot be converted yet")
     needed = [
@@ -164,9 +162,7 @@ def _backbone(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
     if body + "patch_embed.proj.weight" not in state:
         return {"backbone": "resnet50", "drop_path": 0.0}
     stages = range(_count(state, body + "layers."))
-    tables = [
-        state[f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape for stage in stages
-    ]
+    tables = [state[f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape for stage in stages]
     return {
         "backbone": "swin",
         "swin_embed_dim": state[body + "patch_embed.proj.weight"].shape[0],
@@ -183,13 +179,9 @@ def _gating(state: State, chosen: str | None) -> Gating:
     if chosen is None and len(possible) == 1:
         return cast(Gating, possible[0])
     if chosen is None:
-        raise CheckpointError(
-            f"its gating cannot be told from its weights: choose one of {', '.join(possible)}"
-        )
+        raise CheckpointError(f"its gating cannot be told from its weights: choose one of {', '.join(possible)}")
     if chosen not in possible:
-        raise CheckpointError(
-            f"its weights don't fit gating {chosen!r}, only {', '.join(possible) or 'none'}"
-        )
+        raise CheckpointError(f"its weights don't fit gating {chosen!r}, only {', '.join(possible) or 'none'}")
     return cast(Gating, chosen)
 
 
@@ -207,9 +199,7 @@ def _verb_query(state: State, chosen: str | None) -> VerbQuery:
     fused = any(key.startswith("transformer.verb_tgt_generator.") for key in state)
     possible = ["MBF", "vanilla_MBF"] if fused else ["vanilla"]
     if chosen is None and len(possible) > 1:
-        raise CheckpointError(
-            f"its verb query cannot be told from its weights: choose {' or '.join(possible)}"
-        )
+        raise CheckpointError(f"its verb query cannot be told from its weights: choose {' or '.join(possible)}")
     if chosen is not None and chosen not in possible:
         raise CheckpointError(f"its weights don't fit verb query {chosen!r}, only {' or '.join(possible)}")
     return cast(VerbQuery, chosen or possible[0])

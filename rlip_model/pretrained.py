@@ -49,6 +49,7 @@ class RLIPPreTrainedModel(PreTrainedModel):
             raise CheckpointError(f"cannot load {cls.title} from {name}: {reason}") from reason
         model, info = cast(tuple[Model, dict[str, Any]], loaded)
         _check_keys(name, info["missing_keys"], info["unexpected_keys"])
+        model.freeze()
         model.set_tokenizer(load_tokenizer(name))
         return model
 
@@ -57,6 +58,9 @@ class RLIPPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
+
+    def freeze(self) -> None:
+        """Freeze the parameters that are never trained; called after loading."""
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Use a tokenizer whose ids fit the text encoder.
@@ -97,8 +101,6 @@ def _listing(folder: Path, most: int = 8) -> str:
 
 
 def _check_keys(name: str, missing: Any, unexpected: Any) -> None:
-    problems = [f"missing {key}" for key in sorted(missing)] + [
-        f"unknown {key}" for key in sorted(unexpected)
-    ]
+    problems = [f"missing {key}" for key in sorted(missing)] + [f"unknown {key}" for key in sorted(unexpected)]
     if problems:
         raise CheckpointError(f"the weights in {name} don't fit their config.json: " + ", ".join(problems))

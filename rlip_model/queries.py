@@ -172,9 +172,7 @@ class PairQueries(nn.Module):
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
         return self.relation_builder.build(entities, self.verb_content.weight, padding)
 
-    def _noised(
-        self, pairs: Sequence[Pairs], batch: int, objects: int, noise: Noise | None
-    ) -> tuple[Tensor, Tensor]:
+    def _noised(self, pairs: Sequence[Pairs], batch: int, objects: int, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Boxes and labels of all images, subjects first."""
         subject_boxes = torch.cat([group.subject_boxes for group in pairs])
         object_boxes = torch.cat([group.object_boxes for group in pairs])
@@ -200,8 +198,6 @@ class PairQueries(nn.Module):
 
 def _places(counts: Sequence[int], slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Image index and slot of every subject, then of every object."""
-    image = torch.tensor(
-        [index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long
-    )
+    image = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long)
     slot = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.long)
     return image.repeat(2).to(device), torch.cat((slot, slots + slot)).to(device)

@@ -180,6 +180,9 @@ class Swin(nn.Module):
             self.layers.append(SwinStage(embed_dim * 2**stage, heads[stage], window, stage_rates, merge))
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for channels in self.channels)
         self.apply(_initialise)
+        self.freeze()
+
+    def freeze(self) -> None:
         for name, parameter in self.named_parameters():
             if "norm" in name or "relative_position_bias_table" in name:
                 parameter.requires_grad_(False)
