@@ -61,8 +61,7 @@ def keep_known(
     return [
         relation
         for relation in relations
-        if relation.predicate
-        in known.get((objects[relation.subject].category, objects[relation.object].category), ())
+        if relation.predicate in known.get((objects[relation.subject].category, objects[relation.object].category), ())
     ]
 
 

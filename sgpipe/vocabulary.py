@@ -40,11 +40,12 @@ def packaged_synonyms(dataset: str) -> Synonyms:
 
     It covers every class, with the name itself first, then what the class is called in every dataset, then
     what only this dataset's lack of finer classes lets it mean (a yacht is a "boat" in COCO).
+
+    Parts of the body are nobody's synonym. In captions four of five of them are objects ("a cup in his hand",
+    "a man has a beard on his face"), and what is said of the part is not true of the person's box.
     """
     common, own = (_packaged(f"{table}_synonyms.json") or {} for table in ("common", dataset))
-    return {
-        name: (name, *common.get(name, ()), *own.get(name, ())) for name in category_names(dataset).values()
-    }
+    return {name: (name, *common.get(name, ()), *own.get(name, ())) for name in category_names(dataset).values()}
 
 
 def load_synonyms(path: Path) -> Synonyms:
@@ -69,9 +70,7 @@ def _phrases(path: Path, name: str, value: Any) -> tuple[str, ...]:
     if not name.strip():
         raise UserError(f"synonyms file {path}: key {name!r}: expected a class name, found an empty one")
     if not isinstance(value, list) or not value:
-        raise UserError(
-            f"synonyms file {path}: key {name!r}: expected a list of phrases, found {_found(value)}"
-        )
+        raise UserError(f"synonyms file {path}: key {name!r}: expected a list of phrases, found {_found(value)}")
     for phrase in value:
         if not isinstance(phrase, str) or not phrase.removeprefix("!").strip():
             raise UserError(f"synonyms file {path}: key {name!r}: expected phrases, found {_found(phrase)}")

@@ -54,7 +54,10 @@ class HeadMatcher:
         self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
-        return next((name for name in self.classes(phrase, head) if name in present), None)
+        for name in self.classes(phrase, head):
+            if name in present:
+                return name
+        return None
 
     def _learn(self, name: str, phrase: str, rank: int) -> None:
         excluded = phrase.startswith("!")
@@ -114,9 +117,7 @@ class SubstringMatcher:
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
         text = phrase.lower()
-        return tuple(
-            name for name, phrases in self._synonyms.items() if any(part in text for part in phrases)
-        )
+        return tuple(name for name, phrases in self._synonyms.items() if any(part in text for part in phrases))
 
 
 def split_words(phrase: str) -> list[str]:

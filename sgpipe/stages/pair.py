@@ -92,9 +92,7 @@ def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: di
         triplet.object_category = matcher.choose(triplet.object, triplet.object_head, present)
 
 
-def stated_predicates(
-    triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False
-) -> Predicates:
+def stated_predicates(triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False) -> Predicates:
     """What the triplets state of each pair of classes, in their order, the same predicate once.
 
     Args:

@@ -255,9 +255,7 @@ def as_json(groups: list[Group]) -> list[Any]:
 def in_order(value: Mapping[str, Any]) -> list[Any]:
     """A frequency file as lists, so that the order of its counts is compared too."""
     lists = [value["relationship_names"], value["object_names"]]
-    return lists + [
-        [list(item) for item in value[key].items()] for key in ("relationship_freq", "object_freq")
-    ]
+    return lists + [[list(item) for item in value[key].items()] for key in ("relationship_freq", "object_freq")]
 
 
 def describe(candidates: Mapping[str, Any]) -> str:

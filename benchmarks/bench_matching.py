@@ -1,0 +1,87 @@
+"""How well the nouns of captions find the annotated classes: sgpipe's table and matching beside RLIPv2's.
+
+    python -m benchmarks.bench_matching --instances FILE... --captions FILE... --reference TABLE
+
+FILEs are COCO annotations and captions, TABLE is RLIPv2's hico_obj_paraphrase.json. Mentions are the subjects and
+objects of the triplets that sgpipe parses. A mention is right if a class it may name is annotated in its image;
+recall is the share of annotated classes (per image) that some mention names. Without instances only the share of
+mentions that name a class at all is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sgpipe.recipe import ParseConfig
+from sgpipe.stages.matching import HeadMatcher, Matcher, SubstringMatcher
+from sgpipe.stages.parse import CaptionParser
+from sgpipe.vocabulary import load_synonyms, packaged_synonyms
+
+Mentions = dict[str, list[tuple[str, str]]]
+
+
+def read_mentions(paths: list[Path]) -> Mentions:
+    """(noun phrase, head noun) of all subjects and objects, by image id."""
+    items = [item for path in paths for item in json.loads(path.read_text())["annotations"]]
+    parsed = CaptionParser(ParseConfig()).parse([item["caption"] for item in items])
+    mentions: Mentions = defaultdict(list)
+    for item, triplets in zip(items, parsed, strict=True):
+        nouns = [noun for t in triplets for noun in ((t.subject, t.subject_head), (t.object, t.object_head))]
+        mentions[str(item["image_id"])] += dict.fromkeys(nouns)
+    return mentions
+
+
+def read_classes(paths: list[Path]) -> dict[str, set[str]]:
+    """Annotated classes by image id."""
+    classes: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        content = json.loads(path.read_text())
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        for item in content["annotations"]:
+            classes[str(item["image_id"])].add(names[item["category_id"]])
+    return classes
+
+
+def measure(matcher: Matcher, mentions: Mentions, classes: dict[str, set[str]]) -> list[str]:
+    """Mentions that name a class, of them right, and annotated classes named: as shares."""
+    total = naming = right = recalled = 0
+    for image, nouns in mentions.items():
+        found = [set(matcher.classes(*noun)) for noun in nouns]
+        total += len(found)
+        naming += sum(map(bool, found))
+        right += sum(bool(named & classes[image]) for named in found)
+        recalled += len(classes[image] & set().union(*found))
+    annotated = sum(len(classes[image]) for image in mentions)
+    shares = [(naming, total), (right, naming), (recalled, annotated)] if annotated else [(naming, total)]
+    return [f"{part / whole:.1%} ({part:,} of {whole:,})" for part, whole in shares]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--captions", type=Path, nargs="+", required=True)
+    parser.add_argument("--instances", type=Path, nargs="*", default=[])
+    parser.add_argument("--reference", type=Path, required=True)
+    arguments = parser.parse_args()
+    mentions, classes = read_mentions(arguments.captions), read_classes(arguments.instances)
+    columns = ["table and matching", "mentions that name a class"]
+    columns += ["of them annotated", "annotated classes named"] if arguments.instances else []
+    table = Table(*columns, title=f"{len(mentions):,} images")
+    ours, theirs = packaged_synonyms("coco"), load_synonyms(arguments.reference)
+    for name, matcher in (
+        ("RLIPv2's table, substring", SubstringMatcher(theirs)),
+        ("RLIPv2's table, head", HeadMatcher(theirs)),
+        ("sgpipe's table, substring", SubstringMatcher(ours)),
+        ("sgpipe's table, head", HeadMatcher(ours)),
+    ):
+        table.add_row(name, *measure(matcher, mentions, classes))
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
