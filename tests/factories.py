@@ -15,13 +15,14 @@ WORDS = """
 """
 
 
-def make_tokenizer(folder: Path, words: str = WORDS) -> BertTokenizerFast:
+def make_tokenizer(folder: Path, words: str = WORDS, *, blip_tokens: bool = True) -> BertTokenizerFast:
     """A WordPiece tokenizer of BERT's kind with BLIP's further tokens [DEC] and [ENC], saved in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join([*SPECIAL, *words.split()]) + "\n", encoding="utf-8")
     tokenizer = BertTokenizerFast.from_pretrained(folder)
-    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    if blip_tokens:
+        tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     tokenizer.save_pretrained(folder)
     return tokenizer
 

@@ -5,6 +5,7 @@ BLIP: Li et al., ICML 2022. Whatever a checkpoint may lack is found here, before
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,6 +132,8 @@ def _quiet() -> Iterator[None]:
 
 def _check_config(source: str) -> None:
     config = _read_config(source)
+    if not isinstance(config, dict):
+        raise UserError(f"captioner {source!r} is not BLIP: config.json holds no settings")
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if model_type != "blip":
         raise UserError(f"captioner {source!r} is not BLIP: model_type is {model_type!r}, expected 'blip'")
@@ -139,7 +142,7 @@ def _check_config(source: str) -> None:
         raise UserError(f"captioner {source!r} cannot caption: it is a {found}, expected {ARCHITECTURE}")
 
 
-def _read_config(source: str) -> dict[str, Any]:
+def _read_config(source: str) -> Any:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"captioner {source!r}: the folder has no config.json, so it is not a BLIP checkpoint")
@@ -176,7 +179,10 @@ def _load_model(source: str) -> BlipForConditionalGeneration:
 
 
 def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
+    fast = Path(source) / "tokenizer.json"
     try:
+        if fast.is_file():
+            json.loads(fast.read_text(encoding="utf-8"))  # the tokenizers library raises a bare Exception
         tokenizer = AutoTokenizer.from_pretrained(source, **_options(source))
     except _UNREADABLE as reason:
         raise UserError(f"captioner {source!r}: cannot load its tokenizer: {_first_line(reason)}") from None

@@ -149,7 +149,7 @@ def beam_captions(
             num_beams=beams,
             do_sample=False,
             min_length=min_tokens,
-            max_length=max_tokens,
+            max_new_tokens=max_tokens - len(prompt),
             bos_token_id=text_config.bos_token_id,
             eos_token_id=end,
             pad_token_id=text_config.pad_token_id,
