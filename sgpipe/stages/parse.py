@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import spacy
@@ -54,9 +55,12 @@ class CaptionParser:
         known.update(zip(new, self._analyse(new), strict=True))
         self._remember(known)
         return [
-            [replace(triplet, caption=number) for triplet in known[caption]]
-            for number, caption in enumerate(captions)
+            [replace(triplet, caption=number) for triplet in known[caption]] for number, caption in enumerate(captions)
         ]
+
+    def forget(self) -> None:
+        """Empty the memory of earlier captions."""
+        self._cache.clear()
 
     def _analyse(self, captions: list[str]) -> Iterator[list[Triplet]]:
         sentences = [[*tokenise(caption), _FULL_STOP] for caption in captions]
@@ -111,11 +115,11 @@ def load_model(name: str | None = None) -> Language:
     """
     if name is None:
         name = next((model for model in DEFAULT_MODELS if spacy.util.is_package(model)), DEFAULT_MODELS[-1])
-    package = name.replace("_", "-")
     try:
         model = spacy.load(name, exclude=list(_UNUSED))
-    except OSError as reason:
-        raise UserError(f"spaCy model {name!r} cannot be loaded; try: pip install {package} ({reason})") from None
+    except (OSError, ValueError) as reason:
+        remedy = "" if Path(name).exists() else f"; try: pip install {name.replace('_', '-')}"
+        raise UserError(f"spaCy model {name!r} cannot be loaded{remedy} ({reason})") from None
     missing = [component for component in _NEEDED if component not in model.pipe_names]
     if missing:
         raise UserError(f"spaCy model {name!r} has no {' and no '.join(missing)}; sgpipe needs both")

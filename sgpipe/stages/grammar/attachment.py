@@ -15,6 +15,8 @@ from sgpipe.stages.grammar.lexicon import (
     CLOTHES,
     PASSIVE_STATES,
     PEOPLE,
+    PLACES,
+    POSTURE_VERBS,
     SCENERY,
 )
 from sgpipe.stages.grammar.tree import Tree
@@ -27,7 +29,8 @@ def correct_attachments(tree: Tree) -> None:
     for index in range(len(tree)):
         if tree.deps[index] == "conj":
             _join_modifier(tree, index)
-            _join_inside_with(tree, index)
+            _join_object(tree, index)
+            _join_inside(tree, index)
     for index in range(len(tree)):
         if tree.deps[index] in ("acl", "relcl"):
             _move_to_actor(tree, index)
@@ -49,14 +52,33 @@ def _join_modifier(tree: Tree, conjunct: int) -> None:
         tree.attach(child, first, tree.deps[child])
 
 
-def _join_inside_with(tree: Tree, conjunct: int) -> None:
-    """ "a bathroom with a toilet and a sink": the sink is with the toilet, unless both are people or animals."""
+def _join_object(tree: Tree, conjunct: int) -> None:
+    """ "holding a drink and a large carrot": a noun is joined to a noun, and not to the verb of that noun."""
+    verb = tree.heads[conjunct]
+    if not tree.is_noun(conjunct) or not tree.is_verb(verb) or tree.dependents(conjunct, "nsubj", "aux"):
+        return
+    things = tree.dependents(verb, "dobj")
+    for preposition in tree.dependents(verb, "prep"):
+        things += tree.dependents(preposition, "pobj")
+    before = [thing for thing in things if thing < conjunct and tree.is_noun(thing)]
+    if before:
+        tree.attach(conjunct, max(before), "conj")
+
+
+def _join_inside(tree: Tree, conjunct: int) -> None:
+    """ "a bathroom with a toilet and a sink": the sink is with the toilet, unless both are people or animals.
+
+    So is the fork of "a man holding a knife and a fork".
+    """
     head = tree.heads[conjunct]
     if tree.deps[conjunct] != "conj" or not tree.is_noun(conjunct) or not tree.is_noun(head):
         return
     if singular(tree.texts[conjunct]) in _ANIMATE and singular(tree.texts[head]) in _ANIMATE:
         return
-    inside = _things_with(tree, head, conjunct)
+    held = [thing for verb in tree.dependents(head, "acl") for thing in tree.dependents(verb, "dobj")]
+    inside = _things_with(tree, head, conjunct) or [
+        thing for thing in held if head < thing < conjunct and tree.is_noun(thing)
+    ]
     if inside:
         tree.attach(conjunct, inside[-1], "conj")
 
@@ -109,6 +131,8 @@ def _acts_better(tree: Tree, actor: int, participle: int) -> bool:
         return verb not in PASSIVE_STATES
     if noun in SCENERY:
         return True
+    if noun in PLACES and verb in POSTURE_VERBS:
+        return tree.is_noun(actor) and singular(tree.texts[actor]) in _ANIMATE
     if noun in _ANIMATE or verb not in ANIMATE_VERBS:
         return False
     return tree.is_verb(actor) or singular(tree.texts[actor]) in _ANIMATE

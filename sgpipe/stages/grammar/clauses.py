@@ -7,7 +7,7 @@ from functools import lru_cache
 from lemminflect import getInflection, getLemma
 
 from sgpipe.stages.grammar.entities import content, coordinated, coordination_root, is_entity
-from sgpipe.stages.grammar.lexicon import BE, PERCEPTION
+from sgpipe.stages.grammar.lexicon import BE, PARTICLE_PREPOSITIONS, PERCEPTION
 from sgpipe.stages.grammar.tree import Tree
 
 SUBJECT_LABELS = ("nsubj", "nsubjpass", "csubj")
@@ -93,6 +93,25 @@ def relative_object(tree: Tree, verb: int) -> list[int]:
     if not own or _is_relative(tree, own[0]) or not is_entity(tree, tree.heads[verb]):
         return []
     return [content(tree, tree.heads[verb])]
+
+
+def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
+    """The words of the predicate, and the noun or verb they follow.
+
+    Adverbs and adjectives between are passed over ("high up in the sky"); prepositions and particles before
+    a preposition of direction belong to the predicate ("leading up to the house").
+    """
+    words = [tree.texts[preposition]]
+    node = preposition
+    while tree.heads[node] != node:
+        joined = tree.deps[node] == "conj"
+        node = tree.heads[node]
+        if is_entity(tree, node) or tree.tags[node].startswith("VB"):
+            return words, node
+        directional = words[0] in PARTICLE_PREPOSITIONS or tree.tags[node] == "IN"
+        if tree.tags[node] in ("IN", "TO", "RP", "RB") and directional and not joined:
+            words.insert(0, tree.texts[node])
+    return words, node
 
 
 def is_passive(tree: Tree, verb: int) -> bool:

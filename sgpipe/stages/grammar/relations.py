@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sgpipe.stages.grammar.clauses import (
     gerund,
+    governor,
     is_copula,
     is_passive,
     modified,
@@ -13,23 +14,25 @@ from sgpipe.stages.grammar.clauses import (
     subjects,
     verb_lemma,
 )
-from sgpipe.stages.grammar.entities import content, coordinated, head_noun, is_entity, phrase
+from sgpipe.stages.grammar.entities import coordinated, head_noun, is_entity, phrase
 from sgpipe.stages.grammar.lexicon import (
     BODY_PARTS,
     CLOTHES,
     CONTAINERS_IN,
     CONTAINERS_ON,
+    DISHES,
     EVENT_NOUNS,
     HAVING_ADJECTIVES,
     HOLDING_VERBS,
     LOCATIVE_BY,
-    PARTICLE_PREPOSITIONS,
     PARTITIVES,
     PICTURES,
     PLACES,
     POSTURE_VERBS,
     STATIC_PREPOSITIONS,
 )
+from sgpipe.stages.grammar.references import owner as owner_of
+from sgpipe.stages.grammar.references import person_meant, points_back, referents
 from sgpipe.stages.grammar.tree import Tree
 
 
@@ -46,15 +49,16 @@ def relations(tree: Tree) -> list[Relation]:
     """All relations of a repaired tree, each once, in the order of the words that state them."""
     finder = _Finder(tree)
     for index in range(len(tree)):
+        word, dep = tree.texts[index], tree.deps[index]
         if tree.is_verb(index):
             finder.verb(index)
-        elif tree.deps[index] in ("prep", "agent", "dative") or (
-            tree.tags[index] == "IN" and tree.deps[index] != "mark"
-        ):
+        elif dep in ("prep", "agent", "dative") or (tree.tags[index] == "IN" and dep != "mark"):
             finder.preposition(index)
-        elif tree.deps[index] == "poss":
+        elif dep == "poss":
             finder.possessive(index)
-        elif tree.texts[index].rsplit("-", 1)[-1] in HAVING_ADJECTIVES:
+        if word == "covered":
+            finder.covered(index)
+        elif word.rsplit("-", 1)[-1] in HAVING_ADJECTIVES:
             finder.having_adjective(index)
     return list(finder.found)
 
@@ -75,8 +79,9 @@ class _Finder:
         self._add(subjects, " ".join(words), objects, " ".join([verb_lemma(words[0]), *words[1:]]))
 
     def _add(self, subjects: list[int], predicate: str, objects: list[int], lemma: str) -> None:
-        for subject in subjects:
-            for thing in objects:
+        tree = self.tree
+        for subject in [person_meant(tree, noun) for noun in subjects]:
+            for thing in [person_meant(tree, noun, subject) for noun in objects]:
                 if subject != thing:
                     self.found[Relation(subject, predicate, thing, lemma)] = None
 
@@ -89,7 +94,7 @@ class _Finder:
         lemma = verb_lemma(tree.texts[verb])
         if lemma in ("do", "perform"):
             things = [thing for thing in things if head_noun(tree, thing) not in EVENT_NOUNS]
-        if lemma == "have" and (_points_back(tree, verb) or any(_points_back(tree, t) for t in things)):
+        if lemma == "have" and (points_back(tree, verb) or any(points_back(tree, t) for t in things)):
             return
         particles = _particles(tree, verb)
         if things:
@@ -100,67 +105,43 @@ class _Finder:
     def preposition(self, preposition: int) -> None:
         """A preposition, after the noun, verb, adjective or preposition that governs it."""
         tree = self.tree
-        words, governor = _governor(tree, preposition)
-        if governor == preposition:
+        words, head = governor(tree, preposition)
+        if head == preposition:
             return
         if any(tree.texts[child] == "each other" for child in tree.dependents(preposition, "pobj")):
-            self._each_other(governor, words)
+            self._each_other(head, words)
             return
-        things = self._prepositional_objects(preposition, governor)
+        things = self._prepositional_objects(preposition, head)
         if not things:
             return
-        if tree.tags[governor].startswith("VB"):
-            self._after_verb(governor, preposition, words, things)
-        elif is_entity(tree, governor):
-            self._after_noun(governor, preposition, words, things)
-        elif tree.dependents(governor, "nsubj"):
-            self._place(subjects(tree, governor), words, things)
+        if tree.tags[head].startswith("VB"):
+            self._after_verb(head, preposition, words, things)
+        elif is_entity(tree, head):
+            self._after_noun(head, preposition, words, things)
+        elif tree.dependents(head, "nsubj"):
+            self._place(subjects(tree, head), words, things)
 
-    def _prepositional_objects(self, preposition: int, governor: int) -> list[int]:
+    def _prepositional_objects(self, preposition: int, head: int) -> list[int]:
         tree = self.tree
         found: list[int] = []
         for child in tree.dependents(preposition, "pobj", "pcomp"):
             if tree.texts[child] in ("it", "them"):
-                found += self._referents(preposition, child)
+                found += referents(tree, preposition, child)
             elif is_entity(tree, child):
                 found += coordinated(tree, child)
-        stranded = not tree.children[preposition] and tree.deps[governor] == "relcl"
-        if not found and stranded and is_entity(tree, tree.heads[governor]):
-            found = [tree.heads[governor]]
+        stranded = not tree.children[preposition] and tree.deps[head] == "relcl"
+        if not found and stranded and is_entity(tree, tree.heads[head]):
+            found = [tree.heads[head]]
         return found
 
-    def _referents(self, preposition: int, pronoun: int) -> list[int]:
-        """What "it" or "them" repeats: the first noun above it, of the same number, that it can be."""
+    def _each_other(self, head: int, words: list[str]) -> None:
         tree = self.tree
-        above = list(tree.ancestors(preposition))
-        nouns = {noun for noun in above if is_entity(tree, noun)}
-        nouns |= {noun for node in above if tree.tags[node].startswith("VB") for noun in subjects(tree, node)}
-        own = self._own_subjects(preposition)
-        plural = tree.texts[pronoun] == "them"
-        fitting = [
-            content(tree, noun)
-            for noun in sorted(nouns - own)
-            if noun < pronoun and (not plural or tree.tags[content(tree, noun)].endswith("S"))
-        ]
-        if not fitting and not plural and own and len(nouns) > 1:
-            fitting = sorted(nouns)
-        return [noun for noun in coordinated(tree, fitting[0]) if noun < pronoun] if fitting else []
-
-    def _own_subjects(self, preposition: int) -> set[int]:
-        _, governor = _governor(self.tree, preposition)
-        if self.tree.tags[governor].startswith("VB"):
-            direct = objects(self.tree, governor)
-            return set(direct or subjects(self.tree, governor))
-        return {governor}
-
-    def _each_other(self, governor: int, words: list[str]) -> None:
-        tree = self.tree
-        if is_entity(tree, governor):
-            self._reciprocal(modified(tree, governor, len(tree)), words, verb=False)
-        elif tree.tags[governor].startswith("VB"):
-            copula = is_copula(tree, governor)
-            stated = words if copula else [tree.texts[governor], *words]
-            self._reciprocal(subjects(tree, governor), stated, verb=not copula)
+        if is_entity(tree, head):
+            self._reciprocal(modified(tree, head, len(tree)), words, verb=False)
+        elif tree.tags[head].startswith("VB"):
+            copula = is_copula(tree, head)
+            stated = words if copula else [tree.texts[head], *words]
+            self._reciprocal(subjects(tree, head), stated, verb=not copula)
 
     def _reciprocal(self, nouns: list[int], words: list[str], verb: bool) -> None:
         """Two nouns to each other; a plural to itself, "two dogs next to each other"."""
@@ -177,6 +158,8 @@ class _Finder:
             self._place(doers, words, things)
         elif is_passive(tree, verb) and not direct and self._passive(verb, words, doers, things):
             return
+        elif direct and words == ["at"] and head_noun(tree, things[0]) not in PLACES:
+            self.state_verb(doers, [tree.texts[verb], "at"], things)
         elif direct:
             self._place(self._located(verb, words, doers, direct, things), words, things)
         elif words == ["in"] and head_noun(tree, things[0]) in CLOTHES:
@@ -208,7 +191,7 @@ class _Finder:
         Whoever plays or rides is there; what is held, worn or put is there, unless it is a place to be in.
         """
         place = head_noun(self.tree, things[0])
-        if not doers or place in BODY_PARTS:
+        if not doers or place in BODY_PARTS or things[0] in doers:
             return direct
         lemma = verb_lemma(self.tree.texts[verb])
         if lemma == "wear" and words == ["with"]:
@@ -224,7 +207,7 @@ class _Finder:
         if words == ["of"]:
             self._of(noun, things)
             return
-        if words == ["with"] and any(_points_back(tree, thing) for thing in things):
+        if words == ["with"] and any(points_back(tree, thing) for thing in things):
             return
         located = modified(tree, noun, preposition)
         if tree.deps[noun] == "dobj" and tree.is_verb(tree.heads[noun]) and words != ["with"]:
@@ -251,6 +234,8 @@ class _Finder:
             self.state(things, ["on"], [noun])
         elif head in CONTAINERS_IN or head in PICTURES:
             self.state(things, ["in"], [noun])
+        elif head in DISHES:
+            self.state_verb([noun], ["has"], things)
         else:
             self.state_verb(things, ["has"], coordinated(self.tree, noun))
 
@@ -263,15 +248,7 @@ class _Finder:
         if tree.is_noun(owner):
             self.state_verb(coordinated(tree, owner), ["has"], [thing])
         elif tree.tags[owner] == "PRP$" and head_noun(tree, thing) in BODY_PARTS and tree.deps[thing] == "pobj":
-            self.state_verb(self._owners(thing)[:1], ["has"], [thing])
-
-    def _owners(self, thing: int) -> list[int]:
-        """Whose "his", "her" or "its" is: the first noun above, or the subject of the first verb above."""
-        tree = self.tree
-        above = list(tree.ancestors(thing))
-        nouns = {noun for noun in above if is_entity(tree, noun)}
-        nouns |= {noun for node in above if tree.tags[node].startswith("VB") for noun in subjects(tree, node)}
-        return sorted(noun for noun in nouns if noun < thing)
+            self.state_verb(owner_of(tree, thing), ["has"], [thing])
 
     def having_adjective(self, adjective: int) -> None:
         """ "a black haired boy" has hair."""
@@ -279,37 +256,14 @@ class _Finder:
         if is_entity(self.tree, noun) and noun > adjective:
             self.state_verb([noun], ["has"], [adjective])
 
+    def covered(self, participle: int) -> None:
+        """ "snow covered hills"."""
+        tree = self.tree
+        cover, noun = participle - 1, tree.heads[participle]
+        modifier = tree.deps[participle] in ("amod", "compound", "nmod") and noun > participle
+        if modifier and cover >= 0 and tree.is_noun(cover) and tree.is_noun(noun):
+            self.state_verb([cover], ["covering"], [noun])
+
 
 def _particles(tree: Tree, verb: int) -> list[str]:
     return [tree.texts[child] for child in tree.dependents(verb, "prt")]
-
-
-def _governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
-    """The words of the predicate, and the noun or verb they follow.
-
-    Adverbs and adjectives between are passed over ("high up in the sky"); prepositions and particles before
-    a preposition of direction belong to the predicate ("leading up to the house").
-    """
-    words = [tree.texts[preposition]]
-    node = preposition
-    while tree.heads[node] != node:
-        joined = tree.deps[node] == "conj"
-        node = tree.heads[node]
-        if is_entity(tree, node) or tree.tags[node].startswith("VB"):
-            return words, node
-        directional = words[0] in PARTICLE_PREPOSITIONS or tree.tags[node] == "IN"
-        if tree.tags[node] in ("IN", "TO", "RP", "RB") and directional and not joined:
-            words.insert(0, tree.texts[node])
-    return words, node
-
-
-def _points_back(tree: Tree, index: int) -> bool:
-    """Whether a phrase below says where the thing is by a pronoun: "a plate with a knife on it"."""
-    below = tree.dependents(index, "prep")
-    for verb in tree.dependents(index, "acl", "relcl"):
-        below += tree.dependents(verb, "prep")
-    return any(
-        tree.texts[child] in ("it", "them")
-        for preposition in below
-        for child in tree.dependents(preposition, "pobj")
-    )

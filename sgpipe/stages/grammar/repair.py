@@ -19,10 +19,10 @@ from sgpipe.stages.grammar.lexicon import (
     STRANDED_PREPOSITIONS,
     TRANSITIVE_VERBS,
 )
-from sgpipe.stages.grammar.tree import VERB_TAGS, Tree
+from sgpipe.stages.grammar.tree import Tree
 
 _NOMINAL = frozenset({"nsubj", "nsubjpass", "dobj", "pobj", "attr", "appos"})
-_MISTAKEN_FOR_NOUN = frozenset({"JJ", "JJR", "JJS", "RB", "RBR", "UH", "VB", "VBP", "XX", "FW"})
+_MISTAKEN_FOR_NOUN = frozenset({"JJ", "JJR", "JJS", "RB", "RBR", "UH", "VB", "VBP", "VBD", "XX", "FW"})
 _PREMODIFIERS = frozenset({"amod", "compound", "nmod", "det", "nummod", "poss", "advmod", "npadvmod"})
 _SUBJECTS = ("nsubj", "nsubjpass", "csubj", "expl")
 _MISTAKEN_FOR_SUBJECT = frozenset({"compound", "npadvmod", "nmod", "dep"})
@@ -45,6 +45,7 @@ def repair(tree: Tree) -> None:
 def _retag_unknown_noun(tree: Tree, index: int) -> None:
     """An adjective or adverb in a noun's place, other than a colour, is a noun the parser does not know."""
     misplaced = tree.deps[index] in _NOMINAL and tree.tags[index] in _MISTAKEN_FOR_NOUN
+    misplaced |= tree.tags[index] == "JJ" and tree.heads[index] == index and bool(tree.dependents(index, "det"))
     if misplaced and tree.texts[index] not in COLOURS and not tree.dependents(index, *_SUBJECTS, "dobj"):
         tree.tags[index] = "NN"
 
@@ -89,7 +90,7 @@ def _free_final_participle(tree: Tree, index: int) -> None:
     """ "giraffe standing between bushes", "a dog sleep on a bed": a verb taken for the noun of the phrase."""
     word, noun = tree.texts[index], index - 1
     participle = word.endswith("ing") and len(word) > 4 and word not in GERUND_NOUNS
-    if not tree.is_noun(index) or not (participle or word in POSTURES):
+    if not tree.is_noun(index) or tree.deps[index] == "compound" or not (participle or word in POSTURES):
         return
     if noun < 0 or not tree.is_noun(noun) or tree.heads[noun] != index or tree.deps[noun] != "compound":
         return

@@ -12,7 +12,15 @@ import unicodedata
 from itertools import pairwise
 from typing import NamedTuple
 
-from sgpipe.stages.grammar.lexicon import CANS, EXPRESSIONS, QUANTITIES, SIDED_PARTS, SPELLINGS, STAND_INS
+from sgpipe.stages.grammar.expressions import (
+    CANS,
+    DETERMINERS,
+    EXPRESSIONS,
+    QUANTITIES,
+    SPELLINGS,
+    STAND_INS,
+)
+from sgpipe.stages.grammar.lexicon import SIDED_PARTS
 
 MAX_CHARACTERS = 1000
 
@@ -25,11 +33,14 @@ _PLACE = (
     rf"(?: the)?(?: very)? (?P<part>{_PARTS}|left|right) of"
 )
 _SIZES = "a|an|the|some|two|three|several|many|whole|large|small|big|huge|long|little|tall|short"
-_QUANTITY = rf"(?:(?:{_SIZES}) )*(?:{'|'.join(sorted(QUANTITIES))}) of"
+_QUANTITY = rf"(?:(?:{_SIZES}) )*(?:{'|'.join(sorted(QUANTITIES))}|close up|bod(?:y|ies)(?= of water)) of"
 
+_FIXED = "|".join(sorted([*EXPRESSIONS, *SPELLINGS], key=len, reverse=True))
+
+_DETERMINER = "|".join(sorted(DETERMINERS))
 _SCANNER = re.compile(
-    rf"(?<![\w'])(?:{_PLACE}|(?P<quantity>{_QUANTITY})"
-    rf"|(?P<fixed>{'|'.join([*EXPRESSIONS, *SPELLINGS])}))(?![\w'])"
+    rf"(?<![\w'])(?:{_PLACE}|(?P<omitted>{_QUANTITY}(?= (?:{_DETERMINER}) ))"
+    rf"|(?P<quantity>{_QUANTITY})|(?P<fixed>{_FIXED}))(?![\w'])"
     r"|(?P<word>(?:n't|'(?:s|re|ve|ll|d|m))(?!\w)|\w+?(?=n't(?!\w))|\w+(?:[-.]\w+)*)|(?P<mark>[,.;:!?()])"
 )
 
@@ -43,7 +54,8 @@ class Token(NamedTuple):
 
 def tokenise(caption: str) -> list[Token]:
     """Lower-case tokens of a caption, without marks at its end; symbols and control characters are dropped."""
-    tokens = [_token(match) for match in _SCANNER.finditer(clean(caption))]
+    matches = _SCANNER.finditer(clean(caption))
+    tokens = [_token(match) for match in matches if not match["omitted"]]
     for index, (before, after) in enumerate(pairwise(tokens)):
         if after.text in ("can", "cans") and before.text in CANS:
             tokens[index + 1] = Token("boxes" if after.text == "cans" else "box", after.text)
@@ -59,7 +71,13 @@ def clean(caption: str) -> str:
     text = caption[:MAX_CHARACTERS]
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_ASCII))
-    text = text.lower().replace("w/", "with ").replace("/", " and ").replace("&", " and ")
+    text = (
+        text.lower()
+        .replace("w/", "with ")
+        .replace("/", " and ")
+        .replace("&", " and ")
+        .replace("-covered ", " covered ")
+    )
     return " ".join(text.split()).replace(" 's", "'s").replace(" n't", "n't")
 
 

@@ -49,7 +49,12 @@ class Tree:
         return cls(texts, tags, deps, heads, children)
 
     def attach(self, index: int, head: int, dep: str) -> None:
-        """Hang token `index` (with all below it) under `head`; `head == index` makes it a root."""
+        """Hang token `index` (with all below it) under `head`; `head == index` makes it a root.
+
+        A move below itself would cut it off from the tree, so nothing is moved then.
+        """
+        if head != index and index in self.ancestors(head):
+            return
         old = self.heads[index]
         if old != index:
             self.children[old].remove(index)

@@ -1,0 +1,103 @@
+"""Captions parsed per second by one process and one thread: sgpipe beside the spaCy model it runs on.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.bench_parse [CAPTIONS] [--limit N]
+
+CAPTIONS is a text file with a caption per line, or a COCO captions JSON; without it captions of COCO's length are
+made up. All captions are distinct, so nothing is found in the parser's memory. The rows for spaCy are the limits: the
+whole model as it is loaded by default, and only the parts that sgpipe uses. The best of three runs by
+the clock on the wall and by CPU time, after one of 200 captions to load what is loaded once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import spacy
+from rich.console import Console
+from rich.table import Table
+
+from sgpipe.recipe import ParseConfig
+from sgpipe.stages.parse import CaptionParser, load_model
+
+RUNS, BATCH = 3, 256
+PEOPLE = ("man", "woman", "boy", "young girl", "group of people", "baseball player", "man and a woman", "surfer")
+VERBS = ("riding", "holding", "standing next to", "sitting on", "looking at", "walking with", "carrying", "eating")
+THINGS = ("horse", "red umbrella", "wooden bench", "dog", "tennis racket", "slice of pizza", "bicycle", "large cake")
+PLACES = (
+    "on a sandy beach",
+    "in front of a building",
+    "at a table with a glass of wine",
+    "wearing a black hat",
+    "in the kitchen",
+    "next to a train that is parked at a station",
+    "under a tree",
+    "on the side of the road",
+)
+
+
+def make_captions(count: int) -> list[str]:
+    """Distinct made-up captions."""
+    choose = random.Random(0)
+    made: dict[str, None] = {}
+    while len(made) < count:
+        person, verb, thing, place = (choose.choice(words) for words in (PEOPLE, VERBS, THINGS, PLACES))
+        made[f"A {person} {verb} a {thing} {place} number {choose.randrange(99)}."] = None
+    return list(made)
+
+
+def read_captions(path: Path) -> list[str]:
+    """The distinct captions of a text file or of a COCO captions JSON."""
+    text = path.read_text()
+    if path.suffix == ".json":
+        lines: Iterable[str] = (item["caption"] for item in json.loads(text)["annotations"])
+    else:
+        lines = text.splitlines()
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def speed(run: Callable[[list[str]], object], captions: list[str], clock: Callable[[], float]) -> float:
+    """Captions per second of a clock, the best of `RUNS`."""
+    seconds = []
+    for _ in range(RUNS):
+        start = clock()
+        run(captions)
+        seconds.append(clock() - start)
+    return len(captions) / min(seconds)
+
+
+def parse_afresh(parser: CaptionParser, captions: list[str]) -> int:
+    parser.forget()
+    return sum(len(found) for found in parser.parse(captions))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("captions", type=Path, nargs="?")
+    arguments.add_argument("--limit", type=int, default=5000)
+    options = arguments.parse_args()
+    captions = read_captions(options.captions) if options.captions else make_captions(options.limit)
+    captions = captions[: options.limit]
+
+    parser, slim = CaptionParser(ParseConfig(batch_size=BATCH)), load_model()
+    whole = spacy.load(f"{slim.meta['lang']}_{slim.meta['name']}")
+    rows: dict[str, Callable[[list[str]], object]] = {
+        "spaCy, the whole model": lambda texts: list(whole.pipe(texts, batch_size=BATCH)),
+        "spaCy, tagger and parser": lambda texts: list(slim.pipe(texts, batch_size=BATCH)),
+        "sgpipe, captions to triplets": lambda texts: parse_afresh(parser, texts),
+    }
+    words = sum(len(caption.split()) for caption in captions) / len(captions)
+    table = Table("procedure", "captions/s", "per CPU second", title=f"{len(captions):,} captions of {words:.1f} words")
+    for name, run in rows.items():
+        run(captions[:200])
+        figures = (speed(run, captions, clock) for clock in (time.perf_counter, time.process_time))
+        table.add_row(name, *(f"{figure:,.0f}" for figure in figures))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
