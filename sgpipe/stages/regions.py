@@ -12,6 +12,9 @@ from sgpipe.records import Record, Scope
 
 Window = tuple[int, int, int, int]
 
+# Bounds the memory of an image that is annotated with tens of thousands of boxes.
+_MOST_PAIRED = 1000
+
 
 @dataclass(frozen=True)
 class Region:
@@ -26,7 +29,7 @@ def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> list[Reg
     """The regions of each scope in turn, ordered by box index; crowd boxes are left out.
 
     At most `max_crops` boxes are kept, the largest ones, and at most as many pairs: those that overlap, by
-    the size of the overlap, then those nearest to each other. A pair is unordered and has one region, the
+    the size of the overlap, then those nearest to each other, among the 1,000 largest boxes. A pair is unordered and has one region, the
     smallest rectangle around both boxes (the authors' dense captions; they take the first pairs).
     """
     found: list[Region] = []
@@ -40,16 +43,11 @@ def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> list[Reg
 
 
 def _boxes(record: Record, max_crops: int) -> list[tuple[int, ...]]:
-    def area(index: int) -> float:
-        _, _, width, height = record.objects[index].bbox
-        return width * height
-
-    largest = sorted(_single(record), key=area, reverse=True)[:max_crops]
-    return [(index,) for index in sorted(largest)]
+    return [(index,) for index in _largest(record, max_crops)]
 
 
 def _pairs(record: Record, max_crops: int) -> list[tuple[int, ...]]:
-    single = np.array(_single(record), dtype=int)
+    single = np.array(_largest(record, _MOST_PAIRED), dtype=int)
     boxes = np.array([record.objects[index].bbox for index in single]).reshape(-1, 4)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     first, second = np.triu_indices(len(single), k=1)
@@ -61,8 +59,15 @@ def _pairs(record: Record, max_crops: int) -> list[tuple[int, ...]]:
     return sorted(zip(single[first[nearest]].tolist(), single[second[nearest]].tolist(), strict=True))
 
 
-def _single(record: Record) -> list[int]:
-    return [index for index, box in enumerate(record.objects) if not box.iscrowd]
+def _largest(record: Record, most: int) -> list[int]:
+    """In order of index; the first of equally large boxes is kept."""
+
+    def area(index: int) -> float:
+        _, _, width, height = record.objects[index].bbox
+        return width * height
+
+    single = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+    return sorted(sorted(single, key=area, reverse=True)[:most])
 
 
 def _window(record: Record, boxes: Sequence[int]) -> Window:

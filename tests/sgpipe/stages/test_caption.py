@@ -137,7 +137,8 @@ def test_the_vision_tower_sees_each_picture_once(captioner, images, decoding):
     seen = []
     stage.blip.model.vision_model.register_forward_hook(lambda *call: seen.append(len(call[2].last_hidden_state)))
     stage(records())
-    assert sum(seen) == len(SIZES) * (1 + 3)
+    # One at a time on a CPU: other shapes would round otherwise, and captions depend on the batch.
+    assert seen == [1] * len(SIZES) * (1 + 3)
 
 
 def test_beam_search_gives_one_caption_and_no_chance(captioner, images):

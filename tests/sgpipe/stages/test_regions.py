@@ -85,3 +85,10 @@ def test_pairs_agree_with_a_plain_count_on_random_boxes():
 def test_fewer_than_two_boxes_have_no_pair():
     assert regions(record(), ("image", "box", "pair"), 100) == [Region("image")]
     assert pairs(regions(record((1, 1, 5, 5)), ("pair",), 100)) == []
+
+
+def test_a_hundred_thousand_boxes_are_no_burden():
+    rng = np.random.default_rng(0)
+    boxes = np.concatenate([rng.uniform(0, 60, (100_000, 2)), rng.uniform(1, 30, (100_000, 2))], axis=1).tolist()
+    boxes[70_000] = boxes[80_000] = [0, 0, 100, 80]
+    assert pairs(regions(record(*boxes), ("pair",), 1)) == [(70_000, 80_000)]
