@@ -64,9 +64,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def generate(
-    recipe: Annotated[
-        str, typer.Argument(help="A packaged recipe (coco, objects365, miniworld) or a YAML file.")
-    ],
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe (coco, objects365, miniworld) or a YAML file.")],
     out: Annotated[Path, typer.Option(help="Folder for the shards; an unfinished run in it goes on.")],
     root: Annotated[Path | None, typer.Option(help="Folder that the recipe's paths are relative to.")] = None,
     images: Annotated[Path | None, typer.Option(help="Image folder, instead of the recipe's splits.")] = None,
@@ -151,11 +149,17 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Official RLIPv2 checkpoint (.pth).")],
     out: Annotated[Path, typer.Option(help="Folder for config.json, model.safetensors and the tokenizer.")],
     tokenizer: Annotated[str, typer.Option(help="RoBERTa tokenizer: folder or hub id.")] = "roberta-base",
+    gating: Annotated[str | None, typer.Option(help="Fusion gate, if the file does not tell (VXAc, GLIP).")] = None,
+    verb_query: Annotated[str | None, typer.Option(help="Relation query, if the file does not tell.")] = None,
 ) -> None:
     """Turn an official checkpoint into a folder that `--tagger` takes."""
+    from rlip_model.checkpoint import CheckpointError, TokenizerError
     from rlip_model.checkpoint import convert as run
 
-    run(checkpoint, out, tokenizer)
+    try:
+        run(checkpoint, out, tokenizer, gating, verb_query)
+    except (CheckpointError, TokenizerError) as error:
+        raise UserError(str(error)) from None
     _out.print(f"wrote {out}")
 
 

@@ -60,8 +60,9 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
         folder.describe(recipe, list(indexes))
         folder.sweep(manifest)
         rows = _planned_rows(recipe, indexes)
-        if units := _plan(recipe, manifest, rows, retry_failed):
-            _run(recipe, folder, manifest, indexes, units, progress)
+        todo = _missing(manifest, rows) + (_failed(manifest) if retry_failed else [])
+        if todo:
+            _run(recipe, folder, manifest, indexes, todo, progress)
         return summarise(manifest, sum(rows.values()), indexes)
 
 
@@ -70,9 +71,7 @@ def _check(recipe: Recipe) -> None:
     if not recipe.source.splits:
         raise UserError("the recipe names no data: give --images and --annotations, or --root")
     if recipe.tag.tagger is None:
-        raise UserError(
-            "no tagger: give --tagger FOLDER (`sgpipe convert` makes one from an official checkpoint)"
-        )
+        raise UserError("no tagger: give --tagger FOLDER (`sgpipe convert` makes one from an official checkpoint)")
     if recipe.caption.captioner is None:
         without = [name for name, split in recipe.source.splits.items() if split.captions is None]
         if without and recipe.pair.candidates == "captions":
@@ -99,9 +98,7 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
     if not manifest.shards:  # nothing was made by the other recipe
         return Manifest.create(folder.root, run)
     changes = "".join(f"\n  {line}" for line in difference(manifest.run["identity"], now))
-    raise UserError(
-        f"{folder.root} was made by another recipe; choose another --out, or go back on:{changes}"
-    )
+    raise UserError(f"{folder.root} was made by another recipe; choose another --out, or go back on:{changes}")
 
 
 def _planned_rows(recipe: Recipe, indexes: dict[str, SourceIndex]) -> dict[str, int]:
@@ -114,26 +111,30 @@ def _planned_rows(recipe: Recipe, indexes: dict[str, SourceIndex]) -> dict[str, 
     return rows
 
 
-def _plan(recipe: Recipe, manifest: Manifest, rows: dict[str, int], retry_failed: bool) -> list[WorkUnit]:
-    """The units that are still to be done, and with `retry_failed` those that hold error rows."""
-    gaps = [(split, *gap) for split, count in rows.items() for gap in manifest.missing(split, count)]
-    actors = recipe.tag.resources.actors or recipe.engine.cpus or 2
-    todo = sum(stop - start for _, start, stop in gaps)
-    size = max(1, min(recipe.engine.unit_size, -(-todo // (_UNITS_PER_ACTOR * actors))))
-    units = [
-        WorkUnit(split, at, min(at + size, stop))
-        for split, start, stop in gaps
-        for at in range(start, stop, size)
+def _missing(manifest: Manifest, rows: dict[str, int]) -> list[WorkUnit]:
+    """What no shard covers yet, as few and as long ranges as possible."""
+    return [WorkUnit(split, *gap) for split, count in rows.items() for gap in manifest.missing(split, count)]
+
+
+def _failed(manifest: Manifest) -> list[WorkUnit]:
+    """The error rows of every shard that has some."""
+    return [
+        WorkUnit(shard.split, shard.start, shard.stop, redo=shard.file, revision=_revision(shard.file) + 1)
+        for shard in manifest.shards
+        if shard.counts.get("errors")
     ]
-    if retry_failed:
-        units += [
-            WorkUnit(
-                shard.split, shard.start, shard.stop, redo=shard.file, revision=_revision(shard.file) + 1
-            )
-            for shard in manifest.shards
-            if shard.counts.get("errors")
-        ]
-    return units
+
+
+def _cut(todo: Sequence[WorkUnit], most: int, actors: int) -> list[WorkUnit]:
+    """Cut ranges into units of at most `most` rows, and small enough that all actors have work to the end."""
+    rows = sum(unit.stop - unit.start for unit in todo if unit.redo is None)
+    size = max(1, min(most, -(-rows // (_UNITS_PER_ACTOR * actors))))
+    return [unit for unit in todo if unit.redo is not None] + [
+        WorkUnit(unit.split, at, min(at + size, unit.stop))
+        for unit in todo
+        if unit.redo is None
+        for at in range(unit.start, unit.stop, size)
+    ]
 
 
 def _revision(file: str) -> int:
@@ -146,13 +147,14 @@ def _run(
     folder: RunFolder,
     manifest: Manifest,
     indexes: dict[str, SourceIndex],
-    units: Sequence[WorkUnit],
+    todo: Sequence[WorkUnit],
     progress: Progress,
 ) -> None:
     stages = build_stages(recipe, indexes)
     progress.say("starting Ray")
     start_ray(recipe.engine)
-    pools = plan_pools(stages, len(units))
+    pools = plan_pools(stages, sum(unit.stop - unit.start for unit in todo))
+    units = _cut(todo, recipe.engine.unit_size, max(pool.actors for pool in pools))
     for pool in pools:
         progress.say(f"{pool.actors} x {' + '.join(stage.name for stage in pool.stages)}")
     reader = UnitReader(folder.root.resolve(), {split: folder.index(split).resolve() for split in indexes})

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sgpipe import __version__
 from sgpipe.recipe import Recipe
 from sgpipe.sources.index import SourceIndex
 from sgpipe.sources.json_stream import file_sha256
@@ -22,7 +23,7 @@ _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
 
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
     """Everything that decides the labels, as nested plain values."""
-    parts: dict[str, Any] = {"seed": recipe.seed, "format": recipe.source.format}
+    parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
     parts["source"] = {
         split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
         for split, index in indexes.items()

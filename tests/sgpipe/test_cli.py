@@ -1,0 +1,163 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli import _guess_split, app
+from sgpipe.shards.manifest import Manifest
+from sgpipe.shards.write import shard_name, write_shard
+from tests.detections import make_coco
+from tests.sgpipe.shards.test_write import full_record
+
+
+def invoke(*arguments: object, stdin: str | None = None):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def one_line(result) -> str:
+    assert not isinstance(result.exception, Exception), result.exception
+    *progress, message = result.stderr.splitlines()
+    assert all(line.startswith("reading the annotations") for line in progress)
+    assert message.startswith("error: ")
+    return message
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return make_coco(tmp_path / "coco", images=2)
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    root = tmp_path / "run"
+    records = [full_record(i) for i in range(3)]
+    failed = full_record(3)
+    failed.split, failed.relations = "train", []
+    failed.fail("load", f"image file not found: {tmp_path}/3.jpg")
+    root.mkdir()
+    manifest = Manifest.create(root, {"name": "mine", "fingerprint": "f"})
+    manifest.commit(write_shard(root, shard_name("val", 0, 3), "val", 0, records, {}))
+    manifest.commit(write_shard(root, shard_name("train", 0, 1), "train", 0, [failed], {}))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--tagger", "t"], "belong together"),
+        (["--tagger", "t", "--annotations", "{annotations}"], "belong together"),
+        (["--tagger", "t", "--images", "/nowhere", "--annotations", "{annotations}"], "folder not found: /nowhere"),
+        (["--tagger", "t", "--images", "{images}", "--annotations", "no.json"], "annotations file not found: no.json"),
+        (["--tagger", "t", "--images", "{images}", "--annotations", "{images}/0000.png"], "not a JSON text file"),
+        (["--tagger", "t", "--images", "{images}", "--annotations", "{captions}"], "not a COCO instances file"),
+        (["--images", "{images}", "--annotations", "{annotations}"], "no tagger: give --tagger"),
+        (["--tagger", "t", "--split", "a/b", "--images", "{images}", "--annotations", "{annotations}"], "splits"),
+        (["--tagger", "t", "--set", "caption.captioner=null", "--images", "{images}", "--annotations", "{annotations}"],
+         "give --captioner or --captions"),
+        (["--tagger", "t", "--set", "x=1"], "unknown key 'x'"),
+        (["--tagger", "t", "--set", "x"], "expected key=value"),
+        (["--tagger", "t", "--limit", "0"], "limit"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(coco, tmp_path, options, reason):
+    places = {"images": coco.images, "annotations": coco.annotations, "captions": coco.captions}
+    options = [option.format(**places) for option in options]
+    if "belong" in reason and "--annotations" not in options:
+        options += ["--images", str(coco.images)]
+    result = invoke("generate", "coco", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert reason in one_line(result)
+
+
+def test_truncated_annotations_and_foreign_folders_are_refused(coco, tmp_path):
+    coco.annotations.write_text(coco.annotations.read_text()[:-100])
+    options = [*coco.options, "--tagger", "t", "--out"]
+    result = invoke("generate", "coco", *options, tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cut short" in one_line(result)
+    result = invoke("generate", "coco", *options, coco.images)
+    assert result.exit_code == 2
+    assert "not an sgpipe run" in one_line(result)
+    assert sorted(path.suffix for path in coco.images.iterdir()) == [".png", ".png"]
+
+
+def test_unknown_recipe_and_recipe_faults_exit_with_2(tmp_path):
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text("tag: {treshold: 0.1}")
+    for name, reason in (("nope", "no recipe 'nope'"), (recipe, "did you mean 'threshold'")):
+        result = invoke("generate", name, "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert reason in one_line(result)
+
+
+def test_parse_prints_one_json_line_for_each_line():
+    result = invoke("parse", stdin="a man riding a horse\n\ntwo dogs\n")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["caption"] for line in lines] == ["a man riding a horse", "", "two dogs"]
+    triplets = [[(t["subject"], t["predicate"], t["object"]) for t in line["triplets"]] for line in lines]
+    assert triplets == [[("man", "riding", "horse")], [], []]
+
+
+def test_parse_into_a_closed_pipe_is_silent():
+    script = "from sgpipe.cli import main; main()"
+    command = f"yes 'a man riding a horse' | head -3000 | {sys.executable} -c '{script}' parse | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert json.loads(result.stdout)["triplets"]
+    assert result.stderr == ""
+
+
+def test_stats_counts_what_the_shards_hold(run_folder):
+    result = invoke("stats", run_folder, "--json")
+    counts = json.loads(result.stdout)
+    assert counts["run"] == "mine"
+    assert counts["images"] == {"val": 3, "train": 1}
+    assert counts["totals"]["relations"] == 6
+    assert counts["totals"]["images_without_relations"] == 0
+    assert counts["predicates"] == {"near": 3, "on": 3}
+    assert list(counts["errors"].values()) == [1]
+    by_threshold = {level["threshold"]: level for level in counts["thresholds"]}
+    # 0.25 passes its own threshold; relations without confidence (ground truth) pass all.
+    assert by_threshold[0.25]["relations"] == 6
+    assert by_threshold[0.3] == {"threshold": 0.3, "relations": 3, "images": 3, "predicate_kinds": 1}
+    table = invoke("stats", run_folder)
+    assert table.exit_code == 0
+    assert "error rows" in table.stdout
+
+
+def test_stats_of_what_is_no_run(tmp_path):
+    result = invoke("stats", tmp_path)
+    assert result.exit_code == 2
+    assert "holds no sgpipe run" in one_line(result)
+
+
+def test_stats_of_a_run_with_a_lost_shard(run_folder):
+    next((run_folder / "data").iterdir()).unlink()
+    result = invoke("stats", run_folder)
+    assert result.exit_code == 2
+    assert "listed in the manifest but missing" in one_line(result)
+
+
+def test_convert_refuses_what_is_no_checkpoint(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"not a checkpoint")
+    for name in ("a.pth", "missing.pth"):
+        result = invoke("convert", tmp_path / name, "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert name in one_line(result)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("instances_val2017.json", "val"),
+        ("zhiyuan_objv2_train.json", "train"),
+        ("train_then_val.json", "val"),
+        ("TEST.json", "test"),
+        ("boxes.json", "train"),
+    ],
+)
+def test_the_split_is_guessed_from_the_file_name(name, split):
+    assert _guess_split(Path("train") / name) == split

@@ -1,0 +1,226 @@
+"""Whole runs, through Ray, with a random miniature tagger."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sgpipe.engine import start_ray
+from sgpipe.errors import UserError
+from sgpipe.generate import Summary, generate
+from sgpipe.miniworld.models import untrained_tagger
+from sgpipe.progress import Progress
+from sgpipe.recipe import EngineConfig, load_recipe
+from sgpipe.records import Record
+from sgpipe.shards.manifest import Manifest
+from sgpipe.shards.read import iter_records
+from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
+from tests.factories import make_blip
+
+QUIET = Progress(Console(quiet=True))
+SMALL = {"tag.short_side": 224, "tag.long_side": 320, "tag.threshold": 0.01}
+
+
+@pytest.fixture(scope="module")
+def ray_engine():
+    import ray
+
+    start_ray(EngineConfig(cpus=2))
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tagger"
+    untrained_tagger(folder, [*CAPTIONS, *CATEGORIES.values(), "no objects"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> Files:
+    return make_coco(tmp_path_factory.mktemp("coco"), images=12, missing=(4, 7))
+
+
+def run(files: Files, tagger: Path, out: Path, retry_failed: bool = False, **options) -> Summary:
+    splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
+    overrides = {"source.splits": splits, "caption.captioner": None, "tag.tagger": str(tagger), **SMALL}
+    overrides |= {key.replace("__", "."): value for key, value in options.items()}
+    return generate(load_recipe("coco", overrides), out, QUIET, retry_failed=retry_failed)
+
+
+def rows(out: Path) -> list[Record]:
+    return list(iter_records(out))
+
+
+@pytest.fixture(scope="module")
+def finished(ray_engine, coco, tagger, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "out"
+    run(coco, tagger, out)
+    return out
+
+
+def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
+    records = rows(finished)
+    summary = run(coco, tagger, finished)  # nothing left to do
+    listed = json.loads(coco.annotations.read_text())
+    assert [record.image_id for record in records] == [str(image["id"]) for image in listed["images"]]
+    assert summary.complete
+    assert summary.counts["images"] == 12
+    assert summary.counts["boxes"] == len(listed["annotations"])
+    assert summary.counts["captions"] == 24
+    assert summary.counts["relations"] == sum(len(record.relations) for record in records) > 0
+    for record in records:
+        pairs = {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
+        assert all(relation.predicate in pairs[relation.subject, relation.object] for relation in record.relations)
+
+
+def test_missing_pictures_are_error_rows(finished):
+    failed = {record.image_id: record.error for record in rows(finished) if not record.ok}
+    assert set(failed) == {"4", "7"}
+    assert "image file not found" in failed["4"]
+    assert Manifest.load(finished).run["name"] == "coco"
+
+
+def test_rows_do_not_depend_on_units_or_actors(finished, coco, tagger, tmp_path):
+    run(coco, tagger, tmp_path / "out", engine__unit_size=5, tag__resources__actors=1)
+    assert rows(tmp_path / "out") == rows(finished)
+
+
+def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
+    out = tmp_path / "out"
+    assert run(coco, tagger, out, limit=3).counts["images"] == 3
+    assert run(coco, tagger, out, limit=8).counts["images"] == 8
+    first = [shard.sha256 for shard in Manifest.load(out).shards]
+    assert run(coco, tagger, out).counts["images"] == 12
+    assert set(first) < {shard.sha256 for shard in Manifest.load(out).shards}
+    assert rows(out) == rows(finished)
+
+
+def test_failed_rows_are_done_again_on_request(coco, tagger, finished, tmp_path):
+    files = make_coco(tmp_path / "coco", images=12)
+    hidden = [files.images / "0004.png", files.images / "0007.png"]
+    for path in hidden:
+        path.rename(path.with_suffix(".hidden"))
+    out = tmp_path / "out"
+    assert run(files, tagger, out).counts["errors"] == 2
+    before = rows(out)
+    hidden[0].with_suffix(".hidden").rename(hidden[0])
+    assert run(files, tagger, out).counts["errors"] == 2
+    assert run(files, tagger, out, retry_failed=True).counts["errors"] == 1
+    hidden[1].with_suffix(".hidden").rename(hidden[1])
+    assert run(files, tagger, out, retry_failed=True).counts["errors"] == 0
+    after = rows(out)
+    assert [a for a, b in zip(after, before, strict=True) if b.ok] == [b for b in before if b.ok]
+    assert after[4].ok
+    assert after[4].captions
+    listed = {shard.file for shard in Manifest.load(out).shards}
+    assert {f"data/{path.name}" for path in (out / "data").iterdir()} == listed
+
+
+def test_another_recipe_is_refused_and_the_difference_named(finished, coco, tagger):
+    with pytest.raises(UserError, match=r"made by another recipe.*\n  tag.threshold: 0.01 then, 0.3 now"):
+        run(coco, tagger, finished, tag__threshold=0.3)
+    with pytest.raises(UserError, match=r"seed: 0 then, 5 now"):
+        run(coco, tagger, finished, seed=5)
+
+
+def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, tmp_path):
+    shutil.copytree(tagger, tmp_path / "tagger")
+    assert run(coco, tmp_path / "tagger", finished).complete
+    weights = tmp_path / "tagger" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"tag.tagger: 'sha256:"):
+        run(coco, tmp_path / "tagger", finished)
+
+
+def test_what_is_no_tagger_is_one_clear_line(ray_engine, coco, tagger, tmp_path):
+    make_blip(tmp_path / "blip")
+    with pytest.raises(UserError, match="blip") as caught:
+        run(coco, tmp_path / "blip", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert run(coco, tagger, tmp_path / "out", limit=2).counts["images"] == 2  # the folder is not spoilt
+
+
+@pytest.mark.slow
+def test_captions_by_a_captioner_do_not_depend_on_the_batch(ray_engine, coco, tagger, tmp_path):
+    make_blip(tmp_path / "blip")
+    results = []
+    for batch_size in (1, 3, 8):
+        options = {
+            "caption__captioner": str(tmp_path / "blip"),
+            "caption__batch_size": batch_size,
+            "caption__samples": 3,
+        }
+        run(coco, tagger, tmp_path / f"out{batch_size}", **options)
+        results.append(rows(tmp_path / f"out{batch_size}"))
+    assert results[0] == results[1] == results[2]
+    assert all(len(record.captions) == 3 for record in results[0] if record.ok)
+    assert len({caption.text for record in results[0] for caption in record.captions}) > 5
+
+
+def test_datasets_opens_the_result(finished, tmp_path):
+    import datasets
+
+    loaded = datasets.load_dataset(str(finished), cache_dir=str(tmp_path))
+    assert list(loaded) == ["val"]
+    assert loaded["val"].num_rows == 12
+    assert loaded["val"][0]["objects"][0].keys() == {"category", "category_id", "bbox", "iscrowd"}
+    assert loaded["val"][0]["relations"][0].keys() == {"subject", "object", "predicate", "confidence"}
+
+
+def command(files: Files, tagger: Path, out: Path, *more: str) -> list[str]:
+    settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+    options = [*files.options, "--tagger", str(tagger), "--out", str(out), *settings, *more]
+    return [sys.executable, "-c", "from sgpipe.cli import main; main()", "generate", "coco", *options]
+
+
+def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
+    deadline = time.monotonic() + 120
+    manifest = out / "manifest.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if manifest.exists() and manifest.read_bytes().count(b"\n") > shards:
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_and_gives_the_same_rows(coco, tagger, finished, tmp_path, seed):
+    out, rng = tmp_path / "out", random.Random(seed)
+    killed = subprocess.Popen(
+        command(coco, tagger, out, "--set", "engine.unit_size=1"), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_shards(killed, out, rng.randint(1, 4))
+    time.sleep(rng.uniform(0, 0.2))
+    killed.send_signal(signal.SIGKILL)
+    _, errors = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, errors
+    committed = len(Manifest.load(out).shards)
+    assert 0 < committed < 12
+    more = ("--set", f"engine.cpus={rng.randint(1, 2)}", "--set", f"engine.unit_size={rng.randint(1, 5)}")
+    again = subprocess.run(command(coco, tagger, out, *more), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert rows(out) == rows(finished)
+
+
+def test_ctrl_c_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(coco, tagger, out, "--set", "engine.unit_size=1"), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_shards(process, out, 2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "same command goes on" in errors
+    assert "Traceback" not in errors
+    assert Manifest.load(out).shards
