@@ -66,9 +66,14 @@ def antecedents(tree: Tree, verb: int) -> list[int]:
 
 
 def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
-    """The nouns a phrase after them modifies: all of a coordination ("knives and forks on it")."""
+    """The nouns a phrase after them modifies: all of a coordination, "knives and forks on it".
+
+    Only the last where those before it have phrases of their own: "a mat on a floor and a shelf with books".
+    """
     root = coordination_root(tree, noun)
-    return [member for member in coordinated(tree, root) if member < modifier]
+    own_phrases = any(root < child < noun for child in tree.dependents(root, "prep", "acl", "relcl"))
+    start = noun if own_phrases else root
+    return [member for member in coordinated(tree, start) if member < modifier]
 
 
 def objects(tree: Tree, verb: int) -> list[int]:

@@ -124,6 +124,8 @@ STAND_INS: dict[str, str] = {
     "clocks": "pictures",
     "hydrant": "machine",
     "hydrants": "machines",
+    "extinguisher": "machine",
+    "extinguishers": "machines",
     "skateboard": "bicycle",
     "skateboards": "bicycles",
     "surfboard": "boat",

@@ -83,7 +83,22 @@ ATTRIBUTE_NOUNS = _words(
     "tan tile toddler top toy truck turquoise velvet white wicker wire woman wood wool yellow zebra"
 )
 # Adjectives that make a name of their own with their noun.
-NAMING_PAIRS = frozenset({("hot", "dog"), ("hot", "tub"), ("polar", "bear"), ("french", "fry"), ("remote", "control")})
+NAMING_PAIRS = frozenset(
+    {
+        ("hot", "dog"),
+        ("hot", "tub"),
+        ("polar", "bear"),
+        ("teddy", "bear"),
+        ("french", "fry"),
+        ("remote", "control"),
+        ("potted", "plant"),
+        ("high", "heel"),
+        ("green", "bean"),
+        ("green", "onion"),
+        ("american", "football"),
+        ("pickup", "truck"),
+    }
+)
 # -ing words that name a kind of thing: "dining table".
 GERUND_MODIFIERS = _words(
     "baking bathing batting bowling changing chopping cutting dining drinking driving engineering fishing "

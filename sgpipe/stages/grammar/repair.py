@@ -61,7 +61,9 @@ def _retag_initial_noun(tree: Tree, index: int) -> None:
 
 
 def _restore_preposition(tree: Tree, index: int) -> None:
-    """ "pulled up to terminal": a "to" that the parser takes for an infinitive's, before a noun."""
+    """ "traveling down train tracks", "pulled up to terminal": a particle, or an infinitive's "to", before a noun."""
+    if tree.deps[index] in ("prt", "advmod") and tree.dependents(index, "pobj"):
+        tree.deps[index], tree.tags[index] = "prep", "IN"
     noun = tree.heads[index]
     infinitive = tree.texts[index] == "to" and tree.deps[index] == "aux"
     if infinitive and tree.is_noun(noun) and noun != tree.heads[noun]:

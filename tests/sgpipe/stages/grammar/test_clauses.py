@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgpipe.stages.grammar.clauses import gerund, governor, is_passive, objects, subjects, verb_lemma
+from sgpipe.stages.grammar.clauses import gerund, governor, is_passive, modified, objects, subjects, verb_lemma
 from sgpipe.stages.grammar.tree import Tree
 
 
@@ -46,6 +46,13 @@ def test_the_noun_of_a_relative_clause_is_its_object():
 
 def test_a_subject_that_is_no_thing_is_none():
     assert subjects(tree("it PRP nsubj 1", "runs VBZ ROOT 1"), 1) == []
+
+
+def test_a_phrase_modifies_all_of_a_coordination_without_phrases_between():
+    plain = tree("dogs NNS ROOT 0", "and CC cc 0", "cats NNS conj 0", "on IN prep 2", "beds NNS pobj 3")
+    assert modified(plain, 2, 3) == [0, 2]
+    phrases = tree("mat NN ROOT 0", "on IN prep 0", "floor NN pobj 1", "and CC cc 0", "shelf NN conj 0", "of IN prep 4")
+    assert modified(phrases, 4, 5) == [4]
 
 
 def test_what_there_is_is_the_subject():

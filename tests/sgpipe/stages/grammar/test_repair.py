@@ -53,6 +53,7 @@ def test_an_unknown_noun_after_a_preposition_is_a_noun_and_a_colour_is_not():
         ("planes pulled up to a terminal", [("planes", "pulled up to", "terminal")]),
         ("giraffe standing between bushes", [("giraffe", "standing between", "bushes")]),
         ("garbage can filled with garbage", [("garbage can", "filled with", "garbage")]),
+        ("a train traveling down train tracks", [("train", "traveling down", "train tracks")]),
         ("four people out in the snow", [("people", "in", "snow")]),
     ],
 )
