@@ -28,9 +28,9 @@ class Region:
 def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> list[Region]:
     """The regions of each scope in turn, ordered by box index; crowd boxes are left out.
 
-    At most `max_crops` boxes are kept, the largest ones, and at most as many pairs: those that overlap, by
-    the size of the overlap, then those nearest to each other, among the 1,000 largest boxes. A pair is unordered and has one region, the
-    smallest rectangle around both boxes (the authors' dense captions; they take the first pairs).
+    At most `max_crops` boxes are kept, the largest ones, and at most as many pairs: those that overlap, by the
+    size of the overlap, then those nearest to each other, among the 1,000 largest boxes. A pair is unordered and
+    has one region, the smallest rectangle around both boxes (the authors' dense captions take the first pairs).
     """
     found: list[Region] = []
     for scope in dict.fromkeys(scopes):
