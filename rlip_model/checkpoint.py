@@ -39,33 +39,25 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is not a torch checkpoint: it is no zip archive, or was cut off")
     try:
         with torch.serialization.safe_globals(_SAFE):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as reason:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError) as reason:
         first_line = str(reason).strip().split("\n")[0]
         raise CheckpointError(f"{path} is not a torch checkpoint that can be read safely: {first_line}") from reason
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     found = content.get("model", content)
-    state = {key: value for key, value in found.items() if isinstance(value, Tensor)} if _is_mapping(found) else {}
+    parameters = found.items() if isinstance(found, Mapping) else ()
+    state = {key: value for key, value in parameters if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f"{path} holds no parameters; its entries are {', '.join(map(str, content))}")
     args = content.get("args")
     if isinstance(args, argparse.Namespace):
         args = vars(args)
     return state, dict(args) if isinstance(args, Mapping) else {}
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, Mapping)
 
 
 def build_model(config: RLIPConfig) -> RLIPModel:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,7 +46,7 @@ class RLIPPreTrainedModel(PreTrainedModel):
         _check_kind(name, cls)
         try:
             loaded = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        except (OSError, RuntimeError, ValueError) as reason:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as reason:
             raise CheckpointError(f"cannot load {cls.title} from {name}: {reason}") from reason
         model, info = cast(tuple[Model, dict[str, Any]], loaded)
         _check_keys(name, info["missing_keys"], info["unexpected_keys"])

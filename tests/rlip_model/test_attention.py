@@ -1,0 +1,138 @@
+"""Deformable attention: both ways to sample agree, on values and gradients, wherever the points lie."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlip_model.attention import (
+    QUERIES_PER_CHUNK,
+    DeformableAttention,
+    Shapes,
+    sample,
+    sample_by_bags,
+    sample_by_grid,
+)
+
+SHAPES = [(7, 9), (4, 5), (2, 2)]
+
+
+def random_case(
+    shapes: Shapes, batch: int = 2, queries: int = 11, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(height * width for height, width in shapes)
+    value = torch.randn(batch, tokens, 4, 8, generator=generator, dtype=dtype)
+    locations = 1.8 * torch.rand(batch, queries, 4, len(shapes), 3, 2, generator=generator, dtype=dtype) - 0.4
+    weights = torch.rand(batch, queries, 4, len(shapes), 3, generator=generator, dtype=dtype)
+    return value, locations, weights
+
+
+def sample_by_hand(value: Tensor, shapes: Shapes, location: Tensor, level: int) -> Tensor:
+    """One point of one head: `value` `[tokens, dim]`."""
+    height, width = shapes[level]
+    start = sum(h * w for h, w in shapes[:level])
+    x, y = float(location[0]) * width - 0.5, float(location[1]) * height - 0.5
+    total = torch.zeros(value.shape[-1], dtype=value.dtype)
+    for row in range(height):
+        for column in range(width):
+            share = max(0.0, 1 - abs(x - column)) * max(0.0, 1 - abs(y - row))
+            total += share * value[start + row * width + column]
+    return total
+
+
+@pytest.mark.parametrize("queries", [1, 11, QUERIES_PER_CHUNK, QUERIES_PER_CHUNK + 3])
+def test_both_ways_agree(queries: int) -> None:
+    value, locations, weights = random_case(SHAPES, queries=queries)
+    bags = sample_by_bags(value, SHAPES, locations, weights)
+    torch.testing.assert_close(bags, sample_by_grid(value, SHAPES, locations, weights), rtol=0, atol=1e-12)
+
+
+def test_both_ways_agree_in_single_precision() -> None:
+    shapes = [(100, 134), (50, 67)]
+    value, locations, weights = random_case(shapes, batch=1, queries=600, dtype=torch.float32)
+    weights = weights / weights.sum((-2, -1), keepdim=True)
+    bags = sample_by_bags(value, shapes, locations, weights)
+    torch.testing.assert_close(bags, sample_by_grid(value, shapes, locations, weights), rtol=0, atol=1e-5)
+
+
+def test_each_is_bilinear_with_zeros_outside() -> None:
+    value, locations, weights = random_case(SHAPES, batch=1, queries=3)
+    expected = torch.zeros(1, 3, 4, 8, dtype=torch.float64)
+    for query in range(3):
+        for head in range(4):
+            for level in range(len(SHAPES)):
+                for point in range(3):
+                    location = locations[0, query, head, level, point]
+                    found = sample_by_hand(value[0, :, head], SHAPES, location, level)
+                    expected[0, query, head] += weights[0, query, head, level, point] * found
+    for way in (sample_by_bags, sample_by_grid):
+        torch.testing.assert_close(way(value, SHAPES, locations, weights), expected.flatten(2))
+
+
+def test_gradients_agree() -> None:
+    gradients = []
+    for way in (sample_by_bags, sample_by_grid):
+        inputs = [tensor.requires_grad_() for tensor in random_case(SHAPES, queries=QUERIES_PER_CHUNK + 5)]
+        way(inputs[0], SHAPES, inputs[1], inputs[2]).square().sum().backward()
+        gradients.append([tensor.grad for tensor in inputs])
+    for bags, grid in zip(*gradients, strict=True):
+        torch.testing.assert_close(bags, grid)
+
+
+@pytest.mark.parametrize("shapes", [[(1, 1)], [(3, 1), (1, 2)], [(6, 5), (1, 3)]])
+def test_maps_one_pixel_thin(shapes: Shapes) -> None:
+    value, locations, weights = random_case(shapes)
+    expected = sample_by_grid(value, shapes, locations, weights)
+    torch.testing.assert_close(sample(value, shapes, locations, weights), expected)
+
+
+def test_far_and_broken_locations() -> None:
+    value, locations, weights = random_case(SHAPES)
+    locations[0, 0] = 1e30
+    assert sample(value, SHAPES, locations, weights)[0, 0].eq(0).all()
+    locations[0, 1] = float("nan")
+    assert sample(value, SHAPES, locations, weights)[1].isfinite().all()
+
+
+def test_half_precision_is_kept_but_not_computed_in() -> None:
+    value, locations, weights = random_case(SHAPES, dtype=torch.float32)
+    half = sample(value.bfloat16(), SHAPES, locations, weights.bfloat16())
+    assert half.dtype == torch.bfloat16
+    exact = sample(value.bfloat16().float(), SHAPES, locations, weights.bfloat16().float())
+    assert torch.equal(half, exact.bfloat16())
+
+
+def layer_and_inputs(batch: int, memories: int) -> tuple[DeformableAttention, Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    layer = DeformableAttention(32, heads=4, levels=3, points=2)
+    torch.nn.init.normal_(layer.sampling_offsets.weight)
+    torch.nn.init.normal_(layer.attention_weights.weight)
+    tokens = sum(height * width for height, width in SHAPES)
+    padding = torch.rand(memories, tokens) < 0.3
+    memory = torch.randn(memories, tokens, 32)
+    return layer, torch.randn(batch, 5, 32), torch.rand(batch, 5, 3, 4), memory, padding
+
+
+def test_shared_memory_equals_copies_of_it() -> None:
+    layer, query, references, memory, padding = layer_and_inputs(batch=3, memories=1)
+    shared = layer(query, references, memory, padding, SHAPES)
+    copied = layer(query, references, memory.expand(3, -1, -1), padding.expand(3, -1), SHAPES)
+    torch.testing.assert_close(shared, copied)
+    one = layer(query, references[:1], memory, padding, SHAPES)
+    assert torch.equal(one[0], shared[0])
+
+
+def test_padding_is_not_looked_at() -> None:
+    layer, query, references, memory, padding = layer_and_inputs(batch=2, memories=2)
+    before = layer(query, references, memory, padding, SHAPES)
+    changed = torch.where(padding.unsqueeze(-1), 1e6, memory)
+    assert torch.equal(layer(query, references, changed, padding, SHAPES), before)
+    assert not torch.equal(layer(query, references, changed, None, SHAPES), before)
+
+
+def test_points_start_on_a_ring_around_the_reference() -> None:
+    layer = DeformableAttention(32, heads=4, levels=3, points=2)
+    offsets = layer.sampling_offsets.bias.view(4, 3, 2, 2)
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    torch.testing.assert_close(offsets[:, 0, 0], expected)
+    torch.testing.assert_close(offsets[:, 2, 1], 2 * expected)

@@ -1,0 +1,73 @@
+"""Image tokens: levels, masks, positions, and which parameters are frozen."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlip_model.backbone import ImageEncoder, ResNet50, resize_mask, valid_ratio
+from rlip_model.config import ParSeDConfig
+from rlip_model.model import RTagger
+from rlip_model.official import renamed
+from rlip_model.swin import Swin
+
+
+def test_levels_are_concatenated_from_fine_to_coarse(tagger: RTagger) -> None:
+    image = tagger.encode_image(torch.randn(2, 3, 100, 132))
+    assert image.shapes == ((13, 17), (7, 9), (4, 5), (2, 3))
+    assert image.tokens.shape == image.positions.shape == (2, 13 * 17 + 7 * 9 + 4 * 5 + 2 * 3, 64)
+    assert not image.padding.any()
+    assert image.valid_ratios.eq(1).all()
+
+
+def test_padding_is_known_to_every_level(tagger: RTagger) -> None:
+    padding = torch.zeros(1, 128, 128, dtype=torch.bool)
+    padding[:, 64:] = True
+    padding[:, :, 96:] = True
+    image = tagger.encode_image(torch.randn(1, 3, 128, 128), padding)
+    torch.testing.assert_close(image.valid_ratios[0, :3], torch.tensor([[0.75, 0.5]] * 3))
+    start = 0
+    for height, width in image.shapes[:3]:
+        level = image.padding[0, start : start + height * width].view(height, width)
+        assert not level[: height // 2, : 3 * width // 4].any()
+        assert level[height // 2 :].all()
+        assert level[:, 3 * width // 4 :].all()
+        start += height * width
+
+
+def test_the_extra_level_comes_from_the_last_backbone_map(tagger: RTagger) -> None:
+    encoder = tagger.image_encoder
+    maps = [torch.randn(1, channels, 8, 8) for channels in encoder.backbone.channels]
+    levels = encoder.project(maps)
+    torch.testing.assert_close(levels[3], encoder.projections[3](maps[2]))
+    assert levels[3].shape == (1, 64, 4, 4)
+
+
+def test_resnet_maps_and_frozen_stem() -> None:
+    resnet = ResNet50().eval()
+    maps = resnet(torch.randn(1, 3, 64, 96))
+    assert [tuple(level.shape) for level in maps] == [(1, 512, 8, 12), (1, 1024, 4, 6), (1, 2048, 2, 3)]
+    trained = {name.split(".")[0] for name, parameter in resnet.named_parameters() if parameter.requires_grad}
+    assert trained == {"layer2", "layer3", "layer4"}
+    assert not any("bn" in name for name, _ in resnet.named_parameters())
+
+
+def test_position_offset_differs_between_backbones() -> None:
+    with torch.device("meta"):
+        assert ImageEncoder(ParSeDConfig(backbone="resnet50")).position_offset == 0
+        assert ImageEncoder(ParSeDConfig(backbone="swin")).position_offset == 0.5
+
+
+def test_masks_are_resized_to_the_nearest() -> None:
+    padding = torch.tensor([[[False, False, True, True]] * 4])
+    assert resize_mask(padding, (2, 2)).tolist() == [[[False, True]] * 2]
+    assert valid_ratio(padding).tolist() == [[0.5, 1.0]]
+
+
+@pytest.mark.parametrize(("model", "keys"), [("tagger_vxac", "keys_swint"), ("parsed", "keys_r50")])
+def test_frozen_parameters_are_those_of_the_published_training(oracle: Path, model: str, keys: str) -> None:
+    info = json.loads((oracle / "golden" / "model" / model / f"{keys}_info.json").read_text())
+    expected = {renamed(key, 3).removeprefix("image_encoder.backbone.") for key in info["params_requires_grad_false"]}
+    backbone = ResNet50() if keys.endswith("r50") else Swin(96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2)
+    assert {name for name, value in backbone.named_parameters() if not value.requires_grad} == expected

@@ -1,0 +1,232 @@
+"""Published checkpoints: converted whole, refused with the reason, never run as code."""
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from transformers import RobertaConfig, RobertaTokenizerFast
+
+from rlip_model.checkpoint import build_model, convert, load_official, read_checkpoint
+from rlip_model.config import SWIN_SIZES, Gating, ParSeDConfig, RTaggerConfig
+from rlip_model.model import ParSeD, RTagger
+from rlip_model.official import infer_config, is_ignored, renamed
+from rlip_model.pretrained import CheckpointError
+from rlip_model.text import TokenizerError
+from rlip_model.tiny import tiny_config
+from tests.rlip_model.conftest import random_pairs
+from tests.rlip_model.official_names import official_state, write_official
+
+OBJECTS, RELATIONS = ["person", "dog", "horse", "no objects"], ["riding", "next to"]
+
+
+@pytest.fixture
+def words(tmp_path: Path, tagger: RTagger) -> str:
+    """A tokenizer with the configuration of its RoBERTa beside it."""
+    folder = tmp_path / "words"
+    tagger.tokenizer.save_pretrained(folder)
+    tagger.config.text_config.save_pretrained(folder)
+    return str(folder)
+
+
+def scores(network: RTagger) -> torch.Tensor:
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    memory = network.fuse(network.encode_image(pixels), network.encode_labels(OBJECTS, RELATIONS))
+    return network.score_pairs(memory, [random_pairs(5)])
+
+
+@torch.no_grad()
+def test_converted_tagger_gives_identical_scores(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    path = write_official(tmp_path / "checkpoint.pth", tagger, box_noise_scale=0.6, label_noise_scale=0.3)
+    out = convert(path, tmp_path / "out" / "tagger", words)
+    assert sorted(entry.name for entry in out.parent.iterdir()) == ["tagger"]
+    converted = RTagger.from_pretrained(out).eval()
+    assert torch.equal(scores(converted), scores(tagger))
+    assert converted.config.box_noise == 0.6
+    assert converted.config.text_config.num_attention_heads == 4
+    stored = json.loads((out / "config.json").read_text())
+    assert stored["model_type"] == "rlip_tagger"
+    assert stored["gating"] == "VXAc"
+
+
+@torch.no_grad()
+def test_converting_a_converted_network_again_changes_nothing(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    first = convert(write_official(tmp_path / "a.pth", tagger), tmp_path / "a", words)
+    again = write_official(tmp_path / "b.pth", RTagger.from_pretrained(first))
+    second = convert(again, tmp_path / "b", words)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (first, second)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("gating", get_args(Gating))
+def test_every_gating_is_told_or_asked_for(gating: Gating) -> None:
+    config = tiny_config(50)
+    config.gating = gating
+    state = official_state(RTagger(config))
+    renamed_up = {key.replace("_up.", "_one."): value for key, value in state.items()}
+    if gating in ("SOtanh", "SDFOXAcLN"):
+        state = renamed_up
+    state = {key.replace("vision_gate.norm", "layer_norm_gating_v"): value for key, value in state.items()}
+    state = {key.replace("label_gate.norm", "layer_norm_gating_l"): value for key, value in state.items()}
+    state = {key.replace("vision_gate.branches", "MBF_v"): value for key, value in state.items()}
+    state = {key.replace("label_gate.branches", "MBF_l"): value for key, value in state.items()}
+    text = config.text_config
+    inferred = infer_config(state, {"gating_mechanism": gating}, verb_query="vanilla_MBF", text_config=text)
+    assert inferred.gating == gating
+    load_official(build_model(inferred), state)
+    if gating in ("MBF", "SOtanh", "SDFOXAcLN"):
+        assert infer_config(state, verb_query="vanilla_MBF", text_config=text).gating == gating
+    else:
+        with pytest.raises(CheckpointError, match="cannot be told from its weights: choose one of .*" + gating):
+            infer_config(state, verb_query="vanilla_MBF", text_config=text)
+
+
+def test_gating_that_does_not_fit_the_weights(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    path = write_official(tmp_path / "checkpoint.pth", tagger)
+    with pytest.raises(CheckpointError, match="weights don't fit gating 'MBF', only GLIP, VXAc"):
+        convert(path, tmp_path / "out", words, gating="MBF")
+
+
+def test_what_neither_weights_nor_options_tell_is_asked_for(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    path = write_official(tmp_path / "bare.pth", tagger, gating_mechanism=None, verb_query_tgt_type=None)
+    with pytest.raises(CheckpointError, match="gating cannot be told"):
+        convert(path, tmp_path / "out", words)
+    with pytest.raises(CheckpointError, match="verb query cannot be told from its weights: choose MBF or"):
+        convert(path, tmp_path / "out", words, gating="VXAc")
+    convert(path, tmp_path / "out", words, gating="VXAc", verb_query="vanilla_MBF")
+
+
+def test_all_that_does_not_fit_is_listed(tagger: RTagger) -> None:
+    state = official_state(tagger)
+    del state["bias_obj_a"]
+    state["extra.one"] = state["extra.two"] = torch.zeros(1)
+    state["projection_text.bias"] = torch.zeros(3)
+    with pytest.raises(CheckpointError) as caught:
+        load_official(tagger, state)
+    message = str(caught.value)
+    for problem in (
+        "unknown extra.one",
+        "unknown extra.two",
+        "projection_text.bias has shape [3], expected [64]",
+        "missing scorer.entity_bias",
+    ):
+        assert problem in message
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path(self.path),))
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "bomb.pth", tmp_path / "trace"
+    torch.save({"model": {"a": torch.zeros(1)}, "args": Bomb(trace)}, path)
+    with pytest.raises(CheckpointError, match="not a torch checkpoint that can be read safely"):
+        read_checkpoint(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello", "not a torch checkpoint"),
+        (b"", "not a torch checkpoint"),
+        (pickle.dumps([1, 2]), "not a torch checkpoint"),
+    ],
+)
+def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_checkpoint(tmp_path: Path, tagger: RTagger) -> None:
+    path = write_official(tmp_path / "checkpoint.pth", tagger)
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(CheckpointError, match="not a torch checkpoint"):
+        read_checkpoint(path)
+
+
+def test_another_networks_checkpoint(tmp_path: Path, words: str) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"model": {"layer.weight": torch.zeros(2, 2)}, "args": argparse.Namespace(a=1)}, path)
+    with pytest.raises(CheckpointError, match=r"not an RLIPv2 checkpoint: it lacks transformer\.level_embed"):
+        convert(path, tmp_path / "out", words)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(CheckpointError, match="holds no parameters; its entries are epoch"):
+        convert(path, tmp_path / "out", words)
+    with pytest.raises(CheckpointError, match="no such file"):
+        convert(tmp_path / "absent.pth", tmp_path / "out", words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_occupied_output_folder_is_left_alone(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    path = write_official(tmp_path / "checkpoint.pth", tagger)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
+        convert(path, out, words)
+    assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_tokenizers_that_do_not_fit(tmp_path: Path, tagger: RTagger) -> None:
+    path = write_official(tmp_path / "checkpoint.pth", tagger)
+    RobertaTokenizerFast().save_pretrained(tmp_path / "bare")
+    with pytest.raises(TokenizerError, match="knows only 5 tokens"):
+        convert(path, tmp_path / "out", str(tmp_path / "bare"))
+    with pytest.raises(TokenizerError, match="no tokenizer in"):
+        convert(path, tmp_path / "out", str(tmp_path / "nowhere"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("tagger_vxac", "keys_swint"),
+        ("tagger_glip", "keys_r50"),
+        ("parsed", "keys_swint"),
+        ("parsed", "keys_r50"),
+    ],
+)
+def test_every_published_key_converts(oracle: Path, model: str, keys: str) -> None:
+    shapes = json.loads((oracle / "golden" / "model" / model / f"{keys}.json").read_text())
+    with torch.device("meta"):
+        state = {key: torch.empty(shape) for key, shape in shapes.items()}
+        fused = "transformer.verb_query_embed.weight" in state
+        options = {"gating_mechanism": "VXAc", "verb_query_tgt_type": "vanilla_MBF" if fused else "vanilla"}
+        network = build_model(infer_config(state, options))
+    own = {key: value.shape for key, value in network.state_dict().items()}
+    names = {key: renamed(key, 3) for key in state if not is_ignored(key, network.config)}
+    assert {name: state[key].shape for key, name in names.items()} == own
+    assert network.config.text_config.num_attention_heads == 12
+    assert network.config.num_heads == 8
+
+
+@pytest.mark.parametrize("size", SWIN_SIZES)
+def test_every_swin_size_builds_and_is_recognised(size: str) -> None:
+    swin = SWIN_SIZES[size]
+    with torch.device("meta"):
+        network = ParSeD(ParSeDConfig(swin_embed_dim=swin.embed_dim, swin_depths=swin.depths, swin_heads=swin.heads))
+    assert network.image_encoder.backbone.channels[-1] == swin.embed_dim * 8
+    inferred = infer_config(official_state(network), gating="VXAc", verb_query="vanilla_MBF")
+    assert tuple(inferred.swin_depths) == swin.depths
+    assert tuple(inferred.swin_heads) == swin.heads
+    assert inferred.swin_window == 7
+    assert type(inferred) is ParSeDConfig
+
+
+def test_kind_and_noise_come_from_the_checkpoint(tagger: RTagger) -> None:
+    options = {"box_noise_scale": 0.6, "label_noise_scale": 0.3, "gating_mechanism": "GLIP"}
+    config = infer_config(official_state(tagger), options, verb_query="MBF", text_config=RobertaConfig())
+    assert isinstance(config, RTaggerConfig)
+    assert (config.box_noise, config.label_noise) == (0.6, 0.3)
+    assert config.text_config.num_attention_heads == 1, "a RoBERTa of another width says nothing"

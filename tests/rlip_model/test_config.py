@@ -1,0 +1,38 @@
+"""Configurations refuse what cannot be built, and survive being stored."""
+
+import pytest
+
+from rlip_model.config import ParSeDConfig, RTaggerConfig
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"gating": "open"}, "gating is 'open', expected one of GLIP, VXAc"),
+        ({"verb_query": "none"}, "verb_query is 'none'"),
+        ({"backbone": "vgg"}, "backbone is 'vgg', expected one of resnet50, swin"),
+        ({"num_queries": 7}, "num_queries 7 must be even"),
+        ({"hidden_dim": 100}, "hidden_dim 100"),
+        ({"fusion_dim": 100}, "fusion_dim 100"),
+        ({"decoder_layers": 4}, "3 label states, not one for each of 4 decoder layers"),
+    ],
+)
+def test_sizes_that_contradict_each_other(sizes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RTaggerConfig(**sizes)
+
+
+def test_stored_and_read_again() -> None:
+    config = RTaggerConfig(gating="GLIP", box_noise=0.6, swin_depths=(2, 2, 18, 2))
+    config.text_config.num_attention_heads = 4
+    again = RTaggerConfig.from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+    assert again.text_config.num_attention_heads == 4
+    assert again.box_noise == 0.6
+
+
+def test_defaults_are_the_papers() -> None:
+    config = ParSeDConfig()
+    assert (config.num_pairs, config.num_fusions) == (100, 3)
+    text = config.text_config
+    assert (text.hidden_size, text.num_hidden_layers, text.max_position_embeddings) == (768, 12, 514)

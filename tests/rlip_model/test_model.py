@@ -1,0 +1,154 @@
+"""The networks as wholes: scores, groups, gradients, half precision."""
+
+import pytest
+import torch
+
+from rlip_model.config import ParSeDConfig
+from rlip_model.model import ParSeD, RTagger
+from rlip_model.queries import Pairs
+from rlip_model.tiny import tiny_config
+from tests.rlip_model.conftest import random_pairs
+
+OBJECTS = ["person", "dog", "horse", "no objects"]
+RELATIONS = ["riding", "next to", "sitting in front of"]
+PIXELS = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_scores_are_those_of_the_whole_network(tagger: RTagger) -> None:
+    labels = tagger.encode_labels(OBJECTS, RELATIONS)
+    memory = tagger.fuse(tagger.encode_image(PIXELS), labels)
+    groups = [random_pairs(3), random_pairs(5)]
+    scores = tagger.score_pairs(memory, groups)
+    assert scores.shape == (2, 5, 3)
+    whole = tagger(PIXELS.expand(2, -1, -1, -1), None, labels, groups)
+    for group, of_group, logits in zip(groups, scores, whole.final.relation_logits, strict=True):
+        expected = logits[: len(group)].sigmoid()
+        torch.testing.assert_close(of_group[: len(group)], expected, atol=1e-6, rtol=1e-5)
+        assert of_group[len(group) :].eq(0).all()
+    assert scores[0, :3].std() > 0
+
+
+@torch.no_grad()
+def test_groups_do_not_disturb_each_other(tagger: RTagger) -> None:
+    memory = tagger.fuse(tagger.encode_image(PIXELS), tagger.encode_labels(OBJECTS, RELATIONS))
+    groups = [random_pairs(3), random_pairs(0), random_pairs(7)]
+    scores = tagger.score_pairs(memory, groups)
+    assert scores.isfinite().all()
+    assert scores[1].eq(0).all()
+    for group, of_group in zip(groups, scores, strict=True):
+        alone = tagger.score_pairs(memory, [group])[0]
+        torch.testing.assert_close(of_group[: len(group)], alone[: len(group)], atol=1e-6, rtol=1e-5)
+
+
+def test_no_pairs_at_all(tagger: RTagger) -> None:
+    memory = tagger.fuse(tagger.encode_image(PIXELS), tagger.encode_labels(OBJECTS, RELATIONS))
+    assert tagger.score_pairs(memory, []).shape == (0, 0, 3)
+    assert tagger.score_pairs(memory, [random_pairs(0)]).shape == (1, 0, 3)
+
+
+def test_an_image_without_pairs_is_not_nan(tagger: RTagger) -> None:
+    labels = tagger.encode_labels(OBJECTS, RELATIONS)
+    output = tagger(PIXELS.expand(2, -1, -1, -1), None, labels, [random_pairs(2), random_pairs(0)])
+    assert output.final.relation_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (33, 250), (64, 9)])
+def test_any_picture_size(tagger: RTagger, size: tuple[int, int]) -> None:
+    memory = tagger.fuse(tagger.encode_image(torch.randn(1, 3, *size)), tagger.encode_labels(OBJECTS, RELATIONS))
+    assert tagger.score_pairs(memory, [random_pairs(4)]).isfinite().all()
+
+
+def test_padding_right_and_below_changes_little(tagger: RTagger) -> None:
+    """Padding is masked in attention; what is left are convolutions and windows that see zeros beyond the edge."""
+    padded = torch.zeros(1, 3, 96, 128)
+    padded[:, :, :64, :96] = PIXELS
+    padding = torch.ones(1, 96, 128, dtype=torch.bool)
+    padding[:, :64, :96] = False
+    labels, pairs = tagger.encode_labels(OBJECTS, RELATIONS), [random_pairs(4)]
+    with torch.no_grad():
+        bare = tagger(PIXELS, None, labels, pairs).final
+        masked = tagger(padded, padding, labels, pairs).final
+        unmasked = tagger(padded, None, labels, pairs).final
+    gap = (bare.subject_boxes - masked.subject_boxes).abs().mean()
+    assert gap < (bare.subject_boxes - unmasked.subject_boxes).abs().mean() + 1e-3
+
+
+def loss_of(tagger: RTagger, pairs: list[Pairs]) -> torch.Tensor:
+    tokens = tagger.tokenizer([*OBJECTS, *RELATIONS], padding=True, return_tensors="pt")
+    labels = tagger.encode_tokens(tokens["input_ids"], tokens["attention_mask"], len(OBJECTS))
+    output = tagger(PIXELS.expand(2, -1, -1, -1), None, labels, pairs)
+    total = torch.zeros(())
+    for layer in (output.final, *output.auxiliary):
+        for part in (layer.subject_logits, layer.object_logits, layer.relation_logits):
+            total = total + part.square().mean()
+        total = total + layer.subject_boxes.square().mean() + layer.object_boxes.square().mean()
+    return total
+
+
+def test_gradients_reach_every_parameter_that_is_trained(tagger: RTagger) -> None:
+    loss_of(tagger.train(), [random_pairs(20), random_pairs(20, seed=1)]).backward()
+    without = {name for name, value in tagger.named_parameters() if value.requires_grad and value.grad is None}
+    relation_heads = {
+        name for name, _ in tagger.named_parameters() if name.startswith("relation_decoder.") and "box" in name
+    }
+    assert without == relation_heads, "only the relation decoder's box heads get no gradient, as published"
+    assert all(value.grad.isfinite().all() for value in tagger.parameters() if value.grad is not None)
+
+
+def test_training_noise_changes_the_queries_and_evaluation_has_none(tagger: RTagger) -> None:
+    labels = tagger.encode_labels(OBJECTS, RELATIONS)
+    pairs = [random_pairs(4)]
+    boxes = [tagger(PIXELS, None, labels, pairs).final.subject_boxes for _ in range(2)]
+    assert torch.equal(*boxes)
+    seen = []
+    tagger.queries.coord_proj.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    tagger.train()
+    for _ in range(2):
+        tagger(PIXELS, None, labels, pairs)
+    assert not torch.equal(*seen)
+
+
+def test_half_precision_forward_and_backward(tagger: RTagger) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(tagger.train(), [random_pairs(4), random_pairs(2)])
+    loss.backward()
+    assert loss.isfinite()
+    assert all(value.grad.isfinite().all() for value in tagger.parameters() if value.grad is not None)
+
+
+@torch.no_grad()
+def test_half_precision_scores_are_close(tagger: RTagger) -> None:
+    def scores() -> torch.Tensor:
+        tagger.eval()
+        memory = tagger.fuse(tagger.encode_image(PIXELS), tagger.encode_labels(OBJECTS, RELATIONS))
+        return tagger.score_pairs(memory, [random_pairs(6)])
+
+    single = scores()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = scores()
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, single, atol=5e-3, rtol=0.2)
+
+
+def test_parsed_detects_with_learned_queries() -> None:
+    sizes = tiny_config(100).to_dict()
+    for own_to_tagger in ("box_noise", "label_noise", "label_noise_range", "model_type"):
+        sizes.pop(own_to_tagger)
+    network = ParSeD(ParSeDConfig(**sizes)).eval()
+    tokens = torch.randint(5, 100, (7, 4))
+    labels = network.encode_tokens(tokens, torch.ones_like(tokens), num_objects=4)
+    output = network(PIXELS.expand(2, -1, -1, -1), None, labels)
+    assert output.final.relation_logits.shape == (2, 20, 3)
+    assert output.final.object_logits.shape == output.final.subject_logits.shape == (2, 20, 4)
+    assert output.final.object_boxes.shape == (2, 20, 4)
+    assert len(output.auxiliary) == 2
+
+
+def test_subjects_need_not_be_classified() -> None:
+    config = tiny_config(100)
+    config.subject_class = False
+    network = RTagger(config).eval()
+    tokens = torch.randint(5, 100, (7, 4))
+    labels = network.encode_tokens(tokens, torch.ones_like(tokens), num_objects=4)
+    assert network(PIXELS, None, labels, [random_pairs(2)]).final.subject_logits is None

@@ -1,0 +1,119 @@
+"""Folders: saved and loaded bit for bit; what is no R-Tagger is told in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, RobertaConfig, RobertaTokenizerFast
+
+from rlip_model.config import RTaggerConfig
+from rlip_model.model import ParSeD, RTagger
+from rlip_model.pretrained import CheckpointError
+from rlip_model.text import TokenizerError
+from tests.rlip_model.conftest import random_pairs
+
+
+def test_saved_and_loaded_gives_identical_outputs(tagger: RTagger, tmp_path: Path) -> None:
+    tagger.save_pretrained(tmp_path)
+    loaded = RTagger.from_pretrained(tmp_path)
+    assert not loaded.training
+    pixels = torch.randn(1, 3, 64, 96)
+    outputs = []
+    for network in (tagger, loaded):
+        labels = network.encode_labels(["dog", "person", "horse", "no objects"], ["riding", "next to"])
+        outputs.append(network(pixels, None, labels, [random_pairs(5)]).final)
+    assert torch.equal(outputs[0].relation_logits, outputs[1].relation_logits)
+    assert torch.equal(outputs[0].object_boxes, outputs[1].object_boxes)
+    stored = [{**network.config.to_dict(), "_name_or_path": ""} for network in (tagger, loaded)]
+    assert stored[0] == stored[1]
+
+
+def test_auto_classes_know_the_networks(tagger_folder: Path) -> None:
+    assert isinstance(AutoConfig.from_pretrained(tagger_folder), RTaggerConfig)
+    assert isinstance(AutoModel.from_pretrained(tagger_folder), RTagger)
+
+
+def test_frozen_parameters_stay_frozen(tagger_folder: Path) -> None:
+    loaded = RTagger.from_pretrained(tagger_folder)
+    fresh = RTagger(loaded.config)
+    for (name, ours), theirs in zip(loaded.named_parameters(), fresh.parameters(), strict=True):
+        assert ours.requires_grad == theirs.requires_grad, name
+    assert not all(parameter.requires_grad for parameter in fresh.parameters())
+
+
+def changed_copy(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    return target
+
+
+def test_folders_of_something_else(tagger_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "roberta"
+    RobertaConfig().save_pretrained(other)
+    with pytest.raises(CheckpointError, match="model_type is 'roberta', expected 'rlip_tagger'"):
+        RTagger.from_pretrained(other)
+    with pytest.raises(CheckpointError, match="is no RLIPv2-ParSeD: its model_type is 'rlip_tagger'"):
+        ParSeD.from_pretrained(tagger_folder)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json expected, found an empty folder"):
+        RTagger.from_pretrained(empty)
+    (empty / "RLIP_PD_v2.pth").touch()
+    with pytest.raises(CheckpointError, match=r"found RLIP_PD_v2.pth; official .pth files .* `sgpipe convert`"):
+        RTagger.from_pretrained(empty)
+    with pytest.raises(CheckpointError, match="found a file; official"):
+        RTagger.from_pretrained(empty / "RLIP_PD_v2.pth")
+    (other / "config.json").write_text("{ not json")
+    with pytest.raises(CheckpointError, match="no R-Tagger at"):
+        RTagger.from_pretrained(other)
+
+
+def test_weights_that_do_not_fit_are_listed(tagger_folder: Path, tmp_path: Path) -> None:
+    folder = changed_copy(tagger_folder, tmp_path / "changed")
+    weights = load_file(folder / "model.safetensors")
+    del weights["scorer.entity_bias"], weights["label_resizer.fc.bias"]
+    weights["nonsense"] = torch.zeros(1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError) as caught:
+        RTagger.from_pretrained(folder)
+    for problem in ("missing label_resizer.fc.bias", "missing scorer.entity_bias", "unknown nonsense"):
+        assert problem in str(caught.value)
+
+
+def test_weights_of_another_shape(tagger_folder: Path, tmp_path: Path) -> None:
+    folder = changed_copy(tagger_folder, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    config["num_queries"] = 20
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot load R-Tagger from"):
+        RTagger.from_pretrained(folder)
+
+
+def test_missing_and_truncated_weights(tagger_folder: Path, tmp_path: Path) -> None:
+    folder = changed_copy(tagger_folder, tmp_path / "changed")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot load R-Tagger from"):
+        RTagger.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="cannot load R-Tagger from"):
+        RTagger.from_pretrained(folder)
+
+
+def test_a_missing_or_empty_tokenizer(tagger_folder: Path, tmp_path: Path) -> None:
+    folder = changed_copy(tagger_folder, tmp_path / "changed")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(TokenizerError, match="tokenizer"):
+        RTagger.from_pretrained(folder)
+    RobertaTokenizerFast().save_pretrained(folder)
+    with pytest.raises(TokenizerError, match="knows only 5 tokens"):
+        RTagger.from_pretrained(folder)
+
+
+def test_a_tokenizer_with_ids_beyond_the_text_encoder(tagger: RTagger) -> None:
+    tagger.tokenizer.add_tokens(["one", "more"])
+    with pytest.raises(TokenizerError, match="tokens, the text encoder"):
+        tagger.set_tokenizer(tagger.tokenizer)

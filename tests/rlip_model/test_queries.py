@@ -1,0 +1,106 @@
+"""Queries from pairs: which slot holds what, padding, noise, and the mask between equal entities."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlip_model.model import RTagger
+from rlip_model.noise import TorchNoise
+from rlip_model.position import inverse_sigmoid
+from rlip_model.queries import Pairs
+from tests.rlip_model.conftest import random_pairs
+
+LABELS = torch.randn(1, 5, 64)
+
+
+def test_slots_hold_subjects_then_objects(tagger: RTagger) -> None:
+    groups = [random_pairs(2), random_pairs(3)]
+    made = tagger.queries.entities(groups, LABELS)
+    slots = tagger.config.num_pairs
+    for image, group in enumerate(groups):
+        for pair in range(len(group)):
+            for slot, boxes, labels in (
+                (pair, group.subject_boxes, group.subject_labels),
+                (slots + pair, group.object_boxes, group.object_labels),
+            ):
+                position = tagger.queries.coord_proj(inverse_sigmoid(boxes[pair]))
+                torch.testing.assert_close(made.positions[image, slot], position)
+                assert torch.equal(made.content[image, slot], LABELS[0, labels[pair]])
+                assert not made.padding[image, slot]
+    assert made.padding.sum() == 2 * 2 * slots - 2 * 5
+    assert made.positions[made.padding].eq(0).all()
+    assert made.attention_mask is None
+
+
+def test_labels_get_no_gradient_through_queries(tagger: RTagger) -> None:
+    labels = LABELS.clone().requires_grad_()
+    assert not tagger.queries.entities([random_pairs(2)], labels).content.requires_grad
+
+
+def test_too_many_pairs_are_refused(tagger: RTagger) -> None:
+    with pytest.raises(ValueError, match="21 pairs given, there are 20 slots"):
+        tagger.queries.entities([random_pairs(21)], LABELS)
+
+
+def test_an_image_without_pairs_keeps_one_slot_open(tagger: RTagger) -> None:
+    made = tagger.queries.entities([random_pairs(0), random_pairs(1)], LABELS)
+    assert made.padding[0].logical_not().nonzero().flatten().tolist() == [0]
+
+
+class Scripted:
+    """Records what is asked for, and answers with the middle of every range but for given labels."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        self.asked.append(("uniform", len(shape)))
+        return torch.full(tuple(shape), 0.5 if len(shape) == 2 else 0.0)
+
+    def integers(self, high: int, count: int, device: torch.device) -> Tensor:
+        self.asked.append((f"below {high}", count))
+        return torch.zeros(count, dtype=torch.long)
+
+
+@pytest.mark.parametrize(("noise_range", "high"), [("labels", 4), ("batch", 2)])
+def test_noise_is_drawn_in_the_order_of_the_reference(tagger: RTagger, noise_range: str, high: int) -> None:
+    tagger.queries.noise_range = noise_range
+    noise = Scripted()
+    tagger.queries.entities([random_pairs(2), random_pairs(1)], LABELS.expand(2, -1, -1), noise=noise)
+    label_draws = [("uniform", 1), (f"below {high}", 3)]
+    assert noise.asked == [("uniform", 2), ("uniform", 2), *label_draws, *label_draws]
+
+
+def test_noise_never_makes_the_last_label(tagger: RTagger) -> None:
+    """The last object label is "no objects", which no box can have."""
+    tagger.queries.label_noise = 1.0
+    noise = TorchNoise(torch.Generator().manual_seed(0))
+    groups = [random_pairs(20, seed=seed) for seed in range(10)]
+    made = tagger.queries.entities(groups, LABELS, noise=noise)
+    last = (made.content == LABELS[0, -1]).all(-1)
+    assert not last.any()
+    kinds = {int((LABELS[0] == row).all(-1).nonzero()) for row in made.content.flatten(0, 1)}
+    assert kinds == {0, 1, 2, 3}
+
+
+def twice_the_same(slots: int) -> Pairs:
+    """Full slots, the first two of which hold the same subject."""
+    pairs = random_pairs(slots)
+    pairs.subject_boxes[1], pairs.subject_labels[1] = pairs.subject_boxes[0], pairs.subject_labels[0]
+    return pairs
+
+
+def test_equal_entities_do_not_see_each_other_in_full_training_images(tagger: RTagger) -> None:
+    slots, heads = tagger.config.num_pairs, tagger.config.num_heads
+    full = [random_pairs(slots, seed=7), twice_the_same(slots)]
+    mask = tagger.queries.entities(full, LABELS, noise=TorchNoise()).attention_mask
+    assert mask.shape == (2 * heads, 2 * slots, 2 * slots)
+    assert not mask[:heads].any()
+    expected = torch.zeros(2 * slots, 2 * slots, dtype=torch.bool)
+    expected[0, 1] = expected[1, 0] = True
+    assert all(torch.equal(of_head, expected) for of_head in mask[heads:])
+    partly = [random_pairs(3), twice_the_same(slots)]
+    assert tagger.queries.entities(partly, LABELS, noise=TorchNoise()).attention_mask is None
+    assert tagger.queries.entities(full, LABELS).attention_mask is None

@@ -1,0 +1,91 @@
+"""Swin: windows, shifts and merging, against brute force and against torchvision's classifier."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torchvision.models.swin_transformer import SwinTransformer
+
+from rlip_model.swin import (
+    Swin,
+    from_windows,
+    relative_position_index,
+    shift_mask,
+    to_windows,
+)
+
+
+def test_windows_are_cut_and_joined() -> None:
+    maps = torch.arange(2 * 6 * 9 * 4).view(2, 6, 9, 4)
+    windows = to_windows(maps, 3)
+    assert torch.equal(windows[1].view(3, 3, 4), maps[0, :3, 3:6])
+    assert torch.equal(from_windows(windows, 3, 6, 9), maps)
+
+
+def test_relative_positions_by_hand() -> None:
+    index = relative_position_index(3)
+    for first in range(9):
+        for second in range(9):
+            rows, columns = first // 3 - second // 3 + 2, first % 3 - second % 3 + 2
+            assert index[first, second] == 5 * rows + columns
+
+
+def test_shift_mask_parts_what_the_roll_joined() -> None:
+    height, width, window = 6, 9, 3
+    rows = torch.arange(height).roll(-1)
+    columns = torch.arange(width).roll(-1)
+    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).unsqueeze(0)
+    places = to_windows(place, window).float()
+    far = (places.unsqueeze(1) - places.unsqueeze(2)).abs().amax(-1) >= window
+    assert torch.equal(shift_mask(height, width, window, torch.device("cpu")) < 0, far)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (61, 83), (9, 200)])
+def test_maps_have_strides_8_16_32_for_any_size(size: tuple[int, int]) -> None:
+    swin = Swin(12, (1, 1, 2, 1), (3, 6, 12, 24), window=7, drop_path=0.1).eval()
+    maps = swin(torch.randn(2, 3, *size))
+    for stride, channels, level in zip((8, 16, 32), (24, 48, 96), maps, strict=True):
+        assert level.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+
+
+def test_equals_torchvision() -> None:
+    torch.manual_seed(0)
+    ours = Swin(24, (1, 1, 2, 1), (3, 6, 12, 24), window=7, drop_path=0.0).eval()
+    theirs = SwinTransformer(
+        [4, 4], 24, [1, 1, 2, 1], [3, 6, 12, 24], window_size=[7, 7], stochastic_depth_prob=0.0
+    ).eval()
+    ours.patch_embed.load_state_dict(
+        {f"{ours_}.{kind}": getattr(theirs.features[0][index], kind) for ours_, index, kind in PATCH}
+    )
+    for stage in range(4):
+        for block in range(len(ours.layers[stage].blocks)):
+            state = theirs.features[2 * stage + 1][block].state_dict()
+            renamed = {key.replace("mlp.0", "mlp.fc1").replace("mlp.3", "mlp.fc2"): state[key] for key in state}
+            renamed["attn.relative_position_index"] = relative_position_index(7)
+            ours.layers[stage].blocks[block].load_state_dict(renamed)
+        if stage < 3:
+            ours.layers[stage].downsample.load_state_dict(theirs.features[2 * stage + 2].state_dict())
+    images = torch.randn(1, 3, 260, 200)  # torchvision does not shift maps that fit one window
+    expected = images
+    for index, part in enumerate(theirs.features):
+        expected = part(expected)
+        if index in (3, 5, 7):
+            level = (index - 3) // 2
+            norm = torch.nn.functional.layer_norm(expected, expected.shape[-1:])
+            torch.testing.assert_close(ours(images)[level], norm.permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
+
+
+PATCH = [
+    ("proj", 0, "weight"),
+    ("proj", 0, "bias"),
+    ("norm", 2, "weight"),
+    ("norm", 2, "bias"),
+]
+
+
+def test_drop_path_grows_from_zero_to_its_rate() -> None:
+    swin = Swin(12, (2, 2, 6, 2), (3, 6, 12, 24), window=7, drop_path=0.2)
+    rates = [block.drop_path.p for stage in swin.layers for block in stage.blocks]
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0.2)
+    assert all(later - earlier == pytest.approx(0.2 / 11) for earlier, later in pairwise(rates))

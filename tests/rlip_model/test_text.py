@@ -1,0 +1,104 @@
+"""Labels: encoded once, the same whatever they are encoded with; tokenizers that know no words are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import RobertaTokenizerFast
+
+from rlip_model.model import RTagger
+from rlip_model.text import (
+    LabelCache,
+    TokenizerError,
+    build_tokenizer,
+    load_tokenizer,
+    masked_by_sum,
+)
+
+WORDS = "person dog horse on next to holding in front of a b c d e f g h i j k l"
+
+
+def test_features_are_the_pooled_output_of_each_text_alone(tagger: RTagger) -> None:
+    texts = ["person", "in front of", "riding", "next to", "sitting in front of"]
+    tokens = tagger.tokenizer(texts, padding=True, return_tensors="pt")
+    together = tagger.text_encoder(tokens["input_ids"], tokens["attention_mask"])
+    roberta = tagger.text_encoder.roberta
+    for text, features in zip(texts, together, strict=True):
+        alone = roberta(**tagger.tokenizer(text, return_tensors="pt")).pooler_output[0]
+        torch.testing.assert_close(features, alone, atol=1e-6, rtol=0)
+    padded = roberta(**tokens).pooler_output
+    torch.testing.assert_close(together, padded, atol=1e-5, rtol=0)
+
+
+def test_a_text_is_encoded_once_and_the_same_in_any_company(tagger: RTagger) -> None:
+    many = [f"{a} {b}" for a in ("riding", "holding", "person", "dog") for b in ("on", "to", "of", "at", "in")]
+    reference = tagger.encode_texts(many)
+    other = LabelCache(tagger.text_encoder, tagger.tokenizer, capacity=100)
+    encoded: list[int] = []
+    encode = tagger.text_encoder.encode_equal_lengths
+    tagger.text_encoder.encode_equal_lengths = lambda ids: (encoded.append(len(ids)), encode(ids))[1]
+    for text, features in zip(reversed(many), reversed(reference), strict=True):
+        assert torch.equal(other.encode([text, "person"])[0], features)
+    calls = len(encoded)
+    assert calls == len(many) + 1
+    other.encode([*many, "person", *many])
+    assert len(encoded) == calls
+
+
+def test_the_cache_forgets_what_was_not_used_for_longest(tagger: RTagger) -> None:
+    cache = LabelCache(tagger.text_encoder, tagger.tokenizer, capacity=2)
+    cache.encode(["person", "dog"])
+    cache.encode(["person"])
+    cache.encode(["horse"])
+    assert list(cache.features) == ["person", "horse"]
+    assert cache.encode(["a b", "dog", "horse", "a b"]).shape == (4, 64)
+    assert len(cache.features) == 2
+
+
+def test_a_text_longer_than_the_positions_is_cut(tagger: RTagger) -> None:
+    assert tagger.encode_texts(["person " * 500]).isfinite().all()
+
+
+def test_new_weights_are_not_answered_from_the_cache(tagger: RTagger) -> None:
+    before = tagger.encode_texts(["person"])
+    state = {key: value * 1.5 if "text_encoder" in key else value for key, value in tagger.state_dict().items()}
+    tagger.load_state_dict(state)
+    assert not torch.equal(tagger.encode_texts(["person"]), before)
+
+
+def test_labels_put_objects_first_and_are_not_masked(tagger: RTagger) -> None:
+    labels = tagger.encode_labels(["dog", "no objects"], ["riding"])
+    assert labels.features.shape == (1, 3, 64)
+    assert labels.num_objects == 2
+    assert labels.masked is None
+    assert torch.equal(labels.features[0, 2], tagger.encode_texts(["riding"])[0])
+
+
+def test_the_training_mask_hides_what_does_not_sum_above_zero() -> None:
+    features = torch.tensor([[[1.0, -2.0], [0.0, 0.0], [2.0, -1.0]]])
+    assert masked_by_sum(features).tolist() == [[True, True, False]]
+
+
+def test_built_tokenizer_survives_saving(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer([WORDS])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    for text in ("Person next to dog", "unheard of"):
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    ids = loaded("person on dog")["input_ids"]
+    assert ids[0] == 0
+    assert ids[-1] == 2
+    assert loaded.convert_ids_to_tokens(ids[1:-1]) == ["person", "on", "dog"]
+    assert loaded("zebra")["input_ids"][1] == loaded.unk_token_id
+
+
+def test_a_tokenizer_of_special_tokens_only_is_refused(tmp_path: Path) -> None:
+    RobertaTokenizerFast().save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="knows only 5 tokens"):
+        load_tokenizer(tmp_path)
+
+
+def test_no_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="no tokenizer in") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
