@@ -22,6 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation
+from sgpipe.relations import deduplicate
 from sgpipe.stages.grouping import Group, group_pairs, reference_groups, reference_prior_groups
 
 
@@ -83,16 +84,6 @@ def keep_own(relations: Iterable[Relation], pairs: Sequence[Pair]) -> list[Relat
     """Only relations whose predicate is one of their own pair's."""
     own = {(pair.subject, pair.object, predicate) for pair in pairs for predicate in pair.predicates}
     return [item for item in relations if (item.subject, item.object, item.predicate) in own]
-
-
-def deduplicate(relations: Iterable[Relation]) -> list[Relation]:
-    """One relation per subject, object and predicate, with the highest confidence, in first-seen order."""
-    best: dict[tuple[int, int, str], Relation] = {}
-    for relation in relations:
-        key = (relation.subject, relation.object, relation.predicate)
-        if key not in best or (relation.confidence or 0) > (best[key].confidence or 0):
-            best[key] = relation
-    return list(best.values())
 
 
 def normalised_boxes(record: Record) -> Tensor:

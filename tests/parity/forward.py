@@ -50,9 +50,7 @@ def make_queries(model: RLIPModel, golden: Golden, memory: Memory) -> EntityQuer
 def check_forward(model: RLIPModel, golden: Golden, report: Report) -> None:
     """Both text paths; on the raw one every intermediate result that the folder holds."""
     inputs = golden.inputs
-    labels = model.encode_tokens(
-        inputs["input_ids"], inputs["attention_mask"], golden.num_objects, mask_by_sum=True
-    )
+    labels = model.encode_tokens(inputs["input_ids"], inputs["attention_mask"], golden.num_objects, mask_by_sum=True)
     recorder = Recorder(model)
     run = run_network(model, golden, labels)
     recorder.close()

@@ -141,9 +141,7 @@ class Report:
             self.rows.append(Row(section, f"{name} {list(found.shape)}", float("inf"), 0.0, False))
             return
         tolerance = self._tolerance(name)
-        known = (
-            ~expected.isnan() if expected.is_floating_point() else torch.ones_like(expected, dtype=torch.bool)
-        )
+        known = ~expected.isnan() if expected.is_floating_point() else torch.ones_like(expected, dtype=torch.bool)
         found, expected = found[known].double(), expected[known].double()
         difference = (found - expected).abs()
         allowed = tolerance + (0.0 if self.small else tolerance) * expected.abs()

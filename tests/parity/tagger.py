@@ -76,9 +76,7 @@ def check_queries(model: RLIPModel, golden: Golden, report: Report) -> None:
     builder.noise_range = model.config.label_noise_range
 
 
-def compare_queries(
-    report: Report, name: str, found: EntityQueries, expected: dict[str, Tensor], prefix: str
-) -> None:
+def compare_queries(report: Report, name: str, found: EntityQueries, expected: dict[str, Tensor], prefix: str) -> None:
     assert found.positions is not None
     assert found.padding is not None
     query = torch.cat((found.positions, found.content), dim=-1)
@@ -102,9 +100,7 @@ def compare_noised_boxes(
         ("subject", subjects, "box_embed_in0"),
         ("object", objects, "box_embed_in1"),
     ):
-        report.compare(
-            "queries", f"noised {role} positions", positions[used], builder.coord_proj(expected[key])
-        )
+        report.compare("queries", f"noised {role} positions", positions[used], builder.coord_proj(expected[key]))
 
 
 @dataclass(frozen=True)
