@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, RobertaConfig
 
-from rlip_model.config import RLIPConfig, RTaggerConfig
-from rlip_model.model import ParSeD, RLIPModel, RTagger
+from rlip_model.config import ParSeDAConfig, RLIPConfig, RTaggerConfig
+from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
 from rlip_model.official import infer_config, is_ignored, renamed
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import TokenizerError, load_tokenizer
@@ -62,7 +62,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def build_model(config: RLIPConfig) -> RLIPModel:
     """The network of a configuration, with random parameters."""
-    return RTagger(config) if isinstance(config, RTaggerConfig) else ParSeD(config)
+    if isinstance(config, RTaggerConfig):
+        return RTagger(config)
+    return ParSeDA(config) if isinstance(config, ParSeDAConfig) else ParSeD(config)
 
 
 def load_official(model: RLIPModel, state: Mapping[str, Tensor]) -> None:

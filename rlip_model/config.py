@@ -165,6 +165,15 @@ class ParSeDConfig(RLIPConfig):
         super().__init__(**kwargs)
 
 
+class ParSeDAConfig(RLIPConfig):
+    """RLIPv2-ParSeDA: learned queries that are anchors, refined box by box (DAB-DETR)."""
+
+    model_type = "rlip_parseda"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
 class RTaggerConfig(RLIPConfig):
     """The R-Tagger: ParSeD whose queries are given pairs of boxes.
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from rlip_model.attention import DeformableAttention
 from rlip_model.config import RLIPConfig
 from rlip_model.encoder import Memory
-from rlip_model.heads import BoxHead
+from rlip_model.heads import MLP, BoxHead
+from rlip_model.position import sine_features
 from rlip_model.queries import EntityQueries, RelationQueries
 
 FIRST_SIZE_BIAS = -2.0  # boxes start at sigmoid(-2) = 0.12 of the image
@@ -75,35 +76,63 @@ class DecoderLayer(nn.Module):
         return self.norm3(content + self.dropout(self.linear2(hidden)))
 
 
-class Decoder(nn.Module):
-    """Layers, and for each a box head for subjects and one for objects."""
+class AnchorPositions(nn.Module):
+    """Position vectors from boxes (DAB-DETR, section 4): sines of y, x, width and height through an MLP, scaled
+    by the query's content from the second layer on."""
 
-    def __init__(self, config: RLIPConfig, first_size_bias: float = 0.0) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
+        self.ref_point_head = MLP(2 * dim, dim, dim)
+        self.query_scale = MLP(dim, dim, dim)
+        self.features = dim // 2
+
+    def forward(self, layer: int, content: Tensor, boxes: Tensor) -> Tensor:
+        """`content` `[batch, queries, dim]`, `boxes` `[batch, queries, 4]` as shares of the padded image."""
+        x, y, width, height = boxes.unbind(-1)
+        sines = torch.cat([sine_features(value, self.features) for value in (y, x, width, height)], dim=-1)
+        positions = self.ref_point_head(sines)
+        return positions if layer == 0 else self.query_scale(content) * positions
+
+
+class Decoder(nn.Module):
+    """Layers, and for each a box head for subjects and one for objects.
+
+    Args:
+        anchored: make the queries' positions from their boxes, instead of taking those given with them.
+    """
+
+    def __init__(self, config: RLIPConfig, anchored: bool, first_size_bias: float = 0.0) -> None:
+        super().__init__()
+        self.anchor_positions = AnchorPositions(config.hidden_dim) if anchored else None
         biases = [first_size_bias] + [0.0] * (config.decoder_layers - 1)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in biases)
         self.subject_box_heads = nn.ModuleList(BoxHead(config.hidden_dim, bias) for bias in biases)
         self.object_box_heads = nn.ModuleList(BoxHead(config.hidden_dim, bias) for bias in biases)
 
-    def positions(self, layer: int, content: Tensor, references: Tensor, given: Tensor | None) -> Tensor:
-        """Position vectors of the queries at a layer: those given with the queries."""
+    def positions(
+        self, layer: int, content: Tensor, references: Tensor, given: Tensor | None, memory: Memory
+    ) -> Tensor:
+        """Position vectors `[batch, queries, dim]` of the queries at a layer."""
+        if self.anchor_positions is not None:
+            finest = memory.valid_ratios[:, :1].repeat(1, 1, 2)
+            return self.anchor_positions(layer, content, references * finest)
         if given is None:
-            raise ValueError("these queries need position vectors")
+            raise ValueError("queries without positions need an anchored decoder")
         return given
 
 
 class EntityDecoder(Decoder):
     """Decodes subjects and objects side by side; every layer refines their boxes."""
 
-    def __init__(self, config: RLIPConfig) -> None:
-        super().__init__(config, FIRST_SIZE_BIAS)
+    def __init__(self, config: RLIPConfig, anchored: bool = False) -> None:
+        super().__init__(config, anchored, FIRST_SIZE_BIAS)
 
     def forward(self, queries: EntityQueries, memory: Memory) -> DecodedEntities:
         content, references = queries.content, queries.references
         states, boxes = [], []
         heads = zip(self.subject_box_heads, self.object_box_heads, strict=True)
         for index, (layer, (subject_head, object_head)) in enumerate(zip(self.layers, heads, strict=True)):
-            positions = self.positions(index, content, references, queries.positions)
+            positions = self.positions(index, content, references, queries.positions, memory)
             content = layer(content, positions, references, memory, queries.padding, queries.attention_mask)
             subjects, objects = content.chunk(2, dim=1)
             subject_references, object_references = references.chunk(2, dim=1)
@@ -123,6 +152,9 @@ class EntityDecoder(Decoder):
 class RelationDecoder(Decoder):
     """Decodes one relation per pair, looking around the average of its subject's and object's boxes."""
 
+    def __init__(self, config: RLIPConfig, anchored: bool = False) -> None:
+        super().__init__(config, anchored)
+
     def forward(self, queries: RelationQueries, boxes: Tensor, memory: Memory) -> DecodedRelations:
         """`boxes` `[batch, 2 * pairs, 4]`, the entity decoder's last."""
         content = queries.content
@@ -131,7 +163,7 @@ class RelationDecoder(Decoder):
         heads = zip(self.subject_box_heads, self.object_box_heads, strict=True)
         for index, (layer, (subject_head, object_head)) in enumerate(zip(self.layers, heads, strict=True)):
             references = (subject_boxes + object_boxes) / 2
-            positions = self.positions(index, content, references, queries.positions)
+            positions = self.positions(index, content, references, queries.positions, memory)
             content = layer(content, positions, references, memory, queries.padding, None)
             subject_boxes = subject_head(content, subject_boxes).detach()
             object_boxes = object_head(content, object_boxes).detach()

@@ -1,23 +1,23 @@
-"""The networks: ParSeD (learned queries) and the R-Tagger (given pairs); only their queries differ."""
+"""The networks: ParSeD (learned queries), ParSeDA (anchors), R-Tagger (given pairs). Only queries differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from rlip_model.backbone import ImageEncoder, ImageFeatures
-from rlip_model.config import ParSeDConfig, RLIPConfig, RTaggerConfig
+from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
 from rlip_model.decoder import DecodedEntities, DecodedRelations, EntityDecoder, RelationDecoder
 from rlip_model.encoder import ALIFEncoder, Memory
 from rlip_model.fusion import LabelResizer
 from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
 from rlip_model.noise import Noise, TorchNoise
 from rlip_model.pretrained import RLIPPreTrainedModel
-from rlip_model.queries import EntityQueries, LearnedQueries, PairQueries, Pairs
+from rlip_model.queries import AnchorQueries, EntityQueries, LearnedQueries, PairQueries, Pairs
 from rlip_model.text import LabelCache, LabelEncoder, LabelFeatures, masked_by_sum
 
 CACHED_LABELS = 20_000
@@ -26,7 +26,8 @@ CACHED_LABELS = 20_000
 class RLIPModel(RLIPPreTrainedModel):
     """Image and label encoders, ALIF encoder, two decoders and read-outs; subclasses bring the queries."""
 
-    queries: LearnedQueries | PairQueries
+    queries: LearnedQueries | AnchorQueries | PairQueries
+    anchored: ClassVar[bool] = False
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__(config)
@@ -34,15 +35,15 @@ class RLIPModel(RLIPPreTrainedModel):
         self.text_encoder = LabelEncoder(config.text_config)
         self.encoder = ALIFEncoder(config)
         self.label_resizer = LabelResizer(config.text_config.hidden_size, config.hidden_dim)
-        self.entity_decoder = EntityDecoder(config)
-        self.relation_decoder = RelationDecoder(config)
+        self.entity_decoder = EntityDecoder(config, self.anchored)
+        self.relation_decoder = RelationDecoder(config, self.anchored)
         self.scorer = LabelScorer(config.hidden_dim)
         self.queries = self._make_queries(config)
         self._label_cache: LabelCache | None = None
         self.post_init()
 
-    def _make_queries(self, config: RLIPConfig) -> LearnedQueries | PairQueries:
-        raise TypeError(f"{type(self).__name__} has no queries; use ParSeD or RTagger")
+    def _make_queries(self, config: RLIPConfig) -> LearnedQueries | AnchorQueries | PairQueries:
+        raise TypeError(f"{type(self).__name__} has no queries; use ParSeD, ParSeDA or RTagger")
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """`[texts, label_dim]` for inference, without gradient; each distinct text is encoded once and kept.
@@ -135,8 +136,20 @@ class RLIPModel(RLIPPreTrainedModel):
         return super().load_state_dict(*args, **kwargs)
 
 
-class ParSeD(RLIPModel):
-    """RLIPv2-ParSeD: detects triplets with learned queries."""
+class TripletDetector(RLIPModel):
+    """Detects triplets with learned queries: what ParSeD and ParSeDA share."""
+
+    queries: LearnedQueries | AnchorQueries
+
+    def forward(self, pixel_values: Tensor, padding: Tensor | None, labels: LabelFeatures) -> RelationOutput:
+        """Triplets of a batch of pictures; see `encode_image` for the first two arguments."""
+        memory = self.fuse(self.encode_image(pixel_values, padding), labels)
+        entities, relations = self.decode(self.queries.entities(pixel_values.shape[0]), memory)
+        return self.read_out(entities, relations, memory)
+
+
+class ParSeD(TripletDetector):
+    """RLIPv2-ParSeD: queries are learned positions, from which their first reference points are predicted."""
 
     config_class = ParSeDConfig
     title = "RLIPv2-ParSeD"
@@ -145,11 +158,17 @@ class ParSeD(RLIPModel):
     def _make_queries(self, config: RLIPConfig) -> LearnedQueries:
         return LearnedQueries(config)
 
-    def forward(self, pixel_values: Tensor, padding: Tensor | None, labels: LabelFeatures) -> RelationOutput:
-        """Triplets of a batch of pictures; see `encode_image` for the first two arguments."""
-        memory = self.fuse(self.encode_image(pixel_values, padding), labels)
-        entities, relations = self.decode(self.queries.entities(pixel_values.shape[0]), memory)
-        return self.read_out(entities, relations, memory)
+
+class ParSeDA(TripletDetector):
+    """RLIPv2-ParSeDA: queries are anchor boxes."""
+
+    config_class = ParSeDAConfig
+    title = "RLIPv2-ParSeDA"
+    anchored = True
+    queries: AnchorQueries
+
+    def _make_queries(self, config: RLIPConfig) -> AnchorQueries:
+        return AnchorQueries(config)
 
 
 class RTagger(RLIPModel):
@@ -212,7 +231,7 @@ class RTagger(RLIPModel):
 
 def register() -> None:
     """Make AutoConfig and AutoModel know the networks."""
-    for config, model in ((ParSeDConfig, ParSeD), (RTaggerConfig, RTagger)):
+    for config, model in ((ParSeDConfig, ParSeD), (ParSeDAConfig, ParSeDA), (RTaggerConfig, RTagger)):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
 

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 from torch import Tensor
 from transformers import RobertaConfig
 
-from rlip_model.config import Gating, ParSeDConfig, RLIPConfig, RTaggerConfig, VerbQuery
+from rlip_model.config import Gating, ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig, VerbQuery
 from rlip_model.fusion import GATE_RULES
 from rlip_model.pretrained import CheckpointError
 
@@ -40,6 +40,10 @@ _RENAMES = [
     (r"^query_embed\.", "queries.query_embed."),
     (r"^transformer\.reference_points_sub\.", "queries.reference_points.subject."),
     (r"^transformer\.reference_points_obj\.", "queries.reference_points.object."),
+    (r"\.(query_scale|ref_point_head)\.", r".anchor_positions.\1."),
+    (r"^tgt_embed\.", "queries.content."),
+    (r"^verb_tgt_embed\.", "queries.verb_content."),
+    (r"^refpoint_embed\.", "queries.anchors."),
     (r"^transformer\.coord_proj\.", "queries.coord_proj."),
     (r"^transformer\.verb_tgt\.", "queries.verb_content."),
     (r"^transformer\.verb_tgt_generator\.", "queries.relation_builder.verb_fusion."),
@@ -100,8 +104,8 @@ def infer_config(
     """
     options = args or {}
     _check_is_rlipv2(state, options)
-    kind = RTaggerConfig if "transformer.coord_proj.weight" in state else ParSeDConfig
-    encoder = "transformer.ho_encoder."
+    kind = _kind(state)
+    encoder = _encoder(state)
     levels, dim = state["transformer.level_embed"].shape
     points = int(options.get("enc_n_points", 4))
     noise: dict[str, Any] = {}
@@ -115,7 +119,7 @@ def infer_config(
         hidden_dim=dim,
         num_heads=state[encoder + "layers.0.self_attn.attention_weights.bias"].shape[0] // (levels * points),
         feedforward_dim=state[encoder + "layers.0.linear1.bias"].shape[0],
-        num_queries=state["query_embed.weight"].shape[0],
+        num_queries=state["tgt_embed.weight" if kind is ParSeDAConfig else "query_embed.weight"].shape[0],
         encoder_layers=encoder_layers,
         decoder_layers=_count(state, "transformer.ho_decoder.layers."),
         num_levels=levels,
@@ -131,20 +135,30 @@ def infer_config(
     )
 
 
+def _kind(state: State) -> type[RLIPConfig]:
+    if "refpoint_embed.weight" in state:
+        return ParSeDAConfig
+    return RTaggerConfig if "transformer.coord_proj.weight" in state else ParSeDConfig
+
+
+def _encoder(state: State) -> str:
+    """The prefix of the ALIF encoder; checkpoints made from detectors hold an unused second one."""
+    return "transformer.encoder." if "refpoint_embed.weight" in state else "transformer.ho_encoder."
+
+
 def _check_is_rlipv2(state: State, options: Mapping[str, Any]) -> None:
     fusion = options.get("fusion_type", "GLIP_attn")
     if fusion != "GLIP_attn":
         raise CheckpointError(f"it was trained with fusion_type {fusion!r}; only GLIP_attn (RLIPv2) is supported")
-    if any(key.startswith("transformer.encoder.VLFuse_layers.") for key in state):
-        raise CheckpointError("it is an RLIPv2-ParSeDA checkpoint, which cannot be converted yet")
+    encoder = _encoder(state)
     needed = [
         "transformer.level_embed",
-        "query_embed.weight",
+        "tgt_embed.weight" if "refpoint_embed.weight" in state else "query_embed.weight",
         "projection_text.weight",
         "transformer.ho_decoder.layers.0.linear1.bias",
-        "transformer.ho_encoder.layers.0.linear1.bias",
-        "transformer.ho_encoder.layers.0.self_attn.attention_weights.bias",
-        "transformer.ho_encoder.VLFuse_layers.0.b_attn.attn.v_proj.bias",
+        encoder + "layers.0.linear1.bias",
+        encoder + "layers.0.self_attn.attention_weights.bias",
+        encoder + "VLFuse_layers.0.b_attn.attn.v_proj.bias",
         "transformer.text_encoder.embeddings.word_embeddings.weight",
     ]
     absent = [key for key in needed if key not in state]
@@ -198,6 +212,8 @@ def _gate_parameters(gating: Gating) -> set[str]:
 def _verb_query(state: State, chosen: str | None) -> VerbQuery:
     fused = any(key.startswith("transformer.verb_tgt_generator.") for key in state)
     possible = ["MBF", "vanilla_MBF"] if fused else ["vanilla"]
+    if "refpoint_embed.weight" in state:
+        possible = ["vanilla", "MBF", "vanilla_MBF"]
     if chosen is None and len(possible) > 1:
         raise CheckpointError(f"its verb query cannot be told from its weights: choose {' or '.join(possible)}")
     if chosen is not None and chosen not in possible:

@@ -56,14 +56,19 @@ class Pairs:
 
 
 class RelationQueryBuilder(nn.Module):
-    """Relation queries from decoded entities: learned vectors, their multi-branch fusion, or both."""
+    """Relation queries from decoded entities: learned vectors, their multi-branch fusion, or both.
 
-    def __init__(self, config: RLIPConfig) -> None:
+    Args:
+        anchored: the relation decoder makes positions from boxes, so the queries have none.
+    """
+
+    def __init__(self, config: RLIPConfig, anchored: bool = False) -> None:
         super().__init__()
-        self.kind = config.verb_query
+        self.kind, self.anchored = config.verb_query, anchored
         self.num_pairs = config.num_pairs
-        if self.kind != "vanilla":
+        if anchored or self.kind != "vanilla":
             self.verb_fusion = MultiBranchFusion(config.hidden_dim)
+        if not anchored and self.kind != "vanilla":
             self.verb_position = nn.Embedding(config.num_pairs, config.hidden_dim)
 
     def build(self, entities: Tensor, learned: Tensor, padding: Tensor | None) -> RelationQueries:
@@ -77,12 +82,18 @@ class RelationQueryBuilder(nn.Module):
         subjects, objects = entities.chunk(2, dim=1)
         pairs = subjects.shape[1]
         content = (learned[:pairs] + learned[self.num_pairs : self.num_pairs + pairs]).expand_as(subjects)
-        positions = subjects + objects
         if self.kind != "vanilla":
             fused = self.verb_fusion(subjects, objects)
             content = fused if self.kind == "MBF" else fused + content
-            positions = self.verb_position.weight[:pairs].expand_as(subjects)
-        return RelationQueries(content, positions, None if padding is None else padding[:, :pairs])
+        padding = None if padding is None else padding[:, :pairs]
+        return RelationQueries(content, self._positions(subjects, objects), padding)
+
+    def _positions(self, subjects: Tensor, objects: Tensor) -> Tensor | None:
+        if self.anchored:
+            return None
+        if self.kind == "vanilla":
+            return subjects + objects
+        return self.verb_position.weight[: subjects.shape[1]].expand_as(subjects)
 
 
 class ReferencePoints(nn.Module):
@@ -119,6 +130,24 @@ class LearnedQueries(nn.Module):
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
         return self.relation_builder.build(entities, self.query_embed.weight.chunk(3, dim=-1)[2], padding)
+
+
+class AnchorQueries(nn.Module):
+    """ParSeDA's queries: learned content and anchor box for each; positions follow from the boxes."""
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.content = nn.Embedding(config.num_queries, config.hidden_dim)
+        self.verb_content = nn.Embedding(config.num_queries, config.hidden_dim)
+        self.anchors = nn.Embedding(config.num_queries, 4)
+        self.relation_builder = RelationQueryBuilder(config, anchored=True)
+
+    def entities(self, batch: int) -> EntityQueries:
+        content, anchors = self.content.weight, self.anchors.weight.sigmoid()
+        return EntityQueries(content.expand(batch, -1, -1), None, anchors.expand(batch, -1, -1))
+
+    def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
+        return self.relation_builder.build(entities, self.verb_content.weight, padding)
 
 
 class PairQueries(nn.Module):

@@ -11,7 +11,7 @@ from rlip_model.backbone import ImageFeatures
 from rlip_model.decoder import DecodedEntities, DecodedRelations
 from rlip_model.encoder import Memory
 from rlip_model.heads import LayerOutput, RelationOutput
-from rlip_model.model import ParSeD, RLIPModel, RTagger
+from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
 from rlip_model.queries import EntityQueries
 from rlip_model.text import LabelFeatures
 from tests.parity.golden import Golden, Report
@@ -42,7 +42,7 @@ def run_network(model: RLIPModel, golden: Golden, labels: LabelFeatures) -> Run:
 def make_queries(model: RLIPModel, golden: Golden, memory: Memory) -> EntityQueries:
     if isinstance(model, RTagger):
         return model.queries.entities(golden.pairs(), model.object_labels(memory))
-    assert isinstance(model, ParSeD)
+    assert isinstance(model, ParSeD | ParSeDA)
     return model.queries.entities(golden.inputs["images"].shape[0])
 
 
@@ -150,6 +150,9 @@ def levels(model: RLIPModel, image: ImageFeatures) -> dict[str, Tensor]:
 def queries(model: RLIPModel, made: EntityQueries) -> dict[str, Tensor]:
     if isinstance(model, ParSeD):
         return {"ho_query_embed": model.queries.query_embed.weight}
+    if isinstance(model, ParSeDA):
+        parts = (model.queries.content, model.queries.verb_content, model.queries.anchors)
+        return {"ho_query_embed": torch.cat([part.weight for part in parts], dim=-1)}
     assert made.positions is not None
     assert made.padding is not None
     return {

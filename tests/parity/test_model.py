@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.parity.golden import Report, open_golden, parse_flags
 from tests.parity.model import main
 
-SMALL = ("tagger_glip", "tagger_vxac", "parsed")
+SMALL = ("tagger_glip", "tagger_vxac", "parsed", "parseda")
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -20,15 +20,16 @@ def test_small_networks_equal_the_reference(oracle: Path, model: str, capsys: py
     printed = capsys.readouterr().out
     for part in ("raw text: encoder.memory", "raw text: text_resized", "encoded text: out.pred_verb_logits"):
         assert part in printed
-    if model != "parsed":
+    if model.startswith("tagger"):
         assert "queries: training query" in printed
         assert "generation: batch2_empty_last_group" in printed
     assert "not checked yet: losses" in printed
 
 
 @pytest.mark.slow
-def test_a_network_of_paper_size_equals_the_reference(oracle: Path) -> None:
-    assert main([str(oracle / "golden" / "model" / "tagger_vxac" / "full_swint")]) == 0
+@pytest.mark.parametrize("folder", ["tagger_vxac/full_swint", "parseda/full_r50"])
+def test_networks_of_paper_size_equal_the_reference(oracle: Path, folder: str) -> None:
+    assert main([str(oracle / "golden" / "model" / folder)]) == 0
 
 
 @pytest.fixture

@@ -195,13 +195,15 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path, tagger: RTagger) -> None:
         ("tagger_glip", "keys_r50"),
         ("parsed", "keys_swint"),
         ("parsed", "keys_r50"),
+        ("parseda", "keys_swint"),
+        ("parseda", "keys_r50"),
     ],
 )
 def test_every_published_key_converts(oracle: Path, model: str, keys: str) -> None:
     shapes = json.loads((oracle / "golden" / "model" / model / f"{keys}.json").read_text())
     with torch.device("meta"):
         state = {key: torch.empty(shape) for key, shape in shapes.items()}
-        fused = "transformer.verb_query_embed.weight" in state
+        fused = "transformer.verb_tgt_generator.fc_1.0.weight" in state
         options = {"gating_mechanism": "VXAc", "verb_query_tgt_type": "vanilla_MBF" if fused else "vanilla"}
         network = build_model(infer_config(state, options))
     own = {key: value.shape for key, value in network.state_dict().items()}

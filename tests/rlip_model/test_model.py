@@ -1,10 +1,11 @@
 """The networks as wholes: scores, groups, gradients, half precision."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from rlip_model.config import ParSeDConfig
-from rlip_model.model import ParSeD, RTagger
+from rlip_model.model import ParSeD, ParSeDA, RTagger
 from rlip_model.queries import Pairs
 from rlip_model.tiny import tiny_config
 from tests.rlip_model.conftest import random_pairs
@@ -131,11 +132,18 @@ def test_half_precision_scores_are_close(tagger: RTagger) -> None:
     torch.testing.assert_close(half, single, atol=5e-3, rtol=0.2)
 
 
-def test_parsed_detects_with_learned_queries() -> None:
+def detector(kind: type[ParSeD] | type[ParSeDA], **changes: object) -> ParSeD | ParSeDA:
     sizes = tiny_config(100).to_dict()
     for own_to_tagger in ("box_noise", "label_noise", "label_noise_range", "model_type"):
         sizes.pop(own_to_tagger)
-    network = ParSeD(ParSeDConfig(**sizes)).eval()
+    torch.manual_seed(0)
+    return kind(kind.config_class(**{**sizes, **changes}))
+
+
+@pytest.mark.parametrize("verb_query", ["vanilla", "MBF", "vanilla_MBF"])
+@pytest.mark.parametrize("kind", [ParSeD, ParSeDA])
+def test_detectors(kind: type[ParSeD] | type[ParSeDA], verb_query: str) -> None:
+    network = detector(kind, verb_query=verb_query)
     tokens = torch.randint(5, 100, (7, 4))
     labels = network.encode_tokens(tokens, torch.ones_like(tokens), num_objects=4)
     output = network(PIXELS.expand(2, -1, -1, -1), None, labels)
@@ -143,6 +151,28 @@ def test_parsed_detects_with_learned_queries() -> None:
     assert output.final.object_logits.shape == output.final.subject_logits.shape == (2, 20, 4)
     assert output.final.object_boxes.shape == (2, 20, 4)
     assert len(output.auxiliary) == 2
+    total = torch.zeros(())
+    for layer in (output.final, *output.auxiliary):
+        for part in vars(layer).values():
+            total = total + part.square().mean()
+    total.backward()
+    without = {name for name, value in network.named_parameters() if value.requires_grad and value.grad is None}
+    unused = {name for name in without if "box_heads" not in name}
+    assert all(name.startswith("relation_decoder.") for name in without - unused)
+    generator = {name for name, _ in network.named_parameters() if "verb_fusion" in name}
+    of_anchors = {"vanilla": generator, "MBF": {"queries.verb_content.weight"}, "vanilla_MBF": set()}
+    assert unused == (of_anchors[verb_query] if kind is ParSeDA else set())
+
+
+@torch.no_grad()
+def test_saved_detectors_give_identical_outputs(tmp_path: Path, tagger: RTagger) -> None:
+    network = detector(ParSeDA, text_config=tagger.config.text_config).eval()
+    network.set_tokenizer(tagger.tokenizer)
+    network.save_pretrained(tmp_path)
+    logits = []
+    for each in (network, ParSeDA.from_pretrained(tmp_path)):
+        logits.append(each(PIXELS, None, each.encode_labels(OBJECTS, RELATIONS)).final.relation_logits)
+    assert torch.equal(*logits)
 
 
 def test_subjects_need_not_be_classified() -> None:
