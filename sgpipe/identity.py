@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe import __version__
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import CaptionConfig, Recipe, TagConfig
 from sgpipe.sources.index import SourceIndex
 from sgpipe.sources.json_stream import file_sha256
 
@@ -33,8 +33,8 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
     else:
-        parts["caption"]["captioner"] = _model(recipe.caption.captioner)
-    parts["tag"]["tagger"] = _model(recipe.tag.tagger)
+        parts["caption"] |= {"captioner": _model(recipe.caption.captioner), "dtype": _dtype(recipe.caption)}
+    parts["tag"] |= {"tagger": _model(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
     for name in ("synonyms", "prior"):
         path = getattr(recipe.pair, name)
         parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
@@ -61,6 +61,11 @@ def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _dtype(config: CaptionConfig | TagConfig) -> str:
+    """What "auto" comes to: half precision is for GPUs, and Ray shows a GPU only to who asks for one."""
+    return config.dtype if config.dtype != "auto" else f"auto on a {'GPU' if config.resources.gpus else 'CPU'}"
 
 
 def _model(name: str | None) -> str | None:
