@@ -1,1 +1,6 @@
-"""The RLIPv2 network in plain PyTorch: no Ray, no Parquet, no command line."""
+"""RLIPv2 in pure PyTorch: ParSeD, ParSeDA and the R-Tagger. Importing it makes AutoModel know them."""
+
+from rlip_model.config import ParSeDAConfig, ParSeDConfig, RTaggerConfig
+from rlip_model.model import ParSeD, ParSeDA, RTagger
+
+__all__ = ["ParSeD", "ParSeDA", "ParSeDAConfig", "ParSeDConfig", "RTagger", "RTaggerConfig"]

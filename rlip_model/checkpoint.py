@@ -120,6 +120,8 @@ def convert(
         load_official(model, state)
     except (CheckpointError, ValueError) as reason:
         raise CheckpointError(f"cannot convert {checkpoint}: {reason}") from reason
+    except KeyError as reason:
+        raise CheckpointError(f"cannot convert {checkpoint}: it lacks {reason.args[0]}") from reason
     if len(words) < config.text_config.vocab_size // 2:
         raise TokenizerError(
             f"the tokenizer of {tokenizer} knows {len(words)} tokens, the checkpoint's text encoder "

@@ -92,10 +92,11 @@ class LabelCache:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """`[texts, dim]`; equal texts are encoded once."""
+        """`[texts, dim]`, in the encoder's own precision even under autocast; equal texts are encoded once."""
         found = {text: self.features[text] for text in texts if text in self.features}
         new = [text for text in dict.fromkeys(texts) if text not in found]
-        found.update(self._encode_new(new))
+        with torch.autocast(self.encoder.roberta.device.type, enabled=False):
+            found.update(self._encode_new(new))
         for text in found:
             self.features[text] = found[text]
             self.features.move_to_end(text)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.backbone import ImageFeatures
 from rlip_model.image import to_pixel_values
@@ -134,6 +135,7 @@ class TagStage:
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.device = pick_device(self.config.device)
         self.dtype = pick_dtype(self.config.dtype, self.device)
+        disable_progress_bar()
         try:
             self.tagger = RTagger.from_pretrained(self.config.tagger).eval()
         except (CheckpointError, TokenizerError) as reason:

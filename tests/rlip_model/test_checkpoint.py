@@ -168,6 +168,16 @@ def test_another_networks_checkpoint(tmp_path: Path, words: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_with_a_part_missing(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    path = write_official(tmp_path / "checkpoint.pth", tagger)
+    state, args = read_checkpoint(path)
+    key = "transformer.text_encoder.embeddings.position_embeddings.weight"
+    del state[key]
+    torch.save({"model": state, "args": argparse.Namespace(**args)}, path)
+    with pytest.raises(CheckpointError, match=f"it lacks {key}"):
+        convert(path, tmp_path / "out", words)
+
+
 def test_an_occupied_output_folder_is_left_alone(tmp_path: Path, tagger: RTagger, words: str) -> None:
     path = write_official(tmp_path / "checkpoint.pth", tagger)
     out = tmp_path / "out"

@@ -102,3 +102,10 @@ def test_no_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer in") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_autocast_does_not_change_what_is_kept(tagger: RTagger) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = tagger.encode_texts(["person", "dog"])
+    fresh = LabelCache(tagger.text_encoder, tagger.tokenizer, capacity=5)
+    assert torch.equal(under, fresh.encode(["person", "dog"]))
