@@ -164,6 +164,20 @@ def convert(
 
 
 @app.command()
+def miniworld(
+    out: Annotated[Path, typer.Option(help="Folder for images/, instances.json, captions.json, scene_graphs.json.")],
+    images: Annotated[int, typer.Option(help="How many pictures.")] = 200,
+    seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
+    split: Annotated[str, typer.Option(help="train, val or test-compositional.")] = "val",
+) -> None:
+    """Draw pictures whose boxes, captions and relations are exactly known."""
+    from sgpipe.miniworld.world import draw_world
+
+    draw_world(out, images, seed, split)
+    _out.print(f"drew {images} pictures into {out}")
+
+
+@app.command()
 def stats(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,

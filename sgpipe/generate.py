@@ -12,8 +12,10 @@ from typing import Any
 from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, plan_pools, run_units, start_ray
 from sgpipe.errors import UserError
 from sgpipe.identity import difference, fingerprint, identity
+from sgpipe.miniworld.models import EVERYDAY_PREDICATES, UNTRAINED, untrained_tagger
+from sgpipe.miniworld.world import CAPTIONS, IMAGES, INSTANCES, draw_world
 from sgpipe.progress import Progress
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import Recipe, SplitConfig
 from sgpipe.shards.folder import RunFolder
 from sgpipe.shards.manifest import MANIFEST, Manifest
 from sgpipe.sources import open_source
@@ -26,7 +28,7 @@ from sgpipe.stages.parse import ParseStage
 from sgpipe.stages.tag import TagStage
 
 _UNITS_PER_ACTOR = 4
-_NAMES_OF = {"coco": "coco", "objects365": "objects365", "miniworld": "coco"}
+_SYNONYMS_OF = {"coco": "coco", "objects365": "objects365", "miniworld": "coco"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
     _check(recipe)
     folder = RunFolder(out)
     with folder.lock():
+        recipe = _draw(recipe, folder, progress)
         indexes = _open_sources(recipe, folder, progress)
+        recipe = _make_tagger(recipe, folder, indexes, progress)
         manifest = _open_manifest(recipe, folder, indexes)
         folder.describe(recipe, list(indexes))
         folder.sweep(manifest)
@@ -68,14 +72,40 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
 
 def _check(recipe: Recipe) -> None:
     """Refuse what cannot work before anything is written."""
-    if not recipe.source.splits:
+    splits = recipe.source.splits
+    if not splits and recipe.source.format != "miniworld":
         raise UserError("the recipe names no data: give --images and --annotations, or --root")
     if recipe.tag.tagger is None:
         raise UserError("no tagger: give --tagger FOLDER (`sgpipe convert` makes one from an official checkpoint)")
-    if recipe.caption.captioner is None:
-        without = [name for name, split in recipe.source.splits.items() if split.captions is None]
-        if without and recipe.pair.candidates == "captions":
-            raise UserError(f"no captions for {', '.join(without)}: give --captioner or --captions")
+    without = [name for name, split in splits.items() if split.captions is None]
+    if without and recipe.caption.captioner is None and recipe.pair.candidates == "captions":
+        raise UserError(f"no captions for {', '.join(without)}: give --captioner or --captions")
+
+
+def _draw(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
+    """The recipe with the pictures of the drawn world as its data; any other recipe as it is."""
+    if recipe.source.format != "miniworld" or recipe.source.splits:
+        return recipe
+    drawn = recipe.source.drawn
+    place = folder.private / f"drawn-{drawn.split}-{drawn.seed}-{drawn.images}"
+    if not (place / INSTANCES).exists():
+        progress.say(f"drawing {drawn.images} pictures")
+        draw_world(place, drawn.images, drawn.seed, drawn.split)
+    split = SplitConfig(annotations=place / INSTANCES, images=place / IMAGES, captions=place / CAPTIONS)
+    source = recipe.source.model_copy(update={"splits": {drawn.split: split}})
+    return recipe.model_copy(update={"source": source})
+
+
+def _make_tagger(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex], progress: Progress) -> Recipe:
+    """The recipe with an untrained tagger if that is what it asks for; any other recipe as it is."""
+    if recipe.tag.tagger != UNTRAINED:
+        return recipe
+    progress.say("NOTE: the tagger is UNTRAINED (random weights); the relations and confidences mean nothing")
+    place = folder.private / "untrained-tagger"
+    words = [name for index in indexes.values() for name in index.meta["categories"]]
+    if not (place / "config.json").exists():
+        untrained_tagger(place, [*words, *EVERYDAY_PREDICATES])
+    return recipe.model_copy(update={"tag": recipe.tag.model_copy(update={"tagger": str(place)})})
 
 
 def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict[str, SourceIndex]:
@@ -183,7 +213,7 @@ def build_stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]
     return [
         first,
         ParseStage(recipe.parse),
-        PairStage(recipe.pair, source.format, names),
+        PairStage(recipe.pair, _SYNONYMS_OF[source.format], names),
         TagStage(recipe.tag, roots, names, recipe.pair),
     ]
 

@@ -36,7 +36,15 @@ class SplitConfig(Config):
     captions: Path | None = Field(None, description="COCO captions JSON, used when no captioner is set")
 
 
-SplitName = Annotated[str, StringConstraints(pattern=r"^\w+$", max_length=64)]
+SplitName = Annotated[str, StringConstraints(pattern=r"^\w+(-\w+)*$", max_length=64)]
+
+
+class DrawnConfig(Config):
+    """Which pictures of the drawn world (`format: miniworld`) are made."""
+
+    images: int = Field(24, ge=1)
+    seed: int = Field(0, ge=0)
+    split: Literal["train", "val", "test-compositional"] = "val"
 
 
 class SourceConfig(Config):
@@ -45,6 +53,7 @@ class SourceConfig(Config):
     format: Literal["coco", "objects365", "miniworld"] = "coco"
     root: Path | None = None
     splits: dict[SplitName, SplitConfig] = Field(default_factory=dict)
+    drawn: DrawnConfig = DrawnConfig()
 
     def path(self, path: Path) -> Path:
         """`path` below `root`."""
@@ -94,7 +103,9 @@ class PairConfig(Config):
 class TagConfig(Config):
     """The R-Tagger: scores every candidate pair against its predicates."""
 
-    tagger: str | None = Field(None, description="folder or hub id of a converted R-Tagger")
+    tagger: str | None = Field(
+        None, description="folder or hub id of a converted R-Tagger; or UNTRAINED: a random miniature, to try things"
+    )
     threshold: float = Field(0.05, ge=0, lt=1, description="relations above this confidence are kept")
     short_side: int = Field(800, ge=32, description="pixels; the image is resized to this shorter side")
     long_side: int = Field(1333, ge=32, description="pixels; and to at most this longer side")
