@@ -51,7 +51,7 @@ POSTURES: dict[str, tuple[float, float, tuple[Point, Point, Point, Point]]] = {
     "running": (-0.02, 0.04, ((-0.95, -0.62), (-0.7, -0.8), (0.95, -0.52), (0.7, -0.72))),
     "jumping": (0.0, 0.26, ((-0.85, -0.6), (-0.7, -0.75), (0.8, -0.1), (0.7, -0.4))),
     "sitting": (-0.58, 0.18, ((0.55, -0.42), (0.66, -0.42), (0.1, -1.16), (0.26, -1.16))),
-    "lying": (-0.66, -0.62, ((0.6, -0.28), (0.7, -0.26), (0.72, -0.32), (0.86, -0.3))),
+    "lying": (-0.72, -0.7, ((0.6, -0.28), (0.7, -0.26), (0.72, -0.32), (0.86, -0.3))),
     "looking": (-0.58, 0.22, ((0.55, -0.42), (0.66, -0.42), (0.06, -1.2), (0.22, -1.2))),
 }
 
@@ -115,7 +115,7 @@ def draw_animal(look: AnimalLook, posture: str) -> Shapes:
             )
         )
     shapes += _leg(frame, shoulder, feet[2], near, look, hind=False)
-    angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -6, "looking": 10}.get(posture, 0)
+    angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(posture, 0)
     shapes += _neck_and_head(look, frame, shoulder, angle, 22 if posture == "looking" else 0)
     return grounded(moved(shapes, (0, 0), scale=look.size))
 

@@ -110,12 +110,9 @@ def stand_on(group: Group, stander: Actor, base: Actor, rng: Generator) -> None:
 def lie_on(group: Group, lier: Actor, base: Actor, rng: Generator) -> None:
     x, y = base.place(TOPS[base.kind].middle)
     lier.posture, lier.depth = "lying", base.depth + 0.1
-    if lier.kind == "person":
-        assert isinstance(lier.look, PersonLook)
-        lier.tilt = 90
-        lier.at = (x + lier.look.height / 2, y + 0.09 * lier.look.height)
-    else:
-        lier.at = (x, y - 0.02)
+    lier.tilt = 90 if lier.kind == "person" else 0
+    box = lier.extent()
+    lier.at = (x - (box.left + box.right) / 2, y - 0.02 - box.bottom)
 
 
 def put_on(group: Group, thing: Actor, base: Actor, rng: Generator) -> None:
@@ -141,8 +138,7 @@ def put_under(group: Group, thing: Actor, roof: Actor, rng: Generator) -> None:
     thing.at = (roof.at[0] + float(rng.uniform(-room, room)), 0.03)
     thing.depth = roof.depth - 0.1
     if thing.kind in ("dog", "cat"):
-        upright = thing.kind == "cat" and roof.kind == "dining table"
-        thing.posture = str(rng.choice(["sitting", "lying"])) if upright else "lying"
+        thing.posture = "lying"
 
 
 def next_to(group: Group, first: Actor, second: Actor, rng: Generator) -> None:
@@ -262,7 +258,7 @@ def look_at(group: Group, looker: Actor, seen: Actor, rng: Generator) -> None:
 def push(group: Group, pusher: Actor, thing: Actor, rng: Generator) -> None:
     grip = {
         "car": (-CAR_HALF + 0.1, 0.74),
-        "bench": (-0.84, 0.86),
+        "bench": (-0.9, 0.92),
         "dining table": (-0.82, 0.8),
         "chair": (-CHAIR_HALF - 0.02, 1.04),
     }[thing.kind]

@@ -31,7 +31,7 @@ class Picture:
 
 
 def render(scene: Scene, hidden: Collection[int] = ()) -> Picture:
-    """Draw a scene; the things in `hidden` are left out (of their shadows, too, nothing changes)."""
+    """Draw a scene; the things in `hidden` are left out, but their shadows stay."""
     size = (scene.width * OVERSAMPLING, scene.height * OVERSAMPLING)
     rng = np.random.default_rng(scene.background_seed)
     image, ground = paint_background(size, scene.horizon * OVERSAMPLING, indoors=scene.indoors, rng=rng)

@@ -111,10 +111,10 @@ def limb(
 def reach(start: Point, target: Point, lengths: tuple[float, float], side: int) -> tuple[Point, Point]:
     """Where the joint and the end of two bones come to lie; see `limb`."""
     dx, dy = target[0] - start[0], target[1] - start[1]
-    distance = max(math.hypot(dx, dy), 1e-6)
+    distance = math.hypot(dx, dy)
     upper, lower = lengths
     far = min(max(distance, abs(upper - lower) + 1e-3), upper + lower - 1e-3)
-    dx, dy = dx / distance, dy / distance
+    dx, dy = (dx / distance, dy / distance) if distance else (1.0, 0.0)
     along = (upper**2 - lower**2 + far**2) / (2 * far)
     across = side * math.sqrt(max(upper**2 - along**2, 0.0))
     joint = (start[0] + dx * along - dy * across, start[1] + dy * along + dx * across)
