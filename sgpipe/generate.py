@@ -28,6 +28,7 @@ from sgpipe.stages.parse import ParseStage
 from sgpipe.stages.tag import TagStage
 
 _UNITS_PER_ACTOR = 4
+_UNTRAINED_NOTE = "the tagger is UNTRAINED (random weights): relations and confidences mean nothing"
 _SYNONYMS_OF = {"coco": "coco", "objects365": "objects365", "miniworld": "coco"}
 
 
@@ -41,6 +42,7 @@ class Summary:
     seconds: Counter[str]
     problems: Counter[str]
     shards: int
+    note: str
 
     @property
     def complete(self) -> bool:
@@ -59,8 +61,9 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
     with folder.lock():
         recipe = _draw(recipe, folder, progress)
         indexes = _open_sources(recipe, folder, progress)
+        note = _UNTRAINED_NOTE if recipe.tag.tagger == UNTRAINED else ""
         recipe = _make_tagger(recipe, folder, indexes, progress)
-        manifest = _open_manifest(recipe, folder, indexes)
+        manifest = _open_manifest(recipe, folder, indexes, note)
         folder.describe(recipe, list(indexes))
         folder.sweep(manifest)
         rows = _planned_rows(recipe, indexes)
@@ -100,7 +103,7 @@ def _make_tagger(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceInd
     """The recipe with an untrained tagger if that is what it asks for; any other recipe as it is."""
     if recipe.tag.tagger != UNTRAINED:
         return recipe
-    progress.say("NOTE: the tagger is UNTRAINED (random weights); the relations and confidences mean nothing")
+    progress.say(f"NOTE: {_UNTRAINED_NOTE}")
     place = folder.private / "untrained-tagger"
     words = [name for index in indexes.values() for name in index.meta["categories"]]
     if not (place / "config.json").exists():
@@ -116,10 +119,10 @@ def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict
     return indexes
 
 
-def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex]) -> Manifest:
+def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex], note: str) -> Manifest:
     """The folder's manifest, if it is of this very recipe; a new one in an empty folder."""
     now = identity(recipe, indexes)
-    run = {"name": recipe.name, "fingerprint": fingerprint(now), "identity": now}
+    run = {"name": recipe.name, "note": note, "fingerprint": fingerprint(now), "identity": now}
     if not (folder.root / MANIFEST).exists():
         return Manifest.create(folder.root, run)
     manifest = Manifest.load(folder.root)
@@ -229,4 +232,6 @@ def summarise(manifest: Manifest, planned: int, indexes: dict[str, SourceIndex] 
     for index in (indexes or {}).values():
         meta: dict[str, Any] = index.meta
         problems.update(meta["problems"])
-    return Summary(manifest.root, planned, counts, seconds, problems, len(manifest.shards))
+    return Summary(
+        manifest.root, planned, counts, seconds, problems, len(manifest.shards), manifest.run.get("note", "")
+    )

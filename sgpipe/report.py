@@ -39,8 +39,9 @@ def print_summary(summary: Summary, console: Console) -> None:
     if total:
         shares = ", ".join(f"{name} {s / total:.0%}" for name, s in summary.seconds.items())
         console.print(f"time in stages: {total:.1f} s ({shares})")
+    if summary.note:
+        console.print(f"NOTE: {summary.note}")
     if counts["errors"]:
         console.print(
-            f"{counts['errors']:,} error rows: `sgpipe stats {summary.root}` says why, "
-            "--retry-failed tries again"
+            f"{counts['errors']:,} error rows: `sgpipe stats {summary.root}` says why, --retry-failed tries again"
         )

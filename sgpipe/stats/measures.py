@@ -33,6 +33,7 @@ class Measures:
 
     run: str
     fingerprint: str
+    note: str = ""
     images: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     totals: Counter[str] = field(default_factory=Counter)
@@ -47,7 +48,8 @@ def measure(root: Path) -> Measures:
     Raises UserError: it is not a run, or a shard is missing or damaged.
     """
     manifest = Manifest.load(root)
-    measures = Measures(str(manifest.run.get("name", "")), str(manifest.run.get("fingerprint", "")))
+    name, fingerprint, note = (str(manifest.run.get(key, "")) for key in ("name", "fingerprint", "note"))
+    measures = Measures(name, fingerprint, note)
     for table in iter_tables(root, _COLUMNS):
         _add(measures, table)
     return measures
@@ -60,9 +62,7 @@ def _add(measures: Measures, table: pa.Table) -> None:
     for name in ("objects", "captions", "triplets", "pairs", "relations"):
         measures.totals[name] += pc.sum(pc.list_value_length(table[name])).as_py() or 0
     measures.totals["matched_triplets"] += _matched(table["triplets"])
-    measures.totals["images_without_relations"] += int(
-        (_lengths(table["relations"]) == 0).sum() - failed.num_rows
-    )
+    measures.totals["images_without_relations"] += int((_lengths(table["relations"]) == 0).sum() - failed.num_rows)
     measures.categories.update(_frequencies(_field(table["objects"], "category")))
     predicates = _field(table["relations"], "predicate")
     measures.predicates.update(_frequencies(predicates))
@@ -81,9 +81,7 @@ def _add_levels(measures: Measures, relations: pa.ChunkedArray, predicates: pa.C
 
 
 def _matched(triplets: pa.ChunkedArray) -> int:
-    both = pc.and_(
-        pc.is_valid(_field(triplets, "subject_category")), pc.is_valid(_field(triplets, "object_category"))
-    )
+    both = pc.and_(pc.is_valid(_field(triplets, "subject_category")), pc.is_valid(_field(triplets, "object_category")))
     return pc.sum(both).as_py() or 0
 
 

@@ -23,6 +23,8 @@ def print_tables(measures: Measures, console: Console) -> None:
         console.print(_ranking("predicate", "relations", measures.predicates))
     if measures.errors:
         console.print(_ranking("error", "images", measures.errors))
+    if measures.note:
+        console.print(f"NOTE: {measures.note}")
 
 
 def print_json(measures: Measures) -> None:
@@ -35,6 +37,7 @@ def as_dict(measures: Measures) -> dict[str, Any]:
     return {
         "run": measures.run,
         "fingerprint": measures.fingerprint,
+        "note": measures.note,
         "images": dict(measures.images),
         "errors": dict(measures.errors.most_common()),
         "totals": dict(measures.totals),
