@@ -1,6 +1,9 @@
 """The files of a split: the same bytes for the same numbers, read back without a problem."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,6 +55,14 @@ def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> No
     assert contents(tmp_path) == contents(world / "val")
     draw_world(tmp_path, 10, 4, "val")
     assert contents(tmp_path) != contents(world / "val")
+
+
+def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from sgpipe.miniworld.world import draw_world as draw; "
+    code += "draw(Path(sys.argv[1]), 10, 3, 'val')"
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, timeout=120)
+    assert contents(tmp_path) == contents(world / "val")
 
 
 def test_fewer_pictures_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
