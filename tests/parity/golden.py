@@ -18,6 +18,7 @@ from rlip_model.checkpoint import build_model, load_official
 from rlip_model.model import RLIPModel
 from rlip_model.official import infer_config
 from rlip_model.queries import Pairs
+from rlip_model.targets import Triplets
 from tests.parity.seeded import seeded_state
 
 
@@ -53,6 +54,18 @@ class Golden:
             names = ("sub_boxes", "obj_boxes", "sub_labels", "obj_labels")
             pairs.append(Pairs(*(found[image + name] for name in names)))
         return pairs
+
+    def triplets(self, prefix: str = "targets_a.") -> list[Triplets]:
+        """The target pairs of every image with their relations."""
+        return [
+            Triplets(**vars(pairs), relation_labels=self.inputs[f"{prefix}{image}.verb_labels"])
+            for image, pairs in enumerate(self.pairs(prefix))
+        ]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file of the folder; empty if there is no such file."""
+        path = self.folder / name
+        return dict(_json(path)) if path.is_file() else {}
 
     def build(self) -> RLIPModel:
         """The network that the options and the weights describe, in evaluation mode."""
@@ -147,6 +160,14 @@ class Report:
         allowed = tolerance + (0.0 if self.small else tolerance) * expected.abs()
         largest = float(difference.max()) if difference.numel() else 0.0
         self.rows.append(Row(section, name, largest, tolerance, bool((difference <= allowed).all())))
+
+    def compare_number(
+        self, section: str, name: str, found: Tensor, expected: float, relative: float, absolute: float = 0.0
+    ) -> None:
+        """Relative difference, where the value is not smaller than `absolute`."""
+        difference = abs(float(found.detach()) - expected)
+        size = max(abs(expected), absolute / relative) or 1.0
+        self.rows.append(Row(section, name, difference / size, relative, difference <= relative * size))
 
     def require(self, section: str, name: str, holds: bool) -> None:
         """A row for something that is right or wrong, without measure."""

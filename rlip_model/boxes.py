@@ -1,0 +1,37 @@
+"""Overlap of boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+SMALLEST_AREA = 1e-12  # of the image; keeps boxes without area from dividing by zero
+
+
+def to_corners(boxes: Tensor) -> Tensor:
+    """cxcywh `[..., 4]` to xyxy `[..., 4]`."""
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Generalised intersection over union (Rezatofighi et al., CVPR 2019), from -1 (far apart) to 1 (equal).
+
+    Broadcasts, so that a whole batch of queries meets its targets at once; torchvision's pairwise version takes
+    two flat lists, and its loss version shifts the result.
+
+    Args:
+        first, second: normalised xyxy, broadcastable to `[..., 4]`.
+
+    Returns:
+        `[...]`.
+    """
+    intersection = _area(torch.max(first[..., :2], second[..., :2]), torch.min(first[..., 2:], second[..., 2:]))
+    hull = _area(torch.min(first[..., :2], second[..., :2]), torch.max(first[..., 2:], second[..., 2:]))
+    union = _area(first[..., :2], first[..., 2:]) + _area(second[..., :2], second[..., 2:]) - intersection
+    overlap = intersection / union.clamp(min=SMALLEST_AREA)
+    return overlap - (hull - union) / hull.clamp(min=SMALLEST_AREA)
+
+
+def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    return (bottom_right - top_left).clamp(min=0).prod(-1)

@@ -1,0 +1,206 @@
+"""Training losses: of detectors, whose queries are matched with the true triplets, and of the R-Tagger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed
+
+from rlip_model.boxes import generalized_iou, to_corners
+from rlip_model.diagnostics import PredictionErrors, prediction_errors
+from rlip_model.heads import LayerOutput, RelationOutput
+from rlip_model.matcher import Assignment, MatchingCosts, match
+from rlip_model.position import at_least_float32
+from rlip_model.relation_losses import focal_loss, pseudo_labels, quality_focal_loss, relation_quality
+from rlip_model.targets import TripletBatch, Triplets, join
+
+NO_OBJECT_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    entity: float = 1.0
+    relation: float = 1.0
+    box: float = 2.5
+    giou: float = 1.0
+
+
+@dataclass(frozen=True)
+class LayerLosses:
+    """The losses of one decoder layer, each a number; and figures to log.
+
+    entity: classes of subjects and objects; relation: scores of relations; box: L1 distance; giou: 1 - GIoU.
+    """
+
+    entity: Tensor
+    relation: Tensor
+    subject_box: Tensor
+    object_box: Tensor
+    subject_giou: Tensor
+    object_giou: Tensor
+    errors: PredictionErrors
+
+    def total(self, weights: LossWeights) -> Tensor:
+        return (
+            weights.entity * self.entity
+            + weights.relation * self.relation
+            + weights.box * (self.subject_box + self.object_box)
+            + weights.giou * (self.subject_giou + self.object_giou)
+        )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of the last decoder layer, of the earlier ones, and the weighted sum of all."""
+
+    final: LayerLosses
+    auxiliary: tuple[LayerLosses, ...]
+    total: Tensor
+
+
+@dataclass(frozen=True)
+class DetectionCriterion:
+    """Losses of ParSeD and ParSeDA. Defaults: pre-training; for fine-tuning on HICO-DET and Open Images without
+    `pseudo_labels`, on V-COCO also without `quality_labels`.
+
+    Args:
+        quality_labels: relation labels are worth as much as both boxes are well found (RQL).
+        pseudo_labels: relation texts of similar meaning get soft labels (RPL).
+        pseudo_label_gradient: let the relation loss move the text encoder through its own soft labels, as the
+            published training did.
+        no_object_weight: weight of "no objects" among the classes.
+    """
+
+    costs: MatchingCosts = field(default_factory=MatchingCosts)
+    weights: LossWeights = field(default_factory=LossWeights)
+    quality_labels: bool = True
+    pseudo_labels: bool = True
+    pseudo_label_gradient: bool = False
+    no_object_weight: float = NO_OBJECT_WEIGHT
+
+    def __call__(
+        self, output: RelationOutput, targets: Sequence[Triplets], relation_features: Tensor | None = None
+    ) -> Losses:
+        """Match every decoder layer's queries with the triplets, and sum up the losses, in at least float32.
+
+        Args:
+            targets: one per image; any may be empty.
+            relation_features: `[relations, label_dim]`, the encoded relation texts before fusion; needed for
+                pseudo-labels.
+
+        Raises:
+            ValueError: predictions that are not finite, or pseudo-labels asked for without features.
+        """
+        batch = join(targets, output.final.relation_logits.shape[-1])
+        with torch.autocast(batch.device.type, enabled=False):
+            labels = self._relation_labels(batch.triplets.relation_labels, relation_features)
+            triplets = mean_over_processes(len(batch), batch.device)
+            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, labels, triplets))
+
+    def _relation_labels(self, true: Tensor, features: Tensor | None) -> Tensor:
+        if not self.pseudo_labels:
+            return true
+        if features is None:
+            raise ValueError("pseudo-labels need the features of the relation texts")
+        features = at_least_float32(features if self.pseudo_label_gradient else features.detach())
+        return true + pseudo_labels(true, features)
+
+    def _layer(self, layer: LayerOutput, batch: TripletBatch, relation_labels: Tensor, triplets: float) -> LayerLosses:
+        assignment = match(layer, batch, self.costs)
+        labels = relation_labels[assignment.triplets]
+        if self.quality_labels:
+            labels = labels * relation_quality(layer, batch, assignment).unsqueeze(1)
+        expected = torch.zeros_like(layer.relation_logits)
+        expected = expected.index_put((assignment.images, assignment.queries), labels.to(expected.dtype))
+        soft = self.quality_labels or self.pseudo_labels
+        relation = (quality_focal_loss if soft else focal_loss)(layer.relation_logits, expected)
+        entity = self._entities(layer.object_logits, batch.triplets.object_labels, assignment)
+        if layer.subject_logits is not None:
+            entity = entity + self._entities(layer.subject_logits, batch.triplets.subject_labels, assignment)
+        boxes = box_losses(layer, batch, assignment, triplets)
+        return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
+
+    def _entities(self, logits: Tensor, labels: Tensor, assignment: Assignment) -> Tensor:
+        """Every query is classified, the unmatched ones as "no objects"."""
+        expected = torch.full(logits.shape[:2], logits.shape[-1] - 1, device=logits.device)
+        expected[assignment.images, assignment.queries] = labels[assignment.triplets]
+        return class_loss(logits.flatten(0, 1), expected.flatten(), self.no_object_weight)
+
+
+@dataclass(frozen=True)
+class TaggerCriterion:
+    """Losses of the R-Tagger: slot j answers for pair j, so nothing is matched; unused slots cost nothing."""
+
+    weights: LossWeights = field(default_factory=LossWeights)
+    no_object_weight: float = NO_OBJECT_WEIGHT
+
+    def __call__(self, output: RelationOutput, targets: Sequence[Triplets]) -> Losses:
+        """`targets`: the pairs that the network was given, as they were before noise."""
+        batch = join(targets, output.final.relation_logits.shape[-1])
+        given = torch.arange(len(batch), device=batch.device)
+        assignment = Assignment(batch.images, batch.slots, given)
+        with torch.autocast(batch.device.type, enabled=False):
+            triplets = mean_over_processes(len(batch), batch.device)
+            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, assignment, triplets))
+
+    def _layer(self, layer: LayerOutput, batch: TripletBatch, assignment: Assignment, triplets: float) -> LayerLosses:
+        labels = batch.triplets
+        entity = class_loss(assignment.of(layer.object_logits), labels.object_labels, self.no_object_weight)
+        if layer.subject_logits is not None:
+            subjects = assignment.of(layer.subject_logits)
+            entity = entity + class_loss(subjects, labels.subject_labels, self.no_object_weight)
+        relation = focal_loss(assignment.of(layer.relation_logits), labels.relation_labels)
+        boxes = box_losses(layer, batch, assignment, triplets)
+        return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
+
+
+def _sum_up(output: RelationOutput, weights: LossWeights, of_layer: Callable[[LayerOutput], LayerLosses]) -> Losses:
+    final, *auxiliary = (of_layer(layer) for layer in (output.final, *output.auxiliary))
+    total = torch.stack([layer.total(weights) for layer in (final, *auxiliary)]).sum()
+    return Losses(final, tuple(auxiliary), total)
+
+
+def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:
+    """Cross-entropy of `logits` `[n, classes]`, as a weighted mean; 0 (with gradient 0) if there are none.
+
+    The last class is "no objects".
+    """
+    weights = logits.new_ones(logits.shape[-1])
+    weights[-1] = no_object_weight
+    summed = F.cross_entropy(logits, labels, weights, reduction="sum")
+    return summed / weights[labels].sum().clamp(min=torch.finfo(logits.dtype).tiny)
+
+
+def box_losses(
+    output: LayerOutput, targets: TripletBatch, assignment: Assignment, triplets: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """L1 distances of subjects and objects, then their 1 - GIoU, summed over normalised coordinates.
+
+    Subjects count per triplet (`triplets`: mean of all processes), objects per matched triplet that has one.
+    """
+    chosen = assignment.triplets
+    subjects, objects = assignment.of(output.subject_boxes), assignment.of(output.object_boxes)
+    true_subjects = targets.triplets.subject_boxes[chosen]
+    true_objects = targets.triplets.object_boxes[chosen]
+    present = targets.has_object[chosen].to(objects.dtype)
+    subject_giou = 1 - generalized_iou(to_corners(subjects), to_corners(true_subjects))
+    object_giou = 1 - generalized_iou(to_corners(objects), to_corners(true_objects))
+    with_object = present.sum() + 1e-4
+    return (
+        (subjects - true_subjects).abs().sum() / triplets,
+        ((objects - true_objects).abs().sum(-1) * present).sum() / with_object,
+        subject_giou.sum() / triplets,
+        (object_giou * present).sum() / with_object,
+    )
+
+
+def mean_over_processes(count: int, device: torch.device) -> float:
+    """The mean of `count` over all training processes, at least 1."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return max(float(count), 1.0)
+    total = torch.tensor(float(count), device=device)
+    distributed.all_reduce(total)
+    return max(float(total) / distributed.get_world_size(), 1.0)

@@ -1,0 +1,83 @@
+"""Which query answers for which true triplet: the cheapest one-to-one assignment (Hungarian matching)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from rlip_model.boxes import generalized_iou, to_corners
+from rlip_model.heads import LayerOutput
+from rlip_model.targets import TripletBatch
+
+
+@dataclass(frozen=True)
+class MatchingCosts:
+    """Weights of the parts of a matching cost."""
+
+    label: float = 1.0
+    relation: float = 1.0
+    box: float = 2.5
+    giou: float = 1.0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Query `queries[i]` of image `images[i]` answers for triplet `triplets[i]` of the batch; each `[matched]`."""
+
+    images: Tensor
+    queries: Tensor
+    triplets: Tensor
+
+    def of(self, predictions: Tensor) -> Tensor:
+        """`[batch, pairs, ...]` to `[matched, ...]`."""
+        return predictions[self.images, self.queries]
+
+
+@torch.no_grad()
+def match(output: LayerOutput, targets: TripletBatch, weights: MatchingCosts) -> Assignment:
+    """The assignment of least total cost in each image; of more triplets than queries some stay unmatched.
+
+    Raises:
+        ValueError: predictions that are not finite.
+    """
+    costs = matching_costs(output, targets, weights).cpu().numpy()
+    images, queries, triplets, first = [], [], [], 0
+    for image, count in enumerate(targets.counts):
+        rows, columns = linear_sum_assignment(costs[first : first + count].T)
+        images.append(np.full(len(rows), image))
+        queries.append(rows)
+        triplets.append(first + columns)
+        first += count
+    found = (np.concatenate(part).astype(np.int64) for part in (images, queries, triplets))
+    return Assignment(*(torch.from_numpy(part).to(targets.device) for part in found))
+
+
+def matching_costs(output: LayerOutput, targets: TripletBatch, weights: MatchingCosts) -> Tensor:
+    """`[triplets, pairs]`: the cost of every query of the triplet's own image."""
+    images, triplets, has_object = targets.images, targets.triplets, targets.has_object.unsqueeze(1)
+    labels = -output.object_logits.softmax(-1)[images, :, triplets.object_labels]
+    if output.subject_logits is not None:
+        labels = labels - output.subject_logits.softmax(-1)[images, :, triplets.subject_labels]
+    relations = relation_costs(output.relation_logits.sigmoid()[images], triplets.relation_labels)
+    subjects, objects = triplets.subject_boxes.unsqueeze(1), triplets.object_boxes.unsqueeze(1)
+    subject_boxes, object_boxes = output.subject_boxes[images], output.object_boxes[images]
+    distance = torch.max((subject_boxes - subjects).abs().sum(-1), (object_boxes - objects).abs().sum(-1) * has_object)
+    subject_giou = -generalized_iou(to_corners(subject_boxes), to_corners(subjects))
+    object_giou = -generalized_iou(to_corners(object_boxes), to_corners(objects))
+    giou = torch.max(subject_giou, object_giou + subject_giou * ~has_object)  # a sum, as published
+    return weights.label * labels + weights.relation * relations + weights.box * distance + weights.giou * giou
+
+
+def relation_costs(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """How badly queries fit multi-hot labels: minus the mean of the probabilities of what is and of what is not.
+
+    `probabilities` `[triplets, pairs, relations]` and `labels` `[triplets, relations]` to `[triplets, pairs]`.
+    """
+    present, absent = labels.unsqueeze(-1), 1 - labels.unsqueeze(-1)
+    hits = (probabilities @ present).squeeze(-1) / (present.sum(1) + 1e-4)
+    misses = ((1 - probabilities) @ absent).squeeze(-1) / (absent.sum(1) + 1e-4)
+    return -(hits + misses) / 2

@@ -1,0 +1,103 @@
+"""From predictions to scored triplets in pixels of the original image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlip_model.boxes import to_corners
+from rlip_model.heads import LayerOutput
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The triplets found in one image, one per pair of queries, in the order of the queries.
+
+    boxes `[pairs, 4]` xyxy in pixels, not clipped to the image; labels `[pairs]` (never "no objects");
+    relation_scores `[pairs, relations]`, confidence of the whole triplet.
+    """
+
+    subject_boxes: Tensor
+    object_boxes: Tensor
+    subject_labels: Tensor
+    object_labels: Tensor
+    relation_scores: Tensor
+
+    def __len__(self) -> int:
+        return self.object_labels.shape[0]
+
+    def where(self, kept: Tensor) -> Detections:
+        """Only the pairs where `kept` `[pairs]` is True."""
+        return Detections(
+            self.subject_boxes[kept],
+            self.object_boxes[kept],
+            self.subject_labels[kept],
+            self.object_labels[kept],
+            self.relation_scores[kept],
+        )
+
+
+@torch.no_grad()
+def hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[Detections]:
+    """Human-object interactions: every subject is taken for a person; score = relation x object.
+
+    Args:
+        output: of the last decoder layer.
+        sizes: `[batch, 2]`, height and width of the original images, in pixels.
+        subject_label: of "person".
+    """
+    scores, labels = _best_class(output.object_logits)
+    subject_labels = torch.full_like(labels, subject_label)
+    return _detections(output, sizes, subject_labels, labels, scores)
+
+
+@torch.no_grad()
+def zero_shot_hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[Detections]:
+    """As `hoi_detections`, without the pairs whose subject looks like something else than a person.
+
+    Raises:
+        ValueError: the network does not classify subjects.
+    """
+    _, subjects = _best_class(_subject_logits(output))
+    found = hoi_detections(output, sizes, subject_label)
+    return [image.where(labels == subject_label) for image, labels in zip(found, subjects, strict=True)]
+
+
+@torch.no_grad()
+def scene_graph_detections(output: LayerOutput, sizes: Tensor) -> list[Detections]:
+    """Scene graphs: subjects of any class; score = relation x object x subject. Arguments as above.
+
+    Raises:
+        ValueError: the network does not classify subjects.
+    """
+    object_scores, object_labels = _best_class(output.object_logits)
+    subject_scores, subject_labels = _best_class(_subject_logits(output))
+    return _detections(output, sizes, subject_labels, object_labels, object_scores * subject_scores)
+
+
+def _detections(
+    output: LayerOutput, sizes: Tensor, subject_labels: Tensor, object_labels: Tensor, scores: Tensor
+) -> list[Detections]:
+    scale = sizes.to(output.subject_boxes).flip(1).repeat(1, 2).unsqueeze(1)
+    parts = (
+        to_corners(output.subject_boxes) * scale,
+        to_corners(output.object_boxes) * scale,
+        subject_labels,
+        object_labels,
+        output.relation_logits.sigmoid() * scores.unsqueeze(-1),
+    )
+    return [Detections(*image) for image in zip(*parts, strict=True)]
+
+
+def _best_class(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability and number `[batch, pairs]` of the likeliest class other than "no objects", the last one."""
+    best = logits.softmax(-1)[..., :-1].max(-1)
+    return best.values, best.indices
+
+
+def _subject_logits(output: LayerOutput) -> Tensor:
+    if output.subject_logits is None:
+        raise ValueError("the network does not classify subjects")
+    return output.subject_logits

@@ -1,0 +1,81 @@
+"""Losses of relation scores, and the soft labels that they are trained towards in pre-training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlip_model.boxes import generalized_iou, to_corners
+from rlip_model.heads import LayerOutput
+from rlip_model.matcher import Assignment
+from rlip_model.targets import TripletBatch
+
+CLOSEST_TO_CERTAIN = 1e-6
+DISTANCE_OFFSET = 1e-6  # torch's pairwise_distance, which the reference uses, adds it to every difference
+PSEUDO_LABEL_THRESHOLD = 0.3
+
+
+def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal loss per positive entry (CornerNet's, exponents 2 and 4); the plain sum where there is none.
+
+    `logits` and `labels` (0 or 1): `[..., relations]`.
+    """
+    probability = _probabilities(logits)
+    positive = labels == 1
+    hit = probability.log() * (1 - probability) ** 2
+    miss = (1 - probability).log() * probability**2 * (1 - labels) ** 4
+    return -torch.where(positive, hit, miss).sum() / positive.sum().clamp(min=1)
+
+
+def quality_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Quality focal loss (Li et al., NeurIPS 2020, beta 2) per entry with a label above 0.
+
+    `logits` and `labels` (0 to 1): `[..., relations]`.
+    """
+    probability = _probabilities(logits)
+    entropy = -(labels * probability.log() + (1 - labels) * (1 - probability).log())
+    return ((labels - probability) ** 2 * entropy).sum() / (labels > 0).sum().clamp(min=1)
+
+
+def relation_quality(output: LayerOutput, targets: TripletBatch, assignment: Assignment) -> Tensor:
+    """Relational quality labels (RLIPv2, RQL): how well both boxes of a matched triplet are found, 0 to 1.
+
+    `[matched]`: the smaller GIoU of subject and object, scaled; the subject's where the object is missing.
+    """
+    triplets, chosen = targets.triplets, assignment.triplets
+    subjects = _giou(assignment.of(output.subject_boxes), triplets.subject_boxes[chosen])
+    objects = _giou(assignment.of(output.object_boxes), triplets.object_boxes[chosen])
+    worse = torch.where(targets.has_object[chosen], torch.min(subjects, objects), subjects)
+    return ((worse + 1) / 2).clamp(0, 1)
+
+
+def pseudo_labels(
+    relation_labels: Tensor, relation_features: Tensor, threshold: float = PSEUDO_LABEL_THRESHOLD
+) -> Tensor:
+    """Relational pseudo-labels (RLIPv2, RPL): texts that mean nearly the same as the true ones.
+
+    Similarity is how much closer than the farthest text a text is, in Euclidean distance; the most similar one
+    gets 1. True texts, and those not above the threshold, get 0.
+
+    Args:
+        relation_labels: `[triplets, relations]`, 1 for true relations.
+        relation_features: `[relations, label_dim]`, from the text encoder, before fusion.
+
+    Returns:
+        `[triplets, relations]`, with a gradient to the features if they have one.
+    """
+    distances = torch.cdist(
+        relation_features + DISTANCE_OFFSET, relation_features, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    similarity = relation_labels @ (distances.amax(1, keepdim=True) - distances)
+    largest = similarity.amax(1, keepdim=True)
+    similarity = similarity / largest.clamp(min=torch.finfo(similarity.dtype).tiny)
+    return torch.where((relation_labels != 1) & (similarity > threshold), similarity, 0.0)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.sigmoid().clamp(CLOSEST_TO_CERTAIN, 1 - CLOSEST_TO_CERTAIN)
+
+
+def _giou(predicted: Tensor, true: Tensor) -> Tensor:
+    return generalized_iou(to_corners(predicted), to_corners(true)).detach()

@@ -1,0 +1,208 @@
+"""Checks of training: every loss, which query was matched with which triplet, and gradient norms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlip_model.heads import LayerOutput, RelationOutput
+from rlip_model.losses import DetectionCriterion, LayerLosses, Losses, LossWeights, TaggerCriterion
+from rlip_model.matcher import MatchingCosts, match
+from rlip_model.model import RLIPModel, RTagger
+from rlip_model.official import is_ignored, renamed
+from rlip_model.relation_losses import pseudo_labels
+from rlip_model.targets import Triplets, join
+from rlip_model.text import LabelFeatures
+from tests.parity.forward import run_network
+from tests.parity.golden import Golden, Report
+
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
+SMALLEST_GRADIENT = 1e-6  # norms below are rounding errors of gradients that are zero
+ZERO_OBJECT = re.compile(r"zero_obj_box_img(\d+)_pair(\d+)$")
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """One forward pass as in training, and the criterion that the flags ask for."""
+
+    golden: Golden
+    output: RelationOutput
+    labels: LabelFeatures
+    criterion: DetectionCriterion | TaggerCriterion
+
+    @property
+    def relation_features(self) -> Tensor:
+        return self.labels.features[0, self.labels.num_objects :]
+
+    def losses(self, targets: Sequence[Triplets], criterion: DetectionCriterion | None = None) -> Losses:
+        chosen = criterion or self.criterion
+        if isinstance(chosen, TaggerCriterion):
+            return chosen(self.output, targets)
+        return chosen(self.output, targets, self.relation_features)
+
+
+def check_training(model: RLIPModel, golden: Golden, report: Report) -> None:
+    """losses.json, loss_variants.json, matcher.json and grad_norms.json, as far as the folder has them."""
+    norms, losses = golden.json("grad_norms.json"), golden.json("losses.json")
+    if not losses:
+        return
+    model.freeze()
+    with torch.set_grad_enabled(bool(norms)):
+        made = training_pass(model, golden)
+        check_losses(made, losses, report)
+        check_pseudo_labels(made, report)
+        check_variants(made, golden.json("loss_variants.json"), report)
+        check_matcher(made, golden.json("matcher.json"), report)
+    if norms:
+        check_gradients(model, made, norms, report)
+
+
+def training_pass(model: RLIPModel, golden: Golden) -> TrainingPass:
+    inputs = golden.inputs
+    labels = model.encode_tokens(inputs["input_ids"], inputs["attention_mask"], golden.num_objects, mask_by_sum=True)
+    output = run_network(model, golden, labels).output
+    tagger = isinstance(model, RTagger)
+    return TrainingPass(golden, output, labels, criterion_of(golden.options, tagger))
+
+
+def criterion_of(options: Mapping[str, Any], tagger: bool) -> DetectionCriterion | TaggerCriterion:
+    """The published criterion with the weights of a command line."""
+
+    def number(name: str, default: float) -> float:
+        return float(options.get(name, default))
+
+    weights = LossWeights(
+        number("obj_loss_coef", 1),
+        number("verb_loss_coef", 1),
+        number("bbox_loss_coef", 2.5),
+        number("giou_loss_coef", 1),
+    )
+    no_object = number("eos_coef", 0.1)
+    if tagger:
+        return TaggerCriterion(weights, no_object)
+    costs = MatchingCosts(
+        number("set_cost_obj_class", 1),
+        number("set_cost_verb_class", 1),
+        number("set_cost_bbox", 2.5),
+        number("set_cost_giou", 1),
+    )
+    quality = bool(options.get("giou_verb_label", False))
+    pseudo = quality and bool(options.get("pseudo_verb", False))  # without quality labels it has no effect there
+    return DetectionCriterion(costs, weights, quality, pseudo, pseudo_label_gradient=True, no_object_weight=no_object)
+
+
+def check_losses(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:
+    by_targets = expected if "targets_a" in expected else {"targets_a": expected}
+    for name, values in by_targets.items():
+        compare_losses(report, name, made.losses(made.golden.triplets(f"{name}.")), values)
+
+
+def compare_losses(report: Report, section: str, found: Losses, expected: Mapping[str, float]) -> None:
+    values = {**named_losses(found.final, ""), "TOTAL_WEIGHTED": found.total}
+    for index, layer in enumerate(found.auxiliary):
+        values.update(named_losses(layer, f"_{index}"))
+    for name, number in expected.items():
+        if name not in values:
+            report.require(f"losses of {section}", f"{name}: not computed", False)
+        else:
+            report.compare_number(f"losses of {section}", name, values[name], number, LOSS_TOLERANCE)
+
+
+def named_losses(layer: LayerLosses, suffix: str) -> dict[str, Tensor]:
+    found = {
+        "loss_obj_ce": layer.entity,
+        "loss_verb_ce": layer.relation,
+        "loss_sub_bbox": layer.subject_box,
+        "loss_obj_bbox": layer.object_box,
+        "loss_sub_giou": layer.subject_giou,
+        "loss_obj_giou": layer.object_giou,
+        "obj_class_error": layer.errors.object_class,
+        "sub_class_error": layer.errors.subject_class,
+        "obj_cardinality_error": layer.errors.cardinality,
+    }
+    return {name + suffix: value for name, value in found.items() if value is not None}
+
+
+def check_pseudo_labels(made: TrainingPass, report: Report) -> None:
+    expected = made.golden.tensors("outputs_raw_text.safetensors")
+    for name in ("out.target_verb_sim", *(f"out.aux{index}.target_verb_sim" for index in range(8))):
+        if name in expected:
+            true = torch.cat([image.relation_labels for image in made.golden.triplets()])
+            report.compare("pseudo-labels", name, pseudo_labels(true, made.relation_features).detach(), expected[name])
+
+
+def check_variants(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:
+    """The same predictions under other criteria, named by what they change."""
+    if not isinstance(made.criterion, DetectionCriterion):
+        return
+    for name, values in expected.items():
+        targets = made.golden.triplets()
+        if zero := ZERO_OBJECT.search(name):
+            targets = without_object(targets, int(zero[1]), int(zero[2]))
+        if name.startswith("matcher"):
+            compare_assignment(report, name, made, made.output.final, targets, values)
+            continue
+        quality = name.startswith("giou_only")
+        if not quality and not name.startswith("plain_focal"):
+            report.require("loss variants", f"{name}: unknown", False)
+            continue
+        criterion = replace(made.criterion, quality_labels=quality, pseudo_labels=False)
+        compare_losses(report, name, made.losses(targets, criterion), values)
+
+
+def without_object(targets: Sequence[Triplets], image: int, pair: int) -> list[Triplets]:
+    boxes = targets[image].object_boxes.clone()
+    boxes[pair] = 0
+    changed = list(targets)
+    changed[image] = replace(changed[image], object_boxes=boxes)
+    return changed
+
+
+def check_matcher(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:
+    for name, by_layer in expected.items():
+        targets = made.golden.triplets(f"{name}.")
+        for layer, pairs in by_layer.items():
+            output = made.output.final if layer == "final" else made.output.auxiliary[int(layer.removeprefix("aux"))]
+            compare_assignment(report, f"{name}, {layer}", made, output, targets, pairs)
+
+
+def compare_assignment(
+    report: Report,
+    name: str,
+    made: TrainingPass,
+    output: LayerOutput,
+    targets: Sequence[Triplets],
+    expected: Sequence[Sequence[Sequence[int]]],
+) -> None:
+    """`expected`: queries and triplets of each image."""
+    assert isinstance(made.criterion, DetectionCriterion)
+    batch = join(targets, output.relation_logits.shape[-1])
+    found = match(output, batch, made.criterion.costs)
+    slots = batch.slots[found.triplets]
+    ours = [
+        [found.queries[found.images == image].tolist(), slots[found.images == image].tolist()]
+        for image in range(len(targets))
+    ]
+    report.require("matcher", name, ours == expected)
+
+
+def check_gradients(model: RLIPModel, made: TrainingPass, expected: Mapping[str, float | None], report: Report) -> None:
+    """Norms of the gradient of the total loss, by official name; None: no gradient at all."""
+    model.zero_grad()
+    made.losses(made.golden.triplets()).total.backward()
+    parameters = dict(model.named_parameters())
+    for key, norm in expected.items():
+        name = renamed(key, model.config.decoder_layers)
+        gradient = parameters[name].grad if name in parameters else None
+        if name not in parameters and not is_ignored(key, model.config):
+            report.require("gradients", f"{key}: no such parameter", False)
+        elif norm is None or gradient is None:
+            report.require("gradients", key, norm is None and gradient is None)
+        else:
+            report.compare_number("gradients", key, gradient.norm(), norm, GRADIENT_TOLERANCE, SMALLEST_GRADIENT)
+    model.zero_grad()
