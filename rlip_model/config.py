@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from transformers import PretrainedConfig, RobertaConfig
 
 Backbone = Literal["resnet50", "swin"]
+Fusion = Literal["alif", "after_decoding", "none"]
 VerbQuery = Literal["vanilla", "MBF", "vanilla_MBF"]
 Gating = Literal[
     "GLIP",
@@ -29,23 +29,6 @@ Gating = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class SwinSize:
-    """Embedding width, blocks per stage and attention heads per stage of a Swin transformer."""
-
-    embed_dim: int
-    depths: tuple[int, int, int, int]
-    heads: tuple[int, int, int, int]
-
-
-SWIN_SIZES: Mapping[str, SwinSize] = {
-    "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "swin_base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),
-    "swin_large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48)),
-}
-
-
 class RLIPConfig(PretrainedConfig):
     """What the three networks have in common. Defaults: the paper's Swin-T model.
 
@@ -53,7 +36,10 @@ class RLIPConfig(PretrainedConfig):
         hidden_dim: width of image tokens and queries.
         num_queries: subject plus object queries; half of it is the number of pairs.
         num_levels, num_points: feature levels, and sampling points per level, of deformable attention.
-        fusion_interval: encoder layers per vision-language fusion (ALIF).
+        fusion: where labels and image meet: in the image encoder (`alif`, RLIPv2), between the decoders and
+            the read-out (`after_decoding`, RLIPv1), or only in the read-out's dot products (`none`).
+        fusion_interval: encoder layers per vision-language fusion; this and what follows down to `gating` are
+            ALIF's and mean nothing to other fusions.
         fusion_last_level: fuse the coarsest level only, else all image tokens.
         fusion_dim, fusion_heads, fusion_dropout: inner width, heads, attention dropout of a fusion block.
         gating: how a fusion's update is scaled before it is added.
@@ -85,6 +71,7 @@ class RLIPConfig(PretrainedConfig):
         num_levels: int = 4,
         num_points: int = 4,
         dropout: float = 0.0,
+        fusion: Fusion = "alif",
         fusion_interval: int = 2,
         fusion_last_level: bool = True,
         fusion_dim: int = 2048,
@@ -111,6 +98,7 @@ class RLIPConfig(PretrainedConfig):
         self.num_levels = num_levels
         self.num_points = num_points
         self.dropout = dropout
+        self.fusion = fusion
         self.fusion_interval = fusion_interval
         self.fusion_last_level = fusion_last_level
         self.fusion_dim = fusion_dim
@@ -137,6 +125,7 @@ class RLIPConfig(PretrainedConfig):
     def _check(self) -> None:
         for name, value, choices in (
             ("backbone", self.backbone, get_args(Backbone)),
+            ("fusion", self.fusion, get_args(Fusion)),
             ("gating", self.gating, get_args(Gating)),
             ("verb_query", self.verb_query, get_args(VerbQuery)),
         ):
@@ -149,7 +138,7 @@ class RLIPConfig(PretrainedConfig):
             )
         if self.num_queries % 2:
             raise ValueError(f"num_queries {self.num_queries} must be even: subjects and objects")
-        if self.num_fusions != self.decoder_layers:
+        if self.fusion == "alif" and self.num_fusions != self.decoder_layers:
             raise ValueError(
                 f"{self.encoder_layers} encoder layers fused every {self.fusion_interval} give "
                 f"{self.num_fusions} label states, not one for each of {self.decoder_layers} decoder layers"

@@ -19,10 +19,16 @@ FIRST_SIZE_BIAS = -2.0  # boxes start at sigmoid(-2) = 0.12 of the image
 
 @dataclass(frozen=True)
 class DecodedEntities:
-    """After every layer: states `[layers, batch, 2 * pairs, dim]`, boxes `[layers, batch, 2 * pairs, 4]`."""
+    """After every layer: states `[layers, batch, 2 * pairs, dim]`, boxes `[layers, batch, 2 * pairs, 4]`.
+
+    references: for every layer, `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]` that its boxes are moved from;
+    padding `[batch, 2 * pairs]` as given with the queries.
+    """
 
     hidden: Tensor
     boxes: Tensor
+    references: tuple[Tensor, ...]
+    padding: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -129,24 +135,25 @@ class EntityDecoder(Decoder):
 
     def forward(self, queries: EntityQueries, memory: Memory) -> DecodedEntities:
         content, references = queries.content, queries.references
-        states, boxes = [], []
-        heads = zip(self.subject_box_heads, self.object_box_heads, strict=True)
-        for index, (layer, (subject_head, object_head)) in enumerate(zip(self.layers, heads, strict=True)):
+        states, boxes, starts = [], [], []
+        for index, layer in enumerate(self.layers):
             positions = self.positions(index, content, references, queries.positions, memory)
             content = layer(content, positions, references, memory, queries.padding, queries.attention_mask)
-            subjects, objects = content.chunk(2, dim=1)
-            subject_references, object_references = references.chunk(2, dim=1)
-            refined = torch.cat(
-                (
-                    subject_head(subjects, subject_references),
-                    object_head(objects, object_references),
-                ),
-                dim=1,
-            )
-            references = refined.detach()
+            starts.append(references)
+            boxes.append(self.boxes(index, content, references))
+            references = boxes[-1].detach()
             states.append(content)
-            boxes.append(refined)
-        return DecodedEntities(torch.stack(states), torch.stack(boxes))
+        return DecodedEntities(torch.stack(states), torch.stack(boxes), tuple(starts), queries.padding)
+
+    def boxes(self, layer: int, hidden: Tensor, references: Tensor) -> Tensor:
+        """`[batch, 2 * pairs, 4]`: the references of a layer, moved by what its heads make of the states."""
+        subjects, objects = hidden.chunk(2, dim=1)
+        subject_references, object_references = references.chunk(2, dim=1)
+        moved = (
+            self.subject_box_heads[layer](subjects, subject_references),
+            self.object_box_heads[layer](objects, object_references),
+        )
+        return torch.cat(moved, dim=1)
 
 
 class RelationDecoder(Decoder):

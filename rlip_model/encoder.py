@@ -1,4 +1,4 @@
-"""The ALIF encoder: deformable self-attention over image tokens, fused with the labels every few layers."""
+"""The image encoder's layers: deformable self-attention, fused with the labels every few layers (ALIF) or not."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class Memory:
     """What the decoders look at.
 
     tokens `[batch, tokens, dim]`, padding `[batch, tokens]`, valid_ratios `[batch, levels, 2]`; labels
-    `[decoder layers, batch, labels, dim]`, what each decoder layer is read out with. The batch may be 1 and
-    shared by many groups of queries.
+    `[decoder layers, batch, labels, dim]`, what each decoder layer is read out with; masked_labels `[batch,
+    labels]`, True for labels that a fusion after decoding leaves out, or None. The batch may be 1 and shared by
+    many groups of queries.
     """
 
     tokens: Tensor
@@ -29,6 +30,7 @@ class Memory:
     shapes: tuple[tuple[int, int], ...]
     labels: Tensor
     num_objects: int
+    masked_labels: Tensor | None = None
 
 
 def pixel_centres(shapes: Shapes, valid_ratios: Tensor) -> Tensor:
@@ -64,14 +66,29 @@ class EncoderLayer(nn.Module):
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
 
 
-class ALIFEncoder(nn.Module):
+class DeformableEncoder(nn.Module):
+    """Deformable DETR's encoder, blind to the labels: that of RLIPv1 and of networks without fusion."""
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def forward(self, image: ImageFeatures, labels: LabelFeatures) -> tuple[Tensor, Tensor]:
+        """Image tokens `[batch, tokens, dim]` and the labels as they came, `[1, batch, labels, label_dim]`."""
+        tokens = image.tokens
+        references = pixel_centres(image.shapes, image.valid_ratios)
+        for layer in self.layers:
+            tokens = layer(tokens, image.positions, references, image.padding, image.shapes)
+        return tokens, labels.features.expand(tokens.shape[0], -1, -1).unsqueeze(0)
+
+
+class ALIFEncoder(DeformableEncoder):
     """Asymmetric language-image fusion: before every `fusion_interval`-th image layer, one fusion and one
     label layer."""
 
     def __init__(self, config: RLIPConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.interval, self.last_level = config.fusion_interval, config.fusion_last_level
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         fusions = range(config.num_fusions)
         self.fusion_layers = nn.ModuleList(VisionLanguageFusion(config) for _ in fusions)
         self.label_layers = nn.ModuleList(LabelLayer(config.text_config) for _ in fusions)

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 from rlip_model.backbone import ImageEncoder, ImageFeatures
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
 from rlip_model.decoder import DecodedEntities, DecodedRelations, EntityDecoder, RelationDecoder
-from rlip_model.encoder import ALIFEncoder, Memory
+from rlip_model.encoder import ALIFEncoder, DeformableEncoder, Memory
 from rlip_model.fusion import LabelResizer
 from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
+from rlip_model.late_fusion import LateFusion, ReadOutStates
 from rlip_model.noise import Noise, TorchNoise
 from rlip_model.pretrained import RLIPPreTrainedModel
 from rlip_model.queries import AnchorQueries, EntityQueries, LearnedQueries, PairQueries, Pairs
@@ -24,7 +25,8 @@ CACHED_LABELS = 20_000
 
 
 class RLIPModel(RLIPPreTrainedModel):
-    """Image and label encoders, ALIF encoder, two decoders and read-outs; subclasses bring the queries."""
+    """Image and label encoders, two decoders, a fusion (`config.fusion`) and read-outs; subclasses bring the
+    queries."""
 
     queries: LearnedQueries | AnchorQueries | PairQueries
     anchored: ClassVar[bool] = False
@@ -33,10 +35,11 @@ class RLIPModel(RLIPPreTrainedModel):
         super().__init__(config)
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = LabelEncoder(config.text_config)
-        self.encoder = ALIFEncoder(config)
+        self.encoder = ALIFEncoder(config) if config.fusion == "alif" else DeformableEncoder(config)
         self.label_resizer = LabelResizer(config.text_config.hidden_size, config.hidden_dim)
         self.entity_decoder = EntityDecoder(config, self.anchored)
         self.relation_decoder = RelationDecoder(config, self.anchored)
+        self.late_fusion = LateFusion(config) if config.fusion == "after_decoding" else None
         self.scorer = LabelScorer(config.hidden_dim)
         self.queries = self._make_queries(config)
         self._label_cache: LabelCache | None = None
@@ -85,10 +88,11 @@ class RLIPModel(RLIPPreTrainedModel):
         return self.image_encoder(pixel_values, padding)
 
     def fuse(self, image: ImageFeatures, labels: LabelFeatures) -> Memory:
-        """Run the ALIF encoder over a picture and the labels asked for."""
+        """Run the encoder over a picture and the labels asked for."""
         tokens, states = self.encoder(image, labels)
-        resized = self.label_resizer(states)
-        return Memory(tokens, image.padding, image.valid_ratios, image.shapes, resized, labels.num_objects)
+        resized = self.label_resizer(states).expand(self.config.decoder_layers, -1, -1, -1)
+        masked = None if labels.masked is None else labels.masked.expand(tokens.shape[0], -1)
+        return Memory(tokens, image.padding, image.valid_ratios, image.shapes, resized, labels.num_objects, masked)
 
     def decode(self, queries: EntityQueries, memory: Memory) -> tuple[DecodedEntities, DecodedRelations]:
         """Decode subjects and objects, then relations."""
@@ -96,24 +100,35 @@ class RLIPModel(RLIPPreTrainedModel):
         relation_queries = self.queries.relations(entities.hidden[-1], queries.padding)
         return entities, self.relation_decoder(relation_queries, entities.boxes[-1], memory)
 
+    def fuse_decoded(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> ReadOutStates:
+        """States and labels as the read-outs compare them; the decoders' own, unless fused after decoding."""
+        if self.late_fusion is not None:
+            return self.late_fusion(entities, relations, memory)
+        objects, verbs = memory.labels.tensor_split([memory.num_objects], dim=2)
+        return ReadOutStates(entities.hidden, relations.hidden, objects, verbs)
+
     def read_out(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> RelationOutput:
         """Class logits and boxes of every decoder layer."""
+        states = self.fuse_decoded(entities, relations, memory)
         layers = []
-        for layer, labels in enumerate(memory.labels):
-            projected = self.scorer.project(labels)
-            objects, verbs = projected.split((memory.num_objects, projected.shape[-2] - memory.num_objects), dim=-2)
-            subject_hidden, object_hidden = entities.hidden[layer].chunk(2, dim=1)
-            subject_boxes, object_boxes = entities.boxes[layer].chunk(2, dim=1)
-            layers.append(
-                LayerOutput(
-                    self.scorer.entities(subject_hidden, objects) if self.config.subject_class else None,
-                    self.scorer.entities(object_hidden, objects),
-                    self.scorer.relations(relations.hidden[layer], verbs),
-                    subject_boxes,
-                    object_boxes,
-                )
-            )
+        for layer, boxes in enumerate(entities.boxes):
+            if self.late_fusion is not None:
+                boxes = self.entity_decoder.boxes(layer, states.entities[layer], entities.references[layer])
+            layers.append(self._read_layer(states, layer, boxes))
         return RelationOutput(layers[-1], tuple(layers[:-1]))
+
+    def _read_layer(self, states: ReadOutStates, layer: int, boxes: Tensor) -> LayerOutput:
+        objects = self.scorer.project(states.object_labels[layer])
+        verbs = self.scorer.project(states.relation_labels[layer])
+        subject_hidden, object_hidden = states.entities[layer].chunk(2, dim=1)
+        subject_boxes, object_boxes = boxes.chunk(2, dim=1)
+        return LayerOutput(
+            self.scorer.entities(subject_hidden, objects) if self.config.subject_class else None,
+            self.scorer.entities(object_hidden, objects),
+            self.scorer.relations(states.relations[layer], verbs),
+            subject_boxes,
+            object_boxes,
+        )
 
     def freeze(self) -> None:
         """Freeze what the published training froze; loading makes every parameter trainable again."""
@@ -221,9 +236,9 @@ class RTagger(RLIPModel):
         if most == 0:
             return memory.tokens.new_zeros((len(groups), 0, relations), dtype=torch.float32)
         queries = self.queries.entities(groups, self.object_labels(memory), slots=most)
-        _, decoded = self.decode(queries, memory)
-        projected = self.scorer.project(memory.labels[-1])[:, memory.num_objects :]
-        scores = self.scorer.relations(decoded.hidden[-1], projected).sigmoid()
+        states = self.fuse_decoded(*self.decode(queries, memory), memory)
+        projected = self.scorer.project(states.relation_labels[-1])
+        scores = self.scorer.relations(states.relations[-1], projected).sigmoid()
         counts = torch.tensor([len(group) for group in groups], device=scores.device)
         used = torch.arange(most, device=scores.device) < counts.unsqueeze(1)
         return scores.masked_fill(~used.unsqueeze(-1), 0.0)

@@ -1,4 +1,5 @@
-"""The published RLIPv2 checkpoints: their parameter names, and the configuration that their shapes imply."""
+"""The published checkpoints of RLIPv2 and RLIP-ParSeD: their parameter names, and the configuration that their
+shapes imply."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any, cast, get_args
 from torch import Tensor
 from transformers import RobertaConfig
 
-from rlip_model.config import Gating, ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig, VerbQuery
+from rlip_model.config import Fusion, Gating, ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig, VerbQuery
 from rlip_model.fusion import GATE_RULES
 from rlip_model.pretrained import CheckpointError
 
@@ -35,6 +36,8 @@ _RENAMES = [
     (r"\.layer_norm_gating_l\.", ".label_gate.norm."),
     (r"\.MBF_v\.", ".vision_gate.branches."),
     (r"\.MBF_l\.", ".label_gate.branches."),
+    (r"^transformer\.obj_fusion\.", "late_fusion.entities."),
+    (r"^transformer\.verb_fusion\.", "late_fusion.relations."),
     (r"^transformer\.ho_decoder\.", "entity_decoder."),
     (r"^transformer\.verb_decoder\.", "relation_decoder."),
     (r"^query_embed\.", "queries.query_embed."),
@@ -59,7 +62,8 @@ _IGNORED = re.compile(
     r"|^transformer\.text_encoder\.embeddings\.position_ids$"  # a buffer of old transformers
     r"|\.num_batches_tracked$"
 )
-_FUSION = re.compile(r"VLFuse_layers\.0\.b_attn\.(gamma_v_\w+|layer_norm_gating_v|MBF_v)\.")
+_FUSION_TYPES: Mapping[str, Fusion] = {"GLIP_attn": "alif", "MDETR_attn": "after_decoding", "no_fusion": "none"}
+_GATE = re.compile(r"VLFuse_layers\.0\.b_attn\.(gamma_v_\w+|layer_norm_gating_v|MBF_v)\.")
 
 
 def renamed(key: str, decoder_layers: int) -> str:
@@ -68,7 +72,7 @@ def renamed(key: str, decoder_layers: int) -> str:
     The first `decoder_layers` box heads belong to the entity decoder, the others to the relation decoder.
     """
     head = _BOX_HEAD.match(key)
-    if head:
+    if head and int(head[2]) < 2 * decoder_layers:
         role = "subject" if head[1] == "sub" else "object"
         decoder = "entity" if int(head[2]) < decoder_layers else "relation"
         return f"{decoder}_decoder.{role}_box_heads.{int(head[2]) % decoder_layers}.mlp.{head[3]}"
@@ -100,10 +104,10 @@ def infer_config(
         text_config: of the RoBERTa it was trained with; the shapes don't tell its number of heads.
 
     Raises:
-        CheckpointError: not RLIPv2, or something that neither shapes nor options tell.
+        CheckpointError: not ParSeD, ParSeDA or R-Tagger, or something that neither shapes nor options tell.
     """
     options = args or {}
-    _check_is_rlipv2(state, options)
+    _check_is_rlip(state)
     kind = _kind(state)
     encoder = _encoder(state)
     levels, dim = state["transformer.level_embed"].shape
@@ -112,7 +116,6 @@ def infer_config(
     if kind is RTaggerConfig:
         noise["box_noise"] = float(options.get("box_noise_scale", 0.4))
         noise["label_noise"] = float(options.get("label_noise_scale", 0.2))
-    encoder_layers = _count(state, encoder + "layers.")
     return kind(
         **_backbone(state, options),
         **noise,
@@ -120,15 +123,12 @@ def infer_config(
         num_heads=state[encoder + "layers.0.self_attn.attention_weights.bias"].shape[0] // (levels * points),
         feedforward_dim=state[encoder + "layers.0.linear1.bias"].shape[0],
         num_queries=state["tgt_embed.weight" if kind is ParSeDAConfig else "query_embed.weight"].shape[0],
-        encoder_layers=encoder_layers,
+        encoder_layers=_count(state, encoder + "layers."),
         decoder_layers=_count(state, "transformer.ho_decoder.layers."),
         num_levels=levels,
         num_points=points,
         dropout=float(options.get("dropout", 0.0)),
-        fusion_interval=math.ceil(encoder_layers / _count(state, encoder + "VLFuse_layers.")),
-        fusion_last_level=bool(options.get("fusion_last_vis", True)),
-        fusion_dim=state[encoder + "VLFuse_layers.0.b_attn.attn.v_proj.bias"].shape[0],
-        gating=_gating(state, gating or options.get("gating_mechanism")),
+        **_fusion(state, options, gating),
         verb_query=_verb_query(state, verb_query or options.get("verb_query_tgt_type")),
         subject_class=bool(options.get("subject_class", True)),
         text_config=_text_config(state, text_config),
@@ -146,10 +146,28 @@ def _encoder(state: State) -> str:
     return "transformer.encoder." if "refpoint_embed.weight" in state else "transformer.ho_encoder."
 
 
-def _check_is_rlipv2(state: State, options: Mapping[str, Any]) -> None:
-    fusion = options.get("fusion_type", "GLIP_attn")
-    if fusion != "GLIP_attn":
-        raise CheckpointError(f"it was trained with fusion_type {fusion!r}; only GLIP_attn (RLIPv2) is supported")
+def _fusion(state: State, options: Mapping[str, Any], gating: str | None) -> dict[str, Any]:
+    """Which fusion the weights have, and the sizes of ALIF's; the options must not say otherwise."""
+    encoder = _encoder(state)
+    found = "GLIP_attn" if _count(state, encoder + "VLFuse_layers.") else "no_fusion"
+    if _count(state, "transformer.obj_fusion.layers."):
+        found = "MDETR_attn"
+    said = options.get("fusion_type", found)  # RLIPv1 had no such option
+    if said != found:
+        raise CheckpointError(f"its options say fusion_type {said!r}, its weights are those of {found!r}")
+    if found != "GLIP_attn":
+        return {"fusion": _FUSION_TYPES[found]}
+    layers = _count(state, encoder + "layers.")
+    return {
+        "fusion": _FUSION_TYPES[found],
+        "fusion_interval": math.ceil(layers / _count(state, encoder + "VLFuse_layers.")),
+        "fusion_last_level": bool(options.get("fusion_last_vis", True)),
+        "fusion_dim": state[encoder + "VLFuse_layers.0.b_attn.attn.v_proj.bias"].shape[0],
+        "gating": _gating(state, gating or options.get("gating_mechanism")),
+    }
+
+
+def _check_is_rlip(state: State) -> None:
     encoder = _encoder(state)
     needed = [
         "transformer.level_embed",
@@ -158,12 +176,11 @@ def _check_is_rlipv2(state: State, options: Mapping[str, Any]) -> None:
         "transformer.ho_decoder.layers.0.linear1.bias",
         encoder + "layers.0.linear1.bias",
         encoder + "layers.0.self_attn.attention_weights.bias",
-        encoder + "VLFuse_layers.0.b_attn.attn.v_proj.bias",
         "transformer.text_encoder.embeddings.word_embeddings.weight",
     ]
     absent = [key for key in needed if key not in state]
     if absent:
-        raise CheckpointError(f"it is not an RLIPv2 checkpoint: it lacks {', '.join(absent)}")
+        raise CheckpointError(f"it is not an RLIP checkpoint: it lacks {', '.join(absent)}")
 
 
 def _count(state: State, prefix: str) -> int:
@@ -188,7 +205,7 @@ def _backbone(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gating(state: State, chosen: str | None) -> Gating:
-    found = {match[1] for key in state if (match := _FUSION.search(key))}
+    found = {match[1] for key in state if (match := _GATE.search(key))}
     possible = [gating for gating in get_args(Gating) if _gate_parameters(gating) == found]
     if chosen is None and len(possible) == 1:
         return cast(Gating, possible[0])

@@ -11,9 +11,10 @@ import torch
 from transformers import RobertaConfig, RobertaTokenizerFast
 
 from rlip_model.checkpoint import build_model, convert, load_official, read_checkpoint
-from rlip_model.config import SWIN_SIZES, Gating, ParSeDConfig, RTaggerConfig
+from rlip_model.config import Gating, ParSeDConfig, RTaggerConfig
 from rlip_model.model import ParSeD, RTagger
 from rlip_model.official import infer_config, is_ignored, renamed
+from rlip_model.presets import SWIN_SIZES
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import TokenizerError
 from rlip_model.tiny import tiny_config
@@ -158,7 +159,7 @@ def test_a_truncated_checkpoint(tmp_path: Path, tagger: RTagger) -> None:
 def test_another_networks_checkpoint(tmp_path: Path, words: str) -> None:
     path = tmp_path / "other.pth"
     torch.save({"model": {"layer.weight": torch.zeros(2, 2)}, "args": argparse.Namespace(a=1)}, path)
-    with pytest.raises(CheckpointError, match=r"not an RLIPv2 checkpoint: it lacks transformer\.level_embed"):
+    with pytest.raises(CheckpointError, match=r"not an RLIP checkpoint: it lacks transformer\.level_embed"):
         convert(path, tmp_path / "out", words)
     torch.save({"epoch": 3}, path)
     with pytest.raises(CheckpointError, match="holds no parameters; its entries are epoch"):

@@ -1,0 +1,108 @@
+"""Fusion after decoding (RLIP, NeurIPS 2022, section 3.1): decoded queries and labels attend to each other in one
+sequence. The baseline that ALIF is compared with; `MDETR_attn` in the published code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlip_model.config import RLIPConfig
+from rlip_model.decoder import DecodedEntities, DecodedRelations
+from rlip_model.encoder import Memory
+
+
+@dataclass(frozen=True)
+class ReadOutStates:
+    """What the read-outs compare, layer by layer.
+
+    entities `[layers, batch, 2 * pairs, dim]`, relations `[layers, batch, pairs, dim]`; object_labels
+    `[layers, batch or 1, objects, dim]`, relation_labels `[layers, batch or 1, relations, dim]`.
+    """
+
+    entities: Tensor
+    relations: Tensor
+    object_labels: Tensor
+    relation_labels: Tensor
+
+
+class JointEncoder(nn.Module):
+    """Pre-norm transformer layers over queries and labels as one sequence, without positions.
+
+    All layers share one output norm, which the next layer does not see.
+    """
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                config.hidden_dim,
+                config.num_heads,
+                config.feedforward_dim,
+                config.dropout,
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(config.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_dim)
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self, queries: Tensor, labels: Tensor, padding: Tensor | None, masked: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries `[layers, batch, queries, dim]` and labels `[layers, batch, labels, dim]` after every layer.
+
+        Args:
+            queries: `[batch, queries, dim]`.
+            labels: `[batch or 1, labels, dim]`.
+            padding: `[batch, queries]`, True for queries that nothing attends to.
+            masked: `[batch or 1, labels]`, True for labels that nothing attends to.
+        """
+        batch, count = queries.shape[:2]
+        sequence = torch.cat((queries, labels.expand(batch, -1, -1)), dim=1)
+        hidden = _joint_mask(queries, labels, padding, masked)
+        states = []
+        for layer in self.layers:
+            sequence = layer(sequence, src_key_padding_mask=hidden)
+            states.append(self.norm(sequence))
+        stacked = torch.stack(states)
+        return stacked[:, :, :count], stacked[:, :, count:]
+
+
+def _joint_mask(queries: Tensor, labels: Tensor, padding: Tensor | None, masked: Tensor | None) -> Tensor | None:
+    if padding is None and masked is None:
+        return None
+    batch, count = queries.shape[:2]
+    if padding is None:
+        padding = torch.zeros(batch, count, dtype=torch.bool, device=queries.device)
+    if masked is None:
+        masked = torch.zeros(batch, labels.shape[1], dtype=torch.bool, device=queries.device)
+    return torch.cat((padding, masked.expand(batch, -1)), dim=1)
+
+
+class LateFusion(nn.Module):
+    """Entities with object labels, relations with relation labels, from the last states of the decoders.
+
+    The states after fusion layer k stand in for those of decoder layer k in its losses.
+    """
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.entities = JointEncoder(config)
+        self.relations = JointEncoder(config)
+
+    def forward(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> ReadOutStates:
+        """Fuse the decoders' last states with the labels of `memory`."""
+        objects, verbs = memory.labels[-1].tensor_split([memory.num_objects], dim=1)
+        masked, masked_verbs = None, None
+        if memory.masked_labels is not None:
+            masked, masked_verbs = memory.masked_labels.tensor_split([memory.num_objects], dim=1)
+        padding = entities.padding
+        pair_padding = None if padding is None else padding.chunk(2, dim=1)[0]
+        entity_states, object_labels = self.entities(entities.hidden[-1], objects, padding, masked)
+        relation_states, relation_labels = self.relations(relations.hidden[-1], verbs, pair_padding, masked_verbs)
+        return ReadOutStates(entity_states, relation_states, object_labels, relation_labels)

@@ -1,0 +1,96 @@
+"""The published sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlip_model.checkpoint import build_model
+from rlip_model.config import ParSeDAConfig, ParSeDConfig, RTaggerConfig
+from rlip_model.official import is_ignored, renamed
+from rlip_model.presets import BACKBONES, KINDS, preset
+
+
+def parameters(kind: str, backbone: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(preset(kind, backbone)).parameters())
+
+
+UNREAD_QUERIES = 200 * 3 * 256  # the published R-Tagger holds ParSeD's queries, which it never reads
+
+
+@pytest.mark.parametrize(
+    ("kind", "backbone", "published"),
+    [
+        ("parseda", "resnet50", 213_700_624),
+        ("parseda", "swin_tiny", 214_243_658),
+        ("parsed", "resnet50", 206_816_500),
+        ("parsed", "swin_tiny", 213_663_278),
+        ("tagger", "resnet50", 206_642_164 - UNREAD_QUERIES),
+        ("tagger", "swin_tiny", 213_715_758 - UNREAD_QUERIES),
+    ],
+)
+def test_as_many_parameters_as_published(kind: str, backbone: str, published: int) -> None:
+    assert parameters(kind, backbone) == published
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_preset_builds(kind: str, backbone: str) -> None:
+    with torch.device("meta"):
+        network = build_model(preset(kind, backbone))
+    widths = {"resnet50": 2048, "swin_tiny": 768, "swin_small": 768, "swin_base": 1024, "swin_large": 1536}
+    assert network.image_encoder.backbone.channels[-1] == widths[backbone]
+    assert (network.late_fusion is not None) == (kind == "rlipv1")
+
+
+def test_swin_large_is_larger_by_its_backbone() -> None:
+    """Less their classifiers, Swin-L has 196.5 - 1.5 and Swin-T 28.3 - 0.8 million parameters."""
+    difference = parameters("parseda", "swin_large") - parameters("parseda", "swin_tiny")
+    projections = (768 + 384 + 192 + 9 * 768) * 256
+    assert (difference - projections) / 1e6 == pytest.approx(195.0 - 27.5, abs=0.3)
+
+
+def test_what_is_particular_to_each() -> None:
+    resnet, large = preset("parseda", "resnet50"), preset("parseda", "swin_large")
+    assert isinstance(resnet, ParSeDAConfig)
+    assert (resnet.feedforward_dim, resnet.dropout, resnet.drop_path) == (2048, 0.0, 0.0)
+    assert (large.drop_path, large.swin_depths, large.gating) == (0.5, [2, 2, 18, 2], "VXAc")
+    narrow = preset("parsed", "resnet50")
+    assert isinstance(narrow, ParSeDConfig)
+    assert (narrow.feedforward_dim, narrow.dropout) == (1024, 0.1)
+    tagger = preset("tagger", "resnet50")
+    assert isinstance(tagger, RTaggerConfig)
+    assert (tagger.gating, tagger.verb_query, tagger.box_noise, tagger.label_noise) == ("GLIP", "vanilla", 0.6, 0.3)
+    assert preset("tagger", "swin_large").drop_path == 0.5
+    assert preset("rlipv1", "resnet50").fusion == "after_decoding"
+
+
+def test_changes_and_wrong_names() -> None:
+    assert preset("parseda", "resnet50", num_queries=128, dropout=0.3).num_pairs == 64
+    with pytest.raises(ValueError, match="there is no network 'rlip', only parseda, parsed, tagger, rlipv1"):
+        preset("rlip", "resnet50")
+    with pytest.raises(ValueError, match="there is no backbone 'swin-l', only resnet50, swin_tiny"):
+        preset("parseda", "swin-l")
+
+
+@pytest.mark.parametrize(
+    ("folder", "keys", "kind", "backbone"),
+    [
+        ("parseda", "keys_r50", "parseda", "resnet50"),
+        ("parseda", "keys_swint", "parseda", "swin_tiny"),
+        ("parsed", "keys_r50", "parsed", "resnet50"),
+        ("parsed", "keys_swint", "parsed", "swin_tiny"),
+        ("tagger_glip", "keys_r50", "tagger", "resnet50"),
+        ("tagger_vxac", "keys_swint", "tagger", "swin_tiny"),
+    ],
+)
+def test_published_shapes(oracle: Path, folder: str, keys: str, kind: str, backbone: str) -> None:
+    """A preset has the shapes of the published weights, not only their number."""
+    published = json.loads((oracle / "golden" / "model" / folder / f"{keys}.json").read_text())
+    with torch.device("meta"):
+        network = build_model(preset(kind, backbone))
+    ours = {name: list(value.shape) for name, value in network.state_dict().items()}
+    theirs = {renamed(key, 3): shape for key, shape in published.items() if not is_ignored(key, network.config)}
+    assert ours == theirs
