@@ -70,7 +70,8 @@ def check_forward(model: RLIPModel, golden: Golden, report: Report) -> None:
 def compare_known(
     report: Report, section: str, golden: Golden, found: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
-    """Compare every expected tensor; one that is not computed fails, losses' inputs aside."""
+    """Compare every expected tensor; one that is not computed fails. Pseudo-labels
+    are checked with the losses."""
     for key, reference in expected.items():
         name = key.removeprefix("inter.").replace("backbone.feat", "feat")
         if name in NOT_THE_NETWORK:

@@ -1,0 +1,159 @@
+"""From scene graph annotations, as of Visual Genome or made by the R-Tagger, to training targets.
+
+A straight way: read (`SceneGraph.from_json`), drop doubtful relations (`confident`), cut and number
+(`label_scene`), perhaps crop or flip the picture and `SceneTargets` with it, then `labelled_triplets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from rlip_model.targets import Triplets
+from rlip_model.training.sampling import LabelledTriplets
+
+
+class AnnotationError(ValueError):
+    """An annotation that lacks something or contradicts itself; the message names the image."""
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """`box`: x, y of the upper left corner, width, height, in pixels of the original image."""
+
+    object_id: int
+    name: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class SceneRelation:
+    """`confidence`: the R-Tagger's; None for relations annotated by people."""
+
+    subject_id: int
+    object_id: int
+    predicate: str
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class SceneGraph:
+    """The objects of an image and the relations between them."""
+
+    image_id: int | str
+    objects: tuple[SceneObject, ...]
+    relations: tuple[SceneRelation, ...]
+
+    @classmethod
+    def from_json(cls, image: Mapping[str, Any]) -> SceneGraph:
+        """One entry of scene_graphs.json, whose objects have one name each.
+
+        Raises:
+            AnnotationError: something is missing.
+        """
+        name = image.get("image_id", "an image without image_id")
+        try:
+            objects = [
+                SceneObject(item["object_id"], item["names"], (item["x"], item["y"], item["w"], item["h"]))
+                for item in image["objects"]
+            ]
+            relations = [
+                SceneRelation(item["subject_id"], item["object_id"], item["predicate"], item.get("confidence"))
+                for item in image["relationships"]
+            ]
+        except KeyError as missing:
+            raise AnnotationError(f"scene graph of image {name} has no {missing.args[0]!r}") from missing
+        return cls(name, tuple(objects), tuple(relations))
+
+    def confident(self, threshold: float) -> SceneGraph:
+        """Without the relations whose confidence is below the threshold; those without confidence stay."""
+        kept = (item for item in self.relations if item.confidence is None or item.confidence >= threshold)
+        return replace(self, relations=tuple(kept))
+
+
+@dataclass(frozen=True)
+class SceneTargets:
+    """A scene graph in numbers, to be changed along with its picture.
+
+    boxes `[objects, 4]` xyxy in pixels of the picture; labels `[objects]`, into object_texts; relations
+    `[relations, 3]`: subject and object, into boxes, and predicate, into relation_texts.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    relations: Tensor
+    object_texts: tuple[str, ...]
+    relation_texts: tuple[str, ...]
+
+    def keep(self, kept: Tensor) -> SceneTargets:
+        """Only the objects where `kept` `[objects]` is True, and the relations between them; all texts stay."""
+        renumbered = kept.cumsum(0) - 1
+        ends = self.relations[:, :2]
+        relations = self.relations[kept[ends].all(1)]
+        relations = torch.cat((renumbered[relations[:, :2]], relations[:, 2:]), dim=1)
+        return replace(self, boxes=self.boxes[kept], labels=self.labels[kept], relations=relations)
+
+    def clamped(self, width: float, height: float) -> SceneTargets:
+        """Boxes cut off at the borders of the picture; objects outside it are dropped."""
+        limits = self.boxes.new_tensor((width, height, width, height))
+        boxes = self.boxes.clamp(min=0).minimum(limits)
+        return replace(self, boxes=boxes).keep((boxes[:, 2:] > boxes[:, :2]).all(1))
+
+    def resized(self, horizontal: float, vertical: float) -> SceneTargets:
+        """Boxes multiplied by these factors."""
+        return replace(self, boxes=self.boxes * self.boxes.new_tensor((horizontal, vertical) * 2))
+
+    def labelled_triplets(self, width: float, height: float) -> LabelledTriplets:
+        """Triplets with normalised cxcywh boxes; relations of the same two objects become one triplet.
+
+        Args:
+            width, height: of the picture, in pixels.
+        """
+        pairs = list(dict.fromkeys((subject, object_) for subject, object_, _ in self.relations.tolist()))
+        place = {pair: index for index, pair in enumerate(pairs)}
+        relation_labels = torch.zeros(len(pairs), len(self.relation_texts))
+        for subject, object_, predicate in self.relations.tolist():
+            relation_labels[place[subject, object_], predicate] = 1
+        subjects, objects = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+        boxes = box_convert(self.boxes, "xyxy", "cxcywh")
+        boxes = boxes / boxes.new_tensor((width, height, width, height))
+        triplets = Triplets(
+            boxes[subjects], boxes[objects], self.labels[subjects], self.labels[objects], relation_labels
+        )
+        return LabelledTriplets(triplets, self.object_texts, self.relation_texts)
+
+
+def label_scene(graph: SceneGraph, width: int, height: int, most_relations: int) -> SceneTargets:
+    """Number the names of a scene graph in order of appearance, and cut boxes off at the image's borders.
+
+    Args:
+        width, height: of the original image, in pixels.
+        most_relations: only so many are taken, the first ones; as many as the network has pairs of queries.
+
+    Raises:
+        AnnotationError: a relation of an object that is not there.
+    """
+    relations = graph.relations[:most_relations]
+    object_texts = tuple(dict.fromkeys(item.name for item in graph.objects))
+    relation_texts = tuple(dict.fromkeys(item.predicate for item in relations))
+    place = {item.object_id: index for index, item in enumerate(graph.objects)}
+    unknown = [end for item in relations for end in (item.subject_id, item.object_id) if end not in place]
+    if unknown:
+        raise AnnotationError(f"scene graph of image {graph.image_id} relates object {unknown[0]}, which it lacks")
+    numbered = [
+        (place[item.subject_id], place[item.object_id], relation_texts.index(item.predicate)) for item in relations
+    ]
+    boxes = torch.tensor([item.box for item in graph.objects], dtype=torch.float32).reshape(-1, 4)
+    targets = SceneTargets(
+        box_convert(boxes, "xywh", "xyxy"),
+        torch.tensor([object_texts.index(item.name) for item in graph.objects], dtype=torch.long),
+        torch.tensor(numbered, dtype=torch.long).reshape(-1, 3),
+        object_texts,
+        relation_texts,
+    )
+    return targets.clamped(width, height)

@@ -1,0 +1,175 @@
+"""The label texts of a batch: those of its images, extended by texts that none of them has.
+
+Every image is annotated with its own few texts; the network sees one list for the whole batch. Extending it by
+sampled negative texts is the label sequence extension of RLIP (NeurIPS 2022, section 3.3).
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlip_model.targets import Triplets
+from rlip_model.text import NO_OBJECTS
+
+Strategy = Literal["frequency", "uniform"]
+MOST_REPEATS = 10_000  # draws of known names in a row, after which only new names are drawn from
+
+
+@dataclass(frozen=True)
+class LabelledTriplets:
+    """Triplets, and the texts that their labels count: objects without "no objects", and relations."""
+
+    triplets: Triplets
+    object_texts: tuple[str, ...]
+    relation_texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """The triplets of every image, labelled by one list of texts; "no objects" is the last object text."""
+
+    triplets: tuple[Triplets, ...]
+    object_texts: tuple[str, ...]
+    relation_texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The names of a dataset, the most frequent first, and how often each occurs.
+
+    Raises:
+        ValueError: a name twice, or one that never occurs.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names) or len(self.names) != len(self.counts):
+            raise ValueError("a vocabulary needs distinct names with one count each")
+        if any(count <= 0 for count in self.counts):
+            raise ValueError("a vocabulary holds only names that occur")
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, int]) -> Vocabulary:
+        """Sorted by count; names of equal count stay in order."""
+        ordered = sorted(counts.items(), key=lambda item: -item[1])
+        return cls(tuple(name for name, _ in ordered), tuple(count for _, count in ordered))
+
+
+@dataclass(frozen=True)
+class NegativeSampling:
+    """How to extend a batch's texts: up to `texts` in all, two thirds of them objects (0: not at all)."""
+
+    objects: Vocabulary
+    relations: Vocabulary
+    texts: int = 500
+    object_strategy: Strategy = "frequency"
+    relation_strategy: Strategy = "frequency"
+
+    @property
+    def num_objects(self) -> int:
+        return int(self.texts * 2 / 3)
+
+    @property
+    def num_relations(self) -> int:
+        return self.texts - self.num_objects
+
+
+def merge(
+    images: Sequence[LabelledTriplets], sampling: NegativeSampling | None = None, rng: random.Random | None = None
+) -> LabelledBatch:
+    """Label a batch by one list of texts: union in order of first appearance, then negative samples.
+
+    Args:
+        sampling: None for fine-tuning, where images are labelled with the texts of the whole dataset.
+        rng: draws objects first, then relations; the same state gives the same batch.
+
+    Raises:
+        ValueError: sampling without `rng`.
+    """
+    object_texts = union(image.object_texts for image in images)
+    relation_texts = union(image.relation_texts for image in images)
+    if sampling is not None:
+        if rng is None:
+            raise ValueError("negative texts are drawn at random: give rng")
+        object_texts = extend(object_texts, sampling.objects, sampling.num_objects, sampling.object_strategy, rng)
+        relation_texts = extend(
+            relation_texts, sampling.relations, sampling.num_relations, sampling.relation_strategy, rng
+        )
+    triplets = tuple(relabelled(image, object_texts, relation_texts) for image in images)
+    return LabelledBatch(triplets, (*object_texts, NO_OBJECTS), tuple(relation_texts))
+
+
+def union(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Every name once, in order of first appearance."""
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def extend(
+    names: Sequence[str], vocabulary: Vocabulary, wanted: int, strategy: Strategy, rng: random.Random
+) -> list[str]:
+    """Draw new names until there are `wanted`, or none is left in the vocabulary.
+
+    Names are drawn until one is new, as the reference does. Where nearly all of the vocabulary is known that
+    could take forever, so in the end draws are from the new names only, which is the same in distribution.
+    """
+    extended = list(names)
+    known = set(names)
+    new = len(set(vocabulary.names) - known)
+    cumulative = list(accumulate(vocabulary.counts))
+    repeats = 0
+    while len(extended) < wanted and new > 0:
+        if repeats < MOST_REPEATS:
+            name = _draw(vocabulary.names, cumulative, strategy, rng)
+        else:
+            name = _draw_new(vocabulary, known, strategy, rng)
+        if name in known:
+            repeats += 1
+            continue
+        extended.append(name)
+        known.add(name)
+        new, repeats = new - 1, 0
+    return extended
+
+
+def _draw(names: Sequence[str], cumulative: Sequence[int], strategy: Strategy, rng: random.Random) -> str:
+    if strategy == "uniform":
+        return rng.choice(names)
+    place = bisect_left(cumulative, rng.uniform(0, 1) * cumulative[-1])
+    return names[min(place, len(names) - 1)]
+
+
+def _draw_new(vocabulary: Vocabulary, known: set[str], strategy: Strategy, rng: random.Random) -> str:
+    new = [index for index, name in enumerate(vocabulary.names) if name not in known]
+    counts = [vocabulary.counts[index] for index in new]
+    chosen = rng.choice(new) if strategy == "uniform" else rng.choices(new, weights=counts)[0]
+    return vocabulary.names[chosen]
+
+
+def relabelled(image: LabelledTriplets, object_texts: Sequence[str], relation_texts: Sequence[str]) -> Triplets:
+    """The triplets of an image with labels that count the given texts, among which all its own must be."""
+    triplets = image.triplets
+    objects = _places(image.object_texts, object_texts, triplets.object_labels)
+    relations = _places(image.relation_texts, relation_texts, triplets.object_labels)
+    labels = triplets.relation_labels.new_zeros(len(triplets), len(relation_texts))
+    labels[:, relations] = triplets.relation_labels
+    return replace(
+        triplets,
+        subject_labels=objects[triplets.subject_labels],
+        object_labels=objects[triplets.object_labels],
+        relation_labels=labels,
+    )
+
+
+def _places(names: Sequence[str], among: Sequence[str], like: Tensor) -> Tensor:
+    place = {name: index for index, name in enumerate(among)}
+    return torch.tensor([place[name] for name in names], dtype=torch.long, device=like.device)

@@ -1,0 +1,134 @@
+"""Compare what is not the network with a reference folder: `python -m tests.parity.misc FOLDER`.
+
+label_merge_and_sampling.json and vg_annotation_to_target.json. Exit code 0: all equal; 1: something is not, and
+is listed at the end; 2: not such a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlip_model.image import resized
+from rlip_model.targets import Triplets
+from rlip_model.training.annotations import SceneGraph, label_scene
+from rlip_model.training.sampling import (
+    LabelledBatch,
+    LabelledTriplets,
+    NegativeSampling,
+    Strategy,
+    Vocabulary,
+    merge,
+)
+from tests.parity.golden import NotGoldenError, Report
+from tests.parity.model import print_report
+
+STRATEGIES: dict[str, Strategy] = {"freq": "frequency", "random": "uniform"}
+CHECKED = ("label_merge_and_sampling.json", "vg_annotation_to_target.json")
+LATER = {"evaluators.json": "evaluators (rlip_model has none yet)"}
+
+
+def check_folder(folder: Path) -> Report:
+    """Raises NotGoldenError."""
+    if not any((folder / name).is_file() for name in CHECKED):
+        raise NotGoldenError(f"{folder} is not a reference folder: it has no {' or '.join(CHECKED)}")
+    report = Report(small=True)
+    for name, check in zip(CHECKED, (check_sampling, check_annotation), strict=True):
+        path = folder / name
+        if path.is_file():
+            try:
+                check(json.loads(path.read_text()), report)
+            except (ValueError, KeyError) as reason:
+                raise NotGoldenError(f"{path} is not of the known form: {reason!r}") from reason
+    return report
+
+
+def check_sampling(content: dict[str, Any], report: Report) -> None:
+    """Texts and labels of a merged batch, for every number of negative texts."""
+    images = [labelled(image) for image in content["inputs"]]
+    objects, relations = (Vocabulary.from_counts(content[f"{part}_freq"]) for part in ("object", "relationship"))
+    for name, case in content["cases"].items():
+        first, _, second = case["strategy"].partition("+")
+        strategies = STRATEGIES[first], STRATEGIES[second or first]
+        sampling = NegativeSampling(objects, relations, case["negative_text_sampling"], *strategies)
+        merged = merge(images, sampling, random.Random(case["python_random_seed"]))
+        compare_batch(f"sampling, {name}", merged, case, report)
+
+
+def labelled(image: dict[str, Any]) -> LabelledTriplets:
+    count, relations = len(image["obj_labels"]), len(image["verb_classes"])
+    triplets = Triplets(
+        torch.zeros(count, 4),
+        torch.zeros(count, 4),
+        torch.tensor(image["sub_labels"], dtype=torch.long),
+        torch.tensor(image["obj_labels"], dtype=torch.long),
+        torch.tensor(image["verb_labels"]).reshape(count, relations),
+    )
+    return LabelledTriplets(triplets, tuple(image["obj_classes"]), tuple(image["verb_classes"]))
+
+
+def compare_batch(section: str, found: LabelledBatch, expected: dict[str, Any], report: Report) -> None:
+    report.require(section, "object texts", list(found.object_texts) == expected["obj_texts"])
+    report.require(section, "relation texts", list(found.relation_texts) == expected["verb_texts"])
+    report.require(section, "images", len(found.triplets) == len(expected["targets"]))
+    for index, (ours, theirs) in enumerate(zip(found.triplets, expected["targets"], strict=False)):
+        compare_labels(f"{section}, image {index}", ours, theirs, report)
+
+
+def compare_labels(section: str, found: Triplets, expected: dict[str, Any], report: Report) -> None:
+    report.require(section, "subject labels", found.subject_labels.tolist() == expected["sub_labels"])
+    report.require(section, "object labels", found.object_labels.tolist() == expected["obj_labels"])
+    report.require(section, "relation labels", found.relation_labels.tolist() == expected["verb_labels"])
+
+
+def check_annotation(content: dict[str, Any], report: Report) -> None:
+    """Targets of an annotated image, as in validation: resized, not augmented."""
+    width, height = content["image_size_wh"]
+    new_width, new_height = resized(width, height)
+    (annotation,) = content["annotation"]
+    graph = SceneGraph.from_json(annotation).confident(content["relation_threshold"])
+    for name, case in content["cases"].items():
+        section, expected = f"annotation, {name}", case["target"]
+        scene = label_scene(graph, width, height, case["num_queries"] // 2)
+        scene = scene.resized(new_width / width, new_height / height)
+        found = scene.labelled_triplets(new_width, new_height)
+        report.require(section, "size", [new_height, new_width] == expected["size"])
+        report.require(section, "image_id", graph.image_id == expected["image_id"])
+        report.require(section, "labels", scene.labels.tolist() == expected["labels"])
+        report.require(section, "object texts", list(found.object_texts) == expected["obj_classes"])
+        report.require(section, "relation texts", list(found.relation_texts) == expected["verb_classes"])
+        compare_labels(section, found.triplets, expected, report)
+        normalised = scene.resized(1 / new_width, 1 / new_height).boxes
+        boxes = torch.cat(((normalised[:, :2] + normalised[:, 2:]) / 2, normalised[:, 2:] - normalised[:, :2]), 1)
+        report.compare(section, "boxes", boxes, torch.tensor(expected["boxes"]))
+        report.compare(section, "subject boxes", found.triplets.subject_boxes, torch.tensor(expected["sub_boxes"]))
+        report.compare(section, "object boxes", found.triplets.object_boxes, torch.tensor(expected["obj_boxes"]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m tests.parity.misc FOLDER", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0])
+    try:
+        report = check_folder(folder)
+    except NotGoldenError as reason:
+        print(reason, file=sys.stderr)
+        return 2
+    print_report(folder, report)
+    for file, name in LATER.items():
+        if (folder / file).is_file():
+            print(f"  not checked: {name}")
+    if report.failed:
+        print("outside tolerance:\n  " + "\n  ".join(f"{row.section}: {row.name}" for row in report.failed))
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
