@@ -1,4 +1,4 @@
-"""Published RLIPv2 checkpoints (`.pth`) to our folders: config.json, model.safetensors, tokenizer."""
+"""Published checkpoints (`.pth`) and detectors to our folders: config.json, model.safetensors, tokenizer."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import argparse
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, RobertaConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaConfig
+from transformers import RobertaModel as Roberta
 
-from rlip_model.config import ParSeDAConfig, RLIPConfig, RTaggerConfig
-from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
+from rlip_model.config import RLIPConfig
+from rlip_model.detector import Initialised, detector_config, initialise_from_detector
+from rlip_model.model import RLIPModel, build_model
 from rlip_model.official import infer_config, is_ignored, renamed
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import TokenizerError, load_tokenizer
+from rlip_model.trim import trim_queries
 
 _SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
@@ -39,14 +42,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is not a torch checkpoint: it is no zip archive, or was cut off")
     try:
-        with torch.serialization.safe_globals(_SAFE):
+        with torch.serialization.safe_globals(_SAFE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError) as reason:
-        first_line = str(reason).strip().split("\n")[0]
-        raise CheckpointError(f"{path} is not a torch checkpoint that can be read safely: {first_line}") from reason
+        raise CheckpointError(
+            f"{path} is not a torch checkpoint that can be read safely: {_why(path, reason)}"
+        ) from reason
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     found = content.get("model", content)
@@ -60,11 +63,19 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, dict(args) if isinstance(args, Mapping) else {}
 
 
-def build_model(config: RLIPConfig) -> RLIPModel:
-    """The network of a configuration, with random parameters."""
-    if isinstance(config, RTaggerConfig):
-        return RTagger(config)
-    return ParSeDA(config) if isinstance(config, ParSeDAConfig) else ParSeD(config)
+def _why(path: Path, reason: Exception) -> str:
+    """One line; torch's own text recommends to load the file unsafely, which we never do."""
+    message = str(reason)
+    code = re.search(r"GLOBAL ([\w.]+) was not an allowed global", message)
+    if code:
+        return f"it refers to {code[1]}; only tensors and plain options are read, code is never run"
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK":
+        return "it was cut off or damaged"
+    if start[:1] != b"\x80":
+        return "it is neither a zip archive nor a pickle"
+    return "it is a pickle of something else, or was cut off"
 
 
 def load_official(model: RLIPModel, state: Mapping[str, Tensor]) -> None:
@@ -98,6 +109,8 @@ def convert(
     tokenizer: str = "roberta-base",
     gating: str | None = None,
     verb_query: str | None = None,
+    num_queries: int | None = None,
+    pairwise: bool = True,
 ) -> Path:
     """Turn a published checkpoint into a folder for `from_pretrained`, complete or not there at all.
 
@@ -105,37 +118,99 @@ def convert(
         tokenizer: folder or hub id of the RoBERTa tokenizer that the network was trained with. If it comes
             with the RoBERTa's config.json, the number of attention heads is taken from there.
         gating, verb_query: for checkpoints without stored options.
+        num_queries, pairwise: keep that many queries only, in which way (see `trim.kept_rows`).
 
     Raises:
-        CheckpointError: the file is no RLIPv2 checkpoint, or `out` exists and is not an empty folder.
+        CheckpointError: the file is no RLIP checkpoint, or `out` exists and is not an empty folder.
         TokenizerError: the tokenizer is missing, knows no words, or does not fit the text encoder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not an empty folder")
+    _check_is_free(out)
     state, args = read_checkpoint(checkpoint)
     words = load_tokenizer(tokenizer)
     try:
         config = infer_config(state, args, gating=gating, verb_query=verb_query, text_config=_roberta_config(tokenizer))
         model = build_model(config)
         load_official(model, state)
+        if num_queries is not None:
+            model = trim_queries(model, num_queries, pairwise)
     except (CheckpointError, ValueError) as reason:
         raise CheckpointError(f"cannot convert {checkpoint}: {reason}") from reason
     except KeyError as reason:
         raise CheckpointError(f"cannot convert {checkpoint}: it lacks {reason.args[0]}") from reason
-    if len(words) < config.text_config.vocab_size // 2:
-        raise TokenizerError(
-            f"the tokenizer of {tokenizer} knows {len(words)} tokens, the checkpoint's text encoder "
-            f"{config.text_config.vocab_size}: it is not the one the network was trained with"
-        )
-    if len(words) < config.text_config.vocab_size:
-        warnings.warn(
-            f"the tokenizer of {tokenizer} knows {len(words)} tokens, the checkpoint's text encoder "
-            f"{config.text_config.vocab_size}",
-            stacklevel=2,
-        )
+    _check_vocabulary(words, tokenizer, config)
     model.set_tokenizer(words)
     save_atomically(model, out)
     return out
+
+
+def convert_detector(
+    checkpoint: Path,
+    out: Path,
+    kind: str,
+    text_encoder: str = "roberta-base",
+    num_queries: int = 200,
+    seed: int = 0,
+) -> Initialised:
+    """A network ready for pre-training, made of a detector and a RoBERTa, as a folder for `from_pretrained`.
+
+    Args:
+        checkpoint: DAB-Deformable-DETR for `parseda`; Deformable-DETR for `parsed`, `tagger` and `rlipv1`.
+        kind: see `presets.preset`.
+        text_encoder: folder or hub id of a RoBERTa with its tokenizer.
+        seed: of the parameters that neither has.
+
+    Raises:
+        CheckpointError: no such detector or RoBERTa, or they don't fit; `out` exists and is not an empty folder.
+        TokenizerError: the tokenizer is missing, knows no words, or does not fit the text encoder.
+    """
+    _check_is_free(out)
+    state, args = read_checkpoint(checkpoint)
+    words, roberta = load_tokenizer(text_encoder), _load_roberta(text_encoder)
+    try:
+        config = detector_config(state, kind, args, num_queries=num_queries, text_config=_sizes(roberta.config))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_model(config)
+        initialised = initialise_from_detector(model, state)
+    except (CheckpointError, ValueError) as reason:
+        raise CheckpointError(f"cannot make {kind} of {checkpoint}: {reason}") from reason
+    model.text_encoder.roberta.load_state_dict(roberta.state_dict())
+    model.set_tokenizer(words)
+    save_atomically(model.eval(), out)
+    return initialised
+
+
+def _check_is_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is not an empty folder")
+
+
+def _check_vocabulary(words: PreTrainedTokenizerBase, name: str, config: RLIPConfig) -> None:
+    size = config.text_config.vocab_size
+    difference = f"the tokenizer of {name} knows {len(words)} tokens, the checkpoint's text encoder {size}"
+    if len(words) < size // 2:
+        raise TokenizerError(f"{difference}: it is not the one the network was trained with")
+    if len(words) < size:
+        warnings.warn(difference, stacklevel=3)
+
+
+def _sizes(config: RobertaConfig) -> RobertaConfig:
+    """Without what the configuration knows of the place that it was loaded from."""
+    names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+    names += ["max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"]
+    return RobertaConfig(**{name: getattr(config, name) for name in names})
+
+
+def _load_roberta(name: str) -> Roberta:
+    try:
+        loaded = Roberta.from_pretrained(name, output_loading_info=True)
+    except (OSError, ValueError) as reason:
+        first_line = str(reason).strip().split("\n")[0]
+        raise CheckpointError(f"no RoBERTa in {name}: {first_line}") from reason
+    roberta, info = cast(tuple[Roberta, dict[str, Any]], loaded)
+    if info["missing_keys"]:
+        raise CheckpointError(f"the RoBERTa in {name} lacks {', '.join(sorted(info['missing_keys']))}")
+    return roberta
 
 
 def save_atomically(model: RLIPModel, out: Path) -> None:

@@ -244,6 +244,13 @@ class RTagger(RLIPModel):
         return scores.masked_fill(~used.unsqueeze(-1), 0.0)
 
 
+def build_model(config: RLIPConfig) -> RLIPModel:
+    """The network of a configuration, with random parameters."""
+    if isinstance(config, RTaggerConfig):
+        return RTagger(config)
+    return ParSeDA(config) if isinstance(config, ParSeDAConfig) else ParSeD(config)
+
+
 def register() -> None:
     """Make AutoConfig and AutoModel know the networks."""
     for config, model in ((ParSeDConfig, ParSeD), (ParSeDAConfig, ParSeDA), (RTaggerConfig, RTagger)):

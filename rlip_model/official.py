@@ -117,14 +117,14 @@ def infer_config(
         noise["box_noise"] = float(options.get("box_noise_scale", 0.4))
         noise["label_noise"] = float(options.get("label_noise_scale", 0.2))
     return kind(
-        **_backbone(state, options),
+        **backbone_sizes(state, options),
         **noise,
         hidden_dim=dim,
         num_heads=state[encoder + "layers.0.self_attn.attention_weights.bias"].shape[0] // (levels * points),
         feedforward_dim=state[encoder + "layers.0.linear1.bias"].shape[0],
         num_queries=state["tgt_embed.weight" if kind is ParSeDAConfig else "query_embed.weight"].shape[0],
-        encoder_layers=_count(state, encoder + "layers."),
-        decoder_layers=_count(state, "transformer.ho_decoder.layers."),
+        encoder_layers=count(state, encoder + "layers."),
+        decoder_layers=count(state, "transformer.ho_decoder.layers."),
         num_levels=levels,
         num_points=points,
         dropout=float(options.get("dropout", 0.0)),
@@ -149,18 +149,18 @@ def _encoder(state: State) -> str:
 def _fusion(state: State, options: Mapping[str, Any], gating: str | None) -> dict[str, Any]:
     """Which fusion the weights have, and the sizes of ALIF's; the options must not say otherwise."""
     encoder = _encoder(state)
-    found = "GLIP_attn" if _count(state, encoder + "VLFuse_layers.") else "no_fusion"
-    if _count(state, "transformer.obj_fusion.layers."):
+    found = "GLIP_attn" if count(state, encoder + "VLFuse_layers.") else "no_fusion"
+    if count(state, "transformer.obj_fusion.layers."):
         found = "MDETR_attn"
     said = options.get("fusion_type", found)  # RLIPv1 had no such option
     if said != found:
         raise CheckpointError(f"its options say fusion_type {said!r}, its weights are those of {found!r}")
     if found != "GLIP_attn":
         return {"fusion": _FUSION_TYPES[found]}
-    layers = _count(state, encoder + "layers.")
+    layers = count(state, encoder + "layers.")
     return {
         "fusion": _FUSION_TYPES[found],
-        "fusion_interval": math.ceil(layers / _count(state, encoder + "VLFuse_layers.")),
+        "fusion_interval": math.ceil(layers / count(state, encoder + "VLFuse_layers.")),
         "fusion_last_level": bool(options.get("fusion_last_vis", True)),
         "fusion_dim": state[encoder + "VLFuse_layers.0.b_attn.attn.v_proj.bias"].shape[0],
         "gating": _gating(state, gating or options.get("gating_mechanism")),
@@ -183,21 +183,23 @@ def _check_is_rlip(state: State) -> None:
         raise CheckpointError(f"it is not an RLIP checkpoint: it lacks {', '.join(absent)}")
 
 
-def _count(state: State, prefix: str) -> int:
+def count(state: State, prefix: str) -> int:
+    """How many numbered parts have names that start with `prefix`."""
     found = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
     return len([index for index in found if index.isdigit()])
 
 
-def _backbone(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+def backbone_sizes(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that the weights under `backbone.0.body.` tell."""
     body = "backbone.0.body."
     if body + "patch_embed.proj.weight" not in state:
         return {"backbone": "resnet50", "drop_path": 0.0}
-    stages = range(_count(state, body + "layers."))
+    stages = range(count(state, body + "layers."))
     tables = [state[f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape for stage in stages]
     return {
         "backbone": "swin",
         "swin_embed_dim": state[body + "patch_embed.proj.weight"].shape[0],
-        "swin_depths": [_count(state, f"{body}layers.{stage}.blocks.") for stage in stages],
+        "swin_depths": [count(state, f"{body}layers.{stage}.blocks.") for stage in stages],
         "swin_heads": [table[1] for table in tables],
         "swin_window": (math.isqrt(tables[0][0]) + 1) // 2,
         "drop_path": float(options.get("drop_path_rate", 0.2)),
@@ -249,7 +251,7 @@ def _text_config(state: State, given: RobertaConfig | None) -> RobertaConfig:
     return RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        num_hidden_layers=_count(state, prefix + "encoder.layer."),
+        num_hidden_layers=count(state, prefix + "encoder.layer."),
         num_attention_heads=heads,
         intermediate_size=state[prefix + "encoder.layer.0.intermediate.dense.bias"].shape[0],
         max_position_embeddings=state[embeddings + "position_embeddings.weight"].shape[0],

@@ -7,6 +7,7 @@ but every image is an error row; 130 interrupted.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from typer.core import TyperGroup
 from sgpipe import __version__
 from sgpipe.errors import EngineError, UserError
 
-_out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
+_out = Console(markup=False, highlight=False)
+_err = Console(markup=False, highlight=False, stderr=True)
 
 _GO_ON = "What is committed stays; the same command goes on from there."
 EXIT_UNFINISHED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -75,7 +77,7 @@ def generate(
     tagger: Annotated[str | None, typer.Option(help="R-Tagger made by `sgpipe convert` or training.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the caption sampling.")] = None,
-    retry_failed: Annotated[bool, typer.Option(help="Do the error rows of the run again.")] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Do the error rows of the run again, too.")] = False,
     ray_address: Annotated[str | None, typer.Option(help="Ray cluster to use, such as auto.")] = None,
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as tag.threshold=0.1. Repeatable.")
@@ -123,9 +125,8 @@ def _source_overrides(
 
 def _guess_split(annotations: Path) -> str:
     """The split an annotation file is named after ("instances_val2017.json" → "val")."""
-    places = {name: annotations.stem.lower().rfind(name) for name in ("train", "val", "test")}
-    name, place = max(places.items(), key=lambda item: item[1])
-    return name if place >= 0 else "train"
+    names = re.findall(r"(?<![a-z])(?:train|val|test)(?![a-z])", annotations.stem.lower())
+    return names[-1] if names else "train"
 
 
 @app.command()
@@ -146,18 +147,33 @@ def parse(
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Official RLIPv2 checkpoint (.pth).")],
+    checkpoint: Annotated[Path, typer.Argument(help="Official RLIP checkpoint (.pth), or a detector with --as.")],
     out: Annotated[Path, typer.Option(help="Folder for config.json, model.safetensors and the tokenizer.")],
-    tokenizer: Annotated[str, typer.Option(help="RoBERTa tokenizer: folder or hub id.")] = "roberta-base",
+    tokenizer: Annotated[
+        str, typer.Option(help="RoBERTa tokenizer, with --as the RoBERTa itself: folder or hub id.")
+    ] = "roberta-base",
     gating: Annotated[str | None, typer.Option(help="Fusion gate, if the file does not tell (VXAc, GLIP).")] = None,
     verb_query: Annotated[str | None, typer.Option(help="Relation query, if the file does not tell.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--as", help="Start from a detector: parseda, parsed, tagger or rlipv1.")
+    ] = None,
+    queries: Annotated[int | None, typer.Option(help="Keep the first N queries, such as 128.")] = None,
+    first_rows: Annotated[
+        bool, typer.Option("--first-rows", help="Keep queries row by row, as the official code; else pair by pair.")
+    ] = False,
 ) -> None:
-    """Turn an official checkpoint into a folder that `--tagger` takes."""
-    from rlip_model.checkpoint import CheckpointError, TokenizerError
+    """Turn an official checkpoint, or a detector, into a folder for `--tagger` or for training."""
+    from rlip_model.checkpoint import CheckpointError, TokenizerError, convert_detector
     from rlip_model.checkpoint import convert as run
 
     try:
-        run(checkpoint, out, tokenizer, gating, verb_query)
+        if kind is None:
+            run(checkpoint, out, tokenizer, gating, verb_query, queries, not first_rows)
+        else:
+            if gating or verb_query or first_rows:
+                raise UserError("--gating, --verb-query and --first-rows are for official checkpoints, not for --as")
+            made = convert_detector(checkpoint, out, kind, tokenizer, 200 if queries is None else queries)
+            _out.print(f"{len(made.loaded)} parameters from the detector, {len(made.unused)} of its own unused")
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
     _out.print(f"wrote {out}")
@@ -212,4 +228,4 @@ def main() -> None:
     """Entry point of the `sgpipe` command."""
     if not os.environ.get("SGPIPE_DEBUG"):
         sys.excepthook = _last_word
-    app()
+    typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would put typer's own excepthook in its place

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlip_model.model import RTagger
+from rlip_model.config import Fusion
+from rlip_model.model import ParSeD, ParSeDA, RTagger
 from rlip_model.queries import Pairs
-from rlip_model.tiny import make_tagger
+from rlip_model.tiny import make_tagger, tiny_config
 
 TEXTS = (
     "person dog horse bench no objects",
@@ -35,6 +36,19 @@ def tagger_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tagger(tagger_folder: Path) -> RTagger:
     return RTagger.from_pretrained(tagger_folder).eval()
+
+
+def tiny_network(
+    kind: type[ParSeD] | type[ParSeDA] | type[RTagger], fusion: Fusion = "alif", **changes: object
+) -> ParSeD | ParSeDA | RTagger:
+    """All parts, random: an untrained network of any kind, in evaluation mode."""
+    sizes = tiny_config(100).to_dict()
+    del sizes["model_type"]
+    if kind is not RTagger:
+        for own_to_tagger in ("box_noise", "label_noise", "label_noise_range"):
+            del sizes[own_to_tagger]
+    torch.manual_seed(0)
+    return kind(kind.config_class(**{**sizes, "fusion": fusion, **changes})).eval()
 
 
 def random_pairs(count: int, labels: int = 4, seed: int = 0) -> Pairs:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlip_model.model import RLIPModel
+from rlip_model.model import ParSeDA, RLIPModel
 
 _NAMES = [
     (r"^image_encoder\.backbone\.", "backbone.0.body."),
@@ -28,7 +28,13 @@ _NAMES = [
     (r"^queries\.reference_points\.subject\.", "transformer.reference_points_sub."),
     (r"^queries\.reference_points\.object\.", "transformer.reference_points_obj."),
     (r"^queries\.coord_proj\.", "transformer.coord_proj."),
-    (r"^queries\.verb_content\.", "transformer.verb_tgt."),
+    (r"^late_fusion\.entities\.", "transformer.obj_fusion."),
+    (r"^late_fusion\.relations\.", "transformer.verb_fusion."),
+    (r"^queries\.content\.", "tgt_embed."),
+    (r"^queries\.anchors\.", "refpoint_embed."),
+    (r"\.anchor_positions\.", "."),
+    (r"^relation_decoder\.(query_scale|ref_point_head)\.", r"transformer.verb_decoder.\1."),
+    (r"^entity_decoder\.(query_scale|ref_point_head)\.", r"transformer.ho_decoder.\1."),
     (r"^queries\.query_embed\.", "query_embed."),
     (r"^queries\.relation_builder\.verb_fusion\.", "transformer.verb_tgt_generator."),
     (r"^queries\.relation_builder\.verb_position\.", "transformer.verb_query_embed."),
@@ -41,6 +47,9 @@ _BOX_HEAD = re.compile(r"^(entity|relation)_decoder\.(subject|object)_box_heads\
 
 def official_state(model: RLIPModel) -> dict[str, Tensor]:
     """Published names, each box head under both of its names, with the leftovers of old libraries."""
+    anchored = isinstance(model, ParSeDA)
+    verb_content = "verb_tgt_embed." if anchored else "transformer.verb_tgt."
+    encoder = "transformer.encoder." if anchored else "transformer.ho_encoder."
     state: dict[str, Tensor] = {"transformer.text_encoder.embeddings.position_ids": torch.arange(514)[None]}
     for name, value in model.state_dict().items():
         head = _BOX_HEAD.match(name)
@@ -53,9 +62,11 @@ def official_state(model: RLIPModel) -> dict[str, Tensor]:
             continue
         for pattern, replacement in _NAMES:
             name = re.sub(pattern, replacement, name)
-        state[name] = value
+        name = re.sub(r"^queries\.verb_content\.", verb_content, name)
+        state[name.replace("transformer.ho_encoder.", encoder)] = value
     queries, dim = model.config.num_queries, model.config.hidden_dim
-    state.setdefault("query_embed.weight", torch.zeros(queries, 3 * dim))
+    if not anchored:
+        state.setdefault("query_embed.weight", torch.zeros(queries, 3 * dim))
     return state
 
 
@@ -64,7 +75,7 @@ def write_official(path: Path, model: RLIPModel, **changed: Any) -> Path:
     options = {
         "gating_mechanism": model.config.gating,
         "verb_query_tgt_type": model.config.verb_query,
-        "fusion_type": "GLIP_attn",
+        "fusion_type": {"alif": "GLIP_attn", "after_decoding": "MDETR_attn", "none": "no_fusion"}[model.config.fusion],
         "dropout": 0.0,
         "subject_class": True,
         "fusion_last_vis": True,

@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaTokenizerFast
 
-from rlip_model.checkpoint import build_model, convert, load_official, read_checkpoint
-from rlip_model.config import Gating, ParSeDConfig, RTaggerConfig
-from rlip_model.model import ParSeD, RTagger
+from rlip_model.checkpoint import convert, load_official, read_checkpoint
+from rlip_model.config import Fusion, Gating, ParSeDConfig, RTaggerConfig
+from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger, build_model
 from rlip_model.official import infer_config, is_ignored, renamed
 from rlip_model.presets import SWIN_SIZES
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import TokenizerError
 from rlip_model.tiny import tiny_config
-from tests.rlip_model.conftest import random_pairs
+from tests.rlip_model.conftest import random_pairs, tiny_network
 from tests.rlip_model.official_names import official_state, write_official
 
 OBJECTS, RELATIONS = ["person", "dog", "horse", "no objects"], ["riding", "next to"]
@@ -51,6 +51,49 @@ def test_converted_tagger_gives_identical_scores(tmp_path: Path, tagger: RTagger
     stored = json.loads((out / "config.json").read_text())
     assert stored["model_type"] == "rlip_tagger"
     assert stored["gating"] == "VXAc"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fusion", ["alif", "after_decoding", "none"])
+@pytest.mark.parametrize("kind", [ParSeD, ParSeDA, RTagger])
+def test_every_network_converts_with_every_fusion(
+    tmp_path: Path, tagger: RTagger, words: str, kind: type[ParSeD], fusion: Fusion
+) -> None:
+    network = tiny_network(kind, fusion, text_config=tagger.config.text_config)
+    network.set_tokenizer(tagger.tokenizer)
+    folder = convert(write_official(tmp_path / "checkpoint.pth", network), tmp_path / "out", words)
+    converted = kind.from_pretrained(folder).eval()
+    converted.save_pretrained(tmp_path / "again")
+    again = kind.from_pretrained(tmp_path / "again").eval()
+    expected = outputs(network)
+    assert all(torch.equal(*pair) for pair in zip(outputs(converted), expected, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(outputs(again), expected, strict=True))
+    assert converted.config.fusion == fusion
+
+
+def outputs(network: RLIPModel) -> list[torch.Tensor]:
+    """Everything that the network says about a picture, all layers."""
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    pairs = ([random_pairs(5)],) if isinstance(network, RTagger) else ()
+    output = network(pixels, None, network.encode_labels(OBJECTS, RELATIONS), *pairs)
+    return [part for layer in (output.final, *output.auxiliary) for part in vars(layer).values()]
+
+
+def test_options_that_contradict_the_weights(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    path = write_official(tmp_path / "checkpoint.pth", tagger, fusion_type="MDETR_attn")
+    with pytest.raises(CheckpointError, match=r"its options say fusion_type 'MDETR_attn', its weights are .*GLIP_attn"):
+        convert(path, tmp_path / "out", words)
+
+
+@torch.no_grad()
+def test_rlipv1_checkpoints_have_no_options_for_fusion(tmp_path: Path, tagger: RTagger, words: str) -> None:
+    sizes = {"text_config": tagger.config.text_config, "verb_query": "vanilla"}
+    network = tiny_network(ParSeD, "after_decoding", **sizes)
+    network.set_tokenizer(tagger.tokenizer)
+    absent = {"fusion_type": None, "gating_mechanism": None, "verb_query_tgt_type": None, "fusion_last_vis": None}
+    folder = convert(write_official(tmp_path / "v1.pth", network, **absent), tmp_path / "out", words)
+    converted = ParSeD.from_pretrained(folder).eval()
+    assert all(torch.equal(*pair) for pair in zip(outputs(converted), outputs(network), strict=True))
 
 
 @torch.no_grad()
@@ -128,9 +171,19 @@ class Bomb:
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "bomb.pth", tmp_path / "trace"
     torch.save({"model": {"a": torch.zeros(1)}, "args": Bomb(trace)}, path)
-    with pytest.raises(CheckpointError, match="not a torch checkpoint that can be read safely"):
+    with pytest.raises(CheckpointError, match="not a torch checkpoint that can be read safely") as caught:
         read_checkpoint(path)
     assert not trace.exists()
+    assert "code is never run" in str(caught.value)
+    assert "weights_only" not in str(caught.value), "torch's advice to load it unsafely is not passed on"
+
+
+def test_old_torch_files_are_read(tmp_path: Path) -> None:
+    """Detectors of before torch 1.6 are no zip archives."""
+    torch.save({"model": {"a": torch.arange(3.0)}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    state, args = read_checkpoint(tmp_path / "old.pth")
+    assert torch.equal(state["a"], torch.arange(3.0))
+    assert args == {}
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,10 @@ from rlip_model.config import Fusion, RLIPConfig
 from rlip_model.late_fusion import JointEncoder
 from rlip_model.model import ParSeD, ParSeDA, RTagger
 from rlip_model.text import LabelFeatures
-from rlip_model.tiny import tiny_config
-from tests.rlip_model.conftest import random_pairs
+from tests.rlip_model.conftest import random_pairs, tiny_network
 
 PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 OBJECTS, LABELS = 4, 7
-
-
-def network(kind: type[ParSeD] | type[ParSeDA] | type[RTagger], fusion: Fusion) -> ParSeD | ParSeDA | RTagger:
-    sizes = tiny_config(100).to_dict()
-    del sizes["model_type"]
-    if kind is not RTagger:
-        for own_to_tagger in ("box_noise", "label_noise", "label_noise_range"):
-            del sizes[own_to_tagger]
-    torch.manual_seed(0)
-    return kind(kind.config_class(**{**sizes, "fusion": fusion})).eval()
 
 
 def features(masked: Tensor | None = None) -> LabelFeatures:
@@ -62,7 +51,7 @@ def test_joint_encoder_by_hand() -> None:
 @torch.no_grad()
 def test_after_decoding_reads_out_the_last_states() -> None:
     """Fused states of layer k take the place of decoder layer k's; its boxes move from that layer's references."""
-    model = network(ParSeD, "after_decoding")
+    model = tiny_network(ParSeD, "after_decoding")
     torch.nn.init.normal_(model.entity_decoder.subject_box_heads[1].mlp.layers[2].weight)
     memory = model.fuse(model.encode_image(PIXELS), features())
     entities, relations = model.decode(model.queries.entities(2), memory)
@@ -83,7 +72,7 @@ def test_after_decoding_reads_out_the_last_states() -> None:
 def test_image_features_depend_on_the_labels_with_alif_only(kind: type[ParSeD] | type[ParSeDA]) -> None:
     other = LabelFeatures(features().features.flip(-1), OBJECTS)
     for fusion in ("alif", "after_decoding", "none"):
-        model = network(kind, fusion)
+        model = tiny_network(kind, fusion)
         image = model.encode_image(PIXELS)
         memories = [model.fuse(image, labels) for labels in (features(), other)]
         assert torch.equal(memories[0].tokens, memories[1].tokens) == (fusion != "alif")
@@ -94,7 +83,7 @@ def test_image_features_depend_on_the_labels_with_alif_only(kind: type[ParSeD] |
 
 @torch.no_grad()
 def test_without_fusion_labels_are_the_same_for_every_layer_and_do_not_meet() -> None:
-    model = network(ParSeDA, "none")
+    model = tiny_network(ParSeDA, "none")
     memory = model.fuse(model.encode_image(PIXELS), features())
     assert torch.equal(memory.labels[0], memory.labels[2])
     fewer = LabelFeatures(features().features[:, :-1], OBJECTS)
@@ -105,7 +94,7 @@ def test_without_fusion_labels_are_the_same_for_every_layer_and_do_not_meet() ->
 
 @torch.no_grad()
 def test_masked_labels_are_left_out_of_fusion_after_decoding() -> None:
-    model = network(ParSeD, "after_decoding")
+    model = tiny_network(ParSeD, "after_decoding")
     masked = torch.tensor([[False, True, False, False, False, False, True]])
     seen = LabelFeatures(features().features[:, ~masked[0]], OBJECTS - 1)
     with_mask = model(PIXELS, None, features(masked)).final
@@ -117,7 +106,7 @@ def test_masked_labels_are_left_out_of_fusion_after_decoding() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["after_decoding", "none"])
 def test_tagger_scores_do_not_depend_on_unused_slots(fusion: Fusion) -> None:
-    model = network(RTagger, fusion)
+    model = tiny_network(RTagger, fusion)
     groups = [random_pairs(3), random_pairs(6)]
     labels = features()
     whole = model(PIXELS[:1].expand(2, -1, -1, -1), None, labels, groups).final.relation_logits.sigmoid()
@@ -131,7 +120,7 @@ def test_tagger_scores_do_not_depend_on_unused_slots(fusion: Fusion) -> None:
 def test_half_precision_is_finite_and_trains(
     kind: type[ParSeD] | type[ParSeDA] | type[RTagger], fusion: Fusion
 ) -> None:
-    model = network(kind, fusion).train()
+    model = tiny_network(kind, fusion).train()
     tokens = torch.randint(5, 100, (LABELS, 4))
     pairs = ([random_pairs(4), random_pairs(2)],) if kind is RTagger else ()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -31,6 +31,12 @@ def test_saved_and_loaded_gives_identical_outputs(tagger: RTagger, tmp_path: Pat
     assert stored[0] == stored[1]
 
 
+def test_values_are_aligned_as_torch_aligns_them(tagger_folder: Path) -> None:
+    """In the file they start at odd places, and kernels for those round differently."""
+    loaded = RTagger.from_pretrained(tagger_folder)
+    assert not any(value.data_ptr() % 64 for value in (*loaded.parameters(), *loaded.buffers()))
+
+
 def test_auto_classes_know_the_networks(tagger_folder: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(tagger_folder), RTaggerConfig)
     assert isinstance(AutoModel.from_pretrained(tagger_folder), RTagger)

@@ -1,0 +1,161 @@
+"""Start from a trained detector: DAB-Deformable-DETR for ParSeDA, Deformable-DETR for ParSeD and the R-Tagger.
+
+The detector's decoder is copied into both of ours, its box heads to subjects and objects. What a detector has not,
+text, fusion and label scores, stays as it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlip_model.config import ParSeDAConfig, RLIPConfig
+from rlip_model.model import RLIPModel
+from rlip_model.official import backbone_sizes, count, is_ignored, renamed
+from rlip_model.presets import KINDS, SWIN_SIZES, preset
+from rlip_model.pretrained import CheckpointError
+
+State = Mapping[str, Tensor]
+
+_COPIES = [
+    (r"^transformer\.decoder\.", ("transformer.ho_decoder.", "transformer.verb_decoder.")),
+    (r"^bbox_embed\.", ("sub_bbox_embed.", "obj_bbox_embed.")),
+    (r"^transformer\.reference_points\.", ("transformer.reference_points_sub.", "transformer.reference_points_obj.")),
+    (r"^tgt_embed\.", ("tgt_embed.", "verb_tgt_embed.")),
+]
+_DUPLICATES = re.compile(r"^transformer\.decoder\.bbox_embed\.")  # second names of the top-level heads
+_LEFT_OVER = re.compile(r"^(transformer\.decoder|bbox_embed|transformer\.reference_points)\.")
+_QUERIES = re.compile(r"^queries\.(query_embed|content|verb_content|anchors)\.weight$")
+_EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_decoder.")
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """Which of our parameters came from the detector, which kept their values, and what the detector had besides."""
+
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
+    """Copy a detector's parameters into a network of the same sizes.
+
+    Of the detector's queries the first ones are taken, of its decoder layers the first `decoder_layers`, both for
+    entities and for relations. Box heads go on counting where layers start again: the relation decoder gets those
+    that follow the entity decoder's. Files made by the published conversion scripts are read the same way.
+
+    Args:
+        state: the detector's parameters, as `read_checkpoint` returns them.
+
+    Raises:
+        CheckpointError: the detector is of the other kind, or lists all that is missing or of another shape.
+    """
+    _check_kind(model.config, state)
+    own = model.state_dict()
+    loaded: dict[str, Tensor] = {}
+    unused, problems = [], []
+    for key, value in published_names(state).items():
+        name = renamed(key, model.config.decoder_layers)
+        if is_ignored(key, model.config) or name not in own:
+            unused.append(key)
+            continue
+        if _QUERIES.match(name):
+            value = value[: own[name].shape[0]]
+        if value.shape != own[name].shape:
+            problems.append(f"{key} has shape {list(value.shape)}, expected {list(own[name].shape)}")
+        loaded[name] = value
+    parameters = [name for name, value in own.items() if value.is_floating_point()]
+    problems += [f"missing {name}" for name in parameters if name.startswith(_EXPECTED) and name not in loaded]
+    if problems:
+        raise CheckpointError("the detector does not fit: " + ", ".join(problems))
+    model.load_state_dict(loaded, strict=False)
+    kept = tuple(name for name in parameters if name not in loaded)
+    return Initialised(tuple(loaded), kept, tuple(unused))
+
+
+def published_names(state: State) -> dict[str, Tensor]:
+    """A detector's parameters under the names of the published RLIP code; some under two.
+
+    Queries `[queries, 2 * dim]` (position, content) become `[queries, 3 * dim]`, the relations' content a copy of
+    the entities'; queries `[queries, dim]`, which are content only, are taken three times.
+    """
+    converted = any(key.startswith("sub_bbox_embed.") for key in state)
+    named: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if (converted and _LEFT_OVER.match(key)) or _DUPLICATES.match(key):
+            continue
+        for name in [key] if converted else _copies(key):
+            named[name] = value
+    queries, levels = named.get("query_embed.weight"), named.get("transformer.level_embed")
+    if queries is not None and levels is not None:
+        named["query_embed.weight"] = _three_parts(queries, levels.shape[1])
+    return named
+
+
+def _copies(key: str) -> list[str]:
+    for pattern, prefixes in _COPIES:
+        if re.match(pattern, key):
+            return [re.sub(pattern, prefix, key) for prefix in prefixes]
+    return [key]
+
+
+def _three_parts(queries: Tensor, dim: int) -> Tensor:
+    if queries.shape[1] == dim:
+        return queries.repeat(1, 3)
+    if queries.shape[1] == 2 * dim:
+        return torch.cat((queries, queries[:, dim:]), dim=1)
+    return queries
+
+
+def detector_config(state: State, kind: str, args: Mapping[str, Any] | None = None, **changes: Any) -> RLIPConfig:
+    """The published configuration of `kind` (see `preset`), with the sizes of a detector.
+
+    Raises:
+        CheckpointError: it is not a deformable detector.
+    """
+    if kind not in KINDS:
+        raise CheckpointError(f"there is no network {kind!r}, only {', '.join(KINDS)}")
+    layer = "transformer.encoder.layers.0."
+    needed = ("transformer.level_embed", layer + "self_attn.attention_weights.bias", layer + "linear1.bias")
+    absent = [key for key in needed if key not in state]
+    if absent:
+        raise CheckpointError(f"it is not a (DAB-)Deformable-DETR: it lacks {', '.join(absent)}")
+    levels, dim = state["transformer.level_embed"].shape
+    points = int((args or {}).get("enc_n_points", 4))
+    sizes: dict[str, Any] = {
+        "hidden_dim": dim,
+        "num_levels": levels,
+        "num_points": points,
+        "num_heads": state[layer + "self_attn.attention_weights.bias"].shape[0] // (levels * points),
+        "feedforward_dim": state[layer + "linear1.bias"].shape[0],
+        "encoder_layers": count(state, "transformer.encoder.layers."),
+    }
+    backbone = backbone_sizes(state, {})
+    name = _backbone_name(backbone)
+    if name in SWIN_SIZES:  # the published drop path of that size: the shapes don't tell it
+        backbone["drop_path"] = SWIN_SIZES[name].drop_path
+    del backbone["backbone"]
+    return preset(kind, name, **{**sizes, **backbone, **changes})
+
+
+def _backbone_name(sizes: Mapping[str, Any]) -> str:
+    if sizes["backbone"] == "resnet50":
+        return "resnet50"
+    for name, size in SWIN_SIZES.items():
+        if size.embed_dim == sizes["swin_embed_dim"] and list(size.depths) == sizes["swin_depths"]:
+            return name
+    return "swin_tiny"
+
+
+def _check_kind(config: RLIPConfig, state: State) -> None:
+    has_anchors = "tgt_embed.weight" in state
+    if isinstance(config, ParSeDAConfig) and not has_anchors:
+        raise CheckpointError("ParSeDA starts from a DAB-Deformable-DETR; this detector has no tgt_embed.weight")
+    if has_anchors and not isinstance(config, ParSeDAConfig):
+        raise CheckpointError("ParSeD and the R-Tagger start from a Deformable-DETR; this one is a DAB-Deformable-DETR")

@@ -1,0 +1,186 @@
+"""Starting from detectors: what goes where, and which detectors are refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlip_model.checkpoint import convert_detector
+from rlip_model.detector import detector_config, initialise_from_detector, published_names
+from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
+from rlip_model.pretrained import CheckpointError
+from tests.rlip_model.conftest import tiny_network
+from tests.rlip_model.official_names import official_state
+
+DETECTOR_LAYERS, DETECTOR_QUERIES, DIM = 6, 60, 64
+
+
+def detector(anchored: bool, seed: int = 3, query_width: int = 2 * DIM) -> dict[str, Tensor]:
+    """As Deformable-DETR or DAB-Deformable-DETR with box refinement is saved: every head under two names."""
+    published = official_state(tiny_network(ParSeDA if anchored else ParSeD, "none"))
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+
+    def add(key: str, shape: torch.Size) -> None:
+        state[key] = torch.randn(shape, generator=generator)
+
+    for key, value in published.items():
+        if re.match(r"backbone|input_proj|transformer\.level_embed", key):
+            add(key, value.shape)
+        elif re.match(r"transformer\.(ho_)?encoder\.layers", key):
+            add(key.replace("ho_encoder", "encoder"), value.shape)
+        elif re.match(r"transformer\.ho_decoder\.(query_scale|ref_point_head)", key):
+            add(key.replace("ho_decoder", "decoder"), value.shape)
+        elif key.startswith("transformer.ho_decoder.layers.0."):
+            for layer in range(DETECTOR_LAYERS):
+                add(key.replace("ho_decoder.layers.0.", f"decoder.layers.{layer}."), value.shape)
+        elif key.startswith("sub_bbox_embed.0."):
+            for head in range(DETECTOR_LAYERS):
+                name = key.replace("sub_bbox_embed.0.", f"bbox_embed.{head}.")
+                add(name, value.shape)
+                state["transformer.decoder." + name] = state[name]
+    for layer in range(DETECTOR_LAYERS):
+        add(f"class_embed.{layer}.weight", torch.Size((91, DIM)))
+    if anchored:
+        add("tgt_embed.weight", torch.Size((DETECTOR_QUERIES, DIM)))
+        add("refpoint_embed.weight", torch.Size((DETECTOR_QUERIES, 4)))
+    else:
+        add("query_embed.weight", torch.Size((DETECTOR_QUERIES, query_width)))
+        add("transformer.reference_points.weight", torch.Size((2, DIM)))
+        add("transformer.reference_points.bias", torch.Size((2,)))
+    return state
+
+
+@pytest.mark.parametrize(("kind", "anchored"), [(ParSeDA, True), (ParSeD, False), (RTagger, False)])
+def test_layers_and_heads(kind: type[ParSeD], anchored: bool) -> None:
+    network, state = tiny_network(kind), detector(anchored)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    report = initialise_from_detector(network, state)
+    for layer in range(3):
+        expected = state[f"transformer.decoder.layers.{layer}.linear1.weight"]
+        assert torch.equal(network.entity_decoder.layers[layer].linear1.weight, expected)
+        assert torch.equal(network.relation_decoder.layers[layer].linear1.weight, expected)
+        for decoder, head in ((network.entity_decoder, layer), (network.relation_decoder, layer + 3)):
+            expected = state[f"bbox_embed.{head}.layers.1.weight"]
+            assert torch.equal(decoder.subject_box_heads[layer].mlp.layers[1].weight, expected)
+            assert torch.equal(decoder.object_box_heads[layer].mlp.layers[1].weight, expected)
+    expected = state["transformer.encoder.layers.1.self_attn.value_proj.weight"]
+    assert torch.equal(network.encoder.layers[1].self_attn.value_proj.weight, expected)
+    assert torch.equal(network.image_encoder.level_embed, state["transformer.level_embed"])
+    assert set(report.loaded).isdisjoint(report.kept)
+    assert set(report.loaded) | set(report.kept) >= {name for name, _ in network.named_parameters()}
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in report.kept)
+    assert all(name.split(".")[0] in PARTS_WITHOUT_DETECTOR for name in report.kept)
+    assert {"class_embed.0.weight", "transformer.ho_decoder.layers.3.linear1.weight"} <= set(report.unused)
+
+
+PARTS_WITHOUT_DETECTOR = ("text_encoder", "encoder", "label_resizer", "scorer", "queries")
+
+
+def test_anchors_and_their_content() -> None:
+    network, state = tiny_network(ParSeDA), detector(anchored=True)
+    initialise_from_detector(network, state)
+    assert torch.equal(network.queries.anchors.weight, state["refpoint_embed.weight"][:40])
+    assert torch.equal(network.queries.content.weight, state["tgt_embed.weight"][:40])
+    assert torch.equal(network.queries.verb_content.weight, state["tgt_embed.weight"][:40])
+    scale = state["transformer.decoder.query_scale.layers.0.weight"]
+    for decoder in (network.entity_decoder, network.relation_decoder):
+        assert torch.equal(decoder.anchor_positions.query_scale.layers[0].weight, scale)
+
+
+@pytest.mark.parametrize(("width", "parts"), [(2 * DIM, (0, 1, 1)), (DIM, (0, 0, 0)), (3 * DIM, (0, 1, 2))])
+def test_learned_queries_get_a_third_part(width: int, parts: tuple[int, int, int]) -> None:
+    network, state = tiny_network(ParSeD), detector(anchored=False, query_width=width)
+    initialise_from_detector(network, state)
+    given = state["query_embed.weight"][:40].split(DIM, dim=1)
+    assert torch.equal(network.queries.query_embed.weight, torch.cat([given[part] for part in parts], dim=1))
+    points = network.queries.reference_points
+    for role in (points.subject, points.object):
+        assert torch.equal(role.weight, state["transformer.reference_points.weight"])
+
+
+@pytest.mark.parametrize(("kind", "anchored"), [(ParSeDA, True), (ParSeD, False)])
+def test_files_of_the_published_conversion_give_the_same(kind: type[ParSeD], anchored: bool) -> None:
+    """In them the relation decoder's heads have two names with different values; the one read last counts."""
+    state = detector(anchored)
+    converted = {**state, **published_names(state)}
+    for key in state:
+        if key.startswith("transformer.encoder."):
+            converted[key.replace("encoder", "ho_encoder", 1)] = state[key]
+    for decoder in ("ho", "verb"):
+        for role in ("sub", "obj"):
+            for key in [key for key in state if key.startswith("bbox_embed.")]:
+                converted[f"transformer.{decoder}_decoder.{role}_{key}"] = state[key]
+    networks = [tiny_network(kind), tiny_network(kind)]
+    for network, source in zip(networks, (state, converted), strict=True):
+        initialise_from_detector(network, source)
+    ours, theirs = (network.state_dict() for network in networks)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_all_that_does_not_fit_is_listed() -> None:
+    state = detector(anchored=False)
+    del state["bbox_embed.4.layers.0.bias"], state["transformer.level_embed"]
+    state["input_proj.0.1.weight"] = torch.zeros(3)
+    state["query_embed.weight"] = state["query_embed.weight"][:10]
+    with pytest.raises(CheckpointError) as caught:
+        initialise_from_detector(tiny_network(ParSeD), state)
+    for problem in (
+        "missing relation_decoder.subject_box_heads.1.mlp.layers.0.bias",
+        "missing relation_decoder.object_box_heads.1.mlp.layers.0.bias",
+        "missing image_encoder.level_embed",
+        "input_proj.0.1.weight has shape [3], expected [64]",
+        "query_embed.weight has shape [10, 128], expected [40, 192]",
+    ):
+        assert problem in str(caught.value)
+
+
+def test_detectors_of_the_other_kind_leave_the_network_alone() -> None:
+    with pytest.raises(CheckpointError, match="ParSeDA starts from a DAB-Deformable-DETR"):
+        initialise_from_detector(tiny_network(ParSeDA), detector(anchored=False))
+    network = tiny_network(RTagger)
+    before = network.entity_decoder.layers[0].linear1.weight.clone()
+    with pytest.raises(CheckpointError, match="start from a Deformable-DETR"):
+        initialise_from_detector(network, detector(anchored=True))
+    assert torch.equal(network.entity_decoder.layers[0].linear1.weight, before)
+
+
+def test_sizes_are_the_detectors() -> None:
+    config = detector_config(detector(anchored=True), "parseda", num_queries=40)
+    assert (config.hidden_dim, config.num_heads, config.feedforward_dim) == (64, 8, 128)
+    assert (config.swin_embed_dim, config.swin_depths, config.num_queries) == (12, [2, 2, 2, 2], 40)
+    with pytest.raises(CheckpointError, match=r"not a .*Deformable-DETR: it lacks transformer\.level_embed"):
+        detector_config({"a": torch.zeros(1)}, "parseda")
+    with pytest.raises(CheckpointError, match="no network 'detr', only parseda"):
+        detector_config({}, "detr")
+
+
+@pytest.mark.parametrize(("kind", "network"), [("parseda", ParSeDA), ("tagger", RTagger), ("rlipv1", ParSeD)])
+def test_a_folder_from_a_detector_and_a_roberta(
+    tmp_path: Path, tagger: RTagger, kind: str, network: type[RLIPModel]
+) -> None:
+    roberta = tmp_path / "roberta"
+    tagger.tokenizer.save_pretrained(roberta)
+    tagger.text_encoder.roberta.save_pretrained(roberta)
+    path = tmp_path / "detector.pth"
+    state = detector(anchored=kind == "parseda")
+    torch.save({"model": state, "optimizer": {"state": {}}}, path)
+    convert_detector(path, tmp_path / "a", kind, str(roberta), num_queries=40)
+    torch.manual_seed(99)
+    convert_detector(path, tmp_path / "b", kind, str(roberta), num_queries=40)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert files[0] == files[1], "what the detector has not follows from the seed"
+    made = network.from_pretrained(tmp_path / "a")
+    assert torch.equal(made.text_encoder.roberta.pooler.dense.weight, tagger.text_encoder.roberta.pooler.dense.weight)
+    assert torch.equal(made.image_encoder.level_embed, state["transformer.level_embed"])
+    assert torch.equal(made.encode_texts(["riding"]), tagger.encode_texts(["riding"]))
+
+
+def test_a_roberta_that_is_not_one(tmp_path: Path, tagger: RTagger) -> None:
+    tagger.tokenizer.save_pretrained(tmp_path / "words")
+    torch.save({"model": detector(anchored=True)}, tmp_path / "detector.pth")
+    with pytest.raises(CheckpointError, match="no RoBERTa in"):
+        convert_detector(tmp_path / "detector.pth", tmp_path / "out", "parseda", str(tmp_path / "words"))
+    assert not (tmp_path / "out").exists()
