@@ -4,8 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import RobertaModel
 from typer.testing import CliRunner
 
+from rlip_model.text import build_tokenizer
+from rlip_model.tiny import tiny_config
 from sgpipe.cli import _guess_split, app
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.write import shard_name, write_shard
@@ -161,3 +165,21 @@ def test_convert_refuses_what_is_no_checkpoint(tmp_path):
 )
 def test_the_split_is_guessed_from_the_file_name(name, split):
     assert _guess_split(Path("train") / name) == split
+
+
+def test_convert_from_a_detector_says_what_does_not_fit(tmp_path):
+    torch.save({"model": {"backbone.weight": torch.zeros(2)}}, tmp_path / "detector.pth")
+    tokenizer = build_tokenizer(["person dog riding next to holding under above near behind on in with at"])
+    tokenizer.save_pretrained(tmp_path / "roberta")
+    RobertaModel(tiny_config(len(tokenizer)).text_config).save_pretrained(tmp_path / "roberta")
+    common = ("convert", tmp_path / "detector.pth", "--out", tmp_path / "out", "--tokenizer", tmp_path / "roberta")
+    result = invoke(*common, "--as", "parseda")
+    assert result.exit_code == 2
+    assert "it is not a (DAB-)Deformable-DETR: it lacks transformer.level_embed" in result.stderr.splitlines()[-1]
+    result = invoke(*common, "--as", "parseda", "--first-rows")
+    assert result.exit_code == 2
+    assert "not for --as" in result.stderr.splitlines()[-1]
+    result = invoke(*common, "--as", "detr")
+    assert result.exit_code == 2
+    assert "there is no network 'detr', only parseda, parsed, tagger, rlipv1" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
