@@ -1,0 +1,35 @@
+"""Figures to log."""
+
+import torch
+
+from rlip_model.diagnostics import prediction_errors
+from rlip_model.matcher import MatchingCosts, match
+from rlip_model.targets import join
+from tests.rlip_model.samples import PAIRS, RELATIONS, perfect_layer, random_layer, random_triplets
+
+
+def test_perfect_predictions_have_no_errors() -> None:
+    triplets = random_triplets(3)
+    layer, batch = perfect_layer(triplets), join([triplets], RELATIONS)
+    errors = prediction_errors(layer, batch, match(layer, batch, MatchingCosts()))
+    assert errors.subject_class is not None
+    assert (float(errors.subject_class), float(errors.object_class), float(errors.cardinality)) == (0, 0, 0)
+
+
+def test_wrong_classes_are_counted_in_percent() -> None:
+    triplets = random_triplets(4)
+    layer, batch = perfect_layer(triplets), join([triplets], RELATIONS)
+    assignment = match(layer, batch, MatchingCosts())
+    layer.object_logits[0, 0] = layer.object_logits[0, 0].roll(1)
+    errors = prediction_errors(layer, batch, assignment)
+    assert float(errors.object_class) == 25
+
+
+def test_cardinality_is_the_mean_difference() -> None:
+    layer = random_layer(batch=2, subjects=False)
+    with torch.no_grad():
+        layer.object_logits[..., -1] = -10
+    batch = join([random_triplets(0), random_triplets(2)], RELATIONS)
+    errors = prediction_errors(layer, batch, match(layer, batch, MatchingCosts()))
+    assert float(errors.cardinality) == (PAIRS + PAIRS - 2) / 2
+    assert errors.subject_class is None

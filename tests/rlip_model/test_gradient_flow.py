@@ -1,0 +1,105 @@
+"""Training steps of whole networks: which parameters get a gradient, and that half precision stays finite."""
+
+import pytest
+import torch
+
+from rlip_model.losses import DetectionCriterion, Losses, TaggerCriterion
+from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
+from tests.rlip_model.conftest import tiny_network
+from tests.rlip_model.samples import OBJECTS, RELATIONS, random_triplets
+
+KINDS = (ParSeD, ParSeDA, RTagger)
+PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(5, 100, (OBJECTS + RELATIONS, 4), generator=torch.Generator().manual_seed(0))
+BOX_HEADS = ("relation_decoder.subject_box_heads", "relation_decoder.object_box_heads")
+
+
+def train_step(network: RLIPModel, counts: tuple[int, int] = (4, 3)) -> Losses:
+    network.train()
+    targets = [random_triplets(count) for count in counts]
+    labels = network.encode_tokens(TOKENS, torch.ones_like(TOKENS), OBJECTS)
+    if isinstance(network, RTagger):
+        losses = TaggerCriterion()(network(PIXELS, None, labels, targets), targets)
+    else:
+        losses = DetectionCriterion()(network(PIXELS, None, labels), targets, labels.features[0, OBJECTS:])
+    losses.total.backward()
+    return losses
+
+
+def without_gradient(network: RLIPModel) -> set[str]:
+    return {name for name, value in network.named_parameters() if value.requires_grad and value.grad is None}
+
+
+def box_heads(network: RLIPModel) -> set[str]:
+    """The relation decoder's, whose boxes only steer attention."""
+    return {name for name, _ in network.named_parameters() if name.startswith(BOX_HEADS)}
+
+
+@pytest.mark.parametrize("backbone", ["swin", "resnet50"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_but_the_relation_decoders_box_heads_learn(kind: type, backbone: str) -> None:
+    network = tiny_network(kind, backbone=backbone)
+    network.freeze()
+    frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    assert frozen
+    assert all(name.startswith("image_encoder.backbone.") for name in frozen)
+    train_step(network)
+    assert without_gradient(network) == box_heads(network)
+    assert len(box_heads(network)) == 36
+    assert all(value.grad is None for name, value in network.named_parameters() if name in frozen)
+
+
+@pytest.mark.parametrize("gating", ["GLIP", "VXAc", "XGating"])
+def test_gates_that_are_read_learn(gating: str) -> None:
+    network = tiny_network(ParSeDA, gating=gating)
+    train_step(network)
+    gates = {name: value for name, value in network.named_parameters() if name.endswith(".gamma")}
+    unused = without_gradient(network) - box_heads(network)
+    assert unused == (set(gates) if gating == "XGating" else set())
+    for value in gates.values():
+        if gating == "VXAc":
+            assert value.grad[0] != 0
+            assert value.grad[1:].eq(0).all()
+        if gating == "GLIP":
+            assert value.grad.ne(0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("verb_query", "unused"), [("vanilla", "verb_fusion"), ("MBF", "verb_content")])
+def test_parts_of_the_relation_query_that_are_not_asked_for(verb_query: str, unused: str) -> None:
+    network = tiny_network(ParSeDA, verb_query=verb_query)
+    train_step(network)
+    found = without_gradient(network) - box_heads(network)
+    assert found
+    assert found == {name for name, _ in network.named_parameters() if unused in name}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_without_triplets_trains(kind: type) -> None:
+    network = tiny_network(kind)
+    losses = train_step(network, (0, 0))
+    assert losses.total.isfinite()
+    assert all(value.grad.isfinite().all() for value in network.parameters() if value.grad is not None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_training_step_is_finite(kind: type) -> None:
+    network = tiny_network(kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = train_step(network)
+    assert losses.total.dtype == torch.float32
+    assert losses.total.isfinite()
+    gradients = [value.grad for value in network.parameters() if value.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert without_gradient(network) == box_heads(network)
+
+
+def test_training_lowers_the_loss() -> None:
+    network = tiny_network(ParSeDA, drop_path=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    totals = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        totals.append(float(train_step(network).total.detach()))
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+        optimizer.step()
+    assert min(totals[-2:]) < 0.85 * totals[0]

@@ -1,0 +1,228 @@
+"""Criteria: known values, order, empty batches, missing objects, switches, and where gradients go."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlip_model.heads import RelationOutput
+from rlip_model.losses import (
+    DetectionCriterion,
+    LayerLosses,
+    LossWeights,
+    TaggerCriterion,
+    class_loss,
+    mean_over_processes,
+)
+from rlip_model.targets import Triplets
+from tests.rlip_model.samples import (
+    OBJECTS,
+    PAIRS,
+    RELATIONS,
+    perfect_layer,
+    random_layer,
+    random_output,
+    random_triplets,
+)
+
+FEATURES = torch.randn(RELATIONS, 8, generator=torch.Generator().manual_seed(3))
+PLAIN = DetectionCriterion(quality_labels=False, pseudo_labels=False)
+CRITERIA: dict[str, Callable[[RelationOutput, list[Triplets]], object]] = {
+    "plain": PLAIN,
+    "quality": DetectionCriterion(pseudo_labels=False),
+    "pseudo": partial(DetectionCriterion(quality_labels=False), relation_features=FEATURES),
+    "pre-training": partial(DetectionCriterion(), relation_features=FEATURES),
+    "tagger": TaggerCriterion(),
+}
+
+
+def losses_of(layer: LayerLosses) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(layer).items() if isinstance(value, Tensor)}
+
+
+def shuffled(triplets: Triplets, order: list[int]) -> Triplets:
+    return Triplets(*(tensor[order] for tensor in vars(triplets).values()))
+
+
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name != "tagger"])
+def test_the_order_of_targets_does_not_matter(name: str) -> None:
+    images, output = [random_triplets(4), random_triplets(3)], random_output()
+    mixed = [shuffled(images[0], [2, 0, 3, 1]), shuffled(images[1], [1, 2, 0])]
+    plain, other = CRITERIA[name](output, images), CRITERIA[name](output, mixed)
+    for key, value in losses_of(plain.final).items():
+        torch.testing.assert_close(value, losses_of(other.final)[key])
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (2, 0)])
+def test_images_without_triplets(name: str, counts: tuple[int, int]) -> None:
+    output = random_output()
+    losses = CRITERIA[name](output, [random_triplets(count) for count in counts])
+    losses.total.backward()
+    assert losses.total.isfinite()
+    for tensor in vars(output.final).values():
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+    if counts == (0, 0):
+        for part in ("subject_box", "object_box", "subject_giou", "object_giou"):
+            assert float(getattr(losses.final, part)) == 0
+        if name == "tagger":
+            assert float(losses.total) == 0
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_all_objects_missing(name: str) -> None:
+    images = [replace(random_triplets(n), object_boxes=torch.zeros(n, 4)) for n in (2, 3)]
+    output = random_output()
+    losses = CRITERIA[name](output, images)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert float(losses.final.object_box) == float(losses.final.object_giou) == 0
+    assert float(losses.final.subject_box) > 0
+    assert output.final.object_boxes.grad is not None
+    assert output.final.object_boxes.grad.eq(0).all()
+
+
+def test_a_missing_object_is_left_out_of_the_mean() -> None:
+    triplets = random_triplets(2)
+    triplets.object_boxes[1] = 0
+    layer = random_layer(batch=1)
+    losses = TaggerCriterion()(RelationOutput(layer), [triplets]).final
+    expected = (layer.object_boxes[0, 0] - triplets.object_boxes[0]).abs().sum() / (1 + 1e-4)
+    torch.testing.assert_close(losses.object_box, expected)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_perfect_predictions_cost_nothing(name: str) -> None:
+    """Pseudo-labels aside, which ask for more than the truth."""
+    triplets = random_triplets(3)
+    losses = CRITERIA[name](RelationOutput(perfect_layer(triplets)), [triplets]).final
+    for key, value in losses_of(losses).items():
+        if key != "relation" or name not in ("pseudo", "pre-training"):
+            assert float(value) == pytest.approx(0, abs=1e-5), key
+
+
+def test_total_is_the_weighted_sum_over_all_layers() -> None:
+    output, images = random_output(), [random_triplets(2), random_triplets(3)]
+    weights = LossWeights(entity=2, relation=3, box=5, giou=7)
+    losses = replace(PLAIN, weights=weights)(output, images)
+    assert len(losses.auxiliary) == 2
+    total = 0.0
+    for layer in (losses.final, *losses.auxiliary):
+        total += 2 * float(layer.entity) + 3 * float(layer.relation)
+        total += 5 * float(layer.subject_box + layer.object_box) + 7 * float(layer.subject_giou + layer.object_giou)
+    assert float(losses.total) == pytest.approx(total, rel=1e-5)
+
+
+def test_every_layer_is_matched_for_itself() -> None:
+    images, output = [random_triplets(3), random_triplets(2)], random_output()
+    losses = PLAIN(output, images)
+    for layer, found in zip(output.auxiliary, losses.auxiliary, strict=True):
+        alone = PLAIN(RelationOutput(layer), images).final
+        torch.testing.assert_close(losses_of(found), losses_of(alone))
+
+
+def test_subjects_that_are_not_classified_cost_nothing() -> None:
+    images = [random_triplets(3)]
+    output = RelationOutput(random_layer(batch=1, subjects=False))
+    other = [replace(images[0], subject_labels=(images[0].subject_labels + 1) % (OBJECTS - 1))]
+    for criterion in (PLAIN, TaggerCriterion()):
+        torch.testing.assert_close(criterion(output, images).total, criterion(output, other).total)
+
+
+def test_no_objects_weighs_a_tenth() -> None:
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    negative = -logits.log_softmax(-1)
+    expected = (negative[0, 1] + 0.1 * negative[1, 2]) / 1.1
+    torch.testing.assert_close(class_loss(logits, torch.tensor([1, 2]), 0.1), expected)
+
+
+def test_unmatched_queries_are_no_objects() -> None:
+    layer = random_layer(batch=1)
+    losses = PLAIN(RelationOutput(layer), [random_triplets(0)]).final
+    assert layer.subject_logits is not None
+    expected = sum(-logits.log_softmax(-1)[..., -1].mean() for logits in (layer.object_logits, layer.subject_logits))
+    torch.testing.assert_close(losses.entity, expected)
+
+
+def test_unused_slots_of_the_tagger_get_no_gradient() -> None:
+    output = random_output(batch=2)
+    TaggerCriterion()(output, [random_triplets(2), random_triplets(0)]).total.backward()
+    for tensor in vars(output.final).values():
+        assert tensor.grad[0, :2].abs().sum() > 0
+        assert tensor.grad[0, 2:].eq(0).all()
+        assert tensor.grad[1].eq(0).all()
+
+
+def test_the_tagger_is_not_matched() -> None:
+    """Given pairs in another order than the queries would be told as errors."""
+    triplets = random_triplets(3)
+    layer = perfect_layer(triplets)
+    right = TaggerCriterion()(RelationOutput(layer), [triplets]).total
+    wrong = TaggerCriterion()(RelationOutput(layer), [shuffled(triplets, [1, 2, 0])]).total
+    assert float(wrong) > float(right) + 1
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_pseudo_labels_move_the_text_encoder_only_if_asked_to(published: bool) -> None:
+    features = FEATURES.clone().requires_grad_()
+    criterion = DetectionCriterion(pseudo_label_gradient=published)
+    criterion(random_output(), [random_triplets(3), random_triplets(2)], features).total.backward()
+    assert (features.grad is not None) is published
+    if published:
+        assert features.grad is not None
+        assert features.grad.abs().sum() > 0
+
+
+def test_pseudo_labels_without_features() -> None:
+    with pytest.raises(ValueError, match="need the features of the relation texts"):
+        DetectionCriterion()(random_output(), [random_triplets(1), random_triplets(1)])
+
+
+def test_worse_boxes_lower_the_quality_of_labels() -> None:
+    """A certain relation score is right for a perfect box and too high for a bad one."""
+    triplets = random_triplets(2)
+    good = perfect_layer(triplets)
+    bad = replace(good, object_boxes=(good.object_boxes * torch.tensor([1.0, 1.0, 0.3, 0.3])))
+    criterion = DetectionCriterion(pseudo_labels=False)
+    losses = [float(criterion(RelationOutput(layer), [triplets]).final.relation) for layer in (good, bad)]
+    assert losses[0] < 1e-4 < losses[1]
+    plain = [float(PLAIN(RelationOutput(layer), [triplets]).final.relation) for layer in (good, bad)]
+    assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_autocast_does_not_change_the_losses(name: str) -> None:
+    output, images = random_output(), [random_triplets(3), random_triplets(2)]
+    expected = CRITERIA[name](output, images).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = CRITERIA[name](output, images).total
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_more_triplets_than_queries() -> None:
+    losses = PLAIN(random_output(batch=1), [random_triplets(PAIRS + 2)])
+    assert losses.total.isfinite()
+
+
+def test_gradients_are_those_of_the_numbers() -> None:
+    """Finite differences, in double precision."""
+    images = [random_triplets(2), random_triplets(1)]
+    images = [Triplets(*(t.double() if t.is_floating_point() else t for t in vars(each).values())) for each in images]
+    layer = random_layer()
+    leaves = [tensor.detach().double().requires_grad_() for tensor in vars(layer).values()]
+
+    def total(*tensors: Tensor) -> Tensor:
+        output = RelationOutput(type(layer)(*tensors))
+        return PLAIN(output, images).total
+
+    assert torch.autograd.gradcheck(total, leaves, atol=1e-5)
+
+
+def test_alone_the_mean_over_processes_is_the_count() -> None:
+    assert mean_over_processes(5, torch.device("cpu")) == 5
+    assert mean_over_processes(0, torch.device("cpu")) == 1

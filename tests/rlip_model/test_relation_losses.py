@@ -1,0 +1,106 @@
+"""Focal losses in their limits; soft labels within their range."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlip_model.matcher import MatchingCosts, match
+from rlip_model.relation_losses import focal_loss, pseudo_labels, quality_focal_loss, relation_quality
+from rlip_model.targets import join
+from tests.rlip_model.samples import RELATIONS, perfect_layer, random_layer, random_triplets
+
+
+def test_with_hard_labels_quality_focal_loss_is_focal_loss() -> None:
+    """Exponent 2 on both sides: for labels 0 and 1 the two are the same number."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(7, 5, generator=generator)
+    labels = (torch.rand(7, 5, generator=generator) < 0.4).float()
+    torch.testing.assert_close(quality_focal_loss(logits, labels), focal_loss(logits, labels))
+
+
+def test_known_values_at_even_odds() -> None:
+    logits, labels = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    assert float(focal_loss(logits, labels)) == pytest.approx(0.5 * 0.6931472, rel=1e-5)
+    assert float(quality_focal_loss(logits, torch.tensor([[0.5, 0.5]]))) == 0
+
+
+def test_quality_focal_loss_is_least_at_the_label() -> None:
+    label = torch.tensor([[0.3]])
+    losses = [float(quality_focal_loss(torch.tensor([[p]]).logit(), label)) for p in (0.1, 0.29, 0.3, 0.31, 0.6)]
+    assert losses[2] == pytest.approx(0, abs=1e-6)
+    assert losses[0] > losses[1] > losses[2] < losses[3] < losses[4]
+
+
+@pytest.mark.parametrize("loss", [focal_loss, quality_focal_loss])
+def test_no_positive_entry_is_a_plain_sum(loss: object) -> None:
+    assert callable(loss)
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    probability = logits.sigmoid()
+    expected = -((1 - probability).log() * probability**2).sum()
+    torch.testing.assert_close(loss(logits, torch.zeros(3, 4)), expected)
+    assert float(loss(torch.zeros(0, 4), torch.zeros(0, 4))) == 0
+
+
+@pytest.mark.parametrize("loss", [focal_loss, quality_focal_loss])
+def test_certain_and_wrong_is_finite(loss: object) -> None:
+    assert callable(loss)
+    logits = torch.tensor([[1000.0, -1000.0]], requires_grad=True)
+    value = loss(logits, torch.tensor([[0.0, 1.0]]))
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_quality_lies_between_zero_and_one_and_is_one_for_perfect_boxes() -> None:
+    batch = join([random_triplets(4), random_triplets(3)], RELATIONS)
+    output = random_layer()
+    quality = relation_quality(output, batch, match(output, batch, MatchingCosts()))
+    assert quality.min() >= 0
+    assert quality.max() < 1
+    assert not quality.requires_grad
+    triplets = random_triplets(3)
+    batch, perfect = join([triplets], RELATIONS), perfect_layer(triplets)
+    quality = relation_quality(perfect, batch, match(perfect, batch, MatchingCosts()))
+    torch.testing.assert_close(quality, torch.ones(3))
+
+
+def test_quality_is_that_of_the_worse_box_or_of_the_only_one() -> None:
+    triplets = random_triplets(1)
+    perfect = perfect_layer(triplets)
+    shifted = replace(perfect, object_boxes=perfect.object_boxes + torch.tensor([0.9, 0.9, 0.0, 0.0]))
+    batch = join([triplets], RELATIONS)
+    assignment = match(perfect, batch, MatchingCosts())
+    assert float(relation_quality(shifted, batch, assignment)) < 0.5
+    without = join([replace(triplets, object_boxes=torch.zeros(1, 4))], RELATIONS)
+    assert float(relation_quality(shifted, without, assignment)) == pytest.approx(1)
+
+
+def test_pseudo_labels_of_a_small_space() -> None:
+    features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0], [0.0, 10.0]])
+    found = pseudo_labels(torch.tensor([[1.0, 0, 0, 0]]), features)
+    # distances 0, 1, 5, 10: similarities 10, 9, 5, 0 of at most 10
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.9, 0.5, 0.0]]), atol=1e-5, rtol=0)
+    assert pseudo_labels(torch.tensor([[1.0, 0, 0, 0]]), features, threshold=0.6).tolist()[0][2] == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_pseudo_labels_stay_in_range(count: int) -> None:
+    labels = random_triplets(count).relation_labels
+    found = pseudo_labels(labels, torch.randn(RELATIONS, 8, generator=torch.Generator().manual_seed(count)))
+    assert found.shape == labels.shape
+    assert (found[labels == 1] == 0).all()
+    assert ((found == 0) | ((found > 0.3) & (found <= 1))).all()
+
+
+def test_pseudo_labels_where_there_is_nothing_to_compare() -> None:
+    """One relation, equal texts, pairs without relation: no division by zero."""
+    same = torch.ones(3, 8)
+    for labels, features in (
+        (torch.ones(2, 1), torch.ones(1, 8)),
+        (torch.eye(3), same),
+        (torch.zeros(2, 3), torch.randn(3, 8)),
+    ):
+        assert pseudo_labels(labels, features).isfinite().all()
+    assert pseudo_labels(torch.zeros(2, 3), torch.randn(3, 8)).eq(0).all()
