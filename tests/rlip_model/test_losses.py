@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 
 from rlip_model.heads import RelationOutput
 from rlip_model.losses import (
@@ -68,7 +69,7 @@ def test_images_without_triplets(name: str, counts: tuple[int, int]) -> None:
         assert tensor.grad.isfinite().all()
     if counts == (0, 0):
         for part in ("subject_box", "object_box", "subject_giou", "object_giou"):
-            assert float(getattr(losses.final, part)) == 0
+            assert float(getattr(losses.final, part).detach()) == 0
         if name == "tagger":
             assert float(losses.total) == 0
 
@@ -226,3 +227,15 @@ def test_gradients_are_those_of_the_numbers() -> None:
 def test_alone_the_mean_over_processes_is_the_count() -> None:
     assert mean_over_processes(5, torch.device("cpu")) == 5
     assert mean_over_processes(0, torch.device("cpu")) == 1
+
+
+def _count_in_a_process(rank: int, meeting: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    counts = [mean_over_processes(count, torch.device("cpu")) for count in ((5, 2)[rank], (1, 0)[rank])]
+    distributed.destroy_process_group()
+    assert counts == [3.5, 1.0]
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_number_of_triplets(tmp_path: Path) -> None:
+    multiprocessing.spawn(_count_in_a_process, args=(str(tmp_path / "meeting"),), nprocs=2)

@@ -1,0 +1,100 @@
+"""Scene graphs to targets."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from rlip_model.training.annotations import AnnotationError, SceneGraph, label_scene
+
+WIDTH, HEIGHT = 100, 50
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    objects = [
+        {"object_id": 7, "names": "man", "x": 10, "y": 10, "w": 20, "h": 30},
+        {"object_id": 8, "names": "horse", "x": 40, "y": 20, "w": 80, "h": 20},
+        {"object_id": 9, "names": "man", "x": 0, "y": 0, "w": 10, "h": 10},
+    ]
+    relations = [
+        {"subject_id": 7, "object_id": 8, "predicate": "riding"},
+        {"subject_id": 9, "object_id": 8, "predicate": "near", "confidence": 0.4},
+        {"subject_id": 7, "object_id": 8, "predicate": "on", "confidence": 0.2},
+        {"subject_id": 7, "object_id": 7, "predicate": "near", "confidence": 0.19},
+    ]
+    return {"image_id": 5, "objects": objects, "relationships": relations, **changes}
+
+
+def graph(**changes: Any) -> SceneGraph:
+    return SceneGraph.from_json(annotation(**changes))
+
+
+def test_relations_of_the_same_objects_become_one_triplet() -> None:
+    found = label_scene(graph(), WIDTH, HEIGHT, 100).labelled_triplets(WIDTH, HEIGHT)
+    assert found.object_texts == ("man", "horse")
+    assert found.relation_texts == ("riding", "near", "on")
+    assert found.triplets.relation_labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
+    assert found.triplets.subject_labels.tolist() == [0, 0, 0]
+    assert found.triplets.object_labels.tolist() == [1, 1, 0]
+
+
+def test_boxes_are_cut_off_and_normalised() -> None:
+    triplets = label_scene(graph(), WIDTH, HEIGHT, 100).labelled_triplets(WIDTH, HEIGHT).triplets
+    torch.testing.assert_close(triplets.subject_boxes[0], torch.tensor([0.2, 0.5, 0.2, 0.6]))
+    torch.testing.assert_close(triplets.object_boxes[0], torch.tensor([0.7, 0.6, 0.6, 0.4]))
+
+
+def test_only_the_first_relations_and_their_names() -> None:
+    found = label_scene(graph(), WIDTH, HEIGHT, 2).labelled_triplets(WIDTH, HEIGHT)
+    assert found.relation_texts == ("riding", "near")
+    assert len(found.triplets) == 2
+
+
+def test_doubtful_relations_go_and_annotated_ones_stay() -> None:
+    assert [item.predicate for item in graph().confident(0.2).relations] == ["riding", "near", "on"]
+    assert [item.predicate for item in graph().confident(1.0).relations] == ["riding"]
+
+
+def test_dropped_objects_take_their_relations_along() -> None:
+    scene = label_scene(graph(), WIDTH, HEIGHT, 100).keep(torch.tensor([True, True, False]))
+    found = scene.labelled_triplets(WIDTH, HEIGHT)
+    assert found.triplets.relation_labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert found.object_texts == ("man", "horse")
+    scene = label_scene(graph(), WIDTH, HEIGHT, 100).keep(torch.tensor([False, True, True]))
+    found = scene.labelled_triplets(WIDTH, HEIGHT)
+    assert scene.relations.tolist() == [[1, 0, 1]]
+    torch.testing.assert_close(found.triplets.subject_boxes, torch.tensor([[0.05, 0.1, 0.1, 0.2]]))
+
+
+def test_objects_outside_the_picture_are_dropped() -> None:
+    """Cut off they would have no area, and one of zeros would look like a missing object."""
+    moved = annotation()
+    moved["objects"][2].update(x=-50, y=-50)
+    scene = label_scene(SceneGraph.from_json(moved), WIDTH, HEIGHT, 100)
+    assert scene.boxes.shape == (2, 4)
+    assert scene.relations[:, :2].max() == 1
+
+
+def test_resizing_moves_boxes_with_the_picture() -> None:
+    scene = label_scene(graph(), WIDTH, HEIGHT, 100)
+    before = scene.labelled_triplets(WIDTH, HEIGHT).triplets
+    after = scene.resized(3, 5).labelled_triplets(3 * WIDTH, 5 * HEIGHT).triplets
+    torch.testing.assert_close(after.subject_boxes, before.subject_boxes)
+
+
+@pytest.mark.parametrize("nothing", [{"relationships": []}, {"relationships": [], "objects": []}])
+def test_images_without_relations_have_no_triplets(nothing: dict[str, Any]) -> None:
+    triplets = label_scene(graph(**nothing), WIDTH, HEIGHT, 100).labelled_triplets(WIDTH, HEIGHT).triplets
+    assert triplets.subject_boxes.shape == triplets.object_boxes.shape == (0, 4)
+    assert triplets.subject_labels.dtype == torch.long
+    assert triplets.relation_labels.shape == (0, 0)
+
+
+def test_wrong_annotations_are_named() -> None:
+    lost = [{"subject_id": 7, "object_id": 99, "predicate": "on"}]
+    with pytest.raises(AnnotationError, match="image 5 relates object 99"):
+        label_scene(graph(relationships=lost), WIDTH, HEIGHT, 100)
+    with pytest.raises(AnnotationError, match="image 5 has no 'predicate'"):
+        graph(relationships=[{"subject_id": 7, "object_id": 8}])
+    with pytest.raises(AnnotationError, match="image 5 has no 'objects'"):
+        SceneGraph.from_json({"image_id": 5})

@@ -1,0 +1,136 @@
+"""Merged and extended label texts."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlip_model.targets import Triplets
+from rlip_model.text import NO_OBJECTS
+from rlip_model.training.sampling import (
+    LabelledTriplets,
+    NegativeSampling,
+    Strategy,
+    Vocabulary,
+    extend,
+    merge,
+    relabelled,
+    union,
+)
+
+OBJECTS = Vocabulary.from_counts({name: 100 // rank for rank, name in enumerate("abcdefghijklmnop", 1)})
+RELATIONS = Vocabulary.from_counts({"on": 50, "near": 20, "riding": 5, "under": 2, "behind": 1})
+
+
+def image(objects: str, relations: tuple[str, ...], rows: list[tuple[str, str, tuple[str, ...]]]) -> LabelledTriplets:
+    labels = torch.zeros(len(rows), len(relations))
+    for row, (_, _, names) in enumerate(rows):
+        labels[row, [relations.index(name) for name in names]] = 1
+    places = [[objects.index(row[end]) for row in rows] for end in (0, 1)]
+    boxes = torch.zeros(len(rows), 4)
+    subjects, others = (torch.tensor(place, dtype=torch.long) for place in places)
+    return LabelledTriplets(Triplets(boxes, boxes, subjects, others, labels), tuple(objects), relations)
+
+
+BATCH = [
+    image("xab", ("on", "holding"), [("x", "a", ("on",)), ("b", "x", ("on", "holding"))]),
+    image("bc", ("near", "on"), [("c", "b", ("near",))]),
+    image("d", (), []),
+]
+
+
+def read(triplets: Triplets, objects: tuple[str, ...], relations: tuple[str, ...]) -> list[tuple[str, str, set[str]]]:
+    return [
+        (objects[subject], objects[other], {name for name, there in zip(relations, row, strict=True) if there})
+        for subject, other, row in zip(
+            triplets.subject_labels.tolist(),
+            triplets.object_labels.tolist(),
+            triplets.relation_labels.tolist(),
+            strict=True,
+        )
+    ]
+
+
+@pytest.mark.parametrize("texts", [0, 12, 24])
+@pytest.mark.parametrize("strategy", ["frequency", "uniform"])
+def test_what_triplets_say_does_not_change(texts: int, strategy: Strategy) -> None:
+    sampling = NegativeSampling(OBJECTS, RELATIONS, texts, strategy, strategy)
+    merged = merge(BATCH, sampling, random.Random(0))
+    assert merged.object_texts[:5] == ("x", "a", "b", "c", "d")
+    assert merged.relation_texts[:3] == ("on", "holding", "near")
+    assert merged.object_texts[-1] == NO_OBJECTS
+    assert len(merged.object_texts) == max(5, sampling.num_objects) + 1
+    for before, after in zip(BATCH, merged.triplets, strict=True):
+        said = read(before.triplets, before.object_texts, before.relation_texts)
+        assert read(after, merged.object_texts, merged.relation_texts) == said
+        assert after.relation_labels.shape == (len(said), len(merged.relation_texts))
+
+
+def test_without_sampling_only_the_texts_of_the_images() -> None:
+    merged = merge(BATCH)
+    assert merged.object_texts == ("x", "a", "b", "c", "d", NO_OBJECTS)
+    assert merged.relation_texts == ("on", "holding", "near")
+
+
+def test_two_thirds_are_objects() -> None:
+    sampling = NegativeSampling(OBJECTS, RELATIONS)
+    assert (sampling.num_objects, sampling.num_relations) == (333, 167)
+
+
+def test_the_same_state_gives_the_same_batch() -> None:
+    sampling = NegativeSampling(OBJECTS, RELATIONS, 15)
+    first, second, other = (merge(BATCH, sampling, random.Random(seed)).object_texts for seed in (1, 1, 2))
+    assert first == second != other
+    with pytest.raises(ValueError, match="give rng"):
+        merge(BATCH, sampling)
+
+
+@given(st.integers(0, 40), st.integers(0, 10**6), st.sampled_from(["frequency", "uniform"]))
+def test_names_are_new_and_never_more_than_there_are(wanted: int, seed: int, strategy: Strategy) -> None:
+    names = ["x", "a", "c"]
+    extended = extend(names, OBJECTS, wanted, strategy, random.Random(seed))
+    assert extended[:3] == names
+    assert len(set(extended)) == len(extended) == max(3, min(wanted, 17))
+    assert set(extended) <= {"x", *OBJECTS.names}
+
+
+@pytest.mark.parametrize("strategy", ["frequency", "uniform"])
+def test_a_name_that_is_hardly_ever_drawn_does_not_hold_up(strategy: Strategy) -> None:
+    """One in 10^15: drawing until it comes would not end."""
+    lopsided = Vocabulary(("often", "once"), (10**15, 1))
+    drawn = extend(["often"], lopsided, 500, strategy, random.Random(0))
+    assert drawn == ["often", "once"]
+
+
+def test_an_empty_vocabulary_adds_nothing() -> None:
+    assert extend(["a"], Vocabulary((), ()), 5, "frequency", random.Random(0)) == ["a"]
+
+
+@pytest.mark.parametrize("strategy", ["frequency", "uniform"])
+def test_names_come_as_often_as_they_should(strategy: Strategy) -> None:
+    rng = random.Random(0)
+    vocabulary = Vocabulary.from_counts({"rare": 1, "common": 6, "usual": 3})
+    first = Counter(extend([], vocabulary, 1, strategy, rng)[0] for _ in range(4000))
+    shares = {"common": 0.6, "usual": 0.3, "rare": 0.1} if strategy == "frequency" else dict.fromkeys(first, 1 / 3)
+    for name, share in shares.items():
+        assert first[name] / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_vocabularies() -> None:
+    assert Vocabulary.from_counts({"a": 1, "b": 3, "c": 1}).names == ("b", "a", "c")
+    with pytest.raises(ValueError, match="distinct"):
+        Vocabulary(("a", "a"), (1, 1))
+    with pytest.raises(ValueError, match="that occur"):
+        Vocabulary(("a",), (0,))
+
+
+def test_union_keeps_the_order() -> None:
+    assert union([["b", "a"], [], ["a", "c", "b"]]) == ["b", "a", "c"]
+
+
+def test_relabelling_needs_all_of_an_images_texts() -> None:
+    with pytest.raises(KeyError):
+        relabelled(BATCH[1], ["b"], ["near", "on"])
