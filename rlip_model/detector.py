@@ -28,7 +28,7 @@ _COPIES = [
     (r"^transformer\.reference_points\.", ("transformer.reference_points_sub.", "transformer.reference_points_obj.")),
     (r"^tgt_embed\.", ("tgt_embed.", "verb_tgt_embed.")),
 ]
-_DUPLICATES = re.compile(r"^transformer\.decoder\.bbox_embed\.")  # second names of the top-level heads
+_DUPLICATES = re.compile(r"^transformer\.\w*decoder\.(sub_|obj_)?bbox_embed\.")  # second names of top-level heads
 _LEFT_OVER = re.compile(r"^(transformer\.decoder|bbox_embed|transformer\.reference_points)\.")
 _QUERIES = re.compile(r"^queries\.(query_embed|content|verb_content|anchors)\.weight$")
 _EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_decoder.")
@@ -36,7 +36,7 @@ _EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_d
 
 @dataclass(frozen=True)
 class Initialised:
-    """Which of our parameters came from the detector, which kept their values, and what the detector had besides."""
+    """Our parameters that came from the detector, ours that kept their values, and the detector's without a place."""
 
     loaded: tuple[str, ...]
     kept: tuple[str, ...]
@@ -59,24 +59,25 @@ def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
     _check_kind(model.config, state)
     own = model.state_dict()
     loaded: dict[str, Tensor] = {}
-    unused, problems = [], []
-    for key, value in published_names(state).items():
-        name = renamed(key, model.config.decoder_layers)
-        if is_ignored(key, model.config) or name not in own:
-            unused.append(key)
+    used, problems = set(), []
+    values = published_names(state)
+    for published, key in _sources(state).items():
+        name, value = renamed(published, model.config.decoder_layers), values[published]
+        if is_ignored(published, model.config) or name not in own:
             continue
         if _QUERIES.match(name):
             value = value[: own[name].shape[0]]
         if value.shape != own[name].shape:
             problems.append(f"{key} has shape {list(value.shape)}, expected {list(own[name].shape)}")
         loaded[name] = value
+        used.add(key)
     parameters = [name for name, value in own.items() if value.is_floating_point()]
     problems += [f"missing {name}" for name in parameters if name.startswith(_EXPECTED) and name not in loaded]
     if problems:
         raise CheckpointError("the detector does not fit: " + ", ".join(problems))
     model.load_state_dict(loaded, strict=False)
     kept = tuple(name for name in parameters if name not in loaded)
-    return Initialised(tuple(loaded), kept, tuple(unused))
+    return Initialised(tuple(loaded), kept, tuple(key for key in state if key not in used | _second_names(state)))
 
 
 def published_names(state: State) -> dict[str, Tensor]:
@@ -85,17 +86,28 @@ def published_names(state: State) -> dict[str, Tensor]:
     Queries `[queries, 2 * dim]` (position, content) become `[queries, 3 * dim]`, the relations' content a copy of
     the entities'; queries `[queries, dim]`, which are content only, are taken three times.
     """
-    converted = any(key.startswith("sub_bbox_embed.") for key in state)
-    named: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if (converted and _LEFT_OVER.match(key)) or _DUPLICATES.match(key):
-            continue
-        for name in [key] if converted else _copies(key):
-            named[name] = value
+    named = {name: state[key] for name, key in _sources(state).items()}
     queries, levels = named.get("query_embed.weight"), named.get("transformer.level_embed")
     if queries is not None and levels is not None:
         named["query_embed.weight"] = _three_parts(queries, levels.shape[1])
     return named
+
+
+def _sources(state: State) -> dict[str, str]:
+    """For each published name, the detector's own."""
+    keys = [key for key in state if key not in _second_names(state)]
+    if _is_converted(state):
+        return {key: key for key in keys if not _LEFT_OVER.match(key)}
+    return {name: key for key in keys for name in _copies(key)}
+
+
+def _is_converted(state: State) -> bool:
+    """Whether the published conversion script has been here: its names beside the detector's."""
+    return any(key.startswith("sub_bbox_embed.") for key in state)
+
+
+def _second_names(state: State) -> set[str]:
+    return {key for key in state if _DUPLICATES.match(key)}
 
 
 def _copies(key: str) -> list[str]:

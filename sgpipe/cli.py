@@ -173,7 +173,9 @@ def convert(
             if gating or verb_query or first_rows:
                 raise UserError("--gating, --verb-query and --first-rows are for official checkpoints, not for --as")
             made = convert_detector(checkpoint, out, kind, tokenizer, 200 if queries is None else queries)
-            _out.print(f"{len(made.loaded)} parameters from the detector, {len(made.unused)} of its own unused")
+            parts = sorted({".".join(name.split(".")[:2]) for name in made.kept})
+            _out.print(f"not used of the detector: {', '.join(made.unused) or 'nothing'}")
+            _out.print(f"not from the detector: {', '.join(parts)}")
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
     _out.print(f"wrote {out}")

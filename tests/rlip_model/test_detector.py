@@ -73,7 +73,10 @@ def test_layers_and_heads(kind: type[ParSeD], anchored: bool) -> None:
     assert set(report.loaded) | set(report.kept) >= {name for name, _ in network.named_parameters()}
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in report.kept)
     assert all(name.split(".")[0] in PARTS_WITHOUT_DETECTOR for name in report.kept)
-    assert {"class_embed.0.weight", "transformer.ho_decoder.layers.3.linear1.weight"} <= set(report.unused)
+    without_place = re.compile(r"class_embed\.|transformer\.decoder\.layers\.[345]\.|query_embed\.")
+    assert all(without_place.match(key) for key in report.unused)
+    assert {"class_embed.0.weight", "transformer.decoder.layers.3.linear1.weight"} <= set(report.unused)
+    assert ("query_embed.weight" in report.unused) == (kind is RTagger)
 
 
 PARTS_WITHOUT_DETECTOR = ("text_encoder", "encoder", "label_resizer", "scorer", "queries")

@@ -29,6 +29,7 @@ UNREAD_QUERIES = 200 * 3 * 256  # the published R-Tagger holds ParSeD's queries,
         ("parsed", "swin_tiny", 213_663_278),
         ("tagger", "resnet50", 206_642_164 - UNREAD_QUERIES),
         ("tagger", "swin_tiny", 213_715_758 - UNREAD_QUERIES),
+        ("rlipv1", "resnet50", 171_154_420),
     ],
 )
 def test_as_many_parameters_as_published(kind: str, backbone: str, published: int) -> None:
