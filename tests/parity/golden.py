@@ -162,12 +162,13 @@ class Report:
         self.rows.append(Row(section, name, largest, tolerance, bool((difference <= allowed).all())))
 
     def compare_number(
-        self, section: str, name: str, found: Tensor, expected: float, relative: float, absolute: float = 0.0
+        self, section: str, name: str, found: Tensor, expected: float, tolerance: float, zero: float = 0.0
     ) -> None:
-        """Relative difference, where the value is not smaller than `absolute`."""
-        difference = abs(float(found.detach()) - expected)
-        size = max(abs(expected), absolute / relative) or 1.0
-        self.rows.append(Row(section, name, difference / size, relative, difference <= relative * size))
+        """Relative difference; two values that are both not above `zero` are equal."""
+        value = float(found.detach())
+        difference = 0.0 if max(abs(value), abs(expected)) <= zero else abs(value - expected)
+        relative = difference / abs(expected) if expected else difference
+        self.rows.append(Row(section, name, relative, tolerance, relative <= tolerance))
 
     def require(self, section: str, name: str, holds: bool) -> None:
         """A row for something that is right or wrong, without measure."""

@@ -22,7 +22,7 @@ from tests.parity.forward import run_network
 from tests.parity.golden import Golden, Report
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
-SMALLEST_GRADIENT = 1e-6  # norms below are rounding errors of gradients that are zero
+SMALLEST_GRADIENT = 1e-6  # less is the rounding error of a gradient that is zero: attention key biases
 NUDGES, ROUNDING = 4, 1e-6
 ZERO_OBJECT = re.compile(r"zero_obj_box_img(\d+)_pair(\d+)$")
 

@@ -179,6 +179,14 @@ def test_not_a_number_never_passes() -> None:
     assert [row.within for row in report.rows] == [False, True, False]
 
 
+def test_numbers_are_compared_relatively() -> None:
+    report = Report(small=True)
+    for found, expected in ((1.0009, 1.0), (1.002, 1.0), (2e-4, 1.99e-4), (9e-7, 1e-8), (2e-6, 1e-8), (0.0, 1.0)):
+        report.compare_number("a", "b", torch.tensor(found), expected, 1e-3, zero=1e-6)
+    report.compare_number("a", "nan", torch.tensor(float("nan")), 1.0, 1e-3, zero=1e-6)
+    assert [row.within for row in report.rows] == [True, False, False, True, False, False, False]
+
+
 def test_probes_guard_the_seeded_weights(oracle: Path) -> None:
     golden = open_golden(oracle / "golden" / "model" / "tagger_vxac" / "full_swint")
     assert not golden.small
