@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -40,12 +42,17 @@ _WORKER_ARGS = {"max_restarts": 8, "max_task_retries": 3}  # a unit that kills i
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Rows `start` to `stop` of a split; with `redo`, only the error rows of that earlier shard."""
+    """Rows `start` to `stop` of a split.
+
+    `revises` names an earlier shard of these rows: one that was lost, or, with `redo`, one whose error rows (and
+    only these) are done again.
+    """
 
     split: str
     start: int
     stop: int
-    redo: str | None = None
+    revises: str | None = None
+    redo: bool = False
     revision: int = 0
 
 
@@ -67,9 +74,9 @@ class UnitReader:
 
     def __call__(self, unit: WorkUnit) -> list[Record]:
         records = SourceIndex(self.indexes[unit.split]).records(unit.start, unit.stop)
-        if unit.redo is None:
+        if not (unit.redo and unit.revises):
             return records
-        failed = read_file(self.root / unit.redo, ["status"])["status"].to_pylist()
+        failed = read_file(self.root / unit.revises, ["status"])["status"].to_pylist()
         return [record for record, status in zip(records, failed, strict=True) if status == "error"]
 
 
@@ -80,9 +87,9 @@ class UnitWriter:
         self.root = root
 
     def __call__(self, unit: WorkUnit, records: list[Record], seconds: dict[str, float]) -> ShardEntry:
-        if unit.redo is not None:
+        if unit.redo and unit.revises:
             again = iter(records)
-            earlier = from_table(read_file(self.root / unit.redo))
+            earlier = from_table(read_file(self.root / unit.revises))
             records = [record if record.ok else next(again) for record in earlier]
         name = shard_name(unit.split, unit.start, unit.stop, unit.revision)
         return write_shard(self.root, name, unit.split, unit.start, records, seconds)
@@ -144,13 +151,17 @@ def start_ray(config: EngineConfig) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     local: dict[str, Any] = {} if config.address else {"num_cpus": config.cpus, "include_dashboard": False}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet_stderr():
-            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            ray.init(address=config.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {config.address}" if config.address else "Ray on this machine"
-        raise EngineError(f"{where} did not start: {str(error).splitlines()[0]}") from None
+        raise EngineError(f"{where} did not start: {_first_line(error)}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in its place
 
 
 @contextmanager
@@ -164,6 +175,14 @@ def _quiet_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def idle_gpus(stages: Sequence[Stage]) -> str:
+    """What to tell a user whose GPUs no stage asks for; nothing to anybody else."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if not gpus or any(stage.resources.gpus for stage in stages):
+        return ""
+    return f"NOTE: Ray has {gpus:g} GPUs and no stage asks for one: see caption.resources.gpus, tag.resources.gpus"
 
 
 def plan_pools(stages: Sequence[Stage], units: int) -> list[Pool]:
@@ -265,7 +284,10 @@ def _worker_args() -> dict[str, int]:
 
 def _reason(error: BaseException) -> str:
     """The innermost message of what Ray raised, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b: ", line)]
+    named = [line for line in str(error).splitlines() if re.match(r"[\w.]+([Ee]rror|Exception)(: |$)", line)]
     inner = [line for line in named if not line.startswith(("ray.", "UserCodeException"))]
-    return f"a worker failed: {(inner or named or lines or [type(error).__name__])[0]}"
+    return f"a worker failed: {(inner or [_first_line(error)])[0]}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

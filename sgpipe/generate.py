@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, plan_pools, run_units, start_ray
+from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
 from sgpipe.errors import UserError
 from sgpipe.identity import difference, fingerprint, identity
 from sgpipe.miniworld.models import EVERYDAY_PREDICATES, UNTRAINED, untrained_tagger
@@ -17,7 +17,7 @@ from sgpipe.miniworld.world import CAPTIONS, IMAGES, INSTANCES, draw_world
 from sgpipe.progress import Progress
 from sgpipe.recipe import Recipe, SplitConfig
 from sgpipe.shards.folder import RunFolder
-from sgpipe.shards.manifest import MANIFEST, Manifest
+from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.sources import open_source
 from sgpipe.sources.index import SourceIndex
 from sgpipe.stages import Stage
@@ -64,12 +64,15 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
         note = _UNTRAINED_NOTE if recipe.tag.tagger == UNTRAINED else ""
         recipe = _make_tagger(recipe, folder, indexes, progress)
         manifest = _open_manifest(recipe, folder, indexes, note)
-        folder.describe(recipe, list(indexes))
         folder.sweep(manifest)
+        folder.describe(recipe, manifest)
         rows = _planned_rows(recipe, indexes)
-        todo = _missing(manifest, rows) + (_failed(manifest) if retry_failed else [])
+        todo = _missing(manifest, rows) + _lost(folder, manifest, progress)
+        if retry_failed:
+            todo += _failed(manifest, rows, {unit.revises for unit in todo})
         if todo:
             _run(recipe, folder, manifest, indexes, todo, progress)
+            folder.sweep(manifest)
         return summarise(manifest, sum(rows.values()), indexes)
 
 
@@ -95,7 +98,7 @@ def _draw(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
         progress.say(f"drawing {drawn.images} pictures")
         draw_world(place, drawn.images, drawn.seed, drawn.split)
     split = SplitConfig(annotations=place / INSTANCES, images=place / IMAGES, captions=place / CAPTIONS)
-    source = recipe.source.model_copy(update={"splits": {drawn.split: split}})
+    source = recipe.source.model_copy(update={"splits": {drawn.split.replace("-", "_"): split}})
     return recipe.model_copy(update={"source": source})
 
 
@@ -124,6 +127,8 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
     now = identity(recipe, indexes)
     run = {"name": recipe.name, "note": note, "fingerprint": fingerprint(now), "identity": now}
     if not (folder.root / MANIFEST).exists():
+        if folder.holds_shards():
+            raise UserError(f"{folder.root} holds shards but no {MANIFEST}; restore it, or choose another --out")
         return Manifest.create(folder.root, run)
     manifest = Manifest.load(folder.root)
     if manifest.run["fingerprint"] == run["fingerprint"]:
@@ -149,24 +154,35 @@ def _missing(manifest: Manifest, rows: dict[str, int]) -> list[WorkUnit]:
     return [WorkUnit(split, *gap) for split, count in rows.items() for gap in manifest.missing(split, count)]
 
 
-def _failed(manifest: Manifest) -> list[WorkUnit]:
-    """The error rows of every shard that has some."""
+def _lost(folder: RunFolder, manifest: Manifest, progress: Progress) -> list[WorkUnit]:
+    """Committed shards whose files are gone or cut, to be made again as they were."""
+    lost = folder.lost(manifest)
+    for shard in lost:
+        progress.say(f"{shard.file} is missing or damaged: it is made again")
+    return [_again(shard) for shard in lost]
+
+
+def _failed(manifest: Manifest, rows: dict[str, int], taken: set[str | None]) -> list[WorkUnit]:
+    """The error rows of every shard within the planned rows that has some and is not made again anyway."""
     return [
-        WorkUnit(shard.split, shard.start, shard.stop, redo=shard.file, revision=_revision(shard.file) + 1)
+        _again(shard, redo=True)
         for shard in manifest.shards
-        if shard.counts.get("errors")
+        if shard.counts.get("errors") and shard.start < rows.get(shard.split, 0) and shard.file not in taken
     ]
+
+
+def _again(shard: ShardEntry, redo: bool = False) -> WorkUnit:
+    revision = _revision(shard.file) + 1
+    return WorkUnit(shard.split, shard.start, shard.stop, shard.file, redo, revision)
 
 
 def _cut(todo: Sequence[WorkUnit], most: int, actors: int) -> list[WorkUnit]:
     """Cut ranges into units of at most `most` rows, and small enough that all actors have work to the end."""
-    rows = sum(unit.stop - unit.start for unit in todo if unit.redo is None)
+    new = [unit for unit in todo if unit.revises is None]
+    rows = sum(unit.stop - unit.start for unit in new)
     size = max(1, min(most, -(-rows // (_UNITS_PER_ACTOR * actors))))
-    return [unit for unit in todo if unit.redo is not None] + [
-        WorkUnit(unit.split, at, min(at + size, unit.stop))
-        for unit in todo
-        if unit.redo is None
-        for at in range(unit.start, unit.stop, size)
+    return [unit for unit in todo if unit.revises is not None] + [
+        WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit in new for at in range(unit.start, unit.stop, size)
     ]
 
 
@@ -188,6 +204,9 @@ def _run(
     start_ray(recipe.engine)
     pools = plan_pools(stages, sum(unit.stop - unit.start for unit in todo))
     units = _cut(todo, recipe.engine.unit_size, max(pool.actors for pool in pools))
+    pools = [replace(pool, actors=min(pool.actors, len(units))) for pool in pools]
+    if hint := idle_gpus(stages):
+        progress.say(hint)
     for pool in pools:
         progress.say(f"{pool.actors} x {' + '.join(stage.name for stage in pool.stages)}")
     reader = UnitReader(folder.root.resolve(), {split: folder.index(split).resolve() for split in indexes})
@@ -196,10 +215,14 @@ def _run(
         progress.images(sum(unit.stop - unit.start for unit in units)) as advance,
         closing(run_units(pools, units, reader, writer)) as shards,
     ):
+        described = {shard.split for shard in manifest.shards}
         for shard in shards:
             superseded = manifest.commit(shard)
             if superseded is not None and superseded.file != shard.file:
                 (folder.root / superseded.file).unlink(missing_ok=True)
+            if shard.split not in described:
+                described.add(shard.split)
+                folder.describe(recipe, manifest)
             advance(shard.rows, shard.counts)
 
 
@@ -207,7 +230,8 @@ def build_stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]
     """The stages of a recipe, in the order in which records pass them."""
     source = recipe.source
     roots = {split: source.path(config.images).resolve() for split, config in source.splits.items()}
-    names = list(dict.fromkeys(name for index in indexes.values() for name in index.meta["categories"]))
+    # By the splits' names: their order in the recipe must not matter to the tagger, which reads all names together.
+    names = list(dict.fromkeys(name for split in sorted(indexes) for name in indexes[split].meta["categories"]))
     first: Stage
     if recipe.caption.captioner is None:
         first = LoadStage(roots, recipe.parse.resources)

@@ -50,9 +50,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings in which two identities differ, one line each."""
     old, new = dict(_flatten(before)), dict(_flatten(now))
     keys = sorted({*old, *new}, key=str)
-    return [
-        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)
-    ]
+    return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 
 
 def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """One line about what happens now."""
-        self.console.print(f"[dim]{message}[/dim]" if self.console.is_terminal else message, highlight=False)
+        self.console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def images(self, total: int) -> Iterator[Advance]:
@@ -62,9 +62,7 @@ class Progress:
             meter.add(images, counts)
             if meter.done >= total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                self.say(
-                    f"{meter.done}/{total} images, {meter.rate_text}, {meter.left_text} left, {meter.note}"
-                )
+                self.say(f"{meter.done}/{total} images, {meter.rate_text}, {meter.left_text} left, {meter.note}")
 
         yield advance
 

@@ -36,7 +36,7 @@ class SplitConfig(Config):
     captions: Path | None = Field(None, description="COCO captions JSON, used when no captioner is set")
 
 
-SplitName = Annotated[str, StringConstraints(pattern=r"^\w+(-\w+)*$", max_length=64)]
+SplitName = Annotated[str, StringConstraints(pattern=r"^\w+$", max_length=64)]
 
 
 class DrawnConfig(Config):
@@ -171,7 +171,7 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
             raise UserError(f"--set {assignment!r}: expected key=value, such as tag.threshold=0.1")
         try:
             overrides[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise UserError(f"--set {assignment!r}: the value is not valid YAML; put it in quotes") from None
     return overrides
 
@@ -189,7 +189,7 @@ def _find(name: str) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"recipe {path}{where}: not valid YAML") from None

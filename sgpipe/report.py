@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sgpipe.generate import Summary
 
@@ -15,6 +16,7 @@ _PROBLEMS = {
     "duplicate_images": "repeated image ids ignored",
     "unknown_category": "boxes of undefined categories dropped",
     "unknown_image": "boxes of unlisted images dropped",
+    "unsized_image": "boxes of images without a size dropped",
     "malformed": "unreadable annotations dropped",
 }
 
@@ -22,10 +24,10 @@ _PROBLEMS = {
 def print_summary(summary: Summary, console: Console) -> None:
     """What the run holds, what was set aside, and where to go on."""
     counts = summary.counts
-    table = Table(title=str(summary.root), show_header=False)
+    table = Table(title=Text(str(summary.root)), show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    images = f"{counts['images']:,} of {summary.planned:,}"
+    images = f"{counts['images']:,} of {max(summary.planned, counts['images']):,}"
     table.add_row("images", images)
     for name in ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations"):
         table.add_row(name.replace("_", " "), f"{counts[name]:,}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -37,6 +38,16 @@ class ShardEntry:
     @property
     def rows(self) -> int:
         return self.stop - self.start
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> ShardEntry:
+        """An entry as the manifest holds it. Raises KeyError, TypeError or ValueError: it is not one."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        entry = cls(**known)
+        numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
+        if not re.fullmatch(r"data/[^/]+\.parquet", entry.file) or not all(isinstance(n, int) for n in numbers):
+            raise ValueError(entry.file)
+        return entry
 
 
 class Manifest:
@@ -87,21 +98,17 @@ class Manifest:
         # Only what follows the last newline can be a torn write; a bad line before it is damage.
         if bad or not entries or "run" not in (entries[0] or {}):
             where = f"line {bad[0]}" if bad else "its first line"
-            raise UserError(
-                f"{path} is damaged ({where} does not match its checksum); restore it from a copy"
-            )
+            raise UserError(f"{path} is damaged ({where} does not match its checksum); restore it from a copy")
         run = (entries[0] or {})["run"]
         if run.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path} was written with schema version {run.get('schema_version')}, "
                 f"this sgpipe reads version {SCHEMA_VERSION}"
             )
-        names = {f.name for f in fields(ShardEntry)}
-        shards = [
-            ShardEntry(**{k: v for k, v in entry["shard"].items() if k in names})
-            for entry in entries[1:]
-            if entry and "shard" in entry
-        ]
+        try:
+            shards = [ShardEntry.read(entry["shard"]) for entry in entries[1:] if entry and "shard" in entry]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{path} is damaged (a shard is not described as it should be)") from None
         return cls(root, run, shards, end)
 
     def commit(self, shard: ShardEntry) -> ShardEntry | None:

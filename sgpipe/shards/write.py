@@ -69,9 +69,7 @@ def count(records: list[Record]) -> dict[str, int]:
         "captions": sum(len(r.captions) for r in records),
         "triplets": sum(len(r.triplets) for r in records),
         "matched_triplets": sum(
-            t.subject_category is not None and t.object_category is not None
-            for r in records
-            for t in r.triplets
+            t.subject_category is not None and t.object_category is not None for r in records for t in r.triplets
         ),
         "pairs": sum(len(r.pairs) for r in records),
         "relations": sum(len(r.relations) for r in records),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sgpipe import __version__
 from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources.coco import read_coco
@@ -24,12 +25,14 @@ def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
     if not images.is_dir():
         raise UserError(f"image folder not found: {images}")
     files = _stamp(source, config)
-    if path.exists():
+    try:
         index = SourceIndex(path)
-        if index.meta.get("files") == files:
-            return index
-    _build(source, split, path, files)
-    return SourceIndex(path)
+    except UserError:  # none yet, or a damaged one: it is only a cache
+        index = None
+    if index is None or index.meta.get("files") != files or not index.meta.get("located"):
+        _build(source, split, path, files)
+        index = SourceIndex(path)
+    return index
 
 
 def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) -> None:
@@ -41,14 +44,16 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) 
         split=split,
         names=category_names("objects365") if source.format == "objects365" else None,
     )
+    located = True
     if source.format == "objects365":
-        locate_pictures(detections, source.path(config.images))
-    write_index(path, detections, meta | {"files": files})
+        located = locate_pictures(detections, source.path(config.images))
+    write_index(path, detections, meta | {"files": files, "located": located})
 
 
 def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
     """What tells that the annotation files are still the ones that were read."""
-    stamps: dict[str, Any] = {"images": str(source.path(config.images).resolve())}
+    images = str(source.path(config.images).resolve())
+    stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": images}
     for name in ("annotations", "captions"):
         path = getattr(config, name)
         if path is None:

@@ -65,17 +65,13 @@ def _read_instances(path: Path, detections: Detections) -> str:
 
 
 def _read_captions(path: Path, detections: Detections) -> str:
-    stream, seen = JsonStream(path), 0
+    stream, captions = JsonStream(path), 0
     for key, item in stream:
         if key == "annotations":
-            seen += 1
+            captions += isinstance(item, dict) and "caption" in item
             detections.add_caption(item)
-    if not seen or (seen and not detections.captions and "caption" not in _keys(item)):
+    if not captions:
         raise UserError(f"{path} is not a COCO captions file: no annotation has image_id and caption")
     if not detections.captions:
         raise UserError(f"{path} has no caption for any image of the annotations: do they belong together?")
     return stream.sha256
-
-
-def _keys(item: Any) -> set[str]:
-    return set(item) if isinstance(item, dict) else set()

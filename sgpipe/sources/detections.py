@@ -32,6 +32,7 @@ class Problems:
     duplicate_images: int = 0
     unknown_category: int = 0
     unknown_image: int = 0
+    unsized_image: int = 0
     malformed: int = 0
 
 
@@ -49,17 +50,17 @@ class Detections:
     captions: dict[int, list[str]] = field(default_factory=dict)
     sizes: array[int] = field(default_factory=lambda: array("i"))
     box_rows: array[int] = field(default_factory=lambda: array("q"))
-    box_ids_ahead: dict[int, str] = field(default_factory=dict)
+    ids_ahead: dict[str, int] = field(default_factory=dict)
     box_categories: array[int] = field(default_factory=lambda: array("q"))
     box_crowds: array[int] = field(default_factory=lambda: array("b"))
     boxes: array[float] = field(default_factory=lambda: array("d"))
 
     def add_image(self, item: Any) -> None:
         """One entry of `images`; without a usable id it is malformed, without a size an error row."""
-        if not isinstance(item, dict) or not isinstance(item.get("id"), int | str):
+        image_id = _id(item.get("id")) if isinstance(item, dict) else None
+        if image_id is None:
             self.problems.malformed += 1
             return
-        image_id = str(item["id"])
         if image_id in self.position:
             self.problems.duplicate_images += 1
             return
@@ -70,24 +71,23 @@ class Detections:
             self.errors[row] = "source: the annotation gives no file_name"
         elif not width or not height:
             self.errors[row] = "source: the annotation gives no usable width and height"
-        self.file_names.append(name if isinstance(name, str) else "")
+        self.file_names.append(_clean(name) if isinstance(name, str) else "")
         self.sizes.extend((width, height))
 
     def add_box(self, item: Any) -> None:
         """One entry of `annotations`; what cannot be understood is counted as malformed."""
         try:
-            image_id, category, bbox = item["image_id"], int(item["category_id"]), item["bbox"]
+            image_id, category, bbox = _id(item["image_id"]), _integer(item["category_id"]), item["bbox"]
+            if image_id is None or not isinstance(bbox, list):
+                raise TypeError
             x, y, width, height = (float(value) for value in bbox)
             crowd = bool(int(item.get("iscrowd") or 0))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             self.problems.malformed += 1
             return
-        if not -(2**63) <= category < 2**63:
-            self.problems.malformed += 1
-            return
-        row = self.position.get(str(image_id), -1)
-        if row < 0:  # the file may list its annotations before its images
-            self.box_ids_ahead[len(self.box_rows)] = str(image_id)
+        row = self.position.get(image_id)
+        if row is None:  # the file may list its annotations before its images: a provisional row, below zero
+            row = -1 - self.ids_ahead.setdefault(image_id, len(self.ids_ahead))
         self.box_rows.append(row)
         self.box_categories.append(category)
         self.box_crowds.append(crowd)
@@ -96,11 +96,11 @@ class Detections:
     def add_category(self, item: Any) -> None:
         """One entry of `categories`."""
         try:
-            category, name = int(item["id"]), " ".join(str(item["name"]).split())
+            category, name = _integer(item["id"]), " ".join(_clean(str(item["name"])).split())
         except (KeyError, TypeError, ValueError, OverflowError):
             self.problems.malformed += 1
             return
-        if name and abs(category) < 2**31:
+        if name:
             self.categories[category] = name
         else:
             self.problems.malformed += 1
@@ -108,51 +108,48 @@ class Detections:
     def add_caption(self, item: Any) -> None:
         """One entry of a COCO captions file; captions of images not listed are left out."""
         try:
-            row, text = self.position.get(str(item["image_id"])), item["caption"]
+            row, text = self.position.get(_id(item["image_id"]) or ""), item["caption"]
         except (KeyError, TypeError):
             self.problems.malformed += 1
             return
         if not isinstance(text, str):
             self.problems.malformed += 1
-        elif row is not None and (cleaned := " ".join(text.split())):
+        elif row is not None and (cleaned := " ".join(_clean(text).split())):
             self.captions.setdefault(row, []).append(cleaned)
 
     def tables(self) -> Iterator[pa.Table]:
         """The records in file order as tables of at most 8,192 rows; call once, when all is read."""
-        boxes = self._clean_boxes()
-        counts = np.bincount(boxes.image, minlength=len(self.file_names))
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+        boxes = self._known_boxes()
+        starts = np.searchsorted(boxes.image, np.arange(len(self.file_names) + 1))
         ids = list(self.position)
         sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
         for start in range(0, len(ids), _SLICE):
             part = slice(start, min(start + _SLICE, len(ids)))
-            objects = self._objects(boxes, offsets[part.start : part.stop + 1])
-            yield self._table(range(part.start, part.stop), ids[part], sizes[part], objects)
+            own = self._clean(boxes.take(slice(starts[part.start], starts[part.stop])))
+            offsets = np.searchsorted(own.image, np.arange(part.start, part.stop + 1))
+            yield self._table(range(part.start, part.stop), ids[part], sizes[part], self._objects(own, offsets))
 
-    def _clean_boxes(self) -> _Boxes:
-        """Boxes of known images and categories, clipped, without degenerate ones and duplicates, by image."""
-        boxes = self._collect()
-        known = np.isin(boxes.category, np.fromiter(self.categories, np.int64, len(self.categories)))
-        self.problems.unknown_image = int((boxes.image < 0).sum())
-        self.problems.unknown_category = int((~known & (boxes.image >= 0)).sum())
-        boxes = boxes.take(np.flatnonzero(known & (boxes.image >= 0)))
-        boxes = boxes.take(np.argsort(boxes.image, kind="stable"))
-        boxes = self._clip(boxes)
-        boxes = self._distinct(boxes)
-        self.problems.crowd = int(boxes.crowd.sum())
-        return boxes
-
-    def _collect(self) -> _Boxes:
+    def _known_boxes(self) -> _Boxes:
+        """Boxes of known images and categories, by image."""
         rows = np.array(self.box_rows, np.int64)
-        for index, image_id in self.box_ids_ahead.items():
-            rows[index] = self.position.get(image_id, -1)
+        ahead = np.flatnonzero(rows < 0)
+        found = np.array([self.position.get(image_id, -1) for image_id in self.ids_ahead], np.int64)
+        rows[ahead] = found[-1 - rows[ahead]]
+        categories = np.array(self.box_categories, np.int64)
+        known = np.isin(categories, np.fromiter(self.categories, np.int64, len(self.categories)))
+        self.problems.unknown_image = int((rows < 0).sum())
+        self.problems.unknown_category = int((~known & (rows >= 0)).sum())
+        kept = np.flatnonzero(known & (rows >= 0))
+        kept = kept[np.argsort(rows[kept], kind="stable")]
         xywh = np.frombuffer(self.boxes, np.float64).reshape(-1, 4) if self.boxes else np.zeros((0, 4))
-        return _Boxes(
-            rows,
-            np.array(self.box_categories, np.int64),
-            np.array(self.box_crowds, bool),
-            xywh,
-        )
+        return _Boxes(rows[kept], categories[kept], np.array(self.box_crowds, bool)[kept], xywh[kept])
+
+    def _clean(self, boxes: _Boxes) -> _Boxes:
+        """Clipped, without degenerate boxes and duplicates."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            boxes = self._distinct(self._clip(boxes))
+        self.problems.crowd += int(boxes.crowd.sum())
+        return boxes
 
     def _clip(self, boxes: _Boxes) -> _Boxes:
         """Cut boxes at the image's edge; boxes without area inside the image (or not finite) are dropped."""
@@ -165,10 +162,11 @@ class Detections:
         moved = (outside > 0).any(1)
         clipped = np.where(moved[:, None], np.hstack([low, high - low]), xywh)
         keep = finite & (xywh[:, 2:] > 0).all(1) & (clipped[:, 2:] > 0).all(1)
-        # Images that are error rows have no size to clip against; their boxes are not the boxes' fault.
+        # Images that are error rows have no size to clip against; that is not the boxes' fault.
         sized = (limit > 0).all(1)
-        self.problems.degenerate = int((~keep & sized).sum())
-        self.problems.clipped = int((keep & (outside > _CLIP_TOLERANCE).any(1)).sum())
+        self.problems.unsized_image += int((~sized).sum())
+        self.problems.degenerate += int((~keep & sized).sum())
+        self.problems.clipped += int((keep & (outside > _CLIP_TOLERANCE).any(1)).sum())
         return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped).take(np.flatnonzero(keep))
 
     def _distinct(self, boxes: _Boxes) -> _Boxes:
@@ -178,14 +176,13 @@ class Detections:
         cents = np.round(boxes.xywh * 100).astype(np.int64)
         key = np.column_stack([boxes.image, boxes.category, boxes.crowd, cents])
         _, first = np.unique(key, axis=0, return_index=True)
-        self.problems.duplicate_boxes = len(boxes.image) - len(first)
+        self.problems.duplicate_boxes += len(boxes.image) - len(first)
         return boxes.take(np.sort(first))
 
     def _table(self, rows: range, ids: list[str], sizes: np.ndarray, objects: pa.Array) -> pa.Table:
         errors = [self.errors.get(row) for row in rows]
         captions = [
-            [{"text": text, "scope": "image", "boxes": []} for text in self.captions.get(row, [])]
-            for row in rows
+            [{"text": text, "scope": "image", "boxes": []} for text in self.captions.get(row, [])] for row in rows
         ]
         return pa.table(
             {
@@ -203,21 +200,18 @@ class Detections:
         )
 
     def _objects(self, boxes: _Boxes, offsets: np.ndarray) -> pa.Array:
-        part = slice(int(offsets[0]), int(offsets[-1]))
+        """One list of objects per image: `boxes[offsets[i] : offsets[i + 1]]`."""
         struct = SCHEMA.field("objects").type.value_type
-        xywh = boxes.xywh[part]
         fields = [
-            pa.array([self.categories[category] for category in boxes.category[part].tolist()], pa.string()),
-            pa.array(boxes.category[part], pa.int32()),
-            pa.ListArray.from_arrays(
-                pa.array(np.arange(0, 4 * len(xywh) + 1, 4, dtype=np.int32)), xywh.ravel()
-            ),
-            pa.array(boxes.crowd[part]),
+            pa.array([self.categories[category] for category in boxes.category.tolist()], pa.string()),
+            pa.array(boxes.category, pa.int32()),
+            pa.ListArray.from_arrays(np.arange(0, boxes.xywh.size + 1, 4, dtype=np.int32), boxes.xywh.ravel()),
+            pa.array(boxes.crowd),
         ]
         items = pa.StructArray.from_arrays(
             [column.cast(struct.field(i).type) for i, column in enumerate(fields)], fields=list(struct)
         )
-        return pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)), items)
+        return pa.ListArray.from_arrays(offsets.astype(np.int32), items)
 
 
 @dataclass
@@ -229,14 +223,34 @@ class _Boxes:
     crowd: np.ndarray
     xywh: np.ndarray
 
-    def take(self, index: np.ndarray) -> _Boxes:
+    def take(self, index: np.ndarray | slice) -> _Boxes:
         return _Boxes(self.image[index], self.category[index], self.crowd[index], self.xywh[index])
+
+
+def _id(value: Any) -> str | None:
+    """An image id as text; exporters also write 7 as 7.0. None: it is not an id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return _clean(str(value)) if isinstance(value, int | str) else None
+
+
+def _integer(value: Any) -> int:
+    """A category id. Raises TypeError or ValueError: it is not a whole number of 32 bits."""
+    number = int(value)
+    if (isinstance(value, float) and value != number) or abs(number) >= 2**31:
+        raise ValueError(value)
+    return number
+
+
+def _clean(text: str) -> str:
+    """Text that UTF-8 can hold: JSON may escape halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _side(value: Any) -> int:
     """A positive image side in pixels, or 0."""
     try:
         side = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
     return int(side) if math.isfinite(side) and 0 < side < 2**31 else 0

@@ -1,7 +1,8 @@
 """The source index: a split's records as the annotation file tells them, in one Arrow file.
 
 The annotation file is read once. Its records lie beside the shards from then on, memory-mapped by every
-worker, so neither a resumed run nor a worker parses millions of JSON items again.
+worker, so neither a resumed run nor a worker parses millions of JSON items again. What is known of the whole
+(counts, problems, class names, where it came from) lies in a JSON file beside it, written last.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from sgpipe.records import Record, from_table
 from sgpipe.sources.detections import Detections
 
 _ROWS_PER_BATCH = 256
-_META = b"sgpipe.source"
 
 
 class SourceIndex:
@@ -28,12 +28,10 @@ class SourceIndex:
     def __init__(self, path: Path) -> None:
         """Raises UserError: the file is missing or not an index."""
         try:
+            self.meta: dict[str, Any] = json.loads(_meta_path(path).read_text(encoding="utf-8"))
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"the source index {path} cannot be read ({error}); delete it to rebuild it"
-            ) from None
-        self.meta: dict[str, Any] = json.loads((self._reader.schema.metadata or {})[_META])
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"the source index {path} cannot be read ({error})") from None
 
     def __len__(self) -> int:
         return int(self.meta["images"])
@@ -47,23 +45,38 @@ class SourceIndex:
 
 
 def write_index(path: Path, detections: Detections, meta: dict[str, Any]) -> None:
-    """Write the index atomically; `meta` is kept in it, with counts and problems added.
+    """Write the index atomically, a slice of images at a time; `meta` is kept with it, counts and problems added.
 
     Raises UserError: nothing in the annotation file is an image.
     """
-    tables = list(detections.tables())
-    if not tables:
+    if not detections.file_names:
         raise UserError(f"{meta['annotations']} lists no images: it is not a COCO instances file")
+    temporary = path.with_name(f"{path.name}.tmp")
+    _meta_path(path).unlink(missing_ok=True)
+    boxes = _write_tables(temporary, detections)
     meta = meta | {
         "images": len(detections.file_names),
-        "boxes": sum(len(table["objects"].combine_chunks().flatten()) for table in tables),
+        "boxes": boxes,
         "categories": list(detections.categories.values()),
         "problems": asdict(detections.problems),
     }
-    schema = tables[0].schema.with_metadata({_META: json.dumps(meta)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        whole = pa.concat_tables(tables).combine_chunks()
-        for batch in whole.to_batches(max_chunksize=_ROWS_PER_BATCH):
-            writer.write_batch(batch)
     os.replace(temporary, path)
+    temporary.write_text(json.dumps(meta), encoding="utf-8")
+    os.replace(temporary, _meta_path(path))
+
+
+def _write_tables(path: Path, detections: Detections) -> int:
+    """Write the records in batches of equal size; returns the number of boxes."""
+    tables = detections.tables()
+    table, boxes = next(tables), 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        while table is not None:
+            boxes += len(table["objects"].combine_chunks().flatten())
+            for batch in table.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH):
+                writer.write_batch(batch)
+            table = next(tables, None)
+    return boxes
+
+
+def _meta_path(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -115,7 +115,9 @@ class JsonStream:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as error:
+            except ValueError as error:
+                if not isinstance(error, json.JSONDecodeError):
+                    raise self._malformed("a number has too many digits") from None
                 pending = len(self._text) - self._at
                 if pending > _LONGEST_ITEM or error.pos < len(self._text) - _LOOKAHEAD or not self._fill():
                     raise self._malformed(error.msg) from None

@@ -11,8 +11,8 @@ from sgpipe.sources.detections import Detections
 _PROBES = 200
 
 
-def locate_pictures(detections: Detections, root: Path) -> None:
-    """Rewrite the file names to where the pictures lie below `root`.
+def locate_pictures(detections: Detections, root: Path) -> bool:
+    """Rewrite the file names to where the pictures lie below `root`; False if none of the first is found.
 
     The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to
     "patch8/objects365_v1_00420917.jpg", and mirrors to other places. The layout under which most of the
@@ -20,8 +20,10 @@ def locate_pictures(detections: Detections, root: Path) -> None:
     """
     layouts: list[Callable[[str], str]] = [_below_patch, str, _without_images, _name_only]
     sample = detections.file_names[:_PROBES]
-    best = max(layouts, key=lambda layout: sum(_exists(root, layout(name)) for name in sample))
+    found = {layout: sum(_exists(root, layout(name)) for name in sample) for layout in layouts}
+    best = max(layouts, key=found.__getitem__)
     detections.file_names = [best(name) for name in detections.file_names]
+    return found[best] > 0
 
 
 def _exists(root: Path, name: str) -> bool:

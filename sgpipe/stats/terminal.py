@@ -56,7 +56,7 @@ def as_dict(measures: Measures) -> dict[str, Any]:
 
 
 def _overview(measures: Measures) -> Table:
-    table = Table(title=f"run {measures.run or '(unnamed)'}", show_header=False)
+    table = Table(title=Text(f"run {measures.run or '(unnamed)'}"), show_header=False)
     table.add_column()
     table.add_column(justify="right")
     rows = {
@@ -87,7 +87,7 @@ def _levels(measures: Measures) -> Table:
 
 
 def _ranking(what: str, unit: str, counts: Counter[str]) -> Table:
-    table = Table(what, title=f"{len(counts):,} kinds of {what}, most frequent first")
+    table = Table(what, title=f"most frequent of {len(counts):,} {what}s")
     table.add_column(unit, justify="right")
     table.add_column("share", justify="right")
     for name, count in counts.most_common(_TOP):

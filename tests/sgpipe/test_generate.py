@@ -24,8 +24,12 @@ from sgpipe.shards.read import iter_records
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip
 
+IMAGES = 40
 QUIET = Progress(Console(quiet=True))
 SMALL = {"tag.short_side": 224, "tag.long_side": 320, "tag.threshold": 0.01}
+
+
+SLOWLY = ("--set", "engine.unit_size=1", "--set", "engine.cpus=1")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def tagger(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory) -> Files:
-    return make_coco(tmp_path_factory.mktemp("coco"), images=12, missing=(4, 7))
+    return make_coco(tmp_path_factory.mktemp("coco"), images=IMAGES, missing=(4, 7))
 
 
 def run(files: Files, tagger: Path, out: Path, retry_failed: bool = False, **options) -> Summary:
@@ -73,9 +77,9 @@ def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
     listed = json.loads(coco.annotations.read_text())
     assert [record.image_id for record in records] == [str(image["id"]) for image in listed["images"]]
     assert summary.complete
-    assert summary.counts["images"] == 12
+    assert summary.counts["images"] == IMAGES
     assert summary.counts["boxes"] == len(listed["annotations"])
-    assert summary.counts["captions"] == 24
+    assert summary.counts["captions"] == 2 * IMAGES
     assert summary.counts["relations"] == sum(len(record.relations) for record in records) > 0
     for record in records:
         pairs = {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
@@ -99,13 +103,13 @@ def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
     assert run(coco, tagger, out, limit=3).counts["images"] == 3
     assert run(coco, tagger, out, limit=8).counts["images"] == 8
     first = [shard.sha256 for shard in Manifest.load(out).shards]
-    assert run(coco, tagger, out).counts["images"] == 12
+    assert run(coco, tagger, out).counts["images"] == IMAGES
     assert set(first) < {shard.sha256 for shard in Manifest.load(out).shards}
     assert rows(out) == rows(finished)
 
 
 def test_failed_rows_are_done_again_on_request(coco, tagger, finished, tmp_path):
-    files = make_coco(tmp_path / "coco", images=12)
+    files = make_coco(tmp_path / "coco", images=IMAGES)
     hidden = [files.images / "0004.png", files.images / "0007.png"]
     for path in hidden:
         path.rename(path.with_suffix(".hidden"))
@@ -173,7 +177,7 @@ def test_datasets_opens_the_result(finished, tmp_path):
 
     loaded = datasets.load_dataset(str(finished), cache_dir=str(tmp_path))
     assert list(loaded) == ["val"]
-    assert loaded["val"].num_rows == 12
+    assert loaded["val"].num_rows == IMAGES
     assert loaded["val"][0]["objects"][0].keys() == {"category", "category_id", "bbox", "iscrowd"}
     assert loaded["val"][0]["relations"][0].keys() == {"subject", "object", "predicate", "confidence"}
 
@@ -191,36 +195,74 @@ def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
         if manifest.exists() and manifest.read_bytes().count(b"\n") > shards:
             return
         time.sleep(0.02)
+    pytest.fail(f"no {shards} shards came: {process.stderr.read() if process.poll() is not None else 'time is up'}")
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_and_gives_the_same_rows(coco, tagger, finished, tmp_path, seed):
     out, rng = tmp_path / "out", random.Random(seed)
-    killed = subprocess.Popen(
-        command(coco, tagger, out, "--set", "engine.unit_size=1"), stderr=subprocess.PIPE, text=True
-    )
+    killed = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
     wait_for_shards(killed, out, rng.randint(1, 4))
     time.sleep(rng.uniform(0, 0.2))
     killed.send_signal(signal.SIGKILL)
     _, errors = killed.communicate()
     assert killed.returncode == -signal.SIGKILL, errors
     committed = len(Manifest.load(out).shards)
-    assert 0 < committed < 12
+    assert 0 < committed < IMAGES
     more = ("--set", f"engine.cpus={rng.randint(1, 2)}", "--set", f"engine.unit_size={rng.randint(1, 5)}")
     again = subprocess.run(command(coco, tagger, out, *more), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert rows(out) == rows(finished)
 
 
-def test_ctrl_c_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path, number):
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command(coco, tagger, out, "--set", "engine.unit_size=1"), stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
     wait_for_shards(process, out, 2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "same command goes on" in errors
     assert "Traceback" not in errors
-    assert Manifest.load(out).shards
+    assert "***" not in errors
+    assert 0 < len(Manifest.load(out).shards) < IMAGES
+
+
+def test_a_lost_shard_is_made_again(finished, coco, tagger, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    first, second, *_ = Manifest.load(out).shards
+    (out / first.file).unlink()
+    (out / second.file).write_bytes((out / second.file).read_bytes()[:-9])
+    assert run(coco, tagger, out).complete
+    assert rows(out) == rows(finished)
+
+
+def test_shards_without_a_manifest_are_left_alone(finished, coco, tagger, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "manifest.jsonl").unlink()
+    before = sorted((out / "data").iterdir())
+    with pytest.raises(UserError, match=r"holds shards but no manifest"):
+        run(coco, tagger, out)
+    assert sorted((out / "data").iterdir()) == before
+
+
+def test_two_splits_fill_one_folder(ray_engine, coco, tagger, tmp_path):
+    import datasets
+
+    other = make_coco(tmp_path / "other", images=5, seed=3)
+    splits = {
+        name: {"annotations": files.annotations, "images": files.images, "captions": files.captions}
+        for name, files in (("train", other), ("val", coco))
+    }
+    options = {"caption.captioner": None, "tag.tagger": str(tagger), "source.splits": splits, **SMALL}
+    out = tmp_path / "out"
+    generate(load_recipe("coco", {**options, "limit": 3}), out, QUIET)
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert {split: part.num_rows for split, part in loaded.items()} == {"train": 3}
+    generate(load_recipe("coco", {**options, "limit": 8}), out, QUIET)
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert {split: part.num_rows for split, part in loaded.items()} == {"train": 5, "val": 3}
+    assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3

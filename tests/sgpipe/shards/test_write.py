@@ -52,8 +52,7 @@ def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
 
 def test_the_same_records_make_the_same_bytes(tmp_path):
     entries = [
-        write_shard(tmp_path / folder, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
-        for folder in "ab"
+        write_shard(tmp_path / folder, shard_name("val", 0, 1), "val", 0, [full_record(1)], {}) for folder in "ab"
     ]
     assert entries[0].sha256 == entries[1].sha256
 

@@ -3,6 +3,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sgpipe.errors import UserError
@@ -21,9 +22,7 @@ def box(bbox, image_id=1, category_id=18, **more):
 
 def index_of(tmp_path, annotations, images=(IMAGE,), categories=(DOG,), captions=None) -> SourceIndex:
     path = tmp_path / "instances.json"
-    path.write_text(
-        json.dumps({"annotations": annotations, "images": list(images), "categories": list(categories)})
-    )
+    path.write_text(json.dumps({"annotations": annotations, "images": list(images), "categories": list(categories)}))
     captions_path = None
     if captions is not None:
         captions_path = tmp_path / "captions.json"
@@ -59,7 +58,8 @@ def test_annotations_may_come_before_images(tmp_path):
         ([10, 10, float("inf"), 5], None, "degenerate"),
         (["1", "2", "3", "4"], (1, 2, 3, 4), None),
         ([1, 2, 3], None, "malformed"),
-        ("1234x", None, "malformed"),
+        ("1234", None, "malformed"),
+        ([1e308, 0, 1e308, 5], None, "degenerate"),
         (None, None, "malformed"),
     ],
 )
@@ -109,9 +109,56 @@ def test_an_image_without_name_or_size_is_an_error_row(tmp_path, image):
     assert second.ok
 
 
-def test_ids_may_be_strings_or_numbers(tmp_path):
-    index = index_of(tmp_path, [box([1, 1, 5, 5], image_id="1")])
+def test_boxes_of_images_without_size_are_counted(tmp_path):
+    index = index_of(tmp_path, [box([1, 1, 5, 5])], images=[IMAGE | {"width": 10**400}])
+    assert index.meta["problems"]["unsized_image"] == 1
+
+
+@pytest.mark.parametrize("written", ["1", 1, 1.0])
+def test_ids_may_be_strings_or_numbers(tmp_path, written):
+    index = index_of(tmp_path, [box([1, 1, 5, 5], image_id=written), box([2, 2, 5, 5], image_id=1)])
+    assert len(boxes_of(index)) == 2
+    index = index_of(tmp_path, [box([1, 1, 5, 5], image_id="1")], images=[IMAGE | {"id": written}])
     assert len(boxes_of(index)) == 1
+
+
+def test_category_ids_are_whole_numbers(tmp_path):
+    index = index_of(tmp_path, [box([1, 1, 5, 5], category_id=18.7), box([1, 1, 5, 5], category_id=18.0)])
+    assert len(boxes_of(index)) == 1
+    assert index.meta["problems"]["malformed"] == 1
+
+
+def test_half_surrogates_do_not_stop_a_run(tmp_path):
+    index = index_of(
+        tmp_path,
+        [],
+        images=[IMAGE | {"file_name": "\ud800.jpg", "id": "\ud800"}],
+        categories=[DOG | {"name": "d\ud800og"}],
+        captions=[{"image_id": "\ud800", "caption": "a \ud800 dog"}],
+    )
+    record = index.records(0, 1)[0]
+    assert (record.file_name, record.captions[0].text) == ("?.jpg", "a ? dog")
+
+
+def test_many_slices_keep_every_box_with_its_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("sgpipe.sources.detections._SLICE", 7)
+    rng = np.random.default_rng(0)
+    owners = rng.integers(0, 50, 400)
+    images = [IMAGE | {"id": i} for i in range(50)]
+    boxes = [box([n % 90, n % 40, 3 + n / 100, 2], image_id=int(owner)) for n, owner in enumerate(owners)]
+    index = index_of(tmp_path, boxes, images=images)
+    for owner, record in enumerate(index.records(0, 50)):
+        assert [list(b.bbox) for b in record.objects] == [b["bbox"] for b in boxes if b["image_id"] == owner]
+
+
+def test_a_damaged_index_is_built_again(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": [IMAGE], "annotations": [], "categories": [DOG]}))
+    source = SourceConfig(splits={"val": SplitConfig(annotations=path, images=tmp_path)})
+    for damage in (lambda p: p.write_bytes(b"x"), lambda p: p.unlink(), lambda p: p.with_suffix(".json").unlink()):
+        assert len(open_source(source, "val", tmp_path / "i.arrow")) == 1
+        damage(tmp_path / "i.arrow")
+    assert len(open_source(source, "val", tmp_path / "i.arrow")) == 1
 
 
 def test_captions_join_their_images(tmp_path):
@@ -168,9 +215,7 @@ def test_the_annotation_file_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.sources.read_coco", lambda *a, **k: pytest.fail("read again"))
     assert len(open_source(source, "val", tmp_path / "i.arrow")) == 1
     monkeypatch.undo()
-    path.write_text(
-        json.dumps({"images": [IMAGE, IMAGE | {"id": 2}], "annotations": [], "categories": [DOG]})
-    )
+    path.write_text(json.dumps({"images": [IMAGE, IMAGE | {"id": 2}], "annotations": [], "categories": [DOG]}))
     os.utime(path, ns=(1, 1))
     assert len(open_source(source, "val", tmp_path / "i.arrow")) == 2
 

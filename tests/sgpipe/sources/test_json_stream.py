@@ -18,9 +18,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    document=st.dictionaries(st.text(), VALUES, max_size=5), indent=st.sampled_from([None, 2]), data=st.data()
-)
+@given(document=st.dictionaries(st.text(), VALUES, max_size=5), indent=st.sampled_from([None, 2]), data=st.data())
 def test_reads_what_json_reads_wherever_a_chunk_ends(tmp_path_factory, document, indent, data):
     path = tmp_path_factory.mktemp("json") / "a.json"
     path.write_text(json.dumps(document, indent=indent))
@@ -62,6 +60,7 @@ def test_accepts_nan_which_exporters_write(tmp_path):
         (b'{"a": [1 2]}', "expected ','"),
         (b'{"a": [1,]}', "comma"),
         (b'{"a": 1} x', "follows the end"),
+        (b'{"a": [' + b"1" * 5000 + b"]}", "too many digits"),
         (b"{a: 1}", "not valid JSON"),
         (b"\xff\xd8\xff\xe0 a picture", "not a JSON text file"),
         (b'{"a": ' + b"[" * 100_000, "nested too deeply"),

@@ -26,9 +26,7 @@ def test_pictures_are_found_in_every_layout(tmp_path, on_disk, expected):
     annotations.write_text(
         json.dumps(
             {
-                "images": [
-                    {"id": 420917, "file_name": NAME, "width": 769, "height": 512, "license": 5, "url": ""}
-                ],
+                "images": [{"id": 420917, "file_name": NAME, "width": 769, "height": 512, "license": 5, "url": ""}],
                 "annotations": [
                     {
                         "id": 51,
