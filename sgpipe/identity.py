@@ -16,6 +16,7 @@ from sgpipe import __version__
 from sgpipe.recipe import CaptionConfig, Recipe, TagConfig
 from sgpipe.sources.index import SourceIndex
 from sgpipe.sources.json_stream import file_sha256
+from sgpipe.stages.parse import model_version
 
 _MOVES_WORK_AROUND = {"resources", "batch_size", "device"}
 _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
@@ -30,6 +31,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     }
     for stage in ("caption", "parse", "pair", "tag"):
         parts[stage] = getattr(recipe, stage).model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
+    parts["parse"]["model"] = model_version(recipe.parse.model)
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
     else:

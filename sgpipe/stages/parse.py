@@ -107,14 +107,24 @@ class ParseStage:
         return records
 
 
+def default_model() -> str:
+    """The first installed of `DEFAULT_MODELS`, or the last of them."""
+    return next((model for model in DEFAULT_MODELS if spacy.util.is_package(model)), DEFAULT_MODELS[-1])
+
+
+def model_version(name: str | None = None) -> str:
+    """Which model `load_model` would load, and its version where it is a package."""
+    name = name or default_model()
+    return f"{name} {spacy.util.get_package_version(name) or ''}".strip()
+
+
 def load_model(name: str | None = None) -> Language:
     """The spaCy pipeline `name` (a package or folder), or the first installed of `DEFAULT_MODELS`.
 
     Raises:
         UserError: it is not installed, cannot be read, or has no tagger and dependency parser.
     """
-    if name is None:
-        name = next((model for model in DEFAULT_MODELS if spacy.util.is_package(model)), DEFAULT_MODELS[-1])
+    name = name or default_model()
     try:
         model = spacy.load(name, exclude=list(_UNUSED))
     except (OSError, ValueError) as reason:
