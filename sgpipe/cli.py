@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Annotated, Any, NoReturn
@@ -221,6 +222,11 @@ def _last_word(kind: type[BaseException], error: BaseException, trace: Traceback
     _err.print("This is a bug in sgpipe. Set SGPIPE_DEBUG=1 to see where, and report it.")
 
 
+def _one_line(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as users want it: what, not where in the code."""
+    _err.print(f"warning: {message}", soft_wrap=True)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     _err.print(message, markup=False, soft_wrap=True)
     sys.exit(code)
@@ -230,4 +236,6 @@ def main() -> None:
     """Entry point of the `sgpipe` command."""
     if not os.environ.get("SGPIPE_DEBUG"):
         sys.excepthook = _last_word
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of files that are there already
+    warnings.showwarning = _one_line
     typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would put typer's own excepthook in its place

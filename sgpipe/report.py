@@ -40,9 +40,9 @@ def print_summary(summary: Summary, console: Console) -> None:
     total = sum(summary.seconds.values())
     if total:
         shares = ", ".join(f"{name} {s / total:.0%}" for name, s in summary.seconds.items())
-        console.print(f"time in stages: {total:.1f} s ({shares})")
+        console.print(f"time in stages: {total:.1f} s ({shares})", soft_wrap=True)
     if summary.note:
-        console.print(f"NOTE: {summary.note}")
+        console.print(f"NOTE: {summary.note}", soft_wrap=True)
     if counts["errors"]:
         console.print(
             f"{counts['errors']:,} error rows: `sgpipe stats {summary.root}` says why, --retry-failed tries again"

@@ -24,7 +24,7 @@ def print_tables(measures: Measures, console: Console) -> None:
     if measures.errors:
         console.print(_ranking("error", "images", measures.errors))
     if measures.note:
-        console.print(f"NOTE: {measures.note}")
+        console.print(f"NOTE: {measures.note}", soft_wrap=True)
 
 
 def print_json(measures: Measures) -> None:
