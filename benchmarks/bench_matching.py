@@ -2,7 +2,8 @@
 
     python -m benchmarks.bench_matching --instances FILE... --captions FILE... --reference TABLE
 
-FILEs are COCO annotations and captions, TABLE is RLIPv2's hico_obj_paraphrase.json. Mentions are the subjects and
+FILEs are COCO annotations and captions, TABLE is RLIPv2's hico_obj_paraphrase.json; by default those of SGPIPE_ORACLE.
+Mentions are the subjects and
 objects of the triplets that sgpipe parses. A mention is right if a class it may name is annotated in its image;
 recall is the share of annotated classes (per image) that some mention names. Without instances only the share of
 mentions that name a class at all is shown.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -64,10 +66,18 @@ def measure(matcher: Matcher, mentions: Mentions, classes: dict[str, set[str]]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--captions", type=Path, nargs="+", required=True)
-    parser.add_argument("--instances", type=Path, nargs="*", default=[])
-    parser.add_argument("--reference", type=Path, required=True)
+    data = Path(os.environ.get("SGPIPE_ORACLE") or ".") / "data"
+    coco, splits = data / "coco_mini", ("train", "val")
+    captions = [coco / f"captions_{split}2017.json" for split in splits]
+    instances = [coco / f"instances_{split}2017.json" for split in splits]
+    parser.add_argument("--captions", type=Path, nargs="+", default=captions)
+    parser.add_argument("--instances", type=Path, nargs="*", default=instances)
+    parser.add_argument("--reference", type=Path, default=data / "priors" / "hico_obj_paraphrase.json")
     arguments = parser.parse_args()
+    missing = [path for path in (*arguments.captions, arguments.reference) if not path.is_file()]
+    if missing:
+        print(f"skipped: {missing[0]} is not there (SGPIPE_ORACLE names the folder with the small real data)")
+        return
     mentions, classes = read_mentions(arguments.captions), read_classes(arguments.instances)
     columns = ["table and matching", "mentions that name a class"]
     columns += ["of them annotated", "annotated classes named"] if arguments.instances else []
