@@ -33,12 +33,19 @@ class LabelledTriplets:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """The texts that label a batch: objects, "no objects" last, and relations."""
+
+    objects: tuple[str, ...]
+    relations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class LabelledBatch:
-    """The triplets of every image, labelled by one list of texts; "no objects" is the last object text."""
+    """The triplets of every image, labelled by one list of texts."""
 
     triplets: tuple[Triplets, ...]
-    object_texts: tuple[str, ...]
-    relation_texts: tuple[str, ...]
+    texts: Texts
 
 
 @dataclass(frozen=True)
@@ -87,17 +94,30 @@ class NegativeSampling:
 def merge(
     images: Sequence[LabelledTriplets], sampling: NegativeSampling | None = None, rng: random.Random | None = None
 ) -> LabelledBatch:
-    """Label a batch by one list of texts: union in order of first appearance, then negative samples.
+    """Label a batch by one list of texts; see `batch_texts`."""
+    texts = batch_texts(
+        (image.object_texts for image in images), (image.relation_texts for image in images), sampling, rng
+    )
+    return LabelledBatch(tuple(relabelled(image, texts) for image in images), texts)
+
+
+def batch_texts(
+    objects: Iterable[Iterable[str]],
+    relations: Iterable[Iterable[str]],
+    sampling: NegativeSampling | None = None,
+    rng: random.Random | None = None,
+) -> Texts:
+    """The union of the texts of all images in order of first appearance, then negative samples.
 
     Args:
-        sampling: None for fine-tuning, where images are labelled with the texts of the whole dataset.
-        rng: draws objects first, then relations; the same state gives the same batch.
+        objects, relations: the texts of each image.
+        sampling: None to add nothing.
+        rng: draws objects first, then relations; the same state gives the same texts.
 
     Raises:
         ValueError: sampling without `rng`.
     """
-    object_texts = union(image.object_texts for image in images)
-    relation_texts = union(image.relation_texts for image in images)
+    object_texts, relation_texts = union(objects), union(relations)
     if sampling is not None:
         if rng is None:
             raise ValueError("negative texts are drawn at random: give rng")
@@ -105,8 +125,7 @@ def merge(
         relation_texts = extend(
             relation_texts, sampling.relations, sampling.num_relations, sampling.relation_strategy, rng
         )
-    triplets = tuple(relabelled(image, object_texts, relation_texts) for image in images)
-    return LabelledBatch(triplets, (*object_texts, NO_OBJECTS), tuple(relation_texts))
+    return Texts((*object_texts, NO_OBJECTS), tuple(relation_texts))
 
 
 def union(lists: Iterable[Iterable[str]]) -> list[str]:
@@ -155,12 +174,16 @@ def _draw_new(vocabulary: Vocabulary, known: set[str], strategy: Strategy, rng: 
     return vocabulary.names[chosen]
 
 
-def relabelled(image: LabelledTriplets, object_texts: Sequence[str], relation_texts: Sequence[str]) -> Triplets:
-    """The triplets of an image with labels that count the given texts, among which all its own must be."""
+def relabelled(image: LabelledTriplets, texts: Texts) -> Triplets:
+    """The triplets of an image with labels that count the given texts.
+
+    Raises:
+        ValueError: a text of the image is not among them.
+    """
     triplets = image.triplets
-    objects = _places(image.object_texts, object_texts, triplets.object_labels)
-    relations = _places(image.relation_texts, relation_texts, triplets.object_labels)
-    labels = triplets.relation_labels.new_zeros(len(triplets), len(relation_texts))
+    objects = _places(image.object_texts, texts.objects, triplets.object_labels)
+    relations = _places(image.relation_texts, texts.relations, triplets.object_labels)
+    labels = triplets.relation_labels.new_zeros(len(triplets), len(texts.relations))
     labels[:, relations] = triplets.relation_labels
     return replace(
         triplets,
@@ -172,4 +195,7 @@ def relabelled(image: LabelledTriplets, object_texts: Sequence[str], relation_te
 
 def _places(names: Sequence[str], among: Sequence[str], like: Tensor) -> Tensor:
     place = {name: index for index, name in enumerate(among)}
+    strange = next((name for name in names if name not in place), None)
+    if strange is not None:
+        raise ValueError(f"{strange!r} is not among the {len(among)} texts of the batch")
     return torch.tensor([place[name] for name in names], dtype=torch.long, device=like.device)

@@ -74,8 +74,8 @@ def labelled(image: dict[str, Any]) -> LabelledTriplets:
 
 
 def compare_batch(section: str, found: LabelledBatch, expected: dict[str, Any], report: Report) -> None:
-    report.require(section, "object texts", list(found.object_texts) == expected["obj_texts"])
-    report.require(section, "relation texts", list(found.relation_texts) == expected["verb_texts"])
+    report.require(section, "object texts", list(found.texts.objects) == expected["obj_texts"])
+    report.require(section, "relation texts", list(found.texts.relations) == expected["verb_texts"])
     report.require(section, "images", len(found.triplets) == len(expected["targets"]))
     for index, (ours, theirs) in enumerate(zip(found.triplets, expected["targets"], strict=False)):
         compare_labels(f"{section}, image {index}", ours, theirs, report)

@@ -14,6 +14,7 @@ from rlip_model.training.sampling import (
     LabelledTriplets,
     NegativeSampling,
     Strategy,
+    Texts,
     Vocabulary,
     extend,
     merge,
@@ -59,20 +60,20 @@ def read(triplets: Triplets, objects: tuple[str, ...], relations: tuple[str, ...
 def test_what_triplets_say_does_not_change(texts: int, strategy: Strategy) -> None:
     sampling = NegativeSampling(OBJECTS, RELATIONS, texts, strategy, strategy)
     merged = merge(BATCH, sampling, random.Random(0))
-    assert merged.object_texts[:5] == ("x", "a", "b", "c", "d")
-    assert merged.relation_texts[:3] == ("on", "holding", "near")
-    assert merged.object_texts[-1] == NO_OBJECTS
-    assert len(merged.object_texts) == max(5, sampling.num_objects) + 1
+    assert merged.texts.objects[:5] == ("x", "a", "b", "c", "d")
+    assert merged.texts.relations[:3] == ("on", "holding", "near")
+    assert merged.texts.objects[-1] == NO_OBJECTS
+    assert len(merged.texts.objects) == max(5, sampling.num_objects) + 1
     for before, after in zip(BATCH, merged.triplets, strict=True):
         said = read(before.triplets, before.object_texts, before.relation_texts)
-        assert read(after, merged.object_texts, merged.relation_texts) == said
-        assert after.relation_labels.shape == (len(said), len(merged.relation_texts))
+        assert read(after, merged.texts.objects, merged.texts.relations) == said
+        assert after.relation_labels.shape == (len(said), len(merged.texts.relations))
 
 
 def test_without_sampling_only_the_texts_of_the_images() -> None:
     merged = merge(BATCH)
-    assert merged.object_texts == ("x", "a", "b", "c", "d", NO_OBJECTS)
-    assert merged.relation_texts == ("on", "holding", "near")
+    assert merged.texts.objects == ("x", "a", "b", "c", "d", NO_OBJECTS)
+    assert merged.texts.relations == ("on", "holding", "near")
 
 
 def test_two_thirds_are_objects() -> None:
@@ -82,7 +83,7 @@ def test_two_thirds_are_objects() -> None:
 
 def test_the_same_state_gives_the_same_batch() -> None:
     sampling = NegativeSampling(OBJECTS, RELATIONS, 15)
-    first, second, other = (merge(BATCH, sampling, random.Random(seed)).object_texts for seed in (1, 1, 2))
+    first, second, other = (merge(BATCH, sampling, random.Random(seed)).texts.objects for seed in (1, 1, 2))
     assert first == second != other
     with pytest.raises(ValueError, match="give rng"):
         merge(BATCH, sampling)
@@ -132,5 +133,5 @@ def test_union_keeps_the_order() -> None:
 
 
 def test_relabelling_needs_all_of_an_images_texts() -> None:
-    with pytest.raises(KeyError):
-        relabelled(BATCH[1], ["b"], ["near", "on"])
+    with pytest.raises(ValueError, match="is not among the 1 texts"):
+        relabelled(BATCH[1], Texts(("b",), ("near", "on")))

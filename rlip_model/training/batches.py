@@ -1,0 +1,86 @@
+"""One step's food: pictures padded to a common size, their triplets, and the texts that label them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlip_model.targets import Triplets
+from rlip_model.training.sampling import Texts
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture ready for the network, and what is true in it.
+
+    pixel_values `[3, height, width]`, normalised; triplets labelled by the texts of the whole batch; size: width
+    and height of the original image, in pixels.
+    """
+
+    image_id: str
+    pixel_values: Tensor
+    triplets: Triplets
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples put together.
+
+    pixel_values `[images, 3, height, width]`; padding `[images, height, width]`, True right of and below a
+    picture; skipped: pictures of the batch that could not be read. All pictures may have been skipped.
+    """
+
+    image_ids: tuple[str, ...]
+    pixel_values: Tensor
+    padding: Tensor
+    triplets: tuple[Triplets, ...]
+    texts: Texts
+    sizes: tuple[tuple[int, int], ...]
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            pixel_values=self.pixel_values.to(device, non_blocking=True),
+            padding=self.padding.to(device, non_blocking=True),
+            triplets=tuple(image.to(device) for image in self.triplets),
+        )
+
+    def only(self, image: int) -> Batch:
+        """The batch of one of its pictures."""
+        return replace(
+            self,
+            image_ids=self.image_ids[image : image + 1],
+            pixel_values=self.pixel_values[image : image + 1],
+            padding=self.padding[image : image + 1],
+            triplets=self.triplets[image : image + 1],
+            sizes=self.sizes[image : image + 1],
+        )
+
+
+def collate(examples: Sequence[Example], texts: Texts, skipped: int = 0) -> Batch:
+    """Pad the pictures, at the right and at the bottom, to the largest of them."""
+    height = max((example.pixel_values.shape[1] for example in examples), default=0)
+    width = max((example.pixel_values.shape[2] for example in examples), default=0)
+    pixels = torch.zeros(len(examples), 3, height, width)
+    padding = torch.ones(len(examples), height, width, dtype=torch.bool)
+    for image, example in enumerate(examples):
+        _, rows, columns = example.pixel_values.shape
+        pixels[image, :, :rows, :columns] = example.pixel_values
+        padding[image, :rows, :columns] = False
+    return Batch(
+        tuple(example.image_id for example in examples),
+        pixels,
+        padding,
+        tuple(example.triplets for example in examples),
+        texts,
+        tuple(example.size for example in examples),
+        skipped,
+    )

@@ -1,0 +1,40 @@
+"""Batches of pictures of different sizes."""
+
+import torch
+
+from rlip_model.targets import Triplets
+from rlip_model.training.batches import Example, collate
+from rlip_model.training.sampling import Texts
+
+TEXTS = Texts(("dog", "no objects"), ("on",))
+
+
+def example(name: str, height: int, width: int, pairs: int = 1) -> Example:
+    labels = torch.zeros(pairs, dtype=torch.long)
+    triplets = Triplets(torch.rand(pairs, 4), torch.rand(pairs, 4), labels, labels, torch.ones(pairs, 1))
+    return Example(name, torch.rand(3, height, width) + 1, triplets, (width, height))
+
+
+def test_pictures_are_padded_right_and_below() -> None:
+    wide, high = example("wide", 4, 9), example("high", 7, 5)
+    batch = collate([wide, high], TEXTS, skipped=1)
+    assert batch.pixel_values.shape == (2, 3, 7, 9)
+    assert len(batch) == 2
+    assert batch.skipped == 1
+    for image, each in enumerate((wide, high)):
+        _, rows, columns = each.pixel_values.shape
+        assert torch.equal(batch.pixel_values[image, :, :rows, :columns], each.pixel_values)
+        assert (~batch.padding[image]).sum() == rows * columns
+        assert torch.equal(batch.padding[image], (batch.pixel_values[image] == 0).all(0))
+
+
+def test_one_picture_of_a_batch() -> None:
+    batch = collate([example("a", 4, 4), example("b", 4, 6, pairs=3)], TEXTS)
+    only = batch.only(1)
+    assert only.image_ids == ("b",)
+    assert len(only.triplets[0]) == 3
+    assert torch.equal(only.pixel_values[0], batch.pixel_values[1])
+
+
+def test_a_batch_may_be_empty() -> None:
+    assert len(collate([], TEXTS, skipped=2)) == 0
