@@ -23,11 +23,13 @@ class Picture:
     Attributes:
         boxes: float64 [things, 4], xywh in pixels, around the visible part of each thing.
         areas: float64 [things], its size in square pixels.
+        owners: uint8 [height, width], the number of the thing seen at each pixel, counted from 1; 0: none.
     """
 
     image: Image.Image
     boxes: np.ndarray
     areas: np.ndarray
+    owners: np.ndarray
 
 
 def render(scene: Scene, hidden: Collection[int] = ()) -> Picture:
@@ -44,8 +46,11 @@ def render(scene: Scene, hidden: Collection[int] = ()) -> Picture:
             if label - 1 not in hidden:
                 _draw(pens, placed, shapes, label)
         first += len(placed.group.actors)
-    boxes, areas = _visible(np.asarray(labels), len(scene.things))
-    return Picture(image.reduce(OVERSAMPLING), boxes / OVERSAMPLING, areas / OVERSAMPLING**2)
+    marks = np.asarray(labels)
+    boxes, areas = _visible(marks, len(scene.things))
+    middle = OVERSAMPLING // 2
+    owners = marks[middle::OVERSAMPLING, middle::OVERSAMPLING].copy()
+    return Picture(image.reduce(OVERSAMPLING), boxes / OVERSAMPLING, areas / OVERSAMPLING**2, owners)
 
 
 def _layers(placed: Placed, first: int) -> list[tuple[int, Shapes]]:

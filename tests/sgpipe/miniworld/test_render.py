@@ -48,6 +48,21 @@ def test_boxes_lie_in_the_picture_and_most_of_each_thing_is_seen() -> None:
             assert (picture.boxes[:, 2] * picture.boxes[:, 3] > 0.3 * full_areas(scene)).all()
 
 
+def test_owners_name_the_thing_seen_at_each_pixel() -> None:
+    for number in range(8):
+        scene = random_scene(4, "train", number)
+        picture = render(scene)
+        assert picture.owners.shape == (scene.height, scene.width)
+        counts = np.bincount(picture.owners.ravel(), minlength=len(scene.things) + 1)
+        np.testing.assert_allclose(counts[1:], picture.areas, rtol=0.2, atol=12)
+        for index, (x, y, width, height) in enumerate(picture.boxes.tolist()):
+            rows, columns = np.nonzero(picture.owners == index + 1)
+            assert columns.min() >= np.floor(x)
+            assert columns.max() < np.ceil(x + width)
+            assert rows.min() >= np.floor(y)
+            assert rows.max() < np.ceil(y + height)
+
+
 def full_areas(scene: Scene) -> np.ndarray:
     """Areas in pixels of the boxes that things would have if nothing hid them, [things]."""
     areas = []
