@@ -87,7 +87,8 @@ def generate(
     """Label the images of a detection dataset with relations."""
     from sgpipe.generate import generate as run
     from sgpipe.progress import Progress
-    from sgpipe.recipe import load_recipe, parse_set
+    from sgpipe.recipe import load_recipe
+    from sgpipe.recipe_file import parse_set
     from sgpipe.report import print_summary
 
     overrides = _source_overrides(images, annotations, captions, split)

@@ -1,17 +1,14 @@
-"""The typed recipe: the only place where a setting is named, defaulted and validated."""
+"""The typed recipe of labelling: the only place where a setting of it is named, defaulted and validated."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from sgpipe.errors import UserError
+from sgpipe.recipe_file import load, recipe_folder
 
 
 class Config(BaseModel):
@@ -136,100 +133,9 @@ class Recipe(Config):
     engine: EngineConfig = EngineConfig()
 
 
-def recipe_folder() -> Path:
-    """Where the packaged recipes lie: in the wheel, or beside the packages in a checkout."""
-    here = Path(__file__).parent
-    return here / "pipelines" if (here / "pipelines").is_dir() else here.parent / "pipelines"
-
-
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a packaged name ("coco") or a YAML file, with `{"tag.threshold": 0.1}`-style overrides.
 
-    Raises:
-        UserError: no such recipe, not YAML, or a key that is unknown or of the wrong type; the message names
-            the file, the key and what was expected.
+    Raises UserError: as `recipe_file.load`.
     """
-    path = _find(name)
-    values = _read_yaml(path)
-    for key, value in (overrides or {}).items():
-        _override(values, key, value)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_explain(error, path, overrides or {})) from None
-
-
-def parse_set(assignments: list[str]) -> dict[str, Any]:
-    """`["tag.threshold=0.1"]` as overrides; values are read as YAML.
-
-    Raises UserError: an assignment is not of the form key=value.
-    """
-    overrides = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals or not all(part.strip() for part in key.split(".")):
-            raise UserError(f"--set {assignment!r}: expected key=value, such as tag.threshold=0.1")
-        try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):
-            raise UserError(f"--set {assignment!r}: the value is not valid YAML; put it in quotes") from None
-    return overrides
-
-
-def _find(name: str) -> Path:
-    packaged = recipe_folder() / f"{name}.yaml"
-    if "/" not in name and not name.endswith((".yaml", ".yml")) and packaged.is_file():
-        return packaged
-    if Path(name).is_file():
-        return Path(name)
-    names = ", ".join(sorted(path.stem for path in recipe_folder().glob("*.yaml")))
-    raise UserError(f"no recipe {name!r}: it is neither a file nor one of the packaged recipes ({names})")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"recipe {path}{where}: not valid YAML") from None
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
-    if not isinstance(values or {}, dict):
-        raise UserError(f"recipe {path}: expected keys and values, found {type(values).__name__}")
-    return values or {}
-
-
-def _override(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        inner = values.get(parent)
-        values[parent] = dict(inner) if isinstance(inner, dict) else {}
-        values = values[parent]
-    values[leaf] = value
-
-
-def _explain(error: ValidationError, path: Path, overrides: Mapping[str, Any]) -> str:
-    """The first fault of a recipe in one line."""
-    first, *others = error.errors()
-    key = ".".join(str(part) for part in first["loc"])
-    given = any(key == name or key.startswith(f"{name}.") for name in overrides)
-    where = "option" if given else f"recipe {path}"
-    more = f" (and {len(others)} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_suggest(first)}{more}"
-    expected = first["msg"].replace("Input should be", "expected").removeprefix("Value error, ")
-    return f"{where}: key {key!r}: {expected}, got {first.get('input')!r}{more}"
-
-
-def _suggest(error: ErrorDetails) -> str:
-    """The keys that would have been right at the place of an unknown one."""
-    config: Any = Recipe
-    *parents, leaf = error["loc"]
-    for part in parents:
-        field = getattr(config, "model_fields", {}).get(part)
-        inner = field.annotation if field else config
-        config = next((t for t in (inner, *get_args(inner)) if hasattr(t, "model_fields")), inner)
-    known = sorted(getattr(config, "model_fields", {}))
-    close = difflib.get_close_matches(str(leaf), known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
+    return load(Recipe, name, recipe_folder(), overrides or {})

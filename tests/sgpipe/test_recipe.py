@@ -3,7 +3,8 @@ import re
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import Recipe, load_recipe, parse_set, recipe_folder
+from sgpipe.recipe import Recipe, load_recipe
+from sgpipe.recipe_file import parse_set, recipe_folder
 
 
 @pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.stem)
