@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed
+from torch import Tensor
 
 from rlip_model.boxes import generalized_iou, to_corners
 from rlip_model.diagnostics import PredictionErrors, prediction_errors
 from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.matcher import Assignment, MatchingCosts, match
 from rlip_model.position import at_least_float32
+from rlip_model.processes import average, world
 from rlip_model.relation_losses import focal_loss, pseudo_labels, quality_focal_loss, relation_quality
 from rlip_model.targets import TripletBatch, Triplets, join
 
 NO_OBJECT_WEIGHT = 0.1
+SMALLEST_COUNT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,7 @@ class DetectionCriterion:
         batch = join(targets, output.final.relation_logits.shape[-1])
         with torch.autocast(batch.device.type, enabled=False):
             labels = self._relation_labels(batch.triplets.relation_labels, relation_features)
-            triplets = mean_over_processes(len(batch), batch.device)
-            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, labels, triplets))
+            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, labels))
 
     def _relation_labels(self, true: Tensor, features: Tensor | None) -> Tensor:
         if not self.pseudo_labels:
@@ -108,7 +109,7 @@ class DetectionCriterion:
         features = at_least_float32(features if self.pseudo_label_gradient else features.detach())
         return true + pseudo_labels(true, features)
 
-    def _layer(self, layer: LayerOutput, batch: TripletBatch, relation_labels: Tensor, triplets: float) -> LayerLosses:
+    def _layer(self, layer: LayerOutput, batch: TripletBatch, relation_labels: Tensor) -> LayerLosses:
         assignment = match(layer, batch, self.costs)
         labels = relation_labels[assignment.triplets]
         if self.quality_labels:
@@ -120,7 +121,7 @@ class DetectionCriterion:
         entity = self._entities(layer.object_logits, batch.triplets.object_labels, assignment)
         if layer.subject_logits is not None:
             entity = entity + self._entities(layer.subject_logits, batch.triplets.subject_labels, assignment)
-        boxes = box_losses(layer, batch, assignment, triplets)
+        boxes = box_losses(layer, batch, assignment)
         return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
 
     def _entities(self, logits: Tensor, labels: Tensor, assignment: Assignment) -> Tensor:
@@ -143,17 +144,16 @@ class TaggerCriterion:
         given = torch.arange(len(batch), device=batch.device)
         assignment = Assignment(batch.images, batch.slots, given)
         with torch.autocast(batch.device.type, enabled=False):
-            triplets = mean_over_processes(len(batch), batch.device)
-            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, assignment, triplets))
+            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, assignment))
 
-    def _layer(self, layer: LayerOutput, batch: TripletBatch, assignment: Assignment, triplets: float) -> LayerLosses:
+    def _layer(self, layer: LayerOutput, batch: TripletBatch, assignment: Assignment) -> LayerLosses:
         labels = batch.triplets
         entity = class_loss(assignment.of(layer.object_logits), labels.object_labels, self.no_object_weight)
         if layer.subject_logits is not None:
             subjects = assignment.of(layer.subject_logits)
             entity = entity + class_loss(subjects, labels.subject_labels, self.no_object_weight)
         relation = focal_loss(assignment.of(layer.relation_logits), labels.relation_labels)
-        boxes = box_losses(layer, batch, assignment, triplets)
+        boxes = box_losses(layer, batch, assignment)
         return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
 
 
@@ -166,20 +166,20 @@ def _sum_up(output: RelationOutput, weights: LossWeights, of_layer: Callable[[La
 def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:
     """Cross-entropy of `logits` `[n, classes]`, as a weighted mean; 0 (with gradient 0) if there are none.
 
-    The last class is "no objects".
+    The last class is "no objects". The mean is over the labels of all training processes.
     """
     weights = logits.new_ones(logits.shape[-1])
     weights[-1] = no_object_weight
     summed = F.cross_entropy(logits, labels, weights, reduction="sum")
-    return summed / weights[labels].sum().clamp(min=torch.finfo(logits.dtype).tiny)
+    return average(summed, weights[labels].sum(), least=torch.finfo(logits.dtype).tiny)
 
 
 def box_losses(
-    output: LayerOutput, targets: TripletBatch, assignment: Assignment, triplets: float
+    output: LayerOutput, targets: TripletBatch, assignment: Assignment
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """L1 distances of subjects and objects, then their 1 - GIoU, summed over normalised coordinates.
 
-    Subjects count per triplet (`triplets`: mean of all processes), objects per matched triplet that has one.
+    Subjects count per triplet, objects per matched triplet that has one; of all training processes.
     """
     chosen = assignment.triplets
     subjects, objects = assignment.of(output.subject_boxes), assignment.of(output.object_boxes)
@@ -188,19 +188,15 @@ def box_losses(
     present = targets.has_object[chosen].to(objects.dtype)
     subject_giou = 1 - generalized_iou(to_corners(subjects), to_corners(true_subjects))
     object_giou = 1 - generalized_iou(to_corners(objects), to_corners(true_objects))
-    with_object = present.sum() + 1e-4
+    triplets, with_object = present.new_tensor(float(len(targets))), present.sum()
     return (
-        (subjects - true_subjects).abs().sum() / triplets,
-        ((objects - true_objects).abs().sum(-1) * present).sum() / with_object,
-        subject_giou.sum() / triplets,
-        (object_giou * present).sum() / with_object,
+        average((subjects - true_subjects).abs().sum(), triplets),
+        _mean_of_objects(((objects - true_objects).abs().sum(-1) * present).sum(), with_object),
+        average(subject_giou.sum(), triplets),
+        _mean_of_objects((object_giou * present).sum(), with_object),
     )
 
 
-def mean_over_processes(count: int, device: torch.device) -> float:
-    """The mean of `count` over all training processes, at least 1."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return max(float(count), 1.0)
-    total = torch.tensor(float(count), device=device)
-    distributed.all_reduce(total)
-    return max(float(total) / distributed.get_world_size(), 1.0)
+def _mean_of_objects(summed: Tensor, count: Tensor) -> Tensor:
+    """As published, where there may be none; so many processes add so many times as little."""
+    return average(summed, count + SMALLEST_COUNT / world(), least=0.0)

@@ -8,6 +8,7 @@ from torch import Tensor
 from rlip_model.boxes import generalized_iou, to_corners
 from rlip_model.heads import LayerOutput
 from rlip_model.matcher import Assignment
+from rlip_model.processes import average
 from rlip_model.targets import TripletBatch
 
 CLOSEST_TO_CERTAIN = 1e-6
@@ -18,23 +19,26 @@ PSEUDO_LABEL_THRESHOLD = 0.3
 def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Focal loss per positive entry (CornerNet's, exponents 2 and 4); the plain sum where there is none.
 
+    Positive entries of all training processes count.
+
     `logits` and `labels` (0 or 1): `[..., relations]`.
     """
     probability = _probabilities(logits)
     positive = labels == 1
     hit = probability.log() * (1 - probability) ** 2
     miss = (1 - probability).log() * probability**2 * (1 - labels) ** 4
-    return -torch.where(positive, hit, miss).sum() / positive.sum().clamp(min=1)
+    return average(-torch.where(positive, hit, miss).sum(), positive.sum())
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Quality focal loss (Li et al., NeurIPS 2020, beta 2) per entry with a label above 0.
+    """Quality focal loss (Li et al., NeurIPS 2020, beta 2) per entry with a label above 0, of all
+    training processes.
 
     `logits` and `labels` (0 to 1): `[..., relations]`.
     """
     probability = _probabilities(logits)
     entropy = -(labels * probability.log() + (1 - labels) * (1 - probability).log())
-    return ((labels - probability) ** 2 * entropy).sum() / (labels > 0).sum().clamp(min=1)
+    return average(((labels - probability) ** 2 * entropy).sum(), (labels > 0).sum())
 
 
 def relation_quality(output: LayerOutput, targets: TripletBatch, assignment: Assignment) -> Tensor:

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 
 from rlip_model.heads import RelationOutput
 from rlip_model.losses import (
@@ -16,7 +15,6 @@ from rlip_model.losses import (
     LossWeights,
     TaggerCriterion,
     class_loss,
-    mean_over_processes,
 )
 from rlip_model.targets import Triplets
 from tests.rlip_model.samples import (
@@ -222,20 +220,3 @@ def test_gradients_are_those_of_the_numbers() -> None:
         return PLAIN(output, images).total
 
     assert torch.autograd.gradcheck(total, leaves, atol=1e-5)
-
-
-def test_alone_the_mean_over_processes_is_the_count() -> None:
-    assert mean_over_processes(5, torch.device("cpu")) == 5
-    assert mean_over_processes(0, torch.device("cpu")) == 1
-
-
-def _count_in_a_process(rank: int, meeting: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    counts = [mean_over_processes(count, torch.device("cpu")) for count in ((5, 2)[rank], (1, 0)[rank])]
-    distributed.destroy_process_group()
-    assert counts == [3.5, 1.0]
-
-
-@pytest.mark.slow
-def test_processes_agree_on_the_number_of_triplets(tmp_path: Path) -> None:
-    multiprocessing.spawn(_count_in_a_process, args=(str(tmp_path / "meeting"),), nprocs=2)

@@ -1,0 +1,57 @@
+"""Training processes that work together, if there are several; every function works without them, too."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Value = TypeVar("Value")
+
+
+def is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank() -> int:
+    return distributed.get_rank() if is_distributed() else 0
+
+
+def world() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if is_distributed() else 1
+
+
+def average(summed: Tensor, count: Tensor, least: float = 1.0) -> Tensor:
+    """A sum over this process's items, divided by the mean number of items of all processes.
+
+    Averaged over the processes, as their gradients are, it is the mean over all items, as one process that has
+    them all would compute it.
+
+    Args:
+        count: of this process's items; its gradient is not followed.
+        least: smallest number of items, of all processes together, to divide by.
+    """
+    total = count.detach().clone()
+    if is_distributed():
+        distributed.all_reduce(total)
+    return summed * world() / total.clamp(min=least)
+
+
+def all_agree(condition: bool, device: torch.device) -> bool:
+    """Whether the condition holds in every process."""
+    if not is_distributed():
+        return condition
+    flag = torch.tensor(int(condition), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
+def gather(value: Value) -> list[Value]:
+    """The value of every process, by rank."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world()
+    distributed.all_gather_object(values, value)
+    return values
