@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
 from sgpipe.errors import UserError
@@ -18,6 +17,7 @@ from sgpipe.progress import Progress
 from sgpipe.recipe import Recipe, SplitConfig
 from sgpipe.shards.folder import RunFolder
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.shards.write import revision_of
 from sgpipe.sources import open_source
 from sgpipe.sources.index import SourceIndex
 from sgpipe.stages import Stage
@@ -26,27 +26,11 @@ from sgpipe.stages.load import LoadStage
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.parse import ParseStage
 from sgpipe.stages.tag import TagStage
+from sgpipe.summary import Summary, add_up
 
 _UNITS_PER_ACTOR = 4
 _UNTRAINED_NOTE = "the tagger is UNTRAINED (random weights): relations and confidences mean nothing"
 _SYNONYMS_OF = {"coco": "coco", "objects365": "objects365", "miniworld": "coco"}
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run holds when it ends."""
-
-    root: Path
-    planned: int
-    counts: Counter[str]
-    seconds: Counter[str]
-    problems: Counter[str]
-    shards: int
-    note: str
-
-    @property
-    def complete(self) -> bool:
-        return self.counts["images"] == self.planned
 
 
 def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: bool = False) -> Summary:
@@ -125,7 +109,8 @@ def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict
 def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex], note: str) -> Manifest:
     """The folder's manifest, if it is of this very recipe; a new one in an empty folder."""
     now = identity(recipe, indexes)
-    run = {"name": recipe.name, "note": note, "fingerprint": fingerprint(now), "identity": now}
+    images = {split: str(root) for split, root in _image_roots(recipe).items()}
+    run = {"name": recipe.name, "note": note, "fingerprint": fingerprint(now), "identity": now, "images": images}
     if not (folder.root / MANIFEST).exists():
         if folder.holds_shards():
             raise UserError(f"{folder.root} holds shards but no {MANIFEST}; restore it, or choose another --out")
@@ -137,6 +122,11 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
         return Manifest.create(folder.root, run)
     changes = "".join(f"\n  {line}" for line in difference(manifest.run["identity"], now))
     raise UserError(f"{folder.root} was made by another recipe; choose another --out, or go back on:{changes}")
+
+
+def _image_roots(recipe: Recipe) -> dict[str, Path]:
+    source = recipe.source
+    return {split: source.path(config.images).resolve() for split, config in source.splits.items()}
 
 
 def _planned_rows(recipe: Recipe, indexes: dict[str, SourceIndex]) -> dict[str, int]:
@@ -172,7 +162,7 @@ def _failed(manifest: Manifest, rows: dict[str, int], taken: set[str | None]) ->
 
 
 def _again(shard: ShardEntry, redo: bool = False) -> WorkUnit:
-    revision = _revision(shard.file) + 1
+    revision = revision_of(shard.file) + 1
     return WorkUnit(shard.split, shard.start, shard.stop, shard.file, redo, revision)
 
 
@@ -184,11 +174,6 @@ def _cut(todo: Sequence[WorkUnit], most: int, actors: int) -> list[WorkUnit]:
     return [unit for unit in todo if unit.revises is not None] + [
         WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit in new for at in range(unit.start, unit.stop, size)
     ]
-
-
-def _revision(file: str) -> int:
-    _, found, number = Path(file).stem.rpartition("-r")
-    return int(number) if found and number.isdigit() else 0
 
 
 def _run(
@@ -229,7 +214,7 @@ def _run(
 def build_stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]:
     """The stages of a recipe, in the order in which records pass them."""
     source = recipe.source
-    roots = {split: source.path(config.images).resolve() for split, config in source.splits.items()}
+    roots = _image_roots(recipe)
     # By the splits' names: their order in the recipe must not matter to the tagger, which reads all names together.
     names = list(dict.fromkeys(name for split in sorted(indexes) for name in indexes[split].meta["categories"]))
     first: Stage
@@ -246,16 +231,8 @@ def build_stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]
 
 
 def summarise(manifest: Manifest, planned: int, indexes: dict[str, SourceIndex] | None = None) -> Summary:
-    """Add up the counts of the committed shards."""
-    counts: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    """Add up the counts of the committed shards and the problems of their sources."""
     problems: Counter[str] = Counter()
-    for shard in manifest.shards:
-        counts.update(shard.counts)
-        seconds.update(shard.seconds)
     for index in (indexes or {}).values():
-        meta: dict[str, Any] = index.meta
-        problems.update(meta["problems"])
-    return Summary(
-        manifest.root, planned, counts, seconds, problems, len(manifest.shards), manifest.run.get("note", "")
-    )
+        problems.update(index.meta["problems"])
+    return add_up(manifest, planned, problems)

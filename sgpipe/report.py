@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.generate import Summary
+from sgpipe.summary import Summary
 
 _PROBLEMS = {
     "crowd": "crowd boxes kept out of pairs",

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError
-from sgpipe.records import Record, from_table
+from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.shards.manifest import Manifest
 
 
@@ -33,6 +33,6 @@ def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa
 
 
 def iter_records(root: Path) -> Iterator[Record]:
-    """Every record of a run, by split and position, one shard in memory at a time."""
-    for table in iter_tables(root):
+    """Every record of a run, by split and position, one shard without its pictures in memory at a time."""
+    for table in iter_tables(root, SCHEMA.names):
         yield from from_table(table)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,11 @@ from sgpipe.shards.manifest import ShardEntry, sync_folder
 from sgpipe.sources.json_stream import file_sha256
 
 DATA = "data"
+PICTURES = "image"
+
+_ROWS_PER_GROUP = 512  # training reads a group at a time
+# What Hugging Face datasets look for to show the column as pictures.
+_PICTURES_METADATA = {"huggingface": json.dumps({"info": {"features": {PICTURES: {"_type": "Image"}}}})}
 
 
 def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
@@ -22,10 +29,25 @@ def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
     return f"{DATA}/{split}-{start:09d}-{stop:09d}{suffix}.parquet"
 
 
+def revision_of(file: str) -> int:
+    """Which revision a shard's name stands for."""
+    _, found, number = Path(file).stem.rpartition("-r")
+    return int(number) if found and number.isdigit() else 0
+
+
 def write_shard(
-    root: Path, name: str, split: str, start: int, records: list[Record], seconds: dict[str, float]
+    root: Path,
+    name: str,
+    split: str,
+    start: int,
+    records: list[Record],
+    seconds: dict[str, float],
+    pictures: Sequence[bytes | None] | None = None,
 ) -> ShardEntry:
     """Put records `start`… of a split into `root/name` and describe the shard for the manifest.
+
+    Args:
+        pictures: the image files of the records, to be kept with them in the further column `image`.
 
     Raises OSError: disk full, folder gone, no permission; no file is left behind.
     """
@@ -33,7 +55,8 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        write_table(temporary, to_table(records))
+        table = to_table(records)
+        write_table(temporary, table if pictures is None else _with_pictures(table, pictures))
         digest, size = file_sha256(temporary), temporary.stat().st_size
         os.replace(temporary, path)
     except BaseException:
@@ -52,10 +75,20 @@ def write_shard(
     )
 
 
+def _with_pictures(table: pa.Table, pictures: Sequence[bytes | None]) -> pa.Table:
+    names = table["file_name"].to_pylist()
+    column = pa.array(
+        [data and {"bytes": data, "path": name} for data, name in zip(pictures, names, strict=True)],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    table = table.append_column(PICTURES, column)
+    return table.replace_schema_metadata({**table.schema.metadata, **_PICTURES_METADATA})
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file and sync it to the disk."""
     with path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", row_group_size=_ROWS_PER_GROUP)
         file.flush()
         os.fsync(file.fileno())
 

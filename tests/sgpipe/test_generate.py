@@ -86,11 +86,12 @@ def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
         assert all(relation.predicate in pairs[relation.subject, relation.object] for relation in record.relations)
 
 
-def test_missing_pictures_are_error_rows(finished):
+def test_missing_pictures_are_error_rows(finished, coco):
     failed = {record.image_id: record.error for record in rows(finished) if not record.ok}
     assert set(failed) == {"4", "7"}
     assert "image file not found" in failed["4"]
     assert Manifest.load(finished).run["name"] == "coco"
+    assert Manifest.load(finished).run["images"] == {"val": str(coco.images.resolve())}
 
 
 def test_rows_do_not_depend_on_units_or_actors(finished, coco, tagger, tmp_path):

@@ -6,7 +6,7 @@ from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.shards import write as write_module
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.read import iter_records, read_file
-from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.shards.write import revision_of, shard_name, write_shard
 from sgpipe.sources.json_stream import file_sha256
 
 
@@ -55,6 +55,32 @@ def test_the_same_records_make_the_same_bytes(tmp_path):
         write_shard(tmp_path / folder, shard_name("val", 0, 1), "val", 0, [full_record(1)], {}) for folder in "ab"
     ]
     assert entries[0].sha256 == entries[1].sha256
+
+
+def test_row_groups_are_small_enough_to_stream(tmp_path):
+    records = [full_record(i) for i in range(1100)]
+    write_shard(tmp_path, shard_name("val", 0, 1100), "val", 0, records, {})
+    file = pq.ParquetFile(tmp_path / shard_name("val", 0, 1100))
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [512, 512, 76]
+
+
+def test_pictures_lie_beside_their_records(tmp_path):
+    records = [full_record(i) for i in range(2)]
+    name = shard_name("val", 0, 2)
+    entry = write_shard(tmp_path, name, "val", 0, records, {}, [b"picture", None])
+    assert read_file(tmp_path / name)["image"].to_pylist() == [{"bytes": b"picture", "path": "0.jpg"}, None]
+    Manifest.create(tmp_path, {}).commit(entry)
+    assert list(iter_records(tmp_path)) == records
+    with pytest.raises(ValueError, match="zip"):
+        write_shard(tmp_path, name, "val", 0, records, {}, [b"picture"])
+
+
+@pytest.mark.parametrize(
+    ("file", "revision"), [("data/val-0-1.parquet", 0), ("data/val-0-1-r12.parquet", 12), ("data/a-red-0-1.parquet", 0)]
+)
+def test_revisions_are_told_by_the_name(file, revision):
+    assert revision_of(file) == revision
+    assert revision_of(shard_name("val", 0, 1, revision)) == revision
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
