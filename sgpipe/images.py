@@ -5,10 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
 from sgpipe.records import Record
+
+# `decode` refuses such pictures itself, with a message that names them.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(Exception):
@@ -28,30 +32,55 @@ def resolve(root: Path, file_name: str) -> Path:
     return root / name
 
 
-def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
-    """The record's picture as RGB; `roots` maps a split to its image folder.
+def is_there(root: Path, file_name: str) -> bool:
+    """Whether there is such a file under `root`."""
+    try:
+        return resolve(root, file_name).is_file()
+    except (ImageError, OSError):
+        return False
 
-    An EXIF rotation is applied only where the annotated size asks for it, since boxes are given in the
-    annotated frame.
+
+def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
+    """The record's picture as `decode` gives it; `roots` maps a split to its image folder.
 
     Raises:
         ImageError: missing, outside its folder, broken, too large, or not of the annotated size.
     """
     path = resolve(roots[record.split], record.file_name)
+    return decode(path, (record.width, record.height), str(path))
+
+
+def decode(file: Path | BinaryIO, size: tuple[int, int], name: str) -> Image.Image:
+    """The picture in a file as RGB.
+
+    An EXIF rotation is applied only where the annotated size asks for it, since boxes are given in the
+    annotated frame.
+
+    Args:
+        size: annotated width and height, in pixels.
+        name: of the file, for error messages.
+
+    Raises:
+        ImageError: missing, broken, too large, or not of the annotated size.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                opened.load()
-                image = _orient(opened, (record.width, record.height))
-                return _to_rgb(image)
+        with Image.open(file) as opened:
+            _check_pixels(opened)
+            opened.load()
+            return _to_rgb(_orient(opened, size))
     except FileNotFoundError:
-        raise ImageError(f"image file not found: {path}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"image is larger than Pillow's safety limit of pixels: {path}") from None
+        raise ImageError(f"image file not found: {name}") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"image is larger than Pillow's safety limit of pixels: {name}") from None
     # Decoders are foreign code on foreign bytes: besides OSError they raise struct.error, RuntimeError, MemoryError…
     except Exception as reason:  # noqa: BLE001
-        raise ImageError(f"image cannot be read: {path} ({str(reason) or type(reason).__name__})") from None
+        raise ImageError(f"image cannot be read: {name} ({str(reason) or type(reason).__name__})") from None
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Up to twice its limit Pillow only warns, and whether a warning is an error cannot be said per thread."""
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def _orient(image: Image.Image, size: tuple[int, int]) -> Image.Image:

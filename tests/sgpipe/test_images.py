@@ -1,11 +1,12 @@
 import struct
+from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from sgpipe.images import ImageError, open_image, resolve
+from sgpipe.images import ImageError, decode, is_there, open_image, resolve
 from sgpipe.records import Record
 
 
@@ -109,8 +110,27 @@ def test_impossible_names_are_the_pictures_fault(tmp_path, name):
         open_image({"val": tmp_path}, record(name))
 
 
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [40, 20])  # up to twice the limit Pillow only warns
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(ImageError, match="safety limit"):
         open_image({"val": tmp_path}, record("a.png"))
+
+
+def test_a_picture_in_memory_is_read_like_a_file(tmp_path):
+    Image.effect_noise((8, 6), 50).convert("RGB").save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    expected = open_image({"val": tmp_path}, record("a.png"))
+    assert decode(BytesIO(data), (8, 6), "a.png").tobytes() == expected.tobytes()
+    for broken, size, reason in ((data[:-30], (8, 6), "cannot be read"), (data, (9, 6), "it is 8x6")):
+        with pytest.raises(ImageError, match=rf"a\.png.*{reason}|{reason}.*a\.png"):
+            decode(BytesIO(broken), size, "a.png")
+
+
+def test_whether_a_picture_is_there(tmp_path):
+    (tmp_path / "a.png").touch()
+    assert is_there(tmp_path, "a.png")
+    assert not is_there(tmp_path, "b.png")
+    assert not is_there(tmp_path / "b", "../a.png")
