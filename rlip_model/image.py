@@ -24,6 +24,20 @@ def resized(width: int, height: int, short_side: int = 800, long_side: int = 133
     return int(short_side * width / height), short_side
 
 
+def normalised(image: Image.Image) -> Tensor:
+    """`[3, height, width]`, float32, with the mean and deviation that the backbones were trained with.
+
+    Args:
+        image: RGB.
+    """
+    mean, deviation = (np.array(value, dtype=np.float32)[:, None, None] for value in (MEAN, STD))
+    pixels = np.array(image).transpose(2, 0, 1).astype(np.float32, order="C")
+    pixels /= 255  # in place: a picture of 800 pixels takes a quarter of the time
+    pixels -= mean
+    pixels /= deviation
+    return torch.from_numpy(pixels)
+
+
 def to_pixel_values(image: Image.Image, short_side: int = 800, long_side: int = 1333) -> Tensor:
     """`[3, height, width]`, float32, resized bilinearly (with antialiasing) and normalised.
 
@@ -31,6 +45,4 @@ def to_pixel_values(image: Image.Image, short_side: int = 800, long_side: int = 
         image: RGB.
     """
     size = resized(*image.size, short_side, long_side)
-    pixels = np.array(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-    normalised = (pixels - np.array(MEAN, dtype=np.float32)) / np.array(STD, dtype=np.float32)
-    return torch.from_numpy(normalised).permute(2, 0, 1).contiguous()
+    return normalised(image.resize(size, Image.Resampling.BILINEAR))

@@ -1,7 +1,8 @@
 """From scene graph annotations, as of Visual Genome or made by the R-Tagger, to training targets.
 
-A straight way: read (`SceneGraph.from_json`), drop doubtful relations (`confident`), cut and number
-(`label_scene`), perhaps crop or flip the picture and `SceneTargets` with it, then `labelled_triplets`.
+A straight way: read (`SceneGraph.from_json`), drop doubtful relations (`confident`), rename what a flip will turn
+around (`mirrored`), cut and number (`label_scene`), perhaps crop and flip the picture and `SceneTargets` with it
+(`augment`), then `labelled_triplets`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from rlip_model.targets import Triplets
+from rlip_model.training.mirror import mirrored_text
 from rlip_model.training.sampling import LabelledTriplets
+
+MISSING_OBJECT = "missing objects"  # with a box of zeros: the object of a relation that has none, as in V-COCO
 
 
 class AnnotationError(ValueError):
@@ -75,13 +79,22 @@ class SceneGraph:
         kept = (item for item in self.relations if item.confidence is None or item.confidence >= threshold)
         return replace(self, relations=tuple(kept))
 
+    def mirrored(self) -> SceneGraph:
+        """Named as in the flipped picture; the boxes are left to `SceneTargets.flipped`."""
+        return replace(
+            self,
+            objects=tuple(replace(item, name=mirrored_text(item.name)) for item in self.objects),
+            relations=tuple(replace(item, predicate=mirrored_text(item.predicate)) for item in self.relations),
+        )
+
 
 @dataclass(frozen=True)
 class SceneTargets:
     """A scene graph in numbers, to be changed along with its picture.
 
     boxes `[objects, 4]` xyxy in pixels of the picture; labels `[objects]`, into object_texts; relations
-    `[relations, 3]`: subject and object, into boxes, and predicate, into relation_texts.
+    `[relations, 3]`: subject and object, into boxes, and predicate, into relation_texts. The box of a missing
+    object is zeros and stays zeros.
     """
 
     boxes: Tensor
@@ -89,6 +102,12 @@ class SceneTargets:
     relations: Tensor
     object_texts: tuple[str, ...]
     relation_texts: tuple[str, ...]
+
+    @property
+    def missing(self) -> Tensor:
+        """`[objects]`: True for what stands for no object at all."""
+        named = torch.tensor([text == MISSING_OBJECT for text in self.object_texts], dtype=torch.bool)
+        return named[self.labels] & (self.boxes == 0).all(1)
 
     def keep(self, kept: Tensor) -> SceneTargets:
         """Only the objects where `kept` `[objects]` is True, and the relations between them; all texts stay."""
@@ -102,30 +121,51 @@ class SceneTargets:
         """Boxes cut off at the borders of the picture; objects outside it are dropped."""
         limits = self.boxes.new_tensor((width, height, width, height))
         boxes = self.boxes.clamp(min=0).minimum(limits)
-        return replace(self, boxes=boxes).keep((boxes[:, 2:] > boxes[:, :2]).all(1))
+        return replace(self, boxes=boxes).keep((boxes[:, 2:] > boxes[:, :2]).all(1) | self.missing)
 
     def resized(self, horizontal: float, vertical: float) -> SceneTargets:
         """Boxes multiplied by these factors."""
         return replace(self, boxes=self.boxes * self.boxes.new_tensor((horizontal, vertical) * 2))
 
-    def labelled_triplets(self, width: float, height: float) -> LabelledTriplets:
-        """Triplets with normalised cxcywh boxes; relations of the same two objects become one triplet.
+    def shifted(self, right: float, down: float) -> SceneTargets:
+        """Boxes moved by so many pixels."""
+        return self._moved(self.boxes + self.boxes.new_tensor((right, down) * 2))
 
-        Args:
-            width, height: of the picture, in pixels.
-        """
+    def flipped(self, width: float) -> SceneTargets:
+        """Boxes in the mirror image of a picture of this width, in pixels; see also `SceneGraph.mirrored`."""
+        left, top, right, bottom = self.boxes.unbind(1)
+        return self._moved(torch.stack((width - right, top, width - left, bottom), dim=1))
+
+    def _moved(self, boxes: Tensor) -> SceneTargets:
+        return replace(self, boxes=boxes.masked_fill(self.missing.unsqueeze(1), 0))
+
+    def related(self) -> tuple[Tensor, Tensor]:
+        """The pairs `[pairs, 2]` that have relations, each once, and their relations `[pairs, relation_texts]`."""
         pairs = list(dict.fromkeys((subject, object_) for subject, object_, _ in self.relations.tolist()))
         place = {pair: index for index, pair in enumerate(pairs)}
         relation_labels = torch.zeros(len(pairs), len(self.relation_texts))
         for subject, object_, predicate in self.relations.tolist():
             relation_labels[place[subject, object_], predicate] = 1
-        subjects, objects = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
+        return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), relation_labels
+
+    def triplets(self, pairs: Tensor, relation_labels: Tensor, width: float, height: float) -> LabelledTriplets:
+        """Triplets of the given pairs `[pairs, 2]`, with normalised cxcywh boxes.
+
+        Args:
+            relation_labels: `[pairs, relation_texts]`.
+            width, height: of the picture, in pixels.
+        """
+        subjects, objects = pairs.unbind(1)
         boxes = box_convert(self.boxes, "xyxy", "cxcywh")
         boxes = boxes / boxes.new_tensor((width, height, width, height))
         triplets = Triplets(
             boxes[subjects], boxes[objects], self.labels[subjects], self.labels[objects], relation_labels
         )
         return LabelledTriplets(triplets, self.object_texts, self.relation_texts)
+
+    def labelled_triplets(self, width: float, height: float) -> LabelledTriplets:
+        """What is true in a picture of this size; relations of the same two objects become one triplet."""
+        return self.triplets(*self.related(), width, height)
 
 
 def label_scene(graph: SceneGraph, width: int, height: int, most_relations: int) -> SceneTargets:

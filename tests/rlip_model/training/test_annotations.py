@@ -1,11 +1,20 @@
 """Scene graphs to targets."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from rlip_model.training.annotations import AnnotationError, SceneGraph, label_scene
+from rlip_model.training.annotations import (
+    MISSING_OBJECT,
+    AnnotationError,
+    SceneGraph,
+    SceneObject,
+    SceneRelation,
+    SceneTargets,
+    label_scene,
+)
 
 WIDTH, HEIGHT = 100, 50
 
@@ -98,3 +107,61 @@ def test_wrong_annotations_are_named() -> None:
         graph(relationships=[{"subject_id": 7, "object_id": 8}])
     with pytest.raises(AnnotationError, match="image 5 has no 'objects'"):
         SceneGraph.from_json({"image_id": 5})
+
+
+def test_flipped_pictures_speak_of_other_sides() -> None:
+    objects = (SceneObject(0, "left hand", (0, 0, 9, 9)), SceneObject(1, "cup", (9, 0, 9, 9)))
+    relations = (SceneRelation(1, 0, "to the right of", 0.5), SceneRelation(0, 1, "right next to"))
+    before = SceneGraph(3, objects, relations)
+    mirrored = before.mirrored()
+    assert [item.name for item in mirrored.objects] == ["right hand", "cup"]
+    assert [item.predicate for item in mirrored.relations] == ["to the left of", "right next to"]
+    assert [item.box for item in mirrored.objects] == [item.box for item in objects]
+    assert mirrored.relations[0].confidence == 0.5
+    assert mirrored.mirrored() == before
+
+
+def test_flipped_boxes() -> None:
+    scene = label_scene(graph(), WIDTH, HEIGHT, 100)
+    flipped = scene.flipped(WIDTH)
+    assert flipped.boxes.tolist() == [[70, 10, 90, 40], [0, 20, 60, 40], [90, 0, 100, 10]]
+    assert torch.equal(flipped.flipped(WIDTH).boxes, scene.boxes)
+    assert torch.equal(flipped.relations, scene.relations)
+
+
+def with_missing_object() -> SceneTargets:
+    image = annotation()
+    image["objects"].append({"object_id": 1, "names": MISSING_OBJECT, "x": 0, "y": 0, "w": 0, "h": 0})
+    image["relationships"].append({"subject_id": 9, "object_id": 1, "predicate": "walk"})
+    return label_scene(SceneGraph.from_json(image), WIDTH, HEIGHT, 100)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scene: scene,
+        lambda scene: scene.flipped(WIDTH),
+        lambda scene: scene.shifted(-5, 3),
+        lambda scene: scene.resized(2, 0.5),
+        lambda scene: scene.clamped(50, 40),
+        lambda scene: scene.keep(torch.tensor([True, False, True, True])),
+    ],
+    ids=["label_scene", "flipped", "shifted", "resized", "clamped", "keep"],
+)
+def test_missing_objects_stay_missing(change: Callable[[SceneTargets], SceneTargets]) -> None:
+    scene = change(with_missing_object())
+    assert scene.missing.tolist() == [False] * (len(scene.boxes) - 1) + [True]
+    found = scene.labelled_triplets(WIDTH, HEIGHT)
+    walking = found.triplets.relation_labels[:, found.relation_texts.index("walk")] == 1
+    assert found.triplets.object_boxes[walking].tolist() == [[0, 0, 0, 0]]
+    assert (found.triplets.object_boxes[~walking, 2:] > 0).all()
+    assert (found.triplets.subject_boxes[:, 2:] > 0).all()
+    assert [found.object_texts[label] for label in found.triplets.object_labels[walking]] == [MISSING_OBJECT]
+
+
+def test_only_what_is_called_missing_may_have_a_box_of_zeros() -> None:
+    flat = annotation()
+    flat["objects"][0].update(x=0, y=0, w=0, h=0)
+    scene = label_scene(SceneGraph.from_json(flat), WIDTH, HEIGHT, 100)
+    assert len(scene.boxes) == 2
+    assert not scene.missing.any()

@@ -1,0 +1,218 @@
+"""Pictures and targets change together, by the given generator alone."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from torchvision.transforms.v2 import functional
+
+from rlip_model.image import normalised, resized, to_pixel_values
+from rlip_model.training.annotations import MISSING_OBJECT, SceneTargets
+from rlip_model.training.augment import Augmentation, augment, cut, jittered, prepare, random_window
+from tests.rlip_model.training.scenes import CHANNELS, said, scenes
+
+SMALL = Augmentation(
+    jitter=0, short_sides=(48, 56, 80), long_side=133, crop_short_sides=(40, 50, 60), crop_range=(38, 60)
+)
+Scene = tuple[Image.Image, SceneTargets]
+
+
+def seen(image: Image.Image, channel: int) -> tuple[float, ...] | None:
+    """xyxy of what is bright in one colour channel, or None."""
+    rows, columns = (np.array(image)[..., channel] > 127).nonzero()
+    if not len(rows):
+        return None
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+@given(scenes(), st.integers(0, 2**32), st.booleans())
+@settings(deadline=None)
+def test_boxes_frame_what_is_seen(scene: Scene, seed: int, flip: bool) -> None:
+    image, targets = augment(*scene, SMALL, random.Random(seed), flip)
+    names = [targets.object_texts[label] for label in targets.labels.tolist()]
+    for channel, name in enumerate(CHANNELS):
+        found = seen(image, channel)
+        if name in names:
+            box = targets.boxes[names.index(name)].tolist()
+            if min(box[2] - box[0], box[3] - box[1]) > 2:
+                assert found == pytest.approx(box, abs=1.01)
+        elif found is not None:
+            assert min(found[2] - found[0], found[3] - found[1]) <= 1
+
+
+@given(scenes(), st.integers(0, 2**32), st.booleans())
+@settings(deadline=None)
+def test_targets_stay_whole(scene: Scene, seed: int, flip: bool) -> None:
+    image, targets = augment(*scene, SMALL, random.Random(seed), flip)
+    names = {targets.object_texts[label] for label in targets.labels.tolist()}
+    assert said(targets) == {row for row in said(scene[1]) if {row[0], row[2]} <= names}
+    assert targets.missing.tolist() == [False] * (len(names) - 1) + [True]
+    real = targets.boxes[:-1]
+    assert (real >= 0).all()
+    assert (real <= torch.tensor([*image.size, *image.size])).all()
+    assert (real[:, 2:] > real[:, :2]).all()
+    assert MISSING_OBJECT in names
+    assert targets.boxes[-1].tolist() == [0, 0, 0, 0]
+
+
+@given(scenes(), st.integers(0, 2**32), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_the_generator_decides_alone(scene: Scene, seed: int, flip: bool) -> None:
+    options = replace(SMALL, jitter=0.4)
+    torch.manual_seed(1)
+    states = random.getstate(), torch.get_rng_state()
+    first = prepare(*scene, options, 80, 133, random.Random(seed), flip)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    torch.manual_seed(2)
+    again = prepare(*scene, options, 80, 133, random.Random(seed), flip)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1].boxes, again[1].boxes)
+
+
+@given(scenes(), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=20)
+def test_sizes_are_those_asked_for(scene: Scene, seed: int) -> None:
+    part, _ = augment(*scene, replace(SMALL, crop_probability=1), random.Random(seed), False)
+    assert min(part.size) in SMALL.short_sides
+    assert max(part.size) <= min(part.size) * 60 / 38
+    whole, _ = augment(*scene, replace(SMALL, crop_probability=0), random.Random(seed), False)
+    assert whole.size in {resized(*scene[0].size, side, SMALL.long_side) for side in SMALL.short_sides}
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (50, 20), (3000, 3), (1, 5000)])
+def test_windows_as_drawn_by_detr(size: tuple[int, int]) -> None:
+    """Least and greatest size of the part, whatever the picture; less only where the picture is smaller."""
+    rng, options = random.Random(0), Augmentation()
+    for _ in range(100):
+        (left, top, right, bottom), shape = random_window(*size, options, rng)
+        assert 0 <= left < right <= size[0]
+        assert 0 <= top < bottom <= size[1]
+        assert 384 <= min(shape) <= max(shape) <= 600
+
+
+def test_windows_lie_anywhere() -> None:
+    """Across and down alike, and one regardless of the other."""
+    rng, options = random.Random(0), Augmentation(crop_short_sides=(600,), crop_range=(400, 400))
+    windows = torch.tensor([random_window(600, 600, options, rng)[0] for _ in range(2000)])
+    assert windows[:, :2].min() < 2
+    assert windows[:, 2:].max() > 598
+    torch.testing.assert_close(windows.mean(0), torch.tensor([100.0, 100, 500, 500]), atol=4, rtol=0)
+    assert abs(torch.corrcoef(windows[:, :2].T)[0, 1]) < 0.1
+
+
+def test_windows_are_cut_down_to_small_pictures() -> None:
+    options = Augmentation(crop_short_sides=(100,))
+    window, shape = random_window(300, 200, options, random.Random(0))
+    assert window == (0, 0, 300, 200)
+    assert shape == (150, 100)
+
+
+def test_one_resampling_shows_what_two_would_show() -> None:
+    """The published way resizes, cuts whole pixels and resizes again."""
+    rng = random.Random(3)
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+    nothing = SceneTargets(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0, 3).long(), (), ())
+    for short_side in (400, 500, 600):
+        middle = resized(640, 480, short_side)
+        window, (wide, high) = random_window(640, 480, Augmentation(crop_short_sides=(short_side,)), rng)
+        once, _ = cut(image, nothing, window, (wide * 3 // 2, high * 3 // 2))
+        left, top = round(window[0] * middle[0] / 640), round(window[1] * middle[1] / 480)
+        part = image.resize(middle, Image.Resampling.BILINEAR).crop((left, top, left + wide, top + high))
+        twice = part.resize(once.size, Image.Resampling.BILINEAR)
+        assert np.abs(np.array(once, dtype=int) - np.array(twice, dtype=int)).max() <= 4
+
+
+def test_colours_change_by_each_factor_once_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[tuple[str, float]] = []
+    for name in ("brightness", "contrast", "saturation"):
+
+        def change(image: Image.Image, factor: float, name: str = name) -> Image.Image:
+            changes.append((name, factor))
+            return image
+
+        monkeypatch.setattr(functional, f"adjust_{name}", change)
+    rng = random.Random(0)
+    for _ in range(200):
+        jittered(Image.new("RGB", (1, 1)), 0.4, rng)
+    orders = {tuple(name for name, _ in changes[start : start + 3]) for start in range(0, 600, 3)}
+    assert len(orders) == 6
+    assert all(len(set(order)) == 3 for order in orders)
+    factors = [factor for _, factor in changes]
+    assert 0.6 <= min(factors) < 0.65
+    assert 1.35 < max(factors) <= 1.4
+
+
+def test_colours_change_and_boxes_do_not() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    assert np.array_equal(jittered(image, 0, random.Random(0)), noise)
+    assert not np.array_equal(jittered(image, 0.4, random.Random(0)), noise)
+    dark = {
+        np.array(jittered(Image.new("RGB", (2, 2), (0, 0, 0)), 0.4, random.Random(seed))).max() for seed in range(9)
+    }
+    assert dark == {0}
+
+
+@given(scenes())
+@settings(deadline=None, max_examples=20)
+def test_validation_only_resizes(scene: Scene) -> None:
+    image, targets = scene
+    pixels, found = prepare(image, targets, None, 64, 90, random.Random(0))
+    assert torch.equal(pixels, to_pixel_values(image, 64, 90))
+    width, height = resized(*image.size, 64, 90)
+    assert said(found) == said(targets)
+    torch.testing.assert_close(found.boxes, targets.resized(width / image.width, height / image.height).boxes)
+    flipped, mirrored = prepare(image, targets, None, 64, 90, random.Random(0), flip=True)
+    torch.testing.assert_close(flipped, pixels.flip(2), atol=0.02, rtol=0)
+    torch.testing.assert_close(mirrored.boxes, found.flipped(width).boxes)
+
+
+def test_training_pictures_are_normalised() -> None:
+    image = Image.new("RGB", (64, 48), (10, 200, 90))
+    nothing = SceneTargets(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0, 3).long(), (), ())
+    pixels, _ = prepare(image, nothing, SMALL, 1, 1, random.Random(0))
+    changed, _ = augment(image, nothing, SMALL, random.Random(0), False)
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels, normalised(changed))
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert Augmentation().short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"flip": 1.5}, "flip is 1.5, expected a number from 0 to 1"),
+        ({"jitter": -0.1}, "jitter is -0.1"),
+        ({"crop_probability": float("nan")}, "crop_probability is nan"),
+        ({"short_sides": ()}, r"short_sides is \[\], expected lengths"),
+        ({"crop_short_sides": (400, 0)}, r"crop_short_sides is \[400, 0\]"),
+        ({"long_side": 600}, "long_side 600 is less than 800"),
+        ({"crop_range": (600, 384)}, r"crop_range is \[600, 384\]"),
+        ({"crop_range": (0, 384)}, r"crop_range is \[0, 384\]"),
+    ],
+)
+def test_settings_that_cannot_work(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**changes)
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(Augmentation).validate_python(changes)
+
+
+def test_a_recipe_may_hold_it() -> None:
+    read = TypeAdapter(Augmentation)
+    assert read.validate_python({"flip": 0, "crop_range": [20, 30], "short_sides": [40]}) == Augmentation(
+        flip=0, crop_range=(20, 30), short_sides=(40,)
+    )
+    with pytest.raises(ValidationError, match="flipp"):
+        read.validate_python({"flipp": 0.5})

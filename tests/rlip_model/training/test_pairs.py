@@ -1,0 +1,106 @@
+"""Pairs for the R-Tagger: related ones first, others while there is room."""
+
+import random
+from itertools import permutations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlip_model.training.annotations import MISSING_OBJECT, SceneTargets
+from rlip_model.training.pairs import tagger_triplets
+from rlip_model.training.sampling import LabelledTriplets
+
+WORDS = ("on", "near", "under")
+Relation = tuple[int, int, int]
+
+
+def scene(objects: int, relations: list[Relation], missing: bool = False) -> SceneTargets:
+    """Objects named by their numbers, each 1 pixel to the right of the one before; perhaps a missing one."""
+    left = torch.arange(float(objects))
+    boxes = torch.stack((left, left, left + 5, left + 5), dim=1)
+    names = [str(number) for number in range(objects)]
+    if missing:
+        boxes, names = torch.cat((boxes, torch.zeros(1, 4))), [*names, MISSING_OBJECT]
+    rows = torch.tensor(relations, dtype=torch.long).reshape(-1, 3)
+    return SceneTargets(boxes, torch.arange(len(names)), rows, tuple(names), WORDS)
+
+
+def read(found: LabelledTriplets) -> list[tuple[int, int, frozenset[int]]]:
+    """Subject, object and relations of each triplet."""
+    triplets = found.triplets
+    rows = zip(
+        triplets.subject_labels.tolist(),
+        triplets.object_labels.tolist(),
+        triplets.relation_labels.tolist(),
+        strict=True,
+    )
+    return [(subject, object_, frozenset(word for word in range(3) if row[word])) for subject, object_, row in rows]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, list[Relation]]:
+    objects = draw(st.integers(0, 7))
+    number = st.integers(0, max(objects - 1, 0))
+    relations = draw(st.lists(st.tuples(number, number, st.integers(0, 2)), max_size=40 if objects else 0))
+    return objects, relations
+
+
+@given(cases(), st.integers(1, 60), st.integers(0, 2**32))
+def test_as_many_as_there_is_room_for(case: tuple[int, list[Relation]], most: int, seed: int) -> None:
+    objects, relations = case
+    rows = read(tagger_triplets(scene(objects, relations), 20, 20, most, random.Random(seed)))
+    related = {(subject, object_) for subject, object_, _ in relations}
+    others = set(permutations(range(objects), 2)) - related
+    positives = [row for row in rows if row[2]]
+    assert rows[: len(positives)] == positives
+    assert len(positives) == min(len(related), most)
+    assert len(rows) == min(len(related) + len(others), most)
+    assert len({row[:2] for row in rows}) == len(rows)
+    assert {row[:2] for row in rows[len(positives) :]} <= others
+    for subject, object_, words in positives:
+        assert words == {word for *pair, word in relations if pair == [subject, object_]}
+
+
+RELATIONS = [(0, 1, 0), (0, 1, 2), (2, 0, 1), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("most", "positives", "negatives"),
+    [(20, 3, 10), (13, 3, 10), (12, 3, 9), (5, 3, 2), (3, 3, 0), (2, 2, 0)],
+    ids=["all", "just all", "overflow of the published code", "some others", "no others", "some related"],
+)
+def test_each_regime(most: int, positives: int, negatives: int) -> None:
+    rows = read(tagger_triplets(scene(4, RELATIONS), 20, 20, most, random.Random(0)))
+    assert [bool(row[2]) for row in rows] == [True] * positives + [False] * negatives
+
+
+@pytest.mark.parametrize(("most", "of"), [(4, 13), (2, 3)])
+def test_every_pair_has_its_chance(most: int, of: int) -> None:
+    drawn = {
+        row[:2]
+        for seed in range(200)
+        for row in read(tagger_triplets(scene(4, RELATIONS), 20, 20, most, random.Random(seed)))
+    }
+    assert len(drawn) == of
+
+
+def test_the_same_generator_draws_the_same_pairs() -> None:
+    first, again, other = (
+        read(tagger_triplets(scene(30, RELATIONS), 40, 40, 20, random.Random(seed))) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_boxes_are_those_of_the_pair() -> None:
+    found = tagger_triplets(scene(4, RELATIONS), 20, 10, 100, random.Random(0)).triplets
+    torch.testing.assert_close(found.subject_boxes[:, 0], (found.subject_labels + 2.5) / 20)
+    torch.testing.assert_close(found.object_boxes[:, 1], (found.object_labels + 2.5) / 10)
+
+
+def test_missing_objects_are_in_no_pair() -> None:
+    found = tagger_triplets(scene(3, [(0, 1, 0), (0, 3, 1)], missing=True), 20, 20, 100, random.Random(0))
+    assert len(found.triplets) == 6
+    assert (found.triplets.object_boxes[:, 2:] > 0).all()
+    assert [row for row in read(found) if row[2]] == [(0, 1, {0})]
