@@ -7,7 +7,6 @@ but every image is an error row; 130 interrupted.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import warnings
@@ -20,7 +19,9 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from sgpipe import __version__
+from sgpipe.cli_import import app as import_app
 from sgpipe.errors import EngineError, UserError
+from sgpipe.split_name import guess_split
 
 _out = Console(markup=False, highlight=False)
 _err = Console(markup=False, highlight=False, stderr=True)
@@ -55,6 +56,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+app.add_typer(import_app, name="import")
 
 
 @app.callback(invoke_without_command=True)
@@ -119,16 +123,10 @@ def _source_overrides(
             raise UserError("--captions and --split need --images and --annotations")
         return {}
     config = {"annotations": annotations, "images": images, "captions": captions}
-    overrides: dict[str, Any] = {"source.splits": {split or _guess_split(annotations): config}}
+    overrides: dict[str, Any] = {"source.splits": {split or guess_split(annotations): config}}
     if captions is not None:
         overrides["caption.captioner"] = None
     return overrides
-
-
-def _guess_split(annotations: Path) -> str:
-    """The split an annotation file is named after ("instances_val2017.json" → "val")."""
-    names = re.findall(r"(?<![a-z])(?:train|val|test)(?![a-z])", annotations.stem.lower())
-    return names[-1] if names else "train"
 
 
 @app.command()

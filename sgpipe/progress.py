@@ -26,16 +26,16 @@ class Progress:
         self.console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def images(self, total: int) -> Iterator[Advance]:
-        """A bar over `total` images; the value called with (images, counts) when some are done."""
+    def images(self, total: int | None, work: str = "labelling") -> Iterator[Advance]:
+        """A bar over `total` images (None: nobody knows); the value called with (images, counts) when some are done."""
         if self.console.is_terminal:
-            yield from self._bar(total)
+            yield from self._bar(total, work)
         else:
             yield from self._lines(total)
 
-    def _bar(self, total: int) -> Iterator[Advance]:
+    def _bar(self, total: int | None, work: str) -> Iterator[Advance]:
         columns = (
-            TextColumn("labelling"),
+            TextColumn(work),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -46,7 +46,7 @@ class Progress:
         )
         meter = Meter(total)
         with RichProgress(*columns, console=self.console) as bar:
-            task = bar.add_task("labelling", total=total, rate="", note="")
+            task = bar.add_task(work, total=total, rate="", note="")
 
             def advance(images: int, counts: Mapping[str, int]) -> None:
                 meter.add(images, counts)
@@ -54,15 +54,17 @@ class Progress:
 
             yield advance
 
-    def _lines(self, total: int) -> Iterator[Advance]:
+    def _lines(self, total: int | None) -> Iterator[Advance]:
         meter, last = Meter(total), time.monotonic()
 
         def advance(images: int, counts: Mapping[str, int]) -> None:
             nonlocal last
             meter.add(images, counts)
-            if meter.done >= total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            if meter.done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                self.say(f"{meter.done}/{total} images, {meter.rate_text}, {meter.left_text} left, {meter.note}")
+                done = f"{meter.done} images" if total is None else f"{meter.done}/{total} images"
+                left = f"{meter.left_text} left, " if total is not None else ""
+                self.say(f"{done}, {meter.rate_text}, {left}{meter.note}")
 
         yield advance
 
@@ -70,7 +72,7 @@ class Progress:
 class Meter:
     """Rate and time left of a count that grows."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None) -> None:
         self.total = total
         self.done = 0
         self.relations = 0
@@ -93,7 +95,7 @@ class Meter:
 
     @property
     def left_text(self) -> str:
-        seconds = int((self.total - self.done) / max(self.rate, 1e-9))
+        seconds = int(((self.total or self.done) - self.done) / max(self.rate, 1e-9))
         return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
 
     @property

@@ -14,18 +14,29 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
+NO_OBJECT = "missing objects"
+
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
 
 
 @dataclass(slots=True)
 class Box:
-    """One annotated object. `bbox` is xywh in pixels of the original image, already clipped to it."""
+    """One annotated object. `bbox` is xywh in pixels of the original image, already clipped to it.
+
+    V-COCO annotates what people do without an object: "smile". The relation then points to an object of category
+    `NO_OBJECT` whose bbox is (0, 0, 0, 0), at most one in an image.
+    """
 
     category: str
     category_id: int
     bbox: tuple[float, float, float, float]
     iscrowd: bool = False
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it stands for the object that a relation does not have."""
+        return self.category == NO_OBJECT and not any(self.bbox)
 
 
 @dataclass(slots=True)

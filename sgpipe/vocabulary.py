@@ -24,7 +24,8 @@ def category_names(dataset: str) -> dict[int, str]:
     """Class name by category id, in the order of the ids.
 
     "coco" has the 80 names of COCO 2017 under ids 1 to 90; "objects365" the 365 names of Objects365 v2 with
-    their spelling mended and in lower case, as RLIPv2 uses them. Other datasets bring their names with their
+    their spelling mended and in lower case, as RLIPv2 uses them; "open_images" the 601 names of Open Images V6
+    that RLIPv2's annotations count from 0. Other datasets bring their names with their
     annotations: the answer is empty.
     """
     return {row["id"]: row["name"] for row in _packaged(f"{dataset}_names.json") or ()}
@@ -33,6 +34,21 @@ def category_names(dataset: str) -> dict[int, str]:
 def official_names(dataset: str) -> dict[int, str]:
     """Class name by category id as the dataset's own annotation files spell it ("Moniter/TV")."""
     return {row["id"]: row.get("official", row["name"]) for row in _packaged(f"{dataset}_names.json") or ()}
+
+
+def relation_names(dataset: str) -> dict[int, str]:
+    """Relation name by the id that the dataset's annotation files use.
+
+    "hico" has the 117 verbs of HICO-DET under 1 to 117, "vcoco" the 29 of V-COCO under 0 to 28 as RLIPv2 words
+    them, "open_images" the 30 relations of Open Images V6 under 0 to 29; empty for any other dataset.
+    """
+    return {row["id"]: row["name"] for row in _packaged(f"{dataset}_relations.json") or ()}
+
+
+def official_relation_names(dataset: str) -> dict[str, str]:
+    """Our relation name by what the dataset's authors call it ("sit_instr" is "sit on/at")."""
+    rows = _packaged(f"{dataset}_relations.json") or ()
+    return {row.get("official", row["name"].replace(" ", "_")): row["name"] for row in rows}
 
 
 def packaged_synonyms(dataset: str) -> Synonyms:

@@ -6,7 +6,6 @@ read, clipped and filtered with numpy, and turned into Arrow records a slice of 
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from sgpipe.records import SCHEMA
+from sgpipe.sources.fields import as_id, clean, integer, side
 
 _CLIP_TOLERANCE = 0.01
 _SLICE = 8192
@@ -57,7 +57,7 @@ class Detections:
 
     def add_image(self, item: Any) -> None:
         """One entry of `images`; without a usable id it is malformed, without a size an error row."""
-        image_id = _id(item.get("id")) if isinstance(item, dict) else None
+        image_id = as_id(item.get("id")) if isinstance(item, dict) else None
         if image_id is None:
             self.problems.malformed += 1
             return
@@ -66,18 +66,18 @@ class Detections:
             return
         row = self.position[image_id] = len(self.file_names)
         name = item.get("file_name")
-        width, height = _side(item.get("width")), _side(item.get("height"))
+        width, height = side(item.get("width")), side(item.get("height"))
         if not isinstance(name, str) or not name:
             self.errors[row] = "source: the annotation gives no file_name"
         elif not width or not height:
             self.errors[row] = "source: the annotation gives no usable width and height"
-        self.file_names.append(_clean(name) if isinstance(name, str) else "")
+        self.file_names.append(clean(name) if isinstance(name, str) else "")
         self.sizes.extend((width, height))
 
     def add_box(self, item: Any) -> None:
         """One entry of `annotations`; what cannot be understood is counted as malformed."""
         try:
-            image_id, category, bbox = _id(item["image_id"]), _integer(item["category_id"]), item["bbox"]
+            image_id, category, bbox = as_id(item["image_id"]), integer(item["category_id"]), item["bbox"]
             if image_id is None or not isinstance(bbox, list):
                 raise TypeError
             x, y, width, height = (float(value) for value in bbox)
@@ -96,7 +96,7 @@ class Detections:
     def add_category(self, item: Any) -> None:
         """One entry of `categories`."""
         try:
-            category, name = _integer(item["id"]), " ".join(_clean(str(item["name"])).split())
+            category, name = integer(item["id"]), " ".join(clean(str(item["name"])).split())
         except (KeyError, TypeError, ValueError, OverflowError):
             self.problems.malformed += 1
             return
@@ -108,13 +108,13 @@ class Detections:
     def add_caption(self, item: Any) -> None:
         """One entry of a COCO captions file; captions of images not listed are left out."""
         try:
-            row, text = self.position.get(_id(item["image_id"]) or ""), item["caption"]
+            row, text = self.position.get(as_id(item["image_id"]) or ""), item["caption"]
         except (KeyError, TypeError):
             self.problems.malformed += 1
             return
         if not isinstance(text, str):
             self.problems.malformed += 1
-        elif row is not None and (cleaned := " ".join(_clean(text).split())):
+        elif row is not None and (cleaned := " ".join(clean(text).split())):
             self.captions.setdefault(row, []).append(cleaned)
 
     def tables(self) -> Iterator[pa.Table]:
@@ -225,32 +225,3 @@ class _Boxes:
 
     def take(self, index: np.ndarray | slice) -> _Boxes:
         return _Boxes(self.image[index], self.category[index], self.crowd[index], self.xywh[index])
-
-
-def _id(value: Any) -> str | None:
-    """An image id as text; exporters also write 7 as 7.0. None: it is not an id."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return _clean(str(value)) if isinstance(value, int | str) else None
-
-
-def _integer(value: Any) -> int:
-    """A category id. Raises TypeError or ValueError: it is not a whole number of 32 bits."""
-    number = int(value)
-    if (isinstance(value, float) and value != number) or abs(number) >= 2**31:
-        raise ValueError(value)
-    return number
-
-
-def _clean(text: str) -> str:
-    """Text that UTF-8 can hold: JSON may escape halves of surrogate pairs."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _side(value: Any) -> int:
-    """A positive image side in pixels, or 0."""
-    try:
-        side = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return 0
-    return int(side) if math.isfinite(side) and 0 < side < 2**31 else 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from sgpipe.images import ImageError, resolve
 from sgpipe.sources.detections import Detections
+from sgpipe.sources.pictures import is_there
 
 _PROBES = 200
 
@@ -20,17 +20,10 @@ def locate_pictures(detections: Detections, root: Path) -> bool:
     """
     layouts: list[Callable[[str], str]] = [_below_patch, str, _without_images, _name_only]
     sample = detections.file_names[:_PROBES]
-    found = {layout: sum(_exists(root, layout(name)) for name in sample) for layout in layouts}
+    found = {layout: sum(is_there(root, layout(name)) for name in sample) for layout in layouts}
     best = max(layouts, key=found.__getitem__)
     detections.file_names = [best(name) for name in detections.file_names]
     return found[best] > 0
-
-
-def _exists(root: Path, name: str) -> bool:
-    try:
-        return resolve(root, name).is_file()
-    except (ImageError, OSError):
-        return False
 
 
 def _below_patch(name: str) -> str:

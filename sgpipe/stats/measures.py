@@ -55,6 +55,17 @@ def measure(root: Path) -> Measures:
     return measures
 
 
+def distinct_predicates(root: Path) -> set[str]:
+    """The predicates that occur in a run.
+
+    Raises UserError: it is not a run, or a shard is missing or damaged.
+    """
+    found: set[str] = set()
+    for table in iter_tables(root, ("relations",)):
+        found.update(pc.unique(_field(table["relations"], "predicate")).to_pylist())
+    return found
+
+
 def _add(measures: Measures, table: pa.Table) -> None:
     measures.images.update(_frequencies(table["split"]))
     failed = table.filter(pc.equal(table["status"], "error"))

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from rlip_model.text import build_tokenizer
 from rlip_model.tiny import tiny_config
-from sgpipe.cli import _guess_split, app
+from sgpipe.cli import app
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.split_name import guess_split
 from tests.detections import make_coco
 from tests.sgpipe.shards.test_write import full_record
 
@@ -164,7 +165,7 @@ def test_convert_refuses_what_is_no_checkpoint(tmp_path):
     ],
 )
 def test_the_split_is_guessed_from_the_file_name(name, split):
-    assert _guess_split(Path("train") / name) == split
+    assert guess_split(Path("train") / name) == split
 
 
 def test_convert_from_a_detector_says_what_does_not_fit(tmp_path):

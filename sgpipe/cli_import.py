@@ -1,0 +1,172 @@
+"""`sgpipe import …`: one command for each kind of annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from sgpipe.split_name import guess_split
+
+if TYPE_CHECKING:
+    from sgpipe.sources.annotated import AnnotationSource
+
+EXIT_ALL_FAILED = 3
+
+Annotations = Annotated[Path, typer.Option(help="Annotation file.")]
+Images = Annotated[Path, typer.Option(help="Folder of the pictures; they may be missing unless their size is needed.")]
+Out = Annotated[Path, typer.Option(help="Folder for the shards; an unfinished import in it goes on.")]
+Split = Annotated[str | None, typer.Option(help="Name of the split; guessed from --annotations.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first N images.")]
+Embed = Annotated[bool, typer.Option("--embed", help="Keep the picture files in the shards.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Do shards with error rows again.")]
+
+app = typer.Typer(no_args_is_help=True, help="Turn human annotations into shards like those of `sgpipe generate`.")
+
+
+@app.command()
+def vg(
+    annotations: Annotations,
+    images: Images,
+    out: Out,
+    image_data: Annotated[Path | None, typer.Option(help="image_data.json, for the sizes of the images.")] = None,
+    object_aliases: Annotated[
+        Path | None, typer.Option(help="Object names that mean the same, a group a line.")
+    ] = None,
+    predicate_aliases: Annotated[
+        Path | None, typer.Option(help="Predicates that mean the same, a group a line.")
+    ] = None,
+    preprocess: Annotated[bool, typer.Option(help="Lower case, each fact once, 100 an image, as RLIPv2 does.")] = True,
+    split: Split = None,
+    limit: Limit = None,
+    embed: Embed = False,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Visual Genome and scene graphs in its form.
+
+    Reads scene_graphs.json or relationships.json.
+    """
+    from sgpipe.sources.visual_genome import VisualGenome
+
+    split = split or guess_split(annotations)
+    genome = VisualGenome(annotations, images, split, image_data, object_aliases, predicate_aliases, preprocess)
+    _run(genome.source(), images, out, limit, embed, retry_failed)
+
+
+@app.command()
+def hico(
+    annotations: Annotations,
+    images: Images,
+    out: Out,
+    split: Split = None,
+    limit: Limit = None,
+    embed: Embed = False,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """HICO-DET.
+
+    Reads trainval_hico.json (HOIA form) or instances_train2015.json.
+    """
+    from sgpipe.sources.hoi import hico_source
+
+    source = hico_source(annotations, split or guess_split(annotations))
+    _run(source, images, out, limit, embed, retry_failed)
+
+
+@app.command()
+def vcoco(
+    annotations: Annotations,
+    images: Images,
+    out: Out,
+    split: Split = None,
+    limit: Limit = None,
+    embed: Embed = False,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """V-COCO.
+
+    Reads trainval_vcoco.json (HOIA form) or instances_vcoco_train.json.
+    """
+    from sgpipe.sources.hoi import vcoco_source
+
+    source = vcoco_source(annotations, split or guess_split(annotations))
+    _run(source, images, out, limit, embed, retry_failed)
+
+
+@app.command()
+def openimages(
+    annotations: Annotations,
+    images: Images,
+    out: Out,
+    categories: Annotated[
+        Path | None, typer.Option(help="OI_SGG_trainval_test_categories_dict.json: the classes used; else all 601.")
+    ] = None,
+    split: Split = None,
+    limit: Limit = None,
+    embed: Embed = False,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Open Images V6 relations.
+
+    Reads OI_SGG_train_finetuning.json or vrd-train-anno.json.
+    """
+    from sgpipe.sources.open_images import OpenImages
+
+    source = OpenImages(annotations, split or guess_split(annotations), categories).source()
+    _run(source, images, out, limit, embed, retry_failed)
+
+
+@app.command()
+def rlipv2(
+    annotations: Annotations,
+    images: Images,
+    out: Out,
+    image_paths: Annotated[
+        Path | None, typer.Option(help="Objects365's image_id_to_filepath.json, which its pictures need.")
+    ] = None,
+    split: Split = None,
+    limit: Limit = None,
+    embed: Embed = False,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """RLIPv2's pseudo-labels of COCO or Objects365.
+
+    Reads them, and scene graphs in their form, exactly as they are.
+    """
+    from sgpipe.sources.rlipv2 import PseudoLabels
+
+    source = PseudoLabels(annotations, images, split or guess_split(annotations), image_paths).source()
+    _run(source, images, out, limit, embed, retry_failed)
+
+
+@app.command(name="coco-rel")
+def coco_rel(
+    annotations: Annotations,
+    relations: Annotated[Path, typer.Option(help="rel.json: triplets by split and image, and rel_categories.")],
+    images: Images,
+    out: Out,
+    split: Split = None,
+    limit: Limit = None,
+    embed: Embed = False,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """COCO instances with relation triplets in RelTR's form."""
+    from sgpipe.sources.coco_rel import CocoRelations
+
+    source = CocoRelations(annotations, relations, split or guess_split(annotations)).source()
+    _run(source, images, out, limit, embed, retry_failed)
+
+
+def _run(source: AnnotationSource, images: Path, out: Path, limit: int | None, embed: bool, retry_failed: bool) -> None:
+    from sgpipe.importing import import_annotations
+    from sgpipe.progress import Progress
+    from sgpipe.report import print_import
+    from sgpipe.stats.measures import distinct_predicates
+
+    progress = Progress(Console(markup=False, highlight=False, stderr=True))
+    summary = import_annotations(source, images, out, progress, embed=embed, limit=limit, retry_failed=retry_failed)
+    print_import(summary, len(distinct_predicates(out)), Console(markup=False, highlight=False))
+    if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
+        raise typer.Exit(EXIT_ALL_FAILED)

@@ -1,0 +1,113 @@
+"""Open Images V6 scene graphs: in RLIPv2's form (HOIA with `rel_annotations`) or as vrd-train-anno.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.annotated import AnnotationSource, ClassLists, Problems, fail, keep_objects
+from sgpipe.sources.fields import FieldError, field, numbers, side, word, xyxy_to_xywh
+from sgpipe.sources.forms import OPEN_IMAGES, OPEN_IMAGES_VRD, require
+from sgpipe.sources.hoi import Numbering, read_hoia
+from sgpipe.sources.json_stream import JsonStream
+from sgpipe.vocabulary import category_names, relation_names
+
+_NUMBERING = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
+
+
+@dataclass(frozen=True)
+class OpenImages:
+    """Where Open Images' relations lie.
+
+    Attributes:
+        categories: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`: the classes that
+            are used. Without it all 601 are. The annotations count all 601, whatever is used.
+    """
+
+    annotations: Path
+    split: str
+    categories: Path | None = None
+
+    def source(self) -> AnnotationSource:
+        """Raises UserError: a file is missing or another than it should be."""
+        require(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD)
+        files = {"annotations": self.annotations, "categories": self.categories}
+        return AnnotationSource(
+            dataset="open_images",
+            split=self.split,
+            read=self.records,
+            files={role: path for role, path in files.items() if path},
+            classes=self._classes(),
+        )
+
+    def records(self, problems: Problems) -> Iterator[Record]:
+        """The images in file order, with the objects whose classes are used."""
+        used = self._classes()
+        for record in self._read(problems):
+            boxes = [box if box.category in used.objects else None for box in record.objects]
+            if unused := boxes.count(None):
+                problems["unknown_category"] += unused
+            keep_objects(record, boxes, problems)
+            yield record
+
+    def _read(self, problems: Problems) -> Iterator[Record]:
+        if require(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD) is OPEN_IMAGES:
+            yield from read_hoia(self.annotations, _NUMBERING, "open_images", self.split, problems)
+            return
+        for _, item in JsonStream(self.annotations):
+            record = _vrd_record(item, self.split)
+            if record is None:
+                problems["malformed"] += 1
+            else:
+                yield record
+
+    def _classes(self) -> ClassLists:
+        everything = _NUMBERING.classes
+        if self.categories is None:
+            return everything
+        try:
+            lists = json.loads(self.categories.read_text(encoding="utf-8"))
+            chosen = ClassLists(tuple(lists["obj"]), tuple(lists["rel"]))
+        except OSError as error:
+            raise UserError(f"categories file {self.categories} cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise UserError(f'{self.categories}: expected {{"obj": [names], "rel": [names]}}') from None
+        unknown = [name for name in chosen.objects if name not in everything.objects]
+        if unknown or chosen.relations != everything.relations:
+            what = f"its class {unknown[0]!r} is not one of the 601" if unknown else "its relations are not the 30"
+            raise UserError(f"{self.categories} does not belong to Open Images V6: {what}")
+        return chosen
+
+
+def _vrd_record(item: Any, split: str) -> Record | None:
+    """An image with parallel lists of boxes and labels; None: it has no name."""
+    try:
+        name = word(item, "img_fn")
+    except FieldError:
+        return None
+    record = Record(name, "open_images", split, f"{name}.jpg", 0, 0)
+    try:
+        width, height = numbers(field(item, "img_size"), 2)
+        record.width, record.height = side(width), side(height)
+        pairs = zip(field(item, "bbox"), field(item, "det_labels"), strict=True)
+        record.objects = [Box(_NUMBERING.objects[label], label, xyxy_to_xywh(bbox)) for bbox, label in pairs]
+        record.relations = [_vrd_relation(entry, len(record.objects)) for entry in field(item, "rel")]
+    except FieldError as error:
+        return fail(record, str(error))
+    except (TypeError, ValueError, KeyError):
+        return fail(record, "its labels are not one of the 601 classes for each box")
+    return record
+
+
+def _vrd_relation(entry: Any, objects: int) -> Relation:
+    subject, object_, label = numbers(entry, 3)
+    if subject not in range(objects) or object_ not in range(objects):
+        raise FieldError(f"relation {entry} points to none of {objects} objects")
+    if label not in _NUMBERING.relations:
+        raise FieldError(f"label {label} of a relation is none of the dataset's")
+    return Relation(int(subject), int(object_), _NUMBERING.relations[int(label)])

@@ -1,0 +1,127 @@
+"""Scene graphs in Visual Genome's forms: relations that name their objects by id, or carry them inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.annotated import Problems, keep_objects
+from sgpipe.sources.fields import FieldError, as_id, clean, field, numbers, side, whole, word
+from sgpipe.sources.json_stream import JsonStream
+
+_UNNUMBERED = 0  # the category_id of a class that its dataset knows by name only
+
+
+def iter_graphs(path: Path) -> Iterator[Any]:
+    """The items of a file of scene graphs; a file that is a single one yields it.
+
+    Raises UserError: it is missing, cut short or not JSON.
+    """
+    stream, single = JsonStream(path), dict[str, Any]()
+    for array, item in stream:
+        if array == "":
+            yield item
+        else:
+            single.setdefault(array, []).append(item)
+    if single:
+        yield {**stream.scalars, **single}
+
+
+def graph_record(item: Any, dataset: str, split: str, problems: Problems) -> Record | None:
+    """One scene graph as a record, names and predicates as they stand there; None: it has no image id.
+
+    What cannot be understood is counted: objects and relations as malformed, relations of unknown objects.
+    """
+    image_id = as_id(item.get("image_id")) if isinstance(item, Mapping) else None
+    if image_id is None:
+        problems["malformed"] += 1
+        return None
+    name = clean(str(item.get("file_name") or f"{image_id}.jpg"))
+    record = Record(image_id, dataset, split, name, side(item.get("width")), side(item.get("height")))
+    relationships = _items(item, "relationships", problems)
+    inside = (end for entry in relationships for end in _ends(entry))
+    places: dict[int, int] = {}
+    for thing in (*_items(item, "objects", problems), *inside):
+        _add_object(record, places, thing, problems)
+    for entry in relationships:
+        _add_relation(record, places, entry, problems)
+    return record
+
+
+def drop_nameless(record: Record, problems: Problems) -> None:
+    """Without relations whose predicate is blank and objects whose name is."""
+    named = [relation for relation in record.relations if relation.predicate.strip()]
+    if nameless := len(record.relations) - len(named):
+        problems["nameless"] += nameless
+    record.relations = named
+    boxes = [box if box.category.strip() else None for box in record.objects]
+    if nameless := boxes.count(None):
+        problems["nameless"] += nameless
+        keep_objects(record, boxes, problems)
+
+
+def _items(item: Mapping[str, Any], key: str, problems: Problems) -> list[Any]:
+    items = item.get(key) or []
+    if isinstance(items, list):
+        return items
+    problems["malformed"] += 1
+    return []
+
+
+def _ends(entry: Any) -> Iterator[Any]:
+    """The objects inside a relation."""
+    if isinstance(entry, Mapping):
+        yield from (entry[end] for end in ("subject", "object") if isinstance(entry.get(end), Mapping))
+
+
+def _add_object(record: Record, places: dict[int, int], thing: Any, problems: Problems) -> None:
+    try:
+        number = whole(thing, "object_id")
+        x, y, width, height = numbers([field(thing, key) for key in "xywh"], 4)
+        box = Box(_name(thing), _UNNUMBERED, (x, y, width, height))
+    except FieldError:
+        problems["malformed"] += 1
+        return
+    if number in places:  # the last of several counts, as in RLIPv2's preprocessing
+        record.objects[places[number]] = box
+    else:
+        places[number] = len(record.objects)
+        record.objects.append(box)
+
+
+def _name(thing: Any) -> str:
+    """The first name; objects have a list of `names`, one text in it, or a `name`. Raises FieldError."""
+    if "name" in thing:
+        return word(thing, "name")
+    names = field(thing, "names")
+    return word({"names": names[0]} if isinstance(names, list) and names else thing, "names")
+
+
+def _add_relation(record: Record, places: dict[int, int], entry: Any, problems: Problems) -> None:
+    try:
+        predicate, confidence = word(entry, "predicate"), _confidence(entry)
+        ends = [_end(entry, end) for end in ("subject", "object")]
+    except FieldError:
+        problems["malformed"] += 1
+        return
+    if all(end in places for end in ends):
+        record.relations.append(Relation(places[ends[0]], places[ends[1]], predicate, confidence))
+    else:
+        problems["unknown_object"] += 1
+
+
+def _end(entry: Any, end: str) -> int:
+    inside = entry.get(end)
+    return whole(inside, "object_id") if isinstance(inside, Mapping) else whole(entry, f"{end}_id")
+
+
+def _confidence(entry: Mapping[str, Any]) -> float | None:
+    value = entry.get("confidence")
+    if value is None:
+        return None
+    (confidence,) = numbers([value], 1)
+    if not 0 <= confidence <= 1:
+        raise FieldError(f"'confidence' is {value!r}, expected 0 to 1")
+    return confidence
