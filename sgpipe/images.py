@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sgpipe.records import Record
 
@@ -72,6 +72,8 @@ def decode(file: Path | BinaryIO, size: tuple[int, int], name: str) -> Image.Ima
         raise ImageError(f"image file not found: {name}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"image is larger than Pillow's safety limit of pixels: {name}") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"image cannot be read: {name} (it is of no known format)") from None
     # Decoders are foreign code on foreign bytes: besides OSError they raise struct.error, RuntimeError, MemoryError…
     except Exception as reason:  # noqa: BLE001
         raise ImageError(f"image cannot be read: {name} ({str(reason) or type(reason).__name__})") from None
