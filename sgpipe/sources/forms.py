@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,10 +123,10 @@ def _check_end(path: Path) -> None:
     """Notice a file cut short before anything is made of its first half. A missing file is left to the reader."""
     try:
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL))
+            head = file.read(_TAIL).removeprefix(codecs.BOM_UTF8).lstrip()
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
             tail = file.read().rstrip()
     except OSError:
         return
-    if tail and tail[-1:] not in (b"]", b"}"):
-        raise UserError(f"{path} is not a JSON array or object, or is cut short: it does not end in ']' or '}}'")
+    if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
+        raise UserError(f"{path} is not a JSON array or object, or is cut short: it is not all inside [ ] or {{ }}")

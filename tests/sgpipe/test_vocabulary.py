@@ -7,7 +7,14 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.stages.matching import split_words
-from sgpipe.vocabulary import category_names, load_synonyms, official_names, packaged_synonyms
+from sgpipe.vocabulary import (
+    category_names,
+    load_synonyms,
+    official_names,
+    official_relation_names,
+    packaged_synonyms,
+    relation_names,
+)
 
 
 def test_coco_ids_have_the_gaps_of_the_annotation_files() -> None:
@@ -82,3 +89,20 @@ def test_a_table_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
     path.write_bytes(json.dumps({"a": ["b"]}).encode("utf-16"))
     with pytest.raises(UserError, match="not valid JSON"):
         load_synonyms(path)
+
+
+def test_relation_names_have_the_official_numbers():
+    hico, vcoco, open_images = (relation_names(dataset) for dataset in ("hico", "vcoco", "open_images"))
+    assert (list(hico), list(vcoco), list(open_images)) == (
+        list(range(1, 118)),
+        list(range(29)),
+        list(range(30)),
+    )
+    assert (hico[58], vcoco[2], open_images[0]) == ("no interaction", "sit on/at", "at")
+    assert relation_names("coco") == {}
+
+
+def test_relations_are_found_by_what_their_authors_call_them():
+    assert official_relation_names("vcoco")["sit_instr"] == "sit on/at"
+    assert official_relation_names("hico")["no_interaction"] == "no interaction"
+    assert list(official_relation_names("hico").values()) == list(relation_names("hico").values())
