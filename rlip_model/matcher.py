@@ -14,6 +14,10 @@ from rlip_model.heads import LayerOutput
 from rlip_model.targets import TripletBatch
 
 
+class NonFiniteError(ValueError):
+    """Predictions or losses that are not numbers, or infinite."""
+
+
 @dataclass(frozen=True)
 class MatchingCosts:
     """Weights of the parts of a matching cost."""
@@ -42,9 +46,11 @@ def match(output: LayerOutput, targets: TripletBatch, weights: MatchingCosts) ->
     """The assignment of least total cost in each image; of more triplets than queries some stay unmatched.
 
     Raises:
-        ValueError: predictions that are not finite.
+        NonFiniteError: predictions that are not finite.
     """
     costs = matching_costs(output, targets, weights).cpu().numpy()
+    if not np.isfinite(costs).all():
+        raise NonFiniteError("predictions are not finite, so that nothing can be matched with them")
     images, queries, triplets, first = [], [], [], 0
     for image, count in enumerate(targets.counts):
         rows, columns = linear_sum_assignment(costs[first : first + count].T)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, distributed
 
 Value = TypeVar("Value")
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, this process does not wait for the others; for work that they don't do at the same time."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return not _alone.get() and distributed.is_available() and distributed.is_initialized()
 
 
 def rank() -> int:
@@ -37,15 +52,6 @@ def average(summed: Tensor, count: Tensor, least: float = 1.0) -> Tensor:
     if is_distributed():
         distributed.all_reduce(total)
     return summed * world() / total.clamp(min=least)
-
-
-def all_agree(condition: bool, device: torch.device) -> bool:
-    """Whether the condition holds in every process."""
-    if not is_distributed():
-        return condition
-    flag = torch.tensor(int(condition), device=device)
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MIN)
-    return bool(flag)
 
 
 def gather(value: Value) -> list[Value]:

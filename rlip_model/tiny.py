@@ -1,9 +1,10 @@
-"""A miniature, untrained R-Tagger, for trying out the pipeline and for tests."""
+"""Miniature networks, for trying out the pipeline, for laptops and for tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import RobertaConfig
@@ -14,7 +15,16 @@ from rlip_model.text import build_tokenizer
 
 
 def tiny_config(vocabulary: int, num_queries: int = 40) -> RTaggerConfig:
-    """All parts of the full network, narrow and shallow: about a million parameters."""
+    """The configuration of a miniature R-Tagger; see `tiny_sizes`."""
+    return RTaggerConfig(**{**tiny_sizes(vocabulary), "num_queries": num_queries})
+
+
+def tiny_sizes(vocabulary: int) -> dict[str, Any]:
+    """Settings of a network with all parts of the full one, narrow and shallow: about a million parameters.
+
+    Args:
+        vocabulary: number of tokens.
+    """
     text = RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=64,
@@ -24,16 +34,17 @@ def tiny_config(vocabulary: int, num_queries: int = 40) -> RTaggerConfig:
         max_position_embeddings=66,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
+        initializer_range=0.2,  # RoBERTa's own 0.02 is for larger widths: here all texts would start out alike
     )
-    return RTaggerConfig(
-        swin_embed_dim=12,
-        swin_depths=(2, 2, 2, 2),
-        hidden_dim=64,
-        feedforward_dim=128,
-        num_queries=num_queries,
-        fusion_dim=64,
-        text_config=text,
-    )
+    return {
+        "swin_embed_dim": 12,
+        "swin_depths": (2, 2, 2, 2),
+        "hidden_dim": 64,
+        "feedforward_dim": 128,
+        "num_queries": 40,
+        "fusion_dim": 64,
+        "text_config": text,
+    }
 
 
 def make_tagger(folder: Path, texts: Iterable[str], seed: int = 0, num_queries: int = 40) -> RTagger:

@@ -63,19 +63,22 @@ class Optimisation:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, expected a decay from 0 (none) to below 1")
 
-    def factor(self, step: int, steps_per_epoch: int) -> float:
-        """What the learning rates are multiplied by in step number `step`, counted from 0.
+    def factor(self, step: int, epoch: int, share: float) -> float:
+        """What the learning rates are multiplied by in a step.
 
         The published training sets the rate after each step, by its epoch: the first step of an epoch still goes at
         the rate of the epoch before. So does this.
+
+        Args:
+            step: number of the step in all, from 0.
+            epoch: number of its epoch, from 0.
+            share: of the epoch that is done before the step, from 0 to below 1.
         """
-        if self.warmup and step < self.warmup:
+        if step < self.warmup:
             return (step + 1) / self.warmup
         if self.schedule == "cosine":
-            total = max(self.epochs * steps_per_epoch - self.warmup, 1)
-            return 0.5 * (1 + math.cos(math.pi * min((step - self.warmup) / total, 1.0)))
-        epoch = max(step - 1, 0) // steps_per_epoch
-        return 0.1 ** (epoch // self.lr_drop)
+            return 0.5 * (1 + math.cos(math.pi * (epoch + share) / self.epochs))
+        return 0.1 ** ((epoch if share else max(epoch - 1, 0)) // self.lr_drop)
 
 
 def make_optimizer(model: nn.Module, options: Optimisation) -> AdamW:

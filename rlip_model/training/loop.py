@@ -1,0 +1,234 @@
+"""The training loop: batches in, checkpoints and metrics out. Knows no files of data and no cluster.
+
+A step is a function of the parameters, its batches and its number: random numbers are seeded by step, so a
+training that was killed repeats the lost steps exactly and goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+from rlip_model.matcher import NonFiniteError
+from rlip_model.processes import gather, rank
+from rlip_model.training.averaging import Average
+from rlip_model.training.batches import Batch
+from rlip_model.training.divergence import DivergenceError, explain
+from rlip_model.training.meter import Metrics, StepMeter
+from rlip_model.training.objective import Objective
+from rlip_model.training.optimisation import Optimisation, make_optimizer, set_rates
+from rlip_model.training.state import Checkpoints, Position, TrainingState, flatten, read_state, unflatten
+from rlip_model.training.validation import validate
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_PARAMETER = "parameter."
+_PRIME = 1_000_003
+
+
+class Feed(Protocol):
+    """Where batches come from: the same ones whenever they are asked for."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[Batch]]]:
+        """Step after step without end, from a step of an epoch on: the parts that this process computes one after
+        another."""
+        ...
+
+    def validation(self) -> AbstractContextManager[Iterator[Batch]] | None:
+        """This process's share of the validation pictures, in batches."""
+        ...
+
+
+class Trainer:
+    """Trains an objective's network.
+
+    Args:
+        objective: on its device; parameters that shall stay as they are don't require gradients.
+        checkpoints: where the training is kept; one that is there goes on.
+        wrap: makes the objective one of several processes (DDP, FSDP).
+        report: called in every process, with metrics of all; see `StepMeter`.
+        best_by: the measure of a validation that decides which checkpoint is best; `loss` is best when small.
+        log_every, checkpoint_every: steps; checkpoints come after every epoch in any case.
+        validate_every: epochs.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        options: Optimisation,
+        checkpoints: Checkpoints,
+        *,
+        seed: int = 0,
+        wrap: Callable[[Objective], nn.Module] | None = None,
+        report: Callable[[Metrics], None] = lambda metrics: None,
+        best_by: str = "ap",
+        log_every: int = 10,
+        checkpoint_every: int | None = None,
+        validate_every: int = 1,
+    ) -> None:
+        self.objective, self.options, self.checkpoints, self.seed = objective, options, checkpoints, seed
+        self.report, self.best_by, self.log_every = report, best_by, log_every
+        self.checkpoint_every, self.validate_every = checkpoint_every, validate_every
+        self.device = next(objective.parameters()).device
+        self.module = wrap(objective) if wrap else objective
+        self.optimizer = make_optimizer(objective.network, options)
+        self.average = Average(objective.network, options.ema) if options.ema else None
+        self.position = Position()
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint whose `parameters` the network already has.
+
+        Raises:
+            CheckpointError: it is damaged, or of a training of other parts.
+        """
+        self.position, tensors = read_state(checkpoint)
+        network = self.objective.network
+        moments = {name: value for name, value in tensors.items() if not name.startswith(_PARAMETER)}
+        state = unflatten(moments, get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
+        set_optimizer_state_dict(network, self.optimizer, state, options=_WHOLE)
+        if self.average is not None:
+            self.average.load(dict(network.named_parameters()), self.position.averaged)
+            with torch.no_grad():
+                for name, parameter in network.named_parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(tensors[f"{_PARAMETER}{name}"])
+
+    def fit(self, feed: Feed) -> None:
+        """Train until all epochs are done.
+
+        Raises:
+            DivergenceError: a loss or gradient is not finite; names the pictures.
+            OSError: a checkpoint could not be written.
+        """
+        meter = StepMeter(self.options.epochs * feed.steps_per_epoch)
+        self.module.train()
+        with feed.read(self.position.epoch, self.position.done) as batches:
+            while self.position.epoch < self.options.epochs:
+                self._epoch(feed, batches, meter)
+
+    def _epoch(self, feed: Feed, batches: Iterator[Sequence[Batch]], meter: StepMeter) -> None:
+        epoch, steps = self.position.epoch, feed.steps_per_epoch
+        while self.position.done < steps:
+            began = time.perf_counter()
+            parts = next(batches)
+            meter.waited += time.perf_counter() - began
+            losses, norm = self._step(parts, self.position.done / steps)
+            self.position = replace(self.position, step=self.position.step + 1, done=self.position.done + 1)
+            meter.add(parts, losses, norm)
+            at_end = self.position.done == steps
+            if self._is_due(self.log_every) or at_end:
+                self.report(meter.read(self.position, self.optimizer))
+            if self._is_due(self.checkpoint_every) and not at_end:
+                self._save()
+        self.position = replace(self.position, epoch=epoch + 1, done=0)
+        is_last = epoch + 1 == self.options.epochs
+        better = self._validate(feed) if is_last or (epoch + 1) % self.validate_every == 0 else False
+        self._save(better)
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and self.position.step % every == 0
+
+    def _step(self, parts: Sequence[Batch], share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """One move of the parameters; returns the losses, averaged over the parts, and the gradient's norm."""
+        step = self.position.step
+        torch.manual_seed((self.seed * _PRIME + step) * _PRIME + rank())
+        set_rates(self.optimizer, self.options.factor(step, self.position.epoch, share))
+        self.optimizer.zero_grad()
+        summed: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            batch = part.to(self.device)
+            with self._synchronised(number == len(parts) - 1):
+                losses = self._losses(batch)
+                (losses["loss"] / len(parts)).backward()
+            for name, value in losses.items():
+                summed[name] = summed.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
+        norm = self._clip()
+        if not bool(norm.isfinite()):
+            raise self._diverged(parts[-1].to(self.device), "the gradient is not finite")
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        return summed, norm
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        try:
+            losses: dict[str, Tensor] = self.module(batch)
+        except NonFiniteError as reason:
+            raise self._diverged(batch, str(reason)) from None
+        if not bool(losses["loss"].isfinite()):
+            raise self._diverged(batch, "the loss is not finite")
+        return losses
+
+    def _diverged(self, batch: Batch, reason: str) -> DivergenceError:
+        return explain(self.objective, batch, reason, self.position.step, self.checkpoints.root)
+
+    def _synchronised(self, now: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients after the last part of a step only."""
+        if now or not isinstance(self.module, DistributedDataParallel):
+            return nullcontext()
+        return cast(AbstractContextManager[None], self.module.no_sync())
+
+    def _clip(self) -> Tensor:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.options.clip_norm or float("inf"))
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _validate(self, feed: Feed) -> bool:
+        """Report how good the network is; returns whether it is the best so far."""
+        share = feed.validation()
+        if share is None:
+            return False
+        if self.average is not None:
+            self.average.swap()
+        try:
+            with share as batches:
+                measures = validate(self.objective, batches, self.device)
+        finally:
+            if self.average is not None:
+                self.average.swap()
+        self.report({"event": "validation", "epoch": self.position.epoch, "step": self.position.step, **measures})
+        if self.best_by not in measures:
+            return False
+        score = -measures["loss"] if self.best_by == "loss" else measures[self.best_by]
+        if self.position.best is not None and score <= self.position.best:
+            return False
+        self.position = replace(self.position, best=score)
+        return True
+
+    def _save(self, best: bool = False) -> None:
+        """Write a checkpoint, by the first process, with what all have."""
+        network = self.objective.network
+        tensors = flatten(get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
+        if self.average is not None:
+            parameters = _parameters(network)
+            tensors |= {f"{_PARAMETER}{name}": parameters[name] for name in self.average.values}
+            self.average.swap()
+        state = _parameters(network)
+        if self.average is not None:
+            self.average.swap()
+            self.position = replace(self.position, averaged=self.average.updates)
+        if rank() == 0:
+            self.checkpoints.save(network, TrainingState(self.position, state, tensors), best)
+        gather(None)  # nobody goes on before it is written
+
+
+def _parameters(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of all of them, wherever they are, on the CPU of the first process."""
+    state = cast(dict[str, Tensor], get_model_state_dict(network, options=_WHOLE))
+    return {name: value.clone() for name, value in state.items()}

@@ -1,0 +1,126 @@
+"""What is minimised: a batch goes through the network and its criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import Bottleneck
+from transformers.models.roberta.modeling_roberta import RobertaLayer
+
+from rlip_model.decoder import DecoderLayer
+from rlip_model.encoder import EncoderLayer
+from rlip_model.heads import RelationOutput
+from rlip_model.losses import DetectionCriterion, LayerLosses, Losses, TaggerCriterion
+from rlip_model.model import RLIPModel, RTagger, TripletDetector
+from rlip_model.swin import SwinBlock
+from rlip_model.targets import Triplets
+from rlip_model.text import LabelFeatures
+from rlip_model.training.batches import Batch
+from rlip_model.training.optimisation import Precision
+
+_HEAVY = (EncoderLayer, DecoderLayer, SwinBlock, Bottleneck, RobertaLayer)
+_BLANK_SIDE = 64
+
+
+class Objective(nn.Module):
+    """The losses of batches. A module of its own, so that the gradients of all that is trained pass one `forward`.
+
+    Args:
+        criterion: a `TaggerCriterion` for an R-Tagger, a `DetectionCriterion` for the others.
+        mask_by_sum: see `RLIPModel.encode_tokens`.
+
+    Raises:
+        ValueError: the network has no tokenizer, or the criterion is of the other kind.
+    """
+
+    def __init__(
+        self,
+        network: RLIPModel,
+        criterion: DetectionCriterion | TaggerCriterion,
+        precision: Precision = "float32",
+        mask_by_sum: bool = False,
+    ) -> None:
+        super().__init__()
+        if network.tokenizer is None:
+            raise ValueError("a network without a tokenizer cannot be trained")
+        if isinstance(network, RTagger) != isinstance(criterion, TaggerCriterion):
+            raise ValueError(f"{type(criterion).__name__} does not fit {type(network).__name__}")
+        self.network, self.criterion = network, criterion
+        self.tokenizer, self.precision, self.mask_by_sum = network.tokenizer, precision, mask_by_sum
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, to be minimised, and its parts, without gradient. A batch of no pictures gives zeros.
+
+        Raises:
+            ValueError: predictions that are not finite.
+        """
+        if not len(batch):
+            return {name: 0 * value for name, value in self.forward(_blank(batch)).items()}
+        with autocast(batch.pixel_values.device, self.precision):
+            output, labels = self.predict(batch)
+        return self.losses(output, labels, batch)
+
+    def losses(self, output: RelationOutput, labels: LabelFeatures, batch: Batch) -> dict[str, Tensor]:
+        """`loss` and its parts for what `predict` gave."""
+        if isinstance(self.criterion, TaggerCriterion):
+            return _named(self.criterion(output, batch.triplets))
+        relations = labels.features[0, labels.num_objects :]
+        return _named(self.criterion(output, batch.triplets, relations))
+
+    def predict(self, batch: Batch) -> tuple[RelationOutput, LabelFeatures]:
+        """What the network says, and the encoded texts."""
+        labels = self._encode(batch)
+        if isinstance(self.network, RTagger):
+            return self.network(batch.pixel_values, batch.padding, labels, batch.triplets), labels
+        assert isinstance(self.network, TripletDetector)
+        return self.network(batch.pixel_values, batch.padding, labels), labels
+
+    def _encode(self, batch: Batch) -> LabelFeatures:
+        texts = [*batch.texts.objects, *batch.texts.relations]
+        if not self.training:
+            return self.network.encode_labels(batch.texts.objects, batch.texts.relations)
+        limit = self.network.config.text_config.max_position_embeddings - 2
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        ids, mask = (tokens[name].to(batch.pixel_values.device) for name in ("input_ids", "attention_mask"))
+        return self.network.encode_tokens(ids, mask, len(batch.texts.objects), self.mask_by_sum)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Run in a precision."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def checkpoint_activations(network: nn.Module) -> None:
+    """Let every layer keep its inputs only, and compute the rest again when gradients need it."""
+    for module in network.modules():
+        if isinstance(module, _HEAVY):
+            forward: Callable[..., object] = module.forward
+            setattr(module, "forward", partial(checkpoint, forward, use_reentrant=False))  # noqa: B010
+
+
+def _blank(batch: Batch) -> Batch:
+    """An empty picture, so that every process has something to compute in every step."""
+    pixels = batch.pixel_values.new_zeros(1, 3, _BLANK_SIDE, _BLANK_SIDE)
+    device, nothing = pixels.device, torch.zeros(0, dtype=torch.long, device=pixels.device)
+    boxes, relations = torch.zeros(0, 4, device=device), torch.zeros(0, len(batch.texts.relations), device=device)
+    return replace(
+        batch,
+        image_ids=("",),
+        pixel_values=pixels,
+        padding=torch.zeros(1, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.bool, device=device),
+        triplets=(Triplets(boxes, boxes, nothing, nothing, relations),),
+        sizes=((_BLANK_SIDE, _BLANK_SIDE),),
+    )
+
+
+def _named(losses: Losses) -> dict[str, Tensor]:
+    parts = {f.name: getattr(losses.final, f.name) for f in fields(LayerLosses)}
+    errors = vars(parts.pop("errors"))
+    parts |= {f"{name}_error": value for name, value in errors.items() if value is not None}
+    return {"loss": losses.total} | {name: value.detach() for name, value in parts.items()}

@@ -1,0 +1,175 @@
+"""Checkpoints of a training: the network ready for use, and beside it all that is needed to go on exactly.
+
+    checkpoints/step-00000120/   config.json, model.safetensors, tokenizer: a folder for `from_pretrained`
+                                 optimizer.safetensors, training.json: for going on
+    last, best                   links to two of them
+
+A checkpoint appears whole or not at all; links move only to whole ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlip_model.model import RLIPModel
+from rlip_model.pretrained import CheckpointError
+
+CHECKPOINTS, LAST, BEST = "checkpoints", "last", "best"
+OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+_NAME = re.compile(r"step-\d{8,}")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a training is: `step` optimiser steps in all, `done` of them in the running epoch.
+
+    best: the best score of a validation so far; averaged: updates of the moving average.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    done: int = 0
+    best: float | None = None
+    averaged: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint holds. tensors: the optimizer's, by name; and, if `network` holds their moving averages,
+    the parameters themselves, as `parameter.NAME`."""
+
+    position: Position
+    network: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints in a folder.
+
+    Args:
+        keep: so many of the latest stay, besides the best one.
+    """
+
+    def __init__(self, root: Path, keep: int = 1) -> None:
+        self.root, self.keep = root, keep
+
+    def latest(self) -> Path | None:
+        """The checkpoint to go on from."""
+        link = self.root / LAST
+        return link.resolve() if (link / TRAINING).is_file() else None
+
+    def save(self, model: RLIPModel, state: TrainingState, best: bool = False) -> Path:
+        """Write a checkpoint and sync it to the disk; then only move the links, and delete old ones.
+
+        Args:
+            model: brings configuration and tokenizer.
+            best: it is the best one so far.
+
+        Raises:
+            OSError: the disk is full, or cannot be written. The checkpoints before it stay as they are.
+        """
+        folder = self.root / CHECKPOINTS / f"step-{state.position.step:08d}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        try:
+            _write(temporary, model, state)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        except SafetensorError as reason:
+            raise OSError(f"{folder} cannot be written: {reason}") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync(folder.parent)
+        self._link(LAST, folder)
+        if best:
+            self._link(BEST, folder)
+        self._prune()
+        return folder
+
+    def _link(self, name: str, folder: Path) -> None:
+        temporary = self.root / f".{name}.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder.relative_to(self.root), target_is_directory=True)
+        os.replace(temporary, self.root / name)
+
+    def _prune(self) -> None:
+        """Delete what is neither recent nor best, and what a killed process left behind."""
+        linked = {(self.root / name).resolve() for name in (LAST, BEST)}
+        entries = sorted((self.root / CHECKPOINTS).iterdir())
+        whole = [entry for entry in entries if _NAME.fullmatch(entry.name)]
+        for entry in (*whole[: -self.keep], *(entry for entry in entries if entry.name.startswith(".writing-"))):
+            if entry.resolve() not in linked:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def read_state(folder: Path) -> tuple[Position, dict[str, Tensor]]:
+    """Position and tensors of a checkpoint; its network is read by `from_pretrained`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        position = Position(**json.loads((folder / TRAINING).read_text(encoding="utf-8")))
+        return position, load_file(folder / OPTIMIZER)
+    except (OSError, ValueError, TypeError, SafetensorError) as reason:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}") from None
+
+
+def _write(folder: Path, model: RLIPModel, state: TrainingState) -> None:
+    folder.chmod(0o755)
+    model.save_pretrained(folder, state_dict=dict(state.network))
+    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+    save_file(tensors, folder / OPTIMIZER)
+    (folder / TRAINING).write_text(json.dumps(asdict(state.position)), encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flatten(optimizer_state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state by parameter: `{"exp_avg.NAME": …}`."""
+    return {
+        f"{key}.{name}": torch.as_tensor(value)
+        for name, values in optimizer_state["state"].items()
+        for key, value in values.items()
+    }
+
+
+def unflatten(tensors: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> dict[str, Any]:
+    """A fresh optimizer's state with stored tensors in place of its own.
+
+    Parameters that never had a gradient have nothing stored.
+
+    Raises:
+        CheckpointError: something is stored of a parameter that is not trained now.
+    """
+    own: dict[str, Any] = optimizer_state["state"]
+    known = {f"{key}.{name}" for name, values in own.items() for key in values}
+    strange = sorted(tensors.keys() - known)
+    if strange:
+        raise CheckpointError(f"the checkpoint also holds {strange[0]}: other parts were trained then")
+    state = {
+        name: {key: tensors.get(f"{key}.{name}", value) for key, value in values.items()}
+        for name, values in own.items()
+    }
+    return {**optimizer_state, "state": state}

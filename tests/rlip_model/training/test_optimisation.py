@@ -1,0 +1,84 @@
+"""Learning rates by group and step, and frozen parts."""
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from rlip_model.training.optimisation import Optimisation, freeze, group_of, make_optimizer, set_rates
+from tests.rlip_model.training.worlds import network
+
+
+def rates(options: Optimisation, steps: int) -> list[float]:
+    return [
+        options.factor(epoch * steps + step, epoch, step / steps)
+        for epoch in range(options.epochs)
+        for step in range(steps)
+    ]
+
+
+def test_the_rate_drops_one_step_late_as_published() -> None:
+    factors = rates(Optimisation(epochs=4, lr_drop=2), steps=3)
+    assert factors == pytest.approx([1.0] * 7 + [0.1] * 5)
+
+
+def test_cosine_falls_from_one_to_nearly_zero() -> None:
+    factors = rates(Optimisation(epochs=5, schedule="cosine"), steps=20)
+    assert factors[0] == 1
+    assert factors == sorted(factors, reverse=True)
+    assert 0 < factors[-1] < 0.001
+
+
+def test_warmup_grows_to_the_full_rate() -> None:
+    factors = rates(Optimisation(epochs=1, warmup=4), steps=8)
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+
+
+def test_groups_are_those_of_the_published_training() -> None:
+    assert group_of("image_encoder.backbone.layers.0.weight") == "backbone"
+    assert group_of("text_encoder.roberta.pooler.dense.weight") == "text"
+    assert group_of("encoder.label_layers.0.attention.self.query.weight") == "rest"
+
+
+def test_every_trainable_parameter_has_one_group() -> None:
+    model = network()
+    freeze(model, ("text_encoder",))
+    optimizer = make_optimizer(model, Optimisation(lr=1.0, lr_backbone=0.5, lr_text=0.25))
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    set_rates(optimizer, 0.1)
+    assert [(len(group["params"]) > 0, group["lr"]) for group in optimizer.param_groups] == [
+        (True, pytest.approx(0.1)),
+        (True, pytest.approx(0.05)),
+        (False, pytest.approx(0.025)),
+    ]
+
+
+def test_freezing_means_whole_names() -> None:
+    model = network()
+    with pytest.raises(ValueError, match=r"no part 'text'; its parts are .*text_encoder"):
+        freeze(model, ("text",))
+    freeze(model, ("encoder",))
+    still = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert "text_encoder" in still
+    assert "encoder" not in still
+
+
+def test_nothing_to_train_is_refused() -> None:
+    model = network()
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        make_optimizer(model, Optimisation())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("batch", 0), ("epochs", 0), ("lr", -1), ("ema", 1.0), ("lr_drop", 0), ("clip_norm", -1)]
+)
+def test_settings_that_cannot_work(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=setting):
+        Optimisation(**{setting: value})
+
+
+def test_recipes_may_use_it_and_typos_are_refused() -> None:
+    adapter = TypeAdapter(Optimisation)
+    assert adapter.validate_python({"lr": 1e-3, "frozen": ["text_encoder"]}).frozen == ("text_encoder",)
+    with pytest.raises(ValidationError):
+        adapter.validate_python({"learning_rate": 1e-3})

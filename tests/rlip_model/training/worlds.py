@@ -1,0 +1,87 @@
+"""A toy dataset for the tests of training: coloured squares, left or right of each other."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from rlip_model.losses import DetectionCriterion, TaggerCriterion
+from rlip_model.model import RLIPModel, build_model
+from rlip_model.presets import KINDS
+from rlip_model.targets import Triplets
+from rlip_model.text import build_tokenizer
+from rlip_model.tiny import tiny_sizes
+from rlip_model.training.batches import Batch, Example, collate
+from rlip_model.training.objective import Objective
+from rlip_model.training.optimisation import Optimisation
+from rlip_model.training.sampling import Texts
+from rlip_model.training.state import Checkpoints
+
+COLOURS = ("red", "green", "blue")
+TEXTS = Texts((*COLOURS, "no objects"), ("left of", "right of"))
+SIDE = 64
+WORDS = (*TEXTS.objects, *TEXTS.relations, "one two three four five six seven eight")
+
+
+def example(number: int) -> Example:
+    """Two squares of different colours, and how the first lies to the second."""
+    generator = torch.Generator().manual_seed(number)
+    first, second = torch.randperm(3, generator=generator)[:2].tolist()
+    left = bool(torch.rand((), generator=generator) < 0.5)
+    pixels = torch.zeros(3, SIDE, SIDE)
+    boxes = []
+    for colour, column in ((first, 8 if left else 40), (second, 40 if left else 8)):
+        top = int(torch.randint(4, 44, (), generator=generator))
+        pixels[colour, top : top + 16, column : column + 16] = 2.0
+        boxes.append(torch.tensor([[column + 8, top + 8, 16, 16]]) / SIDE)
+    relations = torch.tensor([[1.0, 0.0] if left else [0.0, 1.0]])
+    triplets = Triplets(boxes[0], boxes[1], torch.tensor([first]), torch.tensor([second]), relations)
+    return Example(f"toy-{number}", pixels, triplets, (SIDE, SIDE))
+
+
+class ToyFeed:
+    """`steps` batches of `batch` pictures, the same ones in every epoch, in an order of its own."""
+
+    def __init__(self, steps: int, batch: int = 2, parts: int = 1, validate: bool = False) -> None:
+        self.steps_per_epoch, self.batch, self.parts, self.validate = steps, batch, parts, validate
+
+    def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[Batch]]]:
+        return nullcontext(self._endless(epoch, step))
+
+    def validation(self) -> AbstractContextManager[Iterator[Batch]] | None:
+        return nullcontext(parts[0] for parts in self._batches(0, 0)) if self.validate else None
+
+    def _endless(self, epoch: int, step: int) -> Iterator[Sequence[Batch]]:
+        while True:
+            yield from self._batches(epoch, step)
+            epoch, step = epoch + 1, 0
+
+    def _batches(self, epoch: int, first: int) -> Iterator[Sequence[Batch]]:
+        pictures = self.steps_per_epoch * self.batch
+        order = torch.randperm(pictures, generator=torch.Generator().manual_seed(epoch)).tolist()
+        for step in range(first, self.steps_per_epoch):
+            chosen = [example(number) for number in order[step * self.batch : (step + 1) * self.batch]]
+            size = len(chosen) // self.parts
+            yield [collate(chosen[at : at + size], TEXTS) for at in range(0, len(chosen), size)]
+
+
+def network(kind: str = "tagger", seed: int = 0) -> RLIPModel:
+    tokenizer = build_tokenizer(WORDS)
+    torch.manual_seed(seed)
+    model = build_model(KINDS[kind](**{**tiny_sizes(len(tokenizer)), "num_queries": 8, "drop_path": 0.0}))
+    model.set_tokenizer(tokenizer)
+    return model
+
+
+def objective(kind: str = "tagger", seed: int = 0) -> Objective:
+    criterion = TaggerCriterion() if kind == "tagger" else DetectionCriterion()
+    return Objective(network(kind, seed), criterion)
+
+
+def options(**changes: float) -> Optimisation:
+    return Optimisation(**{"epochs": 2, "lr": 1e-3, "lr_backbone": 1e-3, "lr_text": 1e-3, **changes})
+
+
+def folder(path: Path) -> Checkpoints:
+    return Checkpoints(path, keep=2)
