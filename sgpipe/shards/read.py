@@ -6,24 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.shards.manifest import Manifest
+from sgpipe.shards.row_groups import open_shard
 
 
 def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """One shard file as a table.
 
-    Raises UserError: the file is missing, cut short or not Parquet.
+    Raises UserError: as `open_shard`.
     """
-    try:
-        return pq.read_table(path, columns=list(columns) if columns else None, partitioning=None)
-    except FileNotFoundError:
-        raise UserError(f"shard {path} is listed in the manifest but missing") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
+    with open_shard(path) as file:
+        return file.read(columns=list(columns) if columns else None)
 
 
 def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
