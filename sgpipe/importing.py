@@ -17,7 +17,7 @@ from sgpipe.records import Record
 from sgpipe.shards.folder import RunFolder
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.shards.write import revision_of, shard_name, write_shard
-from sgpipe.sources.annotated import AnnotationSource, Problems, fail
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, fail
 from sgpipe.sources.clip import clip_objects
 from sgpipe.sources.json_stream import file_sha256
 from sgpipe.sources.pictures import read_picture, read_size
@@ -34,7 +34,7 @@ class _Unit:
     start: int
     stop: int
     records: list[Record] = field(default_factory=list)
-    problems: Problems = field(default_factory=Counter)
+    problems: ProblemCounts = field(default_factory=Counter)
 
 
 def import_annotations(
@@ -158,8 +158,8 @@ class _Wanted:
 
 def _units(source: AnnotationSource, wanted: _Wanted, limit: int | None) -> Iterator[_Unit]:
     """All records of the source in ranges, each with the problems since the one before."""
-    problems: Problems = Counter()
-    seen: Problems = Counter()
+    problems: ProblemCounts = Counter()
+    seen: ProblemCounts = Counter()
     unit = _Unit(0, wanted.stop(0))
     for record in _first(source.read(problems), limit):
         if unit.start + len(unit.records) == unit.stop:
@@ -190,7 +190,7 @@ def _write(unit: _Unit, split: str, images: Path, root: Path, embed: bool, revis
     return shard
 
 
-def _finish(record: Record, images: Path, embed: bool, problems: Problems) -> bytes | None:
+def _finish(record: Record, images: Path, embed: bool, problems: ProblemCounts) -> bytes | None:
     """Give the record its size, clip its boxes, and read its picture if it is to be embedded."""
     picture = None
     try:

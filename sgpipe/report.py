@@ -20,6 +20,7 @@ _PROBLEMS = {
     "malformed": "unreadable annotations dropped",
     "nameless": "objects and relations without a name dropped",
     "unknown_object": "relations of unlisted objects dropped",
+    "unlisted_images": "images with relations but without instances left out",
     "relations_of_dropped_boxes": "relations of dropped boxes dropped",
     "repeated_relations": "repeated relations dropped",
     "redundant_relations": "redundant relations dropped",

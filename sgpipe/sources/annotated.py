@@ -11,8 +11,8 @@ from typing import Any
 
 from sgpipe.records import Box, Record, Relation
 
-Problems = Counter[str]
-Reader = Callable[[Problems], Iterator[Record]]
+ProblemCounts = Counter[str]
+Reader = Callable[[ProblemCounts], Iterator[Record]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def fail(record: Record, reason: str) -> Record:
     return record
 
 
-def keep_objects(record: Record, boxes: list[Box | None], problems: Problems) -> None:
+def keep_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
     """Give the record the boxes that are not None; relations of the others are dropped and counted."""
     kept = [index for index, box in enumerate(boxes) if box is not None]
     place = {index: number for number, index in enumerate(kept)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from sgpipe.records import Box, Record
-from sgpipe.sources.annotated import Problems, keep_objects
+from sgpipe.sources.annotated import ProblemCounts, keep_objects
 
 _TOLERANCE = 0.01  # pixels
 
 
-def clip_objects(record: Record, problems: Problems) -> None:
+def clip_objects(record: Record, problems: ProblemCounts) -> None:
     """Cut the boxes off at the image's borders; drop those without area in it, and the relations they have."""
     boxes: list[Box | None] = []
     for box in record.objects:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from dataclasses import field as dataclass_field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, Problems, fail
-from sgpipe.sources.fields import FieldError, as_id, clean, field, numbers, side, whole, word
+from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, fail
+from sgpipe.sources.fields import FieldError, as_id, clean, numbers, required, side, whole, word
 from sgpipe.sources.forms import COCO_INSTANCES, RELATION_TRIPLETS, require
 from sgpipe.sources.json_stream import JsonStream
 
@@ -29,11 +28,11 @@ class _Instances:
     be read, so that relations may not mean the boxes that they count.
     """
 
-    images: dict[str, tuple[str, int, int]] = dataclass_field(default_factory=dict)
-    boxes: dict[str, array[float]] = dataclass_field(default_factory=dict)
-    names: dict[int, str] = dataclass_field(default_factory=dict)
-    broken: set[str] = dataclass_field(default_factory=set)
-    problems: Problems = dataclass_field(default_factory=Problems)
+    images: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    boxes: dict[str, array[float]] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    problems: ProblemCounts = field(default_factory=ProblemCounts)
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,12 @@ class CocoRelations:
             classes=ClassLists(tuple(name for _, name in sorted(self._instances.names.items())), used),
         )
 
-    def records(self, problems: Problems) -> Iterator[Record]:
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """The images in file order; those without relations, too."""
         names, triplets = self._triplets
         instances = self._instances
         problems.update(instances.problems)
-        problems["unknown_image"] += len(triplets.keys() - instances.images.keys())
+        problems["unlisted_images"] += len(triplets.keys() - instances.images.keys())
         for image_id, (file_name, width, height) in instances.images.items():
             record = Record(image_id, "coco_rel", self.split, file_name, width, height)
             try:
@@ -111,7 +110,7 @@ def _load_instances(path: Path) -> _Instances:
 
 
 def _add_image(instances: _Instances, item: Any) -> None:
-    image_id = as_id(field(item, "id"))
+    image_id = as_id(required(item, "id"))
     if image_id is None:
         raise FieldError("'id' is not an image id")
     instances.images[image_id] = word(item, "file_name"), side(item.get("width")), side(item.get("height"))
@@ -120,8 +119,8 @@ def _add_image(instances: _Instances, item: Any) -> None:
 def _add_box(instances: _Instances, item: Any) -> None:
     if isinstance(item, Mapping) and item.get("iscrowd"):
         return
-    values = numbers(field(item, "bbox"), 4)
-    boxes = instances.boxes.setdefault(as_id(field(item, "image_id")) or "", array("d"))
+    values = numbers(required(item, "bbox"), 4)
+    boxes = instances.boxes.setdefault(as_id(required(item, "image_id")) or "", array("d"))
     boxes.extend((whole(item, "category_id"), *values))
 
 

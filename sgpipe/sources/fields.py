@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -40,16 +39,16 @@ def side(value: Any) -> int:
     return int(length) if math.isfinite(length) and 0 < length < 2**31 else 0
 
 
-def field(item: Any, key: str) -> Any:
+def required(item: Any, key: str) -> Any:
     """Raises FieldError: `item` is not an object, or lacks the key."""
-    if not isinstance(item, Mapping) or key not in item:
+    if not isinstance(item, dict) or key not in item:
         raise FieldError(f"there is no {key!r}")
     return item[key]
 
 
 def whole(item: Any, key: str) -> int:
     """A whole number. Raises FieldError."""
-    value = field(item, key)
+    value = required(item, key)
     try:
         return integer(value)
     except (TypeError, ValueError, OverflowError):
@@ -58,7 +57,7 @@ def whole(item: Any, key: str) -> int:
 
 def word(item: Any, key: str) -> str:
     """A text, as it stands there. Raises FieldError."""
-    value = field(item, key)
+    value = required(item, key)
     if not isinstance(value, str):
         raise FieldError(f"{key!r} is {value!r}, expected a text")
     return clean(value)

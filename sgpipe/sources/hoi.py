@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, Problems, fail, picture_id
-from sgpipe.sources.fields import FieldError, field, side, whole, word, xyxy_to_xywh
+from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, fail, picture_id
+from sgpipe.sources.fields import FieldError, required, side, whole, word, xyxy_to_xywh
 from sgpipe.sources.forms import HICO_HOIA, HICO_PAIRS, HOIA, VCOCO_HOIA, VCOCO_PAIRS, require
 from sgpipe.sources.hoi_pairs import read_hico_pairs, read_vcoco_pairs
 from sgpipe.sources.json_stream import JsonStream
@@ -66,7 +66,7 @@ def vcoco_source(annotations: Path, split: str) -> AnnotationSource:
 
 
 def read_hoia(
-    annotations: Path, numbering: Numbering, dataset: str, split: str, problems: Problems
+    annotations: Path, numbering: Numbering, dataset: str, split: str, problems: ProblemCounts
 ) -> Iterator[Record]:
     """The images of a HOIA file. One whose indices or boxes are out of order is an error row, as none can be trusted.
 
@@ -88,7 +88,7 @@ def read_hoia(
 
 
 def _list(item: Mapping[str, Any], key: str) -> list[Any]:
-    value = field(item, key)
+    value = required(item, key)
     if not isinstance(value, list):
         raise FieldError(f"{key!r} is not a list")
     return value
@@ -98,7 +98,7 @@ def _box(entry: Any, names: Mapping[int, str]) -> Box:
     category = whole(entry, "category_id")
     if category not in names:
         raise FieldError(f"category_id {category} of an object is none of the dataset's")
-    return Box(names[category], category, xyxy_to_xywh(field(entry, "bbox")))
+    return Box(names[category], category, xyxy_to_xywh(required(entry, "bbox")))
 
 
 def _relations(entries: list[Any], record: Record, numbering: Numbering) -> list[Relation]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import Problems, fail, picture_id
-from sgpipe.sources.fields import FieldError, field, side, word, xyxy_to_xywh
+from sgpipe.sources.annotated import ProblemCounts, fail, picture_id
+from sgpipe.sources.fields import FieldError, required, side, word, xyxy_to_xywh
 from sgpipe.sources.json_stream import JsonStream
 from sgpipe.vocabulary import category_names, official_relation_names
 
@@ -27,7 +27,7 @@ class _Columns:
     relation_names: Sequence[str]
 
 
-def read_hico_pairs(annotations: Path, split: str, problems: Problems) -> Iterator[Record]:
+def read_hico_pairs(annotations: Path, split: str, problems: ProblemCounts) -> Iterator[Record]:
     """The images of a file in the form of instances_train2015.json.
 
     Raises UserError: the file is missing, not JSON, or its lists and names are not HICO-DET's.
@@ -45,7 +45,7 @@ def read_hico_pairs(annotations: Path, split: str, problems: Problems) -> Iterat
         yield _with_pairs(record, image, columns)
 
 
-def read_vcoco_pairs(annotations: Path, split: str, problems: Problems) -> Iterator[Record]:
+def read_vcoco_pairs(annotations: Path, split: str, problems: ProblemCounts) -> Iterator[Record]:
     """The images of a file in the form of instances_vcoco_train.json, which gives no sizes.
 
     Raises UserError: the file is missing, not JSON, or its names are not V-COCO's.
@@ -106,7 +106,7 @@ def _with_pairs(record: Record, image: Any, columns: _Columns) -> Record:
         return index
 
     try:
-        lists = [field(image, key) for key in ("boxes_h", "boxes_o", columns.objects, columns.relations)]
+        lists = [required(image, key) for key in ("boxes_h", "boxes_o", columns.objects, columns.relations)]
         for human, thing, category, verb in zip(*lists, strict=True):
             name = _pick(columns.object_names, category, columns.objects)
             ends = place("person", human), place(name, thing)

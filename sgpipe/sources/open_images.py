@@ -10,8 +10,8 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, Problems, fail, keep_objects
-from sgpipe.sources.fields import FieldError, field, numbers, side, word, xyxy_to_xywh
+from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, fail, keep_objects
+from sgpipe.sources.fields import FieldError, numbers, required, side, word, xyxy_to_xywh
 from sgpipe.sources.forms import OPEN_IMAGES, OPEN_IMAGES_VRD, require
 from sgpipe.sources.hoi import Numbering, read_hoia
 from sgpipe.sources.json_stream import JsonStream
@@ -45,7 +45,7 @@ class OpenImages:
             classes=self._classes(),
         )
 
-    def records(self, problems: Problems) -> Iterator[Record]:
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """The images in file order, with the objects whose classes are used."""
         used = self._classes()
         for record in self._read(problems):
@@ -55,7 +55,7 @@ class OpenImages:
             keep_objects(record, boxes, problems)
             yield record
 
-    def _read(self, problems: Problems) -> Iterator[Record]:
+    def _read(self, problems: ProblemCounts) -> Iterator[Record]:
         if require(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD) is OPEN_IMAGES:
             yield from read_hoia(self.annotations, _NUMBERING, "open_images", self.split, problems)
             return
@@ -92,11 +92,11 @@ def _vrd_record(item: Any, split: str) -> Record | None:
         return None
     record = Record(name, "open_images", split, f"{name}.jpg", 0, 0)
     try:
-        width, height = numbers(field(item, "img_size"), 2)
+        width, height = numbers(required(item, "img_size"), 2)
         record.width, record.height = side(width), side(height)
-        pairs = zip(field(item, "bbox"), field(item, "det_labels"), strict=True)
+        pairs = zip(required(item, "bbox"), required(item, "det_labels"), strict=True)
         record.objects = [Box(_NUMBERING.objects[label], label, xyxy_to_xywh(bbox)) for bbox, label in pairs]
-        record.relations = [_vrd_relation(entry, len(record.objects)) for entry in field(item, "rel")]
+        record.relations = [_vrd_relation(entry, len(record.objects)) for entry in required(item, "rel")]
     except FieldError as error:
         return fail(record, str(error))
     except (TypeError, ValueError, KeyError):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import Problems
+from sgpipe.sources.annotated import ProblemCounts
 
 MOST_RELATIONS = 100  # as many as RLIPv2 has pairs of queries
 _SAME_BOX = 0.7
@@ -45,7 +45,7 @@ def load_aliases(path: Path | None) -> dict[str, str]:
     return {word: group[0] for group in groups for word in group}
 
 
-def remove_redundant(record: Record, aliases: Aliases, problems: Problems) -> None:
+def remove_redundant(record: Record, aliases: Aliases, problems: ProblemCounts) -> None:
     """Lower case; without repeated and redundant relations; the first `MOST_RELATIONS` of what is left.
 
     A relation is repeated if an earlier one is the same, and redundant if an earlier one has the same predicate,

@@ -9,7 +9,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import Record
-from sgpipe.sources.annotated import AnnotationSource, Problems, fail
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, fail
 from sgpipe.sources.forms import PSEUDO_LABELS, SCENE_GRAPHS, require
 from sgpipe.sources.json_stream import JsonStream
 from sgpipe.sources.pictures import is_there
@@ -40,7 +40,7 @@ class PseudoLabels:
             files={role: path for role, path in files.items() if path},
         )
 
-    def records(self, problems: Problems) -> Iterator[Record]:
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """The images in file order, their relations as they stand there."""
         paths = _image_paths(self.image_paths)
         for item in iter_graphs(self.annotations):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import Problems, keep_objects
-from sgpipe.sources.fields import FieldError, as_id, clean, field, numbers, side, whole, word
+from sgpipe.sources.annotated import ProblemCounts, keep_objects
+from sgpipe.sources.fields import FieldError, as_id, clean, numbers, required, side, whole, word
 from sgpipe.sources.json_stream import JsonStream
 
 _UNNUMBERED = 0  # the category_id of a class that its dataset knows by name only
@@ -29,7 +29,7 @@ def iter_graphs(path: Path) -> Iterator[Any]:
         yield {**stream.scalars, **single}
 
 
-def graph_record(item: Any, dataset: str, split: str, problems: Problems) -> Record | None:
+def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -> Record | None:
     """One scene graph as a record, names and predicates as they stand there; None: it has no image id.
 
     What cannot be understood is counted: objects and relations as malformed, relations of unknown objects.
@@ -50,7 +50,7 @@ def graph_record(item: Any, dataset: str, split: str, problems: Problems) -> Rec
     return record
 
 
-def drop_nameless(record: Record, problems: Problems) -> None:
+def drop_nameless(record: Record, problems: ProblemCounts) -> None:
     """Without relations whose predicate is blank and objects whose name is."""
     named = [relation for relation in record.relations if relation.predicate.strip()]
     if nameless := len(record.relations) - len(named):
@@ -62,7 +62,7 @@ def drop_nameless(record: Record, problems: Problems) -> None:
         keep_objects(record, boxes, problems)
 
 
-def _items(item: Mapping[str, Any], key: str, problems: Problems) -> list[Any]:
+def _items(item: Mapping[str, Any], key: str, problems: ProblemCounts) -> list[Any]:
     items = item.get(key) or []
     if isinstance(items, list):
         return items
@@ -76,10 +76,10 @@ def _ends(entry: Any) -> Iterator[Any]:
         yield from (entry[end] for end in ("subject", "object") if isinstance(entry.get(end), Mapping))
 
 
-def _add_object(record: Record, places: dict[int, int], thing: Any, problems: Problems) -> None:
+def _add_object(record: Record, places: dict[int, int], thing: Any, problems: ProblemCounts) -> None:
     try:
         number = whole(thing, "object_id")
-        x, y, width, height = numbers([field(thing, key) for key in "xywh"], 4)
+        x, y, width, height = numbers([required(thing, key) for key in "xywh"], 4)
         box = Box(_name(thing), _UNNUMBERED, (x, y, width, height))
     except FieldError:
         problems["malformed"] += 1
@@ -95,11 +95,11 @@ def _name(thing: Any) -> str:
     """The first name; objects have a list of `names`, one text in it, or a `name`. Raises FieldError."""
     if "name" in thing:
         return word(thing, "name")
-    names = field(thing, "names")
+    names = required(thing, "names")
     return word({"names": names[0]} if isinstance(names, list) and names else thing, "names")
 
 
-def _add_relation(record: Record, places: dict[int, int], entry: Any, problems: Problems) -> None:
+def _add_relation(record: Record, places: dict[int, int], entry: Any, problems: ProblemCounts) -> None:
     try:
         predicate, confidence = word(entry, "predicate"), _confidence(entry)
         ends = [_end(entry, end) for end in ("subject", "object")]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.records import Record
-from sgpipe.sources.annotated import AnnotationSource, Problems
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts
 from sgpipe.sources.fields import as_id, side
 from sgpipe.sources.forms import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require
 from sgpipe.sources.json_stream import JsonStream
@@ -58,7 +58,7 @@ class VisualGenome:
             options={"preprocess": self.preprocess},
         )
 
-    def records(self, problems: Problems) -> Iterator[Record]:
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """The images in file order."""
         aliases = Aliases(load_aliases(self.object_aliases), load_aliases(self.predicate_aliases))
         sizes = _sizes(self.image_data)

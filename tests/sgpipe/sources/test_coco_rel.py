@@ -71,7 +71,7 @@ def test_an_image_out_of_order_is_an_error_row(tmp_path, annotations, triplets, 
 def test_what_belongs_to_nothing_is_counted(tmp_path):
     found, problems = read(tmp_path, [box(7, 0), None, {"bbox": [0, 0, 1, 1]}], {"7": [], "9": [[0, 0, 1]]})
     assert [record.ok for record in found] == [True, True]
-    assert problems == {"malformed": 2, "unknown_image": 1}
+    assert problems == {"malformed": 2, "unlisted_images": 1}
 
 
 def test_the_split_must_be_one_of_the_relations(tmp_path):

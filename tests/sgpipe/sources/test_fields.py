@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sgpipe.sources.fields import FieldError, as_id, clean, field, integer, numbers, side, whole, word, xyxy_to_xywh
+from sgpipe.sources.fields import FieldError, as_id, clean, integer, numbers, required, side, whole, word, xyxy_to_xywh
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_fields_are_named_in_errors():
     assert xyxy_to_xywh([1, 2, 4, 8.5]) == (1, 2, 3, 6.5)
     for item in ({}, None, ["n"], "n"):
         with pytest.raises(FieldError, match="there is no 'n'"):
-            field(item, "n")
+            required(item, "n")
     with pytest.raises(FieldError, match="expected a text"):
         word({"t": 3}, "t")
     for value in ([1, 2, 3], [1, 2, 3, "x"], "1234", None, [1, 2, 3, 10**400]):
