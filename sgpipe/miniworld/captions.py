@@ -10,7 +10,7 @@ from numpy.random import Generator
 from sgpipe.miniworld.actors import Actor
 from sgpipe.miniworld.animals import AnimalLook
 from sgpipe.miniworld.furniture import ThingLook
-from sgpipe.miniworld.people import PersonLook
+from sgpipe.miniworld.people import PEOPLE, PersonLook
 from sgpipe.miniworld.scene import Fact, Scene
 
 
@@ -74,9 +74,19 @@ class SceneCaption:
     facts: tuple[Fact, ...]
 
 
+def nouns_of(kind: str) -> tuple[str, ...]:
+    """The canonical nouns for things of a kind: one, but four for people."""
+    return PEOPLE if kind == "person" else (_NOUNS.get(kind, (kind,))[0],)
+
+
+def noun_of(thing: Actor) -> str:
+    """The canonical noun for a thing."""
+    return _names(thing)[0]
+
+
 def canonical_caption(scene: Scene, fact: Fact) -> SceneCaption:
     """The plainest sentence of a fact: "a man riding a horse"."""
-    subject, object_ = (_article(_names(scene.things[thing])[0]) for thing in (fact.subject, fact.object))
+    subject, object_ = (_article(noun_of(scene.things[thing])) for thing in (fact.subject, fact.object))
     object_ = _another(subject, object_)
     return SceneCaption(f"{subject} {WORDINGS[fact.predicate].participle} {object_}", (fact,))
 

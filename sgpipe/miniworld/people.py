@@ -78,6 +78,9 @@ POSTURES: dict[str, Posture] = {
 }
 
 
+PEOPLE = ("man", "woman", "boy", "girl")
+
+
 @dataclass(frozen=True)
 class PersonLook:
     """What stays the same in every posture."""
@@ -101,7 +104,7 @@ class PersonLook:
 
 def random_person(rng: Generator) -> PersonLook:
     """A man, a woman, a boy or a girl."""
-    noun = ("man", "woman", "boy", "girl")[rng.choice(4, p=[0.34, 0.34, 0.16, 0.16])]
+    noun = PEOPLE[rng.choice(4, p=[0.34, 0.34, 0.16, 0.16])]
     build = {"man": MAN, "woman": WOMAN}.get(noun, CHILD)
     female = noun in ("woman", "girl")
     return PersonLook(
