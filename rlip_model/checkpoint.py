@@ -165,9 +165,9 @@ def convert_detector(
     """
     _check_is_free(out)
     state, args = read_checkpoint(checkpoint)
-    words, roberta = load_tokenizer(text_encoder), _load_roberta(text_encoder)
+    words, roberta = load_tokenizer(text_encoder), load_roberta(text_encoder)
     try:
-        config = detector_config(state, kind, args, num_queries=num_queries, text_config=_sizes(roberta.config))
+        config = detector_config(state, kind, args, num_queries=num_queries, text_config=roberta_sizes(roberta.config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build_model(config)
@@ -194,14 +194,15 @@ def _check_vocabulary(words: PreTrainedTokenizerBase, name: str, config: RLIPCon
         warnings.warn(difference, stacklevel=3)
 
 
-def _sizes(config: RobertaConfig) -> RobertaConfig:
+def roberta_sizes(config: RobertaConfig) -> RobertaConfig:
     """Without what the configuration knows of the place that it was loaded from."""
     names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
     names += ["max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"]
     return RobertaConfig(**{name: getattr(config, name) for name in names})
 
 
-def _load_roberta(name: str) -> Roberta:
+def load_roberta(name: str) -> Roberta:
+    """A RoBERTa of a folder or hub id. Raises CheckpointError: there is none, or a part of it is missing."""
     try:
         loaded = Roberta.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as reason:

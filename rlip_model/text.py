@@ -21,6 +21,7 @@ NO_OBJECTS = "no objects"
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SMALLEST_VOCABULARY = 16
 TEXTS_PER_BATCH = 8
+SMALLEST_DEVIATION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,31 @@ class LabelEncoder(nn.Module):
             token_type_ids=torch.zeros_like(input_ids),
         )
         return output.pooler_output
+
+
+@torch.no_grad()
+def spread(encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """Set the pooler of a new label encoder so that these texts start far apart, each feature with mean 0 and
+    deviation 1 before the activation.
+
+    Random weights give all texts nearly the same features, of which no network learns to tell labels apart.
+    """
+    seen: list[Tensor] = []
+    pooler = encoder.roberta.pooler
+    assert pooler is not None
+    dense = pooler.dense
+    handle = dense.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        LabelCache(encoder, tokenizer, len(texts)).encode(texts)
+    finally:
+        handle.remove()
+        encoder.train(was_training)
+    features = torch.cat(seen).unique(dim=0)  # batches are filled up with repeats
+    deviation = features.std(0, correction=0).clamp(min=SMALLEST_DEVIATION)
+    dense.weight.div_(deviation.unsqueeze(1))
+    dense.bias.sub_(features.mean(0)).div_(deviation)
 
 
 class LabelCache:

@@ -182,6 +182,53 @@ def convert(
 
 
 @app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe (tagger, pretrain, hico …) or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the network; an unfinished training in it goes on.")],
+    data: Annotated[list[str] | None, typer.Option(help="Folder of shards, or FOLDER@WEIGHT. Repeatable.")] = None,
+    val: Annotated[list[str] | None, typer.Option(help="Folder of shards to validate on. Repeatable.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Picture folder of all shards, if they moved.")] = None,
+    init: Annotated[str | None, typer.Option(help="Network to start from: folder, hub id or official .pth.")] = None,
+    miniature: Annotated[bool, typer.Option("--miniature", help="A small network that fits a laptop.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures per step, of all workers together.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N training pictures.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed, other weights.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that train together, on Ray if more than one.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs per worker, with several workers.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster to use, such as auto.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting, such as optimisation.lr=1e-4. Repeatable.")
+    ] = None,
+) -> None:
+    """Train a tagger or a detector on shards."""
+    from sgpipe.progress import Progress
+    from sgpipe.recipe_file import parse_set
+    from sgpipe.train import train as run
+    from sgpipe.train import trained
+    from sgpipe.train_display import print_training
+    from sgpipe.train_recipe import load_train_recipe, shards_options
+
+    options = {
+        "data.train": shards_options(data, images) if data else None,
+        "data.val": shards_options(val, images) if val else None,
+        "model.init": init,
+        "optimisation.epochs": epochs,
+        "optimisation.batch": batch,
+        "data.limit": limit,
+        "seed": seed,
+        "workers.count": workers,
+        "workers.gpus": gpus,
+        "workers.address": ray_address,
+    }
+    overrides = {key: value for key, value in options.items() if value is not None} | parse_set(assign or [])
+    signal.signal(signal.SIGTERM, _interrupt)
+    summary = run(load_train_recipe(recipe, overrides, miniature=miniature), out, Progress(_err))
+    option = "--tagger" if summary.kind == "tagger" else "--init"
+    print_training(summary, f"the network is in {trained(out)}; use it with {option} {trained(out)}", _out)
+
+
+@app.command()
 def miniworld(
     out: Annotated[Path, typer.Option(help="Folder for images/, instances.json, captions.json, scene_graphs.json.")],
     images: Annotated[int, typer.Option(help="How many pictures.")] = 200,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rlip_model.matcher import NonFiniteError
 from rlip_model.processes import alone, rank
@@ -22,9 +24,12 @@ class DivergenceError(ValueError):
 
 def explain(objective: Objective, batch: Batch, reason: str, step: int, root: Path) -> DivergenceError:
     """Find out who is to blame, and keep the batch in `root` for whoever wants to know more."""
-    broken = [name for name, p in objective.network.named_parameters() if not bool(p.isfinite().all())]
+    parameters = () if is_spread(objective) else objective.network.named_parameters()
+    broken = [name for name, parameter in parameters if not bool(parameter.isfinite().all())]
     if broken:
         blame = f"the parameters themselves are broken ({broken[0]}), since an earlier step"
+    elif is_spread(objective):
+        blame = f"it is among the images {', '.join(batch.image_ids)}"
     elif culprits := culprits_of(objective, batch):
         blame = f"it is image {', '.join(culprits)}"
     else:
@@ -34,6 +39,11 @@ def explain(objective: Objective, batch: Batch, reason: str, step: int, root: Pa
     return DivergenceError(
         f"step {step + 1}: {reason}; {blame}; {kept}. A smaller learning rate (optimisation.lr) may help"
     )
+
+
+def is_spread(module: nn.Module) -> bool:
+    """Whether parameters are spread over processes, none of which can compute anything alone."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.nn.parallel import DistributedDataParallel
@@ -104,10 +105,8 @@ class Trainer:
         set_optimizer_state_dict(network, self.optimizer, state, options=_WHOLE)
         if self.average is not None:
             self.average.load(dict(network.named_parameters()), self.position.averaged)
-            with torch.no_grad():
-                for name, parameter in network.named_parameters():
-                    if parameter.requires_grad:
-                        parameter.copy_(tensors[f"{_PARAMETER}{name}"])
+            parameters = {n.removeprefix(_PARAMETER): t for n, t in tensors.items() if n.startswith(_PARAMETER)}
+            set_model_state_dict(network, {**_parameters(network), **parameters}, options=_WHOLE)
 
     def fit(self, feed: Feed) -> None:
         """Train until all epochs are done.

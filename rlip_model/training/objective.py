@@ -24,7 +24,7 @@ from rlip_model.text import LabelFeatures
 from rlip_model.training.batches import Batch
 from rlip_model.training.optimisation import Precision
 
-_HEAVY = (EncoderLayer, DecoderLayer, SwinBlock, Bottleneck, RobertaLayer)
+HEAVY = (EncoderLayer, DecoderLayer, SwinBlock, Bottleneck, RobertaLayer)
 _BLANK_SIDE = 64
 
 
@@ -99,7 +99,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def checkpoint_activations(network: nn.Module) -> None:
     """Let every layer keep its inputs only, and compute the rest again when gradients need it."""
     for module in network.modules():
-        if isinstance(module, _HEAVY):
+        if isinstance(module, HEAVY):
             forward: Callable[..., object] = module.forward
             setattr(module, "forward", partial(checkpoint, forward, use_reentrant=False))  # noqa: B010
 

@@ -116,6 +116,8 @@ def validate(objective: Objective, batches: Iterable[Batch], device: torch.devic
             for batch in batches:
                 if len(batch):
                     losses.append((_judge_batch(objective, batch.to(device), scores), len(batch)))
+                else:
+                    objective(batch.to(device))  # parameters that are spread over processes need all of them
     finally:
         objective.train(training)
     everyone = RelationScores()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from sgpipe.errors import UserError
+from sgpipe.locking import only_process
 from sgpipe.recipe import Recipe
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.shards.write import DATA
@@ -40,16 +40,7 @@ class RunFolder:
             UserError: it is a file, holds something else, cannot be written, or another run is at work in it.
         """
         self._make()
-        with (self.private / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                raise UserError(f"another run (process {owner}) is writing into {self.root}; wait for it") from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with only_process(self.private / "lock", self.root):
             yield
 
     def _make(self) -> None:
