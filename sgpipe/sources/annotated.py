@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.fields import clean
 
 ProblemCounts = Counter[str]
 Reader = Callable[[ProblemCounts], Iterator[Record]]
@@ -52,7 +53,7 @@ def picture_id(file_name: str) -> str:
 def fail(record: Record, reason: str) -> Record:
     """Turn a record into an error row, which holds no objects or relations."""
     record.objects, record.relations = [], []
-    record.fail("import", reason)
+    record.fail("import", clean(reason))
     return record
 
 

@@ -86,7 +86,7 @@ class CocoRelations:
     def _triplets(self) -> tuple[list[str], Mapping[str, Any]]:
         """The relations' names, and those of the split by image id."""
         stream = JsonStream(self.relations)
-        names = [str(item) for key, item in stream if key == "rel_categories"]
+        names = [clean(str(item)) for key, item in stream if key == "rel_categories"]
         splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
         if self.split not in splits:
             raise UserError(

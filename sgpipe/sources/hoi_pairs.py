@@ -10,7 +10,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import ProblemCounts, fail, picture_id
-from sgpipe.sources.fields import FieldError, required, side, word, xyxy_to_xywh
+from sgpipe.sources.fields import FieldError, clean, required, side, word, xyxy_to_xywh
 from sgpipe.sources.json_stream import JsonStream
 from sgpipe.vocabulary import category_names, official_relation_names
 
@@ -41,7 +41,8 @@ def read_hico_pairs(annotations: Path, split: str, problems: ProblemCounts) -> I
     )
     for image, name, size in zip(images, names, sizes, strict=True):
         width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
-        record = Record(picture_id(str(name)), "hico", split, str(name), side(width), side(height))
+        name = clean(str(name))
+        record = Record(picture_id(name), "hico", split, name, side(width), side(height))
         yield _with_pairs(record, image, columns)
 
 

@@ -95,7 +95,7 @@ def _vrd_record(item: Any, split: str) -> Record | None:
         width, height = numbers(required(item, "img_size"), 2)
         record.width, record.height = side(width), side(height)
         pairs = zip(required(item, "bbox"), required(item, "det_labels"), strict=True)
-        record.objects = [Box(_NUMBERING.objects[label], label, xyxy_to_xywh(bbox)) for bbox, label in pairs]
+        record.objects = [Box(_NUMBERING.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
         record.relations = [_vrd_relation(entry, len(record.objects)) for entry in required(item, "rel")]
     except FieldError as error:
         return fail(record, str(error))

@@ -10,6 +10,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, fail
+from sgpipe.sources.fields import clean
 from sgpipe.sources.forms import PSEUDO_LABELS, SCENE_GRAPHS, require
 from sgpipe.sources.json_stream import JsonStream
 from sgpipe.sources.pictures import is_there
@@ -44,7 +45,7 @@ class PseudoLabels:
         """The images in file order, their relations as they stand there."""
         paths = _image_paths(self.image_paths)
         for item in iter_graphs(self.annotations):
-            dataset = str(item.get("dataset") or "rlipv2") if isinstance(item, Mapping) else ""
+            dataset = clean(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
             record = graph_record(item, dataset, self.split, problems)
             if record is None:
                 continue
@@ -61,9 +62,9 @@ class PseudoLabels:
                 )
             if record.image_id not in paths:
                 return fail(record, f"{self.image_paths} has no path for the image")
-            record.file_name = str(paths[record.image_id])
+            record.file_name = clean(paths[record.image_id])
         elif record.dataset.startswith("coco") and "file_name" not in item:
-            name, folder = f"{record.image_id:0>12}.jpg", str(item.get("data_split") or "train2017")
+            name, folder = f"{record.image_id:0>12}.jpg", clean(str(item.get("data_split") or "train2017"))
             record.file_name = next((n for n in (f"{folder}/{name}", name) if is_there(self.images, n)), name)
         return record
 

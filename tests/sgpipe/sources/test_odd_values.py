@@ -1,0 +1,94 @@
+"""Whatever stands in an annotation file, it becomes rows, counts, or one line of error."""
+
+import copy
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sgpipe.errors import UserError
+from sgpipe.importing import import_annotations
+from sgpipe.progress import Progress
+from sgpipe.shards.read import iter_records
+from sgpipe.sources.annotated import AnnotationSource
+from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.hoi import hico_source, vcoco_source
+from sgpipe.sources.open_images import OpenImages
+from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.visual_genome import VisualGenome
+from tests.sgpipe.sources.test_hoi_pairs import HICO, VCOCO
+from tests.sgpipe.sources.test_open_images import VRD
+from tests.sgpipe.test_cli_import import FILES, GRAPH, TRIPLETS
+
+INLINE = {
+    "image_id": 2,
+    "relationships": [{"predicate": "on", "subject": GRAPH["objects"][0], "object": GRAPH["objects"][1]}],
+}
+CONTENTS = {**FILES, "hico pairs": HICO, "vcoco pairs": VCOCO, "vrd": [VRD], "vg inline": [INLINE]}
+ODD = (None, [], {}, "", "x", "-1", -1, 0, 2.5, 1e400, math.nan, 10**30, True, [None], [[]], {"a": 1}, "\ud800", " ")
+ROUNDS = 15
+QUIET = Progress(Console(quiet=True))
+
+
+def open_source(kind: str, path: Path) -> AnnotationSource:
+    folder = path.parent
+    kind = kind.split()[0]
+    if kind == "coco-rel":
+        return CocoRelations(path, folder / "rel.json", "train").source()
+    if kind == "rlipv2":
+        return PseudoLabels(path, folder, "train").source()
+    if kind == "vg":
+        return VisualGenome(path, folder, "train").source()
+    if kind in ("openimages", "vrd"):
+        return OpenImages(path, "train").source()
+    return {"hico": hico_source, "vcoco": vcoco_source}[kind](path, "train")
+
+
+def spoil(content: Any, rng: random.Random) -> Any:
+    """The content with one of its values replaced by an odd one, or missing."""
+    content = copy.deepcopy(content)
+    places = list(_places(content))
+    holder, key = rng.choice(places)
+    if rng.random() < 0.15:
+        del holder[key]
+    else:
+        holder[key] = rng.choice(ODD)
+    return content
+
+
+def _places(value: Any):
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])
+
+
+@pytest.mark.parametrize("kind", [*CONTENTS, "rel.json"])
+def test_odd_values_make_no_traceback(tmp_path, kind):
+    rng = random.Random(kind)
+    path, errors = tmp_path / "annotations.json", []
+    for number in range(ROUNDS):
+        content, triplets = CONTENTS.get(kind, FILES["coco-rel"]), TRIPLETS
+        if kind == "rel.json":
+            triplets = spoil(triplets, rng)
+        else:
+            content = spoil(content, rng)
+        path.write_text(json.dumps(content))
+        (tmp_path / "rel.json").write_text(json.dumps(triplets))
+        out = tmp_path / f"out{number}"
+        try:
+            import_annotations(open_source("coco-rel" if kind == "rel.json" else kind, path), tmp_path, out, QUIET)
+        except UserError as error:
+            errors.append(str(error))
+            continue
+        for record in iter_records(out):
+            ends = {end for relation in record.relations for end in (relation.subject, relation.object)}
+            assert ends <= set(range(len(record.objects)))
+            assert record.ok or (record.error and not record.relations)
+            assert all(box.is_nothing or min(box.bbox[2:]) > 0 for box in record.objects)
+    assert len(errors) < ROUNDS
+    assert all(len(error.splitlines()) == 1 for error in errors)
