@@ -156,6 +156,13 @@ def test_a_batch_may_lose_all_its_pictures(tmp_path):
     assert plain_steps(again[2:]) == plain_steps(whole[2:])
 
 
+def test_many_missing_pictures_do_not_end_the_training_if_others_are_there(tmp_path):
+    records = [plain_record(str(n)) for n in range(80)]
+    config = make_run(tmp_path, records, spoilt={str(n): None for n in range(0, 80, 2)})
+    read = [batch for [batch] in training(feed(config, batch=8), 10)]
+    assert (sum(map(len, read)), sum(batch.skipped for batch in read)) == (40, 40)
+
+
 @pytest.mark.parametrize("count", [5, 60])
 def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(count)])

@@ -72,6 +72,12 @@ def test_epochs_and_seeds_differ_and_can_be_repeated():
     assert orders[3] == rows(found, shuffled_epoch(found, 2, 1, 1))
 
 
+def test_epochs_go_through_the_chunks_in_other_orders():
+    found = trainset([[1] * 20, [1] * 20])
+    orders = {shuffled_epoch(found, 2, seed, epoch).visits for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
+
+
 @given(sizes, st.lists(st.floats(0.01, 3.5), min_size=3, max_size=3), st.integers(0, 5))
 def test_a_folder_counts_as_often_as_it_weighs(sizes: Sizes, weights: list[float], number: int) -> None:
     found = trainset(sizes, weights)

@@ -91,11 +91,17 @@ def test_epochs_and_seeds_differ(config):
     assert all(one != other for n, one in enumerate(orders) for other in orders[:n])
 
 
-def test_a_limit_keeps_the_first_pictures(config):
+def test_no_two_pictures_share_their_random_numbers(config):
+    found = stream(config)
+    states = {item.rng.getstate() for epoch in (0, 1) for step in found.epoch(epoch) for item in step.items}
+    assert len(states) == 2 * 4 * found.steps_per_epoch
+
+
+@pytest.mark.parametrize("limit", [11, 13, 14])
+def test_a_limit_keeps_the_first_pictures(config, limit):
     whole = [item.image_id for step in stream(config, training=False).epoch(0) for item in step.items]
-    limited = stream(config, limit=13)
-    assert {item.image_id for step in limited.epoch(0) for item in step.items} <= set(whole[:13])
-    assert limited.steps_per_epoch == 3
+    limited = stream(config, limit=limit, batch=1)
+    assert {item.image_id for step in limited.epoch(0) for item in step.items} == set(whole[:limit])
 
 
 def test_weights_say_how_often_a_folder_is_seen(tmp_path):
