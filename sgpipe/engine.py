@@ -248,7 +248,7 @@ def run_units(
                 raise UserError(row[_REFUSAL])
             yield ShardEntry(**json.loads(row[_ENTRY]))
     except RayError as error:
-        raise EngineError(_reason(error)) from None
+        raise EngineError(reason(error)) from None
 
 
 def _graph(
@@ -282,7 +282,7 @@ def _worker_args() -> dict[str, int]:
     return _WORKER_ARGS
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The innermost message of what Ray raised, in one line."""
     named = [line for line in str(error).splitlines() if re.match(r"[\w.]+([Ee]rror|Exception)(: |$)", line)]
     inner = [line for line in named if not line.startswith(("ray.", "UserCodeException"))]

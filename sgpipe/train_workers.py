@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.objective import HEAVY, Objective
-from sgpipe.engine import start_ray
+from sgpipe.engine import reason, start_ray
 from sgpipe.errors import EngineError, UserError
 from sgpipe.progress import Progress
 from sgpipe.recipe import EngineConfig
@@ -54,7 +54,7 @@ def run_workers(job: Job, display: Display, progress: Progress) -> None:
         with _followed(job.out / METRICS, display.show):
             _trainer(job, config).fit()
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
-        kind, message = _read(refusal) or ("", f"the workers were lost: {str(error).strip().splitlines()[0]}")
+        kind, message = _read(refusal) or ("", reason(error))
         raise (UserError if kind == UserError.__name__ else EngineError)(message) from None
 
 

@@ -35,7 +35,8 @@ from rlip_model.training.optimisation import Optimisation, make_optimizer, set_r
 from rlip_model.training.state import Checkpoints, Position, TrainingState, flatten, read_state, unflatten
 from rlip_model.training.validation import validate
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the first process; nothing in the others
+_EVERYWHERE = StateDictOptions(full_state_dict=True)
 _PARAMETER = "parameter."
 _PRIME = 1_000_003
 
@@ -101,12 +102,13 @@ class Trainer:
         self.position, tensors = read_state(checkpoint)
         network = self.objective.network
         moments = {name: value for name, value in tensors.items() if not name.startswith(_PARAMETER)}
-        state = unflatten(moments, get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
-        set_optimizer_state_dict(network, self.optimizer, state, options=_WHOLE)
+        state = unflatten(moments, get_optimizer_state_dict(network, self.optimizer, options=_EVERYWHERE))
+        set_optimizer_state_dict(network, self.optimizer, state, options=_EVERYWHERE)
         if self.average is not None:
             self.average.load(dict(network.named_parameters()), self.position.averaged)
             parameters = {n.removeprefix(_PARAMETER): t for n, t in tensors.items() if n.startswith(_PARAMETER)}
-            set_model_state_dict(network, {**_parameters(network), **parameters}, options=_WHOLE)
+            whole = get_model_state_dict(network, options=_EVERYWHERE)
+            set_model_state_dict(network, {**whole, **parameters}, options=_EVERYWHERE)
 
     def fit(self, feed: Feed) -> None:
         """Train until all epochs are done.
@@ -215,8 +217,8 @@ class Trainer:
         network = self.objective.network
         tensors = flatten(get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
         if self.average is not None:
-            parameters = _parameters(network)
-            tensors |= {f"{_PARAMETER}{name}": parameters[name] for name in self.average.values}
+            own = {name: value for name, value in _parameters(network).items() if name in self.average.values}
+            tensors |= {f"{_PARAMETER}{name}": value for name, value in own.items()}
             self.average.swap()
         state = _parameters(network)
         if self.average is not None:

@@ -147,10 +147,10 @@ def _sync(path: Path) -> None:
 
 
 def flatten(optimizer_state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state by parameter: `{"exp_avg.NAME": …}`."""
+    """The tensors of an optimizer's state by parameter: `{"exp_avg.NAME": …}`; none of an empty state."""
     return {
         f"{key}.{name}": torch.as_tensor(value)
-        for name, values in optimizer_state["state"].items()
+        for name, values in optimizer_state.get("state", {}).items()
         for key, value in values.items()
     }
 

@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused_with_the_setting_to_change(cluster, resour
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "expected"),
     [
         (
             "ray.exceptions.UserCodeException: UDF failed\n  File\nstruct.error: unpack requires 4 bytes\n\nAnd",
@@ -79,5 +79,5 @@ def test_what_does_not_fit_is_refused_with_the_setting_to_change(cluster, resour
         ("ValueError: bad", "a worker failed: ValueError: bad"),
     ],
 )
-def test_the_innermost_error_is_told(text, reason):
-    assert engine._reason(RuntimeError(text)) == reason
+def test_the_innermost_error_is_told(text, expected):
+    assert engine.reason(RuntimeError(text)) == expected
