@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -110,28 +111,42 @@ def _explain(error: ValidationError, kind: type[BaseModel], path: Path, override
     """The first fault of a recipe in one line."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
-    given = any(key == name or key.startswith(f"{name}.") for name in overrides)
-    where = "option" if given else f"recipe {path}"
+    where = _blame(key, path, overrides)
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: unknown key {key!r}{_suggest(first, kind)}{more}"
     expected = first["msg"].replace("Input should be", "expected").removeprefix("Value error, ")
-    return f"{where}: key {key!r}: {expected}, got {first.get('input')!r}{more}"
+    says_it_all = first["type"] == "value_error" and isinstance(first["input"], dict)
+    got = "" if says_it_all else f", got {first['input']!r}"
+    return f"{where}: key {key!r}: {expected}{got}{more}"
+
+
+def _blame(key: str, path: Path, overrides: Mapping[str, Any]) -> str:
+    """Who set a key, as far as one can tell."""
+    if any(key == name or key.startswith(f"{name}.") for name in overrides):
+        return "option"
+    mixed = any(name.startswith(f"{key}.") for name in overrides)
+    return f"recipe {path} with the options given" if mixed else f"recipe {path}"
 
 
 def _suggest(error: ErrorDetails, kind: Any) -> str:
     """The keys that would have been right at the place of an unknown one."""
     *parents, leaf = error["loc"]
     for part in parents:
-        inner = _keys(kind).get(part)
-        kind = next((t for t in (inner, *get_args(inner)) if _keys(t)), inner)
-    known = sorted(map(str, _keys(kind)))
+        is_collection = get_origin(kind) in (tuple, dict)
+        kind = _settings(kind) if is_collection else _keys(_settings(kind)).get(str(part))
+    known = sorted(_keys(_settings(kind)))
     close = difflib.get_close_matches(str(leaf), known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
 
 
-def _keys(kind: Any) -> Mapping[Any, Any]:
+def _settings(kind: Any) -> Any:
+    """The part of a recipe that a type is, may be (`Part | None`) or collects (`dict[str, Part]`); None: no part."""
+    return next((each for each in (kind, *get_args(kind)) if _keys(each)), None)
+
+
+def _keys(kind: Any) -> Mapping[str, Any]:
     """The settings of a part of a recipe, which is a pydantic model or a dataclass, and their types."""
     if hasattr(kind, "model_fields"):
         return {name: field.annotation for name, field in kind.model_fields.items()}
-    return {name: field.type for name, field in getattr(kind, "__dataclass_fields__", {}).items()}
+    return {field.name: field.type for field in fields(kind)} if is_dataclass(kind) else {}

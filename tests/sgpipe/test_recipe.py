@@ -32,6 +32,10 @@ def test_overrides_beat_the_file_and_keep_their_neighbours():
             "caption: {scopes: [imag]}",
             "key 'caption.scopes.0': expected 'image', 'box' or 'pair', got 'imag'",
         ),
+        (
+            "source: {splits: {val: {annotations: a, images: b, caption: c}}}",
+            "unknown key 'source.splits.val.caption'; did you mean 'captions'",
+        ),
         ("tag: {tagger: 3, threshold: x}", r"key 'tag.tagger'.*\(and 1 more\)"),
         ("source: {splits: {val: {annotations: a}}}", "key 'source.splits.val.images': Field required"),
         ("source: {splits: {../x: {annotations: a, images: b}}}", "key 'source.splits"),
