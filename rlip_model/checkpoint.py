@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase, RobertaConfig
 from transformers import RobertaModel as Roberta
@@ -215,7 +216,11 @@ def load_roberta(name: str) -> Roberta:
 
 
 def save_atomically(model: RLIPModel, out: Path) -> None:
-    """Write beside `out`, then rename, so that `out` is never half a network."""
+    """Write beside `out`, then rename, so that `out` is never half a network.
+
+    Raises:
+        OSError: the disk is full, or cannot be written.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -224,6 +229,8 @@ def save_atomically(model: RLIPModel, out: Path) -> None:
         if out.exists():
             out.rmdir()
         os.replace(temporary, out)
+    except SafetensorError as reason:
+        raise OSError(f"{out} cannot be written: {reason}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

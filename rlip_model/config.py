@@ -28,6 +28,13 @@ Gating = Literal[
     "MBF",
 ]
 
+SWIN_STAGES = 4
+_COUNTS = (
+    *("swin_embed_dim", "swin_depths", "swin_heads", "swin_window", "hidden_dim", "num_heads", "feedforward_dim"),
+    *("num_queries", "encoder_layers", "decoder_layers", "num_levels", "num_points"),
+    *("fusion_interval", "fusion_dim", "fusion_heads"),
+)
+
 
 class RLIPConfig(PretrainedConfig):
     """What the three networks have in common. Defaults: the paper's Swin-T model.
@@ -131,6 +138,16 @@ class RLIPConfig(PretrainedConfig):
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            counts = value if isinstance(value, list) else [value]
+            if not all(isinstance(count, int) and count > 0 for count in counts):
+                raise ValueError(f"{name} is {value!r}, expected at least 1")
+        for name in ("swin_depths", "swin_heads"):
+            if len(getattr(self, name)) != SWIN_STAGES:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected one number for each of {SWIN_STAGES} stages"
+                )
         if self.hidden_dim % 32 or self.hidden_dim % self.num_heads or self.fusion_dim % self.fusion_heads:
             raise ValueError(
                 f"hidden_dim {self.hidden_dim} must be a multiple of 32 and of num_heads {self.num_heads}, "
@@ -193,4 +210,6 @@ def _roberta_config(config: RobertaConfig | dict[str, Any] | None) -> RobertaCon
         return RobertaConfig(max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
     if isinstance(config, RobertaConfig):
         return config
+    if not isinstance(config, dict):
+        raise ValueError(f"text_config is {config!r}, expected settings of a RoBERTa")
     return RobertaConfig(**{name: value for name, value in config.items() if name != "model_type"})

@@ -36,7 +36,7 @@ class RLIPModel(RLIPPreTrainedModel):
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = LabelEncoder(config.text_config)
         self.encoder = ALIFEncoder(config) if config.fusion == "alif" else DeformableEncoder(config)
-        self.label_resizer = LabelResizer(config.text_config.hidden_size, config.hidden_dim)
+        self.label_resizer = LabelResizer(config.text_config.hidden_size, config.hidden_dim, config.fusion_dropout)
         self.entity_decoder = EntityDecoder(config, self.anchored)
         self.relation_decoder = RelationDecoder(config, self.anchored)
         self.late_fusion = LateFusion(config) if config.fusion == "after_decoding" else None

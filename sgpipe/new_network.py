@@ -60,7 +60,8 @@ def _changed(network: RLIPModel, changes: dict[str, Any]) -> RLIPModel:
     queries = changes.get("num_queries", network.config.num_queries)
     if queries != network.config.num_queries:
         network = trim_queries(network, queries)
-    config = type(network.config).from_dict({**network.config.to_dict(), **_known(type(network.config), changes)})
+    kind = type(network.config)
+    config = kind.from_dict(_laid_over(network.config.to_dict(), _known(kind, changes)))
     changed = build_model(config)
     try:
         changed.load_state_dict(network.state_dict())
@@ -82,7 +83,7 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
         tokenizer, roberta = load_tokenizer(config.text_encoder), load_roberta(config.text_encoder)
         changes["text_config"] = roberta_sizes(roberta.config)
     if config.backbone == "miniature":
-        settings = KINDS[config.kind](**{**tiny_sizes(len(tokenizer)), **changes})
+        settings = KINDS[config.kind](**_laid_over(tiny_sizes(len(tokenizer)), changes))
     elif roberta is None:
         raise CheckpointError(
             f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder or hub id); better "
@@ -102,6 +103,15 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
 
 
 _COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"
+
+
+def _laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings with changes, those of the text encoder one by one."""
+    text, change = settings["text_config"], changes.get("text_config")
+    if isinstance(change, dict):
+        own = text if isinstance(text, dict) else text.to_dict()
+        changes = {**changes, "text_config": {**own, **change}}
+    return {**settings, **changes}
 
 
 def _known(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,20 @@ from transformers.utils.logging import disable_progress_bar
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger
 from rlip_model.pretrained import CheckpointError
+from rlip_model.text import TokenizerError
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
 from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
-from rlip_model.training.state import BEST, LAST, Checkpoints, read_state
+from rlip_model.training.state import BEST, LAST, Checkpoints, Position, read_position
 from sgpipe import __version__
 from sgpipe.devices import pick_device
 from sgpipe.errors import EngineError, UserError
-from sgpipe.identity import difference
+from sgpipe.identity import difference, fingerprint
 from sgpipe.locking import only_process
 from sgpipe.new_network import CLASSES, make_start
 from sgpipe.progress import Progress
+from sgpipe.shards.manifest import Manifest
 from sgpipe.train_display import Display
 from sgpipe.train_log import MetricsLog, read_metrics
 from sgpipe.train_recipe import TrainRecipe
@@ -42,7 +45,7 @@ from sgpipe.trainset.feed import ShardFeed, Share
 from sgpipe.trainset.remarks import remarks
 from sgpipe.trainset.scan import scan_training, scan_validation
 
-_PRIVATE, _RUN, _START = ".sgpipe", "run.json", "start"
+_PRIVATE, _RUN, _START = ".training", "run.json", "start"
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,12 @@ class Job:
         return Checkpoints(self.out, self.recipe.output.keep)
 
     @property
+    def private(self) -> Path:
+        return self.out / _PRIVATE
+
+    @property
     def start(self) -> Path:
-        return self.out / _PRIVATE / _START
+        return self.private / _START
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ def train(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainSummary:
 
 
 def _run(job: Job, progress: Progress) -> None:
+    if _is_done(job):
+        return
     with Display(progress.console, job.recipe.optimisation.epochs) as display:
         if job.recipe.workers.count > 1:
             from sgpipe.train_workers import run_workers
@@ -117,6 +126,19 @@ def _run(job: Job, progress: Progress) -> None:
             work(job, display.show)
         except DivergenceError as error:
             raise EngineError(str(error)) from None
+
+
+def _is_done(job: Job) -> bool:
+    latest = job.checkpoints.latest()
+    return latest is not None and _position(latest).epoch >= job.recipe.optimisation.epochs
+
+
+def _position(checkpoint: Path) -> Position:
+    """Raises UserError: the checkpoint is damaged."""
+    try:
+        return read_position(checkpoint)
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
 
 
 def work(
@@ -142,7 +164,7 @@ def work(
         network = CLASSES[recipe.model.kind].from_pretrained(latest or job.start)
         objective = make_objective(network, recipe)
         nn.Module.to(objective, device or pick_device(recipe.workers.device))
-        step = read_state(latest)[0].step if latest else 0
+        step = read_position(latest).step if latest else 0
         with MetricsLog(job.out, step, recipe.output.tensorboard, enabled=share[0] == 0) as log:
 
             def report(row: dict[str, Any]) -> None:
@@ -154,7 +176,7 @@ def work(
             if latest:
                 trainer.restore(latest)
             trainer.fit(make_feed(job, network, *share))
-    except CheckpointError as error:
+    except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
 
 
@@ -170,9 +192,10 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
         raise UserError(f"optimisation.frozen: {reason}") from None
     if options.activation_checkpointing:
         checkpoint_activations(network)
-    criterion: DetectionCriterion | TaggerCriterion = TaggerCriterion(no_object_weight=loss.no_object_weight)
+    criterion: DetectionCriterion | TaggerCriterion = TaggerCriterion(loss.weights, loss.no_object_weight)
     if not isinstance(network, RTagger):
         criterion = DetectionCriterion(
+            weights=loss.weights,
             quality_labels=loss.quality_labels,
             pseudo_labels=loss.pseudo_labels,
             pseudo_label_gradient=loss.pseudo_label_gradient,
@@ -239,6 +262,9 @@ def _check_identity(job: Job) -> None:
         if before != now and job.checkpoints.latest():
             changes = "".join(f"\n  {line}" for line in difference(before, now))
             raise UserError(f"{job.out} is another training; choose another --out, or go back on:{changes}")
+        if before != now:  # nothing was trained yet: the network is made anew
+            for folder in job.private.glob(f"{_START}*"):
+                shutil.rmtree(folder)
     _write(path, json.dumps(now))
     _write(job.out / "recipe.yaml", yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
 
@@ -248,13 +274,20 @@ def _identity(job: Job) -> dict[str, Any]:
     recipe = job.recipe.model_dump(mode="json", exclude={"name", "output", "workers"})
     for name in ("threads", "prefetch"):
         del recipe["data"][name]
-    for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
+    parts = (*recipe["data"]["train"], *recipe["data"]["val"])
+    for part in parts:
         del part["images"]
+        part["shards"] = _content(Path(part["shards"]))
     if recipe["optimisation"]["schedule"] == "step":
         del recipe["optimisation"]["epochs"]  # a training may go on for longer
     sets = {"training": job.training, "validation": job.validating}
     rows = {name: [chunk.rows for chunk in each.chunks] if each else None for name, each in sets.items()}
     return {"sgpipe": __version__, **recipe, "pictures": {name: sum(each or ()) for name, each in rows.items()}}
+
+
+def _content(run: Path) -> str:
+    """What a folder of shards holds, wherever it lies."""
+    return fingerprint({shard.file: shard.sha256 for shard in Manifest.load(run).shards})
 
 
 def _write(path: Path, text: str) -> None:
@@ -267,7 +300,7 @@ def _summarise(job: Job) -> TrainSummary:
     rows = read_metrics(job.out)
     latest = job.checkpoints.latest()
     assert latest is not None
-    position, _ = read_state(latest)
+    position = _position(latest)
     steps = [row for row in rows if row["event"] == "step"]
     validations = [row for row in rows if row["event"] == "validation"]
     return TrainSummary(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 METRICS = "metrics.jsonl"
 _NOT_MEASURES = {"event", "epoch", "step", "steps"}
@@ -27,7 +31,7 @@ class MetricsLog:
         self.tensorboard = out / "tensorboard" if tensorboard else None
         self.enabled = enabled
         self._file: TextIO | None = None
-        self._events: SummaryWriter | None = None
+        self._events: ScalarEvents | None = None
 
     def __enter__(self) -> MetricsLog:
         if self.enabled:
@@ -37,16 +41,15 @@ class MetricsLog:
             os.replace(temporary, self.path)
             self._file = self.path.open("a", encoding="utf-8")
             if self.tensorboard:
-                self._events = SummaryWriter(str(self.tensorboard), purge_step=self.step + 1)
+                self._events = ScalarEvents(self.tensorboard, self.step)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file:
-            self._file.close()
-        if self._events:
-            self._events.close()
+        for file in (self._file, self._events):
+            if file:
+                file.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """One line."""
@@ -55,10 +58,30 @@ class MetricsLog:
             self._file.flush()
         if self._events:
             group = "validation" if row["event"] == "validation" else "train"
-            for name, value in row.items():
-                if name not in _NOT_MEASURES:
-                    self._events.add_scalar(f"{group}/{name}", value, row["step"])
-            self._events.flush()
+            measures = {f"{group}/{name}": value for name, value in row.items() if name not in _NOT_MEASURES}
+            self._events.write(measures, row["step"])
+
+
+class ScalarEvents:
+    """A file of numbers for TensorBoard, written at once: a full disk is an error here, not in a thread somewhere.
+
+    Args:
+        step: where the training goes on; TensorBoard forgets what earlier files say of later steps.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{step}")
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def run_workers(job: Job, display: Display, progress: Progress) -> None:
         EngineError: workers were lost more often than they are replaced, or a loss is no number.
     """
     config = job.recipe.workers
-    refusal = job.out / ".sgpipe" / _REFUSAL
+    refusal = job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
     progress.say("starting Ray")
     start_ray(EngineConfig(address=config.address))
@@ -73,7 +73,7 @@ def _trainer(job: Job, config: WorkersConfig) -> TorchTrainer:
         ),
         run_config=RunConfig(
             name="workers",
-            storage_path=str(job.out / ".sgpipe" / "ray"),
+            storage_path=str(job.private / "ray"),
             failure_config=FailureConfig(max_failures=config.restarts),
         ),
     )
@@ -83,7 +83,7 @@ def _worker(config: dict[str, Any]) -> None:
     """The body of a worker. What it refuses travels by a file, because Ray wraps errors in pages of its own frames."""
     job: Job = config["job"]
     workers, context = job.recipe.workers, ray.train.get_context()
-    refusal = job.out / ".sgpipe" / _REFUSAL
+    refusal = job.private / _REFUSAL
     if refusal.exists():
         raise EngineError("refused before; trying again would change nothing")
     torch.set_num_threads(max(1, int(workers.cpus)))

@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +122,24 @@ def read_state(folder: Path) -> tuple[Position, dict[str, Tensor]]:
         CheckpointError: a file is missing or damaged.
     """
     try:
-        position = Position(**json.loads((folder / TRAINING).read_text(encoding="utf-8")))
-        return position, load_file(folder / OPTIMIZER)
-    except (OSError, ValueError, TypeError, SafetensorError) as reason:
+        return read_position(folder), load_file(folder / OPTIMIZER)
+    except (OSError, SafetensorError) as reason:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}") from None
+
+
+def read_position(folder: Path) -> Position:
+    """How far the training of a checkpoint is.
+
+    Raises:
+        CheckpointError: the file that says so is missing or damaged.
+    """
+    try:
+        values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+        missing = {f.name for f in fields(Position)} - values.keys()
+        if missing:
+            raise ValueError(f"{TRAINING} lacks {', '.join(sorted(missing))}")
+        return Position(**values)
+    except (OSError, ValueError, TypeError, AttributeError) as reason:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}") from None
 
 

@@ -21,6 +21,17 @@ from rlip_model.training.state import Checkpoints
 COLOURS = ("red", "green", "blue")
 TEXTS = Texts((*COLOURS, "no objects"), ("left of", "right of"))
 SIDE = 64
+SMALLER = {
+    "swin_embed_dim": 6,
+    "swin_heads": (1, 1, 2, 2),
+    "swin_depths": (1, 1, 1, 1),
+    "encoder_layers": 2,
+    "fusion_interval": 1,
+    "decoder_layers": 2,
+    "num_points": 2,
+    "num_queries": 8,
+    "drop_path": 0.0,
+}
 WORDS = (*TEXTS.objects, *TEXTS.relations, "one two three four five six seven eight")
 
 
@@ -69,7 +80,7 @@ class ToyFeed:
 def network(kind: str = "tagger", seed: int = 0) -> RLIPModel:
     tokenizer = build_tokenizer(WORDS)
     torch.manual_seed(seed)
-    model = build_model(KINDS[kind](**{**tiny_sizes(len(tokenizer)), "num_queries": 8, "drop_path": 0.0}))
+    model = build_model(KINDS[kind](**{**tiny_sizes(len(tokenizer)), **SMALLER}))
     model.set_tokenizer(tokenizer)
     return model
 
