@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,10 @@ SMALLEST_COUNT = 1e-4
 
 @dataclass(frozen=True)
 class LossWeights:
+    """What the parts of a loss count. Defaults: as published."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
     entity: float = 1.0
     relation: float = 1.0
     box: float = 2.5

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from rlip_model.losses import LossWeights
 from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
@@ -67,6 +68,7 @@ class DataConfig(Config):
 class LossConfig(Config):
     """Losses of ParSeD and ParSeDA (the tagger has but one form), see `rlip_model.losses.DetectionCriterion`."""
 
+    weights: LossWeights = Field(default_factory=LossWeights, description="of the parts, of the tagger's losses too")
     quality_labels: bool = True
     pseudo_labels: bool = True
     pseudo_label_gradient: bool = False
