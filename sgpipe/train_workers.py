@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from rlip_model.training.divergence import DivergenceError
@@ -107,7 +107,8 @@ def fsdp(objective: Objective) -> nn.Module:
     for module in objective.network.modules():
         if isinstance(module, HEAVY):
             fully_shard(module)
-    fully_shard(objective)
+    fully_shard(objective, reshard_after_forward=True)  # after validations, too, which no backward pass follows
+    register_fsdp_forward_method(objective, "judge")
     return objective
 
 

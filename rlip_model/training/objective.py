@@ -66,6 +66,12 @@ class Objective(nn.Module):
             output, labels = self.predict(batch)
         return self.losses(output, labels, batch)
 
+    def judge(self, batch: Batch) -> tuple[RelationOutput, Tensor]:
+        """What the network says, and the loss of that; a way through all its parameters, as `forward` is."""
+        with autocast(batch.pixel_values.device, self.precision):
+            output, labels = self.predict(batch)
+        return output, self.losses(output, labels, batch)["loss"]
+
     def losses(self, output: RelationOutput, labels: LabelFeatures, batch: Batch) -> dict[str, Tensor]:
         """`loss` and its parts for what `predict` gave."""
         if isinstance(self.criterion, TaggerCriterion):

@@ -22,7 +22,7 @@ from rlip_model.postprocess import Detections, hoi_detections, scene_graph_detec
 from rlip_model.processes import alone, gather
 from rlip_model.targets import Triplets
 from rlip_model.training.batches import Batch
-from rlip_model.training.objective import Objective, autocast
+from rlip_model.training.objective import Objective
 
 OVERLAP = 0.5
 MOST_TRIPLETS = 100  # of a picture, the most confident ones
@@ -130,11 +130,10 @@ def validate(objective: Objective, batches: Iterable[Batch], device: torch.devic
 
 
 def _judge_batch(objective: Objective, batch: Batch, scores: RelationScores) -> float:
-    with autocast(batch.pixel_values.device, objective.precision):
-        output, labels = objective.predict(batch)
+    output, loss = objective.judge(batch)
     for found, true in zip(detections(objective, output.final, batch), batch.triplets, strict=True):
         scores.add(found, true)
-    return float(objective.losses(output, labels, batch)["loss"])
+    return float(loss)
 
 
 def detections(objective: Objective, output: LayerOutput, batch: Batch) -> list[Detections]:

@@ -1,104 +1,91 @@
-"""Networks that a training starts from."""
+"""The network that a training starts from."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from rlip_model.model import ParSeDA, RLIPModel
-from rlip_model.trim import kept_rows
+from rlip_model.model import AutoModel, ParSeDA, RTagger
+from rlip_model.tiny import make_tagger, tiny_sizes
 from sgpipe.errors import UserError
-from sgpipe.new_network import CLASSES, make_start
-from sgpipe.train_recipe import ModelConfig, load_train_recipe
+from sgpipe.new_network import make_start
+from sgpipe.train_recipe import ModelConfig
+from tests.sgpipe.trainings import SIZES
 
-TEXTS = ["person", "dog", "riding"]
-QUERIES = 200  # as published
-TABLES = ("queries.content.weight", "queries.verb_content.weight", "queries.anchors.weight")
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Path:
-    """A tiny ParSeDA with as many queries as the published one."""
-    folder = tmp_path_factory.mktemp("pretrained") / "network"
-    make_start(ModelConfig(backbone="miniature", config={"num_queries": QUERIES}), TEXTS, 0, folder)
-    return folder
+TEXTS = ["person", "traffic light", "riding", "in front of", "kite", "dog", "holding"]
 
 
-def start(config: ModelConfig, folder: Path) -> RLIPModel:
-    make_start(config, TEXTS, 0, folder)
-    return CLASSES[config.kind].from_pretrained(folder)
+def made(folder: Path, seed: int = 0, **changes: Any) -> Any:
+    values = {"kind": "tagger", "backbone": "miniature", "config": SIZES, **changes}
+    make_start(ModelConfig(**values), TEXTS, seed, folder)
+    return AutoModel.from_pretrained(folder)
 
 
-def of_recipe(name: str, init: Path, folder: Path) -> RLIPModel:
-    return start(load_train_recipe(name, {"model.init": str(init)}).model, folder)
+@pytest.mark.parametrize("kind", ["tagger", "parseda", "parsed"])
+def test_a_new_network_is_of_its_kind_and_size(tmp_path: Path, kind: str) -> None:
+    network = made(tmp_path / "start", kind=kind)
+    assert {name: getattr(network.config, name) for name in SIZES} == SIZES
 
 
-@pytest.mark.parametrize("name", ["hico", "hico-uc-nf"])
-def test_fine_tuning_on_hico_keeps_64_pairs_of_queries(pretrained, tmp_path, name):
-    before, network = ParSeDA.from_pretrained(pretrained).state_dict(), of_recipe(name, pretrained, tmp_path / "start")
-    assert network.config.num_queries == 128
-    rows = kept_rows(QUERIES, 128)
-    for key, value in network.state_dict().items():
-        assert torch.equal(value, before[key][rows] if key in TABLES else before[key]), key
+def test_a_new_network_knows_the_words_and_tells_the_texts_apart(tmp_path: Path) -> None:
+    network = made(tmp_path / "start").eval()
+    assert "<unk>" not in network.tokenizer.convert_ids_to_tokens(network.tokenizer(" ".join(TEXTS))["input_ids"])
+    features = torch.nn.functional.normalize(network.encode_texts(TEXTS), dim=1)
+    assert (features @ features.T - torch.eye(len(TEXTS))).max() < 0.8
 
 
-@pytest.mark.parametrize("name", ["hico-fewshot-1", "vcoco"])
-def test_others_keep_all_that_was_learnt(pretrained, tmp_path, name):
-    before, network = ParSeDA.from_pretrained(pretrained), of_recipe(name, pretrained, tmp_path / "start")
-    assert network.config.num_queries == QUERIES
-    assert network.config.subject_class is not name.startswith("hico-fewshot")
-    assert network.state_dict().keys() == before.state_dict().keys()
-    assert all(torch.equal(value, before.state_dict()[key]) for key, value in network.state_dict().items())
+def test_weights_follow_from_the_seed_and_nothing_else(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = made(tmp_path / "first").state_dict()
+    made(tmp_path / "other", seed=1)
+    torch.manual_seed(2)
+    again = made(tmp_path / "again").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    other = AutoModel.from_pretrained(tmp_path / "other").state_dict()
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+    torch.manual_seed(1)
+    make_start(ModelConfig(kind="tagger", backbone="miniature", config=SIZES), TEXTS, 5, tmp_path / "last")
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_an_init_brings_its_own_tokenizer(pretrained, tmp_path):
-    make_start(ModelConfig(init=str(pretrained)), ["unheard of"], 0, tmp_path / "start")
-    own, init = (ParSeDA.from_pretrained(folder).tokenizer for folder in (tmp_path / "start", pretrained))
-    assert own(TEXTS)["input_ids"] == init(TEXTS)["input_ids"]
+def test_single_settings_of_the_text_encoder_can_differ(tmp_path: Path) -> None:
+    text = made(tmp_path / "new", config={**SIZES, "text_config": {"hidden_dropout_prob": 0.25}}).config.text_config
+    tiny = tiny_sizes(len(TEXTS))["text_config"]
+    assert (text.hidden_dropout_prob, text.hidden_size) == (0.25, tiny.hidden_size)
+    changes = {"text_config": {"attention_probs_dropout_prob": 0.3}}
+    again = made(tmp_path / "again", init=str(tmp_path / "new"), config=changes).config.text_config
+    assert (again.hidden_dropout_prob, again.attention_probs_dropout_prob, again.hidden_size) == (0.25, 0.3, 64)
+
+
+def test_a_network_that_is_there_keeps_its_weights_and_takes_settings(tmp_path: Path) -> None:
+    old = make_tagger(tmp_path / "old", [*TEXTS, "no objects a b c d e f"])
+    new = made(tmp_path / "start", init=str(tmp_path / "old"), config={"box_noise": 0.1, "fusion_dropout": 0.0})
+    assert (new.config.box_noise, old.config.box_noise) == (0.1, 0.4)
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+    assert len(new.tokenizer) == len(old.tokenizer)
+
+
+def test_queries_are_dropped_pair_by_pair(tmp_path: Path) -> None:
+    old = made(tmp_path / "old", kind="parseda")
+    new = made(tmp_path / "new", kind="parseda", init=str(tmp_path / "old"), config={"num_queries": 4})
+    assert isinstance(new, ParSeDA)
+    assert new.queries.anchors.weight.equal(old.queries.anchors.weight[[0, 1, 8, 9]])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_queries": 400}, "400 queries cannot be kept of 200"),
-        ({"num_queries": 7}, "7 queries cannot be kept of 200: an even number"),
-        ({"hidden_dim": 32}, "parameters that don't fit config .*'hidden_dim': 32"),
-        ({"box_noise": 0.1}, "a ParSeDAConfig has no setting 'box_noise'"),
-        ({"gating": "none"}, "gating is 'none', expected one of GLIP"),
+        ({"config": {"num_queries": 32}}, "32 queries cannot be kept of 16"),
+        ({"config": {"hidden_dim": 96}}, "don't fit config {'hidden_dim': 96}"),
+        ({"config": {"boxnoise": 1}}, "has no setting 'boxnoise'"),
+        ({"kind": "parseda"}, "is no RLIPv2-ParSeDA.*'rlip_tagger'"),
     ],
 )
-def test_settings_that_an_init_cannot_have(pretrained, tmp_path, changes, message):
-    with pytest.raises(UserError, match=f"^model: .*{message}") as caught:
-        make_start(ModelConfig(init=str(pretrained), config=changes), TEXTS, 0, tmp_path / "start")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "start").exists()
-
-
-@pytest.mark.parametrize("kind", ["tagger", "parsed"])
-def test_an_init_of_another_kind_is_refused(pretrained, tmp_path, kind):
-    with pytest.raises(UserError, match=r"^model: .*model_type is 'rlip_parseda', expected 'rlip_"):
-        make_start(ModelConfig(kind=kind, init=str(pretrained)), TEXTS, 0, tmp_path / "start")
-
-
-def test_an_init_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="nowhere"):
-        make_start(ModelConfig(init=str(tmp_path / "nowhere")), TEXTS, 0, tmp_path / "start")
-
-
-def test_a_new_network_follows_from_the_seed_and_leaves_torch_alone(tmp_path):
-    config = ModelConfig(backbone="miniature", config={"num_queries": 12})
-    random = torch.get_rng_state()
-    make_start(config, TEXTS, 1, tmp_path / "a")
-    assert torch.equal(torch.get_rng_state(), random)
-    torch.rand(3)
-    make_start(config, TEXTS, 1, tmp_path / "b")
-    make_start(config, TEXTS, 2, tmp_path / "c")
-    a, b, c = (ParSeDA.from_pretrained(tmp_path / name) for name in "abc")
-    assert a.config.num_queries == 12
-    assert all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())
-    assert not torch.equal(a.scorer.projection.weight, c.scorer.projection.weight)
-
-
-def test_a_new_network_of_a_published_size_needs_a_text_encoder(tmp_path):
-    with pytest.raises(UserError, match=r"^model: a new network of size swin_tiny needs a RoBERTa.*sgpipe convert"):
-        make_start(load_train_recipe("hico").model, TEXTS, 0, tmp_path / "start")
+def test_what_a_network_that_is_there_cannot_become(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    made(tmp_path / "old")
+    with pytest.raises(UserError, match=message):
+        made(tmp_path / "new", **{"config": {}, "init": str(tmp_path / "old"), **changes})
+    assert not (tmp_path / "new").exists()
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "old"), RTagger)

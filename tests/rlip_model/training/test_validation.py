@@ -1,0 +1,140 @@
+"""The judge of predicted triplets, and average precision against its definition."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlip_model.postprocess import Detections
+from rlip_model.targets import Triplets
+from rlip_model.training.validation import RelationScores, average_precision, judge, validate
+from tests.rlip_model.training.worlds import ToyFeed, objective
+
+LEFT, RIGHT = [0.0, 0.0, 0.4, 1.0], [0.6, 0.0, 1.0, 1.0]  # xyxy
+NO_BOX = [0.0, 0.0, 0.0, 0.0]
+
+
+def found(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Detections:
+    subjects, objects, subject_labels, object_labels, scores = zip(*rows, strict=True)
+    boxes = (torch.tensor(each) for each in (subjects, objects))
+    labels = (torch.tensor(each) for each in (subject_labels, object_labels))
+    return Detections(*boxes, *labels, torch.tensor(scores))
+
+
+def true(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Triplets:
+    same = found(*rows)
+    centres = [
+        torch.cat(((b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]), 1) for b in (same.subject_boxes, same.object_boxes)
+    ]
+    return Triplets(*centres, same.subject_labels, same.object_labels, same.relation_scores)
+
+
+NOTHING = torch.zeros(0, dtype=torch.long)
+EMPTY = Triplets(torch.zeros(0, 4), torch.zeros(0, 4), NOTHING, NOTHING, torch.zeros(0, 2))
+TRUTH = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]))
+
+
+def hits(detections: Detections, truth: Triplets = TRUTH) -> list[tuple[float, bool]]:
+    confidences, right = judge(detections, truth)
+    return [(round(float(c), 3), bool(h)) for c, h in zip(confidences, right, strict=True)]
+
+
+def test_names_and_boxes_have_to_be_right() -> None:
+    half_off = [0.0, 0.0, 0.4, 0.4]
+    rows = [
+        (LEFT, RIGHT, 1, 2, [0.9, 0.8]),  # right, and another relation of the same pair
+        (LEFT, RIGHT, 0, 2, [0.7, 0.0]),
+        (LEFT, RIGHT, 1, 3, [0.6, 0.0]),
+        (half_off, RIGHT, 1, 2, [0.5, 0.0]),
+        (RIGHT, LEFT, 1, 2, [0.4, 0.0]),
+    ]
+    wrong = [(0.8, False), (0.7, False), (0.6, False), (0.5, False), (0.4, False), *[(0.0, False)] * 4]
+    assert hits(found(*rows)) == [(0.9, True), *wrong]
+    assert [hit for _, hit in hits(found(*rows[1:]))] == [False] * 8
+
+
+def test_a_true_triplet_is_found_once_by_the_most_confident() -> None:
+    twice = found((LEFT, RIGHT, 1, 2, [0.3, 0.0]), (LEFT, RIGHT, 1, 2, [0.9, 0.0]))
+    assert hits(twice) == [(0.9, True), (0.3, False), (0.0, False), (0.0, False)]
+    two = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]), (LEFT, RIGHT, 1, 2, [1.0, 0.0]))
+    assert [hit for _, hit in hits(twice, two)] == [True, True, False, False]
+
+
+def test_a_missing_object_has_no_box_to_find() -> None:
+    truth = true((LEFT, NO_BOX, 1, 3, [1.0, 0.0]))
+    assert hits(found((LEFT, RIGHT, 1, 3, [0.9, 0.1])), truth)[0] == (0.9, True)
+    assert not hits(found((RIGHT, RIGHT, 1, 3, [0.9, 0.1])), truth)[0][1]
+    assert not hits(found((LEFT, RIGHT, 1, 2, [0.9, 0.1])), truth)[0][1]
+
+
+def test_only_the_most_confident_hundred_count() -> None:
+    rows = [(LEFT, RIGHT, 0, 0, [0.9, 0.8])] * 50
+    assert not any(hit for _, hit in hits(found(*rows, (LEFT, RIGHT, 1, 2, [0.1, 0.0]))))
+    assert any(hit for _, hit in hits(found(*rows[1:], (LEFT, RIGHT, 1, 2, [0.1, 0.0]))))
+
+
+def test_a_picture_of_nothing() -> None:
+    assert hits(found((LEFT, RIGHT, 1, 2, [0.9, 0.1])), EMPTY) == [(0.9, False), (0.1, False)]
+    assert hits(Detections(*vars(EMPTY).values())) == []
+
+
+def area_under_the_curve(confidences: list[float], right: list[bool], total: int) -> float:
+    """By the definition: over every threshold, what recall gains times the best precision at that recall or more."""
+    order = sorted(range(len(right)), key=lambda i: -confidences[i])
+    points = []
+    for cut in range(1, len(order) + 1):
+        kept = sum(right[i] for i in order[:cut])
+        points.append((kept / total, kept / cut))
+    area, before = 0.0, 0.0
+    for recall, _ in points:
+        area += (recall - before) * max(precision for at, precision in points if at >= recall)
+        before = recall
+    return area
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40), st.integers(0, 5))
+def test_average_precision_is_the_area_under_the_curve(rows: list[tuple[float, bool]], missed: int) -> None:
+    confidences, right = [c for c, _ in rows], [h for _, h in rows]
+    total = max(1, sum(right) + missed)
+    expected = area_under_the_curve(confidences, right, total)
+    assert average_precision(np.array(confidences), np.array(right), total) == pytest.approx(expected)
+
+
+def test_measures_of_two_pictures() -> None:
+    """Of the first picture's two relations one is found, surely; of the second's one, at place 25, unsurely."""
+    scores = RelationScores()
+    scores.add(
+        found((LEFT, RIGHT, 1, 2, [0.9, 0.0])), true((LEFT, RIGHT, 1, 2, [1.0, 0.0]), (RIGHT, LEFT, 1, 2, [1.0, 0.0]))
+    )
+    wrong = [(LEFT, RIGHT, 0, 0, [0.5, 0.5])] * 12
+    scores.add(found(*wrong, (LEFT, RIGHT, 1, 2, [0.1, 0.0])), TRUTH)
+    measures = scores.measures()
+    assert measures["recall@20"] == pytest.approx((1 / 2 + 0) / 2)
+    assert measures["recall@50"] == measures["recall@100"] == pytest.approx((1 / 2 + 1) / 2)
+    assert measures["precision"] == pytest.approx(1 / 25)
+    assert measures["recall"] == pytest.approx(1 / 3)
+    assert measures["ap"] == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 26)
+
+
+def test_pictures_without_relations_only_cost_precision() -> None:
+    scores = RelationScores()
+    scores.add(found((LEFT, RIGHT, 1, 2, [0.9, 0.0])), EMPTY)
+    assert scores.measures() == {}
+    scores.add(found((LEFT, RIGHT, 1, 2, [0.8, 0.0])), TRUTH)
+    measures = scores.measures()
+    assert (measures["recall@20"], measures["recall"], measures["precision"]) == (1, 1, 0.5)
+    assert measures["ap"] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["tagger", "parseda"])
+def test_a_validation_leaves_the_network_as_it_was(kind: str) -> None:
+    target = objective(kind).train()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    batches = [parts[0] for parts in ToyFeed(2)._batches(0, 0)]
+    measures = validate(target, batches, torch.device("cpu"))
+    assert measures == validate(target, batches, torch.device("cpu"))  # nothing random, such as noise, is in it
+    assert target.training
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    assert measures.keys() == {"loss", "ap", "recall@20", "recall@50", "recall@100", "precision", "recall"}
+    assert validate(target, [], torch.device("cpu")) == {}
