@@ -1,0 +1,138 @@
+"""What an evaluation is given for one image: its true triplets, and the pairs that a model found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlip_model.postprocess import Detections
+
+Array = NDArray[Any]
+NO_BOX = -1  # in place of an object's index: the triplet has a subject only (V-COCO)
+
+
+class EvaluationError(ValueError):
+    """Input that would make numbers wrong. The message is one line: which image, what, and what it should be."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The annotations of one image.
+
+    boxes `[boxes, 4]` xyxy in pixels; labels `[boxes]` from 0; triplets `[triplets, 3]`, each the indices of the
+    subject's and the object's box (or `NO_BOX`) and the predicate, from 0.
+    """
+
+    boxes: Array
+    labels: Array
+    triplets: Array
+
+    @classmethod
+    def from_lists(cls, boxes: Any, labels: Any, triplets: Any) -> Truth:
+        """Of nested lists, empty ones included.
+
+        Raises:
+            EvaluationError: they are not of these shapes.
+        """
+        return cls(table(boxes, (-1, 4), np.float32), table(labels, (-1,), int), table(triplets, (-1, 3), int))
+
+    def check(self, image: str, num_objects: int, num_predicates: int) -> None:
+        """Raises EvaluationError."""
+        check_boxes(image, "true box", self.boxes)
+        check_equal(image, "labels of true boxes", len(self.labels), len(self.boxes))
+        check_range(image, "label of a true box", self.labels, 0, num_objects)
+        subjects, objects, predicates = self.triplets.T
+        check_range(image, "subject of a true triplet", subjects, 0, len(self.boxes))
+        check_range(image, "object of a true triplet", objects, NO_BOX, len(self.boxes))
+        check_range(image, "predicate of a true triplet", predicates, 0, num_predicates)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of boxes that a model found in one image, and how sure it is of each predicate of each.
+
+    subject_boxes, object_boxes `[pairs, 4]` xyxy in pixels; subject_labels, object_labels `[pairs]`;
+    scores `[pairs, predicates]` of whole triplets.
+    """
+
+    subject_boxes: Array
+    object_boxes: Array
+    subject_labels: Array
+    object_labels: Array
+    scores: Array
+
+    @classmethod
+    def from_detections(cls, found: Detections) -> Pairs:
+        """Of what `rlip_model.postprocess` makes."""
+        boxes = (found.subject_boxes.float().cpu().numpy(), found.object_boxes.float().cpu().numpy())
+        labels = (found.subject_labels.cpu().numpy(), found.object_labels.cpu().numpy())
+        return cls(*boxes, *labels, found.relation_scores.float().cpu().numpy())
+
+    def __len__(self) -> int:
+        return len(self.object_labels)
+
+    def check(self, image: str, num_objects: int, num_predicates: int) -> None:
+        """Raises EvaluationError."""
+        for name, boxes in (("subject", self.subject_boxes), ("object", self.object_boxes)):
+            check_boxes(image, f"predicted {name} box", boxes)
+            check_equal(image, f"predicted {name} boxes", len(boxes), len(self))
+        for name, labels in (("subject", self.subject_labels), ("object", self.object_labels)):
+            check_equal(image, f"predicted {name} labels", len(labels), len(self))
+            check_range(image, f"predicted {name} label", labels, 0, num_objects)
+        if self.scores.shape != (len(self), num_predicates):
+            expected = f"{len(self)} pairs x {num_predicates} predicates"
+            raise EvaluationError(f"{image}: scores have the shape {self.scores.shape}, not {expected}")
+        check_finite(image, "score", self.scores)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image: its name (for messages), what is in it, and what was found in it."""
+
+    name: str
+    truth: Truth
+    found: Pairs
+
+
+def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
+    """Nested lists, empty ones included, as an array of a shape with one -1.
+
+    Raises:
+        EvaluationError: they are not of that shape.
+    """
+    try:
+        return np.asarray(values, dtype=kind).reshape(shape)
+    except (TypeError, ValueError) as reason:
+        raise EvaluationError(f"not a table of numbers of the shape {shape}: {reason}") from reason
+
+
+def check_boxes(image: str, what: str, boxes: Array) -> None:
+    """Raises EvaluationError: numbers that are not finite, or a right side left of the left one."""
+    check_finite(image, what, boxes)
+    inverted = (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if inverted.any():
+        box = boxes[inverted.argmax()].tolist()
+        raise EvaluationError(f"{image}: {what} {box} is inside out; boxes are xyxy: left, top, right, bottom")
+
+
+def check_finite(image: str, what: str, values: Array) -> None:
+    """Raises EvaluationError: NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise EvaluationError(f"{image}: a {what} is NaN or infinite; leave it out or mend the model's output")
+
+
+def check_range(image: str, what: str, values: Array, least: int, end: int) -> None:
+    """Raises EvaluationError: not all of `least` to `end` - 1."""
+    wrong = (values < least) | (values >= end)
+    if wrong.any():
+        known = f"only {least} to {end - 1} exist" if end > least else "there are none"
+        raise EvaluationError(f"{image}: {what} is {values[wrong][0]}, but {known}")
+
+
+def check_equal(image: str, what: str, found: int, expected: int) -> None:
+    """Raises EvaluationError: one number is not the other."""
+    if found != expected:
+        raise EvaluationError(f"{image}: {found} {what}, but there are {expected} of what they belong to")

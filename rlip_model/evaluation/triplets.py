@@ -1,0 +1,155 @@
+"""Triplets of many images in columns: what the benchmarks of pairs (all but Visual Genome's) compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from rlip_model.evaluation.inputs import NO_BOX, Array, Image, Pairs, Truth
+from rlip_model.evaluation.matching import best_claims, equal_rows, first_of_equals
+from rlip_model.evaluation.overlap import pixel_iou
+
+IMAGES_AT_ONCE = 64  # enough to spread numpy's overhead; few enough that all pairs of their detections fit in memory
+MATCH_OVERLAP = 0.5
+NO_LABEL = -1  # of the object that a true triplet does not have
+
+AnyImage = TypeVar("AnyImage")
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """One row per triplet, all `[rows]` but boxes `[rows, 4]` (xyxy, pixels); `image` counts within the block.
+
+    scores: of detections; same: of true triplets, the row of the first identical one.
+    """
+
+    image: Array
+    subject_boxes: Array
+    object_boxes: Array
+    subjects: Array
+    objects: Array
+    predicates: Array
+    scores: Array
+    same: Array
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def where(self, rows: Array) -> Triplets:
+        return Triplets(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class TripletClasses:
+    """Numbers for (subject label, object label, predicate)."""
+
+    num_objects: int
+    num_predicates: int
+
+    def number(self, subjects: Array, objects: Array, predicates: Array) -> Array:
+        return (subjects * self.num_objects + objects) * self.num_predicates + predicates
+
+    def of(self, triplets: Triplets) -> Array:
+        return self.number(triplets.subjects, triplets.objects, triplets.predicates)
+
+    def within_images(self, triplets: Triplets) -> Array:
+        """Numbers that are equal for equal classes of the same image only."""
+        return triplets.image * (self.num_objects**2 * self.num_predicates) + self.of(triplets)
+
+    def labels(self, numbers: Array) -> Array:
+        """`[numbers, 3]`: subject label, object label, predicate."""
+        pairs, predicates = np.divmod(numbers, self.num_predicates)
+        return np.stack((*np.divmod(pairs, self.num_objects), predicates), -1)
+
+
+def blocks(images: Iterable[AnyImage]) -> Iterator[list[AnyImage]]:
+    """A few images at a time, so that a stream of any length needs little memory."""
+    stream = iter(images)
+    while block := list(islice(stream, IMAGES_AT_ONCE)):
+        yield block
+
+
+def best_triplets(images: Sequence[Image], most: int, possible: Array | None = None) -> Triplets:
+    """The `most` best triplets of each image by falling score; equal ones by pair, then by predicate.
+
+    Args:
+        possible: `[predicates, objects]`, 0 for what cannot be: scored 0, yet not left out; all of it by default.
+    """
+    return _concatenate([_best(number, image.found, most, possible) for number, image in enumerate(images)])
+
+
+def _best(image: int, found: Pairs, most: int, possible: Array | None) -> Triplets:
+    scores = found.scores.astype(np.float32, copy=False)
+    if possible is not None:
+        scores = scores * possible.T[found.object_labels].astype(np.float32)
+    chosen = largest(scores.reshape(-1), most)
+    pairs, predicates = np.divmod(chosen, max(scores.shape[1], 1))
+    return Triplets(
+        np.full(len(chosen), image),
+        found.subject_boxes[pairs].astype(np.float32),
+        found.object_boxes[pairs].astype(np.float32),
+        found.subject_labels[pairs].astype(int),
+        found.object_labels[pairs].astype(int),
+        predicates,
+        scores.reshape(-1)[chosen],
+        np.zeros(len(chosen), dtype=int),
+    )
+
+
+def largest(scores: Array, most: int) -> Array:
+    """Where the `most` largest are, in falling order, equal ones in theirs: a stable sort's start, but faster."""
+    if len(scores) > most:
+        least = np.partition(scores, len(scores) - most)[len(scores) - most]
+        above = np.flatnonzero(scores > least)
+        candidates = np.sort(np.append(above, np.flatnonzero(scores == least)[: most - len(above)]))
+    else:
+        candidates = np.arange(len(scores))
+    return candidates[np.argsort(-scores[candidates], kind="stable")]
+
+
+def true_triplets(images: Sequence[Image]) -> Triplets:
+    """All annotated triplets, image by image."""
+    triplets = _concatenate([_true(number, image.truth) for number, image in enumerate(images)])
+    ends = np.concatenate([np.zeros((0, 3), dtype=int), *(image.truth.triplets for image in images)])
+    same = first_of_equals(np.column_stack((triplets.image, ends)))
+    return Triplets(**{**vars(triplets), "same": same})
+
+
+def _true(image: int, truth: Truth) -> Triplets:
+    subjects, objects, predicates = truth.triplets.T
+    boxes = np.append(truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)  # the last one stands for NO_BOX
+    labels = np.append(truth.labels, NO_LABEL)
+    assert NO_BOX == -1
+    count = len(truth.triplets)
+    columns = (boxes[subjects], boxes[objects], labels[subjects], labels[objects], predicates)
+    return Triplets(np.full(count, image), *columns, np.ones(count, np.float32), np.zeros(count, int))
+
+
+def match(found: Triplets, true: Triplets, found_groups: Array, true_groups: Array) -> Array:
+    """What each detection claims: both labels right, both boxes overlapping by half or more.
+
+    The fit is the smaller of both overlaps. True triplets without object need the subject only.
+
+    Args:
+        found_groups, true_groups: `[detections]`, `[true ones]`, numbers of which equal ones may fit.
+
+    Returns:
+        `[detections]` as of `best_claims`.
+    """
+    detections, truths = equal_rows(found_groups, true_groups)
+    without = true.objects[truths] == NO_LABEL
+    fitting = found.subjects[detections] == true.subjects[truths]
+    fitting &= (found.objects[detections] == true.objects[truths]) | without
+    subject = pixel_iou(found.subject_boxes[detections], true.subject_boxes[truths], touching=False)
+    object_ = pixel_iou(found.object_boxes[detections], true.object_boxes[truths], touching=False)
+    quality = np.where(without, subject, np.minimum(subject, object_))
+    fitting &= quality >= MATCH_OVERLAP
+    return best_claims(detections[fitting], truths[fitting], quality[fitting], true.same, len(found))
+
+
+def _concatenate(parts: Sequence[Triplets]) -> Triplets:
+    return Triplets(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Triplets)))

@@ -1,0 +1,135 @@
+"""V-COCO's own files: COCO annotations and its verb annotations become persons, official detections found persons."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlip_model.evaluation.inputs import Array, EvaluationError, table
+from rlip_model.evaluation.vcoco import NOT_ANNOTATED, Actions, FoundPeople, People, PeopleImage, Role
+
+PERSON = 1  # COCO's category
+AGENT = "agent"
+
+
+def read_actions(verbs: Sequence[Mapping[str, Any]]) -> Actions:
+    """The actions of V-COCO's annotation file, a list with one entry per action."""
+    roles = (Role(action, name) for action, verb in enumerate(verbs) for name in verb["role_name"] if name != AGENT)
+    return Actions(tuple(verb["action_name"] for verb in verbs), tuple(roles))
+
+
+def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> dict[int, People]:
+    """Persons by image number, in the order of the images.
+
+    Boxes become whole pixels from corner to corner, are clipped, and left out if nothing stays, as officially.
+
+    Raises:
+        EvaluationError: a role is an object without such a box.
+    """
+    boxes, persons = _boxes(coco)
+    images = {annotation["id"]: annotation["image_id"] for annotation in coco["annotations"]}
+    actions = read_actions(verbs)
+    rows = {person: row for owned in persons.values() for row, person in enumerate(owned)}
+    does = {image: np.full((len(owned), len(verbs)), NOT_ANNOTATED) for image, owned in persons.items()}
+    shape = len(actions.roles), 4
+    role_boxes = {image: np.full((len(owned), *shape), np.nan) for image, owned in persons.items()}
+    for action, verb in enumerate(verbs):
+        columns = [column for column, role in enumerate(actions.roles) if role.action == action]
+        objects = np.reshape(verb["role_object_id"], (len(verb["role_name"]), -1))[_object_roles(verb)]
+        for person, label, objects_of_person in zip(verb["ann_id"], verb["label"], objects.T, strict=True):
+            if person in rows:
+                image, row = images[person], rows[person]
+                does[image][row, action] = label
+                for column, object_ in zip(columns, objects_of_person.tolist(), strict=True):
+                    if object_:
+                        role_boxes[image][row, column] = _role_box(boxes, object_, person, verb["action_name"])
+    return {
+        image: People(table([boxes[person] for person in owned], (-1, 4), float), does[image], role_boxes[image])
+        for image, owned in persons.items()
+    }
+
+
+def _object_roles(verb: Mapping[str, Any]) -> list[int]:
+    return [row for row, name in enumerate(verb["role_name"]) if name != AGENT]
+
+
+def _role_box(boxes: Mapping[int, Array], number: int, person: int, action: str) -> Array:
+    if number not in boxes:
+        raise EvaluationError(
+            f"annotation {number}, a role of person {person} in {action!r}, has no box inside its image; "
+            "set its role_object_id to 0 or use the COCO file that V-COCO was made for"
+        )
+    return boxes[number]
+
+
+def _boxes(coco: Mapping[str, Any]) -> tuple[dict[int, Array], dict[int, list[int]]]:
+    """xyxy boxes by annotation, and the annotations of persons by image."""
+    sizes = {image["id"]: (image["width"] - 1, image["height"] - 1) for image in coco["images"]}
+    boxes: dict[int, Array] = {}
+    persons: dict[int, list[int]] = {number: [] for number in sizes}
+    for annotation in coco["annotations"]:
+        if annotation.get("ignore") == 1 or annotation["image_id"] not in sizes:
+            continue
+        left, top, width, height = annotation["bbox"]
+        corners = np.array([[left, top], [left + max(0, width - 1), top + max(0, height - 1)]])
+        corners = np.clip(corners, 0, sizes[annotation["image_id"]])
+        if annotation["area"] > 0 and (corners[1] > corners[0]).all():
+            boxes[annotation["id"]] = corners.reshape(4)
+            if annotation["category_id"] == PERSON:
+                persons[annotation["image_id"]].append(annotation["id"])
+    return boxes, persons
+
+
+def read_found_people(detections: Sequence[Mapping[str, Any]], actions: Actions) -> dict[int, FoundPeople]:
+    """Found persons by image number, of official detections.
+
+    A detection is {image_id, person_box xyxy, "<action>_agent": score, "<action>_<role>": [x1, y1, x2, y2, score]};
+    None stands for NaN.
+
+    Raises:
+        EvaluationError: one lacks a key, or has something else in it.
+    """
+    by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for detection in detections:
+        by_image[detection["image_id"]].append(detection)
+    return {image: _found(image, owned, actions) for image, owned in by_image.items()}
+
+
+def _found(image: int, detections: Sequence[Mapping[str, Any]], actions: Actions) -> FoundPeople:
+    agents = [f"{name}_{AGENT}" for name in actions.names]
+    roles = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
+    try:
+        boxes = [detection["person_box"] for detection in detections]
+        agent_scores = [[detection[name] for name in agents] for detection in detections]
+        role_values = [[detection[name] for name in roles] for detection in detections]
+    except KeyError as reason:
+        raise EvaluationError(f"image {image}: a detection has no {reason}") from reason
+    values = table(role_values, (-1, len(roles), 5), float)
+    return FoundPeople(
+        table(boxes, (-1, 4), float),
+        table(agent_scores, (-1, len(agents)), float),
+        values[..., 4],
+        values[..., :4],
+    )
+
+
+def people_images(
+    people: Mapping[int, People], found: Mapping[int, FoundPeople], actions: Actions
+) -> Iterator[PeopleImage]:
+    """Every annotated image with what was found in it.
+
+    Raises:
+        EvaluationError: something was found in an image that is not annotated.
+    """
+    unknown = sorted(found.keys() - people.keys())
+    if unknown:
+        raise EvaluationError(f"{len(unknown)} images with detections are not annotated, the first is {unknown[0]}")
+    roles = len(actions.roles)
+    nobody = FoundPeople(
+        np.zeros((0, 4)), np.zeros((0, len(actions.names))), np.zeros((0, roles)), np.zeros((0, roles, 4))
+    )
+    for image, truth in people.items():
+        yield PeopleImage(str(image), truth, found.get(image, nobody))

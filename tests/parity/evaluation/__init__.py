@@ -1,0 +1,1 @@
+"""Compare the evaluators with official figures: `python -m tests.parity.evaluation FOLDER`."""

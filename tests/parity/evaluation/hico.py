@@ -1,0 +1,100 @@
+"""HICO-DET's official figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
+from rlip_model.evaluation.hico_classes import CLASSES, NUM_VERBS, SETTINGS, Split, class_numbers, split
+from rlip_model.evaluation.suppression import PairSuppression
+from tests.parity.evaluation.compare import Comparison, by_class, compare, need, stable_settings
+from tests.parity.evaluation.forms import class_table, pair_image
+from tests.parity.golden import Report
+
+STABLE = "_stable_sort"
+
+
+def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Comparison) -> None:
+    images = [
+        pair_image(image["gt"], image["pred"], image["filename"], "hois", NUM_VERBS, sparse=True)
+        for image in inputs["images"]
+    ]
+    rarity = Split.from_labels(inputs["rare_triplets"], inputs["non_rare_triplets"])
+    divisions: dict[str, Split] = {name: split(name) for name in SETTINGS}
+    divisions.update(dict.fromkeys(("default", "NF", "pair_nms", "known_object"), rarity))
+    for name, figures in stable_settings(report, section, need(expected, "settings", section), STABLE).items():
+        setting = name.removesuffix(STABLE)
+        if setting not in divisions:
+            report.require(section, f"setting {name!r} is unknown", False)
+            continue
+        suppression = PairSuppression() if setting == "pair_nms" else None
+        scores = evaluate_hico(images, HicoSettings(suppression=suppression, known_object=setting == "known_object"))
+        theirs = {**figures, "per_class": by_class(figures["per_class"], "triplet")}
+        compare(report, f"{section}, {name}", figures_of(scores, divisions[setting]), theirs)
+
+
+def figures_of(scores: HicoScores, division: Split) -> dict[str, Any]:
+    known = scores.per_class.classes
+    return {
+        "metrics": scores.summary(division),
+        "n_rare_evaluated": int(np.isin(division.rare, known).sum()),
+        "n_non_rare_evaluated": int(np.isin(division.non_rare, known).sum()),
+        "n_triplets_evaluated": len(known),
+        "per_class": class_table(scores.per_class, CLASSES),
+    }
+
+
+def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
+    images = [
+        pair_image(image["gt"], image["pred"], image["filename"], "hois", NUM_VERBS, sparse=True)
+        for image in case["images"]
+    ]
+    options = case["kw"]
+    rarity = split("default")
+    if "rare" in options:
+        rarity = Split.from_labels(options["rare"], options["non"])
+    scores = evaluate_hico(images, HicoSettings(suppression=PairSuppression() if options.get("nms") else None))
+    per_class = class_table(scores.per_class, CLASSES)
+    triplets = {}
+    for number in scores.per_class.classes.tolist():
+        name = str(CLASSES.labels(np.array(number)).tolist())
+        confidences, correct = scores.per_class.of_class(number)
+        triplets[name] = {
+            "gt": per_class["gt"][name],
+            "ap": per_class["ap"][name],
+            "tp": correct.astype(int).tolist(),
+            "score": confidences.tolist(),
+        }
+    theirs = case["expected"]["per_triplet"]
+    for curve in theirs.values():  # listed in the order of images; ours are sorted as for the curve
+        order = np.argsort(-np.array(curve["score"]), kind="stable")
+        curve.update({column: [curve[column][place] for place in order] for column in ("score", "tp")})
+    ours = {"metrics": scores.summary(rarity), "per_triplet": triplets}
+    compare(report, section, ours, case["expected"])
+
+
+def check_zero_shot_lists(content: dict[str, Any], section: str, report: Report) -> None:
+    """The packaged division of the 600 classes."""
+    numbers = CLASSES.number(*np.array(content["triplets_600"]).T)
+    report.require(section, "600 classes", np.array_equal(numbers, class_numbers()))
+    for name in ("UC-RF", "UC-NF", "UO"):
+        unseen = set(numbers[content[name]].tolist())
+        report.require(section, f"{name}: unseen classes", set(split(name).rare.tolist()) == unseen)
+        seen = set(numbers.tolist()) - unseen
+        report.require(section, f"{name}: seen classes", set(split(name).non_rare.tolist()) == seen)
+
+
+def check_small(content: dict[str, Any], section: str, report: Report) -> None:
+    """The few classes and images of the model's reference folder."""
+    possible = np.array(content["correct_mat"])
+    images = [
+        pair_image(truth, found, truth["filename"], "hois", len(possible))
+        for truth, found in zip(content["gts"], content["preds"], strict=True)
+    ]
+    rarity = Split.from_labels(content["rare"], content["non_rare"])
+    for name, theirs in content["result"].items():
+        suppression = PairSuppression() if name == "nms_True" else None
+        scores = evaluate_hico(images, HicoSettings(possible=possible, suppression=suppression))
+        compare(report, f"{section}, {name}", scores.summary(rarity), theirs)

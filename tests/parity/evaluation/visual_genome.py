@@ -1,0 +1,79 @@
+"""Visual Genome's official figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlip_model.evaluation.inputs import Array, table
+from rlip_model.evaluation.recall import RECALL_AT
+from rlip_model.evaluation.visual_genome import (
+    MATCH_OVERLAP,
+    FoundGraph,
+    Graph,
+    GraphImage,
+    GraphScores,
+    evaluate_graphs,
+)
+from tests.parity.evaluation.compare import compare, need
+from tests.parity.golden import NotGoldenError, Report
+
+
+def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report, folder: Path) -> None:
+    report.require(section, f"boxes overlap by {MATCH_OVERLAP}", inputs["iou_threshold"] == MATCH_OVERLAP)
+    num_predicates = inputs["num_predicates_with_bg"] - 1
+    images = [
+        graph_image(image, f"{section}, image {number}", num_predicates)
+        for number, image in enumerate(inputs["images"])
+    ]
+    unseen = zero_shot_triplets(folder, inputs["zeroshot_triplets_file"])
+    scores = evaluate_graphs(images, inputs["mode"], zero_shot=unseen, num_predicates=num_predicates)
+    compare(report, section, figures_of(scores, list(need(expected, "mean_recall_list_100", section))), expected)
+
+
+def graph_image(image: dict[str, Any], name: str, num_predicates: int) -> GraphImage:
+    truth, found = image["gt"], image["pred"]
+    return GraphImage(
+        name,
+        Graph(
+            table(truth["boxes"], (-1, 4), np.float32),
+            table(truth["labels"], (-1,), int),
+            table(truth["relation_tuple"], (-1, 3), int),
+        ),
+        FoundGraph(
+            table(found["boxes"], (-1, 4), np.float32),
+            table(found["pred_labels"], (-1,), int),
+            table(found["pred_scores"], (-1,), np.float32),
+            table(found["rel_pair_idxs"], (-1, 2), int),
+            table(found["pred_rel_scores"], (-1, num_predicates + 1), np.float32),
+        ),
+    )
+
+
+def zero_shot_triplets(folder: Path, name: str) -> Array:
+    """From the file of this name, beside the folder or above it."""
+    for parent in (folder, *folder.resolve().parents):
+        if (parent / name).is_file():
+            return np.array(json.loads((parent / name).read_text()))
+    raise NotGoldenError(f"{name}, the triplets that training lacks, is neither in {folder} nor above it")
+
+
+def figures_of(scores: GraphScores, predicates: list[str]) -> dict[str, Any]:
+    metrics: dict[str, float] = {}
+    for recall, plain, other in ((scores.constrained, "", ""), (scores.unconstrained, "_nogc", "ng_")):
+        metrics[f"recall{plain}_images"] = len(recall.per_image[RECALL_AT[0]])
+        metrics[f"{other}zeroshot_recall_images"] = len(recall.zero_shot_per_image[RECALL_AT[0]])
+        for most in RECALL_AT:
+            metrics[f"recall{plain}@{most}"] = recall.recall(most)
+            metrics[f"{other}mean_recall@{most}"] = recall.mean_recall(most)
+            metrics[f"{other}zeroshot_recall@{most}"] = recall.zero_shot_recall(most)
+    metrics.update({f"pair_accuracy@{most}": share for most, share in scores.pair_accuracy.items()})
+    return {
+        "metrics": metrics,
+        "mean_recall_list_100": dict(zip(predicates, scores.constrained.per_predicate[100].tolist(), strict=True)),
+        "ng_mean_recall_list_100": dict(zip(predicates, scores.unconstrained.per_predicate[100].tolist(), strict=True)),
+        "per_image_recall_100": scores.constrained.per_image[100].tolist(),
+    }

@@ -1,0 +1,119 @@
+"""`python -m tests.parity.evaluation FOLDER`, right and wrong."""
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parity.evaluation.__main__ import main
+
+
+@pytest.fixture
+def official(oracle: Path) -> Path:
+    return oracle / "golden" / "evaluation"
+
+
+@pytest.fixture
+def copied(official: Path, tmp_path: Path) -> Path:
+    """The smaller sets, to spoil."""
+    for name in ("vcoco/ties120", "vcoco/train_time300", "openimages/ties120", "hico/ties250"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        for ending in (".inputs.json.gz", ".expected.json"):
+            shutil.copy(official / (name + ending), tmp_path / (name + ending))
+    for benchmark in ("hico", "vcoco", "openimages"):
+        shutil.copy(official / benchmark / "micro_cases.json", tmp_path / benchmark)
+    for path in tmp_path.rglob("*.json*"):
+        path.chmod(0o600)
+    return tmp_path
+
+
+def test_every_official_figure_is_reproduced(official: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(official)]) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "hico/real500, UC-RF: per_class ap (385 numbers)",
+        "hico/ties250, default_stable_sort: metrics (4 numbers)",
+        "hico/micro_cases, duplicate_gt: metrics (4 numbers)",
+        "openimages/main300, nms_phrase_order_repaired: per_class_phr_top100 ap (889 numbers)",
+        "vcoco/main300, official: scenario_1 per_role (25 numbers)",
+        "vcoco/train_time300: metrics (31 numbers)",
+        "vg/sgdet: metrics (22 numbers)",
+        "vg/predcls: per_image_recall_100 (188 numbers)",
+    ):
+        assert part in printed
+
+
+def other_score(figures: dict[str, Any]) -> None:
+    figures["settings"]["default_stable_sort"]["per_class"][7]["ap"] += 2e-6
+
+
+def another_class(figures: dict[str, Any]) -> None:
+    figures["settings"]["default_stable_sort"]["per_class"].pop()
+
+
+def unknown_setting(figures: dict[str, Any]) -> None:
+    figures["settings"]["new_stable_sort"] = figures["settings"]["default_stable_sort"]
+
+
+def unknown_figure(figures: dict[str, Any]) -> None:
+    figures["settings"]["default_stable_sort"]["metrics"]["F1"] = 0.5
+
+
+def no_number(figures: dict[str, Any]) -> None:
+    figures["metrics"]["AP_kick_obj"] = None
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "named"),
+    [
+        ("hico/ties250", other_score, "per_class ap (281 numbers"),
+        ("hico/ties250", another_class, "per_class ap (280 numbers"),
+        ("hico/ties250", unknown_setting, "setting 'new_stable_sort' is unknown"),
+        ("openimages/ties120", unknown_figure, "metrics (19 numbers, F1)"),
+        ("vcoco/train_time300", no_number, "metrics (31 numbers, AP_kick_obj)"),
+    ],
+)
+def test_a_difference_is_told(
+    copied: Path,
+    file: str,
+    spoil: Callable[[dict[str, Any]], None],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = copied / f"{file}.expected.json"
+    figures = json.loads(path.read_text())
+    spoil(figures)
+    path.write_text(json.dumps(figures))
+    assert main([str(copied / file.partition("/")[0])]) == 1
+    assert named in capsys.readouterr().out.split("outside tolerance:")[1]
+
+
+def test_files_are_found_by_their_form_whatever_their_names(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied / "more"
+    folder.mkdir()
+    for file in ("vcoco/train_time300", "openimages/ties120"):
+        new = folder / f"unseen-{file.partition('/')[0]}"
+        new.with_suffix(".inputs.json").write_bytes(gzip.decompress((copied / f"{file}.inputs.json.gz").read_bytes()))
+        shutil.copy(copied / f"{file}.expected.json", new.with_suffix(".expected.json"))
+    assert main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "unseen-vcoco: metrics (31 numbers)" in printed
+    assert "unseen-openimages, default_stable_sort: metrics (18 numbers)" in printed
+
+
+def test_folders_of_another_form(tmp_path: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([str(empty)]) == 2
+    assert "is not a folder of official figures" in capsys.readouterr().err
+    (copied / "hico" / "ties250.expected.json").unlink()
+    assert main([str(copied / "hico")]) == 2
+    assert "is without its official figures, ties250.expected.json" in capsys.readouterr().err
+    (copied / "vcoco" / "ties120.inputs.json.gz").write_bytes(b"broken")
+    assert main([str(copied / "vcoco")]) == 2
+    assert "cannot be read" in capsys.readouterr().err

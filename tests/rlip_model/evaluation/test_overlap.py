@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from rlip_model.evaluation.overlap import hull, pixel_iou
+
+
+def boxes(*corners: float) -> np.ndarray:
+    return np.array(corners, dtype=np.float32)
+
+
+@pytest.mark.parametrize("touching", [True, False])
+def test_a_box_is_one_pixel_wider_than_the_difference_of_its_corners(touching: bool) -> None:
+    assert pixel_iou(boxes(0, 0, 9, 9), boxes(0, 0, 9, 4), touching=touching) == 0.5
+    assert pixel_iou(boxes(0, 0, 9, 9), boxes(5, 0, 14, 9), touching=touching) == pytest.approx(50 / 150)
+    assert pixel_iou(boxes(0, 0, 9, 9), boxes(11, 0, 20, 9), touching=touching) == 0
+
+
+def test_boxes_that_touch() -> None:
+    assert pixel_iou(boxes(0, 0, 9, 9), boxes(9, 0, 18, 9), touching=True) == pytest.approx(10 / 190)
+    assert pixel_iou(boxes(0, 0, 9, 9), boxes(9, 0, 18, 9), touching=False) == 0
+    assert pixel_iou(boxes(0, 0, 9, 9), boxes(10, 0, 18, 9), touching=True) == 0
+
+
+def test_a_single_pixel_overlaps_itself_only_where_touching_counts() -> None:
+    assert pixel_iou(boxes(3, 3, 3, 3), boxes(3, 3, 3, 3), touching=True) == 1
+    assert pixel_iou(boxes(3, 3, 3, 3), boxes(3, 3, 3, 3), touching=False) == 0
+
+
+def test_missing_boxes_overlap_nothing() -> None:
+    assert not pixel_iou(boxes(*[np.nan] * 4), boxes(0, 0, 9, 9), touching=True) >= 0
+
+
+def test_tables_of_boxes_broadcast() -> None:
+    many = np.random.default_rng(0).uniform(0, 50, (7, 1, 4)).cumsum(-1)
+    few = many[:3, 0]
+    overlap = pixel_iou(many, few, touching=True)
+    assert overlap.shape == (7, 3)
+    assert overlap[:3].diagonal() == pytest.approx(1)
+    assert overlap[5, 2] == pixel_iou(many[5, 0], few[2], touching=True)
+
+
+def test_the_hull_holds_both() -> None:
+    np.testing.assert_array_equal(hull(boxes(5, 0, 9, 3), boxes(0, 2, 6, 9)), [0, 0, 9, 9])

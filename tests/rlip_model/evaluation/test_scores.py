@@ -1,0 +1,67 @@
+import math
+
+import numpy as np
+import pytest
+
+from rlip_model.evaluation.matching import NO_CLAIM
+from rlip_model.evaluation.precision import area
+from rlip_model.evaluation.scores import Tally
+
+
+def tally(*blocks: tuple[list[int], list[tuple[int, float, int]]]) -> Tally:
+    """Blocks: classes of true ones, and detections as class, score, claim."""
+    found = Tally()
+    for true, detections in blocks:
+        rows = list(zip(*detections, strict=True)) or [(), (), ()]
+        columns = (np.array(column, dtype=kind) for column, kind in zip(rows, (int, np.float32, int), strict=True))
+        found.add(np.array(true, dtype=int), *columns)
+    return found
+
+
+def test_claims_of_each_block_are_its_own() -> None:
+    scores = tally(([5], [(5, 0.9, 0), (5, 0.8, 0)]), ([5, 5], [(5, 0.7, 0), (5, 0.6, 1)])).class_scores()
+    assert scores.correct.tolist() == [True, False, True, True]
+    assert (scores.hits.tolist(), scores.truths.tolist(), scores.max_recall.tolist()) == ([3], [3], [1.0])
+
+
+def test_classes_that_are_true_nowhere_neither_count_nor_claim() -> None:
+    scores = tally(([3], [(8, 0.9, 0), (3, 0.5, 0)])).class_scores()
+    assert scores.classes.tolist() == [3]
+    assert scores.detections.tolist() == [1]
+    assert scores.mean() == pytest.approx(1)
+
+
+def test_classes_without_detections_count_as_nothing_found() -> None:
+    scores = tally(([3, 3, 7], [(3, 0.9, 0), (3, 0.5, 1)])).class_scores()
+    np.testing.assert_allclose(scores.average_precision, [1, 0])
+    assert scores.mean() == pytest.approx(1 / 2)
+    assert scores.weighted_mean() == pytest.approx(2 / 3)
+    assert scores.mean_max_recall() == 1 / 2
+    assert scores.mean(np.array([7, 9])) == 0
+    assert math.isnan(scores.mean(np.array([9])))
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_at_all() -> None:
+    for scores in (
+        Tally().class_scores(),
+        tally(([], [])).class_scores(),
+        tally(([], [(1, 0.5, NO_CLAIM)])).class_scores(),
+    ):
+        assert len(scores.classes) == len(scores.scores) == 0
+        assert math.isnan(scores.mean())
+        assert math.isnan(scores.weighted_mean())
+        assert math.isnan(scores.mean_max_recall())
+
+
+def test_equal_scores_stay_in_order_or_are_turned_round() -> None:
+    equal = tally(([1], [(1, 0.5, 0), (1, 0.5, NO_CLAIM), (1, 0.9, NO_CLAIM)]))
+    assert equal.class_scores(area).average_precision.tolist() == [1 / 2]
+    assert equal.class_scores(area, last_first=True).average_precision == pytest.approx([1 / 3])
+
+
+def test_the_curve_of_one_class() -> None:
+    scores = tally(([1, 2], [(2, 0.25, 1), (1, 0.5, 0), (2, 0.75, NO_CLAIM)])).class_scores()
+    confidences, correct = scores.of_class(2)
+    assert (confidences.tolist(), correct.tolist()) == ([0.75, 0.25], [False, True])
+    assert len(scores.of_class(7)[0]) == len(scores.of_class(0)[0]) == 0

@@ -1,0 +1,158 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlip_model.evaluation.inputs import EvaluationError
+from rlip_model.evaluation.vcoco import Actions, FoundPeople, People, PeopleImage, Role, VcocoScores, evaluate_vcoco
+
+ACTIONS = Actions(("hold", "point", "walk"), (Role(0, "obj"), Role(1, "instr")))
+PERSON, OTHER, FAR = [10, 10, 59, 109], [200, 10, 249, 109], [300, 300, 350, 390]
+THING = [50, 50, 89, 89]
+NOTHING, ZEROS = [math.nan] * 4, [0.0] * 4
+
+Holding = tuple[list[float], list[float], float]  # person, object, score
+
+
+def scene(
+    found: list[Holding],
+    *,
+    role: list[float] = THING,
+    persons: list[list[float]] = [PERSON],  # noqa: B006
+    does: list[list[int]] = [[1, 0, 1]],  # noqa: B006
+) -> PeopleImage:
+    """Persons of which only the first can have a role; what is found holds, and does everything else as surely."""
+    role_boxes = np.full((len(persons), 2, 4), math.nan)
+    role_boxes[:1, 0] = role
+    scores = np.array([item[2] for item in found], dtype=float)
+    found_roles = np.full((len(found), 2, 4), math.nan)
+    found_roles[:, 0] = np.reshape([item[1] for item in found], (-1, 4))
+    return PeopleImage(
+        "1",
+        People(np.array(persons, dtype=float).reshape(-1, 4), np.array(does).reshape(-1, 3), role_boxes),
+        FoundPeople(
+            np.array([item[0] for item in found], dtype=float).reshape(-1, 4),
+            np.tile(scores[:, None], (1, 3)),
+            np.tile(scores[:, None], (1, 2)),
+            found_roles,
+        ),
+    )
+
+
+def scores(*images: PeopleImage) -> VcocoScores:
+    return evaluate_vcoco(images, ACTIONS)
+
+
+def hold(*images: PeopleImage) -> list[float]:
+    """Role AP of hold-obj in both scenarios, and agent AP of hold."""
+    found = scores(*images)
+    return [*(float(found.role_precisions(scenario)[0]) for scenario in (1, 2)), float(found.agent_precisions()[0])]
+
+
+@pytest.mark.parametrize(
+    ("true", "found", "expected"),
+    [
+        (THING, THING, [1, 1, 1]),
+        (THING, [50, 50, 89, 69], [1, 1, 1]),  # half of its rows
+        (THING, [50, 50, 89, 68], [0, 0, 1]),
+        (THING, NOTHING, [0, 0, 1]),
+        (NOTHING, NOTHING, [1, 1, 1]),
+        (NOTHING, ZEROS, [1, 1, 1]),
+        (NOTHING, THING, [0, 1, 1]),
+        (NOTHING, [0, 0, 0, math.nan], [0, 1, 1]),
+    ],
+)
+def test_roles(true: list[float], found: list[float], expected: list[float]) -> None:
+    assert hold(scene([(PERSON, found, 0.9)], role=true)) == expected
+
+
+def test_persons_overlap_by_half() -> None:
+    assert hold(scene([([10, 10, 59, 59], THING, 0.9)])) == [1, 1, 1]
+    assert hold(scene([([10, 10, 59, 58], THING, 0.9)])) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("does", "expected"), [([-1, -1, -1], 1), ([0, 0, 0], 0.5), ([1, -1, 1], 1)])
+def test_what_is_found_at_a_person_without_annotation_is_ignored(does: list[int], expected: float) -> None:
+    found = [(OTHER, THING, 0.95), (PERSON, THING, 0.9)]
+    both = scene(found, persons=[PERSON, OTHER], does=[[1, 0, 1], does])
+    assert hold(both)[0] * scores(both).positives[0] == expected
+
+
+def test_what_overlaps_nobody_belongs_to_the_first_person() -> None:
+    found = [(FAR, THING, 0.95), (PERSON, THING, 0.9)]
+    unknown = [-1, -1, -1]
+    assert hold(scene(found, persons=[PERSON, OTHER], does=[[1, 0, 1], unknown]))[0] == 0.5
+    second = scene([(FAR, THING, 0.95)], persons=[PERSON, OTHER], does=[unknown, [1, 0, 1]])
+    assert scores(second).agents.detections.tolist() == [0, 0]
+
+
+def test_what_is_found_where_nobody_is_is_wrong() -> None:
+    nobody = scene([(FAR, THING, 0.95)], persons=[], does=[])
+    assert hold(scene([(PERSON, THING, 0.9)]), nobody) == [0.5, 0.5, 0.5]
+
+
+def test_only_right_ones_take_a_person() -> None:
+    wrong_role, right = (PERSON, FAR, 0.9), (PERSON, THING, 0.8)
+    assert hold(scene([wrong_role, right])) == [0.5, 0.5, 1]
+    assert hold(scene([right, (PERSON, THING, 0.7)])) == [1, 1, 1]
+
+
+def test_a_role_without_score_is_not_a_detection() -> None:
+    image = scene([(PERSON, FAR, 0.9), (PERSON, THING, 0.8)])
+    image.found.role_scores[0, 0] = math.nan
+    assert hold(image) == [1, 1, 1]
+
+
+def test_equal_scores_are_turned_round_in_an_image_and_again_in_the_data_set() -> None:
+    wrong, right = (PERSON, FAR, 0.9), (PERSON, THING, 0.9)
+    assert hold(scene([right, wrong]))[0] == 1
+    assert hold(scene([wrong, right]))[0] == 0.5
+    assert hold(scene([right, right]))[0] == 0.5  # the second takes the person, the first comes first
+    empty = scene([wrong], persons=[], does=[])
+    assert hold(scene([right]), empty)[0] == 0.5
+    assert hold(empty, scene([right]))[0] == 1
+    nearly = (PERSON, THING, 0.9 + 1e-12)  # equal in single precision, in which scores of all images are sorted
+    assert hold(scene([nearly]), empty)[0] == 0.5
+
+
+def test_persons_without_the_action_count_for_recall_as_official() -> None:
+    image = scene([(PERSON, THING, 0.9)], persons=[PERSON, OTHER], does=[[1, 0, 1], [1, 0, 0]])
+    assert hold(image) == [0.5, 0.5, 0.5]
+    assert scores(image).positives.tolist() == [2, 0, 1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_actions_that_nobody_does_have_no_precision() -> None:
+    found = scores(scene([(PERSON, THING, 0.9)]))
+    assert math.isnan(found.agent_precisions()[1])
+    assert found.agent_mean() == 1
+    assert math.isnan(scores().agent_mean())
+    assert math.isnan(scores().role_mean(1))
+
+
+def test_the_mean_is_without_point() -> None:
+    found = scores(scene([(PERSON, FAR, 0.9)], does=[[1, 1, 1]]))
+    assert found.role_precisions(1).tolist() == [0, 1]
+    assert found.role_mean(1) == 0
+    assert found.role_mean(1, without_point=False) == 0.5
+
+
+def test_blocks_do_not_show() -> None:
+    images = [scene([(PERSON, THING, 0.9), (PERSON, FAR, 0.95)]), scene([], persons=[], does=[])] * 70
+    assert scores(*images).roles[1].hits.tolist() == [70]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (scene([(PERSON, THING, math.nan)]), "1: a score of an agent is NaN"),
+        (scene([([59, 10, 10, 109], THING, 0.9)]), "is inside out"),
+        (scene([], persons=[[0, 0, math.inf, 1]]), "true person's box is NaN or infinite"),
+        (replace(scene([]), found=FoundPeople(*(np.zeros((0, size)) for size in (4, 2, 2, 2)))), "2 actions' scores"),
+    ],
+)
+def test_wrong_input_is_told(wrong: PeopleImage, told: str) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        scores(wrong)
+    assert told in str(caught.value)

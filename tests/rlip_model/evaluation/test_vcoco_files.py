@@ -1,0 +1,101 @@
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlip_model.evaluation.inputs import EvaluationError
+from rlip_model.evaluation.vcoco import evaluate_vcoco
+from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_found_people, read_people
+
+
+def annotation(number: int, category: int, bbox: list[float], **more: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": 7, "category_id": category, "bbox": bbox, "area": 4.0, "iscrowd": 0, **more}
+
+
+COCO = {
+    "images": [{"id": 7, "width": 100, "height": 60}, {"id": 3, "width": 10, "height": 10}],
+    "annotations": [
+        annotation(1, 1, [10, 20, 30, 200]),  # reaches below the image
+        annotation(2, 1, [50, 5, 1, 1]),  # a single pixel
+        annotation(3, 44, [60, 10, 20, 10]),
+        annotation(4, 1, [70, 10, 20, 10], iscrowd=1),
+        annotation(5, 1, [0, 0, 20, 10], ignore=1),
+        annotation(6, 44, [120, 10, 20, 10]),  # right of the image
+    ],
+}
+VERBS = [
+    {
+        "action_name": "cut",
+        "role_name": ["agent", "instr", "obj"],
+        "ann_id": [1],
+        "label": [1],
+        "role_object_id": [1, 0, 3],
+    },
+    {"action_name": "walk", "role_name": ["agent"], "ann_id": [1], "label": [0], "role_object_id": [1]},
+]
+DETECTION = {
+    "image_id": 7,
+    "person_box": [10, 20, 39, 59],
+    "cut_agent": 0.5,
+    "walk_agent": 0.25,
+    "cut_instr": [None, None, None, None, 0.75],
+    "cut_obj": [60, 10, 79, 19, 1.0],
+}
+
+
+def test_actions_and_their_roles() -> None:
+    actions = read_actions(VERBS)
+    assert actions.names == ("cut", "walk")
+    assert actions.role_names() == ["cut-instr", "cut-obj"]
+
+
+def test_persons_are_clipped_pixels_with_what_they_do() -> None:
+    people = read_people(COCO, VERBS)
+    assert list(people) == [7, 3]
+    first = people[7]
+    np.testing.assert_array_equal(first.boxes, [[10, 20, 39, 59], [70, 10, 89, 19]])
+    np.testing.assert_array_equal(first.does, [[1, 0], [-1, -1]])
+    np.testing.assert_array_equal(first.role_boxes[0], [[math.nan] * 4, [60, 10, 79, 19]])
+    assert np.isnan(first.role_boxes[1]).all()
+    assert people[3].boxes.shape == (0, 4)
+    assert people[3].role_boxes.shape == (0, 2, 4)
+
+
+def test_a_role_without_box_is_told() -> None:
+    verbs = copy.deepcopy(VERBS)
+    verbs[0]["role_object_id"] = [1, 0, 6]
+    with pytest.raises(EvaluationError, match="annotation 6, a role of person 1 in 'cut', has no box"):
+        read_people(COCO, verbs)
+
+
+def test_detections_are_read_and_judged() -> None:
+    actions = read_actions(VERBS)
+    found = read_found_people([DETECTION], actions)
+    assert found[7].role_scores.tolist() == [[0.75, 1.0]]
+    images = list(people_images(read_people(COCO, VERBS), found, actions))
+    assert [image.name for image in images] == ["7", "3"]
+    scores = evaluate_vcoco(images, actions)
+    assert scores.role_precisions(1).tolist() == [1, 1]
+    assert scores.role_precisions(2).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"cut_obj": [1, 2, 3, 4]}, "not a table of numbers"),
+        ({"person_box": "everywhere"}, "not a table of numbers"),
+        ({"image_id": 8}, "1 images with detections are not annotated, the first is 8"),
+    ],
+)
+def test_other_detections_are_told(change: dict[str, Any], told: str) -> None:
+    actions = read_actions(VERBS)
+    with pytest.raises(EvaluationError, match=told):
+        list(people_images(read_people(COCO, VERBS), read_found_people([{**DETECTION, **change}], actions), actions))
+
+
+def test_a_missing_key_is_told() -> None:
+    detection = {key: value for key, value in DETECTION.items() if key != "cut_instr"}
+    with pytest.raises(EvaluationError, match="image 7: a detection has no 'cut_instr'"):
+        read_found_people([detection], read_actions(VERBS))

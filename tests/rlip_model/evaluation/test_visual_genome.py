@@ -1,0 +1,140 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from rlip_model.evaluation.inputs import EvaluationError
+from rlip_model.evaluation.visual_genome import FoundGraph, Graph, GraphImage, GraphScores, Mode, evaluate_graphs
+
+BOXES = [[0, 0, 9, 9], [50, 50, 59, 59], [200, 200, 230, 230]]
+LABELS = [5, 6, 7]
+ON, OF, NEAR = 1, 2, 3
+
+
+def scene(
+    relations: Sequence[tuple[int, int, int]],
+    pairs: Sequence[tuple[int, int, dict[int, float]]],
+    *,
+    boxes: list[list[float]] = BOXES,
+    labels: Sequence[int] = LABELS,
+    scores: Sequence[float] = (1.0, 1.0, 1.0),
+) -> GraphImage:
+    """The true boxes are `BOXES`; `pairs` are two found boxes and scores of predicates."""
+    predicates = np.zeros((len(pairs), 4))
+    for row, (_, _, own) in zip(predicates, pairs, strict=True):
+        row[0] = 0.99  # background
+        for predicate, score in own.items():
+            row[predicate] = score
+    found = FoundGraph(
+        np.array(boxes, dtype=float).reshape(-1, 4),
+        np.array(labels, dtype=int),
+        np.array(scores[: len(boxes)], dtype=float),
+        np.array([pair[:2] for pair in pairs], dtype=int).reshape(-1, 2),
+        predicates,
+    )
+    truth = Graph(np.array(BOXES, dtype=float), np.array(LABELS), np.array(relations, dtype=int).reshape(-1, 3))
+    return GraphImage("7", truth, found)
+
+
+def scores(*images: GraphImage, mode: Mode = "sgdet", zero_shot: np.ndarray | None = None) -> GraphScores:
+    return evaluate_graphs(images, mode, zero_shot=zero_shot, num_predicates=3)
+
+
+def test_graph_constraint_is_one_predicate_per_pair() -> None:
+    found = scores(scene([(0, 1, ON), (0, 1, OF)], [(0, 1, {ON: 0.5, OF: 0.4})]))
+    assert found.constrained.recall(20) == 0.5
+    assert found.unconstrained.recall(20) == 1
+
+
+def test_equal_true_relations_are_found_together() -> None:
+    assert scores(scene([(0, 1, ON), (0, 1, ON), (1, 0, ON)], [(0, 1, {ON: 0.5})])).constrained.recall(20) == 2 / 3
+
+
+@pytest.mark.parametrize(("bottom", "expected"), [(54, 1), (53, 0)])
+def test_boxes_overlap_by_half(bottom: float, expected: float) -> None:
+    boxes = [BOXES[0], [50, 50, 59, bottom], BOXES[2]]
+    assert scores(scene([(0, 1, ON)], [(0, 1, {ON: 0.5})], boxes=boxes)).constrained.recall(20) == expected
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("predcls", 1), ("sgcls", 0), ("sgdet", 0)])
+def test_labels_are_given_or_have_to_be_right(mode: Mode, expected: float) -> None:
+    image = scene([(0, 1, ON)], [(0, 1, {ON: 0.5})], labels=[5, 7, 7])
+    assert scores(image, mode=mode).constrained.recall(20) == expected
+
+
+def test_the_best_k_pairs_as_given() -> None:
+    others = [(0, 2, {OF: 0.9})] * 20
+    image = scene([(0, 1, ON)], [*others, (0, 1, {ON: 0.5})])
+    assert (scores(image).constrained.recall(20), scores(image).constrained.recall(50)) == (0, 1)
+
+
+def test_without_constraint_the_scores_of_boxes_count() -> None:
+    """One pair is surer of its boxes, others of their predicates; the given order does not count."""
+    others = [(2, 1, {ON: 0.9, OF: 0.9, NEAR: 0.9})] * 34
+    image = scene([(0, 1, ON)], [*others, (0, 1, {ON: 0.8})])
+    assert scores(image).unconstrained.recall(100) == 0
+    surer = scene([(0, 1, ON)], [*others, (0, 1, {ON: 0.8})], scores=[1, 1, 0.5])
+    assert scores(surer).unconstrained.recall(20) == 1
+
+
+def test_mean_recall_is_of_predicates_over_images_that_have_them() -> None:
+    first = scene([(0, 1, ON), (1, 0, ON), (0, 2, OF)], [(0, 1, {ON: 0.5})])
+    second = scene([(0, 1, ON)], [(0, 1, {ON: 0.5})])
+    recall = scores(first, second).constrained
+    assert recall.per_predicate[20].tolist() == [0.75, 0, 0]
+    assert recall.mean_recall(20) == 0.25
+
+
+def test_zero_shot_recall_is_of_triplets_that_training_lacks() -> None:
+    first = scene([(0, 1, ON), (1, 0, ON)], [(0, 1, {ON: 0.5})])
+    second = scene([(1, 0, ON)], [(0, 1, {ON: 0.5})])
+    found = scores(first, second, zero_shot=np.array([[5, 6, ON], [9, 9, OF]]))
+    assert found.constrained.zero_shot_per_image[20].tolist() == [1]
+    assert math.isnan(scores(first).constrained.zero_shot_recall(20))
+
+
+def test_images_without_relations_or_pairs_are_left_out() -> None:
+    right = scene([(0, 1, ON)], [(0, 1, {ON: 0.5})])
+    found = scores(right, scene([], [(0, 1, {ON: 0.5})]), scene([(0, 1, ON)], []))
+    assert found.constrained.per_image[20].tolist() == [1]
+
+
+def test_pair_accuracy_ranks_only_true_pairs_and_counts_all_relations() -> None:
+    others = [(0, 2, {OF: 0.9})] * 20
+    first = scene([(0, 1, ON)], [*others, (0, 1, {ON: 0.5})])
+    second = scene([(1, 0, ON), (2, 0, ON), (1, 2, ON)], [(0, 1, {ON: 0.5})])
+    found = scores(first, second, mode="sgcls")
+    assert found.constrained.recall(20) == 0
+    assert found.pair_accuracy == {20: 0.25, 50: 0.25, 100: 0.25}
+    assert scores(first).pair_accuracy == {}
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_no_number() -> None:
+    summary = scores(mode="predcls").summary()
+    assert math.isnan(summary["R@20"])
+    assert math.isnan(summary["ng-zR@100"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (scene([(0, 3, ON)], []), "7: box of a true relation is 3"),
+        (scene([(0, 1, 4)], []), "predicate of a true relation is 4, but only 1 to 3 exist"),
+        (scene([], [(0, 3, {})]), "box of a found pair is 3"),
+        (scene([], [(0, 1, {ON: math.nan})]), "a score of a predicate is NaN"),
+        (scene([], [], scores=[1, 1, math.nan]), "a score of a box is NaN"),
+        (scene([], [], labels=[5, 6, 151]), "label of a found box is 151"),
+        (scene([], [], labels=[5, 6]), "2 labels of found boxes, but there are 3"),
+    ],
+)
+def test_wrong_input_is_told(wrong: GraphImage, told: str) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        scores(wrong)
+    assert told in str(caught.value)
+
+
+def test_given_boxes_must_be_the_true_ones() -> None:
+    with pytest.raises(EvaluationError, match="2 found boxes, but there are 3"):
+        scores(scene([(0, 1, ON)], [(0, 1, {})], boxes=BOXES[:2], labels=[5, 6]), mode="predcls")
