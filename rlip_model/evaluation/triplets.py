@@ -101,14 +101,15 @@ def _best(image: int, found: Pairs, most: int, possible: Array | None) -> Triple
 
 
 def largest(scores: Array, most: int) -> Array:
-    """Where the `most` largest are, in falling order, equal ones in theirs: a stable sort's start, but faster."""
+    """Where the `most` largest are, in falling order, equal ones in theirs: the start of a stable sort, but faster.
+
+    Of as many chunks as are wanted each has a largest one; what is below the least of these is not wanted.
+    """
+    candidates = np.arange(len(scores))
     if len(scores) > most:
-        least = np.partition(scores, len(scores) - most)[len(scores) - most]
-        above = np.flatnonzero(scores > least)
-        candidates = np.sort(np.append(above, np.flatnonzero(scores == least)[: most - len(above)]))
-    else:
-        candidates = np.arange(len(scores))
-    return candidates[np.argsort(-scores[candidates], kind="stable")]
+        least = scores[: len(scores) // most * most].reshape(most, -1).max(1).min()
+        candidates = np.flatnonzero(scores >= least)
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:most]]
 
 
 def true_triplets(images: Sequence[Image]) -> Triplets:

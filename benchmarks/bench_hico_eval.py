@@ -1,0 +1,134 @@
+"""HICO-DET at full size: how long the evaluation takes, and how much memory.
+
+    python -m benchmarks.bench_hico_eval [--images N] [--queries N] [--seed N]
+
+Images, annotations and detections are drawn at random, but as large as the real test set: 9,546 images with 33,405
+true interactions of the 600 classes, 100 pairs each scored for 117 verbs; a pair is the jittered boxes of a true
+interaction with its class, or anything. They are drawn while they are evaluated, as predictions come out of a network;
+the seconds of drawing are measured alone and left out, its memory is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
+from rlip_model.evaluation.hico_classes import CLASSES, NUM_OBJECTS, NUM_VERBS, class_numbers, split
+from rlip_model.evaluation.inputs import Array, Image, Pairs, Truth
+from rlip_model.evaluation.suppression import PairSuppression
+
+TRUE_PER_IMAGE = 33_405 / 9_546  # on average, in HICO-DET's test set
+WIDTH, HEIGHT = 640.0, 480.0
+SETTINGS = {
+    "default": HicoSettings(),
+    "known object": HicoSettings(known_object=True),
+    "default, pair NMS": HicoSettings(suppression=PairSuppression()),
+}
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Stopwatch:
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, start: Stopwatch) -> Stopwatch:
+        return Stopwatch(self.wall - start.wall, self.cpu - start.cpu)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """took: drawing left out; peak: resident memory of the process in bytes, drawing and imports included."""
+
+    took: Stopwatch
+    peak: float
+    summary: dict[str, float]
+    classes: int
+
+
+def draw(images: int, queries: int, seed: int) -> Iterator[Image]:
+    """The same images for the same seed."""
+    random = np.random.default_rng(seed)
+    labels = CLASSES.labels(class_numbers())
+    frequency = 1 / np.arange(1, len(labels) + 1)  # few classes are frequent, as in HICO-DET
+    frequency = random.permutation(frequency / frequency.sum())
+    for number in range(images):
+        count = 1 + random.poisson(TRUE_PER_IMAGE - 1)
+        classes = labels[random.choice(len(labels), count, p=frequency)]
+        boxes = _boxes(random, 2 * count)
+        true = np.stack((np.arange(count), np.arange(count, 2 * count), classes[:, 2]), -1)
+        truth = Truth(boxes, np.append(classes[:, 0], classes[:, 1]), true)
+        yield Image(f"{number:08}.jpg", truth, _find(random, truth, queries))
+
+
+def _boxes(random: np.random.Generator, count: int) -> Array:
+    sides = random.uniform(20, 300, (count, 2))
+    corner = random.uniform(0, 1, (count, 2)) * ((WIDTH, HEIGHT) - sides)
+    return np.concatenate((corner, corner + sides), 1).astype(np.float32)
+
+
+def _find(random: np.random.Generator, truth: Truth, queries: int) -> Pairs:
+    """Half of the pairs are near true ones, the others are anywhere; scores are small, but for a few verbs."""
+    near = random.integers(0, len(truth.triplets), queries // 2)
+    subjects, objects, verbs = truth.triplets[near].T
+    subject_boxes, object_boxes = _boxes(random, queries), _boxes(random, queries)
+    jitter = random.normal(0, 8, (2, len(near), 4)).astype(np.float32)
+    for boxes, ends, noise in zip((subject_boxes, object_boxes), (subjects, objects), jitter, strict=True):
+        moved = truth.boxes[ends] + noise
+        boxes[: len(near)] = np.concatenate((moved[:, :2], np.maximum(moved[:, 2:], moved[:, :2])), 1)
+    labels = random.integers(0, NUM_OBJECTS, queries)
+    labels[: len(near)] = truth.labels[objects]
+    scores = random.random((queries, NUM_VERBS), dtype=np.float32) ** 8
+    scores[np.arange(len(near)), verbs] = random.random(len(near), dtype=np.float32)
+    return Pairs(subject_boxes, object_boxes, np.zeros(queries, dtype=int), labels, scores)
+
+
+def exhaust(images: Iterable[Image]) -> Stopwatch:
+    start = Stopwatch.now()
+    for _ in images:
+        pass
+    return Stopwatch.now().since(start)
+
+
+def measure(setting: str, images: int, queries: int, seed: int) -> Measured:
+    drawing = exhaust(draw(images, queries, seed))
+    start = Stopwatch.now()
+    scores = evaluate_hico(draw(images, queries, seed), SETTINGS[setting])
+    took = Stopwatch.now().since(start).since(drawing)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(took, peak, scores.summary(split("default")), len(scores.per_class.classes))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--images", type=int, default=9_546)
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    columns = ("setting", "seconds", "CPU seconds", "peak memory, MB", "classes", "mAP", "rare", "non-rare")
+    title = f"{arguments.images:,} images x {arguments.queries} pairs x {NUM_VERBS} verbs, one process"
+    table = Table(*columns, title=title)
+    for setting in SETTINGS:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            found = pool.submit(measure, setting, arguments.images, arguments.queries, arguments.seed).result()
+        means = (f"{found.summary[name]:.4f}" for name in ("mAP", "mAP rare", "mAP non-rare"))
+        times = (f"{found.took.wall:.1f}", f"{found.took.cpu:.1f}", f"{found.peak / 1e6:,.0f}")
+        table.add_row(setting, *times, str(found.classes), *means)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
