@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rlip_model.postprocess import Detections
 
 Array = NDArray[Any]
+NOT_FOUND = -np.inf  # the score of a triplet that is no detection at all, other than one with score 0
 NO_BOX = -1  # in place of an object's index: the triplet has a subject only (V-COCO)
 
 
@@ -55,7 +56,7 @@ class Pairs:
     """The pairs of boxes that a model found in one image, and how sure it is of each predicate of each.
 
     subject_boxes, object_boxes `[pairs, 4]` xyxy in pixels; subject_labels, object_labels `[pairs]`;
-    scores `[pairs, predicates]` of whole triplets.
+    scores `[pairs, predicates]` of whole triplets, `NOT_FOUND` for those that were not predicted.
     """
 
     subject_boxes: Array
@@ -85,7 +86,7 @@ class Pairs:
         if self.scores.shape != (len(self), num_predicates):
             expected = f"{len(self)} pairs x {num_predicates} predicates"
             raise EvaluationError(f"{image}: scores have the shape {self.scores.shape}, not {expected}")
-        check_finite(image, "score", self.scores)
+        check_finite(image, "score", self.scores[self.scores != NOT_FOUND])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NO_BOX, Array, Image, Pairs, Truth
+from rlip_model.evaluation.inputs import NO_BOX, NOT_FOUND, Array, Image, Pairs, Truth
 from rlip_model.evaluation.matching import best_claims, equal_rows, first_of_equals
 from rlip_model.evaluation.overlap import pixel_iou
 
@@ -85,8 +85,10 @@ def best_triplets(images: Sequence[Image], most: int, possible: Array | None = N
 def _best(image: int, found: Pairs, most: int, possible: Array | None) -> Triplets:
     scores = found.scores.astype(np.float32, copy=False)
     if possible is not None:
-        scores = scores * possible.T[found.object_labels].astype(np.float32)
+        impossible = possible.T[found.object_labels] == 0
+        scores = np.where(impossible & (scores != NOT_FOUND), np.float32(0), scores)
     chosen = largest(scores.reshape(-1), most)
+    chosen = chosen[scores.reshape(-1)[chosen] != NOT_FOUND]
     pairs, predicates = np.divmod(chosen, max(scores.shape[1], 1))
     return Triplets(
         np.full(len(chosen), image),
