@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,38 @@ def run_workers(job: Job, display: Display, progress: Progress) -> None:
     progress.say(f"{config.count} workers, {config.parallel}")
     try:
         with _followed(job.out / METRICS, display.show):
-            _trainer(job, config).fit()
+            _fit(_trainer(job, config), refusal)
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
-        kind, message = _read(refusal) or ("", reason(error))
-        raise (UserError if kind == UserError.__name__ else EngineError)(message) from None
+        if not refusal.exists():
+            raise EngineError(reason(error)) from None
+    if refused := _read(refusal):
+        kind, message = refused
+        raise (UserError if kind == UserError.__name__ else EngineError)(message)
+
+
+def _fit(trainer: TorchTrainer, refusal: Path) -> None:
+    """Wait for the end, or for what cuts it short: Ctrl-C, and a refusal, which Ray would only try again.
+
+    In the main thread Ray Train would answer Ctrl-C itself, and leave as if all were done.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        # Not caught but handed over: it is raised where the outcome is asked for.
+        except BaseException as error:  # noqa: BLE001
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="trainer", daemon=True).start()
+    try:
+        while not outcome.done() and not refusal.exists():
+            wait([outcome], timeout=_SECONDS_BETWEEN_LOOKS)
+        if outcome.done():
+            outcome.result()
+    finally:
+        if not outcome.done():
+            ray.shutdown()  # takes the workers along
 
 
 def _trainer(job: Job, config: WorkersConfig) -> TorchTrainer:
