@@ -34,6 +34,8 @@ def tiny_sizes(vocabulary: int) -> dict[str, Any]:
         max_position_embeddings=66,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,  # of so few features, dropout would hide what tells labels apart
+        attention_probs_dropout_prob=0.0,
         initializer_range=0.2,  # RoBERTa's own 0.02 is for larger widths: here all texts would start out alike
     )
     return {
@@ -43,6 +45,7 @@ def tiny_sizes(vocabulary: int) -> dict[str, Any]:
         "feedforward_dim": 128,
         "num_queries": 40,
         "fusion_dim": 64,
+        "fusion_dropout": 0.0,
         "text_config": text,
     }
 

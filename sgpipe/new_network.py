@@ -21,7 +21,6 @@ from sgpipe.errors import UserError
 from sgpipe.train_recipe import Kind, ModelConfig
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
-_OF_SIZE = ("num_queries",)  # the one setting of size that a network that is there can change: by dropping queries
 
 
 def make_start(config: ModelConfig, texts: Sequence[str], seed: int, folder: Path) -> None:
