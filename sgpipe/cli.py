@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from sgpipe import __version__
+from sgpipe.cli_eval import app as eval_app
 from sgpipe.cli_import import app as import_app
 from sgpipe.errors import EngineError, UserError
 from sgpipe.split_name import guess_split
@@ -59,6 +60,7 @@ app = typer.Typer(
 
 
 app.add_typer(import_app, name="import")
+app.add_typer(eval_app, name="eval")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,93 @@
+"""`sgpipe eval …`: one command for each benchmark."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from sgpipe.evaluation.result import EvaluationResult
+
+Predictions = Annotated[Path, typer.Option(help="File of predictions; its forms are in docs/formats.md.")]
+Annotations = Annotated[Path, typer.Option(help="Annotation file.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything there.")]
+CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write a line for each class there.")]
+
+app = typer.Typer(no_args_is_help=True, help="Evaluate predictions as the benchmarks' official evaluators do.")
+
+
+class HicoSetting(str, Enum):
+    """Which classes are told apart from the others."""
+
+    DEFAULT = "default"
+    NF = "NF"
+    UC_RF = "UC-RF"
+    UC_NF = "UC-NF"
+    UO = "UO"
+
+
+class PhraseSuppression(str, Enum):
+    """What is done to overlapping pairs and phrases."""
+
+    NONE = "none"
+    PUBLISHED = "published"
+    REPAIRED = "repaired"
+
+
+@app.command()
+def hico(
+    predictions: Predictions,
+    annotations: Annotations,
+    setting: Annotated[HicoSetting, typer.Option(help="Rare classes, or unseen ones.")] = HicoSetting.DEFAULT,
+    known_object: Annotated[bool, typer.Option("--known-object", help="Only images with the class's object.")] = False,
+    pair_nms: Annotated[bool, typer.Option("--pair-nms", help="Suppress pairs that overlap better ones.")] = False,
+    json: JsonFile = None,
+    csv: CsvFile = None,
+) -> None:
+    """HICO-DET: mean average precision of full, rare and non-rare, or unseen and seen classes."""
+    from sgpipe.evaluation.benchmarks import evaluate_hico_files
+
+    result = evaluate_hico_files(predictions, annotations, setting.value, known_object=known_object, pair_nms=pair_nms)
+    _show(result, json, csv)
+
+
+@app.command()
+def vcoco(
+    predictions: Predictions,
+    annotations: Annotated[Path, typer.Option(help="V-COCO's own file: vcoco_test.json.")],
+    coco: Annotated[Path, typer.Option(help="The COCO instances that it refers to: instances_vcoco_all_2014.json.")],
+    json: JsonFile = None,
+    csv: CsvFile = None,
+) -> None:
+    """V-COCO: role AP in scenarios 1 and 2, and agent AP."""
+    from sgpipe.evaluation.benchmarks import evaluate_vcoco_files
+
+    _show(evaluate_vcoco_files(predictions, annotations, coco), json, csv)
+
+
+@app.command()
+def openimages(
+    predictions: Predictions,
+    annotations: Annotations,
+    nms: Annotated[PhraseSuppression, typer.Option(help="NMS, with the published slip or without.")] = (
+        PhraseSuppression.NONE
+    ),
+    json: JsonFile = None,
+    csv: CsvFile = None,
+) -> None:
+    """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd."""
+    from sgpipe.evaluation.benchmarks import evaluate_open_images_files
+
+    _show(evaluate_open_images_files(predictions, annotations, nms.value), json, csv)
+
+
+def _show(result: EvaluationResult, json: Path | None, csv: Path | None) -> None:
+    result.print(Console(markup=False, highlight=False))
+    if json:
+        result.write_json(json)
+    if csv:
+        result.write_csv(csv)
