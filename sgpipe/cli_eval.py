@@ -38,6 +38,14 @@ class PhraseSuppression(str, Enum):
     REPAIRED = "repaired"
 
 
+class GraphMode(str, Enum):
+    """The three tasks of scene graph generation."""
+
+    PREDCLS = "predcls"
+    SGCLS = "sgcls"
+    SGDET = "sgdet"
+
+
 @app.command()
 def hico(
     predictions: Predictions,
@@ -83,6 +91,20 @@ def openimages(
     from sgpipe.evaluation.benchmarks import evaluate_open_images_files
 
     _show(evaluate_open_images_files(predictions, annotations, nms.value), json, csv)
+
+
+@app.command()
+def vg(
+    predictions: Predictions,
+    annotations: Annotations,
+    mode: Annotated[GraphMode, typer.Option(help="What the model was given: boxes and labels, boxes, or nothing.")],
+    json: JsonFile = None,
+    csv: CsvFile = None,
+) -> None:
+    """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-)."""
+    from sgpipe.evaluation.benchmarks import evaluate_graph_files
+
+    _show(evaluate_graph_files(predictions, annotations, mode.value), json, csv)
 
 
 def _show(result: EvaluationResult, json: Path | None, csv: Path | None) -> None:

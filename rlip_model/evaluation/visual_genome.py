@@ -8,8 +8,10 @@ without predicted pairs are left out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -29,6 +31,59 @@ from rlip_model.evaluation.triplets import largest
 
 MOST_UNCONSTRAINED = 100
 MATCH_OVERLAP = 0.5
+
+VG150_PREDICATES = (  # from 1
+    "above",
+    "across",
+    "against",
+    "along",
+    "and",
+    "at",
+    "attached to",
+    "behind",
+    "belonging to",
+    "between",
+    "carrying",
+    "covered in",
+    "covering",
+    "eating",
+    "flying in",
+    "for",
+    "from",
+    "growing on",
+    "hanging from",
+    "has",
+    "holding",
+    "in",
+    "in front of",
+    "laying on",
+    "looking at",
+    "lying on",
+    "made of",
+    "mounted on",
+    "near",
+    "of",
+    "on",
+    "on back of",
+    "over",
+    "painted on",
+    "parked on",
+    "part of",
+    "playing",
+    "riding",
+    "says",
+    "sitting on",
+    "standing on",
+    "to",
+    "under",
+    "using",
+    "walking in",
+    "walking on",
+    "watching",
+    "wearing",
+    "wears",
+    "with",
+)
 
 Mode = Literal["predcls", "sgcls", "sgdet"]
 MODES: tuple[Mode, ...] = ("predcls", "sgcls", "sgdet")
@@ -123,7 +178,8 @@ def evaluate_graphs(
 
     Args:
         mode: what was given to the model: boxes and labels (predcls), boxes (sgcls), nothing (sgdet).
-        zero_shot: `[triplets, 3]` of labels (subject, object, predicate) that training lacks; none by default.
+        zero_shot: `[triplets, 3]` of labels (subject, object, predicate) that training lacks, such as
+            `vg150_zero_shot()`; none by default.
 
     Raises:
         EvaluationError: labels out of range, numbers that are not finite, boxes inside out.
@@ -146,6 +202,11 @@ def evaluate_graphs(
             of_true_pairs.append(_found_at(image, np.flatnonzero(true_pairs), best[true_pairs]))
     accuracy = {most: mean(np.concatenate(of_true_pairs) < most) for most in RECALL_AT} if of_true_pairs else {}
     return GraphScores(constrained.result(), unconstrained.result(), accuracy)
+
+
+def vg150_zero_shot() -> Array:
+    """`[5971, 3]`: the triplets (subject, object, predicate) of VG150 that its training set lacks, as published."""
+    return np.array(json.loads(Path(__file__).with_name("vg150_zero_shot.json").read_text(encoding="utf-8")))
 
 
 def _with_known(image: GraphImage, mode: Mode) -> GraphImage:

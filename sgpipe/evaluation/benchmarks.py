@@ -17,7 +17,9 @@ from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
 from rlip_model.evaluation.vcoco import Scenario, VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_found_people, read_people
+from rlip_model.evaluation.visual_genome import VG150_PREDICATES, Mode, evaluate_graphs, vg150_zero_shot
 from sgpipe.errors import UserError
+from sgpipe.evaluation.graphs import GraphFiles
 from sgpipe.evaluation.pairs import PairFiles
 from sgpipe.evaluation.result import EvaluationResult, Rows, class_rows
 from sgpipe.sources.annotated import AnnotationSource
@@ -101,6 +103,19 @@ def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> Ev
     if empty := len(chosen) - len(found):
         notes.append(f"{empty:,} of {len(chosen):,} annotated images have no predictions: all missed")
     return EvaluationResult("V-COCO", {}, _vcoco_summary(scores), _vcoco_rows(scores), notes)
+
+
+def evaluate_graph_files(predictions: Path, annotations: Path, mode: Mode) -> EvaluationResult:
+    """Visual Genome (VG150) scene graphs; classes are predicates. Raises UserError, as above."""
+    files = GraphFiles(annotations, predictions)
+    with _explained(predictions):
+        scores = evaluate_graphs(files.images(), mode, zero_shot=vg150_zero_shot())
+    rows: Rows = [{"predicate": name} for name in VG150_PREDICATES]
+    for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
+        for most, shares in recall.per_predicate.items():
+            for row, share in zip(rows, shares.tolist(), strict=True):
+                row[f"{prefix}R@{most}"] = share
+    return EvaluationResult("Visual Genome", {"mode": mode}, scores.summary(), rows, files.notes)
 
 
 def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:

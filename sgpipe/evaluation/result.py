@@ -31,7 +31,7 @@ class EvaluationResult:
     notes: Sequence[str]
 
     def print(self, console: Console) -> None:
-        table = Table("measure", "value", title=f"{self.benchmark}, {len(self.per_class)} classes with ground truth")
+        table = Table("measure", "value", title=f"{self.benchmark}, {len(self.per_class)} classes")
         for name, value in self.summary.items():
             table.add_row(name, "–" if math.isnan(value) else f"{value:.4f}")
         console.print(table)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rlip_model.evaluation.visual_genome import VG150_PREDICATES, vg150_zero_shot
 from tests.parity.evaluation.__main__ import main
 
 
@@ -45,6 +46,13 @@ def test_every_official_figure_is_reproduced(official: Path, capsys: pytest.Capt
         "vg/predcls: per_image_recall_100 (188 numbers)",
     ):
         assert part in printed
+
+
+def test_visual_genomes_packaged_lists_are_the_published_ones(oracle: Path) -> None:
+    published = json.loads((oracle / "data" / "vg" / "zeroshot_triplet_vg150.json").read_text())
+    assert vg150_zero_shot().tolist() == published
+    names = json.loads((oracle / "data" / "vg" / "VG-SGG-dicts-with-attri.json").read_text())["idx_to_predicate"]
+    assert list(VG150_PREDICATES) == [names[str(number)] for number in range(1, 51)]
 
 
 def other_score(figures: dict[str, Any]) -> None:

@@ -260,3 +260,55 @@ def test_wrong_vcoco_files_are_one_line(tmp_path: Path, change: dict[str, Any], 
     assert result.exit_code == 2
     assert told in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["predcls", "sgdet"])
+def test_visual_genome_gives_the_official_figures(oracle: Path, tmp_path: Path, mode: str) -> None:
+    inputs, expected = golden(oracle, f"vg/{mode}")
+    keys = {
+        "pred_labels": "labels",
+        "pred_scores": "scores",
+        "rel_pair_idxs": "pairs",
+        "pred_rel_scores": "predicate_scores",
+    }
+    annotations, predictions = [], []
+    for number, image in enumerate(inputs["images"]):
+        true = {"relations" if key == "relation_tuple" else key: value for key, value in image["gt"].items()}
+        annotations.append({"image_id": number, **true})
+        predictions.append({"image_id": number, **{keys.get(key, key): value for key, value in image["pred"].items()}})
+    result = run(tmp_path, "vg", {"annotations": annotations, "predictions": predictions}, "--mode", mode)
+    assert result.exit_code == 0, result.output
+    summary, official = written(tmp_path)["summary"], expected["metrics"]
+    for ours, theirs in (("R@50", "recall@50"), ("ng-mR@100", "ng_mean_recall@100"), ("zR@20", "zeroshot_recall@20")):
+        assert summary[ours] == pytest.approx(official[theirs])
+    rows = {row["predicate"]: row["R@100"] for row in written(tmp_path)["per_class"]}
+    assert rows == pytest.approx(expected["mean_recall_list_100"])
+
+
+GRAPH = {"image_id": 3, "boxes": [[0, 0, 9, 9], [20, 20, 29, 29]], "labels": [5, 6], "relations": [[0, 1, 31]]}
+FOUND = {**GRAPH, "scores": [1, 1], "pairs": [[0, 1]], "predicate_scores": [[0.1] * 31 + [0.9] + [0.1] * 19]}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ([], "holds no predictions"),
+        ([{**FOUND, "image_id": 4}], "image 4 is not in"),
+        ([FOUND, FOUND], "image 3 is there twice"),
+        ([{**FOUND, "labels": [5, 151]}], "label of a found box is 151"),
+        ([{**FOUND, "pairs": [[0, 2]]}], "box of a found pair is 2"),
+        ([{**FOUND, "predicate_scores": [[0.5] * 50]}], "not a table of numbers"),
+        ([{**FOUND, "predicate_scores": [[None] * 51]}], "a score of a predicate is NaN"),
+        ([{"image_id": 3}], "there is no 'boxes'"),
+        ([7], "an item has no 'image_id'"),
+    ],
+)
+def test_wrong_scene_graphs_are_one_line(tmp_path: Path, change: list[Any], told: str) -> None:
+    contents = {"annotations": [GRAPH, {**GRAPH, "image_id": "4x"}], "predictions": [FOUND]}
+    result = run(tmp_path, "vg", contents, "--mode", "sgdet")
+    assert "1 of 2 annotated images have no predictions" in result.output
+    assert written(tmp_path)["summary"]["R@20"] == 1
+    result = run(tmp_path, "vg", {**contents, "predictions": change}, "--mode", "sgdet")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
