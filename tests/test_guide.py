@@ -10,6 +10,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
+from rlip_model.config import ParSeDAConfig, RTaggerConfig
 from sgpipe.cli import app
 from sgpipe.train_recipe import DataConfig, ShardsConfig, TrainRecipe, load_train_recipe, train_recipe_folder
 
@@ -101,4 +102,5 @@ def test_commands_and_their_options_exist() -> None:
 def test_examples_set_what_can_be_set() -> None:
     assigned = re.findall(r"(?:--set |`)((?:optimisation|output|workers|data|model|loss)[\w.]+)=", TEXT)
     assert len(assigned) > 7
-    assert set(assigned) <= set(settings(TrainRecipe))
+    of_network = {f"model.config.{name}" for name in (*ParSeDAConfig().to_dict(), *RTaggerConfig().to_dict())}
+    assert set(assigned) <= {*settings(TrainRecipe), *of_network}
