@@ -40,14 +40,14 @@ class Truth:
         """
         return cls(table(boxes, (-1, 4), np.float32), table(labels, (-1,), int), table(triplets, (-1, 3), int))
 
-    def check(self, image: str, num_objects: int, num_predicates: int) -> None:
-        """Raises EvaluationError."""
+    def check(self, image: str, num_objects: int, num_predicates: int, *, objectless: bool = False) -> None:
+        """`objectless`: whether triplets may have no object. Raises EvaluationError."""
         check_boxes(image, "true box", self.boxes)
         check_equal(image, "labels of true boxes", len(self.labels), len(self.boxes))
         check_range(image, "label of a true box", self.labels, 0, num_objects)
         subjects, objects, predicates = self.triplets.T
         check_range(image, "subject of a true triplet", subjects, 0, len(self.boxes))
-        check_range(image, "object of a true triplet", objects, NO_BOX, len(self.boxes))
+        check_range(image, "object of a true triplet", objects, NO_BOX if objectless else 0, len(self.boxes))
         check_range(image, "predicate of a true triplet", predicates, 0, num_predicates)
 
 

@@ -46,9 +46,10 @@ def best_claims(detections: Array, truths: Array, quality: Array, same: Array, c
 
 def first_claims(claims: Array) -> Array:
     """`[detections]`, True for the first claim of each true one."""
-    claimed, first = np.unique(claims, return_index=True)
+    made = np.flatnonzero(claims != NO_CLAIM)
+    _, first = np.unique(claims[made], return_index=True)
     hits = np.zeros(len(claims), dtype=bool)
-    hits[first[claimed != NO_CLAIM]] = True
+    hits[made[first]] = True
     return hits
 
 

@@ -81,9 +81,9 @@ class Tally:
                 Claims number the block's true ones (or are `NO_CLAIM`).
         """
         self.true_classes.append(true_classes)
-        self.found_classes.append(found_classes)
+        self.found_classes.append(found_classes.astype(np.int32))  # half the memory, for millions of detections
         self.scores.append(scores)
-        self.claims.append(np.where(claims == NO_CLAIM, NO_CLAIM, claims + self.total))
+        self.claims.append(np.where(claims == NO_CLAIM, NO_CLAIM, claims + self.total).astype(np.int32))
         self.total += len(true_classes)
 
     def class_scores(
@@ -101,21 +101,27 @@ class Tally:
         known = np.isin(found, classes)
         correct = first_claims(_joined(self.claims, int)[known])
         found, scores = found[known], _joined(self.scores, float)[known]
-        place = np.arange(len(found))
-        order = np.lexsort((-place if last_first else place, -scores, found))
-        found, scores, correct = found[order], scores[order], correct[order]
-        parts = np.split(correct, np.searchsorted(found, classes, side="right"))[:-1]
+        by_class = np.argsort(found, kind="stable")
+        ends = np.searchsorted(found[by_class], classes, side="right")
+        parts = [_falling(rows, scores, last_first) for rows in np.split(by_class, ends)[:-1]]
+        hits = [correct[rows] for rows in parts]
+        precisions = [average_precision(own, int(count)) for own, count in zip(hits, truths, strict=True)]
+        order = _joined(parts, int)
         return ClassScores(
             classes=classes,
             truths=truths,
-            detections=np.array([len(part) for part in parts], dtype=int),
-            hits=np.array([part.sum() for part in parts], dtype=int),
-            average_precision=np.array(
-                [average_precision(part, int(count)) for part, count in zip(parts, truths, strict=True)], dtype=float
-            ),
-            scores=scores,
-            correct=correct,
+            detections=np.array([len(own) for own in hits], dtype=int),
+            hits=np.array([own.sum() for own in hits], dtype=int),
+            average_precision=np.array(precisions, dtype=float),
+            scores=scores[order],
+            correct=correct[order],
         )
+
+
+def _falling(rows: Array, scores: Array, last_first: bool) -> Array:
+    """`rows` by falling score; of equal ones the first, or the last, comes first."""
+    rows = rows[::-1] if last_first else rows
+    return rows[np.argsort(-scores[rows], kind="stable")]
 
 
 def _joined(parts: list[Array], kind: type) -> Array:

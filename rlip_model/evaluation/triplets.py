@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NO_BOX, NOT_FOUND, Array, Image, Pairs, Truth
+from rlip_model.evaluation.inputs import NOT_FOUND, Array, Image, Pairs, Truth
 from rlip_model.evaluation.matching import best_claims, equal_rows, first_of_equals
 from rlip_model.evaluation.overlap import pixel_iou
 
@@ -124,9 +124,8 @@ def true_triplets(images: Sequence[Image]) -> Triplets:
 
 def _true(image: int, truth: Truth) -> Triplets:
     subjects, objects, predicates = truth.triplets.T
-    boxes = np.append(truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)  # the last one stands for NO_BOX
+    boxes = np.append(truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)  # NO_BOX, -1, means the last one
     labels = np.append(truth.labels, NO_LABEL)
-    assert NO_BOX == -1
     count = len(truth.triplets)
     columns = (boxes[subjects], boxes[objects], labels[subjects], labels[objects], predicates)
     return Triplets(np.full(count, image), *columns, np.ones(count, np.float32), np.zeros(count, int))

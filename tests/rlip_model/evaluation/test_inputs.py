@@ -14,7 +14,7 @@ def check(scene: Image) -> None:
 
 def test_right_input_is_let_through() -> None:
     check(image([(0, 1, 116)], [(PERSON, FAR, 79, {3: 0.5})]))
-    check(image([(0, -1, 3)]))
+    image([(0, -1, 3)]).truth.check("a.jpg", 80, 117, objectless=True)
     check(image(boxes=(), labels=()))
 
 
@@ -27,6 +27,7 @@ def test_right_input_is_let_through() -> None:
         (image(found=[(PERSON, THING, 1, {3: float("nan")})]), "a.jpg: a score is NaN or infinite"),
         (image(found=[([0, 0, float("inf"), 1], THING, 1, {})]), "a predicted subject box is NaN or infinite"),
         (image([(0, 2, 3)]), "object of a true triplet is 2"),
+        (image([(0, -1, 3)]), "object of a true triplet is -1"),
         (image([(-1, 1, 3)]), "subject of a true triplet is -1"),
         (image([(0, 1, 117)]), "predicate of a true triplet is 117"),
         (image(labels=(0, 80)), "label of a true box is 80"),
