@@ -23,24 +23,24 @@ def equal_rows(first: Array, second: Array) -> tuple[Array, Array]:
     return rows, order[np.repeat(start, counts) + place]
 
 
-def best_claims(detections: Array, truths: Array, quality: Array, same: Array, count: int) -> Array:
+def best_claims(detections: Array, truths: Array, quality: Array, count: int) -> Array:
     """Each detection claims the true one that it fits best, the earlier one on equality.
 
-    A claim is never moved to the second best if the best is taken: so do the published evaluators.
+    A claim is never moved to the second best if the best is taken: so do the published evaluators. Of true ones that
+    are equal only the first is ever claimed, therefore.
 
     Args:
         detections, truths: `[candidates]`, which detection fits which true one.
         quality: `[candidates]` of the fit.
-        same: `[true ones]`; those that can be claimed only once altogether have the same number.
         count: of detections.
 
     Returns:
-        `[detections]`, the number in `same`, or `NO_CLAIM`.
+        `[detections]`, true ones, or `NO_CLAIM`.
     """
     best_first = np.lexsort((truths, -quality, detections))
     claiming, best = np.unique(detections[best_first], return_index=True)
     claims = np.full(count, NO_CLAIM)
-    claims[claiming] = same[truths[best_first][best]]
+    claims[claiming] = truths[best_first][best]
     return claims
 
 
@@ -51,11 +51,3 @@ def first_claims(claims: Array) -> Array:
     hits = np.zeros(len(claims), dtype=bool)
     hits[made[first]] = True
     return hits
-
-
-def first_of_equals(rows: Array) -> Array:
-    """For each of `[rows, columns]` the index of the first equal row, `[rows]`."""
-    if not len(rows):
-        return np.zeros(0, dtype=int)
-    _, first, number = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return first[number.reshape(-1)]

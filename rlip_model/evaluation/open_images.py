@@ -147,9 +147,7 @@ def _match_phrases(found: Triplets, true: Triplets, settings: OpenImagesSettings
     boxes, true_boxes = (hull(part.subject_boxes, part.object_boxes) for part in (found, true))
     quality = pixel_iou(boxes[phrases], true_boxes[truths], touching=False)
     fitting = quality >= MATCH_OVERLAP
-    claims = best_claims(
-        phrases[fitting], truths[fitting], quality[fitting], same=np.arange(len(true)), count=len(found)
-    )
+    claims = best_claims(phrases[fitting], truths[fitting], quality[fitting], len(found))
     # moves nothing unless grouped: then a phrase gets the claim of the one that is in its place
     return found.where(np.lexsort((-found.scores, found.image))), claims
 

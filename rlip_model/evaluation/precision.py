@@ -6,7 +6,7 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 
-# not linspace(0, 1, 11): the published evaluators use this, where 3/10 does not reach 0.30000000000000004
+# rounded up here and there, as in the published evaluators: a recall of 3/10 does not reach the fourth
 ELEVEN_POINTS = np.arange(0, 1.1, 0.1)
 
 

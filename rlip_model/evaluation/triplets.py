@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from rlip_model.evaluation.inputs import NOT_FOUND, Array, Image, Pairs, Truth
-from rlip_model.evaluation.matching import best_claims, equal_rows, first_of_equals
+from rlip_model.evaluation.matching import best_claims, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 
 IMAGES_AT_ONCE = 64  # enough to spread numpy's overhead; few enough that all pairs of their detections fit in memory
@@ -24,7 +24,7 @@ AnyImage = TypeVar("AnyImage")
 class Triplets:
     """One row per triplet, all `[rows]` but boxes `[rows, 4]` (xyxy, pixels); `image` counts within the block.
 
-    scores: of detections; same: of true triplets, the row of the first identical one.
+    scores: of true triplets 1.
     """
 
     image: Array
@@ -34,7 +34,6 @@ class Triplets:
     objects: Array
     predicates: Array
     scores: Array
-    same: Array
 
     def __len__(self) -> int:
         return len(self.image)
@@ -98,7 +97,6 @@ def _best(image: int, found: Pairs, most: int, possible: Array | None) -> Triple
         found.object_labels[pairs].astype(int),
         predicates,
         scores.reshape(-1)[chosen],
-        np.zeros(len(chosen), dtype=int),
     )
 
 
@@ -116,10 +114,7 @@ def largest(scores: Array, most: int) -> Array:
 
 def true_triplets(images: Sequence[Image]) -> Triplets:
     """All annotated triplets, image by image."""
-    triplets = _concatenate([_true(number, image.truth) for number, image in enumerate(images)])
-    ends = np.concatenate([np.zeros((0, 3), dtype=int), *(image.truth.triplets for image in images)])
-    same = first_of_equals(np.column_stack((triplets.image, ends)))
-    return Triplets(**{**vars(triplets), "same": same})
+    return _concatenate([_true(number, image.truth) for number, image in enumerate(images)])
 
 
 def _true(image: int, truth: Truth) -> Triplets:
@@ -128,7 +123,7 @@ def _true(image: int, truth: Truth) -> Triplets:
     labels = np.append(truth.labels, NO_LABEL)
     count = len(truth.triplets)
     columns = (boxes[subjects], boxes[objects], labels[subjects], labels[objects], predicates)
-    return Triplets(np.full(count, image), *columns, np.ones(count, np.float32), np.zeros(count, int))
+    return Triplets(np.full(count, image), *columns, np.ones(count, dtype=np.float32))
 
 
 def match(found: Triplets, true: Triplets, found_groups: Array, true_groups: Array) -> Array:
@@ -150,7 +145,7 @@ def match(found: Triplets, true: Triplets, found_groups: Array, true_groups: Arr
     object_ = pixel_iou(found.object_boxes[detections], true.object_boxes[truths], touching=False)
     quality = np.where(without, subject, np.minimum(subject, object_))
     fitting &= quality >= MATCH_OVERLAP
-    return best_claims(detections[fitting], truths[fitting], quality[fitting], true.same, len(found))
+    return best_claims(detections[fitting], truths[fitting], quality[fitting], len(found))
 
 
 def _concatenate(parts: Sequence[Triplets]) -> Triplets:

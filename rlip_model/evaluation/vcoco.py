@@ -196,7 +196,7 @@ class _Meeting:
         place = np.repeat(numbers, [len(image.found.boxes) for image in block])
         rows, persons = equal_rows(place, owner)
         overlap = pixel_iou(found.boxes[rows], truth.boxes[persons], touching=True)
-        person = best_claims(rows, persons, overlap, same=np.arange(len(owner)), count=len(place))
+        person = best_claims(rows, persons, overlap, len(place))
         best = np.zeros(len(place))
         np.maximum.at(best, rows, overlap)
         unknown = np.append((truth.does == NOT_ANNOTATED).any(1), False)

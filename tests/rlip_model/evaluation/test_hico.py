@@ -38,6 +38,12 @@ def test_both_boxes_overlap_by_half(box: list[float], expected: float, end: int)
     assert precision(rides((*boxes, BICYCLE, {RIDE: 0.9}))) == pytest.approx(expected)
 
 
+def test_lines_overlap_nothing() -> None:
+    line = [50, 50, 50, 99]
+    scene = image([(0, 1, RIDE)], [(PERSON, line, BICYCLE, {RIDE: 0.9})], boxes=[PERSON, line])
+    assert precision(scene) == 0
+
+
 def test_another_class_is_another_thing() -> None:
     assert precision(rides((PERSON, THING, BICYCLE + 1, {RIDE: 0.9}))) == 0
     assert precision(image([(0, 1, WASH)], [RIGHT])) == 0

@@ -32,6 +32,13 @@ def test_a_phrase_can_be_right_where_its_boxes_are_not() -> None:
     assert found.phrases[100].hits.tolist() == [1]
 
 
+@pytest.mark.parametrize(("bottom", "hits"), [(29, 1), (28, 0)])
+def test_phrases_overlap_by_half(bottom: float, hits: int) -> None:
+    boxes = [PERSON, [0, 50, 59, 59]]
+    found = scores(scene([(0, 1, HOLDS)], [(PERSON, [0, 20, 59, bottom], 1, {HOLDS: 0.9})], boxes=boxes))
+    assert found.phrases[100].hits.tolist() == [hits]
+
+
 def test_images_without_boxes_have_wrong_phrases_but_no_wrong_relations() -> None:
     empty = scene([], [(PERSON, THING, 1, {HOLDS: 0.99})], boxes=[], labels=[])
     found = scores(scene([(0, 1, HOLDS)], [RIGHT]), empty)
