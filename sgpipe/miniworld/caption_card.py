@@ -22,10 +22,9 @@ weights and no other data. `sgpipe generate --captioner FOLDER` takes this folde
     python -m sgpipe.miniworld.train_captioner --out FOLDER
 
 In {seconds:,.0f} CPU-seconds: the first {pictures:,} pictures of the train split were drawn, each with all that was
-composed in it as captions of one relation ("a man riding a horse"), and looked at mirrored, moved, stretched and
-tinted. In the first {dense_share:.0%} of {steps:,} steps of {batch_size} pictures, a linear layer over the patches
-learned what each shows, what that does and what is done to it; then the captions were learned beside it. The layer
-was left behind.
+composed in it as captions of one relation ("a man riding a horse"), and seen mirrored half of the time. In the first
+{dense_share:.0%} of {steps:,} steps of {batch_size} pictures, a linear layer over the patches learned what each of them
+shows, what that does and what is done to it; then the captions were learned beside it. The layer was left behind.
 
 ```yaml
 {recipe}```

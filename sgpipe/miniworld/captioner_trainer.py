@@ -19,7 +19,6 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sgpipe.errors import UserError
 from sgpipe.miniworld.captioner import build_captioner, prompt_ids, whiten_patches
-from sgpipe.miniworld.captioner_augment import Views, plain_views, random_views
 from sgpipe.miniworld.captioner_config import CaptionerConfig
 from sgpipe.miniworld.captioner_data import DENSE_LABELS, Lessons
 from sgpipe.stages.blip_vision import fuse_vision_attention
@@ -47,7 +46,7 @@ class Trainer:
         self.dense = nn.Linear(config.model.vision_width, DENSE_LABELS)
         nn.init.constant_(self.dense.bias, -4.0)
         first = torch.arange(min(len(lessons), _WHITENED))
-        whiten_patches(self.model, self.pixels(first, plain_views(len(first))))
+        whiten_patches(self.model, self.pixels(first, torch.zeros(len(first), dtype=torch.bool)))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizers = self._optimizers()
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(each, self._rate) for each in self.optimizers]
@@ -56,9 +55,9 @@ class Trainer:
 
     def step(self) -> Losses:
         """One batch: the dense loss alone at first, then with the captions'."""
-        pictures, views = next(self.batches)
-        states = self.model.vision_model(pixel_values=self.pixels(pictures, views)).last_hidden_state
-        dense = dense_loss(self.dense(states[:, 1:]), self.dense_targets(pictures, views))
+        pictures, flipped = next(self.batches)
+        states = self.model.vision_model(pixel_values=self.pixels(pictures, flipped)).last_hidden_state
+        dense = dense_loss(self.dense(states[:, 1:]), self.dense_targets(pictures, flipped))
         caption = states.new_zeros(())
         if self.step_number >= self.config.dense_share * self.config.steps:
             caption = caption_loss(self.model, states, self.lessons.tokens[pictures], self.prompt)
@@ -97,27 +96,26 @@ class Trainer:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.config.steps - warmup, 1)))
 
-    def _batches(self) -> Iterator[tuple[Tensor, Views]]:
-        """Numbers of pictures, and how they are looked at; every picture once before any comes again."""
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers of pictures, and which of them are mirrored; every picture once before any comes again."""
         order = torch.empty(0, dtype=torch.long)
         size = min(self.config.batch_size, len(self.lessons))
         while True:
             if len(order) < size:
                 order = torch.randperm(len(self.lessons), generator=self.generator)
-            yield order[:size], random_views(size, self.generator)
+            yield order[:size], torch.rand(size, generator=self.generator) < 0.5
             order = order[size:]
 
-    def pixels(self, pictures: Tensor, views: Views) -> Tensor:
-        """[pictures, 3, side, side], normalised."""
-        pixels = views.pixels(self.lessons.pixels[pictures].float() / 255)
+    def pixels(self, pictures: Tensor, flipped: Tensor) -> Tensor:
+        pixels = self.lessons.pixels[pictures].float() / 255
+        pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         return (pixels - mean) / std
 
-    def dense_targets(self, pictures: Tensor, views: Views) -> Tensor:
-        """[pictures, patches, DENSE_LABELS], 0 or 1."""
+    def dense_targets(self, pictures: Tensor, flipped: Tensor) -> Tensor:
         grid = self.config.model.grid
-        labels = self.lessons.dense[pictures].float().transpose(1, 2).unflatten(2, (grid, grid))
-        return views.labels(labels).flatten(2).transpose(1, 2)
+        targets = self.lessons.dense[pictures].unflatten(1, (grid, grid)).float()
+        return torch.where(flipped[:, None, None, None], targets.flip(2), targets).flatten(1, 2)
 
 
 def dense_loss(logits: Tensor, targets: Tensor) -> Tensor:
