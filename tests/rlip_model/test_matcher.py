@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlip_model.boxes import generalized_iou, to_corners
 from rlip_model.heads import LayerOutput
-from rlip_model.matcher import Assignment, MatchingCosts, match, matching_costs, relation_costs
+from rlip_model.matcher import Assignment, MatchingCosts, NonFiniteError, match, matching_costs, relation_costs
 from rlip_model.targets import Triplets, join
 from tests.rlip_model.samples import PAIRS, RELATIONS, perfect_layer, random_layer, random_triplets
 
@@ -121,7 +121,7 @@ def test_without_subject_classes_subjects_labels_cost_nothing() -> None:
 def test_diverged_predictions_are_refused() -> None:
     output = random_layer(batch=1)
     broken = replace(output, relation_logits=torch.full_like(output.relation_logits, float("nan")))
-    with pytest.raises(ValueError, match="invalid numeric"):
+    with pytest.raises(NonFiniteError, match="not finite"):
         match(broken, join([random_triplets(2)], RELATIONS), COSTS)
 
 
