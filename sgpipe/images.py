@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -63,11 +64,25 @@ def decode(file: Path | BinaryIO, size: tuple[int, int], name: str) -> Image.Ima
     Raises:
         ImageError: missing, broken, too large, or not of the annotated size.
     """
+    with opened(file, name) as image:
+        image.load()
+        return _to_rgb(_orient(image, size))
+
+
+@contextmanager
+def opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """A picture whose header was found good, and that is not decoded yet.
+
+    Args:
+        name: of the file, for error messages.
+
+    Raises:
+        ImageError: missing, broken, or too large; also for whatever goes wrong with it within.
+    """
     try:
-        with Image.open(file) as opened:
-            _check_pixels(opened)
-            opened.load()
-            return _to_rgb(_orient(opened, size))
+        with Image.open(file) as image:
+            _check_pixels(image)
+            yield image
     except FileNotFoundError:
         raise ImageError(f"image file not found: {name}") from None
     except Image.DecompressionBombError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from sgpipe.images import is_there
 from sgpipe.sources.detections import Detections
-from sgpipe.sources.pictures import is_there
 
 _PROBES = 200
 

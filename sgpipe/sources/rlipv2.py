@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.images import is_there
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, fail
 from sgpipe.sources.fields import clean
 from sgpipe.sources.forms import PSEUDO_LABELS, SCENE_GRAPHS, require
 from sgpipe.sources.json_stream import JsonStream
-from sgpipe.sources.pictures import is_there
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgpipe.errors import UserError
+from sgpipe.images import is_there
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts
 from sgpipe.sources.fields import as_id, side
 from sgpipe.sources.forms import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require
 from sgpipe.sources.json_stream import JsonStream
-from sgpipe.sources.pictures import is_there
 from sgpipe.sources.redundancy import Aliases, load_aliases, remove_redundant
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
 

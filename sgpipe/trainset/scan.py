@@ -50,7 +50,7 @@ def scan(
             row, unknown picture folders; with `closed`: no lists, other lists, or a name that is not in them.
     """
     if not configs:
-        raise UserError("no shards to train on: name a folder of shards in data.train")
+        raise UserError("no shards to train on: give --data FOLDER (in a recipe: data.train)")
     search = _Search(threshold, limit)
     labels: Labels | None = None
     for config in configs:

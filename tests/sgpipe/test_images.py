@@ -134,3 +134,4 @@ def test_whether_a_picture_is_there(tmp_path):
     assert is_there(tmp_path, "a.png")
     assert not is_there(tmp_path, "b.png")
     assert not is_there(tmp_path / "b", "../a.png")
+    assert not is_there(tmp_path / "a.png", "b.png")

@@ -3,7 +3,7 @@ from PIL import Image
 
 from sgpipe.images import ImageError
 from sgpipe.records import Record
-from sgpipe.sources.pictures import is_there, read_picture, read_size
+from sgpipe.sources.pictures import read_picture, read_size
 
 
 def save(folder, name="1.jpg", size=(40, 30), orientation=None):
@@ -57,11 +57,3 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="larger than Pillow's safety limit"):
         read_size(tmp_path, "1.jpg")
-
-
-def test_presence(tmp_path):
-    save(tmp_path)
-    assert is_there(tmp_path, "1.jpg")
-    assert not is_there(tmp_path, "2.jpg")
-    assert not is_there(tmp_path / "1.jpg", "2.jpg")
-    assert not is_there(tmp_path / "x", "../1.jpg")
