@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from sgpipe import __version__
 from sgpipe.cli_eval import app as eval_app
 from sgpipe.cli_import import app as import_app
+from sgpipe.cli_stats import stats
 from sgpipe.errors import EngineError, UserError
 from sgpipe.split_name import guess_split
 
@@ -61,6 +62,7 @@ app = typer.Typer(
 
 app.add_typer(import_app, name="import")
 app.add_typer(eval_app, name="eval")
+app.command()(stats)
 
 
 @app.callback(invoke_without_command=True)
@@ -242,22 +244,6 @@ def miniworld(
 
     draw_world(out, images, seed, split)
     _out.print(f"drew {images} pictures into {out}")
-
-
-@app.command()
-def stats(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Count what a run holds: images, errors, relations by threshold, predicates."""
-    from sgpipe.stats.measures import measure
-    from sgpipe.stats.terminal import print_json, print_tables
-
-    measures = measure(run)
-    if json_:
-        print_json(measures)
-    else:
-        print_tables(measures, _out)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,84 @@
+"""Records of a run with their pictures, chosen to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from sgpipe.images import ImageError, decode, resolve
+from sgpipe.records import SCHEMA, Record, from_table
+from sgpipe.shards.row_groups import open_shard
+from sgpipe.shards.write import PICTURES
+from sgpipe.stats.database import Database
+
+_SPREAD = """
+    with usable as (
+        select shard, row, len(list_filter(relations, lambda r: coalesce(r.confidence >= ?::float, true))) > 0 as has
+        from images where status = 'ok'),
+    tiles as (select *, ntile(?) over (partition by has order by shard, row) as tile from usable)
+    select shard, row from tiles
+    qualify row_number() over (partition by has, tile order by shard, row) = 1
+    order by not has, tile limit ?
+"""
+
+
+class Place(NamedTuple):
+    """Where an image is: the number of its shard in the run, and its row there."""
+
+    shard: int
+    row: int
+
+
+def spread(database: Database, count: int, threshold: float) -> list[Place]:
+    """Where `count` images are, evenly over those with a relation of at least `threshold`, in the run's order.
+
+    Where there are too few, images without any follow. Error rows are left out.
+    """
+    return sorted(Place(*values) for values in database.rows(_SPREAD, threshold, count, count))
+
+
+def open_records(
+    database: Database, places: Iterable[Place], images: Path | None = None
+) -> Iterator[tuple[Record, Image.Image | None]]:
+    """The records at these places with their pictures; None for a picture that cannot be had.
+
+    Args:
+        images: folder of the pictures, if they are no longer where the run found them.
+
+    Raises UserError: a shard cannot be read.
+    """
+    for shard, members in groupby(places, key=attrgetter("shard")):
+        for table in _read_rows(database.files[shard], [place.row for place in members]):
+            embedded = table[PICTURES][0].as_py() if PICTURES in table.column_names else None
+            [record] = from_table(table)
+            yield record, _open(database, record, embedded, images)
+
+
+def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
+    """Each of the rows as a table, with as little read as can be."""
+    with open_shard(path, SCHEMA.names) as file:
+        starts = np.cumsum([0, *(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))])
+        for group, members in groupby(rows, key=lambda row: int(np.searchsorted(starts, row, "right")) - 1):
+            table = file.read_row_group(group)
+            yield from (table.slice(row - int(starts[group]), 1) for row in members)
+
+
+def _open(
+    database: Database, record: Record, embedded: dict[str, Any] | None, images: Path | None
+) -> Image.Image | None:
+    size = (record.width, record.height)
+    root = images or database.run.get("images", {}).get(record.split)
+    try:
+        if embedded is not None and images is None:
+            return decode(BytesIO(embedded["bytes"]), size, record.file_name)
+        return decode(resolve(Path(root), record.file_name), size, record.file_name) if root else None
+    except ImageError:
+        return None

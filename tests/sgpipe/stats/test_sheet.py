@@ -1,0 +1,93 @@
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sgpipe.cli import app
+from sgpipe.errors import UserError
+from sgpipe.records import Record
+from sgpipe.stats.database import open_run
+from sgpipe.stats.pictures import Place, _open, open_records, spread
+from sgpipe.stats.sheet import write_sheet
+from tests.sgpipe.trainset.runs import make_run, plain_record
+
+
+def run_of(root, confidences, **options):
+    make_run(root, [plain_record(str(n), confidence=c) for n, c in enumerate(confidences)], rows=3, **options)
+    return root
+
+
+def chosen(root, count, threshold=0.2) -> list[str]:
+    with open_run(root) as database:
+        return [record.image_id for record, _ in open_records(database, spread(database, count, threshold))]
+
+
+def test_pictures_are_spread_over_those_with_relations_and_the_others_fill_up(tmp_path):
+    root = run_of(tmp_path / "run", [0.9, 0.1, 0.2, None, 0.3, 0.0, 0.5, 0.6])
+    assert chosen(root, 2) == ["0", "4"]
+    assert chosen(root, 6) == ["0", "2", "3", "4", "6", "7"]
+    assert chosen(root, 7) == ["0", "1", "2", "3", "4", "6", "7"]
+    assert len(chosen(root, 99)) == 8
+
+
+def test_error_rows_are_left_out_and_later_row_groups_read(tmp_path):
+    records = [plain_record(str(n)) for n in range(520)]
+    records[1].fail("load", "no picture")
+    make_run(tmp_path / "run", records, rows=600, embedded=True)
+    assert chosen(tmp_path / "run", 519)[:2] == ["0", "2"]
+    assert chosen(tmp_path / "run", 2) == ["0", "261"]
+    with open_run(tmp_path / "run") as database:
+        places = [Place(0, row) for row in (3, 511, 512, 519)]
+        assert [record.image_id for record, _ in open_records(database, places)] == ["3", "511", "512", "519"]
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_pictures_are_found_where_they_are_and_missing_ones_are_none(tmp_path, embedded):
+    root = run_of(tmp_path / "a [b] *", [0.9, 0.9, 0.9], embedded=embedded, spoilt={"1": b"no picture", "2": None})
+    with open_run(root) as database:
+        pictures = [picture for _, picture in open_records(database, spread(database, 3, 0.2))]
+        assert [picture is not None for picture in pictures] == [True, False, False]
+    elsewhere = tmp_path / "moved"
+    elsewhere.mkdir()
+    Image.new("RGB", (24, 16), "red").save(elsewhere / "1.png")
+    with open_run(root) as database:
+        pictures = [picture for _, picture in open_records(database, spread(database, 3, 0.2), elsewhere)]
+    assert [picture is not None for picture in pictures] == [False, True, False]
+
+
+def test_a_file_name_that_leaves_the_image_folder_is_not_opened(tmp_path):
+    Image.new("RGB", (24, 16)).save(tmp_path / "secret.png")
+    record = plain_record("1", file_name="../secret.png")
+    make_run(tmp_path / "run", [plain_record("0")])
+    with open_run(tmp_path / "run") as database:
+        assert _open(database, record, None, tmp_path / "run") is None
+
+
+def test_the_sheet_is_a_picture_with_a_card_for_each_image(tmp_path):
+    root = run_of(tmp_path / "run", [0.9] * 5)
+    assert write_sheet(root, tmp_path / "sheet.png", pictures=4) == 4
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 2 * 480
+        assert sheet.height > 2 * 320
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "sheet.png"]
+
+
+def test_a_run_without_usable_images_and_a_file_that_cannot_be_written(tmp_path):
+    failed: Record = plain_record("0")
+    failed.fail("load", "gone")
+    make_run(tmp_path / "failed", [failed])
+    make_run(tmp_path / "empty", [])
+    for name in ("failed", "empty"):
+        with pytest.raises(UserError, match="no image that could be drawn"):
+            write_sheet(tmp_path / name, tmp_path / "sheet.png")
+    root = run_of(tmp_path / "run", [0.9])
+    with pytest.raises(UserError, match="cannot be written"):
+        write_sheet(root, tmp_path / "nowhere" / "sheet.png")
+
+
+def test_stats_draws_a_sheet_besides_its_tables(tmp_path):
+    root = run_of(tmp_path / "run", [0.9, 0.8])
+    result = CliRunner().invoke(app, ["stats", str(root), "--sheet", str(tmp_path / "s.png"), "--pictures", "1"])
+    assert result.exit_code == 0
+    assert "relations by threshold" in result.stdout
+    assert f"drew 1 pictures into {tmp_path}/s.png" in result.stderr.replace("\n", "")
+    assert (tmp_path / "s.png").stat().st_size > 1000
