@@ -38,6 +38,13 @@ class PhraseSuppression(str, Enum):
     REPAIRED = "repaired"
 
 
+class LabelSource(str, Enum):
+    """What of a run is compared."""
+
+    RELATIONS = "relations"
+    CANDIDATES = "candidates"
+
+
 class GraphMode(str, Enum):
     """The three tasks of scene graph generation."""
 
@@ -105,6 +112,45 @@ def vg(
     from sgpipe.evaluation.benchmarks import evaluate_graph_files
 
     _show(evaluate_graph_files(predictions, annotations, mode.value), json, csv)
+
+
+@app.command()
+def labels(
+    pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.")],
+    truth: Annotated[Path, typer.Option(help="Folder of true relations, such as `sgpipe import vg` makes.")],
+    wanted: Annotated[
+        Path | None, typer.Option(help="Folder of the relations that must be found; by default all true ones.")
+    ] = None,
+    source: Annotated[LabelSource, typer.Option(help="Relations, or every pair with each of its predicates.")] = (
+        LabelSource.RELATIONS
+    ),
+    threshold: Annotated[float, typer.Option(help="Least confidence of the relations that count.")] = 0.2,
+    iou: Annotated[float, typer.Option(help="Least overlap of the boxes of one object.")] = 0.5,
+    synonyms: Annotated[Path | None, typer.Option(help="YAML or JSON: {predicate: [texts meaning it]}.")] = None,
+    image_data: Annotated[
+        Path | None, typer.Option(help="Visual Genome's image_data.json, to compare COCO's pictures with it.")
+    ] = None,
+    json: JsonFile = None,
+    csv: CsvFile = None,
+) -> None:
+    """Relations of a run against the truth: precision, recall and AP, by threshold, predicate and frequency."""
+    from sgpipe.evaluation.label_report import label_report
+    from sgpipe.evaluation.label_words import load_predicate_synonyms
+    from sgpipe.evaluation.labels import label_quality
+
+    found = label_quality(
+        pred,
+        truth,
+        wanted=wanted,
+        source=source.value,
+        threshold=threshold,
+        synonyms=load_predicate_synonyms(synonyms) if synonyms else None,
+        iou=iou,
+        image_data=image_data,
+    )
+    paths = {"pred": pred, "truth": truth, "wanted": wanted, "synonyms": synonyms, "image_data": image_data}
+    settings = {name: str(path) for name, path in paths.items() if path}
+    _show(label_report(found, iou=iou, **settings), json, csv)
 
 
 def _show(result: EvaluationResult, json: Path | None, csv: Path | None) -> None:

@@ -1,0 +1,85 @@
+"""Label quality as tables, JSON and CSV."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgpipe.evaluation.label_measures import Quality
+from sgpipe.evaluation.labels import LabelQuality
+from sgpipe.evaluation.result import EvaluationResult, Rows
+
+_NOTES = {  # what was left out, by its count
+    "images failed": "images failed in the run: left out",
+    "images without truth": "images of the run are not in the truth: left out",
+    "images of failed truth": "images of the run failed in the truth: left out",
+    "images repeated": "images are in the run again: only the first of each counts",
+    "relations not compared": "relations are of images that were left out",
+    "true images without run": "images of the truth are not in the run: left out, not counted as missed",
+    "true images failed": "images failed in the truth",
+    "true images repeated": "images are in the truth again: only the first of each counts",
+    "true relations without run": "true relations are of images that are not in the run",
+}
+
+
+def label_report(found: LabelQuality, **settings: Any) -> EvaluationResult:
+    """All of it. `settings`: what else to say in the JSON of how it was found."""
+    at, threshold = found.at_threshold, found.threshold
+    summary = {
+        f"precision at {threshold:g}": at.precision,
+        f"recall at {threshold:g}": at.recall,
+        f"F1 at {threshold:g}": at.f1,
+        f"precision at {threshold:g}, related pairs": found.related_precision,
+        "recall at 0": found.curve[0].recall,
+        "AP": found.average_precision,
+        "mean AP of predicates": found.mean_average_precision,
+        "wanted relations whose objects are there": found.reachable,
+    }
+    tables: dict[str, Rows] = {
+        "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in found.curve.items()],
+        "by frequency": [
+            {
+                "band": band.band,
+                "predicates": band.predicates,
+                **_row(band.quality),
+                "mean_AP": band.mean_average_precision,
+            }
+            for band in found.bands
+        ],
+    }
+    rows: Rows = [
+        {
+            "predicate": row.predicate,
+            "band": row.band or "never wanted",
+            **_row(row.quality),
+            "average_precision": row.average_precision,
+        }
+        for row in found.predicates
+    ]
+    options = {"source": found.source, "threshold": threshold, **settings}
+    return EvaluationResult(f"Labels ({found.source})", options, summary, rows, _notes(found), tables, found.counts)
+
+
+def _row(quality: Quality) -> dict[str, Any]:
+    return {
+        "said": quality.said,
+        "right": quality.right,
+        "found": quality.found,
+        "wanted": quality.wanted,
+        "precision": quality.precision,
+        "recall": quality.recall,
+        "F1": quality.f1,
+    }
+
+
+def _notes(found: LabelQuality) -> list[str]:
+    counts = found.counts
+    notes = [
+        f"compared {counts['relations']:,} relations in {counts['images compared']:,} images; "
+        f"{counts['objects matched']:,} of {counts['objects']:,} objects are in the truth"
+    ]
+    notes += [f"{counts[name]:,} {text}" for name, text in _NOTES.items() if counts[name]]
+    if not counts["relations"]:
+        notes.append(f"the run has no {found.source} there: precision is undefined")
+    elif (least := float(found.relations.confidence.min())) >= 0.01 and found.source == "relations":
+        notes.append(f"the least confidence in the run is {least:.3f}: AP counts what is below as not found")
+    return notes
