@@ -108,6 +108,7 @@ def train(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainSummary:
             names = [*training.objects.names, *training.relations.names]
             labels = training.labels
             texts = [*labels.objects, *labels.relations] if labels else names
+            texts += [way for ways in recipe.data.wordings.values() for way in ways]
             make_start(recipe.model, texts, recipe.seed, job.start)
         _run(job, progress)
         return _summarise(job)

@@ -56,6 +56,9 @@ class DataConfig(Config):
     negative_texts: int = Field(500, ge=0, description="sampled: extend the texts to so many, 2/3 of them objects")
     object_strategy: Strategy = "frequency"
     relation_strategy: Strategy = "frequency"
+    wordings: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="other ways to say a relation, drawn in training: {riding: [rides]}"
+    )
     augment: Augmentation | None = Field(default_factory=Augmentation, description="null: only resized")
     short_side: int = Field(800, ge=32, description="pixels; of validation pictures, and of all if not augmented")
     long_side: int = Field(1333, ge=32)

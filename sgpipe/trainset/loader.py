@@ -72,7 +72,7 @@ def _collated(step: Step, examples: list[Future[Example | None]], parts: int) ->
     """The parts; a step without any item, of a validation, is an empty batch."""
     size = max(1, len(examples) // parts)
     cuts = [examples[at : at + size] for at in range(0, len(examples), size)] or [[]]
-    return [_batch([future.result() for future in cut], step.texts) for cut in cuts]
+    return [_batch([future.result() for future in cut], step.spoken) for cut in cuts]
 
 
 def _batch(examples: list[Example | None], texts: Texts) -> Batch:

@@ -18,7 +18,7 @@ from sgpipe.train_recipe import DataConfig
 from sgpipe.trainset.contents import TrainSet
 from sgpipe.trainset.order import Epoch, generator, one_pass, shuffled_epoch
 from sgpipe.trainset.rows import Row, scene_graph, walk
-from sgpipe.trainset.texts import ClosedTexts, SampledTexts, text_choice
+from sgpipe.trainset.texts import ClosedTexts, SampledTexts, reworded, text_choice
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Step:
-    """A worker's share of the pictures of a step, and the texts of all of them."""
+    """A worker's share of the pictures of a step, and the texts of all of them.
+
+    Args:
+        spoken: the texts as the network reads them, perhaps in other words.
+    """
 
     epoch: int
     index: int
     texts: Texts
+    spoken: Texts
     items: tuple[Item, ...]
 
 
@@ -115,9 +120,11 @@ class Stream:
     def _step(self, epoch: int, index: int, rows: list[Row]) -> Step:
         first = index * self.batch
         items = [self._item(row, generator("picture", self.seed, epoch, first + n)) for n, row in enumerate(rows)]
-        texts = self._texts.choose([item.graph for item in items], generator("texts", self.seed, epoch, index))
+        rng = generator("texts", self.seed, epoch, index)
+        texts = self._texts.choose([item.graph for item in items], rng)
+        spoken = reworded(texts, self.data.wordings, rng) if self.training else texts
         share = self._share(first, len(rows))
-        return Step(epoch, index, texts, tuple(replace(items[n], embedded=rows[n].picture()) for n in share))
+        return Step(epoch, index, texts, spoken, tuple(replace(items[n], embedded=rows[n].picture()) for n in share))
 
     def _share(self, first: int, rows: int) -> Sequence[int]:
         """Which rows of a step are this worker's; of validations, whose last step may be short, every `world`th."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlip_model.text import NO_OBJECTS
@@ -61,6 +61,16 @@ def text_choice(trainset: TrainSet, data: DataConfig) -> ClosedTexts | SampledTe
             data.relation_strategy,
         )
     )
+
+
+def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> Texts:
+    """The same relations, each said in one of its ways, all equally likely; never as another one of them."""
+    said = list(texts.relations)
+    for place, text in enumerate(texts.relations):
+        ways = [way for way in wordings.get(text, ()) if way not in said]
+        if ways:
+            said[place] = rng.choice([text, *ways])
+    return Texts(texts.objects, tuple(said))
 
 
 def _objects(graph: SceneGraph) -> Iterator[str]:

@@ -208,3 +208,13 @@ def interrupt(fed: ShardFeed) -> None:
 
 def refuse(*_) -> None:
     raise UserError("enough")
+
+
+def test_the_network_reads_the_other_words_and_the_labels_stay(config):
+    ways = {name: (f"{name} it",) for name in ("on", "left of", "holding", "next to", "under")}
+    plainly, reworded = (training(feed(config, wordings=wordings), 10) for wordings in ({}, ways))
+    for [batch], [other] in zip(plainly, reworded, strict=True):
+        assert [text.removesuffix(" it") for text in other.texts.relations] == list(batch.texts.relations)
+        for one, same in zip(batch.triplets, other.triplets, strict=True):
+            assert torch.equal(one.relation_labels, same.relation_labels)
+    assert any(text.endswith(" it") for [batch] in reworded for text in batch.texts.relations)

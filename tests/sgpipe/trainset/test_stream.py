@@ -205,3 +205,18 @@ def test_shards_that_changed_after_the_scan_are_named(tmp_path):
     (tmp_path / "data" / "train-000000000-000000003.parquet").rename(found.trainset.chunks[0].file)
     with pytest.raises(UserError, match=r"000000006\.parquet has changed"):
         next(found.steps())
+
+
+def test_relations_are_said_in_other_words_only_in_training(config):
+    wordings = {"left of": ("to the left of", "on"), "under": ("below",)}
+    own = stream(config, wordings=wordings)
+    steps = list(islice(own.steps(), 40))
+    said = Counter(pair for step in steps for pair in zip(step.texts.relations, step.spoken.relations, strict=True))
+    assert all(step.spoken.objects == step.texts.objects for step in steps)
+    assert {("left of", "left of"), ("left of", "to the left of"), ("under", "under"), ("under", "below")} < set(said)
+    assert {spoken for known, spoken in said if known == "on"} == {"on"}
+    for step in steps:  # never said as another relation of the step
+        assert len(set(step.spoken.relations)) == len(step.texts.relations)
+    assert [plain_step(step) for step in steps] == first(stream(config, wordings=wordings), 40)
+    checked = stream(config, wordings=wordings, training=False)
+    assert all(step.spoken == step.texts for step in checked.epoch(0))
