@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,13 +38,14 @@ class RLIPPreTrainedModel(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]
         cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> Model:
-        """Load a network and its tokenizer from a folder or hub id.
+        """Load a network and its tokenizer from a folder or hub id; in float32 unless `dtype` says otherwise.
 
         Raises:
             CheckpointError: no such network there, another kind of network, or weights that don't fit.
             TokenizerError: its tokenizer is missing or knows no words.
         """
         name = str(pretrained_model_name_or_path)
+        kwargs.setdefault("dtype", torch.float32)
         _check_kind(name, cls)
         try:
             loaded = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.random import Generator
@@ -99,6 +99,14 @@ def extent_of(shapes: Shapes) -> Extent:
     return Extent(*points.min(0).tolist(), *points.max(0).tolist())
 
 
+class _Drawn(NamedTuple):
+    """What an actor looked like in a pose: parts far to near, and the box around them."""
+
+    pose: tuple[Any, ...]
+    shapes: list[Shapes]
+    extent: Extent
+
+
 @dataclass(eq=False)
 class Actor:
     """A thing in a group: how it looks, and where and how it is.
@@ -118,6 +126,10 @@ class Actor:
     feet: tuple[Point, Point] | None = None
     airborne: bool = False
     free: set[str] = field(default_factory=set)
+    _drawn: _Drawn | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_drawn": None}  # copies draw anew: they are about to move
 
     @property
     def size(self) -> float:
@@ -129,16 +141,29 @@ class Actor:
 
     def layers(self) -> list[tuple[float, Shapes]]:
         """What to draw in the group, by depth; a person's near arm comes before whatever it holds."""
-        if not isinstance(self.look, PersonLook):
-            return [(self.depth, self._moved(self._shapes()))]
-        hands = tuple(self._own(hand) for hand in self.hands)
-        feet = (self._inside(self.feet[0]), self._inside(self.feet[1])) if self.feet else None
-        body = draw_person(self.look, self.posture, (hands[0], hands[1]), feet)
-        return [(self.depth, self._moved(body.behind)), (self.depth + 0.5, self._moved(body.front))]
+        shapes = self._draw().shapes
+        return [(self.depth + 0.5 * number, part) for number, part in enumerate(shapes)]
 
     def extent(self) -> Extent:
         """The box around the thing, whether or not something hides it."""
-        return extent_of([shape for _, shapes in self.layers() for shape in shapes])
+        return self._draw().extent
+
+    def _draw(self) -> _Drawn:
+        """As it is now; drawn only once while it stays so."""
+        pose = (self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
+        if self._drawn is None or self._drawn.pose != pose:
+            shapes = [self._moved(part) for part in self._parts()]
+            self._drawn = _Drawn(pose, shapes, extent_of([shape for part in shapes for shape in part]))
+        return self._drawn
+
+    def _parts(self) -> list[Shapes]:
+        """In its own coordinates, far to near."""
+        if not isinstance(self.look, PersonLook):
+            return [self._shapes()]
+        hands = tuple(self._own(hand) for hand in self.hands)
+        feet = (self._inside(self.feet[0]), self._inside(self.feet[1])) if self.feet else None
+        body = draw_person(self.look, self.posture, (hands[0], hands[1]), feet)
+        return [body.behind, body.front]
 
     def _shapes(self) -> Shapes:
         if isinstance(self.look, AnimalLook):

@@ -1,5 +1,6 @@
 """Folders: saved and loaded bit for bit; what is no R-Tagger is told in one line."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -123,3 +124,12 @@ def test_a_tokenizer_with_ids_beyond_the_text_encoder(tagger: RTagger) -> None:
     tagger.tokenizer.add_tokens(["one", "more"])
     with pytest.raises(TokenizerError, match="tokens, the text encoder"):
         tagger.set_tokenizer(tagger.tokenizer)
+
+
+def test_half_precision_on_disk_is_float32_in_memory_unless_asked(tagger: RTagger, tmp_path: Path) -> None:
+    copy.deepcopy(tagger).half().save_pretrained(tmp_path)
+    loaded = RTagger.from_pretrained(tmp_path)
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    for name, value in loaded.named_parameters():
+        assert torch.equal(value, tagger.get_parameter(name).half().float())
+    assert RTagger.from_pretrained(tmp_path, dtype="auto").scorer.projection.weight.dtype == torch.float16
