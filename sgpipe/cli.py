@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from sgpipe import __version__
 from sgpipe.cli_eval import app as eval_app
 from sgpipe.cli_import import app as import_app
+from sgpipe.cli_predict import predict
 from sgpipe.cli_stats import stats
 from sgpipe.errors import EngineError, UserError
 from sgpipe.split_name import guess_split
@@ -62,6 +63,7 @@ app = typer.Typer(
 
 app.add_typer(import_app, name="import")
 app.add_typer(eval_app, name="eval")
+app.command()(predict)
 app.command()(stats)
 
 

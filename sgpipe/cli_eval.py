@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from sgpipe.cli_predict import Batch, Classes, Device, Dtype, Gpus, Images, Precision, Split, Workers
+from sgpipe.errors import UserError
+
 if TYPE_CHECKING:
+    from sgpipe.evaluation.of_model import ModelRun
     from sgpipe.evaluation.result import EvaluationResult
 
 Predictions = Annotated[Path, typer.Option(help="File of predictions; its forms are in docs/formats.md.")]
 Annotations = Annotated[Path, typer.Option(help="Annotation file.")]
+MaybePredictions = Annotated[Path | None, typer.Option(help="File of predictions; its forms are in docs/formats.md.")]
+MaybeAnnotations = Annotated[Path | None, typer.Option(help="Annotation file; with --model the data is enough.")]
+Model = Annotated[Path | None, typer.Option(help="Instead of predictions: a trained network's folder.")]
+MaybeData = Annotated[Path | None, typer.Option(help="With --model: folder of shards.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything there.")]
 CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write a line for each class there.")]
+PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw precision over recall there, as SVG.")]
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate predictions as the benchmarks' official evaluators do.")
 
@@ -55,19 +64,39 @@ class GraphMode(str, Enum):
 
 @app.command()
 def hico(
-    predictions: Predictions,
-    annotations: Annotations,
+    predictions: MaybePredictions = None,
+    annotations: MaybeAnnotations = None,
     setting: Annotated[HicoSetting, typer.Option(help="Rare classes, or unseen ones.")] = HicoSetting.DEFAULT,
     known_object: Annotated[bool, typer.Option("--known-object", help="Only images with the class's object.")] = False,
     pair_nms: Annotated[bool, typer.Option("--pair-nms", help="Suppress pairs that overlap better ones.")] = False,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="With --model: leave out subjects that look like no person.")
+    ] = False,
+    classes: Classes = None,
+    model: Model = None,
+    data: MaybeData = None,
+    split: Split = None,
+    images: Images = None,
+    batch: Batch = 4,
+    dtype: Dtype = Precision.AUTO,
+    device: Device = "auto",
+    workers: Workers = 1,
+    gpus: Gpus = 0,
     json: JsonFile = None,
     csv: CsvFile = None,
+    plot: PlotFile = None,
 ) -> None:
     """HICO-DET: mean average precision of full, rare and non-rare, or unseen and seen classes."""
-    from sgpipe.evaluation.benchmarks import evaluate_hico_files
+    from sgpipe.evaluation.benchmarks import HicoOptions, evaluate_hico_files
+    from sgpipe.evaluation.of_model import evaluate_hico_model
 
-    result = evaluate_hico_files(predictions, annotations, setting.value, known_object=known_object, pair_nms=pair_nms)
-    _show(result, json, csv)
+    options = HicoOptions(setting.value, known_object, pair_nms)
+    if files := _files(predictions, annotations, model, data):
+        result = evaluate_hico_files(*files, options, classes)
+    else:
+        run = _model_run(model, data, split, images, annotations, classes, batch, dtype, device, workers, gpus)
+        result = evaluate_hico_model(run, options, zero_shot=zero_shot)
+    _show(result, json, csv, plot)
 
 
 @app.command()
@@ -86,18 +115,34 @@ def vcoco(
 
 @app.command()
 def openimages(
-    predictions: Predictions,
-    annotations: Annotations,
+    predictions: MaybePredictions = None,
+    annotations: MaybeAnnotations = None,
     nms: Annotated[PhraseSuppression, typer.Option(help="NMS, with the published slip or without.")] = (
         PhraseSuppression.NONE
     ),
+    model: Model = None,
+    data: MaybeData = None,
+    split: Split = None,
+    images: Images = None,
+    batch: Batch = 4,
+    dtype: Dtype = Precision.AUTO,
+    device: Device = "auto",
+    workers: Workers = 1,
+    gpus: Gpus = 0,
     json: JsonFile = None,
     csv: CsvFile = None,
+    plot: PlotFile = None,
 ) -> None:
     """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd."""
     from sgpipe.evaluation.benchmarks import evaluate_open_images_files
+    from sgpipe.evaluation.of_model import evaluate_open_images_model
 
-    _show(evaluate_open_images_files(predictions, annotations, nms.value), json, csv)
+    if files := _files(predictions, annotations, model, data):
+        result = evaluate_open_images_files(*files, nms.value)
+    else:
+        run = _model_run(model, data, split, images, annotations, None, batch, dtype, device, workers, gpus)
+        result = evaluate_open_images_model(run, nms.value)
+    _show(result, json, csv, plot)
 
 
 @app.command()
@@ -132,6 +177,7 @@ def labels(
     ] = None,
     json: JsonFile = None,
     csv: CsvFile = None,
+    plot: PlotFile = None,
 ) -> None:
     """Relations of a run against the truth: precision, recall and AP, by threshold, predicate and frequency."""
     from sgpipe.evaluation.label_report import label_report
@@ -150,12 +196,57 @@ def labels(
     )
     paths = {"pred": pred, "truth": truth, "wanted": wanted, "synonyms": synonyms, "image_data": image_data}
     settings = {name: str(path) for name, path in paths.items() if path}
-    _show(label_report(found, iou=iou, **settings), json, csv)
+    _show(label_report(found, iou=iou, **settings), json, csv, plot)
 
 
-def _show(result: EvaluationResult, json: Path | None, csv: Path | None) -> None:
+def _files(
+    predictions: Path | None, annotations: Path | None, model: Path | None, data: Path | None
+) -> tuple[Path, Path] | None:
+    """The files, if it is files that are to be evaluated. Raises UserError: neither these nor a network are given."""
+    if predictions and annotations and not model and not data:
+        return predictions, annotations
+    if predictions or not model or not data:
+        raise UserError("give --predictions and --annotations, or --model and --data")
+    return None
+
+
+def _model_run(
+    model: Path | None,
+    data: Path | None,
+    split: str | None,
+    images: Path | None,
+    annotations: Path | None,
+    classes: Path | None,
+    batch: int,
+    dtype: Precision,
+    device: str,
+    workers: int,
+    gpus: float,
+) -> ModelRun:
+    from sgpipe.evaluation.of_model import ModelRun
+
+    assert model is not None
+    assert data is not None
+    return ModelRun(
+        model,
+        data,
+        split=split,
+        images=images,
+        annotations=annotations,
+        classes=classes,
+        batch=batch,
+        dtype=dtype.value,
+        device=device,
+        workers=workers,
+        gpus=gpus,
+    )
+
+
+def _show(result: EvaluationResult, json: Path | None, csv: Path | None, plot: Path | None = None) -> None:
     result.print(Console(markup=False, highlight=False))
     if json:
         result.write_json(json)
     if csv:
         result.write_csv(csv)
+    if plot:
+        result.write_plot(plot)

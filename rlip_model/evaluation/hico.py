@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlip_model.evaluation.hico_classes import CLASSES, NUM_OBJECTS, Split, possible_interactions
+from rlip_model.evaluation.hico_classes import Split, possible_interactions
 from rlip_model.evaluation.inputs import Array, Image
 from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.suppression import PairSuppression
-from rlip_model.evaluation.triplets import Triplets, best_triplets, blocks, match, true_triplets
+from rlip_model.evaluation.triplets import TripletClasses, Triplets, best_triplets, blocks, match, true_triplets
 
 MOST_DETECTIONS = 100  # per image
 
 
 @dataclass(frozen=True)
 class HicoSettings:
-    """possible: `[verbs, objects]`, others are scored 0; suppression: pair NMS after the cut to 100.
+    """possible: `[verbs, objects]`, others are scored 0; its shape says how many there are, HICO-DET's or others.
 
+    suppression: pair NMS after the cut to 100.
     known_object: a class is judged only in images with a box of its object ("Known Object"; else "Default").
     """
 
@@ -31,10 +32,15 @@ class HicoSettings:
     suppression: PairSuppression | None = None
     known_object: bool = False
 
+    @property
+    def classes(self) -> TripletClasses:
+        num_verbs, num_objects = self.possible.shape
+        return TripletClasses(num_objects, num_verbs)
+
 
 @dataclass(frozen=True)
 class HicoScores:
-    """Classes are numbered by `hico_classes.CLASSES`."""
+    """Classes are numbered by `HicoSettings.classes`; HICO-DET's own are `hico_classes.CLASSES`."""
 
     per_class: ClassScores
 
@@ -52,22 +58,23 @@ def evaluate_hico(images: Iterable[Image], settings: HicoSettings | None = None)
     """Scores of a data set, read as a stream.
 
     Args:
-        images: scores are final (verb x object), labels from 0 in COCO's order (subjects: 0), verbs from 0.
+        images: scores are final (verb x object), labels from 0 in COCO's order (subjects: 0), verbs from 0; or
+            those of other classes, where settings say so.
 
     Raises:
         EvaluationError: labels out of range, numbers that are not finite, boxes inside out.
     """
     settings = settings or HicoSettings()
-    num_verbs, num_objects = settings.possible.shape
+    classes = settings.classes
     tally = Tally()
     for block in blocks(images):
         for image in block:
-            image.truth.check(image.name, num_objects, num_verbs)
-            image.found.check(image.name, num_objects, num_verbs)
+            image.truth.check(image.name, classes.num_objects, classes.num_predicates)
+            image.found.check(image.name, classes.num_objects, classes.num_predicates)
         true = true_triplets(block)
         found = _judged(block, settings)
-        claims = match(found, true, CLASSES.within_images(found), CLASSES.within_images(true))
-        tally.add(CLASSES.of(true), CLASSES.of(found), found.scores, claims)
+        claims = match(found, true, classes.within_images(found), classes.within_images(true))
+        tally.add(classes.of(true), classes.of(found), found.scores, claims)
     return HicoScores(tally.class_scores())
 
 
@@ -77,13 +84,13 @@ def _judged(block: Sequence[Image], settings: HicoSettings) -> Triplets:
     annotated = np.array([len(image.truth.boxes) > 0 for image in block])
     found = found.where(annotated[found.image])
     if settings.known_object:
-        found = found.where(_objects(block)[found.image, found.objects])
-    return settings.suppression.best(found, CLASSES) if settings.suppression else found
+        found = found.where(_objects(block, settings.classes.num_objects)[found.image, found.objects])
+    return settings.suppression.best(found, settings.classes) if settings.suppression else found
 
 
-def _objects(block: Sequence[Image]) -> Array:
+def _objects(block: Sequence[Image], num_objects: int) -> Array:
     """`[images, objects]`, True where an image has a true box of the class."""
-    present = np.zeros((len(block), NUM_OBJECTS), dtype=bool)
+    present = np.zeros((len(block), num_objects), dtype=bool)
     for image, row in zip(block, present, strict=True):
         row[image.truth.labels] = True
     return present

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
-from rlip_model.evaluation.hico_classes import CLASSES, SETTINGS, Setting, split
-from rlip_model.evaluation.inputs import EvaluationError
+from rlip_model.evaluation.hico_classes import SETTINGS, Setting, possible_interactions, split
+from rlip_model.evaluation.inputs import Array, EvaluationError, Image
 from rlip_model.evaluation.open_images import OpenImagesSettings, PhraseOrder, evaluate_open_images
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
@@ -19,41 +23,87 @@ from rlip_model.evaluation.vcoco import Scenario, VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_found_people, read_people
 from rlip_model.evaluation.visual_genome import VG150_PREDICATES, Mode, evaluate_graphs, vg150_zero_shot
 from sgpipe.errors import UserError
+from sgpipe.evaluation.classes import OPEN_IMAGES, read_classes
 from sgpipe.evaluation.graphs import GraphFiles
 from sgpipe.evaluation.pairs import PairFiles
+from sgpipe.evaluation.plot import class_curve
 from sgpipe.evaluation.result import EvaluationResult, Rows, class_rows
-from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.hoi import HICO, Numbering, hico_source
+from sgpipe.sources.annotated import AnnotationSource, ClassLists
+from sgpipe.sources.hoi import HICO, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
-from sgpipe.vocabulary import category_names, relation_names
 
-OPEN_IMAGES = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
 SPLIT = "test"  # of records that are only evaluated
 
 Suppression = Literal["none", "published", "repaired"]
 
 
+@dataclass(frozen=True)
+class HicoOptions:
+    """setting: which classes are told apart; known_object: a class is judged only where its object is; pair_nms."""
+
+    setting: Setting = "default"
+    known_object: bool = False
+    pair_nms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.setting not in SETTINGS:
+            raise UserError(f"unknown setting {self.setting!r}: expected one of {', '.join(SETTINGS)}")
+
+
+class Images(Protocol):
+    """Annotated images with what was found in them; notes: filled by reading."""
+
+    notes: list[str]
+
+    def images(self) -> Iterator[Image]: ...
+
+
 def evaluate_hico_files(
-    predictions: Path, annotations: Path, setting: Setting = "default", *, known_object: bool, pair_nms: bool
+    predictions: Path, annotations: Path, options: HicoOptions, classes: Path | None = None
 ) -> EvaluationResult:
-    """HICO-DET.
+    """HICO-DET; or, as HICO-DET, files in its form with other classes.
 
     Raises:
         UserError: a file is missing or wrong, or has something in it that would make numbers wrong.
     """
-    if setting not in SETTINGS:
-        raise UserError(f"unknown setting {setting!r}: expected one of {', '.join(SETTINGS)}")
-    files = PairFiles(hico_source(annotations, SPLIT), predictions, HICO, "hoi_prediction")
-    settings = HicoSettings(suppression=PairSuppression() if pair_nms else None, known_object=known_object)
-    with _explained(predictions):
-        scores = evaluate_hico(files.images(), settings)
-    summary = scores.summary(split(setting))
-    if setting not in ("default", "NF"):
-        names = {"mAP rare": "mAP unseen", "mAP non-rare": "mAP seen"}
-        summary = {names.get(name, name): value for name, value in summary.items()}
-    rows = class_rows(scores.per_class, _triplet_names(scores.per_class, CLASSES, files.source))
-    options = {"setting": setting, "known_object": known_object, "pair_nms": pair_nms}
-    return EvaluationResult("HICO-DET", options, summary, rows, files.notes)
+    if classes is None:
+        source, numbering = hico_source(annotations, SPLIT), HICO
+    else:
+        numbering = read_classes(classes)
+        read = partial(read_hoia, annotations, numbering, "hico", SPLIT)
+        source = AnnotationSource("hico", SPLIT, read, {"annotations": annotations}, classes=numbering.classes)
+    files = PairFiles(source, predictions, numbering, "hoi_prediction")
+    return hico_result(files, numbering.classes, options, str(predictions))
+
+
+def hico_result(images: Images, classes: ClassLists, options: HicoOptions, name: str) -> EvaluationResult:
+    """As HICO-DET counts. `name`: of where the predictions come from. Raises UserError, as above."""
+    official = classes == HICO.classes
+    if not official and options.setting != "default":
+        raise UserError(f"--setting {options.setting} divides HICO-DET's classes, and these are others")
+    possible = possible_interactions() if official else np.ones((len(classes.relations), len(classes.objects)))
+    settings = HicoSettings(possible, PairSuppression() if options.pair_nms else None, options.known_object)
+    with _explained(name):
+        scores = evaluate_hico(images.images(), settings)
+    groups, names = _hico_groups(options.setting) if official else ({}, {})
+    summary = scores.summary(split(options.setting))
+    if not official:
+        summary = {name: summary[name] for name in ("mAP", "mean max recall")}
+    summary = {names.get(name, name): value for name, value in summary.items()}
+    per_class = scores.per_class
+    curves = {name: class_curve(per_class, group) for name, group in {"all classes": None, **groups}.items()}
+    rows = class_rows(per_class, _triplet_names(per_class, settings.classes, classes))
+    settings_row = {"setting": options.setting, "known_object": options.known_object, "pair_nms": options.pair_nms}
+    title = "HICO-DET" if official else "HICO-DET's protocol"
+    return EvaluationResult(title, settings_row, summary, rows, images.notes, curves=curves)
+
+
+def _hico_groups(setting: Setting) -> tuple[dict[str, Array], dict[str, str]]:
+    """The classes by group, and the measures' names where they are not the usual ones."""
+    names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
+    parts = split(setting)
+    renamed = {f"mAP {old}": f"mAP {new}" for old, new in zip(("rare", "non-rare"), names, strict=True)}
+    return dict(zip(names, (parts.rare, parts.non_rare), strict=True)), renamed
 
 
 def evaluate_open_images_files(
@@ -62,18 +112,25 @@ def evaluate_open_images_files(
     """Open Images V6 scene graphs; classes are listed for relations. Raises UserError, as above."""
     source = OpenImages(annotations, SPLIT).source()
     files = PairFiles(source, predictions, OPEN_IMAGES, "rel_prediction")
+    return open_images_result(files, OPEN_IMAGES.classes, suppression, str(predictions))
+
+
+def open_images_result(images: Images, classes: ClassLists, suppression: Suppression, name: str) -> EvaluationResult:
+    """As Open Images counts; arguments as of `hico_result`."""
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
     settings = OpenImagesSettings(
-        len(OPEN_IMAGES.objects),
-        len(OPEN_IMAGES.relations),
+        len(classes.objects),
+        len(classes.relations),
         PairSuppression() if suppression != "none" else None,
         order,
     )
-    with _explained(predictions):
-        scores = evaluate_open_images(files.images(), settings)
-    relations = scores.relations[100]
-    rows = class_rows(relations, _triplet_names(relations, settings.classes, source))
-    return EvaluationResult("Open Images V6", {"nms": suppression}, scores.summary(), rows, files.notes)
+    with _explained(name):
+        scores = evaluate_open_images(images.images(), settings)
+    relations, phrases = scores.relations[100], scores.phrases[100]
+    rows = class_rows(relations, _triplet_names(relations, settings.classes, classes))
+    curves = {"relations": class_curve(relations), "phrases": class_curve(phrases)}
+    title = "Open Images V6" if classes == OPEN_IMAGES.classes else "Open Images' protocol"
+    return EvaluationResult(title, {"nms": suppression}, scores.summary(), rows, images.notes, curves=curves)
 
 
 def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> EvaluationResult:
@@ -139,12 +196,11 @@ def _vcoco_rows(scores: VcocoScores) -> Rows:
     ]
 
 
-def _triplet_names(scores: ClassScores, classes: TripletClasses, source: AnnotationSource) -> list[dict[str, str]]:
-    assert source.classes is not None
-    objects, relations = source.classes.objects, source.classes.relations
+def _triplet_names(scores: ClassScores, numbers: TripletClasses, classes: ClassLists) -> list[dict[str, str]]:
+    objects, relations = classes.objects, classes.relations
     return [
         {"subject": objects[subject], "predicate": relations[predicate], "object": objects[object_]}
-        for subject, object_, predicate in classes.labels(scores.classes).tolist()
+        for subject, object_, predicate in numbers.labels(scores.classes).tolist()
     ]
 
 
@@ -158,7 +214,7 @@ def _read_json(path: Path) -> Any:
 
 
 @contextmanager
-def _explained(predictions: Path) -> Iterator[None]:
+def _explained(predictions: Path | str) -> Iterator[None]:
     """Raises UserError for what an evaluator refuses."""
     try:
         yield

@@ -71,7 +71,7 @@ def quality(relations: Relations, wanted: int) -> Quality:
 
 
 def precision_recall(relations: Relations, wanted: int) -> tuple[Array, Array]:
-    """Recall and monotone precision at every confidence that occurs, falling; `wanted` above 0.
+    """Recall and monotone precision at every confidence that occurs, falling; recall 0 if nothing is wanted.
 
     Relations that are right but not wanted are left out: they are no mistakes, nor can they be found. Equal
     confidences are one step, so the order of relations doesn't matter.
@@ -80,15 +80,12 @@ def precision_recall(relations: Relations, wanted: int) -> tuple[Array, Array]:
     order = np.argsort(-ranked.confidence, kind="stable")
     confidence, found = ranked.confidence[order], np.cumsum(ranked.found[order])
     steps = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True)) if len(order) else order
-    return found[steps] / wanted, monotone(found[steps] / (steps + 1))
+    return found[steps] / max(wanted, 1), monotone(found[steps] / (steps + 1))
 
 
-def average_precision(relations: Relations, wanted: int) -> float:
-    """Area under monotone precision over recall (PASCAL VOC 2010); NaN if nothing is wanted."""
-    if not wanted:
-        return float("nan")
-    recall, precision = precision_recall(relations, wanted)
-    return float((precision * np.diff(recall, prepend=0.0)).sum())
+def area(recall: Array, precision: Array, wanted: int) -> float:
+    """Average precision: the area under monotone precision over recall (PASCAL VOC 2010); NaN if nothing is wanted."""
+    return float((precision * np.diff(recall, prepend=0.0)).sum()) if wanted else float("nan")
 
 
 def frequency_bands(wanted: Array) -> list[Band | None]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlip_model.evaluation.inputs import Array
 from sgpipe.evaluation.label_measures import Quality
 from sgpipe.evaluation.labels import LabelQuality
+from sgpipe.evaluation.plot import mean_curve, precision_at
 from sgpipe.evaluation.result import EvaluationResult, Rows
 
 _NOTES = {  # what was left out, by its count
@@ -56,7 +58,17 @@ def label_report(found: LabelQuality, **settings: Any) -> EvaluationResult:
         for row in found.predicates
     ]
     options = {"source": found.source, "threshold": threshold, **settings}
-    return EvaluationResult(f"Labels ({found.source})", options, summary, rows, _notes(found), tables, found.counts)
+    title = f"Labels ({found.source})"
+    return EvaluationResult(title, options, summary, rows, _notes(found), tables, found.counts, _curves(found))
+
+
+def _curves(found: LabelQuality) -> dict[str, Array]:
+    """Of the frequency bands, means over their predicates."""
+    by_band: dict[str, list[Array]] = {}
+    for row in found.predicates:
+        if row.band:
+            by_band.setdefault(row.band, []).append(precision_at(*row.curve))
+    return {f"{band} ({len(curves)} predicates)": mean_curve(curves) for band, curves in by_band.items()}
 
 
 def _row(quality: Quality) -> dict[str, Any]:

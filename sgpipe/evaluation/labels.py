@@ -4,7 +4,7 @@
 
     found = label_quality(Path("run"), Path("truth"), wanted=Path("composed"), threshold=0.2)
     found.at_threshold.precision, found.at_threshold.recall, found.average_precision
-    label_report(found).print(Console())               # of label_report.py; also .write_json(path), .write_csv(path)
+    label_report(found).print(Console())               # of label_report.py; also .write_json, _csv and _plot
 
     everything = label_quality(Path("run"), Path("truth"), source="candidates")   # all matching pairs, as a baseline
 
@@ -29,9 +29,10 @@ from sgpipe.evaluation.label_measures import (
     Band,
     Quality,
     Relations,
-    average_precision,
+    area,
     frequency_bands,
     mean,
+    precision_recall,
     quality,
 )
 from sgpipe.evaluation.label_objects import NO_MATCH
@@ -45,12 +46,16 @@ CURVE = tuple(round(0.05 * step, 2) for step in range(20))
 
 @dataclass(frozen=True)
 class PredicateQuality:
-    """One predicate at the threshold, and its average precision; band is None where it is never wanted."""
+    """One predicate at the threshold, and its average precision; band is None where it is never wanted.
+
+    curve: recall and monotone precision, `[points]` each.
+    """
 
     predicate: str
     band: Band | None
     quality: Quality
     average_precision: float
+    curve: tuple[Array, Array]
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ class _Comparison:
             source=source,
             counts=self._counts(relations),
             at_threshold=quality(kept, total),
-            average_precision=average_precision(relations, total),
+            average_precision=area(*precision_recall(relations, total), total),
             mean_average_precision=mean([row.average_precision for row in rows if row.band]),
             related_precision=mean(kept.right[kept.related]),
             reachable=mean(reachable),
@@ -256,7 +261,8 @@ def _by_predicate(
         own, count = by_predicate[ends[number] : ends[number + 1]], int(wanted[number])
         if count or len(own):
             at_threshold = quality(own.above(threshold), count)
-            rows.append(PredicateQuality(names[number], bands[number], at_threshold, average_precision(own, count)))
+            curve = precision_recall(own, count)
+            rows.append(PredicateQuality(names[number], bands[number], at_threshold, area(*curve, count), curve))
     return tuple(rows)
 
 

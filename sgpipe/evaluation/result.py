@@ -15,7 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.scores import ClassScores
+from sgpipe.evaluation.plot import precision_recall_svg
 
 Rows = list[dict[str, Any]]
 
@@ -25,6 +27,7 @@ class EvaluationResult:
     """summary: the benchmark's numbers by their usual names; per_class: one row per class; notes: what to know.
 
     tables: further tables by their titles; counts: what was compared, and what was not.
+    curves: precision `[101]` over recall (`plot.RECALLS`) by the names of class groups.
     """
 
     benchmark: str
@@ -34,6 +37,7 @@ class EvaluationResult:
     notes: Sequence[str]
     tables: Mapping[str, Rows] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    curves: Mapping[str, Array] = field(default_factory=dict)
 
     def print(self, console: Console) -> None:
         summary = [{"measure": name, "value": value} for name, value in self.summary.items()]
@@ -63,6 +67,10 @@ class EvaluationResult:
         writer.writeheader()
         writer.writerows(_without_nan(self.per_class))
         _write(path, text.getvalue())
+
+    def write_plot(self, path: Path) -> None:
+        """Precision over recall of the class groups, as SVG."""
+        _write(path, precision_recall_svg(self.benchmark, self.curves))
 
 
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:

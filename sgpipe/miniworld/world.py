@@ -15,6 +15,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
+from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.miniworld.render import Picture, render
 from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
 from sgpipe.miniworld.splits import SPLITS
@@ -24,6 +25,8 @@ IMAGES = "images"
 INSTANCES = "instances.json"
 CAPTIONS = "captions.json"
 SCENE_GRAPHS = "scene_graphs.json"
+INTERACTIONS = "hico.json"
+INTERACTION_CLASSES = "hico_classes.json"
 
 _MOST_IMAGES = 1_000_000
 _MOST_PER_IMAGE = 100
@@ -44,8 +47,9 @@ def draw_world(
     """Draw the first `images` pictures of a split into `out`, with their annotations.
 
     `images/*.jpg`, `instances.json` and `captions.json` (COCO), `scene_graphs.json` (Visual Genome, all that
-    is true; its boxes are those of the instances). A picture and what is known of it depend on the seed, the
-    split and its number only. The annotations are written last, so where they are, all pictures are.
+    is true; its boxes are those of the instances), `hico.json` (HICO-DET in HOIA form, what is true of persons) and
+    `hico_classes.json`, what its numbers mean. A picture and what is known of it depend on the seed, the split and
+    its number only. The annotations are written last, so where they are, all pictures are.
 
     Args:
         split: "train", "val", or "test-compositional", whose (subject, relation, object) never occur in the
@@ -84,7 +88,7 @@ def file_name(split: str, number: int) -> str:
 
 @dataclass
 class Annotations:
-    """The three annotation files while pictures are added; ids follow from the picture's, not the order."""
+    """The annotation files while pictures are added; ids follow from the picture's, not the order."""
 
     seed: int
     split: str
@@ -92,6 +96,7 @@ class Annotations:
     instances: list[dict[str, Any]] = field(default_factory=list)
     captions: list[dict[str, Any]] = field(default_factory=list)
     graphs: list[dict[str, Any]] = field(default_factory=list)
+    interactions: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, scene: Scene, picture: Picture, sentences: list[SceneCaption]) -> None:
         number = image_id(scene.split, scene.number)
@@ -122,6 +127,7 @@ class Annotations:
             for index, sentence in enumerate(sentences)
         ]
         self.graphs.append(_scene_graph(scene, picture, number, first))
+        self.interactions.append(_interactions(scene, picture))
 
     def files(self) -> dict[str, Any]:
         """Contents by file name."""
@@ -136,6 +142,11 @@ class Annotations:
             INSTANCES: {**common, "annotations": self.instances, "categories": categories},
             CAPTIONS: {**common, "annotations": self.captions},
             SCENE_GRAPHS: self.graphs,
+            INTERACTIONS: self.interactions,
+            INTERACTION_CLASSES: {
+                "objects": {number: name for name, number in _CATEGORY_IDS.items()},
+                "relations": dict(enumerate(PREDICATES, 1)),
+            },
         }
 
 
@@ -159,6 +170,28 @@ def _scene_graph(scene: Scene, picture: Picture, number: int, first: int) -> dic
     return {"image_id": number, "objects": objects, "relationships": relationships}
 
 
+def _interactions(scene: Scene, picture: Picture) -> dict[str, Any]:
+    """An image's facts whose subject is a person, in HOIA form; all its boxes, xyxy."""
+    return {
+        "file_name": file_name(scene.split, scene.number),
+        "width": scene.width,
+        "height": scene.height,
+        "annotations": [
+            {"bbox": [x, y, x + w, y + h], "category_id": _CATEGORY_IDS[thing.kind]}
+            for thing, (x, y, w, h) in zip(scene.things, picture.boxes.tolist(), strict=True)
+        ],
+        "hoi_annotation": [
+            {
+                "subject_id": fact.subject,
+                "object_id": fact.object,
+                "category_id": 1 + PREDICATES.index(fact.predicate),
+            }
+            for fact in scene.facts
+            if scene.things[fact.subject].kind == "person"
+        ],
+    }
+
+
 def _check(images: int, seed: int, split: str) -> None:
     if split not in SPLITS:
         raise UserError(f"the miniworld has no split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -173,7 +206,7 @@ def _prepare(out: Path) -> None:
 
     Raises UserError: `out` is a file, or has something in it that `draw_world` does not write.
     """
-    annotations = (INSTANCES, CAPTIONS, SCENE_GRAPHS)
+    annotations = (INSTANCES, CAPTIONS, SCENE_GRAPHS, INTERACTIONS, INTERACTION_CLASSES)
     try:
         strangers = sorted({path.name for path in out.iterdir()} - {IMAGES, *annotations})
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from sgpipe.stages.matching import HeadMatcher
 from sgpipe.stages.prior import read_prior
 from sgpipe.vocabulary import category_names
 
-ANNOTATIONS = ("captions.json", "instances.json", "scene_graphs.json")
+ANNOTATIONS = ("captions.json", "hico.json", "hico_classes.json", "instances.json", "scene_graphs.json")
 
 
 @pytest.fixture(scope="module")

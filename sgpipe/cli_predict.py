@@ -1,0 +1,122 @@
+"""`sgpipe predict`: what a trained network finds in pictures, as a file."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from sgpipe.errors import UserError
+
+if TYPE_CHECKING:
+    from sgpipe.evaluation.of_model import ModelRun
+    from sgpipe.predict_files import Written
+
+Data = Annotated[Path, typer.Option(help="Folder of shards.")]
+Split = Annotated[str | None, typer.Option(help="Only this split of the shards.")]
+Images = Annotated[Path | None, typer.Option(help="Picture folder of the shards, if it moved.")]
+Classes = Annotated[Path | None, typer.Option(help="JSON: the names of objects and relations, if not the data's.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes, on Ray if more than one.")]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each process, with several.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ShortSide = Annotated[int | None, typer.Option(min=32, help="Pixels; as in training by default.")]
+LongSide = Annotated[int | None, typer.Option(min=32, help="Pixels, at most.")]
+
+
+class Precision(str, Enum):
+    """How the network computes."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Form(str, Enum):
+    """Whose evaluator reads the file."""
+
+    HICO = "hico"
+    OPENIMAGES = "openimages"
+
+
+Dtype = Annotated[Precision, typer.Option(help="bfloat16 on GPUs that have it, or always this.")]
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder of a ParSeDA or ParSeD, or of its training.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="File to write: .json as `sgpipe eval` reads, or .parquet.")],
+    form: Annotated[Form, typer.Option(help="Form of the JSON file.")] = Form.HICO,
+    most: Annotated[int, typer.Option(min=1, help="Triplets of a picture, the best ones.")] = 100,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="hico: leave out subjects that look like no person.")
+    ] = False,
+    split: Split = None,
+    images: Images = None,
+    classes: Classes = None,
+    batch: Batch = 4,
+    dtype: Dtype = Precision.AUTO,
+    device: Device = "auto",
+    short_side: ShortSide = None,
+    long_side: LongSide = None,
+    workers: Workers = 1,
+    gpus: Gpus = 0,
+) -> None:
+    """Write what a trained network finds in the pictures of shards."""
+    from sgpipe.evaluation.of_model import ModelRun
+
+    if out.suffix not in (".json", ".parquet"):
+        raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
+    run = ModelRun(
+        model,
+        data,
+        split=split,
+        images=images,
+        classes=classes,
+        batch=batch,
+        dtype=dtype.value,
+        device=device,
+        sides=sides(short_side, long_side),
+        workers=workers,
+        gpus=gpus,
+    )
+    written = _write(run, out, form, most, zero_shot)
+    if not written.pictures:
+        raise UserError(f"no picture could be read: {written.reason}")
+    console = Console(markup=False, highlight=False)
+    console.print(f"wrote predictions of {written.pictures:,} pictures to {out}", soft_wrap=True)
+    if written.failed:
+        console.print(f"NOTE: {written.failed:,} could not be read; the first: {written.reason}", soft_wrap=True)
+
+
+def sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | None:
+    """Raises UserError: one is missing, or they are in the wrong order."""
+    if short_side is None and long_side is None:
+        return None
+    if short_side is None or long_side is None or short_side > long_side:
+        raise UserError("--short-side and --long-side go together, the shorter one being no longer than the other")
+    return short_side, long_side
+
+
+def _write(run: ModelRun, out: Path, form: Form, most: int, zero_shot: bool) -> Written:
+    import rlip_model.evaluation.hico_classes as hico
+    from sgpipe.evaluation.classes import numbering_of
+    from sgpipe.predict import load_detector
+    from sgpipe.predict import predict as find
+    from sgpipe.predict_files import write_hoia, write_parquet
+    from sgpipe.sources.hoi import HICO
+
+    if out.suffix == ".parquet":
+        graphs = load_detector(run.model).config.subject_class
+        config = run.config("scene graph" if graphs else "hoi")
+        return write_parquet(find(config, run.units()), out, config.classes, most)
+    if form is Form.OPENIMAGES:
+        config, key = run.config("scene graph"), "rel_prediction"
+    else:
+        config, key = run.config("zero-shot hoi" if zero_shot else "hoi"), "hoi_prediction"
+    numbering = run.numbering() or numbering_of(config.classes)
+    possible = hico.possible_interactions() if form is Form.HICO and config.classes == HICO.classes else None
+    return write_hoia(find(config, run.units()), out, numbering, key, most, possible)

@@ -1,0 +1,78 @@
+"""The classes that a benchmark or a data set has, and their numbers in files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from sgpipe.errors import UserError
+from sgpipe.shards.manifest import Manifest
+from sgpipe.shards.read import iter_tables
+from sgpipe.sources.annotated import ClassLists
+from sgpipe.sources.fields import clean
+from sgpipe.sources.hoi import HICO, Numbering
+from sgpipe.vocabulary import category_names, relation_names
+
+OPEN_IMAGES = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
+PERSON = "person"
+
+
+def read_classes(path: Path) -> Numbering:
+    """`{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
+
+    Raises UserError: the file is missing, or another.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        return Numbering(HICO.key, _numbered(content["objects"]), _numbered(content["relations"]))
+    except OSError as error:
+        raise UserError(f"classes file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
+            f"({clean(str(error))[:80]})"
+        ) from None
+
+
+def _numbered(names: Any) -> Mapping[int, str]:
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
+    numbered = {int(number): name for number, name in pairs}
+    if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
+        raise ValueError("a name is missing")
+    if len(set(numbered.values())) < len(numbered):
+        raise ValueError("a name is there twice")
+    return numbered
+
+
+def data_classes(root: Path) -> ClassLists:
+    """All classes of shards: their closed lists, or else the names that occur, most frequent first.
+
+    Raises UserError: the folder is no run, or has neither.
+    """
+    if lists := Manifest.load(root).run.get("labels"):
+        return ClassLists(tuple(lists["objects"]), tuple(lists["relations"]))
+    objects, relations = Counter[str](), Counter[str]()
+    for table in iter_tables(root, ("objects.list.element.category", "relations.list.element.predicate")):
+        for names, column, key in ((objects, "objects", "category"), (relations, "relations", "predicate")):
+            values = pc.struct_field(pc.list_flatten(table[column]), key)
+            names.update({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
+    if not objects or not relations:
+        raise UserError(f"{root} has no objects or no relations to learn the classes from; give --classes")
+    return ClassLists(_most_frequent_first(objects), _most_frequent_first(relations))
+
+
+def _most_frequent_first(names: Counter[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=lambda name: (-names[name], name)))
+
+
+def numbering_of(classes: ClassLists) -> Numbering:
+    """The official numbers, if the classes are HICO-DET's or Open Images'; others count from 1."""
+    for official in (HICO, OPEN_IMAGES):
+        if official.classes == classes:
+            return official
+    return Numbering(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))

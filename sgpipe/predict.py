@@ -1,0 +1,218 @@
+"""What a trained network finds in the pictures of shards: batch by batch, by one process or several."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from rlip_model.evaluation.inputs import Pairs
+from rlip_model.heads import LayerOutput
+from rlip_model.image import to_pixel_values
+from rlip_model.model import ParSeD, ParSeDA, TripletDetector
+from rlip_model.postprocess import Detections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
+from rlip_model.pretrained import CheckpointError
+from rlip_model.text import NO_OBJECTS, TokenizerError
+from rlip_model.training.objective import autocast
+from sgpipe.devices import pick_device, pick_dtype
+from sgpipe.errors import UserError
+from sgpipe.images import ImageError
+from sgpipe.predict_rows import PictureRow, Unit, iter_rows
+from sgpipe.sources.annotated import ClassLists
+
+PERSON = "person"
+Task = Literal["hoi", "zero-shot hoi", "scene graph"]
+
+_DETECTORS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
+_PREFETCH = 2  # batches
+_SIDES = (800, 1333)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """How to predict.
+
+    classes: the texts that the network is asked for. task: subjects are persons; or pairs whose subject looks like
+    something else are left out, too; or subjects of any class. sides: shorter and longer one in pixels; None: as the
+    network was trained. workers: processes; gpus: of each.
+    """
+
+    model: Path
+    classes: ClassLists
+    task: Task
+    batch: int = 4
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    sides: tuple[int, int] | None = None
+    threads: int = 2
+    workers: int = 1
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was found in one picture; labels and predicates count the classes. error: why nothing could be."""
+
+    row: PictureRow
+    pairs: Pairs | None = None
+    error: str | None = None
+
+
+def predict(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
+    """Every picture of the shards, in their order, however many workers there are. Error rows are among them.
+
+    Raises:
+        UserError: the network or a shard is missing or wrong.
+        EngineError: workers could not be started, or were lost.
+    """
+    if config.workers > 1:
+        from sgpipe.predict_workers import predict_by_workers
+
+        yield from predict_by_workers(config, units)
+        return
+    predictor = Predictor(config)
+    for unit in units:
+        yield from predictor(unit)
+
+
+class Predictor:
+    """A loaded network."""
+
+    def __init__(self, config: PredictConfig) -> None:
+        """Raises UserError: as `predict`."""
+        self.config = config
+        self._device = pick_device(config.device)
+        self._dtype = pick_dtype(config.dtype, self._device)
+        self._sides = config.sides or trained_sides(config.model)
+        self._network = load_detector(config.model)
+        if config.task != "hoi" and not self._network.config.subject_class:
+            raise UserError(f"{config.model} does not classify subjects: it can only be asked for what persons do")
+        if config.task != "scene graph" and PERSON not in config.classes.objects:
+            raise UserError(
+                f"there is no class {PERSON!r} among the objects: {', '.join(config.classes.objects[:8])} …"
+            )
+        nn.Module.to(self._network, self._device)
+
+    def __call__(self, unit: Unit) -> Iterator[Predicted]:
+        """The pictures of a unit in their order."""
+        for batch in self._batches(iter_rows(unit)):
+            found = iter(self._detect([pixels for _, pixels, error in batch if not error]))
+            for row, _, error in batch:
+                yield (
+                    Predicted(row, error=error) if error is not None else Predicted(row, self._pairs(next(found), row))
+                )
+
+    def _batches(self, rows: Iterable[PictureRow]) -> Iterator[list[tuple[PictureRow, Tensor, str | None]]]:
+        """Pictures are read by threads, a few batches ahead."""
+        pending: deque[Future[tuple[PictureRow, Tensor, str | None]]] = deque()
+        size = self.config.batch
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="pictures") as pool:
+            for row in rows:
+                pending.append(pool.submit(self._read, row))
+                if len(pending) > _PREFETCH * size:
+                    yield [pending.popleft().result() for _ in range(size)]
+            while pending:
+                yield [pending.popleft().result() for _ in range(min(size, len(pending)))]
+
+    def _read(self, row: PictureRow) -> tuple[PictureRow, Tensor, str | None]:
+        if row.error is not None:
+            return row, torch.zeros(0), row.error
+        try:
+            return replace(row, embedded=None), to_pixel_values(row.open(), *self._sides), None
+        except ImageError as error:
+            return row, torch.zeros(0), str(error)
+
+    @torch.no_grad()
+    def _detect(self, pictures: Sequence[Tensor]) -> list[Detections]:
+        """Boxes normalised xyxy."""
+        if not pictures:
+            return []
+        pixels, padding = _padded(pictures)
+        classes = self.config.classes
+        precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
+        with autocast(self._device, precision):
+            labels = self._network.encode_labels([*classes.objects, NO_OBJECTS], classes.relations)
+            output = self._network(pixels.to(self._device), padding.to(self._device), labels).final
+        return self._postprocess(_float32(output), torch.ones(len(pictures), 2))
+
+    def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[Detections]:
+        if self.config.task == "scene graph":
+            return scene_graph_detections(output, sizes)
+        person = self.config.classes.objects.index(PERSON)
+        detections = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
+        return detections(output, sizes, person)
+
+    def _pairs(self, found: Detections, row: PictureRow) -> Pairs:
+        """With boxes in pixels of the picture; as officially, they may reach out of it."""
+        pairs = Pairs.from_detections(found)
+        sides = np.array((row.width, row.height) * 2, dtype=np.float32)
+        boxes = (pairs.subject_boxes * sides, pairs.object_boxes * sides)
+        return Pairs(*boxes, pairs.subject_labels, pairs.object_labels, pairs.scores)
+
+
+def load_detector(model: Path) -> TripletDetector:
+    """A ParSeDA or ParSeD in a folder, or the best one of a training's folder.
+
+    Raises UserError: there is none.
+    """
+    folder = network_folder(model)
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    if kind == "rlip_tagger":
+        raise UserError(f"{model} is an R-Tagger, which needs boxes: use it with `sgpipe generate --tagger`")
+    try:
+        return _DETECTORS.get(str(kind), ParSeDA).from_pretrained(folder).eval()
+    except (CheckpointError, TokenizerError) as reason:
+        raise UserError(str(reason)) from None
+
+
+def network_folder(model: Path) -> Path:
+    """The folder itself, or of a training's the best network, or the last one."""
+    places = (model, model / "best", model / "last")
+    return next((place for place in places if (place / "config.json").is_file()), model)
+
+
+def trained_sides(model: Path) -> tuple[int, int]:
+    """The size of pictures that a training validated with; 800 and 1333 if it is not known."""
+    folder = network_folder(model).resolve()
+    for place in (folder, *folder.parents[:2], model):
+        try:
+            data = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+            return int(data["short_side"]), int(data["long_side"])
+        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+            continue
+    return _SIDES
+
+
+def _padded(pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`[pictures, 3, height, width]`, and `[pictures, height, width]`, True right of and below a picture."""
+    height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
+    pixels = torch.zeros(len(pictures), 3, height, width)
+    padding = torch.ones(len(pictures), height, width, dtype=torch.bool)
+    for number, picture in enumerate(pictures):
+        _, rows, columns = picture.shape
+        pixels[number, :, :rows, :columns] = picture
+        padding[number, :rows, :columns] = False
+    return pixels, padding
+
+
+def _float32(output: LayerOutput) -> LayerOutput:
+    """Equal scores of half precision stay equal, but products of them are told apart."""
+    return LayerOutput(
+        None if output.subject_logits is None else output.subject_logits.float(),
+        output.object_logits.float(),
+        output.relation_logits.float(),
+        output.subject_boxes.float(),
+        output.object_boxes.float(),
+    )
