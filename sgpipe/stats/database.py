@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,52 @@ from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.row_groups import open_shard
 from sgpipe.shards.write import PICTURES
 
-_MEMORY = "1GB"  # DuckDB goes to disk beyond it
+_MEMORY = "800MB"  # DuckDB goes to disk beyond it
+# Errors in a query are bugs; all others come from what is read and from the disk.
+_BUGS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
+
+_TABLES = (
+    """create table objects as
+    select shard, row, image_id, dataset, number, object.category, object.iscrowd, object.bbox[1] as x,
+        object.bbox[2] as y, object.bbox[3] as w, object.bbox[4] as h
+    from (select shard, row, image_id, dataset, unnest(objects) as object,
+            unnest(range(len(objects)))::int as number from images)""",
+    """create view captions as
+    select shard, row, caption.text as caption, caption.scope, caption.boxes
+    from (select shard, row, unnest(captions) as caption from images)""",
+    """create table relations as
+    select shard, row, relation.subject, relation.object, relation.predicate, relation.confidence,
+        coalesce(relation.confidence, 1)::float as certainty,
+        objects[relation.subject + 1].category as subject_category,
+        objects[relation.object + 1].category as object_category
+    from (select shard, row, objects, unnest(relations) as relation from images)""",
+    """create table related_images as
+    select shard, row, count(*) as relations, max(certainty) as certainty from relations group by all""",
+    """create table related_pairs as
+    select shard, row, subject, object, count(*) as relations, max(certainty) as certainty
+    from relations group by all""",
+    """create table predicates as
+    select predicate, count(*) as relations, max(certainty) as certainty, avg(confidence) as confidence
+    from relations group by all""",
+    """create table triplet_counts as
+    select subject_category, predicate, object_category, count(*) as relations, avg(confidence) as confidence
+    from relations group by all""",
+)
 
 
 class Database:
     """SQL over one run.
 
-    View `images`: one row per image, with the columns of the shards, and `shard` and `row`, which order them.
+    Views and tables, all with the `shard` and `row` of the image, which also order images:
+        images: one row per image, with the columns of the shards.
+        objects: one row per object, with its `number` in the image, `category`, `iscrowd`, and its box as `x`, `y`,
+            `w`, `h` in pixels.
+        captions: one row per caption, with `caption` (its text), `scope` and `boxes`.
+        relations: one row per relation: `subject` and `object` (numbers), `subject_category`, `object_category`,
+            `predicate`, `confidence`, and `certainty`, which is 1 where there is no confidence.
+        related_images, related_pairs: those that have relations, with their highest `certainty`.
+
+    Tables of counts: `predicates` and `triplet_counts` (by categories and predicate), with `relations` and more.
 
     Attributes:
         run: the header of the manifest.
@@ -37,6 +76,8 @@ class Database:
         self._connection = connection
         self.files = [self.root / shard.file for shard in manifest.shards]
         self._attach()
+        for statement in _TABLES:
+            self.execute(statement)
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """The rows of a small result; `values` replace the query's `?`.
@@ -45,6 +86,8 @@ class Database:
         """
         try:
             return self._connection.execute(query, values).fetchall()
+        except _BUGS:
+            raise
         except duckdb.Error as error:
             raise self._damaged(error) from None
 
@@ -55,12 +98,18 @@ class Database:
         """
         try:
             return self._connection.sql(query, params=values).to_arrow_table()
+        except _BUGS:
+            raise
         except duckdb.Error as error:
             raise self._damaged(error) from None
 
     def execute(self, statement: str, *values: Any) -> None:
         """Run a statement that gives nothing back, such as one that makes a table."""
         self.rows(statement, *values)
+
+    def insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Put a few rows into a table."""
+        self._connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
 
     def _attach(self) -> None:
         pictures = [_check(file) for file in self.files]
@@ -80,7 +129,7 @@ class Database:
             join shards using (filename)"""
         )
 
-    def _damaged(self, error: duckdb.Error) -> UserError:
+    def _damaged(self, error: Exception) -> UserError:
         return UserError(f"the shards of {self.root} cannot be read ({str(error).splitlines()[0]})")
 
 
@@ -93,6 +142,7 @@ def open_run(root: Path) -> Iterator[Database]:
     manifest = Manifest.load(root)
     with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
         settings: dict[str, str | bool | int | float | list[str]] = {
+            "preserve_insertion_order": False,
             "memory_limit": _MEMORY,
             "temp_directory": folder,
             "autoinstall_known_extensions": False,

@@ -1,58 +1,145 @@
-"""Counts over the shards of a run, one shard in memory at a time, computed by Arrow."""
+"""Counts over a run, made by DuckDB from the shards: only results come into Python."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.read import iter_tables
+from sgpipe.stats.confidence import Confidence, measure_confidence
+from sgpipe.stats.database import Database, open_run
+from sgpipe.stats.health import Check, check_health
+from sgpipe.stats.tail import Tail, measure_tail
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-_COLUMNS = ("split", "objects", "captions", "triplets", "pairs", "relations", "status", "error")
+TRAINED_ON = 0.2  # RLIPv2 trains on relations of at least this confidence
+PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid", "baby", "guy", "lady")
+_TRIPLETS = 50
+_PER_IMAGE = (0, 1, 2, 5, 10, 20, 50, 100)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Level:
-    """What a confidence threshold keeps."""
+    """What a confidence threshold keeps; annotations of people, which have no confidence, pass every threshold.
 
-    relations: int = 0
-    images: int = 0
-    predicates: set[str] = field(default_factory=set)
+    Attributes:
+        relations: how many; `images` and `pairs` (ordered pairs of objects): how many have one of them.
+        predicate_kinds: different predicates among them.
+    """
+
+    threshold: float
+    relations: int
+    images: int
+    pairs: int
+    predicate_kinds: int
+
+    @property
+    def per_image(self) -> float:
+        """Relations of an image that has any."""
+        return self.relations / self.images if self.images else 0.0
+
+    @property
+    def per_pair(self) -> float:
+        """Relations of a pair that has any."""
+        return self.relations / self.pairs if self.pairs else 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
+class TripletCount:
+    """How often a predicate stands between two categories, and the mean of the confidences there are."""
+
+    subject: str
+    predicate: str
+    object: str
+    relations: int
+    confidence: float | None
+
+
+@dataclass(frozen=True)
 class Measures:
-    """Counts of one run. `levels` maps a threshold to what it keeps; ground truth passes every threshold."""
+    """What one run holds.
+
+    Attributes:
+        images: by split; `datasets`: images by dataset; `errors`: error rows by kind.
+        totals: objects, captions, distinct_captions, triplets, matched_triplets, pairs, candidate_texts, relations,
+            images_without_relations.
+        without_relations: images without relations, by the first thing that they lack.
+        predicates, categories: how many relations and objects have each, most frequent first.
+        relations_per_image: images by the number of their relations, as ranges.
+        triplets: the most frequent combinations of subject category, predicate and object category.
+        triplet_kinds: how many different combinations there are.
+        person_subject_share: share of the relations whose subject is a person.
+    """
 
     run: str
     fingerprint: str
-    note: str = ""
-    images: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    totals: Counter[str] = field(default_factory=Counter)
-    predicates: Counter[str] = field(default_factory=Counter)
-    categories: Counter[str] = field(default_factory=Counter)
-    levels: dict[float, Level] = field(default_factory=lambda: {t: Level() for t in THRESHOLDS})
+    note: str
+    images: dict[str, int]
+    datasets: dict[str, int]
+    errors: dict[str, int]
+    totals: dict[str, int]
+    without_relations: dict[str, int]
+    predicates: dict[str, int]
+    categories: dict[str, int]
+    thresholds: list[Level]
+    relations_per_image: dict[str, int]
+    tail: Tail
+    triplets: list[TripletCount]
+    triplet_kinds: int
+    person_subject_share: float
+    confidence: Confidence
+    health: list[Check]
+
+    @property
+    def rows(self) -> int:
+        """All images, error rows too."""
+        return sum(self.images.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The measures as plain values."""
+        return asdict(self)
 
 
-def measure(root: Path) -> Measures:
+def measure(root: Path, threshold: float = TRAINED_ON) -> Measures:
     """Count what the run in `root` holds.
+
+    Args:
+        threshold: confidence of the relations whose health is checked.
 
     Raises UserError: it is not a run, or a shard is missing or damaged.
     """
-    manifest = Manifest.load(root)
-    name, fingerprint, note = (str(manifest.run.get(key, "")) for key in ("name", "fingerprint", "note"))
-    measures = Measures(name, fingerprint, note)
-    for table in iter_tables(root, _COLUMNS):
-        _add(measures, table)
-    return measures
+    with open_run(root) as database:
+        return measure_database(database, threshold)
+
+
+def measure_database(database: Database, threshold: float = TRAINED_ON) -> Measures:
+    """Count what an open run holds."""
+    run = database.run
+    predicates = _counts(database, "select predicate, relations from predicates")
+    [(kinds,)] = database.rows("select count(*) from triplet_counts")
+    return Measures(
+        run=str(run.get("name", "")),
+        fingerprint=str(run.get("fingerprint", "")),
+        note=str(run.get("note", "")),
+        images=_counts(database, "select split, count(*) from images group by 1"),
+        datasets=_counts(database, "select dataset, count(*) from images group by 1"),
+        errors=_counts(database, _ERRORS),
+        totals=_totals(database),
+        without_relations=_counts(database, _WITHOUT),
+        predicates=predicates,
+        categories=_counts(database, "select category, count(*) from objects group by 1"),
+        thresholds=[_level(database, at) for at in THRESHOLDS],
+        relations_per_image=_relations_per_image(database),
+        tail=measure_tail(list(predicates.values())),
+        triplets=[TripletCount(*row) for row in database.rows(f"{_TRIPLET_TABLE} limit {_TRIPLETS}")],
+        triplet_kinds=kinds,
+        person_subject_share=_person_share(database),
+        confidence=measure_confidence(database),
+        health=check_health(database, threshold),
+    )
 
 
 def distinct_predicates(root: Path) -> set[str]:
@@ -62,55 +149,89 @@ def distinct_predicates(root: Path) -> set[str]:
     """
     found: set[str] = set()
     for table in iter_tables(root, ("relations",)):
-        found.update(pc.unique(_field(table["relations"], "predicate")).to_pylist())
+        found.update(pc.unique(pc.struct_field(pc.list_flatten(table["relations"]), "predicate")).to_pylist())
     return found
 
 
-def _add(measures: Measures, table: pa.Table) -> None:
-    measures.images.update(_frequencies(table["split"]))
-    failed = table.filter(pc.equal(table["status"], "error"))
-    measures.errors.update(_kind(error or "unknown") for error in failed["error"].to_pylist())
-    for name in ("objects", "captions", "triplets", "pairs", "relations"):
-        measures.totals[name] += pc.sum(pc.list_value_length(table[name])).as_py() or 0
-    measures.totals["matched_triplets"] += _matched(table["triplets"])
-    measures.totals["images_without_relations"] += int((_lengths(table["relations"]) == 0).sum() - failed.num_rows)
-    measures.categories.update(_frequencies(_field(table["objects"], "category")))
-    predicates = _field(table["relations"], "predicate")
-    measures.predicates.update(_frequencies(predicates))
-    _add_levels(measures, table["relations"], predicates)
+# An error without what is particular to one image: its paths, quoted names and numbers.
+_ERRORS = r"""
+    select regexp_replace(regexp_replace(regexp_replace(coalesce(error, 'unknown'),
+        '''[^'']*''|"[^"]*"', '…', 'g'), '\S*/\S*', '…', 'g'), '\d+(x\d+)?', 'N', 'g') as kind, count(*)
+    from images where status = 'error' group by 1
+"""
+
+_WITHOUT = """
+    select case
+        when len(objects) = 0 then 'no objects'
+        when not any_caption then 'nothing annotated'
+        when len(captions) = 0 then 'no captions'
+        when len(triplets) = 0 then 'no triplet in the captions'
+        when len(list_filter(triplets, lambda t: t.subject_category is not null and t.object_category is not null)) = 0
+            then 'no triplet matches the objects'
+        when len(pairs) = 0 then 'no candidate pair'
+        else 'nothing above the threshold of the tagger' end as reason, count(*)
+    from images, (select coalesce(bool_or(len(captions) > 0), false) as any_caption from images)
+    where status = 'ok' and coalesce(len(relations), 0) = 0 group by 1
+"""
+
+_TRIPLET_TABLE = """
+    select subject_category, predicate, object_category, relations, confidence
+    from triplet_counts order by relations desc, subject_category, predicate, object_category
+"""
 
 
-def _add_levels(measures: Measures, relations: pa.ChunkedArray, predicates: pa.ChunkedArray) -> None:
-    confidence = pc.fill_null(_field(relations, "confidence"), 1.0)
-    owner = pc.list_parent_indices(relations.combine_chunks())
-    for threshold, level in measures.levels.items():
-        # Compared in float32, as stored: 0.2 in the file is a little more than 0.2.
-        kept = pc.greater_equal(confidence, pa.scalar(np.float32(threshold), pa.float32()))
-        level.relations += pc.sum(kept).as_py() or 0
-        level.images += len(pc.unique(pc.filter(owner, kept.combine_chunks())))
-        level.predicates.update(pc.unique(pc.filter(predicates, kept)).to_pylist())
+def _counts(database: Database, query: str) -> dict[str, int]:
+    """Names with counts, most frequent first, ties by name."""
+    rows = database.rows(f"select * from ({query}) as counted(name, number) order by number desc, name")
+    return dict(rows)
 
 
-def _matched(triplets: pa.ChunkedArray) -> int:
-    both = pc.and_(pc.is_valid(_field(triplets, "subject_category")), pc.is_valid(_field(triplets, "object_category")))
-    return pc.sum(both).as_py() or 0
+def _totals(database: Database) -> dict[str, int]:
+    names = ("objects", "captions", "triplets", "pairs", "relations")
+    sums = ", ".join(f"coalesce(sum(len({name})), 0)::bigint as {name}" for name in names)
+    [row] = database.rows(
+        f"""select {sums},
+        coalesce(sum(list_sum(list_transform(pairs, lambda p: len(p.predicates)))), 0)::bigint,
+        coalesce(sum(len(list_filter(triplets,
+            lambda t: t.subject_category is not null and t.object_category is not null))), 0)::bigint,
+        count(*) filter (status = 'ok' and coalesce(len(relations), 0) = 0)
+        from images"""
+    )
+    totals = dict(zip((*names, "candidate_texts", "matched_triplets", "images_without_relations"), row, strict=True))
+    [(totals["distinct_captions"],)] = database.rows(
+        "select count(distinct caption.text) from (select unnest(captions) as caption from images)"
+    )
+    return totals
 
 
-def _lengths(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+def _level(database: Database, threshold: float) -> Level:
+    [(relations,)] = database.rows("select count(*) from relations where certainty >= ?::float", threshold)
+    best = [
+        database.rows(f"select count(*) from {table} where certainty >= ?::float", threshold)[0][0]
+        for table in ("related_images", "related_pairs", "predicates")
+    ]
+    return Level(threshold, relations, *best)
 
 
-def _field(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """One field of a list-of-structs column, flattened."""
-    return pc.struct_field(pc.list_flatten(column), name)
+def _relations_per_image(database: Database) -> dict[str, int]:
+    ends = [*(above - 1 for above in _PER_IMAGE[1:]), None]
+    names = [
+        f"{start:,}" if start == end else f"{start:,} or more" if end is None else f"{start:,} to {end:,}"
+        for start, end in zip(_PER_IMAGE, ends, strict=True)
+    ]
+    cases = " ".join(f"when number >= {start} then {at}" for at, start in reversed(list(enumerate(_PER_IMAGE))))
+    rows = database.rows(
+        f"""select case {cases} end as at, count(*)
+        from (select coalesce(len(relations), 0) as number from images where status = 'ok') group by 1"""
+    )
+    found = dict(rows)
+    return {name: found.get(at, 0) for at, name in enumerate(names)}
 
 
-def _frequencies(values: pa.ChunkedArray) -> dict[str, int]:
-    return {item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()}
-
-
-def _kind(error: str) -> str:
-    """An error without what is particular to one image: its paths, quoted names and numbers."""
-    kind = re.sub(r"'[^']*'|\"[^\"]*\"", "…", error)
-    kind = re.sub(r"\S*/\S*", "…", kind)
-    return re.sub(r"\d+(x\d+)?", "N", kind)
+def _person_share(database: Database) -> float:
+    [(share,)] = database.rows(
+        "select coalesce(sum(relations) filter (list_contains(?, lower(subject_category))) / sum(relations), 0) "
+        "from triplet_counts",
+        list(PEOPLE),
+    )
+    return float(share)

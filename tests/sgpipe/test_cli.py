@@ -11,11 +11,8 @@ from typer.testing import CliRunner
 from rlip_model.text import build_tokenizer
 from rlip_model.tiny import tiny_config
 from sgpipe.cli import app
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.write import shard_name, write_shard
 from sgpipe.split_name import guess_split
 from tests.detections import make_coco
-from tests.sgpipe.shards.test_write import full_record
 
 
 def invoke(*arguments: object, stdin: str | None = None):
@@ -33,20 +30,6 @@ def one_line(result) -> str:
 @pytest.fixture
 def coco(tmp_path):
     return make_coco(tmp_path / "coco", images=2)
-
-
-@pytest.fixture
-def run_folder(tmp_path) -> Path:
-    root = tmp_path / "run"
-    records = [full_record(i) for i in range(3)]
-    failed = full_record(3)
-    failed.split, failed.relations = "train", []
-    failed.fail("load", f"image file not found: {tmp_path}/3.jpg")
-    root.mkdir()
-    manifest = Manifest.create(root, {"name": "mine", "fingerprint": "f"})
-    manifest.commit(write_shard(root, shard_name("val", 0, 3), "val", 0, records, {}))
-    manifest.commit(write_shard(root, shard_name("train", 0, 1), "train", 0, [failed], {}))
-    return root
 
 
 @pytest.mark.parametrize(
@@ -112,37 +95,6 @@ def test_parse_into_a_closed_pipe_is_silent():
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert json.loads(result.stdout)["triplets"]
     assert result.stderr == ""
-
-
-def test_stats_counts_what_the_shards_hold(run_folder):
-    result = invoke("stats", run_folder, "--json")
-    counts = json.loads(result.stdout)
-    assert counts["run"] == "mine"
-    assert counts["images"] == {"val": 3, "train": 1}
-    assert counts["totals"]["relations"] == 6
-    assert counts["totals"]["images_without_relations"] == 0
-    assert counts["predicates"] == {"near": 3, "on": 3}
-    assert list(counts["errors"].values()) == [1]
-    by_threshold = {level["threshold"]: level for level in counts["thresholds"]}
-    # 0.25 passes its own threshold; relations without confidence (ground truth) pass all.
-    assert by_threshold[0.25]["relations"] == 6
-    assert by_threshold[0.3] == {"threshold": 0.3, "relations": 3, "images": 3, "predicate_kinds": 1}
-    table = invoke("stats", run_folder)
-    assert table.exit_code == 0
-    assert "error rows" in table.stdout
-
-
-def test_stats_of_what_is_no_run(tmp_path):
-    result = invoke("stats", tmp_path)
-    assert result.exit_code == 2
-    assert "holds no sgpipe run" in one_line(result)
-
-
-def test_stats_of_a_run_with_a_lost_shard(run_folder):
-    next((run_folder / "data").iterdir()).unlink()
-    result = invoke("stats", run_folder)
-    assert result.exit_code == 2
-    assert "listed in the manifest but missing" in one_line(result)
 
 
 def test_convert_refuses_what_is_no_checkpoint(tmp_path):

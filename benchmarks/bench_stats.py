@@ -1,0 +1,168 @@
+"""`sgpipe stats` on 6 million made-up relations in 120,000 images: seconds and memory.
+
+python benchmarks/bench_stats.py [--images N] [--run FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from sgpipe.records import SCHEMA
+from sgpipe.shards.manifest import Manifest, ShardEntry
+from sgpipe.shards.write import shard_name, write_table
+
+ROWS, OBJECTS, CAPTIONS, TRIPLETS, PAIRS, RELATIONS = 512, 12, 5, 8, 30, 50
+CATEGORIES = [f"category {n}" for n in range(80)]
+PREDICATES = [f"predicate {n}" for n in range(2000)]
+
+
+def make_run(root: Path, images: int, seed: int = 0) -> None:
+    """A run of `images` rows with 50 relations each."""
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    manifest = Manifest.create(root, {"name": "made up", "fingerprint": "made-up"})
+    for start in range(0, images, ROWS):
+        stop = min(start + ROWS, images)
+        name = shard_name("train", start, stop)
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        write_table(path, _table(rng, start, stop - start))
+        manifest.commit(ShardEntry("train", start, stop, name, "", path.stat().st_size))
+
+
+def _table(rng: np.random.Generator, start: int, rows: int) -> pa.Table:
+    names = pa.array([str(start + row) for row in range(rows)])
+    columns = {
+        "image_id": names,
+        "dataset": _same("made up", rows),
+        "split": _same("train", rows),
+        "file_name": names,
+        "width": pa.array(np.full(rows, 640), pa.int32()),
+        "height": pa.array(np.full(rows, 480), pa.int32()),
+        "objects": _objects(rng, rows),
+        "captions": _captions(rng, rows),
+        "triplets": _triplets(rng, rows),
+        "pairs": _pairs(rng, rows),
+        "relations": _relations(rng, rows),
+        "status": _same("ok", rows),
+        "error": pa.nulls(rows, pa.string()),
+    }
+    return pa.Table.from_arrays([columns[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _objects(rng: np.random.Generator, rows: int) -> pa.Array:
+    total = rows * OBJECTS
+    kinds = _zipf(rng, len(CATEGORIES), total)
+    corner, size = rng.uniform(0, 400, (total, 2)), rng.uniform(4, 80, (total, 2))
+    boxes = pa.ListArray.from_arrays(np.arange(0, 4 * total + 1, 4), np.hstack([corner, size]).ravel())
+    return _lists(
+        rows,
+        OBJECTS,
+        category=pa.array(CATEGORIES).take(pa.array(kinds)),
+        category_id=pa.array(kinds, pa.int32()),
+        bbox=boxes,
+        iscrowd=pa.array(np.zeros(total, bool)),
+    )
+
+
+def _captions(rng: np.random.Generator, rows: int) -> pa.Array:
+    total = rows * CAPTIONS
+    words = rng.integers(0, 3000, total)
+    empty = pa.ListArray.from_arrays(np.zeros(total + 1, np.int32), pa.array([], pa.int32()))
+    return _lists(
+        rows,
+        CAPTIONS,
+        text=pa.array([f"a thing {n} on a thing" for n in words]),
+        scope=_same("image", total),
+        boxes=empty,
+    )
+
+
+def _triplets(rng: np.random.Generator, rows: int) -> pa.Array:
+    total = rows * TRIPLETS
+    subjects, objects = (pa.array(CATEGORIES).take(pa.array(_zipf(rng, 80, total))) for _ in range(2))
+    predicates = _predicates(rng, total)
+    return _lists(
+        rows, TRIPLETS, subject=subjects, predicate=predicates, object=objects, subject_head=subjects,
+        object_head=objects, predicate_lemma=predicates, caption=pa.array(rng.integers(0, CAPTIONS, total), pa.int32()),
+        subject_category=subjects, object_category=objects,
+    )  # fmt: skip
+
+
+def _pairs(rng: np.random.Generator, rows: int) -> pa.Array:
+    total = rows * PAIRS
+    texts = pa.ListArray.from_arrays(np.arange(0, 2 * total + 1, 2), _predicates(rng, 2 * total))
+    subject, object_ = _ends(rng, total)
+    return _lists(rows, PAIRS, subject=subject, object=object_, predicates=texts)
+
+
+def _relations(rng: np.random.Generator, rows: int) -> pa.Array:
+    total = rows * RELATIONS
+    subject, object_ = _ends(rng, total)
+    confidence = pa.array(0.05 + 0.95 * rng.beta(0.6, 3, total).astype(np.float32))
+    return _lists(
+        rows, RELATIONS, subject=subject, object=object_, predicate=_predicates(rng, total), confidence=confidence
+    )
+
+
+def _ends(rng: np.random.Generator, total: int) -> tuple[pa.Array, pa.Array]:
+    subject = rng.integers(0, OBJECTS, total)
+    return pa.array(subject, pa.int32()), pa.array((subject + rng.integers(1, OBJECTS, total)) % OBJECTS, pa.int32())
+
+
+def _predicates(rng: np.random.Generator, total: int) -> pa.Array:
+    return pa.array(PREDICATES).take(pa.array(_zipf(rng, len(PREDICATES), total)))
+
+
+def _zipf(rng: np.random.Generator, kinds: int, total: int) -> np.ndarray:
+    weights = 1 / np.arange(1, kinds + 1)
+    return rng.choice(kinds, total, p=weights / weights.sum())
+
+
+def _same(value: str, total: int) -> pa.Array:
+    return pa.array([value] * total)
+
+
+def _lists(rows: int, each: int, **columns: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(
+        np.arange(0, rows * each + 1, each), pa.StructArray.from_arrays(list(columns.values()), list(columns))
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=120_000)
+    parser.add_argument("--run", type=Path, help="keep the run here, and use the one that is here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = options.run or Path(temporary) / "run"
+        if not root.exists():
+            make_run(root, options.images)
+        print(f"{options.images:,} images, {options.images * RELATIONS:,} relations")
+        print("| command | seconds | CPU-seconds | peak MB |\n|---|---|---|---|")
+        for name, extra in (
+            ("stats --json", ["--json"]),
+            ("stats --html", ["--html", str(Path(temporary) / "r.html")]),
+        ):
+            _measure(name, [sys.executable, "-m", "sgpipe.cli", "stats", str(root), *extra])
+
+
+def _measure(name: str, command: list[str]) -> None:
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {after.ru_maxrss // 1024:,} |")
+
+
+if __name__ == "__main__":
+    main()

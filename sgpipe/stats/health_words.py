@@ -1,0 +1,60 @@
+"""What predicates claim about places and actors, by their words; a predicate not listed here claims nothing."""
+
+from __future__ import annotations
+
+LEFT = ("left of", "to the left of", "on the left of", "on left of", "left to")
+RIGHT = ("right of", "to the right of", "on the right of", "on right of", "right to")
+RIDING = ("riding", "ride", "rides", "riding on", "sitting on", "sits on", "standing on", "stands on", "lying on",
+          "laying on", "walking on", "parked on", "mounted on", "resting on")  # fmt: skip
+UPON = ("on", "on top of", "atop", "upon", *RIDING)
+OVER = ("above", "over", "flying over", "hanging over", "jumping over")
+UNDER = ("under", "underneath", "beneath", "below", "sitting under", "standing under")
+INSIDE = ("inside", "inside of", "within", "contained in")
+AROUND = ("containing", "contains", "surrounding")
+FRONT = ("in front of", "standing in front of", "sitting in front of")
+BEHIND = ("behind", "standing behind", "sitting behind", "in back of")
+HELD = ("holding", "holds", "hold", "carrying", "carries", "carry", "wearing", "wears", "wear", "eating", "eats",
+        "drinking", "riding", "petting", "hugging", "touching")  # fmt: skip
+
+# Where a predicate says that its subject is, on an axis; who is left of something has it to the right.
+AXES: dict[tuple[str, int], tuple[str, ...]] = {
+    ("left and right", 1): LEFT,
+    ("left and right", -1): RIGHT,
+    ("above and below", 1): (*UPON, *OVER),
+    ("above and below", -1): UNDER,
+    ("inside and around", 1): INSIDE,
+    ("inside and around", -1): AROUND,
+    ("front and back", 1): FRONT,
+    ("front and back", -1): BEHIND,
+}
+
+# What two boxes cannot be if the predicate is true; a predicate may claim several things.
+GEOMETRY: dict[str, tuple[str, ...]] = {
+    "upward": (*UPON, *OVER),
+    "downward": UNDER,
+    "overlapping": INSIDE,
+    "leftward": LEFT,
+    "rightward": RIGHT,
+    "close": tuple(dict.fromkeys((*HELD, *RIDING))),
+}
+
+# What only people and animals do.
+ACTS = (
+    "wearing", "wears", "eating", "eats", "drinking", "drinks", "riding", "rides", "watching", "watches", "looking at",
+    "looks at", "reading", "reads", "throwing", "throws", "kicking", "kicks", "petting", "feeding", "hugging",
+    "kissing", "talking to", "talking on", "walking", "chasing", "playing with", "biting", "licking",
+)  # fmt: skip
+# COCO's and Objects365's commonest things that do nothing by themselves.
+LIFELESS = (
+    "bicycle", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat",
+    "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife",
+    "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake",
+    "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "hair drier", "toothbrush", "sneakers", "hat", "glasses", "table", "desk", "plate", "lamp", "helmet", "shoe",
+)  # fmt: skip
+NO_RELATION = (
+    "a", "an", "the", "and", "or", "but", "it", "this", "that", "these", "there", "i", "he", "she", "they", "we", "you",
+    "is", "are", "be", "was", "were", "been", "not", "no", "very", "one", "two", "some", "other", "s", "t",
+)  # fmt: skip

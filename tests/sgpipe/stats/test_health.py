@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from sgpipe.records import NO_OBJECT, Box, Caption, Record
+from sgpipe.shards.read import iter_records
+from sgpipe.stats.database import open_run
+from sgpipe.stats.health import Check, check_health
+from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
+
+UP, DOWN = Box("cup", 3, (10, 10, 20, 20)), Box("table", 4, (10, 100, 60, 40))
+FAR = Box("skateboard", 5, (280, 200, 20, 10))
+
+
+def found(tmp_path, records: list[Record], threshold: float = 0.2) -> dict[str, Check]:
+    make_shards(tmp_path / "run", records)
+    with open_run(tmp_path / "run") as database:
+        return {check.name: check for check in check_health(database, threshold) if check.count}
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "text"),
+    [
+        ("broken_indices", scene("7", [(0, "near", 9)]), "person near"),
+        ("repeated_relations", scene("7", [(0, "near", 1), (0, "near", 1)]), "person near dog"),
+        ("self_relations", scene("7", [(1, "near", 1)]), "dog near dog"),
+        ("contradictions", scene("7", [(1, "behind", 2), (2, "behind", 1)]), "dog behind cup / cup behind dog"),
+        ("contradictions", scene("7", [(0, "on", 2), (0, "Under", 2)]), "person Under cup / person on cup"),
+        ("impossible_places", scene("7", [(1, "on", 0)], [UP, DOWN]), "table on cup"),
+        ("impossible_places", scene("7", [(0, "under", 1)], [UP, DOWN]), "cup under table"),
+        ("impossible_places", scene("7", [(0, "inside", 1)], [UP, DOWN]), "cup inside table"),
+        ("impossible_places", scene("7", [(0, "to the right of", 1)]), "person to the right of dog"),
+        ("impossible_places", scene("7", [(1, "left of", 0)]), "dog left of person"),
+        ("far_apart", scene("7", [(0, "holding", 1)], [PERSON, FAR]), "person holding skateboard"),
+        ("lifeless_actors", scene("7", [(1, "wearing", 0)], [PERSON, Box("skateboard", 5, (20, 80, 30, 9))]),
+         "skateboard wearing person"),
+        ("no_relation", scene("7", [(0, "the", 1)]), "“the” in person the dog"),
+        ("no_relation", scene("7", [(0, "is just about to go into", 1)]), "“is just about to go into” in "
+         "person is just about to go into dog"),
+        ("no_relation", scene("7", [(0, "3 of", 1)]), "“3 of” in person 3 of dog"),
+        ("no_relation", scene("7", [(0, "dog", 1)]), "“dog” in person dog dog"),
+        ("tiny_boxes", scene("7", objects=[PERSON, Box("cup", 3, (5, 5, 3, 30))]), "cup of 3.0 × 30.0"),
+        ("repeated_boxes", scene("7", objects=[PERSON, CUP, Box("cup", 3, (30, 30, 10, 10.5))]), "cup"),
+        ("same_captions", scene("7", captions=["A dog on the table.", "a dog on a table", "a dog"]), None),
+        ("degenerate_captions", scene("7", captions=["a dog is is is here"]), "a dog is is is here"),
+        ("degenerate_captions", scene("7", captions=["dog"]), "dog"),
+        ("degenerate_captions", scene("7", captions=["a dog a dog a dog a dog"]), "a dog a dog a dog a dog"),
+    ],
+)  # fmt: skip
+def test_each_check_finds_what_it_is_for_and_nothing_else(tmp_path, name, record, text):
+    clean = scene("1", [(0, "next to", 1), (1, "next to", 0), (2, "on", 0)], captions=["a dog", "a person and a dog"])
+    checks = found(tmp_path, [clean, record])
+    assert list(checks) == [name]
+    [example] = checks[name].examples
+    assert example.image_id == "7"
+    assert text is None or example.text == text
+    assert checks[name].count == 1
+    assert checks[name].total >= 1
+    assert checks[name].share == 1 / checks[name].total
+
+
+def test_one_predicate_that_dominates(tmp_path):
+    even = [scene(str(n), [(0, f"near{'abcd'[n % 4]}", 1)]) for n in range(60)]
+    assert not found(tmp_path / "even", even)
+    heavy = [scene(str(n), [(0, "has" if n % 2 else f"near{'abcd'[n % 4]}", 1)]) for n in range(60)]
+    check = found(tmp_path / "heavy", heavy)["dominant_predicate"]
+    assert (check.count, check.total, [e.text for e in check.examples]) == (30, 60, ["has"])
+
+
+def test_datasets_that_use_other_predicates(tmp_path):
+    predicates = {"one": ["on", "near", "has"], "two": ["on", "near", "riding"]}
+    records = [
+        scene(f"{dataset}{n}", [(0, name, 1)], dataset=dataset)
+        for dataset, names in predicates.items()
+        for n in range(60)
+        for name in [names[n % 3]]
+    ]
+    # "has" and "riding" occur 20 times each: too few to be told from chance.
+    assert "uneven_datasets" not in found(tmp_path / "few", records)
+    check = found(tmp_path / "many", [record for record in records for _ in range(3)])["uneven_datasets"]
+    assert [example.text for example in check.examples] == [
+        "has: 33.3 % of one, 0.0 % of another",
+        "riding: 33.3 % of one, 0.0 % of another",
+    ]
+    assert check.count == 120
+
+
+def test_relations_below_the_threshold_crowds_and_missing_objects_are_no_fault(tmp_path):
+    crowd = [Box("cup", 3, (30, 30, 10, 10), True), Box("cup", 3, (30, 30, 10, 10), True)]
+    records = [
+        scene("0", [(1, "near", 1, 0.1)]),
+        scene("1", objects=crowd),
+        scene("2", [(0, "smiling", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))]),
+    ]
+    assert not found(tmp_path, records)
+    with open_run(tmp_path / "run") as database:
+        assert [check.name for check in check_health(database, 0.05) if check.count] == ["self_relations"]
+
+
+def test_five_examples_are_kept_of_many(tmp_path):
+    check = found(tmp_path, [scene(f"{n:02}", [(1, "near", 1)]) for n in range(12)])["self_relations"]
+    assert check.count == 12
+    assert [example.image_id for example in check.examples] == ["00", "01", "02", "03", "04"]
+
+
+def test_the_drawn_world_is_clean(drawn_run, tmp_path):
+    spoken = json.loads((drawn_run.parent / "drawn" / "captions.json").read_text())
+    records = list(iter_records(drawn_run))
+    for record in records:
+        record.captions = [
+            Caption(c["caption"]) for c in spoken["annotations"] if str(c["image_id"]) == record.image_id
+        ]
+    assert sum(len(record.captions) for record in records) == len(spoken["annotations"]) > 20
+    assert not found(tmp_path, records)

@@ -1,0 +1,161 @@
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.records import Pair, Triplet
+from sgpipe.shards.manifest import Manifest
+from sgpipe.stats.measures import distinct_predicates, measure
+from tests.sgpipe.stats.runs import labelled_records, make_shards, scene
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measures") / "run"
+    make_shards(folder, labelled_records(150), rows=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(root):
+    """The shards as pyarrow reads them, past everything that is tested here."""
+    files = [root / shard.file for shard in Manifest.load(root).shards]
+    return pa.concat_tables([pq.read_table(file) for file in files])
+
+
+def column(rows: pa.Table, noun: str, field: str) -> pa.Array:
+    return pc.struct_field(pc.list_flatten(rows[noun]), field)
+
+
+def frequencies(values: pa.Array) -> dict[str, int]:
+    return dict(Counter(values.to_pylist()))
+
+
+def test_totals_are_what_pyarrow_counts(root, rows):
+    measures = measure(root)
+    for noun in ("objects", "captions", "triplets", "pairs", "relations"):
+        assert measures.totals[noun] == pc.sum(pc.list_value_length(rows[noun])).as_py()
+    assert measures.images == frequencies(rows["split"])
+    assert measures.datasets == frequencies(rows["dataset"])
+    assert sum(measures.errors.values()) == frequencies(rows["status"])["error"]
+    assert measures.totals["distinct_captions"] == pc.count_distinct(column(rows, "captions", "text")).as_py()
+    assert measures.totals["candidate_texts"] == len(pc.list_flatten(column(rows, "pairs", "predicates")))
+    ends = [pc.is_valid(column(rows, "triplets", f"{end}_category")) for end in ("subject", "object")]
+    assert measures.totals["matched_triplets"] == pc.sum(pc.and_(*ends)).as_py()
+    assert measures.predicates == frequencies(column(rows, "relations", "predicate"))
+    assert measures.categories == frequencies(column(rows, "objects", "category"))
+    assert list(measures.predicates.values()) == sorted(measures.predicates.values(), reverse=True)
+    assert distinct_predicates(root) == set(measures.predicates)
+
+
+def test_thresholds_are_what_numpy_counts(root, rows):
+    relations = rows["relations"].combine_chunks()
+    owner = pc.list_parent_indices(relations).to_numpy()
+    flat = pc.list_flatten(relations)
+    confidence = pc.fill_null(pc.struct_field(flat, "confidence"), 1).to_numpy()
+    names = np.array(pc.struct_field(flat, "predicate").to_pylist())
+    pairs = np.stack([owner, *(pc.struct_field(flat, end).to_numpy() for end in ("subject", "object"))])
+    levels = {level.threshold: level for level in measure(root).thresholds}
+    assert list(levels) == [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6]
+    for threshold, level in levels.items():
+        kept = confidence >= np.float32(threshold)
+        assert level.relations == kept.sum()
+        assert level.images == len(np.unique(owner[kept]))
+        assert level.pairs == len(np.unique(pairs[:, kept], axis=1).T)
+        assert level.predicate_kinds == len(np.unique(names[kept]))
+        assert level.per_image == pytest.approx(kept.sum() / level.images)
+        assert level.per_pair == pytest.approx(kept.sum() / level.pairs)
+
+
+def test_confidences_triplets_and_relations_per_image(root, rows):
+    measures = measure(root)
+    scores = column(rows, "relations", "confidence")
+    found = np.array([score for score in scores.to_pylist() if score is not None])
+    bins, _ = np.histogram(found, 20, (0, 1))
+    assert measures.confidence.histogram == bins.tolist()
+    assert (measures.confidence.scored, measures.confidence.unscored) == (len(found), scores.null_count)
+    assert measures.confidence.mean == pytest.approx(found.mean())
+    assert measures.confidence.highest == found.max()
+    counted = Counter()
+    for record in rows.filter(pc.equal(rows["status"], "ok")).to_pylist():
+        for r in record["relations"]:
+            ends = [record["objects"][r[end]]["category"] for end in ("subject", "object")]
+            counted[ends[0], r["predicate"], ends[1]] += 1
+    assert measures.triplet_kinds == len(counted)
+    assert all(counted[t.subject, t.predicate, t.object] == t.relations for t in measures.triplets)
+    assert sum(measures.person_subject_share * n for n in counted.values()) == pytest.approx(
+        sum(n for (subject, *_), n in counted.items() if subject == "person")
+    )
+    lengths = pc.list_value_length(rows.filter(pc.equal(rows["status"], "ok"))["relations"]).to_numpy()
+    assert measures.relations_per_image["0"] == (lengths == 0).sum() == measures.totals["images_without_relations"]
+    assert measures.relations_per_image["2 to 4"] == ((lengths >= 2) & (lengths <= 4)).sum()
+    assert sum(measures.relations_per_image.values()) == len(lengths)
+
+
+def test_images_without_relations_say_what_they_lack(tmp_path):
+    records = []
+    for number, (noun, _) in enumerate(_LACKING):
+        record = scene(str(number), captions=["a dog on a cup"])
+        record.triplets = [_triplet("dog", "cup")]
+        record.pairs = [_pair()]
+        if noun == "objects":
+            record.objects = []
+        elif noun == "match":
+            record.triplets = [_triplet("dog", None)]
+        elif noun:
+            setattr(record, noun, [])
+        records.append(record)
+    make_shards(tmp_path / "run", records)
+    assert measure(tmp_path / "run").without_relations == {
+        reason: 1 for _, reason in sorted(_LACKING, key=lambda x: x[1])
+    }
+    make_shards(tmp_path / "imported", [scene("0"), scene("1")])
+    assert measure(tmp_path / "imported").without_relations == {"nothing annotated": 2}
+
+
+_LACKING = [
+    ("objects", "no objects"),
+    ("captions", "no captions"),
+    ("triplets", "no triplet in the captions"),
+    ("match", "no triplet matches the objects"),
+    ("pairs", "no candidate pair"),
+    (None, "nothing above the threshold of the tagger"),
+]
+
+
+def _triplet(subject, object_):
+    return Triplet("a dog", "on", "a cup", "dog", "cup", "on", 0, subject, object_)
+
+
+def _pair():
+    return Pair(0, 1, ["on"])
+
+
+def test_errors_are_told_apart_by_kind_not_by_image(tmp_path):
+    records = [scene(str(number)) for number in range(5)]
+    for number, record in enumerate(records[:3]):
+        record.fail("load", f"image file not found: a folder/{number}.jpg")
+    records[3].fail("load", "image is 12x13, the annotation says 640x480")
+    records[4].fail("load", "image is 14x15, the annotation says 320x240")
+    make_shards(tmp_path / "run", records)
+    assert measure(tmp_path / "run").errors == {
+        "load: image file not found: a …": 3,
+        "load: image is N, the annotation says N": 2,
+    }
+
+
+def test_a_run_without_shards_and_one_that_is_damaged(tmp_path):
+    make_shards(tmp_path / "empty", [])
+    measures = measure(tmp_path / "empty")
+    assert measures.rows == measures.totals["relations"] == 0
+    make_shards(tmp_path / "run", [scene(str(n), [(0, "on", 1)]) for n in range(50)], rows=50)
+    [shard] = (tmp_path / "run" / "data").iterdir()
+    content = bytearray(shard.read_bytes())
+    content[4:2000] = bytes(1996)  # the pages, not the footer
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        measure(tmp_path / "run")
