@@ -59,6 +59,9 @@ class DataConfig(Config):
     wordings: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="other ways to say a relation, drawn in training: {riding: [rides]}"
     )
+    related_first: bool = Field(
+        False, description="tagger: pairs with relations come first, as published; else in any order"
+    )
     augment: Augmentation | None = Field(default_factory=Augmentation, description="null: only resized")
     short_side: int = Field(800, ge=32, description="pixels; of validation pictures, and of all if not augmented")
     long_side: int = Field(1333, ge=32)

@@ -76,7 +76,9 @@ class ShardFeed:
     def read(self, epoch: int = 0, step: int = 0) -> Ahead[list[Batch]]:
         """The parts of step after step without end, from a step of an epoch on; to be closed by `with`."""
         data = self.data
-        preparation = Preparation(self.pictures, data.augment, data.short_side, data.long_side, self.most_pairs)
+        preparation = Preparation(
+            self.pictures, data.augment, data.short_side, data.long_side, self.most_pairs, data.related_first
+        )
         steps = self.stream.steps(epoch, step)
         return Ahead(batches(steps, preparation, data.threads, data.prefetch, self.share.accumulate))
 
@@ -92,7 +94,7 @@ class ShardFeed:
         batch = self.batch // share.accumulate
         stream = Stream(trainset, data, batch, self.seed, self.most_relations, share.rank, share.world, training=False)
         pictures = Pictures(trainset, share.world)
-        preparation = Preparation(pictures, None, data.short_side, data.long_side, self.most_pairs)
+        preparation = Preparation(pictures, None, data.short_side, data.long_side, self.most_pairs, data.related_first)
         with closing(batches(stream.epoch(0), preparation, data.threads, data.prefetch)) as steps:
             for [whole] in steps:
                 yield whole

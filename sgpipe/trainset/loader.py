@@ -23,6 +23,7 @@ class Preparation:
     Args:
         augment: None to change only the size, to `short_side` and at most `long_side` pixels.
         most_pairs: of an R-Tagger, which learns from unrelated pairs too; None: of another network.
+        related_first: see `tagger_triplets`.
     """
 
     pictures: Pictures
@@ -30,6 +31,7 @@ class Preparation:
     short_side: int
     long_side: int
     most_pairs: int | None = None
+    related_first: bool = False
 
     def example(self, item: Item, texts: Texts) -> Example | None:
         """None if the picture cannot be read. Raises UserError: as `Pictures.open`."""
@@ -44,7 +46,9 @@ class Preparation:
         if self.most_pairs is None:
             triplets = targets.labelled_triplets(width, height)
         else:
-            triplets = tagger_triplets(targets, width, height, self.most_pairs, item.rng)
+            triplets = tagger_triplets(
+                targets, width, height, self.most_pairs, item.rng, related_first=self.related_first
+            )
         return Example(item.image_id, pixel_values, relabelled(triplets, texts), item.size)
 
 

@@ -1,6 +1,7 @@
 """Pairs for the R-Tagger: related ones first, others while there is room."""
 
 import random
+from collections import Counter
 from itertools import permutations
 
 import pytest
@@ -50,7 +51,9 @@ def cases(draw: st.DrawFn) -> tuple[int, list[Relation]]:
 @given(cases(), st.integers(1, 60), st.integers(0, 2**32))
 def test_as_many_as_there_is_room_for(case: tuple[int, list[Relation]], most: int, seed: int) -> None:
     objects, relations = case
-    rows = read(tagger_triplets(scene(objects, relations), 20, 20, most, random.Random(seed)))
+    rows = read(tagger_triplets(scene(objects, relations), 20, 20, most, random.Random(seed), related_first=True))
+    mixed = read(tagger_triplets(scene(objects, relations), 20, 20, most, random.Random(seed)))
+    assert Counter(rows) == Counter(mixed)
     related = {(subject, object_) for subject, object_, _ in relations}
     others = set(permutations(range(objects), 2)) - related
     positives = [row for row in rows if row[2]]
@@ -72,8 +75,17 @@ RELATIONS = [(0, 1, 0), (0, 1, 2), (2, 0, 1), (1, 1, 1)]
     ids=["all", "just all", "overflow of the published code", "some others", "no others", "some related"],
 )
 def test_each_regime(most: int, positives: int, negatives: int) -> None:
-    rows = read(tagger_triplets(scene(4, RELATIONS), 20, 20, most, random.Random(0)))
+    rows = read(tagger_triplets(scene(4, RELATIONS), 20, 20, most, random.Random(0), related_first=True))
     assert [bool(row[2]) for row in rows] == [True] * positives + [False] * negatives
+
+
+def test_a_related_pair_may_come_anywhere() -> None:
+    places = {
+        next(place for place, row in enumerate(rows) if row[2])
+        for seed in range(100)
+        for rows in [read(tagger_triplets(scene(3, RELATIONS[:1]), 20, 20, 6, random.Random(seed)))]
+    }
+    assert places == set(range(6))
 
 
 @pytest.mark.parametrize(("most", "of"), [(4, 13), (2, 3)])
