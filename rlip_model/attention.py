@@ -1,23 +1,19 @@
 """Multi-scale deformable attention (Deformable DETR, section 4.1) in portable PyTorch.
 
-Two ways to sample that agree to rounding: a weighted `embedding_bag` over the four corners of every sampling
-point, several times faster on a CPU, and `grid_sample`, for GPUs and for degenerate sizes.
+Two ways to sample that agree to rounding: embedding bags (`rlip_model.bags`), many times faster on a CPU, and
+`grid_sample`, for GPUs and for degenerate sizes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlip_model.bags import Shapes, sample_by_bags
 from rlip_model.position import at_least_float32
-
-Shapes = Sequence[tuple[int, int]]
-QUERIES_PER_CHUNK = 256
 
 
 def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -36,7 +32,7 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
     value = at_least_float32(value)
     locations, weights = locations.to(value.dtype), weights.to(value.dtype)
     smallest = min(min(shape) for shape in shapes)
-    if value.device.type == "cpu" and smallest >= 2 and bool(torch.isfinite(locations).all()):
+    if value.device.type == "cpu" and smallest >= 2 and bool(locations.detach().sum().isfinite()):
         sampled = sample_by_bags(value, shapes, locations, weights)
     else:
         sampled = sample_by_grid(value, shapes, locations, weights)
@@ -55,77 +51,6 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     stacked = torch.stack(sampled, dim=-2).flatten(-2)
     folded = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes) * points)
     return (stacked * folded).sum(-1).view(batch, heads * dim, queries).transpose(1, 2)
-
-
-def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """`sample` as an embedding bag: a row of the table is one head of one token.
-
-    The sides of every level must be at least 2 and the locations finite. Chunks of queries keep the index and
-    weight arrays in the cache.
-    """
-    batch, tokens, heads, dim = value.shape
-    table = value.reshape(batch * tokens * heads, dim)
-    corners = _Corners(shapes, batch, heads, locations)
-    chunks = zip(locations.split(QUERIES_PER_CHUNK, 1), weights.split(QUERIES_PER_CHUNK, 1), strict=True)
-    sampled = []
-    for chunk_locations, chunk_weights in chunks:
-        rows, weight = corners(chunk_locations, chunk_weights)
-        bags = F.embedding_bag(rows.flatten(0, 2), table, per_sample_weights=weight.flatten(0, 2), mode="sum")
-        sampled.append(bags.view(batch, -1, heads * dim))
-    return torch.cat(sampled, dim=1)
-
-
-class _Corners:
-    """Table row and weight of the four pixels around each sampling point.
-
-    Constants are laid out like the points of one chunk, so that all arithmetic runs over contiguous arrays.
-    """
-
-    def __init__(self, shapes: Shapes, batch: int, heads: int, like: Tensor) -> None:
-        layout = (1, min(like.shape[1], QUERIES_PER_CHUNK), heads, len(shapes), like.shape[4])
-        sizes = [height * width for height, width in shapes]
-        starts = list(accumulate(sizes[:-1], initial=0))
-
-        def per_point(levels: Sequence[int], dtype: torch.dtype) -> Tensor:
-            numbers = torch.tensor(levels, dtype=dtype).view(1, 1, 1, -1, 1)
-            return numbers.expand(layout).flatten(3).contiguous()
-
-        self.widths = per_point([width for _, width in shapes], like.dtype)
-        self.heights = per_point([height for height, _ in shapes], like.dtype)
-        self.row_step = per_point([width * heads for _, width in shapes], torch.int32)
-        image_start = torch.arange(batch, dtype=torch.int32).view(-1, 1, 1, 1) * (sum(sizes) * heads)
-        self.first_row = (
-            per_point([start * heads for start in starts], torch.int32)
-            + torch.arange(heads, dtype=torch.int32).view(1, 1, -1, 1)
-            + image_start
-        )
-        self.heads = heads
-
-    def __call__(self, locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Both `[batch, queries, heads, 4 * levels * points]`.
-
-        The base pixel is clamped into the map and each corner's weight is a triangle around it, so points
-        outside get the right weights, down to zero, without any masking.
-        """
-        queries = locations.shape[1]
-        x, y = locations.flatten(3, 4).unbind(-1)
-        column, left, right = _split(x, self.widths[:, :queries])
-        line, top, bottom = _split(y, self.heights[:, :queries])
-        weights = weights.flatten(3)
-        top, bottom = top * weights, bottom * weights
-        weight = torch.cat((top * left, top * right, bottom * left, bottom * right), dim=-1)
-        row_step = self.row_step[:, :queries]
-        upper = line * row_step + column * self.heads + self.first_row[:, :queries]
-        lower = upper + row_step
-        return torch.cat((upper, upper + self.heads, lower, lower + self.heads), dim=-1), weight
-
-
-def _split(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Base pixel along one axis, and the weights of it and of the next pixel."""
-    pixel = coordinate * size - 0.5
-    base = torch.minimum(pixel.detach().floor().clamp_(min=0), size - 2)
-    beyond = pixel - base
-    return base.int(), (1 - beyond.abs()).relu(), (1 - (beyond - 1).abs()).relu()
 
 
 class DeformableAttention(nn.Module):
