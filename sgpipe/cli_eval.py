@@ -101,16 +101,35 @@ def hico(
 
 @app.command()
 def vcoco(
-    predictions: Predictions,
     annotations: Annotated[Path, typer.Option(help="V-COCO's own file: vcoco_test.json.")],
     coco: Annotated[Path, typer.Option(help="The COCO instances that it refers to: instances_vcoco_all_2014.json.")],
+    predictions: MaybePredictions = None,
+    possible: Annotated[
+        Path | None, typer.Option(help="With --model: training shards; what never occurs there is scored 0.")
+    ] = None,
+    model: Model = None,
+    data: MaybeData = None,
+    split: Split = None,
+    images: Images = None,
+    batch: Batch = 4,
+    dtype: Dtype = Precision.AUTO,
+    device: Device = "auto",
+    workers: Workers = 1,
+    gpus: Gpus = 0,
     json: JsonFile = None,
     csv: CsvFile = None,
+    plot: PlotFile = None,
 ) -> None:
     """V-COCO: role AP in scenarios 1 and 2, and agent AP."""
     from sgpipe.evaluation.benchmarks import evaluate_vcoco_files
+    from sgpipe.evaluation.of_model_graphs import evaluate_vcoco_model
 
-    _show(evaluate_vcoco_files(predictions, annotations, coco), json, csv)
+    if files := _files(predictions, annotations, model, data):
+        result = evaluate_vcoco_files(*files, coco)
+    else:
+        run = _model_run(model, data, split, images, None, None, batch, dtype, device, workers, gpus)
+        result = evaluate_vcoco_model(run, annotations, coco, possible)
+    _show(result, json, csv, plot)
 
 
 @app.command()
@@ -147,16 +166,38 @@ def openimages(
 
 @app.command()
 def vg(
-    predictions: Predictions,
-    annotations: Annotations,
-    mode: Annotated[GraphMode, typer.Option(help="What the model was given: boxes and labels, boxes, or nothing.")],
+    mode: Annotated[
+        GraphMode | None, typer.Option(help="What the model was given: boxes and labels, boxes, or nothing.")
+    ] = None,
+    predictions: MaybePredictions = None,
+    annotations: MaybeAnnotations = None,
+    classes: Classes = None,
+    model: Model = None,
+    data: MaybeData = None,
+    split: Split = None,
+    images: Images = None,
+    batch: Batch = 4,
+    dtype: Dtype = Precision.AUTO,
+    device: Device = "auto",
+    workers: Workers = 1,
+    gpus: Gpus = 0,
     json: JsonFile = None,
     csv: CsvFile = None,
 ) -> None:
     """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-)."""
     from sgpipe.evaluation.benchmarks import evaluate_graph_files
+    from sgpipe.evaluation.of_model_graphs import evaluate_graphs_model
 
-    _show(evaluate_graph_files(predictions, annotations, mode.value), json, csv)
+    if files := _files(predictions, annotations, model, data):
+        if mode is None:
+            raise UserError("give --mode predcls, sgcls or sgdet: what the model was given")
+        result = evaluate_graph_files(*files, mode.value, classes)
+    else:
+        if mode and mode is not GraphMode.SGDET:
+            raise UserError(f"--mode {mode.value}: a network finds its boxes itself, so with --model it is sgdet")
+        run = _model_run(model, data, split, images, annotations, classes, batch, dtype, device, workers, gpus)
+        result = evaluate_graphs_model(run)
+    _show(result, json, csv)
 
 
 @app.command()

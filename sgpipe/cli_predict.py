@@ -39,7 +39,9 @@ class Form(str, Enum):
     """Whose evaluator reads the file."""
 
     HICO = "hico"
+    VCOCO = "vcoco"
     OPENIMAGES = "openimages"
+    VG = "vg"
 
 
 Dtype = Annotated[Precision, typer.Option(help="bfloat16 on GPUs that have it, or always this.")]
@@ -50,7 +52,7 @@ def predict(
     data: Data,
     out: Annotated[Path, typer.Option(help="File to write: .json as `sgpipe eval` reads, or .parquet.")],
     form: Annotated[Form, typer.Option(help="Form of the JSON file.")] = Form.HICO,
-    most: Annotated[int, typer.Option(min=1, help="Triplets of a picture, the best ones.")] = 100,
+    most: Annotated[int, typer.Option(min=1, help="Triplets of a picture, the best ones (vg: pairs).")] = 100,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="hico: leave out subjects that look like no person.")
     ] = False,
@@ -106,13 +108,20 @@ def _write(run: ModelRun, out: Path, form: Form, most: int, zero_shot: bool) -> 
     from sgpipe.evaluation.classes import numbering_of
     from sgpipe.predict import load_detector
     from sgpipe.predict import predict as find
-    from sgpipe.predict_files import write_hoia, write_parquet
+    from sgpipe.predict_files import write_graphs, write_hoia, write_parquet, write_people
+    from sgpipe.predict_people import PeopleReader, vcoco_actions
     from sgpipe.sources.hoi import HICO
 
     if out.suffix == ".parquet":
         graphs = load_detector(run.model).config.subject_class
         config = run.config("scene graph" if graphs else "hoi")
         return write_parquet(find(config, run.units()), out, config.classes, most)
+    if form is Form.VG:
+        return write_graphs(find(run.config("scene graph"), run.units()), out, most)
+    if form is Form.VCOCO:
+        config = run.config("hoi")
+        reader = PeopleReader(config.classes, vcoco_actions(config.classes.relations))
+        return write_people(find(config, run.units()), out, reader)
     if form is Form.OPENIMAGES:
         config, key = run.config("scene graph"), "rel_prediction"
     else:

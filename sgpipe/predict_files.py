@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 from rlip_model.evaluation.inputs import NOT_FOUND, Array, Pairs
 from rlip_model.evaluation.triplets import largest
 from sgpipe.predict import Predicted
+from sgpipe.predict_graphs import found_graph, graph_item
+from sgpipe.predict_people import PeopleReader, people_items
+from sgpipe.predict_rows import image_number
 from sgpipe.sources.annotated import ClassLists
 from sgpipe.sources.hoi import Numbering
 
@@ -48,6 +51,8 @@ SCHEMA = pa.schema(
     metadata={"sgpipe.predictions": "1"},
 )
 _ROWS_AT_ONCE = 512
+
+Items = Callable[[Predicted, Pairs], list[dict[str, Any]]]
 
 
 @dataclass
@@ -92,7 +97,7 @@ def write_hoia(
     """
     objects, relations = list(numbering.objects), list(numbering.relations)
 
-    def item(prediction: Predicted, pairs: Pairs) -> dict[str, Any]:
+    def items(prediction: Predicted, pairs: Pairs) -> list[dict[str, Any]]:
         best = Best.of(pairs, most, possible)
         kept, place = np.unique(best.pair, return_inverse=True)  # in the order of the queries, which breaks ties
         boxes = [
@@ -104,21 +109,31 @@ def write_hoia(
             for box, label in zip(ends[kept].tolist(), labels[kept].tolist(), strict=True)
         ]
         triplets = zip(place.reshape(-1).tolist(), best.predicate.tolist(), best.score.tolist(), strict=True)
-        return {
-            "file_name": prediction.row.file_name,
-            "predictions": boxes,
-            key: [
-                {
-                    "subject_id": pair,
-                    "object_id": pair + len(kept),
-                    "category_id": relations[predicate],
-                    "score": score,
-                }
-                for pair, predicate, score in triplets
-            ],
-        }
+        listed = [
+            {"subject_id": pair, "object_id": pair + len(kept), "category_id": relations[predicate], "score": score}
+            for pair, predicate, score in triplets
+        ]
+        return [{"file_name": prediction.row.file_name, "predictions": boxes, key: listed}]
 
-    return _write_json(found, out, item)
+    return _write_json(found, out, items)
+
+
+def write_people(found: Iterable[Predicted], out: Path, reader: PeopleReader) -> Written:
+    """JSON as `sgpipe eval vcoco` reads it: every pair of every picture. Raises UserError: an image id is no number."""
+
+    def items(prediction: Predicted, pairs: Pairs) -> list[dict[str, Any]]:
+        return people_items(image_number(prediction.row), reader.read(pairs), reader.actions)
+
+    return _write_json(found, out, items)
+
+
+def write_graphs(found: Iterable[Predicted], out: Path, most: int) -> Written:
+    """JSON as `sgpipe eval vg --mode sgdet` reads it, with so many pairs of a picture."""
+
+    def items(prediction: Predicted, pairs: Pairs) -> list[dict[str, Any]]:
+        return [graph_item(prediction.row.image_id, found_graph(pairs, most))]
+
+    return _write_json(found, out, items)
 
 
 def write_parquet(found: Iterable[Predicted], out: Path, classes: ClassLists, most: int) -> Written:
@@ -150,25 +165,25 @@ def _named(pairs: Pairs, classes: ClassLists, most: int) -> Iterator[dict[str, A
         }
 
 
-def _write_json(found: Iterable[Predicted], out: Path, item: Callable[[Predicted, Pairs], dict[str, Any]]) -> Written:
+def _write_json(found: Iterable[Predicted], out: Path, items: Items) -> Written:
     """A list, one item a line, written as it comes."""
     written = Written()
     with _whole(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        _write_items(found, file, item, written)
+        _write_items(found, file, items, written)
     return written
 
 
 def _write_items(
     found: Iterable[Predicted],
     file: TextIO,
-    item: Callable[[Predicted, Pairs], dict[str, Any]],
+    items: Items,
     written: Written,
 ) -> None:
     before = "[\n"
     for prediction in found:
         _count(written, prediction)
-        if prediction.pairs is not None:
-            file.write(before + json.dumps(item(prediction, prediction.pairs), allow_nan=False))
+        for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
+            file.write(before + json.dumps(item, allow_nan=False))
             before = ",\n"
     file.write("\n]\n" if before != "[\n" else "[]\n")
 

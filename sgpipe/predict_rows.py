@@ -52,6 +52,14 @@ class PictureRow:
         return decode(path, size, str(path))
 
 
+def image_number(row: PictureRow) -> int:
+    """COCO's id. Raises UserError: the image has no such number."""
+    try:
+        return int(row.image_id)
+    except ValueError:
+        raise UserError(f"image {row.image_id!r} has no number of COCO's; V-COCO needs them") from None
+
+
 def picture_units(root: Path, split: str | None = None, images: Path | None = None) -> list[Unit]:
     """The row groups of a folder of shards, by split and position.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +19,9 @@ from rlip_model.evaluation.open_images import OpenImagesSettings, PhraseOrder, e
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
-from rlip_model.evaluation.vcoco import Scenario, VcocoScores, evaluate_vcoco
+from rlip_model.evaluation.vcoco import Actions, FoundPeople, People, Scenario, VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_found_people, read_people
-from rlip_model.evaluation.visual_genome import VG150_PREDICATES, Mode, evaluate_graphs, vg150_zero_shot
+from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, Mode, evaluate_graphs, vg150_zero_shot
 from sgpipe.errors import UserError
 from sgpipe.evaluation.classes import OPEN_IMAGES, read_classes
 from sgpipe.evaluation.graphs import GraphFiles
@@ -135,19 +135,8 @@ def open_images_result(images: Images, classes: ClassLists, suppression: Suppres
 
 def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> EvaluationResult:
     """V-COCO, from its own files: vcoco_test.json and the COCO instances it refers to. Raises UserError, as above."""
-    verbs, instances, detections = (_read_json(path) for path in (annotations, coco, predictions))
-    try:
-        actions = read_actions(verbs)
-        annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
-        people = read_people(instances, verbs)
-        chosen = {image: own for image, own in people.items() if image in annotated}
-        missing = next((image for image in annotated if image not in people), None)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{annotations} and {coco} are not V-COCO's annotations with the COCO instances of its images: {error!r}"
-        ) from None
-    if missing is not None:
-        raise UserError(f"{coco} lacks image {missing} of {annotations}; use instances_vcoco_all_2014.json")
+    actions, people = vcoco_truth(annotations, coco)
+    detections = _read_json(predictions)
     if not isinstance(detections, list) or not detections:
         raise UserError(f"{predictions} holds no predictions: expected a list of detections")
     with _explained(predictions):
@@ -155,24 +144,83 @@ def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> Ev
             found = read_found_people(detections, actions)
         except (KeyError, TypeError) as error:
             raise UserError(f"{predictions}: expected detections as V-COCO's evaluator takes them: {error!r}") from None
-        scores = evaluate_vcoco(people_images(chosen, found, actions), actions)
-    notes = []
-    if empty := len(chosen) - len(found):
-        notes.append(f"{empty:,} of {len(chosen):,} annotated images have no predictions: all missed")
-    return EvaluationResult("V-COCO", {}, _vcoco_summary(scores), _vcoco_rows(scores), notes)
+    return vcoco_result(people, found, actions, [], str(predictions))
 
 
-def evaluate_graph_files(predictions: Path, annotations: Path, mode: Mode) -> EvaluationResult:
-    """Visual Genome (VG150) scene graphs; classes are predicates. Raises UserError, as above."""
-    files = GraphFiles(annotations, predictions)
-    with _explained(predictions):
-        scores = evaluate_graphs(files.images(), mode, zero_shot=vg150_zero_shot())
-    rows: Rows = [{"predicate": name} for name in VG150_PREDICATES]
+def vcoco_truth(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
+    """The actions, and the persons of each annotated image. Raises UserError: a file is missing or wrong."""
+    verbs, instances = _read_json(annotations), _read_json(coco)
+    try:
+        annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
+        people = read_people(instances, verbs)
+        chosen = {image: own for image, own in people.items() if image in annotated}
+        missing = next((image for image in annotated if image not in people), None)
+        actions = read_actions(verbs)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{annotations} and {coco} are not V-COCO's annotations with the COCO instances of its images: {error!r}"
+        ) from None
+    if missing is not None:
+        raise UserError(f"{coco} lacks image {missing} of {annotations}; use instances_vcoco_all_2014.json")
+    return actions, chosen
+
+
+def vcoco_result(
+    people: Mapping[int, People], found: Mapping[int, FoundPeople], actions: Actions, notes: list[str], name: str
+) -> EvaluationResult:
+    """As V-COCO counts. `name`: of where the predictions come from. Raises UserError, as above."""
+    with _explained(name):
+        scores = evaluate_vcoco(people_images(people, found, actions), actions)
+    if empty := len(people) - len(found):
+        notes.append(f"{empty:,} of {len(people):,} annotated images have no predictions: all missed")
+    curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
+    curves["agent"] = class_curve(scores.agents)
+    return EvaluationResult("V-COCO", {}, _vcoco_summary(scores), _vcoco_rows(scores), notes, curves=curves)
+
+
+def evaluate_graph_files(
+    predictions: Path, annotations: Path, mode: Mode, classes: Path | None = None
+) -> EvaluationResult:
+    """Visual Genome (VG150) scene graphs, or others; classes are predicates. Raises UserError, as above."""
+    graph_classes = GraphClasses.of(read_classes(classes).classes) if classes else VG150_CLASSES
+    files = GraphFiles(annotations, predictions, len(graph_classes.predicates))
+    return graph_result(files.images(), graph_classes, mode, files.notes, str(predictions))
+
+
+def graph_result(
+    images: Iterable[GraphImage], classes: GraphClasses, mode: Mode, notes: list[str], name: str
+) -> EvaluationResult:
+    """As Visual Genome's scene graphs are counted. Raises UserError, as above."""
+    names = classes.predicates
+    official = classes == VG150_CLASSES
+    zero_shot = vg150_zero_shot() if official else None
+    with _explained(name):
+        scores = evaluate_graphs(
+            images, mode, zero_shot=zero_shot, num_objects=classes.num_objects, num_predicates=len(names)
+        )
+    rows: Rows = [{"predicate": name} for name in names]
     for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
         for most, shares in recall.per_predicate.items():
             for row, share in zip(rows, shares.tolist(), strict=True):
                 row[f"{prefix}R@{most}"] = share
-    return EvaluationResult("Visual Genome", {"mode": mode}, scores.summary(), rows, files.notes)
+    summary = {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
+    title = "Visual Genome" if official else "Visual Genome's protocol"
+    return EvaluationResult(title, {"mode": mode}, summary, rows, notes)
+
+
+@dataclass(frozen=True)
+class GraphClasses:
+    """How many objects there are, and the predicates, in the order of their numbers from 1."""
+
+    num_objects: int
+    predicates: tuple[str, ...]
+
+    @classmethod
+    def of(cls, classes: ClassLists) -> GraphClasses:
+        return cls(len(classes.objects), classes.relations)
+
+
+VG150_CLASSES = GraphClasses(150, VG150_PREDICATES)
 
 
 def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:

@@ -21,18 +21,23 @@ from sgpipe.vocabulary import category_names, relation_names
 OPEN_IMAGES = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
 PERSON = "person"
 
+_KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))
+
 
 def read_classes(path: Path) -> Numbering:
     """`{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
+
+    Also VG-SGG-dicts.json, which calls them `idx_to_label` and `idx_to_predicate`.
 
     Raises UserError: the file is missing, or another.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        return Numbering(HICO.key, _numbered(content["objects"]), _numbered(content["relations"]))
+        keys = next(keys for keys in _KEYS if keys[0] in content)
+        return Numbering(HICO.key, _numbered(content[keys[0]]), _numbered(content[keys[1]]))
     except OSError as error:
         raise UserError(f"classes file {path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
         raise UserError(
             f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
             f"({clean(str(error))[:80]})"
@@ -41,7 +46,7 @@ def read_classes(path: Path) -> Numbering:
 
 def _numbered(names: Any) -> Mapping[int, str]:
     pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
-    numbered = {int(number): name for number, name in pairs}
+    numbered = dict(sorted((int(number), name) for number, name in pairs))
     if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
         raise ValueError("a name is missing")
     if len(set(numbered.values())) < len(numbered):

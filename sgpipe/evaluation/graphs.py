@@ -18,10 +18,11 @@ from sgpipe.sources.json_stream import JsonStream
 
 @dataclass
 class GraphFiles:
-    """An annotation file and one of predictions. notes: filled by reading."""
+    """An annotation file and one of predictions, with scores of so many predicates. notes: filled by reading."""
 
     annotations: Path
     predictions: Path
+    num_predicates: int = len(VG150_PREDICATES)
     notes: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[GraphImage]:
@@ -30,9 +31,7 @@ class GraphFiles:
         Raises:
             UserError: a file is missing or wrong, or predictions are of images that are not annotated.
         """
-        truths = {name: _graph(self.annotations, name, item) for name, item in _items(self.annotations)}
-        if not truths:
-            raise UserError(f"{self.annotations} holds no images")
+        truths = read_graphs(self.annotations)
         seen: set[str] = set()
         for name, item in _items(self.predictions):
             if name not in truths:
@@ -40,13 +39,33 @@ class GraphFiles:
             if name in seen:
                 raise UserError(f"{self.predictions}: image {name} is there twice; leave one out")
             seen.add(name)
-            yield GraphImage(f"image {name}", truths[name], _found_graph(self.predictions, name, item))
+            yield GraphImage(f"image {name}", truths[name], self._found(name, item))
         if not seen:
             raise UserError(f"{self.predictions} holds no predictions")
         if missing := len(truths) - len(seen):
             self.notes.append(
                 f"{missing:,} of {len(truths):,} annotated images have no predictions: left out, as officially"
             )
+
+    def _found(self, name: str, item: Mapping[str, Any]) -> FoundGraph:
+        try:
+            return FoundGraph(
+                table(required(item, "boxes"), (-1, 4), np.float32),
+                table(required(item, "labels"), (-1,), int),
+                table(required(item, "scores"), (-1,), np.float32),
+                table(required(item, "pairs"), (-1, 2), int),
+                table(required(item, "predicate_scores"), (-1, 1 + self.num_predicates), np.float32),
+            )
+        except (FieldError, EvaluationError) as error:
+            raise UserError(f"{self.predictions}: image {name}: {error}") from None
+
+
+def read_graphs(annotations: Path) -> dict[str, Graph]:
+    """The annotated scene graphs by image id. Raises UserError: the file is missing, wrong or empty."""
+    truths = {name: _graph(annotations, name, item) for name, item in _items(annotations)}
+    if not truths:
+        raise UserError(f"{annotations} holds no images")
+    return truths
 
 
 def _items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -63,19 +82,6 @@ def _graph(path: Path, name: str, item: Mapping[str, Any]) -> Graph:
             table(required(item, "boxes"), (-1, 4), np.float32),
             table(required(item, "labels"), (-1,), int),
             table(required(item, "relations"), (-1, 3), int),
-        )
-    except (FieldError, EvaluationError) as error:
-        raise UserError(f"{path}: image {name}: {error}") from None
-
-
-def _found_graph(path: Path, name: str, item: Mapping[str, Any]) -> FoundGraph:
-    try:
-        return FoundGraph(
-            table(required(item, "boxes"), (-1, 4), np.float32),
-            table(required(item, "labels"), (-1,), int),
-            table(required(item, "scores"), (-1,), np.float32),
-            table(required(item, "pairs"), (-1, 2), int),
-            table(required(item, "predicate_scores"), (-1, 1 + len(VG150_PREDICATES)), np.float32),
         )
     except (FieldError, EvaluationError) as error:
         raise UserError(f"{path}: image {name}: {error}") from None

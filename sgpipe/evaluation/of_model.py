@@ -24,7 +24,7 @@ from sgpipe.evaluation.pairs import read_truths
 from sgpipe.evaluation.result import EvaluationResult
 from sgpipe.evaluation.shard_truth import shard_truth
 from sgpipe.predict import PredictConfig, Task, predict
-from sgpipe.predict_rows import Unit, picture_units
+from sgpipe.predict_rows import PictureRow, Unit, picture_units
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import HICO, Numbering, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
@@ -123,27 +123,37 @@ class ModelImages:
         Raises:
             UserError: an input is missing or wrong, a picture is not annotated, or none can be read.
         """
-        truths, failed = read_truths(self.source), list[str]()
-        seen: set[str] = set()
-        for found in predict(self.config, self.units):
-            name = found.row.file_name
-            if found.pairs is None:
-                failed.append(found.error or "")
-                continue
+        truths, seen = read_truths(self.source), set[str]()
+        for row, pairs in readable(self.config, self.units, self.notes):
+            name = row.file_name
             if name not in truths:
                 raise UserError(f"picture {name!r} is not in {self.source.files['annotations']}")
             if name in seen:
                 raise UserError(f"picture {name!r} is there twice; choose a split by --split")
             seen.add(name)
-            yield Image(name, truths[name], found.pairs)
-        if not seen:
-            raise UserError(f"no picture could be read: {failed[0] if failed else 'there is none'}")
-        if failed:
-            self.notes.append(f"{len(failed):,} rows have no picture that could be read; the first: {failed[0]}")
+            yield Image(name, truths[name], pairs)
         if missing := len(truths) - len(seen):
             self.notes.append(f"{missing:,} of {len(truths):,} annotated images have no predictions: all missed")
         nothing = _nothing(len(self.config.classes.relations))
         yield from (Image(name, truth, nothing) for name, truth in truths.items() if name not in seen)
+
+
+def readable(config: PredictConfig, units: Sequence[Unit], notes: list[str]) -> Iterator[tuple[PictureRow, Pairs]]:
+    """What is found in the pictures that can be read; how many cannot is noted.
+
+    Raises: as `predict`, and UserError: none can be read.
+    """
+    count, failed = 0, list[str]()
+    for found in predict(config, units):
+        if found.pairs is None:
+            failed.append(found.error or "")
+        else:
+            count += 1
+            yield found.row, found.pairs
+    if not count:
+        raise UserError(f"no picture could be read: {failed[0] if failed else 'there is none'}")
+    if failed:
+        notes.append(f"{len(failed):,} rows have no picture that could be read; the first: {failed[0]}")
 
 
 def _nothing(num_predicates: int) -> Pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,21 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlip_model.evaluation.inputs import Pairs
+from rlip_model.evaluation.vcoco_files import read_actions
 from sgpipe import predict as prediction
 from sgpipe.cli import app
+from sgpipe.errors import UserError
 from sgpipe.evaluation import of_model
 from sgpipe.evaluation.classes import data_classes, read_classes
 from sgpipe.predict import PredictConfig, Predicted
+from sgpipe.predict_people import PeopleReader, vcoco_actions
 from sgpipe.predict_rows import Unit, iter_rows
+from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.read import iter_records
+from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.sources.annotated import ClassLists
+from sgpipe.sources.hoi import VCOCO
 from tests.sgpipe.trainings import PICTURES
 
 QUERIES = 12
@@ -39,7 +48,8 @@ def clumsy(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
             ends[place] = relation.subject, relation.object
             true[place, classes.relations.index(relation.predicate)] = 1
         scores = (0.4 * true + 0.6 * rng.random(true.shape)).astype(np.float32)
-        boxes = (corners[ends] + rng.normal(0, 3, (QUERIES, 2, 4))).astype(np.float32)
+        boxes = corners[ends] + rng.normal(0, 3, (QUERIES, 2, 4))
+        boxes = np.sort(boxes.reshape(QUERIES, 2, 2, 2), axis=2).reshape(QUERIES, 2, 4).astype(np.float32)
         subjects = labels[ends[:, 0]]
         if config.task != "scene graph":
             subjects = np.full(QUERIES, classes.objects.index("person"))
@@ -86,6 +96,91 @@ def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_pa
     true = sum(len(record.relations) for record in iter_records(drawn_run))
     assert sum(row["ground_truth"] for row in result["per_class"]) == true
     assert max(result["summary"].values()) > 0.3
+
+
+def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_path: Path) -> None:
+    out, classes = tmp_path / "found.json", data_classes(drawn_run)
+    direct = evaluated(tmp_path, "vg", "--model", "any", "--data", drawn_run)
+    assert direct["benchmark"] == "Visual Genome's protocol"
+    assert 0.2 < direct["summary"]["mR@50"] < 1
+    items = []
+    for record in iter_records(drawn_run):
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
+        labels = [1 + classes.objects.index(box.category) for box in record.objects]
+        relations = [(one.subject, one.object, 1 + classes.relations.index(one.predicate)) for one in record.relations]
+        items.append({"image_id": record.image_id, "boxes": boxes, "labels": labels, "relations": relations})
+    (tmp_path / "true.json").write_text(json.dumps(items))
+    (tmp_path / "classes.json").write_text(json.dumps({"objects": classes.objects, "relations": classes.relations}))
+    annotated = ("--annotations", tmp_path / "true.json", "--classes", tmp_path / "classes.json")
+    invoke("predict", "any", "--data", drawn_run, "--out", out, "--form", "vg")
+    by_file = evaluated(tmp_path, "vg", "--predictions", out, *annotated, "--mode", "sgdet")
+    assert by_file["per_class"] == direct["per_class"]
+    assert by_file["summary"] == direct["summary"]
+    again = evaluated(tmp_path, "vg", "--model", "any", "--data", drawn_run, *annotated)
+    assert again["summary"] == direct["summary"]
+
+
+def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "found.json"
+    truth = write_vcoco(run)
+    for name, content in truth.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    official = ("--annotations", tmp_path / "vsrl.json", "--coco", tmp_path / "coco.json")
+    direct = evaluated(tmp_path, "vcoco", "--model", "any", "--data", run, "--images", tmp_path, *official)
+    assert 0 < direct["summary"]["role AP, scenario 1"] < 1
+    invoke("predict", "any", "--data", run, "--images", tmp_path, "--out", out, "--form", "vcoco")
+    assert evaluated(tmp_path, "vcoco", "--predictions", out, *official) == direct
+    options = ("--model", "any", "--data", run, "--images", tmp_path, *official, "--possible", run)
+    possible = evaluated(tmp_path, "vcoco", *options)
+    assert possible["summary"]["role AP, scenario 1"] > direct["summary"]["role AP, scenario 1"]
+
+
+def write_vcoco(root: Path) -> dict[str, Any]:
+    """Shards of persons with things, and V-COCO's two files about them: all "hold", and some "hit" and "stand"."""
+    rng, records = np.random.default_rng(3), []
+    coco: dict[str, Any] = {"images": [], "annotations": []}
+    verbs = {
+        name: {"action_name": name, "role_name": roles, "image_id": [], "ann_id": [], "label": [], "role_object_id": []}
+        for name, roles in (("hold", ["agent", "obj"]), ("hit", ["agent", "instr", "obj"]), ("stand", ["agent"]))
+    }
+    for number in range(1, 9):
+        coco["images"].append({"id": number, "width": 200, "height": 100})
+        objects = [Box("person", 1, (*rng.integers(0, 50, 2).tolist(), 40, 40))]
+        objects += [Box(name, 2, (*rng.integers(60, 100, 2).tolist(), 40, 40)) for name in ("cup", "sports ball")]
+        objects.append(Box(NO_OBJECT, -1, (0, 0, 0, 0)))
+        for place, box in enumerate(objects[:3]):
+            annotation = {"id": 10 * number + place, "image_id": number, "bbox": box.bbox, "area": 1600}
+            coco["annotations"].append({**annotation, "category_id": 1 if place == 0 else 40})
+        does = {
+            "hold": [10 * number, 10 * number + 1],
+            "hit": [10 * number, 0, 10 * number + 2],
+            "stand": [10 * number],
+        }
+        for name, ends in does.items():
+            verbs[name]["image_id"].append(number)
+            verbs[name]["ann_id"].append(10 * number)
+            verbs[name]["label"].append(1)
+            verbs[name]["role_object_id"].append(ends)
+        relations = [Relation(0, 1, "hold"), Relation(0, 2, "hit"), Relation(0, 3, "stand")]
+        records.append(Record(str(number), "vcoco", "test", f"{number}.jpg", 200, 100, objects, relations=relations))
+    for verb in verbs.values():
+        verb["role_object_id"] = np.array(verb["role_object_id"]).T.ravel().tolist()
+    (root / "data").mkdir(parents=True)
+    classes = ClassLists(("person", "cup", "sports ball", NO_OBJECT), ("hold", "hit", "hit with", "stand"))
+    manifest = Manifest.create(root, {"labels": {"objects": classes.objects, "relations": classes.relations}})
+    manifest.commit(write_shard(root, shard_name("test", 0, 8), "test", 0, records, {}))
+    return {"vsrl.json": list(verbs.values()), "coco.json": coco}
+
+
+def test_all_of_vcoco_is_among_our_relations(oracle: Path) -> None:
+    with gzip.open(oracle / "golden/evaluation/vcoco/main300.inputs.json.gz", "rt") as file:
+        actions = read_actions(json.load(file)["vsrl"])
+    reader = PeopleReader(VCOCO.classes, actions)
+    ours = vcoco_actions(VCOCO.classes.relations)
+    assert set(ours.names) == set(actions.names)
+    assert set(ours.role_names()) == set(actions.role_names())
+    with pytest.raises(UserError, match="lack V-COCO's 'carry'"):
+        PeopleReader(ClassLists(VCOCO.classes.objects, ("hold",)), reader.actions)
 
 
 def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:
