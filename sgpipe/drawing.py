@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sgpipe.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
 from sgpipe.records import Box, Record, Relation
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
-Point = tuple[float, float]
-Rectangle = tuple[float, float, float, float]
 
 # Told apart also by most colour-blind people, and readable on light and on dark ground.
 COLOURS = ("#e6194b", "#0b84d8", "#2a9d3f", "#f58231", "#911eb4", "#00a5a5", "#d63fc0", "#8a6d00", "#5566ff", "#a04030")
 
 _SCALE = 2  # drawn at twice the size and made smaller, which makes lines and letters smooth
 _TEXT = 13
-_LITTLE = 0.2  # a label rather hides so much of an object than of another label
 _PAPER, _INK, _QUIET = "#ffffff", "#1a1a1a", "#6b6b6b"
 
 
@@ -101,32 +97,6 @@ def label(relation: Relation) -> str:
     return relation.predicate if relation.confidence is None else f"{relation.predicate} {relation.confidence:.2f}"
 
 
-@dataclass
-class _Room:
-    """Where labels lie already, in a picture of `width` × `height` pixels, and what they should not hide."""
-
-    width: int
-    height: int
-    worth_seeing: list[Rectangle] = field(default_factory=list)
-    taken: list[Rectangle] = field(default_factory=list)
-
-    def place(self, size: Point, spots: Iterable[Point]) -> Rectangle:
-        """The spot (a centre) where a label hides least, the earlier among equals."""
-        choices = [self._inside(size, spot) for spot in spots]
-        best = min(choices, key=self._covered)
-        self.taken.append(best)
-        return best
-
-    def _inside(self, size: Point, centre: Point) -> Rectangle:
-        left = min(max(centre[0] - size[0] / 2, 0), max(self.width - size[0] - 1, 0))
-        top = min(max(centre[1] - size[1] / 2, 0), max(self.height - size[1] - 1, 0))
-        return (left, top, left + size[0], top + size[1])
-
-    def _covered(self, label: Rectangle) -> float:
-        labels = sum(_overlap(label, other) for other in self.taken)
-        return labels + _LITTLE * sum(_overlap(label, other) for other in self.worth_seeing)
-
-
 class _Drawing:
     """Draws on a canvas that is `scale` times as large as the record's picture."""
 
@@ -134,7 +104,7 @@ class _Drawing:
         self._pen = ImageDraw.Draw(canvas, "RGBA")
         self._record = record
         self._scale = scale
-        self._room = _Room(*canvas.size)
+        self._room = LabelRoom(*canvas.size)
         self._font = font(_TEXT * _SCALE)
         self._names = object_names(record.objects)
 
@@ -150,13 +120,13 @@ class _Drawing:
         pairs: dict[tuple[int, int], list[Relation]] = {}
         for relation in relations:
             pairs.setdefault((relation.subject, relation.object), []).append(relation)
-        curves = {pair: self._curve(*pair) for pair in pairs}
-        for (subject, _), curve in curves.items():
-            self._arrow(curve, colour_of(subject))
+        links = {pair: self._curve(*pair) for pair in pairs}
+        for (subject, _), points in links.items():
+            self._arrow(points, colour_of(subject))
         for index in used:
             self._name(index)
         for pair, group in pairs.items():
-            self._say([label(relation) for relation in group], curves[pair], colour_of(pair[0]))
+            self._say([label(relation) for relation in group], links[pair], colour_of(pair[0]))
 
     def _corners(self, index: int) -> Rectangle:
         left, top, width, height = (value * self._scale for value in self._record.objects[index].bbox)
@@ -165,34 +135,18 @@ class _Drawing:
         return (left, top, max(right, left), max(bottom, top))
 
     def _curve(self, subject: int, object_: int) -> list[Point]:
-        """Points from the subject to the object, bent to the left, so that there and back are apart."""
-        start = _at(self._corners(subject), 0.5)
         if self._record.objects[object_].is_nothing or subject == object_:
-            return [start]
-        end = _at(self._corners(object_), 0.5)
-        if math.dist(start, end) < 24 * _SCALE:
-            start, end = _at(self._corners(subject), 0.25), _at(self._corners(object_), 0.75)
-        across, down = end[0] - start[0], end[1] - start[1]
-        bend = ((start[0] + end[0]) / 2 + 0.2 * down, (start[1] + end[1]) / 2 - 0.2 * across)
-        return [_bezier(start, bend, end, step / 24) for step in range(25)]
+            return [middle(self._corners(subject))]
+        return curve(self._corners(subject), self._corners(object_), 24 * _SCALE)
 
-    def _arrow(self, curve: list[Point], colour: str) -> None:
+    def _arrow(self, points: list[Point], colour: str) -> None:
         dot, width = 4 * _SCALE, 3 * _SCALE
-        x, y = curve[0]
-        if len(curve) > 1:
-            self._pen.line(curve, fill="#ffffffd0", width=width + 2 * _SCALE, joint="curve")
-            self._pen.line(curve, fill=colour, width=width, joint="curve")
-            self._head(curve, colour)
+        x, y = points[0]
+        if len(points) > 1:
+            self._pen.line(points, fill="#ffffffd0", width=width + 2 * _SCALE, joint="curve")
+            self._pen.line(points, fill=colour, width=width, joint="curve")
+            self._pen.polygon(arrow_head(points, 13 * _SCALE), fill=colour, outline="white", width=_SCALE // 2)
         self._pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=colour, outline="white", width=_SCALE)
-
-    def _head(self, curve: list[Point], colour: str) -> None:
-        (tip_x, tip_y), (from_x, from_y) = curve[-1], curve[-5]
-        angle = math.atan2(tip_y - from_y, tip_x - from_x)
-        length = 13 * _SCALE
-        wings = [
-            (tip_x - length * math.cos(angle + turn), tip_y - length * math.sin(angle + turn)) for turn in (0.45, -0.45)
-        ]
-        self._pen.polygon([(tip_x, tip_y), *wings], fill=colour, outline="white", width=_SCALE // 2)
 
     def _name(self, index: int) -> None:
         """The object's name on a ground of its colour, at a corner of its box."""
@@ -205,41 +159,19 @@ class _Drawing:
         self._pen.rounded_rectangle(place, 3 * _SCALE, fill=colour_of(index))
         self._write(place[0] + 4 * _SCALE, place[1], height, text, "white")
 
-    def _say(self, lines: list[str], curve: list[Point], colour: str) -> None:
+    def _say(self, lines: list[str], points: list[Point], colour: str) -> None:
         """What the relations of a pair are, on white, somewhere along their link."""
         lines = [fit(line, self._font, self._room.width - 12 * _SCALE) for line in lines]
         step = (_TEXT + 4) * _SCALE
         width = max(self._font.getlength(line) for line in lines) + 8 * _SCALE
         height = step * len(lines) + 2 * _SCALE
-        spots = [curve[min(at, len(curve) - 1)] for at in (12, 10, 14, 8, 16, 6, 18)]
-        spots += [(x + aside * width / 2, y + down * height) for x, y in spots[:5] for aside, down in _AROUND]
-        place = self._room.place((width, height), spots)
+        place = self._room.place((width, height), along(points, (width, height)))
         self._pen.rounded_rectangle(place, 4 * _SCALE, fill="#fffffff0", outline=colour, width=_SCALE)
         for number, line in enumerate(lines):
             self._write(place[0] + 4 * _SCALE, place[1] + _SCALE + number * step, step, line, _INK)
 
     def _write(self, x: float, y: float, height: float, text: str, colour: str) -> None:
         self._pen.text((x, y + height / 2), text, fill=colour, font=self._font, anchor="lm")
-
-
-_AROUND = ((0, -1.1), (0, 1.1), (1.1, 0), (-1.1, 0), (1.1, -1.1), (-1.1, 1.1), (1.1, 1.1), (-1.1, -1.1))
-
-
-def _at(corners: Rectangle, share: float) -> Point:
-    """In the middle from left to right, at a share of the height."""
-    left, top, right, bottom = corners
-    return ((left + right) / 2, top + share * (bottom - top))
-
-
-def _bezier(start: Point, bend: Point, end: Point, t: float) -> Point:
-    weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
-    x, y = (sum(w * p[axis] for w, p in zip(weights, (start, bend, end), strict=True)) for axis in (0, 1))
-    return (x, y)
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0.0) * max(height, 0.0)
 
 
 def _fit_scale(record: Record, width: int) -> float:

@@ -216,7 +216,7 @@ def _level(database: Database, threshold: float) -> Level:
 def _relations_per_image(database: Database) -> dict[str, int]:
     ends = [*(above - 1 for above in _PER_IMAGE[1:]), None]
     names = [
-        f"{start:,}" if start == end else f"{start:,} or more" if end is None else f"{start:,} to {end:,}"
+        f"{start:,}" if start == end else f"{start:,}+" if end is None else f"{start:,}-{end:,}"
         for start, end in zip(_PER_IMAGE, ends, strict=True)
     ]
     cases = " ".join(f"when number >= {start} then {at}" for at, start in reversed(list(enumerate(_PER_IMAGE))))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sgpipe.stats.findings import find
 from sgpipe.stats.health import Check
 from sgpipe.stats.measures import Measures
 
@@ -28,13 +31,18 @@ def print_tables(measures: Measures, console: Console) -> None:
     if measures.errors:
         console.print(_ranking("error", "images", measures.errors))
     console.print(_health(measures))
+    for question, group in groupby(find(measures), lambda finding: finding.question):
+        console.print(question, style="bold")
+        for finding in group:
+            console.print(f"  {finding.text}", soft_wrap=True)
     if measures.note:
         console.print(f"NOTE: {measures.note}", soft_wrap=True)
 
 
 def print_json(measures: Measures) -> None:
     """The counts for a program, on standard output."""
-    print(json.dumps(measures.as_dict(), indent=1, ensure_ascii=False))
+    findings = [asdict(finding) for finding in find(measures)]
+    print(json.dumps(measures.as_dict() | {"findings": findings}, indent=1, ensure_ascii=False))
 
 
 def overview(measures: Measures) -> dict[str, int]:

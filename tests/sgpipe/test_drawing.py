@@ -3,7 +3,8 @@ import random
 import pytest
 from PIL import Image, ImageChops
 
-from sgpipe.drawing import _overlap, _Room, colour_of, draw_card, draw_relations, fit, font, object_names, shown
+from sgpipe.drawing import colour_of, draw_card, draw_relations, fit, font, object_names, shown
+from sgpipe.link_geometry import LabelRoom, arrow_head, curve, overlap
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 
 
@@ -64,12 +65,12 @@ def test_small_pictures_are_enlarged_and_odd_shapes_kept():
 
 def test_labels_stay_in_the_picture_and_apart_while_there_is_room():
     rng = random.Random(3)
-    room = _Room(400, 300)
+    room = LabelRoom(400, 300)
     spots = [[(rng.uniform(-50, 450), rng.uniform(-50, 350)) for _ in range(60)] for _ in range(12)]
     placed = [room.place((80, 20), choice) for choice in spots]
     assert all(left >= 0 and top >= 0 and right <= 400 and bottom <= 300 for left, top, right, bottom in placed)
     pairs = [(a, b) for number, a in enumerate(placed) for b in placed[:number]]
-    assert sum(_overlap(a, b) for a, b in pairs) == 0
+    assert sum(overlap(a, b) for a, b in pairs) == 0
 
 
 def test_long_names_are_cut_to_the_width():
@@ -90,3 +91,14 @@ def test_a_card_lists_every_relation_and_says_if_the_picture_is_missing():
     for odd in ((0, 0), (2, 4000)):
         scene.width, scene.height = odd
         assert draw_card(None, scene, [], 320).height < 1200
+
+
+def test_there_and_back_are_apart_and_heads_point_forward():
+    left, right = (0.0, 0.0, 20.0, 20.0), (100.0, 0.0, 120.0, 20.0)
+    there, back = curve(left, right), curve(right, left)
+    assert (there[0], there[-1]) == ((10, 10), (110, 10))
+    assert there[12][1] < 10 < back[12][1]
+    tip, *wings = arrow_head(there, 5)
+    assert tip == there[-1]
+    assert all(x < tip[0] for x, _ in wings)
+    assert curve(left, left, short=24)[0] == (10, 5)

@@ -92,7 +92,7 @@ def test_confidences_triplets_and_relations_per_image(root, rows):
     )
     lengths = pc.list_value_length(rows.filter(pc.equal(rows["status"], "ok"))["relations"]).to_numpy()
     assert measures.relations_per_image["0"] == (lengths == 0).sum() == measures.totals["images_without_relations"]
-    assert measures.relations_per_image["2 to 4"] == ((lengths >= 2) & (lengths <= 4)).sum()
+    assert measures.relations_per_image["2-4"] == ((lengths >= 2) & (lengths <= 4)).sum()
     assert sum(measures.relations_per_image.values()) == len(lengths)
 
 

@@ -1,0 +1,106 @@
+"""What the measures come to, in sentences: what is in here, how good, what to drop, may one train on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sgpipe.stats.measures import TRAINED_ON, Level, Measures
+
+Grade = Literal["good", "fair", "bad", "plain"]
+
+_MANY_ERRORS, _MANY_BARE, _ILL = 0.05, 0.5, 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An answer to a question, and whether it is good news."""
+
+    question: str
+    grade: Grade
+    text: str
+
+
+def find(measures: Measures) -> list[Finding]:
+    """The findings, by question."""
+    return [*_content(measures), *_quality(measures), *_to_drop(measures), *_training(measures)]
+
+
+def level_at(measures: Measures, threshold: float = TRAINED_ON) -> Level:
+    """What a threshold of the table keeps."""
+    return next(level for level in measures.thresholds if level.threshold == threshold)
+
+
+def _content(measures: Measures) -> Iterator[Finding]:
+    question, level = "What is in here?", level_at(measures)
+    names = ", ".join(measures.datasets) or "no dataset"
+    splits = ", ".join(f"{split} {count:,}" for split, count in measures.images.items())
+    yield Finding(question, "plain", f"{measures.rows:,} images of {names} ({splits}) with "
+                  f"{measures.totals['objects']:,} boxes of {len(measures.categories):,} classes.")  # fmt: skip
+    yield Finding(question, "plain", f"{measures.totals['relations']:,} relations of "
+                  f"{measures.tail.kinds:,} predicates; {level.relations:,} of confidence {TRAINED_ON:.2f} or more, "
+                  f"in {level.images:,} images, {level.per_image:.1f} each.")  # fmt: skip
+    if measures.tail.kinds:
+        yield Finding(question, "plain", f"{measures.tail.half:,} predicates have half of the relations; "
+                      f"{measures.person_subject_share:.0%} have a person as subject.")  # fmt: skip
+
+
+def _quality(measures: Measures) -> Iterator[Finding]:
+    question, confidence = "How good is it?", measures.confidence
+    grade: Grade
+    if confidence.scored and confidence.median is not None:
+        grade = "bad" if (confidence.highest or 0) < TRAINED_ON else "plain"
+        yield Finding(question, grade, f"Half of the confidences are {confidence.median:.2f} or more, the highest is "
+                      f"{confidence.highest:.2f}.")  # fmt: skip
+    if confidence.unscored:
+        yield Finding(
+            question, "plain", f"{confidence.unscored:,} relations have no confidence: people annotated them."
+        )
+    if confidence.scored:
+        yield Finding(question, "fair", "A confidence says how sure the tagger is, not how often it is right: judge a "
+                      "sample with --review, or compare with annotations by --truth.")  # fmt: skip
+    ill = [check for check in measures.health if check.count]
+    if ill:
+        worst = max(ill, key=lambda check: check.share)
+        grade = "fair" if worst.share < _ILL else "bad"
+        yield Finding(question, grade, f"{len(ill)} of {len(measures.health)} health checks found something; the most: "
+                      f"{worst.title} ({worst.share:.1%} of {worst.of}).")  # fmt: skip
+    else:
+        yield Finding(question, "good", f"All {len(measures.health)} health checks found nothing.")
+
+
+def _to_drop(measures: Measures) -> Iterator[Finding]:
+    question, level = "What should I drop?", level_at(measures)
+    below = measures.totals["relations"] - level.relations
+    if below:
+        yield Finding(question, "plain", f"{below:,} relations below {TRAINED_ON:.2f}; training does so by itself.")
+    for check in sorted(measures.health, key=lambda check: -check.share):
+        if check.count:
+            yield Finding(question, "fair", f"{check.count:,} × {check.title}. {check.advice}")
+    if not below and not any(check.count for check in measures.health):
+        yield Finding(question, "good", "Nothing.")
+
+
+def _training(measures: Measures) -> Iterator[Finding]:
+    question = "May I train on it?"
+    obstacles = list(_obstacles(measures))
+    if not obstacles:
+        yield Finding(question, "good", "Nothing here speaks against it.")
+    yield from (Finding(question, grade, text) for grade, text in obstacles)
+
+
+def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:
+    level, errors = level_at(measures), sum(measures.errors.values())
+    usable = measures.rows - errors
+    if measures.note:
+        yield "bad", f"No: {measures.note}."
+    if not level.relations:
+        yield "bad", f"No: there is no relation of confidence {TRAINED_ON:.2f} or more."
+    elif level.images < (1 - _MANY_BARE) * usable:
+        yield "fair", f"Only {level.images / usable:.0%} of the images have a relation that training uses."
+    if errors > _MANY_ERRORS * measures.rows:
+        yield "fair", f"{errors / measures.rows:.0%} of the images are error rows: mend that and use --retry-failed."
+    for check in measures.health:
+        if check.share > _ILL and check.of in ("relations", "pairs"):
+            yield "fair", f"Not before this is looked at: {check.title} ({check.share:.1%} of {check.of})."

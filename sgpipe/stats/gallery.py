@@ -1,0 +1,184 @@
+"""Images of a run as cards of a page: the picture, its boxes and links, and its scene graph."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from sgpipe.drawing import colour_of, fit, font, object_names, shown
+from sgpipe.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
+from sgpipe.records import Record, Relation
+from sgpipe.stats.database import Database
+from sgpipe.stats.pictures import open_records, spread
+
+WIDTH = 480  # of a picture and of a graph, in units of their SVG
+_RELATIONS, _CAPTIONS = 10, 5
+_TEXT, _PILL = 14, 24  # the browser's own font may be a little wider than the one measured here
+_QUALITY = 76
+
+
+@dataclass(frozen=True)
+class Node:
+    """An object of the scene graph: its box on the picture, its pill in the graph."""
+
+    index: int
+    name: str
+    category: str
+    colour: str
+    box: Rectangle
+    tag: Rectangle
+    pill: Rectangle
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A relation: a curve with its arrow head on the picture and in the graph, and its label in the graph."""
+
+    number: int
+    subject: Node
+    object: Node
+    predicate: str
+    confidence: float | None
+    on_picture: str
+    picture_head: str
+    in_graph: str
+    graph_head: str
+    label: Rectangle
+    text: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """An image. `picture` is a data URI, None if the picture cannot be had."""
+
+    image_id: str
+    split: str
+    file_name: str
+    picture: str | None
+    height: float
+    graph_height: float
+    nodes: list[Node]
+    edges: list[Edge]
+    relations: int
+    captions: list[str]
+
+
+def cards(database: Database, count: int, threshold: float, images: Path | None = None) -> Iterator[Card]:
+    """Cards of `count` images that are spread over the run, those with a relation of at least `threshold` first."""
+    for record, picture in open_records(database, spread(database, count, threshold), images):
+        yield make_card(record, picture, shown(record.relations, 0.0, _RELATIONS))
+
+
+def make_card(record: Record, picture: Image.Image | None, relations: Sequence[Relation]) -> Card:
+    """The card of an image with these relations; those of objects that are not there are left out."""
+    scale = WIDTH / max(record.width, 1)
+    height = min(max(record.height * scale, 60), 2 * WIDTH)
+    there = range(len(record.objects))
+    relations = [relation for relation in relations if relation.subject in there and relation.object in there]
+    nodes, graph_height = _nodes(record, relations, scale, height)
+    return Card(
+        image_id=record.image_id,
+        split=record.split,
+        file_name=record.file_name,
+        picture=None if picture is None else data_uri(picture, WIDTH),
+        height=height,
+        graph_height=graph_height,
+        nodes=list(nodes.values()),
+        edges=_edges(relations, nodes, graph_height),
+        relations=len(record.relations),
+        captions=[caption.text for caption in record.captions[:_CAPTIONS]],
+    )
+
+
+def data_uri(picture: Image.Image, width: int) -> str:
+    """The picture as a small JPEG inside a URI, at most `width` pixels wide and not larger than it was."""
+    small = picture.convert("RGB")
+    small.thumbnail((width, 2 * width), Image.Resampling.LANCZOS)
+    file = BytesIO()
+    small.save(file, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[dict[int, Node], float]:
+    """The objects of the relations by index, and the height of their graph."""
+    used = sorted({end for relation in relations for end in (relation.subject, relation.object)})
+    boxes = {index: _corners(record.objects[index].bbox, scale, height) for index in used}
+    names = object_names(record.objects)
+    graph_height = 110.0 + 34 * max(len(used) - 1, 0)
+    places = _around(boxes, graph_height)
+    room = LabelRoom(WIDTH, height, list(boxes.values()))
+    nodes = {}
+    for index in used:
+        letters = font(_TEXT)
+        name = fit(names[index], letters, WIDTH / 3)
+        width = letters.getlength(name) + 12
+        left, top, right, bottom = boxes[index]
+        spots = [
+            (x, y) for y in (top - 9, bottom + 9, top + 9, bottom - 9) for x in (left + width / 2, right - width / 2)
+        ]
+        x, y = places[index]
+        x = min(max(x, width / 2 + 1), WIDTH - width / 2 - 1)
+        pill = (x - width / 2, y - _PILL / 2, x + width / 2, y + _PILL / 2)
+        tag = room.place((width, 18), spots)
+        category = record.objects[index].category
+        nodes[index] = Node(index, name, category, colour_of(index), boxes[index], tag, pill)
+    return nodes, graph_height
+
+
+def _corners(bbox: tuple[float, float, float, float], scale: float, height: float) -> Rectangle:
+    left, top, width, tall = (value * scale for value in bbox)
+    right, bottom = min(max(left + width, 0), WIDTH), min(max(top + tall, 0), height)
+    return (min(max(left, 0), right), min(max(top, 0), bottom), right, bottom)
+
+
+def _around(boxes: dict[int, Rectangle], height: float) -> dict[int, Point]:
+    """Places on an ellipse, in the order in which the boxes lie around the middle of all of them."""
+    middles = {index: middle(box) for index, box in boxes.items()}
+    centre = [sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)]
+    order = sorted(middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0]))
+    places = {}
+    for number, index in enumerate(order):
+        angle = -math.pi + 2 * math.pi * number / len(order)
+        places[index] = (WIDTH / 2 + 0.36 * WIDTH * math.cos(angle), height / 2 + (height / 2 - 20) * math.sin(angle))
+    return places
+
+
+def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float) -> list[Edge]:
+    letters = font(_TEXT)
+    room = LabelRoom(WIDTH, height)
+    room.taken = [node.pill for node in nodes.values()]
+    between, edges = Counter[tuple[int, int]](), []
+    for number, relation in enumerate(relations):
+        subject, object_ = nodes[relation.subject], nodes[relation.object]
+        pair = (relation.subject, relation.object)
+        bend = 0.2 + 0.16 * between[pair]
+        between[pair] += 1
+        linked = _outside(curve(subject.pill, object_.pill, bend=bend), subject.pill, object_.pill)
+        text = fit(relation.predicate, letters, WIDTH / 2)
+        size = (letters.getlength(text) + 12, _TEXT + 4.0)
+        label = room.place(size, along(linked, size))
+        same = relation.subject == relation.object or not any(object_.box)
+        over = [middle(subject.box)] if same else curve(subject.box, object_.box, 24)
+        edges.append(
+            Edge(number, subject, object_, relation.predicate, relation.confidence, _points(over),
+                 "" if same else _points(arrow_head(over, 13)), _points(linked),
+                 "" if same else _points(arrow_head(linked, 11)), label, text)
+        )  # fmt: skip
+    return edges
+
+
+def _outside(points: list[Point], *pills: Rectangle) -> list[Point]:
+    """The part of the curve that no pill covers; all of it where little would remain."""
+    seen = [p for p in points if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)]
+    return seen if len(seen) > 5 else points
+
+
+def _points(points: Sequence[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

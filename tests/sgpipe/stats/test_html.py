@@ -1,0 +1,145 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from markupsafe import escape
+from typer.testing import CliRunner
+
+from sgpipe.cli import app
+from sgpipe.errors import UserError
+from sgpipe.records import NO_OBJECT, Box
+from sgpipe.stats.charts import columns, ranks, short
+from sgpipe.stats.compare import compare
+from sgpipe.stats.findings import find
+from sgpipe.stats.gallery import make_card
+from sgpipe.stats.html import save_page
+from sgpipe.stats.measures import measure
+from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
+from tests.sgpipe.trainset.runs import make_run
+
+EVIL = "<script>alert('&')</script>"
+
+
+class Texts(HTMLParser):
+    """The cells of tables, row by row, and every tag with its attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def numbers(cells: list[str]) -> list[float]:
+    return [float(cell.replace(",", "").strip()) for cell in cells]
+
+
+def invoke(*arguments: object):
+    result = CliRunner().invoke(app, ["stats", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_tables_json_and_page_say_the_same(tmp_path):
+    root = make_shards(tmp_path / "run", labelled_records(60, seed=3))
+    said = json.loads(invoke(root, "--json", "--html", tmp_path / "r.html").stdout)
+    page = Texts((tmp_path / "r.html").read_text(encoding="utf-8"))
+    levels = [[t[k] for k in ("threshold", "relations", "predicate_kinds", "images")] for t in said["thresholds"]]
+    in_page = [numbers(row[:4]) for row in page.rows if len(row) == 6 and re.fullmatch(r"0\.\d\d", row[0].strip())]
+    terminal = invoke(root).stdout
+    in_terminal = [numbers(row.split("│")[1:5]) for row in terminal.splitlines() if re.match(r"│ 0\.\d\d +│", row)]
+    assert levels == in_page == in_terminal
+    for name, count in said["predicates"].items():
+        assert [name, str(count)] in [row[:2] for row in page.rows]
+        assert re.search(rf"│ {name} +│ +{count} │", terminal)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    for finding in said["findings"]:
+        assert escape(finding["text"]) in text
+        assert finding["text"] in terminal
+    assert ["relations", str(said["totals"]["relations"])] in page.rows
+    assert re.search(rf"│ relations +│ +{said['totals']['relations']} │", terminal)
+
+
+def test_the_page_is_one_file_and_shows_markup_as_text(tmp_path):
+    evil = scene("0", [(0, EVIL, 1, 0.9)], [PERSON, Box(EVIL, 2, (50, 50, 50, 50))], [EVIL], dataset=EVIL)
+    make_run(tmp_path / "run", [evil], run={"name": EVIL, "note": EVIL})
+    invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", tmp_path / "run")
+    page = Texts((tmp_path / "r.html").read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 1
+    assert not {"link", "iframe", "object", "embed", "base"} & set(tags) - {"link"}
+    places = [value for _, given in page.tags for key, value in given.items() if key in ("src", "href", "xlink:href")]
+    assert all(value.startswith(("#", "data:")) for value in places)
+    assert sum(value.startswith("data:image/jpeg") for value in places) == 1
+    assert not any(key.startswith("on") for _, given in page.tags for key in given)
+    policy = next(given["content"] for tag, given in page.tags if tag == "meta" and "http-equiv" in given)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_findings_follow_from_the_measures(tmp_path):
+    good = [scene(str(n), [(0, "near", 1, 0.9), (1, "beside", 2, 0.9)]) for n in range(4)]
+    texts = [f.text for f in find(measure(make_shards(tmp_path / "good", good)))]
+    assert texts[-1] == "Nothing here speaks against it."
+    bad = [scene(str(n), [(0, "near", 0, 0.9)]) for n in range(2)] + [scene("9"), scene("8"), scene("7")]
+    bad[2].fail("load", "gone")
+    training = [f for f in find(measure(make_shards(tmp_path / "bad", bad))) if f.question == "May I train on it?"]
+    assert [f.grade for f in training] == ["fair", "fair"]
+    assert "20% of the images are error rows" in training[0].text
+    assert "an object related to itself (100.0% of relations)" in training[1].text
+    none = find(measure(make_shards(tmp_path / "none", [scene("0", [(0, "near", 1, 0.01)])])))
+    assert none[-1].text == "No: there is no relation of confidence 0.20 or more."
+    for empty in (measure(make_shards(tmp_path / "empty", [])), measure(make_shards(tmp_path / "bare", [scene()]))):
+        assert find(empty)[-1].grade == "bad"
+
+
+def test_two_runs_are_compared(tmp_path):
+    before = measure(make_shards(tmp_path / "a", [scene("0", [(0, "on", 1), (0, "near", 2)])]))
+    after = measure(make_shards(tmp_path / "b", [scene("0", [(0, "on", 1), (2, "at", 0), (1, "at", 1)]), scene("1")]))
+    changes = compare(before, after)
+    counts = {row.name: (row.before, row.after, row.text) for row in changes.counts}
+    assert counts["images"] == (1, 2, "+1 (+100%)")
+    assert counts["relations"] == (2, 3, "+1 (+50%)")
+    assert counts["captions"] == (0, 0, "–")
+    assert [row.name for row in changes.predicates] == ["at", "near", "on"]
+    assert (changes.gained, changes.lost) == (1, 1)
+    assert [(row.name, row.after) for row in changes.health] == [("an object related to itself", 1 / 3)]
+
+
+def test_cards_of_odd_images():
+    nothing = Box(NO_OBJECT, 0, (0, 0, 0, 0))
+    record = scene("0", [(0, "smiling", 3), (1, "near", 1), (0, "on", 7), (2, "beyond", 0)])
+    record.objects.append(nothing)
+    record.objects[2] = Box("cup", 3, (-50, 300, 9999, 5))
+    card = make_card(record, None, record.relations)
+    assert [edge.predicate for edge in card.edges] == ["smiling", "near", "beyond"]
+    assert card.picture is None
+    assert all(0 <= value <= 480 for node in card.nodes for value in node.box)
+    record.width = record.height = 0
+    assert make_card(record, None, record.relations).height > 0
+
+
+def test_plots_have_room_for_their_values():
+    plot = columns("a", {"x": 7, "y": 0, "z": 1234}, "", "")
+    assert all(plot.top <= bar.y <= plot.bottom and bar.height >= 0 for bar in plot.bars)
+    assert plot.bars[0].height / plot.bars[2].height == pytest.approx(7 / 1234)
+    line = ranks("b", [1000, 100, 10, 1], "", "").lines[0]
+    assert line.points[0][1] < line.points[-1][1]
+    assert columns("none", {}, "", "").bars == ranks("none", [], "", "").lines[0].points == []
+    assert [short(n) for n in (3, 1200, 5_828_544)] == ["3", "1.2 k", "5.83 M"]
+
+
+def test_a_page_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        save_page(tmp_path / "nowhere" / "page.html", "")
