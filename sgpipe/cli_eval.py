@@ -26,6 +26,8 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything 
 CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write a line for each class there.")]
 PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw precision over recall there, as SVG.")]
 
+_WIDE = 120  # columns, of tables in a file
+
 app = typer.Typer(no_args_is_help=True, help="Evaluate predictions as the benchmarks' official evaluators do.")
 
 
@@ -284,7 +286,10 @@ def _model_run(
 
 
 def _show(result: EvaluationResult, json: Path | None, csv: Path | None, plot: Path | None = None) -> None:
-    result.print(Console(markup=False, highlight=False))
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)
+    result.print(console)
     if json:
         result.write_json(json)
     if csv:

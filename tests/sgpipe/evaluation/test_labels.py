@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_report import label_report
 from sgpipe.evaluation.labels import LabelQuality, label_quality
@@ -234,6 +238,33 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
     with pytest.raises(UserError, match="stands for"):
         label_quality(truth, truth, synonyms={"on": ["upon"], "above": ["upon"]})
+
+
+def test_the_command_writes_tables_json_csv_and_a_picture(tmp_path: Path) -> None:
+    said = [(0, 1, "riding", 0.9), (0, 1, "on <top>", 0.8), (1, 0, "beside", 0.4)]
+    pred = run(tmp_path, "pred", record(said))
+    truth = run(tmp_path, "truth", record([(0, 1, "rides"), (1, 0, "next to")]))
+    (tmp_path / "synonyms.yaml").write_text("next to: [beside]")
+    files = {name: tmp_path / name for name in ("out.json", "out.csv", "out.svg")}
+    options = ["--json", files["out.json"], "--csv", files["out.csv"], "--plot", files["out.svg"]]
+    arguments = ["--pred", pred, "--truth", truth, "--synonyms", tmp_path / "synonyms.yaml", *options]
+    result = CliRunner().invoke(app, ["eval", "labels", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert "by frequency" in result.output
+    content = json.loads(files["out.json"].read_text())
+    assert content["summary"]["recall at 0.2"] == 1
+    assert [row["threshold"] for row in content["by_threshold"]][:2] == ["0", "0.05"]
+    assert content["counts"]["images compared"] == 1
+    rows = list(csv.DictReader(files["out.csv"].open()))
+    assert {row["predicate"]: (row["right"], row["band"] != "never wanted") for row in rows} == {
+        "rides": ("1", True),
+        "next to": ("1", True),
+        "on <top>": ("0", False),
+    }
+    assert ElementTree.fromstring(files["out.svg"].read_text()).tag.endswith("svg")
+    missing = CliRunner().invoke(app, ["eval", "labels", "--pred", str(pred), "--truth", str(tmp_path / "nowhere")])
+    assert missing.exit_code == 2
+    assert missing.stderr.count("\n") == 1
 
 
 def test_random_runs_as_the_definitions_say(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from rlip_model.evaluation.inputs import Pairs
@@ -20,15 +21,17 @@ from sgpipe.cli import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation import of_model
 from sgpipe.evaluation.classes import data_classes, read_classes
+from sgpipe.importing import import_annotations
 from sgpipe.predict import PredictConfig, Predicted
 from sgpipe.predict_people import PeopleReader, vcoco_actions
 from sgpipe.predict_rows import Unit, iter_rows
+from sgpipe.progress import Progress
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.read import iter_records
 from sgpipe.shards.write import shard_name, write_shard
 from sgpipe.sources.annotated import ClassLists
-from sgpipe.sources.hoi import VCOCO
+from sgpipe.sources.hoi import VCOCO, hico_source
 from tests.sgpipe.trainings import PICTURES
 
 QUERIES = 12
@@ -88,6 +91,36 @@ def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Pa
     by_name = [{tuple(row.values())[:3]: row["ground_truth"] for row in one["per_class"]} for one in (direct, again)]
     assert by_name[0] == by_name[1]
     assert "<polyline" in (tmp_path / "plot.svg").read_text()
+
+
+def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
+    rng, items = np.random.default_rng(1), []
+    for number in range(12):
+        lefts = rng.integers(0, 200, (4, 2))
+        categories = [1, 1, 2, 19]  # persons, a bicycle, a horse
+        verbs = [(0, 2, 77), (0, 3, 77), (1, 2, 37), (0, 1, 43)]  # ride, ride, hold, hug
+        items.append(
+            {
+                "file_name": f"HICO_test2015_{number:08}.jpg",
+                "width": 320,
+                "height": 320,
+                "annotations": [
+                    {"bbox": [x, y, x + 90, y + 90], "category_id": category}
+                    for (x, y), category in zip(lefts.tolist(), categories, strict=True)
+                ],
+                "hoi_annotation": [{"subject_id": s, "object_id": o, "category_id": verb} for s, o, verb in verbs],
+            }
+        )
+    true, run, out = tmp_path / "test_hico.json", tmp_path / "run", tmp_path / "found.json"
+    true.write_text(json.dumps(items))
+    import_annotations(hico_source(true, "test"), tmp_path, run, Progress(Console(quiet=True)))
+    direct = evaluated(tmp_path, "hico", "--model", "any", "--data", run)
+    assert direct["benchmark"] == "HICO-DET"
+    assert 0.02 < direct["summary"]["mAP non-rare"] < 0.99
+    invoke("predict", "any", "--data", run, "--out", out)
+    by_file = evaluated(tmp_path, "hico", "--predictions", out, "--annotations", true)
+    again = evaluated(tmp_path, "hico", "--model", "any", "--data", run, "--annotations", true)
+    assert by_file == again == direct
 
 
 def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_path: Path) -> None:

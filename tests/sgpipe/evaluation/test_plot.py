@@ -1,0 +1,56 @@
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from rlip_model.evaluation.precision import area
+from rlip_model.evaluation.scores import ClassScores
+from sgpipe.evaluation.plot import class_curve, precision_at, precision_recall_svg
+
+
+def scores(*classes: tuple[int, list[bool]]) -> ClassScores:
+    """Of classes with so many true ones and these detections."""
+    truths, correct = (np.array([count for count, _ in classes]), np.concatenate([found for _, found in classes]))
+    return ClassScores(
+        classes=np.arange(10, 10 + len(classes)),
+        truths=truths,
+        detections=np.array([len(found) for _, found in classes]),
+        hits=np.array([sum(found) for _, found in classes]),
+        average_precision=np.zeros(len(classes)),
+        scores=np.zeros(len(correct)),
+        correct=correct.astype(bool),
+    )
+
+
+def test_precision_is_the_best_at_this_recall_or_a_larger_one() -> None:
+    precision = precision_at(np.array([0.3, 0.6]), np.array([1.0, 0.5]))
+    assert precision[0] == precision[30] == 1
+    assert precision[31] == precision[60] == 0.5
+    assert precision[61] == precision[100] == 0
+
+
+def test_the_area_below_a_curve_is_the_average_precision() -> None:
+    rng = np.random.default_rng(0)
+    for count in (50, 200):
+        hits = rng.random(3 * count) < 0.3
+        hits &= np.cumsum(hits) <= count
+        assert class_curve(scores((count, hits.tolist()))).mean() == pytest.approx(area(hits, count), abs=0.01)
+
+
+def test_classes_are_equally_important_and_can_be_chosen() -> None:
+    both = scores((1, [True]), (2, [False, True, False]))
+    first, second = (class_curve(both, np.array([number])) for number in (10, 11))
+    assert first.min() == 1
+    assert second.max() == 0.5
+    assert np.allclose(class_curve(both), (first + second) / 2)
+    assert class_curve(both, np.array([7])).max() == 0
+
+
+def test_a_picture_has_a_line_for_each_group_and_no_markup_of_names() -> None:
+    svg = precision_recall_svg("A & B", {"<script>": np.ones(101), "rare": np.zeros(101)})
+    root = ElementTree.fromstring(svg)
+    name = root.tag.removesuffix("svg")
+    assert len(root.findall(f"{name}polyline")) == 2
+    texts = [text.text for text in root.findall(f"{name}text")]
+    assert "A & B" in texts
+    assert "<script>: 1.000" in texts
