@@ -67,9 +67,23 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2)
         if mask is not None:
-            bias = (bias + mask.unsqueeze(1)).repeat(total // mask.shape[0], 1, 1, 1)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+            bias = bias + mask.unsqueeze(1)
+        attended = attend(query, key, value, bias.to(query.dtype))
         return self.proj(attended.transpose(1, 2).reshape(total, tokens, dim))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Attention `[images * windows, heads, tokens, dim]` with `bias` `[windows or 1, heads, tokens, tokens]`.
+
+    A CPU has no fused attention that gives a bias its gradient; what torch then does is slower than this.
+    """
+    if bias.device.type == "cpu" and bias.requires_grad:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        scores = scores.unflatten(0, (-1, len(bias))) + bias
+        return scores.softmax(-1).flatten(0, 1).to(value.dtype) @ value
+    if len(bias) > 1:
+        bias = bias.repeat(len(query) // len(bias), 1, 1, 1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 class FeedForward(nn.Module):

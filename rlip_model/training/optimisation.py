@@ -98,7 +98,7 @@ def make_optimizer(model: nn.Module, options: Optimisation) -> AdamW:
         for group, rate in rates.items()
     ]
     # A fixed set of groups, empty or not: a stored state then always fits.
-    fused = all(parameter.is_cuda for _, parameter in named)
+    fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in named)
     return AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=fused or None)
 
 

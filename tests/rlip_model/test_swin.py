@@ -8,6 +8,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from rlip_model.swin import (
     Swin,
+    attend,
     from_windows,
     relative_position_index,
     shift_mask,
@@ -38,6 +39,23 @@ def test_shift_mask_parts_what_the_roll_joined() -> None:
     places = to_windows(place, window).float()
     far = (places.unsqueeze(1) - places.unsqueeze(2)).abs().amax(-1) >= window
     assert torch.equal(shift_mask(height, width, window, torch.device("cpu")) < 0, far)
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_a_trained_bias_changes_nothing_but_the_way(windows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(6, 2, 5, 4, generator=generator).requires_grad_() for _ in range(3))
+    bias = torch.randn(windows, 2, 5, 5, generator=generator)
+    frozen = torch.autograd.grad(attend(query, key, value, bias).square().sum(), (query, key, value))
+    torch.testing.assert_close(
+        attend(query, key, value, bias.requires_grad_()), attend(query, key, value, bias.detach())
+    )
+    *trained, of_bias = torch.autograd.grad(attend(query, key, value, bias).square().sum(), (query, key, value, bias))
+    torch.testing.assert_close(tuple(trained), frozen)
+    full = bias.detach().repeat(6 // windows, 1, 1, 1).requires_grad_()
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, full).square().sum()
+    (expected_gradient,) = torch.autograd.grad(expected, full)
+    torch.testing.assert_close(of_bias, expected_gradient.unflatten(0, (-1, windows)).sum(0))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (61, 83), (9, 200)])
