@@ -139,9 +139,14 @@ class Predictor:
         pixels, padding = _padded(pictures)
         classes = self.config.classes
         precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
-        with autocast(self._device, precision):
-            labels = self._network.encode_labels([*classes.objects, NO_OBJECTS], classes.relations)
-            output = self._network(pixels.to(self._device), padding.to(self._device), labels).final
+        try:
+            with autocast(self._device, precision):
+                labels = self._network.encode_labels([*classes.objects, NO_OBJECTS], classes.relations)
+                output = self._network(pixels.to(self._device), padding.to(self._device), labels).final
+        except torch.cuda.OutOfMemoryError:
+            raise UserError(
+                f"{self._device} has no memory for {len(pictures)} pictures at once; lower --batch"
+            ) from None
         return self._postprocess(_float32(output), torch.ones(len(pictures), 2))
 
     def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[Detections]:
@@ -152,8 +157,16 @@ class Predictor:
         return detections(output, sizes, person)
 
     def _pairs(self, found: Detections, row: PictureRow) -> Pairs:
-        """With boxes in pixels of the picture; as officially, they may reach out of it."""
+        """With boxes in pixels of the picture; as officially, they may reach out of it.
+
+        Raises UserError: numbers that are not finite.
+        """
         pairs = Pairs.from_detections(found)
+        if not all(np.isfinite(part).all() for part in (pairs.scores, pairs.subject_boxes, pairs.object_boxes)):
+            raise UserError(
+                f"{self.config.model} finds NaN in image {row.image_id}: its training has diverged, or "
+                "--dtype float32 is needed"
+            )
         sides = np.array((row.width, row.height) * 2, dtype=np.float32)
         boxes = (pairs.subject_boxes * sides, pairs.object_boxes * sides)
         return Pairs(*boxes, pairs.subject_labels, pairs.object_labels, pairs.scores)

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from rlip_model.model import ParSeDA
 from sgpipe.cli import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.classes import data_classes
@@ -113,6 +116,29 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     classes = replace(data_classes(drawn_run), objects=("dog",))
     with pytest.raises(UserError, match="no class 'person'"):
         found(drawn_run, network, task="hoi", classes=classes)
+
+
+def test_a_network_that_has_diverged_is_refused(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+    diverged = tmp_path / "diverged"
+    shutil.copytree(network, diverged)
+    weights = load_file(diverged / "model.safetensors")
+    weights = {
+        name: torch.full_like(value, torch.nan) if "scorer" in name else value for name, value in weights.items()
+    }
+    save_file(weights, diverged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="finds NaN in image 1000000"):
+        found(drawn_run, diverged)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused(
+    drawn_run: Path, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ParSeDA, "forward", full)
+    with pytest.raises(UserError, match="cpu has no memory for 4 pictures at once; lower --batch"):
+        found(drawn_run, network)
 
 
 def test_a_training_is_its_best_network_and_has_its_size_of_pictures(trained_tagger: Path) -> None:
