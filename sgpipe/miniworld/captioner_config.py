@@ -37,8 +37,8 @@ class CaptionerConfig(Config):
 
     model: ModelConfig = ModelConfig()
     seed: int = Field(0, ge=0)
-    pictures: int = Field(20_000, ge=1, description="of the train split; the first ones, each also seen mirrored")
-    steps: int = Field(10_000, ge=1)
+    pictures: int = Field(40_000, ge=1, description="of the train split; the first ones, each also seen mirrored")
+    steps: int = Field(12_000, ge=1)
     batch_size: int = Field(16, ge=1)
     dense_share: float = Field(0.3, ge=0, lt=1)
     dense_weight: float = Field(0.2, ge=0, description="of the dense loss beside the captions' loss")
