@@ -1,4 +1,4 @@
-"""`sgpipe stats`: what a run holds, as tables, JSON, pictures and a page."""
+"""`sgpipe stats`: what a run holds, as tables, JSON, pictures and pages."""
 
 from __future__ import annotations
 
@@ -15,30 +15,46 @@ def stats(
     html: Annotated[Path | None, typer.Option(help="HTML file for the whole report, with a gallery.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="PNG to draw pictures with their relations into.")] = None,
     pictures: Annotated[int, typer.Option(min=1, help="How many pictures in the gallery or on the sheet.")] = 20,
-    threshold: Annotated[float, typer.Option(help="Confidence of the relations that are checked and drawn.")] = 0.2,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Confidence of the relations that are checked and drawn.")
+    ] = 0.2,
     images: Annotated[Path | None, typer.Option(help="Picture folder, if the pictures moved.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Another run to compare with, for --html.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Shards of the truth, such as `sgpipe import` makes.")] = None,
+    review: Annotated[int | None, typer.Option(min=1, help="Write a page on which to judge so many relations.")] = None,
+    review_file: Annotated[Path, typer.Option(help="Where --review writes it.")] = Path("review.html"),
+    seed: Annotated[int, typer.Option(help="Another seed, another sample for --review.")] = 0,
+    verdicts: Annotated[Path | None, typer.Option(help="What the page of --review exported.")] = None,
+    precision: Annotated[float, typer.Option(help="Precision that thresholds are suggested for.")] = 0.8,
 ) -> None:
     """Count what a run holds, check its health, and show it."""
+    from sgpipe.stats.audit import audit
     from sgpipe.stats.compare import compare as compare_measures
     from sgpipe.stats.database import open_run
     from sgpipe.stats.gallery import cards
     from sgpipe.stats.html import write_report
-    from sgpipe.stats.measures import measure, measure_database
+    from sgpipe.stats.measures import measure
+    from sgpipe.stats.review import write_review
     from sgpipe.stats.sheet import write_sheet
     from sgpipe.stats.terminal import print_json, print_tables
 
     out, err = (Console(markup=False, highlight=False, stderr=stderr) for stderr in (False, True))
+    if compare is not None and html is None:
+        raise typer.BadParameter("--compare is part of the report: give --html, too")
     with open_run(run) as database:
-        measures = measure_database(database, threshold)
+        if review is not None:
+            asked = write_review(database, review_file, review, seed, images)
+            err.print(f"wrote {asked} questions to {review_file}; open it in a browser", soft_wrap=True)
+            return
+        found = audit(database, threshold, truth, verdicts, precision)
         gallery = list(cards(database, pictures, threshold, images)) if html else []
     if json_:
-        print_json(measures)
+        print_json(found)
     else:
-        print_tables(measures, out)
+        print_tables(found, out)
     if html is not None:
-        comparison = compare_measures(measure(compare, threshold), measures) if compare else None
-        write_report(html, measures, gallery, threshold, comparison)
+        comparison = compare_measures(measure(compare, threshold), found.measures) if compare else None
+        write_report(html, found, gallery, threshold, comparison)
         err.print(f"wrote {html}", soft_wrap=True)
     if sheet is not None:
         drawn = write_sheet(run, sheet, pictures, threshold, images)

@@ -78,7 +78,8 @@ class LabelQuality:
     related_precision: of the relations at the threshold whose pair the truth relates in some way, so many are right;
     it says more than precision where the truth leaves pairs out, as Visual Genome does.
     reachable: so many of the wanted relations have both their objects among the run's.
-    curve: by threshold, from 0 up. relations, wanted: what all is computed from; wanted `[predicates]`.
+    curve: by threshold, from 0 up. relations, wanted: what all is computed from; wanted `[predicates]`, whose names
+    are `names`.
     """
 
     threshold: float
@@ -94,6 +95,7 @@ class LabelQuality:
     bands: tuple[BandQuality, ...]
     relations: Relations
     wanted: Array
+    names: tuple[str, ...]
 
 
 def label_quality(
@@ -224,6 +226,7 @@ class _Comparison:
             bands=tuple(_band(name, rows) for name in BANDS),
             relations=relations,
             wanted=wanted,
+            names=tuple(names),
         )
 
     def _counts(self, relations: Relations) -> dict[str, int]:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from sgpipe.stats.judged import Choice
 from sgpipe.stats.measures import TRAINED_ON, Level, Measures
+from sgpipe.stats.truth import TruthMeasures
+from sgpipe.stats.verdicts import Verdicts
 
 Grade = Literal["good", "fair", "bad", "plain"]
 
@@ -22,9 +25,34 @@ class Finding:
     text: str
 
 
-def find(measures: Measures) -> list[Finding]:
-    """The findings, by question."""
-    return [*_content(measures), *_quality(measures), *_to_drop(measures), *_training(measures)]
+def find(measures: Measures, asked: bool = True) -> list[Finding]:
+    """The findings, by question; `asked`: say how to learn the precision, since it is not known."""
+    return [*_content(measures), *_quality(measures, asked), *_to_drop(measures), *_training(measures)]
+
+
+def find_precision(truth: TruthMeasures | None, verdicts: Verdicts | None) -> Iterator[Finding]:
+    """What truth and people say about the precision."""
+    question = "How good is it?"
+    if truth is not None and truth.precision.value is not None:
+        grade: Grade = "good" if truth.precision.low >= truth.target else "fair"
+        yield Finding(question, grade, f"By the truth of {truth.images:,} images, {truth.precision} of the relations "
+                      f"of confidence {truth.threshold:.2f} or more are right.")  # fmt: skip
+        yield Finding(question, "plain", _advice(truth.suggested, truth.target))
+    if verdicts is not None and verdicts.precision is not None:
+        grade = "good" if (verdicts.low or 0) >= verdicts.target else "fair"
+        yield Finding(question, grade, f"By people's verdicts on {verdicts.judged:,} relations, "
+                      f"{verdicts.precision:.1%} ({verdicts.low:.1%} to {verdicts.high:.1%}) of "
+                      f"{verdicts.covered:.0%} of the run are right.")  # fmt: skip
+        yield Finding(question, "plain", _advice(verdicts.suggested, verdicts.target))
+
+
+def _advice(suggested: Choice | None, target: float) -> str:
+    if suggested is None:
+        return f"No threshold makes {target:.0%} of the relations right."
+    return (
+        f"Of confidence {suggested.threshold:.3f} or more, {target:.0%} are right: "
+        f"{suggested.kept:,} of the judged relations."
+    )
 
 
 def level_at(measures: Measures, threshold: float = TRAINED_ON) -> Level:
@@ -46,7 +74,7 @@ def _content(measures: Measures) -> Iterator[Finding]:
                       f"{measures.person_subject_share:.0%} have a person as subject.")  # fmt: skip
 
 
-def _quality(measures: Measures) -> Iterator[Finding]:
+def _quality(measures: Measures, asked: bool) -> Iterator[Finding]:
     question, confidence = "How good is it?", measures.confidence
     grade: Grade
     if confidence.scored and confidence.median is not None:
@@ -57,7 +85,7 @@ def _quality(measures: Measures) -> Iterator[Finding]:
         yield Finding(
             question, "plain", f"{confidence.unscored:,} relations have no confidence: people annotated them."
         )
-    if confidence.scored:
+    if confidence.scored and asked:
         yield Finding(question, "fair", "A confidence says how sure the tagger is, not how often it is right: judge a "
                       "sample with --review, or compare with annotations by --truth.")  # fmt: skip
     ill = [check for check in measures.health if check.count]

@@ -76,8 +76,12 @@ def cards(database: Database, count: int, threshold: float, images: Path | None 
         yield make_card(record, picture, shown(record.relations, 0.0, _RELATIONS))
 
 
-def make_card(record: Record, picture: Image.Image | None, relations: Sequence[Relation]) -> Card:
-    """The card of an image with these relations; those of objects that are not there are left out."""
+def make_card(record: Record, picture: Image.Image | None, relations: Sequence[Relation], pixels: int = WIDTH) -> Card:
+    """The card of an image with these relations; those of objects that are not there are left out.
+
+    Args:
+        pixels: width of the picture, if it is that large.
+    """
     scale = WIDTH / max(record.width, 1)
     height = min(max(record.height * scale, 60), 2 * WIDTH)
     there = range(len(record.objects))
@@ -87,7 +91,7 @@ def make_card(record: Record, picture: Image.Image | None, relations: Sequence[R
         image_id=record.image_id,
         split=record.split,
         file_name=record.file_name,
-        picture=None if picture is None else data_uri(picture, WIDTH),
+        picture=None if picture is None else data_uri(picture, pixels),
         height=height,
         graph_height=graph_height,
         nodes=list(nodes.values()),

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from sgpipe import __version__
-from sgpipe.errors import UserError
-from sgpipe.stats.charts import Plot, columns, curve, ranks
+from sgpipe.stats.audit import Audit
+from sgpipe.stats.charts import Plot, columns, curve, ranks, unit_square
 from sgpipe.stats.compare import Comparison
-from sgpipe.stats.findings import find, level_at
+from sgpipe.stats.findings import level_at
 from sgpipe.stats.gallery import Card
+from sgpipe.stats.judged import Choice
 from sgpipe.stats.measures import TRAINED_ON, Measures
+from sgpipe.stats.pages import render, save_page
 from sgpipe.stats.terminal import overview, tail_sentence
+from sgpipe.stats.truth import TruthMeasures
+from sgpipe.stats.verdicts import Verdicts
 
 
 def write_report(
     file: Path,
-    measures: Measures,
+    found: Audit,
     cards: list[Card],
     threshold: float = TRAINED_ON,
     comparison: Comparison | None = None,
@@ -37,17 +34,20 @@ def write_report(
 
     Raises UserError: the file cannot be written.
     """
+    measures = found.measures
     values = {
         "title": measures.run or file.stem,
         "measures": measures,
         "tiles": _tiles(measures),
-        "findings": [(question, list(group)) for question, group in groupby(find(measures), lambda f: f.question)],
+        "findings": [(question, list(group)) for question, group in groupby(found.findings, lambda f: f.question)],
         "overview": list(overview(measures).items()),
         "tail": tail_sentence(measures) if measures.predicates else "There is no relation.",
         "predicates": list(measures.predicates.items()),
         "categories": list(measures.categories.items()),
         "plots": _plots(measures),
-        "confidence_plots": _confidence_plots(measures),
+        "confidence_plots": [*_confidence_plots(measures), *_judged_plots(found.truth, found.verdicts)],
+        "truth": found.truth,
+        "verdicts": found.verdicts,
         "comparison": comparison,
         "cards": cards,
         "shown_predicates": Counter(edge.predicate for card in cards for edge in card.edges).most_common(),
@@ -56,40 +56,6 @@ def write_report(
         "trained_on": TRAINED_ON,
     }
     save_page(file, render("report", values))
-
-
-def render(page: str, values: dict[str, Any]) -> str:
-    """The page of templates/`page`.html.jinja with its script; every value is escaped."""
-    loader = jinja2.PackageLoader("sgpipe.stats", "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.globals["zip"] = zip
-    style, script = (_source(environment, name) for name in ("style.css", f"{page}.js"))
-    # The browser runs this script and no other, whatever a caption holds.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = {"style": Markup(style), "script": Markup(script), "script_hash": Markup(digest), "version": __version__}
-    return environment.get_template(f"{page}.html.jinja").render(values | own)
-
-
-def save_page(file: Path, page: str) -> None:
-    """Write a page, whole or not at all.
-
-    Raises UserError: the file cannot be written.
-    """
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from None
-
-
-def _source(environment: jinja2.Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
 
 
 def _tiles(measures: Measures) -> list[tuple[str, str]]:
@@ -124,6 +90,28 @@ def _confidence_plots(measures: Measures) -> list[Plot]:
     width = 1 / len(confidence.histogram)
     bins = {f"{at * width:.2f}": count for at, count in enumerate(confidence.histogram)}
     return [columns("How confidences are spread", bins, "confidence from", "relations", every=2)]
+
+
+def _judged_plots(truth: TruthMeasures | None, verdicts: Verdicts | None) -> list[Plot]:
+    plots = []
+    if truth is not None:
+        points = [(part.confidence, part.precision.value or 0.0) for part in truth.reliability]
+        texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in truth.reliability]
+        lines = [("guide", [(0.0, 0.0), (1.0, 1.0)], ["", ""]), ("main", points, texts)]
+        plots.append(unit_square("Are confidences what they claim?", lines, "mean confidence", "share that is right"))
+        plots.append(_threshold_plot("Precision by threshold, by the truth", truth.curve))
+    if verdicts is not None and verdicts.judged:
+        plots.append(_threshold_plot("Precision by threshold, by people", verdicts.curve))
+    return plots
+
+
+def _threshold_plot(name: str, curve: list[Choice]) -> Plot:
+    known = [choice for choice in curve if choice.kept]
+    points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
+    texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
+    kept = [(choice.threshold, choice.kept / known[0].kept) for choice in known]
+    lines = [("main", points, texts), ("second", kept, [f"keeps {choice.kept:,}" for choice in known])]
+    return unit_square(name, lines, "confidence at least", "precision; share kept")
 
 
 def _shown_categories(cards: list[Card]) -> list[tuple[str, int]]:

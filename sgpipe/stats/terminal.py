@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.stats.findings import find
+from sgpipe.stats.audit import Audit
 from sgpipe.stats.health import Check
 from sgpipe.stats.measures import Measures
+from sgpipe.stats.truth import TruthMeasures
+from sgpipe.stats.verdicts import Verdicts
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
 
 
-def print_tables(measures: Measures, console: Console) -> None:
-    """The counts for a person."""
+def print_tables(found: Audit, console: Console) -> None:
+    """The audit for a person."""
+    measures = found.measures
     console.print(_overview(measures))
     console.print(_levels(measures))
     if measures.predicates:
@@ -31,7 +33,11 @@ def print_tables(measures: Measures, console: Console) -> None:
     if measures.errors:
         console.print(_ranking("error", "images", measures.errors))
     console.print(_health(measures))
-    for question, group in groupby(find(measures), lambda finding: finding.question):
+    if found.truth is not None:
+        console.print(_truth(found.truth))
+    if found.verdicts is not None:
+        console.print(_verdicts(found.verdicts))
+    for question, group in groupby(found.findings, lambda finding: finding.question):
         console.print(question, style="bold")
         for finding in group:
             console.print(f"  {finding.text}", soft_wrap=True)
@@ -39,10 +45,9 @@ def print_tables(measures: Measures, console: Console) -> None:
         console.print(f"NOTE: {measures.note}", soft_wrap=True)
 
 
-def print_json(measures: Measures) -> None:
-    """The counts for a program, on standard output."""
-    findings = [asdict(finding) for finding in find(measures)]
-    print(json.dumps(measures.as_dict() | {"findings": findings}, indent=1, ensure_ascii=False))
+def print_json(found: Audit) -> None:
+    """The audit for a program, on standard output."""
+    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
 
 
 def overview(measures: Measures) -> dict[str, int]:
@@ -131,3 +136,25 @@ def _health(measures: Measures) -> Table | str:
 
 def _example(check: Check) -> str:
     return f"{check.examples[0].text} (image {check.examples[0].image_id})" if check.examples else ""
+
+
+def _truth(truth: TruthMeasures) -> Table:
+    title = f"thresholds for a precision of {truth.target:.0%}, by the truth of {truth.images:,} images"
+    table = Table("predicate", title=title)
+    for name in ("relations", f"precision at {truth.threshold:.2f}", "threshold", "keeps"):
+        table.add_column(name, justify="right")
+    rows = [("all", truth.relations, truth.precision, truth.suggested)]
+    rows += [(row.predicate, row.relations, row.at_threshold, row.suggested) for row in truth.predicates[:_TOP]]
+    for predicate, relations, precision, suggested in rows:
+        choice = ("none", "0") if suggested is None else (f"{suggested.threshold:.3f}", f"{suggested.kept:,}")
+        table.add_row(Text(predicate), f"{relations:,}", str(precision), *choice)
+    return table
+
+
+def _verdicts(verdicts: Verdicts) -> Table:
+    table = Table("confidence", title=f"verdicts of people on {verdicts.judged:,} relations")
+    for name in ("relations", "right (95 %, of judged)"):
+        table.add_column(name, justify="right")
+    for row in verdicts.bands:
+        table.add_row(row.band.name, f"{row.band.relations:,}", str(row.precision))
+    return table

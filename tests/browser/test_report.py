@@ -3,10 +3,10 @@
 import pytest
 
 from sgpipe.records import Box
+from sgpipe.stats.audit import audit
 from sgpipe.stats.database import open_run
 from sgpipe.stats.gallery import cards
 from sgpipe.stats.html import write_report
-from sgpipe.stats.measures import measure_database
 from tests.sgpipe.stats.runs import PERSON, scene
 from tests.sgpipe.trainset.runs import make_run
 
@@ -25,8 +25,8 @@ def report(tmp_path_factory):
     ]
     make_run(root / "run", records, run={"name": f"run {EVIL}"})
     with open_run(root / "run") as database:
-        measures, gallery = measure_database(database), list(cards(database, 10, 0.2))
-    write_report(root / "report.html", measures, gallery)
+        found, gallery = audit(database), list(cards(database, 10, 0.2))
+    write_report(root / "report.html", found, gallery)
     return root / "report.html"
 
 

@@ -13,8 +13,8 @@ from sgpipe.stats.charts import columns, ranks, short
 from sgpipe.stats.compare import compare
 from sgpipe.stats.findings import find
 from sgpipe.stats.gallery import make_card
-from sgpipe.stats.html import save_page
 from sgpipe.stats.measures import measure
+from sgpipe.stats.pages import save_page
 from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
 from tests.sgpipe.trainset.runs import make_run
 

@@ -1,0 +1,155 @@
+"""The human audit: a page on which a person judges a sample of relations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.records import Relation
+from sgpipe.stats.database import Database
+from sgpipe.stats.gallery import Card, make_card
+from sgpipe.stats.pages import render, save_page
+from sgpipe.stats.pictures import Place, open_records
+
+FORMAT = 1
+_PIXELS = 720
+EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+# Within a band every k-th relation in the order of predicates: each is as likely, and predicates come in proportion.
+_SAMPLE = """
+    with banded as (
+        select *, case when confidence is null then -1 else {band} end as band,
+            md5(concat_ws(' ', ?::varchar, shard, row, subject, object, predicate)) as chance
+        from relations),
+    numbered as (
+        select *, row_number() over (partition by band order by predicate, chance) as number,
+            count(*) over (partition by band) as total
+        from banded),
+    chosen as (
+        select numbered.*, wanted from numbered join quotas using (band)
+        where (number * wanted) // total <> ((number - 1) * wanted) // total)
+    select shard, row, subject, object, predicate, confidence, band from chosen order by chance
+"""
+_BAND = " ".join(f"when confidence < {stop}::float then {at}" for at, stop in enumerate(EDGES[1:-1]))
+_BAND = f"(case {_BAND} else {len(EDGES) - 2} end)"
+
+
+@dataclass(frozen=True)
+class Band:
+    """Relations of the run with a confidence from `start` to below `stop`, without one if both are None."""
+
+    start: float | None
+    stop: float | None
+    relations: int
+    sampled: int
+
+    @property
+    def name(self) -> str:
+        return "none" if self.start is None else f"{self.start:.2f} to {self.stop:.2f}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A relation to be judged; `band` counts the bands of the review."""
+
+    image_id: str
+    subject: str
+    predicate: str
+    object: str
+    confidence: float | None
+    band: int
+
+
+def write_review(database: Database, file: Path, count: int, seed: int = 0, images: Path | None = None) -> int:
+    """Write a page with `count` relations to be judged, equally many of each band of confidence.
+
+    Args:
+        seed: another seed, another sample.
+        images: folder of the pictures, if they are no longer where the run found them.
+
+    Returns:
+        how many relations are on it.
+
+    Raises UserError: there is nothing to judge, a shard cannot be read, or the file cannot be written.
+    """
+    bands = _bands(database, count)
+    if not bands:
+        raise UserError(f"{database.root} holds no relations to review")
+    places = {key: number for number, key in enumerate(bands)}
+    database.execute("create or replace table quotas (band int, wanted int)")
+    database.insert("quotas", [(key, band.sampled) for key, band in bands.items()])
+    rows = database.rows(_SAMPLE.format(band=_BAND), seed)
+    questions, cards = [], []
+    for card, values in _cards(database, rows, images):
+        edge = card.edges[0]
+        questions.append(
+            Question(
+                card.image_id, edge.subject.name, edge.predicate, edge.object.name, edge.confidence, places[values[6]]
+            )
+        )
+        cards.append(card)
+    review = {
+        "format": FORMAT,
+        "run": str(database.run.get("name", "")),
+        "fingerprint": str(database.run.get("fingerprint", "")),
+        "seed": seed,
+        "bands": [asdict(band) for band in bands.values()],
+        "questions": [asdict(question) for question in questions],
+    }
+    save_page(file, render("review", {"review": review, "cards": cards, "title": review["run"] or database.root.name}))
+    return len(cards)
+
+
+def _cards(
+    database: Database, rows: list[tuple[Any, ...]], images: Path | None
+) -> Iterator[tuple[Card, tuple[Any, ...]]]:
+    """The card of each sampled relation that can be drawn, in the order of the rows."""
+    for values in rows:
+        shard, row, subject, object_, predicate, confidence, _ = values
+        for record, picture in open_records(database, [Place(shard, row)], images):
+            card = make_card(record, picture, [Relation(subject, object_, predicate, confidence)], _PIXELS)
+            if card.edges:
+                yield card, values
+
+
+def _bands(database: Database, count: int) -> dict[int, Band]:
+    """The bands that have relations, each with an equal share of the sample, or all that it has."""
+    rows = database.rows(
+        f"""select case when confidence is null then -1 else {_BAND} end as band, count(*)
+        from relations group by 1 order by 1"""
+    )
+    left, sampled = count, {}
+    for done, (band, relations) in enumerate(sorted(rows, key=lambda row: row[1])):
+        sampled[band] = min(relations, left // (len(rows) - done))
+        left -= sampled[band]
+    ends: dict[int, tuple[float | None, float | None]] = {-1: (None, None)}
+    ends |= {at: (EDGES[at], EDGES[at + 1]) for at in range(len(EDGES) - 1)}
+    return {band: Band(*ends[band], relations, sampled[band]) for band, relations in rows if sampled[band]}
+
+
+def load_review(file: Path) -> dict[str, Any]:
+    """What the page exports: the review with an `answers` list, as long as its questions.
+
+    Raises UserError: it cannot be read or is something else.
+    """
+    try:
+        review = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error})") from None
+    try:
+        fits = review["format"] == FORMAT and len(review["answers"]) == len(review["questions"])
+        bands = [Band(**band) for band in review["bands"]]
+        questions = [Question(**question) for question in review["questions"]]
+        fits &= all(question.band in range(len(bands)) for question in questions)
+        fits &= set(review["answers"]) <= {"right", "wrong", "unsure", None}
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise UserError(f"{file} is not what a page of `sgpipe stats --review` exports")
+    return {**review, "bands": bands, "questions": questions}
