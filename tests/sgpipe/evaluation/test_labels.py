@@ -197,6 +197,23 @@ def test_datasets_that_name_images_differently_share_file_names(tmp_path: Path) 
     assert (found.counts["images compared"], found.at_threshold.recall) == (1, 1)
 
 
+def test_a_file_name_of_two_images_tells_nothing(tmp_path: Path) -> None:
+    pred = [record([(0, 1, "riding", 0.9)], name, file_name=f"{name}.jpg") for name in ("7", "8")]
+    truth = [
+        record([(0, 1, "riding")], f"{folder}{name}", dataset="other", file_name=f"{folder}/{name}.jpg")
+        for folder, name in (("a", "7"), ("b", "7"), ("a", "8"))
+    ]
+    found = compared(tmp_path, pred, truth)
+    assert (found.counts["images compared"], found.counts["images without truth"]) == (1, 1)
+
+
+def test_what_is_wanted_is_right_though_the_truth_lacks_it(tmp_path: Path) -> None:
+    truth = run(tmp_path, "truth", record([(0, 1, "on")]))
+    wanted = run(tmp_path, "wanted", record([(0, 1, "riding")]))
+    found = label_quality(run(tmp_path, "pred", record([(0, 1, "riding", 0.9)])), truth, wanted=wanted)
+    assert (found.at_threshold.precision, found.at_threshold.recall, found.average_precision) == (1, 1, 1)
+
+
 def test_image_data_tells_which_pictures_of_visual_genome_are_of_coco(tmp_path: Path) -> None:
     sizes = {"width": 24, "height": 16}
     items = [{"image_id": 1, "coco_id": None, **sizes}, {"image_id": 2, "coco_id": 1, **sizes}]
