@@ -41,8 +41,9 @@ def test_it_goes_on_where_it_was_and_fits_a_phone(open_page, page_file, scheme):
     page = open_page(page_file, width=360, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.keyboard.press("w")
+    page.get_by_text("2 of 4, 1 judged").wait_for()
     page.reload()
-    assert page.locator("#status").inner_text() == "2 of 4, 1 judged"
+    page.get_by_text("2 of 4, 1 judged").wait_for()
     assert page.locator(".question:visible").count() == 1
     page.get_by_role("button", name="Back").click()
     assert page.locator("[data-answer=wrong]").get_attribute("aria-pressed") == "true"
