@@ -13,6 +13,8 @@ from rlip_model.config import RLIPConfig
 from rlip_model.fusion import LabelLayer, VisionLanguageFusion
 from rlip_model.text import LabelFeatures
 
+TOKENS_PER_PART = 1024  # whose hidden features stay in a CPU's cache
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -61,8 +63,14 @@ class EncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, references: Tensor, padding: Tensor, shapes: Shapes) -> Tensor:
         attended = self.self_attn(tokens + positions, references, tokens, padding, shapes)
+        if tokens.device.type != "cpu" or torch.is_grad_enabled():
+            return self._feed_forward(tokens, attended)
+        parts = zip(tokens.split(TOKENS_PER_PART, 1), attended.split(TOKENS_PER_PART, 1), strict=True)
+        return torch.cat([self._feed_forward(*part) for part in parts], dim=1)
+
+    def _feed_forward(self, tokens: Tensor, attended: Tensor) -> Tensor:
         tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = self.dropout(self.linear1(tokens).relu())
+        hidden = self.dropout(self.linear1(tokens).relu_())
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
 
 

@@ -1,7 +1,9 @@
 """The ALIF encoder: when it fuses, what it touches, and where tokens look from."""
 
+import pytest
 import torch
 
+from rlip_model import encoder
 from rlip_model.encoder import pixel_centres
 from rlip_model.model import RTagger
 from rlip_model.text import LabelFeatures
@@ -51,3 +53,14 @@ def test_pixel_centres_by_hand() -> None:
     x, y = (2 + 0.5) / 4 / 0.5, (1 + 0.5) / 2 / 1.0
     torch.testing.assert_close(centres[0, 4 + 2, 1], torch.tensor([x * 0.75, y * 0.8]))
     torch.testing.assert_close(centres[0, 4 + 2, 0], torch.tensor([x * 0.5, y]))
+
+
+def test_a_layer_in_parts_equals_the_whole(tagger: RTagger, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tagger.encode_image(torch.randn(2, 3, 64, 96))
+    references = pixel_centres(image.shapes, image.valid_ratios)
+    inputs = (image.tokens, image.positions, references, image.padding, image.shapes)
+    layer = tagger.encoder.layers[0]
+    whole = layer(*inputs)
+    monkeypatch.setattr(encoder, "TOKENS_PER_PART", 7)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(*inputs), whole.detach())

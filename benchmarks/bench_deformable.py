@@ -1,0 +1,166 @@
+"""Deformable attention on a CPU: sgpipe's sampling against one `grid_sample` per level, as the reference does it.
+
+    python -m benchmarks.bench_deformable [--rounds N] [--threads N]
+
+At the shape of a picture of 800x1066: 17,821 tokens on 4 levels, 8 heads of 32, 4 points. Both ways run in turn in
+one process, after their answers, and the gradients of all three arguments, were compared; times are medians, and CPU
+time, of all threads, as other work on the machine counts less in it.
+The limit is what the sum of weighted rows takes alone, when rows and weights are already there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from rlip_model import attention
+from rlip_model.attention import sample, sample_by_grid
+from rlip_model.config import RLIPConfig
+from rlip_model.encoder import EncoderLayer, pixel_centres
+
+SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
+TOKENS = sum(height * width for height, width in SHAPES)
+HEADS, WIDTH, POINTS, SPREAD, LARGEST = 8, 32, 4, 3.0, 1e-5
+Way = Callable[..., Tensor]
+Case = tuple[Tensor, Tensor, Tensor]
+
+
+def encoder_case() -> Case:
+    """Every token looks around its own place, a few pixels wide."""
+    return _around(pixel_centres(SHAPES, torch.ones(1, len(SHAPES), 2))[:, :, None, :, None])
+
+
+def decoder_case(queries: int = 200) -> Case:
+    return _around(torch.rand(1, queries, 1, 1, 1, 2))
+
+
+def _around(centres: Tensor) -> Case:
+    queries, levels = centres.shape[1], len(SHAPES)
+    sizes = torch.tensor([(width, height) for height, width in SHAPES]).view(-1, 1, 2)
+    offsets = SPREAD * torch.randn(1, queries, HEADS, levels, POINTS, 2)
+    weights = torch.randn(1, queries, HEADS, levels * POINTS).softmax(-1).unflatten(-1, (levels, POINTS))
+    return torch.randn(1, TOKENS, HEADS, WIDTH), centres + offsets / sizes, weights
+
+
+def with_gradients(way: Way, case: Case) -> tuple[Tensor, ...]:
+    """What is sampled, and the gradients of values, locations and weights."""
+    inputs = [tensor.detach().requires_grad_() for tensor in case]
+    sampled = way(inputs[0], SHAPES, *inputs[1:])
+    return sampled.detach(), *torch.autograd.grad(sampled, inputs, torch.ones_like(sampled))
+
+
+def check_equal(case: Case) -> str:
+    """The largest difference of what is sampled, and of gradients in relation to their norm.
+
+    The gradient of a location jumps at the middle of a pixel, where rounding decides: there it is not compared.
+
+    Raises:
+        AssertionError: one is above 1e-5.
+    """
+    found, expected = with_gradients(sample, case), with_gradients(sample_by_grid, case)
+    largest = float((found[0] - expected[0]).abs().max())
+    inside = [torch.ones(()), _between_middles(case[1]), torch.ones(())]
+    pairs = zip(found[1:], expected[1:], inside, strict=True)
+    relative = [float(((a - b) * counted).norm() / b.norm()) for a, b, counted in pairs]
+    if max(largest, *relative) > LARGEST:
+        raise AssertionError(f"answers differ: {largest}, gradients: {relative}")
+    return f"{largest:.0e}; gradients {', '.join(f'{each:.0e}' for each in relative)}"
+
+
+def _between_middles(locations: Tensor) -> Tensor:
+    sizes = torch.tensor([(width, height) for height, width in SHAPES]).view(-1, 1, 2)
+    places = locations.double() * sizes - 0.5
+    return (places - places.round()).abs() > 1e-3
+
+
+def whole_layer(way: Way) -> Callable[[], Tensor]:
+    """An encoder layer at paper size that samples in this way."""
+    torch.manual_seed(0)
+    config = RLIPConfig(num_heads=HEADS, hidden_dim=HEADS * WIDTH, num_points=POINTS)
+    layer = EncoderLayer(config).eval()
+    torch.nn.init.normal_(layer.self_attn.sampling_offsets.weight, std=0.05)
+    tokens, positions = torch.randn(1, TOKENS, HEADS * WIDTH), torch.randn(1, TOKENS, HEADS * WIDTH)
+    references = pixel_centres(SHAPES, torch.ones(1, len(SHAPES), 2))
+    padding = torch.zeros(1, TOKENS, dtype=torch.bool)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        attention.sample = way
+        try:
+            return layer(tokens, positions, references, padding, SHAPES)
+        finally:
+            attention.sample = sample
+
+    return run
+
+
+def summing_alone(case: Case) -> Callable[[], object]:
+    """As many weighted rows summed up, from places as far apart, without computing which."""
+    value, _, weights = case
+    table = value.flatten(0, 2)
+    chunk, corners = 256, 4 * weights.shape[3:].numel()
+    near = torch.randint(0, 2000, (chunk * HEADS, corners), dtype=torch.int32)
+    share = torch.rand(near.shape)
+    starts = torch.linspace(0, len(table) - 2001, weights.shape[1] // chunk + 1).int()
+
+    def run() -> None:
+        for start in starts:
+            F.embedding_bag(near, table[int(start) :], per_sample_weights=share, mode="sum")
+
+    return run
+
+
+def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds, by turns; the first turn does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.process_time()
+            way()
+            if number:
+                seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    encoder, decoder = encoder_case(), decoder_case()
+    table = Table("what", "grid_sample, ms", "sgpipe, ms", "ratio", title=f"CPU time, threads: {options.threads}")
+    differences = {"encoder": check_equal(encoder), "decoder, 200 queries": check_equal(decoder)}
+
+    def measure(what: str, run: Callable[[Way], Callable[[], object]]) -> float:
+        times = medians({"grid": run(sample_by_grid), "bags": run(sample)}, options.rounds)
+        figures = (f"{times['grid'] * 1e3:,.1f}", f"{times['bags'] * 1e3:,.1f}", f"{times['grid'] / times['bags']:.1f}")
+        table.add_row(what, *figures)
+        return times["bags"]
+
+    forward = 0.0
+    for name, case in (("encoder", encoder), ("decoder, 200 queries", decoder)):
+        taken = measure(f"{name}, forward", lambda way, case=case: lambda: way(case[0], SHAPES, *case[1:]))
+        forward = forward or taken
+        measure(f"{name}, forward + backward", lambda way, case=case: lambda: with_gradients(way, case))
+    torch.testing.assert_close(whole_layer(sample)(), whole_layer(sample_by_grid)(), rtol=0, atol=1e-4)
+    measure("whole encoder layer, forward", whole_layer)
+    alone = medians({"limit": summing_alone(encoder)}, options.rounds)["limit"]
+    console = Console(width=120)
+    console.print(table)
+    for name, difference in differences.items():
+        console.print(f"largest difference, {name}: {difference}")
+    console.print(f"summing alone: {alone * 1e3:.1f} ms, {alone / forward:.0%} of the encoder's forward pass")
+
+
+if __name__ == "__main__":
+    main()
