@@ -22,7 +22,7 @@ from sgpipe import __version__
 from sgpipe.cli_eval import app as eval_app
 from sgpipe.cli_import import app as import_app
 from sgpipe.cli_predict import predict
-from sgpipe.cli_stats import stats
+from sgpipe.cli_stats import score, stats
 from sgpipe.errors import EngineError, UserError
 from sgpipe.split_name import guess_split
 
@@ -65,6 +65,7 @@ app.add_typer(import_app, name="import")
 app.add_typer(eval_app, name="eval")
 app.command()(predict)
 app.command()(stats)
+app.command()(score)
 
 
 @app.callback(invoke_without_command=True)

@@ -59,3 +59,26 @@ def stats(
     if sheet is not None:
         drawn = write_sheet(run, sheet, pictures, threshold, images)
         err.print(f"drew {drawn} pictures into {sheet}", soft_wrap=True)
+
+
+def score(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for its shards with scores; an unfinished scoring goes on.")],
+    model: Annotated[str, typer.Option(help="open_clip model: a name, hf-hub:ID, or a folder.")] = "ViT-B-32",
+    weights: Annotated[str | None, typer.Option(help="Weights of a named model: a file, or a tag.")] = None,
+    contrasts: Annotated[int, typer.Option(min=1, help="How many other predicates to compare with.")] = 8,
+    images: Annotated[Path | None, typer.Option(help="Picture folder, if the pictures moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Ask CLIP how well relations fit their pictures; `sgpipe stats` shows what it says."""
+    from sgpipe.clip_agreement import ClipAgreement
+    from sgpipe.progress import Progress
+    from sgpipe.scoring import frequent_predicates, model_identity, score_run
+
+    out_, err = (Console(markup=False, highlight=False, stderr=stderr) for stderr in (False, True))
+    predicates = frequent_predicates(run, contrasts)
+    identity = {"model": model_identity(model), "weights": model_identity(weights), "contrasts": predicates}
+    counts = score_run(
+        run, out, lambda: ClipAgreement(model, weights, predicates, device), identity, Progress(err), images
+    )
+    out_.print(f"{counts['scored']:,} relations scored, {counts['unscored']:,} without a picture or box to score")

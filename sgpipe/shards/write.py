@@ -17,6 +17,7 @@ from sgpipe.sources.json_stream import file_sha256
 
 DATA = "data"
 PICTURES = "image"
+AGREEMENT = "agreement"  # one entry for each of `relations`, written by `sgpipe score`
 
 _ROWS_PER_GROUP = 512  # training reads a group at a time
 # What Hugging Face datasets look for to show the column as pictures.

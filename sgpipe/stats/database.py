@@ -16,7 +16,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.row_groups import open_shard
-from sgpipe.shards.write import PICTURES
+from sgpipe.shards.write import AGREEMENT, PICTURES
 
 _MEMORY = "800MB"  # DuckDB goes to disk beyond it
 # Errors in a query are bugs; all others come from what is read and from the disk.
@@ -68,12 +68,14 @@ class Database:
     Attributes:
         run: the header of the manifest.
         files: the shards, which `shard` counts.
+        scored: whether `images` has the column `agreement` of `sgpipe score`.
     """
 
     def __init__(self, manifest: Manifest, connection: duckdb.DuckDBPyConnection) -> None:
         self.root = manifest.root
         self.run = manifest.run
         self._connection = connection
+        self.scored = False
         self.files = [self.root / shard.file for shard in manifest.shards]
         self._attach()
         for statement in _TABLES:
@@ -112,7 +114,8 @@ class Database:
         self._connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
 
     def _attach(self) -> None:
-        pictures = [_check(file) for file in self.files]
+        columns = [_columns(file) for file in self.files]
+        self.scored = bool(columns) and all(AGREEMENT in names for names in columns)
         if not self.files:
             self._connection.register("nothing", SCHEMA.empty_table())
             self.execute(f"create view images as select 0 as shard, 0 as row, null as {PICTURES}, * from nothing")
@@ -121,9 +124,10 @@ class Database:
         self.execute(
             "create table shards as select unnest(?) as filename, unnest(range(?)) as shard", names, len(names)
         )
-        image = PICTURES if any(pictures) else f"null as {PICTURES}"
+        further = PICTURES if any(PICTURES in there for there in columns) else f"null as {PICTURES}"
+        further += f", {AGREEMENT}" if self.scored else ""
         self.execute(
-            f"""create view images as select shard, file_row_number as row, {", ".join(SCHEMA.names)}, {image}
+            f"""create view images as select shard, file_row_number as row, {", ".join(SCHEMA.names)}, {further}
             from read_parquet([{", ".join(map(_quoted, names))}],
                               filename = true, file_row_number = true, union_by_name = true)
             join shards using (filename)"""
@@ -151,10 +155,10 @@ def open_run(root: Path) -> Iterator[Database]:
             yield Database(manifest, connection)
 
 
-def _check(file: Path) -> bool:
-    """Whether the shard holds pictures. Raises UserError: it is missing, damaged or of another version."""
+def _columns(file: Path) -> list[str]:
+    """The columns of a shard. Raises UserError: it is missing, damaged or of another version."""
     with open_shard(file, SCHEMA.names) as shard:
-        return PICTURES in shard.schema_arrow.names
+        return shard.schema_arrow.names
 
 
 def _quoted(name: str) -> str:

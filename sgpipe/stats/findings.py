@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from sgpipe.stats.agreement import AgreementMeasures
 from sgpipe.stats.judged import Choice
 from sgpipe.stats.measures import TRAINED_ON, Level, Measures
 from sgpipe.stats.truth import TruthMeasures
@@ -88,6 +89,7 @@ def _quality(measures: Measures, asked: bool) -> Iterator[Finding]:
     if confidence.scored and asked:
         yield Finding(question, "fair", "A confidence says how sure the tagger is, not how often it is right: judge a "
                       "sample with --review, or compare with annotations by --truth.")  # fmt: skip
+    yield from _agreement(measures.agreement)
     ill = [check for check in measures.health if check.count]
     if ill:
         worst = max(ill, key=lambda check: check.share)
@@ -96,6 +98,16 @@ def _quality(measures: Measures, asked: bool) -> Iterator[Finding]:
                       f"{worst.title} ({worst.share:.1%} of {worst.of}).")  # fmt: skip
     else:
         yield Finding(question, "good", f"All {len(measures.health)} health checks found nothing.")
+
+
+def _agreement(found: AgreementMeasures | None) -> Iterator[Finding]:
+    if found is None or found.first is None or found.chance is None:
+        return
+    text = f"CLIP finds {found.first:.0%} of {found.scored:,} relations the best of their contrast texts"
+    text += f" (by chance {found.chance:.0%})"
+    if found.beats_swapped is not None:
+        text += f", and prefers {found.beats_swapped:.0%} to the same with the roles exchanged"
+    yield Finding("How good is it?", "plain", f"{text}.")
 
 
 def _to_drop(measures: Measures) -> Iterator[Finding]:

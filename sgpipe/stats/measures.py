@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from sgpipe.shards.read import iter_tables
+from sgpipe.stats.agreement import AgreementMeasures, measure_agreement
 from sgpipe.stats.confidence import Confidence, measure_confidence
 from sgpipe.stats.database import Database, open_run
 from sgpipe.stats.health import Check, check_health
@@ -72,6 +73,7 @@ class Measures:
         triplets: the most frequent combinations of subject category, predicate and object category.
         triplet_kinds: how many different combinations there are.
         person_subject_share: share of the relations whose subject is a person.
+        agreement: what CLIP thinks of the relations, if `sgpipe score` asked it.
     """
 
     run: str
@@ -92,6 +94,7 @@ class Measures:
     person_subject_share: float
     confidence: Confidence
     health: list[Check]
+    agreement: AgreementMeasures | None = None
 
     @property
     def rows(self) -> int:
@@ -139,6 +142,7 @@ def measure_database(database: Database, threshold: float = TRAINED_ON) -> Measu
         person_subject_share=_person_share(database),
         confidence=measure_confidence(database),
         health=check_health(database, threshold),
+        agreement=measure_agreement(database),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import groupby
 from operator import attrgetter
@@ -59,7 +59,7 @@ def open_records(
         for table in _read_rows(database.files[shard], [place.row for place in members]):
             embedded = table[PICTURES][0].as_py() if PICTURES in table.column_names else None
             [record] = from_table(table)
-            yield record, _open(database, record, embedded, images)
+            yield record, open_picture(database.run, record, embedded, images)
 
 
 def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
@@ -71,11 +71,17 @@ def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
             yield from (table.slice(row - int(starts[group]), 1) for row in members)
 
 
-def _open(
-    database: Database, record: Record, embedded: dict[str, Any] | None, images: Path | None
+def open_picture(
+    run: Mapping[str, Any], record: Record, embedded: dict[str, Any] | None, images: Path | None = None
 ) -> Image.Image | None:
+    """A record's picture, from `images`, its shard, or where the run found it; None if it cannot be had.
+
+    Args:
+        run: the header of the run's manifest.
+        embedded: the shard's column of pictures.
+    """
     size = (record.width, record.height)
-    root = images or database.run.get("images", {}).get(record.split)
+    root = images or run.get("images", {}).get(record.split)
     try:
         if embedded is not None and images is None:
             return decode(BytesIO(embedded["bytes"]), size, record.file_name)

@@ -6,7 +6,7 @@ from sgpipe.cli import app
 from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.stats.database import open_run
-from sgpipe.stats.pictures import Place, _open, open_records, spread
+from sgpipe.stats.pictures import Place, open_picture, open_records, spread
 from sgpipe.stats.sheet import write_sheet
 from tests.sgpipe.trainset.runs import make_run, plain_record
 
@@ -57,9 +57,10 @@ def test_pictures_are_found_where_they_are_and_missing_ones_are_none(tmp_path, e
 def test_a_file_name_that_leaves_the_image_folder_is_not_opened(tmp_path):
     Image.new("RGB", (24, 16)).save(tmp_path / "secret.png")
     record = plain_record("1", file_name="../secret.png")
-    make_run(tmp_path / "run", [plain_record("0")])
-    with open_run(tmp_path / "run") as database:
-        assert _open(database, record, None, tmp_path / "run") is None
+    (tmp_path / "images").mkdir()
+    assert open_picture({}, record, None, tmp_path / "images") is None
+    record.file_name = "secret.png"
+    assert open_picture({"images": {"train": str(tmp_path)}}, record, None) is not None
 
 
 def test_the_sheet_is_a_picture_with_a_card_for_each_image(tmp_path):
