@@ -78,8 +78,12 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def generate(
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe (coco, objects365, miniworld) or a YAML file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards; an unfinished run in it goes on.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A packaged recipe (miniworld, coco, objects365) or a YAML file.")
+    ] = "miniworld",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the shards, by default NAME-relations; a run in it goes on.")
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that the recipe's paths are relative to.")] = None,
     images: Annotated[Path | None, typer.Option(help="Image folder, instead of the recipe's splits.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Annotation file that goes with --images.")] = None,
@@ -95,7 +99,11 @@ def generate(
         list[str] | None, typer.Option("--set", help="Any setting, such as tag.threshold=0.1. Repeatable.")
     ] = None,
 ) -> None:
-    """Label the images of a detection dataset with relations."""
+    """Label the images of a detection dataset with relations.
+
+    Without arguments 200 pictures are drawn and labelled by the tiny models that ship with sgpipe.
+    """
+    from sgpipe.evaluation.known import known_quality, print_quality
     from sgpipe.generate import generate as run
     from sgpipe.progress import Progress
     from sgpipe.recipe import load_recipe
@@ -114,8 +122,11 @@ def generate(
     overrides |= {key: value for key, value in options.items() if value is not None}
     overrides |= parse_set(assign or [])
     signal.signal(signal.SIGTERM, _interrupt)
-    summary = run(load_recipe(recipe, overrides), out, Progress(_err), retry_failed=retry_failed)
+    loaded = load_recipe(recipe, overrides)
+    summary = run(loaded, out or Path(f"{loaded.name}-relations"), Progress(_err), retry_failed=retry_failed)
     print_summary(summary, _out)
+    if quality := known_quality(summary.root):
+        print_quality(quality, _out)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(EXIT_ALL_FAILED)
 

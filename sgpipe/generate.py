@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,7 +12,8 @@ from pathlib import Path
 from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
 from sgpipe.errors import UserError
 from sgpipe.identity import difference, fingerprint, identity
-from sgpipe.miniworld.models import EVERYDAY_PREDICATES, UNTRAINED, untrained_tagger
+from sgpipe.miniworld.models import with_packaged_models
+from sgpipe.miniworld.truth import import_truth
 from sgpipe.miniworld.world import CAPTIONS, IMAGES, INSTANCES, draw_world
 from sgpipe.progress import Progress
 from sgpipe.recipe import Recipe, SplitConfig
@@ -29,7 +31,6 @@ from sgpipe.stages.tag import TagStage
 from sgpipe.summary import Summary, add_up
 
 _UNITS_PER_ACTOR = 4
-_UNTRAINED_NOTE = "the tagger is UNTRAINED (random weights): relations and confidences mean nothing"
 _SYNONYMS_OF = {"coco": "coco", "objects365": "objects365", "miniworld": "coco"}
 
 
@@ -43,11 +44,9 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
     _check(recipe)
     folder = RunFolder(out)
     with folder.lock():
-        recipe = _draw(recipe, folder, progress)
+        recipe = with_packaged_models(_draw(recipe, folder, progress))
         indexes = _open_sources(recipe, folder, progress)
-        note = _UNTRAINED_NOTE if recipe.tag.tagger == UNTRAINED else ""
-        recipe = _make_tagger(recipe, folder, indexes, progress)
-        manifest = _open_manifest(recipe, folder, indexes, note)
+        manifest = _open_manifest(recipe, folder, indexes)
         folder.sweep(manifest)
         folder.describe(recipe, manifest)
         rows = _planned_rows(recipe, indexes)
@@ -78,24 +77,16 @@ def _draw(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
         return recipe
     drawn = recipe.source.drawn
     place = folder.private / f"drawn-{drawn.split}-{drawn.seed}-{drawn.images}"
+    name = drawn.split.replace("-", "_")
     if not (place / INSTANCES).exists():
         progress.say(f"drawing {drawn.images} pictures")
+        shutil.rmtree(folder.truth_place, ignore_errors=True)
         draw_world(place, drawn.images, drawn.seed, drawn.split)
+    if folder.truth is None:
+        import_truth(place, name, folder.truth_place)
     split = SplitConfig(annotations=place / INSTANCES, images=place / IMAGES, captions=place / CAPTIONS)
-    source = recipe.source.model_copy(update={"splits": {drawn.split.replace("-", "_"): split}})
+    source = recipe.source.model_copy(update={"splits": {name: split}})
     return recipe.model_copy(update={"source": source})
-
-
-def _make_tagger(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex], progress: Progress) -> Recipe:
-    """The recipe with an untrained tagger if that is what it asks for; any other recipe as it is."""
-    if recipe.tag.tagger != UNTRAINED:
-        return recipe
-    progress.say(f"NOTE: {_UNTRAINED_NOTE}")
-    place = folder.private / "untrained-tagger"
-    words = [name for index in indexes.values() for name in index.meta["categories"]]
-    if not (place / "config.json").exists():
-        untrained_tagger(place, [*words, *EVERYDAY_PREDICATES])
-    return recipe.model_copy(update={"tag": recipe.tag.model_copy(update={"tagger": str(place)})})
 
 
 def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict[str, SourceIndex]:
@@ -106,11 +97,11 @@ def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict
     return indexes
 
 
-def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex], note: str) -> Manifest:
+def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex]) -> Manifest:
     """The folder's manifest, if it is of this very recipe; a new one in an empty folder."""
     now = identity(recipe, indexes)
     images = {split: str(root) for split, root in _image_roots(recipe).items()}
-    run = {"name": recipe.name, "note": note, "fingerprint": fingerprint(now), "identity": now, "images": images}
+    run = {"name": recipe.name, "fingerprint": fingerprint(now), "identity": now, "images": images}
     if not (folder.root / MANIFEST).exists():
         if folder.holds_shards():
             raise UserError(f"{folder.root} holds shards but no {MANIFEST}; restore it, or choose another --out")

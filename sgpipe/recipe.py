@@ -39,7 +39,7 @@ SplitName = Annotated[str, StringConstraints(pattern=r"^\w+$", max_length=64)]
 class DrawnConfig(Config):
     """Which pictures of the drawn world (`format: miniworld`) are made."""
 
-    images: int = Field(24, ge=1)
+    images: int = Field(200, ge=1)
     seed: int = Field(0, ge=0)
     split: Literal["train", "val", "test-compositional"] = "val"
 
@@ -60,7 +60,7 @@ class SourceConfig(Config):
 class CaptionConfig(Config):
     """Captions by a BLIP checkpoint, or (captioner: null) read from each split's captions file."""
 
-    captioner: str | None = Field(None, description="hub id or folder of a BlipForConditionalGeneration")
+    captioner: str | None = Field(None, description="hub id or folder of a BlipForConditionalGeneration; or MINIWORLD")
     decoding: Literal["nucleus", "beam"] = "nucleus"
     samples: int = Field(10, ge=1, description="captions per picture (nucleus); beam gives one")
     top_p: float = Field(0.9, gt=0, le=1)
@@ -101,7 +101,7 @@ class TagConfig(Config):
     """The R-Tagger: scores every candidate pair against its predicates."""
 
     tagger: str | None = Field(
-        None, description="folder or hub id of a converted R-Tagger; or UNTRAINED: a random miniature, to try things"
+        None, description="folder or hub id of an R-Tagger; or MINIWORLD: the one of the drawn world"
     )
     threshold: float = Field(0.05, ge=0, lt=1, description="relations above this confidence are kept")
     short_side: int = Field(800, ge=32, description="pixels; the image is resized to this shorter side")

@@ -42,8 +42,6 @@ def print_summary(summary: Summary, console: Console) -> None:
     if total:
         shares = ", ".join(f"{name} {s / total:.0%}" for name, s in summary.seconds.items())
         console.print(f"time in stages: {total:.1f} s ({shares})", soft_wrap=True)
-    if summary.note:
-        console.print(f"NOTE: {summary.note}", soft_wrap=True)
     _print_errors(summary, console)
 
 

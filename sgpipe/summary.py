@@ -20,7 +20,6 @@ class Summary:
     seconds: Counter[str]
     problems: Counter[str]
     shards: int
-    note: str
 
     @property
     def complete(self) -> bool:
@@ -34,5 +33,4 @@ def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Sum
     for shard in manifest.shards:
         counts.update(shard.counts)
         seconds.update(shard.seconds)
-    note = manifest.run.get("note", "")
-    return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards), note)
+    return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards))

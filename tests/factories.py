@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
+
+from rlip_model.tiny import make_tagger
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
@@ -87,3 +90,13 @@ def _spread(model: BlipForConditionalGeneration, sharpness: float) -> None:
                 weight.normal_(std=0.1)
         embeddings = model.text_decoder.bert.embeddings.word_embeddings.weight
         embeddings.normal_(std=sharpness * embeddings.shape[1] ** -0.5 / 3)
+
+
+def untrained_tagger(folder: Path, words: Iterable[str]) -> None:
+    """Save a miniature R-Tagger with random weights. As initialised it would score everything 0.01; its logits are
+    spread out, so that there is something to count.
+    """
+    tagger = make_tagger(folder, words)
+    with torch.no_grad():
+        tagger.scorer.projection.weight.mul_(40.0)
+    tagger.save_pretrained(folder)

@@ -15,11 +15,11 @@ _CARD = """\
 
 A tiny BLIP (`BlipForConditionalGeneration` of transformers, {parameters:,} parameters, {megabytes:.1f} MB in half
 precision) that captions the pictures of sgpipe's drawn world, and nothing else. Made from scratch, with no other
-weights and no other data. `sgpipe generate --captioner FOLDER` takes this folder.
+weights and no other data. `sgpipe generate` uses it by default.
 
 ## How it was made
 
-    python -m sgpipe.miniworld.train_captioner --out FOLDER
+    python -m sgpipe.miniworld.train_captioner --out FOLDER    # as `make miniworld-models` does
 
 In {seconds:,.0f} CPU-seconds: the first {pictures:,} pictures of the train split were drawn, each with all that was
 composed in it as captions of one relation ("a man riding a horse"), and seen mirrored half of the time. In the first
@@ -54,7 +54,7 @@ It is made for pictures as the miniworld draws them; on any other picture its ca
 
 @dataclass(frozen=True)
 class Making:
-    """What the training of a captioner took and gave."""
+    """What the training of a model took, in CPU-seconds, and gave."""
 
     seconds: float
     parameters: int
@@ -67,15 +67,15 @@ def write_card(folder: Path, config: CaptionerConfig, making: Making, quality: Q
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         seconds=making.seconds,
         recipe=yaml.safe_dump(config.model_dump(), sort_keys=False),
-        rows=_table(quality_rows(quality)),
-        predicates=_table(predicate_rows(quality)),
+        rows=markdown_table(quality_rows(quality)),
+        predicates=markdown_table(predicate_rows(quality)),
         images=quality.images,
         **config.model_dump(include={"pictures", "steps", "batch_size", "dense_share"}),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _table(rows: list[list[str]]) -> str:
+def markdown_table(rows: list[list[str]]) -> str:
     """Rows of cells, the first of them the heads, as Markdown."""
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, f"|{'---|' * len(rows[0])}", *body])

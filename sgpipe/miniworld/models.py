@@ -1,32 +1,28 @@
-"""Miniature models of the drawn world."""
+"""The trained models of the drawn world that ship with sgpipe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
-import torch
+from sgpipe.recipe import Recipe
 
-from rlip_model.tiny import make_tagger
+MINIWORLD = "MINIWORLD"  # names them in recipes
 
-UNTRAINED = "UNTRAINED"
-EVERYDAY_PREDICATES = (
-    "on", "in", "under", "next to", "behind", "in front of", "near", "with", "has", "over", "by", "of",
-    "riding", "holding", "sitting on", "standing on", "walking", "flying", "kicking", "chasing", "looking at",
-    "pushing", "carrying", "wearing", "eating", "playing with", "lying on", "jumping over", "leaning on", "no objects",
-)  # fmt: skip
-_SPREAD = 40.0
+NetworkName = Literal["tagger", "parseda"]
+ModelName = Literal["captioner"] | NetworkName
 
 
-def untrained_tagger(folder: Path, words: Iterable[str]) -> None:
-    """Save a miniature R-Tagger with random weights: it runs, and its confidences mean nothing.
+def packaged_model(name: ModelName) -> Path:
+    """The folder of a packaged model, for `from_pretrained`; its README says how it was made and how good it is."""
+    return Path(__file__).parent / "weights" / name
 
-    As initialised it would score everything 0.01; its logits are spread out, so that there is something to count.
 
-    Args:
-        words: texts whose words its tokenizer knows; all others are one unknown word to it.
-    """
-    tagger = make_tagger(folder, words)
-    with torch.no_grad():
-        tagger.scorer.projection.weight.mul_(_SPREAD)
-    tagger.save_pretrained(folder)
+def with_packaged_models(recipe: Recipe) -> Recipe:
+    """The recipe with folders in the places of models that it calls MINIWORLD."""
+    caption, tag = recipe.caption, recipe.tag
+    if caption.captioner == MINIWORLD:
+        caption = caption.model_copy(update={"captioner": str(packaged_model("captioner"))})
+    if tag.tagger == MINIWORLD:
+        tag = tag.model_copy(update={"tagger": str(packaged_model("tagger"))})
+    return recipe.model_copy(update={"caption": caption, "tag": tag})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -52,6 +53,19 @@ def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> M
     return Making(time.process_time() - start, trainer.model.num_parameters())
 
 
+def make_captioner(config: CaptionerConfig, out: Path, images: int, progress: Progress) -> None:
+    """Train the captioner, measure it on so many pictures, print that, and write its card."""
+    making = train_captioner(config, out, progress)
+    quality = measure(str(out), images)
+    print_quality(quality, Console())
+    write_card(out, config, making, quality)
+
+
+def captioner_recipe(name: str = "captioner", overrides: Mapping[str, Any] | None = None) -> CaptionerConfig:
+    """The recipe of a packaged name or a YAML file. Raises UserError: as `recipe_file.load`."""
+    return load(CaptionerConfig, name, recipe_folder() / "miniworld", overrides or {})
+
+
 def main(
     out: Annotated[Path, typer.Option(help="folder for the captioner")],
     recipe: Annotated[str, typer.Option(help="a recipe of pipelines/miniworld, or a YAML file")] = "captioner",
@@ -65,11 +79,7 @@ def main(
     torch.set_num_threads(threads)
     given: dict[str, Any] = {"steps": steps, "pictures": pictures, "seed": seed}
     overrides = {key: value for key, value in given.items() if value is not None}
-    config = load(CaptionerConfig, recipe, recipe_folder() / "miniworld", overrides)
-    making = train_captioner(config, out, Progress(Console(stderr=True)))
-    quality = measure(str(out), images)
-    print_quality(quality, Console())
-    write_card(out, config, making, quality)
+    make_captioner(captioner_recipe(recipe, overrides), out, images, Progress(Console(stderr=True)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -16,9 +17,18 @@ from sgpipe.recipe import Recipe
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.shards.write import DATA
 
+TRUE, COMPOSED = "true", "composed"
 _PRIVATE = ".sgpipe"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 _TEMPORARY = re.compile(r"\..*\.tmp")
+
+
+@dataclass(frozen=True)
+class KnownTruth:
+    """Folders of shards about the pictures of a run: all that is true, and what should be found of it."""
+
+    everything: Path
+    wanted: Path
 
 
 class RunFolder:
@@ -31,6 +41,17 @@ class RunFolder:
     def index(self, split: str) -> Path:
         """The source index of a split."""
         return self.private / f"index-{split}.arrow"
+
+    @property
+    def truth_place(self) -> Path:
+        return self.private / "truth"
+
+    @property
+    def truth(self) -> KnownTruth | None:
+        """The truth about a run's pictures, where it is known: they were drawn."""
+        known = KnownTruth(self.truth_place / TRUE, self.truth_place / COMPOSED)
+        # One is made after the other.
+        return known if (known.wanted / MANIFEST).is_file() else None
 
     @contextmanager
     def lock(self) -> Iterator[None]:

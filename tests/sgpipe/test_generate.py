@@ -1,7 +1,9 @@
 """Whole runs, through Ray, with a random miniature tagger."""
 
+import io
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,15 +16,16 @@ from rich.console import Console
 
 from sgpipe.engine import start_ray
 from sgpipe.errors import UserError
+from sgpipe.evaluation.known import EVERYTHING, LABELS, known_quality, print_quality
 from sgpipe.generate import Summary, generate
-from sgpipe.miniworld.models import untrained_tagger
+from sgpipe.miniworld.scene import random_scene
 from sgpipe.progress import Progress
 from sgpipe.recipe import EngineConfig, load_recipe
 from sgpipe.records import Record
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.read import iter_records
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
-from tests.factories import make_blip
+from tests.factories import make_blip, untrained_tagger
 
 IMAGES = 40
 QUIET = Progress(Console(quiet=True))
@@ -267,3 +270,25 @@ def test_two_splits_fill_one_folder(ray_engine, coco, tagger, tmp_path):
     loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
     assert {split: part.num_rows for split, part in loaded.items()} == {"train": 5, "val": 3}
     assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
+
+
+def test_drawn_pictures_are_labelled_by_the_packaged_models_and_compared_with_the_truth(ray_engine, tmp_path):
+    out = tmp_path / "out"
+    recipe = load_recipe("miniworld", {"source.drawn.images": 12, "caption.samples": 3})
+    assert generate(recipe, out, QUIET).complete
+    found = known_quality(out)
+    composed = [fact for number in range(12) for fact in random_scene(0, "val", number).facts if not fact.implied]
+    assert found[LABELS].at_threshold.wanted == found[EVERYTHING].at_threshold.wanted == len(composed)
+    stored = [relation for record in rows(out) for relation in record.relations if relation.confidence >= 0.2]
+    assert found[LABELS].at_threshold.said == len(stored) > 0
+    assert found[EVERYTHING].at_threshold.said == sum(len(p.predicates) for record in rows(out) for p in record.pairs)
+    assert found[LABELS].at_threshold.precision > found[EVERYTHING].at_threshold.precision
+    screen = io.StringIO()
+    print_quality(found, Console(file=screen, width=100))
+    for name, own in found.items():
+        figures = rf"{name} .*{own.at_threshold.precision:.1%}.*{own.at_threshold.recall:.1%}"
+        assert re.search(figures, screen.getvalue())
+
+
+def test_what_was_not_drawn_has_no_known_truth(finished):
+    assert known_quality(finished) == {}

@@ -19,7 +19,7 @@ def test_every_problem_that_importers_count_has_words():
     screen = Console(file=io.StringIO(), width=200)
     counts = Counter(images=3, errors=1, boxes=5, relations=7, images_with_relations=2)
     problems = Counter({name: 1000 + number for number, name in enumerate(sorted(names))})
-    print_import(Summary(Path("out"), 3, counts, Counter(), problems, 1, ""), 4, screen)
+    print_import(Summary(Path("out"), 3, counts, Counter(), problems, 1), 4, screen)
     text = screen.file.getvalue()
     for count in problems.values():
         assert f"{count:,}" in text

@@ -1,0 +1,118 @@
+"""The cards that lie beside the networks' weights: how they were made, and how good they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from sgpipe.miniworld.caption_card import Making, markdown_table
+from sgpipe.miniworld.models import NetworkName
+from sgpipe.miniworld.network_quality import TaggerQuality, predicate_rows, quality_rows
+from sgpipe.train_recipe import TrainRecipe
+
+_CARD = """\
+# The miniworld's {title}
+
+{what} Made from scratch, with no other weights and no other data: {parameters:,} parameters, {megabytes:.1f} MB in half
+precision. {use}
+
+## How it was made
+
+    make miniworld-models
+
+In {seconds:,.0f} CPU-seconds, not counting the pictures: {epochs} passes over the first {pictures:,} pictures of the
+train split, with all that is true of them, by `sgpipe train pipelines/miniworld/{name}.yaml`:
+
+```yaml
+{recipe}```
+
+## How good it is
+
+{quality}
+
+## Limits
+
+It is made for pictures as the miniworld draws them, of 16 classes and 21 predicates; on any other picture its scores
+mean nothing.
+"""
+
+_TAGGER = """\
+    python -m sgpipe.miniworld.network_quality --images {images}
+
+{images} pictures of the val split, whose relations occur in training but whose pictures do not, and of the
+compositional split, whose combinations of subject, predicate and object never occur there, labelled by the whole
+pipeline: with the captions of the tiny BLIP, and with those that the world itself writes (*oracle*).
+
+{rows}
+
+*All matching pairs* is the same run without a tagger: every pair of boxes of the classes that a caption names, with
+every predicate it states of them. *Precision*: of the relations from confidence 0.2 on, so many are true; *recall*: of
+the relations that the pictures were composed of, so many are among them. *AP*: average precision over all confidences.
+
+With all pairs of the pictures given and all predicates asked for: average precision {given}.
+
+With captions of the tiny BLIP, by predicate:
+
+{predicates}"""
+
+_PARSEDA = """\
+On {images} pictures of each split, with all classes and predicates as labels, a triplet found if both boxes overlap
+the true ones by an IoU of 0.5 and all three labels are right; R@K: of all true relations, so many are among an image's
+best K:
+
+{rows}"""
+
+
+def write_tagger_card(folder: Path, recipe: TrainRecipe, pictures: int, making: Making, found: TaggerQuality) -> None:
+    """Write README.md into the tagger's folder."""
+    quality = _TAGGER.format(
+        images=found.images,
+        rows=markdown_table(quality_rows(found)),
+        given=", ".join(f"{value:.3f} on {split}" for split, value in found.given.items()),
+        predicates=markdown_table(predicate_rows(found)),
+    )
+    what = "A tiny R-Tagger that says which pairs of boxes of sgpipe's drawn world carry which relation."
+    use = "`sgpipe generate` uses it by default."
+    _write(folder, "tagger", ("R-Tagger", what, use), recipe, pictures, making, quality)
+
+
+def write_parseda_card(
+    folder: Path, recipe: TrainRecipe, pictures: int, making: Making, images: int, found: dict[str, dict[str, float]]
+) -> None:
+    """Write README.md into the detector's folder; `found`: what it measured, by split."""
+    columns = ("recall@20", "recall@50", "recall@100", "ap")
+    rows = [["pictures", "R@20", "R@50", "R@100", "AP"]]
+    rows += [[split, *(f"{values[name]:.1%}" for name in columns)] for split, values in found.items()]
+    quality = _PARSEDA.format(images=images, rows=markdown_table(rows))
+    what = "A tiny ParSeDA that finds the things of sgpipe's drawn world and their relations by itself."
+    use = "`sgpipe predict` and `sgpipe train --init` take this folder."
+    _write(folder, "parseda", ("ParSeDA", what, use), recipe, pictures, making, quality)
+
+
+def _write(
+    folder: Path,
+    name: NetworkName,
+    words: tuple[str, str, str],
+    recipe: TrainRecipe,
+    pictures: int,
+    making: Making,
+    quality: str,
+) -> None:
+    title, what, use = words
+    settings = recipe.model_dump(mode="json", include={"model", "data", "optimisation"}, exclude_defaults=True)
+    settings["data"].pop("train", None)
+    card = _CARD.format(
+        title=title,
+        what=what,
+        use=use,
+        name=name,
+        parameters=making.parameters,
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        seconds=making.seconds,
+        epochs=recipe.optimisation.epochs,
+        pictures=pictures,
+        recipe=yaml.safe_dump(settings, sort_keys=False),
+        quality=quality,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
