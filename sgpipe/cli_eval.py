@@ -205,7 +205,10 @@ def vg(
 @app.command()
 def labels(
     pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.")],
-    truth: Annotated[Path, typer.Option(help="Folder of true relations, such as `sgpipe import vg` makes.")],
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Folder of true relations, such as `sgpipe import vg` makes; known of drawn pictures."),
+    ] = None,
     wanted: Annotated[
         Path | None, typer.Option(help="Folder of the relations that must be found; by default all true ones.")
     ] = None,
@@ -226,7 +229,13 @@ def labels(
     from sgpipe.evaluation.label_report import label_report
     from sgpipe.evaluation.label_words import load_predicate_synonyms
     from sgpipe.evaluation.labels import label_quality
+    from sgpipe.shards.folder import RunFolder
 
+    if truth is None:
+        known = RunFolder(pred).truth
+        if known is None:
+            raise UserError(f"what is true of the pictures of {pred} is not known: give --truth")
+        truth, wanted = known.everything, wanted or known.wanted
     found = label_quality(
         pred,
         truth,

@@ -20,7 +20,9 @@ def stats(
     ] = 0.2,
     images: Annotated[Path | None, typer.Option(help="Picture folder, if the pictures moved.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Another run to compare with, for --html.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="Shards of the truth, such as `sgpipe import` makes.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Shards of the truth, such as `sgpipe import` makes; known of drawn pictures.")
+    ] = None,
     review: Annotated[int | None, typer.Option(min=1, help="Write a page on which to judge so many relations.")] = None,
     review_file: Annotated[Path, typer.Option(help="Where --review writes it.")] = Path("review.html"),
     seed: Annotated[int, typer.Option(help="Another seed, another sample for --review.")] = 0,
@@ -28,6 +30,7 @@ def stats(
     precision: Annotated[float, typer.Option(help="Precision that thresholds are suggested for.")] = 0.8,
 ) -> None:
     """Count what a run holds, check its health, and show it."""
+    from sgpipe.shards.folder import RunFolder
     from sgpipe.stats.audit import audit
     from sgpipe.stats.compare import compare as compare_measures
     from sgpipe.stats.database import open_run
@@ -46,7 +49,8 @@ def stats(
             asked = write_review(database, review_file, review, seed, images)
             err.print(f"wrote {asked} questions to {review_file}; open it in a browser", soft_wrap=True)
             return
-        found = audit(database, threshold, truth, verdicts, precision)
+        known = RunFolder(run).truth
+        found = audit(database, threshold, truth or (known.everything if known else None), verdicts, precision)
         gallery = list(cards(database, pictures, threshold, images)) if html else []
     if json_:
         print_json(found)

@@ -1,7 +1,11 @@
+import json
+import shutil
 from collections import Counter
 
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli import app
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.miniworld.truth import import_truth
 from sgpipe.miniworld.world import draw_world
@@ -39,3 +43,19 @@ def test_it_can_be_made_again_of_other_pictures(folder, tmp_path):
         import_truth(tmp_path / "world", "val", tmp_path / "truth")
         first = next(iter_records(tmp_path / "truth" / "true"))
         assert [box.category for box in first.objects] == [thing.kind for thing in random_scene(seed, "val", 0).things]
+
+
+def test_commands_find_the_truth_in_the_run(folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder.truth.wanted, run)
+    blind = CliRunner().invoke(app, ["eval", "labels", "--pred", str(run)])
+    assert blind.exit_code == 2
+    assert "give --truth" in blind.stderr
+    shutil.copytree(folder.truth_place, RunFolder(run).truth_place)
+    result = CliRunner().invoke(app, ["eval", "labels", "--pred", str(run), "--json", str(tmp_path / "scores.json")])
+    assert result.exit_code == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["counts"]["images compared"] == IMAGES
+    assert scores["summary"]["precision at 0.2"] == scores["summary"]["recall at 0.2"] == 1
+    report = CliRunner().invoke(app, ["stats", str(run)])
+    assert f"By the truth of {IMAGES} images, 100.0%" in report.stdout
