@@ -248,7 +248,7 @@ def train(
 
 @app.command()
 def miniworld(
-    out: Annotated[Path, typer.Option(help="Folder for images/ and their annotations in the forms of COCO, VG and HICO-DET.")],
+    out: Annotated[Path, typer.Option(help="Folder for images/ and annotations as of COCO, VG and HICO-DET.")],
     images: Annotated[int, typer.Option(help="How many pictures.")] = 200,
     seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
     split: Annotated[str, typer.Option(help="train, val or test-compositional.")] = "val",
