@@ -22,6 +22,7 @@ from sgpipe.shards.write import shard_name, write_table
 
 ROWS, OBJECTS, CAPTIONS, TRIPLETS, PAIRS, RELATIONS = 512, 12, 5, 8, 30, 50
 CATEGORIES = [f"category {n}" for n in range(80)]
+_SGPIPE = (sys.executable, "-c", "from sgpipe.cli import main; main()")
 PREDICATES = [f"predicate {n}" for n in range(2000)]
 
 
@@ -153,7 +154,7 @@ def main() -> None:
             ("stats --json", ["--json"]),
             ("stats --html", ["--html", str(Path(temporary) / "r.html")]),
         ):
-            _measure(name, [sys.executable, "-m", "sgpipe.cli", "stats", str(root), *extra])
+            _measure(name, [*_SGPIPE, "stats", str(root), *extra])
 
 
 def _measure(name: str, command: list[str]) -> None:
