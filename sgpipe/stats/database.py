@@ -128,7 +128,7 @@ class Database:
         further += f", {AGREEMENT}" if self.scored else ""
         self.execute(
             f"""create view images as select shard, file_row_number as row, {", ".join(SCHEMA.names)}, {further}
-            from read_parquet([{", ".join(map(_quoted, names))}],
+            from read_parquet([{", ".join(map(quoted, names))}],
                               filename = true, file_row_number = true, union_by_name = true)
             join shards using (filename)"""
         )
@@ -139,11 +139,18 @@ class Database:
 
 @contextmanager
 def open_run(root: Path) -> Iterator[Database]:
-    """The database of the run in `root`; what does not fit in memory goes to a temporary folder.
+    """The database of the run in `root`.
 
     Raises UserError: it is not a run, or a shard is missing or damaged.
     """
     manifest = Manifest.load(root)
+    with scratch() as connection:
+        yield Database(manifest, connection)
+
+
+@contextmanager
+def scratch() -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty database; what does not fit in memory goes to a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
         settings: dict[str, str | bool | int | float | list[str]] = {
             "preserve_insertion_order": False,
@@ -152,7 +159,7 @@ def open_run(root: Path) -> Iterator[Database]:
             "autoinstall_known_extensions": False,
         }
         with duckdb.connect(config=settings) as connection:
-            yield Database(manifest, connection)
+            yield connection
 
 
 def _columns(file: Path) -> list[str]:
@@ -161,7 +168,7 @@ def _columns(file: Path) -> list[str]:
         return shard.schema_arrow.names
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """A file name as SQL, with the characters that would make it a pattern taken literally."""
     literal = re.sub(r"[*?\[]", r"[\g<0>]", name)
     return "'" + literal.replace("'", "''") + "'"

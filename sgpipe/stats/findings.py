@@ -133,8 +133,6 @@ def _training(measures: Measures) -> Iterator[Finding]:
 def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:
     level, errors = level_at(measures), sum(measures.errors.values())
     usable = measures.rows - errors
-    if measures.note:
-        yield "bad", f"No: {measures.note}."
     if not level.relations:
         yield "bad", f"No: there is no relation of confidence {TRAINED_ON:.2f} or more."
     elif level.images < (1 - _MANY_BARE) * usable:

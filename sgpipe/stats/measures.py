@@ -78,7 +78,6 @@ class Measures:
 
     run: str
     fingerprint: str
-    note: str
     images: dict[str, int]
     datasets: dict[str, int]
     errors: dict[str, int]
@@ -126,7 +125,6 @@ def measure_database(database: Database, threshold: float = TRAINED_ON) -> Measu
     return Measures(
         run=str(run.get("name", "")),
         fingerprint=str(run.get("fingerprint", "")),
-        note=str(run.get("note", "")),
         images=_counts(database, "select split, count(*) from images group by 1"),
         datasets=_counts(database, "select dataset, count(*) from images group by 1"),
         errors=_counts(database, _ERRORS),

@@ -41,8 +41,6 @@ def write_sheet(root: Path, file: Path, pictures: int = 20, threshold: float = 0
             raise UserError(f"{root} holds no image that could be drawn")
         title = f"{database.run.get('name') or root.name}: {len(cards)} images"
         title += f", {related} of them with relations of confidence {threshold:.2f} or more"
-        if note := database.run.get("note"):
-            title += f" · {note}"
     _save(_grid(cards, title), file)
     return len(cards)
 

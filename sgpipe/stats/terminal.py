@@ -41,8 +41,6 @@ def print_tables(found: Audit, console: Console) -> None:
         console.print(question, style="bold")
         for finding in group:
             console.print(f"  {finding.text}", soft_wrap=True)
-    if measures.note:
-        console.print(f"NOTE: {measures.note}", soft_wrap=True)
 
 
 def print_json(found: Audit) -> None:
