@@ -23,6 +23,7 @@ from sgpipe.cli_eval import app as eval_app
 from sgpipe.cli_import import app as import_app
 from sgpipe.cli_predict import predict
 from sgpipe.cli_stats import score, stats
+from sgpipe.cli_verify import verify
 from sgpipe.errors import EngineError, UserError
 from sgpipe.split_name import guess_split
 
@@ -66,6 +67,7 @@ app.add_typer(eval_app, name="eval")
 app.command()(predict)
 app.command()(stats)
 app.command()(score)
+app.command()(verify)
 
 
 @app.callback(invoke_without_command=True)

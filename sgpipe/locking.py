@@ -11,6 +11,18 @@ from pathlib import Path
 from sgpipe.errors import UserError
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the lock on `file`."""
+    try:
+        with file.open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none
+        return False
+    return False
+
+
 @contextmanager
 def only_process(file: Path, folder: Path) -> Iterator[None]:
     """Hold a lock on `file`; the system lets go of it when the process ends, however it ends.

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from sgpipe.errors import UserError
-from sgpipe.locking import only_process
+from sgpipe.locking import is_locked, only_process
 from sgpipe.recipe import Recipe
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.shards.write import DATA
@@ -37,6 +37,7 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.private = root / _PRIVATE
+        self._lock = self.private / "lock"
 
     def index(self, split: str) -> Path:
         """The source index of a split."""
@@ -53,6 +54,11 @@ class RunFolder:
         # One is made after the other.
         return known if (known.wanted / MANIFEST).is_file() else None
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a run is writing into the folder."""
+        return is_locked(self._lock)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder, and keep every other run out of it.
@@ -61,7 +67,7 @@ class RunFolder:
             UserError: it is a file, holds something else, cannot be written, or another run is at work in it.
         """
         self._make()
-        with only_process(self.private / "lock", self.root):
+        with only_process(self._lock, self.root):
             yield
 
     def _make(self) -> None:
@@ -98,6 +104,19 @@ class RunFolder:
     def holds_shards(self) -> bool:
         """Whether there is any shard, listed or not."""
         return any(_SHARD.fullmatch(path.name) for path in (self.root / DATA).iterdir())
+
+    def unlisted(self, manifest: Manifest) -> list[str]:
+        """Shards on the disk that the manifest does not list, such as a killed run leaves."""
+        listed = {shard.file for shard in manifest.shards}
+        there = sorted(f"{DATA}/{path.name}" for path in (self.root / DATA).glob("*") if _SHARD.fullmatch(path.name))
+        return [file for file in there if file not in listed]
+
+    def set_aside(self, path: Path) -> None:
+        """Move a file or folder of the run to where no run looks at it."""
+        place = self.private / "dropped"
+        place.mkdir(exist_ok=True)
+        taken = sum(1 for _ in place.iterdir())
+        os.replace(path, place / f"{taken:04d}-{path.name}")
 
     def sweep(self, manifest: Manifest) -> None:
         """Delete what a killed run left behind: shards the manifest does not list, and temporary files."""

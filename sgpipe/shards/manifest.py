@@ -12,6 +12,7 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ class ShardEntry:
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         entry = cls(**known)
         numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
+        texts = (entry.split, entry.sha256)
         if not re.fullmatch(r"data/[^/]+\.parquet", entry.file) or not all(isinstance(n, int) for n in numbers):
+            raise ValueError(entry.file)
+        if not 0 <= entry.start < entry.stop or not all(isinstance(text, str) for text in texts):
             raise ValueError(entry.file)
         return entry
 
@@ -68,15 +72,7 @@ class Manifest:
     def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
         """Start a new run in `root`; `run` says what it is made of."""
         run = {"schema_version": SCHEMA_VERSION, **run}
-        line = _line({"run": run})
-        temporary = root / f".{MANIFEST}.tmp"
-        with temporary.open("wb") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, root / MANIFEST)
-        sync_folder(root)
-        return cls(root, run, [], len(line))
+        return cls(root, run, [], _replace(root, _line({"run": run})))
 
     @classmethod
     def load(cls, root: Path) -> Manifest:
@@ -84,6 +80,22 @@ class Manifest:
 
         Raises:
             UserError: there is none, it is damaged, or of another schema version.
+        """
+        manifest, bad = cls.salvage(root)
+        # Only what follows the last newline can be a torn write; a bad line before it is damage.
+        if bad:
+            raise UserError(
+                f"{root / MANIFEST} is damaged (line {bad[0]} is not as it was written); restore it from a copy, "
+                f"or drop what is bad by `sgpipe verify {root} --repair`"
+            )
+        return manifest
+
+    @classmethod
+    def salvage(cls, root: Path) -> tuple[Manifest, list[int]]:
+        """As `load`, but without the lines that are damaged, whose numbers come with it; `rewrite` it before `commit`.
+
+        Raises:
+            UserError: there is none, its first line is damaged, or it is of another schema version.
         """
         path = root / MANIFEST
         try:
@@ -93,23 +105,26 @@ class Manifest:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         end = data.rfind(b"\n") + 1
-        entries = [_parse(line) for line in data[:end].splitlines(keepends=True)]
-        bad = [number for number, entry in enumerate(entries, 1) if entry is None]
-        # Only what follows the last newline can be a torn write; a bad line before it is damage.
-        if bad or not entries or "run" not in (entries[0] or {}):
-            where = f"line {bad[0]}" if bad else "its first line"
-            raise UserError(f"{path} is damaged ({where} does not match its checksum); restore it from a copy")
-        run = (entries[0] or {})["run"]
+        first, *others = data[:end].splitlines(keepends=True) or [b""]
+        run = (_parse(first) or {}).get("run")
+        if not isinstance(run, dict):
+            raise UserError(f"{path} is damaged (its first line is not as it was written); restore it from a copy")
         if run.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path} was written with schema version {run.get('schema_version')}, "
                 f"this sgpipe reads version {SCHEMA_VERSION}"
             )
-        try:
-            shards = [ShardEntry.read(entry["shard"]) for entry in entries[1:] if entry and "shard" in entry]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{path} is damaged (a shard is not described as it should be)") from None
-        return cls(root, run, shards, end)
+        entries = [_parse(line) for line in others]
+        shards = [None if entry is None else _shard(entry) for entry in entries]
+        bad = [number for number, shard in enumerate(shards, 2) if shard is None]
+        return cls(root, run, [shard for shard in shards if shard], end), bad
+
+    def rewrite(self, dropped: Collection[ShardEntry] = ()) -> None:
+        """Put a manifest of the live shards without the dropped ones in the place of the file, atomically."""
+        for shard in dropped:
+            del self._shards[shard.split, shard.start]
+        lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
+        self._end = _replace(self.root, b"".join(lines))
 
     def commit(self, shard: ShardEntry) -> ShardEntry | None:
         """Append a shard that is in place; returns the shard it supersedes, if any.
@@ -158,7 +173,30 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     size = len(_header(b""))
     if line[:size] != _header(line[size:]):
         return None
-    return json.loads(line)
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _shard(entry: dict[str, Any]) -> ShardEntry | None:
+    """The shard that a line describes, or None if it describes none."""
+    try:
+        return ShardEntry.read(entry["shard"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _replace(root: Path, content: bytes) -> int:
+    """Put a whole manifest in place, synced; returns its length."""
+    temporary = root / f".{MANIFEST}.tmp"
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, root / MANIFEST)
+    sync_folder(root)
+    return len(content)
 
 
 def sync_folder(folder: Path) -> None:

@@ -29,7 +29,7 @@ def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
         index = SourceIndex(path)
     except UserError:  # none yet, or a damaged one: it is only a cache
         index = None
-    if index is None or index.meta.get("files") != files or not index.meta.get("located"):
+    if index is None or index.meta.get("files") != files or not index.meta.get("located") or not index.is_whole():
         _build(source, split, path, files)
         index = SourceIndex(path)
     return index

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.records import Record, from_table
 from sgpipe.sources.detections import Detections
+from sgpipe.sources.json_stream import file_sha256
 
 _ROWS_PER_BATCH = 256
+_CHECKSUM = "crc32"
 
 
 class SourceIndex:
@@ -28,13 +31,18 @@ class SourceIndex:
     def __init__(self, path: Path) -> None:
         """Raises UserError: the file is missing or not an index."""
         try:
-            self.meta: dict[str, Any] = json.loads(_meta_path(path).read_text(encoding="utf-8"))
+            self.meta: dict[str, Any] = _opened(_meta_path(path).read_text(encoding="utf-8"))
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"the source index {path} cannot be read ({error})") from None
+        self._path = path
 
     def __len__(self) -> int:
         return int(self.meta["images"])
+
+    def is_whole(self) -> bool:
+        """Whether every byte of the records is as it was written."""
+        return bool(file_sha256(self._path) == self.meta.get("sha256"))
 
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""
@@ -59,9 +67,10 @@ def write_index(path: Path, detections: Detections, meta: dict[str, Any]) -> Non
         "boxes": boxes,
         "categories": list(detections.categories.values()),
         "problems": asdict(detections.problems),
+        "sha256": file_sha256(temporary),
     }
     os.replace(temporary, path)
-    temporary.write_text(json.dumps(meta), encoding="utf-8")
+    temporary.write_text(_sealed(meta), encoding="utf-8")
     os.replace(temporary, _meta_path(path))
 
 
@@ -76,6 +85,19 @@ def _write_tables(path: Path, detections: Detections) -> int:
                 writer.write_batch(batch)
             table = next(tables, None)
     return boxes
+
+
+def _sealed(meta: dict[str, Any]) -> str:
+    """JSON with a checksum of the rest in it."""
+    return json.dumps(meta | {_CHECKSUM: zlib.crc32(json.dumps(meta).encode())})
+
+
+def _opened(text: str) -> dict[str, Any]:
+    """What `_sealed` sealed. Raises ValueError: it has changed."""
+    meta = json.loads(text)
+    if not isinstance(meta, dict) or _sealed({k: v for k, v in meta.items() if k != _CHECKSUM}) != text:
+        raise ValueError("it has changed since it was written")
+    return meta
 
 
 def _meta_path(path: Path) -> Path:
