@@ -103,13 +103,15 @@ def generate(
 ) -> None:
     """Label the images of a detection dataset with relations.
 
-    Without arguments 200 pictures are drawn and labelled by the tiny models that ship with sgpipe.
+    Without arguments 200 pictures are drawn and labelled by the tiny models that ship with sgpipe; others by
+    --set source.drawn.seed=1.
     """
     from sgpipe.evaluation.known import known_quality, print_quality
     from sgpipe.generate import generate as run
     from sgpipe.progress import Progress
     from sgpipe.recipe import load_recipe
     from sgpipe.recipe_file import parse_set
+    from sgpipe.relations import TRAINED_ON
     from sgpipe.report import print_summary
 
     overrides = _source_overrides(images, annotations, captions, split)
@@ -127,7 +129,7 @@ def generate(
     loaded = load_recipe(recipe, overrides)
     summary = run(loaded, out or Path(f"{loaded.name}-relations"), Progress(_err), retry_failed=retry_failed)
     print_summary(summary, _out)
-    if quality := known_quality(summary.root):
+    if quality := known_quality(summary.root, max(TRAINED_ON, loaded.tag.threshold)):
         print_quality(quality, _out)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(EXIT_ALL_FAILED)

@@ -235,7 +235,7 @@ def labels(
         known = RunFolder(pred).truth
         if known is None:
             raise UserError(f"what is true of the pictures of {pred} is not known: give --truth")
-        truth, wanted = known.everything, wanted or known.wanted
+        truth, wanted = known.true, wanted or known.composed
     found = label_quality(
         pred,
         truth,

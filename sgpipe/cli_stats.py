@@ -50,7 +50,7 @@ def stats(
             err.print(f"wrote {asked} questions to {review_file}; open it in a browser", soft_wrap=True)
             return
         known = RunFolder(run).truth
-        found = audit(database, threshold, truth or (known.everything if known else None), verdicts, precision)
+        found = audit(database, threshold, truth or (known.true if known else None), verdicts, precision)
         gallery = list(cards(database, pictures, threshold, images)) if html else []
     if json_:
         print_json(found)

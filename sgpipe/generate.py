@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
 from sgpipe.errors import UserError
-from sgpipe.identity import difference, fingerprint, identity
-from sgpipe.miniworld.models import with_packaged_models
-from sgpipe.miniworld.truth import import_truth
-from sgpipe.miniworld.world import CAPTIONS, IMAGES, INSTANCES, draw_world
+from sgpipe.identity import difference, drawn_settings, fingerprint, identity
+from sgpipe.miniworld.models import MINIWORLD, with_packaged_models
+from sgpipe.miniworld.truth import draw, split_name
+from sgpipe.miniworld.world import CAPTIONS, IMAGES, INSTANCES
 from sgpipe.progress import Progress
 from sgpipe.recipe import Recipe, SplitConfig
 from sgpipe.shards.folder import RunFolder
@@ -42,6 +42,8 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
         EngineError: the work could not be finished; what is committed stays.
     """
     _check(recipe)
+    if remark := _remark(recipe):
+        progress.say(f"NOTE: {remark}")
     folder = RunFolder(out)
     with folder.lock():
         recipe = with_packaged_models(_draw(recipe, folder, progress))
@@ -62,7 +64,10 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
 def _check(recipe: Recipe) -> None:
     """Refuse what cannot work before anything is written."""
     splits = recipe.source.splits
-    if not splits and recipe.source.format != "miniworld":
+    drawn = recipe.source.format == "miniworld"
+    if splits and drawn:
+        raise UserError("the miniworld draws its own pictures; for others name a recipe: sgpipe generate coco …")
+    if not splits and not drawn:
         raise UserError("the recipe names no data: give --images and --annotations, or --root")
     if recipe.tag.tagger is None:
         raise UserError("no tagger: give --tagger FOLDER (`sgpipe convert` makes one from an official checkpoint)")
@@ -71,21 +76,37 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"no captions for {', '.join(without)}: give --captioner or --captions")
 
 
+def _remark(recipe: Recipe) -> str | None:
+    """What a person should know who labels these pictures by these models."""
+    packaged = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
+    if packaged and recipe.source.format != "miniworld":
+        return "the models of the miniworld know nothing but drawn pictures: these labels mean nothing"
+    if packaged and recipe.source.drawn.split == "train":
+        return "the models of the miniworld learned from pictures of this split: the labels are too good"
+    return None
+
+
 def _draw(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
-    """The recipe with the pictures of the drawn world as its data; any other recipe as it is."""
-    if recipe.source.format != "miniworld" or recipe.source.splits:
+    """The recipe with the pictures of the drawn world as its data; any other recipe as it is.
+
+    Raises UserError: the folder holds labels of other pictures.
+    """
+    drawing, config = folder.drawing, recipe.source.drawn
+    settings = drawn_settings(recipe)
+    if (folder.root / MANIFEST).exists() and (manifest := Manifest.load(folder.root)).shards:
+        before = {"drawn": manifest.run["identity"].get("drawn")}
+        if changes := difference(before, {"drawn": settings}):
+            raise _other_recipe(folder, changes)
+    if drawing.settings != settings:
+        shutil.rmtree(drawing.place, ignore_errors=True)
+    if settings is None:
         return recipe
-    drawn = recipe.source.drawn
-    place = folder.private / f"drawn-{drawn.split}-{drawn.seed}-{drawn.images}"
-    name = drawn.split.replace("-", "_")
-    if not (place / INSTANCES).exists():
-        progress.say(f"drawing {drawn.images} pictures")
-        shutil.rmtree(folder.truth_place, ignore_errors=True)
-        draw_world(place, drawn.images, drawn.seed, drawn.split)
-    if folder.truth is None:
-        import_truth(place, name, folder.truth_place)
-    split = SplitConfig(annotations=place / INSTANCES, images=place / IMAGES, captions=place / CAPTIONS)
-    source = recipe.source.model_copy(update={"splits": {name: split}})
+    if drawing.settings is None:
+        progress.say(f"drawing {config.images:,} pictures")
+        draw(config, drawing)
+    world = drawing.world
+    split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
+    source = recipe.source.model_copy(update={"root": None, "splits": {split_name(config.split): split}})
     return recipe.model_copy(update={"source": source})
 
 
@@ -100,7 +121,7 @@ def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict
 def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceIndex]) -> Manifest:
     """The folder's manifest, if it is of this very recipe; a new one in an empty folder."""
     now = identity(recipe, indexes)
-    images = {split: str(root) for split, root in _image_roots(recipe).items()}
+    images = {split: _place(root, folder) for split, root in _image_roots(recipe).items()}
     run = {"name": recipe.name, "fingerprint": fingerprint(now), "identity": now, "images": images}
     if not (folder.root / MANIFEST).exists():
         if folder.holds_shards():
@@ -111,8 +132,18 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
         return manifest
     if not manifest.shards:  # nothing was made by the other recipe
         return Manifest.create(folder.root, run)
-    changes = "".join(f"\n  {line}" for line in difference(manifest.run["identity"], now))
-    raise UserError(f"{folder.root} was made by another recipe; choose another --out, or go back on:{changes}")
+    raise _other_recipe(folder, difference(manifest.run["identity"], now))
+
+
+def _other_recipe(folder: RunFolder, changes: Sequence[str]) -> UserError:
+    lines = "".join(f"\n  {line}" for line in changes)
+    return UserError(f"{folder.root} was made by another recipe; choose another --out, or go back on:{lines}")
+
+
+def _place(images: Path, folder: RunFolder) -> str:
+    """An image folder as the manifest names it: within the run relative to it, so that both can be moved."""
+    root = folder.root.resolve()
+    return str(images.relative_to(root) if images.is_relative_to(root) else images)
 
 
 def _image_roots(recipe: Recipe) -> dict[str, Path]:

@@ -29,6 +29,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
         for split, index in indexes.items()
     }
+    parts["drawn"] = drawn_settings(recipe)
     for stage in ("caption", "parse", "pair", "tag"):
         parts[stage] = getattr(recipe, stage).model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
     parts["parse"]["model"] = model_version(recipe.parse.model)
@@ -41,6 +42,11 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         path = getattr(recipe.pair, name)
         parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
     return parts
+
+
+def drawn_settings(recipe: Recipe) -> dict[str, Any] | None:
+    """Which pictures are drawn, if any."""
+    return recipe.source.drawn.model_dump() if recipe.source.format == "miniworld" else None
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

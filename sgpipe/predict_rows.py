@@ -78,7 +78,7 @@ def picture_units(root: Path, split: str | None = None, images: Path | None = No
         if split in (None, shard.split):
             with open_shard(root / shard.file, _COLUMNS) as file:
                 embedded, groups = PICTURES in file.schema_arrow.names, file.num_row_groups
-            place = images or manifest.run.get("images", {}).get(shard.split)
+            place = images or manifest.image_folders.get(shard.split)
             folder = None if embedded else _checked(root, shard.split, place)
             units += [Unit(root / shard.file, group, folder) for group in range(groups)]
     if not units:

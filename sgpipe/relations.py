@@ -9,6 +9,8 @@ from typing import Any
 
 from sgpipe.records import Box, Record, Relation
 
+TRAINED_ON = 0.2  # RLIPv2 trains on relations of at least this confidence
+
 
 def deduplicate(relations: Iterable[Relation], *, keep_ties: bool = False) -> list[Relation]:
     """Of the relations with the same subject, predicate and object, the one of highest confidence.

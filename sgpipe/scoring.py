@@ -87,7 +87,8 @@ def model_identity(name: str | None) -> str | None:
 
 def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Manifest:
     parts = {"scored": source.run.get("fingerprint"), **identity}
-    run = {**source.run, "identity": parts, "fingerprint": fingerprint(parts)}
+    images = {split: str(folder) for split, folder in source.image_folders.items()}
+    run = {**source.run, "images": images, "identity": parts, "fingerprint": fingerprint(parts)}
     if not (folder.root / MANIFEST).exists():
         return Manifest.create(folder.root, run)
     manifest = Manifest.load(folder.root)
@@ -101,7 +102,8 @@ def _scored(source: Manifest, file: Path, scorer: Scorer, images: Path | None, c
     pictures = table[PICTURES].to_pylist() if PICTURES in table.column_names else [None] * table.num_rows
     column = []
     for record, embedded in zip(from_table(table), pictures, strict=True):
-        picture = open_picture(source.run, record, embedded, images) if record.ok and record.relations else None
+        wanted = record.ok and record.relations
+        picture = open_picture(source.image_folders, record, embedded, images) if wanted else None
         found = [None] * len(record.relations) if picture is None else scorer(record, picture)
         counts["unscored"] += found.count(None)
         counts["scored"] += len(found) - found.count(None)

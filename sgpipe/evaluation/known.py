@@ -10,14 +10,17 @@ from rich.table import Table
 from sgpipe.evaluation.label_measures import Quality
 from sgpipe.evaluation.label_shards import Source
 from sgpipe.evaluation.labels import LabelQuality, label_quality
+from sgpipe.relations import TRAINED_ON
 from sgpipe.shards.folder import RunFolder
 
-LABELS, EVERYTHING = "labels", "all matching pairs"
-_SOURCES: dict[str, Source] = {LABELS: "relations", EVERYTHING: "candidates"}
+LABELS, ALL_PAIRS = "labels", "all matching pairs"
+_SOURCES: dict[str, Source] = {LABELS: "relations", ALL_PAIRS: "candidates"}
 
 
-def known_quality(run: Path, threshold: float = 0.2) -> dict[str, LabelQuality]:
+def known_quality(run: Path, threshold: float = TRAINED_ON) -> dict[str, LabelQuality]:
     """The run's labels and, as a baseline, all its candidates, compared with the truth; empty if it is not known.
+
+    threshold: least confidence of a label.
 
     Raises UserError: as `label_quality`.
     """
@@ -25,7 +28,7 @@ def known_quality(run: Path, threshold: float = 0.2) -> dict[str, LabelQuality]:
     if truth is None:
         return {}
     return {
-        name: label_quality(run, truth.everything, wanted=truth.wanted, source=source, threshold=threshold)
+        name: label_quality(run, truth.true, wanted=truth.composed, source=source, threshold=threshold)
         for name, source in _SOURCES.items()
     }
 
@@ -33,7 +36,7 @@ def known_quality(run: Path, threshold: float = 0.2) -> dict[str, LabelQuality]:
 def print_quality(found: dict[str, LabelQuality], console: Console, *, predicates: bool = True) -> None:
     """A row for each way to label, and one for each predicate of the first."""
     first = next(iter(found.values()))
-    table = Table("", "relations", "precision", "recall", title=f"How good the labels are from {first.threshold:g} on")
+    table = Table("", "relations", "precision", "recall", title=f"Labels of confidence {first.threshold:g} or more")
     for name, own in found.items():
         table.add_row(name, *_cells(own.at_threshold))
     table.add_section()

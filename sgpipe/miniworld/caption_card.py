@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from sgpipe.miniworld.caption_quality import Quality, predicate_rows, quality_rows
 from sgpipe.miniworld.captioner_config import CaptionerConfig
+from sgpipe.miniworld.cards import Making, markdown_table
 
 _CARD = """\
 # The miniworld's captioner
@@ -52,14 +52,6 @@ It is made for pictures as the miniworld draws them; on any other picture its ca
 """
 
 
-@dataclass(frozen=True)
-class Making:
-    """What the training of a model took, in CPU-seconds, and gave."""
-
-    seconds: float
-    parameters: int
-
-
 def write_card(folder: Path, config: CaptionerConfig, making: Making, quality: Quality) -> None:
     """Write README.md into the captioner's folder."""
     card = _CARD.format(
@@ -73,9 +65,3 @@ def write_card(folder: Path, config: CaptionerConfig, making: Making, quality: Q
         **config.model_dump(include={"pictures", "steps", "batch_size", "dense_share"}),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """Rows of cells, the first of them the heads, as Markdown."""
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, f"|{'---|' * len(rows[0])}", *body])

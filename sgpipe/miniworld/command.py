@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import typer
 
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 
-_BAD_INPUT = 2
+_UNFINISHED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
 
 
 def run_command(function: Callable[..., None]) -> None:
@@ -19,3 +19,9 @@ def run_command(function: Callable[..., None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(_BAD_INPUT)
+    except (EngineError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(_UNFINISHED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)

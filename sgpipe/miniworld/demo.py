@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from sgpipe.errors import UserError
 from sgpipe.evaluation.known import known_quality, print_quality
 from sgpipe.miniworld.command import run_command
 from sgpipe.shards.manifest import Manifest
@@ -21,13 +22,16 @@ def main(out: Annotated[Path, typer.Argument(help="folder of the demo")]) -> Non
     """Say what `make demo` made."""
     console = Console(markup=False, highlight=False)
     counts = add_up(Manifest.load(out / LABELS), 0, {}).counts
+    quality = known_quality(out / LABELS)
     losses = [row["loss"] for row in read_metrics(out / TAGGER) if row["event"] == "step"]
+    if not quality or not losses:
+        raise UserError(f"{out} is not what `make demo` makes: it takes drawn labels and a training on them")
     console.print(
         f"\n{counts['images']:,} pictures were drawn, described by {counts['captions']:,} captions of a tiny BLIP, and "
         f"the {counts['triplets']:,} triplets parsed from them tagged to {counts['relations']:,} relations of boxes.",
         soft_wrap=True,
     )
-    print_quality(known_quality(out / LABELS), console, predicates=False)
+    print_quality(quality, console, predicates=False)
     console.print(
         f"Precision: so many of the labels are true. Recall: so many of the relations that the pictures were made to "
         f"show are labelled. A new tagger was trained on the labels: loss {losses[0]:.1f} at first, {losses[-1]:.1f} "

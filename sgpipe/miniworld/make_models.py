@@ -11,18 +11,17 @@ import typer
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.importing import import_annotations
-from sgpipe.miniworld.caption_card import Making
+from sgpipe.miniworld.cards import Making
 from sgpipe.miniworld.command import run_command
 from sgpipe.miniworld.models import NetworkName
 from sgpipe.miniworld.network_card import write_parseda_card, write_tagger_card
 from sgpipe.miniworld.network_quality import measure_network, measure_tagger, network_recipe, print_tagger_quality
 from sgpipe.miniworld.splits import COMPOSITIONAL
 from sgpipe.miniworld.train_captioner import captioner_recipe, make_captioner
-from sgpipe.miniworld.world import IMAGES, SCENE_GRAPHS, draw_world
+from sgpipe.miniworld.truth import import_graphs
+from sgpipe.miniworld.world import SCENE_GRAPHS, draw_world
 from sgpipe.new_network import CLASSES
 from sgpipe.progress import Progress
-from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.train import train, trained
 
 NETWORKS: tuple[NetworkName, ...] = ("tagger", "parseda")
@@ -34,8 +33,7 @@ def draw_relations(out: Path, split: str, pictures: int, progress: Progress) -> 
     progress.say(f"drawing {pictures:,} pictures of {split}")
     world = out / f"drawn-{split}"
     draw_world(world, pictures, 0, split)
-    source = VisualGenome(world / SCENE_GRAPHS, world / IMAGES, split.replace("-", "_"), preprocess=False).source()
-    import_annotations(source, world / IMAGES, out / f"relations-{split}", progress)
+    import_graphs(world / SCENE_GRAPHS, split, out / f"relations-{split}")
     return out / f"relations-{split}"
 
 
@@ -50,7 +48,7 @@ def train_network(name: NetworkName, shards: Path, out: Path, folder: Path, prog
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="a new folder; weights/ in it holds the models in the end")],
+    out: Annotated[Path, typer.Option(help="a new folder; weights/ in it holds the trained models in the end")],
     images: Annotated[int, typer.Option(min=1, help="pictures of each split to measure the models on")] = 500,
     pictures: Annotated[int, typer.Option(min=1, help="of the train split, for the networks")] = PICTURES,
     captioner: Annotated[Path | None, typer.Option(help="a captioner to use, instead of training one")] = None,

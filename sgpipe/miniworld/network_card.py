@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from sgpipe.miniworld.caption_card import Making, markdown_table
+from sgpipe.miniworld.cards import Making, markdown_table
 from sgpipe.miniworld.models import NetworkName
 from sgpipe.miniworld.network_quality import TaggerQuality, predicate_rows, quality_rows
 from sgpipe.train_recipe import TrainRecipe
@@ -42,7 +42,8 @@ _TAGGER = """\
 
 {images} pictures of the val split, whose relations occur in training but whose pictures do not, and of the
 compositional split, whose combinations of subject, predicate and object never occur there, labelled by the whole
-pipeline: with the captions of the tiny BLIP, and with those that the world itself writes (*oracle*).
+pipeline, which is given the true boxes: with the captions of the tiny BLIP, and with those that the world itself
+writes (*oracle*).
 
 {rows}
 
@@ -50,7 +51,8 @@ pipeline: with the captions of the tiny BLIP, and with those that the world itse
 every predicate it states of them. *Precision*: of the relations from confidence 0.2 on, so many are true; *recall*: of
 the relations that the pictures were composed of, so many are among them. *AP*: average precision over all confidences.
 
-With all pairs of the pictures given and all predicates asked for: average precision {given}.
+With pairs of boxes given (all of a picture, up to 20, those that are related first) and all 21 predicates asked for,
+of all that is true of them: average precision {given}.
 
 With captions of the tiny BLIP, by predicate:
 

@@ -1,33 +1,47 @@
-"""What is true of drawn pictures, as shards that labels can be compared with."""
+"""Drawn pictures with what is true of them, as shards that labels can be compared with."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
 from sgpipe.importing import import_annotations
-from sgpipe.miniworld.world import IMAGES, SCENE_GRAPHS
+from sgpipe.miniworld.world import IMAGES, SCENE_GRAPHS, draw_world
 from sgpipe.progress import Progress
-from sgpipe.shards.folder import COMPOSED, TRUE
+from sgpipe.recipe import DrawnConfig
+from sgpipe.shards.folder import Drawing
 from sgpipe.sources.visual_genome import VisualGenome
 
 
-def import_truth(world: Path, split: str, out: Path) -> None:
-    """Make shards of the scene graphs of a drawn split: of all facts, and of those that follow from no others.
+def draw(config: DrawnConfig, drawing: Drawing) -> None:
+    """Draw the pictures and write down what is true of them; whatever was there before is removed.
 
-    Raises UserError: as `import_annotations`.
+    Raises OSError: the disk is full, or the folder cannot be written.
     """
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    _import(world / SCENE_GRAPHS, world, split, out / TRUE)
-    with TemporaryDirectory(dir=out) as folder:
-        composed = Path(folder) / SCENE_GRAPHS
-        composed.write_text(json.dumps(_composed(world / SCENE_GRAPHS)), encoding="utf-8")
-        _import(composed, world, split, out / COMPOSED)
+    shutil.rmtree(drawing.place, ignore_errors=True)
+    draw_world(drawing.world, config.images, config.seed, config.split)
+    graphs = drawing.world / SCENE_GRAPHS
+    import_graphs(graphs, config.split, drawing.true)
+    composed = drawing.place / "composed.json"
+    composed.write_text(json.dumps(_composed(graphs)), encoding="utf-8")
+    import_graphs(composed, config.split, drawing.composed, drawing.world / IMAGES)
+    composed.unlink()
+    drawing.finish(config.model_dump())
+
+
+def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:
+    """Make shards of scene graphs of the drawn world; `images`: by default beside them."""
+    images = images or graphs.parent / IMAGES
+    source = VisualGenome(graphs, images, split_name(split), preprocess=False).source()
+    import_annotations(source, images, out, Progress(Console(quiet=True)))
+
+
+def split_name(split: str) -> str:
+    """What a split of the drawn world is called in shards."""
+    return split.replace("-", "_")
 
 
 def _composed(graphs: Path) -> list[dict[str, object]]:
@@ -35,8 +49,3 @@ def _composed(graphs: Path) -> list[dict[str, object]]:
     for graph in found:
         graph["relationships"] = [fact for fact in graph["relationships"] if not fact["implied"]]
     return found
-
-
-def _import(graphs: Path, world: Path, split: str, out: Path) -> None:
-    source = VisualGenome(graphs, world / IMAGES, split, preprocess=False).source()
-    import_annotations(source, world / IMAGES, out, Progress(Console(quiet=True)))

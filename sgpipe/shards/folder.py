@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,18 +19,41 @@ from sgpipe.recipe import Recipe
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.shards.write import DATA
 
-TRUE, COMPOSED = "true", "composed"
 _PRIVATE = ".sgpipe"
+_SETTINGS = "drawn.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 _TEMPORARY = re.compile(r"\..*\.tmp")
 
 
 @dataclass(frozen=True)
-class KnownTruth:
-    """Folders of shards about the pictures of a run: all that is true, and what should be found of it."""
+class Drawing:
+    """Pictures that were drawn for a run, and shards of what is true of them, all in one folder."""
 
-    everything: Path
-    wanted: Path
+    place: Path
+
+    @property
+    def world(self) -> Path:
+        """What `sgpipe miniworld` writes."""
+        return self.place / "world"
+
+    @property
+    def true(self) -> Path:
+        """Shards of all that is true."""
+        return self.place / "true"
+
+    @property
+    def composed(self) -> Path:
+        """Shards of what the pictures were made to show, from which the rest follows."""
+        return self.place / "composed"
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """Which pictures these are; None as long as they are not all there with what is true of them."""
+        path = self.place / _SETTINGS
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def finish(self, settings: Mapping[str, Any]) -> None:
+        _write(self.place / _SETTINGS, json.dumps(settings))
 
 
 class RunFolder:
@@ -44,15 +69,14 @@ class RunFolder:
         return self.private / f"index-{split}.arrow"
 
     @property
-    def truth_place(self) -> Path:
-        return self.private / "truth"
+    def drawing(self) -> Drawing:
+        """The pictures of the run, if they are drawn for it."""
+        return Drawing(self.private / "drawn")
 
     @property
-    def truth(self) -> KnownTruth | None:
-        """The truth about a run's pictures, where it is known: they were drawn."""
-        known = KnownTruth(self.truth_place / TRUE, self.truth_place / COMPOSED)
-        # One is made after the other.
-        return known if (known.wanted / MANIFEST).is_file() else None
+    def truth(self) -> Drawing | None:
+        """What is true of the run's pictures, where that is known."""
+        return self.drawing if self.drawing.settings else None
 
     @property
     def at_work(self) -> bool:

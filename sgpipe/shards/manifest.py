@@ -68,6 +68,11 @@ class Manifest:
         """The live shards, by split and position."""
         return sorted(self._shards.values(), key=lambda shard: (shard.split, shard.start))
 
+    @property
+    def image_folders(self) -> dict[str, Path]:
+        """By split, where the pictures were when the run was made; those in the run move with it."""
+        return {split: self.root.absolute() / place for split, place in self.run.get("images", {}).items()}
+
     @classmethod
     def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
         """Start a new run in `root`; `run` says what it is made of."""

@@ -197,12 +197,12 @@ def _check_private(folder: RunFolder, found: Verification) -> Iterator[Path]:
             found.problems.append(Problem(str(path.relative_to(folder.root)), "the source index has changed"))
             yield meta
     if truth := folder.truth:
-        parts = [verify(part) for part in (truth.everything, truth.wanted)]
+        parts = [verify(part) for part in (truth.true, truth.composed)]
         for part in parts:
             place = part.root.relative_to(folder.root)
             found.problems += [Problem(str(place / each.file), each.problem) for each in part.problems]
         if any(part.problems for part in parts):
-            yield folder.truth_place
+            yield truth.place
 
 
 def _set_aside(folder: RunFolder, manifest: Manifest, found: Verification, further: Sequence[Path]) -> None:

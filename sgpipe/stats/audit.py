@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sgpipe.relations import TRAINED_ON
 from sgpipe.stats.database import Database
 from sgpipe.stats.findings import Finding, find, find_precision
-from sgpipe.stats.measures import THRESHOLDS, TRAINED_ON, Measures, measure_database
+from sgpipe.stats.measures import THRESHOLDS, Measures, measure_database
 from sgpipe.stats.truth import TruthMeasures, measure_truth
 from sgpipe.stats.verdicts import Verdicts, measure_verdicts
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sgpipe.relations import TRAINED_ON
 from sgpipe.stats.findings import level_at
-from sgpipe.stats.measures import TRAINED_ON, Measures
+from sgpipe.stats.measures import Measures
 
 _PREDICATES = 15
 

@@ -73,7 +73,7 @@ class Database:
 
     def __init__(self, manifest: Manifest, connection: duckdb.DuckDBPyConnection) -> None:
         self.root = manifest.root
-        self.run = manifest.run
+        self.run, self.image_folders = manifest.run, manifest.image_folders
         self._connection = connection
         self.scored = False
         self.files = [self.root / shard.file for shard in manifest.shards]

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from sgpipe.relations import TRAINED_ON
 from sgpipe.stats.agreement import AgreementMeasures
 from sgpipe.stats.judged import Choice
-from sgpipe.stats.measures import TRAINED_ON, Level, Measures
+from sgpipe.stats.measures import Level, Measures
 from sgpipe.stats.truth import TruthMeasures
 from sgpipe.stats.verdicts import Verdicts
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from sgpipe.relations import TRAINED_ON
 from sgpipe.shards.read import iter_tables
 from sgpipe.stats.agreement import AgreementMeasures, measure_agreement
 from sgpipe.stats.confidence import Confidence, measure_confidence
@@ -16,7 +17,6 @@ from sgpipe.stats.health import Check, check_health
 from sgpipe.stats.tail import Tail, measure_tail
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-TRAINED_ON = 0.2  # RLIPv2 trains on relations of at least this confidence
 PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid", "baby", "guy", "lady")
 _TRIPLETS = 50
 _PER_IMAGE = (0, 1, 2, 5, 10, 20, 50, 100)

@@ -59,7 +59,7 @@ def open_records(
         for table in _read_rows(database.files[shard], [place.row for place in members]):
             embedded = table[PICTURES][0].as_py() if PICTURES in table.column_names else None
             [record] = from_table(table)
-            yield record, open_picture(database.run, record, embedded, images)
+            yield record, open_picture(database.image_folders, record, embedded, images)
 
 
 def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
@@ -72,19 +72,19 @@ def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
 
 
 def open_picture(
-    run: Mapping[str, Any], record: Record, embedded: dict[str, Any] | None, images: Path | None = None
+    folders: Mapping[str, Path], record: Record, embedded: dict[str, Any] | None, images: Path | None = None
 ) -> Image.Image | None:
     """A record's picture, from `images`, its shard, or where the run found it; None if it cannot be had.
 
     Args:
-        run: the header of the run's manifest.
+        folders: where the run found the pictures of each split.
         embedded: the shard's column of pictures.
     """
     size = (record.width, record.height)
-    root = images or run.get("images", {}).get(record.split)
+    root = images or folders.get(record.split)
     try:
         if embedded is not None and images is None:
             return decode(BytesIO(embedded["bytes"]), size, record.file_name)
-        return decode(resolve(Path(root), record.file_name), size, record.file_name) if root else None
+        return decode(resolve(root, record.file_name), size, record.file_name) if root else None
     except ImageError:
         return None

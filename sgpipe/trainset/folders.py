@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from sgpipe.errors import UserError
@@ -28,9 +28,8 @@ def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[
 
 def describe(manifest: Manifest, config: ShardsConfig, splits: Iterable[str]) -> Folder:
     """The folder with the image folders of these splits, as far as they are known."""
-    recorded: Mapping[str, str] = manifest.run.get("images", {})
-    roots = {split: config.images or recorded.get(split) for split in splits}
-    images = {split: str(Path(root).expanduser().absolute()) for split, root in roots.items() if root}
+    roots = {split: config.images or manifest.image_folders.get(split) for split in splits}
+    images = {split: str(root.expanduser().absolute()) for split, root in roots.items() if root}
     return Folder(str(config.shards.expanduser().absolute()), config.weight, images)
 
 

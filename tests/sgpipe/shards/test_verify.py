@@ -295,14 +295,15 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_the_truth_about_drawn_pictures_is_verified_too(run):
-    truth = run / ".sgpipe" / "truth"
-    for part in ("true", "composed"):
-        (truth / part).mkdir(parents=True)
-        commit(truth / part, 0, [full_record(0)], Manifest.create(truth / part, {}))
+    drawing = RunFolder(run).drawing
+    for part in (drawing.true, drawing.composed):
+        part.mkdir(parents=True)
+        commit(part, 0, [full_record(0)], Manifest.create(part, {}))
+    drawing.finish({"seed": 0})
     assert not problems(run)
     file = shard_name("val", 0, 1)
-    flip(truth / "true" / file, 60)
+    flip(drawing.true / file, 60)
     [(place, _)] = problems(run)
-    assert place == f".sgpipe/truth/true/{file}"
-    assert verify(run, repair=True).dropped == [".sgpipe/truth"]
+    assert place == f".sgpipe/drawn/true/{file}"
+    assert verify(run, repair=True).dropped == [".sgpipe/drawn"]
     assert RunFolder(run).truth is None

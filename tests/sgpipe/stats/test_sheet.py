@@ -60,7 +60,7 @@ def test_a_file_name_that_leaves_the_image_folder_is_not_opened(tmp_path):
     (tmp_path / "images").mkdir()
     assert open_picture({}, record, None, tmp_path / "images") is None
     record.file_name = "secret.png"
-    assert open_picture({"images": {"train": str(tmp_path)}}, record, None) is not None
+    assert open_picture({"train": tmp_path}, record, None) is not None
 
 
 def test_the_sheet_is_a_picture_with_a_card_for_each_image(tmp_path):
