@@ -14,11 +14,13 @@ STD = (0.229, 0.224, 0.225)
 def resized(width: int, height: int, short_side: int = 800, long_side: int = 1333) -> tuple[int, int]:
     """(width, height) with a shorter side of `short_side`, or less so that the longer one fits `long_side`.
 
-    The longer side is rounded down, as in DETR; no side becomes less than one pixel.
+    The longer side is rounded down, as in DETR; no side becomes less than one pixel, however long the other is.
     """
     shorter, longer = min(width, height), max(width, height)
     if longer / shorter * short_side > long_side:
-        short_side = max(round(long_side * shorter / longer), 1)
+        short_side = round(long_side * shorter / longer)
+        if not short_side:
+            return (1, long_side) if width < height else (long_side, 1)
     if width < height:
         return short_side, int(short_side * height / width)
     return int(short_side * width / height), short_side

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +18,9 @@ from rlip_model.text import TokenizerError, load_tokenizer
 
 ALIGNMENT = 64  # bytes, of torch's own allocations on a CPU
 Model = TypeVar("Model", bound="RLIPPreTrainedModel")
+
+# What transformers and safetensors raise for files that are absent, damaged or of another model.
+_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, StrictDataclassError, SafetensorError)
 
 
 class CheckpointError(ValueError):
@@ -49,8 +54,10 @@ class RLIPPreTrainedModel(PreTrainedModel):
         _check_kind(name, cls)
         try:
             loaded = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as reason:
-            raise CheckpointError(f"cannot load {cls.title} from {name}: {reason}") from reason
+        except pickle.UnpicklingError as reason:
+            raise CheckpointError(f"cannot load {cls.title} from {name}: its .bin holds more than weights") from reason
+        except _UNREADABLE as reason:
+            raise CheckpointError(f"cannot load {cls.title} from {name}: {_first_line(reason)}") from reason
         model, info = cast(tuple[Model, dict[str, Any]], loaded)
         _check_keys(name, info["missing_keys"], info["unexpected_keys"])
         _align(model)
@@ -99,11 +106,14 @@ def _check_kind(name: str, model: type[RLIPPreTrainedModel]) -> None:
     try:
         config, _ = PretrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as reason:
-        first_line = str(reason).strip().split("\n")[0]
-        raise CheckpointError(f"no {model.title} at {name}: {first_line}") from reason
-    found = config.get("model_type", "no model_type")
+        raise CheckpointError(f"no {model.title} at {name}: {_first_line(reason)}") from reason
+    found = config.get("model_type", "no model_type") if isinstance(config, dict) else "no settings"
     if found != wanted:
         raise CheckpointError(f"{name} is no {model.title}: its model_type is {found!r}, expected {wanted!r}")
+
+
+def _first_line(reason: Exception) -> str:
+    return str(reason).strip().split("\n")[0]
 
 
 def _has_checkpoint(path: Path) -> bool:

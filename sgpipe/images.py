@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,11 @@ from sgpipe.records import Record
 
 # `decode` refuses such pictures itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# What pictures are kept in. Pillow knows more, of which some start other programs (EPS) or are no pictures (PDF).
+_PICTURES = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
+Image.init()
+_FORMATS = [name for name in _PICTURES if name in Image.OPEN]
 
 
 class ImageError(Exception):
@@ -80,7 +86,9 @@ def opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
         ImageError: missing, broken, or too large; also for whatever goes wrong with it within.
     """
     try:
-        with Image.open(file) as image:
+        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+            raise ValueError("it is not a file")
+        with Image.open(file, formats=_FORMATS) as image:
             _check_pixels(image)
             yield image
     except FileNotFoundError:
@@ -111,6 +119,8 @@ def _orient(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, and nothing says which is white")
     if image.mode.startswith("I;16") or image.mode == "I":
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:

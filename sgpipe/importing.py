@@ -161,7 +161,7 @@ def _units(source: AnnotationSource, wanted: _Wanted, limit: int | None) -> Iter
     problems: ProblemCounts = Counter()
     seen: ProblemCounts = Counter()
     unit = _Unit(0, wanted.stop(0))
-    for record in _first(source.read(problems), limit):
+    for record in _first(_distinct(source.read(problems), problems), limit):
         if unit.start + len(unit.records) == unit.stop:
             yield unit
             unit = _Unit(unit.stop, wanted.stop(unit.stop))
@@ -171,6 +171,17 @@ def _units(source: AnnotationSource, wanted: _Wanted, limit: int | None) -> Iter
     unit.problems += problems - seen
     if unit.records:
         yield unit
+
+
+def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Record]:
+    """Of records with one image id the first."""
+    seen = set()
+    for record in records:
+        if record.image_id in seen:
+            problems["duplicate_images"] += 1
+        else:
+            seen.add(record.image_id)
+            yield record
 
 
 def _first(records: Iterable[Record], limit: int | None) -> Iterator[Record]:

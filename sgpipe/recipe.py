@@ -14,7 +14,7 @@ from sgpipe.recipe_file import load, recipe_folder
 class Config(BaseModel):
     """Base of every part of a recipe: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Resources(Config):
@@ -122,7 +122,7 @@ class EngineConfig(Config):
 class Recipe(Config):
     """WHAT runs on WHAT with WHICH models. Everything that changes a label is named here."""
 
-    name: str = "sgpipe"
+    name: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f]+$")] = "sgpipe"
     seed: int = 0
     limit: int | None = Field(None, ge=1, description="only the first N images")
     source: SourceConfig = SourceConfig()

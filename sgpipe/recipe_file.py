@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from pydantic_core import ErrorDetails
 from sgpipe.errors import UserError
 
 Kind = TypeVar("Kind", bound=BaseModel)
+
+_shown = reprlib.Repr()  # of a value that may be as large as it likes
+_shown.maxlevel, _shown.maxstring, _shown.maxother = 3, 200, 200
 
 
 def recipe_folder() -> Path:
@@ -67,16 +71,37 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a file. Raises UserError: it cannot be read, or holds something else."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except _RepeatedKeyError as error:
+        raise UserError(f"recipe {path}{_line(error)}: key {error.problem!r} is there already") from None
     except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"recipe {path}{where}: not valid YAML") from None
+        raise UserError(f"recipe {path}{_line(error)}: not valid YAML") from None
+    except RecursionError:
+        raise UserError(f"recipe {path}: nested too deeply to be a recipe") from None
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
     if not isinstance(values or {}, dict):
         raise UserError(f"recipe {path}: expected keys and values, found {type(values).__name__}")
     return values or {}
+
+
+class _RepeatedKeyError(yaml.MarkedYAMLError):
+    """A key that a mapping has twice, of which YAML's readers would silently take the last."""
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in keys:
+                raise _RepeatedKeyError(problem=key.value, problem_mark=key.start_mark)
+            keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _line(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}" if mark else ""
 
 
 def _find(name: str, folder: Path) -> Path:
@@ -117,7 +142,7 @@ def _explain(error: ValidationError, kind: type[BaseModel], path: Path, override
         return f"{where}: unknown key {key!r}{_suggest(first, kind)}{more}"
     expected = first["msg"].replace("Input should be", "expected").removeprefix("Value error, ")
     says_it_all = first["type"] == "value_error" and isinstance(first["input"], dict)
-    got = "" if says_it_all else f", got {first['input']!r}"
+    got = "" if says_it_all else f", got {_shown.repr(first['input'])}"
     return f"{where}: key {key!r}: {expected}{got}{more}"
 
 

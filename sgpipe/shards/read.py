@@ -17,7 +17,7 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
     Raises UserError: as `open_shard`.
     """
-    with open_shard(path) as file:
+    with open_shard(path, [name.partition(".")[0] for name in columns or ()]) as file:
         return file.read(columns=list(columns) if columns else None)
 
 

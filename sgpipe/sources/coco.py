@@ -56,7 +56,7 @@ def _read_instances(path: Path, detections: Detections) -> str:
             f"{path} is not a COCO instances file: it has no {' and no '.join(missing)} "
             "(expected the arrays images, annotations and categories)"
         )
-    if seen["annotations"] and detections.problems.malformed >= seen["annotations"]:
+    if seen["annotations"] and not detections.boxes:
         raise UserError(
             f"{path} is not a COCO instances file: none of its {seen['annotations']} annotations has "
             "image_id, category_id and bbox [x, y, width, height]"

@@ -12,7 +12,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, fail
-from sgpipe.sources.fields import FieldError, as_id, clean, numbers, required, side, whole, word
+from sgpipe.sources.fields import FieldError, as_id, clean, line, numbers, required, side, whole, word
 from sgpipe.sources.forms import COCO_INSTANCES, RELATION_TRIPLETS, require
 from sgpipe.sources.json_stream import JsonStream
 
@@ -125,7 +125,7 @@ def _add_box(instances: _Instances, item: Any) -> None:
 
 
 def _add_category(instances: _Instances, item: Any) -> None:
-    instances.names[whole(item, "id")] = " ".join(clean(word(item, "name")).split())
+    instances.names[whole(item, "id")] = line(word(item, "name"))
 
 
 def _objects(instances: _Instances, image_id: str) -> list[Box]:

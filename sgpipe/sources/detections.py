@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from sgpipe.records import SCHEMA
-from sgpipe.sources.fields import as_id, clean, integer, side
+from sgpipe.sources.fields import as_id, clean, integer, line, side
 
 _CLIP_TOLERANCE = 0.01
 _SLICE = 8192
@@ -96,7 +96,7 @@ class Detections:
     def add_category(self, item: Any) -> None:
         """One entry of `categories`."""
         try:
-            category, name = integer(item["id"]), " ".join(clean(str(item["name"])).split())
+            category, name = integer(item["id"]), line(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
             self.problems.malformed += 1
             return
@@ -114,7 +114,7 @@ class Detections:
             return
         if not isinstance(text, str):
             self.problems.malformed += 1
-        elif row is not None and (cleaned := " ".join(clean(text).split())):
+        elif row is not None and (cleaned := line(text)):
             self.captions.setdefault(row, []).append(cleaned)
 
     def tables(self) -> Iterator[pa.Table]:

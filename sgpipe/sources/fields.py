@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 
@@ -28,6 +29,11 @@ def integer(value: Any) -> int:
 def clean(text: str) -> str:
     """Text that UTF-8 can hold: JSON may escape halves of surrogate pairs."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def line(text: str) -> str:
+    """Text as one line: control characters, which terminals act on, and runs of white space become one space."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", clean(text)).split())
 
 
 def side(value: Any) -> int:

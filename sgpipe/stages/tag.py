@@ -187,7 +187,12 @@ class TagStage:
         with self._autocast():
             image = self.tagger.encode_image(pixels.unsqueeze(0).to(self.device))
             for batch in batches:
-                scores = self._score(image, boxes, labels, batch)
+                scores = self._score(image, boxes, labels, batch).float().cpu()
+                if not bool(scores.isfinite().all()):  # which no threshold would keep, and nobody would miss
+                    raise UserError(
+                        f"tagger {self.config.tagger} finds NaN in {record.file_name!r}: its training has diverged, "
+                        "or its weights are damaged"
+                    )
                 relations += relations_above(batch, scores, self.config.threshold)
         return relations
 

@@ -18,7 +18,7 @@ from rlip_model.image import MEAN, STD, resized, to_pixel_values
         ((1333, 800), (1333, 800)),
         ((2000, 500), (1332, 333)),
         ((500, 2000), (333, 1332)),
-        ((5000, 1), (5000, 1)),
+        ((5000, 1), (1333, 1)),
     ],
 )
 def test_shorter_side_800_longer_at_most_1333(size: tuple[int, int], expected: tuple[int, int]) -> None:

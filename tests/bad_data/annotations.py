@@ -1,0 +1,184 @@
+"""Bad annotations in COCO's form, as `sgpipe generate` reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sgpipe.recipe import PairConfig, Resources, SourceConfig, SplitConfig
+from sgpipe.records import Triplet
+from sgpipe.sources import open_source
+from sgpipe.stages.load import LoadStage
+from sgpipe.stages.pair import PairStage
+from tests.bad_data.case import Case, Kind, Outcome, outcome
+
+IMAGE = {"id": 1, "file_name": "1.png", "width": 100, "height": 80}
+BOX = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
+CATEGORY = {"id": 1, "name": "dog"}
+GOOD = {"images": [IMAGE], "annotations": [BOX], "categories": [CATEGORY]}
+NAN, INFINITE = float("nan"), float("inf")
+CAPTION = {"image_id": 1, "caption": "a dog"}
+NAMED = r"dog \[10.0, 10.0, 20.0, 20.0\]"
+
+Make = Callable[[Path], Any]
+Row = tuple[str, Make, Kind, str]
+
+
+def look(folder: Path, made: Any) -> Outcome:
+    """The records and counts of the source, once the first stage has opened the pictures."""
+    captions = folder / "captions.json"
+    split = SplitConfig(
+        annotations=folder / "a.json", images=folder, captions=captions if captions.exists() else None
+    )  # fmt: skip
+    index = open_source(SourceConfig(splits={"val": split}), "val", folder / "index.arrow")
+    records = index.records(0, len(index))
+    LoadStage({"val": folder}, Resources())(records)
+    for record in records:
+        record.triplets = [Triplet("dog", "near", "dog", "dog", "dog", "near", 0)]
+    pairs = PairStage(PairConfig(), "coco", index.meta["categories"])
+    pairs.setup()
+    pairs(records)
+    assert all(len(record.pairs) <= PairConfig().max_pairs for record in records)
+    return outcome(records, index.meta["problems"])
+
+
+def holds(content: str | bytes, picture: str = "1.png", captions: str | None = None) -> Make:
+    def make(folder: Path) -> None:
+        Image.new("RGB", (100, 80)).save(folder / picture)
+        (folder / "a.json").write_bytes(content.encode() if isinstance(content, str) else content)
+        if captions is not None:
+            (folder / "captions.json").write_text(captions)
+
+    return make
+
+
+def says(**arrays: Any) -> Make:
+    """The good file with other arrays; None: without it."""
+    return holds(json.dumps({key: value for key, value in (GOOD | arrays).items() if value is not None}))
+
+
+def image(**values: Any) -> Make:
+    return says(images=[IMAGE, {"id": 2, "file_name": "1.png", "width": 100, "height": 80, **values}])
+
+
+def box(**values: Any) -> Make:
+    """A good box, and one that is as it should not be."""
+    return says(annotations=[BOX, {**BOX, "bbox": [30, 30, 9, 9], **values}])
+
+
+def bbox(*values: Any) -> Make:
+    return box(bbox=list(values))
+
+
+def category(name: Any) -> Make:
+    return says(categories=[{"id": 1, "name": name}])
+
+
+def without(key: str, of: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in of.items() if name != key}
+
+
+def captioned(*captions: Any) -> Make:
+    return holds(json.dumps(GOOD), captions=json.dumps({"annotations": [CAPTION, *captions]}))
+
+
+MANY = [{**BOX, "bbox": [i % 300 * 0.3, i // 300 * 0.2, 9, 9]} for i in range(100_000)]
+TEXT = json.dumps(GOOD)
+
+_FILES: tuple[Row, ...] = (
+    ("no file", lambda folder: None, "refused", "annotations file not found"),
+    ("an empty file", holds(""), "refused", "does not hold a JSON object"),
+    ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused", "found a folder"),
+    ("a picture", holds(b"\xff\xd8\xff\xe0 a picture"), "refused", "not valid UTF-8"),
+    ("gzip", holds(b"\x1f\x8b\x08\x00\xff\xff\xff\xff"), "refused", "not valid UTF-8"),
+    ("a web page", holds("<!doctype html>"), "refused", "does not hold a JSON object"),
+    ("UTF-16", holds(TEXT.encode("utf-16")), "refused", "not valid UTF-8"),
+    ("UTF-8 with a mark", holds(b"\xef\xbb\xbf" + TEXT.encode()), "accepted", NAMED),
+    ("cut in the middle", holds(TEXT[: len(TEXT) // 2]), "refused", "cut short"),
+    ("without its last brace", holds(TEXT[:-1]), "refused", "cut short"),
+    ("a comma too many", holds(TEXT.replace("]}", "],}")), "refused", "not valid JSON"),
+    ("nested 100,000 deep", holds('{"images": ' + "[" * 100_000), "refused", "nested too deeply"),
+    ("a number of 5,000 digits", holds(TEXT.replace("100", "1" * 5000)), "refused", "too many digits"),
+    ("two files one after the other", holds(TEXT + TEXT), "refused", "text follows the end"),
+    ("an array", holds(json.dumps([GOOD])), "refused", "no images and no categories"),
+    ("captions in the place of boxes", says(annotations=[CAPTION]), "refused", "none of its 1 annotations has"),
+    ("no images", says(images=None), "refused", "it has no images"),
+    ("an empty list of images", says(images=[]), "refused", "it has no images"),
+    ("no categories", says(categories=None), "refused", "it has no categories"),
+    ("no annotations", says(annotations=None), "accepted", "1 100x80 0 boxes"),
+    ("annotations before images", holds(json.dumps(dict(reversed(GOOD.items())))), "accepted", NAMED),
+)
+_IMAGES: tuple[Row, ...] = (
+    ("an image id twice", image(id=1), "counted", "^duplicate_images 1$"),
+    ("an image without id", image(id=None), "counted", "^malformed 1$"),
+    ("an image id that is a list", image(id=[2]), "counted", "^malformed 1$"),
+    ("an image that is a number", says(images=[IMAGE, 7]), "counted", "^malformed 1$"),
+    ("an image id as text", says(annotations=[{**BOX, "image_id": "1"}]), "accepted", NAMED),
+    ("no file_name", says(images=[without("file_name", IMAGE)]), "error row", "gives no file_name"),
+    ("no width", says(images=[without("width", IMAGE)]), "error row", "no usable width and height"),
+    ("a width that is text", image(width="100"), "accepted", "2 100x80"),
+    ("a width that is no number", image(width="wide"), "error row", "no usable width and height"),
+    ("a negative width", image(width=-100), "error row", "no usable width and height"),
+    ("NaN as width", image(width=NAN), "error row", "no usable width and height"),
+    ("a width of 10^400", holds(TEXT.replace("100", "1e400")), "error row", "no usable width and height"),
+    ("another size than the picture's", image(width=99), "error row", "it is 100x80, the annotation says 99x80"),
+    ("a file name that leaves the folder", image(file_name="../../1.png"), "error row", "does not stay inside"),
+    ("an absolute file name", image(file_name="/etc/passwd"), "error row", "does not stay inside"),
+    ("a file name with a NUL", image(file_name="a\0.png"), "error row", "does not stay inside"),
+    ("a file name with half a character", image(file_name="\ud800.png"), "error row", "not found"),
+)
+_BOXES: tuple[Row, ...] = (
+    ("a box twice", says(annotations=[BOX, BOX]), "counted", "^duplicate_boxes 1$"),
+    ("an annotation id twice", says(annotations=[{**BOX, "id": 5}, {**BOX, "id": 5, "bbox": [0, 0, 9, 9]}]),
+     "accepted", "2 boxes"),
+    ("NaN in a box", bbox(NAN, 1, 1, 1), "counted", "^degenerate 1$"),
+    ("an infinite box", bbox(1, 1, INFINITE, 1), "counted", "^degenerate 1$"),
+    ("a box of 1e308", bbox(1e308, 1, 1e308, 1), "counted", "^degenerate 1$"),
+    ("a negative width of a box", bbox(10, 10, -5, 5), "counted", "^degenerate 1$"),
+    ("a box without height", bbox(10, 10, 5, 0), "counted", "^degenerate 1$"),
+    ("a box outside its image", bbox(200, 10, 5, 5), "counted", "^degenerate 1$"),
+    ("a box over the edge", bbox(90, 70, 50, 50), "counted", "^clipped 1$"),
+    ("a box that begins below zero", bbox(-5, -5, 20, 20), "counted", "^clipped 1$"),
+    ("a box of three numbers", bbox(1, 2, 3), "counted", "^malformed 1$"),
+    ("a box of five numbers", bbox(1, 2, 3, 4, 5), "counted", "^malformed 1$"),
+    ("numbers as text", bbox("30", "30", "9", "9"), "accepted", r"dog \[30.0, 30.0, 9.0, 9.0\]"),
+    ("words for numbers", bbox("ten", 10, 5, 5), "counted", "^malformed 1$"),
+    ("lists for numbers", bbox([10], 10, 5, 5), "counted", "^malformed 1$"),
+    ("a box that is an object", box(bbox={"x": 1}), "counted", "^malformed 1$"),
+    ("a box of an unlisted image", box(image_id=9), "counted", "^unknown_image 1$"),
+    ("a box of an unlisted category", box(category_id=99), "counted", "^unknown_category 1$"),
+    ("a category id beyond 32 bits", box(category_id=2**40), "counted", "^malformed 1$"),
+    ("a category id of 1.5", box(category_id=1.5), "counted", "^malformed 1$"),
+    ("a category id as text", box(category_id="1"), "accepted", "2 boxes"),
+    ("a box without category", says(annotations=[BOX, without("category_id", BOX)]), "counted", "^malformed 1$"),
+    ("an annotation that is null", says(annotations=[BOX, None]), "counted", "^malformed 1$"),
+    ("a crowd", box(iscrowd=1), "counted", "^crowd 1$"),
+    ("iscrowd in words", box(iscrowd="maybe"), "counted", "^malformed 1$"),
+    ("every box unreadable", says(annotations=[{**BOX, "bbox": "x"}] * 3), "refused", "none of its 3 annotations has"),
+    ("100,000 boxes in an image", says(annotations=MANY), "accepted", "1 100x80 100000 boxes"),
+)  # fmt: skip
+_NAMES: tuple[Row, ...] = (
+    ("names in any script", category("自行车 🚲 çä"), "accepted", r"自行车 🚲 çä \["),
+    ("line breaks in a name", category(" hot\n\tdog "), "accepted", r"boxes: hot dog \["),
+    ("a terminal's commands in a name", category("dog\x1b[31m\x07\0"), "accepted", r"boxes: dog \[31m \["),
+    ("half a character in a name", category("dog\ud800"), "accepted", r"boxes: dog\? \["),
+    ("HTML in a name", category("<script>alert(1)</script>"), "accepted", r"boxes: <script>alert\(1\)</script> \["),
+    ("an empty name", says(categories=[CATEGORY, {"id": 2, "name": " "}]), "counted", "^malformed 1$"),
+    ("a name of 100,000 letters", category("x" * 100_000), "accepted", "x{100000}"),
+    ("two categories with one name", says(categories=[CATEGORY, {"id": 2, "name": "dog"}]), "accepted", NAMED),
+    ("a caption that is a number", captioned({"image_id": 1, "caption": 7}), "counted", "^malformed 1$"),
+    ("captions without captions", holds(TEXT, captions='{"annotations": [{"image_id": 1}]}'), "refused",
+     "not a COCO captions file"),
+    ("captions of other images", holds(TEXT, captions='{"annotations": [{"image_id": 9, "caption": "a"}]}'), "refused",
+     "do they belong together"),
+)  # fmt: skip
+
+CASES = [
+    Case(f"annotations, {group}", what, make, look, kind, pattern)
+    for group, rows in (("file", _FILES), ("images", _IMAGES), ("boxes", _BOXES), ("names", _NAMES))
+    for what, make, kind, pattern in rows
+]

@@ -1,0 +1,157 @@
+"""Bad captioners and taggers, as the stages load them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sgpipe.miniworld.models import packaged_model
+from sgpipe.recipe import CaptionConfig, TagConfig
+from sgpipe.records import Box, Pair, Record
+from sgpipe.stages.caption import CaptionStage
+from sgpipe.stages.tag import TagStage
+from tests.bad_data.case import Case, Outcome
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+Harm = Callable[[Path], object]
+
+
+class Malice:
+    """What a pickle would run."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.trace,)
+
+
+def look_at_captioner(folder: Path, made: Any) -> Outcome:
+    stage = CaptionStage(CaptionConfig(captioner=str(folder / "captioner"), samples=1), {"val": folder}, 0)
+    return _run(stage, folder)
+
+
+def look_at_tagger(folder: Path, made: Any) -> Outcome:
+    config = TagConfig(tagger=str(folder / "tagger"), short_side=64, long_side=64)
+    return _run(TagStage(config, {"val": folder}, ["dog"]), folder)
+
+
+def _run(stage: CaptionStage | TagStage, folder: Path) -> Outcome:
+    try:
+        stage.setup()
+        Image.new("RGB", (64, 64)).save(folder / "1.png")
+        box = Box("dog", 1, (0.0, 0.0, 30.0, 30.0))
+        record = Record("1", "coco", "val", "1.png", 64, 64, objects=[box, box], pairs=[Pair(0, 1, ["on"])])
+        stage([record])
+    finally:
+        assert not (folder / "trace").exists(), "the checkpoint has run a program"
+    return Outcome("accepted", f"{len(record.captions)} captions, {record.status}")
+
+
+def copied(kind: Any, harm: Harm) -> Callable[[Path], object]:
+    def make(folder: Path) -> object:
+        shutil.copytree(packaged_model(kind), folder / kind)
+        return harm(folder / kind)
+
+    return make
+
+
+def nothing(folder: Path) -> None:
+    """The good checkpoint, to know that the others are refused for what was done to them."""
+
+
+def cut(name: str) -> Harm:
+    def harm(folder: Path) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+
+    return harm
+
+
+def wrote(name: str, text: str) -> Harm:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def gone(*names: str) -> Harm:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def of_nan(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    for value in weights.values():
+        if value.is_floating_point():
+            value.fill_(torch.nan)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def one_less(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    del weights[next(name for name in sorted(weights) if name.endswith("weight"))]
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({"weight": Malice(folder.parent / "trace")}, folder / "pytorch_model.bin")
+
+
+def worded(folder: Path) -> None:
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(re.sub(r'heads": \d', 'heads": "four"', text))
+
+
+def other_tokenizer(folder: Path) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+    for path in folder.glob("vocab*"):
+        path.unlink()
+
+
+def larger(key: str) -> Harm:
+    def harm(folder: Path) -> None:
+        config = json.loads((folder / CONFIG).read_text())
+        part = config.get("text_config", config) if key == "intermediate_size" else config
+        part[key] += 8
+        (folder / CONFIG).write_text(json.dumps(config))
+
+    return harm
+
+
+_HARMS: tuple[tuple[str, Harm, str, str], ...] = (
+    ("a folder that is not there", shutil.rmtree, "no such folder", "no R-Tagger at|no such"),
+    ("no config.json", gone(CONFIG), "no config.json", "config.json expected"),
+    ("config.json cut in the middle", cut(CONFIG), "config.json", "R-Tagger"),
+    ("config.json that is a list", wrote(CONFIG, "[1]"), "config.json", "R-Tagger"),
+    ("another model's config.json", wrote(CONFIG, '{"model_type": "bert"}'), "model_type is 'bert'", "'bert'"),
+    ("a word for a number in config.json", worded, "cannot load its weights|config", "cannot load R-Tagger"),
+    ("no weights", gone(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
+    ("weights cut in the middle", cut(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
+    ("weights of another size", larger("intermediate_size"), "cannot load its weights|missing", "R-Tagger|fit"),
+    ("one tensor missing", one_less, "1 weights are missing", "missing"),
+    ("weights that are NaN", of_nan, "captioner .*(NaN|finite)", "finds NaN in '1.png'"),
+    ("a pickle with a program", pickled, "cannot load its weights", "cannot load R-Tagger"),
+    ("no tokenizer", other_tokenizer, "tokenizer", "tokenizer"),
+    ("a tokenizer cut in the middle", cut("tokenizer.json"), "tokenizer", "tokenizer"),
+)  # fmt: skip
+
+_KINDS = (("captioner", look_at_captioner), ("tagger", look_at_tagger))
+
+CASES = [
+    *(
+        Case("checkpoint", f"{kind}: as it should be", copied(kind, nothing), look, "accepted", "ok")
+        for kind, look in _KINDS
+    ),
+    *(
+        Case("checkpoint", f"{kind}: {what}", copied(kind, harm), look, "refused", patterns[number])
+        for number, (kind, look) in enumerate(_KINDS)
+        for what, harm, *patterns in _HARMS
+    ),
+]

@@ -1,0 +1,124 @@
+"""Bad annotations of relations, as `sgpipe import` reads them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from sgpipe.importing import import_annotations
+from sgpipe.progress import Progress
+from sgpipe.shards.manifest import Manifest
+from sgpipe.shards.read import iter_records
+from sgpipe.shards.verify import verify
+from sgpipe.sources.annotated import AnnotationSource
+from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.visual_genome import VisualGenome
+from tests.bad_data.case import Case, Kind, Outcome, outcome
+from tests.sgpipe.test_cli_import import BIKE, FILES, GRAPH, INSTANCES, MAN, RELATION, SIZE, TRIPLETS
+
+THING = GRAPH["objects"][0]
+NEAR = GRAPH["relationships"][0]
+HICO = "HICO_train2015_00000001.jpg"
+
+
+def source_of(kind: str, folder: Path) -> AnnotationSource:
+    path = folder / "a.json"
+    if kind == "coco-rel":
+        return CocoRelations(path, folder / "rel.json", "train").source()
+    if kind == "hico":
+        return hico_source(path, "train")
+    if kind == "rlipv2":
+        return PseudoLabels(path, folder, "train").source()
+    return VisualGenome(path, folder, "train").source()
+
+
+def look(folder: Path, kind: str) -> Outcome:
+    """The rows and counts of the import, which `sgpipe verify` must find right."""
+    out = folder / "out"
+    import_annotations(source_of(kind, folder), folder, out, Progress(Console(quiet=True)))
+    assert verify(out).ok
+    counts: Counter[str] = sum((Counter(shard.counts) for shard in Manifest.load(out).shards), Counter())
+    problems = {name.removeprefix("problem."): n for name, n in counts.items() if name.startswith("problem.")}
+    return outcome(iter_records(out), problems)
+
+
+def holds(kind: str, content: Any, relations: Any = None) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        Image.new("RGB", (64, 48)).save(folder / "1.jpg")
+        (folder / "a.json").write_text(json.dumps(content))
+        (folder / "rel.json").write_text(json.dumps(relations or TRIPLETS))
+        return kind
+
+    return make
+
+
+def graph(**values: Any) -> Callable[[Path], str]:
+    return holds("vg", [{**GRAPH, **values}])
+
+
+def thing(**values: Any) -> Callable[[Path], str]:
+    return graph(objects=[*GRAPH["objects"], {**THING, "object_id": 3, **values}])
+
+
+def relation(**values: Any) -> Callable[[Path], str]:
+    return graph(relationships=[NEAR, {**NEAR, "predicate": "on", **values}])
+
+
+def sure(confidence: Any) -> Callable[[Path], str]:
+    graph = {**GRAPH, "dataset": "coco2017", "data_split": "train2017"}
+    return holds("rlipv2", [{**graph, "relationships": [{**NEAR, "confidence": confidence}]}])
+
+
+def hoia(entry: dict[str, Any], *objects: dict[str, Any]) -> Callable[[Path], str]:
+    boxes = list(objects) or [MAN, BIKE]
+    return holds("hico", [{"file_name": HICO, "annotations": boxes, "hoi_annotation": [{**RELATION, **entry}], **SIZE}])
+
+
+def triplets(*entries: Any) -> Callable[[Path], str]:
+    return holds("coco-rel", INSTANCES, {**TRIPLETS, "train": {"1": list(entries)}})
+
+
+MANY = [{**THING, "object_id": i, "x": i % 50, "y": i // 50 % 40} for i in range(20_000)]
+
+_ROWS: tuple[tuple[str, Callable[[Path], str], Kind, str], ...] = (
+    ("another command's file", holds("vg", FILES["hico"]), "refused", "use `sgpipe import hico`"),
+    ("annotations without relations", holds("vg", INSTANCES), "refused", "it has no relations: use `sgpipe generate"),
+    ("a list of numbers", holds("vg", [1, 2, 3]), "refused", "no item of it looks like that"),
+    ("no image at all", holds("vg", [{**GRAPH, "image_id": None}]), "refused", "holds no image that can be imported"),
+    ("an image twice", holds("vg", [GRAPH, {**GRAPH, "relationships": []}]), "counted", "^duplicate_images 1$"),
+    ("an image of HICO-DET twice", holds("hico", FILES["hico"] * 3), "counted", "^duplicate_images 2$"),
+    ("an image that is null", holds("vg", [GRAPH, None]), "counted", "^malformed 1$"),
+    ("no size, and no picture that tells", graph(image_id=7, width=None), "error row", "image file not found"),
+    ("no size, but a picture", graph(width=None), "accepted", "1 64x48 2 boxes"),
+    ("NaN in a box", thing(x=float("nan")), "counted", "^degenerate 1$"),
+    ("a box over the edge", thing(w=1000), "counted", "^clipped 1$"),
+    ("a box without name", thing(names=[]), "counted", "^malformed 1$"),
+    ("a blank name", thing(names=[" "]), "counted", "^nameless 1$"),
+    ("a relation to an unlisted object", relation(object_id=99), "counted", "^unknown_object 1$"),
+    ("a relation without predicate", relation(predicate=None), "counted", "^malformed 1$"),
+    ("a blank predicate", relation(predicate=" "), "counted", "^nameless 1$"),
+    ("a relation twice", graph(relationships=[NEAR, NEAR]), "counted", "^repeated_relations 1$"),
+    ("20,000 objects in an image", graph(objects=MANY), "accepted", "1 64x48 20000 boxes"),
+    ("NaN as confidence", sure(float("nan")), "counted", "^malformed 1$"),
+    ("a confidence of 2", sure(2), "counted", "^malformed 1$"),
+    ("a subject out of range", hoia({"subject_id": 2}), "error row", "points to none of 2 objects"),
+    ("a negative object", hoia({"object_id": -1}), "error row", "points to none of 2 objects"),
+    ("a verb out of range", hoia({"category_id": 118}), "error row", "category_id 118 of a relation is none"),
+    ("a class out of range", hoia({}, MAN, {**BIKE, "category_id": 12}), "error row", "category_id 12 of an object is"),
+    ("a box of three numbers", hoia({}, MAN, {**BIKE, "bbox": [1, 2, 3]}), "error row", "are not 4 numbers"),
+    ("rel.json: an object out of range", triplets([0, 1, 1]), "error row", "points to none of 1 objects"),
+    ("rel.json: a predicate out of range", triplets([0, 0, 2]), "error row", "is none of the file's rel_categories"),
+    ("rel.json: a triplet of two numbers", triplets([0, 1]), "error row", "are not 3 numbers"),
+    ("rel.json: another split", holds("coco-rel", INSTANCES, {"val": {}, "rel_categories": ["on"]}), "refused",
+     "has no split 'train': say --split val"),
+)  # fmt: skip
+
+CASES = [Case("import", what, make, look, kind, pattern) for what, make, kind, pattern in _ROWS]

@@ -1,0 +1,8 @@
+"""The one table of bad inputs."""
+
+from __future__ import annotations
+
+from tests.bad_data import annotations, checkpoints, imports, pictures, recipes, shards
+
+_GROUPS = (pictures, annotations, imports, recipes, checkpoints, shards)
+CASES = [case for group in _GROUPS for case in group.CASES]
