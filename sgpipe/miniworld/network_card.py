@@ -14,7 +14,8 @@ from sgpipe.train_recipe import TrainRecipe
 _CARD = """\
 # The miniworld's {title}
 
-{what} Made from scratch, with no other weights and no other data: {parameters:,} parameters, {megabytes:.1f} MB in half
+{what}
+Made from scratch, with no other weights and no other data. {parameters:,} parameters, {megabytes:.1f} MB in half
 precision. {use}
 
 ## How it was made
@@ -33,7 +34,7 @@ train split, with all that is true of them, by `sgpipe train pipelines/miniworld
 
 ## Limits
 
-It is made for pictures as the miniworld draws them, of 16 classes and 21 predicates; on any other picture its scores
+It is made for pictures as the miniworld draws them, of 15 classes and 21 predicates; on any other picture its scores
 mean nothing.
 """
 
@@ -102,7 +103,7 @@ def _write(
     quality: str,
 ) -> None:
     title, what, use = words
-    settings = recipe.model_dump(mode="json", include={"model", "data", "optimisation"}, exclude_defaults=True)
+    settings = recipe.model_dump(mode="json", include={"model", "data", "loss", "optimisation"}, exclude_defaults=True)
     settings["data"].pop("train", None)
     card = _CARD.format(
         title=title,

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -143,12 +142,12 @@ def predicate_rows(found: TaggerQuality) -> list[list[str]]:
 
 def print_tagger_quality(found: TaggerQuality, console: Console) -> None:
     for head, *body in (quality_rows(found), predicate_rows(found)):
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=None, padding=(0, 2, 0, 0))
         for name in head:
             table.add_column(name, no_wrap=True)
         for row in body:
             table.add_row(*row)
-        console.print(table)
+        console.print(table, "")
     for split, value in found.given.items():
         console.print(f"{split}: average precision where pairs are given: {value:.3f}", highlight=False)
 
