@@ -151,7 +151,7 @@ _ROWS: tuple[tuple[str, Callable[[Path], Any], Kind, str], ...] = (
     ("a link to itself", linked_to_itself, "error row", "cannot be read"),
     ("a name of 5,000 letters", named("x" * 5000), "error row", "cannot be read"),
     ("a name that leaves the folder", named("../secret.png"), "error row", "does not stay inside the image folder"),
-    ("the same with a backslash", named("..\\secret.png"), "error row", "does not stay inside the image folder"),
+    ("a name that leaves the folder, with backslashes", named("..\\secret.png"), "error row", "does not stay inside the image folder"),
     ("an absolute name", named("/etc/passwd"), "error row", "does not stay inside the image folder"),
     ("a name with a NUL", named("a\0.jpg"), "error row", "does not stay inside the image folder"),
     ("an empty name", named(""), "error row", "does not stay inside the image folder"),

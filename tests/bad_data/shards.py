@@ -132,7 +132,7 @@ _SHARDS: tuple[tuple[str, Harm, Callable[[Path, Any], Outcome], Kind, str], ...]
         for share in (0, 0.001, 0.25, 0.5, 0.75, 0.999)
         for look, kind, pattern in ((read, "refused", "cannot be read"), (check, "found", "it is cut"))
     ),
-    *((f"a byte flipped at {share:.0%}", flipped(share), check, "found", "checksum") for share in (0, 0.3, 0.6, 0.999)),
+    *((f"a byte flipped at {share:.1%}", flipped(share), check, "found", "checksum") for share in (0, 0.3, 0.6, 0.999)),
     ("longer than it was", lambda data: data + b"x", check, "found", "it is cut, or another file"),
     ("zeros of the same length", lambda data: bytes(len(data)), check, "found", "checksum"),
     ("a footer of 2 GB", lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1", read, "refused", "cannot be read"),

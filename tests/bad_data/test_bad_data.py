@@ -10,6 +10,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from tests.bad_data.case import Case, Outcome
+from tests.bad_data.page import PAGE, written
 from tests.bad_data.table import CASES
 
 
@@ -31,3 +32,8 @@ def test_what_becomes_of(case: Case, tmp_path: Path) -> None:
 def test_the_table_is_as_large_as_promised() -> None:
     assert len(CASES) >= 60
     assert not [name for name, times in Counter(case.id for case in CASES).items() if times > 1]
+
+
+def test_the_page_has_this_table() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert written(page) == page, "run: python -m tests.bad_data.page"

@@ -1,0 +1,222 @@
+"""Inputs that nobody thought of: whatever stands in a file, it becomes rows, counts, or one line of error.
+
+`SGPIPE_FUZZ=20000` tries so many of each kind instead of a few.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from sgpipe.errors import UserError
+from sgpipe.importing import import_annotations
+from sgpipe.progress import Progress
+from sgpipe.recipe import Recipe, SourceConfig, SplitConfig, load_recipe
+from sgpipe.records import Box, Record, Relation, to_table
+from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.shards.read import iter_records
+from sgpipe.shards.rows import row_faults
+from sgpipe.sources import open_source
+from sgpipe.sources.clip import clip_objects
+from sgpipe.sources.detections import Detections
+from sgpipe.sources.json_stream import JsonStream
+from sgpipe.stages.parse import CaptionParser
+from tests.bad_data.annotations import BOX, GOOD
+from tests.sgpipe.sources import test_odd_values as imports
+from tests.sgpipe.test_cli_import import TRIPLETS
+
+QUIET = Progress(Console(quiet=True))
+TOKENS = (
+    b'null true NaN Infinity -Infinity -1 0 1e400 0.5 99999999999999999999 "" "x" "\\ud800" [] {} [[]] { } [ ] : , " '
+    b"\\ \\u0000 \x00 \xff \xef\xbb\xbf \xe2\x80\xa8 \n \r\n - * & ! % @ ? | > # --- ... <<: !!python/name:os.system"
+).split(b" ")
+
+
+def fuzz(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return settings(
+        max_examples=int(os.environ.get("SGPIPE_FUZZ", examples)),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, good: bytes) -> bytes:
+    """The bytes with up to three places cut out, put in, doubled, or flipped; or cut off."""
+    data = good
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        stop = start + draw(st.sampled_from((0, 1, 2, 5, 20)))
+        new = draw(
+            st.sampled_from(TOKENS)
+            | st.binary(max_size=4)
+            | st.just(data[start:stop] * 2)
+            | st.just(bytes(byte ^ 1 for byte in data[start:stop]))
+        )
+        data = data[:start] + new + (b"" if draw(st.integers(0, 9)) == 0 else data[stop:])
+    return data
+
+
+def one_line(error: UserError) -> None:
+    assert len(str(error).splitlines()) == 1, str(error)
+
+
+def right(records: list[Record], split: str) -> None:
+    assert not list(row_faults(to_table(records), split))
+
+
+@fuzz(150)
+@given(data=spoilt(json.dumps({**GOOD, "info": {"a": [1, "\u00e9"]}}).encode()))
+def test_json_is_read_if_and_only_if_it_is_json(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(data)
+    try:
+        known = isinstance(json.loads(data.decode("utf-8-sig")), list | dict)
+    except ValueError:
+        known = False
+    try:
+        for _ in JsonStream(path):
+            pass
+    except UserError as error:
+        one_line(error)
+        assert not known
+    else:
+        assert known
+
+
+@fuzz(60)
+@given(data=spoilt(json.dumps({**GOOD, "annotations": [BOX, {**BOX, "bbox": [90, 70, 50, 50]}]}).encode()))
+def test_detections_become_rows_counts_or_one_line(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(data)
+    source = SourceConfig(splits={"val": SplitConfig(annotations=path, images=tmp_path)})
+    (tmp_path / "index.json").unlink(missing_ok=True)
+    try:
+        index = open_source(source, "val", tmp_path / "index.arrow")
+    except UserError as error:
+        one_line(error)
+    else:
+        right(index.records(0, len(index)), "val")
+
+
+@pytest.mark.parametrize("kind", [*imports.CONTENTS, "rel.json"])
+@fuzz(12)
+@given(data=st.data())
+def test_relations_become_rows_counts_or_one_line(tmp_path_factory: pytest.TempPathFactory, kind: str, data) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    content = imports.CONTENTS["coco-rel" if kind == "rel.json" else kind]
+    files = {"a.json": json.dumps(content).encode(), "rel.json": json.dumps(TRIPLETS).encode()}
+    target = "rel.json" if kind == "rel.json" else "a.json"
+    files[target] = data.draw(spoilt(files[target]))
+    for name, text in files.items():
+        (folder / name).write_bytes(text)
+    try:
+        source = imports.open_source("coco-rel" if kind == "rel.json" else kind, folder / "a.json")
+        import_annotations(source, folder, folder / "out", QUIET)
+    except UserError as error:
+        one_line(error)
+    else:
+        right(list(iter_records(folder / "out")), "train")
+
+
+@fuzz(100)
+@given(
+    data=spoilt(b"name: a\nseed: 3\nlimit: 5\ntag: {threshold: 0.1, resources: {actors: 2}}\ncaption:\n  samples: 2\n")
+)
+def test_recipes_are_read_or_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(data)
+    try:
+        assert isinstance(load_recipe(str(path)), Recipe)
+    except UserError as error:
+        one_line(error)
+
+
+@fuzz(200)
+@given(data=st.data())
+def test_a_spoilt_manifest_is_refused_or_says_nothing_wrong(tmp_path: Path, data) -> None:
+    manifest = Manifest.create(tmp_path, {"name": "x"})
+    entries = [ShardEntry("val", i, i + 8, f"data/{i}.parquet", "0" * 64, i, {"images": 8}) for i in range(0, 32, 8)]
+    for entry in entries:
+        manifest.commit(entry)
+    path = tmp_path / MANIFEST
+    path.write_bytes(data.draw(spoilt(path.read_bytes())))
+    try:
+        loaded = Manifest.load(tmp_path)
+    except UserError as error:
+        one_line(error)
+        return
+    assert loaded.run == manifest.run
+    assert all(shard in entries for shard in loaded.shards)
+    # What is gone is done again, at the place where it is missing.
+    loaded.commit(ShardEntry("val", 0, 8, "data/again.parquet", "1" * 64, 1))
+    assert Manifest.load(tmp_path).shards == loaded.shards
+
+
+NUMBERS = st.floats() | st.floats(-50, 150) | st.integers(-50, 150).map(float) | st.sampled_from((0.0, 100.0, 60.0))
+BBOX = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+
+
+@fuzz(150)
+@given(bboxes=st.lists(BBOX, max_size=6), ends=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=6))
+def test_clipped_boxes_lie_in_their_image_and_keep_their_relations(bboxes, ends) -> None:
+    boxes = [Box(f"class {number}", number, bbox) for number, bbox in enumerate(bboxes)]
+    relations = [Relation(s, o, f"{s} on {o}") for s, o in ends if max(s, o) < len(boxes)]
+    record, problems = Record("1", "d", "val", "1.jpg", 100, 60, boxes, relations=list(relations)), Counter[str]()
+    clip_objects(record, problems)
+    right([record], "val")
+    assert problems["degenerate"] == len(boxes) - len(record.objects)
+    assert problems["relations_of_dropped_boxes"] == len(relations) - len(record.relations)
+    for relation in record.relations:
+        subject, object_ = (record.objects[end].category_id for end in (relation.subject, relation.object))
+        assert relation.predicate == f"{subject} on {object_}"
+    before, again = list(record.objects), Counter[str]()
+    clip_objects(record, again)
+    assert (record.objects, +again) == (before, Counter())
+
+
+@fuzz(150)
+@given(bboxes=st.lists(BBOX, min_size=1, max_size=6))
+def test_detections_and_imports_clip_alike(bboxes) -> None:
+    detections, problems, expected = Detections("coco", "val"), Counter[str](), []
+    detections.add_category({"id": 1, "name": "dog"})
+    for number, bbox in enumerate(bboxes):
+        detections.add_image({"id": number, "file_name": "a", "width": 100, "height": 60})
+        detections.add_box({"image_id": number, "category_id": 1, "bbox": list(bbox)})
+        record = Record(str(number), "coco", "val", "a", 100, 60, [Box("dog", 1, bbox)])
+        clip_objects(record, problems)
+        expected.append([list(box.bbox) for box in record.objects])
+    [table] = detections.tables()
+    assert [[box["bbox"] for box in objects] for objects in table["objects"].to_pylist()] == expected
+    assert detections.problems.degenerate == problems["degenerate"]
+    assert detections.problems.clipped == problems["clipped"]
+
+
+@pytest.fixture(scope="module")
+def parser() -> CaptionParser:
+    return CaptionParser()
+
+
+SENTENCE = "a man , . who is riding not by of the which dog's sitting on to - --- … 🚲 Zürich ' \" ) ( 1/2"
+WORDS = st.sampled_from(SENTENCE.split())
+TEXT = st.text(max_size=60) | st.lists(WORDS, max_size=25).map(" ".join)
+
+
+@fuzz(15)
+@given(captions=st.lists(TEXT, max_size=8))
+def test_any_text_is_parsed(parser: CaptionParser, captions: list[str]) -> None:
+    for number, found in enumerate(parser.parse(captions)):
+        for triplet in found:
+            assert triplet.caption == number
+            assert triplet.predicate.strip()
+            assert triplet.subject.strip()
+            assert triplet.object.strip()
