@@ -89,9 +89,8 @@ class CocoRelations:
         names = [clean(str(item)) for key, item in stream if key == "rel_categories"]
         splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
         if self.split not in splits:
-            raise UserError(
-                f"{self.relations} has no split {self.split!r}: say --split {' or '.join(sorted(splits)) or 'NAME'}"
-            )
+            there = " or ".join(map(line, sorted(splits))) or "NAME"
+            raise UserError(f"{self.relations} has no split {self.split!r}: say --split {there}")
         return names, splits[self.split]
 
 

@@ -161,7 +161,7 @@ class Detections:
         outside = np.maximum(low - xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - high)
         moved = (outside > 0).any(1)
         clipped = np.where(moved[:, None], np.hstack([low, high - low]), xywh)
-        keep = finite & (xywh[:, 2:] > 0).all(1) & (clipped[:, 2:] > 0).all(1)
+        keep = finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1)
         # Images that are error rows have no size to clip against; that is not the boxes' fault.
         sized = (limit > 0).all(1)
         self.problems.unsized_image += int((~sized).sum())

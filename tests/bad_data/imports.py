@@ -119,6 +119,8 @@ _ROWS: tuple[tuple[str, Callable[[Path], str], Kind, str], ...] = (
     ("rel.json: a triplet of two numbers", triplets([0, 1]), "error row", "are not 3 numbers"),
     ("rel.json: another split", holds("coco-rel", INSTANCES, {"val": {}, "rel_categories": ["on"]}), "refused",
      "has no split 'train': say --split val"),
+    ("rel.json: a split with a line break", holds("coco-rel", INSTANCES, {"\nx": {}, "rel_categories": ["on"]}),
+     "refused", "has no split 'train': say --split x$"),
 )  # fmt: skip
 
 CASES = [Case("import", what, make, look, kind, pattern) for what, make, kind, pattern in _ROWS]
