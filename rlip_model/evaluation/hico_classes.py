@@ -34,9 +34,9 @@ class Split:
     non_rare: Array
 
     @classmethod
-    def from_labels(cls, rare: Array, non_rare: Array) -> Split:
-        """Of `[classes, 3]` each: subject label, object label, verb."""
-        return cls(*(CLASSES.number(*np.reshape(part, (-1, 3)).astype(int).T) for part in (rare, non_rare)))
+    def from_labels(cls, rare: Array, non_rare: Array, classes: TripletClasses = CLASSES) -> Split:
+        """Of `[classes, 3]` each: subject label, object label, verb, as counted by `classes`."""
+        return cls(*(classes.number(*np.reshape(part, (-1, 3)).astype(int).T) for part in (rare, non_rare)))
 
 
 def split(setting: Setting) -> Split:

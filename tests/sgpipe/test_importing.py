@@ -223,8 +223,8 @@ def test_dataset_loaders_show_embedded_pictures(annotations, tmp_path, monkeypat
 def test_statistics_work_on_imports(finished):
     measures = measure(finished)
     assert measures.images == {"val": IMAGES}
-    assert measures.predicates.total() == measures.levels[0.6].relations == IMAGES - 2
-    assert measures.errors.total() == 2
+    assert sum(measures.predicates.values()) == measures.thresholds[-1].relations == IMAGES - 2
+    assert sum(measures.errors.values()) == 2
     assert distinct_predicates(finished) == {f"p{number}" for number in range(7)}
 
 

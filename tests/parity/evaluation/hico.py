@@ -93,7 +93,7 @@ def check_small(content: dict[str, Any], section: str, report: Report) -> None:
         pair_image(truth, found, truth["filename"], "hois", len(possible))
         for truth, found in zip(content["gts"], content["preds"], strict=True)
     ]
-    rarity = Split.from_labels(content["rare"], content["non_rare"])
+    rarity = Split.from_labels(content["rare"], content["non_rare"], HicoSettings(possible=possible).classes)
     for name, theirs in content["result"].items():
         suppression = PairSuppression() if name == "nms_True" else None
         scores = evaluate_hico(images, HicoSettings(possible=possible, suppression=suppression))
