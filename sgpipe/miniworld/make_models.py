@@ -8,6 +8,7 @@ from typing import Annotated
 
 import torch
 import typer
+import yaml
 from rich.console import Console
 
 from sgpipe.errors import UserError
@@ -38,13 +39,20 @@ def draw_relations(out: Path, split: str, pictures: int, progress: Progress) -> 
 
 
 def train_network(name: NetworkName, shards: Path, out: Path, folder: Path, progress: Progress) -> Making:
-    """Train a network by its recipe and save it in `folder`, in half precision."""
+    """Train a network by its recipe and save it in `folder`, in half precision, with the recipe beside it."""
     began = time.process_time()
     train(network_recipe(name, shards), out, progress)
     seconds = time.process_time() - began
     network = CLASSES[network_recipe(name).model.kind].from_pretrained(trained(out))
     network.half().save_pretrained(folder)
+    write_recipe(name, folder)
     return Making(seconds, sum(value.numel() for value in network.parameters()))
+
+
+def write_recipe(name: NetworkName, folder: Path) -> None:
+    """From it `sgpipe predict` knows how large the network's pictures were."""
+    settings = network_recipe(name).model_dump(mode="json", exclude={"workers", "output"})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def main(

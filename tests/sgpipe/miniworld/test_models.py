@@ -8,6 +8,7 @@ from sgpipe.miniworld.captions import WORDINGS
 from sgpipe.miniworld.models import MINIWORLD, packaged_model, with_packaged_models
 from sgpipe.miniworld.network_quality import measure_tagger, network_recipe, quality_rows
 from sgpipe.new_network import CLASSES
+from sgpipe.predict import trained_sides
 from sgpipe.recipe import load_recipe
 
 MOST_BYTES = 12_000_000
@@ -24,6 +25,7 @@ def test_a_packaged_network_is_that_of_its_recipe(name):
     model = network_recipe(name).model
     network = CLASSES[model.kind].from_pretrained(packaged_model(name))
     assert {key: getattr(network.config, key) for key in model.config} == model.config
+    assert trained_sides(packaged_model(name)) == (96, 144)
     words = network.tokenizer.get_vocab()
     assert {word for name in WORDINGS for word in name.split()} <= words.keys()
 
