@@ -102,6 +102,7 @@ def test_rows_do_not_depend_on_units_or_actors(finished, coco, tagger, tmp_path)
     assert rows(tmp_path / "out") == rows(finished)
 
 
+@pytest.mark.slow
 def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
     out = tmp_path / "out"
     assert run(coco, tagger, out, limit=3).counts["images"] == 3
@@ -112,6 +113,7 @@ def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
     assert rows(out) == rows(finished)
 
 
+@pytest.mark.slow
 def test_failed_rows_are_done_again_on_request(coco, tagger, finished, tmp_path):
     files = make_coco(tmp_path / "coco", images=IMAGES)
     hidden = [files.images / "0004.png", files.images / "0007.png"]
@@ -219,7 +221,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_rows(coco, tagger, finished, tm
     assert rows(out) == rows(finished)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path, number):
     out = tmp_path / "out"
     process = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
@@ -253,6 +255,7 @@ def test_shards_without_a_manifest_are_left_alone(finished, coco, tagger, tmp_pa
     assert sorted((out / "data").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_two_splits_fill_one_folder(ray_engine, coco, tagger, tmp_path):
     import datasets
 
