@@ -37,18 +37,14 @@ _PREFETCH = 2  # batches
 _SIDES = (800, 1333)
 
 
-@dataclass(frozen=True)
-class PredictConfig:
-    """How to predict.
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """How a network computes.
 
-    classes: the texts that the network is asked for. task: subjects are persons; or pairs whose subject looks like
-    something else are left out, too; or subjects of any class. sides: shorter and longer one in pixels; None: as the
-    network was trained. workers: processes; gpus: of each.
+    sides: shorter and longer one of pictures, in pixels; None: as the network was trained. threads: that read pictures.
+    workers: processes; gpus: of each.
     """
 
-    model: Path
-    classes: ClassLists
-    task: Task
     batch: int = 4
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
@@ -56,6 +52,19 @@ class PredictConfig:
     threads: int = 2
     workers: int = 1
     gpus: float = 0
+
+
+@dataclass(frozen=True)
+class PredictConfig(Computing):
+    """How to predict.
+
+    classes: the texts that the network is asked for. task: subjects are persons; or pairs whose subject looks like
+    something else are left out, too; or subjects of any class.
+    """
+
+    model: Path
+    classes: ClassLists
+    task: Task
 
 
 @dataclass(frozen=True)

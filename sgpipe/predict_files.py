@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from rlip_model.evaluation.inputs import NOT_FOUND, Array, Pairs
 from rlip_model.evaluation.triplets import largest
+from sgpipe import records
 from sgpipe.predict import Predicted
 from sgpipe.predict_graphs import found_graph, graph_item
 from sgpipe.predict_people import PeopleReader, people_items
@@ -23,14 +24,10 @@ from sgpipe.predict_rows import image_number
 from sgpipe.sources.annotated import ClassLists
 from sgpipe.sources.hoi import Numbering
 
+_IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height")  # as in shards
 SCHEMA = pa.schema(
     [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("file_name", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
+        *(records.SCHEMA.field(name) for name in _IMAGE),
         pa.field(
             "triplets",
             pa.list_(
@@ -142,7 +139,7 @@ def write_parquet(found: Iterable[Predicted], out: Path, classes: ClassLists, mo
     with _whole(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for prediction in found:
             _count(written, prediction)
-            row = {name: getattr(prediction.row, name) for name in SCHEMA.names[:6]}
+            row = {name: getattr(prediction.row, name) for name in _IMAGE}
             triplets = None if prediction.pairs is None else list(_named(prediction.pairs, classes, most))
             rows.append({**row, "triplets": triplets, "error": prediction.error})
             if len(rows) == _ROWS_AT_ONCE:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from sgpipe.evaluation.classes import data_classes, read_classes
 from sgpipe.evaluation.pairs import read_truths
 from sgpipe.evaluation.result import EvaluationResult
 from sgpipe.evaluation.shard_truth import shard_truth
-from sgpipe.predict import PredictConfig, Task, predict
+from sgpipe.predict import Computing, PredictConfig, Task, predict
 from sgpipe.predict_rows import PictureRow, Unit, picture_units
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import HICO, Numbering, hico_source, read_hoia
@@ -31,8 +30,8 @@ from sgpipe.sources.open_images import OpenImages
 
 
 @dataclass(frozen=True)
-class ModelRun:
-    """A network and the pictures it is to be asked about; how: as of `PredictConfig`.
+class ModelRun(Computing):
+    """A network and the pictures it is to be asked about.
 
     annotations: the benchmark's file; without it, the shards tell what is true. classes: see `read_classes`; without
     it, those of the data.
@@ -44,12 +43,6 @@ class ModelRun:
     images: Path | None = None
     annotations: Path | None = None
     classes: Path | None = None
-    batch: int = 4
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    sides: tuple[int, int] | None = None
-    workers: int = 1
-    gpus: float = 0
 
     def numbering(self) -> Numbering | None:
         """Of the annotations and predictions, if it is not the benchmark's. Raises UserError."""
@@ -59,7 +52,7 @@ class ModelRun:
         """Raises UserError: the data has no classes."""
         numbering = self.numbering()
         classes = numbering.classes if numbering else data_classes(self.data)
-        how = {name: getattr(self, name) for name in ("batch", "dtype", "device", "sides", "workers", "gpus")}
+        how = {each.name: getattr(self, each.name) for each in fields(Computing)}
         return PredictConfig(self.model, classes, task, **how)
 
     def units(self) -> list[Unit]:
