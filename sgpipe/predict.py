@@ -187,6 +187,8 @@ def load_detector(model: Path) -> TripletDetector:
     Raises UserError: there is none.
     """
     folder = network_folder(model)
+    if not folder.exists():  # not to be taken for the name of a model on a hub
+        raise UserError(f"there is no folder {model}; name that of a trained network")
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
