@@ -109,7 +109,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         load_detector(trained_tagger)
     with pytest.raises(UserError, match="is no RLIPv2-ParSeDA folder"):
         load_detector(tmp_path)
-    with pytest.raises(UserError, match="there is no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         load_detector(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no split 'val'; it has train"):
         picture_units(drawn_run, "val")
