@@ -51,7 +51,9 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a ParSeDA or ParSeD, or of its training.")],
     data: Data,
     out: Annotated[Path, typer.Option(help="File to write: .json as `sgpipe eval` reads, or .parquet.")],
-    form: Annotated[Form, typer.Option(help="Form of the JSON file.")] = Form.HICO,
+    form: Annotated[
+        Form | None, typer.Option(help="Whose evaluator reads the file: hico by default; any, of Parquet.")
+    ] = None,
     most: Annotated[int, typer.Option(min=1, help="Triplets of a picture, the best ones (vg: pairs).")] = 100,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="hico: leave out subjects that look like no person.")
@@ -103,29 +105,41 @@ def sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | No
     return short_side, long_side
 
 
-def _write(run: ModelRun, out: Path, form: Form, most: int, zero_shot: bool) -> Written:
+def _write(run: ModelRun, out: Path, form: Form | None, most: int, zero_shot: bool) -> Written:
     import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.classes import numbering_of
     from sgpipe.predict import load_detector
     from sgpipe.predict import predict as find
-    from sgpipe.predict_files import write_graphs, write_hoia, write_parquet, write_people
-    from sgpipe.predict_people import PeopleReader, vcoco_actions
+    from sgpipe.predict_files import write_hoia, write_parquet
     from sgpipe.sources.hoi import HICO
 
-    if out.suffix == ".parquet":
-        graphs = load_detector(run.model).config.subject_class
-        config = run.config("scene graph" if graphs else "hoi")
-        return write_parquet(find(config, run.units()), out, config.classes, most)
-    if form is Form.VG:
-        return write_graphs(find(run.config("scene graph"), run.units()), out, most)
-    if form is Form.VCOCO:
-        config = run.config("hoi")
-        reader = PeopleReader(config.classes, vcoco_actions(config.classes.relations))
-        return write_people(find(config, run.units()), out, reader)
+    parquet = out.suffix == ".parquet"
+    if form is Form.VG or form is Form.VCOCO:
+        if parquet:
+            raise UserError(f"--form {form.value} needs all scores of a pair, and Parquet has the best: write .json")
+        return _write_whole_pairs(run, out, form, most)
+    if form is None and parquet:
+        form = Form.OPENIMAGES if load_detector(run.model).config.subject_class else Form.HICO
     if form is Form.OPENIMAGES:
         config, key = run.config("scene graph"), "rel_prediction"
     else:
         config, key = run.config("zero-shot hoi" if zero_shot else "hoi"), "hoi_prediction"
+    hico_det = form is not Form.OPENIMAGES and config.classes == HICO.classes
+    possible = hico.possible_interactions() if hico_det else None
+    if parquet:
+        return write_parquet(find(config, run.units()), out, config.classes, most, possible)
     numbering = run.numbering() or numbering_of(config.classes)
-    possible = hico.possible_interactions() if form is Form.HICO and config.classes == HICO.classes else None
     return write_hoia(find(config, run.units()), out, numbering, key, most, possible)
+
+
+def _write_whole_pairs(run: ModelRun, out: Path, form: Form, most: int) -> Written:
+    """For the evaluators that want all predicates of a pair."""
+    from sgpipe.predict import predict as find
+    from sgpipe.predict_files import write_graphs, write_people
+    from sgpipe.predict_people import PeopleReader, vcoco_actions
+
+    if form is Form.VG:
+        return write_graphs(find(run.config("scene graph"), run.units()), out, most)
+    config = run.config("hoi")
+    reader = PeopleReader(config.classes, vcoco_actions(config.classes.relations))
+    return write_people(find(config, run.units()), out, reader)

@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
             pa.list_(
                 pa.struct(
                     [
+                        ("pair", pa.int32()),
                         ("subject", pa.string()),
                         ("predicate", pa.string()),
                         ("object", pa.string()),
@@ -133,14 +134,19 @@ def write_graphs(found: Iterable[Predicted], out: Path, most: int) -> Written:
     return _write_json(found, out, items)
 
 
-def write_parquet(found: Iterable[Predicted], out: Path, classes: ClassLists, most: int) -> Written:
-    """One row per picture with its best triplets, by name; boxes xyxy in pixels; `error`: why there is nothing."""
+def write_parquet(
+    found: Iterable[Predicted], out: Path, classes: ClassLists, most: int, possible: Array | None = None
+) -> Written:
+    """One row per picture with its best triplets, by name; boxes xyxy in pixels; `error`: why there is nothing.
+
+    `pair` counts a picture's pairs; `possible` as of `Best.of`.
+    """
     written, rows = Written(), list[dict[str, Any]]()
     with _whole(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
         for prediction in found:
             _count(written, prediction)
             row = {name: getattr(prediction.row, name) for name in _IMAGE}
-            triplets = None if prediction.pairs is None else list(_named(prediction.pairs, classes, most))
+            triplets = None if prediction.pairs is None else list(_named(prediction.pairs, classes, most, possible))
             rows.append({**row, "triplets": triplets, "error": prediction.error})
             if len(rows) == _ROWS_AT_ONCE:
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
@@ -149,10 +155,11 @@ def write_parquet(found: Iterable[Predicted], out: Path, classes: ClassLists, mo
     return written
 
 
-def _named(pairs: Pairs, classes: ClassLists, most: int) -> Iterator[dict[str, Any]]:
-    best = Best.of(pairs, most)
-    for pair, predicate, score in zip(best.pair, best.predicate, best.score.tolist(), strict=True):
+def _named(pairs: Pairs, classes: ClassLists, most: int, possible: Array | None) -> Iterator[dict[str, Any]]:
+    best = Best.of(pairs, most, possible)
+    for pair, predicate, score in zip(best.pair.tolist(), best.predicate, best.score.tolist(), strict=True):
         yield {
+            "pair": pair,
             "subject": classes.objects[pairs.subject_labels[pair]],
             "predicate": classes.relations[predicate],
             "object": classes.objects[pairs.object_labels[pair]],

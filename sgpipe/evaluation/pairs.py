@@ -10,30 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NOT_FOUND, Array, EvaluationError, Image, Pairs, Truth, check_range, table
+from rlip_model.evaluation.inputs import EvaluationError, Image, Truth, check_range, table
 from sgpipe.errors import UserError
+from sgpipe.evaluation.prediction_table import Prediction, read_prediction_table
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.fields import FieldError, required, word
 from sgpipe.sources.hoi import Numbering
 from sgpipe.sources.json_stream import JsonStream
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was predicted for one image: boxes and labels `[boxes]`, and triplets `[triplets, 3]` with scores."""
-
-    boxes: Array
-    labels: Array
-    triplets: Array
-    scores: Array
-
-    def pairs(self, num_predicates: int) -> Pairs:
-        """With a row for each pair of boxes. A triplet that is there twice counts once, with its best score."""
-        ends, number = np.unique(self.triplets[:, :2], axis=0, return_inverse=True)
-        scores = np.full((len(ends), num_predicates), NOT_FOUND, dtype=np.float32)
-        np.maximum.at(scores, (number.reshape(-1), self.triplets[:, 2]), self.scores)
-        subjects, objects = ends.T
-        return Pairs(self.boxes[subjects], self.boxes[objects], self.labels[subjects], self.labels[objects], scores)
 
 
 @dataclass
@@ -65,11 +48,9 @@ class PairFiles:
             yield Image(name, truth, found.get(name, nothing).pairs(len(self.numbering.relations)))
 
     def _read_predictions(self, truths: Mapping[str, Truth]) -> dict[str, Prediction]:
-        reader = _PredictionReader(self.predictions, self.numbering, self.key)
         found: dict[str, Prediction] = {}
         repeated = 0
-        for _, item in JsonStream(self.predictions):
-            name, prediction = reader.read(item)
+        for name, prediction in self._predictions():
             if name not in truths:
                 raise UserError(
                     f"{self.predictions}: image {name!r} is not in {self.source.files['annotations']}; "
@@ -82,6 +63,15 @@ class PairFiles:
         if repeated:
             self.notes.append(f"{repeated:,} predictions are of images that had some: only the first of each counts")
         return found
+
+    def _predictions(self) -> Iterator[tuple[str, Prediction]]:
+        """Image by image, with its file name."""
+        if self.predictions.suffix == ".parquet":
+            yield from read_prediction_table(self.predictions, self.numbering.classes)
+            return
+        reader = _PredictionReader(self.predictions, self.numbering, self.key)
+        for _, item in JsonStream(self.predictions):
+            yield reader.read(item)
 
 
 @dataclass(frozen=True)

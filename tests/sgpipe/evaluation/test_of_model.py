@@ -85,6 +85,9 @@ def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Pa
     annotated = ("--annotations", drawn / "hico.json", *classes)
     invoke("predict", "any", "--data", drawn_run, "--out", out, *classes)
     by_file = evaluated(tmp_path, "hico", "--predictions", out, *annotated)
+    table = tmp_path / "found.parquet"
+    invoke("predict", "any", "--data", drawn_run, "--out", table, "--form", "hico", *classes)
+    assert evaluated(tmp_path, "hico", "--predictions", table, *annotated) == by_file
     again = evaluated(tmp_path, "hico", "--model", "any", "--data", drawn_run, *annotated)
     assert again["per_class"] == by_file["per_class"]
     assert again["summary"] == by_file["summary"]
@@ -118,9 +121,13 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
     assert direct["benchmark"] == "HICO-DET"
     assert 0.02 < direct["summary"]["mAP non-rare"] < 0.99
     invoke("predict", "any", "--data", run, "--out", out)
-    by_file = evaluated(tmp_path, "hico", "--predictions", out, "--annotations", true)
+    invoke("predict", "any", "--data", run, "--out", out.with_suffix(".parquet"), "--form", "hico")
+    by_files = [
+        evaluated(tmp_path, "hico", "--predictions", path, "--annotations", true)
+        for path in (out, out.with_suffix(".parquet"))
+    ]
     again = evaluated(tmp_path, "hico", "--model", "any", "--data", run, "--annotations", true)
-    assert by_file == again == direct
+    assert [*by_files, again] == [direct] * 3
 
 
 def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_path: Path) -> None:
