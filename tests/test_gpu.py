@@ -1,0 +1,131 @@
+"""What runs on a GPU gives what it gives on a CPU. Skipped where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rlip_model.attention import sample
+from sgpipe.evaluation.classes import data_classes
+from sgpipe.miniworld.models import packaged_model
+from sgpipe.predict import PredictConfig, Predictor
+from sgpipe.predict_rows import picture_units
+from sgpipe.recipe import CaptionConfig, TagConfig
+from sgpipe.records import Pair, Record
+from sgpipe.shards.read import iter_records
+from sgpipe.stages.caption import CaptionStage
+from sgpipe.stages.tag import TagStage
+from tests.sgpipe.trainings import PICTURES, curve, make_run, training
+
+LEVELS = [(25, 34), (13, 17), (7, 9), (4, 5)]
+GPU = "cuda"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU here")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_deformable_attention_and_its_gradients(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(height * width for height, width in LEVELS)
+    value = torch.randn(2, tokens, 8, 32, generator=generator)
+    locations = 1.2 * torch.rand(2, 300, 8, 4, 4, 2, generator=generator) - 0.1
+    weights = torch.rand(2, 300, 8, 4, 4, generator=generator).flatten(3).softmax(-1).view(2, 300, 8, 4, 4)
+
+    def sampled(device: str) -> list[Tensor]:
+        leaves = [tensor.to(device, dtype).requires_grad_() for tensor in (value, locations, weights)]
+        result = sample(leaves[0], LEVELS, leaves[1], leaves[2])
+        assert result.dtype == dtype
+        result.float().square().sum().backward()
+        return [tensor.detach().float().cpu() for tensor in (result, leaves[0].grad, leaves[2].grad)]
+
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
+    for ours, theirs in zip(sampled(GPU), sampled("cpu"), strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def captions(run: Path, **settings: Any) -> list[str]:
+    config = CaptionConfig(captioner=str(packaged_model("captioner")), samples=4, **settings)
+    stage = CaptionStage(config, {"train": run.parent / "drawn" / "images"}, 0)
+    stage.setup()
+    return [caption.text for record in stage(list(iter_records(run))) for caption in record.captions]
+
+
+def test_captions_do_not_depend_on_the_batch_and_hardly_on_the_device(run: Path) -> None:
+    on_gpu = captions(run, device=GPU, dtype="float32", batch_size=5)
+    assert len(on_gpu) == 4 * PICTURES
+    assert captions(run, device=GPU, dtype="float32", batch_size=1) == on_gpu
+    equal = np.mean([ours == theirs for ours, theirs in zip(on_gpu, captions(run, device="cpu"), strict=True)])
+    assert equal > 0.9  # a score that differs in its last digits can change a draw
+    assert len(set(captions(run, device=GPU, dtype="bfloat16"))) > PICTURES
+
+
+def tagged(run: Path, **settings: Any) -> dict[tuple[str, int, int, str], float]:
+    classes = data_classes(run)
+    config = TagConfig(
+        tagger=str(packaged_model("tagger")), threshold=0.0, group_size=8, short_side=96, long_side=160, **settings
+    )
+    stage = TagStage(config, {"train": run.parent / "drawn" / "images"}, classes.objects)
+    stage.setup()
+    records = [_with_all_pairs(record, list(classes.relations)) for record in iter_records(run)]
+    return {
+        (record.image_id, found.subject, found.object, found.predicate): found.confidence or 0.0
+        for record in stage(records)
+        for found in record.relations
+    }
+
+
+def _with_all_pairs(record: Record, predicates: list[str]) -> Record:
+    count = range(len(record.objects))
+    record.pairs = [Pair(one, other, predicates) for one in count for other in count if one != other]
+    return record
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-2), ("bfloat16", 0.3)])
+def test_confidences(run: Path, dtype: str, tolerance: float) -> None:
+    expected, found = tagged(run, device="cpu"), tagged(run, device=GPU, dtype=dtype)
+    assert found.keys() == expected.keys()
+    differences = np.array([abs(found[key] - confidence) for key, confidence in expected.items()])
+    assert differences.max() < tolerance
+    assert differences.mean() < tolerance / 10
+    assert max(expected.values()) > 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_predictions(run: Path, dtype: str) -> None:
+    def best(**how: Any) -> list[float]:
+        config = PredictConfig(packaged_model("parseda"), data_classes(run), "scene graph", **how)
+        found = [one.pairs for unit in picture_units(run) for one in Predictor(config)(unit)]
+        return [float(pairs.scores.max()) for pairs in found if pairs is not None]
+
+    expected, found = best(device="cpu"), best(device=GPU, dtype=dtype)
+    assert len(found) == PICTURES
+    assert found == pytest.approx(expected, abs=1e-2 if dtype == "float32" else 0.15)
+
+
+def test_training_follows_the_same_curve(run: Path, tmp_path: Path) -> None:
+    for device in ("cpu", GPU):
+        training(run, tmp_path / device, "pretrain", workers__device=device)
+    (_, first), *_ = curve(tmp_path / "cpu")
+    losses = [np.array([loss for _, loss in curve(tmp_path / device)]) for device in ("cpu", GPU)]
+    assert losses[1][0] == pytest.approx(first, rel=1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_training_in_bfloat16_learns(run: Path, tmp_path: Path) -> None:
+    training(run, tmp_path / "half", "pretrain", workers__device=GPU, optimisation__precision="bfloat16")
+    losses = [loss for _, loss in curve(tmp_path / "half")]
+    assert all(np.isfinite(losses))
