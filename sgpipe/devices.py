@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from sgpipe.errors import UserError
@@ -28,3 +31,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         half = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if half else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+@contextmanager
+def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
+    """Raises UserError, with the remedy, if the GPU's memory is full."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(f"the memory of {device} is full; {remedy}") from None

@@ -23,7 +23,7 @@ from rlip_model.postprocess import Detections, hoi_detections, scene_graph_detec
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import NO_OBJECTS, TokenizerError
 from rlip_model.training.objective import autocast
-from sgpipe.devices import pick_device, pick_dtype
+from sgpipe.devices import enough_memory, pick_device, pick_dtype
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError
 from sgpipe.predict_rows import PictureRow, Unit, iter_rows
@@ -148,14 +148,9 @@ class Predictor:
         pixels, padding = _padded(pictures)
         classes = self.config.classes
         precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
-        try:
-            with autocast(self._device, precision):
-                labels = self._network.encode_labels([*classes.objects, NO_OBJECTS], classes.relations)
-                output = self._network(pixels.to(self._device), padding.to(self._device), labels).final
-        except torch.cuda.OutOfMemoryError:
-            raise UserError(
-                f"{self._device} has no memory for {len(pictures)} pictures at once; lower --batch"
-            ) from None
+        with enough_memory(self._device, f"lower --batch {self.config.batch}"), autocast(self._device, precision):
+            labels = self._network.encode_labels([*classes.objects, NO_OBJECTS], classes.relations)
+            output = self._network(pixels.to(self._device), padding.to(self._device), labels).final
         return self._postprocess(_float32(output), torch.ones(len(pictures), 2))
 
     def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[Detections]:

@@ -30,7 +30,7 @@ from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import BEST, LAST, Checkpoints, Position, read_position
 from sgpipe import __version__
-from sgpipe.devices import pick_device
+from sgpipe.devices import enough_memory, pick_device
 from sgpipe.errors import EngineError, UserError
 from sgpipe.identity import difference, fingerprint
 from sgpipe.locking import only_process
@@ -46,6 +46,7 @@ from sgpipe.trainset.remarks import remarks
 from sgpipe.trainset.scan import scan_training, scan_validation
 
 _PRIVATE, _RUN, _START = ".training", "run.json", "start"
+_REMEDY = "lower --batch, set optimisation.activation_checkpointing=true, or take more --workers"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def work(
     try:
         network = CLASSES[recipe.model.kind].from_pretrained(latest or job.start)
         objective = make_objective(network, recipe)
-        nn.Module.to(objective, device or pick_device(recipe.workers.device))
+        device = device or pick_device(recipe.workers.device)
+        nn.Module.to(objective, device)
         step = read_position(latest).step if latest else 0
         with MetricsLog(job.out, step, recipe.output.tensorboard, enabled=share[0] == 0) as log:
 
@@ -176,7 +178,8 @@ def work(
             trainer = make_trainer(objective, job, report, wrap)
             if latest:
                 trainer.restore(latest)
-            trainer.fit(make_feed(job, network, *share))
+            with enough_memory(device, _REMEDY):
+                trainer.fit(make_feed(job, network, *share))
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sgpipe.devices import pick_device, pick_dtype
+from sgpipe.devices import enough_memory, pick_device, pick_dtype
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import CaptionConfig
@@ -31,6 +31,7 @@ from sgpipe.stages.decoding import NucleusSampling, beam_captions, sample_captio
 from sgpipe.stages.regions import Region, regions
 
 _GPU_GROUP = 8
+_REMEDY = "lower caption.samples, or raise caption.resources.gpus, so that fewer actors share it"
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,20 @@ class CaptionStage:
         if self.config.captioner is None:
             raise UserError("caption.captioner is not set: expected the folder or hub id of a BLIP captioner")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        device = pick_device(self.config.device)
-        dtype = pick_dtype(self.config.dtype, device)
-        self.blip: Blip = load_blip(self.config.captioner, self.config.image_size, device, dtype)
+        self.device = pick_device(self.config.device)
+        dtype = pick_dtype(self.config.dtype, self.device)
+        self.blip: Blip = load_blip(self.config.captioner, self.config.image_size, self.device, dtype)
         self.decoder = BlipDecoder(self.blip.model)
         self.prompt = self.blip.prompt_ids(self.config.prompt)
-        self.group = _GPU_GROUP if device.type == "cuda" else 1
+        self.group = _GPU_GROUP if self.device.type == "cuda" else 1
         self._check_lengths()
 
     def __call__(self, records: list[Record]) -> list[Record]:
         pictures = self._pictures(records)
         while batch := list(islice(pictures, self.config.batch_size)):
             for first in range(0, len(batch), self.group):
-                self._caption(batch[first : first + self.group])
+                with enough_memory(self.device, _REMEDY):
+                    self._caption(batch[first : first + self.group])
         return records
 
     def _check_lengths(self) -> None:

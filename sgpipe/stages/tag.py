@@ -18,13 +18,15 @@ from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import Pairs
 from rlip_model.text import NO_OBJECTS, TokenizerError
-from sgpipe.devices import pick_device, pick_dtype
+from sgpipe.devices import enough_memory, pick_device, pick_dtype
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation
 from sgpipe.relations import deduplicate
 from sgpipe.stages.grouping import Group, group_pairs, reference_groups, reference_prior_groups
+
+_REMEDY = "lower tag.chunk, or raise tag.resources.gpus, so that fewer actors share it"
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class TagStage:
         boxes = normalised_boxes(record).to(self.device)
         labels = torch.tensor([self._labels[box.category] for box in record.objects]).to(self.device)
         relations: list[Relation] = []
-        with self._autocast():
+        with enough_memory(self.device, _REMEDY), self._autocast():
             image = self.tagger.encode_image(pixels.unsqueeze(0).to(self.device))
             for batch in batches:
                 scores = self._score(image, boxes, labels, batch).float().cpu()

@@ -139,7 +139,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(ParSeDA, "forward", full)
-    with pytest.raises(UserError, match="cpu has no memory for 4 pictures at once; lower --batch"):
+    with pytest.raises(UserError, match="memory of cpu is full; lower --batch 4"):
         found(drawn_run, network)
 
 

@@ -234,3 +234,13 @@ def test_lengths_that_leave_no_caption(captioner, images, settings, message):
 def test_no_captioner_is_an_error(images):
     with pytest.raises(UserError, match="captioner is not set"):
         CaptionStage(CaptionConfig(), {"val": images}, 0).setup()
+
+
+def test_a_full_gpu_ends_the_run_in_one_line(captioner, images, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    stage = make_stage(captioner, images)
+    monkeypatch.setattr(type(stage.blip), "encode", full)
+    with pytest.raises(UserError, match=r"memory of cpu is full; .*caption.resources.gpus"):
+        stage(records())

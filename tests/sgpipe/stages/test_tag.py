@@ -217,3 +217,13 @@ def test_boxes_are_shares_of_the_image() -> None:
     item = Record("1", "d", "s", "f", 200, 100, [Box("a", 1, (20.0, 10.0, 100.0, 50.0))])
     torch.testing.assert_close(normalised_boxes(item), torch.tensor([[0.35, 0.35, 0.5, 0.5]]))
     assert normalised_boxes(Record("1", "d", "s", "f", 2, 1)).shape == (0, 4)
+
+
+def test_a_full_gpu_ends_the_run_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    made = stage(folder)
+    monkeypatch.setattr(made.tagger, "encode_image", full)
+    with pytest.raises(UserError, match=r"memory of cpu is full; lower tag.chunk"):
+        made([record(0)])
