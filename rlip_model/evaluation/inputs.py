@@ -99,15 +99,27 @@ class Image:
 
 
 def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
-    """Nested lists, empty ones included, as an array of a shape with one -1.
+    """Nested lists, empty ones included, as an array; None becomes NaN, and what is too large infinite.
+
+    Args:
+        shape: beginning with -1, for any number of rows.
 
     Raises:
-        EvaluationError: they are not of that shape.
+        EvaluationError: they are not of that shape, or not whole numbers though `kind` is `int`.
     """
     try:
-        return np.asarray(values, dtype=kind).reshape(shape)
-    except (TypeError, ValueError) as reason:
+        found = np.asarray(values)
+        if not found.size:
+            return np.zeros((0, *shape[1:]), dtype=kind)
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = found.astype(kind)
+            whole = kind is not int or bool((array == found.astype(float)).all())
+    except (TypeError, ValueError, OverflowError) as reason:
         raise EvaluationError(f"not a table of numbers of the shape {shape}: {reason}") from reason
+    if array.ndim != len(shape) or array.shape[1:] != shape[1:] or not whole:
+        numbers = "whole numbers" if kind is int else "numbers"
+        raise EvaluationError(f"not a table of {numbers} of the shape {shape}: {str(values)[:80]}")
+    return array
 
 
 def check_boxes(image: str, what: str, boxes: Array) -> None:

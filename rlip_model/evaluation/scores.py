@@ -81,7 +81,7 @@ class Tally:
                 Claims number the block's true ones (or are `NO_CLAIM`).
         """
         self.true_classes.append(true_classes)
-        self.found_classes.append(found_classes.astype(np.int32))  # half the memory, for millions of detections
+        self.found_classes.append(found_classes)
         self.scores.append(scores)
         self.claims.append(np.where(claims == NO_CLAIM, NO_CLAIM, claims + self.total).astype(np.int32))
         self.total += len(true_classes)

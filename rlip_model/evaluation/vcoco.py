@@ -100,6 +100,8 @@ class PeopleImage:
             ("roles' boxes of found persons", self.found.role_boxes, len(actions.roles)),
         ):
             check_equal(self.name, what, columns.shape[1], count)
+        there = ~np.isnan(self.found.role_boxes).any(2) & ~np.isnan(self.found.role_scores)
+        check_boxes(self.name, "found role's box", self.found.role_boxes[there])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> 
     Boxes become whole pixels from corner to corner, are clipped, and left out if nothing stays, as officially.
 
     Raises:
-        EvaluationError: a role is an object without such a box.
+        EvaluationError: a person is not there, a role is an object without such a box, or a box is not finite.
     """
     boxes, persons = _boxes(coco)
     images = {annotation["id"]: annotation["image_id"] for annotation in coco["annotations"]}
@@ -40,6 +40,8 @@ def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> 
         columns = [column for column, role in enumerate(actions.roles) if role.action == action]
         objects = np.reshape(verb["role_object_id"], (len(verb["role_name"]), -1))[_object_roles(verb)]
         for person, label, objects_of_person in zip(verb["ann_id"], verb["label"], objects.T, strict=True):
+            if person not in images:
+                raise EvaluationError(f"person {person} in {verb['action_name']!r} is not among COCO's annotations")
             if person in rows:
                 image, row = images[person], rows[person]
                 does[image][row, action] = label
@@ -74,6 +76,8 @@ def _boxes(coco: Mapping[str, Any]) -> tuple[dict[int, Array], dict[int, list[in
         if annotation.get("ignore") == 1 or annotation["image_id"] not in sizes:
             continue
         left, top, width, height = annotation["bbox"]
+        if not np.isfinite([left, top, width, height, annotation["area"]]).all():
+            raise EvaluationError(f"bbox or area of annotation {annotation['id']} has a number that is NaN or infinite")
         corners = np.array([[left, top], [left + max(0, width - 1), top + max(0, height - 1)]])
         corners = np.clip(corners, 0, sizes[annotation["image_id"]])
         if annotation["area"] > 0 and (corners[1] > corners[0]).all():
@@ -124,7 +128,7 @@ def people_images(
     Raises:
         EvaluationError: something was found in an image that is not annotated.
     """
-    unknown = sorted(found.keys() - people.keys())
+    unknown = sorted(found.keys() - people.keys(), key=str)
     if unknown:
         raise EvaluationError(f"{len(unknown)} images with detections are not annotated, the first is {unknown[0]}")
     roles = len(actions.roles)

@@ -152,17 +152,17 @@ def vcoco_truth(annotations: Path, coco: Path) -> tuple[Actions, dict[int, Peopl
     verbs, instances = _read_json(annotations), _read_json(coco)
     try:
         annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
+        known = {image["id"] for image in instances["images"]}
+        if missing := [image for image in annotated if image not in known]:
+            raise UserError(f"{coco} lacks image {missing[0]} of {annotations}; use instances_vcoco_all_2014.json")
         people = read_people(instances, verbs)
-        chosen = {image: own for image, own in people.items() if image in annotated}
-        missing = next((image for image in annotated if image not in people), None)
-        actions = read_actions(verbs)
+        return read_actions(verbs), {image: own for image, own in people.items() if image in annotated}
+    except EvaluationError as error:
+        raise UserError(f"{annotations} with {coco}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{annotations} and {coco} are not V-COCO's annotations with the COCO instances of its images: {error!r}"
         ) from None
-    if missing is not None:
-        raise UserError(f"{coco} lacks image {missing} of {annotations}; use instances_vcoco_all_2014.json")
-    return actions, chosen
 
 
 def vcoco_result(

@@ -61,8 +61,15 @@ class GraphFiles:
 
 
 def read_graphs(annotations: Path) -> dict[str, Graph]:
-    """The annotated scene graphs by image id. Raises UserError: the file is missing, wrong or empty."""
-    truths = {name: _graph(annotations, name, item) for name, item in _items(annotations)}
+    """The annotated scene graphs by image id.
+
+    Raises UserError: the file is missing, wrong or empty, or an image is there twice.
+    """
+    truths: dict[str, Graph] = {}
+    for name, item in _items(annotations):
+        if name in truths:
+            raise UserError(f"{annotations}: image {name} is there twice; leave one out")
+        truths[name] = _graph(annotations, name, item)
     if not truths:
         raise UserError(f"{annotations} holds no images")
     return truths

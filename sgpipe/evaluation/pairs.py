@@ -14,7 +14,7 @@ from rlip_model.evaluation.inputs import EvaluationError, Image, Truth, check_ra
 from sgpipe.errors import UserError
 from sgpipe.evaluation.prediction_table import Prediction, read_prediction_table
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.fields import FieldError, required, word
+from sgpipe.sources.fields import FieldError, listed, word
 from sgpipe.sources.hoi import Numbering
 from sgpipe.sources.json_stream import JsonStream
 
@@ -85,7 +85,7 @@ class _PredictionReader:
         name = "?"
         try:
             name = word(item, "file_name")
-            return name, self._prediction(name, required(item, "predictions"), required(item, self.key))
+            return name, self._prediction(name, listed(item, "predictions"), listed(item, self.key))
         except (FieldError, EvaluationError) as error:
             raise UserError(f"{self.path}: image {name!r}: {error}") from None
         except (KeyError, TypeError, OverflowError) as error:

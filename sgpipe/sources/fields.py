@@ -52,6 +52,14 @@ def required(item: Any, key: str) -> Any:
     return item[key]
 
 
+def listed(item: Any, key: str) -> list[Any]:
+    """A list. Raises FieldError."""
+    value = required(item, key)
+    if not isinstance(value, list):
+        raise FieldError(f"{key!r} is not a list")
+    return value
+
+
 def whole(item: Any, key: str) -> int:
     """A whole number. Raises FieldError."""
     value = required(item, key)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, fail, picture_id
-from sgpipe.sources.fields import FieldError, required, side, whole, word, xyxy_to_xywh
+from sgpipe.sources.fields import FieldError, listed, required, side, whole, word, xyxy_to_xywh
 from sgpipe.sources.forms import HICO_HOIA, HICO_PAIRS, HOIA, VCOCO_HOIA, VCOCO_PAIRS, require
 from sgpipe.sources.hoi_pairs import read_hico_pairs, read_vcoco_pairs
 from sgpipe.sources.json_stream import JsonStream
@@ -80,18 +80,11 @@ def read_hoia(
             continue
         record = Record(picture_id(name), dataset, split, name, side(item.get("width")), side(item.get("height")))
         try:
-            record.objects = [_box(entry, numbering.objects) for entry in _list(item, "annotations")]
-            record.relations = _relations(_list(item, numbering.key), record, numbering)
+            record.objects = [_box(entry, numbering.objects) for entry in listed(item, "annotations")]
+            record.relations = _relations(listed(item, numbering.key), record, numbering)
         except FieldError as error:
             fail(record, str(error))
         yield record
-
-
-def _list(item: Mapping[str, Any], key: str) -> list[Any]:
-    value = required(item, key)
-    if not isinstance(value, list):
-        raise FieldError(f"{key!r} is not a list")
-    return value
 
 
 def _box(entry: Any, names: Mapping[int, str]) -> Box:

@@ -95,7 +95,10 @@ def test_images_predicted_twice_are_told(tmp_path: Path) -> None:
         ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}, "is inside out"),
         ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [1, 2, 3]}]}, "not a table of numbers"),
         ({**predicted(), "predictions": [PERSON, {}]}, "KeyError('category_id')"),
-        ({**predicted(), "predictions": 7}, "expected boxes with 'bbox'"),
+        ({**predicted(), "predictions": [7]}, "expected boxes with 'bbox'"),
+        ({**predicted(), "hoi_prediction": {}}, "'hoi_prediction' is not a list"),
+        (predicted(subject_id=0.5), "not a table of whole numbers"),
+        (predicted(score=[0.9]), "not a table of numbers"),
         ({"file_name": "HICO_test2015_00000001.jpg"}, "there is no 'predictions'"),
         (7, "there is no 'file_name'"),
     ],
@@ -228,10 +231,11 @@ VERB = {
     "label": [1],
     "role_object_id": [1, 2],
 }
+PERSON_7 = {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100}
 COCO = {
     "images": [{"id": 7, "width": 100, "height": 60}],
     "annotations": [
-        {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100},
+        PERSON_7,
         {"id": 2, "image_id": 7, "category_id": 2, "bbox": [50, 20, 10, 10], "area": 100},
     ],
 }
@@ -243,11 +247,24 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
     [
         ({"predictions": []}, "holds no predictions"),
         ({"predictions": [{**DETECTION, "image_id": 8}]}, "1 images with detections are not annotated, the first is 8"),
+        ({"predictions": [{**DETECTION, "image_id": name} for name in (8, "8")]}, "2 images with detections are not"),
         ({"predictions": [{**DETECTION, "cut_agent": None}]}, "a score of an agent is NaN"),
+        (
+            {"predictions": [{**DETECTION, "cut_obj": [59, 20, 50, 29, 0.5]}]},
+            "found role's box [59.0, 20.0, 50.0, 29.0]",
+        ),
         ({"predictions": [{"image_id": 7}]}, "a detection has no 'person_box'"),
         ({"predictions": [7]}, "expected detections as V-COCO's evaluator takes them"),
-        ({"coco": {"images": []}}, "are not V-COCO's annotations with the COCO instances"),
+        ({"coco": {}}, "are not V-COCO's annotations with the COCO instances"),
         ({"coco": {**COCO, "images": [], "annotations": []}}, "lacks image 7"),
+        (
+            {"coco": {**COCO, "annotations": COCO["annotations"][1:]}},
+            "person 1 in 'cut' is not among COCO's annotations",
+        ),
+        (
+            {"coco": {**COCO, "annotations": [{**PERSON_7, "bbox": [0, 0, float("nan"), 9]}]}},
+            "area of annotation 1 has",
+        ),
         ({"annotations": [{}]}, "are not V-COCO's annotations with the COCO instances"),
     ],
 )
@@ -296,7 +313,10 @@ FOUND = {**GRAPH, "scores": [1, 1], "pairs": [[0, 1]], "predicate_scores": [[0.1
         ([{**FOUND, "image_id": 4}], "image 4 is not in"),
         ([FOUND, FOUND], "image 3 is there twice"),
         ([{**FOUND, "labels": [5, 151]}], "label of a found box is 151"),
+        ([{**FOUND, "labels": [5.5, 6]}], "not a table of whole numbers"),
+        ([{**FOUND, "labels": [5, 10**30]}], "not a table of numbers"),
         ([{**FOUND, "pairs": [[0, 2]]}], "box of a found pair is 2"),
+        ([{**FOUND, "pairs": [[0, 1, 1], [1, 0, 0]]}], "not a table of whole numbers"),
         ([{**FOUND, "predicate_scores": [[0.5] * 50]}], "not a table of numbers"),
         ([{**FOUND, "predicate_scores": [[None] * 51]}], "a score of a predicate is NaN"),
         ([{"image_id": 3}], "there is no 'boxes'"),
@@ -312,3 +332,9 @@ def test_wrong_scene_graphs_are_one_line(tmp_path: Path, change: list[Any], told
     assert result.exit_code == 2
     assert told in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_scene_graphs_annotated_twice_are_refused(tmp_path: Path) -> None:
+    result = run(tmp_path, "vg", {"annotations": [GRAPH, GRAPH], "predictions": [FOUND]}, "--mode", "sgdet")
+    assert result.exit_code == 2
+    assert "image 3 is there twice" in result.stderr

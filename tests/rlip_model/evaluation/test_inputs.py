@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -42,9 +44,29 @@ def test_what_would_make_numbers_wrong_is_told(scene: Image, told: str) -> None:
     assert told in str(caught.value)
 
 
-def test_lists_of_another_form_are_told() -> None:
-    with pytest.raises(EvaluationError, match="not a table of numbers"):
-        Truth.from_lists([[0, 0, 1]], [0], [])
+@pytest.mark.parametrize(
+    ("boxes", "labels", "triplets"),
+    [
+        ([[0, 0, 1]], [0], []),
+        ([[0, 0], [1, 1]], [0], []),  # four numbers, but not one box
+        ([[0, 0, 1, 1]], [[0]], []),
+        ([[0, 0, 1, 1]], 0, []),
+        ([[0, 0, 1, 1]], [0.5], []),
+        ([[0, 0, 1, 1]], [float("nan")], []),
+        ([[0, 0, 1, 1]], [10**30], []),
+        ([[0, 0, 1, 1]], [0], [[0, 0, 1, 0]] * 3),  # twelve numbers, but not four triplets
+        ([[0, 0, 1, 1], [0, 0, 1]], [0, 0], []),
+    ],
+)
+def test_lists_of_another_form_are_told(boxes: Any, labels: Any, triplets: Any) -> None:
+    with pytest.raises(EvaluationError, match="not a table of"):
+        Truth.from_lists(boxes, labels, triplets)
+
+
+def test_lists_may_be_empty_or_have_whole_numbers_as_floats() -> None:
+    truth = Truth.from_lists([], [], [[]])
+    assert (truth.boxes.shape, truth.labels.shape, truth.triplets.shape) == ((0, 4), (0,), (0, 3))
+    assert Truth.from_lists([[0, 0, 1, 1]], [1.0], []).labels.tolist() == [1]
 
 
 def test_detections_keep_every_number() -> None:

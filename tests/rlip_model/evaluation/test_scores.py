@@ -31,6 +31,11 @@ def test_classes_that_are_true_nowhere_neither_count_nor_claim() -> None:
     assert scores.mean() == pytest.approx(1)
 
 
+def test_there_may_be_more_classes_than_32_bits_count() -> None:
+    scores = tally(([2**40 + 1], [(2**40 + 1, 0.9, 0), (1, 0.8, 0)])).class_scores()
+    assert scores.hits.tolist() == [1]
+
+
 def test_classes_without_detections_count_as_nothing_found() -> None:
     scores = tally(([3, 3, 7], [(3, 0.9, 0), (3, 0.5, 1)])).class_scores()
     np.testing.assert_allclose(scores.average_precision, [1, 0])
