@@ -113,6 +113,55 @@ def test_files_are_found_by_their_form_whatever_their_names(copied: Path, capsys
     assert "unseen-openimages, default_stable_sort: metrics (18 numbers)" in printed
 
 
+def write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+def test_nothing_is_passed_over_in_silence(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = json.loads((copied / "openimages" / "micro_cases.json").read_text())
+    folder = copied / "odd"
+    folder.mkdir()
+    for name, content, told in (
+        ("micro_cases.json", [{**cases[0], "kw": {"known_object": True}}], "has the unknown option 'known_object'"),
+        ("left.expected.json", {}, "is without its inputs, left.inputs.json.gz"),
+    ):
+        write(folder / name, content)
+        assert main([str(folder)]) == 2
+        assert told in capsys.readouterr().err
+        (folder / name).unlink()
+    write(folder / "micro_cases_more.json", cases)
+    write(folder / "notes.json", {})
+    assert main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "odd" in printed
+    assert "perfect: (8 numbers)" in printed
+    assert "not compared: notes.json" in printed
+
+
+def test_a_set_without_figures_does_not_pass(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file, left in (("hico/ties250", {"settings": {}}), ("vcoco/ties120", {"env": {}})):
+        write(copied / f"{file}.expected.json", left)
+        assert main([str(copied / file.partition("/")[0])]) == 2
+        assert "has no official figures to compare with" in capsys.readouterr().err
+
+
+def test_images_without_anything_and_without_names(copied: Path) -> None:
+    nothing = {"boxes": [], "labels": []}
+    pairs = {**nothing, "sub_ids": [], "obj_ids": [], "verb_scores": []}
+    for benchmark, key in (("openimages", "rels"), ("hico", "hois")):
+        image = {"gt": {**nothing, key: []}, "pred": pairs}
+        path = copied / benchmark / "micro_cases.json"
+        cases = json.loads(path.read_text())
+        write(path, [{**case, "images": [{"filename": "none", **image}, *case["images"]]} for case in cases])
+    figures = dict.fromkeys(("mAP", "mAP rare", "mAP non-rare", "mean max recall"))
+    counts = dict.fromkeys(("n_rare_evaluated", "n_non_rare_evaluated", "n_triplets_evaluated"), 0)
+    expected = {"settings": {"default": {"metrics": figures, **counts, "per_class": []}}}
+    write(copied / "hico" / "none.inputs.json", {"images": [image], "rare_triplets": [], "non_rare_triplets": []})
+    write(copied / "hico" / "none.expected.json", expected)
+    assert main([str(copied / "hico")]) == 0
+    assert main([str(copied / "openimages")]) == 0
+
+
 def test_folders_of_another_form(tmp_path: Path, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     empty = tmp_path / "empty"

@@ -1,6 +1,6 @@
 """Compare the evaluators with official figures: `python -m tests.parity.evaluation FOLDER`.
 
-Every NAME.inputs.json[.gz] with its NAME.expected.json, every micro_cases.json and zero_shot_unseen_idx.json of the
+Every NAME.inputs.json[.gz] with its NAME.expected.json, every micro_cases*.json and zero_shot_unseen_idx.json of the
 folder and those in it; what benchmark a file is of is seen by its keys. Exit code 0: all equal within 1e-6; 1:
 something is not, and is listed at the end; 2: not such a folder.
 """
@@ -20,38 +20,50 @@ from tests.parity.evaluation.compare import Comparison
 from tests.parity.golden import NotGoldenError
 from tests.parity.model import print_report
 
-INPUTS = (".inputs.json.gz", ".inputs.json")
+INPUTS, EXPECTED = (".inputs.json.gz", ".inputs.json"), ".expected.json"
 
 
 def check_folder(folder: Path) -> Comparison:
     """Raises NotGoldenError."""
     report = Comparison(small=True)
-    checked = 0
-    for path in sorted(folder.rglob("*.json*")):
+    paths = set(folder.rglob("*.json*"))
+    for path in sorted(paths):
+        if path.name.endswith(EXPECTED):  # read with its inputs
+            name = path.name.removesuffix(EXPECTED)
+            if not paths & {path.with_name(name + ending) for ending in INPUTS}:
+                raise NotGoldenError(f"{path} is without its inputs, {name}{INPUTS[0]}")
+            continue
         section = str(path.relative_to(folder).parent / path.name.partition(".")[0])
+        before = len(report.rows)
         try:
-            checked += check_file(path, section, report)
+            known = check_file(path, section, report)
         except (KeyError, TypeError, IndexError, EvaluationError) as reason:
             raise NotGoldenError(f"{path} is not of the known form: {reason!r}") from reason
-    if not checked:
+        if not known:
+            report.skipped.append(f"{path.name}: what it holds is not told by its name")
+        elif len(report.rows) == before:
+            raise NotGoldenError(f"{path} has no official figures to compare with")
+    if not report.rows:
         raise NotGoldenError(f"{folder} is not a folder of official figures: it has no NAME.inputs.json.gz")
     return report
 
 
 def check_file(path: Path, section: str, report: Comparison) -> bool:
-    """Whether it is a file to check; those with expected figures are read with the inputs."""
+    """Whether its name is known."""
     ending = next((ending for ending in INPUTS if path.name.endswith(ending)), None)
     if ending:
-        expected = path.with_name(path.name.removesuffix(ending) + ".expected.json")
+        expected = path.with_name(path.name.removesuffix(ending) + EXPECTED)
         if not expected.is_file():
             raise NotGoldenError(f"{path} is without its official figures, {expected.name}")
         check_set(read(path), read(expected), section, report, path.parent)
-    elif path.name == "micro_cases.json":
+    elif path.name.startswith("micro_cases"):
         for case in read(path):
             check_micro(case, f"{section}, {case['name']}", report)
     elif path.name == "zero_shot_unseen_idx.json":
         hico.check_zero_shot_lists(read(path), section, report)
-    return bool(ending) or path.name == "micro_cases.json"
+    else:
+        return False
+    return True
 
 
 def read(path: Path) -> Any:

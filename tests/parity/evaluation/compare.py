@@ -56,8 +56,8 @@ def _keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:
 
 def _compare_numbers(report: Report, section: str, name: str, ours: Any, theirs: Any) -> None:
     own, other = dict(_numbered(ours)), dict(_numbered(theirs))
-    differences = {key: _difference(own.get(key, math.inf), value) for key, value in other.items()}
-    differences.update((key, math.inf) for key in own.keys() - other.keys())
+    differences = {key: _difference(own[key], other[key]) for key in own.keys() & other.keys()}
+    differences.update((key, math.inf) for key in own.keys() ^ other.keys())
     worst = max(differences, key=lambda key: differences[key], default=None)
     largest = 0.0 if worst is None else differences[worst]
     place = f"{name} ({len(other)} numbers{f', {worst}' if largest > TOLERANCE else ''})"
@@ -73,7 +73,7 @@ def _difference(ours: float, theirs: float) -> float:
     """Absolute; two NaN are equal, one is infinitely far."""
     if math.isnan(ours) or math.isnan(theirs):
         return 0.0 if math.isnan(ours) and math.isnan(theirs) else math.inf
-    return abs(ours - theirs)
+    return 0.0 if ours == theirs else abs(ours - theirs)
 
 
 def by_class(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, Any]]:
@@ -92,6 +92,14 @@ def stable_settings(report: Comparison, section: str, settings: Mapping[str, Any
     left_out = [name for name in settings if name not in chosen]
     report.skipped += [f"{section}, {name}: there numpy sorted equal scores as it liked" for name in left_out]
     return chosen
+
+
+def options_of(case: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """How a micro case is to be evaluated. Raises NotGoldenError: in some other way than those known."""
+    options = dict(case.get("kw", {}))
+    if unknown := sorted(options.keys() - known):
+        raise NotGoldenError(f"micro case {case.get('name')!r} has the unknown option {unknown[0]!r}")
+    return options
 
 
 def need(content: Mapping[str, Any], key: str, where: str) -> Any:

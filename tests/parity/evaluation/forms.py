@@ -32,7 +32,7 @@ def pair_image(
 
 
 def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[str, Any]]:
-    """The official columns: column, class, number."""
+    """The official columns: column, class, number; none without classes."""
     names = [str(labels) for labels in classes.labels(scores.classes).tolist()]
     columns = {
         "gt": scores.truths,
@@ -41,4 +41,4 @@ def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[
         "ap": scores.average_precision,
         "max_recall": scores.max_recall,
     }
-    return {column: dict(zip(names, values.tolist(), strict=True)) for column, values in columns.items()}
+    return {column: dict(zip(names, values.tolist(), strict=True)) for column, values in columns.items() if names}

@@ -9,7 +9,7 @@ import numpy as np
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import CLASSES, NUM_VERBS, SETTINGS, Split, class_numbers, split
 from rlip_model.evaluation.suppression import PairSuppression
-from tests.parity.evaluation.compare import Comparison, by_class, compare, need, stable_settings
+from tests.parity.evaluation.compare import Comparison, by_class, compare, need, options_of, stable_settings
 from tests.parity.evaluation.forms import class_table, pair_image
 from tests.parity.golden import Report
 
@@ -18,7 +18,7 @@ STABLE = "_stable_sort"
 
 def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Comparison) -> None:
     images = [
-        pair_image(image["gt"], image["pred"], image["filename"], "hois", NUM_VERBS, sparse=True)
+        pair_image(image["gt"], image["pred"], image.get("filename", section), "hois", NUM_VERBS, sparse=True)
         for image in inputs["images"]
     ]
     rarity = Split.from_labels(inputs["rare_triplets"], inputs["non_rare_triplets"])
@@ -48,10 +48,10 @@ def figures_of(scores: HicoScores, division: Split) -> dict[str, Any]:
 
 def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     images = [
-        pair_image(image["gt"], image["pred"], image["filename"], "hois", NUM_VERBS, sparse=True)
+        pair_image(image["gt"], image["pred"], image.get("filename", section), "hois", NUM_VERBS, sparse=True)
         for image in case["images"]
     ]
-    options = case["kw"]
+    options = options_of(case, {"rare", "non", "nms"})
     rarity = split("default")
     if "rare" in options:
         rarity = Split.from_labels(options["rare"], options["non"])

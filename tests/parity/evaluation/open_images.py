@@ -6,7 +6,7 @@ from typing import Any
 
 from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, evaluate_open_images
 from rlip_model.evaluation.suppression import PairSuppression
-from tests.parity.evaluation.compare import Comparison, by_class, compare, need, stable_settings
+from tests.parity.evaluation.compare import Comparison, by_class, compare, need, options_of, stable_settings
 from tests.parity.evaluation.forms import class_table, pair_image
 from tests.parity.golden import Report
 
@@ -22,7 +22,10 @@ def settings_of(name: str, num_objects: int, num_predicates: int) -> OpenImagesS
 
 def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Comparison) -> None:
     sizes = len(inputs["object_names"]), len(inputs["predicate_names"])
-    images = [pair_image(image["gt"], image["pred"], image["filename"], "rels", sizes[1]) for image in inputs["images"]]
+    images = [
+        pair_image(image["gt"], image["pred"], image.get("filename", section), "rels", sizes[1])
+        for image in inputs["images"]
+    ]
     for name, figures in stable_settings(report, section, need(expected, "settings", section), STABLE).items():
         setting = name.removesuffix(STABLE)
         if setting not in ("default", "nms", REPAIRED):
@@ -46,9 +49,10 @@ def figures_of(scores: OpenImagesScores, settings: OpenImagesSettings) -> dict[s
 
 
 def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
-    num_predicates = next(len(image["pred"]["verb_scores"][0]) for image in case["images"])
+    pairs = [scores for image in case["images"] for scores in image["pred"]["verb_scores"]]
+    num_predicates = len(pairs[0]) if pairs else LABELS_AT_MOST
     images = [pair_image(image["gt"], image["pred"], section, "rels", num_predicates) for image in case["images"]]
-    setting = "nms" if case["kw"].get("nms") else "default"
+    setting = "nms" if options_of(case, {"nms"}).get("nms") else "default"
     summary = evaluate_open_images(images, settings_of(setting, LABELS_AT_MOST, num_predicates)).summary()
     theirs = case["expected"]
     compare(report, section, {name: value for name, value in summary.items() if name in theirs}, theirs)
