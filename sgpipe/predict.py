@@ -140,18 +140,27 @@ class Predictor:
         except ImageError as error:
             return row, torch.zeros(0), str(error)
 
-    @torch.no_grad()
     def _detect(self, pictures: Sequence[Tensor]) -> list[Detections]:
-        """Boxes normalised xyxy."""
-        if not pictures:
-            return []
-        pixels, padding = _padded(pictures)
+        """Boxes normalised xyxy. Only pictures of one size go through together: padding changes what is found."""
+        by_size: dict[torch.Size, list[int]] = {}
+        for place, picture in enumerate(pictures):
+            by_size.setdefault(picture.shape, []).append(place)
+        found: dict[int, Detections] = {}
+        for places in by_size.values():
+            together = torch.stack([pictures[place] for place in places])
+            found.update(zip(places, self._detect_together(together), strict=True))
+        return [found[place] for place in range(len(pictures))]
+
+    @torch.no_grad()
+    def _detect_together(self, pixels: Tensor) -> list[Detections]:
+        """pixels `[pictures, 3, height, width]`."""
         classes = self.config.classes
         precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
         with enough_memory(self._device, f"lower --batch {self.config.batch}"), autocast(self._device, precision):
+            pixels = pixels.to(self._device)
             labels = self._network.encode_labels([*classes.objects, NO_OBJECTS], classes.relations)
-            output = self._network(pixels.to(self._device), padding.to(self._device), labels).final
-        return self._postprocess(_float32(output), torch.ones(len(pictures), 2))
+            output = self._network(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool), labels).final
+        return self._postprocess(_float32(output), torch.ones(len(pixels), 2))
 
     def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[Detections]:
         if self.config.task == "scene graph":
@@ -212,18 +221,6 @@ def trained_sides(model: Path) -> tuple[int, int]:
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
             continue
     return _SIDES
-
-
-def _padded(pictures: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`[pictures, 3, height, width]`, and `[pictures, height, width]`, True right of and below a picture."""
-    height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
-    pixels = torch.zeros(len(pictures), 3, height, width)
-    padding = torch.ones(len(pictures), height, width, dtype=torch.bool)
-    for number, picture in enumerate(pictures):
-        _, rows, columns = picture.shape
-        pixels[number, :, :rows, :columns] = picture
-        padding[number, :rows, :columns] = False
-    return pixels, padding
 
 
 def _float32(output: LayerOutput) -> LayerOutput:

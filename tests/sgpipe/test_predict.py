@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,17 @@ def test_batches_and_threads_change_nothing_but_rounding(drawn_run: Path, networ
         assert np.allclose(one.pairs.scores, other.pairs.scores, atol=1e-4)
         assert np.allclose(one.pairs.subject_boxes, other.pairs.subject_boxes, atol=0.5)
         assert one.pairs.scores.shape == (8, len(data_classes(drawn_run).relations))
+
+
+def test_pictures_of_other_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
+    trained = Path(str(files("sgpipe.miniworld") / "weights" / "parseda"))
+    alone, together = (found(drawn_run, trained, sides=None, batch=batch) for batch in (1, 4))
+    assert len({(one.row.width, one.row.height) for one in alone}) > 1
+    for one, other in zip(alone, together, strict=True):
+        assert one.pairs is not None
+        assert other.pairs is not None
+        assert np.allclose(one.pairs.scores, other.pairs.scores, atol=1e-4)
+        assert np.allclose(one.pairs.subject_boxes, other.pairs.subject_boxes, atol=0.01)
 
 
 def test_boxes_are_in_pixels_of_the_picture(drawn_run: Path, network: Path) -> None:
