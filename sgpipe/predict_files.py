@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from rlip_model.evaluation.inputs import NOT_FOUND, Array, Pairs
 from rlip_model.evaluation.triplets import largest
 from sgpipe import records
+from sgpipe.errors import UserError
 from sgpipe.predict import Predicted
 from sgpipe.predict_graphs import found_graph, graph_item
 from sgpipe.predict_people import PeopleReader, people_items
@@ -203,6 +204,8 @@ def _count(written: Written, prediction: Predicted) -> None:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A temporary file that gets its name when it is whole."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.scores import ClassScores
+from sgpipe.errors import UserError
 from sgpipe.evaluation.plot import precision_recall_svg
 
 Rows = list[dict[str, Any]]
@@ -111,6 +112,8 @@ def _without_nan(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")

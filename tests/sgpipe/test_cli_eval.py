@@ -127,6 +127,15 @@ def test_wrong_annotations_are_one_line(tmp_path: Path, annotations: list[Any], 
     assert told in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--json", "--csv", "--plot"])
+def test_results_are_not_written_over_a_folder(tmp_path: Path, option: str) -> None:
+    (tmp_path / "folder").mkdir()
+    result = hico(tmp_path, [annotated()], [predicted()], option, str(tmp_path / "folder"))
+    assert result.exit_code == 2
+    assert "folder is a folder; name a file" in result.stderr
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     result = hico(tmp_path, [annotated()], [])
     assert (result.exit_code, "holds no predictions" in result.stderr) == (2, True)
