@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/sgpipe stats demo-out/labels --html demo-out/report.html --sheet demo-out/pictures.png
 	@$(BIN)/python -m sgpipe.miniworld.demo demo-out
 
-# The models that ship with sgpipe, from nothing: about 85 minutes of one core.
+# The models that ship with sgpipe, from nothing: about 75 minutes of one core.
 miniworld-models: install
 	$(BIN)/python -m sgpipe.miniworld.make_models --out build/miniworld-models
 

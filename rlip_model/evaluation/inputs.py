@@ -109,7 +109,7 @@ def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
     """
     try:
         found = np.asarray(values)
-        if not found.size:
+        if not found.size and found.ndim <= len(shape):
             return np.zeros((0, *shape[1:]), dtype=kind)
         with np.errstate(over="ignore", invalid="ignore"):
             array = found.astype(kind)

@@ -92,14 +92,16 @@ class PeopleImage:
         check_finite(self.name, "score of an agent", self.found.agent_scores)
         if np.isinf(self.found.role_scores).any():
             raise EvaluationError(f"{self.name}: a role's score is infinite; leave it out or mend the model's output")
-        for what, columns, count in (
-            ("actions of true persons", self.truth.does, len(actions.names)),
-            ("roles of true persons", self.truth.role_boxes, len(actions.roles)),
-            ("actions' scores of found persons", self.found.agent_scores, len(actions.names)),
-            ("roles' scores of found persons", self.found.role_scores, len(actions.roles)),
-            ("roles' boxes of found persons", self.found.role_boxes, len(actions.roles)),
+        people, found = len(self.truth.boxes), len(self.found)
+        for what, columns, shape in (
+            ("actions of true persons", self.truth.does, (people, len(actions.names))),
+            ("roles of true persons", self.truth.role_boxes, (people, len(actions.roles))),
+            ("actions' scores of found persons", self.found.agent_scores, (found, len(actions.names))),
+            ("roles' scores of found persons", self.found.role_scores, (found, len(actions.roles))),
+            ("roles' boxes of found persons", self.found.role_boxes, (found, len(actions.roles))),
         ):
-            check_equal(self.name, what, columns.shape[1], count)
+            for axis, count in enumerate(shape):
+                check_equal(self.name, what, columns.shape[axis], count)
         there = ~np.isnan(self.found.role_boxes).any(2) & ~np.isnan(self.found.role_scores)
         check_boxes(self.name, "found role's box", self.found.role_boxes[there])
 

@@ -27,7 +27,7 @@ def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> 
     Boxes become whole pixels from corner to corner, are clipped, and left out if nothing stays, as officially.
 
     Raises:
-        EvaluationError: a person is not there, a role is an object without such a box, or a box is not finite.
+        EvaluationError: a person is not there, a role is an object without such a box, or a box or a label is wrong.
     """
     boxes, persons = _boxes(coco)
     images = {annotation["id"]: annotation["image_id"] for annotation in coco["annotations"]}
@@ -42,6 +42,8 @@ def read_people(coco: Mapping[str, Any], verbs: Sequence[Mapping[str, Any]]) -> 
         for person, label, objects_of_person in zip(verb["ann_id"], verb["label"], objects.T, strict=True):
             if person not in images:
                 raise EvaluationError(f"person {person} in {verb['action_name']!r} is not among COCO's annotations")
+            if label not in (NOT_ANNOTATED, 0, 1):
+                raise EvaluationError(f"the label of person {person} in {verb['action_name']!r} is {label}, not 0 or 1")
             if person in rows:
                 image, row = images[person], rows[person]
                 does[image][row, action] = label

@@ -159,7 +159,7 @@ def vcoco_truth(annotations: Path, coco: Path) -> tuple[Actions, dict[int, Peopl
         return read_actions(verbs), {image: own for image, own in people.items() if image in annotated}
     except EvaluationError as error:
         raise UserError(f"{annotations} with {coco}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{annotations} and {coco} are not V-COCO's annotations with the COCO instances of its images: {error!r}"
         ) from None

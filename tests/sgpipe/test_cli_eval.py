@@ -262,6 +262,7 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
             {"predictions": [{**DETECTION, "cut_obj": [59, 20, 50, 29, 0.5]}]},
             "found role's box [59.0, 20.0, 50.0, 29.0]",
         ),
+        ({"predictions": [{**DETECTION, "person_box": []}]}, "1 actions' scores of found persons, but there are 0"),
         ({"predictions": [{"image_id": 7}]}, "a detection has no 'person_box'"),
         ({"predictions": [7]}, "expected detections as V-COCO's evaluator takes them"),
         ({"coco": {}}, "are not V-COCO's annotations with the COCO instances"),
@@ -274,6 +275,8 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
             {"coco": {**COCO, "annotations": [{**PERSON_7, "bbox": [0, 0, float("nan"), 9]}]}},
             "area of annotation 1 has",
         ),
+        ({"coco": {**COCO, "annotations": [7]}}, "are not V-COCO's annotations with the COCO instances"),
+        ({"annotations": [{**VERB, "label": [1.5]}]}, "the label of person 1 in 'cut' is 1.5, not 0 or 1"),
         ({"annotations": [{}]}, "are not V-COCO's annotations with the COCO instances"),
     ],
 )

@@ -51,6 +51,7 @@ def test_what_would_make_numbers_wrong_is_told(scene: Image, told: str) -> None:
         ([[0, 0], [1, 1]], [0], []),  # four numbers, but not one box
         ([[0, 0, 1, 1]], [[0]], []),
         ([[0, 0, 1, 1]], 0, []),
+        ([[0, 0, 1, 1]], [[]], []),
         ([[0, 0, 1, 1]], [0.5], []),
         ([[0, 0, 1, 1]], [float("nan")], []),
         ([[0, 0, 1, 1]], [10**30], []),
