@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from sgpipe.shards.manifest import Manifest, ShardEntry
 from sgpipe.shards.write import shard_name, write_table
 
 ROWS, OBJECTS, CAPTIONS, TRIPLETS, PAIRS, RELATIONS = 512, 12, 5, 8, 30, 50
-CATEGORIES = [f"category {n}" for n in range(80)]
+CATEGORIES = ["person", "bottle", *(f"category {n}" for n in range(78))]
 _SGPIPE = (sys.executable, "-c", "from sgpipe.cli import main; main()")
-PREDICATES = [f"predicate {n}" for n in range(2000)]
+# Some at the head claim what the health checks look into.
+_CLAIMS = ["near", "on", "next to", "behind", "holding", "in front of", "wearing", "under", "left of", "inside", "at"]
+PREDICATES = [*_CLAIMS, *("".join(letters) + "ing" for letters in islice(product("abcdefghijklm", repeat=3), 1989))]
 
 
 def make_run(root: Path, images: int, seed: int = 0) -> None:
@@ -77,12 +80,12 @@ def _objects(rng: np.random.Generator, rows: int) -> pa.Array:
 
 def _captions(rng: np.random.Generator, rows: int) -> pa.Array:
     total = rows * CAPTIONS
-    words = rng.integers(0, 3000, total)
+    words = rng.integers(0, 1000, (total, 2))
     empty = pa.ListArray.from_arrays(np.zeros(total + 1, np.int32), pa.array([], pa.int32()))
     return _lists(
         rows,
         CAPTIONS,
-        text=pa.array([f"a thing {n} on a thing" for n in words]),
+        text=pa.array([f"A thing {a} is standing next to the thing {b}." for a, b in words]),
         scope=_same("image", total),
         boxes=empty,
     )

@@ -31,7 +31,7 @@ class AgreementMeasures:
 
 _MEASURES = """
     with relations as (
-        select unnest(relations).confidence as confidence, unnest(agreement) as found from images)
+        select unnest(relations).confidence as confidence, unnest(agreement) as found from records)
     select count(found), count(*) - count(found), avg(found.score), avg((found.rank = 1)::int),
         avg(1 / (found.contrasts + 1)) filter (found is not null), avg(1 / found.rank),
         avg((found.score > found.swapped)::int),

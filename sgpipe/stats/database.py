@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,47 @@ from sgpipe.shards.row_groups import open_shard
 from sgpipe.shards.write import AGREEMENT, PICTURES
 
 _MEMORY = "800MB"  # DuckDB goes to disk beyond it
+_THREADS = 8  # more of them do not fit into that memory
 # Errors in a query are bugs; all others come from what is read and from the disk.
 _BUGS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 
 _TABLES = (
+    # Names as numbers: tables and groups of them take a fraction of what strings take.
+    """create type category as enum (
+        select distinct name from (select unnest(objects).category as name from records)
+        where name is not null order by name)""",
+    """create type predicate as enum (
+        select distinct name from (select unnest(relations).predicate as name from records)
+        where name is not null order by name)""",
+    """create table images as
+    select image, image_id, dataset, split, status, error,
+        coalesce(len(objects), 0) as objects, coalesce(len(captions), 0) as captions,
+        coalesce(len(triplets), 0) as triplets, coalesce(len(list_filter(triplets,
+            lambda t: t.subject_category is not null and t.object_category is not null)), 0) as matched_triplets,
+        coalesce(len(pairs), 0) as pairs,
+        coalesce(list_sum(list_transform(pairs, lambda p: len(p.predicates))), 0) as candidate_texts,
+        coalesce(len(relations), 0) as relations
+    from records""",
     """create table objects as
-    select shard, row, image_id, dataset, number, object.category, object.iscrowd, object.bbox[1] as x,
+    select image, number, object.category::category as category, object.iscrowd, object.bbox[1] as x,
         object.bbox[2] as y, object.bbox[3] as w, object.bbox[4] as h
-    from (select shard, row, image_id, dataset, unnest(objects) as object,
-            unnest(range(len(objects)))::int as number from images)""",
+    from (select image, unnest(objects) as object, unnest(range(len(objects)))::int as number from records)""",
     """create view captions as
-    select shard, row, caption.text as caption, caption.scope, caption.boxes
-    from (select shard, row, unnest(captions) as caption from images)""",
+    select image, caption.text as caption, caption.scope, caption.boxes
+    from (select image, unnest(captions) as caption from records)""",
     """create table relations as
-    select shard, row, relation.subject, relation.object, relation.predicate, relation.confidence,
+    select image, relation.subject, relation.object, relation.predicate::predicate as predicate, relation.confidence,
         coalesce(relation.confidence, 1)::float as certainty,
-        objects[relation.subject + 1].category as subject_category,
-        objects[relation.object + 1].category as object_category
-    from (select shard, row, objects, unnest(relations) as relation from images)""",
+        objects[relation.subject + 1].category::category as subject_category,
+        objects[relation.object + 1].category::category as object_category
+    from (select image, objects, unnest(relations) as relation from records)""",
     """create table related_images as
-    select shard, row, count(*) as relations, max(certainty) as certainty from relations group by all""",
+    select image, count(*) as relations, max(certainty) as certainty from relations group by all""",
     """create table related_pairs as
-    select shard, row, subject, object, count(*) as relations, max(certainty) as certainty
-    from relations group by all""",
+    select image, subject, object, count(*) as relations, max(certainty) as certainty from relations group by all""",
     """create table predicates as
-    select predicate, count(*) as relations, max(certainty) as certainty, avg(confidence) as confidence
+    select predicate, lower(trim(predicate)) as word, count(*) as relations, max(certainty) as certainty,
+        avg(confidence) as confidence
     from relations group by all""",
     """create table triplet_counts as
     select subject_category, predicate, object_category, count(*) as relations, avg(confidence) as confidence
@@ -54,21 +71,23 @@ _TABLES = (
 class Database:
     """SQL over one run.
 
-    Views and tables, all with the `shard` and `row` of the image, which also order images:
-        images: one row per image, with the columns of the shards.
+    Views and tables, all with the number of the `image` in the run, by which images are ordered:
+        records: one row per image, with the columns of the shards; each use reads them from disk.
+        images: one row per image, with its names, `status` and `error`, and how many `objects`, `captions`, `triplets`,
+            `matched_triplets`, `pairs`, `candidate_texts` and `relations` it has.
         objects: one row per object, with its `number` in the image, `category`, `iscrowd`, and its box as `x`, `y`,
             `w`, `h` in pixels.
         captions: one row per caption, with `caption` (its text), `scope` and `boxes`.
         relations: one row per relation: `subject` and `object` (numbers), `subject_category`, `object_category`,
             `predicate`, `confidence`, and `certainty`, which is 1 where there is no confidence.
-        related_images, related_pairs: those that have relations, with their highest `certainty`.
+        related_images, related_pairs: those that have `relations`, with their highest `certainty`.
 
     Tables of counts: `predicates` and `triplet_counts` (by categories and predicate), with `relations` and more.
 
     Attributes:
         run: the header of the manifest.
-        files: the shards, which `shard` counts.
-        scored: whether `images` has the column `agreement` of `sgpipe score`.
+        files: the shards, and `firsts`: the number of the first image of each.
+        scored: whether `records` has the column `agreement` of `sgpipe score`.
     """
 
     def __init__(self, manifest: Manifest, connection: duckdb.DuckDBPyConnection) -> None:
@@ -114,20 +133,21 @@ class Database:
         self._connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
 
     def _attach(self) -> None:
-        columns = [_columns(file) for file in self.files]
+        shards = [_open(file) for file in self.files]
+        self.firsts = list(accumulate((rows for rows, _ in shards), initial=0))[:-1]
+        columns = [names for _, names in shards]
         self.scored = bool(columns) and all(AGREEMENT in names for names in columns)
         if not self.files:
             self._connection.register("nothing", SCHEMA.empty_table())
-            self.execute(f"create view images as select 0 as shard, 0 as row, null as {PICTURES}, * from nothing")
+            self.execute(f"create view records as select 0 as image, null as {PICTURES}, * from nothing")
             return
         names = [str(file) for file in self.files]
-        self.execute(
-            "create table shards as select unnest(?) as filename, unnest(range(?)) as shard", names, len(names)
-        )
+        self.execute("create table shards as select unnest(?) as filename, unnest(?) as first", names, self.firsts)
         further = PICTURES if any(PICTURES in there for there in columns) else f"null as {PICTURES}"
         further += f", {AGREEMENT}" if self.scored else ""
         self.execute(
-            f"""create view images as select shard, file_row_number as row, {", ".join(SCHEMA.names)}, {further}
+            f"""create view records as
+            select (first + file_row_number)::int as image, {", ".join(SCHEMA.names)}, {further}
             from read_parquet([{", ".join(map(quoted, names))}],
                               filename = true, file_row_number = true, union_by_name = true)
             join shards using (filename)"""
@@ -159,13 +179,15 @@ def scratch() -> Iterator[duckdb.DuckDBPyConnection]:
             "autoinstall_known_extensions": False,
         }
         with duckdb.connect(config=settings) as connection:
+            [(cores,)] = connection.execute("select current_setting('threads')").fetchall()
+            connection.execute(f"set threads = {min(cores, _THREADS)}")
             yield connection
 
 
-def _columns(file: Path) -> list[str]:
-    """The columns of a shard. Raises UserError: it is missing, damaged or of another version."""
+def _open(file: Path) -> tuple[int, list[str]]:
+    """The rows and columns of a shard. Raises UserError: it is missing, damaged or of another version."""
     with open_shard(file, SCHEMA.names) as shard:
-        return shard.schema_arrow.names
+        return shard.metadata.num_rows, shard.schema_arrow.names
 
 
 def quoted(name: str) -> str:

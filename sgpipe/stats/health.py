@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sgpipe.stats.database import Database
@@ -38,34 +39,38 @@ class Check:
 
 def check_health(database: Database, threshold: float) -> list[Check]:
     """All checks, of relations of at least `threshold`, and of all boxes and captions."""
+    confident = f"certainty >= {float(threshold)}::float"
+    database.execute(f"create or replace view kept as select * from relations where {confident}")
+    database.execute("create or replace table claimed (word varchar, claim varchar, sign int)")
+    database.insert("claimed", list(_claims()))
     database.execute(
-        f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float"
+        "create or replace view claims as select predicate, claim, sign from predicates join claimed using (word)"
     )
-    database.execute("create or replace table axes (axis varchar, sign int, word varchar)")
-    database.insert("axes", [(axis, sign, word) for (axis, sign), words in AXES.items() for word in words])
-    database.execute("create or replace table geometry (kind varchar, word varchar)")
-    database.insert("geometry", [(kind, word) for kind, words in GEOMETRY.items() for word in words])
-    database.execute("create or replace table acts (word varchar)")
-    database.insert("acts", [(word,) for word in ACTS])
     database.execute(PLACED)
-    totals = {name: database.rows(f"select count(*) from {table}")[0][0] for name, table in _TOTALS.items()}
+    sources = {
+        "relations": "kept",
+        "pairs": f"related_pairs where {confident}",
+        "boxes": "objects",
+        "captions": "captions",
+    }
+    totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
     return [_run(database, rule, totals[rule.of]) for rule in RULES]
 
 
-_TOTALS = {
-    "relations": "kept",
-    "pairs": "(select distinct shard, row, subject, object from kept)",
-    "boxes": "objects",
-    "captions": "captions",
-}
+def _claims() -> Iterator[tuple[str, str, int]]:
+    """Words, what they claim, and on which side of an axis; 0 if it is no axis."""
+    for (axis, sign), words in AXES.items():
+        yield from ((word, axis, sign) for word in words)
+    for claim, words in {**GEOMETRY, "alive": ACTS}.items():
+        yield from ((word, claim, 0) for word in words)
 
 
 def _run(database: Database, rule: Rule, total: int) -> Check:
     rows = database.rows(
         f"""with found as materialized ({rule.query}),
-        first as (select * from found order by shard, row, text limit {_EXAMPLES})
+        first as (select * from found order by image, text limit {_EXAMPLES})
         select (select coalesce(sum(number), 0)::bigint from found), image_id, text
-        from first join images using (shard, row) order by shard, row, text"""
+        from first join images using (image) order by image, text"""
     )
     count = rows[0][0] if rows else 0
     examples = [Example(image_id, text) for _, image_id, text in rows]

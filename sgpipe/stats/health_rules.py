@@ -1,4 +1,4 @@
-"""What the checks look for, in SQL: a query gives `shard`, `row`, `text`, and the `number` of labels it stands for."""
+"""What the checks look for, in SQL: a query gives the `image`, a `text`, and the `number` of labels it stands for."""
 
 from __future__ import annotations
 
@@ -30,19 +30,18 @@ def _names(words: tuple[str, ...]) -> str:
 
 
 _SAID = "concat_ws(' ', subject_category, predicate, object_category)"
-_WORDS = r"string_split_regex(trim(lower(caption)), '\s+')"
+_WORDS = r"regexp_extract_all(lower(caption), '[\p{L}\p{M}\p{N}]+')"
 
 # The kept relations that claim something about places, with the boxes of both ends: left, top, right, bottom.
 PLACED = """
     create or replace table placed as
-    with claims as materialized (
-        select kept.*, kind from kept join geometry on geometry.word = lower(trim(predicate)))
-    select claims.shard, claims.row, subject_category, predicate, object_category, kind,
+    select kept.image, subject_category, predicate, object_category, claim,
         s.x as s_left, s.y as s_top, s.x + s.w as s_right, s.y + s.h as s_bottom,
         o.x as o_left, o.y as o_top, o.x + o.w as o_right, o.y + o.h as o_bottom
-    from claims
-    join objects s on s.shard = claims.shard and s.row = claims.row and s.number = claims.subject
-    join objects o on o.shard = claims.shard and o.row = claims.row and o.number = claims.object
+    from kept join claims using (predicate)
+    join objects s on s.image = kept.image and s.number = kept.subject
+    join objects o on o.image = kept.image and o.number = kept.object
+    where sign = 0
 """
 
 RULES = (
@@ -51,7 +50,7 @@ RULES = (
         "relations of objects that are not there",
         "relations",
         "The shards were not written by sgpipe, or by one with a fault: make them again.",
-        f"select shard, row, {_SAID} as text, 1 as number from kept "
+        f"select image, {_SAID} as text, 1 as number from kept "
         "where subject_category is null or object_category is null",
     ),
     Rule(
@@ -59,26 +58,26 @@ RULES = (
         "the same relation of the same two objects more than once",
         "relations",
         "Keep the most confident of them; training counts the others twice.",
-        f"""select shard, row, {_SAID} as text, number from (
-            select shard, row, predicate, count(*) - 1 as number, any_value(subject_category) as subject_category,
+        f"""select image, {_SAID} as text, number from (
+            select image, predicate, count(*) - 1 as number, any_value(subject_category) as subject_category,
                 any_value(object_category) as object_category
-            from kept group by shard, row, subject, object, predicate having count(*) > 1)""",
+            from kept group by image, subject, object, predicate having count(*) > 1)""",
     ),
     Rule(
         "self_relations",
         "an object related to itself",
         "relations",
         "Drop them: the model predicts pairs of two objects.",
-        f"select shard, row, {_SAID} as text, 1 as number from kept where subject = object",
+        f"select image, {_SAID} as text, 1 as number from kept where subject = object",
     ),
     Rule(
         "contradictions",
         "pairs of objects of which both cannot be true, such as left of and right of",
         "pairs",
         "Keep the more confident one of each pair, or raise the threshold of these predicates.",
-        f"""select shard, row, string_agg({_SAID}, ' / ' order by subject, predicate) as text, 1 as number
-        from kept join axes on axes.word = lower(trim(predicate)) where subject <> object
-        group by shard, row, least(subject, object), greatest(subject, object), axis
+        f"""select image, string_agg({_SAID}, ' / ' order by subject, predicate) as text, 1 as number
+        from kept join claims using (predicate) where sign <> 0 and subject <> object
+        group by image, least(subject, object), greatest(subject, object), claim
         having count(distinct case when subject < object then sign else -sign end) > 1""",
     ),
     Rule(
@@ -86,7 +85,7 @@ RULES = (
         "relations that the boxes rule out, such as on with the subject below, or inside without overlap",
         "relations",
         "Drop them, or raise the threshold of these predicates.",
-        f"""select shard, row, {_SAID} as text, 1 as number from placed where case kind
+        f"""select image, {_SAID} as text, 1 as number from placed where case claim
             when 'upward' then s_top >= o_bottom
             when 'downward' then s_bottom <= o_top
             when 'overlapping' then s_right <= o_left or o_right <= s_left or s_bottom <= o_top or o_bottom <= s_top
@@ -99,7 +98,7 @@ RULES = (
         "touching needed, but the boxes are farther apart than the larger of them is long",
         "relations",
         "Probably another object of the same class is meant: drop them, or use `pair.require_overlap=true`.",
-        f"""select shard, row, {_SAID} as text, 1 as number from placed where kind = 'close'
+        f"""select image, {_SAID} as text, 1 as number from placed where claim = 'close'
         and greatest(s_left - o_right, o_left - s_right, s_top - o_bottom, o_top - s_bottom)
           > greatest(s_right - s_left, s_bottom - s_top, o_right - o_left, o_bottom - o_top)""",
     ),
@@ -108,8 +107,8 @@ RULES = (
         "things that do what only people and animals do, such as a skateboard wearing something",
         "relations",
         "Subject and object are probably swapped, or of another pair: drop them, or use `pair.prior`.",
-        f"""select shard, row, {_SAID} as text, 1 as number from kept join acts on acts.word = lower(trim(predicate))
-        where lower(subject_category) in ({_names(LIFELESS)})""",
+        f"""select image, {_SAID} as text, 1 as number from kept join claims using (predicate)
+        where claim = 'alive' and lower(subject_category) in ({_names(LIFELESS)})""",
     ),
     Rule(
         "no_relation",
@@ -118,12 +117,12 @@ RULES = (
         "Drop these predicates; they come from captions that were not understood.",
         f"""with odd as materialized (
             select predicate from predicates
-            left join (select category, count(*) as times from objects group by 1) on category = predicate
-            where lower(trim(predicate)) in ({_names(NO_RELATION)})
-            or len(string_split(trim(predicate), ' ')) > {_MANY_PREDICATE_WORDS}
-            or not regexp_full_match(trim(predicate), '[\\p{{L}}\\p{{M}}''’. -]+')
+            left join (select category, count(*) as times from objects group by 1) on category::varchar = predicate
+            where word in ({_names(NO_RELATION)})
+            or len(string_split(word, ' ')) > {_MANY_PREDICATE_WORDS}
+            or not regexp_full_match(word, '[\\p{{L}}\\p{{M}}''’. -]+')
             or times > relations)
-        select shard, row, concat('“', predicate, '” in ', {_SAID}) as text, 1 as number
+        select image, concat('“', predicate, '” in ', {_SAID}) as text, 1 as number
         from kept where predicate in (from odd)""",
     ),
     Rule(
@@ -132,7 +131,7 @@ RULES = (
         "relations",
         "A model learns to say it always: weight or thin it out in training, or raise its threshold.",
         f"""with counted as (select predicate, count(*) as times from kept group by 1)
-        select min(shard) as shard, arg_min(row, (shard, row)) as row, predicate as text, count(*) as number
+        select min(image) as image, predicate as text, count(*) as number
         from kept where predicate in (select predicate from counted
             where times > {_DOMINANT} * (select count(*) from kept) and (select count(*) from kept) >= {_ENOUGH})
         group by predicate""",
@@ -142,7 +141,7 @@ RULES = (
         f"predicates that one dataset uses {_UNEVEN} times as often as another",
         "relations",
         "A model learns which dataset it sees: give the datasets weights, or drop these predicates.",
-        f"""with named as (select kept.*, dataset from kept join images using (shard, row)
+        f"""with named as (select kept.*, dataset from kept join images using (image)
             where (select count(distinct dataset) from images) > 1),
         sizes as (select dataset, count(*) as total from named group by 1),
         uses as (select sizes.dataset, predicate,
@@ -150,7 +149,7 @@ RULES = (
             from sizes, named group by all),
         uneven as (select predicate, max(share) as high, min(share) as low from uses group by 1
             having high > {_UNEVEN} * low)
-        select min(shard) as shard, arg_min(row, (shard, row)) as row,
+        select min(image) as image,
             printf('%s: %.1f %% of one, %.1f %% of another', predicate, 100 * any_value(high), 100 * any_value(low))
             as text,
             count(*) as number
@@ -161,7 +160,7 @@ RULES = (
         f"boxes narrower or lower than {_TINY} pixels",
         "boxes",
         "Nobody can see what they show: leave them out of pairs.",
-        f"""select shard, row, concat(category, ' of ', round(w, 1), ' × ', round(h, 1)) as text, 1 as number
+        f"""select image, concat(category, ' of ', round(w, 1), ' × ', round(h, 1)) as text, 1 as number
         from objects where least(w, h) < {_TINY} and category <> '{NO_OBJECT}'""",
     ),
     Rule(
@@ -169,21 +168,22 @@ RULES = (
         f"boxes of one class that lie on each other (IoU above {_SAME})",
         "boxes",
         "Drop all but one of them: relations are split among them at random.",
-        f"""select shard, row, any_value(a.category) as text, 1 as number from objects a join objects b
-        using (shard, row, category) where a.number < b.number and not a.iscrowd and not b.iscrowd
+        f"""select image, any_value(a.category) as text, 1 as number from objects a join objects b
+        using (image, category) where a.number < b.number and not a.iscrowd and not b.iscrowd
         and greatest(least(a.x + a.w, b.x + b.w) - greatest(a.x, b.x), 0)
           * greatest(least(a.y + a.h, b.y + b.h) - greatest(a.y, b.y), 0)
           > {_SAME} / (1 + {_SAME}) * (a.w * a.h + b.w * b.h)
-        group by shard, row, b.number""",
+        group by image, b.number""",
     ),
     Rule(
         "same_captions",
         "captions of one picture that say the same but for case, articles and punctuation",
         "captions",
         "They bring no new relations: sample with a higher temperature, or fewer samples.",
-        r"""select shard, row, any_value(caption) as text, count(*) - 1 as number from captions
-        group by shard, row, scope, boxes,
-            trim(regexp_replace(regexp_replace(lower(caption), '[^\p{L}\p{N}]+', ' ', 'g'), '\b(a|an|the) ', '', 'g'))
+        r"""select image, any_value(caption) as text, count(*) - 1 as number from captions
+        group by image, scope, boxes,
+            trim(regexp_replace(regexp_replace(lower(caption), '[^\p{L}\p{M}\p{N}]+', ' ', 'g'),
+                '\b(a|an|the) ', '', 'g'))
         having count(*) > 1""",
     ),
     Rule(
@@ -191,10 +191,9 @@ RULES = (
         "captions that repeat themselves, or are one word or a page long",
         "captions",
         "The captioner failed on them: raise `caption.repetition_penalty`, or use another captioner.",
-        f"""select shard, row, caption as text, 1 as number from (select *, {_WORDS} as words from captions)
+        f"""select image, caption as text, 1 as number from (select *, {_WORDS} as words from captions)
         where len(words) < {_FEW_WORDS} or len(words) > {_MANY_WORDS}
         or (len(words) >= 6 and len(list_distinct(words)) < 0.5 * len(words))
-        or list_bool_or(list_transform(list_zip(words, words[2:], words[3:]),
-            lambda three: coalesce(three[1] = three[2] and three[2] = three[3], false)))""",
+        or list_bool_or(list_transform(words, lambda word, n: word = words[n + 1] and word = words[n + 2]))""",
     ),
 )

@@ -132,7 +132,7 @@ def measure_database(database: Database, threshold: float = TRAINED_ON) -> Measu
         without_relations=_counts(database, _WITHOUT),
         predicates=predicates,
         categories=_counts(database, "select category, count(*) from objects group by 1"),
-        thresholds=[_level(database, at) for at in THRESHOLDS],
+        thresholds=_levels(database),
         relations_per_image=_relations_per_image(database),
         tail=measure_tail(list(predicates.values())),
         triplets=[TripletCount(*row) for row in database.rows(f"{_TRIPLET_TABLE} limit {_TRIPLETS}")],
@@ -164,16 +164,14 @@ _ERRORS = r"""
 
 _WITHOUT = """
     select case
-        when len(objects) = 0 then 'no objects'
-        when not any_caption then 'nothing annotated'
-        when len(captions) = 0 then 'no captions'
-        when len(triplets) = 0 then 'no triplet in the captions'
-        when len(list_filter(triplets, lambda t: t.subject_category is not null and t.object_category is not null)) = 0
-            then 'no triplet matches the objects'
-        when len(pairs) = 0 then 'no candidate pair'
+        when objects = 0 then 'no objects'
+        when (select sum(captions) from images) = 0 then 'nothing annotated'
+        when captions = 0 then 'no captions'
+        when triplets = 0 then 'no triplet in the captions'
+        when matched_triplets = 0 then 'no triplet matches the objects'
+        when pairs = 0 then 'no candidate pair'
         else 'nothing above the threshold of the tagger' end as reason, count(*)
-    from images, (select coalesce(bool_or(len(captions) > 0), false) as any_caption from images)
-    where status = 'ok' and coalesce(len(relations), 0) = 0 group by 1
+    from images where status = 'ok' and relations = 0 group by 1
 """
 
 _TRIPLET_TABLE = """
@@ -189,30 +187,20 @@ def _counts(database: Database, query: str) -> dict[str, int]:
 
 
 def _totals(database: Database) -> dict[str, int]:
-    names = ("objects", "captions", "triplets", "pairs", "relations")
-    sums = ", ".join(f"coalesce(sum(len({name})), 0)::bigint as {name}" for name in names)
+    names = ("objects", "captions", "triplets", "matched_triplets", "pairs", "candidate_texts", "relations")
+    sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
     [row] = database.rows(
-        f"""select {sums},
-        coalesce(sum(list_sum(list_transform(pairs, lambda p: len(p.predicates)))), 0)::bigint,
-        coalesce(sum(len(list_filter(triplets,
-            lambda t: t.subject_category is not null and t.object_category is not null))), 0)::bigint,
-        count(*) filter (status = 'ok' and coalesce(len(relations), 0) = 0)
-        from images"""
+        f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
+        (select count(distinct caption) from captions) from images"""
     )
-    totals = dict(zip((*names, "candidate_texts", "matched_triplets", "images_without_relations"), row, strict=True))
-    [(totals["distinct_captions"],)] = database.rows(
-        "select count(distinct caption.text) from (select unnest(captions) as caption from images)"
-    )
-    return totals
+    return dict(zip((*names, "images_without_relations", "distinct_captions"), row, strict=True))
 
 
-def _level(database: Database, threshold: float) -> Level:
-    [(relations,)] = database.rows("select count(*) from relations where certainty >= ?::float", threshold)
-    best = [
-        database.rows(f"select count(*) from {table} where certainty >= ?::float", threshold)[0][0]
-        for table in ("related_images", "related_pairs", "predicates")
-    ]
-    return Level(threshold, relations, *best)
+def _levels(database: Database) -> list[Level]:
+    counts = ", ".join(f"count(*) filter (certainty >= {threshold}::float)" for threshold in THRESHOLDS)
+    tables = ("relations", "related_images", "related_pairs", "predicates")
+    kept = [database.rows(f"select {counts} from {table}")[0] for table in tables]
+    return [Level(*values) for values in zip(THRESHOLDS, *kept, strict=True)]
 
 
 def _relations_per_image(database: Database) -> dict[str, int]:
@@ -224,7 +212,7 @@ def _relations_per_image(database: Database) -> dict[str, int]:
     cases = " ".join(f"when number >= {start} then {at}" for at, start in reversed(list(enumerate(_PER_IMAGE))))
     rows = database.rows(
         f"""select case {cases} end as at, count(*)
-        from (select coalesce(len(relations), 0) as number from images where status = 'ok') group by 1"""
+        from (select relations as number from images where status = 'ok') group by 1"""
     )
     found = dict(rows)
     return {name: found.get(at, 0) for at, name in enumerate(names)}

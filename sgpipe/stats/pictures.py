@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,42 +21,35 @@ from sgpipe.stats.database import Database
 
 _SPREAD = """
     with usable as (
-        select shard, row, len(list_filter(relations, lambda r: coalesce(r.confidence >= ?::float, true))) > 0 as has
-        from images where status = 'ok'),
-    tiles as (select *, ntile(?) over (partition by has order by shard, row) as tile from usable)
-    select shard, row from tiles
-    qualify row_number() over (partition by has, tile order by shard, row) = 1
+        select images.image, coalesce(certainty >= ?::float, false) as has
+        from images left join related_images using (image) where status = 'ok'),
+    tiles as (select *, ntile(?) over (partition by has order by image) as tile from usable)
+    select image from tiles
+    qualify row_number() over (partition by has, tile order by image) = 1
     order by not has, tile limit ?
 """
 
 
-class Place(NamedTuple):
-    """Where an image is: the number of its shard in the run, and its row there."""
-
-    shard: int
-    row: int
-
-
-def spread(database: Database, count: int, threshold: float) -> list[Place]:
-    """Where `count` images are, evenly over those with a relation of at least `threshold`, in the run's order.
+def spread(database: Database, count: int, threshold: float) -> list[int]:
+    """Numbers of `count` images, evenly over those with a relation of at least `threshold`, in the run's order.
 
     Where there are too few, images without any follow. Error rows are left out.
     """
-    return sorted(Place(*values) for values in database.rows(_SPREAD, threshold, count, count))
+    return sorted(image for (image,) in database.rows(_SPREAD, threshold, count, count))
 
 
 def open_records(
-    database: Database, places: Iterable[Place], images: Path | None = None
+    database: Database, numbers: Iterable[int], images: Path | None = None
 ) -> Iterator[tuple[Record, Image.Image | None]]:
-    """The records at these places with their pictures; None for a picture that cannot be had.
+    """The records of these images with their pictures; None for a picture that cannot be had.
 
     Args:
         images: folder of the pictures, if they are no longer where the run found them.
 
     Raises UserError: a shard cannot be read.
     """
-    for shard, members in groupby(places, key=attrgetter("shard")):
-        for table in _read_rows(database.files[shard], [place.row for place in members]):
+    for shard, members in groupby(numbers, key=lambda number: bisect_right(database.firsts, number) - 1):
+        for table in _read_rows(database.files[shard], [number - database.firsts[shard] for number in members]):
             embedded = table[PICTURES][0].as_py() if PICTURES in table.column_names else None
             [record] = from_table(table)
             yield record, open_picture(database.image_folders, record, embedded, images)

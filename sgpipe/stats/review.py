@@ -13,7 +13,7 @@ from sgpipe.records import Relation
 from sgpipe.stats.database import Database
 from sgpipe.stats.gallery import Card, make_card
 from sgpipe.stats.pages import render, save_page
-from sgpipe.stats.pictures import Place, open_records
+from sgpipe.stats.pictures import open_records
 
 FORMAT = 1
 _PIXELS = 720
@@ -23,7 +23,7 @@ EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _SAMPLE = """
     with banded as (
         select *, case when confidence is null then -1 else {band} end as band,
-            md5(concat_ws(' ', ?::varchar, shard, row, subject, object, predicate)) as chance
+            md5(concat_ws(' ', ?::varchar, image, subject, object, predicate)) as chance
         from relations),
     numbered as (
         select *, row_number() over (partition by band order by predicate, chance) as number,
@@ -32,7 +32,7 @@ _SAMPLE = """
     chosen as (
         select numbered.*, wanted from numbered join quotas using (band)
         where (number * wanted) // total <> ((number - 1) * wanted) // total)
-    select shard, row, subject, object, predicate, confidence, band from chosen order by chance
+    select image, subject, object, predicate, confidence, band from chosen order by chance
 """
 _BAND = " ".join(f"when confidence < {stop}::float then {at}" for at, stop in enumerate(EDGES[1:-1]))
 _BAND = f"(case {_BAND} else {len(EDGES) - 2} end)"
@@ -88,7 +88,7 @@ def write_review(database: Database, file: Path, count: int, seed: int = 0, imag
         edge = card.edges[0]
         questions.append(
             Question(
-                card.image_id, edge.subject.name, edge.predicate, edge.object.name, edge.confidence, places[values[6]]
+                card.image_id, edge.subject.name, edge.predicate, edge.object.name, edge.confidence, places[values[5]]
             )
         )
         cards.append(card)
@@ -109,8 +109,8 @@ def _cards(
 ) -> Iterator[tuple[Card, tuple[Any, ...]]]:
     """The card of each sampled relation that can be drawn, in the order of the rows."""
     for values in rows:
-        shard, row, subject, object_, predicate, confidence, _ = values
-        for record, picture in open_records(database, [Place(shard, row)], images):
+        image, subject, object_, predicate, confidence, _ = values
+        for record, picture in open_records(database, [image], images):
             card = make_card(record, picture, [Relation(subject, object_, predicate, confidence)], _PIXELS)
             if card.edges:
                 yield card, values

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sgpipe.evaluation.labels import label_quality
 from sgpipe.stats.judged import Bin, Choice, Judged, Precision
 
 
@@ -58,6 +57,8 @@ def measure_truth(
 
     Raises UserError: a folder is no run, they have no image in common, or a number is out of range.
     """
+    from sgpipe.evaluation.labels import label_quality  # torch and spaCy: seconds that other audits need not spend
+
     found = label_quality(run, truth, threshold=threshold)
     relations = found.relations
     judged = Judged(relations.confidence.astype(np.float32), relations.right)

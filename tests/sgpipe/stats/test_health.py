@@ -39,6 +39,7 @@ PLANTED = [
     ("repeated_boxes", scene("118", objects=[PERSON, CUP, Box("cup", 3, (30, 30, 10, 10.5))]), "cup"),
     ("same_captions", scene("119", captions=["A dog on the table.", "a dog on a table", "a dog"]), None),
     ("degenerate_captions", scene("120", captions=["a dog is is is here"]), "a dog is is is here"),
+    ("degenerate_captions", scene("123", captions=["A dog: dog, dog."]), "A dog: dog, dog."),
     ("degenerate_captions", scene("121", captions=["dog"]), "dog"),
     ("degenerate_captions", scene("122", captions=["a dog a dog a dog a dog"]), "a dog a dog a dog a dog"),
 ]  # fmt: skip

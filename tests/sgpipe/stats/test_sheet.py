@@ -6,7 +6,7 @@ from sgpipe.cli import app
 from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.stats.database import open_run
-from sgpipe.stats.pictures import Place, open_picture, open_records, spread
+from sgpipe.stats.pictures import open_picture, open_records, spread
 from sgpipe.stats.sheet import write_sheet
 from tests.sgpipe.trainset.runs import make_run, plain_record
 
@@ -36,8 +36,8 @@ def test_error_rows_are_left_out_and_later_row_groups_read(tmp_path):
     assert chosen(tmp_path / "run", 519)[:2] == ["0", "2"]
     assert chosen(tmp_path / "run", 2) == ["0", "261"]
     with open_run(tmp_path / "run") as database:
-        places = [Place(0, row) for row in (3, 511, 512, 519)]
-        assert [record.image_id for record, _ in open_records(database, places)] == ["3", "511", "512", "519"]
+        found = open_records(database, [3, 511, 512, 519])
+        assert [record.image_id for record, _ in found] == ["3", "511", "512", "519"]
 
 
 @pytest.mark.parametrize("embedded", [True, False])
