@@ -19,9 +19,12 @@ def stats(
         float, typer.Option(min=0, max=1, help="Confidence of the relations that are checked and drawn.")
     ] = 0.2,
     images: Annotated[Path | None, typer.Option(help="Picture folder, if the pictures moved.")] = None,
-    compare: Annotated[Path | None, typer.Option(help="Another run to compare with, for --html.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Another run: what changed since it.")] = None,
     truth: Annotated[
         Path | None, typer.Option(help="Shards of the truth, such as `sgpipe import` makes; known of drawn pictures.")
+    ] = None,
+    image_data: Annotated[
+        Path | None, typer.Option(help="Visual Genome's image_data.json, if that is the truth of COCO's pictures.")
     ] = None,
     review: Annotated[int | None, typer.Option(min=1, help="Write a page on which to judge so many relations.")] = None,
     review_file: Annotated[Path, typer.Option(help="Where --review writes it.")] = Path("review.html"),
@@ -32,7 +35,6 @@ def stats(
     """Count what a run holds, check its health, and show it."""
     from sgpipe.shards.folder import RunFolder
     from sgpipe.stats.audit import audit
-    from sgpipe.stats.compare import compare as compare_measures
     from sgpipe.stats.database import open_run
     from sgpipe.stats.gallery import cards
     from sgpipe.stats.html import write_report
@@ -42,27 +44,31 @@ def stats(
     from sgpipe.stats.terminal import print_json, print_tables
 
     out, err = (Console(markup=False, highlight=False, stderr=stderr) for stderr in (False, True))
-    if compare is not None and html is None:
-        raise typer.BadParameter("--compare is part of the report: give --html, too")
+    before = measure(compare, threshold) if compare else None
     with open_run(run) as database:
         if review is not None:
-            asked = write_review(database, review_file, review, seed, images)
-            err.print(f"wrote {asked} questions to {review_file}; open it in a browser", soft_wrap=True)
+            asked, lost = write_review(database, review_file, review, seed, images)
+            err.print(f"wrote {asked} questions to {review_file}{_without(lost)}; open it in a browser", soft_wrap=True)
             return
         known = RunFolder(run).truth
-        found = audit(database, threshold, truth or (known.true if known else None), verdicts, precision)
+        truth = truth or (known.true if known else None)
+        found = audit(database, threshold, truth, verdicts, precision, image_data, before)
         gallery = list(cards(database, pictures, threshold, images)) if html else []
     if json_:
         print_json(found)
     else:
         print_tables(found, out)
     if html is not None:
-        comparison = compare_measures(measure(compare, threshold), found.measures) if compare else None
-        write_report(html, found, gallery, threshold, comparison)
-        err.print(f"wrote {html}", soft_wrap=True)
+        write_report(html, found, gallery, threshold)
+        lost = sum(card.picture is None for card in gallery)
+        err.print(f"wrote {html} with {len(gallery)} images in its gallery{_without(lost)}", soft_wrap=True)
     if sheet is not None:
-        drawn = write_sheet(run, sheet, pictures, threshold, images)
-        err.print(f"drew {drawn} pictures into {sheet}", soft_wrap=True)
+        drawn, lost = write_sheet(run, sheet, pictures, threshold, images)
+        err.print(f"drew {drawn} images into {sheet}{_without(lost)}", soft_wrap=True)
+
+
+def _without(lost: int) -> str:
+    return f", {lost} of them without their picture (--images FOLDER says where it is)" if lost else ""
 
 
 def score(

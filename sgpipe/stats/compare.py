@@ -67,7 +67,7 @@ def _counts(measures: Measures) -> dict[str, int]:
     return {
         "images": measures.rows,
         "error rows": sum(measures.errors.values()),
-        **{name.replace("_", " "): count for name, count in measures.totals.items()},
+        **{name.replace("_", " "): count for name, count in measures.totals.items() if name != "kept_relations"},
         f"relations of confidence ≥ {TRAINED_ON:.2f}": level.relations,
         "images with such a relation": level.images,
         "predicates": measures.tail.kinds,

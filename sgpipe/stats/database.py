@@ -35,6 +35,7 @@ _TABLES = (
     """create table images as
     select image, image_id, dataset, split, status, error,
         coalesce(len(objects), 0) as objects, coalesce(len(captions), 0) as captions,
+        coalesce(list_unique(list_transform(captions, lambda c: c.text)), 0) as different_captions,
         coalesce(len(triplets), 0) as triplets, coalesce(len(list_filter(triplets,
             lambda t: t.subject_category is not null and t.object_category is not null)), 0) as matched_triplets,
         coalesce(len(pairs), 0) as pairs,
@@ -73,8 +74,8 @@ class Database:
 
     Views and tables, all with the number of the `image` in the run, by which images are ordered:
         records: one row per image, with the columns of the shards; each use reads them from disk.
-        images: one row per image, with its names, `status` and `error`, and how many `objects`, `captions`, `triplets`,
-            `matched_triplets`, `pairs`, `candidate_texts` and `relations` it has.
+        images: one row per image, with its names, `status` and `error`, and how many `objects`, `captions`,
+            `different_captions`, `triplets`, `matched_triplets`, `pairs`, `candidate_texts` and `relations` it has.
         objects: one row per object, with its `number` in the image, `category`, `iscrowd`, and its box as `x`, `y`,
             `w`, `h` in pixels.
         captions: one row per caption, with `caption` (its text), `scope` and `boxes`.

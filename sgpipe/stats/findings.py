@@ -71,6 +71,9 @@ def _content(measures: Measures) -> Iterator[Finding]:
     yield Finding(question, "plain", f"{measures.totals['relations']:,} relations of "
                   f"{measures.tail.kinds:,} predicates; {level.relations:,} of confidence {TRAINED_ON:.2f} or more, "
                   f"in {level.images:,} images, {level.per_image:.1f} each.")  # fmt: skip
+    if measures.totals["captions"]:
+        yield Finding(question, "plain", f"{measures.totals['captions']:,} captions, "
+                      f"{measures.totals['different_captions']:,} of them different in their image.")  # fmt: skip
     if measures.tail.kinds:
         yield Finding(question, "plain", f"{measures.tail.half:,} predicates have half of the relations; "
                       f"{measures.person_subject_share:.0%} have a person as subject.")  # fmt: skip

@@ -44,6 +44,25 @@ PLACED = """
     where sign = 0
 """
 
+
+def _uneven(name: str, labels: str) -> str:
+    """Labels of a name that one dataset has much more often than another."""
+    return f"""with counts as (
+            select {name} as name, dataset, min(image) as image, count(*) as times
+            from {labels} join images using (image)
+            where (select count(distinct dataset) from images) > 1 group by all),
+        sizes as (select dataset, sum(times) as total from counts group by 1),
+        uses as (select names.name, coalesce(times, 0) / total as share
+            from sizes cross join (select distinct name from counts) names left join counts
+            on counts.dataset = sizes.dataset and counts.name = names.name),
+        uneven as (select name, max(share) as high, min(share) as low from uses group by 1
+            having high > {_UNEVEN} * low)
+        select min(image) as image,
+            printf('%s: %.1f %% of one, %.1f %% of another', name, 100 * any_value(high), 100 * any_value(low)) as text,
+            sum(times) as number
+        from counts join uneven using (name) group by name having number >= {_ENOUGH}"""
+
+
 RULES = (
     Rule(
         "broken_indices",
@@ -137,23 +156,18 @@ RULES = (
         group by predicate""",
     ),
     Rule(
-        "uneven_datasets",
+        "uneven_predicates",
         f"predicates that one dataset uses {_UNEVEN} times as often as another",
         "relations",
         "A model learns which dataset it sees: give the datasets weights, or drop these predicates.",
-        f"""with named as (select kept.*, dataset from kept join images using (image)
-            where (select count(distinct dataset) from images) > 1),
-        sizes as (select dataset, count(*) as total from named group by 1),
-        uses as (select sizes.dataset, predicate,
-                count(*) filter (named.dataset = sizes.dataset) / any_value(total) as share
-            from sizes, named group by all),
-        uneven as (select predicate, max(share) as high, min(share) as low from uses group by 1
-            having high > {_UNEVEN} * low)
-        select min(image) as image,
-            printf('%s: %.1f %% of one, %.1f %% of another', predicate, 100 * any_value(high), 100 * any_value(low))
-            as text,
-            count(*) as number
-        from named join uneven using (predicate) group by predicate having count(*) >= {_ENOUGH}""",
+        _uneven("predicate", "kept"),
+    ),
+    Rule(
+        "uneven_classes",
+        f"object classes that one dataset has {_UNEVEN} times as often as another",
+        "boxes",
+        "A model learns which dataset it sees: give the datasets weights, or one name to classes that mean the same.",
+        _uneven("category", f"(select * from objects where category <> '{NO_OBJECT}')"),
     ),
     Rule(
         "tiny_boxes",
@@ -177,10 +191,11 @@ RULES = (
     ),
     Rule(
         "same_captions",
-        "captions of one picture that say the same but for case, articles and punctuation",
+        "captions of one picture that differ only by case, articles and punctuation",
         "captions",
         "They bring no new relations: sample with a higher temperature, or fewer samples.",
-        r"""select image, any_value(caption) as text, count(*) - 1 as number from captions
+        r"""select image, concat(min(caption), ' / ', max(caption)) as text, count(*) - 1 as number
+        from (select distinct image, scope, boxes, caption from captions)
         group by image, scope, boxes,
             trim(regexp_replace(regexp_replace(lower(caption), '[^\p{L}\p{M}\p{N}]+', ' ', 'g'),
                 '\b(a|an|the) ', '', 'g'))

@@ -9,7 +9,6 @@ from pathlib import Path
 from sgpipe.relations import TRAINED_ON
 from sgpipe.stats.audit import Audit
 from sgpipe.stats.charts import Plot, columns, curve, ranks, unit_square
-from sgpipe.stats.compare import Comparison
 from sgpipe.stats.findings import level_at
 from sgpipe.stats.gallery import Card
 from sgpipe.stats.judged import Choice
@@ -25,7 +24,6 @@ def write_report(
     found: Audit,
     cards: list[Card],
     threshold: float = TRAINED_ON,
-    comparison: Comparison | None = None,
 ) -> None:
     """Write the report page.
 
@@ -41,7 +39,7 @@ def write_report(
         "measures": measures,
         "tiles": _tiles(measures),
         "findings": [(question, list(group)) for question, group in groupby(found.findings, lambda f: f.question)],
-        "overview": list(overview(measures).items()),
+        "overview": overview(measures),
         "tail": tail_sentence(measures) if measures.predicates else "There is no relation.",
         "predicates": list(measures.predicates.items()),
         "categories": list(measures.categories.items()),
@@ -49,7 +47,7 @@ def write_report(
         "confidence_plots": [*_confidence_plots(measures), *_judged_plots(found.truth, found.verdicts)],
         "truth": found.truth,
         "verdicts": found.verdicts,
-        "comparison": comparison,
+        "comparison": found.comparison,
         "cards": cards,
         "shown_predicates": Counter(edge.predicate for card in cards for edge in card.edges).most_common(),
         "shown_categories": _shown_categories(cards),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 
@@ -19,6 +19,7 @@ from sgpipe.stats.tail import Tail, measure_tail
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid", "baby", "guy", "lady")
 _TRIPLETS = 50
+_STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relations", "kept_relations")
 _PER_IMAGE = (0, 1, 2, 5, 10, 20, 50, 100)
 
 
@@ -65,7 +66,8 @@ class Measures:
 
     Attributes:
         images: by split; `datasets`: images by dataset; `errors`: error rows by kind.
-        totals: objects, captions, distinct_captions, triplets, matched_triplets, pairs, candidate_texts, relations,
+        totals: objects, captions, different_captions (of one image, summed), distinct_captions (of all), triplets,
+            matched_triplets, pairs, candidate_texts, relations, kept_relations (that training uses),
             images_without_relations.
         without_relations: images without relations, by the first thing that they lack.
         predicates, categories: how many relations and objects have each, most frequent first.
@@ -100,9 +102,13 @@ class Measures:
         """All images, error rows too."""
         return sum(self.images.values())
 
-    def as_dict(self) -> dict[str, Any]:
-        """The measures as plain values."""
-        return asdict(self)
+    @property
+    def yields(self) -> dict[str, float | None]:
+        """How many of each there are for one of what the stage before left; None where that left nothing."""
+        return {
+            after: self.totals[after] / self.totals[before] if self.totals[before] else None
+            for before, after in pairwise(_STAGES)
+        }
 
 
 def measure(root: Path, threshold: float = TRAINED_ON) -> Measures:
@@ -121,6 +127,8 @@ def measure_database(database: Database, threshold: float = TRAINED_ON) -> Measu
     """Count what an open run holds."""
     run = database.run
     predicates = _counts(database, "select predicate, relations from predicates")
+    levels = _levels(database)
+    kept = next(level.relations for level in levels if level.threshold == TRAINED_ON)
     [(kinds,)] = database.rows("select count(*) from triplet_counts")
     return Measures(
         run=str(run.get("name", "")),
@@ -128,11 +136,11 @@ def measure_database(database: Database, threshold: float = TRAINED_ON) -> Measu
         images=_counts(database, "select split, count(*) from images group by 1"),
         datasets=_counts(database, "select dataset, count(*) from images group by 1"),
         errors=_counts(database, _ERRORS),
-        totals=_totals(database),
+        totals=_totals(database) | {"kept_relations": kept},
         without_relations=_counts(database, _WITHOUT),
         predicates=predicates,
         categories=_counts(database, "select category, count(*) from objects group by 1"),
-        thresholds=_levels(database),
+        thresholds=levels,
         relations_per_image=_relations_per_image(database),
         tail=measure_tail(list(predicates.values())),
         triplets=[TripletCount(*row) for row in database.rows(f"{_TRIPLET_TABLE} limit {_TRIPLETS}")],
@@ -187,7 +195,8 @@ def _counts(database: Database, query: str) -> dict[str, int]:
 
 
 def _totals(database: Database) -> dict[str, int]:
-    names = ("objects", "captions", "triplets", "matched_triplets", "pairs", "candidate_texts", "relations")
+    names = ("objects", "captions", "different_captions", "triplets", "matched_triplets", "pairs", "candidate_texts",
+             "relations")  # fmt: skip
     sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
     [row] = database.rows(
         f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),

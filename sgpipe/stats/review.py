@@ -64,7 +64,9 @@ class Question:
     band: int
 
 
-def write_review(database: Database, file: Path, count: int, seed: int = 0, images: Path | None = None) -> int:
+def write_review(
+    database: Database, file: Path, count: int, seed: int = 0, images: Path | None = None
+) -> tuple[int, int]:
     """Write a page with `count` relations to be judged, equally many of each band of confidence.
 
     Args:
@@ -72,7 +74,7 @@ def write_review(database: Database, file: Path, count: int, seed: int = 0, imag
         images: folder of the pictures, if they are no longer where the run found them.
 
     Returns:
-        how many relations are on it.
+        how many relations are on it, and of how many of them the picture could not be had.
 
     Raises UserError: there is nothing to judge, a shard cannot be read, or the file cannot be written.
     """
@@ -101,7 +103,7 @@ def write_review(database: Database, file: Path, count: int, seed: int = 0, imag
         "questions": [asdict(question) for question in questions],
     }
     save_page(file, render("review", {"review": review, "cards": cards, "title": review["run"] or database.root.name}))
-    return len(cards)
+    return len(cards), sum(card.picture is None for card in cards)
 
 
 def _cards(

@@ -18,7 +18,9 @@ _RELATIONS = 8
 _PAPER, _INK = "#e9ebee", "#1a1a1a"
 
 
-def write_sheet(root: Path, file: Path, pictures: int = 20, threshold: float = 0.2, images: Path | None = None) -> int:
+def write_sheet(
+    root: Path, file: Path, pictures: int = 20, threshold: float = 0.2, images: Path | None = None
+) -> tuple[int, int]:
     """Draw pictures spread evenly over the run into one PNG, each with its strongest relations.
 
     Args:
@@ -26,23 +28,24 @@ def write_sheet(root: Path, file: Path, pictures: int = 20, threshold: float = 0
         images: folder of the pictures, if they are no longer where the run found them.
 
     Returns:
-        how many pictures are on it.
+        how many images are on it, and of how many of them the picture could not be had.
 
     Raises UserError: it is not a run, holds no image, a shard cannot be read, or the file cannot be written.
     """
     with open_run(root) as database:
         places = spread(database, pictures, threshold)
-        cards, related = [], 0
+        cards, related, lost = [], 0, 0
         for record, picture in open_records(database, places, images):
             relations = shown(record.relations, threshold, _RELATIONS)
             related += bool(relations)
+            lost += picture is None
             cards.append(draw_card(picture, record, relations, _CARD))
         if not cards:
             raise UserError(f"{root} holds no image that could be drawn")
         title = f"{database.run.get('name') or root.name}: {len(cards)} images"
         title += f", {related} of them with relations of confidence {threshold:.2f} or more"
     _save(_grid(cards, title), file)
-    return len(cards)
+    return len(cards), lost
 
 
 def _grid(cards: Sequence[Image.Image], title: str) -> Image.Image:

@@ -51,15 +51,24 @@ class TruthMeasures:
 
 
 def measure_truth(
-    run: Path, truth: Path, threshold: float, target: float, thresholds: Sequence[float]
+    run: Path,
+    truth: Path,
+    threshold: float,
+    target: float,
+    thresholds: Sequence[float],
+    image_data: Path | None = None,
 ) -> TruthMeasures:
     """Compare a run with shards of the truth, such as `sgpipe import` makes.
+
+    Args:
+        target: the precision that thresholds are suggested for; `thresholds`: of the curve.
+        image_data: Visual Genome's image_data.json, where that is the truth of COCO's pictures.
 
     Raises UserError: a folder is no run, they have no image in common, or a number is out of range.
     """
     from sgpipe.evaluation.labels import label_quality  # torch and spaCy: seconds that other audits need not spend
 
-    found = label_quality(run, truth, threshold=threshold)
+    found = label_quality(run, truth, threshold=threshold, image_data=image_data)
     relations = found.relations
     judged = Judged(relations.confidence.astype(np.float32), relations.right)
     numbers = {name: number for number, name in enumerate(found.names)}

@@ -48,7 +48,8 @@ def test_stats_counts_what_the_shards_hold(run_folder):
     by_threshold = {level["threshold"]: level for level in counts["thresholds"]}
     # 0.25 passes its own threshold; relations without confidence (ground truth) pass all.
     assert by_threshold[0.25]["relations"] == 6
-    assert by_threshold[0.3] == {"threshold": 0.3, "relations": 3, "images": 3, "pairs": 3, "predicate_kinds": 1}
+    assert by_threshold[0.3] == {"threshold": 0.3, "relations": 3, "images": 3, "pairs": 3, "predicate_kinds": 1,
+                                  "per_image": 1, "per_pair": 1}  # fmt: skip
     table = invoke("stats", run_folder)
     assert table.exit_code == 0
     assert "error rows" in table.stdout

@@ -37,7 +37,8 @@ PLANTED = [
     ("no_relation", scene("116", [(0, "dog", 1)]), "“dog” in person dog dog"),
     ("tiny_boxes", scene("117", objects=[PERSON, Box("cup", 3, (5, 5, 3, 30))]), "cup of 3.0 × 30.0"),
     ("repeated_boxes", scene("118", objects=[PERSON, CUP, Box("cup", 3, (30, 30, 10, 10.5))]), "cup"),
-    ("same_captions", scene("119", captions=["A dog on the table.", "a dog on a table", "a dog"]), None),
+    ("same_captions", scene("119", captions=["A dog on the table.", "a dog on a table", "a dog"]),
+     "A dog on the table. / a dog on a table"),
     ("degenerate_captions", scene("120", captions=["a dog is is is here"]), "a dog is is is here"),
     ("degenerate_captions", scene("123", captions=["A dog: dog, dog."]), "A dog: dog, dog."),
     ("degenerate_captions", scene("121", captions=["dog"]), "dog"),
@@ -77,8 +78,8 @@ def test_datasets_that_use_other_predicates(tmp_path):
         for name in [names[n % 3]]
     ]
     # "has" and "riding" occur 20 times each: too few to be told from chance.
-    assert "uneven_datasets" not in found(tmp_path / "few", records)
-    check = found(tmp_path / "many", [record for record in records for _ in range(3)])["uneven_datasets"]
+    assert "uneven_predicates" not in found(tmp_path / "few", records)
+    check = found(tmp_path / "many", [record for record in records for _ in range(3)])["uneven_predicates"]
     assert [example.text for example in check.examples] == [
         "has: 33.3 % of one, 0.0 % of another",
         "riding: 33.3 % of one, 0.0 % of another",

@@ -1,12 +1,7 @@
 import json
-import re
-from html.parser import HTMLParser
 
 import pytest
-from markupsafe import escape
-from typer.testing import CliRunner
 
-from sgpipe.cli import app
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.stats.charts import columns, ranks, short
@@ -15,61 +10,16 @@ from sgpipe.stats.findings import find
 from sgpipe.stats.gallery import make_card
 from sgpipe.stats.measures import measure
 from sgpipe.stats.pages import save_page
+from tests.sgpipe.stats.agreement import Texts, assert_forms_agree, invoke
 from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
 from tests.sgpipe.trainset.runs import make_run
 
 EVIL = "<script>alert('&')</script>"
 
 
-class Texts(HTMLParser):
-    """The cells of tables, row by row, and every tag with its attributes."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        if self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
-
-
-def numbers(cells: list[str]) -> list[float]:
-    return [float(cell.replace(",", "").strip()) for cell in cells]
-
-
-def invoke(*arguments: object):
-    result = CliRunner().invoke(app, ["stats", *map(str, arguments)])
-    assert result.exit_code == 0, result.output
-    return result
-
-
 def test_tables_json_and_page_say_the_same(tmp_path):
     root = make_shards(tmp_path / "run", labelled_records(60, seed=3))
-    said = json.loads(invoke(root, "--json", "--html", tmp_path / "r.html").stdout)
-    page = Texts((tmp_path / "r.html").read_text(encoding="utf-8"))
-    levels = [[t[k] for k in ("threshold", "relations", "predicate_kinds", "images")] for t in said["thresholds"]]
-    in_page = [numbers(row[:4]) for row in page.rows if len(row) == 6 and re.fullmatch(r"0\.\d\d", row[0].strip())]
-    terminal = invoke(root).stdout
-    in_terminal = [numbers(row.split("│")[1:5]) for row in terminal.splitlines() if re.match(r"│ 0\.\d\d +│", row)]
-    assert levels == in_page == in_terminal
-    for name, count in said["predicates"].items():
-        assert [name, str(count)] in [row[:2] for row in page.rows]
-        assert re.search(rf"│ {name} +│ +{count} │", terminal)
-    text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    for finding in said["findings"]:
-        assert escape(finding["text"]) in text
-        assert finding["text"] in terminal
-    assert ["relations", str(said["totals"]["relations"])] in page.rows
-    assert re.search(rf"│ relations +│ +{said['totals']['relations']} │", terminal)
+    assert_forms_agree(root, tmp_path)
 
 
 def test_the_page_is_one_file_and_shows_markup_as_text(tmp_path):
@@ -115,6 +65,26 @@ def test_two_runs_are_compared(tmp_path):
     assert [row.name for row in changes.predicates] == ["at", "near", "on"]
     assert (changes.gained, changes.lost) == (1, 1)
     assert [(row.name, row.after) for row in changes.health] == [("an object related to itself", 1 / 3)]
+
+
+def test_what_changed_is_in_all_three_forms(tmp_path):
+    before = make_shards(tmp_path / "a", [scene("0", [(0, "on", 1), (0, "near", 2)])])
+    after = make_shards(tmp_path / "b", [scene("0", [(0, "on", 1), (2, "at", 0), (1, "at", 1)])])
+    result = invoke(after, "--compare", before, "--json", "--html", tmp_path / "r.html")
+    said = json.loads(result.stdout)["comparison"]
+    [relations] = [row for row in said["counts"] if row["name"] == "relations"]
+    assert (relations["before"], relations["after"], relations["text"]) == (2, 3, "+1 (+50%)")
+    rows = [[cell.strip() for cell in row] for row in Texts((tmp_path / "r.html").read_text(encoding="utf-8")).rows]
+    terminal = [
+        [cell.strip() for cell in line.split("│")] for line in invoke(after, "--compare", before).stdout.splitlines()
+    ]
+    for row in (
+        ["relations", "2", "3", "+1 (+50%)"],
+        ["at", "0.0%", "66.7%"],
+        ["an object related to itself", "0.0%", "33.3%"],
+    ):
+        assert any(cells[: len(row)] == row for cells in rows)
+        assert any(cells[1 : 1 + len(row)] == row for cells in terminal)
 
 
 def test_cards_of_odd_images():

@@ -1,15 +1,13 @@
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Pair, Triplet
-from sgpipe.shards.manifest import Manifest
-from sgpipe.stats.measures import distinct_predicates, measure
+from sgpipe.stats.measures import measure
+from tests.sgpipe.stats.agreement import assert_thresholds_are_numpys, assert_totals_are_pyarrows, column, read
 from tests.sgpipe.stats.runs import labelled_records, make_shards, scene
 
 
@@ -22,53 +20,15 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(root):
-    """The shards as pyarrow reads them, past everything that is tested here."""
-    files = [root / shard.file for shard in Manifest.load(root).shards]
-    return pa.concat_tables([pq.read_table(file) for file in files])
-
-
-def column(rows: pa.Table, noun: str, field: str) -> pa.Array:
-    return pc.struct_field(pc.list_flatten(rows[noun]), field)
-
-
-def frequencies(values: pa.Array) -> dict[str, int]:
-    return dict(Counter(values.to_pylist()))
+    return read(root)
 
 
 def test_totals_are_what_pyarrow_counts(root, rows):
-    measures = measure(root)
-    for noun in ("objects", "captions", "triplets", "pairs", "relations"):
-        assert measures.totals[noun] == pc.sum(pc.list_value_length(rows[noun])).as_py()
-    assert measures.images == frequencies(rows["split"])
-    assert measures.datasets == frequencies(rows["dataset"])
-    assert sum(measures.errors.values()) == frequencies(rows["status"])["error"]
-    assert measures.totals["distinct_captions"] == pc.count_distinct(column(rows, "captions", "text")).as_py()
-    assert measures.totals["candidate_texts"] == len(pc.list_flatten(column(rows, "pairs", "predicates")))
-    ends = [pc.is_valid(column(rows, "triplets", f"{end}_category")) for end in ("subject", "object")]
-    assert measures.totals["matched_triplets"] == pc.sum(pc.and_(*ends)).as_py()
-    assert measures.predicates == frequencies(column(rows, "relations", "predicate"))
-    assert measures.categories == frequencies(column(rows, "objects", "category"))
-    assert list(measures.predicates.values()) == sorted(measures.predicates.values(), reverse=True)
-    assert distinct_predicates(root) == set(measures.predicates)
+    assert_totals_are_pyarrows(root, rows)
 
 
 def test_thresholds_are_what_numpy_counts(root, rows):
-    relations = rows["relations"].combine_chunks()
-    owner = pc.list_parent_indices(relations).to_numpy()
-    flat = pc.list_flatten(relations)
-    confidence = pc.fill_null(pc.struct_field(flat, "confidence"), 1).to_numpy()
-    names = np.array(pc.struct_field(flat, "predicate").to_pylist())
-    pairs = np.stack([owner, *(pc.struct_field(flat, end).to_numpy() for end in ("subject", "object"))])
-    levels = {level.threshold: level for level in measure(root).thresholds}
-    assert list(levels) == [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6]
-    for threshold, level in levels.items():
-        kept = confidence >= np.float32(threshold)
-        assert level.relations == kept.sum()
-        assert level.images == len(np.unique(owner[kept]))
-        assert level.pairs == len(np.unique(pairs[:, kept], axis=1).T)
-        assert level.predicate_kinds == len(np.unique(names[kept]))
-        assert level.per_image == pytest.approx(kept.sum() / level.images)
-        assert level.per_pair == pytest.approx(kept.sum() / level.pairs)
+    assert_thresholds_are_numpys(root, rows)
 
 
 def test_confidences_triplets_and_relations_per_image(root, rows):

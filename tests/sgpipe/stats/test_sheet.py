@@ -65,7 +65,7 @@ def test_a_file_name_that_leaves_the_image_folder_is_not_opened(tmp_path):
 
 def test_the_sheet_is_a_picture_with_a_card_for_each_image(tmp_path):
     root = run_of(tmp_path / "run", [0.9] * 5)
-    assert write_sheet(root, tmp_path / "sheet.png", pictures=4) == 4
+    assert write_sheet(root, tmp_path / "sheet.png", pictures=4) == (4, 0)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 2 * 480
         assert sheet.height > 2 * 320
@@ -90,5 +90,5 @@ def test_stats_draws_a_sheet_besides_its_tables(tmp_path):
     result = CliRunner().invoke(app, ["stats", str(root), "--sheet", str(tmp_path / "s.png"), "--pictures", "1"])
     assert result.exit_code == 0
     assert "relations by threshold" in result.stdout
-    assert f"drew 1 pictures into {tmp_path}/s.png" in result.stderr.replace("\n", "")
+    assert f"drew 1 images into {tmp_path}/s.png" in result.stderr.replace("\n", "")
     assert (tmp_path / "s.png").stat().st_size > 1000
