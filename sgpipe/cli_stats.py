@@ -30,7 +30,7 @@ def stats(
     review_file: Annotated[Path, typer.Option(help="Where --review writes it.")] = Path("review.html"),
     seed: Annotated[int, typer.Option(help="Another seed, another sample for --review.")] = 0,
     verdicts: Annotated[Path | None, typer.Option(help="What the page of --review exported.")] = None,
-    precision: Annotated[float, typer.Option(help="Precision that thresholds are suggested for.")] = 0.8,
+    precision: Annotated[float, typer.Option(min=0, max=1, help="Precision that thresholds are suggested for.")] = 0.8,
 ) -> None:
     """Count what a run holds, check its health, and show it."""
     from sgpipe.shards.folder import RunFolder
@@ -42,17 +42,21 @@ def stats(
     from sgpipe.stats.review import write_review
     from sgpipe.stats.sheet import write_sheet
     from sgpipe.stats.terminal import print_json, print_tables
+    from sgpipe.stats.truth import KnownTruth
 
     out, err = (Console(markup=False, highlight=False, stderr=stderr) for stderr in (False, True))
+    if image_data is not None and truth is None:
+        raise typer.BadParameter("--image-data says how to find the pictures in Visual Genome: give its --truth, too")
     before = measure(compare, threshold) if compare else None
     with open_run(run) as database:
         if review is not None:
             asked, lost = write_review(database, review_file, review, seed, images)
             err.print(f"wrote {asked} questions to {review_file}{_without(lost)}; open it in a browser", soft_wrap=True)
             return
-        known = RunFolder(run).truth
-        truth = truth or (known.true if known else None)
-        found = audit(database, threshold, truth, verdicts, precision, image_data, before)
+        drawn = RunFolder(run).truth
+        known = KnownTruth(drawn.true, drawn.composed) if drawn else None
+        known = KnownTruth(truth, None, image_data) if truth else known
+        found = audit(database, threshold, known, verdicts, precision, before)
         gallery = list(cards(database, pictures, threshold, images)) if html else []
     if json_:
         print_json(found)
@@ -63,8 +67,8 @@ def stats(
         lost = sum(card.picture is None for card in gallery)
         err.print(f"wrote {html} with {len(gallery)} images in its gallery{_without(lost)}", soft_wrap=True)
     if sheet is not None:
-        drawn, lost = write_sheet(run, sheet, pictures, threshold, images)
-        err.print(f"drew {drawn} images into {sheet}{_without(lost)}", soft_wrap=True)
+        images_drawn, lost = write_sheet(run, sheet, pictures, threshold, images)
+        err.print(f"drew {images_drawn} images into {sheet}{_without(lost)}", soft_wrap=True)
 
 
 def _without(lost: int) -> str:

@@ -11,7 +11,7 @@ from sgpipe.stats.compare import Comparison, compare
 from sgpipe.stats.database import Database
 from sgpipe.stats.findings import Finding, find, find_precision
 from sgpipe.stats.measures import THRESHOLDS, Measures, measure_database
-from sgpipe.stats.truth import TruthMeasures, measure_truth
+from sgpipe.stats.truth import KnownTruth, TruthMeasures, measure_truth
 from sgpipe.stats.verdicts import Verdicts, measure_verdicts
 
 
@@ -42,26 +42,24 @@ class Audit:
 def audit(
     database: Database,
     threshold: float = TRAINED_ON,
-    truth: Path | None = None,
+    truth: KnownTruth | None = None,
     verdicts: Path | None = None,
     target: float = 0.8,
-    image_data: Path | None = None,
     other: Measures | None = None,
 ) -> Audit:
     """Audit an open run.
 
     Args:
         threshold: confidence of the relations whose health and precision are looked at.
-        truth: shards of the truth. verdicts: what a review exported.
+        verdicts: what a review exported.
         target: the precision that thresholds are suggested for.
-        image_data: Visual Genome's image_data.json, where that is the truth of COCO's pictures.
         other: of another run, to compare with.
 
     Raises UserError: a shard or file cannot be read or used, or a number is out of range.
     """
     fingerprint = str(database.run.get("fingerprint", ""))
     said = None if verdicts is None else measure_verdicts(verdicts, fingerprint, target, THRESHOLDS)
-    known = None if truth is None else measure_truth(database.root, truth, threshold, target, THRESHOLDS, image_data)
+    known = None if truth is None else measure_truth(database.root, truth, threshold, target, THRESHOLDS)
     measures = measure_database(database, threshold)
     return Audit(measures, known, said, None if other is None else compare(other, measures))
 

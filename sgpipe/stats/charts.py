@@ -10,6 +10,7 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
+_TICK = 56  # of its text
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points, and what each says; `kind` is its class: main, second or guide."""
+    """A line through points, and what each says; `kind` is its class: main, second or guide; `name` for the legend."""
 
     points: list[Point]
     texts: list[str]
     kind: str = "main"
+    name: str = ""
 
     @property
     def path(self) -> str:
@@ -80,7 +82,7 @@ def curve(name: str, points: Sequence[Point], x_title: str, y_title: str, texts:
     x = _Scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT + 8, WIDTH - _RIGHT - 8)
     y = _Scale(0, _nice(max(p[1] for p in points)), HEIGHT - _BOTTOM, _TOP)
     line = Line([(x(a), y(b)) for a, b in points], list(texts))
-    return Plot(name, x_title, y_title, [Tick(x(a), f"{a:g}") for a, _ in points], y.ticks(), lines=[line])
+    return Plot(name, x_title, y_title, _apart([Tick(x(a), f"{a:g}") for a, _ in points]), y.ticks(), lines=[line])
 
 
 def ranks(name: str, counts: Sequence[int], x_title: str, y_title: str) -> Plot:
@@ -96,16 +98,25 @@ def ranks(name: str, counts: Sequence[int], x_title: str, y_title: str) -> Plot:
 
 
 def unit_square(
-    name: str, lines: Sequence[tuple[str, Sequence[Point], Sequence[str]]], x_title: str, y_title: str
+    name: str, lines: Sequence[tuple[str, str, Sequence[Point], Sequence[str]]], x_title: str, y_title: str
 ) -> Plot:
-    """Lines between 0 and 1 on both axes, each with its kind, points and texts; a diagonal if its kind is guide."""
+    """Lines between 0 and 1 on both axes, each with its kind, name, points and texts."""
     x, y = _Scale(0, 1, _LEFT, WIDTH - _RIGHT), _Scale(0, 1, HEIGHT - _BOTTOM, _TOP)
-    drawn = [Line([(x(a), y(b)) for a, b in points], list(texts), kind) for kind, points, texts in lines]
+    drawn = [Line([(x(a), y(b)) for a, b in points], list(texts), kind, said) for kind, said, points, texts in lines]
     marks = [step / 5 for step in range(6)]
     return Plot(
         name, x_title, y_title, [Tick(x(m), f"{m:.1f}") for m in marks], [Tick(y(m), f"{m:.1f}") for m in marks],
         lines=drawn,
     )  # fmt: skip
+
+
+def _apart(ticks: Sequence[Tick]) -> list[Tick]:
+    """The ticks that have room beside those before them."""
+    kept: list[Tick] = []
+    for tick in ticks:
+        if not kept or tick.at - kept[-1].at >= _TICK:
+            kept.append(tick)
+    return kept
 
 
 def short(number: float) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sgpipe.relations import TRAINED_ON
 from sgpipe.stats.findings import level_at
-from sgpipe.stats.measures import Measures
+from sgpipe.stats.measures import TOTALS, Measures
 
 _PREDICATES = 15
 
@@ -67,9 +67,8 @@ def _counts(measures: Measures) -> dict[str, int]:
     return {
         "images": measures.rows,
         "error rows": sum(measures.errors.values()),
-        **{name.replace("_", " "): count for name, count in measures.totals.items() if name != "kept_relations"},
-        f"relations of confidence ≥ {TRAINED_ON:.2f}": level.relations,
-        "images with such a relation": level.images,
+        **{name: measures.totals[key] for key, name in TOTALS.items()},
+        f"images with a relation of confidence ≥ {TRAINED_ON:.2f}": level.images,
         "predicates": measures.tail.kinds,
         "triplet kinds": measures.triplet_kinds,
     }

@@ -52,7 +52,7 @@ def _advice(suggested: Choice | None, target: float) -> str:
     if suggested is None:
         return f"No threshold makes {target:.0%} of the relations right."
     return (
-        f"Of confidence {suggested.threshold:.3f} or more, {target:.0%} are right: "
+        f"Of confidence {suggested.threshold:.3f} or more, at least {target:.0%} are right: "
         f"{suggested.kept:,} of the judged relations."
     )
 
@@ -64,7 +64,10 @@ def level_at(measures: Measures, threshold: float = TRAINED_ON) -> Level:
 
 def _content(measures: Measures) -> Iterator[Finding]:
     question, level = "What is in here?", level_at(measures)
-    names = ", ".join(measures.datasets) or "no dataset"
+    if not measures.rows:
+        yield Finding(question, "bad", "Nothing: the run has no image yet.")
+        return
+    names = ", ".join(measures.datasets)
     splits = ", ".join(f"{split} {count:,}" for split, count in measures.images.items())
     yield Finding(question, "plain", f"{measures.rows:,} images of {names} ({splits}) with "
                   f"{measures.totals['objects']:,} boxes of {len(measures.categories):,} classes.")  # fmt: skip
@@ -100,8 +103,10 @@ def _quality(measures: Measures, asked: bool) -> Iterator[Finding]:
         grade = "fair" if worst.share < _ILL else "bad"
         yield Finding(question, grade, f"{len(ill)} of {len(measures.health)} health checks found something; the most: "
                       f"{worst.title} ({worst.share:.1%} of {worst.of}).")  # fmt: skip
-    else:
+    elif any(check.total for check in measures.health if check.of != "boxes"):
         yield Finding(question, "good", f"All {len(measures.health)} health checks found nothing.")
+    else:
+        yield Finding(question, "plain", "There are no labels that could be good.")
 
 
 def _agreement(found: AgreementMeasures | None) -> Iterator[Finding]:
@@ -122,7 +127,7 @@ def _to_drop(measures: Measures) -> Iterator[Finding]:
     for check in sorted(measures.health, key=lambda check: -check.share):
         if check.count:
             yield Finding(question, "fair", f"{check.count:,} × {check.title}. {check.advice}")
-    if not below and not any(check.count for check in measures.health):
+    if measures.rows and not below and not any(check.count for check in measures.health):
         yield Finding(question, "good", "Nothing.")
 
 

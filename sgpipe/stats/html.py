@@ -96,7 +96,7 @@ def _judged_plots(truth: TruthMeasures | None, verdicts: Verdicts | None) -> lis
     if truth is not None:
         points = [(part.confidence, part.precision.value or 0.0) for part in truth.reliability]
         texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in truth.reliability]
-        lines = [("guide", [(0.0, 0.0), (1.0, 1.0)], ["", ""]), ("main", points, texts)]
+        lines = [("guide", "", [(0.0, 0.0), (1.0, 1.0)], ["", ""]), ("main", "", points, texts)]
         plots.append(unit_square("Are confidences what they claim?", lines, "mean confidence", "share that is right"))
         plots.append(_threshold_plot("Precision by threshold, by the truth", truth.curve))
     if verdicts is not None and verdicts.judged:
@@ -109,8 +109,9 @@ def _threshold_plot(name: str, curve: list[Choice]) -> Plot:
     points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
     texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
     kept = [(choice.threshold, choice.kept / known[0].kept) for choice in known]
-    lines = [("main", points, texts), ("second", kept, [f"keeps {choice.kept:,}" for choice in known])]
-    return unit_square(name, lines, "confidence at least", "precision; share kept")
+    counts = [f"keeps {choice.kept:,}" for choice in known]
+    lines = [("main", "precision", points, texts), ("second", "share kept", kept, counts)]
+    return unit_square(name, lines, "confidence at least", "share")
 
 
 def _shown_categories(cards: list[Card]) -> list[tuple[str, int]]:

@@ -19,6 +19,20 @@ from sgpipe.stats.tail import Tail, measure_tail
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid", "baby", "guy", "lady")
 _TRIPLETS = 50
+# The totals, in the order in which images become relations.
+TOTALS = {
+    "objects": "boxes",
+    "captions": "captions",
+    "different_captions": "different captions of one image",
+    "distinct_captions": "different captions",
+    "triplets": "triplets parsed",
+    "matched_triplets": "triplets with both ends matched",
+    "pairs": "candidate pairs",
+    "candidate_texts": "candidate relation texts",
+    "relations": "relations",
+    "kept_relations": f"relations of confidence ≥ {TRAINED_ON:.2f}",
+    "images_without_relations": "images without relations",
+}
 _STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relations", "kept_relations")
 _PER_IMAGE = (0, 1, 2, 5, 10, 20, 50, 100)
 

@@ -35,6 +35,8 @@ def spread(database: Database, count: int, threshold: float) -> list[int]:
 
     Where there are too few, images without any follow. Error rows are left out.
     """
+    [(images,)] = database.rows("select count(*) from images")
+    count = min(count, max(images, 1))
     return sorted(image for (image,) in database.rows(_SPREAD, threshold, count, count))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
@@ -15,7 +16,8 @@ from sgpipe.stats.gallery import Card, make_card
 from sgpipe.stats.pages import render, save_page
 from sgpipe.stats.pictures import open_records
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
+Answer = Literal["right", "wrong", "unsure"]
 _PIXELS = 720
 EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
@@ -64,6 +66,19 @@ class Question:
     band: int
 
 
+@dataclass(frozen=True)
+class Review:
+    """The questions of a page, and the answers of a person: one each in what the page exports, none before."""
+
+    format: Literal[1]
+    run: str
+    fingerprint: str
+    seed: int
+    bands: list[Band]
+    questions: list[Question]
+    answers: list[Answer | None]
+
+
 def write_review(
     database: Database, file: Path, count: int, seed: int = 0, images: Path | None = None
 ) -> tuple[int, int]:
@@ -94,15 +109,10 @@ def write_review(
             )
         )
         cards.append(card)
-    review = {
-        "format": FORMAT,
-        "run": str(database.run.get("name", "")),
-        "fingerprint": str(database.run.get("fingerprint", "")),
-        "seed": seed,
-        "bands": [asdict(band) for band in bands.values()],
-        "questions": [asdict(question) for question in questions],
-    }
-    save_page(file, render("review", {"review": review, "cards": cards, "title": review["run"] or database.root.name}))
+    run, fingerprint = (str(database.run.get(name, "")) for name in ("name", "fingerprint"))
+    review = Review(FORMAT, run, fingerprint, seed, list(bands.values()), questions, [])
+    title = run or database.root.name
+    save_page(file, render("review", {"review": asdict(review), "cards": cards, "title": title}))
     return len(cards), sum(card.picture is None for card in cards)
 
 
@@ -133,25 +143,22 @@ def _bands(database: Database, count: int) -> dict[int, Band]:
     return {band: Band(*ends[band], relations, sampled[band]) for band, relations in rows if sampled[band]}
 
 
-def load_review(file: Path) -> dict[str, Any]:
-    """What the page exports: the review with an `answers` list, as long as its questions.
+def load_review(file: Path) -> Review:
+    """What the page exports.
 
     Raises UserError: it cannot be read or is something else.
     """
     try:
-        review = json.loads(file.read_text(encoding="utf-8"))
+        review = TypeAdapter(Review).validate_json(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error})") from None
-    try:
-        fits = review["format"] == FORMAT and len(review["answers"]) == len(review["questions"])
-        bands = [Band(**band) for band in review["bands"]]
-        questions = [Question(**question) for question in review["questions"]]
-        fits &= all(question.band in range(len(bands)) for question in questions)
-        fits &= set(review["answers"]) <= {"right", "wrong", "unsure", None}
-    except (KeyError, TypeError):
-        fits = False
-    if not fits:
-        raise UserError(f"{file} is not what a page of `sgpipe stats --review` exports")
-    return {**review, "bands": bands, "questions": questions}
+    except ValidationError as error:
+        reason, place = error.errors()[0]["msg"], ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{_STRANGE.format(file=file)} ({place or 'the file'}: {reason})") from None
+    answered = len(review.answers) == len(review.questions)
+    if not answered or any(question.band not in range(len(review.bands)) for question in review.questions):
+        raise UserError(_STRANGE.format(file=file))
+    return review
+
+
+_STRANGE = "{file} is not what a page of `sgpipe stats --review` exports"

@@ -42,7 +42,7 @@ def measure_tail(counts: Sequence[int]) -> Tail:
     shares = ordered / total
     ranks = np.arange(len(ordered), 0, -1)  # 1 for the rarest
     gini = (2 * (ranks * shares).sum() - (len(ordered) + 1)) / len(ordered)
-    entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
+    entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()) + 0.0  # no -0.0
     return Tail(
         kinds=len(ordered),
         total=int(total),

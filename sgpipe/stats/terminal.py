@@ -9,11 +9,10 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from sgpipe.relations import TRAINED_ON
 from sgpipe.sources.fields import line
 from sgpipe.stats.audit import Audit
 from sgpipe.stats.health import Check
-from sgpipe.stats.measures import Measures
+from sgpipe.stats.measures import TOTALS, Measures
 from sgpipe.stats.terminal_tables import comparison_tables, table, truth_tables, verdict_tables
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
@@ -48,32 +47,29 @@ def print_json(found: Audit) -> None:
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:
     """The first counts to look at, in the order in which images become relations, and what each stage yields."""
-    rows = [
-        *((f"images ({split})", count, None) for split, count in sorted(measures.images.items())),
-        ("error rows", sum(measures.errors.values()), None),
-        *((name, measures.totals[key], unit and (measures.yields[key], unit)) for name, key, unit in _STAGES),
+    images = [(f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())]
+    errors = ("error rows", f"{sum(measures.errors.values()):,}", "")
+    counts = [(name, f"{measures.totals[key]:,}", _each(measures, key)) for key, name in TOTALS.items()]
+    return [
+        *images,
+        errors,
+        *counts,
+        ("relations with a person as subject", f"{measures.person_subject_share:.1%}", ""),
     ]
-    told = [(name, f"{count:,}", _each(*made) if made else "") for name, count, made in rows]
-    return [*told, ("relations with a person as subject", f"{measures.person_subject_share:.1%}", "")]
 
 
-_STAGES = (
-    ("boxes", "objects", None),
-    ("captions", "captions", None),
-    ("different captions of one image", "different_captions", None),
-    ("different captions", "distinct_captions", None),
-    ("triplets parsed", "triplets", "caption"),
-    ("triplets with both ends matched", "matched_triplets", "triplet"),
-    ("candidate pairs", "pairs", None),
-    ("candidate relation texts", "candidate_texts", "matched triplet"),
-    ("relations", "relations", "candidate text"),
-    (f"relations of confidence ≥ {TRAINED_ON:.2f}", "kept_relations", "relation"),
-    ("images without relations", "images_without_relations", None),
-)
+_BEFORE = {
+    "triplets": "caption",
+    "matched_triplets": "triplet",
+    "candidate_texts": "matched triplet",
+    "relations": "candidate text",
+    "kept_relations": "relation",
+}
 
 
-def _each(share: float | None, unit: str) -> str:
-    return "" if share is None else f"{share:.2f} per {unit}"
+def _each(measures: Measures, key: str) -> str:
+    share = measures.yields.get(key)
+    return "" if share is None else f"{share:.2f} per {_BEFORE[key]}"
 
 
 def tail_sentence(measures: Measures) -> str:
@@ -121,6 +117,8 @@ def _triplets(measures: Measures) -> Table:
 
 def _health(measures: Measures) -> Table | str:
     found = [check for check in measures.health if check.count]
+    if not any(check.total for check in measures.health):
+        return "There is nothing to check."
     if not found:
         return f"All {len(measures.health)} health checks found nothing."
     rows = [(check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", _example(check)) for check in found]

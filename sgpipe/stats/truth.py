@@ -13,6 +13,20 @@ from sgpipe.stats.judged import Bin, Choice, Judged, Precision
 
 
 @dataclass(frozen=True)
+class KnownTruth:
+    """Shards of what is true of the pictures of a run.
+
+    Attributes:
+        wanted: shards of what should be found; None: all that is true.
+        image_data: Visual Genome's image_data.json, where that is the truth of COCO's pictures.
+    """
+
+    true: Path
+    wanted: Path | None = None
+    image_data: Path | None = None
+
+
+@dataclass(frozen=True)
 class PredicateChoice:
     """A predicate: its precision at the threshold in use, and the threshold that reaches the target, if any does."""
 
@@ -52,23 +66,21 @@ class TruthMeasures:
 
 def measure_truth(
     run: Path,
-    truth: Path,
+    truth: KnownTruth,
     threshold: float,
     target: float,
     thresholds: Sequence[float],
-    image_data: Path | None = None,
 ) -> TruthMeasures:
-    """Compare a run with shards of the truth, such as `sgpipe import` makes.
+    """Compare a run with the truth.
 
     Args:
         target: the precision that thresholds are suggested for; `thresholds`: of the curve.
-        image_data: Visual Genome's image_data.json, where that is the truth of COCO's pictures.
 
     Raises UserError: a folder is no run, they have no image in common, or a number is out of range.
     """
     from sgpipe.evaluation.labels import label_quality  # torch and spaCy: seconds that other audits need not spend
 
-    found = label_quality(run, truth, threshold=threshold, image_data=image_data)
+    found = label_quality(run, truth.true, wanted=truth.wanted, threshold=threshold, image_data=truth.image_data)
     relations = found.relations
     judged = Judged(relations.confidence.astype(np.float32), relations.right)
     numbers = {name: number for number, name in enumerate(found.names)}

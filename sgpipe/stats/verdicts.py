@@ -68,12 +68,12 @@ def measure_verdicts(file: Path, fingerprint: str, target: float, thresholds: Se
     Raises UserError: the file is not such an export, or about another run.
     """
     review = load_review(file)
-    if review["fingerprint"] != fingerprint:
-        raise UserError(f"{file} is about another run ({review['run']}, fingerprint {review['fingerprint']})")
-    said = [(q, a) for q, a in zip(review["questions"], review["answers"], strict=True) if a in ("right", "wrong")]
+    if review.fingerprint != fingerprint:
+        raise UserError(f"{file} is about another run ({review.run}, fingerprint {review.fingerprint})")
+    said = [(q, a) for q, a in zip(review.questions, review.answers, strict=True) if a in ("right", "wrong")]
     bands = [
         BandVerdict(band, _precision([a for q, a in said if q.band == number]))
-        for number, band in enumerate(review["bands"])
+        for number, band in enumerate(review.bands)
     ]
     names = Counter(q.predicate for q, _ in said)
     confidence = [1.0 if q.confidence is None else q.confidence for q, _ in said]
@@ -81,8 +81,8 @@ def measure_verdicts(file: Path, fingerprint: str, target: float, thresholds: Se
     precision, low, high, covered = _weighted(bands)
     return Verdicts(
         judged=len(said),
-        unsure=review["answers"].count("unsure"),
-        open=review["answers"].count(None),
+        unsure=review.answers.count("unsure"),
+        open=review.answers.count(None),
         precision=precision,
         low=low,
         high=high,

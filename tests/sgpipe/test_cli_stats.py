@@ -61,6 +61,16 @@ def test_stats_of_what_is_no_run(tmp_path):
     assert "holds no sgpipe run" in one_line(result)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--precision", 5), ("--review", 0), ("--pictures", 0), ("--threshold", 1.5), ("--image-data", "image_data.json")],
+)
+def test_options_that_cannot_be_meant(run_folder, options):
+    result = invoke("stats", run_folder, *options)
+    assert result.exit_code == 2
+    assert options[0] in result.stderr
+
+
 def test_stats_of_a_run_with_a_lost_shard(run_folder):
     next((run_folder / "data").iterdir()).unlink()
     result = invoke("stats", run_folder)

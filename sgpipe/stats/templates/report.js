@@ -30,6 +30,7 @@ function filter() {
     show(card.querySelectorAll(".node"), (element) => ends.has(element.dataset.object));
     const graph = card.querySelector(".graph");
     if (graph) graph.toggleAttribute("hidden", !kept.length);
+    card.querySelector(".none").hidden = kept.length > 0 || !all.length;
     const asked = predicate.value || category.value;
     card.hidden = Boolean(asked) && !kept.length;
     images += !card.hidden;

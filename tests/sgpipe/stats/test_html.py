@@ -87,6 +87,24 @@ def test_what_changed_is_in_all_three_forms(tmp_path):
         assert any(cells[1 : 1 + len(row)] == row for cells in terminal)
 
 
+def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
+    failed = [scene(str(n)) for n in range(3)]
+    for record in failed:
+        record.fail("load", "gone")
+    runs = {"empty": [], "failed": failed, "bare": [scene("0", objects=[])]}
+    for name, records in runs.items():
+        root = make_shards(tmp_path / name, records)
+        assert_forms_agree(root, tmp_path)
+        said = json.loads(invoke(root, "--json").stdout)
+        assert [finding["text"] for finding in said["findings"] if finding["question"] == "How good is it?"] == [
+            "There are no labels that could be good."
+        ]
+        assert "bad" in [f["grade"] for f in said["findings"] if f["question"] == "May I train on it?"]
+        page = (tmp_path / "r.html").read_text(encoding="utf-8")
+        assert ("There is no image that could be shown." in page) == (name != "bare")
+        assert "people annotated them" not in page
+
+
 def test_cards_of_odd_images():
     nothing = Box(NO_OBJECT, 0, (0, 0, 0, 0))
     record = scene("0", [(0, "smiling", 3), (1, "near", 1), (0, "on", 7), (2, "beyond", 0)])

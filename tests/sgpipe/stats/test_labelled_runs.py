@@ -10,6 +10,7 @@ from sgpipe.cli import app
 from sgpipe.shards.folder import RunFolder
 from sgpipe.stats.audit import audit
 from sgpipe.stats.database import open_run
+from sgpipe.stats.truth import KnownTruth
 from tests.sgpipe.stats.agreement import (
     assert_forms_agree,
     assert_thresholds_are_numpys,
@@ -54,8 +55,10 @@ def test_all_forms_agree_with_each_other_and_with_pyarrow(name, request, tmp_pat
 
 def test_the_default_labels_are_healthy_and_known_to_be_good(drawn):
     with open_run(drawn) as database:
-        found = audit(database, truth=RunFolder(drawn).truth.true)
+        known = RunFolder(drawn).truth
+        found = audit(database, truth=KnownTruth(known.true, known.composed))
     assert [check.name for check in found.measures.health if check.count] == []
     assert found.truth.precision.low > 0.9
+    assert found.truth.recall > 0.8
     assert found.truth.suggested.kept == found.truth.relations > 300
     assert [finding.text for finding in found.findings][-1] == "Nothing here speaks against it."

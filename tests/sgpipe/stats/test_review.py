@@ -90,12 +90,19 @@ def test_what_is_no_export_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         measure_verdicts(file, "drawn", 0.9, THRESHOLDS)
     review = written(run, tmp_path / "r.html", 10)
+    [question, *_] = review["questions"]
     for content, reason in (
-        ("{", "not JSON"),
+        ("{", "exports .the file: Invalid JSON"),
+        ("[" * 100_000, "Invalid JSON"),
         ("[]", "exports"),
         (json.dumps(review), "exports"),
         (json.dumps(review | {"answers": ["right"]}), "exports"),
-        (json.dumps(review | {"answers": ["maybe"] * 10}), "exports"),
+        (json.dumps(review | {"answers": ["maybe"] * 10}), "answers.0: Input should be 'right', 'wrong' or 'unsure'"),
+        (json.dumps(review | {"answers": [["right"]] * 10}), "answers.0"),
+        (
+            json.dumps(review | {"answers": [None] * 10, "questions": [question | {"confidence": "high"}] * 10}),
+            "questions.0.confidence",
+        ),
         (json.dumps(review | {"answers": [None] * 10, "bands": []}), "exports"),
         (json.dumps(review | {"answers": [None] * 10, "fingerprint": "x"}), "another run"),
     ):

@@ -26,7 +26,7 @@ def test_pictures_are_spread_over_those_with_relations_and_the_others_fill_up(tm
     assert chosen(root, 2) == ["0", "4"]
     assert chosen(root, 6) == ["0", "2", "3", "4", "6", "7"]
     assert chosen(root, 7) == ["0", "1", "2", "3", "4", "6", "7"]
-    assert len(chosen(root, 99)) == 8
+    assert len(chosen(root, 2**63)) == 8
 
 
 def test_error_rows_are_left_out_and_later_row_groups_read(tmp_path):
@@ -83,6 +83,17 @@ def test_a_run_without_usable_images_and_a_file_that_cannot_be_written(tmp_path)
     root = run_of(tmp_path / "run", [0.9])
     with pytest.raises(UserError, match="cannot be written"):
         write_sheet(root, tmp_path / "nowhere" / "sheet.png")
+
+
+def test_what_terminals_act_on_is_not_printed_and_missing_pictures_are_counted(tmp_path):
+    make_run(tmp_path / "run", [plain_record("0", predicate="on\x1b[31m\x07\x9b2J")], spoilt={"0": None})
+    options = ["stats", str(tmp_path / "run"), "--sheet", str(tmp_path / "s.png")]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    assert "on [31m 2J" in result.stdout
+    assert not set(result.stdout) & set("\x1b\x07\x9b")
+    assert "drew 1 images into" in result.stderr
+    assert "1 of them without their picture" in " ".join(result.stderr.split())
 
 
 def test_stats_draws_a_sheet_besides_its_tables(tmp_path):

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli import app
 from sgpipe.errors import UserError
-from sgpipe.stats.truth import measure_truth
+from sgpipe.stats.truth import KnownTruth, measure_truth
 from tests.sgpipe.stats.runs import make_shards, scene
 
 THRESHOLDS = (0.2, 0.5)
@@ -23,14 +23,18 @@ def runs(tmp_path_factory):
     return make_shards(folder / "run", said), make_shards(folder / "truth", true)
 
 
+def truth_of(run, truth, *numbers):
+    return measure_truth(run, KnownTruth(truth), *numbers)
+
+
 def test_thresholds_that_reach_a_precision(runs):
-    found = measure_truth(*runs, 0.2, 0.9, THRESHOLDS)
+    found = truth_of(*runs, 0.2, 0.9, THRESHOLDS)
     assert (found.images, found.relations) == (20, 60)
     assert (found.precision.right, found.precision.judged) == (30, 40)
     assert found.recall == 30 / 40
     assert found.suggested.threshold == pytest.approx(0.9)
     assert found.suggested.kept == 20
-    assert measure_truth(*runs, 0.2, 0.7, THRESHOLDS).suggested.kept == 40
+    assert truth_of(*runs, 0.2, 0.7, THRESHOLDS).suggested.kept == 40
     assert [choice.kept for choice in found.curve] == [40, 20]
     rows = {row.predicate: row for row in found.predicates}
     assert rows["holding"].suggested.kept == 20
@@ -48,13 +52,13 @@ def test_it_is_in_all_three_forms(runs, tmp_path):
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     for text in (terminal, page):
         assert "75.0% (59.8% to 85.8%, of 40)" in text
-        assert "Of confidence 0.900 or more, 90% are right: 20 of the judged relations." in text
+        assert "Of confidence 0.900 or more, at least 90% are right: 20 of the judged relations." in text
     assert "Are confidences what they claim?" in page
 
 
 def test_a_run_without_a_confident_relation(tmp_path, runs):
     weak = make_shards(tmp_path / "weak", [scene(str(n), [(0, "holding", 2, 0.01)]) for n in range(20)])
-    found = measure_truth(weak, runs[1], 0.2, 0.9, THRESHOLDS)
+    found = truth_of(weak, runs[1], 0.2, 0.9, THRESHOLDS)
     assert found.precision.value is None
     result = CliRunner().invoke(app, ["stats", str(weak), "--truth", str(runs[1]), "--json"])
     assert "NaN" not in result.stdout
@@ -64,6 +68,6 @@ def test_a_run_without_a_confident_relation(tmp_path, runs):
 def test_other_images_and_odd_targets_are_refused(tmp_path, runs):
     stranger = make_shards(tmp_path / "stranger", [scene("999", [(0, "near", 1)])])
     with pytest.raises(UserError, match="no image in common"):
-        measure_truth(runs[0], stranger, 0.2, 0.9, THRESHOLDS)
+        truth_of(runs[0], stranger, 0.2, 0.9, THRESHOLDS)
     with pytest.raises(UserError, match="precision 2"):
-        measure_truth(*runs, 0.2, 2, THRESHOLDS)
+        truth_of(*runs, 0.2, 2, THRESHOLDS)
