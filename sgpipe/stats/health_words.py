@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-LEFT = ("left of", "to the left of", "on the left of", "on left of", "left to")
-RIGHT = ("right of", "to the right of", "on the right of", "on right of", "right to")
+_POSTURES = ("sitting", "standing", "walking", "running", "lying", "laying", "parked", "driving", "riding")
+
+
+def _in_any_posture(*places: str) -> tuple[str, ...]:
+    return (*places, *(f"{posture} {place}" for place in places for posture in _POSTURES))
+
+
+LEFT = ("left of", "to left of", "to the left of", "on the left of", "on left of", "left to")
+RIGHT = ("right of", "to right of", "to the right of", "on the right of", "on right of", "right to")
 RIDING = ("riding", "ride", "rides", "riding on", "sitting on", "sits on", "standing on", "stands on", "lying on",
           "laying on", "walking on", "parked on", "mounted on", "resting on")  # fmt: skip
 UPON = ("on", "on top of", "atop", "upon", *RIDING)
 OVER = ("above", "over", "flying over", "hanging over", "jumping over")
-UNDER = ("under", "underneath", "beneath", "below", "sitting under", "standing under")
-INSIDE = ("inside", "inside of", "within", "contained in")
+UNDER = _in_any_posture("under", "underneath", "beneath", "below")
+INSIDE = ("within", "contained in", *_in_any_posture("inside", "inside of"))
 AROUND = ("containing", "contains", "surrounding")
-FRONT = ("in front of", "standing in front of", "sitting in front of")
-BEHIND = ("behind", "standing behind", "sitting behind", "in back of")
+FRONT = _in_any_posture("in front of")
+BEHIND = _in_any_posture("behind", "in back of")
 HELD = ("holding", "holds", "hold", "carrying", "carries", "carry", "wearing", "wears", "wear", "eating", "eats",
         "drinking", "riding", "petting", "hugging", "touching")  # fmt: skip
 

@@ -4,6 +4,7 @@ from sgpipe.records import NO_OBJECT, Box, Caption, Record
 from sgpipe.shards.read import iter_records
 from sgpipe.stats.database import open_run
 from sgpipe.stats.health import Check, check_health
+from sgpipe.stats.measures import measure
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
 
 UP, DOWN = Box("cup", 3, (10, 10, 20, 20)), Box("table", 4, (10, 100, 60, 40))
@@ -21,6 +22,8 @@ PLANTED = [
     ("repeated_relations", scene("102", [(0, "near", 1), (0, "near", 1)]), "person near dog"),
     ("self_relations", scene("103", [(1, "near", 1)]), "dog near dog"),
     ("contradictions", scene("104", [(1, "behind", 2), (2, "behind", 1)]), "dog behind cup / cup behind dog"),
+    ("contradictions", scene("124", [(0, "to left of", 1), (0, "right of", 1)], [CUP, Box("dog", 2, (25, 30, 20, 20))]),
+     "cup right of dog / cup to left of dog"),
     ("contradictions", scene("105", [(0, "on", 2), (0, "Under", 2)]), "person Under cup / person on cup"),
     ("impossible_places", scene("106", [(1, "on", 0)], [UP, DOWN]), "table on cup"),
     ("impossible_places", scene("107", [(0, "under", 1)], [UP, DOWN]), "cup under table"),
@@ -85,6 +88,23 @@ def test_datasets_that_use_other_predicates(tmp_path):
         "riding: 33.3 % of one, 0.0 % of another",
     ]
     assert check.count == 120
+
+
+def test_datasets_that_have_other_classes(tmp_path):
+    cats = [scene(f"one{n}", objects=[PERSON, Box("cat", 7, (0, 0, 30, 30))], dataset="one") for n in range(60)]
+    dogs = [scene(f"two{n}", objects=[PERSON, Box("dog", 2, (0, 0, 30, 30))], dataset="two") for n in range(60)]
+    check = found(tmp_path, cats + dogs)["uneven_classes"]
+    assert [(example.image_id, example.text) for example in check.examples] == [
+        ("one0", "cat: 50.0 % of one, 0.0 % of another"),
+        ("two0", "dog: 50.0 % of one, 0.0 % of another"),
+    ]
+    assert (check.count, check.total, check.of) == (120, 240, "boxes")
+
+
+def test_equal_captions_are_no_fault_but_counted(tmp_path):
+    assert not found(tmp_path, [scene("0", captions=["a dog and a cup", "a dog and a cup"])])
+    totals = measure(tmp_path / "run").totals
+    assert (totals["captions"], totals["different_captions"]) == (2, 1)
 
 
 def test_relations_below_the_threshold_crowds_and_missing_objects_are_no_fault(tmp_path):

@@ -71,3 +71,15 @@ def test_other_images_and_odd_targets_are_refused(tmp_path, runs):
         truth_of(runs[0], stranger, 0.2, 0.9, THRESHOLDS)
     with pytest.raises(UserError, match="precision 2"):
         truth_of(*runs, 0.2, 2, THRESHOLDS)
+
+
+def test_visual_genome_is_the_truth_of_coco(tmp_path, runs):
+    """Its own numbers of the pictures are others; image_data.json knows which are COCO's."""
+    true = [scene(str(n + 900), [(0, "holding", 2), (1, "near", 2)], dataset="visual_genome") for n in range(10)]
+    genome = make_shards(tmp_path / "genome", true)
+    items = [{"image_id": n + 900, "coco_id": n if n < 6 else None, "width": 320, "height": 240} for n in range(10)]
+    (tmp_path / "image_data.json").write_text(json.dumps(items))
+    options = ["stats", str(runs[0]), "--truth", str(genome), "--json"]
+    assert "--image-data" in CliRunner().invoke(app, options).stderr
+    result = CliRunner().invoke(app, [*options, "--image-data", str(tmp_path / "image_data.json")])
+    assert json.loads(result.stdout)["truth"]["images"] == 6
