@@ -35,23 +35,25 @@ Case = tuple[Tensor, Tensor, Tensor]
 
 def encoder_case() -> Case:
     """Every token looks around its own place, a few pixels wide."""
-    return _around(pixel_centres(SHAPES, torch.ones(1, len(SHAPES), 2))[:, :, None, :, None])
+    return _around(pixel_centres(SHAPES, torch.ones(1, len(SHAPES), 2)))
 
 
 def decoder_case(queries: int = 200) -> Case:
-    return _around(torch.rand(1, queries, 1, 1, 1, 2))
+    return _around(torch.rand(1, queries, 1, 2))
 
 
 def _around(centres: Tensor) -> Case:
+    """Values, places a few pixels from `centres` `[1, queries, levels or 1, 2]`, and weights."""
     queries, levels = centres.shape[1], len(SHAPES)
-    sizes = torch.tensor([(width, height) for height, width in SHAPES]).view(-1, 1, 2)
-    offsets = SPREAD * torch.randn(1, queries, HEADS, levels, POINTS, 2)
+    sizes = torch.tensor([(width, height) for height, width in SHAPES])
+    pixels = (centres * sizes - 0.5).transpose(2, 3)[:, :, :, None, :, None]
+    places = pixels + SPREAD * torch.randn(1, queries, 2, HEADS, levels, POINTS)
     weights = torch.randn(1, queries, HEADS, levels * POINTS).softmax(-1).unflatten(-1, (levels, POINTS))
-    return torch.randn(1, TOKENS, HEADS, WIDTH), centres + offsets / sizes, weights
+    return torch.randn(1, TOKENS, HEADS, WIDTH), places, weights
 
 
 def with_gradients(way: Way, case: Case) -> tuple[Tensor, ...]:
-    """What is sampled, and the gradients of values, locations and weights."""
+    """What is sampled, and the gradients of values, places and weights."""
     inputs = [tensor.detach().requires_grad_() for tensor in case]
     sampled = way(inputs[0], SHAPES, *inputs[1:])
     return sampled.detach(), *torch.autograd.grad(sampled, inputs, torch.ones_like(sampled))
@@ -60,7 +62,7 @@ def with_gradients(way: Way, case: Case) -> tuple[Tensor, ...]:
 def check_equal(case: Case) -> str:
     """The largest difference of what is sampled, and of gradients in relation to their norm.
 
-    The gradient of a location jumps at the middle of a pixel, where rounding decides: there it is not compared.
+    The gradient of a place jumps at the middle of a pixel, where rounding decides: there it is not compared.
 
     Raises:
         AssertionError: one is above 1e-5.
@@ -75,9 +77,7 @@ def check_equal(case: Case) -> str:
     return f"{largest:.0e}; gradients {', '.join(f'{each:.0e}' for each in relative)}"
 
 
-def _between_middles(locations: Tensor) -> Tensor:
-    sizes = torch.tensor([(width, height) for height, width in SHAPES]).view(-1, 1, 2)
-    places = locations.double() * sizes - 0.5
+def _between_middles(places: Tensor) -> Tensor:
     return (places - places.round()).abs() > 1e-3
 
 

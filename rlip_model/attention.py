@@ -16,13 +16,14 @@ from rlip_model.bags import Shapes, sample_by_bags
 from rlip_model.position import at_least_float32
 
 
-def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def sample(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinearly sampled values, zero outside the maps.
 
     Args:
         value: `[batch, tokens, heads, dim]`, the levels concatenated.
         shapes: (height, width) of each level.
-        locations: `[batch, queries, heads, levels, points, 2]`, x and y, 0 to 1 across the level.
+        places: `[batch, queries, 2, heads, levels, points]`, x and y in pixels of the level, whole numbers in their
+            middles.
         weights: `[batch, queries, heads, levels, points]`.
 
     Returns:
@@ -30,24 +31,27 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
     """
     dtype = value.dtype
     value = at_least_float32(value)
-    locations, weights = locations.to(value.dtype), weights.to(value.dtype)
+    places, weights = places.to(value.dtype), weights.to(value.dtype)
     smallest = min(min(shape) for shape in shapes)
-    if value.device.type == "cpu" and smallest >= 2 and bool(locations.detach().sum().isfinite()):
-        sampled = sample_by_bags(value, shapes, locations, weights)
+    if value.device.type == "cpu" and smallest >= 2 and bool(places.detach().sum().isfinite()):
+        sampled = sample_by_bags(value, shapes, places, weights)
     else:
-        sampled = sample_by_grid(value, shapes, locations, weights)
+        sampled = sample_by_grid(value, shapes, places, weights)
     return sampled.to(dtype)
 
 
-def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def sample_by_grid(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
     """`sample` by one `grid_sample` per level; any device, any size."""
     batch, _, heads, dim = value.shape
-    queries, points = locations.shape[1], locations.shape[4]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
+    queries, points = places.shape[1], places.shape[5]
     sampled = []
     for level, tokens in enumerate(value.split([height * width for height, width in shapes], dim=1)):
-        maps = tokens.permute(0, 2, 3, 1).reshape(batch * heads, dim, *shapes[level])
-        sampled.append(F.grid_sample(maps, grids[:, :, level], padding_mode="zeros", align_corners=False))
+        height, width = shapes[level]
+        maps = tokens.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
+        x, y = places[:, :, :, :, level].unbind(2)
+        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+        grid = grid.transpose(1, 2).flatten(0, 1)
+        sampled.append(F.grid_sample(maps, grid, padding_mode="zeros", align_corners=False))
     stacked = torch.stack(sampled, dim=-2).flatten(-2)
     folded = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes) * points)
     return (stacked * folded).sum(-1).view(batch, heads * dim, queries).transpose(1, 2)
@@ -95,23 +99,42 @@ class DeformableAttention(nn.Module):
         Returns:
             `[batch, queries, dim]`.
         """
+        value = self.project(memory, padding)
         if memory.shape[0] == 1 and query.shape[0] > 1:
             references = references.expand(query.shape[0], -1, -1, -1)
-            folded = self(query.flatten(0, 1)[None], references.flatten(0, 1)[None], memory, padding, shapes)
+            folded = self.attend(query.flatten(0, 1)[None], references.flatten(0, 1)[None], value, shapes)
             return folded.view(query.shape)
+        return self.attend(query, references, value, shapes)
+
+    def project(self, memory: Tensor, padding: Tensor | None) -> Tensor:
+        """What can be attended to: `[batch, tokens, heads, dim of a head]`, zero in the padding."""
         value = self.value_proj(memory)
         if padding is not None:
             value = value.masked_fill(padding.unsqueeze(-1), 0.0)
-        layout = (query.shape[0], query.shape[1], self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).view(*layout, 2)
-        weights = self.attention_weights(query).view(*layout[:3], -1).softmax(-1).view(layout)
-        locations = self._locations(references, offsets.to(references.dtype), shapes)
-        sampled = sample(value.unflatten(-1, (self.heads, -1)), shapes, locations, weights)
+        return value.unflatten(-1, (self.heads, -1))
+
+    def attend(self, query: Tensor, references: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
+        """As `forward`, for the value that `project` made of the memory; `batch` is the same in all arguments."""
+        layout = (self.heads, self.levels, self.points)
+        places = self._places(references, self._offsets(query).to(references.dtype), shapes)
+        weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
+        sampled = sample(value, shapes, places.unflatten(-1, layout[1:]), weights.unflatten(-1, layout[1:]))
         return self.output_proj(sampled)
 
-    def _locations(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
-        references = references[:, :, None, :, None]
+    def _offsets(self, query: Tensor) -> Tensor:
+        """`[batch, queries, 2, heads, levels * points]`: all x before all y, as sampling reads them."""
+        linear = self.sampling_offsets
+        weight = linear.weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
+        bias = linear.bias.unflatten(0, (-1, 2)).T.flatten()
+        return F.linear(query, weight, bias).unflatten(-1, (2, self.heads, -1))
+
+    def _places(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
+        """In pixels; overwrites the offsets, as they are large."""
+        sizes = references.new_tensor([(width, height) for height, width in shapes])
+
+        def of_points(of_levels: Tensor) -> Tensor:
+            return of_levels.transpose(-1, -2).repeat_interleave(self.points, -1).unsqueeze(3)
+
         if references.shape[-1] == 4:
-            return references[..., :2] + offsets * (references[..., 2:] * (0.5 / self.points))
-        sizes = offsets.new_tensor([(width, height) for height, width in shapes]).view(-1, 1, 2)
-        return references + offsets / sizes
+            offsets = offsets * of_points(references[..., 2:] * sizes * (0.5 / self.points))
+        return offsets.add_(of_points(references[..., :2] * sizes - 0.5))

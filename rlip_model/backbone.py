@@ -46,7 +46,7 @@ class ResNet50(IntermediateLayerGetter):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[batch, 3, height, width]` to three maps of strides 8, 16 and 32."""
-        return list(super().forward(images).values())
+        return list(super().forward(images.contiguous(memory_format=torch.channels_last)).values())
 
 
 class ImageEncoder(nn.Module):

@@ -21,27 +21,27 @@ BYTES_PER_PICK = 2**21
 CORNERS = 4
 
 
-def sample_by_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """`attention.sample` where the sides of every level are at least 2, and the locations finite.
+def sample_by_bags(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
+    """`attention.sample` where the sides of every level are at least 2, and the places finite.
 
     Gradients are those of `grid_sample`, at the borders of pixels too, and cannot be differentiated again. Nothing
     but the arguments is kept for them.
     """
-    sampled: Tensor = _Bags.apply(value, locations, weights, tuple(shapes))
+    sampled: Tensor = _Bags.apply(value, places, weights, tuple(shapes))
     return sampled
 
 
 class _Bags(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
-        ctx.save_for_backward(value, locations, weights)
+    def forward(ctx: Any, value: Tensor, places: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
+        ctx.save_for_backward(value, places, weights)
         ctx.shapes = shapes
-        batch, queries, heads, levels, points, _ = locations.shape
+        batch, queries, heads, levels, points = weights.shape
         table = value.reshape(-1, value.shape[-1])
-        pixels = _Pixels(shapes, locations)
+        pixels = _Pixels(shapes, weights)
         sampled = value.new_empty(batch, queries, heads * value.shape[-1])
         for chunk in _chunks(batch, queries, heads * levels * points):
-            place = pixels(locations[:, chunk])
+            place = pixels(places[:, chunk])
             weight = place.corner_weights(weights[:, chunk])
             sampled[:, chunk] = _bags(pixels.rows(place), weight, table).view(batch, -1, sampled.shape[-1])
         return sampled
@@ -49,15 +49,15 @@ class _Bags(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        value, locations, weights = ctx.saved_tensors
-        batch, queries, heads, levels, points, _ = locations.shape
+        value, places, weights = ctx.saved_tensors
+        batch, queries, heads, levels, points = weights.shape
         gradient = gradient.reshape(batch, queries, heads, value.shape[-1])
-        pixels = _Pixels(ctx.shapes, locations)
-        of_points = _PointGradients(value, locations, weights, pixels) if any(ctx.needs_input_grad[1:3]) else None
-        of_value = _ValueGradient(value, ctx.shapes, locations, weights) if ctx.needs_input_grad[0] else None
+        pixels = _Pixels(ctx.shapes, weights)
+        of_points = _PointGradients(value, places, weights) if any(ctx.needs_input_grad[1:3]) else None
+        of_value = _ValueGradient(value, ctx.shapes, weights) if ctx.needs_input_grad[0] else None
         with torch.autocast(gradient.device.type, enabled=False):
             for chunk in _chunks(batch, queries, heads * levels * points):
-                place = pixels(locations[:, chunk])
+                place = pixels(places[:, chunk])
                 rows = pixels.rows(place)
                 if of_points:
                     of_points.add(chunk, place, rows, gradient[:, chunk])
@@ -65,7 +65,7 @@ class _Bags(torch.autograd.Function):
                     of_value.add(chunk, place, rows)
             return (
                 of_value.sum(gradient) if of_value else None,
-                of_points.locations if of_points else None,
+                of_points.places if of_points else None,
                 of_points.weights if of_points else None,
                 None,
             )
@@ -101,30 +101,27 @@ class _Place(NamedTuple):
 class _Pixels:
     """The pixels of all levels, and their rows in the table."""
 
-    def __init__(self, shapes: Shapes, locations: Tensor) -> None:
-        batch, _, self.heads, _, points, _ = locations.shape
+    def __init__(self, shapes: Shapes, weights: Tensor) -> None:
+        batch, _, self.heads, _, points = weights.shape
         areas = [height * width for height, width in shapes]
         first = [self.heads * start for start in accumulate(areas, initial=0)]
 
         def per_point(numbers: Sequence[int], dtype: torch.dtype) -> Tensor:
             return torch.tensor(numbers, dtype=dtype).repeat_interleave(points)
 
-        widths = per_point([width for _, width in shapes], locations.dtype)
-        heights = per_point([height for height, _ in shapes], locations.dtype)
-        self.sizes = torch.stack((widths, heights)).view(2, 1, 1, 1, -1)
-        self.last = self.sizes - 2
-        self.half = locations.new_tensor(-0.5)
+        last_columns = per_point([width - 2 for _, width in shapes], weights.dtype)
+        last_lines = per_point([height - 2 for height, _ in shapes], weights.dtype)
+        self.last = torch.stack((last_columns, last_lines)).view(2, 1, 1, 1, -1)
         self.row_step = per_point([width * self.heads for _, width in shapes], torch.int32)
         image = torch.arange(batch, dtype=torch.int32).view(-1, 1, 1, 1) * first.pop()
         head = torch.arange(self.heads, dtype=torch.int32).view(-1, 1)
         self.first_row = per_point(first, torch.int32) + head + image
 
-    def __call__(self, locations: Tensor) -> _Place:
-        planes = locations.flatten(3, 4).movedim(-1, 0).contiguous()
-        beyond = torch.addcmul(self.half, planes, self.sizes)
-        base = torch.floor(beyond, out=planes).clamp_(min=0)
+    def __call__(self, places: Tensor) -> _Place:
+        places = places.flatten(4).movedim(2, 0)
+        base = places.floor().clamp_(min=0)
         base = torch.minimum(base, self.last, out=base)
-        beyond -= base
+        beyond = places - base
         return _Place(base, beyond, _triangle(beyond), _triangle(beyond - 1))
 
     def rows(self, place: _Place) -> Tensor:
@@ -152,11 +149,10 @@ def _bags(rows: Tensor, weight: Tensor, table: Tensor) -> Tensor:
 
 
 class _PointGradients:
-    """Of locations and weights, chunk by chunk: every pixel is multiplied with the gradient of its query."""
+    """Of places and weights, chunk by chunk: every pixel is multiplied with the gradient of its query."""
 
-    def __init__(self, value: Tensor, locations: Tensor, weights: Tensor, pixels: _Pixels) -> None:
-        self.locations, self.weights = torch.empty_like(locations), torch.empty_like(weights)
-        self.given, self.sizes = weights, pixels.sizes
+    def __init__(self, value: Tensor, places: Tensor, weights: Tensor) -> None:
+        self.places, self.weights, self.given = torch.empty_like(places), torch.empty_like(weights), weights
         self.table = value.reshape(-1, value.shape[-1])
         rows = CORNERS * weights.shape[3:].numel()
         self.step = max(1, BYTES_PER_PICK // (rows * self.table.shape[-1] * self.table.element_size()))
@@ -172,8 +168,8 @@ class _PointGradients:
         along_x += right_slope * (top * product[1] + bottom * product[3])
         along_y = top_slope * upper + bottom_slope * lower
         weights = self.given[:, chunk]
-        moved = torch.stack((along_x, along_y)).mul_(self.sizes * weights.flatten(3))
-        self.locations[:, chunk] = moved.movedim(0, -1).view(*weights.shape, 2)
+        moved = torch.stack((along_x, along_y), dim=2).mul_(weights.flatten(3).unsqueeze(2))
+        self.places[:, chunk] = moved.unflatten(-1, weights.shape[3:])
         self.weights[:, chunk] = (top * upper + bottom * lower).view(weights.shape)
 
     def _products(self, rows: Tensor, gradient: Tensor) -> Tensor:
@@ -193,7 +189,7 @@ class _ValueGradient:
     Points are sorted only once, by their base pixel: what the other corners add belongs to the rows next to it.
     """
 
-    def __init__(self, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
+    def __init__(self, value: Tensor, shapes: Shapes, weights: Tensor) -> None:
         self.shapes, self.like, self.given = shapes, value, weights
         self.rows = torch.empty(*weights.shape[:3], weights.shape[3:].numel(), dtype=torch.int32)
         self.corners = weights.new_empty(CORNERS, *self.rows.shape)

@@ -62,13 +62,15 @@ class EncoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, tokens: Tensor, positions: Tensor, references: Tensor, padding: Tensor, shapes: Shapes) -> Tensor:
-        attended = self.self_attn(tokens + positions, references, tokens, padding, shapes)
+        value = self.self_attn.project(tokens, padding)
         if tokens.device.type != "cpu" or torch.is_grad_enabled():
-            return self._feed_forward(tokens, attended)
-        parts = zip(tokens.split(TOKENS_PER_PART, 1), attended.split(TOKENS_PER_PART, 1), strict=True)
-        return torch.cat([self._feed_forward(*part) for part in parts], dim=1)
+            return self._attend(tokens, positions, references, value, shapes)
+        size = TOKENS_PER_PART
+        parts = zip(tokens.split(size, 1), positions.split(size, 1), references.split(size, 1), strict=True)
+        return torch.cat([self._attend(*part, value, shapes) for part in parts], dim=1)
 
-    def _feed_forward(self, tokens: Tensor, attended: Tensor) -> Tensor:
+    def _attend(self, tokens: Tensor, positions: Tensor, references: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
+        attended = self.self_attn.attend(tokens + positions, references, value, shapes)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.dropout(self.linear1(tokens).relu_())
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))

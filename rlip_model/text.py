@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -16,11 +17,13 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaConfig
 from transformers import RobertaModel as Roberta
+from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 NO_OBJECTS = "no objects"
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SMALLEST_VOCABULARY = 16
-TEXTS_PER_BATCH = 8
+MOST_TEXTS = 128  # encoded at a time
+FEWEST_TEXTS = 8  # per thread: of fewer rows, matrix products round in another way
 SMALLEST_DEVIATION = 1e-3
 
 
@@ -43,12 +46,45 @@ def masked_by_sum(features: Tensor) -> Tensor:
     return ~(features.sum(-1) > 0)
 
 
+class PooledLayer(RobertaLayer):
+    """The last layer of a RoBERTa of which only the pooler is read: it computes the first tokens only."""
+
+    @classmethod
+    def of(cls, layer: nn.Module, config: RobertaConfig) -> PooledLayer:
+        """With the parameters of `layer`."""
+        with torch.device("meta"):
+            pooled = cls(config)
+        pooled.load_state_dict(layer.state_dict(keep_vars=True), assign=True)
+        return pooled
+
+    def forward(self, states: Tensor, mask: Tensor | None = None, *others: object, **options: object) -> Tensor:
+        """`[labels, tokens, dim]` to `[labels, 1, dim]`.
+
+        Args:
+            mask: `[labels, 1, tokens, tokens]`, as `scaled_dot_product_attention` takes it.
+            others, options: what transformers hands to every layer and only decoders use.
+        """
+        attention, first = self.attention.self, states[:, :1]
+        query, key, value = (
+            projection(part).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+            for projection, part in ((attention.query, first), (attention.key, states), (attention.value, states))
+        )
+        mask = None if mask is None else mask[:, :, :1]
+        dropout = attention.dropout.p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+        attended = self.attention.output(attended.transpose(1, 2).flatten(-2), first)
+        output: Tensor = self.feed_forward_chunk(attended)
+        return output
+
+
 class LabelEncoder(nn.Module):
     """RoBERTa's pooled output for each label text."""
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()
         self.roberta = Roberta(config)
+        *_, last = self.roberta.encoder.layer
+        self.roberta.encoder.layer[-1] = PooledLayer.of(last, config)
         self.first_position = (config.pad_token_id or 0) + 1
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -108,8 +144,8 @@ def spread(encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, texts: Seq
 class LabelCache:
     """Features of label texts, encoded once; forgets those not used for longest.
 
-    Texts of one length are encoded in batches of always the same size, filled up with repeats, so that a
-    text's features do not depend on the texts it is encoded with.
+    Texts of one length are encoded together. On a CPU a text's features do not depend on the texts it is encoded
+    with as long as these are not too few, so that few are filled up with repeats; elsewhere all batches are filled.
     """
 
     def __init__(self, encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, capacity: int) -> None:
@@ -136,12 +172,13 @@ class LabelCache:
         for text in texts:
             tokens = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
             by_length.setdefault(len(tokens), []).append((text, tokens))
+        device = self.encoder.roberta.device
+        fewest = FEWEST_TEXTS * torch.get_num_threads() if device.type == "cpu" else MOST_TEXTS
         encoded: dict[str, Tensor] = {}
         for items in by_length.values():
-            for start in range(0, len(items), TEXTS_PER_BATCH):
-                batch = items[start : start + TEXTS_PER_BATCH]
-                filled = [tokens for _, tokens in batch] + [batch[0][1]] * (TEXTS_PER_BATCH - len(batch))
-                device = self.encoder.roberta.device
+            for start in range(0, len(items), MOST_TEXTS):
+                batch = items[start : start + MOST_TEXTS]
+                filled = [tokens for _, tokens in batch] + [batch[0][1]] * (fewest - len(batch))
                 features = self.encoder.encode_equal_lengths(torch.tensor(filled, device=device))
                 encoded.update(zip([text for text, _ in batch], features.unbind(), strict=False))
         return encoded

@@ -146,6 +146,8 @@ class TagStage:
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
 
     def __call__(self, records: list[Record]) -> list[Record]:
+        predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)
+        self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
         for record in records:
             if record.ok:
                 self._fill(record)

@@ -16,16 +16,17 @@ def random_case(
     generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in shapes)
     value = torch.randn(batch, tokens, 4, 8, generator=generator, dtype=dtype)
-    locations = 1.8 * torch.rand(batch, queries, 4, len(shapes), 3, 2, generator=generator, dtype=dtype) - 0.4
+    shares = 1.8 * torch.rand(batch, queries, 2, 4, len(shapes), 3, generator=generator, dtype=dtype) - 0.4
+    sizes = torch.tensor(shapes, dtype=dtype).T.flip(0)[:, None, :, None]
     weights = torch.rand(batch, queries, 4, len(shapes), 3, generator=generator, dtype=dtype)
-    return value, locations, weights
+    return value, shares * sizes - 0.5, weights
 
 
-def sample_by_hand(value: Tensor, shapes: Shapes, location: Tensor, level: int) -> Tensor:
+def sample_by_hand(value: Tensor, shapes: Shapes, place: Tensor, level: int) -> Tensor:
     """One point of one head: `value` `[tokens, dim]`."""
     height, width = shapes[level]
     start = sum(h * w for h, w in shapes[:level])
-    x, y = float(location[0]) * width - 0.5, float(location[1]) * height - 0.5
+    x, y = place.tolist()
     total = torch.zeros(value.shape[-1], dtype=value.dtype)
     for row in range(height):
         for column in range(width):
@@ -35,39 +36,39 @@ def sample_by_hand(value: Tensor, shapes: Shapes, location: Tensor, level: int) 
 
 
 def test_each_is_bilinear_with_zeros_outside() -> None:
-    value, locations, weights = random_case(SHAPES, batch=1, queries=3)
+    value, places, weights = random_case(SHAPES, batch=1, queries=3)
     expected = torch.zeros(1, 3, 4, 8, dtype=torch.float64)
     for query in range(3):
         for head in range(4):
             for level in range(len(SHAPES)):
                 for point in range(3):
-                    location = locations[0, query, head, level, point]
-                    found = sample_by_hand(value[0, :, head], SHAPES, location, level)
+                    place = places[0, query, :, head, level, point]
+                    found = sample_by_hand(value[0, :, head], SHAPES, place, level)
                     expected[0, query, head] += weights[0, query, head, level, point] * found
     for way in (sample_by_bags, sample_by_grid):
-        torch.testing.assert_close(way(value, SHAPES, locations, weights), expected.flatten(2))
+        torch.testing.assert_close(way(value, SHAPES, places, weights), expected.flatten(2))
 
 
 @pytest.mark.parametrize("shapes", [[(1, 1)], [(3, 1), (1, 2)], [(6, 5), (1, 3)]])
 def test_maps_one_pixel_thin(shapes: Shapes) -> None:
-    value, locations, weights = random_case(shapes)
-    expected = sample_by_grid(value, shapes, locations, weights)
-    torch.testing.assert_close(sample(value, shapes, locations, weights), expected)
+    value, places, weights = random_case(shapes)
+    expected = sample_by_grid(value, shapes, places, weights)
+    torch.testing.assert_close(sample(value, shapes, places, weights), expected)
 
 
-def test_far_and_broken_locations() -> None:
-    value, locations, weights = random_case(SHAPES)
-    locations[0, 0] = 1e30
-    assert sample(value, SHAPES, locations, weights)[0, 0].eq(0).all()
-    locations[0, 1] = float("nan")
-    assert sample(value, SHAPES, locations, weights)[1].isfinite().all()
+def test_far_and_broken_places() -> None:
+    value, places, weights = random_case(SHAPES)
+    places[0, 0] = 1e30
+    assert sample(value, SHAPES, places, weights)[0, 0].eq(0).all()
+    places[0, 1] = float("nan")
+    assert sample(value, SHAPES, places, weights)[1].isfinite().all()
 
 
 def test_half_precision_is_kept_but_not_computed_in() -> None:
-    value, locations, weights = random_case(SHAPES, dtype=torch.float32)
-    half = sample(value.bfloat16(), SHAPES, locations, weights.bfloat16())
+    value, places, weights = random_case(SHAPES, dtype=torch.float32)
+    half = sample(value.bfloat16(), SHAPES, places, weights.bfloat16())
     assert half.dtype == torch.bfloat16
-    exact = sample(value.bfloat16().float(), SHAPES, locations, weights.bfloat16().float())
+    exact = sample(value.bfloat16().float(), SHAPES, places, weights.bfloat16().float())
     assert torch.equal(half, exact.bfloat16())
 
 

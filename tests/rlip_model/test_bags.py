@@ -24,13 +24,15 @@ def random_case(
     dim: int = 8,
     dtype: torch.dtype = torch.float64,
 ) -> Case:
-    """Values, locations of which some lie outside of the maps, weights."""
+    """Values, places of which some lie outside of the maps, weights."""
     generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in shapes)
-    layout = (batch, queries, heads, len(shapes), points)
+    layout = (heads, len(shapes), points)
     value = torch.randn(batch, tokens, heads, dim, generator=generator, dtype=dtype)
-    locations = 1.8 * torch.rand(*layout, 2, generator=generator, dtype=dtype) - 0.4
-    return value, locations, torch.rand(layout, generator=generator, dtype=dtype)
+    shares = 1.8 * torch.rand(batch, queries, 2, *layout, generator=generator, dtype=dtype) - 0.4
+    sizes = torch.tensor(shapes, dtype=dtype).T.flip(0)[:, None, :, None]
+    weights = torch.rand(batch, queries, *layout, generator=generator, dtype=dtype)
+    return value, shares * sizes - 0.5, weights
 
 
 def with_gradients(way: Callable[..., Tensor], case: Case, shapes: Shapes = SHAPES) -> tuple[Tensor, ...]:
@@ -73,18 +75,18 @@ def test_no_picture() -> None:
 def test_slopes_at_the_borders_of_pixels_and_maps() -> None:
     """There the derivative jumps; sizes of powers of 2 make the places exact."""
     shapes = ((4, 8), (2, 2))
-    places = torch.arange(-4, 22, dtype=torch.float64) / 2  # in pixels of the first level
-    x, y = torch.meshgrid((places + 0.5) / 8, (places + 0.5) / 4, indexing="xy")
+    steps = torch.arange(-4, 22, dtype=torch.float64) / 2
+    x, y = torch.meshgrid(steps, steps, indexing="xy")
     value, _, _ = random_case(shapes, batch=1, heads=1)
-    locations = torch.stack((x, y), dim=-1).view(1, -1, 1, 1, 1, 2).expand(-1, -1, -1, 2, -1, -1)
-    weights = torch.rand(locations.shape[:-1], dtype=torch.float64)
-    check_equal((value, locations, weights), shapes)
+    places = torch.stack((x, y), dim=-1).view(1, -1, 2, 1, 1, 1).expand(-1, -1, -1, -1, 2, -1)
+    weights = torch.rand(1, places.shape[1], 1, 2, 1, dtype=torch.float64)
+    check_equal((value, places, weights), shapes)
 
 
 def test_single_precision_at_the_size_of_a_picture() -> None:
     shapes = ((50, 67), (25, 34))
-    value, locations, weights = random_case(shapes, batch=1, queries=300, dtype=torch.float32)
-    case = (value, locations, weights.flatten(3).softmax(-1).view(weights.shape))
+    value, places, weights = random_case(shapes, batch=1, queries=300, dtype=torch.float32)
+    case = (value, places, weights.flatten(3).softmax(-1).view(weights.shape))
     sampled, *found = with_gradients(sample_by_bags, case, shapes)
     expected_sampled, *expected = with_gradients(sample_by_grid, case, shapes)
     torch.testing.assert_close(sampled, expected_sampled, rtol=0, atol=1e-5)
@@ -93,8 +95,8 @@ def test_single_precision_at_the_size_of_a_picture() -> None:
 
 
 def test_gradcheck() -> None:
-    value, locations, weights = random_case(((3, 4), (2, 2)), batch=2, queries=2, heads=2, points=2, dim=3)
-    inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
+    value, places, weights = random_case(((3, 4), (2, 2)), batch=2, queries=2, heads=2, points=2, dim=3)
+    inputs = [tensor.requires_grad_() for tensor in (value, places, weights)]
     assert torch.autograd.gradcheck(lambda v, *others: sample_by_bags(v, ((3, 4), (2, 2)), *others), inputs)
 
 
@@ -107,28 +109,28 @@ def test_only_the_gradients_that_are_asked_for(wanted: tuple[bool, ...]) -> None
 
 
 def test_strided_inputs() -> None:
-    value, locations, weights = random_case()
+    value, places, weights = random_case()
     strided = (
         value.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
-        locations.transpose(1, 3).contiguous().transpose(1, 3),
+        places.transpose(1, 3).contiguous().transpose(1, 3),
         weights.flip(1).transpose(2, 4).contiguous().transpose(2, 4).flip(1),
     )
     assert not any(tensor.is_contiguous() for tensor in strided)
     check_equal(strided)
-    shared = (value[:1].expand(2, -1, -1, -1), locations[:1].expand(2, *locations.shape[1:]), weights)
+    shared = (value[:1].expand(2, -1, -1, -1), places[:1].expand(2, *places.shape[1:]), weights)
     check_equal(shared)
 
 
 def test_no_second_derivative() -> None:
-    value, locations, weights = (tensor.requires_grad_() for tensor in random_case())
-    sampled = sample_by_bags(value, SHAPES, locations, weights)
+    value, places, weights = (tensor.requires_grad_() for tensor in random_case())
+    sampled = sample_by_bags(value, SHAPES, places, weights)
     (gradient,) = torch.autograd.grad(sampled.square().sum(), value, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
 
 def test_keeps_its_arguments_only() -> None:
-    value, locations, weights = (tensor.requires_grad_() for tensor in random_case(queries=50))
+    value, places, weights = (tensor.requires_grad_() for tensor in random_case(queries=50))
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -136,15 +138,15 @@ def test_keeps_its_arguments_only() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        sample_by_bags(value, SHAPES, locations, weights)
-    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in (value, locations, weights)}
+        sample_by_bags(value, SHAPES, places, weights)
+    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in (value, places, weights)}
 
 
 def test_under_activation_checkpoints() -> None:
     case = random_case()
 
-    def recomputed(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-        return checkpoint(sample_by_bags, value, shapes, locations, weights, use_reentrant=False)
+    def recomputed(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
+        return checkpoint(sample_by_bags, value, shapes, places, weights, use_reentrant=False)
 
     for found, expected in zip(with_gradients(recomputed, case), with_gradients(sample_by_bags, case), strict=True):
         assert torch.equal(found, expected)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import RobertaTokenizerFast
+from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
 
 from rlip_model.model import RTagger
 from rlip_model.text import (
@@ -25,12 +25,13 @@ def test_features_are_the_pooled_output_of_each_text_alone(tagger: RTagger) -> N
     texts = ["person", "in front of", "riding", "next to", "sitting in front of"]
     tokens = tagger.tokenizer(texts, padding=True, return_tensors="pt")
     together = tagger.text_encoder(tokens["input_ids"], tokens["attention_mask"])
-    roberta = tagger.text_encoder.roberta
+    roberta = RobertaModel(tagger.config.text_config).eval()
+    roberta.load_state_dict(tagger.text_encoder.roberta.state_dict())
     for text, features in zip(texts, together, strict=True):
         alone = roberta(**tagger.tokenizer(text, return_tensors="pt")).pooler_output[0]
         torch.testing.assert_close(features, alone, atol=1e-5, rtol=0)
-    padded = roberta(**tokens).pooler_output
-    torch.testing.assert_close(together, padded, atol=1e-5, rtol=0)
+    for network in (roberta, tagger.text_encoder.roberta):
+        torch.testing.assert_close(network(**tokens).pooler_output, together, atol=1e-5, rtol=0)
 
 
 def test_a_text_is_encoded_once_and_the_same_in_any_company(tagger: RTagger) -> None:
@@ -46,6 +47,19 @@ def test_a_text_is_encoded_once_and_the_same_in_any_company(tagger: RTagger) -> 
     assert calls == len(many) + 1
     other.encode([*many, "person", *many])
     assert len(encoded) == calls
+
+
+def test_features_do_not_depend_on_how_many_are_encoded_together_at_full_width() -> None:
+    """To the last bit, where matrices are as wide as in the published networks."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(WORDS.split())
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 16}
+    encoder = LabelEncoder(RobertaConfig(**sizes, type_vocab_size=1)).eval()
+    texts = [f"{a} {b}" for a in WORDS.split() for b in "abcdefghij"][:140]
+    together = LabelCache(encoder, tokenizer, 1000).encode(texts)
+    for count in (1, 7, 8, 9, 13, 31, 64):
+        few = LabelCache(encoder, tokenizer, 1000).encode(texts[-count:])
+        assert torch.equal(few, together[-count:])
 
 
 def test_the_cache_forgets_what_was_not_used_for_longest(tagger: RTagger) -> None:
