@@ -42,7 +42,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	@for script in benchmarks/bench_*.py; do $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 clean:
 	rm -rf .venv demo-out build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -11,8 +11,6 @@ The limit is what the sum of weighted rows takes alone, when rows and weights ar
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -21,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.measure import machine, medians
 from rlip_model import attention
 from rlip_model.attention import sample, sample_by_grid
 from rlip_model.config import RLIPConfig
@@ -118,18 +117,6 @@ def summing_alone(case: Case) -> Callable[[], object]:
     return run
 
 
-def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds, by turns; the first turn does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.process_time()
-            way()
-            if number:
-                seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -156,7 +143,7 @@ def main() -> None:
     measure("whole encoder layer, forward", whole_layer)
     alone = medians({"limit": summing_alone(encoder)}, options.rounds)["limit"]
     console = Console(width=120)
-    console.print(table)
+    console.print(table, machine())
     for name, difference in differences.items():
         console.print(f"largest difference, {name}: {difference}")
     console.print(f"summing alone: {alone * 1e3:.1f} ms, {alone / forward:.0%} of the encoder's forward pass")

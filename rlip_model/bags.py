@@ -200,20 +200,13 @@ class _ValueGradient:
 
     def sum(self, gradient: Tensor) -> Tensor:
         """`[batch, tokens, heads, dim]`, from `[batch, queries, heads, dim]`."""
-        heads, rows = gradient.shape[2], self.rows.flatten()
-        counts = torch.bincount(rows, minlength=self.like.shape[:3].numel())
-        starts = (counts.cumsum(0) - counts).int()
-        order = rows.sort().indices.int()
-        queries = order.div(self.rows.shape[-1], rounding_mode="floor")
-        table = gradient.reshape(-1, gradient.shape[-1])
-
-        def corner(number: int) -> Tensor:
-            weight = self.corners[number].flatten().index_select(0, order)
-            return F.embedding_bag(queries, table, starts, mode="sum", per_sample_weights=weight)
-
-        upper, lower = corner(0), corner(2)
-        upper[heads:] += corner(1)[:-heads]
-        lower[heads:] += corner(3)[:-heads]
+        sizes = torch.bincount(self.rows.flatten(), minlength=self.like.shape[:3].numel())
+        if self.rows.numel() < len(sizes):
+            return self._spread(gradient, sizes)
+        heads = gradient.shape[2]
+        upper, upper_right, lower, lower_right = self._corners(gradient, sizes)
+        upper[heads:] += upper_right[:-heads]
+        lower[heads:] += lower_right[:-heads]
         upper, lower = upper.view(self.like.shape), lower.view(self.like.shape)
         start = 0
         for height, width in self.shapes:
@@ -221,3 +214,27 @@ class _ValueGradient:
             upper[:, start + width : end] += lower[:, start : end - width]
             start = end
         return upper
+
+    def _spread(self, gradient: Tensor, sizes: Tensor) -> Tensor:
+        """Of few points, which leave most of the table alone: only the rows that they see are written."""
+        found = sizes.nonzero().squeeze(1)
+        tokens, heads = self.like.shape[1:3]
+        ends = torch.tensor(list(accumulate(height * width for height, width in self.shapes)))
+        widths = torch.tensor([width for _, width in self.shapes])
+        below = found + heads * widths[torch.bucketize(found // heads % tokens, ends, right=True)]
+        total = torch.zeros_like(self.like, memory_format=torch.contiguous_format)
+        table = total.view(-1, total.shape[-1])
+        corners = self._corners(gradient, sizes[found])
+        for place, corner in zip((found, found + heads, below, below + heads), corners, strict=True):
+            table.index_copy_(0, place, corner.add_(table.index_select(0, place)))
+        return total
+
+    def _corners(self, gradient: Tensor, sizes: Tensor) -> Iterator[Tensor]:
+        """`[rows, dim]` for each corner: the sums over the points that have a row as their base, so many as `sizes`."""
+        starts = (sizes.cumsum(0) - sizes).int()
+        order = self.rows.flatten().sort().indices.int()
+        queries = order.div(self.rows.shape[-1], rounding_mode="floor")
+        table = gradient.reshape(-1, gradient.shape[-1])
+        for corner in self.corners:
+            weight = corner.flatten().index_select(0, order)
+            yield F.embedding_bag(queries, table, starts, mode="sum", per_sample_weights=weight)

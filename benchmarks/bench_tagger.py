@@ -1,0 +1,181 @@
+"""The R-Tagger at paper size on one picture: sgpipe against the reference's procedure, on the same weights.
+
+    python -m benchmarks.bench_tagger [--rounds N] [--threads N] [--groups N ...]
+
+A picture of 800x1066, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference passes the picture through
+the network once per group, and all texts through the text encoder for every picture, padded to the longest. sgpipe
+encodes the picture once for all groups, and knows texts that it has seen. Scores are compared first. Times are medians
+of CPU time by turns; from 4 groups on one turn is measured.
+The limit is the time that all matrix products of sgpipe would take at the rate of large square ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.measure import machine, matrix_rate, medians, operations
+from benchmarks.reference import PaddedTextEncoder, score_groups
+from rlip_model.attention import DeformableAttention
+from rlip_model.model import RTagger
+from rlip_model.presets import preset
+from rlip_model.queries import Pairs
+from rlip_model.text import NO_OBJECTS, LabelCache, build_tokenizer
+from sgpipe.vocabulary import category_names
+
+TEXTS, PAIRS, LARGEST = 600, 100, 1e-5
+WORDS = (
+    *("standing", "sitting", "holding", "riding", "wearing", "carrying", "walking", "looking", "hanging", "leaning"),
+    *("covering", "playing", "lying", "parked", "on", "in", "at", "of", "to", "with", "by", "near", "next", "front"),
+    *("behind", "above", "below", "under", "side", "top", "left", "right", "back", "inside", "around", "across"),
+)
+SHARES_OF_WORDS = {1: 0.3, 2: 0.4, 3: 0.2, 4: 0.06, 5: 0.03, 6: 0.01}  # a word is a token, and there are two around
+OBJECTS = [*category_names("coco").values(), NO_OBJECTS]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A picture and what is asked about it."""
+
+    tagger: RTagger
+    padded: PaddedTextEncoder
+    pixels: Tensor
+    predicates: list[str]
+
+    @torch.no_grad()
+    def ours(self, groups: list[Pairs]) -> Tensor:
+        image = self.tagger.encode_image(self.pixels)
+        memory = self.tagger.fuse(image, self.tagger.encode_labels(OBJECTS, self.predicates))
+        return self.tagger.score_pairs(memory, groups)
+
+    def reference(self, groups: list[Pairs]) -> Tensor:
+        return score_groups(self.tagger, self.padded, self.pixels, OBJECTS, self.predicates, groups)
+
+
+def make_predicates(count: int) -> list[str]:
+    """Distinct texts, of as many words as relations of Visual Genome have."""
+    choose, made = random.Random(0), dict[str, None]()
+    lengths, shares = list(SHARES_OF_WORDS), list(SHARES_OF_WORDS.values())
+    made[" ".join(WORDS[: max(lengths)])] = None
+    while len(made) < count:
+        made[" ".join(choose.sample(WORDS, choose.choices(lengths, shares)[0]))] = None
+    return list(made)
+
+
+def make_case() -> Case:
+    """Random weights; points of deformable attention spread over some pixels, as trained ones do."""
+    torch.manual_seed(0)
+    predicates = make_predicates(TEXTS - len(OBJECTS))
+    tagger = RTagger(preset("tagger", "resnet50")).eval()
+    tagger.set_tokenizer(build_tokenizer([*OBJECTS, *predicates]))
+    for module in tagger.modules():
+        if isinstance(module, DeformableAttention):
+            nn.init.normal_(module.sampling_offsets.weight, std=0.02)
+    return Case(tagger, PaddedTextEncoder(tagger), torch.randn(1, 3, 800, 1066), predicates)
+
+
+def make_groups(count: int) -> list[Pairs]:
+    def group() -> Pairs:
+        boxes = torch.rand(2, PAIRS, 4) * 0.3 + 0.2
+        labels = torch.randint(0, len(OBJECTS) - 1, (2, PAIRS))
+        return Pairs(boxes[0], boxes[1], labels[0], labels[1])
+
+    return [group() for _ in range(count)]
+
+
+def check_equal(found: Tensor, expected: Tensor) -> float:
+    """The largest difference. Raises AssertionError: it is above 1e-5."""
+    largest = float((found - expected).abs().max())
+    if not largest <= LARGEST:
+        raise AssertionError(f"answers differ by {largest}")
+    return largest
+
+
+@torch.no_grad()
+def parts(case: Case, groups: list[Pairs]) -> dict[str, Callable[[], object]]:
+    """What sgpipe does for a picture whose texts it has seen, part by part."""
+    tagger = case.tagger
+    image, labels = tagger.encode_image(case.pixels), tagger.encode_labels(OBJECTS, case.predicates)
+    memory = tagger.fuse(image, labels)
+
+    def untracked(way: Callable[[], object]) -> Callable[[], object]:
+        return torch.no_grad()(way)
+
+    return {
+        "backbone": untracked(lambda: tagger.encode_image(case.pixels)),
+        "encoder and fusion": untracked(lambda: tagger.fuse(image, labels)),
+        "decoders": untracked(lambda: tagger.score_pairs(memory, groups)),
+    }
+
+
+def texts_table(case: Case, rounds: int, rate: float) -> tuple[Table, str]:
+    texts, tokenizer = [*OBJECTS, *case.predicates], case.tagger.tokenizer
+    assert tokenizer is not None
+
+    def anew() -> Tensor:
+        return LabelCache(case.tagger.text_encoder, tokenizer, TEXTS).encode(texts)
+
+    padded = torch.no_grad()(lambda: case.padded.encode(texts, tokenizer))
+    difference = check_equal(anew(), padded())
+    case.tagger.encode_texts(texts)
+    ways = {"padded": padded, "anew": anew, "seen": lambda: case.tagger.encode_texts(texts)}
+    seconds = medians(ways, rounds, warm_up=False)
+    table = Table("label texts", "CPU seconds", "ratio", title=f"{TEXTS} label texts")
+    for name, way in (
+        ("reference: padded", "padded"),
+        ("sgpipe, nothing cached", "anew"),
+        ("sgpipe, all cached", "seen"),
+    ):
+        table.add_row(name, f"{seconds[way]:.4f}", f"{seconds['padded'] / seconds[way]:,.2f}")
+    limit = operations(anew) / rate
+    return table, f"features differ by {difference:.0e}; matrix products alone: {limit / seconds['anew']:.0%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--groups", type=int, nargs="*", default=[1, 16])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console, case, rate = Console(width=120), make_case(), matrix_rate()
+    console.print(machine(), f"{rate / 1e9:.0f} GFLOP/s")
+    table, remark = texts_table(case, options.rounds, rate)
+    console.print(table, remark)
+    columns = ("groups of 100 pairs", "reference, s", "sgpipe, s", "ratio", "at the limit, s", "scores differ by")
+    table = Table(*columns, title="picture of 800x1066, 600 texts seen before")
+    split = Table("groups", "part", "CPU seconds", title="sgpipe, part by part")
+    for count in options.groups:
+        groups = make_groups(count)
+        rounds = options.rounds if count < 4 else 1
+        answers: dict[str, Tensor] = {}
+        ways = {name: _keeping(answers, name, getattr(case, name), groups) for name in ("reference", "ours")}
+        seconds = medians(ways, rounds, warm_up=False)
+        difference = check_equal(answers["ours"], answers["reference"])
+        limit = operations(lambda groups=groups: case.ours(groups)) / rate
+        ratio = seconds["reference"] / seconds["ours"]
+        figures = (f"{seconds['reference']:.1f}", f"{seconds['ours']:.2f}", f"{ratio:.1f}", f"{limit:.2f}")
+        table.add_row(str(count), *figures, f"{difference:.0e}")
+        for name, taken in medians(parts(case, groups), rounds, warm_up=False).items():
+            split.add_row(str(count), name, f"{taken:.2f}")
+    console.print(table, split)
+
+
+def _keeping(
+    answers: dict[str, Tensor], name: str, way: Callable[[list[Pairs]], Tensor], groups: list[Pairs]
+) -> Callable[[], object]:
+    def run() -> None:
+        answers[name] = way(groups)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""A training step of the R-Tagger at paper size: sgpipe against the reference's procedure, time and memory.
+
+    python -m benchmarks.bench_train_step [--rounds N] [--threads N]
+
+One picture of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50, dropout as
+published. The reference pads all texts to the longest, samples by one `grid_sample` per level and uses AdamW as it is
+by default. Each measurement is a process of its own, by turns: first a step without dropout, whose loss and gradient
+are compared, then the one that is timed (CPU time of all threads). Peak is the most memory that the process ever had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.optim import AdamW
+
+from benchmarks.bench_tagger import OBJECTS, make_groups, make_predicates
+from benchmarks.measure import machine
+from benchmarks.reference import PaddedTextEncoder, as_the_reference
+from rlip_model.attention import DeformableAttention
+from rlip_model.losses import TaggerCriterion
+from rlip_model.model import RTagger
+from rlip_model.presets import preset
+from rlip_model.targets import Triplets
+from rlip_model.text import LabelFeatures, build_tokenizer
+from rlip_model.training.batches import Batch
+from rlip_model.training.objective import Objective
+from rlip_model.training.optimisation import Optimisation, make_optimizer
+from rlip_model.training.sampling import Texts
+
+OBJECT_TEXTS, RELATION_TEXTS, TOLERANCE = 334, 167, 1e-4
+PARTS = ("forward", "backward", "optimizer")
+OPTIONS = Optimisation()
+
+
+class ReferenceObjective(Objective):
+    """Texts padded to the longest, each layer on all of their tokens."""
+
+    def _encode(self, batch: Batch) -> LabelFeatures:
+        assert isinstance(self.network, RTagger)
+        texts = [*batch.texts.objects, *batch.texts.relations]
+        features = PaddedTextEncoder(self.network).encode(texts, self.tokenizer)
+        return LabelFeatures(features.unsqueeze(0), len(batch.texts.objects))
+
+
+def make_batch() -> Batch:
+    torch.manual_seed(0)
+    texts = make_predicates(OBJECT_TEXTS + RELATION_TEXTS)
+    objects = [*OBJECTS, *texts[: OBJECT_TEXTS - len(OBJECTS)]]
+    (pairs,) = make_groups(1)
+    relations = (torch.rand(len(pairs), RELATION_TEXTS) < 0.01).float()
+    return Batch(
+        image_ids=("1",),
+        pixel_values=torch.randn(1, 3, 800, 1066),
+        padding=torch.zeros(1, 800, 1066, dtype=torch.bool),
+        triplets=(Triplets(**vars(pairs), relation_labels=relations),),
+        texts=Texts(tuple(objects), tuple(texts[-RELATION_TEXTS:])),
+        sizes=((1066, 800),),
+    )
+
+
+def make_objective(kind: type[Objective], batch: Batch) -> Objective:
+    torch.manual_seed(0)
+    tagger = RTagger(preset("tagger", "resnet50"))
+    tagger.set_tokenizer(build_tokenizer([*batch.texts.objects, *batch.texts.relations]))
+    for module in tagger.modules():
+        if isinstance(module, DeformableAttention):
+            nn.init.normal_(module.sampling_offsets.weight, std=0.02)
+    return kind(tagger, TaggerCriterion()).train()
+
+
+def measure(way: str) -> dict[str, float]:
+    """What a process of its own prints."""
+    batch, is_reference = make_batch(), way == "reference"
+    objective = make_objective(ReferenceObjective if is_reference else Objective, batch)
+    named = make_optimizer(objective.network, OPTIONS)
+    optimizer = AdamW(named.param_groups, lr=OPTIONS.lr, weight_decay=OPTIONS.weight_decay) if is_reference else named
+    with as_the_reference() if is_reference else nullcontext():
+        rates = without_dropout(objective)
+        loss, _ = step(objective, optimizer, batch)
+        norm = float(torch.stack([p.grad.norm() for p in objective.parameters() if p.grad is not None]).norm())
+        for module, rate in rates.items():
+            module.p = rate
+        _, seconds = step(objective, optimizer, batch)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"loss": loss, "norm": norm, "peak": peak, **seconds}
+
+
+def without_dropout(objective: Objective) -> dict[nn.Dropout, float]:
+    """Switch all dropout off; returns the rates as they were."""
+    rates = {module: module.p for module in objective.modules() if isinstance(module, nn.Dropout)}
+    for module in rates:
+        module.p = 0.0
+    for module in objective.modules():
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.0
+    return rates
+
+
+def step(objective: Objective, optimizer: AdamW, batch: Batch) -> tuple[float, dict[str, float]]:
+    """The loss, and CPU seconds of each part."""
+    torch.manual_seed(1)
+    optimizer.zero_grad()
+    clock = [time.process_time()]
+    losses = objective(batch)
+    clock.append(time.process_time())
+    losses["loss"].backward()
+    clock.append(time.process_time())
+    torch.nn.utils.clip_grad_norm_(objective.parameters(), OPTIONS.clip_norm)
+    optimizer.step()
+    clock.append(time.process_time())
+    spans = (end - start for start, end in pairwise(clock))
+    return float(losses["loss"]), dict(zip(PARTS, spans, strict=True))
+
+
+def alone(way: str, threads: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.bench_train_step", "--only", way, "--threads", str(threads)]
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def check_equal(ours: Sequence[dict[str, float]], reference: Sequence[dict[str, float]]) -> float:
+    """The largest difference of losses and gradient norms. Raises AssertionError: it is above 1e-4 of them."""
+    pairs = [(ours[0][name], reference[0][name]) for name in ("loss", "norm")]
+    largest = max(abs(a - b) / abs(b) for a, b in pairs)
+    if not largest <= TOLERANCE:
+        raise AssertionError(f"loss and gradient differ: {pairs}")
+    return largest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=("ours", "reference"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.only:
+        print(json.dumps(measure(options.only)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {"reference": [], "ours": []}
+    for _ in range(options.rounds):
+        for way, found in runs.items():
+            found.append(alone(way, options.threads))
+    difference = check_equal(runs["ours"], runs["reference"])
+    table = Table("what", "reference", "sgpipe", "ratio", title="training step, 800x1066, 501 texts, batch 1")
+
+    def add(what: str, of_run: Callable[[dict[str, float]], float]) -> None:
+        before, after = (statistics.median(map(of_run, runs[way])) for way in ("reference", "ours"))
+        table.add_row(what, f"{before:.1f}", f"{after:.1f}", f"{before / after:.2f}")
+
+    for part in PARTS:
+        add(f"{part}, CPU seconds", lambda run, part=part: run[part])
+    add("step, CPU seconds", lambda run: sum(run[part] for part in PARTS))
+    add("peak memory, GB", lambda run: run["peak"] / 1e9)
+    Console(width=120).print(machine(), table, f"loss and gradient norm differ by {difference:.0e}")
+
+
+if __name__ == "__main__":
+    main()
