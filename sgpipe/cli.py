@@ -289,5 +289,6 @@ def main() -> None:
     if not os.environ.get("SGPIPE_DEBUG"):
         sys.excepthook = _last_word
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of files that are there already
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what Ray prints of its processes; errors reach us anyway
     warnings.showwarning = _one_line
     typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would put typer's own excepthook in its place

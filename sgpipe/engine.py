@@ -13,10 +13,9 @@ import os
 import re
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -25,9 +24,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import EngineError, UserError, WorkersLostError
 from sgpipe.recipe import EngineConfig, Resources
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.shards.manifest import ShardEntry
@@ -35,9 +34,10 @@ from sgpipe.shards.read import read_file
 from sgpipe.shards.write import shard_name, write_shard
 from sgpipe.sources.index import SourceIndex
 from sgpipe.stages import Stage
+from sgpipe.stages.run import IsolatedRunner, StageRunner
 
-_UNIT, _SECONDS, _ENTRY, _REFUSAL = "_unit", "_seconds", "entry", "refusal"
-_WORKER_ARGS = {"max_restarts": 8, "max_task_retries": 3}  # a unit that kills its worker ends the run
+_UNIT, _SECONDS, _ENTRY, _REFUSAL, _FAILURE = "_unit", "_seconds", "entry", "refusal", "failure"
+_WORKER_ARGS = {"max_restarts": 8, "max_task_retries": 1}
 
 
 @dataclass(frozen=True)
@@ -98,35 +98,31 @@ class UnitWriter:
 class Worker:
     """The body of an actor: a run of stages, with the reader before them or the writer after them.
 
-    A `UserError` travels to the driver as data, because Ray wraps exceptions in pages of its own frames.
+    What a user should know travels to the driver as data, because Ray wraps exceptions in pages of its own frames.
     """
 
-    def __init__(self, stages: Sequence[Stage], reader: UnitReader | None, writer: UnitWriter | None) -> None:
-        self.stages = stages
+    def __init__(
+        self, runner: StageRunner | IsolatedRunner, reader: UnitReader | None, writer: UnitWriter | None
+    ) -> None:
+        self.runner = runner
         self.reader = reader
         self.writer = writer
-        self.ready = False
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if _REFUSAL in block.column_names:
+        if _UNIT not in block.column_names:
             return block
         try:
             return self._run(block)
         except UserError as error:
             return pa.table({_REFUSAL: [str(error)]})
+        except OSError as error:
+            return pa.table({_FAILURE: [f"{error.strerror or error}: {error.filename or 'while working'}"]})
 
     def _run(self, block: pa.Table) -> pa.Table:
-        seconds: dict[str, float] = json.loads(block[_SECONDS][0].as_py())
         unit = WorkUnit(**json.loads(block[_UNIT][0].as_py()))
-        if not self.ready:
-            for stage in self.stages:
-                stage.setup()
-            self.ready = True
         records = self.reader(unit) if self.reader else from_table(block)
-        for stage in self.stages:
-            began = time.perf_counter()
-            records = stage(records)
-            seconds[stage.name] = seconds.get(stage.name, 0.0) + time.perf_counter() - began
+        records, own = self.runner(records)
+        seconds = {**json.loads(block[_SECONDS][0].as_py()), **own}
         if self.writer:
             entry = self.writer(unit, records, {k: round(v, 3) for k, v in seconds.items()})
             return pa.table({_ENTRY: [json.dumps(asdict(entry))]})
@@ -233,32 +229,58 @@ def _too_much(
 
 
 def run_units(
-    pools: Sequence[Pool], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
 ) -> Generator[ShardEntry, None, None]:
-    """Run every unit through the pools; yields each shard as soon as it lies in its place.
+    """Run every unit through the stages; yields each shard as soon as it lies in its place.
+
+    When workers or machines are lost more often than Ray makes up for, what is left begins anew on what is there,
+    as long as that gets further, and with pictures that kill a worker as error rows.
 
     Raises:
         UserError: a stage could not be set up or refused its input.
-        EngineError: Ray gave up on a unit.
+        EngineError: the disk is full, a stage failed, or Ray gave up on a unit.
     """
-    dataset = _graph(pools, units, reader, writer)
+    left = {(unit.split, unit.start): unit for unit in units}
+    isolated = False
+    while left:
+        before = len(left)
+        try:
+            with closing(_run_once(stages, list(left.values()), reader, writer, isolated)) as shards:
+                for shard in shards:
+                    del left[shard.split, shard.start]
+                    yield shard
+        except WorkersLostError:
+            if isolated and len(left) == before:
+                raise
+            isolated = True
+
+
+def _run_once(
+    stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
+) -> Generator[ShardEntry, None, None]:
+    pools = plan_pools(stages, len(units))
     try:
-        for row in dataset.iter_rows():
+        for row in _graph(pools, units, reader, writer, isolated).iter_rows():
             if _REFUSAL in row:
                 raise UserError(row[_REFUSAL])
+            if _FAILURE in row:
+                raise EngineError(row[_FAILURE])
             yield ShardEntry(**json.loads(row[_ENTRY]))
-    except RayError as error:
+    except RayTaskError as error:
         raise EngineError(reason(error)) from None
+    except RayError as error:
+        raise WorkersLostError(reason(error)) from None
 
 
 def _graph(
-    pools: Sequence[Pool], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    pools: Sequence[Pool], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
 ) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a unit is never split
+    runner = IsolatedRunner if isolated else StageRunner
     dataset: ray.data.Dataset = ray.data.from_arrow([_block(unit, {}) for unit in units])
     for i, pool in enumerate(pools):
         first, last = i == 0, i == len(pools) - 1
@@ -267,7 +289,7 @@ def _graph(
             warnings.simplefilter("ignore", DeprecationWarning)
             dataset = dataset.map_batches(
                 Worker,
-                fn_constructor_args=(pool.stages, reader if first else None, writer if last else None),
+                fn_constructor_args=(runner(pool.stages), reader if first else None, writer if last else None),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=pool.actors),

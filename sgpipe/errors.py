@@ -12,3 +12,7 @@ class UserError(Exception):
 
 class EngineError(Exception):
     """The work could not be finished; what is committed stays."""
+
+
+class WorkersLostError(EngineError):
+    """Ray lost workers or machines; what they worked on can be done again."""

@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
@@ -211,16 +210,15 @@ def _run(
     start_ray(recipe.engine)
     pools = plan_pools(stages, sum(unit.stop - unit.start for unit in todo))
     units = _cut(todo, recipe.engine.unit_size, max(pool.actors for pool in pools))
-    pools = [replace(pool, actors=min(pool.actors, len(units))) for pool in pools]
     if hint := idle_gpus(stages):
         progress.say(hint)
     for pool in pools:
-        progress.say(f"{pool.actors} x {' + '.join(stage.name for stage in pool.stages)}")
+        progress.say(f"{min(pool.actors, len(units))} x {' + '.join(stage.name for stage in pool.stages)}")
     reader = UnitReader(folder.root.resolve(), {split: folder.index(split).resolve() for split in indexes})
     writer = UnitWriter(folder.root.resolve())
     with (
         progress.images(sum(unit.stop - unit.start for unit in units)) as advance,
-        closing(run_units(pools, units, reader, writer)) as shards,
+        closing(run_units(stages, units, reader, writer)) as shards,
     ):
         described = {shard.split for shard in manifest.shards}
         for shard in shards:

@@ -19,6 +19,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA_VERSION
+from sgpipe.shards.faults import fault_point
 
 MANIFEST = "manifest.jsonl"
 
@@ -137,6 +138,7 @@ class Manifest:
         Raises OSError: the line could not be written; the manifest is then as it was before.
         """
         line = _line({"shard": asdict(shard)})
+        fault_point("before manifest entry")
         with (self.root / MANIFEST).open("r+b", buffering=0) as file:
             file.truncate(self._end)
             file.seek(self._end)
@@ -148,6 +150,7 @@ class Manifest:
             except OSError:
                 file.truncate(self._end)
                 raise
+        fault_point("after manifest entry")
         self._end += len(line)
         superseded = self._shards.get((shard.split, shard.start))
         self._shards[shard.split, shard.start] = shard

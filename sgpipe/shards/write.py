@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.records import Record, to_table
+from sgpipe.shards.faults import fault_point
 from sgpipe.shards.manifest import ShardEntry, sync_folder
 from sgpipe.sources.json_stream import file_sha256
 
@@ -55,14 +56,18 @@ def write_shard(
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    fault_point("before write")
     try:
         table = to_table(records)
         write_table(temporary, table if pictures is None else _with_pictures(table, pictures))
+        fault_point("after write")
         digest, size = file_sha256(temporary), temporary.stat().st_size
+        fault_point("before rename")
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    fault_point("after rename")
     sync_folder(path.parent)
     return ShardEntry(
         split=split,
@@ -89,7 +94,9 @@ def _with_pictures(table: pa.Table, pictures: Sequence[bytes | None]) -> pa.Tabl
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file and sync it to the disk."""
     with path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+        with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+            fault_point("mid write")  # the footer is missing
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,0 +1,36 @@
+"""A made-up stage, in a file of its own so that workers import no more than they need."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+
+from sgpipe.recipe import Resources
+from sgpipe.records import Caption, Record, Relation
+
+
+@dataclass
+class Stub:
+    """Says of a picture what its name alone decides, in `seconds`; one called `fatal` ends its process."""
+
+    seconds: float = 0.0
+    name: str = "stub"
+    fills: tuple[str, ...] = ("captions", "relations")
+    resources: Resources = field(default_factory=Resources)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            time.sleep(self.seconds)
+            if "fatal" in record.file_name:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            digest = hashlib.sha256(record.image_id.encode()).digest()
+            record.captions = [Caption(digest.hex())]
+            last = len(record.objects) - 1
+            record.relations = [Relation(0, last, f"rank {digest[0]}", digest[1] / 255)] if last > 0 else []
+        return records

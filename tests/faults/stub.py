@@ -1,0 +1,30 @@
+"""`sgpipe` with one made-up stage in the place of all models: a run costs no more than Ray does.
+
+python -m tests.faults.stub generate coco …
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from unittest import mock
+
+from sgpipe import cli, generate
+from sgpipe.stages import Stage
+from tests.faults.stage import Stub
+
+SECONDS = "SGPIPE_STUB_SECONDS"
+
+
+def stages(*_: object) -> list[Stage]:
+    return [Stub(float(os.environ.get(SECONDS, "0")))]
+
+
+def main(*arguments: str) -> None:
+    """Run `sgpipe` with these arguments, or those of the process."""
+    with mock.patch.object(generate, "build_stages", stages), mock.patch.object(sys, "argv", ["sgpipe", *arguments]):
+        cli.main()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
