@@ -24,7 +24,7 @@ from sgpipe.cli_import import app as import_app
 from sgpipe.cli_predict import predict
 from sgpipe.cli_stats import score, stats
 from sgpipe.cli_verify import verify
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import EngineError, UserError, refusal
 from sgpipe.split_name import guess_split
 
 _out = Console(markup=False, highlight=False)
@@ -50,7 +50,7 @@ class _Group(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_UNFINISHED)
         except OSError as error:
-            _fail(f"error: {error.strerror or error}: {error.filename or 'while writing'}", EXIT_UNFINISHED)
+            _fail(f"error: {refusal(error)}", EXIT_UNFINISHED)
 
 
 app = typer.Typer(
@@ -125,7 +125,7 @@ def generate(
     }
     overrides |= {key: value for key, value in options.items() if value is not None}
     overrides |= parse_set(assign or [])
-    signal.signal(signal.SIGTERM, _interrupt)
+    _heed_signals()
     loaded = load_recipe(recipe, overrides)
     summary = run(loaded, out or Path(f"{loaded.name}-relations"), Progress(_err), retry_failed=retry_failed)
     print_summary(summary, _out)
@@ -244,7 +244,7 @@ def train(
         "workers.address": ray_address,
     }
     overrides = {key: value for key, value in options.items() if value is not None} | parse_set(assign or [])
-    signal.signal(signal.SIGTERM, _interrupt)
+    _heed_signals()
     summary = run(load_train_recipe(recipe, overrides, miniature=miniature), out, Progress(_err))
     option = "--tagger" if summary.kind == "tagger" else "--init"
     print_training(summary, f"the network is in {trained(out)}; use it with {option} {trained(out)}", _out)
@@ -264,8 +264,23 @@ def miniworld(
     _out.print(f"drew {images} pictures into {out}")
 
 
+def _heed_signals() -> None:
+    """Ctrl-C, and SIGTERM as schedulers send it: end in an orderly way; a second one: at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _leave)
     raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """As a kill would, which every step of a commit is made for; the Ray of this process ends with it."""
+    os.write(2, f"stopped at once. {_GO_ON}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _last_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

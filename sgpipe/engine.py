@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -26,7 +27,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
 
-from sgpipe.errors import EngineError, UserError, WorkersLostError
+from sgpipe.errors import EngineError, UserError, WorkersLostError, refusal
 from sgpipe.recipe import EngineConfig, Resources
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.shards.manifest import ShardEntry
@@ -38,6 +39,7 @@ from sgpipe.stages.run import IsolatedRunner, StageRunner
 
 _UNIT, _SECONDS, _ENTRY, _REFUSAL, _FAILURE = "_unit", "_seconds", "entry", "refusal", "failure"
 _WORKER_ARGS = {"max_restarts": 8, "max_task_retries": 1}
+_SECONDS_TO_CONNECT = 5
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Worker:
         except UserError as error:
             return pa.table({_REFUSAL: [str(error)]})
         except OSError as error:
-            return pa.table({_FAILURE: [f"{error.strerror or error}: {error.filename or 'while working'}"]})
+            return pa.table({_FAILURE: [refusal(error)]})
 
     def _run(self, block: pa.Table) -> pa.Table:
         unit = WorkUnit(**json.loads(block[_UNIT][0].as_py()))
@@ -151,13 +153,21 @@ def start_ray(config: EngineConfig) -> None:
     local: dict[str, Any] = {} if config.address else {"num_cpus": config.cpus, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
+        _reach(config.address)
         with _quiet_stderr():
             ray.init(address=config.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (RayError, OSError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster at {config.address}" if config.address else "Ray on this machine"
-        raise EngineError(f"{where} did not start: {_first_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - that a machine is too slow for Ray comes as a plain Exception
+        what = f"the Ray cluster at {config.address} cannot be joined" if config.address else "Ray did not start here"
+        raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in its place
+
+
+def _reach(address: str | None) -> None:
+    """Raises OSError: nobody answers at HOST:PORT. Ray itself would try for a minute, and then end the process."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_CONNECT).close()
 
 
 @contextmanager

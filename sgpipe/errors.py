@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what, where, and what to do.
@@ -16,3 +21,18 @@ class EngineError(Exception):
 
 class WorkersLostError(EngineError):
     """Ray lost workers or machines; what they worked on can be done again."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses here without naming a file, such as to write on a full disk, is named after `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def refusal(error: OSError) -> str:
+    """What the system refuses, and where, in one line; libraries put words of their own around what it says."""
+    return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or 'no file named'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, naming
 from sgpipe.locking import is_locked, only_process
 from sgpipe.recipe import Recipe
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
@@ -91,7 +92,7 @@ class RunFolder:
             UserError: it is a file, holds something else, cannot be written, or another run is at work in it.
         """
         self._make()
-        with only_process(self._lock, self.root):
+        with naming(self.root), only_process(self._lock, self.root):
             yield
 
     def _make(self) -> None:
@@ -103,7 +104,10 @@ class RunFolder:
         try:
             self.private.mkdir(parents=True, exist_ok=True)
             (self.root / DATA).mkdir(exist_ok=True)
+            self._lock.touch()
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # which is no reason to name another folder
             raise UserError(f"--out {self.root} cannot be written: {error.strerror}") from None
 
     def describe(self, recipe: Recipe, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sgpipe.errors import naming
 from sgpipe.records import Record, to_table
 from sgpipe.shards.faults import fault_point
 from sgpipe.shards.manifest import ShardEntry, sync_folder
@@ -59,7 +60,8 @@ def write_shard(
     fault_point("before write")
     try:
         table = to_table(records)
-        write_table(temporary, table if pictures is None else _with_pictures(table, pictures))
+        with naming(path):
+            write_table(temporary, table if pictures is None else _with_pictures(table, pictures))
         fault_point("after write")
         digest, size = file_sha256(temporary), temporary.stat().st_size
         fault_point("before rename")

@@ -50,7 +50,7 @@ class Killer:
         return not self.run.wait_for(lambda: False, self.rng.uniform(0, 0.5)) and self.run.process.is_alive()
 
     def _kill(self, point: str) -> None:
-        victim = self.rng.choice(("driver", "actor", "actor", "raylet", "point", "point"))
+        victim = self.rng.choice(("driver", "raylet", *["actor", "point"] * 3))
         if victim == "point":
             self.charge.touch()
             if self.run.wait_for(lambda: not self.charge.exists(), 10) or not self.charge.exists():

@@ -52,18 +52,19 @@ class Run:
     out: Path
     more: tuple[str, ...] = ("--set", "engine.unit_size=1", "--set", "engine.cpus=2")
     environment: Mapping[str, str] = field(default_factory=dict)
+    log: Path = field(init=False)
 
-    @property
-    def log(self) -> Path:
-        return self.out.with_suffix(".log")
+    def __post_init__(self) -> None:
+        self.log = self.out.with_suffix(".log")
 
     def start(self) -> None:
         arguments = ["generate", "coco", *self.dataset, "--out", str(self.out), *self.more]
-        environment = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", **self.environment}
+        # By default Ray's workers stand back behind all other processes of the machine, other tests' among them.
+        environment = {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", **self.environment}
         self.process = _SERVER.Process(target=_command, args=(arguments, environment, str(self.log)))
         self.process.start()
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """The exit code; negative: the signal that killed it."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still at work:\n{self.said}"
@@ -80,7 +81,7 @@ class Run:
         path = self.out / MANIFEST
         return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> bool:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 300) -> bool:
         """Whether the condition came true before the process or the time ended."""
         end = time.monotonic() + seconds
         while self.process.is_alive() and time.monotonic() < end:

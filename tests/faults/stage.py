@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from sgpipe.recipe import Resources
 from sgpipe.records import Caption, Record, Relation
 
+SECONDS = "SGPIPE_STUB_SECONDS"
+
 
 @dataclass
 class Stub:

@@ -11,9 +11,7 @@ from unittest import mock
 
 from sgpipe import cli, generate
 from sgpipe.stages import Stage
-from tests.faults.stage import Stub
-
-SECONDS = "SGPIPE_STUB_SECONDS"
+from tests.faults.stage import SECONDS, Stub
 
 
 def stages(*_: object) -> list[Stage]:

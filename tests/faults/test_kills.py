@@ -15,7 +15,7 @@ from sgpipe.shards.manifest import MANIFEST, Manifest
 from sgpipe.shards.write import shard_name, write_shard
 from tests.faults.kills import POINTS, Killer
 from tests.faults.runs import Run, assert_whole, make_dataset, rows
-from tests.faults.stub import SECONDS
+from tests.faults.stage import SECONDS
 
 IMAGES, KILLS, RUNS = 80, 200, 20
 

@@ -1,0 +1,184 @@
+"""`sgpipe generate` with made-up labels, on more and more images: the cost of everything but the models.
+
+python -m benchmarks.bench_scale [--images 10000 100000 1000000] [--actors 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from unittest import mock
+
+from sgpipe.recipe import Resources, load_recipe
+from sgpipe.records import Caption, Pair, Record, Relation, Triplet
+
+BOXES, CAPTIONS, TRIPLETS, PAIRS = 8, 10, 10, 12
+_UNITS_BETWEEN_LOOKS = 4
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class MadeUp:
+    """As many captions, triplets, pairs and relations as a real image has."""
+
+    name: str = "made up"
+    fills: tuple[str, ...] = ("captions", "triplets", "pairs", "relations")
+    resources: Resources = field(default_factory=Resources)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            number = int(record.image_id)
+            words = [f"a dog number {number * k % 997} next to a bench in the park" for k in range(CAPTIONS)]
+            record.captions = [Caption(text) for text in words]
+            record.triplets = [
+                Triplet("a dog", f"next to {k}", "a bench", "dog", "bench", f"next to {k}", k, "dog", "bench")
+                for k in range(TRIPLETS)
+            ]
+            places = [(k % BOXES, (k + 1 + k // BOXES) % BOXES) for k in range(PAIRS)]
+            record.pairs = [Pair(*place, ["next to", "near", f"behind {number % 50}"]) for place in places]
+            record.relations = [Relation(*place, "next to", (number * 7 % 100 + 1) / 101) for place in places]
+        return records
+
+
+@dataclass
+class Looks:
+    """In the place of the progress bar: at (images done, seconds, CPU-seconds of the run's processes)."""
+
+    points: list[tuple[int, float, float]] = field(default_factory=list)
+    units: int = 0
+    done: int = 0
+    used: dict[int, float] = field(default_factory=dict)
+
+    def say(self, message: str) -> None:
+        """Nobody listens."""
+
+    @contextmanager
+    def images(self, total: int | None, work: str = "") -> Iterator[Callable[[int, Mapping[str, int]], None]]:
+        yield self._advance
+
+    def _advance(self, images: int, counts: Mapping[str, int]) -> None:
+        self.done += images
+        self.units += 1
+        if self.units % _UNITS_BETWEEN_LOOKS == 1:
+            self.used.update({pid: _cpu_seconds(pid) for pid in _group()})
+            self.points.append((self.done, time.perf_counter(), sum(self.used.values())))
+
+
+def _group() -> list[int]:
+    """The processes of this one's session; Ray leaves its own in it."""
+    session = os.getsid(0)
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(entry.name)) == session:
+                found.append(int(entry.name))
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def label(folder: Path, limit: int, actors: int) -> None:
+    """The body of the process that is measured: prints what it saw as JSON."""
+    from sgpipe import generate
+
+    files = {name: folder / f"{name}.json" for name in ("annotations", "captions")}
+    settings = {
+        "source.splits": {"train": {"images": folder, **files}},
+        "caption.captioner": None,
+        "tag.tagger": "none",
+        "limit": limit,
+        "engine.cpus": actors,
+    }
+    looks = Looks()
+    with mock.patch.object(generate, "build_stages", return_value=[MadeUp()]):
+        generate.generate(load_recipe("coco", settings), folder / "out", looks)  # type: ignore[arg-type]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"points": looks.points, "peak": peak}))
+
+
+def make_annotations(folder: Path, images: int) -> None:
+    """Images with `BOXES` boxes and a caption each, without pictures."""
+    with (folder / "annotations.json").open("w") as file:
+        file.write('{"categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "bench"}], "images": [')
+        file.write(",".join(f'{{"id":{n},"file_name":"{n}.jpg","width":640,"height":480}}' for n in range(images)))
+        file.write('], "annotations": [')
+        for n in range(images):
+            boxes = (
+                f'{{"image_id":{n},"category_id":{1 + k % 2},"bbox":[{k},{n % 99},{9 + k},9]}}' for k in range(BOXES)
+            )
+            file.write("," * bool(n) + ",".join(boxes))
+        file.write("]}")
+    (folder / "captions.json").write_text('{"annotations": [{"image_id": 0, "caption": "a dog"}]}')
+
+
+def _measured(folder: Path, limit: int, actors: int) -> dict:
+    command = [sys.executable, "-m", "benchmarks.bench_scale", "--label", str(folder), "--images", str(limit)]
+    command += ["--actors", str(actors)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, start_new_session=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(images: int, actors: int) -> None:
+    """Print a row: the first process reads the annotations, the second finds them read and labels all."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_annotations(folder, images)
+        reading = _measured(folder, 1, actors)["peak"]
+        found = _measured(folder, images, actors)
+        out = folder / "out"
+        bytes_each = sum(path.stat().st_size for path in (out / "data").iterdir()) / images
+        manifest = (out / "manifest.jsonl").stat().st_size
+        shards = len(list((out / "data").iterdir()))
+    points = found["points"]
+    ends = [round(k * (len(points) - 1) / 4) for k in range(5)]
+    parts = [_cost(points[start], points[stop]) for start, stop in pairwise(ends)]
+    whole, rate = _cost(points[0], points[-1]), (points[-1][0] - points[0][0]) / (points[-1][1] - points[0][1])
+    cells = [f"{images:,}", f"{rate:,.0f}", f"{whole:.3f}", " · ".join(f"{part:.3f}" for part in parts)]
+    cells += [f"{found['peak']:,.0f}", f"{reading:,.0f}", f"{bytes_each:,.0f}", f"{manifest / shards:,.0f}"]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _cost(first: list[float], last: list[float]) -> float:
+    """CPU-milliseconds per image between two points."""
+    return 1000 * (last[2] - first[2]) / max(1, last[0] - first[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--label", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.label:
+        label(options.label, options.images[0], options.actors)
+        return
+    print("| images | images/s | CPU-ms per image | by quarters | driver MB | reading MB | bytes per row | per shard |")
+    print("|---|---|---|---|---|---|---|---|")
+    for images in options.images:
+        measure(images, options.actors)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Several machines: raylets of their own on this one, with the output folder shared."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.faults.runs import Run, assert_whole, make_dataset, rows
+from tests.faults.stage import SECONDS
+
+IMAGES = 60
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Three machines; the driver is on the first."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", IMAGES)
+    run = Run(dataset, tmp_path / "out", ("--set", "engine.unit_size=1", "--ray-address", cluster.address))
+    run.environment = {SECONDS: "0.5"}
+    run.start()
+    assert run.wait_for(lambda: run.committed > 5), run.said
+    lost = next(iter(cluster.worker_nodes))
+    cluster.remove_node(lost, allow_graceful=False)
+    assert run.wait() == 0, run.said
+    assert "3 x stub" in run.said
+    whole = Run(dataset, tmp_path / "whole")
+    whole.start()
+    assert whole.wait() == 0, whole.said
+    assert_whole(run.out, rows(whole.out))
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    run = Run(make_dataset(tmp_path / "data", 1), tmp_path / "out", ("--ray-address", "127.0.0.1:1"))
+    began = time.monotonic()
+    run.start()
+    assert run.wait() == 1
+    assert time.monotonic() - began < 30
+    assert run.said.splitlines()[-2:] == [
+        "error: the Ray cluster at 127.0.0.1:1 cannot be joined: Connection refused",
+        "What is committed stays; the same command goes on from there.",
+    ]
