@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from sgpipe import __version__
 from sgpipe.cli_eval import app as eval_app
+from sgpipe.cli_export import export
 from sgpipe.cli_import import app as import_app
 from sgpipe.cli_predict import predict
 from sgpipe.cli_stats import score, stats
@@ -68,6 +69,7 @@ app.command()(predict)
 app.command()(stats)
 app.command()(score)
 app.command()(verify)
+app.command()(export)
 
 
 @app.callback(invoke_without_command=True)

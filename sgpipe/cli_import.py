@@ -159,6 +159,39 @@ def coco_rel(
     _run(source, images, out, limit, embed, retry_failed)
 
 
+@app.command()
+def coco(
+    annotations: Annotations,
+    images: Images,
+    out: Out,
+    captions: Annotated[Path | None, typer.Option(help="COCO captions file of the same images.")] = None,
+    split: Split = None,
+    limit: Limit = None,
+    embed: Embed = False,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """COCO's objects and captions, as `sgpipe export --to coco` writes them; there are no relations in them."""
+    from sgpipe.sources.instances import coco_source
+
+    source = coco_source(annotations, split or guess_split(annotations), captions)
+    _run(source, images, out, limit, embed, retry_failed)
+
+
+@app.command()
+def hf(
+    folder: Annotated[Path, typer.Argument(help="Folder with data/SPLIT-00000-of-00001.parquet …")],
+    out: Out,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, where they are not in the rows.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split, if there are several.")] = None,
+    limit: Limit = None,
+    embed: Embed = False,
+) -> None:
+    """A data set that `sgpipe export --to hf` wrote, with all its columns."""
+    from sgpipe.sources.hugging_face import HuggingFace
+
+    _run(HuggingFace(folder, split).source(), images or folder, out, limit, embed, False)
+
+
 def _run(source: AnnotationSource, images: Path, out: Path, limit: int | None, embed: bool, retry_failed: bool) -> None:
     from sgpipe.importing import import_annotations
     from sgpipe.progress import Progress

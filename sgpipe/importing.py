@@ -52,7 +52,7 @@ def import_annotations(
     Args:
         images: folder that the file names are relative to. Pictures are only opened to embed them, or where
             their size is not annotated.
-        embed: keep the picture files in the shards.
+        embed: keep the picture files in the shards. Those that the source holds are kept anyway.
         limit: only so many images, the first ones.
         retry_failed: do shards with error rows again.
 
@@ -65,6 +65,7 @@ def import_annotations(
         raise UserError(f"--split {source.split!r}: expected letters, digits and underscores")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
+    embed = embed or source.picture is not None
     folder = RunFolder(out)
     with folder.lock():
         manifest = _open_manifest(source, images, folder, embed, progress)
@@ -76,7 +77,7 @@ def import_annotations(
             for unit in units:
                 read += len(unit.records)
                 if wanted.wants(unit.start):
-                    shard = _write(unit, source.split, images, folder.root, embed, wanted.revision(unit.start))
+                    shard = _write(unit, source, images, folder.root, embed, wanted.revision(unit.start))
                     wanted.commit(shard)
                     advance(shard.rows, shard.counts)
         folder.sweep(manifest)
@@ -192,23 +193,25 @@ def _first(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
             return
 
 
-def _write(unit: _Unit, split: str, images: Path, root: Path, embed: bool, revision: int) -> ShardEntry:
-    pictures = [_finish(record, images, embed, unit.problems) for record in unit.records]
+def _write(unit: _Unit, source: AnnotationSource, images: Path, root: Path, embed: bool, revision: int) -> ShardEntry:
+    pictures = [_finish(record, source, images, embed, unit.problems) for record in unit.records]
     stop = unit.start + len(unit.records)
-    name = shard_name(split, unit.start, stop, revision)
-    shard = write_shard(root, name, split, unit.start, unit.records, {}, pictures if embed else None)
+    name = shard_name(source.split, unit.start, stop, revision)
+    shard = write_shard(root, name, source.split, unit.start, unit.records, {}, pictures if embed else None)
     shard.counts.update({f"{_PROBLEM}{key}": count for key, count in unit.problems.items() if count})
     return shard
 
 
-def _finish(record: Record, images: Path, embed: bool, problems: ProblemCounts) -> bytes | None:
+def _finish(
+    record: Record, source: AnnotationSource, images: Path, embed: bool, problems: ProblemCounts
+) -> bytes | None:
     """Give the record its size, clip its boxes, and read its picture if it is to be embedded."""
     picture = None
     try:
         if record.ok and not (record.width and record.height):
             record.width, record.height = read_size(images, record.file_name)
         if record.ok and embed:
-            picture = read_picture(images, record)
+            picture = source.picture(record) if source.picture else read_picture(images, record)
     except ImageError as error:
         fail(record, str(error))
     if record.ok:

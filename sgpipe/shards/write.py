@@ -61,7 +61,7 @@ def write_shard(
     try:
         table = to_table(records)
         with naming(path):
-            write_table(temporary, table if pictures is None else _with_pictures(table, pictures))
+            write_table(temporary, table if pictures is None else with_pictures(table, pictures))
         fault_point("after write")
         digest, size = file_sha256(temporary), temporary.stat().st_size
         fault_point("before rename")
@@ -83,7 +83,8 @@ def write_shard(
     )
 
 
-def _with_pictures(table: pa.Table, pictures: Sequence[bytes | None]) -> pa.Table:
+def with_pictures(table: pa.Table, pictures: Sequence[bytes | None]) -> pa.Table:
+    """The rows with their picture files, None where there is none, in the further column `image`."""
     names = table["file_name"].to_pylist()
     column = pa.array(
         [data and {"bytes": data, "path": name} for data, name in zip(pictures, names, strict=True)],

@@ -33,6 +33,7 @@ class AnnotationSource:
         options: every option that does.
         read: yields the records in file order and counts what it sets aside. Boxes are as annotated, not yet
             clipped; a record whose size is not annotated has width and height 0.
+        picture: the picture file of a record that was read, where the source holds pictures.
     """
 
     dataset: str
@@ -41,6 +42,7 @@ class AnnotationSource:
     files: Mapping[str, Path]
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: ClassLists | None = None
+    picture: Callable[[Record], bytes | None] | None = None
 
 
 def picture_id(file_name: str) -> str:

@@ -54,6 +54,8 @@ class PseudoLabels:
 
     def _located(self, record: Record, item: Mapping[str, Any], paths: Mapping[str, Any]) -> Record:
         """The record with the name of its picture, which follows from its dataset."""
+        if "file_name" in item:
+            return record
         if record.dataset in ("o365", "objects365"):
             if not paths:
                 raise UserError(
@@ -63,7 +65,7 @@ class PseudoLabels:
             if record.image_id not in paths:
                 return fail(record, f"{self.image_paths} has no path for the image")
             record.file_name = clean(paths[record.image_id])
-        elif record.dataset.startswith("coco") and "file_name" not in item:
+        elif record.dataset.startswith("coco"):
             name, folder = f"{record.image_id:0>12}.jpg", clean(str(item.get("data_split") or "train2017"))
             record.file_name = next((n for n in (f"{folder}/{name}", name) if is_there(self.images, n)), name)
         return record

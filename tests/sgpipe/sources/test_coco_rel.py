@@ -36,8 +36,13 @@ def test_relations_count_the_boxes_that_are_no_crowds(tmp_path):
     annotations = [box(8, 1), box(7, 2, iscrowd=1), box(7, 3), box(8, 4), box(7, 5, 1)]
     (first, second), problems = read(tmp_path, annotations, {"7": [[1, 0, 1], [0, 1, 2]]})
     assert not problems
-    assert first.objects == [Box("dog", 3, (3, 0, 10, 10)), Box("person", 1, (5, 0, 10, 10))]
-    assert first.relations == [Relation(1, 0, "on"), Relation(0, 1, "by")]
+    crowd, dog, person = (
+        Box("dog", 3, (2, 0, 10, 10), True),
+        Box("dog", 3, (3, 0, 10, 10)),
+        Box("person", 1, (5, 0, 10, 10)),
+    )
+    assert first.objects == [crowd, dog, person]
+    assert first.relations == [Relation(2, 1, "on"), Relation(1, 2, "by")]
     assert (first.width, first.height, first.dataset) == (100, 50, "coco_rel")
     assert (len(second.objects), second.relations) == (2, [])
 
@@ -85,11 +90,12 @@ def test_the_split_must_be_one_of_the_relations(tmp_path):
 def test_real_instances_keep_all_their_boxes(oracle, tmp_path):
     path = oracle / "data/coco_mini/instances_val2017.json"
     instances = json.loads(path.read_text())
-    boxes = Counter(str(item["image_id"]) for item in instances["annotations"] if not item["iscrowd"])
-    triplets = {image_id: [[0, count - 1, 1]] for image_id, count in boxes.items()}
+    boxes = Counter(str(item["image_id"]) for item in instances["annotations"])
+    crowds = Counter(str(item["image_id"]) for item in instances["annotations"] if item["iscrowd"])
+    triplets = {image_id: [[0, count - 1, 1]] for image_id, count in (boxes - crowds).items()}
     (tmp_path / "rel.json").write_text(json.dumps({"val": triplets, "rel_categories": NAMES}))
     found = list(CocoRelations(path, tmp_path / "rel.json", "val").source().read(Counter()))
     assert all(record.ok for record in found)
     assert {record.image_id: len(record.objects) for record in found if record.objects} == boxes
-    assert sum(len(record.relations) for record in found) == len(boxes)
-    assert sum(boxes.values()) == 619
+    assert sum(len(record.relations) for record in found) == len(triplets)
+    assert (boxes.total(), crowds.total()) == (624, 5)

@@ -1,0 +1,113 @@
+"""A data set as the Hugging Face hub shows it: Parquet files with their final names, and a card."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgpipe.export.card import write_card
+from sgpipe.export.labels import Labels, iter_groups
+from sgpipe.images import ImageError
+from sgpipe.records import Record, from_table
+from sgpipe.shards.row_groups import open_shard
+from sgpipe.shards.write import AGREEMENT, DATA, PICTURES, with_pictures
+from sgpipe.sources.hugging_face import CLASSES
+from sgpipe.sources.pictures import read_picture
+
+_ROWS_PER_GROUP = 512
+_PICTURES_PER_GROUP = 100  # as the hub's viewer wants it
+_PICTURE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
+
+
+def write_hugging_face(labels: Labels, out: Path, images: Path | None, *, embed: bool) -> None:
+    """All rows and columns, error rows too, one file for each shard.
+
+    Args:
+        images: folder of the pictures, if they are no longer where the run found them.
+        embed: put the picture files into the rows; pictures that are in the shards stay there anyway.
+    """
+    (out / DATA).mkdir()
+    for split in labels.splits:
+        root = images or labels.manifest.image_folders.get(split)
+        shards = labels.shards(split)
+        for number, shard in enumerate(shards):
+            tables = _tables(labels, labels.root / shard.file, root if embed else None)
+            _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, labels)
+    written = pq.read_schema(out / DATA / f"{split}-00000-of-{len(shards):05d}.parquet")
+    write_card(labels, out, pictures=PICTURES in written.names)
+
+
+def _tables(labels: Labels, shard: Path, images: Path | None) -> Iterator[pa.Table]:
+    """The row groups of a shard, without relations that are not wanted, and with the pictures of the folder."""
+    with open_shard(shard) as file:
+        columns = file.schema_arrow.names
+    for table in iter_groups(shard, columns):
+        table = _confident(labels, table)
+        if images is not None and PICTURES not in columns:
+            records = from_table(table.select(_PICTURE))
+            table = with_pictures(table, [_picture(labels, images, record) for record in records])
+        yield table
+
+
+def _confident(labels: Labels, table: pa.Table) -> pa.Table:
+    """Without the relations below the threshold, and what `sgpipe score` says of them."""
+    if not labels.threshold:
+        return table
+    wanted = [[labels.wants(item["confidence"]) for item in row] for row in table["relations"].to_pylist()]
+    labels.left_out["relations below the threshold"] += sum(row.count(False) for row in wanted)
+    for name in {"relations", AGREEMENT} & set(table.column_names):
+        rows = table[name].to_pylist()
+        kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in zip(rows, wanted, strict=True)]
+        column = table.schema.get_field_index(name)
+        table = table.set_column(column, table.field(name), pa.array(kept, table.field(name).type))
+    return table
+
+
+def _picture(labels: Labels, images: Path, record: Record) -> bytes | None:
+    try:
+        return read_picture(images, record) if record.ok else None
+    except ImageError:
+        labels.left_out["pictures that cannot be read"] += 1
+        return None
+
+
+def _write(path: Path, tables: Iterator[pa.Table], labels: Labels) -> None:
+    """Raises UserError: the shard that the tables are of cannot be read."""
+    first = next(tables)
+    schema = first.schema.with_metadata(_metadata(first.schema, labels))
+    rows = _PICTURES_PER_GROUP if PICTURES in schema.names else _ROWS_PER_GROUP
+    with path.open("xb") as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for table in (first, *tables):
+                writer.write_table(table.cast(schema), row_group_size=rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _metadata(schema: pa.Schema, labels: Labels) -> dict[bytes | str, bytes | str]:
+    """The shard's own, what `datasets` looks for, and the run's lists of classes."""
+    described = {
+        "huggingface": json.dumps({"info": {"features": {field.name: _feature(field) for field in schema}}}),
+        CLASSES: json.dumps(labels.manifest.run.get("labels")),
+    }
+    return {**(schema.metadata or {}), **described}
+
+
+def _feature(field: pa.Field) -> Any:
+    """A column as `datasets` describes it; lists in the way that all its versions know."""
+    return {"_type": "Image"} if field.name == PICTURES else _of_type(field.type)
+
+
+def _of_type(kind: pa.DataType) -> Any:
+    if pa.types.is_list(kind):
+        return [_of_type(kind.value_type)]
+    if pa.types.is_struct(kind):
+        return {inner.name: _of_type(inner.type) for inner in kind}
+    names = {pa.float32(): "float32", pa.float64(): "float64"}
+    return {"dtype": names.get(kind, str(kind)), "_type": "Value"}

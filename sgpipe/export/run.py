@@ -1,0 +1,96 @@
+"""`sgpipe export`: the shards of a run in another form, in a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.export.coco import write_coco, write_coco_relations
+from sgpipe.export.hico import write_hico
+from sgpipe.export.hugging_face import write_hugging_face
+from sgpipe.export.labels import Labels
+from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
+from sgpipe.relations import TRAINED_ON
+
+HUGGING_FACE = "hf"
+_WRITERS: dict[str, Callable[[Labels, Path], None]] = {
+    "coco": write_coco,
+    "coco-rel": write_coco_relations,
+    "vg": write_visual_genome,
+    "rlipv2": write_rlipv2,
+    "hico": write_hico,
+}
+FORMS = (HUGGING_FACE, *_WRITERS)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: its folder, its files, and how many there were of what was left out."""
+
+    root: Path
+    files: list[str]
+    left_out: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"root": str(self.root), "files": self.files, "left_out": self.left_out}
+
+
+def export_run(
+    root: Path,
+    form: str,
+    out: Path,
+    *,
+    threshold: float | None = None,
+    images: Path | None = None,
+    embed: bool = False,
+) -> Exported:
+    """Write the run in `root` to the new folder `out`.
+
+    Args:
+        threshold: least confidence of relations; by default all of them for the hub, else what is trained on.
+        images, embed: as `write_hugging_face`, for the hub only.
+
+    Raises:
+        UserError: it is no run, a shard cannot be read, or `out` is there already; nothing was written.
+    """
+    if form not in FORMS:
+        raise UserError(f"--to {form}: expected one of {', '.join(FORMS)}")
+    if (embed or images) and form != HUGGING_FACE:
+        raise UserError("--embed and --images are for --to hf; the other forms name their pictures")
+    if images and not images.is_dir():
+        raise UserError(f"image folder not found: {images}")
+    default = 0.0 if form == HUGGING_FACE else TRAINED_ON
+    labels = Labels(root, threshold if threshold is not None else default)
+    with new_folder(out) as place:
+        if form == HUGGING_FACE:
+            write_hugging_face(labels, place, images, embed=embed)
+        else:
+            _WRITERS[form](labels, place)
+            labels.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in labels.manifest.shards)
+        files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+    return Exported(out, files, dict(+labels.left_out))
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, renamed to it when the block ends, and gone when it fails.
+
+    Raises UserError: `out` is there already, and not an empty folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} is there already and is not overwritten; name a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        place.chmod(0o755)
+        yield place
+        os.replace(place, out)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

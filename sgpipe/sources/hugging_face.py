@@ -1,0 +1,86 @@
+"""Data sets that `sgpipe export --to hf` wrote, or people made of them: Parquet files of our columns."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sgpipe.errors import UserError
+from sgpipe.records import SCHEMA, Record, from_table
+from sgpipe.shards.row_groups import open_shard, read_row_group
+from sgpipe.shards.rows import row_faults
+from sgpipe.shards.write import DATA, PICTURES
+from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts
+
+CLASSES = "sgpipe.classes"  # in the metadata of files: the closed lists of classes, or null
+
+_FILE = re.compile(r"(?P<split>\w+)-\d+-of-\d+\.parquet")
+
+
+@dataclass
+class HuggingFace:
+    """A folder with data/SPLIT-00000-of-00001.parquet and so on.
+
+    `split`: which one; None: the only one there is.
+    """
+
+    folder: Path
+    split: str | None = None
+    _places: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
+    _group: tuple[tuple[Path, int], Sequence[Any]] | None = None
+
+    def source(self) -> AnnotationSource:
+        """Raises UserError: there are no such files, several splits, or files are not of our columns."""
+        split, files = self._files()
+        with open_shard(files[0], SCHEMA.names) as file:
+            schema = file.schema_arrow
+        classes = json.loads((schema.metadata or {}).get(CLASSES.encode(), b"null"))
+        return AnnotationSource(
+            dataset="hf",
+            split=split,
+            read=partial(self._records, split, files),
+            files={"annotations": files[0], **{file.name: file for file in files[1:]}},
+            classes=classes and ClassLists(tuple(classes["objects"]), tuple(classes["relations"])),
+            picture=self._picture if PICTURES in schema.names else None,
+        )
+
+    def _files(self) -> tuple[str, list[Path]]:
+        splits: dict[str, list[Path]] = {}
+        for path in sorted((self.folder / DATA).glob("*.parquet")):
+            if name := _FILE.fullmatch(path.name):
+                splits.setdefault(name["split"], []).append(path)
+        if not splits:
+            raise UserError(f"{self.folder} has no {DATA}/SPLIT-00000-of-00001.parquet: it is no exported data set")
+        if self.split is None and len(splits) > 1:
+            raise UserError(f"{self.folder} has several splits: say --split {' or '.join(splits)}")
+        split = self.split or next(iter(splits))
+        if split not in splits:
+            raise UserError(f"{self.folder} has no split {split!r}: say --split {' or '.join(splits)}")
+        return split, splits[split]
+
+    def _records(self, split: str, files: Sequence[Path], problems: ProblemCounts) -> Iterator[Record]:
+        for file in files:
+            with open_shard(file, SCHEMA.names) as shard:
+                for group in range(shard.num_row_groups):
+                    table = shard.read_row_group(group, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
+                    for fault in row_faults(table, split):
+                        raise UserError(f"{file}: {fault}")
+                    for row, record in enumerate(from_table(table)):
+                        self._places[record.image_id] = file, group, row
+                        yield record
+
+    def _picture(self, record: Record) -> bytes | None:
+        """The picture's file; row groups are read again, as a run of 512 records with pictures is large."""
+        file, group, row = self._places[record.image_id]
+        if self._group is None or self._group[0] != (file, group):
+            table: pa.Table = read_row_group(file, group, [PICTURES])
+            self._group = (file, group), table[PICTURES]
+        picture = self._group[1][row].as_py()
+        return picture and picture["bytes"]

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from sgpipe.export.categories import number_categories
+from sgpipe.export.run import export_run
+from sgpipe.records import Box, Record
+from tests.sgpipe.export.runs import COCO_IDS, only, records
+from tests.sgpipe.stats.runs import make_shards
+
+
+def test_coco_s_own_tools_load_it(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
+    made = records(30)
+    out = export_run(make_shards(tmp_path / "run", made, rows=4), "coco", tmp_path / "out").root
+    loaded = coco.COCO(out / "instances_val.json")
+    wanted = only(made, "val")
+    assert loaded.getImgIds() == [int(record.image_id) for record in wanted]
+    for record in wanted:
+        found = loaded.loadAnns(loaded.getAnnIds(imgIds=int(record.image_id)))
+        assert [tuple(item["bbox"]) for item in found] == [box.bbox for box in record.objects]
+        assert [item["category_id"] for item in found] == [box.category_id for box in record.objects]
+    dogs = sum(box.category == "dog" for record in wanted for box in record.objects)
+    assert len(loaded.getAnnIds(catIds=loaded.getCatIds(catNms=["dog"]))) == dogs > 0
+    captions = coco.COCO(out / "captions_val.json")
+    assert len(captions.anns) == sum(len(record.captions) for record in wanted) > 0
+
+
+def test_boxes_are_scored_by_coco_s_own_tools(tmp_path):
+    """Crowds are none that must be found."""
+    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools.cocoeval import COCOeval
+
+    out = export_run(make_shards(tmp_path / "run", records(30)), "coco", tmp_path / "out").root
+    truth = coco.COCO(out / "instances_val.json")
+    found = [{**item, "score": 0.9} for item in truth.anns.values() if not item["iscrowd"]]
+    scores = COCOeval(truth, truth.loadRes(found), "bbox")
+    scores.evaluate()
+    scores.accumulate()
+    scores.summarize()
+    assert scores.stats[0] == pytest.approx(1)
+
+
+def test_images_whose_ids_are_no_numbers_are_numbered(tmp_path):
+    box = Box("dog", 0, (1.0, 2.0, 3.0, 4.0))
+    made = [Record(name, "hico", "train", f"{name}.jpg", 10, 10, [box]) for name in ("7", "HICO_1")]
+    export_run(make_shards(tmp_path / "run", made), "coco", tmp_path / "out")
+    written = json.loads((tmp_path / "out/instances_train.json").read_text())
+    assert [(image["id"], image["image_id"]) for image in written["images"]] == [(1, "7"), (2, "HICO_1")]
+    assert [item["image_id"] for item in written["annotations"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("seen", "names", "numbers"),
+    [
+        ([(3, "a"), (1, "b")], None, {"b": 1, "a": 3}),
+        ([(0, "b"), (0, "a")], None, {"a": 1, "b": 2}),
+        ([(1, "a"), (2, "a")], None, {"a": 1}),
+        ([(18, "dog"), (1, "person")], ["person", "cup", "dog"], {"person": 1, "dog": 18, "cup": COCO_IDS["cup"]}),
+        ([(5, "b")], ["a", "b"], {"a": 1, "b": 2}),
+        ([], None, {}),
+    ],
+)
+def test_numbers_of_classes_are_kept_where_they_mean_something(seen, names, numbers):
+    assert number_categories(seen, names) == numbers

@@ -1,0 +1,111 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from sgpipe.errors import UserError
+from sgpipe.export.run import export_run
+from sgpipe.scoring import TYPE
+from sgpipe.shards.manifest import Manifest
+from sgpipe.sources.hugging_face import HuggingFace
+from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_pictures, only, records
+from tests.sgpipe.stats.runs import make_shards
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def load(folder: Path, tmp_path: Path):
+    return datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+
+
+def test_dataset_loaders_give_pictures_and_rows(tmp_path):
+    made = records(30)
+    images = draw_pictures(tmp_path / "images", made[:-1])
+    run = make_shards(tmp_path / "run", made, rows=6)
+    written = export_run(run, "hf", tmp_path / "out", images=images, embed=True)
+    assert written.left_out == {"pictures that cannot be read": 1}
+    loaded = load(tmp_path / "out", tmp_path)
+    assert set(loaded) == {"train", "val"}
+    for split, found in loaded.items():
+        wanted = only(made, split)
+        assert [row["image_id"] for row in found] == [record.image_id for record in wanted]
+        for row, record in zip(found, wanted, strict=True):
+            assert [item["predicate"] for item in row["relations"]] == [item.predicate for item in record.relations]
+            if record is not made[-1] and record.image_id != made[-1].image_id:
+                assert row["image"].size == (WIDTH, HEIGHT)
+                assert row["image"].getpixel((0, 0))[0] == pytest.approx(int(record.image_id) % 256, abs=2)
+
+
+def test_files_have_their_final_names_and_say_what_they_hold(tmp_path):
+    run = make_shards(tmp_path / "run", [replace(record, split="val") for record in records(20)], rows=6)
+    out = export_run(run, "hf", tmp_path / "out").root
+    names = [f"val-{number:05d}-of-00004.parquet" for number in range(4)]
+    assert sorted(path.name for path in (out / "data").iterdir()) == names
+    for name in names:
+        schema = pq.read_schema(out / "data" / name)
+        described = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        assert datasets.Features.from_dict(described) == datasets.Features.from_arrow_schema(schema.remove_metadata())
+
+
+def test_the_card_tells_the_hub_and_people(tmp_path):
+    run = make_shards(tmp_path / "run", records(20), rows=6)
+    text = (export_run(run, "hf", tmp_path / "out").root / "README.md").read_text()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["license"] == "cc-by-4.0"
+    assert header["size_categories"] == ["n<1K"]
+    assert {part["split"] for part in header["configs"][0]["data_files"]} == {"train", "val"}
+    assert header["task_categories"]
+    relations = sum(shard.counts["relations"] for shard in Manifest.load(run).shards)
+    assert f"| relations of confidence 0.05 or more | {relations} |" in text
+    for title in ("How it was made", "Licence", "Statistics", "Quality", "Limits"):
+        assert f"\n## {title}" in text
+
+
+def test_unknown_licences_are_not_guessed(tmp_path):
+    made = [replace(record, dataset="my-own") for record in records(5)]
+    text = (export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out").root / "README.md").read_text()
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "other"
+    assert "`my-own`: not known to sgpipe" in text
+
+
+def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
+    made = records(12)
+    run = make_shards(tmp_path / "run", made)
+    for shard in Manifest.load(run).shards:
+        table = pq.read_table(run / shard.file)
+        scores = [[{"score": item["confidence"]} for item in row] for row in table["relations"].to_pylist()]
+        pq.write_table(
+            table.append_column("agreement", datasets.features.features.pa.array(scores, TYPE)), run / shard.file
+        )
+    out = export_run(run, "hf", tmp_path / "out", threshold=0.5).root
+    rows = [row for path in (out / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert any(row["relations"] for row in rows)
+    for row in rows:
+        confidences = [item["confidence"] for item in row["relations"]]
+        assert [item["score"] for item in row["agreement"]] == confidences
+        assert all(confidence >= 0.5 for confidence in confidences)
+
+
+def test_what_others_made_of_it_is_checked(tmp_path):
+    out = export_run(make_shards(tmp_path / "run", records(20)), "hf", tmp_path / "out").root
+    with pytest.raises(UserError, match="several splits: say --split train or val"):
+        HuggingFace(out).source()
+    with pytest.raises(UserError, match="no split 'test'"):
+        HuggingFace(out, "test").source()
+    with pytest.raises(UserError, match="it is no exported data set"):
+        HuggingFace(tmp_path).source()
+    path = out / "data/val-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("width")
+    pq.write_table(table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path)
+    with pytest.raises(UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"):
+        list(HuggingFace(out, "val").source().read({}))

@@ -1,0 +1,189 @@
+"""What was exported and imported again is what it was, as far as the form can hold it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sgpipe.export.run import export_run
+from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.shards.read import iter_records
+from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.hugging_face import HuggingFace
+from sgpipe.sources.instances import coco_source
+from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.visual_genome import VisualGenome
+from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_pictures, imported, only, records
+from tests.sgpipe.stats.runs import make_shards
+
+NOTHING = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
+IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Record]:
+    return records(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def run(made, tmp_path_factory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("labels") / "run", made, rows=7)
+
+
+def exported(root: Path, form: str, out: Path, **options: object) -> Path:
+    return export_run(root, form, out, **{"threshold": 0.0, **options}).root
+
+
+def without_crowds(record: Record) -> Record:
+    """As forms without crowds have it: objects that are none, which relations count."""
+    kept = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+    relations = [
+        replace(item, subject=kept.index(item.subject), object=kept.index(item.object)) for item in record.relations
+    ]
+    return replace(record, objects=[record.objects[index] for index in kept], relations=relations)
+
+
+def bare(made: Sequence[Record], **changes: object) -> list[Record]:
+    """Without what only shards and the hub's form have."""
+    return [replace(record, captions=[], triplets=[], pairs=[], **changes) for record in made]
+
+
+def unnumbered(made: Sequence[Record]) -> list[Record]:
+    """With the number 0 for all classes, as forms that know classes by name have them."""
+    return [replace(r, objects=[replace(box, category_id=0) for box in r.objects]) for r in made]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_coco_holds_objects_and_captions(made, run, tmp_path, split):
+    out = exported(run, "coco", tmp_path / "out")
+    source = coco_source(out / f"instances_{split}.json", split, out / f"captions_{split}.json")
+    expected = only(made, split, relations=[], triplets=[], pairs=[])
+    assert any(box.iscrowd for record in expected for box in record.objects)
+    assert imported(source, tmp_path, tmp_path / "in") == expected
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_coco_with_relations_holds_all_but_confidences(made, run, tmp_path, split):
+    out = exported(run, "coco-rel", tmp_path / "out")
+    source = CocoRelations(out / f"{split}.json", out / "rel.json", split).source()
+    expected = bare(only(made, split, dataset="coco_rel"))
+    for record in expected:
+        record.relations = [replace(relation, confidence=None) for relation in record.relations]
+    assert any(record.relations for record in expected)
+    assert imported(source, tmp_path, tmp_path / "in") == expected
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_visual_genome_holds_all_but_crowds_and_numbers_of_classes(made, run, tmp_path, split):
+    out = exported(run, "vg", tmp_path / "out")
+    source = VisualGenome(out / f"scene_graphs_{split}.json", tmp_path, split, preprocess=False).source()
+    expected = [without_crowds(record) for record in only(made, split, dataset="visual_genome")]
+    assert imported(source, tmp_path, tmp_path / "in") == unnumbered(bare(expected))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_rlipv2_holds_confidences_and_calls_coco_as_its_authors_do(made, run, tmp_path, split):
+    out = exported(run, "rlipv2", tmp_path / "out")
+    source = PseudoLabels(out / f"{split}.json", tmp_path, split).source()
+    expected = [without_crowds(record) for record in only(made, split, dataset="coco2017")]
+    assert imported(source, tmp_path, tmp_path / "in") == unnumbered(bare(expected))
+
+
+def test_rlipv2_finds_the_pictures_of_objects365(made, tmp_path):
+    renamed = [
+        replace(record, dataset="objects365", split="train", file_name=f"patch1/{record.file_name}") for record in made
+    ]
+    out = exported(make_shards(tmp_path / "run", renamed), "rlipv2", tmp_path / "out")
+    source = PseudoLabels(out / "train.json", tmp_path, "train", out / "image_id_to_filepath.json").source()
+    found = imported(source, tmp_path, tmp_path / "in")
+    assert [record.file_name for record in found] == [record.file_name for record in renamed]
+    assert {record.dataset for record in found} == {"o365"}
+
+
+def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
+    person, dog, cup = (Box(name, COCO_IDS[name], (8.0, 4.0, 20.0, 30.0)) for name in ("person", "dog", "cup"))
+    unknown = Box("wizard", 7, (1.0, 1.0, 5.0, 5.0))
+    relations = [
+        Relation(1, 2, "walking", 0.5),  # HICO-DET calls it "walk"
+        Relation(1, 3, "hold", 0.5),
+        Relation(1, 3, "fly", 0.5),  # nobody flies a cup
+        Relation(2, 1, "lick", 0.5),  # only persons act
+        Relation(0, 1, "ride", 0.5),
+        Relation(1, 2, "hold", 0.1),
+    ]
+    record = Record("HICO_1", "hico", "train", "HICO_1.jpg", WIDTH, HEIGHT, [unknown, person, dog, cup])
+    root = make_shards(tmp_path / "run", [replace(record, relations=relations)])
+    written = export_run(root, "hico", tmp_path / "out", threshold=0.2)
+    (found,) = imported(hico_source(tmp_path / "out/hico_train.json", "train"), tmp_path, tmp_path / "in")
+    kept = [Relation(0, 1, "walk"), Relation(0, 2, "hold")]
+    assert found == replace(record, objects=[person, dog, cup], relations=kept)
+    assert written.left_out == {
+        "objects that the form cannot hold": 1,
+        "relations that the form cannot hold": 3,
+        "relations below the threshold": 1,
+    }
+
+
+@pytest.mark.slow
+def test_real_images_of_hico_come_back_as_they_were(oracle, tmp_path):
+    path = oracle / "data/hicodet/instances_test2015.json"
+    before = imported(hico_source(path, "test"), tmp_path, tmp_path / "in")
+    out = exported(tmp_path / "in", "hico", tmp_path / "out")
+    assert imported(hico_source(out / "hico_test.json", "test"), tmp_path, tmp_path / "again") == before
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_hub_s_form_holds_everything(made, tmp_path, split):
+    failed = replace(made[3], relations=[])
+    failed.fail("caption", "image file not found")
+    rows = [failed if record is made[3] else record for record in made]
+    run = make_shards(tmp_path / "run", rows, rows=7)
+    out = exported(run, "hf", tmp_path / "out")
+    assert imported(HuggingFace(out, split).source(), out, tmp_path / "in") == only(rows, split)
+
+
+def test_the_hub_s_form_holds_pictures(made, run, tmp_path):
+    images = draw_pictures(tmp_path / "images", made)
+    out = exported(run, "hf", tmp_path / "out", images=images, embed=True)
+    assert imported(HuggingFace(out, "val").source(), out, tmp_path / "in") == only(made, "val")
+    again = exported(tmp_path / "in", "hf", tmp_path / "again")
+    files = imported(HuggingFace(again).source(), again, tmp_path / "third")
+    assert files == only(made, "val")
+
+
+@pytest.mark.parametrize("form", ["coco-rel", "vg", "rlipv2"])
+def test_missing_objects_and_ids_that_are_no_numbers_survive(tmp_path, form):
+    person = Box("person", 1, (8.0, 4.0, 20.0, 30.0))
+    record = Record("a/b c", "vcoco", "val", "a/b c.jpg", WIDTH, HEIGHT, [person, NOTHING])
+    record.relations = [Relation(0, 1, "smile")]
+    out = exported(make_shards(tmp_path / "run", [record]), form, tmp_path / "out")
+    sources = {
+        "coco-rel": lambda: CocoRelations(out / "val.json", out / "rel.json", "val"),
+        "vg": lambda: VisualGenome(out / "scene_graphs_val.json", tmp_path, "val", preprocess=False),
+        "rlipv2": lambda: PseudoLabels(out / "val.json", tmp_path, "val"),
+    }
+    (found,) = imported(sources[form]().source(), tmp_path, tmp_path / "in")
+    assert (found.image_id, found.file_name) == ("a/b c", "a/b c.jpg")
+    assert found.relations == record.relations
+    assert found.objects[1].is_nothing
+
+
+def test_relations_below_the_threshold_are_left_out_by_default(made, run, tmp_path):
+    export_run(run, "vg", tmp_path / "default")
+    export_run(run, "vg", tmp_path / "half", threshold=0.5)
+    for name, least in (("default", 0.2), ("half", 0.5)):
+        source = VisualGenome(tmp_path / name / "scene_graphs_val.json", tmp_path, "val", preprocess=False).source()
+        found = imported(source, tmp_path, tmp_path / f"in-{name}")
+        confidences = sorted(item.confidence for record in found for item in record.relations)
+        wanted = [item.confidence for record in only(made, "val") for item in record.relations]
+        assert confidences == sorted(confidence for confidence in wanted if confidence >= least)
+        assert 0 < len(confidences) < len(wanted)
+
+
+def test_rows_of_people_have_no_threshold(tmp_path):
+    made = records(20, confidences=False)
+    out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=0.9).root
+    assert imported(HuggingFace(out, "val").source(), out, tmp_path / "in") == only(made, "val")
+    assert list(iter_records(tmp_path / "in"))

@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli import app
+from sgpipe.errors import UserError
+from sgpipe.export import run as module
+from sgpipe.export.run import FORMS, export_run, new_folder
+from sgpipe.shards.manifest import Manifest
+from tests.sgpipe.export.runs import records
+from tests.sgpipe.stats.runs import make_shards
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("labels") / "run", records(8))
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, ["export", *(str(argument) for argument in arguments)])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_overwritten(run, tmp_path, form):
+    out = tmp_path / "out"
+    out.mkdir()
+    assert export_run(run, form, out).files  # an empty folder is a place
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is there already"):
+        export_run(run, form, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match="is there already"):
+        export_run(run, form, run)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_runs_give_equal_files(run, tmp_path, form):
+    files = [export_run(run, form, tmp_path / name).files for name in ("a", "b")]
+    assert files[0] == files[1]
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files[0])
+
+
+def test_a_failure_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    def fail(labels, out):
+        (out / "half.json").write_text("[")
+        raise OSError("disk full")
+
+    monkeypatch.setitem(module._WRITERS, "vg", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_run(run, "vg", tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_shard_leaves_nothing_behind(tmp_path):
+    run = make_shards(tmp_path / "run", records(8))
+    shard = run / Manifest.load(run).shards[-1].file
+    shard.write_bytes(shard.read_bytes()[:-9])
+    for form in FORMS:
+        with pytest.raises(UserError, match="cannot be read"):
+            export_run(run, form, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_command_says_what_was_written_and_left_out(run, tmp_path):
+    written = invoke(run, "--to", "coco", "--out", tmp_path / "a", "--json")
+    said = json.loads(written.stdout)
+    assert sorted(said["files"]) == sorted(path.name for path in (tmp_path / "a").iterdir())
+    relations = sum(shard.counts["relations"] for shard in Manifest.load(run).shards)
+    assert 0 < said["left_out"]["relations that the form cannot hold"] <= relations
+    assert "left out: " in invoke(run, "--to", "coco", "--out", tmp_path / "b").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--to", "yolo"], "--to yolo: expected one of hf, coco"),
+        (["--to", "vg", "--embed"], "are for --to hf"),
+        (["--to", "hf", "--images", "nowhere"], "image folder not found: nowhere"),
+    ],
+)
+def test_bad_options_are_one_line(run, tmp_path, arguments, reason):
+    result = invoke(run, *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert reason in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_run_is_refused(tmp_path):
+    Manifest.create(tmp_path, {"name": "empty"})
+    with pytest.raises(UserError, match="holds no images yet"):
+        export_run(tmp_path, "coco", tmp_path / "out")
