@@ -6,36 +6,43 @@ but every image is an error row; 130 interrupted.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from typer.core import TyperGroup
 
-from sgpipe import __version__
+from sgpipe import __version__, consoles
+from sgpipe.cli_doctor import doctor
 from sgpipe.cli_eval import app as eval_app
 from sgpipe.cli_export import export
+from sgpipe.cli_help import GroupedCommand, HelpfulGroup
 from sgpipe.cli_import import app as import_app
+from sgpipe.cli_label import label
 from sgpipe.cli_predict import predict
 from sgpipe.cli_stats import score, stats
 from sgpipe.cli_verify import verify
 from sgpipe.errors import EngineError, UserError, refusal
 from sgpipe.split_name import guess_split
 
-_out = Console(markup=False, highlight=False)
-_err = Console(markup=False, highlight=False, stderr=True)
+if TYPE_CHECKING:
+    from sgpipe.summary import Summary
+
+_out, _err = consoles.output(), consoles.errors()
+
+Json = Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")]
 
 _GO_ON = "What is committed stays; the same command goes on from there."
 EXIT_UNFINISHED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
-class _Group(TyperGroup):
+class _Group(HelpfulGroup):
     """The commands, with every error a user is meant to see turned into one line and an exit code."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
@@ -57,7 +64,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -65,25 +72,40 @@ app = typer.Typer(
 
 app.add_typer(import_app, name="import")
 app.add_typer(eval_app, name="eval")
+app.command(cls=GroupedCommand)(label)
 app.command()(predict)
 app.command()(stats)
 app.command()(score)
 app.command()(verify)
 app.command()(export)
+app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """Turn any object-detection dataset into a scene-graph dataset."""
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes, only results.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of internal errors.")] = False,
+) -> None:
+    """Turn any object-detection dataset into a scene-graph dataset.
+
+    Results go to standard output, all else to standard error. NO_COLOR=1 turns colours off. Exit codes: 0 done, 1 not
+    finished, 2 bad input, 3 every image failed, 130 interrupted.
+    """
+    os.environ.pop(consoles.QUIET, None)
+    if quiet:
+        os.environ[consoles.QUIET] = "1"
+    if verbose:
+        sys.excepthook = sys.__excepthook__
     if version:
         print(__version__)
         raise typer.Exit()
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def generate(
     recipe: Annotated[
-        str, typer.Argument(help="A packaged recipe (miniworld, coco, objects365) or a YAML file.")
+        str, typer.Argument(help="A packaged recipe (miniworld, coco, objects365, folder) or a YAML file.")
     ] = "miniworld",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the shards, by default NAME-relations; a run in it goes on.")
@@ -93,6 +115,7 @@ def generate(
     annotations: Annotated[Path | None, typer.Option(help="Annotation file that goes with --images.")] = None,
     captions: Annotated[Path | None, typer.Option(help="COCO captions file; no captioner runs then.")] = None,
     split: Annotated[str | None, typer.Option(help="Name of the split; guessed from --annotations.")] = None,
+    detector: Annotated[str | None, typer.Option(help="Detector for pictures without annotations.")] = None,
     captioner: Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.")] = None,
     tagger: Annotated[str | None, typer.Option(help="R-Tagger made by `sgpipe convert` or training.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
@@ -102,23 +125,23 @@ def generate(
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as tag.threshold=0.1. Repeatable.")
     ] = None,
+    json_: Json = False,
 ) -> None:
-    """Label the images of a detection dataset with relations.
+    """Label the images of a detection dataset, or of a folder, with relations.
 
     Without arguments 200 pictures are drawn and labelled by the tiny models that ship with sgpipe; others by
     --set source.drawn.seed=1.
     """
-    from sgpipe.evaluation.known import known_quality, print_quality
     from sgpipe.generate import generate as run
     from sgpipe.progress import Progress
     from sgpipe.recipe import load_recipe
     from sgpipe.recipe_file import parse_set
     from sgpipe.relations import TRAINED_ON
-    from sgpipe.report import print_summary
 
     overrides = _source_overrides(images, annotations, captions, split)
     options = {
         "source.root": root,
+        "detect.detector": detector,
         "caption.captioner": captioner,
         "tag.tagger": tagger,
         "limit": limit,
@@ -129,25 +152,40 @@ def generate(
     overrides |= parse_set(assign or [])
     _heed_signals()
     loaded = load_recipe(recipe, overrides)
-    summary = run(loaded, out or Path(f"{loaded.name}-relations"), Progress(_err), retry_failed=retry_failed)
-    print_summary(summary, _out)
-    if quality := known_quality(summary.root, max(TRAINED_ON, loaded.tag.threshold)):
-        print_quality(quality, _out)
+    summary = run(
+        loaded, out or Path(f"{loaded.name}-relations"), Progress(consoles.progress()), retry_failed=retry_failed
+    )
+    _report(summary, max(TRAINED_ON, loaded.tag.threshold), json_)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(EXIT_ALL_FAILED)
+
+
+def _report(summary: Summary, threshold: float, json_: bool) -> None:
+    """What a run holds, and, of drawn pictures, how good it is."""
+    from sgpipe.evaluation.known import known_quality, print_quality
+    from sgpipe.report import print_summary
+
+    quality = known_quality(summary.root, threshold)
+    if json_:
+        known = {name: asdict(own.at_threshold) for name, own in quality.items()}
+        print(json.dumps(summary.as_json() | ({"quality": known} if known else {}), indent=2))
+    else:
+        print_summary(summary, _out)
+        if quality:
+            print_quality(quality, _out)
 
 
 def _source_overrides(
     images: Path | None, annotations: Path | None, captions: Path | None, split: str | None
 ) -> dict[str, Any]:
-    if (images is None) != (annotations is None):
-        raise UserError("--images and --annotations belong together: give both or neither")
-    if annotations is None or images is None:
-        if captions is not None or split is not None:
-            raise UserError("--captions and --split need --images and --annotations")
+    if images is None:
+        if annotations is not None or captions is not None or split is not None:
+            raise UserError("--annotations, --captions and --split need --images")
         return {}
     config = {"annotations": annotations, "images": images, "captions": captions}
-    overrides: dict[str, Any] = {"source.splits": {split or guess_split(annotations): config}}
+    overrides: dict[str, Any] = {
+        "source.splits": {split or (guess_split(annotations) if annotations else "all"): config}
+    }
     if captions is not None:
         overrides["caption.captioner"] = None
     return overrides
@@ -158,8 +196,6 @@ def parse(
     model: Annotated[str | None, typer.Option(help="spaCy model; the best one installed by default.")] = None,
 ) -> None:
     """Read captions on standard input, one a line; print one JSON line of triplets for each."""
-    import json
-
     from sgpipe.recipe import ParseConfig
     from sgpipe.stages.parse import CaptionParser, parse_lines
 
@@ -205,7 +241,7 @@ def convert(
     _out.print(f"wrote {out}")
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def train(
     recipe: Annotated[str, typer.Argument(help="A packaged recipe (tagger, pretrain, hico …) or a YAML file.")],
     out: Annotated[Path, typer.Option(help="Folder for the network; an unfinished training in it goes on.")],
@@ -224,6 +260,7 @@ def train(
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as optimisation.lr=1e-4. Repeatable.")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Train a tagger or a detector on shards."""
     from sgpipe.progress import Progress
@@ -247,8 +284,11 @@ def train(
     }
     overrides = {key: value for key, value in options.items() if value is not None} | parse_set(assign or [])
     _heed_signals()
-    summary = run(load_train_recipe(recipe, overrides, miniature=miniature), out, Progress(_err))
+    summary = run(load_train_recipe(recipe, overrides, miniature=miniature), out, Progress(consoles.progress()))
     option = "--tagger" if summary.kind == "tagger" else "--init"
+    if json_:
+        print(json.dumps({**asdict(summary), "out": str(out), "network": str(trained(out))}, indent=2))
+        return
     print_training(summary, f"the network is in {trained(out)}; use it with {option} {trained(out)}", _out)
 
 
@@ -288,7 +328,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _last_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Instead of a traceback: one line, and how to get the traceback."""
     _err.print(f"internal error: {kind.__name__}: {error}", markup=False)
-    _err.print("This is a bug in sgpipe. Set SGPIPE_DEBUG=1 to see where, and report it.")
+    _err.print("This is a bug in sgpipe. `sgpipe --verbose …` shows where; please report it.")
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> None:
@@ -303,8 +343,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point of the `sgpipe` command."""
-    if not os.environ.get("SGPIPE_DEBUG"):
-        sys.excepthook = _last_word
+    sys.excepthook = _last_word
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of files that are there already
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what Ray prints of its processes; errors reach us anyway
     warnings.showwarning = _one_line

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from sgpipe import consoles
+from sgpipe.cli_help import HelpfulGroup
 from sgpipe.cli_predict import Batch, Classes, Device, Dtype, Gpus, Images, Precision, Split, Workers
 from sgpipe.errors import UserError
 
@@ -28,7 +29,9 @@ PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw precision ov
 
 _WIDE = 120  # columns, of tables in a file
 
-app = typer.Typer(no_args_is_help=True, help="Evaluate predictions as the benchmarks' official evaluators do.")
+app = typer.Typer(
+    cls=HelpfulGroup, no_args_is_help=True, help="Evaluate predictions as the benchmarks' official evaluators do."
+)
 
 
 class HicoSetting(str, Enum):
@@ -295,7 +298,7 @@ def _model_run(
 
 
 def _show(result: EvaluationResult, json: Path | None, csv: Path | None, plot: Path | None = None) -> None:
-    console = Console(markup=False, highlight=False)
+    console = consoles.output()
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)
     result.print(console)

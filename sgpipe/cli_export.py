@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from sgpipe import consoles
 
 
 def export(
@@ -30,7 +31,7 @@ def export(
     if json_:
         print(json.dumps(written.as_json(), indent=2))
         return
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(f"wrote {len(written.files):,} files into {out}")
+    console = consoles.output()
+    console.print(f"wrote {len(written.files):,} files into {out}", soft_wrap=True)
     for what, count in written.left_out.items():
-        console.print(f"left out: {count:,} {what}")
+        console.print(f"left out: {count:,} {what}", soft_wrap=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from sgpipe import consoles
+from sgpipe.cli_help import HelpfulGroup
 from sgpipe.split_name import guess_split
 
 if TYPE_CHECKING:
@@ -21,9 +22,12 @@ Out = Annotated[Path, typer.Option(help="Folder for the shards; an unfinished im
 Split = Annotated[str | None, typer.Option(help="Name of the split; guessed from --annotations.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N images.")]
 Embed = Annotated[bool, typer.Option("--embed", help="Keep the picture files in the shards.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Do shards with error rows again.")]
 
-app = typer.Typer(no_args_is_help=True, help="Turn human annotations into shards like those of `sgpipe generate`.")
+app = typer.Typer(
+    cls=HelpfulGroup, no_args_is_help=True, help="Turn human annotations into shards like those of `sgpipe generate`."
+)
 
 
 @app.command()
@@ -43,6 +47,7 @@ def vg(
     limit: Limit = None,
     embed: Embed = False,
     retry_failed: RetryFailed = False,
+    json_: Json = False,
 ) -> None:
     """Visual Genome and scene graphs in its form.
 
@@ -52,7 +57,7 @@ def vg(
 
     split = split or guess_split(annotations)
     genome = VisualGenome(annotations, images, split, image_data, object_aliases, predicate_aliases, preprocess)
-    _run(genome.source(), images, out, limit, embed, retry_failed)
+    _run(genome.source(), images, out, limit, embed, retry_failed, json_)
 
 
 @app.command()
@@ -64,6 +69,7 @@ def hico(
     limit: Limit = None,
     embed: Embed = False,
     retry_failed: RetryFailed = False,
+    json_: Json = False,
 ) -> None:
     """HICO-DET.
 
@@ -72,7 +78,7 @@ def hico(
     from sgpipe.sources.hoi import hico_source
 
     source = hico_source(annotations, split or guess_split(annotations))
-    _run(source, images, out, limit, embed, retry_failed)
+    _run(source, images, out, limit, embed, retry_failed, json_)
 
 
 @app.command()
@@ -84,6 +90,7 @@ def vcoco(
     limit: Limit = None,
     embed: Embed = False,
     retry_failed: RetryFailed = False,
+    json_: Json = False,
 ) -> None:
     """V-COCO.
 
@@ -92,7 +99,7 @@ def vcoco(
     from sgpipe.sources.hoi import vcoco_source
 
     source = vcoco_source(annotations, split or guess_split(annotations))
-    _run(source, images, out, limit, embed, retry_failed)
+    _run(source, images, out, limit, embed, retry_failed, json_)
 
 
 @app.command()
@@ -107,6 +114,7 @@ def openimages(
     limit: Limit = None,
     embed: Embed = False,
     retry_failed: RetryFailed = False,
+    json_: Json = False,
 ) -> None:
     """Open Images V6 relations.
 
@@ -115,7 +123,7 @@ def openimages(
     from sgpipe.sources.open_images import OpenImages
 
     source = OpenImages(annotations, split or guess_split(annotations), categories).source()
-    _run(source, images, out, limit, embed, retry_failed)
+    _run(source, images, out, limit, embed, retry_failed, json_)
 
 
 @app.command()
@@ -130,6 +138,7 @@ def rlipv2(
     limit: Limit = None,
     embed: Embed = False,
     retry_failed: RetryFailed = False,
+    json_: Json = False,
 ) -> None:
     """RLIPv2's pseudo-labels of COCO or Objects365.
 
@@ -138,7 +147,7 @@ def rlipv2(
     from sgpipe.sources.rlipv2 import PseudoLabels
 
     source = PseudoLabels(annotations, images, split or guess_split(annotations), image_paths).source()
-    _run(source, images, out, limit, embed, retry_failed)
+    _run(source, images, out, limit, embed, retry_failed, json_)
 
 
 @app.command(name="coco-rel")
@@ -151,12 +160,13 @@ def coco_rel(
     limit: Limit = None,
     embed: Embed = False,
     retry_failed: RetryFailed = False,
+    json_: Json = False,
 ) -> None:
     """COCO instances with relation triplets in RelTR's form."""
     from sgpipe.sources.coco_rel import CocoRelations
 
     source = CocoRelations(annotations, relations, split or guess_split(annotations)).source()
-    _run(source, images, out, limit, embed, retry_failed)
+    _run(source, images, out, limit, embed, retry_failed, json_)
 
 
 @app.command()
@@ -169,12 +179,13 @@ def coco(
     limit: Limit = None,
     embed: Embed = False,
     retry_failed: RetryFailed = False,
+    json_: Json = False,
 ) -> None:
     """COCO's objects and captions, as `sgpipe export --to coco` writes them; there are no relations in them."""
     from sgpipe.sources.instances import coco_source
 
     source = coco_source(annotations, split or guess_split(annotations), captions)
-    _run(source, images, out, limit, embed, retry_failed)
+    _run(source, images, out, limit, embed, retry_failed, json_)
 
 
 @app.command()
@@ -185,21 +196,29 @@ def hf(
     split: Annotated[str | None, typer.Option(help="Which split, if there are several.")] = None,
     limit: Limit = None,
     embed: Embed = False,
+    json_: Json = False,
 ) -> None:
     """A data set that `sgpipe export --to hf` wrote, with all its columns."""
     from sgpipe.sources.hugging_face import HuggingFace
 
-    _run(HuggingFace(folder, split).source(), images or folder, out, limit, embed, False)
+    _run(HuggingFace(folder, split).source(), images or folder, out, limit, embed, False, json_)
 
 
-def _run(source: AnnotationSource, images: Path, out: Path, limit: int | None, embed: bool, retry_failed: bool) -> None:
+def _run(
+    source: AnnotationSource, images: Path, out: Path, limit: int | None, embed: bool, retry_failed: bool, json_: bool
+) -> None:
+    import json
+
     from sgpipe.importing import import_annotations
     from sgpipe.progress import Progress
     from sgpipe.report import print_import
     from sgpipe.stats.measures import distinct_predicates
 
-    progress = Progress(Console(markup=False, highlight=False, stderr=True))
+    progress = Progress(consoles.progress())
     summary = import_annotations(source, images, out, progress, embed=embed, limit=limit, retry_failed=retry_failed)
-    print_import(summary, len(distinct_predicates(out)), Console(markup=False, highlight=False))
+    if json_:
+        print(json.dumps(summary.as_json(), indent=2))
+    else:
+        print_import(summary, len(distinct_predicates(out)), consoles.output())
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(EXIT_ALL_FAILED)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from sgpipe import consoles
 from sgpipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def predict(
     written = _write(run, out, form, most, zero_shot)
     if not written.pictures:
         raise UserError(f"no picture could be read: {written.reason}")
-    console = Console(markup=False, highlight=False)
+    console = consoles.output()
     console.print(f"wrote predictions of {written.pictures:,} pictures to {out}", soft_wrap=True)
     if written.failed:
         console.print(f"NOTE: {written.failed:,} could not be read; the first: {written.reason}", soft_wrap=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from sgpipe import consoles
 
 
 def stats(
@@ -44,7 +45,7 @@ def stats(
     from sgpipe.stats.terminal import print_json, print_tables
     from sgpipe.stats.truth import KnownTruth
 
-    out, err = (Console(markup=False, highlight=False, stderr=stderr) for stderr in (False, True))
+    out, err = consoles.output(), consoles.progress()
     if image_data is not None and truth is None:
         raise typer.BadParameter("--image-data says how to find the pictures in Visual Genome: give its --truth, too")
     before = measure(compare, threshold) if compare else None
@@ -83,16 +84,22 @@ def score(
     contrasts: Annotated[int, typer.Option(min=1, help="How many other predicates to compare with.")] = 8,
     images: Annotated[Path | None, typer.Option(help="Picture folder, if the pictures moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Ask CLIP how well relations fit their pictures; `sgpipe stats` shows what it says."""
+    import json
+
     from sgpipe.clip_agreement import ClipAgreement
     from sgpipe.progress import Progress
     from sgpipe.scoring import frequent_predicates, model_identity, score_run
 
-    out_, err = (Console(markup=False, highlight=False, stderr=stderr) for stderr in (False, True))
+    out_, err = consoles.output(), consoles.progress()
     predicates = frequent_predicates(run, contrasts)
     identity = {"model": model_identity(model), "weights": model_identity(weights), "contrasts": predicates}
     counts = score_run(
         run, out, lambda: ClipAgreement(model, weights, predicates, device), identity, Progress(err), images
     )
+    if json_:
+        print(json.dumps(counts))
+        return
     out_.print(f"{counts['scored']:,} relations scored, {counts['unscored']:,} without a picture or box to score")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from sgpipe import consoles
 
 if TYPE_CHECKING:
     from sgpipe.shards.verify import Verification
@@ -25,15 +26,15 @@ def verify(
     from sgpipe.progress import Progress
     from sgpipe.shards.verify import verify as check
 
-    out, err = (Console(markup=False, highlight=False, stderr=stderr, soft_wrap=True) for stderr in (False, True))
-    with Progress(err).images(None, "verifying") as advance:
+    out = consoles.output()
+    with Progress(consoles.progress()).images(None, "verifying") as advance:
         found = check(run, repair=repair, advance=advance)
     if json_:
         print(json.dumps(found.as_json(), indent=2))
     else:
         for problem in found.problems:
-            out.print(f"{problem.file}: {problem.problem}")
-        out.print(_last_line(found))
+            out.print(f"{problem.file}: {problem.problem}", soft_wrap=True)
+        out.print(_last_line(found), soft_wrap=True)
     if not found.ok:
         raise typer.Exit(EXIT_FAULTY)
 

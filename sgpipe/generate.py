@@ -22,15 +22,12 @@ from sgpipe.shards.write import revision_of
 from sgpipe.sources import open_source
 from sgpipe.sources.index import SourceIndex
 from sgpipe.stages import Stage
-from sgpipe.stages.caption import CaptionStage
-from sgpipe.stages.load import LoadStage
-from sgpipe.stages.pair import PairStage
-from sgpipe.stages.parse import ParseStage
-from sgpipe.stages.tag import TagStage
+from sgpipe.stages.build import build_stages
+from sgpipe.stages.detect import DetectStage
+from sgpipe.stages.detectors import detector_classes
 from sgpipe.summary import Summary, add_up
 
 _UNITS_PER_ACTOR = 4
-_SYNONYMS_OF = {"coco": "coco", "objects365": "objects365", "miniworld": "coco"}
 
 
 def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: bool = False) -> Summary:
@@ -68,6 +65,15 @@ def _check(recipe: Recipe) -> None:
         raise UserError("the miniworld draws its own pictures; for others name a recipe: sgpipe generate coco …")
     if not splits and not drawn:
         raise UserError("the recipe names no data: give --images and --annotations, or --root")
+    unannotated = [name for name, split in splits.items() if split.annotations is None]
+    if unannotated and recipe.source.format != "folder":
+        raise UserError(
+            f"no boxes for {', '.join(unannotated)}: give --annotations, or label a folder: generate folder"
+        )
+    if len(unannotated) < len(splits) and recipe.source.format == "folder":
+        raise UserError("format folder is for pictures without annotations; leave --annotations out")
+    if recipe.source.format == "folder" and recipe.detect.detector is None:
+        raise UserError("no detector: give --detector FOLDER_OR_ID, an object detector of transformers")
     if recipe.tag.tagger is None:
         raise UserError("no tagger: give --tagger FOLDER (`sgpipe convert` makes one from an official checkpoint)")
     without = [name for name, split in splits.items() if split.captions is None]
@@ -205,7 +211,7 @@ def _run(
     todo: Sequence[WorkUnit],
     progress: Progress,
 ) -> None:
-    stages = build_stages(recipe, indexes)
+    stages = _stages(recipe, indexes)
     progress.say("starting Ray")
     start_ray(recipe.engine)
     pools = plan_pools(stages, sum(unit.stop - unit.start for unit in todo))
@@ -231,23 +237,14 @@ def _run(
             advance(shard.rows, shard.counts)
 
 
-def build_stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]:
-    """The stages of a recipe, in the order in which records pass them."""
-    source = recipe.source
+def _stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]:
     roots = _image_roots(recipe)
+    if recipe.source.format == "folder":
+        return [DetectStage(recipe.detect, roots), *build_stages(recipe, roots, detector_classes(recipe.detect))]
     # By the splits' names: their order in the recipe must not matter to the tagger, which reads all names together.
-    names = list(dict.fromkeys(name for split in sorted(indexes) for name in indexes[split].meta["categories"]))
-    first: Stage
-    if recipe.caption.captioner is None:
-        first = LoadStage(roots, recipe.parse.resources)
-    else:
-        first = CaptionStage(recipe.caption, roots, recipe.seed)
-    return [
-        first,
-        ParseStage(recipe.parse),
-        PairStage(recipe.pair, _SYNONYMS_OF[source.format], names),
-        TagStage(recipe.tag, roots, names, recipe.pair),
-    ]
+    return build_stages(
+        recipe, roots, [name for split in sorted(indexes) for name in indexes[split].meta["categories"]]
+    )
 
 
 def summarise(manifest: Manifest, planned: int, indexes: dict[str, SourceIndex] | None = None) -> Summary:

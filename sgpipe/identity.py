@@ -30,6 +30,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         for split, index in indexes.items()
     }
     parts["drawn"] = drawn_settings(recipe)
+    if recipe.source.format == "folder":
+        parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
+        parts["detect"]["detector"] = _model(recipe.detect.detector)
     for stage in ("caption", "parse", "pair", "tag"):
         parts[stage] = getattr(recipe, stage).model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
     parts["parse"]["model"] = model_version(recipe.parse.model)

@@ -28,7 +28,7 @@ class Resources(Config):
 class SplitConfig(Config):
     """Where one split of the source lies."""
 
-    annotations: Path
+    annotations: Path | None = Field(None, description="null: a folder of pictures without any (format: folder)")
     images: Path
     captions: Path | None = Field(None, description="COCO captions JSON, used when no captioner is set")
 
@@ -47,7 +47,7 @@ class DrawnConfig(Config):
 class SourceConfig(Config):
     """The dataset to label. Paths of the splits are relative to `root` (null: the working folder)."""
 
-    format: Literal["coco", "objects365", "miniworld"] = "coco"
+    format: Literal["coco", "objects365", "folder", "miniworld"] = "coco"
     root: Path | None = None
     splits: dict[SplitName, SplitConfig] = Field(default_factory=dict)
     drawn: DrawnConfig = DrawnConfig()
@@ -55,6 +55,20 @@ class SourceConfig(Config):
     def path(self, path: Path) -> Path:
         """`path` below `root`."""
         return self.root / path if self.root else path
+
+
+class DetectConfig(Config):
+    """Boxes for pictures without annotations (format: folder, and `sgpipe label`)."""
+
+    detector: str | None = Field(None, description="hub id or folder of an object detector; or MINIWORLD")
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=1, description="what a detector without classes of its own is asked for; null: COCO's names"
+    )
+    threshold: float = Field(0.3, ge=0, lt=1, description="boxes above this score are kept")
+    overlap: float = Field(0.5, gt=0, le=1, description="of boxes of a class with a larger IoU the surest is kept")
+    max_boxes: int = Field(100, ge=1, description="most boxes kept per image")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    resources: Resources = Resources()
 
 
 class CaptionConfig(Config):
@@ -126,6 +140,7 @@ class Recipe(Config):
     seed: int = 0
     limit: int | None = Field(None, ge=1, description="only the first N images")
     source: SourceConfig = SourceConfig()
+    detect: DetectConfig = DetectConfig()
     caption: CaptionConfig = CaptionConfig()
     parse: ParseConfig = ParseConfig()
     pair: PairConfig = PairConfig()

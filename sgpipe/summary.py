@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sgpipe.shards.manifest import Manifest
 
@@ -24,6 +25,10 @@ class Summary:
     @property
     def complete(self) -> bool:
         return self.counts["images"] == self.planned
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {**asdict(self), "root": str(self.root), "complete": self.complete}
 
 
 def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Summary:

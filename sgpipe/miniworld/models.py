@@ -20,9 +20,11 @@ def packaged_model(name: ModelName) -> Path:
 
 def with_packaged_models(recipe: Recipe) -> Recipe:
     """The recipe with folders in the places of models that it calls MINIWORLD."""
-    caption, tag = recipe.caption, recipe.tag
+    detect, caption, tag = recipe.detect, recipe.caption, recipe.tag
+    if detect.detector == MINIWORLD:
+        detect = detect.model_copy(update={"detector": str(packaged_model("parseda"))})
     if caption.captioner == MINIWORLD:
         caption = caption.model_copy(update={"captioner": str(packaged_model("captioner"))})
     if tag.tagger == MINIWORLD:
         tag = tag.model_copy(update={"tagger": str(packaged_model("tagger"))})
-    return recipe.model_copy(update={"caption": caption, "tag": tag})
+    return recipe.model_copy(update={"detect": detect, "caption": caption, "tag": tag})

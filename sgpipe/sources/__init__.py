@@ -9,6 +9,7 @@ from sgpipe import __version__
 from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources.coco import read_coco
+from sgpipe.sources.folder import read_folder, stamp
 from sgpipe.sources.index import SourceIndex, write_index
 from sgpipe.sources.objects365 import locate_pictures
 from sgpipe.vocabulary import category_names
@@ -37,13 +38,16 @@ def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
 
 def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) -> None:
     config = source.splits[split]
-    detections, meta = read_coco(
-        source.path(config.annotations),
-        source.path(config.captions) if config.captions else None,
-        dataset=source.format,
-        split=split,
-        names=category_names("objects365") if source.format == "objects365" else None,
-    )
+    if config.annotations is None:
+        detections, meta = read_folder(source.path(config.images), split=split)
+    else:
+        detections, meta = read_coco(
+            source.path(config.annotations),
+            source.path(config.captions) if config.captions else None,
+            dataset=source.format,
+            split=split,
+            names=category_names("objects365") if source.format == "objects365" else None,
+        )
     located = True
     if source.format == "objects365":
         located = locate_pictures(detections, source.path(config.images))
@@ -54,6 +58,8 @@ def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
     """What tells that the annotation files are still the ones that were read."""
     images = str(source.path(config.images).resolve())
     stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": images}
+    if config.annotations is None:
+        stamps["pictures"] = stamp(source.path(config.images))
     for name in ("annotations", "captions"):
         path = getattr(config, name)
         if path is None:

@@ -35,8 +35,8 @@ def coco(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--tagger", "t"], "belong together"),
-        (["--tagger", "t", "--annotations", "{annotations}"], "belong together"),
+        (["--tagger", "t", "--images", "{images}"], "no boxes for all: give --annotations"),
+        (["--tagger", "t", "--annotations", "{annotations}"], "need --images"),
         (["--tagger", "t", "--images", "/nowhere", "--annotations", "{annotations}"], "folder not found: /nowhere"),
         (["--tagger", "t", "--images", "{images}", "--annotations", "no.json"], "annotations file not found: no.json"),
         (["--tagger", "t", "--images", "{images}", "--annotations", "{images}/0000.png"], "not a JSON text file"),
@@ -53,8 +53,6 @@ def coco(tmp_path):
 def test_bad_input_is_one_line_and_exit_code_2(coco, tmp_path, options, reason):
     places = {"images": coco.images, "annotations": coco.annotations, "captions": coco.captions}
     options = [option.format(**places) for option in options]
-    if "belong" in reason and "--annotations" not in options:
-        options += ["--images", str(coco.images)]
     result = invoke("generate", "coco", "--out", tmp_path / "out", *options)
     assert result.exit_code == 2
     assert reason in one_line(result)

@@ -59,7 +59,7 @@ def test_a_fault_in_an_option_is_blamed_on_the_option():
 
 
 def test_unknown_recipes_list_the_known_ones(tmp_path):
-    with pytest.raises(UserError, match=r"coco, miniworld, objects365"):
+    with pytest.raises(UserError, match=r"coco, folder, miniworld, objects365"):
         load_recipe("cocoo")
     with pytest.raises(UserError, match="neither a file"):
         load_recipe(str(tmp_path / "no.yaml"))

@@ -1,0 +1,184 @@
+"""The pipeline in one process, for a few pictures: from Python, and for `sgpipe label`.
+
+from sgpipe import Pipeline
+
+graph = Pipeline()("picture.jpg")
+graph.draw().save("relations.png")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from PIL import Image
+
+from sgpipe.drawing import draw_card, object_names, shown
+from sgpipe.errors import UserError
+from sgpipe.images import ImageError, open_image
+from sgpipe.miniworld.models import MINIWORLD, with_packaged_models
+from sgpipe.recipe import Recipe, load_recipe
+from sgpipe.records import Box, Caption, Record
+from sgpipe.relations import TRAINED_ON
+from sgpipe.sources.fields import clean
+from sgpipe.sources.pictures import read_upright_size
+from sgpipe.stages import Stage
+from sgpipe.stages.build import build_stages
+from sgpipe.stages.detect import DetectStage
+from sgpipe.stages.detectors import detector_classes
+from sgpipe.stages.given_boxes import GivenBoxesStage
+
+Picture: TypeAlias = "str | Path | Image.Image"
+
+_SPLIT = "all"
+_ROOTS = {_SPLIT: Path("/")}  # pictures lie anywhere
+_WIDTH, _MOST = 960, 30
+
+
+class Triplet(NamedTuple):
+    """A relation in words; objects are numbered where a picture has several of a class ("dog 2")."""
+
+    subject: str
+    predicate: str
+    object: str
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class SceneGraph:
+    """What was found in a picture. `error` says why there is nothing, or is None."""
+
+    record: Record
+    picture: Image.Image | None = None  # None: it is in its file
+
+    @property
+    def objects(self) -> list[Box]:
+        return self.record.objects
+
+    @property
+    def captions(self) -> list[Caption]:
+        return self.record.captions
+
+    @property
+    def error(self) -> str | None:
+        return self.record.error
+
+    def triplets(self, threshold: float = TRAINED_ON) -> list[Triplet]:
+        """The relations of at least this confidence, the surest first."""
+        names = object_names(self.record.objects)
+        relations = shown(self.record.relations, threshold, len(self.record.relations))
+        return [Triplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
+
+    def draw(self, threshold: float = TRAINED_ON, width: int = _WIDTH, most: int = _MOST) -> Image.Image:
+        """The picture with its surest relations drawn on it and listed beneath; grey if it cannot be read any more."""
+        relations = shown(self.record.relations, threshold, most)
+        return draw_card(self.picture or self._open(), self.record, relations, width)
+
+    def _open(self) -> Image.Image | None:
+        try:
+            return open_image(_ROOTS, self.record)
+        except ImageError:
+            return None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that is known of the picture, as shards have it."""
+        return asdict(self.record)
+
+
+class Pipeline:
+    """Detects, captions, parses, pairs and tags pictures, as `sgpipe generate` does, one after the other."""
+
+    def __init__(
+        self,
+        recipe: str | Recipe = "miniworld",
+        *,
+        detector: str | Path | None = None,
+        captioner: str | Path | None = None,
+        tagger: str | Path | None = None,
+        boxes: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            recipe: a packaged one ("miniworld", "folder", "coco"), a YAML file, or a loaded one; its source plays no
+                part.
+            detector, captioner, tagger: folder or hub id of models, in the place of the recipe's.
+            boxes: a COCO instances file with the boxes, in the place of a detector; it knows pictures by name.
+            settings: any others, such as {"tag.threshold": 0.1}.
+
+        Raises:
+            UserError: the recipe or a file is wrong, or a model is missing.
+        """
+        given = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
+        changes = {key: str(value) for key, value in given.items() if value is not None} | dict(settings or {})
+        if detector is not None:
+            changes.setdefault("detect.classes", None)  # those of the recipe are its detector's
+        if isinstance(recipe, str):
+            recipe = load_recipe(recipe, changes)
+        elif changes:
+            raise UserError("a loaded recipe has its models and settings; leave out the others")
+        self.drawn = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
+        self.recipe = with_packaged_models(recipe)
+        for value, what in ((self.recipe.caption.captioner, "captioner"), (self.recipe.tag.tagger, "tagger")):
+            if value is None:
+                raise UserError(f"no {what}: give --{what} FOLDER_OR_ID")
+        self._boxes = Path(boxes) if boxes else None
+        if self._boxes is None and self.recipe.detect.detector is None:
+            raise UserError("no boxes: give --detector FOLDER_OR_ID or --boxes FILE")
+
+    def __call__(self, picture: Picture) -> SceneGraph:
+        """The scene graph of a picture: a file, or one in memory. Raises UserError: a model cannot be used."""
+        [graph] = self.label([picture])
+        return graph
+
+    def label(self, pictures: Iterable[Picture]) -> Iterator[SceneGraph]:
+        """Scene graphs, one after the other; labels do not depend on the other pictures. Raises UserError: as above."""
+        for picture in pictures:
+            if isinstance(picture, Image.Image):
+                yield self._label_image(picture.convert("RGB"))
+            else:
+                yield SceneGraph(self._run(_record(Path(picture).absolute())))
+
+    def _label_image(self, image: Image.Image) -> SceneGraph:
+        """The stages read files: for as long as they work there is one."""
+        with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
+            file = Path(folder) / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
+            image.save(file)
+            record = self._run(_record(file))
+        record.file_name = file.name
+        return SceneGraph(record, image)
+
+    @cached_property
+    def _stages(self) -> list[Stage]:
+        first: DetectStage | GivenBoxesStage
+        if self._boxes:
+            first = GivenBoxesStage(self._boxes)
+            names = first.classes
+        else:
+            first, names = DetectStage(self.recipe.detect, _ROOTS), detector_classes(self.recipe.detect)
+        stages = [first, *build_stages(self.recipe, _ROOTS, names)]
+        for stage in stages:
+            stage.setup()
+        return stages
+
+    def _run(self, record: Record) -> Record:
+        records = [record]
+        for stage in self._stages:
+            records = stage(records)
+        return records[0]
+
+
+def _record(file: Path) -> Record:
+    """A picture as `sgpipe generate folder` begins with it; one that cannot be read is an error row."""
+    root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
+    record = Record(clean(file.name), "folder", _SPLIT, name, 0, 0)
+    try:
+        record.width, record.height = read_upright_size(root, name)
+    except ImageError as error:
+        record.fail("source", str(error))
+    return record

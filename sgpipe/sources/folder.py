@@ -1,0 +1,54 @@
+"""Folders of pictures that nobody has annotated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.images import ImageError
+from sgpipe.sources.detections import Detections
+from sgpipe.sources.fields import clean
+from sgpipe.sources.pictures import read_upright_size
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm", ".avif")
+
+
+def iter_pictures(root: Path) -> Iterator[str]:
+    """The names of all picture files below a folder, relative to it, sorted; hidden ones are left out."""
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in ENDINGS)
+    yield from sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def read_folder(root: Path, *, split: str) -> tuple[Detections, dict[str, Any]]:
+    """The pictures of a folder, without boxes; those that cannot be read are error rows. An image's id is its name.
+
+    Raises UserError: there is none.
+    """
+    detections = Detections("folder", split)
+    for name in iter_pictures(root):
+        try:
+            (width, height), reason = read_upright_size(root, name), ""
+        except ImageError as error:
+            (width, height), reason = (0, 0), str(error)
+        detections.add_image({"id": name, "file_name": name, "width": width, "height": height})
+        if reason:
+            detections.errors[detections.position[clean(name)]] = f"source: {clean(reason)}"
+    if not detections.file_names:
+        raise UserError(f"{root} holds no pictures (files that end in {', '.join(ENDINGS)})")
+    return detections, {"annotations": str(root), "captions": "", "annotations_sha256": _listing(root)}
+
+
+def _listing(root: Path) -> str:
+    """A hash of which pictures there are, and how large their files."""
+    files = [[name, (root / name).stat().st_size] for name in iter_pictures(root)]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def stamp(root: Path) -> list[Any]:
+    """What tells that the pictures of a folder are still the ones that were read."""
+    status = [(root / name).stat() for name in iter_pictures(root)]
+    return [_listing(root), max((item.st_mtime_ns for item in status), default=0)]

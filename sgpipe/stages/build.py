@@ -1,0 +1,36 @@
+"""From a recipe to the stages that records with boxes pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sgpipe.recipe import Recipe
+from sgpipe.stages import Stage
+from sgpipe.stages.caption import CaptionStage
+from sgpipe.stages.load import LoadStage
+from sgpipe.stages.pair import PairStage
+from sgpipe.stages.parse import ParseStage
+from sgpipe.stages.tag import TagStage
+
+
+def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]) -> list[Stage]:
+    """The stages in the order in which records pass them.
+
+    Args:
+        roots: image folder of each split.
+        names: every class that a box may have.
+    """
+    names = list(dict.fromkeys(names))
+    first: Stage
+    if recipe.caption.captioner is None:
+        first = LoadStage(roots, recipe.parse.resources)
+    else:
+        first = CaptionStage(recipe.caption, roots, recipe.seed)
+    synonyms = "objects365" if recipe.source.format == "objects365" else "coco"
+    return [
+        first,
+        ParseStage(recipe.parse),
+        PairStage(recipe.pair, synonyms, names),
+        TagStage(recipe.tag, roots, names, recipe.pair),
+    ]

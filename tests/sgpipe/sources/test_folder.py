@@ -1,0 +1,60 @@
+import pytest
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import SourceConfig, SplitConfig
+from sgpipe.sources import open_source
+from sgpipe.sources.folder import iter_pictures
+
+
+def save(path, size=(40, 30), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path, **options)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    root = tmp_path / "pictures"
+    save(root / "b/2.jpg")
+    save(root / "a.PNG")
+    save(root / ".hidden/3.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    save(root / "c.jpg", exif=turned)
+    (root / "broken.jpg").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def index(pictures, tmp_path):
+    config = SourceConfig(format="folder", splits={"all": SplitConfig(images=pictures)})
+    return open_source(config, "all", tmp_path / "index.arrow")
+
+
+def test_pictures_are_found_and_measured_as_people_see_them(pictures, tmp_path):
+    found = index(pictures, tmp_path).records(0, 4)
+    assert [(record.image_id, record.width, record.height) for record in found] == [
+        ("a.PNG", 40, 30),
+        ("b/2.jpg", 40, 30),
+        ("broken.jpg", 0, 0),
+        ("c.jpg", 30, 40),
+    ]
+    assert [record.ok for record in found] == [True, True, False, True]
+    assert "source: image cannot be read" in found[2].error
+    assert {(record.dataset, record.split) for record in found} == {("folder", "all")}
+
+
+def test_a_folder_that_changes_is_read_again(pictures, tmp_path):
+    before = index(pictures, tmp_path).meta
+    assert index(pictures, tmp_path).meta == before
+    save(pictures / "d.png")
+    after = index(pictures, tmp_path)
+    assert len(after) == 5
+    assert after.meta["annotations_sha256"] != before["annotations_sha256"]
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        index(tmp_path / "empty", tmp_path)
+    assert not list(iter_pictures(tmp_path / "empty"))

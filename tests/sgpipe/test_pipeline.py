@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sgpipe import Pipeline, SceneGraph
+from sgpipe.cli import app
+from sgpipe.errors import UserError
+from sgpipe.miniworld.world import IMAGES, INSTANCES, draw_world
+from sgpipe.records import Box, Record, Relation
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("drawn") / "world"
+    draw_world(out, 3, seed=5)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pipeline(drawn) -> Pipeline:
+    return Pipeline(boxes=drawn / INSTANCES)
+
+
+@pytest.fixture(scope="module")
+def graphs(pipeline, drawn) -> list[SceneGraph]:
+    return list(pipeline.label(sorted((drawn / IMAGES).iterdir())))
+
+
+def test_the_packaged_models_find_relations_between_given_boxes(graphs, drawn):
+    wanted = json.loads((drawn / INSTANCES).read_text())
+    assert sum(len(graph.objects) for graph in graphs) == len(wanted["annotations"])
+    assert sum(len(graph.triplets()) for graph in graphs) >= 2
+    for graph in graphs:
+        confidences = [triplet.confidence for triplet in graph.triplets(0.5)]
+        assert confidences == sorted(confidences, reverse=True)
+        assert all(confidence >= 0.5 for confidence in confidences)
+        assert len(graph.captions) == 10
+
+
+def test_labels_do_not_depend_on_the_other_pictures(pipeline, graphs, drawn):
+    last = sorted((drawn / IMAGES).iterdir())[-1]
+    assert pipeline(last).record == graphs[-1].record
+    assert pipeline(str(last)).record == graphs[-1].record
+
+
+def test_pictures_in_memory_are_as_good_as_files(drawn):
+    """Their names are not known, so they get boxes of a detector."""
+    file = sorted((drawn / IMAGES).iterdir())[0]
+    pipeline = Pipeline()
+    inside, outside = pipeline(Image.open(file)), pipeline(file)
+    assert inside.objects == outside.objects
+    assert inside.objects
+    assert inside.draw().size == outside.draw().size
+    assert inside.draw().getcolors(1 << 20) is not None
+
+
+def test_a_graph_tells_and_draws_what_is_in_it():
+    objects = [Box("dog", 1, (0.0, 0.0, 20.0, 20.0)), Box("dog", 1, (30.0, 5.0, 20.0, 20.0))]
+    relations = [Relation(0, 1, "next to", 0.3), Relation(1, 0, "chasing", 0.9), Relation(0, 1, "on", 0.1)]
+    graph = SceneGraph(Record("a", "d", "all", "nowhere.png", 60, 40, objects, relations=relations))
+    assert graph.triplets() == [("dog 2", "chasing", "dog 1", 0.9), ("dog 1", "next to", "dog 2", 0.3)]
+    assert graph.draw(width=300).width == 300
+    assert graph.as_json()["relations"][1]["predicate"] == "chasing"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"recipe": "folder"}, "no tagger: give --tagger"),
+        ({"recipe": "coco", "tagger": "t"}, "no boxes: give --detector"),
+        ({"settings": {"tag.thresh": 1}}, "unknown key 'tag.thresh'"),
+        ({"boxes": "nowhere.json"}, "not found: nowhere.json"),
+        ({"detector": "nowhere"}, "no detector at nowhere"),
+    ],
+)
+def test_what_is_missing_is_said(options, reason, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=reason):
+        Pipeline(**options)(tmp_path / "a.png")
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, ["label", *(str(argument) for argument in arguments)])
+
+
+def test_the_command_draws_pictures_and_prints_relations(drawn, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    images, out = drawn / IMAGES, tmp_path / "out"
+    result = invoke(images, tmp_path / "bad.png", "--boxes", drawn / INSTANCES, "--out", out)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert f"{tmp_path / 'bad.png'}: source: image cannot be read" in result.stdout
+    assert any(" · " in line for line in lines)
+    assert "know nothing but drawn pictures" in result.stderr
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{path.name}.relations.png" for path in sorted(images.iterdir())
+    ]
+    assert all(Image.open(path).width == 960 for path in out.iterdir())
+    again = invoke(tmp_path / "bad.png", "--boxes", drawn / INSTANCES, "--out", out, "--json")
+    assert again.exit_code == 3
+    assert json.loads(again.stdout)["status"] == "error"
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(drawn, tmp_path):
+    file = sorted((drawn / IMAGES).iterdir())[0]
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    result = invoke(file, tmp_path / file.name, "--boxes", drawn / INSTANCES, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    first, second = sorted(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    assert first == second
+
+
+def test_pictures_that_are_not_there_are_refused(tmp_path):
+    assert "there is no picture" in invoke(tmp_path / "a.png").stderr
+    (tmp_path / "empty").mkdir()
+    assert invoke(tmp_path / "empty").exit_code == 2
