@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs."""
-        return {**asdict(self), "root": str(self.root), "complete": self.complete}
+        totals = {name: dict(getattr(self, name)) for name in ("counts", "problems", "seconds")}
+        parts = {"root": str(self.root), "complete": self.complete, "planned": self.planned, "shards": self.shards}
+        return parts | totals
 
 
 def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Summary:
