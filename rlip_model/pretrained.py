@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlip_model.card import model_card
 from rlip_model.config import RLIPConfig
 from rlip_model.text import TokenizerError, load_tokenizer
 
@@ -66,8 +67,12 @@ class RLIPPreTrainedModel(PreTrainedModel):
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Write config.json, model.safetensors and, if there is a tokenizer, its files."""
+        """Write config.json, model.safetensors, the tokenizer's files, and a card unless there is one."""
         super().save_pretrained(save_directory, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if not card.exists():
+            text = model_card(type(self).__name__, self.title, self.config, self.num_parameters())
+            card.write_text(text, encoding="utf-8")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
 
