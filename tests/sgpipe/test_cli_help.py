@@ -90,6 +90,7 @@ def test_shells_complete_commands():
     assert done.stdout.split() == ["export"]
 
 
+@pytest.mark.slow
 def test_colours_are_turned_off_on_request():
     with_colour, without = (run("doctor", FORCE_COLOR="1", **env) for env in ({}, {"NO_COLOR": "1"}))
     assert "\x1b[32m" in with_colour.stdout
