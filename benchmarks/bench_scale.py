@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -37,20 +38,27 @@ class MadeUp:
     resources: Resources = field(default_factory=Resources)
 
     def setup(self) -> None:
-        """Nothing to load."""
+        """Texts and numbers that repeat only after 40,009 others."""
+        rng = random.Random(0)
+        words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 8))) for _ in range(3000)]
+        self.texts = [" ".join(rng.choices(words, k=9)) for _ in range(40_009)]
+        self.predicates = [" ".join(rng.choices(words, k=2)) for _ in range(400)]
+        self.confidences = [rng.random() for _ in self.texts]
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:
-            number = int(record.image_id)
-            words = [f"a dog number {number * k % 997} next to a bench in the park" for k in range(CAPTIONS)]
-            record.captions = [Caption(text) for text in words]
+            at = int(record.image_id) * PAIRS
+            predicates = [self.predicates[(at + k) * k % 397] for k in range(PAIRS)]
+            record.captions = [Caption(self.texts[(at + k) % 40_009]) for k in range(CAPTIONS)]
             record.triplets = [
-                Triplet("a dog", f"next to {k}", "a bench", "dog", "bench", f"next to {k}", k, "dog", "bench")
+                Triplet("a dog", predicates[k], "a bench", "dog", "bench", predicates[k], k, "dog", "bench")
                 for k in range(TRIPLETS)
             ]
             places = [(k % BOXES, (k + 1 + k // BOXES) % BOXES) for k in range(PAIRS)]
-            record.pairs = [Pair(*place, ["next to", "near", f"behind {number % 50}"]) for place in places]
-            record.relations = [Relation(*place, "next to", (number * 7 % 100 + 1) / 101) for place in places]
+            record.pairs = [Pair(*place, predicates[k : k + 3]) for k, place in enumerate(places)]
+            record.relations = [
+                Relation(*place, predicates[k], self.confidences[(at + k) % 40_009]) for k, place in enumerate(places)
+            ]
         return records
 
 
@@ -125,9 +133,8 @@ def make_annotations(folder: Path, images: int) -> None:
         file.write(",".join(f'{{"id":{n},"file_name":"{n}.jpg","width":640,"height":480}}' for n in range(images)))
         file.write('], "annotations": [')
         for n in range(images):
-            boxes = (
-                f'{{"image_id":{n},"category_id":{1 + k % 2},"bbox":[{k},{n % 99},{9 + k},9]}}' for k in range(BOXES)
-            )
+            place = f'"image_id":{n},"bbox":[{n % 599}.{n % 97},{n % 409}.{n % 89}'
+            boxes = (f'{{{place},{9 + k},{9 + n % 29}],"category_id":{1 + k % 2}}}' for k in range(BOXES))
             file.write("," * bool(n) + ",".join(boxes))
         file.write("]}")
     (folder / "captions.json").write_text('{"annotations": [{"image_id": 0, "caption": "a dog"}]}')

@@ -2,12 +2,15 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli import app
+from sgpipe.shards.folder import RunFolder
 from tests.faults.runs import Run, assert_whole, make_dataset, rows
 
 IMAGES = 80
@@ -30,6 +33,9 @@ class Disk:
     def remount(self, options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", self.place], check=True)
 
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", self.place], check=True)
+
     def fill(self, but: int) -> None:
         """Leave so many blocks of 4 KiB."""
         free = os.statvfs(self.place).f_bavail
@@ -43,7 +49,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     disk = Disk(place)
     disk.mount("size=4m")
     yield disk
-    subprocess.run(["umount", "--lazy", place], check=True)
+    disk.unmount()
 
 
 def failed(run: Run, code: int = 1) -> str:
@@ -80,7 +86,7 @@ def test_a_run_goes_on_when_there_is_space_again(disk: Disk, tmp_path: Path) -> 
     assert_whole(run.out, rows(whole.out))
 
 
-@pytest.mark.parametrize("blocks", [0, 4, 8, 12])
+@pytest.mark.parametrize("blocks", [0, 4, 8])
 def test_a_disk_that_is_full_from_the_start(disk: Disk, tmp_path: Path, blocks: int) -> None:
     run = Run(make_dataset(tmp_path / "data", IMAGES), disk.place / "out")
     run.log = tmp_path / "log"
@@ -88,34 +94,26 @@ def test_a_disk_that_is_full_from_the_start(disk: Disk, tmp_path: Path, blocks: 
     assert failed(run).startswith(FULL)
 
 
-def test_pictures_are_not_drawn_on_a_full_disk(disk: Disk, tmp_path: Path) -> None:
+def test_pictures_are_not_drawn_on_a_full_disk(disk: Disk) -> None:
     disk.fill(but=40)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from sgpipe.cli import main; main()",
-            "generate",
-            "miniworld",
-            "--out",
-            str(disk.place / "out"),
-            "--set",
-            "source.drawn.images=50",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == ["drawing 50 pictures", f"{FULL}{disk.place / 'out'}"]
+    out = disk.place / "out"
+    done = CliRunner().invoke(app, ["generate", "--out", str(out), "--set", "source.drawn.images=50"])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == ["drawing 50 pictures", f"{FULL}{out}"]
+    assert RunFolder(out).truth is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blocks", [0, 100])
-def test_a_full_disk_where_ray_keeps_its_files(disk: Disk, tmp_path: Path, blocks: int) -> None:
-    run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out")
-    run.environment = {"RAY_TMPDIR": str(disk.place)}
-    disk.fill(but=blocks)
-    assert failed(run) == "x"
+def test_a_full_disk_where_ray_keeps_its_files(tmp_path: Path) -> None:
+    with TemporaryDirectory() as place:  # Ray's sockets have no room for the length of tmp_path
+        disk = Disk(Path(place))
+        disk.mount("size=4m")
+        try:
+            disk.fill(but=0)
+            run = Run(make_dataset(tmp_path / "data", 1), tmp_path / "out", environment={"RAY_TMPDIR": place})
+            assert failed(run).startswith("error: Ray did not start here: ")
+        finally:
+            disk.unmount()
 
 
 def test_a_folder_that_cannot_be_written_is_refused(disk: Disk, tmp_path: Path) -> None:

