@@ -43,7 +43,9 @@ def test_recipes_name_them_by_one_word():
     recipe = with_packaged_models(load_recipe("miniworld"))
     assert recipe.caption.captioner == str(packaged_model("captioner"))
     assert recipe.tag.tagger == str(packaged_model("tagger"))
-    other = load_recipe("miniworld", {"tag.tagger": "elsewhere", "caption.captioner": None})
+    assert recipe.detect.detector == str(packaged_model("parseda"))
+    elsewhere = {"tag.tagger": "elsewhere", "caption.captioner": None, "detect.detector": "elsewhere"}
+    other = load_recipe("miniworld", elsewhere)
     assert with_packaged_models(other) == other
     assert load_recipe("miniworld").tag.tagger == MINIWORLD
 
