@@ -221,7 +221,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_rows(coco, tagger, finished, tm
     assert rows(out) == rows(finished)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path, number):
     out = tmp_path / "out"
     process = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
