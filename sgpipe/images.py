@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sgpipe.records import Record
+from sgpipe.records import OWN_PICTURES, Record
 
 # `decode` refuses such pictures itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -54,25 +54,38 @@ def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
         ImageError: missing, outside its folder, broken, too large, or not of the annotated size.
     """
     path = resolve(roots[record.split], record.file_name)
-    return decode(path, (record.width, record.height), str(path))
+    return decode(path, (record.width, record.height), str(path), upright=is_upright(record.dataset))
 
 
-def decode(file: Path | BinaryIO, size: tuple[int, int], name: str) -> Image.Image:
+def is_upright(dataset: str) -> bool:
+    """Whether boxes of this data set mean the picture as people see it, and not as its file stores it."""
+    return dataset == OWN_PICTURES
+
+
+def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
     """The picture in a file as RGB.
-
-    An EXIF rotation is applied only where the annotated size asks for it, since boxes are given in the
-    annotated frame.
 
     Args:
         size: annotated width and height, in pixels.
         name: of the file, for error messages.
+        upright: turn it as EXIF says; else only where the annotated size asks for it, since boxes are given in
+            the annotated frame.
 
     Raises:
         ImageError: missing, broken, too large, or not of the annotated size.
     """
     with opened(file, name) as image:
         image.load()
-        return _to_rgb(_orient(image, size))
+        return _to_rgb(_orient(image, size, upright))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture in memory as RGB, as people see it. Raises ImageError: it cannot be loaded, is empty, or too large."""
+    with _as_image_errors("in memory"):
+        _check_pixels(image)
+        if not image.width * image.height:
+            raise ValueError("it has no pixels")
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
@@ -85,12 +98,19 @@ def opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     Raises:
         ImageError: missing, broken, or too large; also for whatever goes wrong with it within.
     """
-    try:
+    with _as_image_errors(name):
         if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
             raise ValueError("it is not a file")
         with Image.open(file, formats=_FORMATS) as image:
             _check_pixels(image)
             yield image
+
+
+@contextmanager
+def _as_image_errors(name: str) -> Iterator[None]:
+    """Whatever goes wrong with a picture within is an ImageError that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise ImageError(f"image file not found: {name}") from None
     except Image.DecompressionBombError:
@@ -108,8 +128,8 @@ def _check_pixels(image: Image.Image) -> None:
         raise Image.DecompressionBombError
 
 
-def _orient(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if image.size == size:
+def _orient(image: Image.Image, size: tuple[int, int], upright: bool) -> Image.Image:
+    if image.size == size and not upright:
         return image
     rotated = ImageOps.exif_transpose(image)
     if rotated.size == size:

@@ -20,13 +20,13 @@ from PIL import Image
 
 from sgpipe.drawing import draw_card, object_names, shown
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError, open_image
+from sgpipe.images import ImageError, decode, is_upright, upright_rgb
 from sgpipe.miniworld.models import MINIWORLD, with_packaged_models
 from sgpipe.recipe import Recipe, load_recipe
-from sgpipe.records import Box, Caption, Record
+from sgpipe.records import OWN_PICTURES, Box, Caption, Record
 from sgpipe.relations import TRAINED_ON
 from sgpipe.sources.fields import clean
-from sgpipe.sources.pictures import read_upright_size
+from sgpipe.sources.pictures import read_size, read_upright_size
 from sgpipe.stages import Stage
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.detect import DetectStage
@@ -35,7 +35,7 @@ from sgpipe.stages.given_boxes import GivenBoxesStage
 
 Picture: TypeAlias = "str | Path | Image.Image"
 
-_SPLIT = "all"
+_SPLIT, _GIVEN = "all", "coco"  # boxes that are given mean pictures as COCO's do
 _ROOTS = {_SPLIT: Path("/")}  # pictures lie anywhere
 _WIDTH, _MOST = 960, 30
 
@@ -80,14 +80,15 @@ class SceneGraph:
         return draw_card(self.picture or self._open(), self.record, relations, width)
 
     def _open(self) -> Image.Image | None:
+        name, size = self.record.file_name, (self.record.width, self.record.height)
         try:
-            return open_image(_ROOTS, self.record)
+            return decode(Path(name), size, name, upright=is_upright(self.record.dataset))
         except ImageError:
             return None
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that is known of the picture, as shards have it."""
-        return asdict(self.record)
+        """Everything that is known of the picture, as shards have it; `file_name` is its whole path."""
+        return asdict(self.record) | {"file_name": clean(self.record.file_name)}
 
 
 class Pipeline:
@@ -140,18 +141,35 @@ class Pipeline:
         """Scene graphs, one after the other; labels do not depend on the other pictures. Raises UserError: as above."""
         for picture in pictures:
             if isinstance(picture, Image.Image):
-                yield self._label_image(picture.convert("RGB"))
+                yield self._label_image(picture)
             else:
-                yield SceneGraph(self._run(_record(Path(picture).absolute())))
+                yield SceneGraph(self._label_file(Path(picture).absolute()))
 
-    def _label_image(self, image: Image.Image) -> SceneGraph:
+    def _label_image(self, picture: Image.Image) -> SceneGraph:
         """The stages read files: for as long as they work there is one."""
+        try:
+            image = upright_rgb(picture)
+        except ImageError as error:
+            return SceneGraph(_failed(Record("", OWN_PICTURES, _SPLIT, "", 0, 0), error))
         with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
             file = Path(folder) / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
             image.save(file)
-            record = self._run(_record(file))
+            record = self._label_file(file)
         record.file_name = file.name
         return SceneGraph(record, image)
+
+    def _label_file(self, file: Path) -> Record:
+        """As `sgpipe generate` does: of a folder, if there is a detector, or of pictures with annotations."""
+        root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
+        dataset, measure = (_GIVEN, read_size) if self._boxes else (OWN_PICTURES, read_upright_size)
+        record = Record(clean(file.name), dataset, _SPLIT, name, 0, 0)
+        try:
+            record.width, record.height = measure(root, name)
+        except ImageError as error:
+            _failed(record, error)
+        record = self._run(record)
+        record.file_name = str(file)
+        return record
 
     @cached_property
     def _stages(self) -> list[Stage]:
@@ -173,12 +191,6 @@ class Pipeline:
         return records[0]
 
 
-def _record(file: Path) -> Record:
-    """A picture as `sgpipe generate folder` begins with it; one that cannot be read is an error row."""
-    root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
-    record = Record(clean(file.name), "folder", _SPLIT, name, 0, 0)
-    try:
-        record.width, record.height = read_upright_size(root, name)
-    except ImageError as error:
-        record.fail("source", str(error))
+def _failed(record: Record, error: ImageError) -> Record:
+    record.fail("source", str(error))
     return record

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.images import decode, resolve
+from sgpipe.images import decode, is_upright, resolve
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.row_groups import open_shard, read_row_group
 from sgpipe.shards.write import PICTURES
@@ -44,12 +44,12 @@ class PictureRow:
 
     def open(self) -> Image.Image:
         """The picture as RGB, of the annotated size. Raises ImageError."""
-        size = (self.width, self.height)
+        size, upright = (self.width, self.height), is_upright(self.dataset)
         if self.embedded is not None:
-            return decode(BytesIO(self.embedded), size, self.file_name)
+            return decode(BytesIO(self.embedded), size, self.file_name, upright=upright)
         assert self.images is not None
         path = resolve(self.images, self.file_name)
-        return decode(path, size, str(path))
+        return decode(path, size, str(path), upright=upright)
 
 
 def image_number(row: PictureRow) -> int:

@@ -15,6 +15,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 NO_OBJECT = "missing objects"
+OWN_PICTURES = "folder"  # the data set of pictures that nobody has annotated
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError
+from sgpipe.records import OWN_PICTURES
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.fields import clean
 from sgpipe.sources.pictures import read_upright_size
@@ -28,7 +29,7 @@ def read_folder(root: Path, *, split: str) -> tuple[Detections, dict[str, Any]]:
 
     Raises UserError: there is none.
     """
-    detections = Detections("folder", split)
+    detections = Detections(OWN_PICTURES, split)
     for name in iter_pictures(root):
         try:
             (width, height), reason = read_upright_size(root, name), ""

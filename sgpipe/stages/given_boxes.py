@@ -13,10 +13,13 @@ from sgpipe.sources.instances import load_instances
 
 
 class GivenBoxesStage:
-    """Fills `objects` of each picture from the entry of an instances file that has its file name, folders aside."""
+    """Fills `objects` and the size of each picture from the entry of an instances file that is called as it is.
+
+    The entry of its file name, that is; where there are several, of those with the most of its folders.
+    """
 
     name = "boxes"
-    fills: tuple[str, ...] = ("objects", "status", "error")
+    fills: tuple[str, ...] = ("width", "height", "objects", "status", "error")
     resources = Resources()
 
     def __init__(self, file: Path) -> None:
@@ -24,9 +27,10 @@ class GivenBoxesStage:
         require(file, COCO_INSTANCES)
         self._file = file
         self._instances = load_instances(file)
-        self._numbers: dict[str, list[str]] = {}
+        self._numbers: dict[str, list[str]] = {}  # by every end of their paths
         for number, (name, _, _) in self._instances.images.items():
-            self._numbers.setdefault(PurePosixPath(name).name, []).append(number)
+            for end in _ends(name):
+                self._numbers.setdefault(end, []).append(number)
         self.classes = tuple(name for _, name in sorted(self._instances.names.items()))
 
     def setup(self) -> None:
@@ -39,7 +43,7 @@ class GivenBoxesStage:
         return records
 
     def _fill(self, record: Record) -> None:
-        numbers = self._numbers.get(PurePosixPath(record.file_name).name, [])
+        numbers = next((self._numbers[end] for end in _ends(record.file_name) if end in self._numbers), [])
         if len(numbers) != 1:
             found = f"{len(numbers)} pictures" if numbers else "no picture"
             record.fail(self.name, f"{self._file} has {found} of this name")
@@ -47,9 +51,14 @@ class GivenBoxesStage:
         given = self._instances.record(numbers[0], record.dataset, record.split)
         if not given.ok:
             record.fail(self.name, str(given.error))
-        elif (given.width, given.height) not in ((record.width, record.height), (0, 0)):
-            size = f"{given.width}x{given.height}"
-            record.fail(self.name, f"image is {record.width}x{record.height}, {self._file} says {size}")
-        else:
-            record.objects = given.objects
-            clip_objects(record, ProblemCounts())
+            return
+        if given.width and given.height:  # whether the picture has this size is seen when it is opened
+            record.width, record.height = given.width, given.height
+        record.objects = given.objects
+        clip_objects(record, ProblemCounts())
+
+
+def _ends(name: str) -> list[str]:
+    """A path, without its first folder, and so on down to the file's name."""
+    parts = PurePosixPath(name).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from sgpipe.images import ImageError, decode, resolve
+from sgpipe.images import ImageError, decode, is_upright, resolve
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.shards.row_groups import open_shard
 from sgpipe.shards.write import PICTURES
@@ -75,11 +75,12 @@ def open_picture(
         folders: where the run found the pictures of each split.
         embedded: the shard's column of pictures.
     """
-    size = (record.width, record.height)
+    size, name = (record.width, record.height), record.file_name
+    upright = is_upright(record.dataset)
     root = images or folders.get(record.split)
     try:
         if embedded is not None and images is None:
-            return decode(BytesIO(embedded["bytes"]), size, record.file_name)
-        return decode(resolve(root, record.file_name), size, record.file_name) if root else None
+            return decode(BytesIO(embedded["bytes"]), size, name, upright=upright)
+        return decode(resolve(root, name), size, name, upright=upright) if root else None
     except ImageError:
         return None

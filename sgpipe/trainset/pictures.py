@@ -9,7 +9,7 @@ from threading import Lock
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError, decode, resolve
+from sgpipe.images import ImageError, decode, is_upright, resolve
 from sgpipe.trainset.contents import Folder, TrainSet
 from sgpipe.trainset.stream import Item
 
@@ -64,10 +64,11 @@ class Pictures:
 
 
 def _open(folder: Folder, item: Item) -> Image.Image:
+    upright = is_upright(item.dataset)
     if item.embedded is not None:
-        return decode(BytesIO(item.embedded), item.size, f"{item.file_name} of {folder.root}")
+        return decode(BytesIO(item.embedded), item.size, f"{item.file_name} of {folder.root}", upright=upright)
     root = folder.images.get(item.split)
     if root is None:
         raise ImageError(f"the shards of {folder.root} hold no picture of image {item.image_id}")
     path = resolve(Path(root), item.file_name)
-    return decode(path, item.size, str(path))
+    return decode(path, item.size, str(path), upright=upright)

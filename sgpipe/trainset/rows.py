@@ -18,7 +18,7 @@ from sgpipe.trainset.contents import Chunk, TrainSet
 from sgpipe.trainset.order import Epoch
 from sgpipe.trainset.usable import Counted
 
-COLUMNS = ("image_id", "split", "file_name", "width", "height", "objects", "relations", "status")
+COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Item:
     """
 
     image_id: str
+    dataset: str
     folder: int
     split: str
     file_name: str
@@ -144,4 +145,5 @@ class Stream:
             flip = self._texts.hold(mirrored)  # a closed list may know "left of" and not "right of"
             graph = mirrored if flip else graph
         size = values["width"], values["height"]
-        return Item(values["image_id"], row.folder, values["split"], values["file_name"], size, None, graph, flip, rng)
+        picture = (values["image_id"], values["dataset"], row.folder, values["split"], values["file_name"])
+        return Item(*picture, size, None, graph, flip, rng)

@@ -3,10 +3,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from sgpipe.images import ImageError, decode, is_there, open_image, resolve
+from sgpipe.images import ImageError, decode, is_there, open_image, resolve, upright_rgb
 from sgpipe.records import Record
 
 
@@ -54,6 +54,34 @@ def test_exif_rotation_follows_the_annotated_size(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif)
     assert open_image({"val": tmp_path}, record("a.jpg", 8, 6)).size == (8, 6)
     assert open_image({"val": tmp_path}, record("a.jpg", 6, 8)).size == (6, 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(8, 6), (6, 6)])
+def test_own_pictures_are_seen_as_people_see_them(tmp_path, orientation, size):
+    """Also those whose size does not tell that they were turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.effect_noise(size, 50).save(tmp_path / "a.png", exif=exif)
+    stored = Image.open(tmp_path / "a.png")
+    expected = ImageOps.exif_transpose(stored)
+    own = Record("1", "folder", "val", "a.png", *expected.size)
+    assert open_image({"val": tmp_path}, own).convert("L").tobytes() == expected.tobytes()
+    assert upright_rgb(stored).tobytes() == expected.convert("RGB").tobytes()
+    annotated = open_image({"val": tmp_path}, record("a.png", *size))
+    assert annotated.convert("L").tobytes() == stored.tobytes()
+
+
+def test_pictures_in_memory_that_cannot_be_used_say_why(tmp_path):
+    Image.effect_noise((80, 60), 50).save(tmp_path / "a.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-300])
+    for image, reason in (
+        (Image.open(tmp_path / "cut.jpg"), "truncated"),
+        (Image.new("RGB", (0, 5)), "no pixels"),
+        (Image.new("F", (4, 4)), "fractions"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            upright_rgb(image)
 
 
 @pytest.mark.parametrize(
