@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,22 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+@contextmanager
+def making_folder(out: Path) -> Iterator[None]:
+    """What the system refuses while the folder of --out is made. A full disk is no reason to name another one.
+
+    Raises UserError: it is a file, or cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
 
 
 def refusal(error: OSError) -> str:

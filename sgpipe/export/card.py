@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import yaml
 
 from sgpipe import __version__
 from sgpipe.evaluation.known import LABELS, known_quality
 from sgpipe.export.labels import Labels
+from sgpipe.relations import TRAINED_ON
 from sgpipe.shards.write import DATA
 from sgpipe.stats.database import open_run
 from sgpipe.stats.measures import Measures, measure_database
@@ -34,7 +36,7 @@ def write_card(labels: Labels, out: Path, *, pictures: bool) -> None:
         measures = measure_database(database)
     run = labels.manifest.run
     licences = {dataset: _licence(dataset) for dataset in measures.datasets}
-    quality = known_quality(labels.root)
+    quality = known_quality(labels.root, max(TRAINED_ON, labels.threshold))
     text = _template().render(
         header=yaml.safe_dump(_header(labels, measures, {name for name, _ in licences.values()}), sort_keys=False),
         name=run["name"],
@@ -43,7 +45,8 @@ def write_card(labels: Labels, out: Path, *, pictures: bool) -> None:
         identity=yaml.safe_dump(run.get("identity", {}), sort_keys=False),
         licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
         measures=measures,
-        threshold=labels.threshold,
+        levels=[level for level in measures.thresholds if np.float32(level.threshold) > labels.threshold],
+        predicates=sorted(labels.census.predicates.items(), key=lambda item: (-item[1], item[0])),
         most=_MOST,
         quality=quality[LABELS] if quality else None,
         pictures=pictures,

@@ -28,6 +28,7 @@ def _items(labels: Labels, split: str) -> Iterator[dict[str, Any]]:
         places = labels.places(record, usable)
         boxes = [record.objects[index] for index in places]
         yield {
+            "image_id": record.image_id,
             "file_name": record.file_name,
             "width": record.width,
             "height": record.height,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, making_folder
 from sgpipe.export.coco import write_coco, write_coco_relations
 from sgpipe.export.hico import write_hico
 from sgpipe.export.hugging_face import write_hugging_face
 from sgpipe.export.labels import Labels
 from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
+from sgpipe.locking import only_process
 from sgpipe.relations import TRAINED_ON
 
 HUGGING_FACE = "hf"
@@ -74,7 +74,7 @@ def export_run(
         else:
             _WRITERS[form](labels, place)
             labels.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in labels.manifest.shards)
-        files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return Exported(out, files, dict(+labels.left_out))
 
 
@@ -82,15 +82,23 @@ def export_run(
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out`, renamed to it when the block ends, and gone when it fails.
 
-    Raises UserError: `out` is there already, and not an empty folder.
+    A kill leaves it behind; the next one of this name empties it.
+
+    Raises UserError: `out` is there already and no empty folder, cannot be made, or another export is at work on it.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} is there already and is not overwritten; name a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
-        place.chmod(0o755)
-        yield place
-        os.replace(place, out)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    place = out.parent / f".{out.name}.tmp"
+    lock = place / ".lock"
+    with making_folder(out):
+        place.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    with only_process(lock, out):
+        try:
+            for path in set(place.iterdir()) - {lock}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            yield place
+            lock.unlink()
+            os.replace(place, out)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from sgpipe.errors import UserError, naming
+from sgpipe.errors import UserError, making_folder, naming
 from sgpipe.locking import is_locked, only_process
 from sgpipe.recipe import Recipe
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
@@ -96,19 +95,13 @@ class RunFolder:
             yield
 
     def _make(self) -> None:
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"--out {self.root} is a file; name a folder")
         ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
         if self.root.is_dir() and not ours and any(self.root.iterdir()):
             raise UserError(f"--out {self.root} holds something that is not an sgpipe run; name an empty or new folder")
-        try:
+        with making_folder(self.root):
             self.private.mkdir(parents=True, exist_ok=True)
             (self.root / DATA).mkdir(exist_ok=True)
             self._lock.touch()
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # which is no reason to name another folder
-            raise UserError(f"--out {self.root} cannot be written: {error.strerror}") from None
 
     def describe(self, recipe: Recipe, manifest: Manifest) -> None:
         """Write the resolved recipe and the README."""

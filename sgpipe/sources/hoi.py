@@ -10,7 +10,7 @@ from typing import Any
 
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, fail, picture_id
-from sgpipe.sources.fields import FieldError, listed, required, side, whole, word, xyxy_to_xywh
+from sgpipe.sources.fields import FieldError, as_id, listed, required, side, whole, word, xyxy_to_xywh
 from sgpipe.sources.forms import HICO_HOIA, HICO_PAIRS, HOIA, VCOCO_HOIA, VCOCO_PAIRS, require
 from sgpipe.sources.hoi_pairs import read_hico_pairs, read_vcoco_pairs
 from sgpipe.sources.json_stream import JsonStream
@@ -78,7 +78,8 @@ def read_hoia(
         except FieldError:
             problems["malformed"] += 1
             continue
-        record = Record(picture_id(name), dataset, split, name, side(item.get("width")), side(item.get("height")))
+        number = as_id(item.get("image_id")) or picture_id(name)
+        record = Record(number, dataset, split, name, side(item.get("width")), side(item.get("height")))
         try:
             record.objects = [_box(entry, numbering.objects) for entry in listed(item, "annotations")]
             record.relations = _relations(listed(item, numbering.key), record, numbering)

@@ -109,3 +109,18 @@ def test_what_others_made_of_it_is_checked(tmp_path):
     pq.write_table(table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path)
     with pytest.raises(UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"):
         list(HuggingFace(out, "val").source().read({}))
+
+
+def test_the_card_counts_what_was_exported(tmp_path):
+    made = records(60)
+    confidences = [item.confidence for record in made for item in record.relations]
+    threshold = sorted(confidences)[len(confidences) // 2]
+    kept = [item for record in made for item in record.relations if item.confidence >= threshold]
+    out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=threshold).root
+    text = (out / "README.md").read_text()
+    assert f"\n| relations | {len(kept)} |\n" in text
+    for name in {item.predicate for item in kept}:
+        assert f"\n`{name}` ({sum(item.predicate == name for item in kept)})" in text
+    levels = [float(line.split()[4]) for line in text.splitlines() if line.startswith("| relations of confidence")]
+    assert levels
+    assert min(levels) > threshold

@@ -113,7 +113,8 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
         Relation(0, 1, "ride", 0.5),
         Relation(1, 2, "hold", 0.1),
     ]
-    record = Record("HICO_1", "hico", "train", "HICO_1.jpg", WIDTH, HEIGHT, [unknown, person, dog, cup])
+    name = "a/COCO_val2014_000000000001.jpg"  # which V-COCO's pictures are called, too
+    record = Record("own id", "hico", "train", name, WIDTH, HEIGHT, [unknown, person, dog, cup])
     root = make_shards(tmp_path / "run", [replace(record, relations=relations)])
     written = export_run(root, "hico", tmp_path / "out", threshold=0.2)
     (found,) = imported(hico_source(tmp_path / "out/hico_train.json", "train"), tmp_path, tmp_path / "in")

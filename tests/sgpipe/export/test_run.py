@@ -93,3 +93,30 @@ def test_an_empty_run_is_refused(tmp_path):
     Manifest.create(tmp_path, {"name": "empty"})
     with pytest.raises(UserError, match="holds no images yet"):
         export_run(tmp_path, "coco", tmp_path / "out")
+
+
+def test_what_a_killed_export_left_is_cleared_by_the_next(run, tmp_path):
+    left = tmp_path / ".out.tmp"
+    (left / "data").mkdir(parents=True)
+    (left / "data/half.parquet").write_text("half")
+    (left / "half.json").write_text("[")
+    written = export_run(run, "vg", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written.files
+
+
+def test_two_exports_to_one_place_are_refused(run, tmp_path):
+    with new_folder(tmp_path / "out") as place:
+        (place / "mine.json").touch()
+        with pytest.raises(UserError, match=r"is writing into .*out; wait"):
+            export_run(run, "vg", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.json"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(run, tmp_path):
+    (tmp_path / "file").touch()
+    result = invoke(run, "--to", "vg", "--out", tmp_path / "file/out")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: --out {tmp_path / 'file/out'} cannot be written: Not a directory\n",
+    )
