@@ -39,6 +39,8 @@ _out, _err = consoles.output(), consoles.errors()
 Json = Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")]
 
 _GO_ON = "What is committed stays; the same command goes on from there."
+_START_AGAIN = "The same command starts again."
+_GOING_ON = ("generate", "import", "score", "train")
 EXIT_UNFINISHED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -53,7 +55,8 @@ class _Group(HelpfulGroup):
         except EngineError as error:
             _fail(f"error: {error}\n{_GO_ON}", EXIT_UNFINISHED)
         except KeyboardInterrupt:
-            _fail(f"interrupted. {_GO_ON}", EXIT_INTERRUPTED)
+            remark = _GO_ON if ctx.invoked_subcommand in _GOING_ON else _START_AGAIN
+            _fail(f"interrupted. {remark}", EXIT_INTERRUPTED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_UNFINISHED)
@@ -127,7 +130,7 @@ def generate(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Label the images of a detection dataset, or of a folder, with relations.
+    """Label the images of a dataset or a folder with relations.
 
     Without arguments 200 pictures are drawn and labelled by the tiny models that ship with sgpipe; others by
     --set source.drawn.seed=1.
@@ -195,7 +198,10 @@ def _source_overrides(
 def parse(
     model: Annotated[str | None, typer.Option(help="spaCy model; the best one installed by default.")] = None,
 ) -> None:
-    """Read captions on standard input, one a line; print one JSON line of triplets for each."""
+    """Turn captions into triplets.
+
+    Reads standard input, a caption a line, and prints a line of JSON for each.
+    """
     from sgpipe.recipe import ParseConfig
     from sgpipe.stages.parse import CaptionParser, parse_lines
 
@@ -221,11 +227,13 @@ def convert(
     first_rows: Annotated[
         bool, typer.Option("--first-rows", help="Keep queries row by row, as the official code; else pair by pair.")
     ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Turn an official checkpoint, or a detector, into a folder for `--tagger` or for training."""
+    """Turn an official checkpoint or a detector into a model."""
     from rlip_model.checkpoint import CheckpointError, TokenizerError, convert_detector
     from rlip_model.checkpoint import convert as run
 
+    parts: dict[str, list[str]] = {}
     try:
         if kind is None:
             run(checkpoint, out, tokenizer, gating, verb_query, queries, not first_rows)
@@ -233,11 +241,17 @@ def convert(
             if gating or verb_query or first_rows:
                 raise UserError("--gating, --verb-query and --first-rows are for official checkpoints, not for --as")
             made = convert_detector(checkpoint, out, kind, tokenizer, 200 if queries is None else queries)
-            parts = sorted({".".join(name.split(".")[:2]) for name in made.kept})
-            _out.print(f"not used of the detector: {', '.join(made.unused) or 'nothing'}")
-            _out.print(f"not from the detector: {', '.join(parts)}")
+            new = sorted({".".join(name.split(".")[:2]) for name in made.kept})
+            parts = {"not used of the detector": list(made.unused), "not from the detector": new}
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
+    if json_:
+        print(
+            json.dumps({"out": str(out), **{name.replace(" ", "_"): found for name, found in parts.items()}}, indent=2)
+        )
+        return
+    for name, found in parts.items():
+        _out.print(f"{name}: {', '.join(found) or 'nothing'}")
     _out.print(f"wrote {out}")
 
 
@@ -299,7 +313,7 @@ def miniworld(
     seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
     split: Annotated[str, typer.Option(help="train, val or test-compositional.")] = "val",
 ) -> None:
-    """Draw pictures whose boxes, captions and relations are exactly known."""
+    """Draw pictures of which everything is known."""
     from sgpipe.miniworld.world import draw_world
 
     draw_world(out, images, seed, split)

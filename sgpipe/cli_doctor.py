@@ -17,7 +17,10 @@ def doctor(
     folder: Annotated[Path, typer.Argument(help="Where runs are to be written.")] = Path("."),
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look whether this machine has what sgpipe needs, and say what to do; exit code 1 if something is missing."""
+    """Say whether this machine has what sgpipe needs.
+
+    And what to do where it does not. Exit code 1 if something is missing.
+    """
     import json
 
     from sgpipe.doctor import examine

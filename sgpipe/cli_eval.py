@@ -23,10 +23,11 @@ MaybePredictions = Annotated[Path | None, typer.Option(help="File of predictions
 MaybeAnnotations = Annotated[Path | None, typer.Option(help="Annotation file; with --model the data is enough.")]
 Model = Annotated[Path | None, typer.Option(help="Instead of predictions: a trained network's folder.")]
 MaybeData = Annotated[Path | None, typer.Option(help="With --model: folder of shards.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything there.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything there; - prints it instead of tables.")]
 CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write a line for each class there.")]
 PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw precision over recall there, as SVG.")]
 
+_STANDARD_OUTPUT = Path("-")
 _WIDE = 120  # columns, of tables in a file
 
 app = typer.Typer(
@@ -298,13 +299,20 @@ def _model_run(
 
 
 def _show(result: EvaluationResult, json: Path | None, csv: Path | None, plot: Path | None = None) -> None:
-    console = consoles.output()
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDE)
-    result.print(console)
-    if json:
-        result.write_json(json)
+    if json == _STANDARD_OUTPUT:
+        print(result.as_json())
+    else:
+        _print(result)
+        if json:
+            result.write_json(json)
     if csv:
         result.write_csv(csv)
     if plot:
         result.write_plot(plot)
+
+
+def _print(result: EvaluationResult) -> None:
+    console = consoles.output()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)
+    result.print(console)

@@ -22,7 +22,10 @@ def export(
     images: Annotated[Path | None, typer.Option(help="Picture folder for --embed, if the pictures moved.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a run in another form: for the hub, COCO tools, scene-graph trainings, RLIPv2's or HICO-DET's."""
+    """Write a run in another form.
+
+    For the hub, COCO tools, scene-graph trainings, RLIPv2's or HICO-DET's.
+    """
     import json
 
     from sgpipe.export.run import export_run

@@ -25,9 +25,7 @@ Embed = Annotated[bool, typer.Option("--embed", help="Keep the picture files in 
 Json = Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Do shards with error rows again.")]
 
-app = typer.Typer(
-    cls=HelpfulGroup, no_args_is_help=True, help="Turn human annotations into shards like those of `sgpipe generate`."
-)
+app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Turn human annotations into shards.")
 
 
 @app.command()

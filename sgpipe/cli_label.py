@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from sgpipe import consoles
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, making_folder
 
 if TYPE_CHECKING:
     from sgpipe.pipeline import SceneGraph
@@ -45,12 +46,14 @@ def label(
 
     console = consoles.output()
     files = list(_files(pictures))
+    with making_folder(out):
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()  # before minutes are spent
     chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
     if pipeline.drawn:
         consoles.progress().print(_NOTE, style="dim", soft_wrap=True)
-    out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
         failed += graph.error is not None
@@ -96,11 +99,14 @@ def _save(graph: SceneGraph, path: Path, threshold: float) -> None:
 
 
 def _tell(graph: SceneGraph, file: Path, drawn: Path, threshold: float, console: Console) -> None:
+    from sgpipe.sources.fields import line
+
     if graph.error is not None:
-        console.print(f"{file}: {graph.error}", soft_wrap=True)
+        console.print(line(f"{file}: {graph.error}"), soft_wrap=True)
         return
     triplets = graph.triplets(threshold)
-    console.print(f"{file}: {len(graph.objects)} objects, {len(triplets)} relations → {drawn}", soft_wrap=True)
+    found = f"{len(graph.objects)} objects, {len(triplets)} relations"
+    console.print(line(f"{file}: {found} → {drawn}"), soft_wrap=True)
     for subject, predicate, object_, confidence in triplets:
         sure = "" if confidence is None else f"{confidence:.2f}  "
         console.print(f"  {sure}{subject} · {predicate} · {object_}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,8 +69,11 @@ def predict(
     long_side: LongSide = None,
     workers: Workers = 1,
     gpus: Gpus = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print how many there were as JSON.")] = False,
 ) -> None:
     """Write what a trained network finds in the pictures of shards."""
+    import json
+
     from sgpipe.evaluation.of_model import ModelRun
 
     if out.suffix not in (".json", ".parquet"):
@@ -90,6 +94,9 @@ def predict(
     written = _write(run, out, form, most, zero_shot)
     if not written.pictures:
         raise UserError(f"no picture could be read: {written.reason}")
+    if json_:
+        print(json.dumps({"out": str(out), **asdict(written)}, indent=2))
+        return
     console = consoles.output()
     console.print(f"wrote predictions of {written.pictures:,} pictures to {out}", soft_wrap=True)
     if written.failed:

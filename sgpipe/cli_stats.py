@@ -86,7 +86,10 @@ def score(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Ask CLIP how well relations fit their pictures; `sgpipe stats` shows what it says."""
+    """Ask CLIP how well relations fit their pictures.
+
+    `sgpipe stats` shows what it says.
+    """
     import json
 
     from sgpipe.clip_agreement import ClipAgreement

@@ -20,7 +20,10 @@ def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Drop what is bad, so that the next run redoes it.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a run byte for byte and row for row; exit code 1 and a list if anything is off."""
+    """Check a run byte for byte and row for row.
+
+    Exit code 1 and a list if anything is off.
+    """
     import json
 
     from sgpipe.progress import Progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def read_prediction_table(path: Path, classes: ClassLists) -> Iterator[tuple[str
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"]):
                 yield from _images(path, batch, classes)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or str(error).splitlines()[0]}") from None
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {reason}") from None
     except (pa.ArrowException, KeyError) as error:
         raise UserError(
             f"{path} is not a file of `sgpipe predict --out FILE.parquet` ({str(error).splitlines()[0]})"

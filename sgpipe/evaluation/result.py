@@ -48,7 +48,7 @@ class EvaluationResult:
         for note in self.notes:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
-    def write_json(self, path: Path) -> None:
+    def as_json(self) -> str:
         """Everything; what is no number becomes null."""
         content = {
             "benchmark": self.benchmark,
@@ -59,7 +59,10 @@ class EvaluationResult:
             **{title.replace(" ", "_"): rows for title, rows in self.tables.items()},
             **({"counts": self.counts} if self.counts else {}),
         }
-        _write(path, json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+        return json.dumps(_without_nan(content), indent=1, allow_nan=False)
+
+    def write_json(self, path: Path) -> None:
+        _write(path, f"{self.as_json()}\n")
 
     def write_csv(self, path: Path) -> None:
         """The classes; what is no number is empty."""

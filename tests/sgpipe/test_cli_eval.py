@@ -66,6 +66,12 @@ def test_hico_on_screen_as_json_and_as_csv(tmp_path: Path) -> None:
     assert [row["predicate"] for row in content["per_class"]] == ["hold", "ride"]
 
 
+def test_hico_as_json_on_standard_output(tmp_path: Path) -> None:
+    hico(tmp_path, [annotated()], [predicted()])
+    result = hico(tmp_path, [annotated()], [predicted()], "--json", "-")
+    assert json.loads(result.stdout) == written(tmp_path)
+
+
 def test_zero_shot_settings_have_their_own_names(tmp_path: Path) -> None:
     assert hico(tmp_path, [annotated()], [predicted()], "--setting", "UO").exit_code == 0
     assert set(written(tmp_path)["summary"]) == {"mAP", "mAP unseen", "mAP seen", "mean max recall"}

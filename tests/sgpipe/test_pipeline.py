@@ -102,7 +102,40 @@ def test_the_command_draws_pictures_and_prints_relations(drawn, tmp_path):
     assert all(Image.open(path).width == 960 for path in out.iterdir())
     again = invoke(tmp_path / "bad.png", "--boxes", drawn / INSTANCES, "--out", out, "--json")
     assert again.exit_code == 3
-    assert json.loads(again.stdout)["status"] == "error"
+    said = json.loads(again.stdout)
+    assert (said["status"], said["file_name"]) == ("error", str(tmp_path / "bad.png"))
+
+
+def test_a_picture_in_memory_that_cannot_be_read_is_an_error(pipeline, tmp_path):
+    graph = pipeline(Image.new("F", (8, 8)))
+    assert "its pixels are fractions" in str(graph.error)
+    assert graph.triplets() == []
+    assert graph.draw().width > 0
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr("sgpipe.pipeline.Pipeline", None)
+    (tmp_path / "file").touch()
+    for out, reason in (("file", "is a file; name a folder"), ("file/out", "cannot be written: Not a directory")):
+        result = invoke(drawn / IMAGES, "--out", tmp_path / out)
+        assert result.exit_code == 2
+        assert result.stderr == f"error: --out {tmp_path / out} {reason}\n"
+
+
+def test_an_interruption_promises_nothing_that_is_not_kept(drawn, tmp_path, monkeypatch):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sgpipe.pipeline.Pipeline", stop)
+    result = invoke(drawn / IMAGES, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (130, "interrupted. The same command starts again.\n")
+
+
+def test_names_do_not_steer_the_terminal(drawn, tmp_path):
+    (tmp_path / "a\x1b[31m\nb.png").write_bytes(b"no picture")
+    said = invoke(tmp_path, "--boxes", drawn / INSTANCES, "--out", tmp_path / "out").stdout
+    assert "\x1b" not in said
+    assert said.count("\n") == 1
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_other(drawn, tmp_path):

@@ -181,9 +181,12 @@ def test_classes_of_a_file_are_asked_for(drawn_run: Path, network: Path, tmp_pat
         "--classes",
         str(classes),
         *sizes,
+        "--json",
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+    pictures = Manifest.load(drawn_run).shards[0].rows
+    assert json.loads(result.stdout) == {"out": str(out), "pictures": pictures, "failed": 0, "reason": ""}
     items = json.loads(out.read_text())
     assert {box["category_id"] for item in items for box in item["predictions"]} <= {1, 19}
     assert {relation["category_id"] for item in items for relation in item["hoi_prediction"]} == {1}
