@@ -9,6 +9,7 @@ graph.draw().save("relations.png")
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -143,7 +144,7 @@ class Pipeline:
             if isinstance(picture, Image.Image):
                 yield self._label_image(picture)
             else:
-                yield SceneGraph(self._label_file(Path(picture).absolute()))
+                yield SceneGraph(self._label_file(_whole_path(Path(picture))))
 
     def _label_image(self, picture: Image.Image) -> SceneGraph:
         """The stages read files: for as long as they work there is one."""
@@ -189,6 +190,11 @@ class Pipeline:
         for stage in self._stages:
             records = stage(records)
         return records[0]
+
+
+def _whole_path(picture: Path) -> Path:
+    """From the root and without "..", which file names of records must not have; a link keeps its name."""
+    return Path(os.path.realpath(picture.parent)) / picture.name
 
 
 def _failed(record: Record, error: ImageError) -> Record:

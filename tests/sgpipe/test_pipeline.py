@@ -46,6 +46,14 @@ def test_labels_do_not_depend_on_the_other_pictures(pipeline, graphs, drawn):
     assert pipeline(str(last)).record == graphs[-1].record
 
 
+def test_paths_may_go_up_and_over_links(pipeline, graphs, drawn, tmp_path, monkeypatch):
+    last = sorted((drawn / IMAGES).iterdir())[-1]
+    monkeypatch.chdir(drawn)
+    (tmp_path / "link").symlink_to(drawn / IMAGES)
+    for path in (f"../{drawn.name}/{IMAGES}/{last.name}", tmp_path / "link" / ".." / IMAGES / last.name):
+        assert pipeline(path).record == graphs[-1].record
+
+
 def test_pictures_in_memory_are_as_good_as_files(drawn):
     """Their names are not known, so they get boxes of a detector."""
     file = sorted((drawn / IMAGES).iterdir())[0]
