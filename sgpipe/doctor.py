@@ -22,6 +22,7 @@ from sgpipe.recipe_file import recipe_folder
 State = Literal["ok", "note", "bad"]
 _MODELS = ("captioner", "tagger", "parseda")
 _LITTLE_DISK, _LITTLE_MEMORY = 5 << 30, 4 << 30
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,10 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
+    """What there is for this process: containers may have less than their machine."""
     size, cpus = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), os.cpu_count() or 1
+    if _MEMORY_LIMIT.is_file() and (limit := _MEMORY_LIMIT.read_text().strip()).isdigit():
+        size = min(size, int(limit))
     little = size < _LITTLE_MEMORY
     mend = "start fewer copies: --set engine.cpus=1" if little else ""
     yield Finding("memory", "note" if little else "ok", f"{size / 2**30:.0f} GiB, {cpus} CPUs", mend)

@@ -66,6 +66,14 @@ def test_a_place_that_cannot_be_written_is_bad(monkeypatch, tmp_path):
     assert states(doctor._disk(tmp_path)) == {"disk": "bad"}
 
 
+@pytest.mark.parametrize(("limit", "state"), [("2147483648\n", "note"), ("max\n", "ok")])
+def test_the_memory_is_the_container_s(monkeypatch, tmp_path, limit, state):
+    monkeypatch.setattr(os, "sysconf", lambda name: 64 << 10 if name == "SC_PAGE_SIZE" else 1 << 20)
+    monkeypatch.setattr(doctor, "_MEMORY_LIMIT", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text(limit)
+    assert states(doctor._memory()) == {"memory": state}
+
+
 def test_small_shared_memory_is_noted(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(64 << 20, 0, 0))
     monkeypatch.setattr(Path, "is_dir", lambda self: True)
