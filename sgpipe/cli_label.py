@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sgpipe.pipeline import SceneGraph
 
 EXIT_ALL_FAILED = 3
+_DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
 _NOTE = "NOTE: the models of the miniworld know nothing but drawn pictures; for photographs give others: --tagger …"
 
 
@@ -45,7 +47,7 @@ def label(
     from sgpipe.recipe_file import parse_set
 
     console = consoles.output()
-    files = list(_files(pictures))
+    files = list(_files(pictures, out))
     with making_folder(out):
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()  # before minutes are spent
@@ -67,14 +69,21 @@ def label(
         raise typer.Exit(EXIT_ALL_FAILED)
 
 
-def _files(pictures: list[Path]) -> Iterator[Path]:
-    """The pictures, and those in the folders. Raises UserError: something is not there, or holds none."""
+def _files(pictures: list[Path], out: Path) -> Iterator[Path]:
+    """The pictures, and those in the folders, without what was drawn into `out`, which may be in one of them.
+
+    Raises UserError: something is not there, or holds none.
+    """
     from sgpipe.sources.folder import iter_pictures
 
+    place = out.resolve()
     for path in pictures:
         if not path.exists():
             raise UserError(f"there is no picture {path}")
-        found = [path / name for name in iter_pictures(path)] if path.is_dir() else [path]
+        found = [path]
+        if path.is_dir():
+            inside = (path / name for name in iter_pictures(path))
+            found = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == place)]
         if not found:
             raise UserError(f"there are no pictures in {path}")
         yield from found

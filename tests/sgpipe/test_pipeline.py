@@ -146,6 +146,16 @@ def test_names_do_not_steer_the_terminal(drawn, tmp_path):
     assert said.count("\n") == 1
 
 
+def test_what_was_drawn_is_no_picture_of_the_next_run(drawn, tmp_path):
+    """The folder of the drawn pictures may lie among the pictures, or be theirs."""
+    own, out = tmp_path / "own.relations.png", tmp_path / "labelled"
+    out.mkdir()
+    for path in (own, out / "a.png.relations.png", out / "a.png.relations-2.png", out / "b.png"):
+        Image.new("RGB", (8, 6)).save(path)
+    result = invoke(tmp_path, "--boxes", drawn / INSTANCES, "--out", out)
+    assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [str(out / "b.png"), str(own)]
+
+
 def test_pictures_of_one_name_do_not_overwrite_each_other(drawn, tmp_path):
     file = sorted((drawn / IMAGES).iterdir())[0]
     (tmp_path / file.name).write_bytes(file.read_bytes())
