@@ -45,11 +45,20 @@ def read_folder(root: Path, *, split: str) -> tuple[Detections, dict[str, Any]]:
 
 def _listing(root: Path) -> str:
     """A hash of which pictures there are, and how large their files."""
-    files = [[name, (root / name).stat().st_size] for name in iter_pictures(root)]
+    files = [[name, _size_and_time(root / name)[0]] for name in iter_pictures(root)]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def stamp(root: Path) -> list[Any]:
     """What tells that the pictures of a folder are still the ones that were read."""
-    status = [(root / name).stat() for name in iter_pictures(root)]
-    return [_listing(root), max((item.st_mtime_ns for item in status), default=0)]
+    times = (_size_and_time(root / name)[1] for name in iter_pictures(root))
+    return [_listing(root), max(times, default=0)]
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    """Size and time of change; of what cannot be looked at, such as a link to nowhere, none: it is an error row."""
+    try:
+        status = file.stat()
+    except OSError:
+        return -1, 0
+    return status.st_size, status.st_mtime_ns

@@ -23,6 +23,8 @@ def pictures(tmp_path):
     save(root / "c.jpg", exif=turned)
     (root / "broken.jpg").write_bytes(b"no picture")
     (root / "notes.txt").write_text("no picture")
+    (root / "link.png").symlink_to("nowhere")
+    (root / "folder.png").mkdir()
     return root
 
 
@@ -32,14 +34,16 @@ def index(pictures, tmp_path):
 
 
 def test_pictures_are_found_and_measured_as_people_see_them(pictures, tmp_path):
-    found = index(pictures, tmp_path).records(0, 4)
+    found = index(pictures, tmp_path).records(0, 6)
     assert [(record.image_id, record.width, record.height) for record in found] == [
         ("a.PNG", 40, 30),
         ("b/2.jpg", 40, 30),
         ("broken.jpg", 0, 0),
         ("c.jpg", 30, 40),
+        ("folder.png", 0, 0),
+        ("link.png", 0, 0),
     ]
-    assert [record.ok for record in found] == [True, True, False, True]
+    assert [record.ok for record in found] == [True, True, False, True, False, False]
     assert "source: image cannot be read" in found[2].error
     assert {(record.dataset, record.split) for record in found} == {("folder", "all")}
 
@@ -49,7 +53,7 @@ def test_a_folder_that_changes_is_read_again(pictures, tmp_path):
     assert index(pictures, tmp_path).meta == before
     save(pictures / "d.png")
     after = index(pictures, tmp_path)
-    assert len(after) == 5
+    assert len(after) == 7
     assert after.meta["annotations_sha256"] != before["annotations_sha256"]
 
 
