@@ -78,8 +78,7 @@ def picture_units(root: Path, split: str | None = None, images: Path | None = No
         if split in (None, shard.split):
             with open_shard(root / shard.file, _COLUMNS) as file:
                 embedded, groups = PICTURES in file.schema_arrow.names, file.num_row_groups
-            place = images or manifest.image_folders.get(shard.split)
-            folder = None if embedded else _checked(root, shard.split, place)
+            folder = None if embedded else manifest.picture_folder(shard.split, images)
             units += [Unit(root / shard.file, group, folder) for group in range(groups)]
     if not units:
         raise UserError(f"{root} holds no pictures; is the run finished?")
@@ -98,11 +97,3 @@ def iter_rows(unit: Unit) -> Iterator[PictureRow]:
             error = "the shard does not hold its picture"
         own = {name: values[name] for name in _NAMES}
         yield PictureRow(**own, error=error, images=unit.images, embedded=embedded)
-
-
-def _checked(root: Path, split: str, images: str | Path | None) -> Path:
-    if images is None:
-        raise UserError(f"{root} does not say where the pictures of {split} are: give --images")
-    if not Path(images).is_dir():
-        raise UserError(f"the image folder {images} of {root} is not there; give the right one by --images")
-    return Path(images)

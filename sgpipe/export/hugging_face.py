@@ -15,6 +15,7 @@ from sgpipe.export.card import write_card
 from sgpipe.export.labels import Labels, iter_groups
 from sgpipe.images import ImageError
 from sgpipe.records import Record, from_table
+from sgpipe.shards.manifest import ShardEntry
 from sgpipe.shards.row_groups import open_shard
 from sgpipe.shards.write import AGREEMENT, DATA, PICTURES, with_pictures
 from sgpipe.sources.hugging_face import CLASSES
@@ -31,27 +32,31 @@ def write_hugging_face(labels: Labels, out: Path, images: Path | None, *, embed:
     Args:
         images: folder of the pictures, if they are no longer where the run found them.
         embed: put the picture files into the rows; pictures that are in the shards stay there anyway.
+
+    Raises UserError: a shard cannot be read, or it is not known where the pictures are.
     """
     (out / DATA).mkdir()
     for split in labels.splits:
-        root = images or labels.manifest.image_folders.get(split)
         shards = labels.shards(split)
         for number, shard in enumerate(shards):
-            tables = _tables(labels, labels.root / shard.file, root if embed else None)
+            tables = _tables(labels, shard, images, embed=embed)
             _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, labels)
     written = pq.read_schema(out / DATA / f"{split}-00000-of-{len(shards):05d}.parquet")
     write_card(labels, out, pictures=PICTURES in written.names)
 
 
-def _tables(labels: Labels, shard: Path, images: Path | None) -> Iterator[pa.Table]:
+def _tables(labels: Labels, shard: ShardEntry, images: Path | None, *, embed: bool) -> Iterator[pa.Table]:
     """The row groups of a shard, without relations that are not wanted, and with the pictures of the folder."""
-    with open_shard(shard) as file:
+    path = labels.root / shard.file
+    with open_shard(path) as file:
         columns = file.schema_arrow.names
-    for table in iter_groups(shard, columns):
+    absent = embed and PICTURES not in columns
+    folder = labels.manifest.picture_folder(shard.split, images) if absent else None
+    for table in iter_groups(path, columns):
         table = _confident(labels, table)
-        if images is not None and PICTURES not in columns:
+        if folder is not None:
             records = from_table(table.select(_PICTURE))
-            table = with_pictures(table, [_picture(labels, images, record) for record in records])
+            table = with_pictures(table, [_picture(labels, folder, record) for record in records])
         yield table
 
 

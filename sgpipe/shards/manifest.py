@@ -74,6 +74,15 @@ class Manifest:
         """By split, where the pictures were when the run was made; those in the run move with it."""
         return {split: self.root.absolute() / place for split, place in self.run.get("images", {}).items()}
 
+    def picture_folder(self, split: str, images: Path | None = None) -> Path:
+        """Where the pictures of a split are, or `images`, if they moved. Raises UserError: it is not known, or gone."""
+        folder = images or self.image_folders.get(split)
+        if folder is None:
+            raise UserError(f"{self.root} does not say where the pictures of {split} are: give --images")
+        if not folder.is_dir():
+            raise UserError(f"the image folder {folder} of {self.root} is not there; give the right one by --images")
+        return folder
+
     @classmethod
     def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
         """Start a new run in `root`; `run` says what it is made of."""
