@@ -4,8 +4,8 @@
 
 One picture of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50, dropout as
 published. The reference pads all texts to the longest, samples by one `grid_sample` per level and uses AdamW as it is
-by default. Each measurement is a process of its own, by turns: first a step without dropout, whose loss and gradient
-are compared, then the one that is timed (CPU time of all threads). Peak is the most memory that the process ever had.
+by default. Each measurement is a process of its own, by turns: first a step without dropout and noise, whose loss and
+gradient are compared, then the one that is timed (CPU time of all threads). Peak is the most memory that it ever had.
 """
 
 from __future__ import annotations
@@ -89,29 +89,36 @@ def measure(way: str) -> dict[str, float]:
     named = make_optimizer(objective.network, OPTIONS)
     optimizer = AdamW(named.param_groups, lr=OPTIONS.lr, weight_decay=OPTIONS.weight_decay) if is_reference else named
     with as_the_reference() if is_reference else nullcontext():
-        rates = without_dropout(objective)
-        loss, _ = step(objective, optimizer, batch)
-        norm = float(torch.stack([p.grad.norm() for p in objective.parameters() if p.grad is not None]).norm())
-        for module, rate in rates.items():
-            module.p = rate
-        _, seconds = step(objective, optimizer, batch)
+        restore = without_chance(objective)
+        loss, norm, _ = step(objective, optimizer, batch)
+        restore()
+        _, _, seconds = step(objective, optimizer, batch)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"loss": loss, "norm": norm, "peak": peak, **seconds}
 
 
-def without_dropout(objective: Objective) -> dict[nn.Dropout, float]:
-    """Switch all dropout off; returns the rates as they were."""
-    rates = {module: module.p for module in objective.modules() if isinstance(module, nn.Dropout)}
-    for module in rates:
-        module.p = 0.0
+def without_chance(objective: Objective) -> Callable[[], None]:
+    """Switch dropout and noise off, as random numbers are drawn in another order; returns what brings them back."""
+    switches: list[tuple[object, str]] = [(objective.network.queries, "box_noise")]
+    switches.append((objective.network.queries, "label_noise"))
     for module in objective.modules():
-        if hasattr(module, "dropout") and isinstance(module.dropout, float):
-            module.dropout = 0.0
-    return rates
+        if isinstance(module, nn.Dropout):
+            switches.append((module, "p"))
+        elif isinstance(getattr(module, "dropout", None), float):
+            switches.append((module, "dropout"))
+    before = [getattr(owner, name) for owner, name in switches]
+    for owner, name in switches:
+        setattr(owner, name, 0.0)
+
+    def restore() -> None:
+        for (owner, name), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+    return restore
 
 
-def step(objective: Objective, optimizer: AdamW, batch: Batch) -> tuple[float, dict[str, float]]:
-    """The loss, and CPU seconds of each part."""
+def step(objective: Objective, optimizer: AdamW, batch: Batch) -> tuple[float, float, dict[str, float]]:
+    """The loss, the norm of its gradient, and CPU seconds of each part."""
     torch.manual_seed(1)
     optimizer.zero_grad()
     clock = [time.process_time()]
@@ -119,11 +126,11 @@ def step(objective: Objective, optimizer: AdamW, batch: Batch) -> tuple[float, d
     clock.append(time.process_time())
     losses["loss"].backward()
     clock.append(time.process_time())
-    torch.nn.utils.clip_grad_norm_(objective.parameters(), OPTIONS.clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), OPTIONS.clip_norm)
     optimizer.step()
     clock.append(time.process_time())
     spans = (end - start for start, end in pairwise(clock))
-    return float(losses["loss"]), dict(zip(PARTS, spans, strict=True))
+    return float(losses["loss"].detach()), float(norm), dict(zip(PARTS, spans, strict=True))
 
 
 def alone(way: str, threads: int) -> dict[str, float]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from rlip_model.config import RLIPConfig
@@ -31,11 +31,27 @@ class ImageFeatures:
     shapes: tuple[tuple[int, int], ...]
 
 
+class FoldedBottleneck(Bottleneck):
+    """torchvision's block, whose frozen batch norms are folded into its convolutions: two arrays less for each."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        shortcut = images if self.downsample is None else _normalised(images, *self.downsample)
+        inner = _normalised(images, self.conv1, self.bn1).relu_()
+        inner = _normalised(inner, self.conv2, self.bn2).relu_()
+        return _normalised(inner, self.conv3, self.bn3).add_(shortcut).relu_()
+
+
+def _normalised(images: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+    return F.conv2d(images, weight, bias, convolution.stride, convolution.padding)
+
+
 class ResNet50(IntermediateLayerGetter):
     """torchvision's ResNet-50 with frozen batch norm; its stem and first stage are frozen too."""
 
     def __init__(self) -> None:
-        network = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+        network = ResNet(FoldedBottleneck, [3, 4, 6, 3], norm_layer=FrozenBatchNorm2d)
         super().__init__(network, return_layers={"layer2": "0", "layer3": "1", "layer4": "2"})
         self.channels = [512, 1024, 2048]
         self.freeze()
