@@ -215,12 +215,13 @@ def _run(
     stages = _stages(recipe, indexes)
     progress.say("starting Ray")
     start_ray(recipe.engine)
-    pools = plan_pools(stages, sum(unit.stop - unit.start for unit in todo))
-    units = _cut(todo, recipe.engine.unit_size, max(pool.actors for pool in pools))
+    most = max(pool.actors for pool in plan_pools(stages, sum(unit.stop - unit.start for unit in todo)))
+    units = _cut(todo, recipe.engine.unit_size, most)
+    pools = plan_pools(stages, len(units))
     if hint := idle_gpus(stages):
         progress.say(hint)
     for pool in pools:
-        progress.say(f"{min(pool.actors, len(units))} x {' + '.join(stage.name for stage in pool.stages)}")
+        progress.say(f"{pool.actors} x {' + '.join(stage.name for stage in pool.stages)}")
     reader = UnitReader(folder.root.resolve(), {split: folder.index(split).resolve() for split in indexes})
     writer = UnitWriter(folder.root.resolve())
     seconds: Counter[str] = Counter()
