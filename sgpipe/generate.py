@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from sgpipe.engine import Pool, UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
+from sgpipe.busy import BusyMeter
+from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
 from sgpipe.errors import UserError
 from sgpipe.identity import difference, drawn_settings, fingerprint, identity
 from sgpipe.miniworld.models import MINIWORLD, with_packaged_models
@@ -224,15 +224,14 @@ def _run(
         progress.say(f"{pool.actors} x {' + '.join(stage.name for stage in pool.stages)}")
     reader = UnitReader(folder.root.resolve(), {split: folder.index(split).resolve() for split in indexes})
     writer = UnitWriter(folder.root.resolve())
-    seconds: Counter[str] = Counter()
-    began = time.perf_counter()
+    busy = BusyMeter(pools)
     with (
         progress.images(sum(unit.stop - unit.start for unit in units)) as advance,
         closing(run_units(stages, units, reader, writer)) as shards,
     ):
         described = {shard.split for shard in manifest.shards}
         for shard in shards:
-            seconds.update(shard.seconds)
+            busy.add(shard.seconds)
             superseded = manifest.commit(shard)
             if superseded is not None and superseded.file != shard.file:
                 (folder.root / superseded.file).unlink(missing_ok=True)
@@ -240,20 +239,7 @@ def _run(
                 described.add(shard.split)
                 folder.describe(recipe, manifest)
             advance(shard.rows, shard.counts)
-    progress.say(busy(pools, seconds, time.perf_counter() - began))
-
-
-def busy(pools: Sequence[Pool], seconds: Mapping[str, float], elapsed: float) -> str:
-    """What share of the time the actors of each pool computed; else they started, waited, read or wrote.
-
-    Args:
-        seconds: of each stage, of all its actors together.
-    """
-    shares = []
-    for pool in pools:
-        computed = sum(seconds[stage.name] for stage in pool.stages)
-        shares.append(f"{' + '.join(stage.name for stage in pool.stages)} {computed / (pool.actors * elapsed):.0%}")
-    return f"busy: {', '.join(shares)}"
+    progress.say(busy.text)
 
 
 def _stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]:

@@ -9,20 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from sgpipe.engine import Pool, start_ray
+from sgpipe.engine import start_ray
 from sgpipe.errors import UserError
 from sgpipe.evaluation.known import ALL_PAIRS, LABELS, known_quality, print_quality
-from sgpipe.generate import Summary, busy, generate
+from sgpipe.generate import Summary, generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.progress import Progress
-from sgpipe.recipe import EngineConfig, Resources, load_recipe
+from sgpipe.recipe import EngineConfig, load_recipe
 from sgpipe.records import Record
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.read import iter_records
@@ -89,12 +87,6 @@ def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
     for record in records:
         pairs = {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
         assert all(relation.predicate in pairs[relation.subject, relation.object] for relation in record.relations)
-
-
-def test_busy_is_the_share_of_the_time_that_all_actors_of_a_pool_computed():
-    caption, tag = (Namespace(name=name) for name in ("caption", "tag"))
-    pools = [Pool((caption, tag), Resources(), actors=2), Pool((Namespace(name="score"),), Resources(), actors=1)]
-    assert busy(pools, Counter(caption=12.0, tag=6.0, score=4.0), 10.0) == "busy: caption + tag 90%, score 40%"
 
 
 def test_missing_pictures_are_error_rows(finished, coco):
