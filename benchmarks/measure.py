@@ -1,7 +1,10 @@
-"""How benchmarks measure: by turns, in CPU time, beside what the machine can do at all."""
+"""How benchmarks measure, by turns, in CPU time, beside what the machine can do at all; and how they report."""
 
 from __future__ import annotations
 
+import inspect
+import io
+import os
 import platform
 import statistics
 import time
@@ -9,19 +12,41 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-SIDE = 2048
+SIDE, COPIED = 2048, 2**26
+
+
+def report(method: str, *parts: Table | str) -> None:
+    """Print a page in Markdown: title and method, from the script's docstring, the machine, tables and remarks."""
+    title, *paragraphs = inspect.cleandoc(method).split("\n\n")
+    page = [f"# {title.rstrip('.')}", *paragraphs, machine(), *(map(_markdown, parts))]
+    print("\n\n".join(page))
+
+
+def _markdown(part: Table | str) -> str:
+    if isinstance(part, str):
+        return part
+    title, part.title, part.box = part.title, None, box.MARKDOWN
+    text = io.StringIO()
+    Console(file=text, width=1000).print(part)
+    lines = [line.rstrip() for line in text.getvalue().strip().splitlines()]
+    return "\n".join([f"**{title}**\n", *lines] if title else lines)
 
 
 def machine() -> str:
-    """The processor, and what computes on it."""
+    """The processor, what computes on it, and how much else it has to do."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     wide = ", AVX-512" if any("avx512f" in line for line in lines) else ""
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}{wide}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    cores = f"{os.cpu_count()} cores, threads of PyTorch: {threads}, torch {torch.__version__}"
+    return f"Machine: {name}{wide}, {cores}; load when measured: {load:.1f}."
 
 
 def medians(ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, float]:
@@ -40,6 +65,12 @@ def matrix_rate(rounds: int = 3) -> float:
     """Floating point operations per CPU second in products of large square matrices: no network is faster."""
     left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     return 2 * SIDE**3 / medians({"product": lambda: left @ right}, rounds)["product"]
+
+
+def copy_rate(rounds: int = 3) -> float:
+    """Bytes read and written per CPU second when memory is copied that no cache holds."""
+    source, target = torch.ones(COPIED), torch.empty(COPIED)
+    return 8 * COPIED / medians({"copy": lambda: target.copy_(source)}, rounds)["copy"]
 
 
 def operations(way: Callable[[], object]) -> int:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck
 from transformers import PreTrainedTokenizerBase, RobertaModel
 
@@ -60,7 +59,7 @@ def as_the_reference() -> Iterator[None]:
 
 
 def _channels_first(backbone: ResNet50, images: Tensor) -> list[Tensor]:
-    return list(IntermediateLayerGetter.forward(backbone, images).values())
+    return backbone.stages(backbone.relu(backbone.bn1(backbone.conv1(images))))
 
 
 @torch.no_grad()
