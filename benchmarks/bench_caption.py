@@ -1,10 +1,10 @@
 """Ten captions per picture: ours against transformers' `generate`, on the same random BLIP.
 
-    python -m benchmarks.bench_caption [--shape small base] [--pictures N] [--threads N]
+    python -m benchmarks.bench_caption [--shape small base] [--rounds N] [--threads N]
 
-A random BLIP, 384 px, 30,524 words, nucleus 0.9, captions of 20 tokens with [DEC] and prompt. The procedures run
-interleaved, picture by picture, in one process; medians of CPU time. Before that, greedy captions of both are compared,
-token by token: a ratio between programs that answer differently means nothing.
+A random BLIP, 384 px, 30,524 words, nucleus 0.9, captions of 20 tokens with [DEC] and prompt. The procedures run by
+turns in one process, on the same picture; medians of CPU time, after a turn that warms up. Before that, greedy captions
+of both are compared, token by token: a ratio between programs that answer differently means nothing.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def check_same_answers(caption: Callable, model: BlipForConditionalGeneration, p
         raise AssertionError(f"greedy captions differ: {found[0]} and {expected}")
 
 
-def compare(shape: str, pictures: int) -> Table:
+def compare(shape: str, rounds: int) -> Table:
     """Times of all procedures on models of a shape. Raises AssertionError: answers differ."""
     plain, fused = random_blip(**SHAPES[shape]), random_blip(**SHAPES[shape])
     fuse_vision_attention(fused)
@@ -98,7 +98,7 @@ def compare(shape: str, pictures: int) -> Table:
         "generate(num_return_sequences=10)": lambda: reference(plain, pixels, SAMPLES, **nucleus),
         "10 x generate()": lambda: [reference(plain, pixels, 1, **nucleus) for _ in range(SAMPLES)],
     }
-    seconds, rate = medians(ways, pictures), matrix_rate()
+    seconds, rate = medians(ways, rounds), matrix_rate()
     title = f"{SAMPLES} captions of a 384 px picture, {shape} BLIP"
     table = Table("procedure", "CPU s per picture", "ratio to sgpipe", "at the limit", title=title)
     for name, value in seconds.items():
@@ -125,13 +125,13 @@ def decoding_rate() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), nargs="*", default=["small", "base"])
-    parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report(
         __doc__,
-        *(compare(shape, options.pictures) for shape in options.shape),
+        *(compare(shape, options.rounds) for shape in options.shape),
         "At the limit: the share of the time that the matrix products would take at the rate of large square ones. In "
         "the way: each token is a product of ten rows with all weights, which are read for it; the noise and the "
         "nucleus of ten samples, and attention, come on top.",

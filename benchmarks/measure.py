@@ -6,7 +6,10 @@ import inspect
 import io
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,6 +62,16 @@ def medians(ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool
             if number >= 0:
                 seconds[name].append(time.process_time() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def cost_of_sgpipe(*arguments: str) -> tuple[str, str, str]:
+    """Seconds, CPU seconds and peak MB of a command. Raises CalledProcessError: it failed."""
+    command = [sys.executable, "-c", "from sgpipe.cli import main; main()", *arguments]
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return f"{seconds:.1f}", f"{cpu:.1f}", f"{after.ru_maxrss // 1024:,}"
 
 
 def matrix_rate(rounds: int = 3) -> float:

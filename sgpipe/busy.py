@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sgpipe.engine import Pool
 
@@ -17,15 +16,15 @@ class BusyMeter:
     reading and writing, waiting for another pool, and having nothing left to do while others finish.
     """
 
-    def __init__(self, pools: Sequence[Pool], clock: Callable[[], float] = time.monotonic) -> None:
-        self.pools, self.clock = pools, clock
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self.pools = pools
         self.seconds: Counter[str] = Counter()
         self.began, self.ended = math.inf, -math.inf
 
-    def add(self, seconds: Mapping[str, float]) -> None:
-        """A shard is there now, for which the stages took so long."""
-        self.ended = self.clock()
-        self.began = min(self.began, self.ended - sum(seconds.values()))
+    def add(self, written: float, seconds: Mapping[str, float]) -> None:
+        """A shard that was written at a time, in seconds since some day, and for which the stages took so long."""
+        self.began = min(self.began, written - sum(seconds.values()))
+        self.ended = max(self.ended, written)
         self.seconds.update(seconds)
 
     @property

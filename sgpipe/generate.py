@@ -231,7 +231,7 @@ def _run(
     ):
         described = {shard.split for shard in manifest.shards}
         for shard in shards:
-            busy.add(shard.seconds)
+            busy.add((folder.root / shard.file).stat().st_mtime, shard.seconds)
             superseded = manifest.commit(shard)
             if superseded is not None and superseded.file != shard.file:
                 (folder.root / superseded.file).unlink(missing_ok=True)
