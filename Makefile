@@ -41,11 +41,11 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Each benchmark prints the page that is kept of it.
+# Each benchmark prints the page that is kept of it; one thread, unless it says otherwise.
 bench: install
 	@for script in benchmarks/bench_*.py; do \
 		name=$$(basename $$script .py); page=benchmarks/results/$${name#bench_}.md; echo $$page; \
-		$(BIN)/python -m benchmarks.$$name > $$page.part && mv $$page.part $$page || exit 1; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name > $$page.part && mv $$page.part $$page || exit 1; \
 	done
 
 clean:
