@@ -41,8 +41,12 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Each benchmark prints the page that is kept of it; one thread, unless it says otherwise.
 bench: install
-	@for script in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+	@for script in benchmarks/bench_*.py; do \
+		name=$$(basename $$script .py); page=benchmarks/results/$${name#bench_}.md; echo $$page; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name > $$page.part && mv $$page.part $$page || exit 1; \
+	done
 
 clean:
 	rm -rf .venv demo-out build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import report
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import CLASSES, NUM_OBJECTS, NUM_VERBS, class_numbers, split
 from rlip_model.evaluation.inputs import Array, Image, Pairs, Truth
@@ -127,7 +127,15 @@ def main() -> None:
         means = (f"{found.summary[name]:.4f}" for name in ("mAP", "mAP rare", "mAP non-rare"))
         times = (f"{found.took.wall:.1f}", f"{found.took.cpu:.1f}", f"{found.peak / 1e6:,.0f}")
         table.add_row(setting, *times, str(found.classes), *means)
-    Console(width=140).print(table)
+    report(
+        __doc__,
+        table,
+        "RLIPv2's evaluator took 168 s to build and 42 s to evaluate data of this size, and 3.2 GB, on a machine of "
+        "two cores with much else to do. The means of drawn detections mean nothing.",
+        "Nearly all of the memory is Python, PyTorch and numpy: predictions are read as a stream, and what is kept of "
+        "each image is the class, score and claim of its 100 best triplets. In the way: sorting the scores of each "
+        "image, 11,700 of them.",
+    )
 
 
 if __name__ == "__main__":

@@ -1,29 +1,26 @@
 """`sgpipe stats` on 6 million made-up relations in 120,000 images: seconds and memory.
 
-python benchmarks/bench_stats.py [--images N] [--run FOLDER]
+python -m benchmarks.bench_stats [--images N] [--run FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from rich.table import Table
 
+from benchmarks.measure import cost_of_sgpipe, report
 from sgpipe.records import SCHEMA
 from sgpipe.shards.manifest import Manifest, ShardEntry
 from sgpipe.shards.write import shard_name, write_table
 
 ROWS, OBJECTS, CAPTIONS, TRIPLETS, PAIRS, RELATIONS = 512, 12, 5, 8, 30, 50
 CATEGORIES = ["person", "bottle", *(f"category {n}" for n in range(78))]
-_SGPIPE = (sys.executable, "-c", "from sgpipe.cli import main; main()")
 # Some at the head claim what the health checks look into.
 _CLAIMS = ["near", "on", "next to", "behind", "holding", "in front of", "wearing", "under", "left of", "inside", "at"]
 PREDICATES = [*_CLAIMS, *("".join(letters) + "ing" for letters in islice(product("abcdefghijklm", repeat=3), 1989))]
@@ -151,21 +148,18 @@ def main() -> None:
         root = options.run or Path(temporary) / "run"
         if not root.exists():
             make_run(root, options.images)
-        print(f"{options.images:,} images, {options.images * RELATIONS:,} relations")
-        print("| command | seconds | CPU-seconds | peak MB |\n|---|---|---|---|")
+        title = f"{options.images:,} images, {options.images * RELATIONS:,} relations"
+        table = Table("command", "seconds", "CPU seconds", "peak MB", title=title)
         for name, extra in (
             ("stats --json", ["--json"]),
             ("stats --html", ["--html", str(Path(temporary) / "r.html")]),
         ):
-            _measure(name, [*_SGPIPE, "stats", str(root), *extra])
-
-
-def _measure(name: str, command: list[str]) -> None:
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {after.ru_maxrss // 1024:,} |")
+            table.add_row(name, *cost_of_sgpipe("stats", str(root), *extra))
+    report(
+        __doc__,
+        table,
+        "All cores work. In the way: all relations are read and grouped, which is DuckDB's work.",
+    )
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import report
 from sgpipe.records import Box, Record, Relation
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.write import shard_name, write_shard
@@ -153,8 +153,13 @@ def main() -> None:
         for threads in (1, 2, 4):
             rate, cpu = alone(read_pictures, root, arguments.pictures, threads)
             speed.add_row(str(threads), f"{rate:,.0f}", f"{cpu * 1e3:,.0f}")
-    console = Console(width=140)
-    console.print(memory, speed)
+    report(
+        __doc__,
+        memory,
+        speed,
+        "Memory does not grow with the number of images: what more of them add are their names. The limit of the "
+        "second table is decoding, resizing and jittering the pictures, which is nearly all that there is.",
+    )
 
 
 if __name__ == "__main__":

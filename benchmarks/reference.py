@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck
 from transformers import PreTrainedTokenizerBase, RobertaModel
 
 from rlip_model import attention, encoder
 from rlip_model.attention import sample, sample_by_grid
-from rlip_model.backbone import ResNet50
+from rlip_model.backbone import FoldedBottleneck, ResNet50
 from rlip_model.encoder import TOKENS_PER_PART
 from rlip_model.model import RTagger
 from rlip_model.queries import Pairs
@@ -48,16 +48,18 @@ class PaddedTextEncoder(nn.Module):
 @contextmanager
 def as_the_reference() -> Iterator[None]:
     """In here, backbones, encoder layers and deformable attention work as the reference's do."""
-    own = ResNet50.forward
-    attention.sample, encoder.TOKENS_PER_PART, ResNet50.forward = sample_by_grid, 10**9, _channels_first
+    own, folded = ResNet50.forward, FoldedBottleneck.forward
+    attention.sample, encoder.TOKENS_PER_PART = sample_by_grid, 10**9
+    ResNet50.forward, FoldedBottleneck.forward = _channels_first, Bottleneck.forward
     try:
         yield
     finally:
-        attention.sample, encoder.TOKENS_PER_PART, ResNet50.forward = sample, TOKENS_PER_PART, own
+        attention.sample, encoder.TOKENS_PER_PART = sample, TOKENS_PER_PART
+        ResNet50.forward, FoldedBottleneck.forward = own, folded
 
 
 def _channels_first(backbone: ResNet50, images: Tensor) -> list[Tensor]:
-    return list(IntermediateLayerGetter.forward(backbone, images).values())
+    return backbone.stages(backbone.relu(backbone.bn1(backbone.conv1(images))))
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet50
-from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from rlip_model.config import RLIPConfig
@@ -31,12 +30,29 @@ class ImageFeatures:
     shapes: tuple[tuple[int, int], ...]
 
 
-class ResNet50(IntermediateLayerGetter):
-    """torchvision's ResNet-50 with frozen batch norm; its stem and first stage are frozen too."""
+class FoldedBottleneck(Bottleneck):
+    """torchvision's block; its batch norms are folded into its convolutions."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        shortcut = maps if self.downsample is None else _normalised(maps, *self.downsample)
+        inner = _normalised(maps, self.conv1, self.bn1).relu_()
+        inner = _normalised(inner, self.conv2, self.bn2).relu_()
+        return _normalised(inner, self.conv3, self.bn3).add_(shortcut).relu_()
+
+
+def _normalised(maps: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
+    """Convolution and frozen batch norm in one, which spares two arrays as large as the maps."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+    return F.conv2d(maps, weight, bias, convolution.stride, convolution.padding)
+
+
+class ResNet50(ResNet):
+    """torchvision's ResNet-50 with frozen batch norm and without a classifier; stem and first stage are frozen too."""
 
     def __init__(self) -> None:
-        network = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
-        super().__init__(network, return_layers={"layer2": "0", "layer3": "1", "layer4": "2"})
+        super().__init__(FoldedBottleneck, [3, 4, 6, 3], norm_layer=FrozenBatchNorm2d)
+        del self.avgpool, self.fc
         self.channels = [512, 1024, 2048]
         self.freeze()
 
@@ -46,7 +62,15 @@ class ResNet50(IntermediateLayerGetter):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[batch, 3, height, width]` to three maps of strides 8, 16 and 32."""
-        return list(super().forward(images.contiguous(memory_format=torch.channels_last)).values())
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self.stages(_normalised(images, self.conv1, self.bn1).relu_())
+
+    def stages(self, maps: Tensor) -> list[Tensor]:
+        """From what the stem found to the last three stages' maps."""
+        first = self.layer1(self.maxpool(maps))
+        second = self.layer2(first)
+        third = self.layer3(second)
+        return [second, third, self.layer4(third)]
 
 
 class ImageEncoder(nn.Module):

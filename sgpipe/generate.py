@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from sgpipe.busy import BusyMeter
 from sgpipe.engine import UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
 from sgpipe.errors import UserError
 from sgpipe.identity import difference, drawn_settings, fingerprint, identity
@@ -214,20 +215,23 @@ def _run(
     stages = _stages(recipe, indexes)
     progress.say("starting Ray")
     start_ray(recipe.engine)
-    pools = plan_pools(stages, sum(unit.stop - unit.start for unit in todo))
-    units = _cut(todo, recipe.engine.unit_size, max(pool.actors for pool in pools))
+    most = max(pool.actors for pool in plan_pools(stages, sum(unit.stop - unit.start for unit in todo)))
+    units = _cut(todo, recipe.engine.unit_size, most)
+    pools = plan_pools(stages, len(units))
     if hint := idle_gpus(stages):
         progress.say(hint)
     for pool in pools:
-        progress.say(f"{min(pool.actors, len(units))} x {' + '.join(stage.name for stage in pool.stages)}")
+        progress.say(f"{pool.actors} x {' + '.join(stage.name for stage in pool.stages)}")
     reader = UnitReader(folder.root.resolve(), {split: folder.index(split).resolve() for split in indexes})
     writer = UnitWriter(folder.root.resolve())
+    busy = BusyMeter(pools)
     with (
         progress.images(sum(unit.stop - unit.start for unit in units)) as advance,
         closing(run_units(stages, units, reader, writer)) as shards,
     ):
         described = {shard.split for shard in manifest.shards}
         for shard in shards:
+            busy.add((folder.root / shard.file).stat().st_mtime, shard.seconds)
             superseded = manifest.commit(shard)
             if superseded is not None and superseded.file != shard.file:
                 (folder.root / superseded.file).unlink(missing_ok=True)
@@ -235,6 +239,7 @@ def _run(
                 described.add(shard.split)
                 folder.describe(recipe, manifest)
             advance(shard.rows, shard.counts)
+    progress.say(busy.text)
 
 
 def _stages(recipe: Recipe, indexes: dict[str, SourceIndex]) -> list[Stage]:

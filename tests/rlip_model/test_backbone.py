@@ -1,10 +1,13 @@
 """Image tokens: levels, masks, positions, and which parameters are frozen."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import ResNet, resnet50
+from torchvision.ops import FrozenBatchNorm2d
 
 from rlip_model.backbone import ImageEncoder, ResNet50, resize_mask, valid_ratio
 from rlip_model.config import ParSeDConfig
@@ -71,3 +74,36 @@ def test_frozen_parameters_are_those_of_the_published_training(oracle: Path, mod
     expected = {renamed(key, 3).removeprefix("image_encoder.backbone.") for key in info["params_requires_grad_false"]}
     backbone = ResNet50() if keys.endswith("r50") else Swin(96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2)
     assert {name for name, value in backbone.named_parameters() if not value.requires_grad} == expected
+
+
+def test_folded_batch_norms_follow_the_weights() -> None:
+    """As torchvision's own network, in value and gradient, also after its convolutions learned or were loaded."""
+    resnet, plain = ResNet50().double(), resnet50(weights=None, norm_layer=FrozenBatchNorm2d).double()
+    for name, value in resnet.state_dict().items():
+        if "bn" in name or "downsample.1" in name:
+            value.copy_(torch.rand_like(value) + 0.5)
+    plain.load_state_dict(resnet.state_dict(), strict=False)
+    images = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    for _ in range(2):
+        torch.testing.assert_close(_learn(resnet, resnet(images)[2]), _learn(plain, _last_maps(plain, images)))
+    other = deepcopy(resnet)
+    assert torch.equal(other(images)[0], resnet(images)[0])
+    other.load_state_dict(ResNet50().state_dict())
+    assert not torch.equal(other(images)[0], resnet(images)[0])
+    assert resnet.to(torch.bfloat16)(images.bfloat16())[0].dtype == torch.bfloat16
+
+
+def _learn(network: ResNet, maps: torch.Tensor) -> torch.Tensor:
+    """A large step of two convolutions; returns the loss and the gradients."""
+    weights = [network.layer2[0].conv2.weight, network.layer4[2].conv3.weight]
+    loss = maps.square().mean()
+    gradients = torch.autograd.grad(loss, weights)
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight -= 0.1 * weight.norm() * gradient / gradient.norm()
+    return torch.cat([loss.detach().view(1), *(gradient.flatten() for gradient in gradients)])
+
+
+def _last_maps(network: ResNet, images: torch.Tensor) -> torch.Tensor:
+    stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+    return network.layer4(network.layer3(network.layer2(network.layer1(stem))))
