@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from sgpipe.errors import EngineError, UserError, WorkersLostError, refusal
@@ -36,8 +37,10 @@ from sgpipe.shards.write import shard_name, write_shard
 from sgpipe.sources.index import SourceIndex
 from sgpipe.stages import Stage
 from sgpipe.stages.run import IsolatedRunner, StageRunner
+from sgpipe.turnstile import open_turnstile
 
 _UNIT, _SECONDS, _ENTRY, _REFUSAL, _FAILURE = "_unit", "_seconds", "entry", "refusal", "failure"
+_UNITS_AHEAD = 4  # for each actor: one at work, one that Ray has given it, and two in the queue before it
 _WORKER_ARGS = {"max_restarts": 8, "max_task_retries": 1}
 _SECONDS_TO_CONNECT = 5
 
@@ -67,14 +70,17 @@ class Pool:
     actors: int
 
 
+@dataclass(frozen=True)
 class UnitReader:
-    """Work unit → its records, from the source index of its split."""
+    """Work unit → its records, from the source index of its split, once the turnstile lets it in."""
 
-    def __init__(self, root: Path, indexes: dict[str, Path]) -> None:
-        self.root = root
-        self.indexes = indexes
+    root: Path
+    indexes: dict[str, Path]
+    turnstile: ActorHandle | None = None
 
     def __call__(self, unit: WorkUnit) -> list[Record]:
+        if self.turnstile:
+            ray.get(self.turnstile.enter.remote(_key(unit)))
         records = SourceIndex(self.indexes[unit.split]).records(unit.start, unit.stop)
         if not (unit.redo and unit.revises):
             return records
@@ -129,6 +135,10 @@ class Worker:
             entry = self.writer(unit, records, {k: round(v, 3) for k, v in seconds.items()})
             return pa.table({_ENTRY: [json.dumps(asdict(entry))]})
         return _block(unit, seconds, to_table(records))
+
+
+def _key(unit: WorkUnit | ShardEntry) -> str:
+    return f"{unit.split} {unit.start}"
 
 
 def _block(unit: WorkUnit, seconds: dict[str, float], table: pa.Table | None = None) -> pa.Table:
@@ -269,13 +279,18 @@ def _run_once(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
 ) -> Generator[ShardEntry, None, None]:
     pools = plan_pools(stages, len(units))
+    turnstile = open_turnstile(_UNITS_AHEAD * sum(pool.actors for pool in pools)) if len(pools) > 1 else None
+    reader = replace(reader, turnstile=turnstile)
     try:
         for row in _graph(pools, units, reader, writer, isolated).iter_rows():
             if _REFUSAL in row:
                 raise UserError(row[_REFUSAL])
             if _FAILURE in row:
                 raise EngineError(row[_FAILURE])
-            yield ShardEntry(**json.loads(row[_ENTRY]))
+            shard = ShardEntry(**json.loads(row[_ENTRY]))
+            yield shard
+            if turnstile:
+                turnstile.leave.remote(_key(shard))
     except RayTaskError as error:
         raise EngineError(reason(error)) from None
     except RayError as error:

@@ -7,18 +7,24 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sgpipe.recipe import Resources
 from sgpipe.records import Caption, Record, Relation
 
 SECONDS = "SGPIPE_STUB_SECONDS"
+MARKS = "SGPIPE_STUB_MARKS"
 
 
 @dataclass
 class Stub:
-    """Says of a picture what its name alone decides, in `seconds`; one called `fatal` ends its process."""
+    """Says of a picture what its name alone decides, in `seconds`; one called `fatal` ends its process.
+
+    In the folder `marks`, if there is one, it leaves a file for each picture that it is done with.
+    """
 
     seconds: float = 0.0
+    marks: str | None = None
     name: str = "stub"
     fills: tuple[str, ...] = ("captions", "relations")
     resources: Resources = field(default_factory=Resources)
@@ -35,4 +41,6 @@ class Stub:
             record.captions = [Caption(digest.hex())]
             last = len(record.objects) - 1
             record.relations = [Relation(0, last, f"rank {digest[0]}", digest[1] / 255)] if last > 0 else []
+            if self.marks:
+                Path(self.marks, record.image_id).touch()
         return records

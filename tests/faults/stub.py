@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from unittest import mock
 
 from sgpipe import cli, generate
+from sgpipe.recipe import Resources
 from sgpipe.stages import Stage
-from tests.faults.stage import SECONDS, Stub
+from tests.faults.stage import MARKS, SECONDS, Stub
 
 
 def stages(*_: object) -> list[Stage]:
-    return [Stub(float(os.environ.get(SECONDS, "0")))]
+    """One stage; or, where it shall leave marks, a quick one that does and a slow one in actors of its own."""
+    last = Stub(float(os.environ.get(SECONDS, "0")))
+    marks = os.environ.get(MARKS)
+    return [Stub(marks=marks), replace(last, resources=Resources(cpus=0.5))] if marks else [last]
 
 
 def main(*arguments: str) -> None:
