@@ -19,7 +19,6 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -32,9 +31,9 @@ from sgpipe.errors import EngineError, UserError, WorkersLostError, refusal
 from sgpipe.recipe import EngineConfig, Resources
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.shards.manifest import ShardEntry
-from sgpipe.shards.read import read_file
-from sgpipe.shards.write import shard_name, write_shard
-from sgpipe.sources.index import SourceIndex
+from sgpipe.shards.shelf import Shelf
+from sgpipe.shards.write import shard_name
+from sgpipe.sources.index import read_records
 from sgpipe.stages import Stage
 from sgpipe.stages.run import IsolatedRunner, StageRunner
 from sgpipe.turnstile import open_turnstile
@@ -74,33 +73,34 @@ class Pool:
 class UnitReader:
     """Work unit → its records, from the source index of its split, once the turnstile lets it in."""
 
-    root: Path
-    indexes: dict[str, Path]
+    shelf: Shelf
+    indexes: dict[str, str]
     turnstile: ActorHandle | None = None
 
     def __call__(self, unit: WorkUnit) -> list[Record]:
         if self.turnstile:
             ray.get(self.turnstile.enter.remote(_key(unit)))
-        records = SourceIndex(self.indexes[unit.split]).records(unit.start, unit.stop)
+        with self.shelf.open(self.indexes[unit.split]) as index:
+            records = read_records(index, unit.start, unit.stop)
         if not (unit.redo and unit.revises):
             return records
-        failed = read_file(self.root / unit.revises, ["status"])["status"].to_pylist()
+        failed = self.shelf.read_shard(unit.revises, ["status"])["status"].to_pylist()
         return [record for record, status in zip(records, failed, strict=True) if status == "error"]
 
 
+@dataclass(frozen=True)
 class UnitWriter:
     """The finished records of a unit → its shard."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    shelf: Shelf
 
     def __call__(self, unit: WorkUnit, records: list[Record], seconds: dict[str, float]) -> ShardEntry:
         if unit.redo and unit.revises:
             again = iter(records)
-            earlier = from_table(read_file(self.root / unit.revises))
+            earlier = from_table(self.shelf.read_shard(unit.revises))
             records = [record if record.ok else next(again) for record in earlier]
         name = shard_name(unit.split, unit.start, unit.stop, unit.revision)
-        return write_shard(self.root, name, unit.split, unit.start, records, seconds)
+        return self.shelf.write_shard(name, unit.split, unit.start, records, seconds)
 
 
 class Worker:
