@@ -1,6 +1,6 @@
 """The engine: a list of stages and a list of work units become one Ray Data graph.
 
-One block is one work unit is one shard. Consecutive stages with equal resources share a pool of actors; the
+One row is one work unit is one shard. Consecutive stages with equal resources share a pool of actors; the
 first pool reads a unit from the source index, the last one writes its shard, and the driver alone commits
 shards to the manifest, in the order in which they are done.
 """
@@ -38,7 +38,7 @@ from sgpipe.stages import Stage
 from sgpipe.stages.run import IsolatedRunner, StageRunner
 from sgpipe.turnstile import open_turnstile
 
-_UNIT, _SECONDS, _ENTRY, _REFUSAL, _FAILURE = "_unit", "_seconds", "entry", "refusal", "failure"
+_UNIT, _SECONDS, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "seconds", "records", "entry", "refusal", "failure"
 _UNITS_AHEAD = 4  # for each actor: one at work, one that Ray has given it, and two in the queue before it
 _WORKER_ARGS = {"max_restarts": 8, "max_task_retries": 1}
 _SECONDS_TO_CONNECT = 5
@@ -128,29 +128,33 @@ class Worker:
 
     def _run(self, block: pa.Table) -> pa.Table:
         unit = WorkUnit(**json.loads(block[_UNIT][0].as_py()))
-        records = self.reader(unit) if self.reader else from_table(block)
+        records = self.reader(unit) if self.reader else _records(block)
         records, own = self.runner(records)
         seconds = {**json.loads(block[_SECONDS][0].as_py()), **own}
         if self.writer:
             entry = self.writer(unit, records, {k: round(v, 3) for k, v in seconds.items()})
             return pa.table({_ENTRY: [json.dumps(asdict(entry))]})
-        return _block(unit, seconds, to_table(records))
+        return _block(unit, seconds, records)
 
 
 def _key(unit: WorkUnit | ShardEntry) -> str:
     return f"{unit.split} {unit.start}"
 
 
-def _block(unit: WorkUnit, seconds: dict[str, float], table: pa.Table | None = None) -> pa.Table:
-    """The block that carries a unit from pool to pool: its records, tagged with the unit on every row."""
-    rows = table.num_rows if table is not None else 1
-    block = pa.table(
-        {_UNIT: pa.array([json.dumps(asdict(unit))] * rows), _SECONDS: pa.array([json.dumps(seconds)] * rows)}
+def _block(unit: WorkUnit, seconds: dict[str, float], records: Sequence[Record] = ()) -> pa.Table:
+    """What carries a unit from pool to pool: a row with all of its records in it."""
+    rows = to_table(records).to_struct_array().combine_chunks()
+    return pa.table(
+        {
+            _UNIT: [json.dumps(asdict(unit))],
+            _SECONDS: [json.dumps(seconds)],
+            _RECORDS: pa.ListArray.from_arrays([0, len(rows)], rows),
+        }
     )
-    if table is not None:
-        for field in table.schema:
-            block = block.append_column(field, table[field.name])
-    return block
+
+
+def _records(block: pa.Table) -> list[Record]:
+    return from_table(pa.Table.from_struct_array(block[_RECORDS].combine_chunks().flatten()))
 
 
 def start_ray(config: EngineConfig) -> None:
@@ -315,7 +319,7 @@ def _graph(
             dataset = dataset.map_batches(
                 Worker,
                 fn_constructor_args=(runner(pool.stages), reader if first else None, writer if last else None),
-                batch_size=None,
+                batch_size=1,  # a unit; Ray insists on a number where there are GPUs
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=pool.actors),
                 num_cpus=pool.resources.cpus,

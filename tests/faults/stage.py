@@ -14,13 +14,15 @@ from sgpipe.records import Caption, Record, Relation
 
 SECONDS = "SGPIPE_STUB_SECONDS"
 MARKS = "SGPIPE_STUB_MARKS"
+GPUS = "SGPIPE_STUB_GPUS"
 
 
 @dataclass
 class Stub:
     """Says of a picture what its name alone decides, in `seconds`; one called `fatal` ends its process.
 
-    In the folder `marks`, if there is one, it leaves a file for each picture that it is done with.
+    In the folder `marks`, if there is one, it leaves a file for each picture that it is done with, in which stand the
+    GPUs that it sees.
     """
 
     seconds: float = 0.0
@@ -42,5 +44,5 @@ class Stub:
             last = len(record.objects) - 1
             record.relations = [Relation(0, last, f"rank {digest[0]}", digest[1] / 255)] if last > 0 else []
             if self.marks:
-                Path(self.marks, record.image_id).touch()
+                Path(self.marks, record.image_id).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return records

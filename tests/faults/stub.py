@@ -13,14 +13,16 @@ from unittest import mock
 from sgpipe import cli, generate
 from sgpipe.recipe import Resources
 from sgpipe.stages import Stage
-from tests.faults.stage import MARKS, SECONDS, Stub
+from tests.faults.stage import GPUS, MARKS, SECONDS, Stub
 
 
 def stages(*_: object) -> list[Stage]:
-    """One stage; or, where it shall leave marks, a quick one that does and a slow one in actors of its own."""
+    """One stage; or, where it shall leave marks, a quick one that does, on GPUs if so asked, and a slow one on half a
+    CPU."""
     last = Stub(float(os.environ.get(SECONDS, "0")))
     marks = os.environ.get(MARKS)
-    return [Stub(marks=marks), replace(last, resources=Resources(cpus=0.5))] if marks else [last]
+    resources = Resources(gpus=float(os.environ.get(GPUS, "0")))
+    return [Stub(marks=marks, resources=resources), replace(last, resources=Resources(cpus=0.5))] if marks else [last]
 
 
 def main(*arguments: str) -> None:

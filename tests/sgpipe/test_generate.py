@@ -9,21 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from sgpipe.engine import start_ray
+from sgpipe.engine import Pool, UnitReader, UnitWriter, WorkUnit, _graph, start_ray
 from sgpipe.errors import UserError
 from sgpipe.evaluation.known import ALL_PAIRS, LABELS, known_quality, print_quality
 from sgpipe.generate import Summary, generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.progress import Progress
-from sgpipe.recipe import EngineConfig, load_recipe
+from sgpipe.recipe import EngineConfig, Resources, load_recipe
 from sgpipe.records import Record
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.read import iter_records
+from sgpipe.shards.shelf import FolderShelf
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 
@@ -72,6 +74,27 @@ def finished(ray_engine, coco, tagger, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "out"
     run(coco, tagger, out)
     return out
+
+
+@dataclass
+class OnGpu:
+    name: str = "stub"
+    fills: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=lambda: Resources(gpus=0.5))
+
+    def setup(self) -> None: ...
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        return records
+
+
+def test_stages_may_ask_for_gpus(ray_engine, tmp_path):
+    shelf = FolderShelf(tmp_path)
+    stages = [OnGpu(), OnGpu(resources=Resources())]
+    pools = [Pool((stage,), stage.resources, 1) for stage in stages]
+    units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
+    graph = _graph(pools, units, UnitReader(shelf, {"val": "index"}), UnitWriter(shelf), isolated=False)
+    assert "MapBatches" in str(graph)
 
 
 def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
