@@ -176,6 +176,7 @@ def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, t
         run(coco, tmp_path / "tagger", finished)
 
 
+@pytest.mark.slow
 def test_what_is_no_tagger_is_one_clear_line(ray_engine, coco, tagger, tmp_path):
     make_blip(tmp_path / "blip")
     with pytest.raises(UserError, match="blip") as caught:
@@ -227,7 +228,8 @@ def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
     pytest.fail(f"no {shards} shards came: {process.stderr.read() if process.poll() is not None else 'time is up'}")
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_a_killed_run_goes_on_and_gives_the_same_rows(coco, tagger, finished, tmp_path, seed):
     out, rng = tmp_path / "out", random.Random(seed)
     killed = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
