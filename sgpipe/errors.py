@@ -23,6 +23,10 @@ class WorkersLostError(EngineError):
     """Ray lost workers or machines; what they worked on can be done again."""
 
 
+class MachinesLostError(WorkersLostError):
+    """What is left of the cluster is too small for the actors that were planned."""
+
+
 class StoreError(OSError):
     """What an object store refuses; the message is one line that names it."""
 

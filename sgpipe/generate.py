@@ -45,13 +45,13 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
     folder = RunFolder(out, Store(recipe.engine.store) if recipe.engine.store else None)
     with folder.lock():
         published = Published(folder)
-        published.reconcile()
-        recipe = with_packaged_models(_draw(recipe, folder, progress))
-        indexes = _open_sources(recipe, folder, progress)
-        manifest = _open_manifest(recipe, folder, indexes)
-        published.copy_manifest()
+        with published.reconciled():
+            recipe = with_packaged_models(_draw(recipe, folder, progress))
+            indexes = _open_sources(recipe, folder, progress)
+            manifest = _open_manifest(recipe, folder, indexes)
         folder.sweep(manifest)
         folder.describe(recipe, manifest)
+        published.copy()
         rows = _planned_rows(recipe, indexes)
         todo = _missing(manifest, rows) + _lost(folder, manifest, progress)
         if retry_failed:
@@ -137,13 +137,13 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
     images = {split: _place(root, folder) for split, root in _image_roots(recipe).items()}
     run = {"name": recipe.name, "fingerprint": fingerprint(now), "identity": now, "images": images}
     if folder.store:
-        run["store"] = folder.store.uri
+        run["store"] = folder.store.place
     if not (folder.root / MANIFEST).exists():
         if folder.holds_shards():
             raise UserError(f"{folder.place} holds shards but no {MANIFEST}; restore it, or choose another")
         return Manifest.create(folder.root, run)
     manifest = Manifest.load(folder.root)
-    if manifest.run["fingerprint"] == run["fingerprint"]:
+    if manifest.run["fingerprint"] == run["fingerprint"] and manifest.run.get("store") == run.get("store"):
         return manifest
     if not manifest.shards:  # nothing was made by the other recipe
         return Manifest.create(folder.root, run)
@@ -152,7 +152,8 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
 
 def _other_recipe(folder: RunFolder, changes: Sequence[str]) -> UserError:
     lines = "".join(f"\n  {line}" for line in changes)
-    return UserError(f"{folder.root} was made by another recipe; choose another --out, or go back on:{lines}")
+    other = "--store" if folder.store else "--out"
+    return UserError(f"{folder.place} was made by another recipe; choose another {other}, or go back on:{lines}")
 
 
 def _place(images: Path, folder: RunFolder) -> str:
@@ -240,7 +241,7 @@ def _run(
         described = {shard.split for shard in manifest.shards}
         for shard in shards:
             superseded = manifest.commit(shard)
-            published.copy_manifest(soon=True)
+            published.copy_soon()
             # The copy of the manifest in a store may still list it: there it waits for `sweep`.
             if superseded is not None and superseded.file != shard.file and not folder.store:
                 folder.shelf.delete(superseded.file)

@@ -38,10 +38,14 @@ class Turnstile:
             self._changed.notify_all()
 
 
+def beside_driver() -> NodeAffinitySchedulingStrategy:
+    """Where an actor is lost only together with the driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def open_turnstile(most: int) -> ActorHandle:
-    """A turnstile that every worker can reach, beside the driver; killed, it begins anew with nothing inside."""
-    beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    """A turnstile beside the driver; killed, it begins anew with nothing inside."""
     actor = ray.remote(Turnstile).options(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside, max_concurrency=10_000
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside_driver()
     )
     return cast(ActorHandle, actor.remote(most))

@@ -11,10 +11,9 @@ from tempfile import TemporaryDirectory
 from sgpipe.errors import StoreError, UserError, naming
 from sgpipe.shards.folder import RunFolder
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest, whole_lines
+from sgpipe.shards.published import DESCRIPTIONS, go_on
 from sgpipe.shards.store import Store
 from sgpipe.sources.json_stream import file_sha256
-
-_DESCRIPTIONS = ("README.md", "recipe.yaml")
 
 
 def fetch(store: Store, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
@@ -29,14 +28,17 @@ def fetch(store: Store, out: Path, advance: Callable[[int, Mapping[str, int]], N
     """
     folder = RunFolder(out)
     with folder.lock():
-        content = _manifest(store, out)
+        there = store.read(MANIFEST)
+        if there is None:
+            raise UserError(f"{store.place} holds no sgpipe run: there is no {MANIFEST} in it")
+        content = go_on(whole_lines(out / MANIFEST), there, folder)
         with TemporaryDirectory() as temporary:
             replace_manifest(Path(temporary), content)
             shards = Manifest.load(Path(temporary)).shards
         for shard in shards:
             _fetch_shard(store, out, shard)
             advance(shard.rows, shard.counts)
-        for name in _DESCRIPTIONS:
+        for name in DESCRIPTIONS:
             if (description := store.read(name)) is not None:
                 (out / name).write_bytes(description)
         replace_manifest(out, content)
@@ -45,28 +47,18 @@ def fetch(store: Store, out: Path, advance: Callable[[int, Mapping[str, int]], N
     return manifest
 
 
-def _manifest(store: Store, out: Path) -> bytes:
-    """The manifest in the store, or the folder's if that goes on from it."""
-    there, here = store.read(MANIFEST), whole_lines(out / MANIFEST)
-    if there is None:
-        raise UserError(f"{store.uri} holds no sgpipe run: there is no {MANIFEST} in it")
-    if not there.startswith(here) and not here.startswith(there):
-        raise UserError(f"{out} and {store.uri} hold different runs; choose another --out")
-    return max(there, here, key=len)
-
-
 def _fetch_shard(store: Store, out: Path, shard: ShardEntry) -> None:
     path = out / shard.file
     if path.is_file() and file_sha256(path) == shard.sha256:
         return
+    if not store.has(shard.file):
+        raise StoreError(f"{store.place}: {shard.file} is missing; the run makes it again")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with naming(path):
             store.get_file(shard.file, temporary)
         if file_sha256(temporary) != shard.sha256:
-            raise StoreError(f"{store.uri}: {shard.file} is not what the manifest says; the run makes it again")
+            raise StoreError(f"{store.place}: {shard.file} is not what the manifest says; the run makes it again")
         os.replace(temporary, path)
-    except FileNotFoundError:
-        raise StoreError(f"{store.uri}: {shard.file} is missing; the run makes it again") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from sgpipe.recipe import Recipe
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.shards.shelf import FolderShelf, Shelf, StoreShelf
 from sgpipe.shards.store import Store
+from sgpipe.shards.store_lock import StoreLock
 from sgpipe.shards.write import DATA
 
 _PRIVATE = ".sgpipe"
@@ -70,7 +71,8 @@ class RunFolder:
         """
         self.root = root
         self.store = store
-        self.shelf: Shelf = StoreShelf(store) if store else FolderShelf(root.resolve())
+        self.shelf: Shelf = StoreShelf(store) if store else FolderShelf(root.absolute())
+        self._store_lock = StoreLock(store) if store else None
         self.private = root / _PRIVATE
         self._lock = self.private / "lock"
 
@@ -85,7 +87,7 @@ class RunFolder:
     @property
     def place(self) -> str:
         """Where the shards lie, to be shown to people."""
-        return self.store.uri if self.store else str(self.root)
+        return self.store.place if self.store else str(self.root)
 
     @property
     def drawing(self) -> Drawing:
@@ -109,9 +111,15 @@ class RunFolder:
         Raises:
             UserError: it is a file, holds something else, cannot be written, or another run is at work in it.
         """
-        self._make()
-        with naming(self.root), only_process(self._lock, self.root), self.store.lock() if self.store else nullcontext():
-            yield
+        with self._store_lock.held() if self._store_lock else nullcontext():
+            self._make()
+            with naming(self.root), only_process(self._lock, self.root):
+                yield
+
+    def check_lock(self) -> None:
+        """Raises StoreError: another run took over the store. In a folder that cannot be."""
+        if self._store_lock:
+            self._store_lock.check()
 
     def _make(self) -> None:
         if _URI.match(str(self.root)):
@@ -172,6 +180,7 @@ class RunFolder:
 
     def sweep(self, manifest: Manifest) -> None:
         """Delete what a killed run left behind: shards the manifest does not list, and temporary files."""
+        self.check_lock()
         for file in self.unlisted(manifest):
             self.shelf.delete(file)
         temporary = [path for path in (self.root / DATA).iterdir() if _TEMPORARY.fullmatch(path.name)]

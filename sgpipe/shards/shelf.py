@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +23,8 @@ from sgpipe.shards.write import write_shard
 class Shelf(Protocol):
     """Files by their names within the run."""
 
-    def open(self, name: str) -> pa.NativeFile:
-        """A file to read anywhere in. Raises OSError."""
+    def open(self, name: str) -> AbstractContextManager[pa.NativeFile]:
+        """A file to read anywhere in. Raises OSError, also while it is read."""
 
     def read_shard(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Raises UserError: as `read_file`."""
@@ -47,9 +47,10 @@ class FolderShelf:
 
     root: Path
 
-    def open(self, name: str) -> pa.NativeFile:
-        with naming(self.root / name):
-            return pa.memory_map(str(self.root / name))
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile]:
+        with naming(self.root / name), pa.memory_map(str(self.root / name)) as file:
+            yield file
 
     def read_shard(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         return read_file(self.root / name, columns)
@@ -60,7 +61,9 @@ class FolderShelf:
         return write_shard(self.root, name, split, start, records, seconds)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        sizes = {}
+        sizes: dict[str, int] = {}
+        if not (self.root / folder).is_dir():
+            return sizes
         for entry in os.scandir(self.root / folder):
             with suppress(FileNotFoundError):  # a run at work may have replaced it
                 sizes[entry.name] = entry.stat().st_size
@@ -76,7 +79,7 @@ class StoreShelf:
 
     store: Store
 
-    def open(self, name: str) -> pa.NativeFile:
+    def open(self, name: str) -> AbstractContextManager[pa.NativeFile]:
         return self.store.open(name)
 
     def read_shard(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:

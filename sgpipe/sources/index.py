@@ -47,14 +47,20 @@ class SourceIndex:
 
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""
-        return read_records(self._file, start, stop)
+        return read_records(self._file, start, stop, self._path)
 
 
-def read_records(index: pa.NativeFile, start: int, stop: int) -> list[Record]:
-    """Records `start` up to, not including, `stop` of the Arrow file of an index; nothing else of it is read."""
-    reader = pa.ipc.open_file(index)
+def read_records(index: pa.NativeFile, start: int, stop: int, name: Path | str) -> list[Record]:
+    """Records `start` up to, not including, `stop` of the Arrow file of an index; nothing else of it is read.
+
+    Raises UserError: it is damaged; `name` is how it is named then.
+    """
     first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
-    table = pa.Table.from_batches([reader.get_batch(i) for i in range(first, last)], schema=reader.schema)
+    try:
+        reader = pa.ipc.open_file(index)
+        table = pa.Table.from_batches([reader.get_batch(i) for i in range(first, last)], schema=reader.schema)
+    except pa.ArrowException as error:
+        raise UserError(f"the source index {name} cannot be read ({error})") from None
     return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
 
 

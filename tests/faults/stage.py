@@ -21,11 +21,12 @@ GPUS = "SGPIPE_STUB_GPUS"
 class Stub:
     """Says of a picture what its name alone decides, in `seconds`; one called `fatal` ends its process.
 
-    In the folder `marks`, if there is one, it leaves a file for each picture that it is done with, in which stand the
-    GPUs that it sees.
+    Its caption gets so many `bytes` more. In the folder `marks`, if there is one, it leaves a file for each picture
+    that it is done with, in which stand the GPUs that it sees.
     """
 
     seconds: float = 0.0
+    bytes: int = 0
     marks: str | None = None
     name: str = "stub"
     fills: tuple[str, ...] = ("captions", "relations")
@@ -40,7 +41,7 @@ class Stub:
             if "fatal" in record.file_name:
                 os.kill(os.getpid(), signal.SIGSEGV)
             digest = hashlib.sha256(record.image_id.encode()).digest()
-            record.captions = [Caption(digest.hex())]
+            record.captions = [Caption(digest.hex() + "." * self.bytes)]
             last = len(record.objects) - 1
             record.relations = [Relation(0, last, f"rank {digest[0]}", digest[1] / 255)] if last > 0 else []
             if self.marks:

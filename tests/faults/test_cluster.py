@@ -43,6 +43,25 @@ def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_units_between_stages_may_be_lost_with_their_machine(cluster: Cluster, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    dataset = make_dataset(tmp_path / "data", IMAGES)
+    cluster.add_node(num_cpus=2)
+    run = Run(dataset, tmp_path / "out", ("--set", "engine.unit_size=1", "--ray-address", cluster.address))
+    run.environment = {SECONDS: "0.5", MARKS: str(marks)}
+    run.start()
+    assert run.wait_for(lambda: run.committed > 5), run.said
+    for lost in list(cluster.worker_nodes)[:2]:
+        cluster.remove_node(lost, allow_graceful=False)
+    assert run.wait() == 0, run.said
+    whole = Run(dataset, tmp_path / "whole")
+    whole.start()
+    assert whole.wait() == 0, whole.said
+    assert_whole(run.out, rows(whole.out))
+
+
+@pytest.mark.slow
 def test_stages_run_where_their_resources_are(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1, num_gpus=2)
     marks = tmp_path / "marks"

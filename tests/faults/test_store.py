@@ -1,28 +1,37 @@
 """Shards in an object store: a server of moto's that speaks S3."""
 
+import json
 import os
 import re
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from moto.server import ThreadedMotoServer
+from rich.console import Console
 from typer.testing import CliRunner
 
-from sgpipe import cli
+from sgpipe import cli, generate
 from sgpipe.engine import UnitReader, UnitWriter, WorkUnit
 from sgpipe.errors import StoreError, UserError
-from sgpipe.recipe import SourceConfig, SplitConfig, load_recipe
+from sgpipe.progress import Progress
+from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, from_table, to_table
-from sgpipe.shards import store as stores
+from sgpipe.shards import store_lock
 from sgpipe.shards.fetch import fetch
 from sgpipe.shards.folder import RunFolder
-from sgpipe.shards.manifest import MANIFEST, Manifest
+from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.shards.published import Published
 from sgpipe.shards.store import Store
-from sgpipe.sources import open_source
+from sgpipe.shards.store_lock import LOCK, StoreLock
+from sgpipe.shards.verify import verify
+from sgpipe.sources.index import SourceIndex
 from tests.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.faults.stage import SECONDS, Stub
 
@@ -51,30 +60,31 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
 
 
 class Machine:
-    """What a run does with its store, without Ray: `committed` units of two images are labelled and committed."""
+    """`sgpipe generate` with a store, whose workers label units of two images by themselves, without Ray."""
 
-    def __init__(self, dataset: list[str], out: Path, store: Store) -> None:
+    def __init__(self, dataset: list[str], out: Path, store: Store | None) -> None:
         self.folder = RunFolder(out, store)
-        options = dict(zip(dataset[::2], dataset[1::2], strict=True))
-        split = SplitConfig(annotations=Path(options["--annotations"]), images=Path(options["--images"]))
-        self.source = SourceConfig(format="coco", splits={"val": split})
+        options = {name.removeprefix("--"): Path(value) for name, value in pairwise(dataset) if name[:2] == "--"}
+        split = {name: options[name] for name in ("images", "annotations", "captions")}
+        settings = {"source.splits": {"val": split}, "caption.captioner": None, "tag.tagger": "none"}
+        self.recipe = load_recipe("coco", settings | {"engine.store": store and store.uri})
 
     def work(self, units: int) -> Manifest:
-        with self.folder.lock():
-            published = Published(self.folder)
-            published.reconcile()
-            open_source(self.source, "val", self.folder.index("val"))
-            published.copy_index(self.folder.index("val"))
-            root, run = self.folder.root, {"store": self.folder.place}
-            manifest = Manifest.load(root) if (root / MANIFEST).exists() else Manifest.create(root, run)
-            self.folder.describe(load_recipe("coco"), manifest)
-            with published:
-                for start, _ in manifest.missing("val", IMAGES)[:1]:
-                    for at in range(start, min(start + 2 * units, IMAGES), 2):
-                        manifest.commit(self.label(WorkUnit("val", at, at + 2)))
-            return manifest
+        """Commit so many units; raises KeyboardInterrupt if that is not all."""
 
-    def label(self, unit: WorkUnit):
+        def run(recipe, folder, manifest, indexes, todo, progress, published) -> None:
+            ranges = [(at, at + 2) for unit in todo for at in range(unit.start, unit.stop, 2)]
+            for start, stop in ranges[:units]:
+                manifest.commit(self.label(WorkUnit("val", start, stop)))
+                published.copy_soon()
+            if len(ranges) > units:
+                raise KeyboardInterrupt
+
+        with mock.patch.object(generate, "_run", run), suppress(KeyboardInterrupt):
+            generate.generate(self.recipe, self.folder.root, Progress(Console(quiet=True)))
+        return Manifest.load(self.folder.root)
+
+    def label(self, unit: WorkUnit) -> ShardEntry:
         reader = UnitReader(self.folder.shelf, {"val": self.folder.index_name("val")})
         return UnitWriter(self.folder.shelf)(unit, Stub()(reader(unit)), {})
 
@@ -85,8 +95,7 @@ def dataset(tmp_path: Path) -> list[str]:
 
 
 def labelled(machine: Machine) -> list[Record]:
-    records = open_source(machine.source, "val", machine.folder.index("val")).records(0, IMAGES)
-    return from_table(to_table(Stub()(records)))
+    return from_table(to_table(Stub()(SourceIndex(machine.folder.index("val")).records(0, IMAGES))))
 
 
 def ignore(images: int, counts: object) -> None: ...
@@ -169,7 +178,8 @@ def test_lost_and_unlisted_objects_are_noticed(store: Store, dataset: list[str],
         fetch(store, tmp_path / "fetched", ignore)
     for shard in manifest.shards[:2]:
         machine.label(WorkUnit("val", shard.start, shard.stop))
-    machine.folder.sweep(manifest)
+    with machine.folder.lock():
+        machine.folder.sweep(manifest)
     assert store.sizes("data").keys() == {Path(shard.file).name for shard in manifest.shards} | {"somebody.txt"}
     fetch(store, tmp_path / "fetched", ignore)
     assert_whole(tmp_path / "fetched", labelled(machine))
@@ -188,9 +198,9 @@ def test_a_store_of_another_run_is_refused(store: Store, dataset: list[str], tmp
     other = RunFolder(tmp_path / "other", store)
     with other.lock():
         Manifest.create(other.root, {"store": store.uri, "name": "another"})
-        with pytest.raises(UserError, match="hold different runs"):
-            Published(other).reconcile()
-    with pytest.raises(UserError, match="hold different runs"):
+        with pytest.raises(UserError, match="are of different runs"):
+            Published(other).reconciled().__enter__()
+    with pytest.raises(UserError, match="are of different runs"):
         fetch(store, tmp_path / "other", ignore)
     with pytest.raises(UserError, match="holds no sgpipe run"):
         fetch(Store(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)
@@ -200,7 +210,7 @@ def test_a_store_of_another_run_is_refused(store: Store, dataset: list[str], tmp
 def test_shards_do_not_move_while_a_run_goes_on(store: Store, dataset: list[str], tmp_path: Path, now) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     with pytest.raises(UserError, match=f"are in {store.uri}; go on with --store {store.uri}"):
-        Published(RunFolder(tmp_path / "out", now and Store(now))).reconcile()
+        Published(RunFolder(tmp_path / "out", now and Store(now))).reconciled().__enter__()
 
 
 def test_commands_that_need_shards_say_where_they_are(store: Store, dataset: list[str], tmp_path: Path) -> None:
@@ -214,30 +224,103 @@ def test_commands_that_need_shards_say_where_they_are(store: Store, dataset: lis
     assert said.exit_code == 0, said.output
 
 
+def owner(process: int, host: str) -> bytes:
+    return json.dumps({"process": process, "host": host, "token": "another"}).encode()
+
+
 def test_one_run_at_a_time_writes_into_a_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    with store.lock(), pytest.raises(UserError, match=f"process {os.getpid()} on .* wait for it"), store.lock():
-        pass
-    assert store.read(".sgpipe/lock") is None
+    with StoreLock(store).held(), pytest.raises(UserError, match=f"process {os.getpid()} on .* wait for it"):
+        StoreLock(store).held().__enter__()
+    assert store.read(LOCK) is None
     dead = subprocess.Popen(["true"])
     dead.wait()
-    mine = f"{os.getpid()} on {os.uname().nodename}"
-    store.put(".sgpipe/lock", mine.replace(str(os.getpid()), str(dead.pid)).encode())
-    with store.lock():
-        assert store.read(".sgpipe/lock") == mine.encode()
-    store.put(".sgpipe/lock", b"1 on another-machine")
-    with pytest.raises(UserError, match="1 on another-machine"), store.lock():
+    store.put(LOCK, owner(dead.pid, os.uname().nodename))
+    with StoreLock(store).held():
         pass
-    monkeypatch.setattr(stores, "_STALE", -5)
-    with store.lock():
+    store.put(LOCK, owner(1, "another-machine"))
+    with pytest.raises(UserError, match="process 1 on another-machine"):
+        StoreLock(store).held().__enter__()
+    monkeypatch.setattr(store_lock, "_STALE", -5)
+    with StoreLock(store).held():
         pass
 
 
 def test_the_lock_of_a_run_at_work_is_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "_SECONDS_PER_BEAT", 0.01)
-    with store.lock():
-        store.delete(".sgpipe/lock")
-        while store.read(".sgpipe/lock") is None:
-            pass
+    monkeypatch.setattr(store_lock, "_SECONDS_PER_BEAT", 0.01)
+    with StoreLock(store).held():
+        first, end = store.changed(LOCK), time.monotonic() + 20
+        while store.changed(LOCK) == first and time.monotonic() < end:
+            time.sleep(0.1)
+        assert store.changed(LOCK) > first
+
+
+def test_a_lock_that_was_taken_over_is_left_alone(
+    store: Store, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_lock, "_SECONDS_PER_BEAT", 0.5)
+    folder, other = RunFolder(tmp_path / "out", store), owner(1, "another-machine")
+    with folder.lock():
+        manifest = Manifest.create(folder.root, {})
+        store.put("data/val-000000000-000000002.parquet", b"the other run's")
+        store.put(LOCK, other)
+        time.sleep(1)
+        for forbidden in (lambda: folder.sweep(manifest), Published(folder).copy):
+            with pytest.raises(StoreError, match="another run took over"):
+                forbidden()
+    assert store.read(LOCK) == other
+    assert store.sizes("data") == {"val-000000000-000000002.parquet": 15}
+    assert store.read(MANIFEST) is None
+
+
+def test_a_first_attempt_without_shards_binds_nothing(store: Store, dataset: list[str], tmp_path: Path) -> None:
+    Machine(dataset, tmp_path / "out", None).work(units=0)
+    machine = Machine(dataset, tmp_path / "out", store)
+    machine.work(units=2)
+    assert len(machine.work(units=1).shards) == 3
+
+
+def test_the_store_of_another_recipe_leaves_the_folder_as_it_was(
+    store: Store, dataset: list[str], tmp_path: Path
+) -> None:
+    Machine(dataset, tmp_path / "out", store).work(units=1)
+    other = Machine(dataset, tmp_path / "other", store)
+    other.recipe = other.recipe.model_copy(update={"seed": 1})
+    with pytest.raises(UserError, match=f"{store.uri} was made by another recipe; choose another --store"):
+        other.work(units=1)
+    assert not (tmp_path / "other" / MANIFEST).exists()
+    elsewhere = Machine(dataset, tmp_path / "other", Store(f"{store.uri}-too"))
+    assert len(elsewhere.work(units=1).shards) == 1
+
+
+def test_a_damaged_copy_is_fetched_again_and_not_repaired(store: Store, dataset: list[str], tmp_path: Path) -> None:
+    machine = Machine(dataset, tmp_path / "out", store)
+    shard = machine.work(units=6).shards[0]
+    fetch(store, tmp_path / "fetched", ignore)
+    (tmp_path / "fetched" / shard.file).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"get again what is bad: sgpipe fetch {store.uri}"):
+        verify(tmp_path / "fetched", repair=True)
+    fetch(store, tmp_path / "fetched", ignore)
+    assert_whole(tmp_path / "fetched", labelled(machine))
+
+
+def test_a_run_killed_after_its_last_commit_is_whole_in_the_store(
+    store: Store, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(dataset, tmp_path / "out", store)
+    with monkeypatch.context() as killed:
+        killed.setattr(Published, "__exit__", lambda *_: None)
+        machine.work(units=6)
+    fetch(store, tmp_path / "before", ignore)
+    assert (tmp_path / "before" / "recipe.yaml").exists()
+    machine.work(units=6)
+    fetch(store, tmp_path / "fetched", ignore)
+    assert_whole(tmp_path / "fetched", labelled(machine))
+
+
+def test_keys_do_not_get_into_a_run(tmp_path: Path) -> None:
+    said = CliRunner().invoke(cli.app, ["fetch", "s3://KEY:SECRET@bucket/x", "--out", str(tmp_path / "out")])
+    assert said.exit_code == 2
+    assert "SECRET" not in said.output
 
 
 @pytest.mark.parametrize("uri", ["s3://", "file:///tmp/x", "nonsense://bucket/x", "bucket", "s3://bucket:x:y/z"])
