@@ -22,6 +22,7 @@ from sgpipe import __version__, consoles
 from sgpipe.cli_doctor import doctor
 from sgpipe.cli_eval import app as eval_app
 from sgpipe.cli_export import export
+from sgpipe.cli_fetch import fetch
 from sgpipe.cli_help import GroupedCommand, HelpfulGroup
 from sgpipe.cli_import import app as import_app
 from sgpipe.cli_label import label
@@ -80,6 +81,7 @@ app.command()(predict)
 app.command()(stats)
 app.command()(score)
 app.command()(verify)
+app.command()(fetch)
 app.command()(export)
 app.command()(doctor)
 
@@ -112,6 +114,9 @@ def generate(
     ] = "miniworld",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the shards, by default NAME-relations; a run in it goes on.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Object store for the shards, such as s3://bucket/labels; --out keeps the rest.")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that the recipe's paths are relative to.")] = None,
     images: Annotated[Path | None, typer.Option(help="Image folder, instead of the recipe's splits.")] = None,
@@ -150,6 +155,7 @@ def generate(
         "limit": limit,
         "seed": seed,
         "engine.address": ray_address,
+        "engine.store": store,
     }
     overrides |= {key: value for key, value in options.items() if value is not None}
     overrides |= parse_set(assign or [])
@@ -158,17 +164,17 @@ def generate(
     summary = run(
         loaded, out or Path(f"{loaded.name}-relations"), Progress(consoles.progress()), retry_failed=retry_failed
     )
-    _report(summary, max(TRAINED_ON, loaded.tag.threshold), json_)
+    _report(summary, max(TRAINED_ON, loaded.tag.threshold), json_, loaded.engine.store)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(EXIT_ALL_FAILED)
 
 
-def _report(summary: Summary, threshold: float, json_: bool) -> None:
-    """What a run holds, and, of drawn pictures, how good it is."""
+def _report(summary: Summary, threshold: float, json_: bool, stored_in: str | None) -> None:
+    """What a run holds, and, of drawn pictures whose labels are in the folder, how good it is."""
     from sgpipe.evaluation.known import known_quality, print_quality
     from sgpipe.report import print_summary
 
-    quality = known_quality(summary.root, threshold)
+    quality = known_quality(summary.root, threshold) if stored_in is None else {}
     if json_:
         known = {name: asdict(own.at_threshold) for name, own in quality.items()}
         print(json.dumps(summary.as_json() | ({"quality": known} if known else {}), indent=2))

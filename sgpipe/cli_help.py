@@ -11,7 +11,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Make labels": ("label", "generate", "miniworld"),
     "Look at them": ("stats", "score", "verify"),
-    "Bring in and give out": ("import", "export"),
+    "Bring in and give out": ("import", "export", "fetch"),
     "Train, predict, evaluate": ("train", "predict", "eval"),
     "Tools": ("doctor", "convert", "parse"),
 }
@@ -23,11 +23,13 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "generate coco --root datasets/coco --tagger tagger/ --out coco-relations/",
         "generate folder --images photos/ --tagger tagger/ --out photo-relations/",
         "generate coco --tagger tagger/ --limit 100 --set tag.threshold=0.1",
+        "generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco",
     ),
     "miniworld": ("miniworld --images 200 --out drawn/",),
     "stats": ("stats coco-relations/", "stats coco-relations/ --html report.html --sheet pictures.png"),
     "score": ("score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k",),
     "verify": ("verify coco-relations/", "verify coco-relations/ --repair"),
+    "fetch": ("fetch s3://bucket/coco --out coco-relations/",),
     "import": ("import vg --annotations scene_graphs.json --images VG --out vg/",),
     "import vg": ("import vg --annotations scene_graphs.json --image-data image_data.json --images VG --out vg/",),
     "import hico": ("import hico --annotations trainval_hico.json --images train2015 --out hico/",),

@@ -1,6 +1,6 @@
 """The engine: a list of stages and a list of work units become one Ray Data graph.
 
-One block is one work unit is one shard. Consecutive stages with equal resources share a pool of actors; the
+One row is one work unit is one shard. Consecutive stages with equal resources share a pool of actors; the
 first pool reads a unit from the source index, the last one writes its shard, and the driver alone commits
 shards to the manifest, in the order in which they are done.
 """
@@ -15,29 +15,33 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from sgpipe.errors import EngineError, UserError, WorkersLostError, refusal
+from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, refusal
 from sgpipe.recipe import EngineConfig, Resources
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.shards.manifest import ShardEntry
-from sgpipe.shards.read import read_file
-from sgpipe.shards.write import shard_name, write_shard
-from sgpipe.sources.index import SourceIndex
+from sgpipe.shards.shelf import Shelf
+from sgpipe.shards.write import shard_name
+from sgpipe.sources.index import read_records
 from sgpipe.stages import Stage
 from sgpipe.stages.run import IsolatedRunner, StageRunner
+from sgpipe.turnstile import beside_driver, open_turnstile
 
-_UNIT, _SECONDS, _ENTRY, _REFUSAL, _FAILURE = "_unit", "_seconds", "entry", "refusal", "failure"
+_UNIT, _SECONDS, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "seconds", "records", "entry", "refusal", "failure"
+_UNITS_AHEAD = 4  # for each actor: one at work, one that Ray has given it, and two in the queue before it
+_SECONDS_BETWEEN_LOOKS, _LOOKS = 5, 6
 _WORKER_ARGS = {"max_restarts": 8, "max_task_retries": 1}
 _SECONDS_TO_CONNECT = 5
 
@@ -67,34 +71,60 @@ class Pool:
     actors: int
 
 
+@dataclass(frozen=True)
 class UnitReader:
     """Work unit → its records, from the source index of its split."""
 
-    def __init__(self, root: Path, indexes: dict[str, Path]) -> None:
-        self.root = root
-        self.indexes = indexes
+    shelf: Shelf
+    indexes: dict[str, str]
 
     def __call__(self, unit: WorkUnit) -> list[Record]:
-        records = SourceIndex(self.indexes[unit.split]).records(unit.start, unit.stop)
+        name = self.indexes[unit.split]
+        with self.shelf.open(name) as index:
+            records = read_records(index, unit.start, unit.stop, name)
         if not (unit.redo and unit.revises):
             return records
-        failed = read_file(self.root / unit.revises, ["status"])["status"].to_pylist()
+        failed = self.shelf.read_shard(unit.revises, ["status"])["status"].to_pylist()
         return [record for record, status in zip(records, failed, strict=True) if status == "error"]
 
 
+class Entrance:
+    """The body of the actor before the first pool: passes a unit on once the turnstile lets it in.
+
+    What it passes on is small and lies with the driver. If the workers waited themselves, one that has to do a lost
+    unit again could wait for that very unit to leave. Actors that a lost machine took along keep their units until they
+    start again; if there is no room for them any more, nobody might ever leave.
+    """
+
+    def __init__(self, turnstile: ActorHandle, needs: Mapping[str, float]) -> None:
+        self.turnstile = turnstile
+        self.needs = needs
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Raises MachinesLostError: for half a minute there was neither room for the unit nor for all actors."""
+        entered: ray.ObjectRef[None] = self.turnstile.enter.remote(_key(_unit(block)))
+        looks = 0
+        while not ray.wait([entered], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+            looks = 0 if _has_room(self.needs) else looks + 1
+            if looks == _LOOKS:
+                raise MachinesLostError
+        ray.get(entered)
+        return block
+
+
+@dataclass(frozen=True)
 class UnitWriter:
     """The finished records of a unit → its shard."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    shelf: Shelf
 
     def __call__(self, unit: WorkUnit, records: list[Record], seconds: dict[str, float]) -> ShardEntry:
         if unit.redo and unit.revises:
             again = iter(records)
-            earlier = from_table(read_file(self.root / unit.revises))
+            earlier = from_table(self.shelf.read_shard(unit.revises))
             records = [record if record.ok else next(again) for record in earlier]
         name = shard_name(unit.split, unit.start, unit.stop, unit.revision)
-        return write_shard(self.root, name, unit.split, unit.start, records, seconds)
+        return self.shelf.write_shard(name, unit.split, unit.start, records, seconds)
 
 
 class Worker:
@@ -121,26 +151,38 @@ class Worker:
             return pa.table({_FAILURE: [refusal(error)]})
 
     def _run(self, block: pa.Table) -> pa.Table:
-        unit = WorkUnit(**json.loads(block[_UNIT][0].as_py()))
-        records = self.reader(unit) if self.reader else from_table(block)
+        unit = _unit(block)
+        records = self.reader(unit) if self.reader else _records(block)
         records, own = self.runner(records)
         seconds = {**json.loads(block[_SECONDS][0].as_py()), **own}
         if self.writer:
             entry = self.writer(unit, records, {k: round(v, 3) for k, v in seconds.items()})
             return pa.table({_ENTRY: [json.dumps(asdict(entry))]})
-        return _block(unit, seconds, to_table(records))
+        return _block(unit, seconds, records)
 
 
-def _block(unit: WorkUnit, seconds: dict[str, float], table: pa.Table | None = None) -> pa.Table:
-    """The block that carries a unit from pool to pool: its records, tagged with the unit on every row."""
-    rows = table.num_rows if table is not None else 1
-    block = pa.table(
-        {_UNIT: pa.array([json.dumps(asdict(unit))] * rows), _SECONDS: pa.array([json.dumps(seconds)] * rows)}
+def _key(unit: WorkUnit | ShardEntry) -> str:
+    return f"{unit.split} {unit.start}"
+
+
+def _block(unit: WorkUnit, seconds: dict[str, float], records: Sequence[Record] = ()) -> pa.Table:
+    """What carries a unit from pool to pool: a row with all of its records in it."""
+    rows = to_table(records).to_struct_array().combine_chunks()
+    return pa.table(
+        {
+            _UNIT: [json.dumps(asdict(unit))],
+            _SECONDS: [json.dumps(seconds)],
+            _RECORDS: pa.ListArray.from_arrays([0, len(rows)], rows),
+        }
     )
-    if table is not None:
-        for field in table.schema:
-            block = block.append_column(field, table[field.name])
-    return block
+
+
+def _unit(block: pa.Table) -> WorkUnit:
+    return WorkUnit(**json.loads(block[_UNIT][0].as_py()))
+
+
+def _records(block: pa.Table) -> list[Record]:
+    return from_table(pa.Table.from_struct_array(block[_RECORDS].combine_chunks().flatten()))
 
 
 def start_ray(config: EngineConfig) -> None:
@@ -212,6 +254,19 @@ def plan_pools(stages: Sequence[Stage], units: int) -> list[Pool]:
     return pools
 
 
+def _needs(pools: Sequence[Pool]) -> dict[str, float]:
+    """What all actors together take, as Ray names it."""
+    return {
+        kind.upper().removesuffix("S"): sum(getattr(pool.resources, kind) * pool.actors for pool in pools)
+        for kind in ("cpus", "gpus")
+    }
+
+
+def _has_room(needs: Mapping[str, float]) -> bool:
+    available = ray.cluster_resources()
+    return all(available.get(kind, 0.0) >= need - 1e-6 for kind, need in needs.items())
+
+
 def _grow(pools: list[Pool], room: dict[str, float], units: int) -> list[Pool] | None:
     """One more actor for the smallest growable pool that fits into `room`."""
     for pool in sorted(pools, key=lambda pool: pool.actors):
@@ -259,6 +314,8 @@ def run_units(
                 for shard in shards:
                     del left[shard.split, shard.start]
                     yield shard
+        except MachinesLostError:
+            continue
         except WorkersLostError:
             if isolated and len(left) == before:
                 raise
@@ -269,21 +326,35 @@ def _run_once(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
 ) -> Generator[ShardEntry, None, None]:
     pools = plan_pools(stages, len(units))
+    turnstile = open_turnstile(_UNITS_AHEAD * sum(pool.actors for pool in pools)) if len(pools) > 1 else None
     try:
-        for row in _graph(pools, units, reader, writer, isolated).iter_rows():
+        for row in _graph(pools, units, reader, writer, isolated, turnstile).iter_rows():
             if _REFUSAL in row:
                 raise UserError(row[_REFUSAL])
             if _FAILURE in row:
                 raise EngineError(row[_FAILURE])
-            yield ShardEntry(**json.loads(row[_ENTRY]))
+            shard = ShardEntry(**json.loads(row[_ENTRY]))
+            yield shard
+            if turnstile:
+                turnstile.leave.remote(_key(shard))
     except RayTaskError as error:
+        if not _has_room(_needs(pools)):
+            raise MachinesLostError(reason(error)) from None
         raise EngineError(reason(error)) from None
     except RayError as error:
         raise WorkersLostError(reason(error)) from None
+    finally:
+        if turnstile:
+            ray.kill(turnstile)  # whoever waits there would keep the actors of this graph alive
 
 
 def _graph(
-    pools: Sequence[Pool], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
+    pools: Sequence[Pool],
+    units: Sequence[WorkUnit],
+    reader: UnitReader,
+    writer: UnitWriter,
+    isolated: bool,
+    turnstile: ActorHandle | None = None,
 ) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
@@ -292,26 +363,38 @@ def _graph(
     context.target_max_block_size = None  # a unit is never split
     runner = IsolatedRunner if isolated else StageRunner
     dataset: ray.data.Dataset = ray.data.from_arrow([_block(unit, {}) for unit in units])
+    if turnstile:
+        entrance = (turnstile, _needs(pools))
+        dataset = _mapped(dataset, Entrance, entrance, 1, 0, 0, scheduling_strategy=beside_driver())
     for i, pool in enumerate(pools):
-        first, last = i == 0, i == len(pools) - 1
-        with warnings.catch_warnings():
-            # Ray offers no other way to bound the retries of a unit that kills its worker.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            dataset = dataset.map_batches(
-                Worker,
-                fn_constructor_args=(runner(pool.stages), reader if first else None, writer if last else None),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=pool.actors),
-                num_cpus=pool.resources.cpus,
-                num_gpus=pool.resources.gpus or None,
-                ray_remote_args_fn=_worker_args,
-            )
+        arguments = (runner(pool.stages), reader if i == 0 else None, writer if i == len(pools) - 1 else None)
+        dataset = _mapped(dataset, Worker, arguments, pool.actors, pool.resources.cpus, pool.resources.gpus)
     return dataset
 
 
-def _worker_args() -> dict[str, int]:
-    return _WORKER_ARGS
+def _mapped(
+    dataset: ray.data.Dataset,
+    worker: type[Worker] | type[Entrance],
+    arguments: tuple[Any, ...],
+    actors: int,
+    cpus: float,
+    gpus: float,
+    **options: Any,
+) -> ray.data.Dataset:
+    """The units after they went through so many actors; `options`: further ones of Ray's for an actor."""
+    with warnings.catch_warnings():
+        # Ray offers no other way to bound the retries of a unit that kills its worker.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_size=1,  # a unit; Ray insists on a number where there are GPUs
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=gpus or None,
+            ray_remote_args_fn=partial(dict, **_WORKER_ARGS, **options),
+        )
 
 
 def reason(error: BaseException) -> str:

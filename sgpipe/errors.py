@@ -24,11 +24,21 @@ class WorkersLostError(EngineError):
     """Ray lost workers or machines; what they worked on can be done again."""
 
 
+class MachinesLostError(WorkersLostError):
+    """What is left of the cluster is too small for the actors that were planned."""
+
+
+class StoreError(OSError):
+    """What an object store refuses; the message is one line that names it."""
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """What the system refuses here without naming a file, such as to write on a full disk, is named after `path`."""
     try:
         yield
+    except StoreError:
+        raise
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
@@ -52,4 +62,6 @@ def making_folder(out: Path) -> Iterator[None]:
 
 def refusal(error: OSError) -> str:
     """What the system refuses, and where, in one line; libraries put words of their own around what it says."""
+    if isinstance(error, StoreError):
+        return str(error)
     return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or 'no file named'}"

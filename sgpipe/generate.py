@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,6 +20,8 @@ from sgpipe.progress import Progress
 from sgpipe.recipe import Recipe, SplitConfig
 from sgpipe.shards.folder import RunFolder
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.shards.published import Published
+from sgpipe.shards.store import Store
 from sgpipe.shards.write import revision_of
 from sgpipe.sources import open_source
 from sgpipe.sources.index import SourceIndex
@@ -41,19 +44,25 @@ def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: boo
     _check(recipe)
     if remark := _remark(recipe):
         progress.say(f"NOTE: {remark}")
-    folder = RunFolder(out)
+    folder = RunFolder(out, Store(recipe.engine.store) if recipe.engine.store else None)
     with folder.lock():
-        recipe = with_packaged_models(_draw(recipe, folder, progress))
-        indexes = _open_sources(recipe, folder, progress)
-        manifest = _open_manifest(recipe, folder, indexes)
+        published = Published(folder)
+        with published.reconciled():
+            recipe = with_packaged_models(_draw(recipe, folder, progress))
+            indexes = _open_sources(recipe, folder, progress)
+            manifest = _open_manifest(recipe, folder, indexes)
         folder.sweep(manifest)
         folder.describe(recipe, manifest)
+        published.copy()
         rows = _planned_rows(recipe, indexes)
         todo = _missing(manifest, rows) + _lost(folder, manifest, progress)
         if retry_failed:
             todo += _failed(manifest, rows, {unit.revises for unit in todo})
         if todo:
-            _run(recipe, folder, manifest, indexes, todo, progress)
+            for split in indexes:
+                published.copy_index(folder.index(split))
+            with published:
+                _run(recipe, folder, manifest, indexes, todo, progress, published)
             folder.sweep(manifest)
         return summarise(manifest, sum(rows.values()), indexes)
 
@@ -129,12 +138,14 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
     now = identity(recipe, indexes)
     images = {split: _place(root, folder) for split, root in _image_roots(recipe).items()}
     run = {"name": recipe.name, "fingerprint": fingerprint(now), "identity": now, "images": images}
+    if folder.store:
+        run["store"] = folder.store.place
     if not (folder.root / MANIFEST).exists():
         if folder.holds_shards():
-            raise UserError(f"{folder.root} holds shards but no {MANIFEST}; restore it, or choose another --out")
+            raise UserError(f"{folder.place} holds shards but no {MANIFEST}; restore it, or choose another")
         return Manifest.create(folder.root, run)
     manifest = Manifest.load(folder.root)
-    if manifest.run["fingerprint"] == run["fingerprint"]:
+    if manifest.run["fingerprint"] == run["fingerprint"] and manifest.run.get("store") == run.get("store"):
         return manifest
     if not manifest.shards:  # nothing was made by the other recipe
         return Manifest.create(folder.root, run)
@@ -143,13 +154,14 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
 
 def _other_recipe(folder: RunFolder, changes: Sequence[str]) -> UserError:
     lines = "".join(f"\n  {line}" for line in changes)
-    return UserError(f"{folder.root} was made by another recipe; choose another --out, or go back on:{lines}")
+    other = "--store" if folder.store else "--out"
+    return UserError(f"{folder.place} was made by another recipe; choose another {other}, or go back on:{lines}")
 
 
 def _place(images: Path, folder: RunFolder) -> str:
     """An image folder as the manifest names it: within the run relative to it, so that both can be moved."""
     root = folder.root.resolve()
-    return str(images.relative_to(root) if images.is_relative_to(root) else images)
+    return str(images.relative_to(root) if images.is_relative_to(root) and not folder.store else images)
 
 
 def _image_roots(recipe: Recipe) -> dict[str, Path]:
@@ -211,6 +223,7 @@ def _run(
     indexes: dict[str, SourceIndex],
     todo: Sequence[WorkUnit],
     progress: Progress,
+    published: Published,
 ) -> None:
     stages = _stages(recipe, indexes)
     progress.say("starting Ray")
@@ -222,8 +235,8 @@ def _run(
         progress.say(hint)
     for pool in pools:
         progress.say(f"{pool.actors} x {' + '.join(stage.name for stage in pool.stages)}")
-    reader = UnitReader(folder.root.resolve(), {split: folder.index(split).resolve() for split in indexes})
-    writer = UnitWriter(folder.root.resolve())
+    reader = UnitReader(folder.shelf, {split: folder.index_name(split) for split in indexes})
+    writer = UnitWriter(folder.shelf)
     busy = BusyMeter(pools)
     with (
         progress.images(sum(unit.stop - unit.start for unit in units)) as advance,
@@ -231,10 +244,13 @@ def _run(
     ):
         described = {shard.split for shard in manifest.shards}
         for shard in shards:
-            busy.add((folder.root / shard.file).stat().st_mtime, shard.seconds)
+            written = time.time() if folder.store else (folder.root / shard.file).stat().st_mtime
+            busy.add(written, shard.seconds)
             superseded = manifest.commit(shard)
-            if superseded is not None and superseded.file != shard.file:
-                (folder.root / superseded.file).unlink(missing_ok=True)
+            published.copy_soon()
+            # The copy of the manifest in a store may still list it: there it waits for `sweep`.
+            if superseded is not None and superseded.file != shard.file and not folder.store:
+                folder.shelf.delete(superseded.file)
             if shard.split not in described:
                 described.add(shard.split)
                 folder.describe(recipe, manifest)

@@ -130,6 +130,7 @@ class TagConfig(Config):
 class EngineConfig(Config):
     unit_size: int = Field(512, ge=1, description="most images per work unit, hence per shard")
     address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
+    store: str | None = Field(None, description="object store for the shards, such as s3://bucket/labels")
     cpus: int | None = Field(None, ge=1, description="CPUs Ray may use on this machine; null: all")
 
 

@@ -23,6 +23,7 @@ NOT_RUN = {
     "half an hour": 4,
     "a GPU": 2,
     "a cluster": 1,
+    "an object store": 1,
     "docker": 1,
     "a clone and a network": 1,
     "the reference's numbers": 1,

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from sgpipe.errors import UserError, making_folder, naming
 from sgpipe.locking import is_locked, only_process
 from sgpipe.recipe import Recipe
 from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.shards.shelf import FolderShelf, Shelf, StoreShelf
+from sgpipe.shards.store import Store
+from sgpipe.shards.store_lock import StoreLock
 from sgpipe.shards.write import DATA
 
 _PRIVATE = ".sgpipe"
 _SETTINGS = "drawn.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
+_URI = re.compile(r"\w{2,}:/")  # as `Path` leaves it
 _TEMPORARY = re.compile(r"\..*\.tmp")
 
 
@@ -59,14 +63,30 @@ class Drawing:
 class RunFolder:
     """Layout of a run: `data/*.parquet`, `manifest.jsonl`, `recipe.yaml`, `README.md`, and `.sgpipe/`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store: Store | None = None) -> None:
+        """
+        Args:
+            store: where the shards lie instead, with a copy of all else that is needed to go on from them.
+        """
         self.root = root
+        self.store = store
+        self.shelf: Shelf = StoreShelf(store) if store else FolderShelf(root.absolute())
+        self._store_lock = StoreLock(store) if store else None
         self.private = root / _PRIVATE
         self._lock = self.private / "lock"
 
     def index(self, split: str) -> Path:
         """The source index of a split."""
-        return self.private / f"index-{split}.arrow"
+        return self.root / self.index_name(split)
+
+    def index_name(self, split: str) -> str:
+        """The same within the run."""
+        return f"{_PRIVATE}/index-{split}.arrow"
+
+    @property
+    def place(self) -> str:
+        """Where the shards lie, to be shown to people."""
+        return self.store.place if self.store else str(self.root)
 
     @property
     def drawing(self) -> Drawing:
@@ -90,11 +110,19 @@ class RunFolder:
         Raises:
             UserError: it is a file, holds something else, cannot be written, or another run is at work in it.
         """
-        self._make()
-        with naming(self.root), only_process(self._lock, self.root):
-            yield
+        with self._store_lock.held() if self._store_lock else nullcontext():
+            self._make()
+            with naming(self.root), only_process(self._lock, self.root):
+                yield
+
+    def check_lock(self) -> None:
+        """Raises StoreError: another run took over the store. In a folder that cannot be."""
+        if self._store_lock:
+            self._store_lock.check()
 
     def _make(self) -> None:
+        if _URI.match(str(self.root)):
+            raise UserError(f"--out {self.root} is no folder; name one, and the store by --store s3://bucket/name")
         ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
         if self.root.is_dir() and not ours and any(self.root.iterdir()):
             raise UserError(f"--out {self.root} holds something that is not an sgpipe run; name an empty or new folder")
@@ -124,13 +152,17 @@ class RunFolder:
 
     def holds_shards(self) -> bool:
         """Whether there is any shard, listed or not."""
-        return any(_SHARD.fullmatch(path.name) for path in (self.root / DATA).iterdir())
+        return bool(self._shards())
 
     def unlisted(self, manifest: Manifest) -> list[str]:
-        """Shards on the disk that the manifest does not list, such as a killed run leaves."""
+        """Shards that the manifest does not list, such as a killed run leaves."""
         listed = {shard.file for shard in manifest.shards}
-        there = sorted(f"{DATA}/{path.name}" for path in (self.root / DATA).glob("*") if _SHARD.fullmatch(path.name))
-        return [file for file in there if file not in listed]
+        return sorted(self._shards().keys() - listed)
+
+    def _shards(self) -> dict[str, int]:
+        """Every shard that is there, listed or not, and its bytes."""
+        there = self.shelf.sizes(DATA)
+        return {f"{DATA}/{name}": size for name, size in there.items() if _SHARD.fullmatch(name)}
 
     def set_aside(self, path: Path) -> None:
         """Move a file or folder of the run to where no run looks at it."""
@@ -141,22 +173,17 @@ class RunFolder:
 
     def sweep(self, manifest: Manifest) -> None:
         """Delete what a killed run left behind: shards the manifest does not list, and temporary files."""
-        listed = {shard.file for shard in manifest.shards}
-        for path in (self.root / DATA).iterdir():
-            if (_SHARD.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)) and f"{DATA}/{path.name}" not in listed:
-                path.unlink()
-        for path in self.private.glob("*.tmp"):
+        self.check_lock()
+        for file in self.unlisted(manifest):
+            self.shelf.delete(file)
+        temporary = [path for path in (self.root / DATA).iterdir() if _TEMPORARY.fullmatch(path.name)]
+        for path in [*temporary, *self.private.glob("*.tmp")]:
             path.unlink()
 
     def lost(self, manifest: Manifest) -> list[ShardEntry]:
         """Listed shards whose file is gone or of another size."""
-        return [shard for shard in manifest.shards if not self._is_whole(shard)]
-
-    def _is_whole(self, shard: ShardEntry) -> bool:
-        try:
-            return (self.root / shard.file).stat().st_size == shard.bytes
-        except FileNotFoundError:
-            return False
+        there = self._shards()
+        return [shard for shard in manifest.shards if there.get(shard.file) != shard.bytes]
 
 
 def _write(path: Path, text: str) -> None:

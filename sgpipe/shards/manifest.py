@@ -87,7 +87,7 @@ class Manifest:
     def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
         """Start a new run in `root`; `run` says what it is made of."""
         run = {"schema_version": SCHEMA_VERSION, **run}
-        return cls(root, run, [], _replace(root, _line({"run": run})))
+        return cls(root, run, [], replace_manifest(root, _line({"run": run})))
 
     @classmethod
     def load(cls, root: Path) -> Manifest:
@@ -139,7 +139,7 @@ class Manifest:
         for shard in dropped:
             del self._shards[shard.split, shard.start]
         lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
-        self._end = _replace(self.root, b"".join(lines))
+        self._end = replace_manifest(self.root, b"".join(lines))
 
     def commit(self, shard: ShardEntry) -> ShardEntry | None:
         """Append a shard that is in place; returns the shard it supersedes, if any.
@@ -204,7 +204,13 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
         return None
 
 
-def _replace(root: Path, content: bytes) -> int:
+def whole_lines(path: Path) -> bytes:
+    """What a manifest holds without a last line that was cut short; nothing if there is no such file."""
+    data = path.read_bytes() if path.exists() else b""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def replace_manifest(root: Path, content: bytes) -> int:
     """Put a whole manifest in place, synced; returns its length."""
     temporary = root / f".{MANIFEST}.tmp"
     with temporary.open("wb") as file:

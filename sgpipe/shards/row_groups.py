@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA_VERSION
+from sgpipe.shards.manifest import Manifest
 
 _VERSION_KEY = b"sgpipe.schema_version"
 
@@ -26,9 +27,17 @@ def open_shard(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFi
             _check(path, file.schema_arrow, columns)
             yield file
     except FileNotFoundError:
-        raise UserError(f"shard {path} is listed in the manifest but missing") from None
+        raise UserError(f"shard {path} is listed in the manifest but missing{_remedy(path.parent.parent)}") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _remedy(root: Path) -> str:
+    try:
+        store = Manifest.load(root).run.get("store")
+    except UserError:
+        return ""
+    return f"; `sgpipe fetch {store} --out {root}` brings it" if store else ""
 
 
 def _check(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
         advance: told how many images were looked at.
 
     Raises:
-        UserError: it is not a run; or, to repair it, another run is at work in it.
+        UserError: it is not a run, or its shards are in an object store; or, to repair it, another run is at work.
     """
     folder = RunFolder(root)
     if not (root / MANIFEST).exists() and not folder.private.is_dir():
@@ -82,6 +82,7 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
         except UserError as error:
             found.problems.append(Problem(MANIFEST, f"{error}; it cannot be repaired"))
             return found
+        _check_place(manifest, repair)
         found.problems += [Problem(MANIFEST, f"line {number} is not as it was written") for number in lines]
         bad = _check_shards(manifest, found, advance or (lambda images, counts: None))
         _check_leftovers(folder, manifest, found)
@@ -90,6 +91,19 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
             manifest.rewrite(bad)
             _set_aside(folder, manifest, found, further)
     return found
+
+
+def _check_place(manifest: Manifest, repair: bool) -> None:
+    """Raises UserError: all shards are in an object store; or, to repair them, they come from there."""
+    store, root = manifest.run.get("store"), manifest.root
+    if not store or not manifest.shards:
+        return
+    if repair:
+        raise UserError(
+            f"the shards of {root} come from {store}; get again what is bad: sgpipe fetch {store} --out {root}"
+        )
+    if not any((root / shard.file).exists() for shard in manifest.shards):
+        raise UserError(f"the shards of {root} are in {store}; first fetch them: sgpipe fetch {store} --out {root}")
 
 
 def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> list[ShardEntry]:

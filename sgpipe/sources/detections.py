@@ -1,7 +1,7 @@
 """Detection annotations as columns: what a COCO-like file says, cleaned, without a Python object per box.
 
-25 million boxes are held as a few flat arrays (about 50 bytes a box), sorted by image once the file has been
-read, clipped and filtered with numpy, and turned into Arrow records a slice of images at a time.
+25 million boxes are held as a few flat arrays (about 50 bytes a box). Once the file has been read they are taken in the
+order of the images, clipped and filtered with numpy, and turned into Arrow records, a slice of images at a time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Detections:
     errors: dict[int, str] = field(default_factory=dict)
     captions: dict[int, list[str]] = field(default_factory=dict)
     sizes: array[int] = field(default_factory=lambda: array("i"))
-    box_rows: array[int] = field(default_factory=lambda: array("q"))
+    box_rows: array[int] = field(default_factory=lambda: array("i"))
     ids_ahead: dict[str, int] = field(default_factory=dict)
     box_categories: array[int] = field(default_factory=lambda: array("q"))
     box_crowds: array[int] = field(default_factory=lambda: array("b"))
@@ -119,30 +119,33 @@ class Detections:
 
     def tables(self) -> Iterator[pa.Table]:
         """The records in file order as tables of at most 8,192 rows; call once, when all is read."""
-        boxes = self._known_boxes()
-        starts = np.searchsorted(boxes.image, np.arange(len(self.file_names) + 1))
+        order, rows = self._order()
+        starts = np.searchsorted(rows, np.arange(len(self.file_names) + 1))
         ids = list(self.position)
         sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
         for start in range(0, len(ids), _SLICE):
             part = slice(start, min(start + _SLICE, len(ids)))
-            own = self._clean(boxes.take(slice(starts[part.start], starts[part.stop])))
+            these = slice(starts[part.start], starts[part.stop])
+            own = self._clean(self._boxes(order[these], rows[these]))
             offsets = np.searchsorted(own.image, np.arange(part.start, part.stop + 1))
             yield self._table(range(part.start, part.stop), ids[part], sizes[part], self._objects(own, offsets))
 
-    def _known_boxes(self) -> _Boxes:
-        """Boxes of known images and categories, by image."""
-        rows = np.array(self.box_rows, np.int64)
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the boxes of known images and categories are, by image, and whose they are."""
+        rows = np.array(self.box_rows)
         ahead = np.flatnonzero(rows < 0)
         found = np.array([self.position.get(image_id, -1) for image_id in self.ids_ahead], np.int64)
         rows[ahead] = found[-1 - rows[ahead]]
-        categories = np.array(self.box_categories, np.int64)
-        known = np.isin(categories, np.fromiter(self.categories, np.int64, len(self.categories)))
+        known = np.isin(self.box_categories, np.fromiter(self.categories, np.int64, len(self.categories)))
         self.problems.unknown_image = int((rows < 0).sum())
         self.problems.unknown_category = int((~known & (rows >= 0)).sum())
         kept = np.flatnonzero(known & (rows >= 0))
         kept = kept[np.argsort(rows[kept], kind="stable")]
-        xywh = np.frombuffer(self.boxes, np.float64).reshape(-1, 4) if self.boxes else np.zeros((0, 4))
-        return _Boxes(rows[kept], categories[kept], np.array(self.box_crowds, bool)[kept], xywh[kept])
+        return kept, rows[kept]
+
+    def _boxes(self, which: np.ndarray, rows: np.ndarray) -> _Boxes:
+        categories, crowds = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which]
+        return _Boxes(rows, categories, crowds.astype(bool), np.asarray(self.boxes).reshape(-1, 4)[which])
 
     def _clean(self, boxes: _Boxes) -> _Boxes:
         """Clipped, without degenerate boxes and duplicates."""

@@ -32,7 +32,8 @@ class SourceIndex:
         """Raises UserError: the file is missing or not an index."""
         try:
             self.meta: dict[str, Any] = _opened(_meta_path(path).read_text(encoding="utf-8"))
-            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            self._file = pa.memory_map(str(path))
+            pa.ipc.open_file(self._file)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"the source index {path} cannot be read ({error})") from None
         self._path = path
@@ -46,10 +47,21 @@ class SourceIndex:
 
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""
-        first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
-        batches = [self._reader.get_batch(i) for i in range(first, last)]
-        table = pa.Table.from_batches(batches, schema=self._reader.schema)
-        return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
+        return read_records(self._file, start, stop, self._path)
+
+
+def read_records(index: pa.NativeFile, start: int, stop: int, name: Path | str) -> list[Record]:
+    """Records `start` up to, not including, `stop` of the Arrow file of an index; nothing else of it is read.
+
+    Raises UserError: it is damaged; `name` is how it is named then.
+    """
+    first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
+    try:
+        reader = pa.ipc.open_file(index)
+        table = pa.Table.from_batches([reader.get_batch(i) for i in range(first, last)], schema=reader.schema)
+    except pa.ArrowException as error:
+        raise UserError(f"the source index {name} cannot be read ({error})") from None
+    return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
 
 
 def write_index(path: Path, detections: Detections, meta: dict[str, Any]) -> None:

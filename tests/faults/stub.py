@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from unittest import mock
 
 from sgpipe import cli, generate
+from sgpipe.recipe import Resources
 from sgpipe.stages import Stage
-from tests.faults.stage import SECONDS, Stub
+from tests.faults.stage import GPUS, MARKS, SECONDS, Stub
 
 
 def stages(*_: object) -> list[Stage]:
-    return [Stub(float(os.environ.get(SECONDS, "0")))]
+    """One stage; or, where it shall leave marks, a quick one that does, on GPUs if so asked, and a slow one on half a
+    CPU."""
+    last = Stub(float(os.environ.get(SECONDS, "0")))
+    marks = os.environ.get(MARKS)
+    resources = Resources(gpus=float(os.environ.get(GPUS, "0")))
+    heavy = 400_000  # Ray keeps smaller units with the driver, where no lost machine takes them away
+    return (
+        [Stub(bytes=heavy, marks=marks, resources=resources), replace(last, resources=Resources(cpus=0.5))]
+        if marks
+        else [last]
+    )
 
 
 def main(*arguments: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.faults.runs import Run, assert_whole, make_dataset, rows
-from tests.faults.stage import SECONDS
+from tests.faults.stage import GPUS, MARKS, SECONDS
 
 IMAGES = 60
 
@@ -40,6 +40,40 @@ def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) 
     whole.start()
     assert whole.wait() == 0, whole.said
     assert_whole(run.out, rows(whole.out))
+
+
+@pytest.mark.slow
+def test_units_between_stages_may_be_lost_with_their_machine(cluster: Cluster, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    dataset = make_dataset(tmp_path / "data", IMAGES)
+    cluster.add_node(num_cpus=2)
+    run = Run(dataset, tmp_path / "out", ("--set", "engine.unit_size=1", "--ray-address", cluster.address))
+    run.environment = {SECONDS: "0.5", MARKS: str(marks)}
+    run.start()
+    assert run.wait_for(lambda: run.committed > 5), run.said
+    for lost in list(cluster.worker_nodes)[:2]:
+        cluster.remove_node(lost, allow_graceful=False)
+    assert run.wait() == 0, run.said
+    whole = Run(dataset, tmp_path / "whole")
+    whole.start()
+    assert whole.wait() == 0, whole.said
+    assert_whole(run.out, rows(whole.out))
+
+
+@pytest.mark.slow
+def test_stages_run_where_their_resources_are(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=1, num_gpus=2)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    dataset = make_dataset(tmp_path / "data", IMAGES)
+    run = Run(dataset, tmp_path / "out", ("--set", "engine.unit_size=2", "--ray-address", cluster.address))
+    run.environment = {MARKS: str(marks), GPUS: "1"}
+    run.start()
+    assert run.wait() == 0, run.said
+    assert "2 x stub" in run.said, run.said
+    assert {mark.read_text() for mark in marks.iterdir()} <= {"0", "1"}
+    assert len(list(marks.iterdir())) == len(rows(run.out)) == IMAGES
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:

@@ -70,10 +70,9 @@ def uninterrupted(folder: Path) -> tuple[list[str], list[Record]]:
     return dataset, rows(whole.out)
 
 
-@pytest.mark.slow
-def test_a_run_killed_three_times_gives_the_same_rows(tmp_path: Path) -> None:
-    kills = killed(tmp_path, *uninterrupted(tmp_path), seed=0, times=3)
-    assert kills.total() == 3
+def test_a_run_killed_twice_gives_the_same_rows(tmp_path: Path) -> None:
+    kills = killed(tmp_path, *uninterrupted(tmp_path), seed=0, times=2)
+    assert kills.total() == 2
 
 
 @pytest.mark.slow

@@ -9,21 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from sgpipe.engine import start_ray
+from sgpipe.engine import Pool, UnitReader, UnitWriter, WorkUnit, _graph, start_ray
 from sgpipe.errors import UserError
 from sgpipe.evaluation.known import ALL_PAIRS, LABELS, known_quality, print_quality
 from sgpipe.generate import Summary, generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.progress import Progress
-from sgpipe.recipe import EngineConfig, load_recipe
+from sgpipe.recipe import EngineConfig, Resources, load_recipe
 from sgpipe.records import Record
 from sgpipe.shards.manifest import Manifest
 from sgpipe.shards.read import iter_records
+from sgpipe.shards.shelf import FolderShelf
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 
@@ -72,6 +74,27 @@ def finished(ray_engine, coco, tagger, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "out"
     run(coco, tagger, out)
     return out
+
+
+@dataclass
+class OnGpu:
+    name: str = "stub"
+    fills: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=lambda: Resources(gpus=0.5))
+
+    def setup(self) -> None: ...
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        return records
+
+
+def test_stages_may_ask_for_gpus(ray_engine, tmp_path):
+    shelf = FolderShelf(tmp_path)
+    stages = [OnGpu(), OnGpu(resources=Resources())]
+    pools = [Pool((stage,), stage.resources, 1) for stage in stages]
+    units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
+    graph = _graph(pools, units, UnitReader(shelf, {"val": "index"}), UnitWriter(shelf), isolated=False)
+    assert "MapBatches" in str(graph)
 
 
 def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
@@ -153,6 +176,7 @@ def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, t
         run(coco, tmp_path / "tagger", finished)
 
 
+@pytest.mark.slow
 def test_what_is_no_tagger_is_one_clear_line(ray_engine, coco, tagger, tmp_path):
     make_blip(tmp_path / "blip")
     with pytest.raises(UserError, match="blip") as caught:
@@ -204,7 +228,8 @@ def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
     pytest.fail(f"no {shards} shards came: {process.stderr.read() if process.poll() is not None else 'time is up'}")
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_a_killed_run_goes_on_and_gives_the_same_rows(coco, tagger, finished, tmp_path, seed):
     out, rng = tmp_path / "out", random.Random(seed)
     killed = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)

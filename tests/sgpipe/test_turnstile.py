@@ -1,0 +1,39 @@
+import asyncio
+
+from sgpipe.turnstile import Turnstile
+
+
+async def are_in(turnstile: Turnstile, *units: str) -> list[str]:
+    """Those of the units, all of which ask at once, that are let in without anybody leaving."""
+    asking = {unit: asyncio.create_task(turnstile.enter(unit)) for unit in units}
+    await asyncio.sleep(0.01)
+    return [unit for unit, task in asking.items() if task.done()]
+
+
+def test_no_more_units_than_fit_are_let_in():
+    assert asyncio.run(are_in(Turnstile(2), "a", "b", "c", "d")) == ["a", "b"]
+
+
+def test_a_unit_that_comes_again_is_inside_already():
+    assert asyncio.run(are_in(Turnstile(2), "a", "b", "c", "a", "b")) == ["a", "b"]
+
+
+def test_one_that_leaves_makes_room_for_one():
+    async def scenario() -> list[str]:
+        turnstile = Turnstile(2)
+        waiting = asyncio.create_task(are_in(turnstile, "a", "b", "c", "d"))
+        await asyncio.sleep(0.001)
+        await turnstile.leave("a")
+        await turnstile.leave("never seen")
+        return await waiting
+
+    assert asyncio.run(scenario()) == ["a", "b", "c"]
+
+
+def test_nobody_waits_for_a_unit_that_left_before_it_was_counted():
+    async def scenario() -> list[str]:
+        turnstile = Turnstile(1)
+        await turnstile.leave("a")
+        return await are_in(turnstile, "b", "c")
+
+    assert asyncio.run(scenario()) == ["b"]
