@@ -1,6 +1,10 @@
 """`sgpipe generate` with made-up labels, on more and more images: the cost of everything but the models.
 
-python -m benchmarks.bench_scale [--images 10000 100000 1000000] [--actors 2]
+    python -m benchmarks.bench_scale [--images 10000 100000 1000000] [--actors 2]
+
+Images have 8 boxes, 10 captions, 10 triplets and 12 relations, whose texts repeat only after 40,009 others. CPU time is
+that of all processes of the run, from the first shard to the last, also by quarters of the run. Driver: the peak of its
+resident memory, of which 0.6 GB are the libraries; reading: of the process that reads the annotations first.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
+from rich.table import Table
+
+from benchmarks.measure import report
 from sgpipe.recipe import Resources, load_recipe
 from sgpipe.records import Caption, Pair, Record, Relation, Triplet
 
@@ -147,8 +154,8 @@ def _measured(folder: Path, limit: int, actors: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(images: int, actors: int) -> None:
-    """Print a row: the first process reads the annotations, the second finds them read and labels all."""
+def measure(images: int, actors: int) -> list[str]:
+    """A row: the first process reads the annotations, the second finds them read and labels all."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_annotations(folder, images)
@@ -163,8 +170,7 @@ def measure(images: int, actors: int) -> None:
     parts = [_cost(points[start], points[stop]) for start, stop in pairwise(ends)]
     whole, rate = _cost(points[0], points[-1]), (points[-1][0] - points[0][0]) / (points[-1][1] - points[0][1])
     cells = [f"{images:,}", f"{rate:,.0f}", f"{whole:.3f}", " · ".join(f"{part:.3f}" for part in parts)]
-    cells += [f"{found['peak']:,.0f}", f"{reading:,.0f}", f"{bytes_each:,.0f}", f"{manifest / shards:,.0f}"]
-    print(f"| {' | '.join(cells)} |", flush=True)
+    return [*cells, f"{found['peak']:,.0f}", f"{reading:,.0f}", f"{bytes_each:,.0f}", f"{manifest / shards:,.0f}"]
 
 
 def _cost(first: list[float], last: list[float]) -> float:
@@ -173,18 +179,24 @@ def _cost(first: list[float], last: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--label", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.label:
         label(options.label, options.images[0], options.actors)
         return
-    print("| images | images/s | CPU-ms per image | by quarters | driver MB | reading MB | bytes per row | per shard |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("images", "images/s", "CPU-ms per image", "by quarters", "driver MB", "reading MB", "bytes per row")
+    table = Table(*columns, "bytes of manifest per shard")
     for images in options.images:
-        measure(images, options.actors)
+        table.add_row(*measure(images, options.actors))
+    report(
+        __doc__,
+        table,
+        "The limit is no time at all: the models are left out. In the way: Python objects of records on their way to "
+        "Arrow and back, the compression of shards, and what Ray does for a unit.",
+    )
 
 
 if __name__ == "__main__":
