@@ -346,12 +346,13 @@ def test_a_store_is_no_folder(tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_from_another_machine(store: Store, tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", 40)
     options = ("--set", "engine.unit_size=1", "--set", "engine.cpus=2", "--store", store.uri)
-    run = Run(dataset, tmp_path / "out", options, {SECONDS: "0.2"})
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    run = Run(dataset, tmp_path / "out", options, {SECONDS: "0.2", **keys})
     run.start()
     assert run.wait_for(lambda: run.committed > 10), run.said
     run.process.kill()
     run.process.join()
-    again = Run(dataset, tmp_path / "again", options)
+    again = Run(dataset, tmp_path / "again", options, keys)
     again.start()
     assert again.wait() == 0, again.said
     whole = Run(dataset, tmp_path / "whole")
