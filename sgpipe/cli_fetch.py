@@ -14,7 +14,10 @@ def fetch(
     store: Annotated[str, typer.Argument(help="Where a run put its shards, such as s3://bucket/labels.")],
     out: Annotated[Path, typer.Option(help="Folder for the run; what is in it already is not fetched again.")],
 ) -> None:
-    """Bring a run out of an object store, for stats, verify, export and train."""
+    """Bring a run out of an object store.
+
+    What needs its shards works then: stats, verify, export, train.
+    """
     from sgpipe.progress import Progress
     from sgpipe.shards.fetch import fetch as run
     from sgpipe.shards.store import Store

@@ -27,10 +27,10 @@ def fetch(store: Store, out: Path, advance: Callable[[int, Mapping[str, int]], N
         StoreError: an object is missing, or is not what the manifest says.
     """
     folder = RunFolder(out)
+    there = store.read(MANIFEST)
+    if there is None:
+        raise UserError(f"{store.place} holds no sgpipe run: there is no {MANIFEST} in it")
     with folder.lock():
-        there = store.read(MANIFEST)
-        if there is None:
-            raise UserError(f"{store.place} holds no sgpipe run: there is no {MANIFEST} in it")
         content = go_on(whole_lines(out / MANIFEST), there, folder)
         with TemporaryDirectory() as temporary:
             replace_manifest(Path(temporary), content)

@@ -321,6 +321,7 @@ def test_keys_do_not_get_into_a_run(tmp_path: Path) -> None:
     said = CliRunner().invoke(cli.app, ["fetch", "s3://KEY:SECRET@bucket/x", "--out", str(tmp_path / "out")])
     assert said.exit_code == 2
     assert "SECRET" not in said.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("uri", ["s3://", "file:///tmp/x", "nonsense://bucket/x", "bucket", "s3://bucket:x:y/z"])
