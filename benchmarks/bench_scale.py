@@ -4,7 +4,7 @@
 
 Images have 8 boxes, 10 captions, 10 triplets and 12 relations, whose texts repeat only after 40,009 others. CPU time is
 that of all processes of the run, from the first shard to the last, also by quarters of the run. Driver: the peak of its
-resident memory, of which 0.6 GB are the libraries; reading: of the process that reads the annotations first.
+resident memory, of which 0.7 GB are the libraries; reading: of the process that reads the annotations first.
 """
 
 from __future__ import annotations
