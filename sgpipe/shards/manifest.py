@@ -76,12 +76,7 @@ class Manifest:
 
     def picture_folder(self, split: str, images: Path | None = None) -> Path:
         """Where the pictures of a split are, or `images`, if they moved. Raises UserError: it is not known, or gone."""
-        folder = images or self.image_folders.get(split)
-        if folder is None:
-            raise UserError(f"{self.root} does not say where the pictures of {split} are: give --images")
-        if not folder.is_dir():
-            raise UserError(f"the image folder {folder} of {self.root} is not there; give the right one by --images")
-        return folder
+        return existing_pictures(self.root, split, images or self.image_folders.get(split))
 
     @classmethod
     def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
@@ -202,6 +197,15 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
         return ShardEntry.read(entry["shard"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def existing_pictures(run: Path | str, split: str, folder: Path | str | None) -> Path:
+    """The picture folder of a split of a run. Raises UserError: it is not known, or gone."""
+    if folder is None:
+        raise UserError(f"{run} does not say where the pictures of {split} are: give --images")
+    if not Path(folder).is_dir():
+        raise UserError(f"the image folder {folder} of {run} is not there; give the right one by --images")
+    return Path(folder)
 
 
 def whole_lines(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.shards.manifest import Manifest, ShardEntry
@@ -31,15 +30,6 @@ def describe(manifest: Manifest, config: ShardsConfig, splits: Iterable[str]) ->
     roots = {split: config.images or manifest.image_folders.get(split) for split in splits}
     images = {split: str(root.expanduser().absolute()) for split, root in roots.items() if root}
     return Folder(str(config.shards.expanduser().absolute()), config.weight, images)
-
-
-def check_pictures(folder: Folder, split: str) -> None:
-    """Raises UserError: the image folder of a split whose shards hold no pictures is unknown or not there."""
-    root = folder.images.get(split)
-    if root is None:
-        raise UserError(f"{folder.root} does not say where the pictures of {split} are: give --images")
-    if not Path(root).is_dir():
-        raise UserError(f"the image folder {root} of {folder.root} is not there; give the right one by --images")
 
 
 def closed_labels(manifest: Manifest, config: ShardsConfig) -> Labels:

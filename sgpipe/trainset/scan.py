@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from rlip_model.training.sampling import Vocabulary
 from sgpipe.errors import UserError
-from sgpipe.shards.manifest import Manifest
+from sgpipe.shards.manifest import Manifest, existing_pictures
 from sgpipe.shards.row_groups import open_shard
 from sgpipe.shards.write import PICTURES
 from sgpipe.train_recipe import DataConfig, ShardsConfig
 from sgpipe.trainset.contents import Chunk, Folder, Labels, TrainSet
-from sgpipe.trainset.folders import check_names, check_pictures, closed_labels, describe, shards_by_split
+from sgpipe.trainset.folders import check_names, closed_labels, describe, shards_by_split
 from sgpipe.trainset.usable import COLUMNS, Counted
 
 
@@ -106,7 +106,7 @@ class _Search:
             return
         with open_shard(path, COLUMNS) as file:
             if PICTURES not in file.schema_arrow.names:
-                check_pictures(folder, split)
+                existing_pictures(folder.root, split, folder.images.get(split))
             for group in range(file.num_row_groups):
                 if self.left != 0:
                     yield group, file.read_row_group(group, columns=list(COLUMNS))

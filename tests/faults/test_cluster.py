@@ -26,12 +26,19 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def finish(run: Run) -> None:
-    """Ray puts the driver on any machine of this address, perhaps on one that is lost; that ends it as SIGTERM does."""
+    """To its end, where it is what an uninterrupted run is.
+
+    Ray puts the driver on any machine of this address, perhaps on one that is lost; that ends it as SIGTERM does.
+    """
     code = run.wait()
     if code == 130:
         run.start()
         code = run.wait()
     assert code == 0, run.said
+    whole = Run(run.dataset, run.out.with_name("whole"))
+    whole.start()
+    assert whole.wait() == 0, whole.said
+    assert_whole(run.out, rows(whole.out))
 
 
 @pytest.mark.slow
@@ -45,10 +52,6 @@ def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) 
     cluster.remove_node(lost, allow_graceful=False)
     finish(run)
     assert "3 x stub" in run.said
-    whole = Run(dataset, tmp_path / "whole")
-    whole.start()
-    assert whole.wait() == 0, whole.said
-    assert_whole(run.out, rows(whole.out))
 
 
 @pytest.mark.slow
@@ -64,10 +67,6 @@ def test_units_between_stages_may_be_lost_with_their_machine(cluster: Cluster, t
     for lost in list(cluster.worker_nodes)[:2]:
         cluster.remove_node(lost, allow_graceful=False)
     finish(run)
-    whole = Run(dataset, tmp_path / "whole")
-    whole.start()
-    assert whole.wait() == 0, whole.said
-    assert_whole(run.out, rows(whole.out))
 
 
 @pytest.mark.slow
