@@ -2,8 +2,9 @@
 
     python -m tests.parity.candidates FOLDER
 
-FOLDER holds RLIPv2's inputs and outputs; FOLDER/../../data has the COCO annotations (coco_mini) and class
-tables (priors) they were made with. Exits 0 if every set is equal, 1 if one is not, 2 if FOLDER is not of this form.
+FOLDER holds RLIPv2's inputs and outputs. FOLDER/../data or FOLDER/../../data has the COCO annotations (coco_mini)
+and class tables (priors) they were made with, with or without .gz. Exits 0 if every set is equal, 1 if one is not,
+2 if FOLDER is not of this form.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from sgpipe.stages.prior import Prior, collect_prior
 
 PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq.json"
 FILES: dict[str, tuple[str, ...]] = {
-    "../../data/coco_mini/instances_train2017.json": ("images", "annotations", "categories"),
-    "../../data/coco_mini/instances_val2017.json": ("images", "annotations", "categories"),
-    "../../data/priors/hico_obj_paraphrase.json": (),
-    "../../data/priors/o365_obj_paraphrase.json": (),
-    f"../../data/priors/{PUBLISHED}": ("relationship_freq", "object_freq"),
+    "data/coco_mini/instances_train2017.json": ("images", "annotations", "categories"),
+    "data/coco_mini/instances_val2017.json": ("images", "annotations", "categories"),
+    "data/priors/hico_obj_paraphrase.json": (),
+    "data/priors/o365_obj_paraphrase.json": (),
+    f"data/priors/{PUBLISHED}": ("relationship_freq", "object_freq"),
     "inputs_scene_graphs.json.gz": (),
     "inputs_o365style_train.json.gz": ("images", "annotations"),
     "inputs_o365style_val.json.gz": ("images", "annotations"),
@@ -53,7 +54,7 @@ def load(folder: Path) -> dict[str, Any]:
     """
     contents: dict[str, Any] = {}
     for name, keys in FILES.items():
-        path = folder / name
+        path = find(folder, name)
         try:
             with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
                 content = json.load(file)
@@ -64,6 +65,13 @@ def load(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} has no {missing[0]!r}")
         contents[path.name.partition(".")[0]] = content
     return contents
+
+
+def find(folder: Path, name: str) -> Path:
+    """Where a file is; where it is expected if there is none."""
+    above = [folder / name] if not name.startswith("data/") else [folder.parent / name, folder.parent.parent / name]
+    places = [place for path in above for place in (path, path.with_name(f"{path.name}.gz"))]
+    return next((place for place in places if place.is_file()), places[-2])
 
 
 def checks(files: Mapping[str, Any]) -> Iterator[Check]:

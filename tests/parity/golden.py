@@ -21,6 +21,8 @@ from rlip_model.queries import Pairs
 from rlip_model.targets import Triplets
 from tests.parity.seeded import seeded_state
 
+BASE = "base.json"
+
 
 class NotGoldenError(Exception):
     """A folder that is not of the form of the reference folders."""
@@ -42,8 +44,7 @@ class Golden:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a file of the folder; none if there is no such file."""
-        path = self.folder / name
-        return _load(path) if path.is_file() else {}
+        return _tensors(self.folder, name)
 
     def pairs(self, prefix: str = "targets_a.", tensors: dict[str, Tensor] | None = None) -> list[Pairs]:
         """The target pairs of every image of the batch."""
@@ -93,15 +94,18 @@ class Golden:
 
 def open_golden(folder: Path) -> Golden:
     """Raises NotGoldenError, in one line."""
-    for name in ("meta.json", "inputs.safetensors", "outputs_raw_text.safetensors"):
+    for name in ("meta.json", "outputs_raw_text.safetensors"):
         if not (folder / name).is_file():
             raise NotGoldenError(f"{folder} is not a reference folder: it has no {name}")
     meta = _json(folder / "meta.json")
     absent = [key for key in ("flags", "obj_texts", "verb_texts") if key not in meta]
     if absent:
         raise NotGoldenError(f"{folder}/meta.json has no {', '.join(absent)}")
+    inputs = _tensors(folder, "inputs.safetensors")
+    if not inputs:
+        raise NotGoldenError(f"{folder} is not a reference folder: it has no inputs.safetensors")
     small = (folder / "weights.safetensors").is_file()
-    return Golden(folder, meta, parse_flags(meta["flags"]), small, _load(folder / "inputs.safetensors"))
+    return Golden(folder, meta, parse_flags(meta["flags"]), small, inputs)
 
 
 def parse_flags(flags: str) -> dict[str, Any]:
@@ -123,6 +127,22 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as reason:
         raise NotGoldenError(f"{path} cannot be read: {reason}") from reason
+
+
+def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a file of a folder; none if there is no such file.
+
+    Networks share most of their weights and inputs. So that they need not be stored twice, base.json names another
+    folder whose tensors hold here too, and by file those that do not: {"folder": ..., "without": {file: [names]}}.
+    """
+    found: dict[str, Tensor] = {}
+    if (folder / BASE).is_file():
+        base = _json(folder / BASE)
+        if name in base["without"]:
+            shared = _load(folder / base["folder"] / name)
+            found = {key: value for key, value in shared.items() if key not in base["without"][name]}
+    path = folder / name
+    return found | (_load(path) if path.is_file() else {})
 
 
 def _load(path: Path) -> dict[str, Tensor]:

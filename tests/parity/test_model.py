@@ -19,10 +19,15 @@ SMALL = ("tagger_glip", "tagger_vxac", "parsed", "parseda")
 
 
 @pytest.mark.parametrize("model", SMALL)
-def test_small_networks_equal_the_reference(oracle: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(oracle / "golden" / "model" / model / "small")]) == 0
+def test_small_networks_equal_the_reference(
+    subset: Path, golden: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(golden / "model" / model / "small")]) == 0
     printed = capsys.readouterr().out
-    for part in ("raw text: encoder.memory", "raw text: text_resized", "encoded text: out.pred_verb_logits"):
+    if golden != subset:
+        for part in ("raw text: encoder.memory", "raw text: text_resized", "encoded text: inter.encoder.memory"):
+            assert part in printed
+    for part in ("raw text: out.aux0.pred_sub_boxes", "encoded text: out.pred_verb_logits"):
         assert part in printed
     if model.startswith("tagger"):
         assert "queries: training query" in printed
@@ -37,22 +42,22 @@ def test_small_networks_equal_the_reference(oracle: Path, model: str, capsys: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["tagger_vxac/full_swint", "parseda/full_r50"])
-def test_networks_of_paper_size_equal_the_reference(oracle: Path, folder: str) -> None:
-    assert main([str(oracle / "golden" / "model" / folder)]) == 0
+def test_networks_of_paper_size_equal_the_reference(full: Path, folder: str) -> None:
+    assert main([str(full / "model" / folder)]) == 0
 
 
 @pytest.fixture
-def copied(oracle: Path, tmp_path: Path) -> Path:
+def copied(subset: Path, tmp_path: Path) -> Path:
     """A folder to spoil, without what takes long to check."""
-    folder = copy_of(oracle, tmp_path, "tagger_vxac")
+    folder = copy_of(subset, tmp_path, "tagger_vxac")
     (folder / "grad_norms.json").unlink()
     return folder
 
 
-def copy_of(oracle: Path, tmp_path: Path, model: str) -> Path:
-    source = oracle / "golden" / "model"
-    shutil.copytree(source / "roberta_small", tmp_path / "roberta_small")
-    shutil.copytree(source / model / "small", tmp_path / model / "small")
+def copy_of(golden: Path, tmp_path: Path, model: str) -> Path:
+    """With the folder that others share tensors with, if there are such."""
+    for name in ("roberta_small", "parsed/small", f"{model}/small"):
+        shutil.copytree(golden / "model" / name, tmp_path / name, dirs_exist_ok=True)
     for path in tmp_path.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
     return tmp_path / model / "small"
@@ -67,7 +72,7 @@ def spoil(path: Path, key: str, by: float) -> None:
 @pytest.mark.parametrize(
     ("file", "key", "by", "named"),
     [
-        ("intermediates.safetensors", "alif1.lang", 2e-4, "raw text: alif1.lang"),
+        ("outputs_raw_text.safetensors", "out.aux1.pred_obj_logits", 2e-4, "raw text: out.aux1.pred_obj_logits"),
         ("outputs_encoded_text.safetensors", "out.pred_sub_boxes", 2e-5, "encoded text: out.pred_sub_boxes"),
         ("prepare_query.safetensors", "eval.query", 2e-4, "queries: evaluation query"),
         ("weights.safetensors", "transformer.coord_proj.bias", 0.1, "out.pred_verb_logits"),
@@ -79,6 +84,28 @@ def test_a_changed_number_is_told(
     spoil(copied / file, key, by)
     assert main([str(copied)]) == 1
     assert named in capsys.readouterr().out.split("outside tolerance:")[1]
+
+
+@pytest.mark.slow
+def test_a_changed_number_inside_the_network_is_told(
+    full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_of(full, tmp_path, "tagger_vxac")
+    (folder / "grad_norms.json").unlink()
+    spoil(folder / "intermediates.safetensors", "alif1.lang", 2e-4)
+    assert main([str(folder)]) == 1
+    assert "raw text: alif1.lang" in capsys.readouterr().out.split("outside tolerance:")[1]
+
+
+def test_a_network_shares_the_tensors_of_another_folder_but_for_its_own(tmp_path: Path) -> None:
+    for name, tensors in (("base", {"a": 1.0, "b": 2.0, "c": 3.0}), ("own", {"b": 5.0})):
+        (tmp_path / name).mkdir()
+        save_file({key: torch.tensor(value) for key, value in tensors.items()}, tmp_path / name / "inputs.safetensors")
+        save_file({}, tmp_path / name / "outputs_raw_text.safetensors")
+        (tmp_path / name / "meta.json").write_text('{"flags": "", "obj_texts": [], "verb_texts": []}')
+    (tmp_path / "own" / "base.json").write_text('{"folder": "../base", "without": {"inputs.safetensors": ["c"]}}')
+    found = open_golden(tmp_path / "own").inputs
+    assert {key: float(value) for key, value in found.items()} == {"a": 1.0, "b": 5.0}
 
 
 def test_a_changed_annotation_is_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +142,7 @@ def change_json(path: Path, *keys: str | int, by: Callable[[Any], Any]) -> None:
     ],
 )
 def test_a_changed_figure_of_training_is_told(
-    oracle: Path,
+    subset: Path,
     tmp_path: Path,
     file: str,
     keys: tuple[str | int, ...],
@@ -123,7 +150,7 @@ def test_a_changed_figure_of_training_is_told(
     named: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = copy_of(oracle, tmp_path, "parsed")
+    folder = copy_of(subset, tmp_path, "parsed")
     if "loss_new" in keys:
         change_json(folder / file, keys[0], by=lambda losses: {**losses, "loss_new": 1.0})
     else:
@@ -135,7 +162,7 @@ def test_a_changed_figure_of_training_is_told(
 
 
 def test_gradients_that_the_text_encoder_does_not_get_are_told(
-    oracle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    subset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No nudge of the pixels makes up for soft labels that are detached."""
 
@@ -143,7 +170,7 @@ def test_gradients_that_the_text_encoder_does_not_get_are_told(
         return replace(criterion_of(options, tagger), pseudo_label_gradient=False)
 
     monkeypatch.setattr("tests.parity.losses.criterion_of", repaired)
-    assert main([str(oracle / "golden" / "model" / "parseda" / "small")]) == 1
+    assert main([str(subset / "model" / "parseda" / "small")]) == 1
     failures = capsys.readouterr().out.split("outside tolerance:")[1]
     assert "transformer.text_encoder.pooler.dense.weight" in failures
     assert "losses of" not in failures
@@ -187,7 +214,7 @@ def test_numbers_are_compared_relatively() -> None:
     assert [row.within for row in report.rows] == [True, False, False, True, False, False, False]
 
 
-def test_probes_guard_the_seeded_weights(oracle: Path) -> None:
-    golden = open_golden(oracle / "golden" / "model" / "tagger_vxac" / "full_swint")
+def test_probes_guard_the_seeded_weights(full: Path) -> None:
+    golden = open_golden(full / "model" / "tagger_vxac" / "full_swint")
     assert not golden.small
     assert len(golden.meta["probe"]) > 20

@@ -3,14 +3,14 @@
 from tests.parity import parser
 
 
-def test_bars_on_the_gold_captions(oracle, capsys):
-    assert parser.main([str(oracle / "golden" / "parser")]) == 0
+def test_bars_on_the_gold_captions(golden, capsys):
+    assert parser.main([str(golden / "parser")]) == 0
     assert "all bars passed" in capsys.readouterr().out
 
 
-def test_a_missed_bar_fails(oracle, capsys, monkeypatch):
+def test_a_missed_bar_fails(subset, capsys, monkeypatch):
     monkeypatch.setitem(parser.BARS, "all", {"strict": 0.99})
-    assert parser.main([str(oracle / "golden" / "parser")]) == 1
+    assert parser.main([str(subset / "parser")]) == 1
     assert "2 bars missed" in capsys.readouterr().out
 
 

@@ -1,7 +1,7 @@
 """Compare the evaluators with official figures: `python -m tests.parity.evaluation FOLDER`.
 
-Every NAME.inputs.json[.gz] with its NAME.expected.json, every micro_cases*.json and zero_shot_unseen_idx.json of the
-folder and those in it; what benchmark a file is of is seen by its keys. Exit code 0: all equal within 1e-6; 1:
+Every NAME.inputs.json[.gz] with its NAME.expected.json[.gz], every micro_cases*.json and zero_shot_unseen_idx.json of
+the folder and those in it; what benchmark a file is of is seen by its keys. Exit code 0: all equal within 1e-6; 1:
 something is not, and is listed at the end; 2: not such a folder.
 """
 
@@ -20,7 +20,7 @@ from tests.parity.evaluation.compare import Comparison
 from tests.parity.golden import NotGoldenError
 from tests.parity.model import print_report
 
-INPUTS, EXPECTED = (".inputs.json.gz", ".inputs.json"), ".expected.json"
+INPUTS, EXPECTED = (".inputs.json.gz", ".inputs.json"), (".expected.json", ".expected.json.gz")
 
 
 def check_folder(folder: Path) -> Comparison:
@@ -29,7 +29,7 @@ def check_folder(folder: Path) -> Comparison:
     paths = set(folder.rglob("*.json*"))
     for path in sorted(paths):
         if path.name.endswith(EXPECTED):  # read with its inputs
-            name = path.name.removesuffix(EXPECTED)
+            name = path.name.removesuffix(".gz").removesuffix(EXPECTED[0])
             if not paths & {path.with_name(name + ending) for ending in INPUTS}:
                 raise NotGoldenError(f"{path} is without its inputs, {name}{INPUTS[0]}")
             continue
@@ -52,9 +52,10 @@ def check_file(path: Path, section: str, report: Comparison) -> bool:
     """Whether its name is known."""
     ending = next((ending for ending in INPUTS if path.name.endswith(ending)), None)
     if ending:
-        expected = path.with_name(path.name.removesuffix(ending) + EXPECTED)
-        if not expected.is_file():
-            raise NotGoldenError(f"{path} is without its official figures, {expected.name}")
+        choices = [path.with_name(path.name.removesuffix(ending) + each) for each in EXPECTED]
+        expected = next((choice for choice in choices if choice.is_file()), None)
+        if expected is None:
+            raise NotGoldenError(f"{path} is without its official figures, {choices[0].name}")
         check_set(read(path), read(expected), section, report, path.parent)
     elif path.name.startswith("micro_cases"):
         for case in read(path):
