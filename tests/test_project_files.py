@@ -1,4 +1,4 @@
-"""The files around the code agree with each other: Python versions, the programs of hooks, and CI."""
+"""The files around the code agree with each other: Python versions, make targets, the programs of hooks, and CI."""
 
 import re
 import subprocess
@@ -30,6 +30,16 @@ def test_the_workflow_runs_every_supported_python() -> None:
     oldest = min(int(version.split(".")[1]) for version in classifiers)
     assert all(SpecifierSet(required).contains(version) for version in classifiers)
     assert not SpecifierSet(required).contains(f"3.{oldest - 1}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".ci/run", ".github/workflows/tests.yml", ".github/workflows/nightly.yml", "CONTRIBUTING.md"],
+)
+def test_named_make_targets_exist(name: str) -> None:
+    called = set(re.findall(r"(?:^make|step make|run: make|`make) ([a-z][a-z-]*)", read(name), re.MULTILINE))
+    assert called
+    assert called <= set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE))
 
 
 def test_hooks_run_programs_of_the_environment() -> None:
