@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from benchmarks.measure import matrix_rate, medians, operations, report
-from sgpipe.stages.blip_decoder import BlipDecoder
-from sgpipe.stages.blip_vision import fuse_vision_attention
-from sgpipe.stages.decoding import NucleusSampling, sample_captions
+from sgpipe.stages.caption.blip import fuse_vision_attention
+from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.decoding import NucleusSampling, sample_captions
 
 SHAPES = {"small": {"width": 384, "layers": 6, "heads": 6}, "base": {"width": 768, "layers": 12, "heads": 12}}
 VOCABULARY, START, END = 30524, 30522, 102

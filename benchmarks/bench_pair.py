@@ -23,8 +23,8 @@ from rich.table import Table
 from benchmarks.measure import report
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Pair, Record, Triplet
-from sgpipe.stages.pair import PairStage
-from sgpipe.vocabulary import category_names, packaged_synonyms
+from sgpipe.sources.vocabulary import category_names, packaged_synonyms
+from sgpipe.stages.pair.stage import PairStage
 
 NOUNS = ("man", "woman", "people", "street", "field", "room", "tree", "hair", "carpet", "kitchen", "group", "wall")
 VERBS = ("on", "in", "near", "with", "holding", "riding", "sitting on", "wearing", "behind", "above", "under")

@@ -22,12 +22,20 @@ from rich.table import Table
 from benchmarks.measure import medians, report
 from sgpipe.images import open_image
 from sgpipe.records import Record
-from sgpipe.shards.read import iter_records
+from sgpipe.storage.shards import iter_records
 
 
 def generate(images: int, out: Path) -> tuple[dict, str]:
     """The run's summary, and what it says about its actors. Raises CalledProcessError: it failed."""
-    command = [sys.executable, "-c", "from sgpipe.cli import main; main()", "generate", "--json", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-c",
+        "from sgpipe.cli.main import main; main()",
+        "generate",
+        "--json",
+        "--out",
+        str(out),
+    ]
     command += ["--set", f"source.drawn.images={images}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     busy = next(line for line in done.stderr.splitlines() if line.startswith("busy"))

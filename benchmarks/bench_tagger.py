@@ -26,7 +26,7 @@ from rlip_model.model import RTagger
 from rlip_model.presets import preset
 from rlip_model.queries import Pairs
 from rlip_model.text import NO_OBJECTS, LabelCache, build_tokenizer
-from sgpipe.vocabulary import category_names, relation_names
+from sgpipe.sources.vocabulary import category_names, relation_names
 
 TEXTS, PAIRS, LARGEST = 600, 100, 1e-5
 NAMES = (*relation_names("hico").values(), *category_names("objects365").values(), *relation_names("vcoco").values())

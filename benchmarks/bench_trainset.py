@@ -32,11 +32,11 @@ from rich.table import Table
 
 from benchmarks.measure import report
 from sgpipe.records import Box, Record, Relation
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.write import shard_name, write_shard
-from sgpipe.train_recipe import DataConfig, ShardsConfig
-from sgpipe.trainset.feed import ShardFeed
-from sgpipe.trainset.scan import scan_training
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import shard_name, write_shard
+from sgpipe.training.data.feed import ShardFeed
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.recipe import DataConfig, ShardsConfig
 
 BATCH, MOST_RELATIONS, ROWS_PER_SHARD, DISTINCT = 32, 100, 64, 32
 SMALL = {"short_sides": (32, 40), "crop_short_sides": (36,), "crop_range": (24, 32), "long_side": 64}

@@ -19,20 +19,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 from PIL import Image
 
-from sgpipe.drawing import draw_card, object_names, shown
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError, decode, is_upright, upright_rgb
-from sgpipe.miniworld.models import MINIWORLD, with_packaged_models
-from sgpipe.recipe import Recipe, load_recipe
-from sgpipe.records import OWN_PICTURES, Box, Caption, Record
-from sgpipe.relations import TRAINED_ON
-from sgpipe.sources.fields import clean
-from sgpipe.sources.pictures import read_size, read_upright_size
-from sgpipe.stages import Stage
+from sgpipe.images import ImageError, decode, is_upright, read_size, read_upright_size, upright_rgb
+from sgpipe.recipe import MINIWORLD, Recipe, load_recipe, with_packaged_models
+from sgpipe.records import OWN_PICTURES, TRAINED_ON, Box, Caption, Record
+from sgpipe.sources.annotated import clean
+from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages
-from sgpipe.stages.detect import DetectStage
-from sgpipe.stages.detectors import detector_classes
-from sgpipe.stages.given_boxes import GivenBoxesStage
+from sgpipe.stages.detect.detectors import detector_classes
+from sgpipe.stages.detect.stage import DetectStage, GivenBoxesStage
+from sgpipe.viz.draw_relations import draw_card, object_names, shown
 
 Picture: TypeAlias = "str | Path | Image.Image"
 

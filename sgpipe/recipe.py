@@ -1,4 +1,7 @@
-"""The typed recipe of labelling: the only place where a setting of it is named, defaulted and validated."""
+"""The typed recipe of labelling: the only place where a setting of it is named, defaulted and validated.
+
+The trained models of the drawn world that ship with sgpipe.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from sgpipe.recipe_file import load, recipe_folder
+from sgpipe.utils.config_file import load, recipe_folder
 
 
 class Config(BaseModel):
@@ -155,3 +158,26 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
     Raises UserError: as `recipe_file.load`.
     """
     return load(Recipe, name, recipe_folder(), overrides or {})
+
+
+MINIWORLD = "MINIWORLD"  # names them in recipes
+
+NetworkName = Literal["tagger", "parseda"]
+ModelName = Literal["captioner"] | NetworkName
+
+
+def packaged_model(name: ModelName) -> Path:
+    """The folder of a packaged model, for `from_pretrained`; its README says how it was made and how good it is."""
+    return Path(__file__).parent / "miniworld" / "weights" / name
+
+
+def with_packaged_models(recipe: Recipe) -> Recipe:
+    """The recipe with folders in the places of models that it calls MINIWORLD."""
+    detect, caption, tag = recipe.detect, recipe.caption, recipe.tag
+    if detect.detector == MINIWORLD:
+        detect = detect.model_copy(update={"detector": str(packaged_model("parseda"))})
+    if caption.captioner == MINIWORLD:
+        caption = caption.model_copy(update={"captioner": str(packaged_model("captioner"))})
+    if tag.tagger == MINIWORLD:
+        tag = tag.model_copy(update={"tagger": str(packaged_model("tagger"))})
+    return recipe.model_copy(update={"detect": detect, "caption": caption, "tag": tag})

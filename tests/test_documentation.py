@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from tests.documents import DOCUMENTS, ROOT, Block, blocks
 
 BLOCKS = blocks()

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from rlip_model.attention import sample
-from sgpipe.evaluation.classes import data_classes
-from sgpipe.miniworld.models import packaged_model
-from sgpipe.predict import PredictConfig, Predictor
-from sgpipe.predict_rows import picture_units
-from sgpipe.recipe import CaptionConfig, TagConfig
+from sgpipe.evaluation.benchmarks.classes import data_classes
+from sgpipe.inference.predictor import PredictConfig, Predictor
+from sgpipe.inference.rows import picture_units
+from sgpipe.recipe import CaptionConfig, TagConfig, packaged_model
 from sgpipe.records import Pair, Record
-from sgpipe.shards.read import iter_records
-from sgpipe.stages.caption import CaptionStage
-from sgpipe.stages.tag import TagStage
+from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.tag.stage import TagStage
+from sgpipe.storage.shards import iter_records
 from tests.sgpipe.trainings import PICTURES, curve, make_run, training
 
 LEVELS = [(25, 34), (13, 17), (7, 9), (4, 5)]

@@ -18,7 +18,7 @@ from rich.table import Table
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
-from sgpipe.evaluation.plot import precision_recall_svg
+from sgpipe.evaluation.curves import precision_recall_svg
 
 Rows = list[dict[str, Any]]
 

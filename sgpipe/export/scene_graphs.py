@@ -8,8 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sgpipe.export.json_file import Members, write_json
-from sgpipe.export.labels import Labels, as_number, plain
+from sgpipe.export.rows import Labels, Members, as_number, plain, write_json
 from sgpipe.records import Box, Record, Relation
 
 # What RLIPv2 calls a data set, and where it begins to count objects and relations, so that files can be joined.

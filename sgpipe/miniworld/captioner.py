@@ -1,4 +1,7 @@
-"""A tiny BLIP for the drawn world: transformers' own model and tokenizer, small, its words those of the world."""
+"""A tiny BLIP for the drawn world: transformers' own model and tokenizer, small, its words those of the world.
+
+The recipe of the miniworld's captioner.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
 from transformers import (  # type: ignore[attr-defined]
     BertTokenizerFast,
@@ -18,10 +22,9 @@ from transformers import (  # type: ignore[attr-defined]
     PreTrainedTokenizerBase,
 )
 
-from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.captioner_config import ModelConfig
-from sgpipe.miniworld.captions import WORDINGS, nouns_of
-from sgpipe.recipe import CaptionConfig
+from sgpipe.miniworld.world.actors import KINDS
+from sgpipe.miniworld.world.captions import WORDINGS, nouns_of
+from sgpipe.recipe import CaptionConfig, Config
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ARTICLES = ("a", "an", "another")
@@ -147,3 +150,44 @@ def save_captioner(model: BlipForConditionalGeneration, folder: Path) -> None:
     vision_config: Any = model.config.vision_config
     size = {"height": vision_config.image_size, "width": vision_config.image_size}
     BlipImageProcessor(size=size).save_pretrained(folder)
+
+
+class ModelConfig(Config):
+    """The sizes of the BLIP model. Pictures are squashed to squares of `image_size` pixels."""
+
+    image_size: int = Field(112, ge=16)
+    patch_size: int = Field(14, ge=4)
+    vision_width: int = Field(128, ge=16, multiple_of=4)
+    vision_layers: int = Field(4, ge=1)
+    text_width: int = Field(128, ge=16)
+    text_layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ModelConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError("image_size must be a multiple of patch_size")
+        if self.vision_width % self.heads or self.text_width % self.heads:
+            raise ValueError("vision_width and text_width must be multiples of heads")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.image_size // self.patch_size
+
+
+class CaptionerConfig(Config):
+    """What the captioner is, and how it is trained: `dense_share` of the steps without captions come first."""
+
+    model: ModelConfig = ModelConfig()
+    seed: int = Field(0, ge=0)
+    pictures: int = Field(40_000, ge=1, description="of the train split; the first ones, each also seen mirrored")
+    steps: int = Field(12_000, ge=1)
+    batch_size: int = Field(16, ge=1)
+    dense_share: float = Field(0.3, ge=0, lt=1)
+    dense_weight: float = Field(0.2, ge=0, description="of the dense loss beside the captions' loss")
+    learning_rate: float = Field(2e-3, gt=0, description="of embeddings, norms, biases and heads (AdamW)")
+    matrix_learning_rate: float = Field(0.01, gt=0, description="of the layers' matrices (Muon)")
+    weight_decay: float = Field(0.02, ge=0, description="of the layers' matrices")
+    warmup: int = Field(100, ge=0, description="steps")

@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.captioner import prompt_ids
-from sgpipe.miniworld.captioner_config import ModelConfig
-from sgpipe.miniworld.captions import canonical_caption, noun_of, nouns_of
-from sgpipe.miniworld.relations import CONVERSE, RULES
-from sgpipe.miniworld.render import Picture, render
-from sgpipe.miniworld.scene import Fact, Scene, random_scene
+from sgpipe.miniworld.captioner import ModelConfig, prompt_ids
+from sgpipe.miniworld.world.actors import KINDS
+from sgpipe.miniworld.world.captions import canonical_caption, noun_of, nouns_of
+from sgpipe.miniworld.world.relations import CONVERSE, RULES
+from sgpipe.miniworld.world.render import Picture, render
+from sgpipe.miniworld.world.scene import Fact, Scene, random_scene
 
 NOUNS: tuple[str, ...] = tuple(noun for kind in KINDS for noun in nouns_of(kind))
 TAUGHT: tuple[str, ...] = tuple(dict.fromkeys(rule.predicate for rule in RULES))

@@ -9,11 +9,10 @@ import typer
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.known import known_quality, print_quality
-from sgpipe.miniworld.command import run_command
-from sgpipe.shards.manifest import Manifest
-from sgpipe.summary import add_up
-from sgpipe.train_log import read_metrics
+from sgpipe.evaluation.label_quality.report import known_quality, print_quality
+from sgpipe.storage.manifest import Manifest, add_up
+from sgpipe.training.display import read_metrics
+from sgpipe.utils.console import run_command
 
 LABELS, TAGGER, REPORT, SHEET = "labels", "tagger", "report.html", "pictures.png"
 

@@ -12,18 +12,16 @@ import yaml
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.miniworld.cards import Making
-from sgpipe.miniworld.command import run_command
-from sgpipe.miniworld.models import NetworkName
-from sgpipe.miniworld.network_card import write_parseda_card, write_tagger_card
+from sgpipe.miniworld.cards import Making, write_parseda_card, write_tagger_card
 from sgpipe.miniworld.network_quality import measure_network, measure_tagger, network_recipe, print_tagger_quality
-from sgpipe.miniworld.splits import COMPOSITIONAL
 from sgpipe.miniworld.train_captioner import captioner_recipe, make_captioner
-from sgpipe.miniworld.truth import import_graphs
-from sgpipe.miniworld.world import SCENE_GRAPHS, draw_world
-from sgpipe.new_network import CLASSES
-from sgpipe.progress import Progress
-from sgpipe.train import train, trained
+from sgpipe.miniworld.world.dataset import SCENE_GRAPHS, draw_world
+from sgpipe.miniworld.world.relations import COMPOSITIONAL
+from sgpipe.recipe import NetworkName
+from sgpipe.sources.miniworld import import_graphs
+from sgpipe.training.initial_model import CLASSES
+from sgpipe.training.run import train, trained
+from sgpipe.utils.console import Progress, run_command
 
 NETWORKS: tuple[NetworkName, ...] = ("tagger", "parseda")
 PICTURES = 12_000  # of the train split, for the networks

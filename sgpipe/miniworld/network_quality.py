@@ -21,21 +21,18 @@ from rich.table import Table
 
 from rlip_model.training.sampling import Vocabulary
 from rlip_model.training.validation import validate
-from sgpipe.evaluation.known import ALL_PAIRS, LABELS, known_quality
-from sgpipe.evaluation.labels import LabelQuality
-from sgpipe.generate import generate
-from sgpipe.miniworld.command import run_command
-from sgpipe.miniworld.models import NetworkName, packaged_model
-from sgpipe.miniworld.relations import PREDICATES
-from sgpipe.miniworld.splits import COMPOSITIONAL
-from sgpipe.new_network import CLASSES
-from sgpipe.progress import Progress
-from sgpipe.recipe import load_recipe
-from sgpipe.recipe_file import recipe_folder
-from sgpipe.shards.folder import RunFolder
-from sgpipe.train import Job, make_feed, make_objective
-from sgpipe.train_recipe import ShardsConfig, TrainRecipe, load_train_recipe
-from sgpipe.trainset.scan import scan_training
+from sgpipe.evaluation.label_quality.comparison import LabelQuality
+from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, known_quality
+from sgpipe.generation.run import generate
+from sgpipe.miniworld.world.relations import COMPOSITIONAL, PREDICATES
+from sgpipe.recipe import NetworkName, load_recipe, packaged_model
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.initial_model import CLASSES
+from sgpipe.training.recipe import ShardsConfig, TrainRecipe, load_train_recipe
+from sgpipe.training.run import Job, make_feed, make_objective
+from sgpipe.utils.config_file import recipe_folder
+from sgpipe.utils.console import Progress, run_command
 
 Captions = Literal["BLIP", "oracle"]
 

@@ -8,11 +8,10 @@ from typing import Any
 from sgpipe import __version__
 from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources.coco import read_coco
+from sgpipe.sources.coco import locate_pictures, read_coco
 from sgpipe.sources.folder import read_folder, stamp
-from sgpipe.sources.index import SourceIndex, write_index
-from sgpipe.sources.objects365 import locate_pictures
-from sgpipe.vocabulary import category_names
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.storage.source_index import SourceIndex, write_index
 
 
 def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:

@@ -1,7 +1,13 @@
-"""What every reader of human annotations makes: records with relations, one after the other, and class lists."""
+"""What every reader of human annotations makes: records with relations, one after the other, and class lists.
+
+Reading the fields of annotation items, whatever exporters made of them.
+
+Fitting annotated boxes into their image.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.fields import clean
 
 ProblemCounts = Counter[str]
 Reader = Callable[[ProblemCounts], Iterator[Record]]
@@ -72,3 +77,117 @@ def keep_objects(record: Record, boxes: list[Box | None], problems: ProblemCount
         problems["relations_of_dropped_boxes"] += lost
     record.objects = [box for box in boxes if box is not None]
     record.relations = relations
+
+
+class FieldError(ValueError):
+    """A field is missing or not what it should be; the message says which and what was expected."""
+
+
+def as_id(value: Any) -> str | None:
+    """An image id as text; exporters also write 7 as 7.0. None: it is not an id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return clean(str(value)) if isinstance(value, int | str) else None
+
+
+def integer(value: Any) -> int:
+    """A category id. Raises TypeError or ValueError: it is not a whole number of 32 bits."""
+    number = int(value)
+    if (isinstance(value, float) and value != number) or abs(number) >= 2**31:
+        raise ValueError(value)
+    return number
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can hold: JSON may escape halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def line(text: str) -> str:
+    """Text as one line: control characters, which terminals act on, and runs of white space become one space."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", clean(text)).split())
+
+
+def side(value: Any) -> int:
+    """A positive image side in pixels, or 0."""
+    try:
+        length = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return int(length) if math.isfinite(length) and 0 < length < 2**31 else 0
+
+
+def required(item: Any, key: str) -> Any:
+    """Raises FieldError: `item` is not an object, or lacks the key."""
+    if not isinstance(item, dict) or key not in item:
+        raise FieldError(f"there is no {key!r}")
+    return item[key]
+
+
+def listed(item: Any, key: str) -> list[Any]:
+    """A list. Raises FieldError."""
+    value = required(item, key)
+    if not isinstance(value, list):
+        raise FieldError(f"{key!r} is not a list")
+    return value
+
+
+def whole(item: Any, key: str) -> int:
+    """A whole number. Raises FieldError."""
+    value = required(item, key)
+    try:
+        return integer(value)
+    except (TypeError, ValueError, OverflowError):
+        raise FieldError(f"{key!r} is {value!r}, expected a whole number") from None
+
+
+def word(item: Any, key: str) -> str:
+    """A text, as it stands there. Raises FieldError."""
+    value = required(item, key)
+    if not isinstance(value, str):
+        raise FieldError(f"{key!r} is {value!r}, expected a text")
+    return clean(value)
+
+
+def numbers(value: Any, count: int) -> tuple[float, ...]:
+    """`count` numbers; they may be NaN or infinite. Raises FieldError."""
+    try:
+        if not isinstance(value, list) or len(value) != count:
+            raise TypeError
+        return tuple(float(number) for number in value)
+    except (TypeError, ValueError, OverflowError):
+        raise FieldError(f"{str(value)[:80]} are not {count} numbers") from None
+
+
+def xyxy_to_xywh(value: Any) -> tuple[float, float, float, float]:
+    """A box given by two corners. Raises FieldError: it is not four numbers."""
+    left, top, right, bottom = numbers(value, 4)
+    return left, top, right - left, bottom - top
+
+
+_TOLERANCE = 0.01  # pixels
+
+
+def clip_objects(record: Record, problems: ProblemCounts) -> None:
+    """Cut the boxes off at the image's borders; drop those without area in it, and the relations they have."""
+    boxes: list[Box | None] = []
+    for box in record.objects:
+        clipped = box if box.is_nothing else _clip(box, record.width, record.height)
+        if clipped is None:
+            problems["degenerate"] += 1
+        elif any(abs(a - b) > _TOLERANCE for a, b in zip(box.bbox, clipped.bbox, strict=True)):
+            problems["clipped"] += 1
+        boxes.append(clipped)
+    keep_objects(record, boxes, problems)
+
+
+def _clip(box: Box, width: int, height: int) -> Box | None:
+    x, y, w, h = box.bbox
+    if not all(math.isfinite(value) for value in (x, y, w, h, x + w, y + h)) or w <= 0 or h <= 0:
+        return None
+    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    if left >= right or top >= bottom:
+        return None
+    if (left, top, right, bottom) == (x, y, x + w, y + h):
+        return box  # not x + w - x, which may round
+    return Box(box.category, box.category_id, (left, top, right - left, bottom - top), box.iscrowd)

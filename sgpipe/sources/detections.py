@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from sgpipe.records import SCHEMA
-from sgpipe.sources.fields import as_id, clean, integer, line, side
+from sgpipe.sources.annotated import as_id, clean, integer, line, side
 
 _CLIP_TOLERANCE = 0.01
 _SLICE = 8192

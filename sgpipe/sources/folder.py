@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError
+from sgpipe.images import ImageError, read_upright_size
 from sgpipe.records import OWN_PICTURES
+from sgpipe.sources.annotated import clean
 from sgpipe.sources.detections import Detections
-from sgpipe.sources.fields import clean
-from sgpipe.sources.pictures import read_upright_size
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm", ".avif")
 

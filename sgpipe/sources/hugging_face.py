@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Record, from_table
-from sgpipe.shards.row_groups import open_shard, read_row_group
-from sgpipe.shards.rows import row_faults
-from sgpipe.shards.write import DATA, PICTURES
 from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts
+from sgpipe.storage.shards import DATA, PICTURES, open_shard, read_row_group
+from sgpipe.storage.verify import row_faults
 
 CLASSES = "sgpipe.classes"  # in the metadata of files: the closed lists of classes, or null
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from sgpipe.drawing import colour_of, fit, font, object_names, shown
-from sgpipe.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
 from sgpipe.records import Record, Relation
-from sgpipe.stats.database import Database
-from sgpipe.stats.pictures import open_records, spread
+from sgpipe.stats.samples import open_records, spread
+from sgpipe.storage.database import Database
+from sgpipe.viz.draw_relations import colour_of, fit, font, object_names, shown
+from sgpipe.viz.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
 
 WIDTH = 480  # of a picture and of a graph, in units of their SVG
 _RELATIONS, _CAPTIONS = 10, 5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sgpipe.records import NO_OBJECT
-from sgpipe.stats.health_words import LIFELESS, NO_RELATION
+from sgpipe.stats.predicate_lexicon import LIFELESS, NO_RELATION
 
 _TINY = 4  # pixels
 _SAME = 0.9  # IoU

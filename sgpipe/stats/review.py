@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
-from sgpipe.stats.database import Database
 from sgpipe.stats.gallery import Card, make_card
 from sgpipe.stats.pages import render, save_page
-from sgpipe.stats.pictures import open_records
+from sgpipe.stats.samples import open_records
+from sgpipe.storage.database import Database
 
 FORMAT: Literal[1] = 1
 Answer = Literal["right", "wrong", "unsure"]

@@ -12,8 +12,8 @@ from PIL import Image
 from sgpipe.recipe import PairConfig, Resources, SourceConfig, SplitConfig
 from sgpipe.records import Triplet
 from sgpipe.sources import open_source
-from sgpipe.stages.load import LoadStage
-from sgpipe.stages.pair import PairStage
+from sgpipe.stages.base import LoadStage
+from sgpipe.stages.pair.stage import PairStage
 from tests.bad_data.case import Case, Kind, Outcome, outcome
 
 IMAGE = {"id": 1, "file_name": "1.png", "width": 100, "height": 80}

@@ -11,16 +11,16 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from sgpipe.importing import import_annotations
-from sgpipe.progress import Progress
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.verify import verify
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.coco_relations import CocoRelations
 from sgpipe.sources.hoi import hico_source
-from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.scene_graphs import PseudoLabels
 from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.verify import verify
+from sgpipe.utils.console import Progress
 from tests.bad_data.case import Case, Kind, Outcome, outcome
 from tests.sgpipe.test_cli_import import BIKE, FILES, GRAPH, INSTANCES, MAN, RELATION, SIZE, TRIPLETS
 

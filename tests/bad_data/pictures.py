@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from sgpipe.images import open_image
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
-from sgpipe.stages.load import LoadStage
+from sgpipe.stages.base import LoadStage
 from tests.bad_data.case import Case, Kind, Outcome
 
 SIZE = (8, 6)

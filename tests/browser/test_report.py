@@ -4,9 +4,9 @@ import pytest
 
 from sgpipe.records import Box
 from sgpipe.stats.audit import audit
-from sgpipe.stats.database import open_run
 from sgpipe.stats.gallery import cards
 from sgpipe.stats.html import write_report
+from sgpipe.storage.database import open_run
 from tests.sgpipe.stats.runs import PERSON, scene
 from tests.sgpipe.trainset.runs import make_run
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sgpipe.stats.database import open_run
 from sgpipe.stats.review import write_review
 from sgpipe.stats.verdicts import measure_verdicts
+from sgpipe.storage.database import open_run
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.trainset.runs import make_run
 

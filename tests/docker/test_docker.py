@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from docker.try_run_lines import FILES, harmless, make_system, steps
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 
 DOCKER = Path(__file__).parent.parent.parent / "docker"
 FOLDER = Path(sys.executable).parent

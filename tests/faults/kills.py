@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 
-from sgpipe.shards.faults import VARIABLE
+from sgpipe.utils.fault_points import VARIABLE
 from tests.faults.runs import Run
 
 ON_THE_WORKER = ("before write", "mid write", "after write", "before rename", "after rename")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.records import Record
-from sgpipe.shards.manifest import MANIFEST, Manifest
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.verify import verify
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.verify import verify
 from tests.faults import stub
 
 # Importing sgpipe takes longer than a run: it is done once, in a process that only forks. What `sgpipe` sets before

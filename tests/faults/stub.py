@@ -10,9 +10,10 @@ import sys
 from dataclasses import replace
 from unittest import mock
 
-from sgpipe import cli, generate
+from sgpipe.cli import main as command_line
+from sgpipe.generation import run
 from sgpipe.recipe import Resources
-from sgpipe.stages import Stage
+from sgpipe.stages.base import Stage
 from tests.faults.stage import GPUS, MARKS, SECONDS, Stub
 
 
@@ -32,8 +33,8 @@ def stages(*_: object) -> list[Stage]:
 
 def main(*arguments: str) -> None:
     """Run `sgpipe` with these arguments, or those of the process."""
-    with mock.patch.object(generate, "build_stages", stages), mock.patch.object(sys, "argv", ["sgpipe", *arguments]):
-        cli.main()
+    with mock.patch.object(run, "build_stages", stages), mock.patch.object(sys, "argv", ["sgpipe", *arguments]):
+        command_line.main()
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
-from sgpipe.shards.folder import RunFolder
+from sgpipe.cli.main import app
+from sgpipe.storage.run_folder import RunFolder
 from tests.faults.runs import Run, assert_whole, make_dataset, rows
 
 IMAGES = 80

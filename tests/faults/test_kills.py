@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sgpipe.records import Record
-from sgpipe.shards.faults import VARIABLE
-from sgpipe.shards.folder import RunFolder
-from sgpipe.shards.manifest import MANIFEST, Manifest
-from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import shard_name, write_shard
+from sgpipe.utils.fault_points import VARIABLE
 from tests.faults.kills import POINTS, Killer
 from tests.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.faults.stage import SECONDS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sgpipe.shards.manifest import Manifest
+from sgpipe.storage.manifest import Manifest
 from tests.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.faults.stage import SECONDS
 

@@ -17,21 +17,21 @@ from moto.server import ThreadedMotoServer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sgpipe import cli, generate
-from sgpipe.engine import UnitReader, UnitWriter, WorkUnit
+from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
-from sgpipe.progress import Progress
+from sgpipe.generation import run as generation
+from sgpipe.generation.ray_engine import UnitReader, UnitWriter, WorkUnit
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, from_table, to_table
-from sgpipe.shards import store_lock
-from sgpipe.shards.fetch import fetch
-from sgpipe.shards.folder import RunFolder
-from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.shards.published import Published
-from sgpipe.shards.store import Store
-from sgpipe.shards.store_lock import LOCK, StoreLock
-from sgpipe.shards.verify import verify
-from sgpipe.sources.index import SourceIndex
+from sgpipe.storage import lock as store_lock
+from sgpipe.storage.lock import LOCK, StoreLock
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.mirror import Published, fetch
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.storage.storage import Store
+from sgpipe.storage.verify import verify
+from sgpipe.utils.console import Progress
 from tests.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.faults.stage import SECONDS, Stub
 
@@ -80,8 +80,8 @@ class Machine:
             if len(ranges) > units:
                 raise KeyboardInterrupt
 
-        with mock.patch.object(generate, "_run", run), suppress(KeyboardInterrupt):
-            generate.generate(self.recipe, self.folder.root, Progress(Console(quiet=True)))
+        with mock.patch.object(generation, "_run", run), suppress(KeyboardInterrupt):
+            generation.generate(self.recipe, self.folder.root, Progress(Console(quiet=True)))
         return Manifest.load(self.folder.root)
 
     def label(self, unit: WorkUnit) -> ShardEntry:
@@ -216,11 +216,11 @@ def test_shards_do_not_move_while_a_run_goes_on(store: Store, dataset: list[str]
 def test_commands_that_need_shards_say_where_they_are(store: Store, dataset: list[str], tmp_path: Path) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     for command in ("stats", "verify"):
-        said = CliRunner().invoke(cli.app, [command, str(tmp_path / "out")])
+        said = CliRunner().invoke(app, [command, str(tmp_path / "out")])
         assert said.exit_code == 2
         assert f"sgpipe fetch {store.uri} --out {tmp_path / 'out'}" in said.stderr
-    assert CliRunner().invoke(cli.app, ["fetch", store.uri, "--out", str(tmp_path / "out")]).exit_code == 0
-    said = CliRunner().invoke(cli.app, ["verify", str(tmp_path / "out")])
+    assert CliRunner().invoke(app, ["fetch", store.uri, "--out", str(tmp_path / "out")]).exit_code == 0
+    said = CliRunner().invoke(app, ["verify", str(tmp_path / "out")])
     assert said.exit_code == 0, said.output
 
 
@@ -318,7 +318,7 @@ def test_a_run_killed_after_its_last_commit_is_whole_in_the_store(
 
 
 def test_keys_do_not_get_into_a_run(tmp_path: Path) -> None:
-    said = CliRunner().invoke(cli.app, ["fetch", "s3://KEY:SECRET@bucket/x", "--out", str(tmp_path / "out")])
+    said = CliRunner().invoke(app, ["fetch", "s3://KEY:SECRET@bucket/x", "--out", str(tmp_path / "out")])
     assert said.exit_code == 2
     assert "SECRET" not in said.output
     assert not (tmp_path / "out").exists()
@@ -338,7 +338,7 @@ def test_a_store_that_is_not_there_is_told_in_one_line(store: Store) -> None:
 
 
 def test_a_store_is_no_folder(tmp_path: Path) -> None:
-    said = CliRunner().invoke(cli.app, ["generate", "--out", "s3://bucket/labels"])
+    said = CliRunner().invoke(app, ["generate", "--out", "s3://bucket/labels"])
     assert said.exit_code == 2
     assert "--store s3://" in said.stderr
 

@@ -15,9 +15,9 @@ from rlip_model.model import RLIPModel, RTagger
 from rlip_model.queries import EntityQueries, PairQueries, Pairs
 from rlip_model.text import NO_OBJECTS, load_tokenizer
 from sgpipe.records import Relation
-from sgpipe.stages.grouping import Group
-from sgpipe.stages.tag import given_pairs, reference_batches, relations_above
-from sgpipe.vocabulary import category_names
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.stages.tag.grouping import Group
+from sgpipe.stages.tag.stage import given_pairs, reference_batches, relations_above
 from tests.parity.forward import layer_outputs
 from tests.parity.golden import Golden, Report
 

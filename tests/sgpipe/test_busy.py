@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
-from sgpipe.busy import BusyMeter
-from sgpipe.engine import Pool
+from sgpipe.generation.ray_engine import Pool
+from sgpipe.generation.utilization import BusyMeter
 from sgpipe.recipe import Resources
 
 CAPTION, TAG, SCORE = (Namespace(name=name) for name in ("caption", "tag", "score"))

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from rlip_model.text import build_tokenizer
 from rlip_model.tiny import tiny_config
-from sgpipe.cli import app
-from sgpipe.split_name import guess_split
+from sgpipe.cli.main import app
+from sgpipe.sources.formats import guess_split
 from tests.detections import make_coco
 
 
@@ -88,7 +88,7 @@ def test_parse_prints_one_json_line_for_each_line():
 
 
 def test_parse_into_a_closed_pipe_is_silent():
-    script = "from sgpipe.cli import main; main()"
+    script = "from sgpipe.cli.main import main; main()"
     command = f"yes 'a man riding a horse' | head -3000 | {sys.executable} -c '{script}' parse | head -1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert json.loads(result.stdout)["triplets"]

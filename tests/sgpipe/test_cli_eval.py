@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlip_model.evaluation.hico_classes import possible_interactions
-from sgpipe.cli import app
-from sgpipe.vocabulary import category_names
+from sgpipe.cli.main import app
+from sgpipe.sources.vocabulary import category_names
 
 PERSON, BIKE = {"bbox": [0, 0, 9, 9], "category_id": 1}, {"bbox": [50, 50, 59, 59], "category_id": 2}
 RIDE, HOLD, WASH = 77, 37, 112  # of HICO-DET, from 1

@@ -11,8 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from sgpipe import __version__
-from sgpipe.cli import app
-from sgpipe.cli_help import EXAMPLES, SECTIONS
+from sgpipe.cli.help import EXAMPLES, SECTIONS
+from sgpipe.cli.main import app
 from sgpipe.export.run import export_run
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards

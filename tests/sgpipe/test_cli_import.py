@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
-from sgpipe.shards.manifest import MANIFEST, Manifest
-from sgpipe.shards.read import iter_records
+from sgpipe.cli.main import app
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.shards import iter_records
 
 MAN, BIKE = {"bbox": [1, 2, 30, 40], "category_id": 1}, {"bbox": [0, 0, 64, 48], "category_id": 2}
 RELATION = {"subject_id": 0, "object_id": 1, "category_id": 3}
@@ -138,7 +138,7 @@ def test_an_import_killed_at_any_moment_goes_on(tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from sgpipe.cli import main; main()",
+        "from sgpipe.cli.main import main; main()",
         *map(str, options(tmp_path, "vg")),
         "--out",
         str(tmp_path / "out"),

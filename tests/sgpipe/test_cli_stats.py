@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.cli.main import app
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import shard_name, write_shard
 from tests.sgpipe.shards.test_write import full_record
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sgpipe.devices import pick_device, pick_dtype
 from sgpipe.errors import UserError
+from sgpipe.utils.devices import pick_device, pick_dtype
 
 
 def test_auto_takes_a_gpu_if_there_is_one(monkeypatch):

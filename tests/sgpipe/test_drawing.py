@@ -3,9 +3,9 @@ import random
 import pytest
 from PIL import Image, ImageChops
 
-from sgpipe.drawing import colour_of, draw_card, draw_relations, fit, font, object_names, shown
-from sgpipe.link_geometry import LabelRoom, arrow_head, curve, overlap
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.viz.draw_relations import colour_of, draw_card, draw_relations, fit, font, object_names, shown
+from sgpipe.viz.link_geometry import LabelRoom, arrow_head, curve, overlap
 
 
 def record(*relations: Relation, size=(320, 240)) -> Record:

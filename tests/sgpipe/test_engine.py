@@ -2,9 +2,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sgpipe import engine
-from sgpipe.engine import plan_pools
 from sgpipe.errors import UserError
+from sgpipe.generation import ray_engine
+from sgpipe.generation.ray_engine import plan_pools
 from sgpipe.recipe import Resources
 
 
@@ -27,7 +27,7 @@ GPU = Resources(gpus=1)
 def cluster(monkeypatch):
     def has(cpus: float, gpus: float = 0) -> None:
         found = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-        monkeypatch.setattr(engine.ray, "cluster_resources", lambda: found)
+        monkeypatch.setattr(ray_engine.ray, "cluster_resources", lambda: found)
 
     return has
 
@@ -80,4 +80,4 @@ def test_what_does_not_fit_is_refused_with_the_setting_to_change(cluster, resour
     ],
 )
 def test_the_innermost_error_is_told(text, expected):
-    assert engine.reason(RuntimeError(text)) == expected
+    assert ray_engine.reason(RuntimeError(text)) == expected

@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sgpipe.engine import Pool, UnitReader, UnitWriter, WorkUnit, _graph, start_ray
 from sgpipe.errors import UserError
-from sgpipe.evaluation.known import ALL_PAIRS, LABELS, known_quality, print_quality
-from sgpipe.generate import Summary, generate
-from sgpipe.miniworld.scene import random_scene
-from sgpipe.progress import Progress
+from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, known_quality, print_quality
+from sgpipe.generation.ray_engine import Pool, UnitReader, UnitWriter, WorkUnit, _graph, start_ray
+from sgpipe.generation.run import Summary, generate
+from sgpipe.miniworld.world.scene import random_scene
 from sgpipe.recipe import EngineConfig, Resources, load_recipe
 from sgpipe.records import Record
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.shelf import FolderShelf
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.storage import FolderShelf
+from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 
@@ -215,7 +215,7 @@ def test_datasets_opens_the_result(finished, tmp_path):
 def command(files: Files, tagger: Path, out: Path, *more: str) -> list[str]:
     settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
     options = [*files.options, "--tagger", str(tagger), "--out", str(out), *settings, *more]
-    return [sys.executable, "-c", "from sgpipe.cli import main; main()", "generate", "coco", *options]
+    return [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", "coco", *options]
 
 
 def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:

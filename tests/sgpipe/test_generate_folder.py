@@ -4,10 +4,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe import Pipeline
-from sgpipe.cli import app
-from sgpipe.miniworld.world import IMAGES, draw_world
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.verify import verify
+from sgpipe.cli.main import app
+from sgpipe.miniworld.world.dataset import IMAGES, draw_world
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.verify import verify
 
 
 def invoke(*arguments: object):

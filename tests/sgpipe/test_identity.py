@@ -1,6 +1,6 @@
 import pytest
 
-from sgpipe.identity import difference, fingerprint, identity
+from sgpipe.generation.identity import difference, fingerprint, identity
 from sgpipe.recipe import Recipe
 
 

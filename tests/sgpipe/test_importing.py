@@ -8,17 +8,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from sgpipe import importing
 from sgpipe.errors import UserError
-from sgpipe.importing import ROWS_PER_SHARD, import_annotations
-from sgpipe.progress import Progress
 from sgpipe.records import Record
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.read import iter_records, read_file
+from sgpipe.sources import import_run
 from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.import_run import ROWS_PER_SHARD, import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.stats.measures import distinct_predicates, measure
-from sgpipe.summary import Summary
+from sgpipe.storage.manifest import Manifest, Summary
+from sgpipe.storage.shards import iter_records, read_file
+from sgpipe.utils.console import Progress
 
 QUIET = Progress(Console(quiet=True))
 IMAGES = 1100  # three shards
@@ -122,8 +121,8 @@ def test_a_killed_import_goes_on(finished, annotations, tmp_path, monkeypatch, a
             raise KeyboardInterrupt
         return written[-1]
 
-    importing_write = importing.write_shard
-    monkeypatch.setattr(importing, "write_shard", write_and_die)
+    importing_write = import_run.write_shard
+    monkeypatch.setattr(import_run, "write_shard", write_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(annotations, tmp_path / "out")
     monkeypatch.undo()

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.locking import only_process
+from sgpipe.utils.locking import only_process
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from sgpipe.locking import only_process
+from sgpipe.utils.locking import only_process
 with only_process(Path(sys.argv[1]), Path("out")):
     print("held", flush=True)
     time.sleep(60)

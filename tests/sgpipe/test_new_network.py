@@ -9,8 +9,8 @@ import torch
 from rlip_model.model import AutoModel, ParSeDA, RTagger
 from rlip_model.tiny import make_tagger, tiny_sizes
 from sgpipe.errors import UserError
-from sgpipe.new_network import make_start
-from sgpipe.train_recipe import ModelConfig
+from sgpipe.training.initial_model import make_start
+from sgpipe.training.recipe import ModelConfig
 from tests.sgpipe.trainings import SIZES
 
 TEXTS = ["person", "traffic light", "riding", "in front of", "kite", "dog", "holding"]

@@ -6,9 +6,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe import Pipeline, SceneGraph
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.miniworld.world import IMAGES, INSTANCES, draw_world
+from sgpipe.miniworld.world.dataset import IMAGES, INSTANCES, draw_world
 from sgpipe.records import Box, Record, Relation
 
 

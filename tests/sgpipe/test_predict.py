@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rlip_model.model import ParSeDA
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.classes import data_classes
-from sgpipe.new_network import make_start
-from sgpipe.predict import PredictConfig, Predicted, load_detector, network_folder, predict, trained_sides
-from sgpipe.predict_rows import picture_units
-from sgpipe.shards.manifest import Manifest
+from sgpipe.evaluation.benchmarks.classes import data_classes
+from sgpipe.inference.predictor import PredictConfig, Predicted, load_detector, network_folder, predict, trained_sides
+from sgpipe.inference.rows import picture_units
+from sgpipe.storage.manifest import Manifest
+from sgpipe.training.initial_model import make_start
 from tests.sgpipe.trainings import PICTURES, recipe
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 import sgpipe.sources
-from sgpipe.report import print_import
-from sgpipe.summary import Summary
+from sgpipe.generation.summary import print_import
+from sgpipe.storage.manifest import Summary
 
 SOURCES = Path(sgpipe.sources.__file__).parent
 

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
-from sgpipe.clip_agreement import Agreement, ClipAgreement
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.generation.clip_agreement import Agreement, ClipAgreement
 from sgpipe.records import NO_OBJECT, Box
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.read import iter_records
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.trainset.runs import make_run
 

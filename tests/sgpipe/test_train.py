@@ -17,15 +17,15 @@ from rich.console import Console
 from rlip_model.model import ParSeDA, RTagger
 from rlip_model.training.loop import Trainer
 from sgpipe.errors import UserError
-from sgpipe.locking import only_process
-from sgpipe.progress import Progress
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Pair
-from sgpipe.shards.read import iter_records
-from sgpipe.stages.tag import TagStage
-from sgpipe.train import train
-from sgpipe.train_log import read_metrics
-from sgpipe.train_recipe import TrainRecipe
+from sgpipe.stages.tag.stage import TagStage
+from sgpipe.storage.shards import iter_records
+from sgpipe.training.display import read_metrics
+from sgpipe.training.recipe import TrainRecipe
+from sgpipe.training.run import train
+from sgpipe.utils.console import Progress
+from sgpipe.utils.locking import only_process
 from tests.sgpipe.trainings import (
     EPOCHS,
     SIZES,

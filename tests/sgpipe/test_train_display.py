@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sgpipe import train_display
-from sgpipe.train import TrainSummary
-from sgpipe.train_display import Display, print_training
+from sgpipe.training import display
+from sgpipe.training.display import Display, print_training
+from sgpipe.training.run import TrainSummary
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_the_first_and_the_last_step_and_every_validation_are_lines() -> None:
 
 def test_time_left_follows_from_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 400))
-    monkeypatch.setattr(train_display.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(display.time, "monotonic", lambda: float(next(clock)))
     lines = shown(row(1), row(2))
     assert lines[1].endswith("left")
     hours, minutes, seconds = lines[1].split(", ")[-1].removesuffix(" left").split(":")

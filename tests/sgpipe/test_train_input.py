@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from rlip_model.training import state
-from sgpipe.cli import app
-from sgpipe.miniworld.world import SCENE_GRAPHS
+from sgpipe.cli.main import app
+from sgpipe.miniworld.world.dataset import SCENE_GRAPHS
 from tests.sgpipe.trainings import command, different, make_run, steps, training, weights
 from tests.sgpipe.trainset import runs
 

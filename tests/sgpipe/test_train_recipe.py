@@ -5,8 +5,8 @@ from rlip_model.presets import preset
 from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from sgpipe.errors import UserError
-from sgpipe.recipe_file import parse_set
-from sgpipe.train_recipe import load_train_recipe, shards_options, train_recipe_folder
+from sgpipe.training.recipe import load_train_recipe, shards_options, train_recipe_folder
+from sgpipe.utils.config_file import parse_set
 
 # What was published, of Swin-T where the scripts differ: epochs, drop after, rate of the rest (a tenth for backbone
 # and text encoder), pictures per step, queries, labels, quality labels, pseudo-labels, subjects classified.

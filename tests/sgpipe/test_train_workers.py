@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
-from sgpipe.engine import start_ray
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.generation.ray_engine import start_ray
 from sgpipe.recipe import EngineConfig
-from sgpipe.train_log import read_metrics
+from sgpipe.training.display import read_metrics
 from tests.sgpipe import trainings
 from tests.sgpipe.trainings import SIZES, command, curve, different, steps, training, weights
 from tests.sgpipe.trainset.runs import make_records, make_run

@@ -3,7 +3,7 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sgpipe.turnstile import Turnstile
+from sgpipe.generation.backpressure import Turnstile
 
 
 def run(scenario: Coroutine[Any, Any, list[str]]) -> list[str]:

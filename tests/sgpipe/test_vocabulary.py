@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.stages.matching import split_words
-from sgpipe.vocabulary import (
+from sgpipe.sources.vocabulary import (
     category_names,
     load_synonyms,
     official_names,
@@ -15,6 +14,7 @@ from sgpipe.vocabulary import (
     packaged_synonyms,
     relation_names,
 )
+from sgpipe.stages.pair.matching import split_words
 
 
 def test_coco_ids_have_the_gaps_of_the_annotation_files() -> None:

@@ -13,13 +13,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sgpipe.importing import import_annotations
-from sgpipe.miniworld.world import draw_world
-from sgpipe.progress import Progress
+from sgpipe.miniworld.world.dataset import draw_world
+from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
-from sgpipe.train import TrainSummary, train
-from sgpipe.train_log import read_metrics
-from sgpipe.train_recipe import TrainRecipe, load_train_recipe
+from sgpipe.training.display import read_metrics
+from sgpipe.training.recipe import TrainRecipe, load_train_recipe
+from sgpipe.training.run import TrainSummary, train
+from sgpipe.utils.console import Progress
 
 QUIET = Progress(Console(quiet=True))
 PICTURES, BATCH, EPOCHS = 12, 4, 2
@@ -79,7 +79,7 @@ def training(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> Trai
 def command(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> list[str]:
     """The same by the command line."""
     settings = [part for item in overrides(run, changes).items() for part in ("--set", f"{item[0]}={dumped(item[1])}")]
-    python = (sys.executable, "-c", "from sgpipe.cli import main; main()")
+    python = (sys.executable, "-c", "from sgpipe.cli.main import main; main()")
     return [*python, "train", kind, "--miniature", "--out", str(out), *settings]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou as torch_iou
 
-from sgpipe.evaluation.label_objects import NO_MATCH, best_pairs, box_iou
+from sgpipe.evaluation.label_quality.measures import NO_MATCH, best_pairs, box_iou
 
 
 def test_the_best_pair_first_then_the_best_of_the_rest() -> None:

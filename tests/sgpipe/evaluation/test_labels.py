@@ -14,13 +14,13 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_report import label_report
-from sgpipe.evaluation.labels import LabelQuality, label_quality
+from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality
+from sgpipe.evaluation.label_quality.report import label_report
 from sgpipe.records import Box, Pair, Record, Relation
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import shard_name, write_shard
 
 MAN, HORSE, HORSE_BEHIND = (2, 2, 8, 8), (12, 4, 8, 10), (12.5, 4, 8, 10)
 OBJECTS = (("person", MAN), ("horse", HORSE), ("horse", HORSE_BEHIND))

@@ -16,22 +16,21 @@ from typer.testing import CliRunner, Result
 
 from rlip_model.evaluation.inputs import Pairs
 from rlip_model.evaluation.vcoco_files import read_actions
-from sgpipe import predict as prediction
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation import of_model
-from sgpipe.evaluation.classes import data_classes, read_classes
-from sgpipe.importing import import_annotations
-from sgpipe.predict import PredictConfig, Predicted
-from sgpipe.predict_people import PeopleReader, vcoco_actions
-from sgpipe.predict_rows import Unit, iter_rows
-from sgpipe.progress import Progress
+from sgpipe.evaluation.benchmarks import evaluate_model
+from sgpipe.evaluation.benchmarks.classes import data_classes, read_classes
+from sgpipe.inference import predictor as prediction
+from sgpipe.inference.predictor import PredictConfig, Predicted
+from sgpipe.inference.rows import Unit, iter_rows
+from sgpipe.inference.writers.vcoco import PeopleReader, vcoco_actions
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.write import shard_name, write_shard
 from sgpipe.sources.annotated import ClassLists
 from sgpipe.sources.hoi import VCOCO, hico_source
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.utils.console import Progress
 from tests.sgpipe.trainings import PICTURES
 
 QUERIES = 12
@@ -61,7 +60,7 @@ def clumsy(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
 
 @pytest.fixture(autouse=True)
 def clumsy_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_model, "predict", clumsy)
+    monkeypatch.setattr(evaluate_model, "predict", clumsy)
     monkeypatch.setattr(prediction, "predict", clumsy)
 
 

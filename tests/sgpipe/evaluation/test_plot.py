@@ -5,7 +5,7 @@ import pytest
 
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import ClassScores
-from sgpipe.evaluation.plot import class_curve, precision_at, precision_recall_svg
+from sgpipe.evaluation.curves import class_curve, precision_at, precision_recall_svg
 
 
 def scores(*classes: tuple[int, list[bool]]) -> ClassScores:

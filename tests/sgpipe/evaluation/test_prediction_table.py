@@ -12,10 +12,10 @@ import pytest
 
 from rlip_model.evaluation.inputs import NOT_FOUND, Pairs
 from sgpipe.errors import UserError
-from sgpipe.evaluation.prediction_table import read_prediction_table
-from sgpipe.predict import Predicted
-from sgpipe.predict_files import SCHEMA, write_parquet
-from sgpipe.predict_rows import PictureRow
+from sgpipe.evaluation.benchmarks.pairs import read_prediction_table
+from sgpipe.inference.predictor import Predicted
+from sgpipe.inference.rows import PictureRow
+from sgpipe.inference.writers.hoia import SCHEMA, write_parquet
 from sgpipe.sources.annotated import ClassLists
 
 CLASSES = ClassLists(("person", "horse", "dog"), ("riding", "next to"))

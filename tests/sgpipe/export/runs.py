@@ -10,12 +10,12 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from sgpipe.importing import import_annotations
-from sgpipe.progress import Progress
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
-from sgpipe.shards.read import iter_records
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.vocabulary import category_names
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.storage.shards import iter_records
+from sgpipe.utils.console import Progress
 
 WIDTH, HEIGHT = 320, 240
 COCO_IDS = {name: number for number, name in category_names("coco").items()}

@@ -9,9 +9,9 @@ import yaml
 
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
-from sgpipe.scoring import TYPE
-from sgpipe.shards.manifest import Manifest
+from sgpipe.generation.scoring import TYPE
 from sgpipe.sources.hugging_face import HuggingFace
+from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_pictures, only, records
 from tests.sgpipe.stats.runs import make_shards
 

@@ -8,13 +8,12 @@ import pytest
 
 from sgpipe.export.run import export_run
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.shards.read import iter_records
-from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.coco_relations import CocoRelations, coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hugging_face import HuggingFace
-from sgpipe.sources.instances import coco_source
-from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.scene_graphs import PseudoLabels
 from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.storage.shards import iter_records
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_pictures, imported, only, records
 from tests.sgpipe.stats.runs import make_shards
 

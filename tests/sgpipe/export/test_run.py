@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export import run as module
 from sgpipe.export.run import FORMS, export_run, new_folder
-from sgpipe.shards.manifest import Manifest
+from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sgpipe.miniworld.caption_guess import ObjectsOnlyGuess
-from sgpipe.miniworld.caption_judge import (
+from sgpipe.miniworld.caption_quality import (
     CaptionJudge,
+    ObjectsOnlyGuess,
     Share,
     Truth,
     by_predicate,
@@ -13,8 +13,8 @@ from sgpipe.miniworld.caption_judge import (
     true_share,
     truth_of,
 )
-from sgpipe.miniworld.captions import canonical_caption, scene_captions
-from sgpipe.miniworld.scene import random_scene, scene_generator
+from sgpipe.miniworld.world.captions import canonical_caption, scene_captions
+from sgpipe.miniworld.world.scene import random_scene, scene_generator
 
 RIDING = ("person", "riding", "horse")
 SITTING = ("person", "sitting on", "horse")

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import BertTokenizerFast
 
 from sgpipe.miniworld.captioner import (
+    CaptionerConfig,
+    ModelConfig,
     build_captioner,
     caption_words,
     prompt_ids,
@@ -17,7 +19,6 @@ from sgpipe.miniworld.captioner import (
     save_tokenizer,
     sine_positions,
 )
-from sgpipe.miniworld.captioner_config import CaptionerConfig, ModelConfig
 from sgpipe.miniworld.captioner_data import (
     NOUNS,
     TAUGHT,
@@ -26,12 +27,12 @@ from sgpipe.miniworld.captioner_data import (
     seen_in_patches,
     taught_facts,
 )
-from sgpipe.miniworld.captioner_trainer import Trainer, caption_loss
-from sgpipe.miniworld.captions import canonical_caption, noun_of
-from sgpipe.miniworld.render import render
-from sgpipe.miniworld.scene import random_scene
-from sgpipe.miniworld.splits import SPLITS
-from sgpipe.stages.blip import load_blip
+from sgpipe.miniworld.train_captioner import Trainer, caption_loss
+from sgpipe.miniworld.world.captions import canonical_caption, noun_of
+from sgpipe.miniworld.world.relations import SPLITS
+from sgpipe.miniworld.world.render import render
+from sgpipe.miniworld.world.scene import random_scene
+from sgpipe.stages.caption.blip import load_blip
 
 SMALL = ModelConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2

@@ -5,9 +5,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from sgpipe.miniworld.actors import Bond, Group, random_actor
-from sgpipe.miniworld.groups import APART, random_group, stays_apart
-from sgpipe.miniworld.splits import COMPOSITIONAL, statements_of
+from sgpipe.miniworld.world.actors import Bond, Group, random_actor
+from sgpipe.miniworld.world.relations import COMPOSITIONAL, statements_of
+from sgpipe.miniworld.world.scene import APART, random_group, stays_apart
 
 
 def pair(distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float = 0.0) -> Group:

@@ -4,9 +4,9 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.miniworld import make_models
-from sgpipe.miniworld.captioner_config import CaptionerConfig
+from sgpipe.miniworld.captioner import CaptionerConfig
 from sgpipe.miniworld.network_quality import network_recipe
-from sgpipe.new_network import CLASSES
+from sgpipe.training.initial_model import CLASSES
 
 
 def test_a_folder_that_is_there_is_refused(tmp_path):

@@ -4,12 +4,11 @@ import re
 
 import pytest
 
-from sgpipe.miniworld.captions import WORDINGS
-from sgpipe.miniworld.models import MINIWORLD, packaged_model, with_packaged_models
+from sgpipe.inference.predictor import trained_sides
 from sgpipe.miniworld.network_quality import measure_tagger, network_recipe, quality_rows
-from sgpipe.new_network import CLASSES
-from sgpipe.predict import trained_sides
-from sgpipe.recipe import load_recipe
+from sgpipe.miniworld.world.captions import WORDINGS
+from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, with_packaged_models
+from sgpipe.training.initial_model import CLASSES
 
 MOST_BYTES = 12_000_000
 NETWORKS = ("tagger", "parseda")

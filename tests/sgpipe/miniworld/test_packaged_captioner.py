@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sgpipe.miniworld.caption_quality import measure
-from sgpipe.miniworld.captioner_config import CaptionerConfig
-from sgpipe.recipe_file import load, recipe_folder
-from sgpipe.stages.blip import load_blip
+from sgpipe.miniworld.captioner import CaptionerConfig
+from sgpipe.stages.caption.blip import load_blip
+from sgpipe.utils.config_file import load, recipe_folder
 
 
 def packaged() -> Path:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sgpipe.miniworld.render import OVERSAMPLING, render
-from sgpipe.miniworld.scene import Scene, random_scene
-from sgpipe.miniworld.splits import SPLITS
+from sgpipe.miniworld.world.relations import SPLITS
+from sgpipe.miniworld.world.render import OVERSAMPLING, render
+from sgpipe.miniworld.world.scene import Scene, random_scene
 
 
 def changed(with_thing: Image.Image, without: Image.Image) -> np.ndarray:

@@ -4,9 +4,8 @@ from collections import Counter
 
 import pytest
 
-from sgpipe.miniworld.relations import PREDICATES
-from sgpipe.miniworld.scene import GROUP_GAP, Scene, random_scene
-from sgpipe.miniworld.splits import SPLITS, closure, statements_of
+from sgpipe.miniworld.world.relations import PREDICATES, SPLITS, closure, statements_of
+from sgpipe.miniworld.world.scene import GROUP_GAP, Scene, random_scene
 
 
 @pytest.fixture(scope="module")

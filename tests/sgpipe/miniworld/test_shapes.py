@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sgpipe.miniworld.shapes import capsule, ellipse, limb, moved, polygon, reach, ring, shade
+from sgpipe.miniworld.world.shapes import capsule, ellipse, limb, moved, polygon, reach, ring, shade
 
 
 def area(points: np.ndarray) -> float:

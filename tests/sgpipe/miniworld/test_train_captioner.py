@@ -8,11 +8,11 @@ import torch
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.miniworld.caption_card import write_card
 from sgpipe.miniworld.caption_quality import Quality, measure, print_quality
-from sgpipe.miniworld.captioner_config import CaptionerConfig, ModelConfig
+from sgpipe.miniworld.captioner import CaptionerConfig, ModelConfig
+from sgpipe.miniworld.cards import write_card
 from sgpipe.miniworld.train_captioner import train_captioner
-from sgpipe.progress import Progress
+from sgpipe.utils.console import Progress
 
 SMALL = ModelConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2

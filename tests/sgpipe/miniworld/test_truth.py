@@ -9,17 +9,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.generate import generate
-from sgpipe.miniworld.scene import random_scene
-from sgpipe.miniworld.truth import draw
-from sgpipe.progress import Progress
+from sgpipe.generation.run import generate
+from sgpipe.miniworld.world.scene import random_scene
 from sgpipe.recipe import DrawnConfig, load_recipe
-from sgpipe.shards.folder import Drawing, RunFolder
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.sources.miniworld import draw
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import Drawing, RunFolder
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.utils.console import Progress
 
 CONFIG = DrawnConfig(images=6, seed=3, split="test-compositional")
 QUIET = Progress(Console(quiet=True))

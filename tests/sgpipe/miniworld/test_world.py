@@ -11,15 +11,14 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.images import open_image
-from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.relations import Statement
-from sgpipe.miniworld.splits import COMPOSITIONAL, SPLITS
-from sgpipe.miniworld.world import draw_world, file_name, image_id
+from sgpipe.miniworld.world.actors import KINDS
+from sgpipe.miniworld.world.dataset import draw_world, file_name, image_id
+from sgpipe.miniworld.world.relations import COMPOSITIONAL, SPLITS, Statement
 from sgpipe.records import from_table
 from sgpipe.sources.coco import read_coco
-from sgpipe.stages.matching import HeadMatcher
-from sgpipe.stages.prior import read_prior
-from sgpipe.vocabulary import category_names
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.stages.pair.candidates import read_prior
+from sgpipe.stages.pair.matching import HeadMatcher
 
 ANNOTATIONS = ("captions.json", "hico.json", "hico_classes.json", "instances.json", "scene_graphs.json")
 
@@ -58,7 +57,7 @@ def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> No
 
 
 def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from sgpipe.miniworld.world import draw_world as draw; "
+    code = "import sys; from pathlib import Path; from sgpipe.miniworld.world.dataset import draw_world as draw; "
     code += "draw(Path(sys.argv[1]), 10, 3, 'val')"
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, timeout=120)

@@ -7,9 +7,9 @@ import yaml
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Recipe
-from sgpipe.shards.folder import RunFolder
-from sgpipe.shards.manifest import Manifest, ShardEntry
-from sgpipe.shards.write import shard_name
+from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import shard_name
 
 
 def test_a_new_run_makes_its_folder_and_may_come_back(tmp_path):
@@ -22,7 +22,7 @@ def test_a_new_run_makes_its_folder_and_may_come_back(tmp_path):
 def test_a_second_run_is_refused_while_the_first_one_works(tmp_path):
     folder = RunFolder(tmp_path / "run")
     script = (
-        "import sys; from pathlib import Path; from sgpipe.shards.folder import RunFolder\n"
+        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock():\n print('locked', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", script, folder.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
-from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 
 
 def entry(start: int, stop: int, split: str = "val", file: str | None = None) -> ShardEntry:

@@ -3,8 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.shards.read import read_file
-from sgpipe.shards.row_groups import open_shard, read_row_group
+from sgpipe.storage.shards import open_shard, read_file, read_row_group
 
 
 @pytest.fixture

@@ -14,20 +14,19 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.importing import import_annotations
-from sgpipe.progress import Progress
 from sgpipe.records import Box, Caption, Pair, Record, Relation
-from sgpipe.shards.folder import RunFolder
-from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.verify import Problem, verify
-from sgpipe.shards.write import shard_name, write_shard
 from sgpipe.sources.detections import Detections
-from sgpipe.sources.index import SourceIndex, write_index
-from sgpipe.sources.json_stream import file_sha256
+from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.storage.source_index import SourceIndex, write_index
+from sgpipe.storage.verify import Problem, verify
+from sgpipe.utils.console import Progress
+from sgpipe.utils.json_stream import file_sha256
 from tests.sgpipe.shards.test_write import full_record
 
 Harm = Callable[[Path], object]
@@ -232,7 +231,7 @@ def test_repairing_a_whole_run_changes_nothing(run):
 
 def test_a_run_at_work_is_not_repaired_and_its_latest_shard_not_judged(run):
     script = (
-        "import sys; from pathlib import Path; from sgpipe.shards.folder import RunFolder\n"
+        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock():\n print('locked', flush=True); sys.stdin.read()"
     )
     shutil.copy(run / SECOND, run / shard_name("val", 5, 7))

@@ -3,11 +3,10 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
-from sgpipe.shards import write as write_module
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.read import iter_records, read_file
-from sgpipe.shards.write import revision_of, shard_name, write_shard
-from sgpipe.sources.json_stream import file_sha256
+from sgpipe.storage import shards as write_module
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records, read_file, revision_of, shard_name, write_shard
+from sgpipe.utils.json_stream import file_sha256
 
 
 def full_record(number: int) -> Record:

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.sources.clip import clip_objects
+from sgpipe.sources.annotated import clip_objects
 
 
 def record(*boxes, relations=()) -> Record:

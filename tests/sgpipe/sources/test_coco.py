@@ -10,7 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources import open_source
 from sgpipe.sources.coco import read_coco
-from sgpipe.sources.index import SourceIndex, write_index
+from sgpipe.storage.source_index import SourceIndex, write_index
 
 IMAGE = {"id": 1, "file_name": "1.jpg", "width": 100, "height": 50}
 DOG = {"id": 18, "name": "dog"}

@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.coco_relations import CocoRelations
 
 IMAGES = [
     {"id": 7, "file_name": "7.jpg", "width": 100, "height": 50},

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
-from sgpipe.sources import json_stream
-from sgpipe.sources.json_stream import JsonStream, file_sha256
+from sgpipe.utils import json_stream
+from sgpipe.utils.json_stream import JsonStream, file_sha256
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(

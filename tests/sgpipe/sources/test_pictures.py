@@ -1,9 +1,8 @@
 import pytest
 from PIL import Image
 
-from sgpipe.images import ImageError
+from sgpipe.images import ImageError, read_picture, read_size
 from sgpipe.records import Record
-from sgpipe.sources.pictures import read_picture, read_size
 
 
 def save(folder, name="1.jpg", size=(40, 30), orientation=None):

@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.scene_graphs import PseudoLabels
 
 COCO = {
     "image_id": 4242,

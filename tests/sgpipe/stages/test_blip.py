@@ -11,7 +11,7 @@ from torchvision import transforms
 from transformers import BertConfig, BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering
 
 from sgpipe.errors import UserError
-from sgpipe.stages.blip import load_blip
+from sgpipe.stages.caption.blip import load_blip
 from tests.factories import make_blip, make_tokenizer
 
 

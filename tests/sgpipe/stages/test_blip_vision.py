@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BlipForConditionalGeneration
 
-from sgpipe.stages.blip_vision import fuse_vision_attention
+from sgpipe.stages.caption.blip import fuse_vision_attention
 from tests.factories import make_blip
 
 

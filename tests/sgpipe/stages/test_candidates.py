@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.records import Box, Pair
-from sgpipe.stages import candidates
-from sgpipe.stages.candidates import candidate_pairs, overlapping
+from sgpipe.stages.pair import candidates
+from sgpipe.stages.pair.candidates import candidate_pairs, overlapping
 
 CLASSES = st.sampled_from(["person", "dog", "kite"])
 SIDES = st.integers(1, 12).map(float)

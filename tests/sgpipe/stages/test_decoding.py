@@ -6,8 +6,8 @@ import torch
 from scipy.stats import chisquare
 from transformers import BlipForConditionalGeneration
 
-from sgpipe.stages.blip_decoder import BlipDecoder
-from sgpipe.stages.decoding import (
+from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.decoding import (
     NucleusSampling,
     beam_captions,
     draw,

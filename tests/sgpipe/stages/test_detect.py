@@ -5,11 +5,10 @@ import torch
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.miniworld.models import packaged_model
-from sgpipe.recipe import DetectConfig
+from sgpipe.recipe import DetectConfig, packaged_model
 from sgpipe.records import Record
-from sgpipe.stages.detect import DetectStage
-from sgpipe.stages.detectors import Found, ZeroShotDetector, detector_classes, load
+from sgpipe.stages.detect.detectors import Found, ZeroShotDetector, detector_classes, load
+from sgpipe.stages.detect.stage import DetectStage
 from tests.sgpipe.stages.detectors import make_closed, make_grounding_dino, make_owl
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.records import Pair
-from sgpipe.stages.grouping import group_pairs, reference_groups, reference_prior_groups
+from sgpipe.stages.tag.grouping import group_pairs, reference_groups, reference_prior_groups
 
 TEXTS = st.lists(st.sampled_from(["on", "near", "in", "by"]), min_size=1, max_size=3)
 PAIRS = st.lists(st.builds(Pair, st.integers(0, 9), st.integers(0, 9), TEXTS), max_size=30)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpipe.stages.matching import HeadMatcher, SubstringMatcher, normalise_predicate, split_words
-from sgpipe.vocabulary import category_names, packaged_synonyms
+from sgpipe.sources.vocabulary import category_names, packaged_synonyms
+from sgpipe.stages.pair.matching import HeadMatcher, SubstringMatcher, normalise_predicate, split_words
 
 COCO = HeadMatcher(packaged_synonyms("coco"))
 OBJECTS365 = HeadMatcher(packaged_synonyms("objects365"))

@@ -9,7 +9,7 @@ import spacy
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Caption, Record
-from sgpipe.stages.parse import DEFAULT_MODELS, CaptionParser, ParseStage, load_model, parse_lines
+from sgpipe.stages.parse.stage import DEFAULT_MODELS, CaptionParser, ParseStage, load_model, parse_lines
 
 CAPTIONS = [
     "a man riding a horse next to a dog on the beach",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.stages.matching import HeadMatcher, SubstringMatcher
-from sgpipe.stages.prior import collect_prior, read_prior
+from sgpipe.stages.pair.candidates import collect_prior, read_prior
+from sgpipe.stages.pair.matching import HeadMatcher, SubstringMatcher
 
 TABLE = {"person": ["man", "woman"], "horse": ["pony"], "dog": []}
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sgpipe.stages import products
-from sgpipe.stages.parse import load_model
-from sgpipe.stages.products import ROWS, BlockOps
+from sgpipe.stages.parse import products
+from sgpipe.stages.parse.products import ROWS, BlockOps
+from sgpipe.stages.parse.stage import load_model
 
 
 def ops_of(model):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sgpipe.records import Box, Record
-from sgpipe.stages.regions import Region, regions
+from sgpipe.stages.caption.stage import Region, regions
 
 
 def record(*boxes, crowd=(), size=(100, 80)):

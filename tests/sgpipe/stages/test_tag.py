@@ -15,8 +15,8 @@ from rlip_model.tiny import make_tagger
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Box, Pair, Record, Relation
-from sgpipe.stages.grouping import Group
-from sgpipe.stages.tag import (
+from sgpipe.stages.tag.grouping import Group
+from sgpipe.stages.tag.stage import (
     Batch,
     TagStage,
     keep_own,

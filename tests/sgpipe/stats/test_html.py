@@ -4,12 +4,12 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box
-from sgpipe.stats.charts import columns, ranks, short
-from sgpipe.stats.compare import compare
+from sgpipe.stats.audit import compare
 from sgpipe.stats.findings import find
 from sgpipe.stats.gallery import make_card
+from sgpipe.stats.html import save_page
 from sgpipe.stats.measures import measure
-from sgpipe.stats.pages import save_page
+from sgpipe.viz.svg import columns, ranks, short
 from tests.sgpipe.stats.agreement import Texts, assert_forms_agree, invoke
 from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
 from tests.sgpipe.trainset.runs import make_run

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.stats.judged import Judged, Precision, wilson
+from sgpipe.stats.calibration import Judged, Precision, wilson
 
 
 def judged(*pairs: tuple[float, bool]) -> Judged:

@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe import miniworld
-from sgpipe.cli import app
-from sgpipe.shards.folder import RunFolder
+from sgpipe.cli.main import app
 from sgpipe.stats.audit import audit
-from sgpipe.stats.database import open_run
-from sgpipe.stats.truth import KnownTruth
+from sgpipe.stats.ground_truth import KnownTruth
+from sgpipe.storage.database import open_run
+from sgpipe.storage.run_folder import RunFolder
 from tests.sgpipe.stats.agreement import (
     assert_forms_agree,
     assert_thresholds_are_numpys,

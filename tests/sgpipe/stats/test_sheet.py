@@ -2,12 +2,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import Record
-from sgpipe.stats.database import open_run
-from sgpipe.stats.pictures import open_picture, open_records, spread
-from sgpipe.stats.sheet import write_sheet
+from sgpipe.stats.samples import open_picture, open_records, spread, write_sheet
+from sgpipe.storage.database import open_run
 from tests.sgpipe.trainset.runs import make_run, plain_record
 
 

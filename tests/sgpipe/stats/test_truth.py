@@ -3,9 +3,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.stats.truth import KnownTruth, measure_truth
+from sgpipe.stats.ground_truth import KnownTruth, measure_truth
 from tests.sgpipe.stats.runs import make_shards, scene
 
 THRESHOLDS = (0.2, 0.5)

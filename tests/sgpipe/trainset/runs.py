@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from sgpipe.records import Box, Record, Relation
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.write import shard_name, write_shard
-from sgpipe.train_recipe import DataConfig, ShardsConfig
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import shard_name, write_shard
+from sgpipe.training.recipe import DataConfig, ShardsConfig
 
 NAMES = ("person", "dog", "cup", "left hand", "car", "tree")
 PREDICATES = ("on", "left of", "holding", "next to", "under")

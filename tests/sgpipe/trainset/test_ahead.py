@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from sgpipe.trainset.ahead import Ahead
+from sgpipe.training.data.prefetcher import Ahead
 
 
 def numbers(made: list[int], closed: threading.Event | None = None, fail_at: int | None = None):

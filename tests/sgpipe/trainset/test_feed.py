@@ -7,9 +7,8 @@ import torch
 from rlip_model.training.batches import Batch
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.trainset.feed import ShardFeed, Share
-from sgpipe.trainset.loader import Preparation
-from sgpipe.trainset.scan import scan_training, scan_validation
+from sgpipe.training.data.feed import Preparation, ShardFeed, Share
+from sgpipe.training.data.scan import scan_training, scan_validation
 from tests.sgpipe.trainset.runs import data, make_records, make_run, picture, plain_record
 
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlip_model.training.sampling import Vocabulary
-from sgpipe.trainset.contents import Chunk, Folder, TrainSet
-from sgpipe.trainset.order import Epoch, one_pass, shuffled_epoch
+from sgpipe.training.data.contents import Chunk, Folder, TrainSet
+from sgpipe.training.data.order import Epoch, one_pass, shuffled_epoch
 
 Sizes = list[list[int]]
 

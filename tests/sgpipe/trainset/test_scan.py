@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.row_groups import read_row_group
-from sgpipe.train_recipe import ShardsConfig
-from sgpipe.trainset.remarks import remarks
-from sgpipe.trainset.rows import scene_graph
-from sgpipe.trainset.scan import scan, scan_training, scan_validation
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import read_row_group
+from sgpipe.training.data.contents import remarks
+from sgpipe.training.data.rows import scene_graph
+from sgpipe.training.data.scan import scan, scan_training, scan_validation
+from sgpipe.training.recipe import ShardsConfig
 from tests.sgpipe.trainset.runs import data, make_records, make_run, plain_record
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.mirror import mirrored_text
 from sgpipe.errors import UserError
-from sgpipe.trainset.scan import scan_training
-from sgpipe.trainset.stream import Item, Step, Stream
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.data.stream import Item, Step, Stream
 from tests.sgpipe.trainset.runs import NAMES, PREDICATES, data, make_records, make_run, plain_record
 
 LABELS = {"objects": ["person", "dog", "cat"], "relations": ["on", "left of"]}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgpipe.stages.grammar.attachment import correct_attachments
+from sgpipe.stages.parse.grammar.attachment import correct_attachments
 from tests.sgpipe.stages.grammar.test_clauses import tree
 
 

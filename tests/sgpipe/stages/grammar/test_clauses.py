@@ -2,8 +2,8 @@
 
 import pytest
 
-from sgpipe.stages.grammar.clauses import gerund, governor, is_passive, modified, objects, subjects, verb_lemma
-from sgpipe.stages.grammar.tree import Tree
+from sgpipe.stages.parse.grammar.clauses import gerund, governor, is_passive, modified, objects, subjects, verb_lemma
+from sgpipe.stages.parse.grammar.tree import Tree
 
 
 def tree(*rows: str) -> Tree:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sgpipe.stages.grammar.entities import coordinated, head_noun, phrase, singular
-from sgpipe.stages.grammar.tree import Tree
+from sgpipe.stages.parse.grammar.entities import coordinated, head_noun, phrase, singular
+from sgpipe.stages.parse.grammar.tree import Tree
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The tables the tokeniser folds with are consistent."""
 
-from sgpipe.stages.grammar.entities import singular
-from sgpipe.stages.grammar.expressions import EXPRESSIONS, SPELLINGS, STAND_INS
+from sgpipe.stages.parse.grammar.entities import singular
+from sgpipe.stages.parse.grammar.expressions import EXPRESSIONS, SPELLINGS, STAND_INS
 
 
 def test_the_parser_sees_single_words():

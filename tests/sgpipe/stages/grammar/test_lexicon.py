@@ -2,9 +2,9 @@
 
 import pytest
 
-from sgpipe.stages.grammar import lexicon
-from sgpipe.stages.grammar.clauses import verb_lemma
-from sgpipe.stages.grammar.entities import singular
+from sgpipe.stages.parse.grammar import lexicon
+from sgpipe.stages.parse.grammar.clauses import verb_lemma
+from sgpipe.stages.parse.grammar.entities import singular
 
 NOUNS = ("PEOPLE", "ANIMALS", "CLOTHES", "BODY_PARTS", "PLACES", "CONTAINERS_IN", "CONTAINERS_ON", "PICTURES")
 VERBS = ("ANIMATE_VERBS", "PASSIVE_STATES", "POSTURE_VERBS", "HOLDING_VERBS", "LOCATIVE_BY", "PERCEPTION")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sgpipe.stages.grammar.relations import relations
-from sgpipe.stages.grammar.tree import Tree
+from sgpipe.stages.parse.grammar.relations import relations
+from sgpipe.stages.parse.grammar.tree import Tree
 
 # caption: its relations, "subject | predicate | object", separated by semicolons
 VERBS = {

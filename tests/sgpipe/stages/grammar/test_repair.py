@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgpipe.stages.grammar.repair import repair
+from sgpipe.stages.parse.grammar.repair import repair
 from tests.sgpipe.stages.grammar.test_clauses import tree
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgpipe.stages.grammar.tokens import MAX_CHARACTERS, clean, tokenise
+from sgpipe.stages.parse.grammar.tree import MAX_CHARACTERS, clean, tokenise
 
 
 def texts(caption: str) -> list[str]:

@@ -1,0 +1,88 @@
+"""What makes the labels of a run what they are: a changed identity is another run.
+
+Settings that only move work around (actors, batch sizes, devices) are not part of it; the bytes of the source
+and of the models are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sgpipe import __version__
+from sgpipe.recipe import CaptionConfig, Recipe, TagConfig
+from sgpipe.stages.parse.stage import model_version
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils.json_stream import file_sha256
+
+_MOVES_WORK_AROUND = {"resources", "batch_size", "device"}
+_MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
+
+
+def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
+    """Everything that decides the labels, as nested plain values."""
+    parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
+    parts["source"] = {
+        split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
+        for split, index in indexes.items()
+    }
+    parts["drawn"] = drawn_settings(recipe)
+    if recipe.source.format == "folder":
+        parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
+        parts["detect"]["detector"] = _model(recipe.detect.detector)
+    for stage in ("caption", "parse", "pair", "tag"):
+        parts[stage] = getattr(recipe, stage).model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
+    parts["parse"]["model"] = model_version(recipe.parse.model)
+    if recipe.caption.captioner is None:
+        parts["caption"] = {"captioner": None}
+    else:
+        parts["caption"] |= {"captioner": _model(recipe.caption.captioner), "dtype": _dtype(recipe.caption)}
+    parts["tag"] |= {"tagger": _model(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
+    for name in ("synonyms", "prior"):
+        path = getattr(recipe.pair, name)
+        parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
+    return parts
+
+
+def drawn_settings(recipe: Recipe) -> dict[str, Any] | None:
+    """Which pictures are drawn, if any."""
+    return recipe.source.drawn.model_dump() if recipe.source.format == "miniworld" else None
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """A short hash of an identity."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings in which two identities differ, one line each."""
+    old, new = dict(_flatten(before)), dict(_flatten(now))
+    keys = sorted({*old, *new}, key=str)
+    return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in parts.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _dtype(config: CaptionConfig | TagConfig) -> str:
+    """What "auto" comes to: half precision is for GPUs, and Ray shows a GPU only to who asks for one."""
+    return config.dtype if config.dtype != "auto" else f"auto on a {'GPU' if config.resources.gpus else 'CPU'}"
+
+
+def _model(name: str | None) -> str | None:
+    """A hub id as it is; a folder as the hash of its configuration, vocabulary and weights."""
+    if name is None or not Path(name).is_dir():
+        return name
+    digest = hashlib.sha256()
+    files = {path for pattern in _MODEL_FILES for path in Path(name).glob(pattern)}
+    for path in sorted(files):
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"

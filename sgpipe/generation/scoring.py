@@ -1,0 +1,120 @@
+"""`sgpipe score`: a run with the agreement of each of its relations as a further column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.generation.clip_agreement import Agreement
+from sgpipe.generation.identity import fingerprint
+from sgpipe.records import Record, from_table
+from sgpipe.stats.samples import open_picture
+from sgpipe.storage.database import open_run
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import AGREEMENT, PICTURES, read_file, write_table
+from sgpipe.utils.console import Progress
+from sgpipe.utils.json_stream import file_sha256
+
+TYPE = pa.list_(
+    pa.struct({"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()})
+)
+Scorer = Callable[[Record, Image.Image], list[Agreement | None]]
+
+
+def score_run(
+    root: Path,
+    out: Path,
+    make_scorer: Callable[[], Scorer],
+    identity: dict[str, Any],
+    progress: Progress,
+    images: Path | None = None,
+) -> dict[str, int]:
+    """Copy the shards of a run to `out` with scores, going on where an earlier call stopped.
+
+    Args:
+        make_scorer: called once, when there is something to score.
+        identity: what decides the scores; another one is refused in the same folder.
+        images: folder of the pictures, if they are no longer where the run found them.
+
+    Returns:
+        how many relations were scored, and how many could not be.
+
+    Raises UserError: a folder is not what it should be, a shard cannot be read, or another run is at work.
+    """
+    source, folder = Manifest.load(root), RunFolder(out)
+    scorer, counts = None, {"scored": 0, "unscored": 0}
+    with folder.lock():
+        manifest = _open(source, folder, identity)
+        done = {(shard.split, shard.start): shard.stop for shard in manifest.shards}
+        folder.sweep(manifest)
+        with progress.images(None, "scoring") as advance:
+            for shard in source.shards:
+                if done.get((shard.split, shard.start)) != shard.stop:
+                    scorer = scorer or make_scorer()
+                    table = _scored(source, root / shard.file, scorer, images, counts)
+                    manifest.commit(_write(out, shard, table))
+                    advance(shard.rows, shard.counts)
+        folder.write_readme(f"{source.run.get('name', '')}: scored by sgpipe", "Scores are CLIP's.", manifest)
+    return counts
+
+
+def frequent_predicates(root: Path, count: int) -> list[str]:
+    """The most frequent predicates of a run, from which contrast texts are made.
+
+    Raises UserError: it is not a run, or a shard cannot be read.
+    """
+    with open_run(root) as database:
+        rows = database.rows("select predicate from predicates order by relations desc, predicate limit ?", count)
+    return [predicate for (predicate,) in rows]
+
+
+def model_identity(name: str | None) -> str | None:
+    """A name as it is; a file or folder by its content."""
+    path = Path(name or "")
+    if name is None or not path.exists():
+        return name
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return "sha256:" + fingerprint({file.name: file_sha256(file) for file in files})
+
+
+def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Manifest:
+    parts = {"scored": source.run.get("fingerprint"), **identity}
+    images = {split: str(folder) for split, folder in source.image_folders.items()}
+    run = {**source.run, "images": images, "identity": parts, "fingerprint": fingerprint(parts)}
+    if not (folder.root / MANIFEST).exists():
+        return Manifest.create(folder.root, run)
+    manifest = Manifest.load(folder.root)
+    if manifest.run.get("fingerprint") != run["fingerprint"]:
+        raise UserError(f"{folder.root} holds another run, or scores of another model; choose another --out")
+    return manifest
+
+
+def _scored(source: Manifest, file: Path, scorer: Scorer, images: Path | None, counts: dict[str, int]) -> pa.Table:
+    table = read_file(file)
+    pictures = table[PICTURES].to_pylist() if PICTURES in table.column_names else [None] * table.num_rows
+    column = []
+    for record, embedded in zip(from_table(table), pictures, strict=True):
+        wanted = record.ok and record.relations
+        picture = open_picture(source.image_folders, record, embedded, images) if wanted else None
+        found = [None] * len(record.relations) if picture is None else scorer(record, picture)
+        counts["unscored"] += found.count(None)
+        counts["scored"] += len(found) - found.count(None)
+        column.append([agreement and asdict(agreement) for agreement in found])
+    metadata = table.schema.metadata
+    return table.append_column(AGREEMENT, pa.array(column, TYPE)).replace_schema_metadata(metadata)
+
+
+def _write(out: Path, shard: ShardEntry, table: pa.Table) -> ShardEntry:
+    path = out / shard.file
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_table(temporary, table)
+    values = asdict(shard) | {"sha256": file_sha256(temporary), "bytes": temporary.stat().st_size}
+    temporary.replace(path)
+    return ShardEntry(**values)

@@ -1,0 +1,1 @@
+"""`sgpipe predict`: what a trained network predicts for the images of shards."""

@@ -1,0 +1,1 @@
+"""The miniworld itself: scenes, their images, captions and relations, without any model."""

@@ -1,0 +1,116 @@
+"""The source index: a split's records as the annotation file tells them, in one Arrow file.
+
+The annotation file is read once. Its records lie beside the shards from then on, memory-mapped by every
+worker, so neither a resumed run nor a worker parses millions of JSON items again. What is known of the whole
+(counts, problems, class names, where it came from) lies in a JSON file beside it, written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sgpipe.errors import UserError
+from sgpipe.records import Record, from_table
+from sgpipe.sources.detections import Detections
+from sgpipe.utils.json_stream import file_sha256
+
+_ROWS_PER_BATCH = 256
+_CHECKSUM = "crc32"
+
+
+class SourceIndex:
+    """Random access to the records of one split, in the order of its annotation file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError: the file is missing or not an index."""
+        try:
+            self.meta: dict[str, Any] = _opened(_meta_path(path).read_text(encoding="utf-8"))
+            self._file = pa.memory_map(str(path))
+            pa.ipc.open_file(self._file)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"the source index {path} cannot be read ({error})") from None
+        self._path = path
+
+    def __len__(self) -> int:
+        return int(self.meta["images"])
+
+    def is_whole(self) -> bool:
+        """Whether every byte of the records is as it was written."""
+        return bool(file_sha256(self._path) == self.meta.get("sha256"))
+
+    def records(self, start: int, stop: int) -> list[Record]:
+        """Records `start` up to, not including, `stop`."""
+        return read_records(self._file, start, stop, self._path)
+
+
+def read_records(index: pa.NativeFile, start: int, stop: int, name: Path | str) -> list[Record]:
+    """Records `start` up to, not including, `stop` of the Arrow file of an index; nothing else of it is read.
+
+    Raises UserError: it is damaged; `name` is how it is named then.
+    """
+    first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
+    try:
+        reader = pa.ipc.open_file(index)
+        table = pa.Table.from_batches([reader.get_batch(i) for i in range(first, last)], schema=reader.schema)
+    except pa.ArrowException as error:
+        raise UserError(f"the source index {name} cannot be read ({error})") from None
+    return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
+
+
+def write_index(path: Path, detections: Detections, meta: dict[str, Any]) -> None:
+    """Write the index atomically, a slice of images at a time; `meta` is kept with it, counts and problems added.
+
+    Raises UserError: nothing in the annotation file is an image.
+    """
+    if not detections.file_names:
+        raise UserError(f"{meta['annotations']} lists no images: it is not a COCO instances file")
+    temporary = path.with_name(f"{path.name}.tmp")
+    _meta_path(path).unlink(missing_ok=True)
+    boxes = _write_tables(temporary, detections)
+    meta = meta | {
+        "images": len(detections.file_names),
+        "boxes": boxes,
+        "categories": list(detections.categories.values()),
+        "problems": asdict(detections.problems),
+        "sha256": file_sha256(temporary),
+    }
+    os.replace(temporary, path)
+    temporary.write_text(_sealed(meta), encoding="utf-8")
+    os.replace(temporary, _meta_path(path))
+
+
+def _write_tables(path: Path, detections: Detections) -> int:
+    """Write the records in batches of equal size; returns the number of boxes."""
+    tables = detections.tables()
+    table, boxes = next(tables), 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        while table is not None:
+            boxes += len(table["objects"].combine_chunks().flatten())
+            for batch in table.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH):
+                writer.write_batch(batch)
+            table = next(tables, None)
+    return boxes
+
+
+def _sealed(meta: dict[str, Any]) -> str:
+    """JSON with a checksum of the rest in it."""
+    return json.dumps(meta | {_CHECKSUM: zlib.crc32(json.dumps(meta).encode())})
+
+
+def _opened(text: str) -> dict[str, Any]:
+    """What `_sealed` sealed. Raises ValueError: it has changed."""
+    meta = json.loads(text)
+    if not isinstance(meta, dict) or _sealed({k: v for k, v in meta.items() if k != _CHECKSUM}) != text:
+        raise ValueError("it has changed since it was written")
+    return meta
+
+
+def _meta_path(path: Path) -> Path:
+    return path.with_suffix(".json")
