@@ -19,7 +19,7 @@ from sgpipe.records import Pair, Record
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.shards import iter_records
-from tests.sgpipe.trainings import PICTURES, curve, make_run, training
+from tests.sgpipe.training.trainings import PICTURES, curve, make_run, training
 
 LEVELS = [(25, 34), (13, 17), (7, 9), (4, 5)]
 GPU = "cuda"

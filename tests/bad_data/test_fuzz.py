@@ -30,8 +30,8 @@ from sgpipe.storage.verify import row_faults
 from sgpipe.utils.console import Progress
 from sgpipe.utils.json_stream import JsonStream
 from tests.bad_data.annotations import BOX, GOOD
+from tests.sgpipe.cli.test_cli_import import TRIPLETS
 from tests.sgpipe.sources import test_odd_values as imports
-from tests.sgpipe.test_cli_import import TRIPLETS
 
 QUIET = Progress(Console(quiet=True))
 TOKENS = (

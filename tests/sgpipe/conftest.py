@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sgpipe.trainings import make_run, training
+from tests.sgpipe.training.trainings import make_run, training
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import shard_name, write_shard
-from tests.sgpipe.trainset.runs import make_records
+from tests.sgpipe.training.data.runs import make_records
 
 PERSON, DOG, CUP = Box("person", 1, (10, 10, 40, 80)), Box("dog", 2, (60, 40, 50, 40)), Box("cup", 3, (30, 30, 10, 10))
 

@@ -12,7 +12,7 @@ from sgpipe.stats.measures import measure
 from sgpipe.viz.svg import columns, ranks, short
 from tests.sgpipe.stats.agreement import Texts, assert_forms_agree, invoke
 from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
-from tests.sgpipe.trainset.runs import make_run
+from tests.sgpipe.training.data.runs import make_run
 
 EVIL = "<script>alert('&')</script>"
 

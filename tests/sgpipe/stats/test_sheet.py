@@ -7,7 +7,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.stats.samples import open_picture, open_records, spread, write_sheet
 from sgpipe.storage.database import open_run
-from tests.sgpipe.trainset.runs import make_run, plain_record
+from tests.sgpipe.training.data.runs import make_run, plain_record
 
 
 def run_of(root, confidences, **options):
