@@ -24,7 +24,7 @@ from benchmarks.reference import PaddedTextEncoder, score_groups
 from rlip_model.attention import DeformableAttention
 from rlip_model.model import RTagger
 from rlip_model.presets import preset
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelCache, build_tokenizer
 from sgpipe.sources.vocabulary import category_names, relation_names
 
@@ -50,12 +50,12 @@ class Case:
     predicates: list[str]
 
     @torch.no_grad()
-    def ours(self, groups: list[Pairs]) -> Tensor:
+    def ours(self, groups: list[GivenPairs]) -> Tensor:
         image = self.tagger.encode_image(self.pixels)
         memory = self.tagger.fuse(image, self.tagger.encode_labels(OBJECTS, self.predicates))
         return self.tagger.score_pairs(memory, groups)
 
-    def reference(self, groups: list[Pairs]) -> Tensor:
+    def reference(self, groups: list[GivenPairs]) -> Tensor:
         return score_groups(self.tagger, self.padded, self.pixels, OBJECTS, self.predicates, groups)
 
 
@@ -81,11 +81,11 @@ def make_case() -> Case:
     return Case(tagger, PaddedTextEncoder(tagger), torch.randn(1, 3, 800, 1066), predicates)
 
 
-def make_groups(count: int) -> list[Pairs]:
-    def group() -> Pairs:
+def make_groups(count: int) -> list[GivenPairs]:
+    def group() -> GivenPairs:
         boxes = torch.rand(2, PAIRS, 4) * 0.3 + 0.2
         labels = torch.randint(0, len(OBJECTS) - 1, (2, PAIRS))
-        return Pairs(boxes[0], boxes[1], labels[0], labels[1])
+        return GivenPairs(boxes[0], boxes[1], labels[0], labels[1])
 
     return [group() for _ in range(count)]
 
@@ -99,7 +99,7 @@ def check_equal(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def parts(case: Case, groups: list[Pairs]) -> dict[str, Callable[[], object]]:
+def parts(case: Case, groups: list[GivenPairs]) -> dict[str, Callable[[], object]]:
     """What sgpipe does for a picture whose texts it has seen, part by part."""
     tagger = case.tagger
     image, labels = tagger.encode_image(case.pixels), tagger.encode_labels(OBJECTS, case.predicates)
@@ -165,7 +165,7 @@ def main() -> None:
     report(__doc__, texts, remark, table, split, IN_THE_WAY)
 
 
-def compared(case: Case, groups: list[Pairs], rounds: int) -> tuple[str, ...]:
+def compared(case: Case, groups: list[GivenPairs], rounds: int) -> tuple[str, ...]:
     """Seconds of both, their ratio, and by how much the answers differ. Raises AssertionError: by more than 1e-5."""
     answers: dict[str, Tensor] = {}
     ways = {name: _keeping(answers, name, getattr(case, name), groups) for name in ("reference", "ours")}
@@ -176,7 +176,7 @@ def compared(case: Case, groups: list[Pairs], rounds: int) -> tuple[str, ...]:
 
 
 def _keeping(
-    answers: dict[str, Tensor], name: str, way: Callable[[list[Pairs]], Tensor], groups: list[Pairs]
+    answers: dict[str, Tensor], name: str, way: Callable[[list[GivenPairs]], Tensor], groups: list[GivenPairs]
 ) -> Callable[[], object]:
     def run() -> None:
         answers[name] = way(groups)

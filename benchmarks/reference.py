@@ -19,7 +19,7 @@ from rlip_model.attention import sample, sample_by_grid
 from rlip_model.backbone import FoldedBottleneck, ResNet50
 from rlip_model.encoder import TOKENS_PER_PART
 from rlip_model.model import RTagger
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 from rlip_model.text import LabelFeatures
 
 
@@ -69,7 +69,7 @@ def score_groups(
     pixels: Tensor,
     objects: Sequence[str],
     predicates: Sequence[str],
-    groups: Sequence[Pairs],
+    groups: Sequence[GivenPairs],
 ) -> Tensor:
     """`[groups, slots, predicates]`: as `RTagger.score_pairs`, of one picture `[1, 3, height, width]`.
 

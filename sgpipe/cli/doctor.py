@@ -18,10 +18,9 @@ import typer
 from packaging.markers import UndefinedEnvironmentName
 from packaging.requirements import Requirement
 
-from sgpipe import __version__
 from sgpipe.errors import UserError
 from sgpipe.recipe import packaged_model
-from sgpipe.utils import console
+from sgpipe.utils import __version__, console
 from sgpipe.utils.config_file import recipe_folder
 
 State = Literal["ok", "note", "bad"]

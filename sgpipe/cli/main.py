@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from sgpipe import __version__
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.help import GroupedCommand, HelpfulGroup
@@ -28,7 +27,7 @@ from sgpipe.cli.predict import predict
 from sgpipe.cli.runs import export, fetch, score, stats, verify
 from sgpipe.errors import EngineError, UserError, refusal
 from sgpipe.sources.formats import guess_split
-from sgpipe.utils import console
+from sgpipe.utils import __version__, console
 
 if TYPE_CHECKING:
     from sgpipe.storage.manifest import Summary
@@ -319,7 +318,7 @@ def miniworld(
     split: Annotated[str, typer.Option(help="train, val or test-compositional.")] = "val",
 ) -> None:
     """Draw pictures of which everything is known."""
-    from sgpipe.miniworld.world.dataset import draw_world
+    from sgpipe.miniworld.dataset import draw_world
 
     draw_world(out, images, seed, split)
     _out.print(f"drew {images} pictures into {out}")

@@ -116,10 +116,10 @@ def sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | No
 def _write(run: ModelRun, out: Path, form: Form | None, most: int, zero_shot: bool) -> Written:
     import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.benchmarks.classes import numbering_of
-    from sgpipe.inference.predictor import load_detector
     from sgpipe.inference.predictor import predict as find
     from sgpipe.inference.writers.hoia import write_hoia, write_parquet
     from sgpipe.sources.hoi import HICO
+    from sgpipe.stages.detect.trained_networks import load_detector
 
     parquet = out.suffix == ".parquet"
     if form is Form.VG or form is Form.VCOCO:

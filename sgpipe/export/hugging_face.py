@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sgpipe import __version__
 from sgpipe.evaluation.label_quality.report import LABELS, known_quality
 from sgpipe.export.rows import Labels, iter_groups
 from sgpipe.images import ImageError, read_picture
@@ -27,6 +26,7 @@ from sgpipe.stats.measures import Measures, measure_database
 from sgpipe.storage.database import open_run
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.shards import AGREEMENT, DATA, PICTURES, open_shard, with_pictures
+from sgpipe.utils import __version__
 
 _ROWS_PER_GROUP = 512
 _PICTURES_PER_GROUP = 100  # as the hub's viewer wants it

@@ -7,16 +7,15 @@ and of the models are.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgpipe import __version__
 from sgpipe.recipe import CaptionConfig, Recipe, TagConfig
 from sgpipe.stages.parse.stage import model_version
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.utils import __version__
+from sgpipe.utils.hashing import file_sha256
 
 _MOVES_WORK_AROUND = {"resources", "batch_size", "device"}
 _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
@@ -50,26 +49,6 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
 def drawn_settings(recipe: Recipe) -> dict[str, Any] | None:
     """Which pictures are drawn, if any."""
     return recipe.source.drawn.model_dump() if recipe.source.format == "miniworld" else None
-
-
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """A short hash of an identity."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings in which two identities differ, one line each."""
-    old, new = dict(_flatten(before)), dict(_flatten(now))
-    keys = sorted({*old, *new}, key=str)
-    return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
-
-
-def _flatten(parts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in parts.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _dtype(config: CaptionConfig | TagConfig) -> str:

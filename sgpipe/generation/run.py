@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 from sgpipe.errors import UserError
-from sgpipe.generation.identity import difference, drawn_settings, fingerprint, identity
+from sgpipe.generation.identity import drawn_settings, identity
 from sgpipe.generation.ray_engine import UnitReader, UnitWriter, WorkUnit, idle_gpus, plan_pools, run_units, start_ray
 from sgpipe.generation.utilization import BusyMeter
-from sgpipe.miniworld.world.dataset import CAPTIONS, IMAGES, INSTANCES
+from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES
 from sgpipe.recipe import MINIWORLD, Recipe, SplitConfig, with_packaged_models
 from sgpipe.sources import open_source
 from sgpipe.sources.miniworld import draw, split_name
@@ -28,6 +28,7 @@ from sgpipe.storage.shards import revision_of
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.storage import Store
 from sgpipe.utils.console import Progress
+from sgpipe.utils.hashing import differences, fingerprint
 
 _UNITS_PER_ACTOR = 4
 
@@ -108,7 +109,7 @@ def _draw(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
     settings = drawn_settings(recipe)
     if (folder.root / MANIFEST).exists() and (manifest := Manifest.load(folder.root)).shards:
         before = {"drawn": manifest.run["identity"].get("drawn")}
-        if changes := difference(before, {"drawn": settings}):
+        if changes := differences(before, {"drawn": settings}):
             raise _other_recipe(folder, changes)
     if drawing.settings != settings:
         shutil.rmtree(drawing.place, ignore_errors=True)
@@ -147,7 +148,7 @@ def _open_manifest(recipe: Recipe, folder: RunFolder, indexes: dict[str, SourceI
         return manifest
     if not manifest.shards:  # nothing was made by the other recipe
         return Manifest.create(folder.root, run)
-    raise _other_recipe(folder, difference(manifest.run["identity"], now))
+    raise _other_recipe(folder, differences(manifest.run["identity"], now))
 
 
 def _other_recipe(folder: RunFolder, changes: Sequence[str]) -> UserError:

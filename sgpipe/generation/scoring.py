@@ -12,7 +12,6 @@ from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.generation.clip_agreement import Agreement
-from sgpipe.generation.identity import fingerprint
 from sgpipe.records import Record, from_table
 from sgpipe.stats.samples import open_picture
 from sgpipe.storage.database import open_run
@@ -20,7 +19,7 @@ from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import AGREEMENT, PICTURES, read_file, write_table
 from sgpipe.utils.console import Progress
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.utils.hashing import file_sha256, fingerprint
 
 TYPE = pa.list_(
     pa.struct({"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()})

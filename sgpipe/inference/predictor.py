@@ -5,7 +5,6 @@ Several processes that predict together, by Ray.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,33 +15,28 @@ from typing import Any, Literal
 import numpy as np
 import ray
 import torch
-import yaml
 from ray.exceptions import RayError, RayTaskError
 from ray.util import ActorPool
 from torch import Tensor, nn
 
-from rlip_model.evaluation.inputs import Pairs
+from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.heads import LayerOutput
 from rlip_model.image import to_pixel_values
-from rlip_model.model import ParSeD, ParSeDA, TripletDetector
-from rlip_model.postprocess import Detections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
-from rlip_model.pretrained import CheckpointError
-from rlip_model.text import NO_OBJECTS, TokenizerError
+from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
+from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import autocast
 from sgpipe.errors import EngineError, UserError
-from sgpipe.generation.ray_engine import reason, start_ray
 from sgpipe.images import ImageError
 from sgpipe.inference.rows import PictureRow, Unit, iter_rows
-from sgpipe.recipe import EngineConfig
 from sgpipe.sources.annotated import ClassLists
+from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 PERSON = "person"
 Task = Literal["hoi", "zero-shot hoi", "scene graph"]
 
-_DETECTORS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 _PREFETCH = 2  # batches
-_SIDES = (800, 1333)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +74,7 @@ class Predicted:
     """What was found in one picture; labels and predicates count the classes. error: why nothing could be."""
 
     row: PictureRow
-    pairs: Pairs | None = None
+    pairs: PredictedPairs | None = None
     error: str | None = None
 
 
@@ -148,19 +142,19 @@ class Predictor:
         except ImageError as error:
             return row, torch.zeros(0), str(error)
 
-    def _detect(self, pictures: Sequence[Tensor]) -> list[Detections]:
+    def _detect(self, pictures: Sequence[Tensor]) -> list[TripletDetections]:
         """Boxes normalised xyxy. Only pictures of one size go through together: padding changes what is found."""
         by_size: dict[torch.Size, list[int]] = {}
         for place, picture in enumerate(pictures):
             by_size.setdefault(picture.shape, []).append(place)
-        found: dict[int, Detections] = {}
+        found: dict[int, TripletDetections] = {}
         for places in by_size.values():
             together = torch.stack([pictures[place] for place in places])
             found.update(zip(places, self._detect_together(together), strict=True))
         return [found[place] for place in range(len(pictures))]
 
     @torch.no_grad()
-    def _detect_together(self, pixels: Tensor) -> list[Detections]:
+    def _detect_together(self, pixels: Tensor) -> list[TripletDetections]:
         """pixels `[pictures, 3, height, width]`."""
         classes = self.config.classes
         precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
@@ -170,19 +164,19 @@ class Predictor:
             output = self._network(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool), labels).final
         return self._postprocess(_float32(output), torch.ones(len(pixels), 2))
 
-    def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[Detections]:
+    def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[TripletDetections]:
         if self.config.task == "scene graph":
             return scene_graph_detections(output, sizes)
         person = self.config.classes.objects.index(PERSON)
         detections = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
         return detections(output, sizes, person)
 
-    def _pairs(self, found: Detections, row: PictureRow) -> Pairs:
+    def _pairs(self, found: TripletDetections, row: PictureRow) -> PredictedPairs:
         """With boxes in pixels of the picture; as officially, they may reach out of it.
 
         Raises UserError: numbers that are not finite.
         """
-        pairs = Pairs.from_detections(found)
+        pairs = PredictedPairs.from_detections(found)
         if not all(np.isfinite(part).all() for part in (pairs.scores, pairs.subject_boxes, pairs.object_boxes)):
             raise UserError(
                 f"{self.config.model} finds NaN in image {row.image_id}: its training has diverged, or "
@@ -190,45 +184,7 @@ class Predictor:
             )
         sides = np.array((row.width, row.height) * 2, dtype=np.float32)
         boxes = (pairs.subject_boxes * sides, pairs.object_boxes * sides)
-        return Pairs(*boxes, pairs.subject_labels, pairs.object_labels, pairs.scores)
-
-
-def load_detector(model: Path) -> TripletDetector:
-    """A ParSeDA or ParSeD in a folder, or the best one of a training's folder.
-
-    Raises UserError: there is none.
-    """
-    folder = network_folder(model)
-    if not folder.exists():  # not to be taken for the name of a model on a hub
-        raise UserError(f"there is no folder {model}; name that of a trained network")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind == "rlip_tagger":
-        raise UserError(f"{model} is an R-Tagger, which needs boxes: use it with `sgpipe generate --tagger`")
-    try:
-        return _DETECTORS.get(str(kind), ParSeDA).from_pretrained(folder).eval()
-    except (CheckpointError, TokenizerError) as reason:
-        raise UserError(str(reason)) from None
-
-
-def network_folder(model: Path) -> Path:
-    """The folder itself, or of a training's the best network, or the last one."""
-    places = (model, model / "best", model / "last")
-    return next((place for place in places if (place / "config.json").is_file()), model)
-
-
-def trained_sides(model: Path) -> tuple[int, int]:
-    """The size of pictures that a training validated with; 800 and 1333 if it is not known."""
-    folder = network_folder(model).resolve()
-    for place in (folder, *folder.parents[:2], model):
-        try:
-            data = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))["data"]
-            return int(data["short_side"]), int(data["long_side"])
-        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-            continue
-    return _SIDES
+        return PredictedPairs(*boxes, pairs.subject_labels, pairs.object_labels, pairs.scores)
 
 
 def _float32(output: LayerOutput) -> LayerOutput:
@@ -256,7 +212,7 @@ class _Worker:
 
 def predict_by_workers(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
     """As `predict`, in the order of the units."""
-    start_ray(EngineConfig())
+    start_ray()
     worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=config.gpus, max_restarts=2, max_task_retries=2)
     try:
         pool = ActorPool([worker.remote(config) for _ in range(min(config.workers, len(units)))])
@@ -265,6 +221,6 @@ def predict_by_workers(config: PredictConfig, units: Sequence[Unit]) -> Iterator
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
-        raise EngineError(reason(error)) from None
+        raise EngineError(worker_failure(error)) from None
     except RayError as error:
-        raise EngineError(reason(error)) from None
+        raise EngineError(worker_failure(error)) from None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sgpipe import __version__
 from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources.coco import locate_pictures, read_coco
+from sgpipe.sources.detections import write_detections
 from sgpipe.sources.folder import read_folder, stamp
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.storage.source_index import SourceIndex, write_index
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils import __version__
 
 
 def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
@@ -50,7 +51,7 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) 
     located = True
     if source.format == "objects365":
         located = locate_pictures(detections, source.path(config.images))
-    write_index(path, detections, meta | {"files": files, "located": located})
+    write_detections(path, detections, meta | {"files": files, "located": located})
 
 
 def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:

@@ -7,15 +7,18 @@ order of the images, clipped and filtered with numpy, and turned into Arrow reco
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.sources.annotated import as_id, clean, integer, line, side
+from sgpipe.storage.source_index import write_index
 
 _CLIP_TOLERANCE = 0.01
 _SLICE = 8192
@@ -228,3 +231,21 @@ class _Boxes:
 
     def take(self, index: np.ndarray | slice) -> _Boxes:
         return _Boxes(self.image[index], self.category[index], self.crowd[index], self.xywh[index])
+
+
+def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]) -> None:
+    """Write the source index of a split; `meta` is kept with it, with categories and problem counts added.
+
+    Raises UserError: the annotation file lists no images.
+    """
+    if not detections.file_names:
+        raise UserError(f"{meta['annotations']} lists no images: it is not a COCO instances file")
+    write_index(
+        path,
+        detections.tables(),
+        lambda: {
+            **meta,
+            "categories": list(detections.categories.values()),
+            "problems": asdict(detections.problems),  # complete only when all tables are made
+        },
+    )

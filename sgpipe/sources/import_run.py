@@ -8,17 +8,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sgpipe import __version__
 from sgpipe.errors import UserError
-from sgpipe.generation.identity import difference, fingerprint
 from sgpipe.images import ImageError, read_picture, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, fail
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
+from sgpipe.utils import __version__
 from sgpipe.utils.console import Progress
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.utils.hashing import differences, file_sha256, fingerprint
 
 ROWS_PER_SHARD = 512
 _PROBLEM = "problem."  # how the counts of a shard name its problems
@@ -114,7 +113,7 @@ def _open_manifest(
         return manifest
     if not manifest.shards:  # nothing was made of the other files
         return Manifest.create(folder.root, run)
-    changes = "".join(f"\n  {line}" for line in difference(manifest.run.get("identity", {}), now))
+    changes = "".join(f"\n  {line}" for line in differences(manifest.run.get("identity", {}), now))
     raise UserError(f"{folder.root} was made from something else; choose another --out, or go back on:{changes}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sgpipe.miniworld.world.dataset import IMAGES, SCENE_GRAPHS, draw_world
+from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, draw_world
 from sgpipe.recipe import DrawnConfig
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome

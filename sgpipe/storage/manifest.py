@@ -22,7 +22,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA_VERSION
-from sgpipe.utils.fault_points import fault_point
+from sgpipe.utils.atomic import fault_point
 
 MANIFEST = "manifest.jsonl"
 

@@ -17,7 +17,7 @@ from sgpipe.errors import StoreError, UserError, naming
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest, whole_lines
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.storage import Store
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.utils.hashing import file_sha256
 
 DESCRIPTIONS = ("recipe.yaml", "README.md")
 _SECONDS_BETWEEN_COPIES = 30.0

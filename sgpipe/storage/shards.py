@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from sgpipe.errors import UserError, naming
 from sgpipe.records import SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
-from sgpipe.utils.fault_points import fault_point
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.utils.atomic import fault_point
+from sgpipe.utils.hashing import file_sha256
 
 DATA = "data"
 PICTURES = "image"

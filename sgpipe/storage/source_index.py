@@ -8,18 +8,17 @@ worker, so neither a resumed run nor a worker parses millions of JSON items agai
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from sgpipe.errors import UserError
-from sgpipe.records import Record, from_table
-from sgpipe.sources.detections import Detections
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.records import SCHEMA, Record, from_table
+from sgpipe.utils.atomic import atomic_write, write_text
+from sgpipe.utils.hashing import file_sha256
 
 _ROWS_PER_BATCH = 256
 _CHECKSUM = "crc32"
@@ -64,39 +63,30 @@ def read_records(index: pa.NativeFile, start: int, stop: int, name: Path | str) 
     return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
 
 
-def write_index(path: Path, detections: Detections, meta: dict[str, Any]) -> None:
-    """Write the index atomically, a slice of images at a time; `meta` is kept with it, counts and problems added.
+def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]) -> None:
+    """Write the records of a split, a table at a time.
 
-    Raises UserError: nothing in the annotation file is an image.
+    Args:
+        tables: the records in the schema of shards.
+        meta: called after the last table; what it returns is kept with the counts of images and boxes.
     """
-    if not detections.file_names:
-        raise UserError(f"{meta['annotations']} lists no images: it is not a COCO instances file")
-    temporary = path.with_name(f"{path.name}.tmp")
     _meta_path(path).unlink(missing_ok=True)
-    boxes = _write_tables(temporary, detections)
-    meta = meta | {
-        "images": len(detections.file_names),
-        "boxes": boxes,
-        "categories": list(detections.categories.values()),
-        "problems": asdict(detections.problems),
-        "sha256": file_sha256(temporary),
-    }
-    os.replace(temporary, path)
-    temporary.write_text(_sealed(meta), encoding="utf-8")
-    os.replace(temporary, _meta_path(path))
+    with atomic_write(path) as temporary:
+        counts = _write_tables(temporary, tables)
+        digest = file_sha256(temporary)
+    write_text(_meta_path(path), _sealed({**meta(), **counts, "sha256": digest}))
 
 
-def _write_tables(path: Path, detections: Detections) -> int:
-    """Write the records in batches of equal size; returns the number of boxes."""
-    tables = detections.tables()
-    table, boxes = next(tables), 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        while table is not None:
+def _write_tables(path: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
+    """Write the records in batches of equal size; returns how many images and boxes there are."""
+    images = boxes = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for table in tables:
+            images += table.num_rows
             boxes += len(table["objects"].combine_chunks().flatten())
             for batch in table.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH):
                 writer.write_batch(batch)
-            table = next(tables, None)
-    return boxes
+    return {"images": images, "boxes": boxes}
 
 
 def _sealed(meta: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import open_shard
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.utils.hashing import file_sha256
 
 Advance = Callable[[int, dict[str, int]], None]
 _ROWS = 512  # looked at together

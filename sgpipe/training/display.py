@@ -1,33 +1,35 @@
-"""A training on the terminal: a live bar, or plain lines anywhere else; and its last screen.
-
-Metrics of a training as files: metrics.jsonl, and event files for TensorBoard.
-"""
+"""A training on the terminal: a live bar, or plain lines anywhere else; and its last screen."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from sgpipe.training.run import TrainSummary
-import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TextIO
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-
 _SECONDS_BETWEEN_LINES = 10.0
 MEASURES = ("ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """Where a training stands when it ends, and what it measured last."""
+
+    out: Path
+    kind: str
+    epochs: int
+    steps: int
+    pictures: int
+    last: dict[str, Any]
+    validation: dict[str, Any]
+    best: float | None
+    best_by: str
 
 
 class Display:
@@ -112,82 +114,3 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
         table.add_row(f"best validation {summary.best_by}", f"{abs(summary.best):.3f}")
     console.print(table)
     console.print(use, soft_wrap=True)
-
-
-METRICS = "metrics.jsonl"
-_NOT_MEASURES = {"event", "epoch", "step", "steps"}
-
-
-class MetricsLog:
-    """Appends lines of metrics; use it in a `with` statement.
-
-    Args:
-        step: where the training goes on; lines of later steps, which are done again, are removed.
-        enabled: False in workers that leave it to another one.
-    """
-
-    def __init__(self, out: Path, step: int, tensorboard: bool, enabled: bool = True) -> None:
-        self.path, self.step = out / METRICS, step
-        self.tensorboard = out / "tensorboard" if tensorboard else None
-        self.enabled = enabled
-        self._file: TextIO | None = None
-        self._events: ScalarEvents | None = None
-
-    def __enter__(self) -> MetricsLog:
-        if self.enabled:
-            rows = [row for row in read_metrics(self.path.parent) if row["step"] <= self.step]
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-            os.replace(temporary, self.path)
-            self._file = self.path.open("a", encoding="utf-8")
-            if self.tensorboard:
-                self._events = ScalarEvents(self.tensorboard, self.step)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in (self._file, self._events):
-            if file:
-                file.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        """One line."""
-        if self._file:
-            self._file.write(f"{json.dumps(row)}\n")
-            self._file.flush()
-        if self._events:
-            group = "validation" if row["event"] == "validation" else "train"
-            measures = {f"{group}/{name}": value for name, value in row.items() if name not in _NOT_MEASURES}
-            self._events.write(measures, row["step"])
-
-
-class ScalarEvents:
-    """A file of numbers for TensorBoard, written at once: a full disk is an error here, not in a thread somewhere.
-
-    Args:
-        step: where the training goes on; TensorBoard forgets what earlier files say of later steps.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"), f".{step}")
-        start = SessionLog(status=SessionLog.START)
-        self._writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
-
-    def write(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines so far; one that was cut short by a crash is left out."""
-    path = out / METRICS
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]

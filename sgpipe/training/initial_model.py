@@ -14,9 +14,9 @@ from rlip_model.config import RLIPConfig
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger, build_model
 from rlip_model.presets import KINDS, preset
 from rlip_model.pretrained import CheckpointError
+from rlip_model.prune_queries import prune_queries
 from rlip_model.text import NO_OBJECTS, TokenizerError, build_tokenizer, load_tokenizer, spread
 from rlip_model.tiny import tiny_sizes
-from rlip_model.trim import trim_queries
 from sgpipe.errors import UserError
 from sgpipe.training.recipe import Kind, ModelConfig
 
@@ -58,7 +58,7 @@ def _changed(network: RLIPModel, changes: dict[str, Any]) -> RLIPModel:
     """
     queries = changes.get("num_queries", network.config.num_queries)
     if queries != network.config.num_queries:
-        network = trim_queries(network, queries)
+        network = prune_queries(network, queries)
     kind = type(network.config)
     config = kind.from_dict(_laid_over(network.config.to_dict(), _known(kind, changes)))
     changed = build_model(config)

@@ -25,12 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.objective import HEAVY, Objective
 from sgpipe.errors import EngineError, UserError
-from sgpipe.generation.ray_engine import reason, start_ray
-from sgpipe.recipe import EngineConfig
-from sgpipe.training.display import METRICS, Display
+from sgpipe.training.display import Display
+from sgpipe.training.job import Job, work
+from sgpipe.training.metrics import METRICS
 from sgpipe.training.recipe import WorkersConfig
-from sgpipe.training.run import Job, work
 from sgpipe.utils.console import Progress
+from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -47,7 +47,7 @@ def run_workers(job: Job, display: Display, progress: Progress) -> None:
     refusal = job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
     progress.say("starting Ray")
-    start_ray(EngineConfig(address=config.address))
+    start_ray(config.address)
     _check_room(config)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:
@@ -55,7 +55,7 @@ def run_workers(job: Job, display: Display, progress: Progress) -> None:
             _fit(_trainer(job, config), refusal)
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
         if not refusal.exists():
-            raise EngineError(reason(error)) from None
+            raise EngineError(worker_failure(error)) from None
     if refused := _read(refusal):
         kind, message = refused
         raise (UserError if kind == UserError.__name__ else EngineError)(message)

@@ -1,1 +1,3 @@
-"""Small tools without knowledge of datasets or models."""
+"""Small tools that know nothing of datasets or models."""
+
+__version__ = "0.1.0"

@@ -146,12 +146,3 @@ class JsonStream:
         if self._eof:
             return UserError(f"{self.path} is not valid JSON or is cut short ({reason} near {rest!r})")
         return UserError(f"{self.path} is not valid JSON ({reason} near {rest!r})")
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

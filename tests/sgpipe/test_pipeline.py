@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from sgpipe import Pipeline, SceneGraph
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.miniworld.world.dataset import IMAGES, INSTANCES, draw_world
+from sgpipe.miniworld.dataset import IMAGES, INSTANCES, draw_world
 from sgpipe.records import Box, Record, Relation
 
 

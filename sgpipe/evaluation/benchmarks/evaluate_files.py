@@ -14,13 +14,13 @@ import numpy as np
 
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import SETTINGS, Setting, possible_interactions, split
-from rlip_model.evaluation.inputs import Array, EvaluationError, Image
+from rlip_model.evaluation.inputs import Array, EvaluationError, EvaluationImage
 from rlip_model.evaluation.open_images import OpenImagesSettings, PhraseOrder, evaluate_open_images
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
-from rlip_model.evaluation.vcoco import Actions, FoundPeople, People, Scenario, VcocoScores, evaluate_vcoco
-from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_found_people, read_people
+from rlip_model.evaluation.vcoco import Actions, People, PredictedPeople, Scenario, VcocoScores, evaluate_vcoco
+from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
 from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, Mode, evaluate_graphs, vg150_zero_shot
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import OPEN_IMAGES, read_classes
@@ -55,7 +55,7 @@ class Images(Protocol):
 
     notes: list[str]
 
-    def images(self) -> Iterator[Image]: ...
+    def images(self) -> Iterator[EvaluationImage]: ...
 
 
 def evaluate_hico_files(
@@ -141,7 +141,7 @@ def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> Ev
         raise UserError(f"{predictions} holds no predictions: expected a list of detections")
     with _explained(predictions):
         try:
-            found = read_found_people(detections, actions)
+            found = read_predicted_people(detections, actions)
         except (KeyError, TypeError) as error:
             raise UserError(f"{predictions}: expected detections as V-COCO's evaluator takes them: {error!r}") from None
     return vcoco_result(people, found, actions, [], str(predictions))
@@ -166,7 +166,7 @@ def vcoco_truth(annotations: Path, coco: Path) -> tuple[Actions, dict[int, Peopl
 
 
 def vcoco_result(
-    people: Mapping[int, People], found: Mapping[int, FoundPeople], actions: Actions, notes: list[str], name: str
+    people: Mapping[int, People], found: Mapping[int, PredictedPeople], actions: Actions, notes: list[str], name: str
 ) -> EvaluationResult:
     """As V-COCO counts. `name`: of where the predictions come from. Raises UserError, as above."""
     with _explained(name):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Array, Image, Pairs
-from rlip_model.evaluation.vcoco import FoundPeople
-from rlip_model.evaluation.visual_genome import Graph, GraphImage
+from rlip_model.evaluation.inputs import Array, EvaluationImage, PredictedPairs
+from rlip_model.evaluation.vcoco import PredictedPeople
+from rlip_model.evaluation.visual_genome import GraphImage, GroundTruthGraph
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import data_classes, read_classes, shard_truth
 from sgpipe.evaluation.benchmarks.evaluate_files import (
@@ -123,7 +123,7 @@ class ModelImages:
     units: Sequence[Unit]
     notes: list[str] = field(default_factory=list)
 
-    def images(self) -> Iterator[Image]:
+    def images(self) -> Iterator[EvaluationImage]:
         """Every annotated image; one whose picture cannot be read, or that the shards lack, has no predictions.
 
         Raises:
@@ -137,14 +137,16 @@ class ModelImages:
             if name in seen:
                 raise UserError(f"picture {name!r} is there twice; choose a split by --split")
             seen.add(name)
-            yield Image(name, truths[name], pairs)
+            yield EvaluationImage(name, truths[name], pairs)
         if missing := len(truths) - len(seen):
             self.notes.append(f"{missing:,} of {len(truths):,} annotated images have no predictions: all missed")
         nothing = _nothing(len(self.config.classes.relations))
-        yield from (Image(name, truth, nothing) for name, truth in truths.items() if name not in seen)
+        yield from (EvaluationImage(name, truth, nothing) for name, truth in truths.items() if name not in seen)
 
 
-def readable(config: PredictConfig, units: Sequence[Unit], notes: list[str]) -> Iterator[tuple[PictureRow, Pairs]]:
+def readable(
+    config: PredictConfig, units: Sequence[Unit], notes: list[str]
+) -> Iterator[tuple[PictureRow, PredictedPairs]]:
     """What is found in the pictures that can be read; how many cannot is noted.
 
     Raises: as `predict`, and UserError: none can be read.
@@ -162,10 +164,10 @@ def readable(config: PredictConfig, units: Sequence[Unit], notes: list[str]) -> 
         notes.append(f"{len(failed):,} rows have no picture that could be read; the first: {failed[0]}")
 
 
-def _nothing(num_predicates: int) -> Pairs:
+def _nothing(num_predicates: int) -> PredictedPairs:
     boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=int)
     scores: Array = np.zeros((0, num_predicates), dtype=np.float32)
-    return Pairs(boxes, boxes, labels, labels, scores)
+    return PredictedPairs(boxes, boxes, labels, labels, scores)
 
 
 MOST_PAIRS = 100  # of a picture: the evaluator looks at so many triplets, and they lie in as many pairs at most
@@ -184,7 +186,7 @@ def evaluate_vcoco_model(
     config = run.config("hoi")
     actions, people = vcoco_truth(annotations, coco)
     reader = PeopleReader(config.classes, actions, occurring(possible, config.classes) if possible else None)
-    found: dict[int, FoundPeople] = {}
+    found: dict[int, PredictedPeople] = {}
     notes: list[str] = []
     for row, pairs in readable(config, run.units(), notes):
         number = image_number(row)
@@ -222,7 +224,9 @@ def evaluate_graphs_model(run: ModelRun) -> EvaluationResult:
     return graph_result(_images(run, config, truths, notes), classes, "sgdet", notes, str(run.model))
 
 
-def _images(run: ModelRun, config: PredictConfig, truths: dict[str, Graph], notes: list[str]) -> Iterator[GraphImage]:
+def _images(
+    run: ModelRun, config: PredictConfig, truths: dict[str, GroundTruthGraph], notes: list[str]
+) -> Iterator[GraphImage]:
     seen: set[str] = set()
     for row, pairs in readable(config, run.units(), notes):
         if row.image_id not in truths:
@@ -235,7 +239,7 @@ def _images(run: ModelRun, config: PredictConfig, truths: dict[str, Graph], note
         notes.append(f"{missing:,} of {len(truths):,} annotated images have no predictions: left out, as officially")
 
 
-def _shard_graphs(source: AnnotationSource, classes: ClassLists) -> dict[str, Graph]:
+def _shard_graphs(source: AnnotationSource, classes: ClassLists) -> dict[str, GroundTruthGraph]:
     """By image id."""
     places = [{name: place for place, name in enumerate(names, 1)} for names in (classes.objects, classes.relations)]
     graphs = {}
@@ -244,5 +248,5 @@ def _shard_graphs(source: AnnotationSource, classes: ClassLists) -> dict[str, Gr
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([places[0][box.category] for box in record.objects], dtype=int)
         relations = [(item.subject, item.object, places[1][item.predicate]) for item in record.relations]
-        graphs[record.image_id] = Graph(boxes, labels, np.array(relations, dtype=int).reshape(-1, 3))
+        graphs[record.image_id] = GroundTruthGraph(boxes, labels, np.array(relations, dtype=int).reshape(-1, 3))
     return graphs

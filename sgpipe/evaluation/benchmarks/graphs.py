@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlip_model.evaluation.inputs import EvaluationError, table
-from rlip_model.evaluation.visual_genome import VG150_PREDICATES, FoundGraph, Graph, GraphImage
+from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, GroundTruthGraph, PredictedGraph
 from sgpipe.errors import UserError
 from sgpipe.sources.annotated import FieldError, as_id, required
 from sgpipe.utils.json_stream import JsonStream
@@ -47,9 +47,9 @@ class GraphFiles:
                 f"{missing:,} of {len(truths):,} annotated images have no predictions: left out, as officially"
             )
 
-    def _found(self, name: str, item: Mapping[str, Any]) -> FoundGraph:
+    def _found(self, name: str, item: Mapping[str, Any]) -> PredictedGraph:
         try:
-            return FoundGraph(
+            return PredictedGraph(
                 table(required(item, "boxes"), (-1, 4), np.float32),
                 table(required(item, "labels"), (-1,), int),
                 table(required(item, "scores"), (-1,), np.float32),
@@ -60,12 +60,12 @@ class GraphFiles:
             raise UserError(f"{self.predictions}: image {name}: {error}") from None
 
 
-def read_graphs(annotations: Path) -> dict[str, Graph]:
+def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
     """The annotated scene graphs by image id.
 
     Raises UserError: the file is missing, wrong or empty, or an image is there twice.
     """
-    truths: dict[str, Graph] = {}
+    truths: dict[str, GroundTruthGraph] = {}
     for name, item in _items(annotations):
         if name in truths:
             raise UserError(f"{annotations}: image {name} is there twice; leave one out")
@@ -83,9 +83,9 @@ def _items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield name, item
 
 
-def _graph(path: Path, name: str, item: Mapping[str, Any]) -> Graph:
+def _graph(path: Path, name: str, item: Mapping[str, Any]) -> GroundTruthGraph:
     try:
-        return Graph(
+        return GroundTruthGraph(
             table(required(item, "boxes"), (-1, 4), np.float32),
             table(required(item, "labels"), (-1,), int),
             table(required(item, "relations"), (-1, 3), int),

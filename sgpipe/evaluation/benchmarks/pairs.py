@@ -17,7 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rlip_model.evaluation.inputs import NOT_FOUND, Array, EvaluationError, Image, Pairs, Truth, check_range, table
+from rlip_model.evaluation.inputs import (
+    NOT_PREDICTED,
+    Array,
+    EvaluationError,
+    EvaluationImage,
+    GroundTruth,
+    PredictedPairs,
+    check_range,
+    table,
+)
 from sgpipe.errors import UserError
 from sgpipe.sources.annotated import AnnotationSource, ClassLists, FieldError, listed, word
 from sgpipe.sources.hoi import Numbering
@@ -38,7 +47,7 @@ class PairFiles:
     key: str
     notes: list[str] = field(default_factory=list)
 
-    def images(self) -> Iterator[Image]:
+    def images(self) -> Iterator[EvaluationImage]:
         """Every annotated image, in the order of the annotations, with what was predicted for it.
 
         Raises:
@@ -50,9 +59,9 @@ class PairFiles:
             self.notes.append(f"{missing:,} of {len(truths):,} annotated images have no predictions: all missed")
         nothing = Prediction(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
         for name, truth in truths.items():
-            yield Image(name, truth, found.get(name, nothing).pairs(len(self.numbering.relations)))
+            yield EvaluationImage(name, truth, found.get(name, nothing).pairs(len(self.numbering.relations)))
 
-    def _read_predictions(self, truths: Mapping[str, Truth]) -> dict[str, Prediction]:
+    def _read_predictions(self, truths: Mapping[str, GroundTruth]) -> dict[str, Prediction]:
         found: dict[str, Prediction] = {}
         repeated = 0
         for name, prediction in self._predictions():
@@ -122,7 +131,7 @@ def _place(places: Mapping[int, int], category: Any, what: str) -> int:
     return places[category]
 
 
-def read_truths(source: AnnotationSource) -> dict[str, Truth]:
+def read_truths(source: AnnotationSource) -> dict[str, GroundTruth]:
     """The annotations by the images' file names.
 
     Raises:
@@ -132,7 +141,7 @@ def read_truths(source: AnnotationSource) -> dict[str, Truth]:
     objects = {name: place for place, name in enumerate(source.classes.objects)}
     predicates = {name: place for place, name in enumerate(source.classes.relations)}
     path, problems = source.files["annotations"], Counter[str]()
-    truths: dict[str, Truth] = {}
+    truths: dict[str, GroundTruth] = {}
     for record in source.read(problems):
         if not record.ok:
             raise UserError(f"{path}: image {record.file_name!r}: {record.error}")
@@ -141,7 +150,7 @@ def read_truths(source: AnnotationSource) -> dict[str, Truth]:
         corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
         labels = [objects[box.category] for box in record.objects]
         triplets = [(item.subject, item.object, predicates[item.predicate]) for item in record.relations]
-        truths[record.file_name] = Truth.from_lists(corners, labels, triplets)
+        truths[record.file_name] = GroundTruth.from_lists(corners, labels, triplets)
     if problems:
         counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in problems.items())
         raise UserError(f"{path} cannot be used for evaluation: {counts}")
@@ -163,13 +172,15 @@ class Prediction:
     triplets: Array
     scores: Array
 
-    def pairs(self, num_predicates: int) -> Pairs:
+    def pairs(self, num_predicates: int) -> PredictedPairs:
         """With a row for each pair of boxes. A triplet that is there twice counts once, with its best score."""
         ends, number = np.unique(self.triplets[:, :2], axis=0, return_inverse=True)
-        scores = np.full((len(ends), num_predicates), NOT_FOUND, dtype=np.float32)
+        scores = np.full((len(ends), num_predicates), NOT_PREDICTED, dtype=np.float32)
         np.maximum.at(scores, (number.reshape(-1), self.triplets[:, 2]), self.scores)
         subjects, objects = ends.T
-        return Pairs(self.boxes[subjects], self.boxes[objects], self.labels[subjects], self.labels[objects], scores)
+        return PredictedPairs(
+            self.boxes[subjects], self.boxes[objects], self.labels[subjects], self.labels[objects], scores
+        )
 
 
 def read_prediction_table(path: Path, classes: ClassLists) -> Iterator[tuple[str, Prediction]]:

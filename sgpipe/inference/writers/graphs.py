@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Pairs
+from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.evaluation.triplets import largest
-from rlip_model.evaluation.visual_genome import FoundGraph
+from rlip_model.evaluation.visual_genome import PredictedGraph
 
 
-def found_graph(pairs: Pairs, most: int) -> FoundGraph:
+def found_graph(pairs: PredictedPairs, most: int) -> PredictedGraph:
     """The `most` best pairs by their best predicates, each with two boxes of its own; labels from 1.
 
     Predicates are scored with their boxes, subject x object x predicate; so boxes have score 1.
@@ -19,7 +19,7 @@ def found_graph(pairs: Pairs, most: int) -> FoundGraph:
     order = largest(pairs.scores.max(1, initial=0.0), most)
     count = len(order)
     scores = pairs.scores[order]
-    return FoundGraph(
+    return PredictedGraph(
         np.concatenate((pairs.subject_boxes[order], pairs.object_boxes[order])),
         1 + np.concatenate((pairs.subject_labels[order], pairs.object_labels[order])),
         np.ones(2 * count, dtype=np.float32),
@@ -28,7 +28,7 @@ def found_graph(pairs: Pairs, most: int) -> FoundGraph:
     )
 
 
-def graph_item(image_id: str, graph: FoundGraph) -> dict[str, Any]:
+def graph_item(image_id: str, graph: PredictedGraph) -> dict[str, Any]:
     """As `sgpipe eval vg` reads it."""
     return {
         "image_id": image_id,

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlip_model.evaluation.inputs import NOT_FOUND, Array, Pairs
+from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, PredictedPairs
 from rlip_model.evaluation.triplets import largest
 from sgpipe import records
 from sgpipe.errors import UserError
@@ -51,7 +51,7 @@ SCHEMA = pa.schema(
 )
 _ROWS_AT_ONCE = 512
 
-Items = Callable[[Predicted, Pairs], list[dict[str, Any]]]
+Items = Callable[[Predicted, PredictedPairs], list[dict[str, Any]]]
 
 
 @dataclass
@@ -72,14 +72,14 @@ class Best:
     score: Array
 
     @classmethod
-    def of(cls, pairs: Pairs, most: int, possible: Array | None = None) -> Best:
+    def of(cls, pairs: PredictedPairs, most: int, possible: Array | None = None) -> Best:
         """possible: `[predicates, objects]`, 0 for what cannot be, which is scored 0, as evaluators do."""
         scores = pairs.scores
         if possible is not None:
             scores = np.where(possible.T[pairs.object_labels] == 0, np.float32(0), scores)
         flat = scores.reshape(-1)
         chosen = largest(flat, most)
-        chosen = chosen[flat[chosen] != NOT_FOUND]
+        chosen = chosen[flat[chosen] != NOT_PREDICTED]
         pair, predicate = np.divmod(chosen, max(scores.shape[1], 1))
         return cls(pair, predicate, flat[chosen])
 
@@ -96,7 +96,7 @@ def write_hoia(
     """
     objects, relations = list(numbering.objects), list(numbering.relations)
 
-    def items(prediction: Predicted, pairs: Pairs) -> list[dict[str, Any]]:
+    def items(prediction: Predicted, pairs: PredictedPairs) -> list[dict[str, Any]]:
         best = Best.of(pairs, most, possible)
         kept, place = np.unique(best.pair, return_inverse=True)  # in the order of the queries, which breaks ties
         boxes = [
@@ -120,7 +120,7 @@ def write_hoia(
 def write_people(found: Iterable[Predicted], out: Path, reader: PeopleReader) -> Written:
     """JSON as `sgpipe eval vcoco` reads it: every pair of every picture. Raises UserError: an image id is no number."""
 
-    def items(prediction: Predicted, pairs: Pairs) -> list[dict[str, Any]]:
+    def items(prediction: Predicted, pairs: PredictedPairs) -> list[dict[str, Any]]:
         return people_items(image_number(prediction.row), reader.read(pairs), reader.actions)
 
     return _write_json(found, out, items)
@@ -129,7 +129,7 @@ def write_people(found: Iterable[Predicted], out: Path, reader: PeopleReader) ->
 def write_graphs(found: Iterable[Predicted], out: Path, most: int) -> Written:
     """JSON as `sgpipe eval vg --mode sgdet` reads it, with so many pairs of a picture."""
 
-    def items(prediction: Predicted, pairs: Pairs) -> list[dict[str, Any]]:
+    def items(prediction: Predicted, pairs: PredictedPairs) -> list[dict[str, Any]]:
         return [graph_item(prediction.row.image_id, found_graph(pairs, most))]
 
     return _write_json(found, out, items)
@@ -156,7 +156,7 @@ def write_parquet(
     return written
 
 
-def _named(pairs: Pairs, classes: ClassLists, most: int, possible: Array | None) -> Iterator[dict[str, Any]]:
+def _named(pairs: PredictedPairs, classes: ClassLists, most: int, possible: Array | None) -> Iterator[dict[str, Any]]:
     best = Best.of(pairs, most, possible)
     for pair, predicate, score in zip(best.pair.tolist(), best.predicate, best.score.tolist(), strict=True):
         yield {

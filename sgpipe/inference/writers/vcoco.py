@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Array, Pairs
-from rlip_model.evaluation.vcoco import Actions, FoundPeople, Role
+from rlip_model.evaluation.inputs import Array, PredictedPairs
+from rlip_model.evaluation.vcoco import Actions, PredictedPeople, Role
 from rlip_model.evaluation.vcoco_files import AGENT
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT
@@ -46,7 +46,7 @@ class PeopleReader:
         if missing:
             raise UserError(f"the classes lack V-COCO's {min(missing)!r}: use shards of `sgpipe import vcoco`")
 
-    def read(self, pairs: Pairs) -> FoundPeople:
+    def read(self, pairs: PredictedPairs) -> PredictedPeople:
         """One person per pair. An action's score is its role's, or the best one's."""
         scores = self._scores(pairs)
         parts = [official_role(name) for name in self.classes.relations]
@@ -57,21 +57,21 @@ class PeopleReader:
         columns = [parts.index((self.actions.names[role.action], role.name)) for role in self.actions.roles]
         boxes = np.where(self._missing(pairs)[:, None], np.nan, pairs.object_boxes.astype(float))
         role_boxes = np.repeat(boxes[:, None], len(columns), axis=1)
-        return FoundPeople(pairs.subject_boxes.astype(float), agents, scores[:, columns].astype(float), role_boxes)
+        return PredictedPeople(pairs.subject_boxes.astype(float), agents, scores[:, columns].astype(float), role_boxes)
 
-    def _missing(self, pairs: Pairs) -> Array:
+    def _missing(self, pairs: PredictedPairs) -> Array:
         objects = self.classes.objects
         nothing = objects.index(NO_OBJECT) if NO_OBJECT in objects else -1
         return pairs.object_labels == nothing
 
-    def _scores(self, pairs: Pairs) -> Array:
+    def _scores(self, pairs: PredictedPairs) -> Array:
         if self.possible is None:
             return pairs.scores
         allowed = (self.possible.T[pairs.object_labels] != 0) | self._missing(pairs)[:, None]
         return np.where(allowed, pairs.scores, np.float32(0))
 
 
-def people_items(image: int, found: FoundPeople, actions: Actions) -> list[dict[str, Any]]:
+def people_items(image: int, found: PredictedPeople, actions: Actions) -> list[dict[str, Any]]:
     """Records as V-COCO's evaluator takes them; a box of nulls is a missing object."""
     keys = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
     items = []

@@ -28,9 +28,9 @@ from rlip_model.image import to_pixel_values
 from rlip_model.model import TripletDetector
 from rlip_model.text import NO_OBJECTS
 from sgpipe.errors import UserError
-from sgpipe.inference.predictor import load_detector, trained_sides
 from sgpipe.recipe import DetectConfig
 from sgpipe.sources.vocabulary import category_names
+from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
 
 _OWN = ("rlip_parseda", "rlip_parsed")
 _BY_NUMBER, _BY_PHRASE = ("owlvit", "owlv2"), ("grounding-dino", "mm-grounding-dino")  # what zero-shot detectors answer

@@ -16,7 +16,7 @@ from rlip_model.backbone import ImageFeatures
 from rlip_model.image import to_pixel_values
 from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
@@ -211,8 +211,8 @@ class TagStage:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
-def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Pairs:
+def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> GivenPairs:
     """Pairs of indices as the boxes `[objects, 4]` and labels `[objects]` they stand for."""
     indices = torch.tensor(pairs, dtype=torch.long).view(-1, 2).to(boxes.device)
     subjects, objects = indices.unbind(1)
-    return Pairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])
+    return GivenPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])

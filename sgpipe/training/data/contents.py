@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rlip_model.training.sampling import Vocabulary
+from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.training.recipe import DataConfig, ShardsConfig
@@ -60,8 +60,8 @@ class TrainSet:
     folders: tuple[Folder, ...]
     chunks: tuple[Chunk, ...]
     threshold: float
-    objects: Vocabulary
-    relations: Vocabulary
+    objects: LabelVocabulary
+    relations: LabelVocabulary
     labels: Labels | None
     errors: int
     bare: int
@@ -134,7 +134,7 @@ def _left_out(trainset: TrainSet) -> list[str]:
 
 def _few_names(trainset: TrainSet, texts: int) -> list[str]:
     objects, relations = int(texts * 2 / 3), texts - int(texts * 2 / 3)
-    kinds: tuple[tuple[str, Vocabulary, int], ...] = (
+    kinds: tuple[tuple[str, LabelVocabulary, int], ...] = (
         ("objects", trainset.objects, objects),
         ("relations", trainset.relations, relations),
     )

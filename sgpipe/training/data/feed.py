@@ -21,7 +21,7 @@ from PIL import Image
 
 from rlip_model.training.annotations import label_scene
 from rlip_model.training.augment import Augmentation, prepare
-from rlip_model.training.batches import Batch, Example, collate
+from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import Texts, relabelled
 from sgpipe.errors import UserError
@@ -88,7 +88,7 @@ class ShardFeed:
     def steps_per_epoch(self) -> int:
         return self.stream.steps_per_epoch
 
-    def read(self, epoch: int = 0, step: int = 0) -> Ahead[list[Batch]]:
+    def read(self, epoch: int = 0, step: int = 0) -> Ahead[list[TrainingBatch]]:
         """The parts of step after step without end, from a step of an epoch on; to be closed by `with`."""
         data = self.data
         preparation = Preparation(
@@ -97,14 +97,14 @@ class ShardFeed:
         steps = self.stream.steps(epoch, step)
         return Ahead(batches(steps, preparation, data.threads, data.prefetch, self.share.accumulate))
 
-    def validation(self) -> Ahead[Batch] | None:
+    def validation(self) -> Ahead[TrainingBatch] | None:
         """This worker's share of all pictures to validate on, of which every worker gets as many batches.
 
         Some batches may be empty. None if there is nothing to validate on.
         """
         return None if self.validating is None else Ahead(self._validation(self.validating))
 
-    def _validation(self, trainset: TrainSet) -> Generator[Batch, None, None]:
+    def _validation(self, trainset: TrainSet) -> Generator[TrainingBatch, None, None]:
         data, share = self.data, self.share
         batch = self.batch // share.accumulate
         stream = Stream(trainset, data, batch, self.seed, self.most_relations, share.rank, share.world, training=False)
@@ -132,7 +132,7 @@ class Preparation:
     most_pairs: int | None = None
     related_first: bool = False
 
-    def example(self, item: Item, texts: Texts) -> Example | None:
+    def example(self, item: Item, texts: Texts) -> TrainingExample | None:
         """None if the picture cannot be read. Raises UserError: as `Pictures.open`."""
         image = self.pictures.open(item)
         if image is None:
@@ -148,18 +148,18 @@ class Preparation:
             triplets = tagger_triplets(
                 targets, width, height, self.most_pairs, item.rng, related_first=self.related_first
             )
-        return Example(item.image_id, pixel_values, relabelled(triplets, texts), item.size)
+        return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), item.size)
 
 
 def batches(
     steps: Iterator[Step], preparation: Preparation, threads: int, prefetch: int, parts: int = 1
-) -> Generator[list[Batch], None, None]:
+) -> Generator[list[TrainingBatch], None, None]:
     """The batches of each step, in so many equal parts, while the next `prefetch` steps are read by threads.
 
     They do not depend on the number of threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
-    pending: deque[tuple[Step, list[Future[Example | None]]]] = deque()
+    pending: deque[tuple[Step, list[Future[TrainingExample | None]]]] = deque()
     try:
         for step in steps:
             pending.append((step, [pool.submit(preparation.example, item, step.texts) for item in step.items]))
@@ -171,14 +171,14 @@ def batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _collated(step: Step, examples: list[Future[Example | None]], parts: int) -> list[Batch]:
+def _collated(step: Step, examples: list[Future[TrainingExample | None]], parts: int) -> list[TrainingBatch]:
     """The parts; a step without any item, of a validation, is an empty batch."""
     size = max(1, len(examples) // parts)
     cuts = [examples[at : at + size] for at in range(0, len(examples), size)] or [[]]
     return [_batch([future.result() for future in cut], step.spoken) for cut in cuts]
 
 
-def _batch(examples: list[Example | None], texts: Texts) -> Batch:
+def _batch(examples: list[TrainingExample | None], texts: Texts) -> TrainingBatch:
     there = [example for example in examples if example is not None]
     return collate(there, texts, skipped=len(examples) - len(there))
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlip_model.training.annotations import SceneGraph, SceneObject, SceneRelation
+from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
 from sgpipe.errors import UserError
 from sgpipe.storage.shards import PICTURES, read_row_group
 from sgpipe.training.data.contents import Chunk, TrainSet
@@ -65,7 +65,7 @@ def _usable(table: pa.Table, chunk: Chunk, threshold: float) -> list[int]:
     return rows[: chunk.rows].tolist()
 
 
-def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneGraph:
+def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
     """What counts of a row: the objects that are not crowds, and the relations between them.
 
     Boxes are xywh in pixels of the original image; an object's id is its place in the row.
@@ -84,7 +84,7 @@ def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneGraph:
         for item in values["relations"] or ()
         if item["subject"] in there and item["object"] in there
     )
-    return SceneGraph(values["image_id"], objects, relations).confident(float(np.float32(threshold)))
+    return SceneAnnotation(values["image_id"], objects, relations).confident(float(np.float32(threshold)))
 
 
 FILTER_COLUMNS = ("image_id", "objects", "relations", "status")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rlip_model.training.sampling import Vocabulary
+from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest, existing_pictures
 from sgpipe.storage.shards import PICTURES, open_shard
@@ -139,8 +139,8 @@ class _Search:
             tuple(self.folders),
             tuple(self.chunks),
             self.threshold,
-            Vocabulary.from_counts(self.objects),
-            Vocabulary.from_counts(self.relations),
+            LabelVocabulary.from_counts(self.objects),
+            LabelVocabulary.from_counts(self.relations),
             labels,
             errors=self.errors,
             bare=self.rows - self.errors - found,

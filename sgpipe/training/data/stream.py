@@ -14,8 +14,8 @@ from functools import cached_property
 from itertools import islice
 
 from rlip_model.text import NO_OBJECTS
-from rlip_model.training.annotations import SceneGraph
-from rlip_model.training.sampling import NegativeSampling, Strategy, Texts, Vocabulary, extend, union
+from rlip_model.training.annotations import SceneAnnotation
+from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Strategy, Texts, extend, union
 from sgpipe.errors import UserError
 from sgpipe.training.data.contents import Labels, TrainSet
 from sgpipe.training.data.order import Epoch, generator, one_pass, shuffled_epoch
@@ -42,7 +42,7 @@ class Item:
     file_name: str
     size: tuple[int, int]
     embedded: bytes | None
-    graph: SceneGraph
+    graph: SceneAnnotation
     flip: bool
     rng: random.Random
 
@@ -143,9 +143,9 @@ class Stream:
         augment = self.data.augment if self.training else None
         flip = rng.random() < (augment.flip if augment else 0)
         if flip:
-            mirrored = graph.mirrored()
-            flip = self._texts.hold(mirrored)  # a closed list may know "left of" and not "right of"
-            graph = mirrored if flip else graph
+            flipped = graph.with_flipped_texts()
+            flip = self._texts.hold(flipped)  # a closed list may know "left of" and not "right of"
+            graph = flipped if flip else graph
         size = values["width"], values["height"]
         picture = (values["image_id"], values["dataset"], row.folder, values["split"], values["file_name"])
         return Item(*picture, size, None, graph, flip, rng)
@@ -157,12 +157,12 @@ class ClosedTexts:
 
     labels: Labels
 
-    def hold(self, graph: SceneGraph) -> bool:
+    def hold(self, graph: SceneAnnotation) -> bool:
         """Whether all names of a picture are classes."""
         objects, relations = set(self.labels.objects), set(self.labels.relations)
         return objects.issuperset(_objects(graph)) and relations.issuperset(_relations(graph))
 
-    def choose(self, pictures: Sequence[SceneGraph], rng: random.Random) -> Texts:
+    def choose(self, pictures: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
         return Texts((*self.labels.objects, NO_OBJECTS), self.labels.relations)
 
 
@@ -172,11 +172,11 @@ class SampledTexts:
 
     sampling: NegativeSampling
 
-    def hold(self, graph: SceneGraph) -> bool:
+    def hold(self, graph: SceneAnnotation) -> bool:
         """Any name can be a text."""
         return True
 
-    def choose(self, pictures: Sequence[SceneGraph], rng: random.Random) -> Texts:
+    def choose(self, pictures: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
         """Draws objects first, then relations."""
         how = self.sampling
         objects = union(map(_objects, pictures))
@@ -211,16 +211,16 @@ def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Ra
     return Texts(texts.objects, tuple(said))
 
 
-def _objects(graph: SceneGraph) -> Iterator[str]:
+def _objects(graph: SceneAnnotation) -> Iterator[str]:
     return (item.name for item in graph.objects)
 
 
-def _relations(graph: SceneGraph) -> Iterator[str]:
+def _relations(graph: SceneAnnotation) -> Iterator[str]:
     return (item.predicate for item in graph.relations)
 
 
 def _extended(
-    names: Sequence[str], vocabulary: Vocabulary, wanted: int, strategy: Strategy, rng: random.Random
+    names: Sequence[str], vocabulary: LabelVocabulary, wanted: int, strategy: Strategy, rng: random.Random
 ) -> list[str]:
     """As `extend`; but where all names are wanted they are taken as they are, since drawing rare ones takes long."""
     everything = list(dict.fromkeys([*names, *vocabulary.names]))

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 
-from sgpipe.utils.fault_points import VARIABLE
+from sgpipe.utils.atomic import FAULT_VARIABLE
 from tests.integration.faults.runs import Run
 
 ON_THE_WORKER = ("before write", "mid write", "after write", "before rename", "after rename")
@@ -33,7 +33,7 @@ class Killer:
         while self.kills.total() < times:
             self.charge.unlink(missing_ok=True)
             point = self.rng.choice(POINTS)
-            self.run.environment = {**self.run.environment, VARIABLE: f"{point}:{self.charge}"}
+            self.run.environment = {**self.run.environment, FAULT_VARIABLE: f"{point}:{self.charge}"}
             self.run.start()
             if self.rng.random() < 0.25:
                 self.run.wait_for(lambda: False, self.rng.uniform(0, STARTING))

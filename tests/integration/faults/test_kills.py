@@ -12,7 +12,7 @@ from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import shard_name, write_shard
-from sgpipe.utils.fault_points import VARIABLE
+from sgpipe.utils.atomic import FAULT_VARIABLE
 from tests.integration.faults.kills import POINTS, Killer
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
@@ -36,7 +36,7 @@ def test_a_commit_that_dies_at_any_step_is_done_or_not(tmp_path: Path, point: st
     charge.touch()
     child = os.fork()
     if child == 0:
-        os.environ[VARIABLE] = f"{point}:{charge}"
+        os.environ[FAULT_VARIABLE] = f"{point}:{charge}"
         commit(tmp_path, 1)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL

@@ -1,7 +1,8 @@
 import pytest
 
-from sgpipe.generation.identity import difference, fingerprint, identity
+from sgpipe.generation.identity import identity
 from sgpipe.recipe import Recipe
+from sgpipe.utils.hashing import differences, fingerprint
 
 
 def parts(**overrides) -> dict:
@@ -39,7 +40,7 @@ def test_what_moves_work_around_is_not_part_of_it(setting):
 def test_what_changes_labels_is_told_by_name(setting, line):
     changed = parts(**setting)
     assert fingerprint(changed) != fingerprint(parts())
-    (told,) = difference(parts(), changed)
+    (told,) = differences(parts(), changed)
     assert told.startswith(line)
 
 

@@ -17,15 +17,16 @@ from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, known_quality, print_quality
-from sgpipe.generation.ray_engine import Pool, UnitReader, UnitWriter, WorkUnit, _graph, start_ray
+from sgpipe.generation.ray_engine import Pool, UnitReader, UnitWriter, WorkUnit, _graph
 from sgpipe.generation.run import Summary, generate
-from sgpipe.miniworld.world.scene import random_scene
-from sgpipe.recipe import EngineConfig, Resources, load_recipe
+from sgpipe.miniworld.scene import random_scene
+from sgpipe.recipe import Resources, load_recipe
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.storage import FolderShelf
 from sgpipe.utils.console import Progress
+from sgpipe.utils.ray_cluster import start_ray
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 
@@ -41,7 +42,7 @@ SLOWLY = ("--set", "engine.unit_size=1", "--set", "engine.cpus=1")
 def ray_engine():
     import ray
 
-    start_ray(EngineConfig(cpus=2))
+    start_ray(cpus=2)
     yield
     ray.shutdown()
 

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from sgpipe import Pipeline
 from sgpipe.cli.main import app
-from sgpipe.miniworld.world.dataset import IMAGES, draw_world
+from sgpipe.miniworld.dataset import IMAGES, draw_world
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 

@@ -19,8 +19,9 @@ from rlip_model.model import ParSeDA
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import data_classes
-from sgpipe.inference.predictor import PredictConfig, Predicted, load_detector, network_folder, predict, trained_sides
+from sgpipe.inference.predictor import PredictConfig, Predicted, predict
 from sgpipe.inference.rows import picture_units
+from sgpipe.stages.detect.trained_networks import load_detector, network_folder, trained_sides
 from sgpipe.storage.manifest import Manifest
 from sgpipe.training.initial_model import make_start
 from tests.sgpipe.training.trainings import PICTURES, recipe

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.generation.run import generate
-from sgpipe.miniworld.world.scene import random_scene
+from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import DrawnConfig, load_recipe
 from sgpipe.sources.miniworld import draw
 from sgpipe.storage.manifest import Manifest

@@ -17,16 +17,16 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Pair, Record, Relation
-from sgpipe.sources.detections import Detections
+from sgpipe.sources.detections import Detections, write_detections
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
-from sgpipe.storage.source_index import SourceIndex, write_index
+from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.verify import Problem, verify
 from sgpipe.utils.console import Progress
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.utils.hashing import file_sha256
 from tests.sgpipe.storage.test_write import full_record
 
 Harm = Callable[[Path], object]
@@ -251,7 +251,7 @@ def test_a_changed_source_index_is_found_and_dropped(run):
     detections = Detections("coco", "val")
     detections.add_image({"id": 1, "file_name": "1.jpg", "width": 5, "height": 5})
     index = RunFolder(run).index("val")
-    write_index(index, detections, {"annotations": "a.json"})
+    write_detections(index, detections, {"annotations": "a.json"})
     assert SourceIndex(index).is_whole()
     for path in (index, index.with_suffix(".json")):
         whole = path.read_bytes()

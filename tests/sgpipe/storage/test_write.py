@@ -6,7 +6,7 @@ from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.storage import shards as write_module
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, read_file, revision_of, shard_name, write_shard
-from sgpipe.utils.json_stream import file_sha256
+from sgpipe.utils.hashing import file_sha256
 
 
 def full_record(number: int) -> Record:

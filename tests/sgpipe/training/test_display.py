@@ -7,8 +7,7 @@ import pytest
 from rich.console import Console
 
 from sgpipe.training import display
-from sgpipe.training.display import Display, print_training
-from sgpipe.training.run import TrainSummary
+from sgpipe.training.display import Display, TrainSummary, print_training
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from rlip_model.training import state
 from sgpipe.cli.main import app
-from sgpipe.miniworld.world.dataset import SCENE_GRAPHS
+from sgpipe.miniworld.dataset import SCENE_GRAPHS
 from tests.sgpipe.training.data import runs
 from tests.sgpipe.training.trainings import command, different, make_run, steps, training, weights
 

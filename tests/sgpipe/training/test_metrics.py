@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from sgpipe.training.display import METRICS, MetricsLog, read_metrics
+from sgpipe.training.metrics import METRICS, MetricsLog, read_metrics
 
 
 def row(step: int, loss: float = 1.0, event: str = "step") -> dict[str, Any]:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sgpipe.miniworld.world.dataset import draw_world
+from sgpipe.miniworld.dataset import draw_world
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import HICO, VCOCO, Numbering, hico_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.open_images import OpenImages
 from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.sources.vocabulary import category_names, relation_names
-from sgpipe.training.display import read_metrics
+from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import load_train_recipe, train_recipe_folder
 from sgpipe.training.run import train
 from sgpipe.utils.console import Progress

@@ -21,7 +21,7 @@ from sgpipe.recipe import TagConfig
 from sgpipe.records import Pair
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.shards import iter_records
-from sgpipe.training.display import read_metrics
+from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.training.run import train
 from sgpipe.utils.console import Progress

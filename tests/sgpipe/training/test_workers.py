@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.generation.ray_engine import start_ray
-from sgpipe.recipe import EngineConfig
-from sgpipe.training.display import read_metrics
+from sgpipe.training.metrics import read_metrics
+from sgpipe.utils.ray_cluster import start_ray
 from tests.sgpipe.training import trainings
 from tests.sgpipe.training.data.runs import make_records, make_run
 from tests.sgpipe.training.trainings import SIZES, command, curve, different, steps, training, weights
@@ -35,7 +34,7 @@ TWO: dict[str, Any] = {"workers__count": 2, "data__long_side": 96}
 def ray_engine() -> Iterator[None]:
     import ray
 
-    start_ray(EngineConfig(cpus=2))
+    start_ray(cpus=2)
     yield
     ray.shutdown()
 

@@ -13,12 +13,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sgpipe.miniworld.world.dataset import draw_world
+from sgpipe.miniworld.dataset import draw_world
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
-from sgpipe.training.display import read_metrics
+from sgpipe.training.display import TrainSummary
+from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
-from sgpipe.training.run import TrainSummary, train
+from sgpipe.training.run import train
 from sgpipe.utils.console import Progress
 
 QUIET = Progress(Console(quiet=True))

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
 from sgpipe.utils import json_stream
-from sgpipe.utils.json_stream import JsonStream, file_sha256
+from sgpipe.utils.hashing import file_sha256
+from sgpipe.utils.json_stream import JsonStream
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from rlip_model.evaluation.inputs import Pairs
+from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.evaluation.vcoco_files import read_actions
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
@@ -55,7 +55,7 @@ def clumsy(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
         subjects = labels[ends[:, 0]]
         if config.task != "scene graph":
             subjects = np.full(QUERIES, classes.objects.index("person"))
-        yield Predicted(row, Pairs(boxes[:, 0], boxes[:, 1], subjects, labels[ends[:, 1]], scores))
+        yield Predicted(row, PredictedPairs(boxes[:, 0], boxes[:, 1], subjects, labels[ends[:, 1]], scores))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlip_model.evaluation.inputs import NOT_FOUND, Pairs
+from rlip_model.evaluation.inputs import NOT_PREDICTED, PredictedPairs
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.pairs import read_prediction_table
 from sgpipe.inference.predictor import Predicted
@@ -30,7 +30,7 @@ TRIPLET = {
 }
 
 
-def predicted(name: str, pairs: Pairs | None) -> Predicted:
+def predicted(name: str, pairs: PredictedPairs | None) -> Predicted:
     row = PictureRow(name, "drawn", "val", name, 64, 48, None, None, None)
     return Predicted(row, pairs, None if pairs is not None else "not found")
 
@@ -47,7 +47,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         count = number % 4
         boxes = rng.random((2, count, 4), dtype=np.float32)
         scores = rng.integers(1, 4, (count, 2)).astype(np.float32)  # many are equal: their order counts
-        pairs = Pairs(*boxes, *rng.integers(0, 3, (2, count)), scores)
+        pairs = PredictedPairs(*boxes, *rng.integers(0, 3, (2, count)), scores)
         written.append(predicted(f"{number}.jpg", None if number % 10 == 9 else pairs))
     write_parquet(written, tmp_path / "found.parquet", CLASSES, 100)
     found = dict(read_prediction_table(tmp_path / "found.parquet", CLASSES))
@@ -62,7 +62,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 def test_what_is_not_listed_is_not_found(tmp_path: Path) -> None:
     ((name, prediction),) = read_prediction_table(table(tmp_path / "found.parquet", TRIPLET), CLASSES)
     assert name == "a.jpg"
-    assert prediction.pairs(2).scores.tolist() == [[0.5, NOT_FOUND]]
+    assert prediction.pairs(2).scores.tolist() == [[0.5, NOT_PREDICTED]]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rlip_model.image import to_pixel_values
 from rlip_model.model import RTagger
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 from rlip_model.tiny import make_tagger
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
@@ -96,7 +96,7 @@ def test_scores_are_the_taggers(folder: Path) -> None:
     pixels = to_pixel_values(Image.open(folder / "0.png"), 64, 128)
     boxes, classes = normalised_boxes(tagged), torch.tensor([0, 1, 2, 0])
     subjects, objects = torch.tensor([[pair.subject, pair.object] for pair in tagged.pairs]).T
-    pairs = Pairs(boxes[subjects], boxes[objects], classes[subjects], classes[objects])
+    pairs = GivenPairs(boxes[subjects], boxes[objects], classes[subjects], classes[objects])
     with torch.no_grad():
         logits = network(pixels[None], None, labels, [pairs]).final.relation_logits[0]
     for relation in tagged.relations:

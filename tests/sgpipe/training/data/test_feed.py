@@ -4,7 +4,7 @@ from itertools import islice
 import pytest
 import torch
 
-from rlip_model.training.batches import Batch
+from rlip_model.training.batches import TrainingBatch
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.training.data.feed import Preparation, ShardFeed, Share
@@ -23,24 +23,24 @@ def feed(*configs, batch=4, most_pairs=None, share=Share(), **changes) -> ShardF
     return ShardFeed(found, scan_validation(settings, found), settings, batch, 0, 10, most_pairs, share)
 
 
-def training(fed: ShardFeed, count: int, epoch: int = 0, step: int = 0) -> list[list[Batch]]:
+def training(fed: ShardFeed, count: int, epoch: int = 0, step: int = 0) -> list[list[TrainingBatch]]:
     with fed.read(epoch, step) as steps:
         return list(islice(steps, count))
 
 
-def validation(fed: ShardFeed) -> list[Batch]:
+def validation(fed: ShardFeed) -> list[TrainingBatch]:
     share = fed.validation()
     assert share is not None
     with share as batches:
         return list(batches)
 
 
-def plain(batch: Batch) -> tuple:
+def plain(batch: TrainingBatch) -> tuple:
     triplets = [{name: value.tolist() for name, value in vars(each).items()} for each in batch.triplets]
     return batch.image_ids, batch.pixel_values.tolist(), batch.padding.tolist(), triplets, batch.texts, batch.skipped
 
 
-def plain_steps(steps: list[list[Batch]]) -> list[list[tuple]]:
+def plain_steps(steps: list[list[TrainingBatch]]) -> list[list[tuple]]:
     return [[plain(batch) for batch in step] for step in steps]
 
 
@@ -80,7 +80,7 @@ def test_a_relation_without_object_stays_one(tmp_path):
         assert [batch.texts.objects[label] for label in triplets.object_labels] == [NO_OBJECT]
 
 
-def joined(batches: list[Batch], name: str) -> list:
+def joined(batches: list[TrainingBatch], name: str) -> list:
     return [value for batch in batches for value in getattr(batch, name)]
 
 

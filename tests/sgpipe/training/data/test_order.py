@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlip_model.training.sampling import Vocabulary
+from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.training.data.contents import Chunk, Folder, TrainSet
 from sgpipe.training.data.order import Epoch, one_pass, shuffled_epoch
 
@@ -15,7 +15,7 @@ def trainset(sizes: Sizes, weights: list[float] | None = None) -> TrainSet:
     """Folders with chunks of these numbers of rows."""
     folders = [Folder(str(n), (weights or [1.0] * len(sizes))[n], {}) for n in range(len(sizes))]
     chunks = [Chunk(n, "", group, rows) for n, part in enumerate(sizes) for group, rows in enumerate(part)]
-    nothing = Vocabulary((), ())
+    nothing = LabelVocabulary((), ())
     return TrainSet(tuple(folders), tuple(chunks), 0.2, nothing, nothing, None, 0, 0)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlip_model.text import NO_OBJECTS
-from rlip_model.training.mirror import mirrored_text
+from rlip_model.training.flip_text import flip_text
 from sgpipe.errors import UserError
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import Item, Step, Stream
@@ -148,7 +148,7 @@ def test_flips_are_drawn_per_picture_and_mirror_names(tmp_path):
     for item in items:
         names = (objects(item), relations(item))
         plain_names = (("person", "right hand"), ("left of",))
-        mirrored = tuple(tuple(map(mirrored_text, part)) for part in plain_names)
+        mirrored = tuple(tuple(map(flip_text, part)) for part in plain_names)
         assert names == (mirrored if item.flip else plain_names)
     assert 8 < sum(item.flip for item in items) < 32
 

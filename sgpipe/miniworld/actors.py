@@ -1,0 +1,226 @@
+"""The things of a scene: what there is, how each is placed, and the groups they form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.random import Generator
+
+from sgpipe.miniworld import animals, things
+from sgpipe.miniworld.animals import AnimalLook, draw_animal, draw_bird, random_animal
+from sgpipe.miniworld.people import PersonLook, draw_person, random_person
+from sgpipe.miniworld.shapes import Point, Shapes, moved
+from sgpipe.miniworld.things import (
+    ThingLook,
+    draw_ball,
+    draw_bench,
+    draw_bicycle,
+    draw_car,
+    draw_chair,
+    draw_cup,
+    draw_kite,
+    draw_skateboard,
+    draw_table,
+    draw_umbrella,
+    random_thing,
+)
+
+Look: TypeAlias = PersonLook | AnimalLook | ThingLook
+
+_ANIMALS: dict[str, Callable[[AnimalLook, str], Shapes]] = {
+    "dog": draw_animal,
+    "cat": draw_animal,
+    "horse": draw_animal,
+    "bird": draw_bird,
+}
+_THINGS: dict[str, Callable[[ThingLook, str], Shapes]] = {
+    "bicycle": draw_bicycle,
+    "umbrella": draw_umbrella,
+    "chair": draw_chair,
+    "dining table": draw_table,
+    "cup": draw_cup,
+    "sports ball": draw_ball,
+    "bench": draw_bench,
+    "kite": draw_kite,
+    "skateboard": draw_skateboard,
+    "car": draw_car,
+}
+KINDS: tuple[str, ...] = ("person", *_ANIMALS, *_THINGS)
+
+
+class Top(NamedTuple):
+    """The upper side of a thing at size 1: where its middle is, and half its width."""
+
+    middle: Point
+    half: float
+
+
+TOPS: dict[str, Top] = {
+    "chair": Top((0.04, things.SEAT_HEIGHT + 0.02), 0.3),
+    "bench": Top((0.0, things.BENCH_HEIGHT), 0.82),
+    "dining table": Top((0.0, things.TABLE_HEIGHT), 0.78),
+    "car": Top(things.CAR_ROOF, things.CAR_ROOF_HALF),
+    "horse": Top((-0.05, animals.back_of("horse")), 0.3),
+    "bicycle": Top(things.SADDLE, 0.1),
+    "skateboard": Top((0.0, things.DECK_HEIGHT), 0.4),
+}
+
+# Places where something else can be: on top, below, over (in the air), at the sides; and what a body is free
+# to do. A relation takes the places it needs, so that no second one makes it untrue.
+_SIDES = ("fore", "aft")
+SLOTS: dict[str, frozenset[str]] = {
+    "person": frozenset(("body", "hands", "over", *_SIDES)),
+    "dog": frozenset(("body", "over", *_SIDES)),
+    "cat": frozenset(("body", "over", *_SIDES)),
+    "horse": frozenset(("body", "top", "over", *_SIDES)),
+    "bird": frozenset(("body", *_SIDES)),
+    "bicycle": frozenset(("body", "top", "over", *_SIDES)),
+    "umbrella": frozenset(("below", *_SIDES)),
+    "chair": frozenset(("top", "below", "over", *_SIDES)),
+    "dining table": frozenset(("top", "below", "over", *_SIDES)),
+    "bench": frozenset(("top", "below", "over", *_SIDES)),
+    "cup": frozenset(_SIDES),
+    "sports ball": frozenset(("body", "over", *_SIDES)),
+    "kite": frozenset(),
+    "skateboard": frozenset(("body", "top", "over", *_SIDES)),
+    "car": frozenset(("top", "over", *_SIDES)),
+}
+
+
+class Extent(NamedTuple):
+    """A box in world units, y up."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+
+def extent_of(shapes: Shapes) -> Extent:
+    points = np.vstack([shape.points for shape in shapes])
+    return Extent(*points.min(0).tolist(), *points.max(0).tolist())
+
+
+class _Drawn(NamedTuple):
+    """What an actor looked like in a pose: parts far to near, and the box around them."""
+
+    pose: tuple[Any, ...]
+    shapes: list[Shapes]
+    extent: Extent
+
+
+@dataclass(eq=False)
+class Actor:
+    """A thing in a group: how it looks, and where and how it is.
+
+    `at` is the place of its own origin (the ground below it) in the group; `facing` is 1 to the right, -1 to
+    the left; `depth` orders the drawing, larger ones in front. `hands` and `feet` are points of the group.
+    """
+
+    kind: str
+    look: Look
+    at: Point = (0.0, 0.0)
+    facing: int = 1
+    tilt: float = 0.0
+    posture: str = "standing"
+    depth: float = 0.0
+    hands: tuple[Point | None, Point | None] = (None, None)
+    feet: tuple[Point, Point] | None = None
+    airborne: bool = False
+    free: set[str] = field(default_factory=set)
+    _drawn: _Drawn | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_drawn": None}  # copies draw anew: they are about to move
+
+    @property
+    def size(self) -> float:
+        return self.look.size
+
+    def place(self, point: Point) -> Point:
+        """Where a point of the thing, given at size 1 and facing right, is in the group."""
+        return self.at[0] + self.facing * point[0] * self.size, self.at[1] + point[1] * self.size
+
+    def layers(self) -> list[tuple[float, Shapes]]:
+        """What to draw in the group, by depth; a person's near arm comes before whatever it holds."""
+        shapes = self._draw().shapes
+        return [(self.depth + 0.5 * number, part) for number, part in enumerate(shapes)]
+
+    def extent(self) -> Extent:
+        """The box around the thing, whether or not something hides it."""
+        return self._draw().extent
+
+    def _draw(self) -> _Drawn:
+        """As it is now; drawn only once while it stays so."""
+        pose = (self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
+        if self._drawn is None or self._drawn.pose != pose:
+            shapes = [self._moved(part) for part in self._parts()]
+            self._drawn = _Drawn(pose, shapes, extent_of([shape for part in shapes for shape in part]))
+        return self._drawn
+
+    def _parts(self) -> list[Shapes]:
+        """In its own coordinates, far to near."""
+        if not isinstance(self.look, PersonLook):
+            return [self._shapes()]
+        hands = tuple(self._own(hand) for hand in self.hands)
+        feet = (self._inside(self.feet[0]), self._inside(self.feet[1])) if self.feet else None
+        body = draw_person(self.look, self.posture, (hands[0], hands[1]), feet)
+        return [body.behind, body.front]
+
+    def _shapes(self) -> Shapes:
+        if isinstance(self.look, AnimalLook):
+            return _ANIMALS[self.kind](self.look, self.posture)
+        assert isinstance(self.look, ThingLook)
+        return _THINGS[self.kind](self.look, self.posture)
+
+    def _moved(self, shapes: Shapes) -> Shapes:
+        return moved(shapes, self.at, self.tilt, flip=self.facing < 0)
+
+    def _own(self, point: Point | None) -> Point | None:
+        return self._inside(point) if point else None
+
+    def _inside(self, point: Point) -> Point:
+        """A point of the group in the thing's own coordinates."""
+        return (point[0] - self.at[0]) * self.facing, point[1] - self.at[1]
+
+
+class Bond(NamedTuple):
+    """A relation as composed: places of the actors in their group."""
+
+    subject: int
+    predicate: str
+    object: int
+
+
+@dataclass
+class Group:
+    """Things that have to do with each other, and what is drawn between them (a leash, a string)."""
+
+    actors: list[Actor] = field(default_factory=list)
+    bonds: list[Bond] = field(default_factory=list)
+    extras: list[tuple[float, Shapes]] = field(default_factory=list)
+
+    def add(self, actor: Actor) -> int:
+        """The number of the actor in the group, which it joins unless it is in it."""
+        if actor not in self.actors:
+            self.actors.append(actor)
+        return self.actors.index(actor)
+
+    def extent(self) -> Extent:
+        boxes = np.array([actor.extent() for actor in self.actors] + [extent_of(shapes) for _, shapes in self.extras])
+        return Extent(*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
+
+
+def random_actor(kind: str, rng: Generator) -> Actor:
+    """A thing of the kind, with everything about it free, facing right."""
+    look: Look
+    if kind == "person":
+        look = random_person(rng)
+    elif kind in _ANIMALS:
+        look = random_animal(kind, rng)
+    else:
+        look = random_thing(kind, rng)
+    return Actor(kind, look, free=set(SLOTS[kind]))

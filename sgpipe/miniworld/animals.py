@@ -1,0 +1,322 @@
+"""Dogs, cats and horses, which share one skeleton, and birds; drawn from the side, facing right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from numpy.random import Generator
+
+from sgpipe.miniworld.shapes import (
+    RGB,
+    Colour,
+    Point,
+    Shapes,
+    blob,
+    capsule,
+    disc,
+    ellipse,
+    limb,
+    moved,
+    path,
+    pick_colour,
+    polygon,
+    shade,
+    turn,
+)
+
+
+class Frame(NamedTuple):
+    """Proportions of a four-legged animal in world units."""
+
+    length: float  # from hip to shoulder
+    leg: float
+    girth: float
+    neck: float
+    neck_angle: float
+    head: float
+    limb_width: float
+
+
+FRAMES = {
+    "dog": Frame(0.6, 0.4, 0.31, 0.23, 52, 0.175, 0.115),
+    "cat": Frame(0.46, 0.28, 0.25, 0.15, 50, 0.175, 0.095),
+    "horse": Frame(0.95, 0.82, 0.5, 0.62, 55, 0.21, 0.15),
+}
+
+# Per posture: how far hip and shoulder are from their standing height (in leg lengths), and where the feet
+# are, seen from where their leg starts (in leg lengths): hind near, hind far, fore near, fore far.
+POSTURES: dict[str, tuple[float, float, tuple[Point, Point, Point, Point]]] = {
+    "standing": (0.0, 0.0, ((-0.08, -1), (0.16, -1), (0.02, -1), (0.26, -1))),
+    "walking": (-0.04, 0.0, ((-0.4, -0.92), (0.34, -0.95), (0.42, -0.93), (-0.34, -0.95))),
+    "running": (-0.02, 0.04, ((-0.95, -0.62), (-0.7, -0.8), (0.95, -0.52), (0.7, -0.72))),
+    "jumping": (0.0, 0.26, ((-0.85, -0.6), (-0.7, -0.75), (0.8, -0.1), (0.7, -0.4))),
+    "sitting": (-0.58, 0.18, ((0.55, -0.42), (0.66, -0.42), (0.1, -1.16), (0.26, -1.16))),
+    "lying": (-0.72, -0.7, ((0.6, -0.28), (0.7, -0.26), (0.72, -0.32), (0.86, -0.3))),
+    "looking": (-0.58, 0.22, ((0.55, -0.42), (0.66, -0.42), (0.06, -1.2), (0.22, -1.2))),
+}
+
+
+@dataclass(frozen=True)
+class AnimalLook:
+    kind: str
+    coat: Colour
+    mark: RGB
+    size: float
+    marked: bool
+
+
+_COATS = {
+    "dog": ("brown", "brown", "black", "white", "gray"),
+    "cat": ("orange", "orange", "black", "white", "gray"),
+    "horse": ("brown", "black", "white", "gray"),
+    "bird": ("blue", "red", "yellow", "green", "white", "black", "orange"),
+}
+
+
+def random_animal(kind: str, rng: Generator) -> AnimalLook:
+    """A dog, cat, horse or bird with its colours."""
+    coat = pick_colour(rng, _COATS[kind])
+    light = sum(coat.rgb) > 420
+    mark = shade(coat.rgb, 0.68 if light else 1.7)
+    return AnimalLook(kind, coat, mark, float(rng.uniform(0.92, 1.1)), bool(rng.random() < 0.5))
+
+
+def back_of(kind: str) -> float:
+    """Height of a standing animal's back, in world units at size 1."""
+    frame = FRAMES[kind]
+    return frame.leg + frame.girth * 0.86
+
+
+def draw_animal(look: AnimalLook, posture: str) -> Shapes:
+    """A dog, cat or horse in world units, standing on the origin, which is below the middle of its trunk."""
+    frame = FRAMES[look.kind]
+    hip_rise, shoulder_rise, feet = POSTURES[posture]
+    height = frame.leg + frame.girth * 0.3
+    hip = (-frame.length / 2, height + hip_rise * frame.leg)
+    shoulder = (frame.length / 2, height + shoulder_rise * frame.leg)
+    if posture in ("sitting", "looking"):
+        hip, shoulder = (
+            (hip[0] + frame.length * 0.18, hip[1]),
+            (shoulder[0] - frame.length * 0.12, shoulder[1]),
+        )
+    coat = look.coat.rgb
+    far, near = shade(coat, 0.72), shade(coat, 0.95)
+    shapes = _leg(frame, hip, feet[1], far, look, hind=True) + _leg(frame, shoulder, feet[3], far, look, hind=False)
+    shapes += _tail(look, frame, hip, posture)
+    shapes += _trunk(look, frame, hip, shoulder)
+    shapes += _leg(frame, hip, feet[0], near, look, hind=True)
+    if posture in ("sitting", "lying", "looking"):
+        shapes.append(
+            ellipse(
+                near,
+                (hip[0] + frame.girth * 0.18, hip[1] - frame.girth * 0.08),
+                frame.girth * 0.48,
+                frame.girth * 0.42,
+            )
+        )
+    shapes += _leg(frame, shoulder, feet[2], near, look, hind=False)
+    angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(posture, 0)
+    shapes += _neck_and_head(look, frame, shoulder, angle, 22 if posture == "looking" else 0)
+    return grounded(moved(shapes, (0, 0), scale=look.size))
+
+
+def grounded(shapes: Shapes) -> Shapes:
+    """The shapes moved up or down until the lowest touches the ground."""
+    lowest = min(float(shape.points[:, 1].min()) for shape in shapes)
+    return moved(shapes, (0, -lowest))
+
+
+def _leg(frame: Frame, start: Point, foot: Point, colour: RGB, look: AnimalLook, *, hind: bool) -> Shapes:
+    length = 0.93 * (frame.leg + frame.girth * 0.2)
+    start = (start[0], start[1] - frame.girth * 0.1)
+    target = (start[0] + foot[0] * frame.leg, start[1] + foot[1] * (frame.leg + frame.girth * 0.2))
+    width = frame.limb_width
+    target = (target[0], target[1] + width * 0.4)
+    shapes, _, end = limb(
+        colour,
+        start,
+        target,
+        (length * 0.5, length * 0.5),
+        (width * 1.5, width, width * 0.8),
+        -1 if hind else 1,
+    )
+    paw = (50, 42, 40) if look.kind == "horse" else shade(colour, 0.9)
+    shapes.append(ellipse(paw, (end[0] + width * 0.2, end[1] - width * 0.02), width * 0.62, width * 0.42, corners=12))
+    return shapes
+
+
+def _trunk(look: AnimalLook, frame: Frame, hip: Point, shoulder: Point) -> Shapes:
+    coat, girth = look.coat.rgb, frame.girth
+    shapes = [
+        capsule(
+            coat,
+            (hip[0], hip[1] + girth * 0.08),
+            (shoulder[0], shoulder[1] + girth * 0.04),
+            girth,
+            girth * 1.06,
+        )
+    ]
+    middle = ((hip[0] + shoulder[0]) / 2, (hip[1] + shoulder[1]) / 2 - girth * 0.2)
+    if look.marked and look.kind == "dog":
+        shapes.append(
+            ellipse(look.mark, (middle[0] - girth * 0.2, middle[1] + girth * 0.36), girth * 0.5, girth * 0.28)
+        )
+    if look.marked and look.kind == "cat":
+        slope = (shoulder[1] - hip[1]) / (shoulder[0] - hip[0])
+        for step in (-0.55, -0.1, 0.35):
+            x = middle[0] + step * girth * 1.2
+            y = middle[1] + girth * 0.72 + (x - middle[0]) * slope
+            shapes.append(
+                capsule(
+                    look.mark,
+                    (x, y - girth * 0.04),
+                    (x + girth * 0.06, y - girth * 0.36),
+                    girth * 0.16,
+                    girth * 0.05,
+                )
+            )
+    return shapes
+
+
+def _tail(look: AnimalLook, frame: Frame, hip: Point, posture: str) -> Shapes:
+    root = (hip[0] - frame.girth * 0.42, hip[1] + frame.girth * 0.2)
+    low = posture in ("sitting", "lying", "looking")
+    if look.kind == "horse":
+        hair = shade(look.coat.rgb, 0.5)
+        flow = 0.34 if posture in ("running", "jumping") else 0.1
+        return [
+            blob(
+                hair,
+                (root[0] + 0.08, root[1] + 0.06),
+                (root[0] - 0.1 - flow * 0.4, root[1] - 0.02),
+                (root[0] - 0.14 - flow, root[1] - 0.55 + flow),
+                (root[0] - 0.02, root[1] - 0.4 + flow * 0.6),
+            )
+        ]
+    if look.kind == "dog":
+        tip = (root[0] - 0.16, root[1] + (0.06 if low else 0.2))
+        return path(look.coat.rgb, [(root[0] + 0.06, root[1]), (root[0] - 0.08, root[1] + 0.03), tip], 0.085, 0.045)
+    curl = [(0.06, 0), (-0.12, 0.0), (-0.2, 0.1), (-0.18, 0.26), (-0.1, 0.34)]
+    if low:
+        curl = [(0.06, 0), (-0.08, -0.06), (-0.2, -0.08), (-0.28, 0.0), (-0.3, 0.1)]
+    return path(look.coat.rgb, [(root[0] + x, root[1] + y) for x, y in curl], 0.06, 0.045)
+
+
+def _neck_and_head(look: AnimalLook, frame: Frame, shoulder: Point, angle: float, gaze: float) -> Shapes:
+    girth = frame.girth
+    base = (shoulder[0] + girth * 0.12, shoulder[1] + girth * 0.2)
+    top = turn((base[0] + frame.neck, base[1]), angle, base)
+    shapes: Shapes = []
+    if look.kind == "horse":
+        mane = shade(look.coat.rgb, 0.5)
+        shapes += path(
+            mane,
+            [
+                (base[0] - 0.14, base[1] + 0.16),
+                (top[0] - 0.14, top[1] - 0.02),
+                (top[0] - 0.02, top[1] + 0.12),
+            ],
+            0.22,
+            0.16,
+        )
+    shapes.append(capsule(look.coat.rgb, base, top, girth * 0.82, frame.head * 1.25))
+    head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind]
+    return shapes + moved(head(look, frame.head), top, gaze)
+
+
+def _eye(at: Point, radius: float) -> Shapes:
+    return [
+        disc((252, 252, 248), at, radius * 1.5, 12),
+        disc((30, 26, 26), (at[0] + radius * 0.3, at[1]), radius, 10),
+    ]
+
+
+def _dog_head(look: AnimalLook, r: float) -> Shapes:
+    coat = look.coat.rgb
+    ear = look.mark if look.marked else shade(coat, 0.7)
+    return [
+        capsule(shade(coat, 1.12), (r * 0.4, -r * 0.2), (r * 1.45, -r * 0.3), r * 1.0, r * 0.72),
+        disc(coat, (0, 0), r),
+        ellipse((36, 30, 30), (r * 1.72, -r * 0.12), r * 0.22, r * 0.2, corners=12),
+        capsule(shade(coat, 0.55), (r * 0.9, -r * 0.48), (r * 1.55, -r * 0.5), r * 0.09),
+        *_eye((r * 0.5, r * 0.28), r * 0.15),
+        blob(
+            ear,
+            (-r * 0.55, r * 0.95),
+            (r * 0.05, r * 0.75),
+            (-r * 0.1, -r * 0.3),
+            (-r * 0.55, -r * 0.85),
+            (-r * 1.0, -r * 0.35),
+        ),
+    ]
+
+
+def _cat_head(look: AnimalLook, r: float) -> Shapes:
+    coat, inner = look.coat.rgb, (240, 160, 160)
+    shapes = [
+        polygon(shade(coat, 0.85), (-r * 0.9, r * 0.3), (-r * 0.75, r * 1.65), (-r * 0.05, r * 0.85)),
+        polygon(coat, (r * 0.1, r * 0.85), (r * 0.75, r * 1.65), (r * 0.95, r * 0.3)),
+        polygon(inner, (r * 0.35, r * 0.85), (r * 0.68, r * 1.35), (r * 0.8, r * 0.6)),
+        ellipse(coat, (0.0, 0.0), r * 1.12, r * 0.98),
+        ellipse(shade(coat, 1.5), (r * 0.45, -r * 0.36), r * 0.5, r * 0.36, corners=14),
+    ]
+    eye = (196, 214, 84) if sum(coat) < 520 else (92, 160, 92)
+    for x in (r * 0.02, r * 0.74):
+        shapes += [
+            ellipse(eye, (x, r * 0.16), r * 0.2, r * 0.24, corners=12),
+            ellipse((24, 24, 24), (x + r * 0.04, r * 0.16), r * 0.08, r * 0.2, corners=8),
+        ]
+    shapes.append(polygon((226, 112, 122), (r * 0.3, -r * 0.16), (r * 0.6, -r * 0.16), (r * 0.45, -r * 0.34)))
+    whisker = shade(coat, 0.5) if sum(coat) > 300 else (210, 210, 210)
+    for y in (-0.3, -0.44):
+        shapes.append(capsule(whisker, (r * 0.7, r * y), (r * 1.5, r * (y * 1.5 + 0.2)), r * 0.05))
+        shapes.append(capsule(whisker, (r * 0.15, r * y), (-r * 0.6, r * (y * 1.5 + 0.2)), r * 0.05))
+    return shapes
+
+
+def _horse_head(look: AnimalLook, r: float) -> Shapes:
+    coat = look.coat.rgb
+    shapes = [
+        polygon(shade(coat, 0.85), (-r * 0.5, r * 0.5), (-r * 0.25, r * 1.45), (r * 0.1, r * 0.6)),
+        capsule(coat, (0, 0), (r * 1.75, -r * 0.95), r * 1.35, r * 0.86),
+        capsule(shade(coat, 0.8), (r * 1.7, -r * 0.92), (r * 1.92, -r * 1.04), r * 0.84, r * 0.78),
+        ellipse((40, 32, 32), (r * 2.08, -r * 0.9), r * 0.1, r * 0.08, corners=8),
+        *_eye((r * 0.5, r * 0.12), r * 0.12),
+    ]
+    if look.marked:
+        shapes.insert(2, capsule((244, 240, 232), (r * 0.55, r * 0.42), (r * 1.75, -r * 0.5), r * 0.18, r * 0.24))
+    return shapes
+
+
+def draw_bird(look: AnimalLook, posture: str) -> Shapes:
+    """A bird that stands on the origin, or flies with the middle of its body there."""
+    coat, belly, beak = look.coat.rgb, shade(look.coat.rgb, 1.7), (240, 160, 40)
+    dark = shade(coat, 0.72)
+    flying = posture == "flying"
+    lift = 0.0 if flying else 0.2
+    shapes: Shapes = []
+    if flying:
+        shapes.append(blob(shade(coat, 0.6), (-0.08, 0.06), (0.06, 0.34), (0.0, 0.52), (0.14, 0.36), (0.16, 0.04)))
+    else:
+        for x in (-0.02, 0.07):
+            shapes += path((222, 132, 40), [(x, 0.12), (x + 0.01, 0.012), (x + 0.07, 0.012)], 0.026)
+    shapes.append(polygon(dark, (-0.12, lift + 0.04), (-0.42, lift + 0.05), (-0.4, lift - 0.07), (-0.12, lift - 0.06)))
+    shapes.append(ellipse(coat, (0.0, lift), 0.21, 0.135, 12 if not flying else 4))
+    shapes.append(ellipse(belly, (0.05, lift - 0.05), 0.13, 0.075, 12))
+    head = (0.2, lift + 0.13)
+    shapes.append(
+        polygon(
+            beak,
+            (head[0] + 0.07, head[1] + 0.05),
+            (head[0] + 0.23, head[1] - 0.02),
+            (head[0] + 0.07, head[1] - 0.05),
+        )
+    )
+    shapes.append(disc(coat, head, 0.105))
+    shapes += _eye((head[0] + 0.035, head[1] + 0.025), 0.018)
+    if flying:
+        shapes.append(blob(dark, (0.1, 0.06), (-0.02, 0.34), (-0.22, 0.5), (-0.26, 0.3), (-0.16, 0.04)))
+    else:
+        shapes.append(blob(dark, (0.1, lift + 0.04), (-0.04, lift + 0.08), (-0.26, lift + 0.0), (-0.06, lift - 0.07)))
+    return moved(shapes, (0, 0), scale=look.size)

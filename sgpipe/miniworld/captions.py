@@ -1,0 +1,220 @@
+"""Sentences about a scene, all of them true, each with the facts it states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from numpy.random import Generator
+
+from sgpipe.miniworld.actors import Actor
+from sgpipe.miniworld.animals import AnimalLook
+from sgpipe.miniworld.people import PEOPLE, PersonLook
+from sgpipe.miniworld.scene import Fact, Scene
+from sgpipe.miniworld.things import ThingLook
+
+
+class Wording(NamedTuple):
+    """A predicate after a noun ("riding"), as a main verb ("rides"), and seen from its object ("ridden by")."""
+
+    participle: str
+    finite: str
+    passive: str | None = None
+
+    @property
+    def is_verb(self) -> bool:
+        return not self.finite.startswith("is ")
+
+
+WORDINGS: dict[str, Wording] = {
+    "riding": Wording("riding", "rides", "ridden by"),
+    "holding": Wording("holding", "holds", "held by"),
+    "sitting on": Wording("sitting on", "sits on"),
+    "standing on": Wording("standing on", "stands on"),
+    "lying on": Wording("lying on", "lies on"),
+    "on": Wording("on", "is on"),
+    "under": Wording("under", "is under"),
+    "next to": Wording("next to", "is next to"),
+    "behind": Wording("behind", "is behind"),
+    "in front of": Wording("in front of", "is in front of"),
+    "kicking": Wording("kicking", "kicks", "kicked by"),
+    "throwing": Wording("throwing", "throws", "thrown by"),
+    "chasing": Wording("chasing", "chases", "chased by"),
+    "walking": Wording("walking", "walks", "walked by"),
+    "flying": Wording("flying", "flies", "flown by"),
+    "looking at": Wording("looking at", "looks at"),
+    "pushing": Wording("pushing", "pushes", "pushed by"),
+    "jumping over": Wording("jumping over", "jumps over"),
+    "petting": Wording("petting", "pets", "petted by"),
+    "flying over": Wording("flying over", "flies over"),
+    "with": Wording("with", "is with"),
+}
+
+# The first is the canonical name; those named more often are used more often.
+_NOUNS: dict[str, tuple[str, ...]] = {
+    "man": ("man", "man", "man", "guy", "person"),
+    "woman": ("woman", "woman", "woman", "lady", "person"),
+    "boy": ("boy", "boy", "child", "kid"),
+    "girl": ("girl", "girl", "child", "kid"),
+    "dog": ("dog", "dog", "dog", "puppy"),
+    "cat": ("cat", "cat", "cat", "kitten"),
+    "bicycle": ("bicycle", "bike"),
+    "dining table": ("table", "table", "table", "dining table"),
+    "cup": ("cup", "cup", "mug"),
+    "sports ball": ("ball",),
+}
+_BALLS = {0: "soccer ball", 2: "beach ball"}
+
+
+@dataclass(frozen=True)
+class SceneCaption:
+    """A sentence and the facts it states, in the order of its words."""
+
+    text: str
+    facts: tuple[Fact, ...]
+
+
+def nouns_of(kind: str) -> tuple[str, ...]:
+    """The canonical nouns for things of a kind: one, but four for people."""
+    return PEOPLE if kind == "person" else (_NOUNS.get(kind, (kind,))[0],)
+
+
+def noun_of(thing: Actor) -> str:
+    """The canonical noun for a thing."""
+    return _names(thing)[0]
+
+
+def canonical_caption(scene: Scene, fact: Fact) -> SceneCaption:
+    """The plainest sentence of a fact: "a man riding a horse"."""
+    subject, object_ = (_article(noun_of(scene.things[thing])) for thing in (fact.subject, fact.object))
+    object_ = _another(subject, object_)
+    return SceneCaption(f"{subject} {WORDINGS[fact.predicate].participle} {object_}", (fact,))
+
+
+def scene_captions(scene: Scene, rng: Generator, count: int = 5) -> list[SceneCaption]:
+    """`count` sentences in varied words, each fact that was composed stated once if there is room.
+
+    They are distinct unless the scene has too little to say.
+    """
+    composed = [fact for fact in scene.facts if not fact.implied]
+    implied = [fact for fact in scene.facts if fact.implied]
+    found: dict[str, SceneCaption] = {}
+    for number in range(count * 4):
+        if len(found) == count:
+            break
+        if number < len(composed):
+            fact = composed[number]
+        else:
+            choices = implied if implied and rng.random() < 0.3 else composed
+            fact = choices[rng.integers(len(choices))]
+        caption = _word(scene, fact, rng)
+        found.setdefault(caption.text, caption)
+    return list(found.values())
+
+
+def _word(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
+    """One fact, or two where they go well together, in one of the wordings."""
+    if rng.random() < 0.3:
+        compound = _compound(scene, fact, rng)
+        if compound is not None:
+            return compound
+    templates = [_plain, _plain, _plain, _finite, _progressive, _there_is]
+    if WORDINGS[fact.predicate].passive:
+        templates.append(_passive)
+    template = templates[rng.integers(len(templates))]
+    subject, object_ = _pair(scene, fact, rng)
+    return SceneCaption(template(subject, WORDINGS[fact.predicate], object_), (fact,))
+
+
+def _plain(subject: str, wording: Wording, object_: str) -> str:
+    return f"{subject} {wording.participle} {object_}"
+
+
+def _finite(subject: str, wording: Wording, object_: str) -> str:
+    return f"{subject} {wording.finite} {object_}"
+
+
+def _progressive(subject: str, wording: Wording, object_: str) -> str:
+    return f"{subject} is {wording.participle} {object_}"
+
+
+def _there_is(subject: str, wording: Wording, object_: str) -> str:
+    return f"there is {subject} {wording.participle} {object_}"
+
+
+def _passive(subject: str, wording: Wording, object_: str) -> str:
+    return f"{object_} {wording.passive} {subject}"
+
+
+def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
+    """A sentence of two facts that starts with `fact`; None if no other goes with it."""
+    others = [other for other in scene.facts if _goes_with(fact, other)]
+    if not others:
+        return None
+    other = others[rng.integers(len(others))]
+    first, second = WORDINGS[fact.predicate], WORDINGS[other.predicate]
+    subject, object_ = _pair(scene, fact, rng)
+    if other.subject == fact.subject:
+        third = _article(_noun_phrase(scene.things[other.object], rng))
+        joint = " " if fact.predicate == "with" else " and "
+        return SceneCaption(f"{subject} {first.participle} {object_}{joint}{second.participle} {third}", (fact, other))
+    other_subject, other_object = _pair(scene, other, rng)
+    return SceneCaption(
+        f"{subject} {first.participle} {object_} while {other_subject} {second.finite} {other_object}",
+        (fact, other),
+    )
+
+
+def _goes_with(fact: Fact, other: Fact) -> bool:
+    """Whether a sentence can state both without a doubt about who does what."""
+    first, second = WORDINGS[fact.predicate], WORDINGS[other.predicate]
+    if {fact.subject, fact.object} == {other.subject, other.object}:
+        return False
+    if fact.predicate == "with":
+        # "a man with a cat on a table" would leave open who is on it.
+        return other.subject == fact.subject and other.predicate in ("next to", "behind", "in front of")
+    if other.implied or not (first.is_verb and second.is_verb):
+        return False
+    apart = not {fact.subject, fact.object} & {other.subject, other.object}
+    return apart or other.subject == fact.subject
+
+
+def _pair(scene: Scene, fact: Fact, rng: Generator) -> tuple[str, str]:
+    """Subject and object with their articles."""
+    subject, object_ = (_article(_noun_phrase(scene.things[thing], rng)) for thing in (fact.subject, fact.object))
+    return subject, _another(subject, object_)
+
+
+def _another(subject: str, object_: str) -> str:
+    """ "another dog" where the subject is called the same."""
+    if subject != object_:
+        return object_
+    return f"another {object_.split(' ', 1)[1]}"
+
+
+def _noun_phrase(thing: Actor, rng: Generator) -> str:
+    """A name of the thing, now and then with its colour."""
+    names = _names(thing)
+    name = names[rng.integers(len(names))]
+    colour = _colour(thing)
+    return f"{colour} {name}" if colour and rng.random() < 0.2 else name
+
+
+def _names(thing: Actor) -> tuple[str, ...]:
+    look = thing.look
+    if isinstance(look, PersonLook):
+        return _NOUNS[look.noun]
+    if thing.kind == "sports ball" and isinstance(look, ThingLook) and look.style in _BALLS:
+        return ("ball", "ball", _BALLS[look.style])
+    return _NOUNS.get(thing.kind, (thing.kind,))
+
+
+def _colour(thing: Actor) -> str | None:
+    look = thing.look
+    if isinstance(look, AnimalLook):
+        return look.coat.name
+    return look.colour.name if isinstance(look, ThingLook) else None
+
+
+def _article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

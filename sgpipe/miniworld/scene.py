@@ -1,0 +1,295 @@
+"""A random scene: groups of related things and things by themselves, side by side before a background.
+
+Every scene has its own random generator, seeded by the run's seed, the split and the scene's number, so that
+it is the same whatever else is drawn.
+
+Groups of two or three related things, of which nothing is true but what was meant.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.random import Generator, SeedSequence
+
+from sgpipe.miniworld.actors import KINDS, Actor, Bond, Extent, Group, random_actor
+from sgpipe.miniworld.relations import RULES, Rule, Statement, implied, statements_of
+
+SIZES = ((320, 240), (320, 240), (288, 224), (352, 240), (300, 260), (256, 256), (340, 220))
+# World units between groups: several times what lies between neighbours, so that nothing is near by accident.
+GROUP_GAP = 0.7
+_MARGIN = 0.14
+_SMALLEST, _LARGEST = 50.0, 86.0  # pixels per world unit
+
+
+class Fact(NamedTuple):
+    """A relation between two things of a scene (indices); `implied` if it follows from another one."""
+
+    subject: int
+    predicate: str
+    object: int
+    implied: bool
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A group in the picture: a world unit is `scale` pixels, and the group's origin is at `at` (pixels)."""
+
+    group: Group
+    at: tuple[float, float]
+    scale: float
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything about a picture but its pixels; things and facts are numbered over all groups."""
+
+    split: str
+    number: int
+    width: int
+    height: int
+    horizon: float
+    indoors: bool
+    background_seed: int
+    placed: tuple[Placed, ...]
+    things: tuple[Actor, ...]
+    facts: tuple[Fact, ...]
+
+    def statement(self, fact: Fact) -> Statement:
+        """A fact in class names."""
+        return self.things[fact.subject].kind, fact.predicate, self.things[fact.object].kind
+
+
+def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Generator:
+    """The random generator of one scene; `purpose` sets several of its uses apart.
+
+    Raises ValueError: a number is negative.
+    """
+    entropy = (seed, zlib.crc32(split.encode()), number, purpose)
+    return np.random.default_rng(SeedSequence(entropy))
+
+
+def random_scene(seed: int, split: str, number: int) -> Scene:
+    """The scene of a number. All relations composed in it are of its split.
+
+    Raises ValueError: there is no such split, or a number is negative.
+    """
+    allowed = statements_of(split)
+    rng = scene_generator(seed, split, number)
+    width, height = SIZES[rng.integers(len(SIZES))]
+    groups = _random_groups(allowed, rng)
+    while True:
+        layout = _lay_out(groups, width, height, rng)
+        if layout is not None:
+            break
+        groups.pop()
+    horizon, placed = layout
+    things = tuple(actor for each in placed for actor in each.group.actors)
+    return Scene(
+        split=split,
+        number=number,
+        width=width,
+        height=height,
+        horizon=horizon,
+        indoors=_can_be_indoors(things) and bool(rng.random() < 0.45),
+        background_seed=int(rng.integers(2**31)),
+        placed=placed,
+        things=things,
+        facts=tuple(_facts(placed)),
+    )
+
+
+def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[Group]:
+    """One to three groups, then up to two things by themselves that are related to nothing."""
+    groups = [random_group(allowed, rng) for _ in range(1 + rng.choice(3, p=[0.4, 0.45, 0.15]))]
+    for _ in range(rng.choice(3, p=[0.45, 0.4, 0.15])):
+        single = Group()
+        # Often of a class that is there already: the caption must then be true of the right one.
+        present = [actor.kind for group in groups for actor in group.actors if actor.kind != "kite"]
+        others = [kind for kind in KINDS if kind != "kite"]
+        kinds = present if present and rng.random() < 0.4 else others
+        actor = random_actor(kinds[rng.integers(len(kinds))], rng)
+        if actor.kind in ("dog", "cat"):
+            actor.posture = str(rng.choice(["standing", "sitting", "lying"]))
+        elif actor.kind in ("person", "horse") and rng.random() < 0.3:
+            actor.posture = "walking"
+        single.add(actor)
+        groups.append(single)
+    return groups
+
+
+def _facts(placed: tuple[Placed, ...]) -> Iterator[Fact]:
+    """What was composed and what follows from it, each once."""
+    start, found = 0, dict[tuple[int, str, int], bool]()
+    for each in placed:
+        group = each.group
+        for subject, predicate, object_ in group.bonds:
+            found.setdefault((start + subject, predicate, start + object_), False)
+        for subject, predicate, object_ in group.bonds:
+            names = group.actors[subject].kind, predicate, group.actors[object_].kind
+            for also, swapped in implied(*names):
+                ends = (object_, subject) if swapped else (subject, object_)
+                found.setdefault((start + ends[0], also, start + ends[1]), True)
+        start += len(group.actors)
+    for (subject, predicate, object_), follows in found.items():
+        yield Fact(subject, predicate, object_, follows)
+
+
+def _lay_out(groups: list[Group], width: int, height: int, rng: Generator) -> tuple[float, tuple[Placed, ...]] | None:
+    """Horizon (pixels from the top) and the groups from left to right; None if they do not fit."""
+    extents = [group.extent() for group in groups]
+    wide = sum(extent.right - extent.left for extent in extents) + GROUP_GAP * (len(groups) - 1) + 2 * _MARGIN
+    high = max(extent.top for extent in extents) + 2 * _MARGIN
+    largest = min(width / wide, height * 0.93 / high, _LARGEST)
+    if largest < _SMALLEST and len(groups) > 1:
+        return None
+    scale = largest * float(rng.uniform(0.86, 1.0)) if largest > _SMALLEST else largest
+    horizon = height * float(rng.uniform(0.42, 0.62))
+    order = rng.permutation(len(groups))
+    spare = width / scale - wide
+    gaps = rng.dirichlet(np.ones(len(groups) + 1)) * max(spare, 0.0)
+    placed, x = [], _MARGIN
+    for gap, index in zip(gaps, order, strict=False):
+        extent = extents[index]
+        ground = _ground(extent, scale, horizon, height, rng)
+        mirrored = bool(rng.random() < 0.5)
+        left = -extent.right if mirrored else extent.left
+        x += float(gap)
+        placed.append(Placed(groups[index], ((x - left) * scale, ground), scale, mirrored))
+        x += extent.right - extent.left + GROUP_GAP
+    return horizon, tuple(placed)
+
+
+def _ground(extent: Extent, scale: float, horizon: float, height: int, rng: Generator) -> float:
+    """Where in the picture a group stands, in pixels from the top: below the horizon, and all of it inside."""
+    lowest = height - 4 + min(extent.bottom, 0.0) * scale
+    highest = max(horizon + 0.09 * height, extent.top * scale + 4)
+    return float(rng.uniform(min(highest, lowest), lowest))
+
+
+def _can_be_indoors(things: tuple[Actor, ...]) -> bool:
+    outdoors = {"car", "kite", "horse"}
+    return not any(
+        thing.kind in outdoors or (thing.kind == "umbrella" and thing.posture == "standing") for thing in things
+    )
+
+
+# World units between things of a group that are not related; neighbours have at most 0.12 between them.
+APART = 0.3
+_THIRD = 0.5
+_ATTEMPTS = 4
+
+
+class Option(NamedTuple):
+    """A statement that may be composed, by which rule, and its share among those of the predicate."""
+
+    share: float
+    rule: Rule
+    statement: Statement
+
+
+Options: TypeAlias = dict[str, list[Option]]
+
+
+def random_group(allowed: frozenset[Statement], rng: Generator) -> Group:
+    """Two things in a relation, and often a third in a relation to one of them."""
+    group = Group()
+    rule, (subject_kind, _, object_kind) = _choose(_options(allowed), rng)
+    subject, object_ = random_actor(subject_kind, rng), random_actor(object_kind, rng)
+    first = rule.arrangement.first
+    if first == "either":
+        first = str(rng.choice(["subject", "object"]))
+    group.add(subject if first == "subject" else object_)
+    relate(group, rule, subject, object_, rng)
+    if rng.random() < _THIRD:
+        for _ in range(_ATTEMPTS):
+            larger = _with_third(group, allowed, rng)
+            if larger and stays_apart(larger):
+                return larger
+    return group
+
+
+def relate(group: Group, rule: Rule, subject: Actor, object_: Actor, rng: Generator) -> None:
+    """Compose a relation of two actors, of which one is in the group, and take the places it needs."""
+    for actor, takes in ((subject, rule.arrangement.subject_takes), (object_, rule.arrangement.object_takes)):
+        actor.free -= takes
+        if takes >= {"fore", "aft"}:  # it leaves the ground, or is enclosed
+            actor.free -= {"below"}
+    rule.compose(group, subject, object_, rng)
+    group.bonds.append(Bond(group.add(subject), rule.predicate, group.add(object_)))
+
+
+def stays_apart(group: Group) -> bool:
+    """Whether no two things of a group are near, before or above each other without being related."""
+    related = {frozenset((bond.subject, bond.object)) for bond in group.bonds}
+    for (i, one), (j, other) in combinations(enumerate(group.actors), 2):
+        if frozenset((i, j)) in related:
+            continue
+        a, b = one.extent(), other.extent()
+        across = max(a.left, b.left) - min(a.right, b.right)
+        upright = max(a.bottom, b.bottom) - min(a.top, b.top)
+        upper = one if a.bottom > b.bottom else other
+        overhead = upper.posture in ("flying", "jumping") or upper.kind == "umbrella"
+        if across < (0 if upright >= 0 and overhead else APART if upright < 0 else -np.inf):
+            return False
+    return True
+
+
+def _with_third(group: Group, allowed: frozenset[Statement], rng: Generator) -> Group | None:
+    """A copy of the group with a new thing related to one that is in place; None where there is no room."""
+    fitting: Options = {}
+    for predicate, options in _options(allowed).items():
+        if kept := [option for option in options if any(_anchors(group, option))]:
+            fitting[predicate] = kept
+    if not fitting:
+        return None
+    rule, statement = _choose(fitting, rng)
+    larger = copy.deepcopy(group)
+    anchors = list(_anchors(larger, Option(1.0, rule, statement)))
+    anchor, is_subject = anchors[rng.integers(len(anchors))]
+    new = random_actor(statement[2 if is_subject else 0], rng)
+    relate(larger, rule, *((anchor, new) if is_subject else (new, anchor)), rng)
+    return larger
+
+
+def _anchors(group: Group, option: Option) -> Iterator[tuple[Actor, bool]]:
+    """The actors in place to which a new one can be related, each with whether it is the subject."""
+    (subject, _, object_), (first, subject_takes, object_takes) = option.statement, option.rule.arrangement
+    for is_subject in (True, False):
+        if first not in ("either", "subject" if is_subject else "object"):
+            continue
+        kind, takes = (subject, subject_takes) if is_subject else (object_, object_takes)
+        for actor in group.actors:
+            beside = first != "either" or not actor.free.isdisjoint(("fore", "aft"))
+            if actor.kind == kind and takes <= actor.free and beside:
+                yield actor, is_subject
+
+
+@cache
+def _options(allowed: frozenset[Statement]) -> Options:
+    """What may be composed, by predicate."""
+    options: Options = {}
+    for rule in RULES:
+        statements = [statement for statement in rule.statements if statement in allowed]
+        for statement in statements:
+            option = Option(rule.weight / len(statements), rule, statement)
+            options.setdefault(rule.predicate, []).append(option)
+    return options
+
+
+def _choose(options: Options, rng: Generator) -> tuple[Rule, Statement]:
+    """A predicate by its greatest weight, then one of its statements."""
+    predicates = list(options)
+    weights = np.array([max(option.rule.weight for option in options[each]) for each in predicates])
+    choices = options[predicates[rng.choice(len(predicates), p=weights / weights.sum())]]
+    shares = np.array([option.share for option in choices])
+    _, rule, statement = choices[rng.choice(len(choices), p=shares / shares.sum())]
+    return rule, statement

@@ -1,1 +1,0 @@
-"""The miniworld itself: scenes, their images, captions and relations, without any model."""

@@ -1,0 +1,117 @@
+"""Captions state only what is true, in words that the parser and the class names understand."""
+
+import numpy as np
+import pytest
+
+from sgpipe.miniworld.actors import KINDS
+from sgpipe.miniworld.captions import WORDINGS, SceneCaption, canonical_caption, scene_captions
+from sgpipe.miniworld.relations import PREDICATES, SPLITS, Statement
+from sgpipe.miniworld.scene import Fact, Scene, random_scene
+from sgpipe.recipe import PairConfig
+from sgpipe.records import Box, Caption, Record
+from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.parse.grammar.clauses import verb_lemma
+from sgpipe.stages.parse.stage import CaptionParser
+
+Sentences = list[tuple[Scene, SceneCaption]]
+
+
+@pytest.fixture(scope="module")
+def sentences() -> Sentences:
+    scenes = [random_scene(21, split, number) for split in SPLITS for number in range(100)]
+    return [
+        (scene, caption) for scene in scenes for caption in scene_captions(scene, np.random.default_rng(scene.number))
+    ]
+
+
+def lemma(statement: Statement) -> Statement:
+    subject, predicate, object_ = statement
+    first, *rest = predicate.split()
+    return subject, " ".join([verb_lemma(first) if first.endswith("ing") else first, *rest]), object_
+
+
+def understood(sentences: Sentences) -> list[set[Statement]]:
+    """What the parse and pair stages take from each sentence, with every class of the world present."""
+    parser, pair = CaptionParser(), PairStage(PairConfig(), "coco", KINDS)
+    pair.setup()
+    objects = [Box(kind, 1, (0, 0, 1, 1)) for kind in KINDS]
+    records = [
+        Record("1", "coco", "val", "1.jpg", 9, 9, objects, [Caption(c.text)], triplets=triplets)
+        for (_, c), triplets in zip(sentences, parser.parse(c.text for _, c in sentences), strict=True)
+    ]
+    return [
+        {(str(t.subject_category), t.predicate_lemma, str(t.object_category)) for t in record.triplets}
+        for record in pair(records)
+    ]
+
+
+def test_sentences_are_understood_as_they_are_meant(sentences: Sentences) -> None:
+    found = understood(sentences)
+    wrong = [
+        caption.text
+        for (scene, caption), statements in zip(sentences, found, strict=True)
+        if statements != {lemma(scene.statement(fact)) for fact in caption.facts}
+    ]
+    assert len(wrong) <= 0.02 * len(sentences), wrong
+
+
+def test_sentences_are_true(sentences: Sentences) -> None:
+    for scene, caption in sentences:
+        assert caption.facts
+        assert set(caption.facts) <= set(scene.facts)
+    false = [
+        caption.text
+        for (scene, caption), statements in zip(sentences, understood(sentences), strict=True)
+        if not statements <= {lemma(scene.statement(fact)) for fact in scene.facts}
+    ]
+    assert len(false) <= 0.01 * len(sentences), false
+
+
+def test_all_that_was_composed_is_said_and_nothing_twice(sentences: Sentences) -> None:
+    by_scene: dict[int, tuple[Scene, list[SceneCaption]]] = {}
+    for scene, caption in sentences:
+        by_scene.setdefault(id(scene), (scene, []))[1].append(caption)
+    for scene, captions in by_scene.values():
+        assert len({caption.text for caption in captions}) == len(captions) <= 5
+        said = {fact for caption in captions for fact in caption.facts}
+        composed = [fact for fact in scene.facts if not fact.implied]
+        assert set(composed[:5]) <= said
+    assert len(sentences) > 4.8 * len(by_scene)
+
+
+def test_wordings_vary(sentences: Sentences) -> None:
+    texts = [caption.text for _, caption in sentences]
+    for words in (" is ", "there is ", " by ", " while ", " and ", " with ", "an umbrella", "another "):
+        assert any(words in f"{text} " or text.startswith(words) for text in texts), words
+    assert any(len(caption.facts) == 2 for _, caption in sentences)
+
+
+def test_the_canonical_sentence_is_the_plainest() -> None:
+    said = set()
+    for number in range(400):
+        scene = random_scene(1, "train", number)
+        for fact in scene.facts:
+            caption = canonical_caption(scene, fact)
+            assert caption.facts == (fact,)
+            assert WORDINGS[fact.predicate].participle in caption.text
+            said.add(caption.text)
+    assert {"a man riding a horse", "a cup on a table", "a woman holding an umbrella"} <= said
+    assert not any("a umbrella" in text or "an dog" in text for text in said)
+
+
+def test_two_of_a_kind_are_one_and_another() -> None:
+    for number in range(500):
+        scene = random_scene(1, "train", number)
+        for fact in scene.facts:
+            if fact.predicate == "chasing" and {scene.things[end].kind for end in ends(fact)} == {"dog"}:
+                assert canonical_caption(scene, fact).text == "a dog chasing another dog"
+                return
+    pytest.fail("no dog chases another in 500 scenes")
+
+
+def ends(fact: Fact) -> tuple[int, int]:
+    return fact.subject, fact.object
+
+
+def test_every_predicate_has_words() -> None:
+    assert set(WORDINGS) == set(PREDICATES)

@@ -1,0 +1,83 @@
+"""Pictures and boxes: a box holds exactly the pixels that its thing changes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgpipe.miniworld.relations import SPLITS
+from sgpipe.miniworld.render import OVERSAMPLING, render
+from sgpipe.miniworld.scene import Scene, random_scene
+
+
+def changed(with_thing: Image.Image, without: Image.Image) -> np.ndarray:
+    """Rows and columns [pixels, 2] in which two pictures differ."""
+    return np.argwhere((np.asarray(with_thing) != np.asarray(without)).any(2))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_box_is_tight_around_the_pixels_its_thing_is_seen_in(split: str) -> None:
+    loose = things = 0
+    for number in range(8):
+        scene = random_scene(11, split, number)
+        picture = render(scene)
+        for index, (x, y, width, height) in enumerate(picture.boxes.tolist()):
+            pixels = changed(picture.image, render(scene, hidden={index}).image)
+            (top, left), (bottom, right) = pixels.min(0), pixels.max(0) + 1
+            # A pixel belongs to the box if any part of it does.
+            assert left >= np.floor(x)
+            assert top >= np.floor(y)
+            assert right <= np.ceil(x + width)
+            assert bottom <= np.ceil(y + height)
+            # Where a thing has the colour of what is behind it, no pixel changes.
+            loose += max(left - x, top - y, x + width - right, y + height - bottom) > 2
+            things += 1
+    assert loose <= 0.05 * things
+
+
+def test_boxes_lie_in_the_picture_and_most_of_each_thing_is_seen() -> None:
+    for split in SPLITS:
+        for number in range(60):
+            scene = random_scene(2, split, number)
+            picture = render(scene)
+            assert picture.image.size == (scene.width, scene.height)
+            assert (picture.boxes[:, :2] >= 0).all()
+            assert (picture.boxes[:, 0] + picture.boxes[:, 2] <= scene.width).all()
+            assert (picture.boxes[:, 1] + picture.boxes[:, 3] <= scene.height).all()
+            assert (picture.areas > 0).all()
+            assert (picture.areas <= picture.boxes[:, 2] * picture.boxes[:, 3]).all()
+            assert (picture.boxes[:, 2] * picture.boxes[:, 3] > 0.3 * full_areas(scene)).all()
+
+
+def test_owners_name_the_thing_seen_at_each_pixel() -> None:
+    for number in range(8):
+        scene = random_scene(4, "train", number)
+        picture = render(scene)
+        assert picture.owners.shape == (scene.height, scene.width)
+        counts = np.bincount(picture.owners.ravel(), minlength=len(scene.things) + 1)
+        np.testing.assert_allclose(counts[1:], picture.areas, rtol=0.2, atol=12)
+        for index, (x, y, width, height) in enumerate(picture.boxes.tolist()):
+            rows, columns = np.nonzero(picture.owners == index + 1)
+            assert columns.min() >= np.floor(x)
+            assert columns.max() < np.ceil(x + width)
+            assert rows.min() >= np.floor(y)
+            assert rows.max() < np.ceil(y + height)
+
+
+def full_areas(scene: Scene) -> np.ndarray:
+    """Areas in pixels of the boxes that things would have if nothing hid them, [things]."""
+    areas = []
+    for placed in scene.placed:
+        for actor in placed.group.actors:
+            box = actor.extent()
+            areas.append((box.right - box.left) * (box.top - box.bottom) * placed.scale**2)
+    return np.array(areas)
+
+
+def test_boxes_have_the_precision_of_the_painting() -> None:
+    boxes = render(random_scene(0, "val", 0)).boxes * OVERSAMPLING
+    assert boxes == pytest.approx(boxes.round())
+
+
+def test_a_scene_looks_the_same_every_time() -> None:
+    scene = random_scene(5, "val", 1)
+    assert render(scene).image.tobytes() == render(random_scene(5, "val", 1)).image.tobytes()

@@ -1,0 +1,184 @@
+"""The files of a split: the same bytes for the same numbers, read back without a problem."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.images import open_image
+from sgpipe.miniworld.actors import KINDS
+from sgpipe.miniworld.dataset import draw_world, file_name, image_id
+from sgpipe.miniworld.relations import COMPOSITIONAL, SPLITS, Statement
+from sgpipe.records import from_table
+from sgpipe.sources.coco import read_coco
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.stages.pair.candidates import read_prior
+from sgpipe.stages.pair.matching import HeadMatcher
+
+ANNOTATIONS = ("captions.json", "hico.json", "hico_classes.json", "instances.json", "scene_graphs.json")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of each split."""
+    root = tmp_path_factory.mktemp("world")
+    for split in SPLITS:
+        draw_world(root / split, 10, 3, split)
+    return root
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def load(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def statements(folder: Path) -> set[Statement]:
+    found = set()
+    for graph in load(folder, "scene_graphs.json"):
+        names = {item["object_id"]: item["names"] for item in graph["objects"]}
+        for relation in graph["relationships"]:
+            found.add((names[relation["subject_id"]], relation["predicate"], names[relation["object_id"]]))
+    return found
+
+
+def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> None:
+    draw_world(tmp_path, 10, 3, "val")
+    assert contents(tmp_path) == contents(world / "val")
+    draw_world(tmp_path, 10, 4, "val")
+    assert contents(tmp_path) != contents(world / "val")
+
+
+def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from sgpipe.miniworld.dataset import draw_world as draw; "
+    code += "draw(Path(sys.argv[1]), 10, 3, 'val')"
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, timeout=120)
+    assert contents(tmp_path) == contents(world / "val")
+
+
+def test_fewer_pictures_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
+    draw_world(tmp_path, 5, 3, "train")
+    whole = contents(world / "train")
+    part = contents(tmp_path)
+    names = [f"images/{file_name('train', number)}" for number in range(5)]
+    assert sorted(name for name in part if name.startswith("images/")) == names
+    assert all(part[name] == whole[name] for name in names)
+    first = {image_id("train", number) for number in range(5)}
+    for name, key in (("instances.json", "annotations"), ("captions.json", "annotations")):
+        items = load(world / "train", name)[key]
+        assert load(tmp_path, name)[key] == [item for item in items if item["image_id"] in first]
+    assert load(tmp_path, "scene_graphs.json") == load(world / "train", "scene_graphs.json")[:5]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_coco_reader_finds_nothing_wrong(world: Path, split: str) -> None:
+    folder = world / split
+    detections, _ = read_coco(folder / "instances.json", folder / "captions.json", dataset="coco", split=split)
+    records = [record for table in detections.tables() for record in from_table(table)]
+    assert set(asdict(detections.problems).values()) == {0}
+    assert len(records) == 10
+    for record in records:
+        assert record.ok
+        assert record.objects
+        assert 1 <= len(record.captions) <= 5
+        open_image({split: folder / "images"}, record)
+    boxes = sum(len(record.objects) for record in records)
+    assert boxes == len(load(folder, "instances.json")["annotations"])
+
+
+def test_categories_have_the_ids_of_coco(world: Path) -> None:
+    categories = load(world / "val", "instances.json")["categories"]
+    assert {item["name"] for item in categories} == set(KINDS)
+    assert all(category_names("coco")[item["id"]] == item["name"] for item in categories)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_scene_graphs_have_the_boxes_of_the_instances(world: Path, split: str) -> None:
+    names = category_names("coco")
+    instances = load(world / split, "instances.json")["annotations"]
+    expected = {item["id"]: (item["image_id"], names[item["category_id"]], *item["bbox"]) for item in instances}
+    found = {
+        item["object_id"]: (graph["image_id"], item["names"], item["x"], item["y"], item["w"], item["h"])
+        for graph in load(world / split, "scene_graphs.json")
+        for item in graph["objects"]
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_relationships_join_objects_of_their_image(world: Path, split: str) -> None:
+    seen: set[int] = set()
+    for graph in load(world / split, "scene_graphs.json"):
+        objects = {item["object_id"] for item in graph["objects"]}
+        assert graph["relationships"]
+        for relation in graph["relationships"]:
+            assert {relation["subject_id"], relation["object_id"]} <= objects
+            assert relation["subject_id"] != relation["object_id"]
+            assert relation["relationship_id"] not in seen
+            seen.add(relation["relationship_id"])
+
+
+def test_the_compositional_split_states_what_the_others_never_do(world: Path) -> None:
+    others = statements(world / "train") | statements(world / "val")
+    assert statements(world / COMPOSITIONAL)
+    assert not statements(world / COMPOSITIONAL) & others
+
+
+def test_scene_graphs_are_a_prior(world: Path) -> None:
+    prior = read_prior(world / "val" / "scene_graphs.json", HeadMatcher({}, KINDS))
+    assert {(s, p, o) for (s, o), found in prior.items() for p in found} == statements(world / "val")
+
+
+def test_ids_differ_between_splits(world: Path) -> None:
+    ids = [item["id"] for split in SPLITS for item in load(world / split, "instances.json")["annotations"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_an_interrupted_world_has_no_annotations(world: Path, tmp_path: Path) -> None:
+    draw_world(tmp_path, 3, 3, "val")
+    drawn = 0
+
+    def interrupt() -> None:
+        nonlocal drawn
+        drawn += 1
+        if drawn == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_world(tmp_path, 3, 4, "val", progress=interrupt)
+    assert not any((tmp_path / name).exists() for name in ANNOTATIONS)
+    draw_world(tmp_path, 10, 3, "val")
+    assert contents(tmp_path) == contents(world / "val")
+
+
+@pytest.mark.parametrize(
+    ("images", "seed", "split", "message"),
+    [
+        (0, 0, "val", "cannot draw 0 images"),
+        (-3, 0, "val", "cannot draw -3 images"),
+        (10**7, 0, "val", "expected 1 to 1,000,000"),
+        (1, -1, "val", "seed -1"),
+        (1, 0, "test", "no split 'test': expected one of train, val, test-compositional"),
+    ],
+)
+def test_impossible_wishes_are_refused(images: int, seed: int, split: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        draw_world(tmp_path / "new", images, seed, split)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds something else \(thesis.txt\)"):
+        draw_world(tmp_path, 1, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UserError, match="is a file"):
+        draw_world(tmp_path / "thesis.txt", 1, 0)
