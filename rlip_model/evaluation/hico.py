@@ -11,11 +11,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlip_model.evaluation.hico_classes import Split, possible_interactions
-from rlip_model.evaluation.inputs import Array, Image
+from rlip_model.evaluation.hico_classes import ClassSplit, possible_interactions
+from rlip_model.evaluation.inputs import Array, EvaluationImage
 from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.suppression import PairSuppression
-from rlip_model.evaluation.triplets import TripletClasses, Triplets, best_triplets, blocks, match, true_triplets
+from rlip_model.evaluation.triplets import (
+    TripletClasses,
+    TripletTable,
+    best_triplets,
+    blocks,
+    ground_truth_triplets,
+    match,
+)
 
 MOST_DETECTIONS = 100  # per image
 
@@ -44,7 +51,7 @@ class HicoScores:
 
     per_class: ClassScores
 
-    def summary(self, split: Split) -> dict[str, float]:
+    def summary(self, split: ClassSplit) -> dict[str, float]:
         """Means over classes that are true somewhere; NaN of none. "rare" is "unseen" in zero-shot settings."""
         return {
             "mAP": self.per_class.mean(),
@@ -54,7 +61,7 @@ class HicoScores:
         }
 
 
-def evaluate_hico(images: Iterable[Image], settings: HicoSettings | None = None) -> HicoScores:
+def evaluate_hico(images: Iterable[EvaluationImage], settings: HicoSettings | None = None) -> HicoScores:
     """Scores of a data set, read as a stream.
 
     Args:
@@ -71,14 +78,14 @@ def evaluate_hico(images: Iterable[Image], settings: HicoSettings | None = None)
         for image in block:
             image.truth.check(image.name, classes.num_objects, classes.num_predicates)
             image.found.check(image.name, classes.num_objects, classes.num_predicates)
-        true = true_triplets(block)
+        true = ground_truth_triplets(block)
         found = _judged(block, settings)
         claims = match(found, true, classes.within_images(found), classes.within_images(true))
         tally.add(classes.of(true), classes.of(found), found.scores, claims)
     return HicoScores(tally.class_scores())
 
 
-def _judged(block: Sequence[Image], settings: HicoSettings) -> Triplets:
+def _judged(block: Sequence[EvaluationImage], settings: HicoSettings) -> TripletTable:
     """The detections that count."""
     found = best_triplets(block, MOST_DETECTIONS, settings.possible)
     annotated = np.array([len(image.truth.boxes) > 0 for image in block])
@@ -88,7 +95,7 @@ def _judged(block: Sequence[Image], settings: HicoSettings) -> Triplets:
     return settings.suppression.best(found, settings.classes) if settings.suppression else found
 
 
-def _objects(block: Sequence[Image], num_objects: int) -> Array:
+def _objects(block: Sequence[EvaluationImage], num_objects: int) -> Array:
     """`[images, objects]`, True where an image has a true box of the class."""
     present = np.zeros((len(block), num_objects), dtype=bool)
     for image, row in zip(block, present, strict=True):

@@ -27,25 +27,25 @@ SETTINGS: tuple[Setting, ...] = ("default", "NF", "UC-RF", "UC-NF", "UO")
 
 
 @dataclass(frozen=True)
-class Split:
+class ClassSplit:
     """Numbers of classes, `[classes]` each: rare or unseen ones, and the others."""
 
     rare: Array
     non_rare: Array
 
     @classmethod
-    def from_labels(cls, rare: Array, non_rare: Array, classes: TripletClasses = CLASSES) -> Split:
+    def from_labels(cls, rare: Array, non_rare: Array, classes: TripletClasses = CLASSES) -> ClassSplit:
         """Of `[classes, 3]` each: subject label, object label, verb, as counted by `classes`."""
         return cls(*(classes.number(*np.reshape(part, (-1, 3)).astype(int).T) for part in (rare, non_rare)))
 
 
-def split(setting: Setting) -> Split:
+def split(setting: Setting) -> ClassSplit:
     """Of the fully trained and the not fine-tuned (NF) setting by rarity, of the zero-shot settings by unseenness."""
     content = _content()
     numbers = class_numbers()
     rare = np.zeros(len(numbers), dtype=bool)
     rare[content["rare" if setting in ("default", "NF") else setting]] = True
-    return Split(numbers[rare], numbers[~rare])
+    return ClassSplit(numbers[rare], numbers[~rare])
 
 
 def class_numbers() -> Array:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlip_model.postprocess import Detections
+from rlip_model.postprocess import TripletDetections
 
 Array = NDArray[Any]
-NOT_FOUND = -np.inf  # the score of a triplet that is no detection at all, other than one with score 0
+NOT_PREDICTED = -np.inf  # the score of a triplet that is no detection at all, other than one with score 0
 NO_BOX = -1  # in place of an object's index: the triplet has a subject only (V-COCO)
 
 
@@ -20,7 +20,7 @@ class EvaluationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """The annotations of one image.
 
     boxes `[boxes, 4]` xyxy in pixels; labels `[boxes]` from 0; triplets `[triplets, 3]`, each the indices of the
@@ -32,7 +32,7 @@ class Truth:
     triplets: Array
 
     @classmethod
-    def from_lists(cls, boxes: Any, labels: Any, triplets: Any) -> Truth:
+    def from_lists(cls, boxes: Any, labels: Any, triplets: Any) -> GroundTruth:
         """Of nested lists, empty ones included.
 
         Raises:
@@ -52,11 +52,11 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PredictedPairs:
     """The pairs of boxes that a model found in one image, and how sure it is of each predicate of each.
 
     subject_boxes, object_boxes `[pairs, 4]` xyxy in pixels; subject_labels, object_labels `[pairs]`;
-    scores `[pairs, predicates]` of whole triplets, `NOT_FOUND` for those that were not predicted.
+    scores `[pairs, predicates]` of whole triplets, `NOT_PREDICTED` for those that were not predicted.
     """
 
     subject_boxes: Array
@@ -66,7 +66,7 @@ class Pairs:
     scores: Array
 
     @classmethod
-    def from_detections(cls, found: Detections) -> Pairs:
+    def from_detections(cls, found: TripletDetections) -> PredictedPairs:
         """Of what `rlip_model.postprocess` makes."""
         boxes = (found.subject_boxes.float().cpu().numpy(), found.object_boxes.float().cpu().numpy())
         labels = (found.subject_labels.cpu().numpy(), found.object_labels.cpu().numpy())
@@ -86,16 +86,16 @@ class Pairs:
         if self.scores.shape != (len(self), num_predicates):
             expected = f"{len(self)} pairs x {num_predicates} predicates"
             raise EvaluationError(f"{image}: scores have the shape {self.scores.shape}, not {expected}")
-        check_finite(image, "score", self.scores[self.scores != NOT_FOUND])
+        check_finite(image, "score", self.scores[self.scores != NOT_PREDICTED])
 
 
 @dataclass(frozen=True)
-class Image:
+class EvaluationImage:
     """One image: its name (for messages), what is in it, and what was found in it."""
 
     name: str
-    truth: Truth
-    found: Pairs
+    truth: GroundTruth
+    found: PredictedPairs
 
 
 def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 
-NO_CLAIM = -1  # of a detection that fits nothing true
+NO_MATCH = -1  # of a detection that fits nothing true
 
 
 def equal_rows(first: Array, second: Array) -> tuple[Array, Array]:
@@ -23,7 +23,7 @@ def equal_rows(first: Array, second: Array) -> tuple[Array, Array]:
     return rows, order[np.repeat(start, counts) + place]
 
 
-def best_claims(detections: Array, truths: Array, quality: Array, count: int) -> Array:
+def best_matches(detections: Array, truths: Array, quality: Array, count: int) -> Array:
     """Each detection claims the true one that it fits best, the earlier one on equality.
 
     A claim is never moved to the second best if the best is taken: so do the published evaluators. Of true ones that
@@ -35,18 +35,18 @@ def best_claims(detections: Array, truths: Array, quality: Array, count: int) ->
         count: of detections.
 
     Returns:
-        `[detections]`, true ones, or `NO_CLAIM`.
+        `[detections]`, true ones, or `NO_MATCH`.
     """
     best_first = np.lexsort((truths, -quality, detections))
     claiming, best = np.unique(detections[best_first], return_index=True)
-    claims = np.full(count, NO_CLAIM)
+    claims = np.full(count, NO_MATCH)
     claims[claiming] = truths[best_first][best]
     return claims
 
 
-def first_claims(claims: Array) -> Array:
+def first_matches(claims: Array) -> Array:
     """`[detections]`, True for the first claim of each true one."""
-    made = np.flatnonzero(claims != NO_CLAIM)
+    made = np.flatnonzero(claims != NO_MATCH)
     _, first = np.unique(claims[made], return_index=True)
     hits = np.zeros(len(claims), dtype=bool)
     hits[made[first]] = True

@@ -13,19 +13,19 @@ from typing import Literal
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Array, Image
-from rlip_model.evaluation.matching import best_claims, equal_rows
+from rlip_model.evaluation.inputs import Array, EvaluationImage
+from rlip_model.evaluation.matching import best_matches, equal_rows
 from rlip_model.evaluation.overlap import hull, pixel_iou
 from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.suppression import PairSuppression, unsuppressed
 from rlip_model.evaluation.triplets import (
     MATCH_OVERLAP,
     TripletClasses,
-    Triplets,
+    TripletTable,
     best_triplets,
     blocks,
+    ground_truth_triplets,
     match,
-    true_triplets,
 )
 
 MOST_DETECTIONS = (50, 100)  # per image
@@ -97,7 +97,9 @@ def _share(scores: ClassScores, kept: Array | slice) -> float:
     return float(scores.hits[kept].sum() / truths) if truths else float("nan")
 
 
-def evaluate_open_images(images: Iterable[Image], settings: OpenImagesSettings | None = None) -> OpenImagesScores:
+def evaluate_open_images(
+    images: Iterable[EvaluationImage], settings: OpenImagesSettings | None = None
+) -> OpenImagesScores:
     """Scores of a data set, read as a stream.
 
     Args:
@@ -114,7 +116,7 @@ def evaluate_open_images(images: Iterable[Image], settings: OpenImagesSettings |
         for image in block:
             image.truth.check(image.name, settings.num_objects, settings.num_predicates)
             image.found.check(image.name, settings.num_objects, settings.num_predicates)
-        true = true_triplets(block)
+        true = ground_truth_triplets(block)
         annotated = np.array([len(image.truth.boxes) > 0 for image in block])
         for most in MOST_DETECTIONS:
             found = best_triplets(block, most)
@@ -130,7 +132,7 @@ def evaluate_open_images(images: Iterable[Image], settings: OpenImagesSettings |
     )
 
 
-def _match_phrases(found: Triplets, true: Triplets, settings: OpenImagesSettings) -> tuple[Triplets, Array]:
+def _match_phrases(found: TripletTable, true: TripletTable, settings: OpenImagesSettings) -> tuple[TripletTable, Array]:
     """The phrases that count, and what each claims."""
     groups = settings.classes.within_images(found)
     if settings.suppression:
@@ -147,7 +149,7 @@ def _match_phrases(found: Triplets, true: Triplets, settings: OpenImagesSettings
     boxes, true_boxes = (hull(part.subject_boxes, part.object_boxes) for part in (found, true))
     quality = pixel_iou(boxes[phrases], true_boxes[truths], touching=False)
     fitting = quality >= MATCH_OVERLAP
-    claims = best_claims(phrases[fitting], truths[fitting], quality[fitting], len(found))
+    claims = best_matches(phrases[fitting], truths[fitting], quality[fitting], len(found))
     # moves nothing unless grouped: then a phrase gets the claim of the one that is in its place
     return found.where(np.lexsort((-found.scores, found.image))), claims
 

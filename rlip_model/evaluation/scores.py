@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rlip_model.evaluation.inputs import Array
-from rlip_model.evaluation.matching import NO_CLAIM, first_claims
+from rlip_model.evaluation.matching import NO_MATCH, first_matches
 from rlip_model.evaluation.precision import eleven_point
 
 AveragePrecision = Callable[[Array, int], float]  # of hits in falling order of score, and the number of true ones
@@ -78,12 +78,12 @@ class Tally:
         Args:
             true_classes: `[true ones]`, numbers of classes.
             found_classes, scores, claims: `[detections]`, image by image, in each in the order in which they claim.
-                Claims number the block's true ones (or are `NO_CLAIM`).
+                Claims number the block's true ones (or are `NO_MATCH`).
         """
         self.true_classes.append(true_classes)
         self.found_classes.append(found_classes)
         self.scores.append(scores)
-        self.claims.append(np.where(claims == NO_CLAIM, NO_CLAIM, claims + self.total).astype(np.int32))
+        self.claims.append(np.where(claims == NO_MATCH, NO_MATCH, claims + self.total).astype(np.int32))
         self.total += len(true_classes)
 
     def class_scores(
@@ -99,7 +99,7 @@ class Tally:
         classes, truths = np.unique(_joined(self.true_classes, int), return_counts=True)
         found = _joined(self.found_classes, int)
         known = np.isin(found, classes)
-        correct = first_claims(_joined(self.claims, int)[known])
+        correct = first_matches(_joined(self.claims, int)[known])
         found, scores = found[known], _joined(self.scores, float)[known]
         by_class = np.argsort(found, kind="stable")
         ends = np.searchsorted(found[by_class], classes, side="right")

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.overlap import pixel_iou
-from rlip_model.evaluation.triplets import TripletClasses, Triplets
+from rlip_model.evaluation.triplets import TripletClasses, TripletTable
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class PairSuppression:
     subject: float = 1.0
     object: float = 0.5
 
-    def best(self, found: Triplets, classes: TripletClasses) -> Triplets:
+    def best(self, found: TripletTable, classes: TripletClasses) -> TripletTable:
         """Those that no better triplet of the same class in the same image suppresses."""
 
         def overlap(better: Array, worse: Array) -> Array:

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NOT_FOUND, Array, Image, Pairs, Truth
-from rlip_model.evaluation.matching import best_claims, equal_rows
+from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.evaluation.matching import best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 
 IMAGES_AT_ONCE = 64  # enough to spread numpy's overhead; few enough that all pairs of their detections fit in memory
@@ -21,7 +21,7 @@ AnyImage = TypeVar("AnyImage")
 
 
 @dataclass(frozen=True)
-class Triplets:
+class TripletTable:
     """One row per triplet, all `[rows]` but boxes `[rows, 4]` (xyxy, pixels); `image` counts within the block.
 
     scores: of true triplets 1.
@@ -38,8 +38,8 @@ class Triplets:
     def __len__(self) -> int:
         return len(self.image)
 
-    def where(self, rows: Array) -> Triplets:
-        return Triplets(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def where(self, rows: Array) -> TripletTable:
+        return TripletTable(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class TripletClasses:
     def number(self, subjects: Array, objects: Array, predicates: Array) -> Array:
         return (subjects * self.num_objects + objects) * self.num_predicates + predicates
 
-    def of(self, triplets: Triplets) -> Array:
+    def of(self, triplets: TripletTable) -> Array:
         return self.number(triplets.subjects, triplets.objects, triplets.predicates)
 
-    def within_images(self, triplets: Triplets) -> Array:
+    def within_images(self, triplets: TripletTable) -> Array:
         """Numbers that are equal for equal classes of the same image only."""
         return triplets.image * (self.num_objects**2 * self.num_predicates) + self.of(triplets)
 
@@ -72,7 +72,7 @@ def blocks(images: Iterable[AnyImage]) -> Iterator[list[AnyImage]]:
         yield block
 
 
-def best_triplets(images: Sequence[Image], most: int, possible: Array | None = None) -> Triplets:
+def best_triplets(images: Sequence[EvaluationImage], most: int, possible: Array | None = None) -> TripletTable:
     """The `most` best triplets of each image by falling score; equal ones by pair, then by predicate.
 
     Args:
@@ -81,15 +81,15 @@ def best_triplets(images: Sequence[Image], most: int, possible: Array | None = N
     return _concatenate([_best(number, image.found, most, possible) for number, image in enumerate(images)])
 
 
-def _best(image: int, found: Pairs, most: int, possible: Array | None) -> Triplets:
+def _best(image: int, found: PredictedPairs, most: int, possible: Array | None) -> TripletTable:
     scores = found.scores.astype(np.float32, copy=False)
     if possible is not None:
         impossible = possible.T[found.object_labels] == 0
-        scores = np.where(impossible & (scores != NOT_FOUND), np.float32(0), scores)
+        scores = np.where(impossible & (scores != NOT_PREDICTED), np.float32(0), scores)
     chosen = largest(scores.reshape(-1), most)
-    chosen = chosen[scores.reshape(-1)[chosen] != NOT_FOUND]
+    chosen = chosen[scores.reshape(-1)[chosen] != NOT_PREDICTED]
     pairs, predicates = np.divmod(chosen, max(scores.shape[1], 1))
-    return Triplets(
+    return TripletTable(
         np.full(len(chosen), image),
         found.subject_boxes[pairs].astype(np.float32),
         found.object_boxes[pairs].astype(np.float32),
@@ -112,21 +112,21 @@ def largest(scores: Array, most: int) -> Array:
     return candidates[np.argsort(-scores[candidates], kind="stable")[:most]]
 
 
-def true_triplets(images: Sequence[Image]) -> Triplets:
+def ground_truth_triplets(images: Sequence[EvaluationImage]) -> TripletTable:
     """All annotated triplets, image by image."""
     return _concatenate([_true(number, image.truth) for number, image in enumerate(images)])
 
 
-def _true(image: int, truth: Truth) -> Triplets:
+def _true(image: int, truth: GroundTruth) -> TripletTable:
     subjects, objects, predicates = truth.triplets.T
     boxes = np.append(truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)  # NO_BOX, -1, means the last one
     labels = np.append(truth.labels, NO_LABEL)
     count = len(truth.triplets)
     columns = (boxes[subjects], boxes[objects], labels[subjects], labels[objects], predicates)
-    return Triplets(np.full(count, image), *columns, np.ones(count, dtype=np.float32))
+    return TripletTable(np.full(count, image), *columns, np.ones(count, dtype=np.float32))
 
 
-def match(found: Triplets, true: Triplets, found_groups: Array, true_groups: Array) -> Array:
+def match(found: TripletTable, true: TripletTable, found_groups: Array, true_groups: Array) -> Array:
     """What each detection claims: both labels right, both boxes overlapping by half or more.
 
     The fit is the smaller of both overlaps. True triplets without object need the subject only.
@@ -135,7 +135,7 @@ def match(found: Triplets, true: Triplets, found_groups: Array, true_groups: Arr
         found_groups, true_groups: `[detections]`, `[true ones]`, numbers of which equal ones may fit.
 
     Returns:
-        `[detections]` as of `best_claims`.
+        `[detections]` as of `best_matches`.
     """
     detections, truths = equal_rows(found_groups, true_groups)
     without = true.objects[truths] == NO_LABEL
@@ -145,8 +145,10 @@ def match(found: Triplets, true: Triplets, found_groups: Array, true_groups: Arr
     object_ = pixel_iou(found.object_boxes[detections], true.object_boxes[truths], touching=False)
     quality = np.where(without, subject, np.minimum(subject, object_))
     fitting &= quality >= MATCH_OVERLAP
-    return best_claims(detections[fitting], truths[fitting], quality[fitting], len(found))
+    return best_matches(detections[fitting], truths[fitting], quality[fitting], len(found))
 
 
-def _concatenate(parts: Sequence[Triplets]) -> Triplets:
-    return Triplets(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Triplets)))
+def _concatenate(parts: Sequence[TripletTable]) -> TripletTable:
+    return TripletTable(
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(TripletTable))
+    )

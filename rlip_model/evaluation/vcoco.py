@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from rlip_model.evaluation.inputs import Array, EvaluationError, check_boxes, check_equal, check_finite
-from rlip_model.evaluation.matching import NO_CLAIM, best_claims, equal_rows
+from rlip_model.evaluation.matching import NO_MATCH, best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import ClassScores, Tally
@@ -61,7 +61,7 @@ class People:
 
 
 @dataclass(frozen=True)
-class FoundPeople:
+class PredictedPeople:
     """The persons found in one image, with a score and a box for each action and role.
 
     boxes `[found, 4]` xyxy, pixels; agent_scores `[found, actions]`; role_scores `[found, roles]`, NaN for none;
@@ -83,7 +83,7 @@ class PeopleImage:
 
     name: str
     truth: People
-    found: FoundPeople
+    found: PredictedPeople
 
     def check(self, actions: Actions) -> None:
         """Raises EvaluationError."""
@@ -180,12 +180,12 @@ def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScor
 class _Meeting:
     """What was found in a block of images, image by image, and the person at the place of each.
 
-    image, person `[found]`: numbers in the block (`NO_CLAIM` where nobody is annotated); close, ignored `[found]`:
+    image, person `[found]`: numbers in the block (`NO_MATCH` where nobody is annotated); close, ignored `[found]`:
     whether it overlaps that person by half, and whether that person's actions are not annotated.
     """
 
     truth: People
-    found: FoundPeople
+    found: PredictedPeople
     image: Array
     person: Array
     close: Array
@@ -194,13 +194,13 @@ class _Meeting:
     @classmethod
     def of(cls, block: Sequence[PeopleImage]) -> _Meeting:
         truth = People(*_joined([image.truth for image in block]))
-        found = FoundPeople(*_joined([image.found for image in block]))
+        found = PredictedPeople(*_joined([image.found for image in block]))
         numbers = np.arange(len(block))
         owner = np.repeat(numbers, [len(image.truth.boxes) for image in block])
         place = np.repeat(numbers, [len(image.found.boxes) for image in block])
         rows, persons = equal_rows(place, owner)
         overlap = pixel_iou(found.boxes[rows], truth.boxes[persons], touching=True)
-        person = best_claims(rows, persons, overlap, len(place))
+        person = best_matches(rows, persons, overlap, len(place))
         best = np.zeros(len(place))
         np.maximum.at(best, rows, overlap)
         unknown = np.append((truth.does == NOT_ANNOTATED).any(1), False)
@@ -220,13 +220,13 @@ class _Meeting:
         """Count one class. `scores` `[found]`, NaN for what was not found; `right` `[found]`, but for the action."""
         doing = self.truth.does[:, action] == 1
         count = int(doing.sum())
-        places = np.append(np.where(doing, np.cumsum(doing) - 1, NO_CLAIM), NO_CLAIM)
-        claims = np.where(right, places[self.person], NO_CLAIM)
+        places = np.append(np.where(doing, np.cumsum(doing) - 1, NO_MATCH), NO_MATCH)
+        claims = np.where(right, places[self.person], NO_MATCH)
         judged = np.flatnonzero(~np.isnan(scores) & ~self.ignored)
         judged = judged[np.lexsort((-judged, -scores[judged], self.image[judged]))]
         single = scores[judged].astype(np.float32)  # scores that differ by less are equal officially
         tally.add(np.full(count, number), np.full(len(judged), number), single, claims[judged])
 
 
-def _joined(parts: Sequence[People] | Sequence[FoundPeople]) -> list[Array]:
+def _joined(parts: Sequence[People] | Sequence[PredictedPeople]) -> list[Array]:
     return [np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(parts[0])]

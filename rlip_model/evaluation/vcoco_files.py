@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlip_model.evaluation.inputs import Array, EvaluationError, table
-from rlip_model.evaluation.vcoco import NOT_ANNOTATED, Actions, FoundPeople, People, PeopleImage, Role
+from rlip_model.evaluation.vcoco import NOT_ANNOTATED, Actions, People, PeopleImage, PredictedPeople, Role
 
 PERSON = 1  # COCO's category
 AGENT = "agent"
@@ -89,7 +89,7 @@ def _boxes(coco: Mapping[str, Any]) -> tuple[dict[int, Array], dict[int, list[in
     return boxes, persons
 
 
-def read_found_people(detections: Sequence[Mapping[str, Any]], actions: Actions) -> dict[int, FoundPeople]:
+def read_predicted_people(detections: Sequence[Mapping[str, Any]], actions: Actions) -> dict[int, PredictedPeople]:
     """Found persons by image number, of official detections.
 
     A detection is {image_id, person_box xyxy, "<action>_agent": score, "<action>_<role>": [x1, y1, x2, y2, score]};
@@ -104,7 +104,7 @@ def read_found_people(detections: Sequence[Mapping[str, Any]], actions: Actions)
     return {image: _found(image, owned, actions) for image, owned in by_image.items()}
 
 
-def _found(image: int, detections: Sequence[Mapping[str, Any]], actions: Actions) -> FoundPeople:
+def _found(image: int, detections: Sequence[Mapping[str, Any]], actions: Actions) -> PredictedPeople:
     agents = [f"{name}_{AGENT}" for name in actions.names]
     roles = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
     try:
@@ -114,7 +114,7 @@ def _found(image: int, detections: Sequence[Mapping[str, Any]], actions: Actions
     except KeyError as reason:
         raise EvaluationError(f"image {image}: a detection has no {reason}") from reason
     values = table(role_values, (-1, len(roles), 5), float)
-    return FoundPeople(
+    return PredictedPeople(
         table(boxes, (-1, 4), float),
         table(agent_scores, (-1, len(agents)), float),
         values[..., 4],
@@ -123,7 +123,7 @@ def _found(image: int, detections: Sequence[Mapping[str, Any]], actions: Actions
 
 
 def people_images(
-    people: Mapping[int, People], found: Mapping[int, FoundPeople], actions: Actions
+    people: Mapping[int, People], found: Mapping[int, PredictedPeople], actions: Actions
 ) -> Iterator[PeopleImage]:
     """Every annotated image with what was found in it.
 
@@ -134,7 +134,7 @@ def people_images(
     if unknown:
         raise EvaluationError(f"{len(unknown)} images with detections are not annotated, the first is {unknown[0]}")
     roles = len(actions.roles)
-    nobody = FoundPeople(
+    nobody = PredictedPeople(
         np.zeros((0, 4)), np.zeros((0, len(actions.names))), np.zeros((0, roles)), np.zeros((0, roles, 4))
     )
     for image, truth in people.items():

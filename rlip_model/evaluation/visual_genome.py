@@ -90,7 +90,7 @@ MODES: tuple[Mode, ...] = ("predcls", "sgcls", "sgdet")
 
 
 @dataclass(frozen=True)
-class Graph:
+class GroundTruthGraph:
     """The true scene graph of one image.
 
     boxes `[boxes, 4]` xyxy, pixels; labels `[boxes]` from 1; relations `[relations, 3]`: subject, object, predicate
@@ -103,7 +103,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class FoundGraph:
+class PredictedGraph:
     """The scene graph found in one image, pairs already sorted: subject x object x best predicate, falling.
 
     boxes `[boxes, 4]` xyxy, pixels; labels, scores `[boxes]`; pairs `[pairs, 2]`, boxes of subject and object;
@@ -122,8 +122,8 @@ class GraphImage:
     """One image: its name (for messages), its scene graph, and what was found."""
 
     name: str
-    truth: Graph
-    found: FoundGraph
+    truth: GroundTruthGraph
+    found: PredictedGraph
 
     def check(self, num_objects: int, num_predicates: int) -> None:
         """Raises EvaluationError."""
@@ -219,14 +219,14 @@ def _with_known(image: GraphImage, mode: Mode) -> GraphImage:
     return replace(image, found=replace(image.found, boxes=given.boxes, labels=given.labels, scores=certain))
 
 
-def _is_unseen(truth: Graph, unseen: set[tuple[int, ...]]) -> Array:
+def _is_unseen(truth: GroundTruthGraph, unseen: set[tuple[int, ...]]) -> Array:
     """`[relations]`, True for triplets in `unseen`."""
     subjects, objects, predicates = truth.relations.T
     triplets = np.stack((truth.labels[subjects], truth.labels[objects], predicates), -1)
     return np.array([tuple(row) in unseen for row in triplets.tolist()], dtype=bool)
 
 
-def _best_unconstrained(found: FoundGraph) -> tuple[Array, Array]:
+def _best_unconstrained(found: PredictedGraph) -> tuple[Array, Array]:
     """Pairs and predicates of the best triplets, equal ones by pair, then by predicate."""
     scores = found.scores[found.pairs].prod(1)[:, None] * found.predicate_scores[:, 1:]
     pairs, predicates = np.divmod(largest(scores.reshape(-1), MOST_UNCONSTRAINED), scores.shape[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlip_model.encoder import Memory
 from rlip_model.model import RLIPModel, RTagger
-from rlip_model.queries import EntityQueries, PairQueries, Pairs
+from rlip_model.queries import EntityQueries, GivenPairs, PairQueries
 from rlip_model.text import NO_OBJECTS, load_tokenizer
 from sgpipe.records import Relation
 from sgpipe.sources.vocabulary import category_names
@@ -118,7 +118,7 @@ class Picture:
     def labels(self) -> Tensor:
         return torch.tensor([self.content["object_texts"].index(name) for name in self.names])
 
-    def pairs(self, indices: Sequence[tuple[int, int]]) -> Pairs:
+    def pairs(self, indices: Sequence[tuple[int, int]]) -> GivenPairs:
         return given_pairs(self.tensors["gt_boxes"], self.labels, indices)
 
     def fuse(self, model: RTagger, predicates: Sequence[str]) -> Memory:

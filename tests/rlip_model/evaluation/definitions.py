@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NOT_FOUND, Image
+from rlip_model.evaluation.inputs import NOT_PREDICTED, EvaluationImage
 from rlip_model.evaluation.vcoco import Actions, PeopleImage
 from rlip_model.evaluation.visual_genome import GraphImage
 
@@ -71,7 +71,7 @@ class Ranking:
         return float(sum(max((p for r, p in points if r >= level), default=0.0) for level in levels) / 11)
 
 
-def ranked(images: Sequence[Image], most: int, possible: Any = None) -> list[list[Detection]]:
+def ranked(images: Sequence[EvaluationImage], most: int, possible: Any = None) -> list[list[Detection]]:
     """The best detections of each image, by falling score; equal ones as listed."""
     result = []
     for number, image in enumerate(images):
@@ -81,7 +81,7 @@ def ranked(images: Sequence[Image], most: int, possible: Any = None) -> list[lis
             labels = int(found.subject_labels[pair]), int(found.object_labels[pair])
             for predicate in range(found.scores.shape[1]):
                 score = np.float32(found.scores[pair, predicate])
-                if score == NOT_FOUND:
+                if score == NOT_PREDICTED:
                     continue
                 if possible is not None and not possible[predicate][labels[1]]:
                     score = np.float32(0)
@@ -110,7 +110,7 @@ def phrase_fit(first: Detection, second: Detection) -> float:
     return overlap(first.phrase, second.phrase, touching=True)
 
 
-def true_ones(image: Image, number: int) -> list[Detection]:
+def true_ones(image: EvaluationImage, number: int) -> list[Detection]:
     truth = image.truth
     return [
         Detection(
@@ -148,7 +148,9 @@ def judge(found: Sequence[Detection], true: Sequence[Detection], quality: Callab
     return hits
 
 
-def rankings(images: Sequence[Image], found: Sequence[Sequence[Detection]], quality: Callable) -> dict[Class, Ranking]:
+def rankings(
+    images: Sequence[EvaluationImage], found: Sequence[Sequence[Detection]], quality: Callable
+) -> dict[Class, Ranking]:
     """By class, those that are true somewhere."""
     result: dict[Class, Ranking] = defaultdict(lambda: Ranking(0, [], []))
     for number, (image, detections) in enumerate(zip(images, found, strict=True)):
@@ -162,7 +164,7 @@ def rankings(images: Sequence[Image], found: Sequence[Sequence[Detection]], qual
 
 
 def hico(
-    images: Sequence[Image], possible: Any, *, pair_nms: bool = False, known_object: bool = False
+    images: Sequence[EvaluationImage], possible: Any, *, pair_nms: bool = False, known_object: bool = False
 ) -> dict[Class, Ranking]:
     found = ranked(images, 100, possible)
     for number, image in enumerate(images):
@@ -175,7 +177,7 @@ def hico(
     return rankings(images, found, relation_quality)
 
 
-def open_images(images: Sequence[Image], most: int, *, nms: bool = False) -> dict[str, dict[Class, Ranking]]:
+def open_images(images: Sequence[EvaluationImage], most: int, *, nms: bool = False) -> dict[str, dict[Class, Ranking]]:
     """Relations and phrases; `nms` without the published slip."""
     found = ranked(images, most)
     if nms:

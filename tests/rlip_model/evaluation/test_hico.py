@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
-from rlip_model.evaluation.hico_classes import CLASSES, SETTINGS, Split, class_numbers, possible_interactions, split
-from rlip_model.evaluation.inputs import EvaluationError, Image
+from rlip_model.evaluation.hico_classes import (
+    CLASSES,
+    SETTINGS,
+    ClassSplit,
+    class_numbers,
+    possible_interactions,
+    split,
+)
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage
 from rlip_model.evaluation.suppression import PairSuppression
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, image
 
@@ -14,11 +21,11 @@ RIGHT = (PERSON, THING, BICYCLE, {RIDE: 0.9})
 WRONG = (FAR, FAR, BICYCLE, {RIDE: 0.8})
 
 
-def precision(*images: Image, settings: HicoSettings | None = None) -> float:
+def precision(*images: EvaluationImage, settings: HicoSettings | None = None) -> float:
     return evaluate_hico(images, settings).per_class.mean()
 
 
-def rides(*found: tuple, **boxes: list) -> Image:
+def rides(*found: tuple, **boxes: list) -> EvaluationImage:
     return image([(0, 1, RIDE)], found, **boxes)
 
 
@@ -168,7 +175,7 @@ def test_blocks_do_not_show() -> None:
 def test_rare_and_others() -> None:
     scores: HicoScores = evaluate_hico([image([(0, 1, RIDE), (0, 1, WASH)], [RIGHT])])
     nobody = np.zeros((0, 3))
-    summary = scores.summary(Split.from_labels(np.array([[0, BICYCLE, RIDE]]), nobody))
+    summary = scores.summary(ClassSplit.from_labels(np.array([[0, BICYCLE, RIDE]]), nobody))
     assert summary["mAP rare"] == pytest.approx(1)
     assert summary["mAP"] == pytest.approx(0.5)
     assert math.isnan(summary["mAP non-rare"])

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlip_model.evaluation.inputs import EvaluationError, Image, Pairs, Truth
-from rlip_model.postprocess import Detections
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.postprocess import TripletDetections
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, image
 
 
-def check(scene: Image) -> None:
+def check(scene: EvaluationImage) -> None:
     scene.truth.check(scene.name, 80, 117)
     scene.found.check(scene.name, 80, 117)
 
@@ -38,7 +38,7 @@ def test_right_input_is_let_through() -> None:
         (image(found=[(PERSON, THING, 1, {})], num_predicates=5), "(1, 5), not 1 pairs x 117 predicates"),
     ],
 )
-def test_what_would_make_numbers_wrong_is_told(scene: Image, told: str) -> None:
+def test_what_would_make_numbers_wrong_is_told(scene: EvaluationImage, told: str) -> None:
     with pytest.raises(EvaluationError) as caught:
         check(scene)
     assert told in str(caught.value)
@@ -61,20 +61,20 @@ def test_what_would_make_numbers_wrong_is_told(scene: Image, told: str) -> None:
 )
 def test_lists_of_another_form_are_told(boxes: Any, labels: Any, triplets: Any) -> None:
     with pytest.raises(EvaluationError, match="not a table of"):
-        Truth.from_lists(boxes, labels, triplets)
+        GroundTruth.from_lists(boxes, labels, triplets)
 
 
 def test_lists_may_be_empty_or_have_whole_numbers_as_floats() -> None:
-    truth = Truth.from_lists([], [], [[]])
+    truth = GroundTruth.from_lists([], [], [[]])
     assert (truth.boxes.shape, truth.labels.shape, truth.triplets.shape) == ((0, 4), (0,), (0, 3))
-    assert Truth.from_lists([[0, 0, 1, 1]], [1.0], []).labels.tolist() == [1]
+    assert GroundTruth.from_lists([[0, 0, 1, 1]], [1.0], []).labels.tolist() == [1]
 
 
 def test_detections_keep_every_number() -> None:
     boxes = torch.tensor([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]])
     scores = torch.tensor([[0.25, 0.5, 0.75], [0.125, 0.0, 1.0]])
-    found = Detections(boxes, boxes + 1, torch.tensor([0, 1]), torch.tensor([2, 3]), scores.bfloat16())
-    pairs = Pairs.from_detections(found)
+    found = TripletDetections(boxes, boxes + 1, torch.tensor([0, 1]), torch.tensor([2, 3]), scores.bfloat16())
+    pairs = PredictedPairs.from_detections(found)
     assert len(pairs) == 2
     np.testing.assert_array_equal(pairs.object_boxes, boxes.numpy() + 1)
     np.testing.assert_array_equal(pairs.subject_labels, [0, 1])

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rlip_model.evaluation.inputs import EvaluationError, Image
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage
 from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, PhraseOrder, evaluate_open_images
 from rlip_model.evaluation.suppression import PairSuppression
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, Found, image
@@ -11,12 +11,12 @@ AT, HOLDS, WEARS = 0, 1, 2
 RIGHT = (PERSON, THING, 1, {HOLDS: 0.9})
 
 
-def scene(true: list[tuple[int, int, int]], found: list[Found], **boxes: list) -> Image:
+def scene(true: list[tuple[int, int, int]], found: list[Found], **boxes: list) -> EvaluationImage:
     return image(true, found, num_predicates=3, **boxes)
 
 
 def scores(
-    *images: Image, suppression: PairSuppression | None = None, order: PhraseOrder = "published"
+    *images: EvaluationImage, suppression: PairSuppression | None = None, order: PhraseOrder = "published"
 ) -> OpenImagesScores:
     return evaluate_open_images(images, OpenImagesSettings(6, 3, suppression, order))
 

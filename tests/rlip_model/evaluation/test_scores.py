@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rlip_model.evaluation.matching import NO_CLAIM
+from rlip_model.evaluation.matching import NO_MATCH
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import Tally
 
@@ -51,7 +51,7 @@ def test_nothing_at_all() -> None:
     for scores in (
         Tally().class_scores(),
         tally(([], [])).class_scores(),
-        tally(([], [(1, 0.5, NO_CLAIM)])).class_scores(),
+        tally(([], [(1, 0.5, NO_MATCH)])).class_scores(),
     ):
         assert len(scores.classes) == len(scores.scores) == 0
         assert math.isnan(scores.mean())
@@ -60,13 +60,13 @@ def test_nothing_at_all() -> None:
 
 
 def test_equal_scores_stay_in_order_or_are_turned_round() -> None:
-    equal = tally(([1], [(1, 0.5, 0), (1, 0.5, NO_CLAIM), (1, 0.9, NO_CLAIM)]))
+    equal = tally(([1], [(1, 0.5, 0), (1, 0.5, NO_MATCH), (1, 0.9, NO_MATCH)]))
     assert equal.class_scores(area).average_precision.tolist() == [1 / 2]
     assert equal.class_scores(area, last_first=True).average_precision == pytest.approx([1 / 3])
 
 
 def test_the_curve_of_one_class() -> None:
-    scores = tally(([1, 2], [(2, 0.25, 1), (1, 0.5, 0), (2, 0.75, NO_CLAIM)])).class_scores()
+    scores = tally(([1, 2], [(2, 0.25, 1), (1, 0.5, 0), (2, 0.75, NO_MATCH)])).class_scores()
     confidences, correct = scores.of_class(2)
     assert (confidences.tolist(), correct.tolist()) == ([0.75, 0.25], [False, True])
     assert len(scores.of_class(7)[0]) == len(scores.of_class(0)[0]) == 0

@@ -7,7 +7,7 @@ import pytest
 
 from rlip_model.evaluation.inputs import EvaluationError
 from rlip_model.evaluation.vcoco import evaluate_vcoco
-from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_found_people, read_people
+from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
 
 
 def annotation(number: int, category: int, bbox: list[float], **more: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_a_role_without_box_is_told() -> None:
 
 def test_detections_are_read_and_judged() -> None:
     actions = read_actions(VERBS)
-    found = read_found_people([DETECTION], actions)
+    found = read_predicted_people([DETECTION], actions)
     assert found[7].role_scores.tolist() == [[0.75, 1.0]]
     images = list(people_images(read_people(COCO, VERBS), found, actions))
     assert [image.name for image in images] == ["7", "3"]
@@ -92,10 +92,12 @@ def test_detections_are_read_and_judged() -> None:
 def test_other_detections_are_told(change: dict[str, Any], told: str) -> None:
     actions = read_actions(VERBS)
     with pytest.raises(EvaluationError, match=told):
-        list(people_images(read_people(COCO, VERBS), read_found_people([{**DETECTION, **change}], actions), actions))
+        list(
+            people_images(read_people(COCO, VERBS), read_predicted_people([{**DETECTION, **change}], actions), actions)
+        )
 
 
 def test_a_missing_key_is_told() -> None:
     detection = {key: value for key, value in DETECTION.items() if key != "cut_instr"}
     with pytest.raises(EvaluationError, match="image 7: a detection has no 'cut_instr'"):
-        read_found_people([detection], read_actions(VERBS))
+        read_predicted_people([detection], read_actions(VERBS))

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from rlip_model.evaluation.inputs import EvaluationError
-from rlip_model.evaluation.visual_genome import FoundGraph, Graph, GraphImage, GraphScores, Mode, evaluate_graphs
+from rlip_model.evaluation.visual_genome import (
+    GraphImage,
+    GraphScores,
+    GroundTruthGraph,
+    Mode,
+    PredictedGraph,
+    evaluate_graphs,
+)
 
 BOXES = [[0, 0, 9, 9], [50, 50, 59, 59], [200, 200, 230, 230]]
 LABELS = [5, 6, 7]
@@ -26,14 +33,16 @@ def scene(
         row[0] = 0.99  # background
         for predicate, score in own.items():
             row[predicate] = score
-    found = FoundGraph(
+    found = PredictedGraph(
         np.array(boxes, dtype=float).reshape(-1, 4),
         np.array(labels, dtype=int),
         np.array(scores[: len(boxes)], dtype=float),
         np.array([pair[:2] for pair in pairs], dtype=int).reshape(-1, 2),
         predicates,
     )
-    truth = Graph(np.array(BOXES, dtype=float), np.array(LABELS), np.array(relations, dtype=int).reshape(-1, 3))
+    truth = GroundTruthGraph(
+        np.array(BOXES, dtype=float), np.array(LABELS), np.array(relations, dtype=int).reshape(-1, 3)
+    )
     return GraphImage("7", truth, found)
 
 

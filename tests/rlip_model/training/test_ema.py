@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from rlip_model.training.averaging import Average
+from rlip_model.training.ema import EMA
 
 
 def moved(network: nn.Linear, value: float) -> None:
@@ -14,36 +14,36 @@ def moved(network: nn.Linear, value: float) -> None:
 def test_the_average_of_parameters_follows_them() -> None:
     network = nn.Linear(1, 1, bias=False)
     moved(network, 0.0)
-    average, expected = Average(network, decay=0.3), 0.0
+    ema, expected = EMA(network, decay=0.3), 0.0
     for update, value in enumerate((1.0, 2.0, -4.0, 8.0, 1.0), 1):
         moved(network, value)
-        average.update()
+        ema.update()
         decay = min(0.3, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * value
-        torch.testing.assert_close(average.values["weight"].item(), expected)
-    assert average.updates == 5
+        torch.testing.assert_close(ema.values["weight"].item(), expected)
+    assert ema.updates == 5
 
 
 def test_swapping_twice_changes_nothing() -> None:
     network = nn.Linear(2, 2)
-    average = Average(network, decay=0.9)
+    ema = EMA(network, decay=0.9)
     moved(network, 5.0)
-    average.swap()
+    ema.swap()
     assert not (network.weight == 5).any()
-    assert (average.values["weight"] == 5).all()
-    average.swap()
+    assert (ema.values["weight"] == 5).all()
+    ema.swap()
     assert (network.weight == 5).all()
 
 
 def test_what_is_frozen_has_no_average() -> None:
     network = nn.Linear(2, 2)
     network.bias.requires_grad_(False)
-    assert Average(network, decay=0.9).values.keys() == {"weight"}
+    assert EMA(network, decay=0.9).values.keys() == {"weight"}
 
 
 def test_an_average_goes_on_from_what_was_stored() -> None:
     network = nn.Linear(1, 1, bias=False)
-    whole, cut = Average(network, decay=0.99), Average(network, decay=0.99)
+    whole, cut = EMA(network, decay=0.99), EMA(network, decay=0.99)
     for value in (1.0, 2.0):
         moved(network, value)
         whole.update()

@@ -30,7 +30,7 @@ AFTER_OTHERS = re.compile(
 )
 
 
-def mirrored_text(text: str) -> str:
+def flip_text(text: str) -> str:
     """The text with left and right swapped wherever they are sides; upper and lower case stay."""
     parts = WORD.split(text)
     words = ["", *(word.lower() for word in parts[1::2]), ""]

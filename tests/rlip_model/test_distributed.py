@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from rlip_model.distributed import gather, global_mean, rank, without_collectives, world_size
 from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
-from rlip_model.processes import alone, average, gather, rank, world
 from tests.rlip_model.samples import random_output, random_triplets
 
 CRITERIA = (
@@ -38,11 +38,11 @@ def _one_of_two(number: int, meeting: str) -> None:
         own = losses(slice(2 * number, 2 * number + 2))
         every = gather(own)
         expected = torch.tensor(losses_alone)
-        assert (rank(), world()) == (number, 2)
+        assert (rank(), world_size()) == (number, 2)
         torch.testing.assert_close(torch.tensor(every).mean(0), expected, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(torch.tensor(every[0]), expected, rtol=1e-2)
-        with alone():
-            assert world() == 1
+        with without_collectives():
+            assert world_size() == 1
             if number == 0:  # the other process computes nothing here
                 assert losses(slice(None)) == losses_alone
     finally:
@@ -58,7 +58,7 @@ def test_two_processes_lose_as_much_as_one(tmp_path: Path) -> None:
 
 
 def test_alone_an_average_is_a_mean() -> None:
-    assert average(torch.tensor(6.0), torch.tensor(4)) == 1.5
-    assert average(torch.tensor(6.0), torch.tensor(0)) == 6
-    assert average(torch.tensor(6.0), torch.tensor(0.5), least=0.0) == 12
+    assert global_mean(torch.tensor(6.0), torch.tensor(4)) == 1.5
+    assert global_mean(torch.tensor(6.0), torch.tensor(0)) == 6
+    assert global_mean(torch.tensor(6.0), torch.tensor(0.5), least=0.0) == 12
     assert gather("x") == ["x"]

@@ -7,7 +7,7 @@ import torch
 
 from rlip_model.checkpoint import convert
 from rlip_model.model import ParSeD, ParSeDA, RTagger
-from rlip_model.trim import kept_rows, trim_queries
+from rlip_model.prune_queries import kept_rows, prune_queries
 from tests.rlip_model.conftest import tiny_network
 from tests.rlip_model.official_names import write_official
 
@@ -28,7 +28,7 @@ def test_which_rows() -> None:
 @pytest.mark.parametrize("pairwise", [True, False])
 def test_every_table_is_trimmed(kind: type[ParSeD], pairwise: bool) -> None:
     network = tiny_network(kind)
-    trimmed = trim_queries(network, 24, pairwise)
+    trimmed = prune_queries(network, 24, pairwise)
     rows = [*range(12), *range(20, 32)] if pairwise else [*range(24)]
     for table in QUERY_TABLES[kind]:
         before, after = (getattr(each.queries, table).weight for each in (network, trimmed))
@@ -44,7 +44,7 @@ def test_every_table_is_trimmed(kind: type[ParSeD], pairwise: bool) -> None:
 @torch.no_grad()
 def test_pairs_start_from_the_boxes_they_had() -> None:
     network = tiny_network(ParSeDA)
-    trimmed = trim_queries(network, 24)
+    trimmed = prune_queries(network, 24)
     before, after = (each.queries.entities(1).references[0].chunk(2) for each in (network, trimmed))
     for role_before, role_after in zip(before, after, strict=True):
         assert torch.equal(role_after, role_before[:12])
@@ -53,7 +53,7 @@ def test_pairs_start_from_the_boxes_they_had() -> None:
 @pytest.mark.parametrize("wanted", [0, 7, 42, -2])
 def test_what_cannot_be_kept(wanted: int) -> None:
     with pytest.raises(ValueError, match=f"{wanted} queries cannot be kept of 40"):
-        trim_queries(tiny_network(ParSeD), wanted)
+        prune_queries(tiny_network(ParSeD), wanted)
 
 
 def test_while_converting(tmp_path: Path, tagger: RTagger) -> None:

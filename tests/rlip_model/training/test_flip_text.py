@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlip_model.training.mirror import mirrored_text
+from rlip_model.training.flip_text import flip_text
 
 SWAPPED = [
     ("left", "right"),
@@ -58,13 +58,13 @@ UNCHANGED = [
 
 @pytest.mark.parametrize(("text", "expected"), SWAPPED)
 def test_sides_are_swapped_both_ways(text: str, expected: str) -> None:
-    assert mirrored_text(text) == expected
-    assert mirrored_text(expected) == text
+    assert flip_text(text) == expected
+    assert flip_text(expected) == text
 
 
 @pytest.mark.parametrize("text", UNCHANGED)
 def test_what_is_no_side_stays(text: str) -> None:
-    assert mirrored_text(text) == text
+    assert flip_text(text) == text
 
 
 WORDS = sorted({word for text in (*UNCHANGED, *(pair[0] for pair in SWAPPED)) for word in text.split()})
@@ -72,4 +72,4 @@ WORDS = sorted({word for text in (*UNCHANGED, *(pair[0] for pair in SWAPPED)) fo
 
 @given(st.lists(st.sampled_from([*WORDS, "right", "Left"])).map(" ".join) | st.text())
 def test_the_mirror_of_the_mirror_is_the_text(text: str) -> None:
-    assert mirrored_text(mirrored_text(text)) == text
+    assert flip_text(flip_text(text)) == text

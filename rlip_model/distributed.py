@@ -16,7 +16,7 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def without_collectives() -> Iterator[None]:
     """Within it, this process does not wait for the others; for work that they don't do at the same time."""
     token = _alone.set(True)
     try:
@@ -33,12 +33,12 @@ def rank() -> int:
     return distributed.get_rank() if is_distributed() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of processes."""
     return distributed.get_world_size() if is_distributed() else 1
 
 
-def average(summed: Tensor, count: Tensor, least: float = 1.0) -> Tensor:
+def global_mean(summed: Tensor, count: Tensor, least: float = 1.0) -> Tensor:
     """A sum over this process's items, divided by the mean number of items of all processes.
 
     Averaged over the processes, as their gradients are, it is the mean over all items, as one process that has
@@ -51,13 +51,13 @@ def average(summed: Tensor, count: Tensor, least: float = 1.0) -> Tensor:
     total = count.detach().clone()
     if is_distributed():
         distributed.all_reduce(total)
-    return summed * world() / total.clamp(min=least)
+    return summed * world_size() / total.clamp(min=least)
 
 
 def gather(value: Value) -> list[Value]:
     """The value of every process, by rank."""
     if not is_distributed():
         return [value]
-    values: list[Any] = [None] * world()
+    values: list[Any] = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values

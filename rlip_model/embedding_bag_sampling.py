@@ -21,7 +21,7 @@ BYTES_PER_PICK = 2**21
 CORNERS = 4
 
 
-def sample_by_bags(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
+def sample_by_embedding_bags(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
     """`attention.sample` where the sides of every level are at least 2, and the places finite.
 
     Gradients are those of `grid_sample`, at the borders of pixels too, and cannot be differentiated again. Nothing

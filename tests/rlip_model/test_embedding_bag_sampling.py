@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rlip_model import bags
+from rlip_model import embedding_bag_sampling
 from rlip_model.attention import sample, sample_by_grid
-from rlip_model.bags import Shapes, sample_by_bags
+from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 
 SHAPES = ((7, 9), (4, 5), (2, 2))
 Case = tuple[Tensor, Tensor, Tensor]
@@ -43,7 +43,11 @@ def with_gradients(way: Callable[..., Tensor], case: Case, shapes: Shapes = SHAP
 
 
 def check_equal(case: Case, shapes: Shapes = SHAPES) -> None:
-    pairs = zip(with_gradients(sample_by_bags, case, shapes), with_gradients(sample_by_grid, case, shapes), strict=True)
+    pairs = zip(
+        with_gradients(sample_by_embedding_bags, case, shapes),
+        with_gradients(sample_by_grid, case, shapes),
+        strict=True,
+    )
     for found, expected in pairs:
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
@@ -52,13 +56,13 @@ def check_equal(case: Case, shapes: Shapes = SHAPES) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_equals_grid_sample(monkeypatch: pytest.MonkeyPatch, queries: int, batch: int) -> None:
     """Also where the last chunk and the last part of it are smaller than the others."""
-    monkeypatch.setattr(bags, "POINTS_PER_CHUNK", 720)
-    monkeypatch.setattr(bags, "BYTES_PER_PICK", 8 * 8 * 36 * 7)
+    monkeypatch.setattr(embedding_bag_sampling, "POINTS_PER_CHUNK", 720)
+    monkeypatch.setattr(embedding_bag_sampling, "BYTES_PER_PICK", 8 * 8 * 36 * 7)
     case = random_case(queries=queries, batch=batch)
     if queries:
         check_equal(case)
     else:
-        gradients = with_gradients(sample_by_bags, case)
+        gradients = with_gradients(sample_by_embedding_bags, case)
         assert [tuple(each.shape) for each in gradients] == [(batch, 0, 32), *(tuple(each.shape) for each in case)]
         assert gradients[1].eq(0).all()
 
@@ -69,7 +73,7 @@ def test_any_width(heads: int, points: int, dim: int) -> None:
 
 
 def test_no_picture() -> None:
-    assert [len(each) for each in with_gradients(sample_by_bags, random_case(batch=0))] == [0, 0, 0, 0]
+    assert [len(each) for each in with_gradients(sample_by_embedding_bags, random_case(batch=0))] == [0, 0, 0, 0]
 
 
 def test_slopes_at_the_borders_of_pixels_and_maps() -> None:
@@ -87,7 +91,7 @@ def test_single_precision_at_the_size_of_a_picture() -> None:
     shapes = ((50, 67), (25, 34))
     value, places, weights = random_case(shapes, batch=1, queries=300, dtype=torch.float32)
     case = (value, places, weights.flatten(3).softmax(-1).view(weights.shape))
-    sampled, *found = with_gradients(sample_by_bags, case, shapes)
+    sampled, *found = with_gradients(sample_by_embedding_bags, case, shapes)
     expected_sampled, *expected = with_gradients(sample_by_grid, case, shapes)
     torch.testing.assert_close(sampled, expected_sampled, rtol=0, atol=1e-5)
     for gradient, other in zip(found, expected, strict=True):
@@ -97,14 +101,14 @@ def test_single_precision_at_the_size_of_a_picture() -> None:
 def test_gradcheck() -> None:
     value, places, weights = random_case(((3, 4), (2, 2)), batch=2, queries=2, heads=2, points=2, dim=3)
     inputs = [tensor.requires_grad_() for tensor in (value, places, weights)]
-    assert torch.autograd.gradcheck(lambda v, *others: sample_by_bags(v, ((3, 4), (2, 2)), *others), inputs)
+    assert torch.autograd.gradcheck(lambda v, *others: sample_by_embedding_bags(v, ((3, 4), (2, 2)), *others), inputs)
 
 
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
 def test_only_the_gradients_that_are_asked_for(wanted: tuple[bool, ...]) -> None:
     case = random_case()
     inputs = [tensor.clone().requires_grad_(want) for tensor, want in zip(case, wanted, strict=True)]
-    sample_by_bags(inputs[0], SHAPES, *inputs[1:]).sum().backward()
+    sample_by_embedding_bags(inputs[0], SHAPES, *inputs[1:]).sum().backward()
     assert [tensor.grad is not None for tensor in inputs] == list(wanted)
 
 
@@ -123,7 +127,7 @@ def test_strided_inputs() -> None:
 
 def test_no_second_derivative() -> None:
     value, places, weights = (tensor.requires_grad_() for tensor in random_case())
-    sampled = sample_by_bags(value, SHAPES, places, weights)
+    sampled = sample_by_embedding_bags(value, SHAPES, places, weights)
     (gradient,) = torch.autograd.grad(sampled.square().sum(), value, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -138,7 +142,7 @@ def test_keeps_its_arguments_only() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        sample_by_bags(value, SHAPES, places, weights)
+        sample_by_embedding_bags(value, SHAPES, places, weights)
     assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in (value, places, weights)}
 
 
@@ -146,9 +150,11 @@ def test_under_activation_checkpoints() -> None:
     case = random_case()
 
     def recomputed(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
-        return checkpoint(sample_by_bags, value, shapes, places, weights, use_reentrant=False)
+        return checkpoint(sample_by_embedding_bags, value, shapes, places, weights, use_reentrant=False)
 
-    for found, expected in zip(with_gradients(recomputed, case), with_gradients(sample_by_bags, case), strict=True):
+    for found, expected in zip(
+        with_gradients(recomputed, case), with_gradients(sample_by_embedding_bags, case), strict=True
+    ):
         assert torch.equal(found, expected)
 
 

@@ -28,7 +28,7 @@ def kept_rows(total: int, wanted: int, pairwise: bool = True) -> Tensor:
     return torch.cat((first, total // 2 + first))
 
 
-def trim_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> RLIPModel:
+def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> RLIPModel:
     """A copy of a network with its first `num_queries` queries; see `kept_rows` for which are the first.
 
     Raises:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Array, Image
+from rlip_model.evaluation.inputs import Array, EvaluationImage
 from rlip_model.evaluation.scores import ClassScores, Tally, mean
-from rlip_model.evaluation.triplets import Triplets, best_triplets, blocks, match, true_triplets
+from rlip_model.evaluation.triplets import TripletTable, best_triplets, blocks, ground_truth_triplets, match
 
 MOST_DETECTIONS = 100  # per image
 VERBS = (
@@ -72,7 +72,7 @@ class VcocoTrainingScores:
 
 
 def evaluate_vcoco_training(
-    images: Iterable[Image], possible: Array, verbs: Sequence[str] = VERBS
+    images: Iterable[EvaluationImage], possible: Array, verbs: Sequence[str] = VERBS
 ) -> VcocoTrainingScores:
     """Scores of a data set, read as a stream.
 
@@ -90,11 +90,11 @@ def evaluate_vcoco_training(
         for image in block:
             image.truth.check(image.name, possible.shape[1], len(verbs), objectless=True)
             image.found.check(image.name, possible.shape[1], len(verbs))
-        true, found = true_triplets(block), best_triplets(block, MOST_DETECTIONS, possible)
+        true, found = ground_truth_triplets(block), best_triplets(block, MOST_DETECTIONS, possible)
         claims = match(found, true, _groups(found, len(verbs)), _groups(true, len(verbs)))
         tally.add(true.predicates, found.predicates, found.scores, claims)
     return VcocoTrainingScores(tuple(verbs), tally.class_scores())
 
 
-def _groups(triplets: Triplets, num_verbs: int) -> Array:
+def _groups(triplets: TripletTable, num_verbs: int) -> Array:
     return triplets.image * num_verbs + triplets.predicates

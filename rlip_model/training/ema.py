@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """Averages of a network's trainable parameters, by name.
 
     Args:
