@@ -1,10 +1,10 @@
-"""The R-Tagger at paper size on one picture: sgpipe against the reference's procedure, on the same weights.
+"""The R-Tagger at paper size on one image: sgpipe against the reference's procedure, on the same weights.
 
     python -m benchmarks.bench_tagger [--rounds N] [--threads N] [--groups N ...]
 
-A picture of 800x1066, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference passes the picture through
-the network once per group, and all texts through the text encoder for every picture, padded to the longest. sgpipe
-encodes the picture once for all groups, and knows texts that it has seen. Scores are compared. Times are medians of CPU
+An image of 800x1066, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference passes the image through
+the network once per group, and all texts through the text encoder for every image, padded to the longest. sgpipe
+encodes the image once for all groups, and knows texts that it has seen. Scores are compared. Times are medians of CPU
 time by turns; from 4 groups on one turn is measured.
 """
 
@@ -42,7 +42,7 @@ OBJECTS = [*category_names("coco").values(), NO_OBJECTS]
 
 @dataclass(frozen=True)
 class Case:
-    """A picture and what is asked about it."""
+    """An image and what is asked about it."""
 
     tagger: RTagger
     padded: PaddedTextEncoder
@@ -100,7 +100,7 @@ def check_equal(found: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def parts(case: Case, groups: list[GivenPairs]) -> dict[str, Callable[[], object]]:
-    """What sgpipe does for a picture whose texts it has seen, part by part."""
+    """What sgpipe does for an image whose texts it has seen, part by part."""
     tagger = case.tagger
     image, labels = tagger.encode_image(case.pixels), tagger.encode_labels(OBJECTS, case.predicates)
     memory = tagger.fuse(image, labels)
@@ -154,7 +154,7 @@ def main() -> None:
     case, rate = make_case(), matrix_rate()
     texts, remark = texts_table(case, options.rounds, rate)
     columns = ("groups of 100 pairs", "reference, s", "sgpipe, s", "ratio", "scores differ by")
-    table = Table(*columns, title=f"a picture of 800x1066, {TEXTS} texts seen before")
+    table = Table(*columns, title=f"an image of 800x1066, {TEXTS} texts seen before")
     split = Table("groups", "part", "CPU seconds", "at the limit", title="sgpipe, part by part")
     for count in options.groups:
         groups = make_groups(count)

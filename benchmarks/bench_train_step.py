@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_train_step [--rounds N] [--threads N]
 
-One picture of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50, dropout as
+One image of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50, dropout as
 published. The reference pads all texts to the longest, samples by one `grid_sample` per level and uses AdamW as it is
 by default. Each measurement is a process of its own, by turns: first a step without dropout and noise, whose loss and
 gradient are compared, then the one that is timed (CPU time of all threads). Peak is the most memory that it ever had.

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlip_model.boxes import generalized_iou, to_corners
-from rlip_model.diagnostics import PredictionErrors, prediction_errors
 from rlip_model.distributed import global_mean, world_size
 from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.matcher import Assignment, MatchingCosts, match
@@ -33,6 +32,19 @@ class LossWeights:
     relation: float = 1.0
     box: float = 2.5
     giou: float = 1.0
+
+
+@dataclass(frozen=True)
+class PredictionErrors:
+    """Figures for the log, without gradient.
+
+    subject_class, object_class: percentage of matched triplets whose class is predicted wrongly (None where subjects
+    are not classified); cardinality: mean absolute difference between the predicted and the target number of triplets.
+    """
+
+    subject_class: Tensor | None
+    object_class: Tensor
+    cardinality: Tensor
 
 
 @dataclass(frozen=True)
@@ -207,3 +219,22 @@ def box_losses(
 def _mean_of_objects(summed: Tensor, count: Tensor) -> Tensor:
     """As published, where there may be none; so many processes add so many times as little."""
     return global_mean(summed, count + SMALLEST_COUNT / world_size(), least=0.0)
+
+
+@torch.no_grad()
+def prediction_errors(output: LayerOutput, targets: TripletBatch, assignment: Assignment) -> PredictionErrors:
+    """Count wrong classes among the matched triplets, and compare the numbers of triplets."""
+    triplets, chosen = targets.triplets, assignment.triplets
+    subject_class = None
+    if output.subject_logits is not None:
+        subject_class = _class_error(assignment.of(output.subject_logits), triplets.subject_labels[chosen])
+    object_class = _class_error(assignment.of(output.object_logits), triplets.object_labels[chosen])
+    predicted = (output.object_logits.argmax(-1) != output.object_logits.shape[-1] - 1).sum(1)
+    target = torch.tensor(targets.counts, device=predicted.device)
+    return PredictionErrors(subject_class, object_class, (predicted - target).abs().float().mean())
+
+
+def _class_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Wrong classes in percent; 100 where there is nothing to classify, as in DETR's logs."""
+    correct = (logits.argmax(-1) == labels).sum()
+    return 100 - 100 * correct / max(len(labels), 1)

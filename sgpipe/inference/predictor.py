@@ -1,4 +1,4 @@
-"""What a trained network finds in the pictures of shards: batch by batch, by one process or several.
+"""What a trained network finds in the images of shards: batch by batch, by one process or several.
 
 Several processes that predict together, by Ray.
 """
@@ -27,7 +27,7 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import autocast
 from sgpipe.errors import EngineError, UserError
 from sgpipe.images import ImageError
-from sgpipe.inference.rows import PictureRow, Unit, iter_rows
+from sgpipe.inference.rows import ImageRow, Unit, iter_rows
 from sgpipe.sources.annotated import ClassLists
 from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
@@ -43,7 +43,7 @@ _PREFETCH = 2  # batches
 class Computing:
     """How a network computes.
 
-    sides: shorter and longer one of pictures, in pixels; None: as the network was trained. threads: that read pictures.
+    sides: shorter and longer one of images, in pixels; None: as the network was trained. threads: that read images.
     workers: processes; gpus: of each.
     """
 
@@ -71,15 +71,15 @@ class PredictConfig(Computing):
 
 @dataclass(frozen=True)
 class Predicted:
-    """What was found in one picture; labels and predicates count the classes. error: why nothing could be."""
+    """What was found in one image; labels and predicates count the classes. error: why nothing could be."""
 
-    row: PictureRow
+    row: ImageRow
     pairs: PredictedPairs | None = None
     error: str | None = None
 
 
 def predict(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
-    """Every picture of the shards, in their order, however many workers there are. Error rows are among them.
+    """Every image of the shards, in their order, however many workers there are. Error rows are among them.
 
     Raises:
         UserError: the network or a shard is missing or wrong.
@@ -114,7 +114,7 @@ class Predictor:
         nn.Module.to(self._network, self._device)
 
     def __call__(self, unit: Unit) -> Iterator[Predicted]:
-        """The pictures of a unit in their order."""
+        """The images of a unit in their order."""
         for batch in self._batches(iter_rows(unit)):
             found = iter(self._detect([pixels for _, pixels, error in batch if not error]))
             for row, _, error in batch:
@@ -122,11 +122,11 @@ class Predictor:
                     Predicted(row, error=error) if error is not None else Predicted(row, self._pairs(next(found), row))
                 )
 
-    def _batches(self, rows: Iterable[PictureRow]) -> Iterator[list[tuple[PictureRow, Tensor, str | None]]]:
-        """Pictures are read by threads, a few batches ahead."""
-        pending: deque[Future[tuple[PictureRow, Tensor, str | None]]] = deque()
+    def _batches(self, rows: Iterable[ImageRow]) -> Iterator[list[tuple[ImageRow, Tensor, str | None]]]:
+        """Images are read by threads, a few batches ahead."""
+        pending: deque[Future[tuple[ImageRow, Tensor, str | None]]] = deque()
         size = self.config.batch
-        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="pictures") as pool:
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="images") as pool:
             for row in rows:
                 pending.append(pool.submit(self._read, row))
                 if len(pending) > _PREFETCH * size:
@@ -134,7 +134,7 @@ class Predictor:
             while pending:
                 yield [pending.popleft().result() for _ in range(min(size, len(pending)))]
 
-    def _read(self, row: PictureRow) -> tuple[PictureRow, Tensor, str | None]:
+    def _read(self, row: ImageRow) -> tuple[ImageRow, Tensor, str | None]:
         if row.error is not None:
             return row, torch.zeros(0), row.error
         try:
@@ -142,20 +142,20 @@ class Predictor:
         except ImageError as error:
             return row, torch.zeros(0), str(error)
 
-    def _detect(self, pictures: Sequence[Tensor]) -> list[TripletDetections]:
-        """Boxes normalised xyxy. Only pictures of one size go through together: padding changes what is found."""
+    def _detect(self, tensors: Sequence[Tensor]) -> list[TripletDetections]:
+        """Boxes normalised xyxy. Only tensors of one size go through together: padding changes what is found."""
         by_size: dict[torch.Size, list[int]] = {}
-        for place, picture in enumerate(pictures):
-            by_size.setdefault(picture.shape, []).append(place)
+        for place, tensor in enumerate(tensors):
+            by_size.setdefault(tensor.shape, []).append(place)
         found: dict[int, TripletDetections] = {}
         for places in by_size.values():
-            together = torch.stack([pictures[place] for place in places])
+            together = torch.stack([tensors[place] for place in places])
             found.update(zip(places, self._detect_together(together), strict=True))
-        return [found[place] for place in range(len(pictures))]
+        return [found[place] for place in range(len(tensors))]
 
     @torch.no_grad()
     def _detect_together(self, pixels: Tensor) -> list[TripletDetections]:
-        """pixels `[pictures, 3, height, width]`."""
+        """pixels `[images, 3, height, width]`."""
         classes = self.config.classes
         precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
         with enough_memory(self._device, f"lower --batch {self.config.batch}"), autocast(self._device, precision):
@@ -171,8 +171,8 @@ class Predictor:
         detections = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
         return detections(output, sizes, person)
 
-    def _pairs(self, found: TripletDetections, row: PictureRow) -> PredictedPairs:
-        """With boxes in pixels of the picture; as officially, they may reach out of it.
+    def _pairs(self, found: TripletDetections, row: ImageRow) -> PredictedPairs:
+        """With boxes in pixels of the image; as officially, they may reach out of it.
 
         Raises UserError: numbers that are not finite.
         """

@@ -12,11 +12,10 @@ from transformers import PreTrainedTokenizerBase, RobertaModel
 from rlip_model.checkpoint import convert, load_roberta, roberta_sizes, save_atomically
 from rlip_model.config import RLIPConfig
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger, build_model
-from rlip_model.presets import KINDS, preset
+from rlip_model.presets import KINDS, preset, tiny_sizes
 from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from rlip_model.text import NO_OBJECTS, TokenizerError, build_tokenizer, load_tokenizer, spread
-from rlip_model.tiny import tiny_sizes
 from sgpipe.errors import UserError
 from sgpipe.training.recipe import Kind, ModelConfig
 

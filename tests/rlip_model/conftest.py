@@ -9,7 +9,7 @@ import torch
 from rlip_model.config import Fusion
 from rlip_model.model import ParSeD, ParSeDA, RTagger
 from rlip_model.queries import GivenPairs
-from rlip_model.tiny import make_tagger, tiny_config
+from tests.factories import make_tagger, tiny_config
 
 TEXTS = (
     "person dog horse bench no objects",

@@ -7,7 +7,7 @@ import torch
 
 from rlip_model.model import ParSeD, ParSeDA, RTagger
 from rlip_model.queries import GivenPairs
-from rlip_model.tiny import tiny_config
+from tests.factories import tiny_config
 from tests.rlip_model.conftest import random_pairs
 
 OBJECTS = ["person", "dog", "horse", "no objects"]

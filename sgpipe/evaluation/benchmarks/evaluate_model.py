@@ -1,4 +1,4 @@
-"""A trained network on the pictures of shards, evaluated as the benchmarks do.
+"""A trained network on the images of shards, evaluated as the benchmarks do.
 
 A trained network evaluated as V-COCO and as Visual Genome do, whose evaluators want other things than pairs.
 """
@@ -33,7 +33,7 @@ from sgpipe.evaluation.benchmarks.graphs import read_graphs
 from sgpipe.evaluation.benchmarks.pairs import read_truths
 from sgpipe.evaluation.result import EvaluationResult
 from sgpipe.inference.predictor import Computing, PredictConfig, Task, predict
-from sgpipe.inference.rows import PictureRow, Unit, image_number, picture_units
+from sgpipe.inference.rows import ImageRow, Unit, image_number, image_units
 from sgpipe.inference.writers.graphs import found_graph
 from sgpipe.inference.writers.vcoco import PeopleReader
 from sgpipe.sources.annotated import AnnotationSource, ClassLists
@@ -44,7 +44,7 @@ from sgpipe.storage.shards import iter_records
 
 @dataclass(frozen=True)
 class ModelRun(Computing):
-    """A network and the pictures it is to be asked about.
+    """A network and the images it is to be asked about.
 
     annotations: the benchmark's file; without it, the shards tell what is true. classes: see `read_classes`; without
     it, those of the data.
@@ -69,8 +69,8 @@ class ModelRun(Computing):
         return PredictConfig(self.model, classes, task, **how)
 
     def units(self) -> list[Unit]:
-        """Raises UserError: as `picture_units`."""
-        return picture_units(self.data, self.split, self.images)
+        """Raises UserError: as `image_units`."""
+        return image_units(self.data, self.split, self.images)
 
 
 def evaluate_hico_model(run: ModelRun, options: HicoOptions, *, zero_shot: bool = False) -> EvaluationResult:
@@ -124,18 +124,18 @@ class ModelImages:
     notes: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[EvaluationImage]:
-        """Every annotated image; one whose picture cannot be read, or that the shards lack, has no predictions.
+        """Every annotated image; one whose image cannot be read, or that the shards lack, has no predictions.
 
         Raises:
-            UserError: an input is missing or wrong, a picture is not annotated, or none can be read.
+            UserError: an input is missing or wrong, an image is not annotated, or none can be read.
         """
         truths, seen = read_truths(self.source), set[str]()
         for row, pairs in readable(self.config, self.units, self.notes):
             name = row.file_name
             if name not in truths:
-                raise UserError(f"picture {name!r} is not in {self.source.files['annotations']}")
+                raise UserError(f"image {name!r} is not in {self.source.files['annotations']}")
             if name in seen:
-                raise UserError(f"picture {name!r} is there twice; choose a split by --split")
+                raise UserError(f"image {name!r} is there twice; choose a split by --split")
             seen.add(name)
             yield EvaluationImage(name, truths[name], pairs)
         if missing := len(truths) - len(seen):
@@ -146,8 +146,8 @@ class ModelImages:
 
 def readable(
     config: PredictConfig, units: Sequence[Unit], notes: list[str]
-) -> Iterator[tuple[PictureRow, PredictedPairs]]:
-    """What is found in the pictures that can be read; how many cannot is noted.
+) -> Iterator[tuple[ImageRow, PredictedPairs]]:
+    """What is found in the images that can be read; how many cannot is noted.
 
     Raises: as `predict`, and UserError: none can be read.
     """
@@ -159,9 +159,9 @@ def readable(
             count += 1
             yield found.row, found.pairs
     if not count:
-        raise UserError(f"no picture could be read: {failed[0] if failed else 'there is none'}")
+        raise UserError(f"no image could be read: {failed[0] if failed else 'there is none'}")
     if failed:
-        notes.append(f"{len(failed):,} rows have no picture that could be read; the first: {failed[0]}")
+        notes.append(f"{len(failed):,} rows have no image that could be read; the first: {failed[0]}")
 
 
 def _nothing(num_predicates: int) -> PredictedPairs:
@@ -170,7 +170,7 @@ def _nothing(num_predicates: int) -> PredictedPairs:
     return PredictedPairs(boxes, boxes, labels, labels, scores)
 
 
-MOST_PAIRS = 100  # of a picture: the evaluator looks at so many triplets, and they lie in as many pairs at most
+MOST_PAIRS = 100  # of an image: the evaluator looks at so many triplets, and they lie in as many pairs at most
 
 
 def evaluate_vcoco_model(

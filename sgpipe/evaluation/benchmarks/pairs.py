@@ -184,7 +184,7 @@ class Prediction:
 
 
 def read_prediction_table(path: Path, classes: ClassLists) -> Iterator[tuple[str, Prediction]]:
-    """Each image's file name and what was predicted for it; those whose pictures could not be read are left out.
+    """Each image's file name and what was predicted for it; those whose images could not be read are left out.
 
     Raises UserError: the file is missing, damaged or another; something in it has no number, or an unknown name.
     """

@@ -56,16 +56,16 @@ Items = Callable[[Predicted, PredictedPairs], list[dict[str, Any]]]
 
 @dataclass
 class Written:
-    """How many pictures were written, and how many could not be read."""
+    """How many images were written, and how many could not be read."""
 
-    pictures: int = 0
+    images: int = 0
     failed: int = 0
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best triplets of one picture, by falling score: which pair, which predicate, and the score, `[triplets]`."""
+    """The best triplets of one image, by falling score: which pair, which predicate, and the score, `[triplets]`."""
 
     pair: Array
     predicate: Array
@@ -87,12 +87,12 @@ class Best:
 def write_hoia(
     found: Iterable[Predicted], out: Path, numbering: Numbering, key: str, most: int, possible: Array | None = None
 ) -> Written:
-    """JSON as `sgpipe eval hico` and `openimages` read it; pictures that could not be read are left out.
+    """JSON as `sgpipe eval hico` and `openimages` read it; images that could not be read are left out.
 
     Args:
         numbering: of the classes, in their order.
         key: what the list of relations is called.
-        most: triplets of a picture.
+        most: triplets of an image.
     """
     objects, relations = list(numbering.objects), list(numbering.relations)
 
@@ -118,7 +118,7 @@ def write_hoia(
 
 
 def write_people(found: Iterable[Predicted], out: Path, reader: PeopleReader) -> Written:
-    """JSON as `sgpipe eval vcoco` reads it: every pair of every picture. Raises UserError: an image id is no number."""
+    """JSON as `sgpipe eval vcoco` reads it: every pair of every image. Raises UserError: an image id is no number."""
 
     def items(prediction: Predicted, pairs: PredictedPairs) -> list[dict[str, Any]]:
         return people_items(image_number(prediction.row), reader.read(pairs), reader.actions)
@@ -127,7 +127,7 @@ def write_people(found: Iterable[Predicted], out: Path, reader: PeopleReader) ->
 
 
 def write_graphs(found: Iterable[Predicted], out: Path, most: int) -> Written:
-    """JSON as `sgpipe eval vg --mode sgdet` reads it, with so many pairs of a picture."""
+    """JSON as `sgpipe eval vg --mode sgdet` reads it, with so many pairs of an image."""
 
     def items(prediction: Predicted, pairs: PredictedPairs) -> list[dict[str, Any]]:
         return [graph_item(prediction.row.image_id, found_graph(pairs, most))]
@@ -138,9 +138,9 @@ def write_graphs(found: Iterable[Predicted], out: Path, most: int) -> Written:
 def write_parquet(
     found: Iterable[Predicted], out: Path, classes: ClassLists, most: int, possible: Array | None = None
 ) -> Written:
-    """One row per picture with its best triplets, by name; boxes xyxy in pixels; `error`: why there is nothing.
+    """One row per image with its best triplets, by name; boxes xyxy in pixels; `error`: why there is nothing.
 
-    `pair` counts a picture's pairs; `possible` as of `Best.of`.
+    `pair` counts an image's pairs; `possible` as of `Best.of`.
     """
     written, rows = Written(), list[dict[str, Any]]()
     with _whole(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
@@ -198,7 +198,7 @@ def _count(written: Written, prediction: Predicted) -> None:
         written.failed += 1
         written.reason = written.reason or str(prediction.error)
     else:
-        written.pictures += 1
+        written.images += 1
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def normalised_boxes(record: Record) -> Tensor:
 
 
 class TagStage:
-    """Scores the candidate pairs of each record; every picture by itself, so batches don't matter.
+    """Scores the candidate pairs of each record; every image by itself, so batches don't matter.
 
     With `restrict: pair` a pair is scored against the predicates of its group and keeps its own; with
     `restrict: group` it keeps any predicate of its chunk of groups, as in RLIPv2.
@@ -116,7 +116,7 @@ class TagStage:
         """
         Args:
             roots: image folder of each split.
-            object_names: every class name of the data set; the tagger reads all of them with every picture.
+            object_names: every class name of the dataset; the tagger reads all of them with every image.
             pair: how the candidates were made.
         """
         self.config, self.roots = config, roots
@@ -159,14 +159,14 @@ class TagStage:
             return
         unknown = {box.category for box in record.objects} - self._labels.keys()
         if unknown:
-            record.fail(self.name, f"category {sorted(unknown)[0]!r} is not a class of the data set")
+            record.fail(self.name, f"category {sorted(unknown)[0]!r} is not a class of the dataset")
             return
         try:
-            picture = open_image(self.roots, record)
+            rgb = open_image(self.roots, record)
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return
-        found = self._relations(record, picture, batches)
+        found = self._relations(record, rgb, batches)
         if self.pair.restrict == "pair":
             found = keep_own(found, record.pairs)
         record.relations = deduplicate(found)
@@ -182,8 +182,8 @@ class TagStage:
         return reference_batches(groups, self.config.chunk)
 
     @torch.no_grad()
-    def _relations(self, record: Record, picture: Image.Image, batches: Sequence[Batch]) -> list[Relation]:
-        pixels = to_pixel_values(picture, self.config.short_side, self.config.long_side)
+    def _relations(self, record: Record, rgb: Image.Image, batches: Sequence[Batch]) -> list[Relation]:
+        pixels = to_pixel_values(rgb, self.config.short_side, self.config.long_side)
         boxes = normalised_boxes(record).to(self.device)
         labels = torch.tensor([self._labels[box.category] for box in record.objects]).to(self.device)
         relations: list[Relation] = []

@@ -1,6 +1,6 @@
 """What a set of shards holds for training: small, plain, and sent to every worker.
 
-The folders of shards that a training names: which of their splits, which labels, and where the pictures are.
+The folders of shards that a training names: which of their splits, which labels, and where the images are.
 
 What a user should know about the data before a training starts.
 """
@@ -125,10 +125,10 @@ def _left_out(trainset: TrainSet) -> list[str]:
     lines = []
     total = trainset.rows + trainset.errors + trainset.bare
     if trainset.errors:
-        lines.append(f"{trainset.errors:,} of {total:,} pictures are error rows and left out")
+        lines.append(f"{trainset.errors:,} of {total:,} images are error rows and left out")
     if trainset.bare:
         relation = f"relation of confidence >= {trainset.threshold:.4g}"
-        lines.append(f"{trainset.bare:,} of {total:,} pictures have no {relation} and are left out")
+        lines.append(f"{trainset.bare:,} of {total:,} images have no {relation} and are left out")
     return lines
 
 

@@ -1,8 +1,8 @@
 """What a worker is fed with: its share of the batches of training and validation.
 
-From steps to batches: pictures read, changed and put together by threads, ahead of who asks for them.
+From steps to batches: images read, changed and put together by threads, ahead of who asks for them.
 
-Reading the pictures of a training; those that cannot be read are skipped and counted.
+Reading the images of a training; those that cannot be read are skipped and counted.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class ShardFeed:
 
     Args:
         training, validating: what to train and to validate on, as scanned.
-        batch: pictures per step, of all workers together.
+        batch: images per step, of all workers together.
         most_relations: see `Stream`.
         most_pairs: see `Preparation`.
 
     Raises:
-        UserError: a batch cannot be shared evenly, or there are fewer pictures than one. When batches are used: no
-            picture can be read, or shards changed since they were scanned.
+        UserError: a batch cannot be shared evenly, or there are fewer images than one. When batches are used: no
+            image can be read, or shards changed since they were scanned.
     """
 
     training: TrainSet
@@ -66,10 +66,10 @@ class ShardFeed:
     share: Share = Share()
 
     def __post_init__(self) -> None:
-        pictures = self.stream.batch // self.share.world
-        if pictures % self.share.accumulate:
+        per_worker = self.stream.batch // self.share.world
+        if per_worker % self.share.accumulate:
             raise UserError(
-                f"a worker's {pictures} pictures of a step cannot be computed in {self.share.accumulate} equal parts; "
+                f"a worker's {per_worker} images of a step cannot be computed in {self.share.accumulate} equal parts; "
                 "change optimisation.batch or optimisation.accumulate"
             )
 
@@ -80,9 +80,9 @@ class ShardFeed:
         return Stream(self.training, self.data, self.batch, self.seed, self.most_relations, share.rank, share.world)
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def reader(self) -> ImageReader:
         """Of the training; says how many were skipped, and why."""
-        return Pictures(self.training, self.share.world)
+        return ImageReader(self.training, self.share.world)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,13 +92,13 @@ class ShardFeed:
         """The parts of step after step without end, from a step of an epoch on; to be closed by `with`."""
         data = self.data
         preparation = Preparation(
-            self.pictures, data.augment, data.short_side, data.long_side, self.most_pairs, data.related_first
+            self.reader, data.augment, data.short_side, data.long_side, self.most_pairs, data.related_first
         )
         steps = self.stream.steps(epoch, step)
         return Ahead(batches(steps, preparation, data.threads, data.prefetch, self.share.accumulate))
 
     def validation(self) -> Ahead[TrainingBatch] | None:
-        """This worker's share of all pictures to validate on, of which every worker gets as many batches.
+        """This worker's share of all images to validate on, of which every worker gets as many batches.
 
         Some batches may be empty. None if there is nothing to validate on.
         """
@@ -108,8 +108,8 @@ class ShardFeed:
         data, share = self.data, self.share
         batch = self.batch // share.accumulate
         stream = Stream(trainset, data, batch, self.seed, self.most_relations, share.rank, share.world, training=False)
-        pictures = Pictures(trainset, share.world)
-        preparation = Preparation(pictures, None, data.short_side, data.long_side, self.most_pairs, data.related_first)
+        reader = ImageReader(trainset, share.world)
+        preparation = Preparation(reader, None, data.short_side, data.long_side, self.most_pairs, data.related_first)
         with closing(batches(stream.epoch(0), preparation, data.threads, data.prefetch)) as steps:
             for [whole] in steps:
                 yield whole
@@ -117,7 +117,7 @@ class ShardFeed:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is made of a picture and its targets.
+    """What is made of an image and its targets.
 
     Args:
         augment: None to change only the size, to `short_side` and at most `long_side` pixels.
@@ -125,7 +125,7 @@ class Preparation:
         related_first: see `tagger_triplets`.
     """
 
-    pictures: Pictures
+    reader: ImageReader
     augment: Augmentation | None
     short_side: int
     long_side: int
@@ -133,8 +133,8 @@ class Preparation:
     related_first: bool = False
 
     def example(self, item: Item, texts: Texts) -> TrainingExample | None:
-        """None if the picture cannot be read. Raises UserError: as `Pictures.open`."""
-        image = self.pictures.open(item)
+        """None if the image cannot be read. Raises UserError: as `ImageReader.open`."""
+        image = self.reader.open(item)
         if image is None:
             return None
         targets = label_scene(item.graph, *item.size, len(item.graph.relations))
@@ -158,7 +158,7 @@ def batches(
 
     They do not depend on the number of threads.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
     pending: deque[tuple[Step, list[Future[TrainingExample | None]]]] = deque()
     try:
         for step in steps:
@@ -187,11 +187,11 @@ _REASONS = 5
 _ENOUGH = 32
 
 
-class Pictures:
-    """The pictures of a set, to be read by several threads.
+class ImageReader:
+    """The images of a set, to be read by several threads.
 
     Args:
-        world: workers that share the pictures.
+        world: workers that share the images.
 
     Attributes:
         read, skipped: how many could be read, and how many could not.
@@ -206,9 +206,9 @@ class Pictures:
         self._lock = Lock()
 
     def open(self, item: Item) -> Image.Image | None:
-        """The picture as RGB, of the annotated size; None if it cannot be read.
+        """The image as RGB, of the annotated size; None if it cannot be read.
 
-        Raises UserError: none of the first pictures could be read.
+        Raises UserError: none of the first images could be read.
         """
         folder = self._folders[item.folder]
         try:
@@ -228,7 +228,7 @@ class Pictures:
         if not self.read and self.skipped >= self._enough:
             place = folder.images.get(item.split, folder.root)
             raise UserError(
-                f"none of the first {self.skipped} pictures could be read from {place} ({self.reasons[0]}); "
+                f"none of the first {self.skipped} images could be read from {place} ({self.reasons[0]}); "
                 "give the right image folder by --images"
             )
 
@@ -239,6 +239,6 @@ def _open(folder: Folder, item: Item) -> Image.Image:
         return decode(BytesIO(item.embedded), item.size, f"{item.file_name} of {folder.root}", upright=upright)
     root = folder.images.get(item.split)
     if root is None:
-        raise ImageError(f"the shards of {folder.root} hold no picture of image {item.image_id}")
+        raise ImageError(f"the shards of {folder.root} hold no image of image {item.image_id}")
     path = resolve(Path(root), item.file_name)
     return decode(path, item.size, str(path), upright=upright)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
 from sgpipe.errors import UserError
-from sgpipe.storage.shards import PICTURES, read_row_group
+from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.contents import Chunk, TrainSet
 from sgpipe.training.data.order import Epoch
 
@@ -33,14 +33,14 @@ class Row:
     folder: int
 
     def values(self) -> dict[str, Any]:
-        """Everything but the picture."""
+        """Everything but the image."""
         return self.table.select(COLUMNS).slice(self.place, 1).to_pylist()[0]
 
-    def picture(self) -> bytes | None:
+    def embedded(self) -> bytes | None:
         """The image file, if the shard holds it."""
-        if PICTURES not in self.table.column_names:
+        if IMAGE_COLUMN not in self.table.column_names:
             return None
-        return (self.table[PICTURES][self.place].as_py() or {}).get("bytes")
+        return (self.table[IMAGE_COLUMN][self.place].as_py() or {}).get("bytes")
 
 
 def walk(trainset: TrainSet, epoch: Epoch, position: int = 0) -> Iterator[Row]:
@@ -51,7 +51,7 @@ def walk(trainset: TrainSet, epoch: Epoch, position: int = 0) -> Iterator[Row]:
     window, skipped = epoch.find(position)
     while visits := epoch.visits_of(window):
         chunks = [trainset.chunks[visit.chunk] for visit in visits]
-        tables = [read_row_group(Path(chunk.file), chunk.group, COLUMNS, (PICTURES,)) for chunk in chunks]
+        tables = [read_row_group(Path(chunk.file), chunk.group, COLUMNS, (IMAGE_COLUMN,)) for chunk in chunks]
         usable = [_usable(table, chunk, trainset.threshold) for table, chunk in zip(tables, chunks, strict=True)]
         for visit, place in epoch.order(window, usable)[skipped:]:
             yield Row(tables[visit], place, chunks[visit].folder)

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.errors import UserError
-from sgpipe.storage.manifest import Manifest, existing_pictures
-from sgpipe.storage.shards import PICTURES, open_shard
+from sgpipe.storage.manifest import Manifest, existing_images
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
 from sgpipe.training.data.contents import (
     Chunk,
     Folder,
@@ -54,7 +54,7 @@ def scan(
 
     Raises:
         UserError: a folder that is no run, a missing or damaged shard, a split that is not there or has no usable
-            row, unknown picture folders; with `closed`: no lists, other lists, or a name that is not in them.
+            row, unknown image folders; with `closed`: no lists, other lists, or a name that is not in them.
     """
     if not configs:
         raise UserError("no shards to train on: give --data FOLDER (in a recipe: data.train)")
@@ -98,7 +98,7 @@ class _Search:
     def _why_nothing(self, split: str, rows: int, errors: int) -> str:
         if self.rows - rows == self.errors - errors:
             return f"{split} has only error rows; `sgpipe stats` tells why"
-        return f"no picture of {split} has a relation of confidence >= {self.threshold:.4g}; lower data.threshold"
+        return f"no image of {split} has a relation of confidence >= {self.threshold:.4g}; lower data.threshold"
 
     def _shard(self, folder: Folder, split: str, name: str) -> None:
         path = Path(folder.root) / name
@@ -112,8 +112,8 @@ class _Search:
         if self.left == 0:
             return
         with open_shard(path, COLUMNS) as file:
-            if PICTURES not in file.schema_arrow.names:
-                existing_pictures(folder.root, split, folder.images.get(split))
+            if IMAGE_COLUMN not in file.schema_arrow.names:
+                existing_images(folder.root, split, folder.images.get(split))
             for group in range(file.num_row_groups):
                 if self.left != 0:
                     yield group, file.read_row_group(group, columns=list(COLUMNS))

@@ -1,8 +1,8 @@
-"""The steps of a training or a validation: which pictures, what is true in them, and the texts that label them.
+"""The steps of a training or a validation: which images, what is true in them, and the texts that label them.
 
 All workers go through the same rows and choose the same texts; each keeps its share of every step.
 
-The texts that label a step: all classes of the dataset, or those of the step's pictures and sampled others.
+The texts that label a step: all classes of the dataset, or those of the step's images and sampled others.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sgpipe.training.recipe import DataConfig
 
 @dataclass(frozen=True)
 class Item:
-    """A picture that is still to be read.
+    """An image that is still to be read.
 
     Args:
         folder: index into the folders of the set.
         size: width and height of the original image, in pixels.
         embedded: the image file, if the shard holds it.
-        graph: of the original image, but named as in the flipped picture if it shall be flipped.
-        rng: draws whatever else is random about the picture.
+        graph: of the original image, but named as in the flipped image if it shall be flipped.
+        rng: draws whatever else is random about the image.
     """
 
     image_id: str
@@ -49,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Step:
-    """A worker's share of the pictures of a step, and the texts of all of them.
+    """A worker's share of the images of a step, and the texts of all of them.
 
     Args:
         spoken: the texts as the network reads them, perhaps in other words.
@@ -67,14 +67,14 @@ class Stream:
     """The steps of all epochs.
 
     Args:
-        batch: pictures per step, of all workers together.
-        most_relations: of a picture, the first ones; as many as the network has pairs of queries, or, for the
+        batch: images per step, of all workers together.
+        most_relations: of an image, the first ones; as many as the network has pairs of queries, or, for the
             R-Tagger, queries.
         rank, world: which worker this is, of how many.
-        training: False to go through all pictures once per epoch in the order of the shards, unchanged.
+        training: False to go through all images once per epoch in the order of the shards, unchanged.
 
     Raises:
-        UserError: workers cannot share a batch evenly, or there are fewer pictures than one.
+        UserError: workers cannot share a batch evenly, or there are fewer images than one.
     """
 
     trainset: TrainSet
@@ -91,11 +91,11 @@ class Stream:
             raise UserError(f"a batch of {self.batch} cannot be shared evenly by {self.world} workers; change either")
         if self.training and not self.steps_per_epoch:
             rows = len(self._order(0))
-            raise UserError(f"an epoch has only {rows} pictures, fewer than a batch of {self.batch}; make it smaller")
+            raise UserError(f"an epoch has only {rows} images, fewer than a batch of {self.batch}; make it smaller")
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """In training, pictures that do not fill a batch are left for other epochs."""
+        """In training, images that do not fill a batch are left for other epochs."""
         rows = len(self._order(0))
         return rows // self.batch if self.training else -(-rows // self.batch)
 
@@ -122,12 +122,12 @@ class Stream:
 
     def _step(self, epoch: int, index: int, rows: list[Row]) -> Step:
         first = index * self.batch
-        items = [self._item(row, generator("picture", self.seed, epoch, first + n)) for n, row in enumerate(rows)]
+        items = [self._item(row, generator("image", self.seed, epoch, first + n)) for n, row in enumerate(rows)]
         rng = generator("texts", self.seed, epoch, index)
         texts = self._texts.choose([item.graph for item in items], rng)
         spoken = reworded(texts, self.data.wordings, rng) if self.training else texts
         share = self._share(first, len(rows))
-        return Step(epoch, index, texts, spoken, tuple(replace(items[n], embedded=rows[n].picture()) for n in share))
+        return Step(epoch, index, texts, spoken, tuple(replace(items[n], embedded=rows[n].embedded()) for n in share))
 
     def _share(self, first: int, rows: int) -> Sequence[int]:
         """Which rows of a step are this worker's; of validations, whose last step may be short, every `world`th."""
@@ -147,8 +147,8 @@ class Stream:
             flip = self._texts.hold(flipped)  # a closed list may know "left of" and not "right of"
             graph = flipped if flip else graph
         size = values["width"], values["height"]
-        picture = (values["image_id"], values["dataset"], row.folder, values["split"], values["file_name"])
-        return Item(*picture, size, None, graph, flip, rng)
+        image = (values["image_id"], values["dataset"], row.folder, values["split"], values["file_name"])
+        return Item(*image, size, None, graph, flip, rng)
 
 
 @dataclass(frozen=True)
@@ -158,17 +158,17 @@ class ClosedTexts:
     labels: Labels
 
     def hold(self, graph: SceneAnnotation) -> bool:
-        """Whether all names of a picture are classes."""
+        """Whether all names of an image are classes."""
         objects, relations = set(self.labels.objects), set(self.labels.relations)
         return objects.issuperset(_objects(graph)) and relations.issuperset(_relations(graph))
 
-    def choose(self, pictures: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
+    def choose(self, images: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
         return Texts((*self.labels.objects, NO_OBJECTS), self.labels.relations)
 
 
 @dataclass(frozen=True)
 class SampledTexts:
-    """The names of the pictures, in order of first appearance, then names that are drawn from the vocabulary."""
+    """The names of the images, in order of first appearance, then names that are drawn from the vocabulary."""
 
     sampling: NegativeSampling
 
@@ -176,11 +176,11 @@ class SampledTexts:
         """Any name can be a text."""
         return True
 
-    def choose(self, pictures: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
+    def choose(self, images: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
         """Draws objects first, then relations."""
         how = self.sampling
-        objects = union(map(_objects, pictures))
-        relations = union(map(_relations, pictures))
+        objects = union(map(_objects, images))
+        relations = union(map(_relations, images))
         objects = _extended(objects, how.objects, how.num_objects, how.object_strategy, rng)
         relations = _extended(relations, how.relations, how.num_relations, how.relation_strategy, rng)
         return Texts((*objects, NO_OBJECTS), tuple(relations))

@@ -8,10 +8,9 @@ import torch
 
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, build_model
-from rlip_model.presets import KINDS
+from rlip_model.presets import KINDS, tiny_sizes
 from rlip_model.targets import Triplets
 from rlip_model.text import build_tokenizer
-from rlip_model.tiny import tiny_sizes
 from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.objective import Objective
 from rlip_model.training.optimisation import Optimisation

@@ -9,10 +9,10 @@ from transformers import RobertaModel
 from typer.testing import CliRunner
 
 from rlip_model.text import build_tokenizer
-from rlip_model.tiny import tiny_config
 from sgpipe.cli.main import app
 from sgpipe.sources.formats import guess_split
 from tests.detections import make_coco
+from tests.factories import tiny_config
 
 
 def invoke(*arguments: object, stdin: str | None = None):

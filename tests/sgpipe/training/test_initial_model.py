@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from rlip_model.model import AutoModel, ParSeDA, RTagger
-from rlip_model.tiny import make_tagger, tiny_sizes
+from rlip_model.presets import tiny_sizes
 from sgpipe.errors import UserError
 from sgpipe.training.initial_model import make_start
 from sgpipe.training.recipe import ModelConfig
+from tests.factories import make_tagger
 from tests.sgpipe.training.trainings import SIZES
 
 TEXTS = ["person", "traffic light", "riding", "in front of", "kite", "dog", "holding"]

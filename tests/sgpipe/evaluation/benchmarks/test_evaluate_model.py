@@ -31,7 +31,7 @@ from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from sgpipe.utils.console import Progress
-from tests.sgpipe.training.trainings import PICTURES
+from tests.sgpipe.training.trainings import IMAGES
 
 QUERIES = 12
 
@@ -226,7 +226,7 @@ def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:
     drawn = drawn_run.parent / "drawn"
     classes = read_classes(drawn / "hico_classes.json")
     items = {item["file_name"]: item for item in json.loads((drawn / "hico.json").read_text())}
-    assert len(items) == PICTURES
+    assert len(items) == IMAGES
     for record in iter_records(drawn_run):
         item = items[record.file_name]
         found = {

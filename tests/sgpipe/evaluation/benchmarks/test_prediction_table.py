@@ -14,7 +14,7 @@ from rlip_model.evaluation.inputs import NOT_PREDICTED, PredictedPairs
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.pairs import read_prediction_table
 from sgpipe.inference.predictor import Predicted
-from sgpipe.inference.rows import PictureRow
+from sgpipe.inference.rows import ImageRow
 from sgpipe.inference.writers.hoia import SCHEMA, write_parquet
 from sgpipe.sources.annotated import ClassLists
 
@@ -31,7 +31,7 @@ TRIPLET = {
 
 
 def predicted(name: str, pairs: PredictedPairs | None) -> Predicted:
-    row = PictureRow(name, "drawn", "val", name, 64, 48, None, None, None)
+    row = ImageRow(name, "drawn", "val", name, 64, 48, None, None, None)
     return Predicted(row, pairs, None if pairs is not None else "not found")
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 from rlip_model.image import to_pixel_values
 from rlip_model.model import RTagger
 from rlip_model.queries import GivenPairs
-from rlip_model.tiny import make_tagger
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Box, Pair, Record, Relation
@@ -25,6 +24,7 @@ from sgpipe.stages.tag.stage import (
     reference_batches,
     relations_above,
 )
+from tests.factories import make_tagger
 
 NAMES = ("person", "dog", "bench")
 PREDICATES = ("sitting on", "next to", "holding", "under")
@@ -32,7 +32,7 @@ PREDICATES = ("sitting on", "next to", "holding", "under")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tagger and pictures; the scores of an untrained tagger lie closely above 0."""
+    """A tagger and images; the scores of an untrained tagger lie closely above 0."""
     folder = tmp_path_factory.mktemp("tag")
     make_tagger(folder / "tagger", [*NAMES, *PREDICATES, "no objects in front of above near behind"])
     noise = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def test_a_group_shares_its_predicates(folder: Path) -> None:
 
 
 def test_scores_are_the_taggers(folder: Path) -> None:
-    """By hand: the reduced picture, all class names and the group's predicates, through the network."""
+    """By hand: the reduced image, all class names and the group's predicates, through the network."""
     made = stage(folder)
     [tagged] = made([record(0)])
     network = RTagger.from_pretrained(folder / "tagger")
@@ -118,7 +118,7 @@ def test_labels_do_not_depend_on_the_company(folder: Path) -> None:
     assert together == alone == backwards
 
 
-def test_the_picture_is_encoded_once_and_each_text_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_is_encoded_once_and_each_text_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = stage(folder, group_size=1)
     images: list[int] = []
     encode_image = made.tagger.encode_image
@@ -148,13 +148,13 @@ def test_records_without_pairs_and_error_rows_are_left_alone(folder: Path) -> No
     assert results[3].ok
 
 
-def test_unreadable_pictures_and_unknown_classes_become_error_rows(folder: Path) -> None:
+def test_unreadable_images_and_unknown_classes_become_error_rows(folder: Path) -> None:
     absent, unknown = record(0), record(1)
     absent.file_name = "absent.png"
     unknown.objects[0].category = "zebra"
     results = stage(folder)([absent, unknown, record(2)])
     assert results[0].error.startswith("tag: image file not found")
-    assert results[1].error == "tag: category 'zebra' is not a class of the data set"
+    assert results[1].error == "tag: category 'zebra' is not a class of the dataset"
     assert results[2].relations
 
 

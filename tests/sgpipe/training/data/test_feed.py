@@ -9,7 +9,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.training.data.feed import Preparation, ShardFeed, Share
 from sgpipe.training.data.scan import scan_training, scan_validation
-from tests.sgpipe.training.data.runs import data, make_records, make_run, picture, plain_record
+from tests.sgpipe.training.data.runs import data, image, make_records, make_run, plain_record
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,12 @@ def test_the_parts_of_all_workers_are_a_step_cut_evenly(config, world, accumulat
 
 
 def test_parts_that_cannot_be_equal_are_refused(config):
-    with pytest.raises(UserError, match="2 pictures of a step cannot be computed in 3 equal parts"):
+    with pytest.raises(UserError, match="2 images of a step cannot be computed in 3 equal parts"):
         feed(config, share=Share(0, 2, 3))
 
 
-def test_pictures_are_those_of_the_rows_and_flipped_with_their_boxes(tmp_path):
-    """Without other changes a flipped picture, turned back, is the picture; so are its boxes."""
+def test_images_are_those_of_the_rows_and_flipped_with_their_boxes(tmp_path):
+    """Without other changes a flipped image, turned back, is the image; so are its boxes."""
     plain_size = {"width": 48, "height": 32}
     config = make_run(tmp_path, [plain_record(str(n), **plain_size) for n in range(8)])
     only_flip = {"jitter": 0.0, "crop_probability": 0.0, "short_sides": (32,), "long_side": 48}
@@ -123,7 +123,7 @@ def test_pictures_are_those_of_the_rows_and_flipped_with_their_boxes(tmp_path):
         assert torch.allclose(mirrored.subject_boxes, expected)
 
 
-def test_pictures_in_the_shards_give_the_same_batches(tmp_path):
+def test_images_in_the_shards_give_the_same_batches(tmp_path):
     records = make_records(30)
     files = make_run(tmp_path / "files", records)
     shards = make_run(tmp_path / "shards", records, embedded=True, images=tmp_path / "nothing")
@@ -131,20 +131,20 @@ def test_pictures_in_the_shards_give_the_same_batches(tmp_path):
 
 
 @pytest.mark.parametrize("embedded", [True, False])
-def test_a_picture_that_cannot_be_read_is_skipped_and_counted(tmp_path, embedded):
+def test_a_image_that_cannot_be_read_is_skipped_and_counted(tmp_path, embedded):
     records = [plain_record(str(n), width=24 + n) for n in range(12)]
-    spoilt = {"3": None, "5": b"no picture", "7": picture(records[8])}
+    spoilt = {"3": None, "5": b"no image", "7": image(records[8])}
     config = make_run(tmp_path, records, rows=12, embedded=embedded, spoilt=spoilt)
     fed = feed(config, batch=12)
     [[batch]] = training(fed, 1)
     assert batch.skipped == 3
     assert len(batch) == len(batch.triplets) == 9
     assert set(batch.image_ids) == {str(n) for n in range(12)} - {"3", "5", "7"}
-    kinds = sorted(reason.split(":")[0] for reason in fed.pictures.reasons)
+    kinds = sorted(reason.split(":")[0] for reason in fed.reader.reasons)
     assert kinds == ["image cannot be read", "image cannot be read", "image file not found"]
 
 
-def test_a_batch_may_lose_all_its_pictures(tmp_path):
+def test_a_batch_may_lose_all_its_images(tmp_path):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(40)])
     whole = training(feed(config, threads=1), 10)
     for image_id in whole[1][0].image_ids:
@@ -155,7 +155,7 @@ def test_a_batch_may_lose_all_its_pictures(tmp_path):
     assert plain_steps(again[2:]) == plain_steps(whole[2:])
 
 
-def test_many_missing_pictures_do_not_end_the_training_if_others_are_there(tmp_path):
+def test_many_missing_images_do_not_end_the_training_if_others_are_there(tmp_path):
     records = [plain_record(str(n)) for n in range(80)]
     config = make_run(tmp_path, records, spoilt={str(n): None for n in range(0, 80, 2)})
     read = [batch for [batch] in training(feed(config, batch=8), 10)]
@@ -167,14 +167,14 @@ def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(count)])
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=f"first {min(count, 32)} pictures could be read from {tmp_path}/images"):
+    with pytest.raises(UserError, match=f"first {min(count, 32)} images could be read from {tmp_path}/images"):
         training(feed(config, batch=1), 100)
     with pytest.raises(UserError, match="--images"):
         validation(feed(config))
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_a_validation_reads_every_picture_once_unchanged(config, world):
+def test_a_validation_reads_every_image_once_unchanged(config, world):
     fed = [feed(config, batch=3, share=Share(rank, world)) for rank in range(world)]
     shares, rows = [validation(each) for each in fed], fed[0].training.rows
     assert {len(share) for share in shares} == {-(-rows // 3)}

@@ -76,7 +76,7 @@ def test_going_on_from_a_step_is_as_if_never_interrupted(
         assert first(found, at + 1 - step, 1, step) == whole[at + step :]
 
 
-def test_an_epoch_has_every_usable_picture_once_but_for_the_last_few(config):
+def test_an_epoch_has_every_usable_image_once_but_for_the_last_few(config):
     found = stream(config)
     rows = found.trainset.rows
     assert rows % 4
@@ -91,14 +91,14 @@ def test_epochs_and_seeds_differ(config):
     assert all(one != other for n, one in enumerate(orders) for other in orders[:n])
 
 
-def test_no_two_pictures_share_their_random_numbers(config):
+def test_no_two_images_share_their_random_numbers(config):
     found = stream(config)
     states = {item.rng.getstate() for epoch in (0, 1) for step in found.epoch(epoch) for item in step.items}
     assert len(states) == 2 * 4 * found.steps_per_epoch
 
 
 @pytest.mark.parametrize("limit", [11, 13, 14])
-def test_a_limit_keeps_the_first_pictures(config, limit):
+def test_a_limit_keeps_the_first_images(config, limit):
     whole = [item.image_id for step in stream(config, training=False).epoch(0) for item in step.items]
     limited = stream(config, limit=limit, batch=1)
     assert {item.image_id for step in limited.epoch(0) for item in step.items} == set(whole[:limit])
@@ -138,7 +138,7 @@ def test_all_names_are_taken_if_all_are_wanted(config):
         assert set(step.texts.relations) == set(PREDICATES)
 
 
-def test_flips_are_drawn_per_picture_and_mirror_names(tmp_path):
+def test_flips_are_drawn_per_image_and_mirror_names(tmp_path):
     record = plain_record("a", "left of")
     record.objects[1].category = "right hand"
     records = [plain_record("a", "left of", file_name=f"{n}.png") for n in range(40)]
@@ -171,14 +171,14 @@ def test_closed_labels_are_the_texts_and_no_flip_leaves_them(tmp_path):
     assert flips == {"on": {True, False}, "left of": {False}}
 
 
-def test_a_picture_gives_as_many_relations_as_there_are_queries(config):
+def test_a_image_gives_as_many_relations_as_there_are_queries(config):
     cut, whole = stream(config, most_relations=2, augment=None), stream(config, augment=None)
     for few, all_ in zip(cut.epoch(0), whole.epoch(0), strict=True):
         assert [relations(item) for item in few.items] == [relations(item)[:2] for item in all_.items]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_a_validation_goes_through_all_pictures_once_in_order(config, world):
+def test_a_validation_goes_through_all_images_once_in_order(config, world):
     whole = [plain_step(step) for step in stream(config, training=False).epoch(0)]
     shares = [
         [plain_step(step) for step in stream(config, rank=rank, world=world, training=False).epoch(0)]
@@ -195,7 +195,7 @@ def test_a_validation_goes_through_all_pictures_once_in_order(config, world):
 def test_batches_that_cannot_be_shared_or_filled_are_refused(config):
     with pytest.raises(UserError, match="a batch of 4 cannot be shared evenly by 3 workers"):
         stream(config, world=3)
-    with pytest.raises(UserError, match=r"only \d\d pictures, fewer than a batch of 200"):
+    with pytest.raises(UserError, match=r"only \d\d images, fewer than a batch of 200"):
         stream(config, batch=200)
 
 

@@ -7,7 +7,7 @@ import transformers.utils.hub as hub
 import yaml
 
 from rlip_model import RTagger
-from rlip_model.tiny import make_tagger
+from tests.factories import make_tagger
 
 
 def test_a_saved_network_has_a_card_that_tells_how_to_load_it(tmp_path):
