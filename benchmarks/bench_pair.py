@@ -162,7 +162,7 @@ def main() -> None:
         table,
         f"Making the objects that the stage gives back takes {copying_seconds(records) / of_match['head']:.0%} of the "
         "time of `match: head`: the limit of whatever ends in Python objects. In the way: numpy calls on the few boxes "
-        "of each picture, and what each triplet says, in Python.",
+        "of each image, and what each triplet says, in Python.",
     )
 
 

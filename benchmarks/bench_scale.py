@@ -134,7 +134,7 @@ def label(folder: Path, limit: int, actors: int) -> None:
 
 
 def make_annotations(folder: Path, images: int) -> None:
-    """Images with `BOXES` boxes and a caption each, without pictures."""
+    """Images with `BOXES` boxes and a caption each, without images."""
     with (folder / "annotations.json").open("w") as file:
         file.write('{"categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "bench"}], "images": [')
         file.write(",".join(f'{{"id":{n},"file_name":"{n}.jpg","width":640,"height":480}}' for n in range(images)))

@@ -1,6 +1,6 @@
-"""Opening pictures safely: inside their root, within Pillow's limits, as RGB in the annotated orientation.
+"""Opening images safely: inside their root, within Pillow's limits, as RGB in the annotated orientation.
 
-Looking at picture files without decoding them: their size, their bytes.
+Looking at image files without decoding them: their size, their bytes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sgpipe.records import OWN_PICTURES, Record
+from sgpipe.records import OWN_IMAGES, Record
 
-# `decode` refuses such pictures itself, with a message that names them.
+# `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# What pictures are kept in. Pillow knows more, of which some start other programs (EPS) or are no pictures (PDF).
-_PICTURES = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
+# What images are kept in. Pillow knows more, of which some start other programs (EPS) or are no images (PDF).
+_IMAGES = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
 Image.init()
-_FORMATS = [name for name in _PICTURES if name in Image.OPEN]
+_FORMATS = [name for name in _IMAGES if name in Image.OPEN]
 
 
 class ImageError(Exception):
-    """The picture of a record cannot be used; the message says why."""
+    """The image of a record cannot be used; the message says why."""
 
 
 def resolve(root: Path, file_name: str) -> Path:
@@ -51,7 +51,7 @@ def is_there(root: Path, file_name: str) -> bool:
 
 
 def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
-    """The record's picture as `decode` gives it; `roots` maps a split to its image folder.
+    """The record's image as `decode` gives it; `roots` maps a split to its image folder.
 
     Raises:
         ImageError: missing, outside its folder, broken, too large, or not of the annotated size.
@@ -61,12 +61,12 @@ def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
 
 
 def is_upright(dataset: str) -> bool:
-    """Whether boxes of this data set mean the picture as people see it, and not as its file stores it."""
-    return dataset == OWN_PICTURES
+    """Whether boxes of this dataset mean the image as people see it, and not as its file stores it."""
+    return dataset == OWN_IMAGES
 
 
 def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
-    """The picture in a file as RGB.
+    """The image in a file as RGB.
 
     Args:
         size: annotated width and height, in pixels.
@@ -83,7 +83,7 @@ def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: 
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture in memory as RGB, as people see it. Raises ImageError: it cannot be loaded, is empty, or too large."""
+    """An image in memory as RGB, as people see it. Raises ImageError: it cannot be loaded, is empty, or too large."""
     with _as_image_errors("in memory"):
         _check_pixels(image)
         if not image.width * image.height:
@@ -93,7 +93,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """A picture whose header was found good, and that is not decoded yet.
+    """An image whose header was found good, and that is not decoded yet.
 
     Args:
         name: of the file, for error messages.
@@ -111,7 +111,7 @@ def opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
-    """Whatever goes wrong with a picture within is an ImageError that names it."""
+    """Whatever goes wrong with an image within is an ImageError that names it."""
     try:
         yield
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def read_size(root: Path, file_name: str) -> tuple[int, int]:
     """Width and height as stored, whatever EXIF says of the orientation: boxes are given in that frame.
 
     Raises:
-        ImageError: missing, outside its folder, not a picture, or too large.
+        ImageError: missing, outside its folder, not an image, or too large.
     """
     path = resolve(root, file_name)
     with opened(path, str(path)) as image:
@@ -167,17 +167,17 @@ def read_size(root: Path, file_name: str) -> tuple[int, int]:
 
 
 def read_upright_size(root: Path, file_name: str) -> tuple[int, int]:
-    """Width and height as people see the picture, turned as EXIF says. Raises ImageError: as `read_size`."""
+    """Width and height as people see the image, turned as EXIF says. Raises ImageError: as `read_size`."""
     path = resolve(root, file_name)
     with opened(path, str(path)) as image:
         return image.size[::-1] if _is_turned(image) else image.size
 
 
-def read_picture(root: Path, record: Record) -> bytes:
-    """The bytes of the record's picture file, once its header has been found good.
+def read_image(root: Path, record: Record) -> bytes:
+    """The bytes of the record's image file, once its header has been found good.
 
     Raises:
-        ImageError: missing, outside its folder, not a picture, too large, or not of the annotated size.
+        ImageError: missing, outside its folder, not an image, too large, or not of the annotated size.
     """
     path = resolve(root, record.file_name)
     with opened(path, str(path)) as image:

@@ -31,7 +31,7 @@ class Resources(Config):
 class SplitConfig(Config):
     """Where one split of the source lies."""
 
-    annotations: Path | None = Field(None, description="null: a folder of pictures without any (format: folder)")
+    annotations: Path | None = Field(None, description="null: a folder of images without any (format: folder)")
     images: Path
     captions: Path | None = Field(None, description="COCO captions JSON, used when no captioner is set")
 
@@ -40,7 +40,7 @@ SplitName = Annotated[str, StringConstraints(pattern=r"^\w+$", max_length=64)]
 
 
 class DrawnConfig(Config):
-    """Which pictures of the drawn world (`format: miniworld`) are made."""
+    """Which images of the drawn world (`format: miniworld`) are made."""
 
     images: int = Field(200, ge=1)
     seed: int = Field(0, ge=0)
@@ -61,7 +61,7 @@ class SourceConfig(Config):
 
 
 class DetectConfig(Config):
-    """Boxes for pictures without annotations (format: folder, and `sgpipe label`)."""
+    """Boxes for images without annotations (format: folder, and `sgpipe label`)."""
 
     detector: str | None = Field(None, description="hub id or folder of an object detector; or MINIWORLD")
     classes: tuple[str, ...] | None = Field(
@@ -79,7 +79,7 @@ class CaptionConfig(Config):
 
     captioner: str | None = Field(None, description="hub id or folder of a BlipForConditionalGeneration; or MINIWORLD")
     decoding: Literal["nucleus", "beam"] = "nucleus"
-    samples: int = Field(10, ge=1, description="captions per picture (nucleus); beam gives one")
+    samples: int = Field(10, ge=1, description="captions per image (nucleus); beam gives one")
     top_p: float = Field(0.9, gt=0, le=1)
     temperature: float = Field(1.0, gt=0)
     beams: int = Field(3, ge=1)
@@ -89,7 +89,7 @@ class CaptionConfig(Config):
     image_size: int | None = Field(None, ge=16, description="pixels per side; null: the checkpoint's own")
     scopes: tuple[Literal["image", "box", "pair"], ...] = ("image",)
     max_crops: int = Field(100, ge=1, description="most box or pair crops captioned per image")
-    batch_size: int = Field(8, ge=1, description="pictures per forward pass; does not change the captions")
+    batch_size: int = Field(8, ge=1, description="images per forward pass; does not change the captions")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()

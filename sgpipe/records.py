@@ -18,7 +18,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 NO_OBJECT = "missing objects"
-OWN_PICTURES = "folder"  # the data set of pictures that nobody has annotated
+OWN_IMAGES = "folder"  # the dataset of images that nobody has annotated
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]

@@ -1,11 +1,11 @@
 """How good a captioner of the drawn world is: `python -m experiments.miniworld.caption_quality --captioner FOLDER`.
 
-Captions are made by the pipeline's own caption stage from pictures that no training has seen, and read by
-its own parser; the truth of a picture is known.
+Captions are made by the pipeline's own caption stage from images that no training has seen, and read by
+its own parser; the truth of an image is known.
 
 Whether what captions say of a drawn scene is true: they are read by the pipeline's own parser and matcher.
 
-What can be said of a scene by someone who knows which things are in it, but has not seen the picture.
+What can be said of a scene by someone who knows which things are in it, but has not seen the image.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Quality:
 
 
 def measure(captioner: str, images: int, seed: int = 0, split: str = "val", *, counted: int = 4000) -> Quality:
-    """Caption the first pictures of a split, greedily and by ten nucleus samples (top_p 0.9), and judge them.
+    """Caption the first images of a split, greedily and by ten nucleus samples (top_p 0.9), and judge them.
 
-    Beside them: the greedy captions of other pictures, and what is likeliest to who knows the objects only.
+    Beside them: the greedy captions of other images, and what is likeliest to who knows the objects only.
 
     Args:
         counted: number of train scenes that tell what is likely.
@@ -82,7 +82,7 @@ def measure(captioner: str, images: int, seed: int = 0, split: str = "val", *, c
     rows = (
         _row("greedy", said, truths),
         _row(f"{SAMPLES} nucleus samples", sampled, truths),
-        _row("greedy, of other pictures", [*said[1:], said[0]], truths),
+        _row("greedy, of other images", [*said[1:], said[0]], truths),
         _row("objects known: best guess", [[[s] for s in guess(scene, 1)] for scene in scenes], truths),
         _row(f"objects known: {SAMPLES} best", [[[s] for s in guess(scene, SAMPLES)] for scene in scenes], truths),
     )
@@ -229,13 +229,13 @@ def is_true(stated: Sequence[Statement], truth: Truth) -> bool:
 
 
 def true_share(captions: Iterable[Sequence[Sequence[Statement]]], truths: Sequence[Truth]) -> Share:
-    """How many captions are true, of all captions of all pictures."""
+    """How many captions are true, of all captions of all images."""
     verdicts = [is_true(stated, truth) for own, truth in zip(captions, truths, strict=True) for stated in own]
     return Share(sum(verdicts), len(verdicts))
 
 
 def covered_share(captions: Iterable[Sequence[Sequence[Statement]]], wanted: Sequence[frozenset[Statement]]) -> Share:
-    """How many of the `wanted` statements of all pictures are in the captions of their picture."""
+    """How many of the `wanted` statements of all images are in the captions of their image."""
     pairs = list(zip(captions, wanted, strict=True))
     hits = sum(len(statements.intersection(*[{s for stated in own for s in stated}])) for own, statements in pairs)
     return Share(hits, sum(map(len, wanted)))

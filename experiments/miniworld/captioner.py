@@ -114,11 +114,11 @@ def _initialise(model: BlipForConditionalGeneration) -> None:
 def whiten_patches(model: BlipForConditionalGeneration, pixels: torch.Tensor) -> None:
     """Start the patch embedding with the principal components of patches, each scaled to the same size.
 
-    As most of a picture is of even colour, random filters see little else; these see edges as well. (Coates and
+    As most of an image is of even colour, random filters see little else; these see edges as well. (Coates and
     Ng, 2012, section 3.)
 
     Args:
-        pixels: [pictures, 3, side, side], normalised.
+        pixels: [images, 3, side, side], normalised.
     """
     embedding: Any = model.vision_model.embeddings.patch_embedding
     side, width = embedding.kernel_size[0], embedding.out_channels
@@ -153,7 +153,7 @@ def save_captioner(model: BlipForConditionalGeneration, folder: Path) -> None:
 
 
 class ModelConfig(Config):
-    """The sizes of the BLIP model. Pictures are squashed to squares of `image_size` pixels."""
+    """The sizes of the BLIP model. Images are squashed to squares of `image_size` pixels."""
 
     image_size: int = Field(112, ge=16)
     patch_size: int = Field(14, ge=4)
@@ -182,7 +182,7 @@ class CaptionerConfig(Config):
 
     model: ModelConfig = ModelConfig()
     seed: int = Field(0, ge=0)
-    pictures: int = Field(40_000, ge=1, description="of the train split; the first ones, each also seen mirrored")
+    train_images: int = Field(40_000, ge=1, description="of the train split; the first ones, each also seen mirrored")
     steps: int = Field(12_000, ge=1)
     batch_size: int = Field(16, ge=1)
     dense_share: float = Field(0.3, ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""What the captioner learns from: small pictures, what is to be said of them, and what each patch shows."""
+"""What the captioner learns from: small images, what is to be said of them, and what each patch shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from experiments.miniworld.captioner import ModelConfig, prompt_ids
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.captions import canonical_caption, noun_of, nouns_of
 from sgpipe.miniworld.relations import CONVERSE, RULES
-from sgpipe.miniworld.render import Picture, render
+from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Fact, Scene, random_scene
 
 NOUNS: tuple[str, ...] = tuple(noun for kind in KINDS for noun in nouns_of(kind))
@@ -43,13 +43,13 @@ def taught_facts(scene: Scene) -> list[Fact]:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Pictures and what is true of them.
+    """Images and what is true of them.
 
     Attributes:
-        pixels: uint8 [pictures, 3, side, side].
-        dense: bool [pictures, patches, DENSE_LABELS].
-        tokens: [pictures, captions, length], each caption from [DEC] to [SEP], then the padding token 0;
-            a picture with fewer captions has rows of nothing but padding.
+        pixels: uint8 [images, 3, side, side].
+        dense: bool [images, patches, DENSE_LABELS].
+        tokens: [images, captions, length], each caption from [DEC] to [SEP], then the padding token 0;
+            an image with fewer captions has rows of nothing but padding.
     """
 
     pixels: Tensor
@@ -63,28 +63,28 @@ class Lessons:
 def draw_lessons(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerBase,
-    pictures: int,
+    images: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> Lessons:
-    """The first pictures of the train split of a seed; `progress` is told how many are drawn."""
+    """The first images of the train split of a seed; `progress` is told how many are drawn."""
     size, grid = config.image_size, config.grid
-    pixels = torch.empty(pictures, 3, size, size, dtype=torch.uint8)
-    dense = torch.empty(pictures, grid * grid, DENSE_LABELS, dtype=torch.bool)
+    pixels = torch.empty(images, 3, size, size, dtype=torch.uint8)
+    dense = torch.empty(images, grid * grid, DENSE_LABELS, dtype=torch.bool)
     captions: list[Tensor] = []
-    for number in range(pictures):
+    for number in range(images):
         scene = random_scene(seed, "train", number)
-        picture = render(scene)
-        small = picture.image.resize((size, size), Image.Resampling.BICUBIC)
+        rendered = render(scene)
+        small = rendered.image.resize((size, size), Image.Resampling.BICUBIC)
         pixels[number] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-        dense[number] = dense_labels(scene, picture, grid)
+        dense[number] = dense_labels(scene, rendered, grid)
         captions.append(pad_sequence(list(_tokens(scene, tokenizer)), batch_first=True))
         if progress:
             progress(number + 1)
     return Lessons(pixels, dense, _stack(captions))
 
 
-def dense_labels(scene: Scene, picture: Picture, grid: int) -> Tensor:
+def dense_labels(scene: Scene, rendered: RenderedScene, grid: int) -> Tensor:
     """bool [grid * grid, DENSE_LABELS]: what is true of any thing that is seen in a patch."""
     things = torch.zeros(len(scene.things), DENSE_LABELS)
     subject, object_, partner = (len(NOUNS) + part * len(TAUGHT) for part in range(3))
@@ -96,11 +96,11 @@ def dense_labels(scene: Scene, picture: Picture, grid: int) -> Tensor:
         things[fact.object, object_ + predicate] = 1
         things[fact.subject, partner + NOUNS.index(noun_of(scene.things[fact.object]))] = 1
         things[fact.object, partner + len(NOUNS) + NOUNS.index(noun_of(scene.things[fact.subject]))] = 1
-    return seen_in_patches(picture.owners, len(scene.things), grid).float() @ things > 0
+    return seen_in_patches(rendered.owners, len(scene.things), grid).float() @ things > 0
 
 
 def seen_in_patches(owners: np.ndarray, things: int, grid: int) -> Tensor:
-    """bool [grid * grid, things]: which things take up some of each patch of a picture cut into a grid."""
+    """bool [grid * grid, things]: which things take up some of each patch of an image cut into a grid."""
     height, width = owners.shape
     rows, columns = (np.arange(side) * grid // side for side in (height, width))
     patches = rows[:, None] * grid + columns
@@ -117,7 +117,7 @@ def _tokens(scene: Scene, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor
 
 
 def _stack(captions: list[Tensor]) -> Tensor:
-    """[captions, length] of every picture as one padded tensor."""
+    """[captions, length] of every image as one padded tensor."""
     most, longest = (max(each.shape[side] for each in captions) for side in (0, 1))
     stacked = torch.zeros(len(captions), most, longest, dtype=torch.long)
     for number, each in enumerate(captions):

@@ -38,16 +38,16 @@ _CARD = """\
 # The miniworld's captioner
 
 A tiny BLIP (`BlipForConditionalGeneration` of transformers, {parameters:,} parameters, {megabytes:.1f} MB in half
-precision) that captions the pictures of sgpipe's drawn world, and nothing else. Made from scratch, with no other
+precision) that captions the images of sgpipe's drawn world, and nothing else. Made from scratch, with no other
 weights and no other data. `sgpipe generate` uses it by default.
 
 ## How it was made
 
     python -m experiments.miniworld.train_captioner --out FOLDER    # as `make miniworld-models` does
 
-In {seconds:,.0f} CPU-seconds: the first {pictures:,} pictures of the train split were drawn, each with all that was
+In {seconds:,.0f} CPU-seconds: the first {train_images:,} images of the train split were drawn, each with all that was
 composed in it as captions of one relation ("a man riding a horse"), and seen mirrored half of the time. In the first
-{dense_share:.0%} of {steps:,} steps of {batch_size} pictures, a linear layer over the patches learned what each of them
+{dense_share:.0%} of {steps:,} steps of {batch_size} images, a linear layer over the patches learned what each of them
 shows, what that does and what is done to it; then the captions were learned beside it. The layer was left behind.
 
 ```yaml
@@ -57,14 +57,14 @@ shows, what that does and what is done to it; then the captions were learned bes
 
     python -m experiments.miniworld.caption_quality --captioner FOLDER --images {images}
 
-On the first {images} pictures of the val split, whose relations occur in training but whose pictures do not:
+On the first {images} images of the val split, whose relations occur in training but whose images do not:
 
 {rows}
 
 A caption is *true* if the pipeline's parser finds a relation in it and all it finds hold between things of the
-classes named. *Cover composed*: so many of the relations that the pictures were made to show are stated by the
-captions of their picture; *cover all*: also of those that follow from them. Then the greedy captions of other
-pictures, and what is most often true of two classes that a picture shows, said without looking at it.
+classes named. *Cover composed*: so many of the relations that the images were made to show are stated by the
+captions of their image; *cover all*: also of those that follow from them. Then the greedy captions of other
+images, and what is most often true of two classes that an image shows, said without looking at it.
 
 Of the nucleus samples, by what they state:
 
@@ -72,7 +72,7 @@ Of the nucleus samples, by what they state:
 
 ## Limits
 
-It is made for pictures as the miniworld draws them; on any other picture its captions mean nothing.
+It is made for images as the miniworld draws them; on any other image its captions mean nothing.
 """
 
 
@@ -86,7 +86,7 @@ def write_card(folder: Path, config: CaptionerConfig, making: Making, quality: Q
         rows=markdown_table(caption_quality.quality_rows(quality)),
         predicates=markdown_table(caption_quality.predicate_rows(quality)),
         images=quality.images,
-        **config.model_dump(include={"pictures", "steps", "batch_size", "dense_share"}),
+        **config.model_dump(include={"train_images", "steps", "batch_size", "dense_share"}),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -102,7 +102,7 @@ precision. {use}
 
     make miniworld-models
 
-In {seconds:,.0f} CPU-seconds, not counting the pictures: {epochs} passes over the first {pictures:,} pictures of the
+In {seconds:,.0f} CPU-seconds, not counting the images: {epochs} passes over the first {train_images:,} images of the
 train split, with all that is true of them, by `sgpipe train pipelines/miniworld/{name}.yaml`:
 
 ```yaml
@@ -114,14 +114,14 @@ train split, with all that is true of them, by `sgpipe train pipelines/miniworld
 
 ## Limits
 
-It is made for pictures as the miniworld draws them, of 15 classes and 21 predicates; on any other picture its scores
+It is made for images as the miniworld draws them, of 15 classes and 21 predicates; on any other image its scores
 mean nothing.
 """
 
 _TAGGER = """\
     python -m experiments.miniworld.network_quality --images {images}
 
-{images} pictures of the val split, whose relations occur in training but whose pictures do not, and of the
+{images} images of the val split, whose relations occur in training but whose images do not, and of the
 compositional split, whose combinations of subject, predicate and object never occur there, labelled by the whole
 pipeline, which is given the true boxes: with the captions of the tiny BLIP, and with those that the world itself
 writes (*oracle*).
@@ -130,9 +130,9 @@ writes (*oracle*).
 
 *All matching pairs* is the same run without a tagger: every pair of boxes of the classes that a caption names, with
 every predicate it states of them. *Precision*: of the relations from confidence 0.2 on, so many are true; *recall*: of
-the relations that the pictures were composed of, so many are among them. *AP*: average precision over all confidences.
+the relations that the images were composed of, so many are among them. *AP*: average precision over all confidences.
 
-With pairs of boxes given (all of a picture, up to 20, those that are related first) and all 21 predicates asked for,
+With pairs of boxes given (all of an image, up to 20, those that are related first) and all 21 predicates asked for,
 of all that is true of them: average precision {given}.
 
 With captions of the tiny BLIP, by predicate:
@@ -140,14 +140,16 @@ With captions of the tiny BLIP, by predicate:
 {predicates}"""
 
 _PARSEDA = """\
-On {images} pictures of each split, with all classes and predicates as labels, a triplet found if both boxes overlap
+On {images} images of each split, with all classes and predicates as labels, a triplet found if both boxes overlap
 the true ones by an IoU of 0.5 and all three labels are right; R@K: of all true relations, so many are among an image's
 best K:
 
 {rows}"""
 
 
-def write_tagger_card(folder: Path, recipe: TrainRecipe, pictures: int, making: Making, found: TaggerQuality) -> None:
+def write_tagger_card(
+    folder: Path, recipe: TrainRecipe, train_images: int, making: Making, found: TaggerQuality
+) -> None:
     """Write README.md into the tagger's folder."""
     quality = _TAGGER.format(
         images=found.images,
@@ -157,20 +159,25 @@ def write_tagger_card(folder: Path, recipe: TrainRecipe, pictures: int, making: 
     )
     what = "A tiny R-Tagger that says which pairs of boxes of sgpipe's drawn world carry which relation."
     use = "`sgpipe generate` uses it by default."
-    _write(folder, "tagger", ("R-Tagger", what, use), recipe, pictures, making, quality)
+    _write(folder, "tagger", ("R-Tagger", what, use), recipe, train_images, making, quality)
 
 
 def write_parseda_card(
-    folder: Path, recipe: TrainRecipe, pictures: int, making: Making, images: int, found: dict[str, dict[str, float]]
+    folder: Path,
+    recipe: TrainRecipe,
+    train_images: int,
+    making: Making,
+    images: int,
+    found: dict[str, dict[str, float]],
 ) -> None:
     """Write README.md into the detector's folder; `found`: what it measured, by split."""
     columns = ("recall@20", "recall@50", "recall@100", "ap")
-    rows = [["pictures", "R@20", "R@50", "R@100", "AP"]]
+    rows = [["images", "R@20", "R@50", "R@100", "AP"]]
     rows += [[split, *(f"{values[name]:.1%}" for name in columns)] for split, values in found.items()]
     quality = _PARSEDA.format(images=images, rows=markdown_table(rows))
     what = "A tiny ParSeDA that finds the things of sgpipe's drawn world and their relations by itself."
     use = "`sgpipe predict` and `sgpipe train --init` take this folder."
-    _write(folder, "parseda", ("ParSeDA", what, use), recipe, pictures, making, quality)
+    _write(folder, "parseda", ("ParSeDA", what, use), recipe, train_images, making, quality)
 
 
 def _write(
@@ -178,7 +185,7 @@ def _write(
     name: NetworkName,
     words: tuple[str, str, str],
     recipe: TrainRecipe,
-    pictures: int,
+    train_images: int,
     making: Making,
     quality: str,
 ) -> None:
@@ -194,7 +201,7 @@ def _write(
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         seconds=making.seconds,
         epochs=recipe.optimisation.epochs,
-        pictures=pictures,
+        train_images=train_images,
         recipe=yaml.safe_dump(settings, sort_keys=False),
         quality=quality,
     )

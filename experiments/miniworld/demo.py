@@ -14,7 +14,7 @@ from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.training.metrics import read_metrics
 from sgpipe.utils.console import run_command
 
-LABELS, TAGGER, REPORT, SHEET = "labels", "tagger", "report.html", "pictures.png"
+LABELS, TAGGER, REPORT, SHEET = "labels", "tagger", "report.html", "images.png"
 
 
 def main(out: Annotated[Path, typer.Argument(help="folder of the demo")]) -> None:
@@ -26,16 +26,16 @@ def main(out: Annotated[Path, typer.Argument(help="folder of the demo")]) -> Non
     if not quality or not losses:
         raise UserError(f"{out} is not what `make demo` makes: it takes drawn labels and a training on them")
     console.print(
-        f"\n{counts['images']:,} pictures were drawn, described by {counts['captions']:,} captions of a tiny BLIP, and "
+        f"\n{counts['images']:,} images were drawn, described by {counts['captions']:,} captions of a tiny BLIP, and "
         f"the {counts['triplets']:,} triplets parsed from them tagged to {counts['relations']:,} relations of boxes.",
         soft_wrap=True,
     )
     print_quality(quality, console, predicates=False)
     console.print(
-        f"Precision: so many of the labels are true. Recall: so many of the relations that the pictures were made to "
+        f"Precision: so many of the labels are true. Recall: so many of the relations that the images were made to "
         f"show are labelled. A new tagger was trained on the labels: loss {losses[0]:.1f} at first, {losses[-1]:.1f} "
         f"in the end.\n\nLook at\n"
-        f"  {out / SHEET}   pictures with their relations drawn\n"
+        f"  {out / SHEET}   images with their relations drawn\n"
         f"  {out / REPORT}    the audit of the labels; open it in a browser\n"
         f"  {out / LABELS}         the Parquet shards; `sgpipe stats {out / LABELS}` counts them\n"
         f"  {out / TAGGER}         the new tagger",

@@ -24,14 +24,14 @@ from sgpipe.training.run import train, trained
 from sgpipe.utils.console import Progress, run_command
 
 NETWORKS: tuple[NetworkName, ...] = ("tagger", "parseda")
-PICTURES = 12_000  # of the train split, for the networks
+TRAIN_IMAGES = 12_000  # of the train split, for the networks
 
 
-def draw_relations(out: Path, split: str, pictures: int, progress: Progress) -> Path:
-    """Shards of the first pictures of a split; the pictures lie beside them."""
-    progress.say(f"drawing {pictures:,} pictures of {split}")
+def draw_relations(out: Path, split: str, train_images: int, progress: Progress) -> Path:
+    """Shards of the first images of a split; the images lie beside them."""
+    progress.say(f"drawing {train_images:,} images of {split}")
     world = out / f"drawn-{split}"
-    draw_world(world, pictures, 0, split)
+    draw_world(world, train_images, 0, split)
     import_graphs(world / SCENE_GRAPHS, split, out / f"relations-{split}")
     return out / f"relations-{split}"
 
@@ -48,15 +48,15 @@ def train_network(name: NetworkName, shards: Path, out: Path, folder: Path, prog
 
 
 def write_recipe(name: NetworkName, folder: Path) -> None:
-    """From it `sgpipe predict` knows how large the network's pictures were."""
+    """From it `sgpipe predict` knows how large the network's images were."""
     settings = network_recipe(name).model_dump(mode="json", exclude={"workers", "output"})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def main(
     out: Annotated[Path, typer.Option(help="a new folder; weights/ in it holds the trained models in the end")],
-    images: Annotated[int, typer.Option(min=1, help="pictures of each split to measure the models on")] = 500,
-    pictures: Annotated[int, typer.Option(min=1, help="of the train split, for the networks")] = PICTURES,
+    images: Annotated[int, typer.Option(min=1, help="images of each split to measure the models on")] = 500,
+    train_images: Annotated[int, typer.Option(min=1, help="of the train split, for the networks")] = TRAIN_IMAGES,
     captioner: Annotated[Path | None, typer.Option(help="a captioner to use, instead of training one")] = None,
 ) -> None:
     """Train the captioner, the tagger and the detector of the drawn world, measure them, and write their cards."""
@@ -67,13 +67,13 @@ def main(
     if captioner is None:
         captioner = weights / "captioner"
         make_captioner(captioner_recipe(), captioner, images, progress)
-    shards = draw_relations(out, "train", pictures, progress)
+    shards = draw_relations(out, "train", train_images, progress)
     making = {
         name: train_network(name, shards, out / f"training-{name}", weights / name, progress) for name in NETWORKS
     }
     found = measure_tagger(captioner, weights / "tagger", network_recipe("tagger"), images)
     print_tagger_quality(found, console)
-    write_tagger_card(weights / "tagger", network_recipe("tagger"), pictures, making["tagger"], found)
+    write_tagger_card(weights / "tagger", network_recipe("tagger"), train_images, making["tagger"], found)
     detected = {
         split: measure_network(
             weights / "parseda", network_recipe("parseda"), draw_relations(out, split, images, progress)
@@ -82,7 +82,9 @@ def main(
     }
     for split, values in detected.items():
         console.print(f"ParSeDA on {split}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
-    write_parseda_card(weights / "parseda", network_recipe("parseda"), pictures, making["parseda"], images, detected)
+    write_parseda_card(
+        weights / "parseda", network_recipe("parseda"), train_images, making["parseda"], images, detected
+    )
 
 
 if __name__ == "__main__":

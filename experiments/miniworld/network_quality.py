@@ -1,6 +1,6 @@
 """How good a tagger of the drawn world is: `python -m experiments.miniworld.network_quality`.
 
-Pictures that no training has seen are labelled by the whole pipeline, with captions of the tiny BLIP and with the
+Images that no training has seen are labelled by the whole pipeline, with captions of the tiny BLIP and with the
 captions that the world itself writes, and the labels compared with the truth.
 """
 
@@ -39,7 +39,7 @@ Captions = Literal["BLIP", "oracle"]
 
 @dataclass(frozen=True)
 class Row:
-    """One way to label the pictures of a split, and what its labels are worth."""
+    """One way to label the images of a split, and what its labels are worth."""
 
     split: str
     captions: Captions
@@ -57,7 +57,7 @@ class TaggerQuality:
 
 
 def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: int, seed: int = 0) -> TaggerQuality:
-    """Label the first pictures of the val and the compositional split.
+    """Label the first images of the val and the compositional split.
 
     Args:
         captioner, tagger: their folders.
@@ -81,7 +81,7 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
 def measure_network(network: Path, recipe: TrainRecipe, shards: Path) -> dict[str, float]:
     """What the validation of a training would say of a network on these shards; see `validation.validate`.
 
-    All predicates of the world are asked for. A tagger is given all pairs of a picture, up to half as many as it has
+    All predicates of the world are asked for. A tagger is given all pairs of an image, up to half as many as it has
     queries, those that are related first.
 
     Raises UserError: as `scan_training`.
@@ -117,7 +117,7 @@ def _labelled(captioner: Path | None, tagger: Path, split: str, images: int, see
 def quality_rows(found: TaggerQuality) -> list[list[str]]:
     """The figures as cells, the first row their heads."""
     return [
-        ["pictures", "captions", "labels", "said", "precision", "recall", "AP"],
+        ["images", "captions", "labels", "said", "precision", "recall", "AP"],
         *(
             [row.split.removeprefix("test-"), row.captions, row.labels, f"{row.quality.at_threshold.said:,}"]
             + [f"{value:.1%}" for value in (row.quality.at_threshold.precision, row.quality.at_threshold.recall)]

@@ -2,9 +2,9 @@
 
 How the miniworld's captioner learns.
 
-With the captions' loss alone a tiny BLIP learns the things of a picture but not who does what to whom. So a
+With the captions' loss alone a tiny BLIP learns the things of an image but not who does what to whom. So a
 linear layer over its patches first learns what each of them shows, does and has done to it; then captions
-are learned beside it, all true ones of a picture at once. The layer is left behind.
+are learned beside it, all true ones of an image at once. The layer is left behind.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from sgpipe.stages.caption.blip import fuse_vision_attention
 from sgpipe.utils.config_file import load, recipe_folder
 from sgpipe.utils.console import Progress, run_command
 
-_PICTURES_PER_LINE, _STEPS_PER_LINE = 2000, 200
+_TRAIN_IMAGES_PER_LINE, _STEPS_PER_LINE = 2000, 200
 
 
 def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> Making:
-    """Draw pictures, train a captioner on them, and save it in `out`.
+    """Draw images, train a captioner on them, and save it in `out`.
 
     The result depends on `config`, and in its last digits on the machine and its number of threads.
     """
@@ -54,10 +54,10 @@ def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> M
     tokenizer = save_tokenizer(out, caption_words())
 
     def drawn(count: int) -> None:
-        if count % _PICTURES_PER_LINE == 0 or count == config.pictures:
-            progress.say(f"drawn {count:,} of {config.pictures:,} pictures")
+        if count % _TRAIN_IMAGES_PER_LINE == 0 or count == config.train_images:
+            progress.say(f"drawn {count:,} of {config.train_images:,} images")
 
-    lessons = draw_lessons(config.model, tokenizer, config.pictures, config.seed, drawn)
+    lessons = draw_lessons(config.model, tokenizer, config.train_images, config.seed, drawn)
     trainer = Trainer(config, tokenizer, lessons)
     recent: deque[Losses] = deque(maxlen=_STEPS_PER_LINE)
     for step in range(1, config.steps + 1):
@@ -73,7 +73,7 @@ def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> M
 
 
 def make_captioner(config: CaptionerConfig, out: Path, images: int, progress: Progress) -> None:
-    """Train the captioner, measure it on so many pictures, print that, and write its card."""
+    """Train the captioner, measure it on so many images, print that, and write its card."""
     making = train_captioner(config, out, progress)
     quality = measure(str(out), images)
     print_quality(quality, Console())
@@ -89,14 +89,14 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for the captioner")],
     recipe: Annotated[str, typer.Option(help="a recipe of pipelines/miniworld, or a YAML file")] = "captioner",
     steps: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's")] = None,
-    pictures: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's")] = None,
+    train_images: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="instead of the recipe's")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    images: Annotated[int, typer.Option(min=1, help="pictures of the val split to measure it on")] = 500,
+    images: Annotated[int, typer.Option(min=1, help="images of the val split to measure it on")] = 500,
 ) -> None:
     """Train the captioner of the drawn world, measure it, and write its card."""
     torch.set_num_threads(threads)
-    given: dict[str, Any] = {"steps": steps, "pictures": pictures, "seed": seed}
+    given: dict[str, Any] = {"steps": steps, "train_images": train_images, "seed": seed}
     overrides = {key: value for key, value in given.items() if value is not None}
     make_captioner(captioner_recipe(recipe, overrides), out, images, Progress(Console(stderr=True)))
 
@@ -106,7 +106,7 @@ if __name__ == "__main__":
 
 
 _NO_TARGET = -100
-# Pictures whose patches are analysed before training.
+# Images whose patches are analysed before training.
 _WHITENED = 400
 
 
@@ -137,12 +137,12 @@ class Trainer:
 
     def step(self) -> Losses:
         """One batch: the dense loss alone at first, then with the captions'."""
-        pictures, flipped = next(self.batches)
-        states = self.model.vision_model(pixel_values=self.pixels(pictures, flipped)).last_hidden_state
-        dense = dense_loss(self.dense(states[:, 1:]), self.dense_targets(pictures, flipped))
+        rows, flipped = next(self.batches)
+        states = self.model.vision_model(pixel_values=self.pixels(rows, flipped)).last_hidden_state
+        dense = dense_loss(self.dense(states[:, 1:]), self.dense_targets(rows, flipped))
         caption = states.new_zeros(())
         if self.step_number >= self.config.dense_share * self.config.steps:
-            caption = caption_loss(self.model, states, self.lessons.tokens[pictures], self.prompt)
+            caption = caption_loss(self.model, states, self.lessons.tokens[rows], self.prompt)
         loss = caption + self.config.dense_weight * dense
         self.model.zero_grad()
         self.dense.zero_grad()
@@ -179,7 +179,7 @@ class Trainer:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.config.steps - warmup, 1)))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers of pictures, and which of them are mirrored; every picture once before any comes again."""
+        """Numbers of images, and which of them are mirrored; every image once before any comes again."""
         order = torch.empty(0, dtype=torch.long)
         size = min(self.config.batch_size, len(self.lessons))
         while True:
@@ -188,39 +188,39 @@ class Trainer:
             yield order[:size], torch.rand(size, generator=self.generator) < 0.5
             order = order[size:]
 
-    def pixels(self, pictures: Tensor, flipped: Tensor) -> Tensor:
-        pixels = self.lessons.pixels[pictures].float() / 255
+    def pixels(self, rows: Tensor, flipped: Tensor) -> Tensor:
+        pixels = self.lessons.pixels[rows].float() / 255
         pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         return (pixels - mean) / std
 
-    def dense_targets(self, pictures: Tensor, flipped: Tensor) -> Tensor:
+    def dense_targets(self, rows: Tensor, flipped: Tensor) -> Tensor:
         grid = self.config.model.grid
-        targets = self.lessons.dense[pictures].unflatten(1, (grid, grid)).float()
+        targets = self.lessons.dense[rows].unflatten(1, (grid, grid)).float()
         return torch.where(flipped[:, None, None, None], targets.flip(2), targets).flatten(1, 2)
 
 
 def dense_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of [pictures, patches, DENSE_LABELS], summed over labels, a mean over patches."""
+    """Binary cross-entropy of [images, patches, DENSE_LABELS], summed over labels, a mean over patches."""
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1).mean()
 
 
 def caption_loss(model: BlipForConditionalGeneration, states: Tensor, tokens: Tensor, prompt: int) -> Tensor:
-    """Cross-entropy of all captions of all pictures, a mean over their tokens after the prompt.
+    """Cross-entropy of all captions of all images, a mean over their tokens after the prompt.
 
     Args:
-        states: [pictures, 1 + patches, vision width]; shared by the captions of a picture.
-        tokens: [pictures, captions, length], see `Lessons`.
+        states: [images, 1 + patches, vision width]; shared by the captions of an image.
+        tokens: [images, captions, length], see `Lessons`.
         prompt: number of tokens, [DEC] included, that every caption starts with.
     """
     present = tokens[:, :, 0] != 0
-    picture = present.nonzero()[:, 0]
+    image = present.nonzero()[:, 0]
     ids = tokens[present]
     ids = ids[:, : int((ids != 0).sum(1).max())]
     logits = model.text_decoder(
         input_ids=ids[:, :-1],
         attention_mask=(ids[:, :-1] != 0).long(),
-        encoder_hidden_states=states[picture],
+        encoder_hidden_states=states[image],
         use_cache=False,
     ).logits
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == 0, _NO_TARGET)[:, prompt - 1 :]

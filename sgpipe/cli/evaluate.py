@@ -212,7 +212,7 @@ def labels(
     pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.")],
     truth: Annotated[
         Path | None,
-        typer.Option(help="Folder of true relations, such as `sgpipe import vg` makes; known of drawn pictures."),
+        typer.Option(help="Folder of true relations, such as `sgpipe import vg` makes; known of drawn images."),
     ] = None,
     wanted: Annotated[
         Path | None, typer.Option(help="Folder of the relations that must be found; by default all true ones.")
@@ -224,7 +224,7 @@ def labels(
     iou: Annotated[float, typer.Option(help="Least overlap of the boxes of one object.")] = 0.5,
     synonyms: Annotated[Path | None, typer.Option(help="YAML or JSON: {predicate: [texts meaning it]}.")] = None,
     image_data: Annotated[
-        Path | None, typer.Option(help="Visual Genome's image_data.json, to compare COCO's pictures with it.")
+        Path | None, typer.Option(help="Visual Genome's image_data.json, to compare COCO's images with it.")
     ] = None,
     json: JsonFile = None,
     csv: CsvFile = None,
@@ -239,7 +239,7 @@ def labels(
     if truth is None:
         known = RunFolder(pred).truth
         if known is None:
-            raise UserError(f"what is true of the pictures of {pred} is not known: give --truth")
+            raise UserError(f"what is true of the images of {pred} is not known: give --truth")
         truth, wanted = known.true, wanted or known.composed
     found = label_quality(
         pred,

@@ -26,7 +26,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco",
     ),
     "miniworld": ("miniworld --images 200 --out drawn/",),
-    "stats": ("stats coco-relations/", "stats coco-relations/ --html report.html --sheet pictures.png"),
+    "stats": ("stats coco-relations/", "stats coco-relations/ --html report.html --sheet images.png"),
     "score": ("score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k",),
     "verify": ("verify coco-relations/", "verify coco-relations/ --repair"),
     "fetch": ("fetch s3://bucket/coco --out coco-relations/",),

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 EXIT_ALL_FAILED = 3
 
 Annotations = Annotated[Path, typer.Option(help="Annotation file.")]
-Images = Annotated[Path, typer.Option(help="Folder of the pictures; they may be missing unless their size is needed.")]
+Images = Annotated[Path, typer.Option(help="Folder of the images; they may be missing unless their size is needed.")]
 Out = Annotated[Path, typer.Option(help="Folder for the shards; an unfinished import in it goes on.")]
 Split = Annotated[str | None, typer.Option(help="Name of the split; guessed from --annotations.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first N images.")]
-Embed = Annotated[bool, typer.Option("--embed", help="Keep the picture files in the shards.")]
+Embed = Annotated[bool, typer.Option("--embed", help="Keep the image files in the shards.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Do shards with error rows again.")]
 
@@ -131,7 +131,7 @@ def rlipv2(
     images: Images,
     out: Out,
     image_paths: Annotated[
-        Path | None, typer.Option(help="Objects365's image_id_to_filepath.json, which its pictures need.")
+        Path | None, typer.Option(help="Objects365's image_id_to_filepath.json, which its images need.")
     ] = None,
     split: Split = None,
     limit: Limit = None,
@@ -191,13 +191,13 @@ def coco(
 def hf(
     folder: Annotated[Path, typer.Argument(help="Folder with data/SPLIT-00000-of-00001.parquet …")],
     out: Out,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, where they are not in the rows.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, where they are not in the rows.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split, if there are several.")] = None,
     limit: Limit = None,
     embed: Embed = False,
     json_: Json = False,
 ) -> None:
-    """A data set that `sgpipe export --to hf` wrote, with all its columns."""
+    """A dataset that `sgpipe export --to hf` wrote, with all its columns."""
     from sgpipe.sources.hugging_face import HuggingFace
 
     _run(HuggingFace(folder, split).source(), images or folder, out, limit, embed, False, json_)

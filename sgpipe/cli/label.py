@@ -1,4 +1,4 @@
-"""`sgpipe label`: pictures of one's own, drawn with their relations."""
+"""`sgpipe label`: images of one's own, drawn with their relations."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 EXIT_ALL_FAILED = 3
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
-_NOTE = "NOTE: the models of the miniworld know nothing but drawn pictures; for photographs give others: --tagger …"
+_NOTE = "NOTE: the models of the miniworld know nothing but drawn images; for photographs give others: --tagger …"
 
 
 def label(
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
-    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures.")] = Path("labelled"),
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the drawn images.")] = Path("labelled"),
     boxes: Annotated[Path | None, typer.Option(help="COCO instances file with the boxes; no detector runs.")] = None,
     detector: Annotated[str | None, typer.Option(help="Object detector of transformers: folder or hub id.")] = None,
     captioner: Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.")] = None,
@@ -37,18 +37,16 @@ def label(
     assign: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as detect.threshold=0.5. Repeatable.")
     ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print JSON, a picture a line, with all that is known.")
-    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON, an image a line, with all that is known.")] = False,
 ) -> None:
-    """Find the relations in pictures, draw them, and print them. No annotations are needed."""
+    """Find the relations in images, draw them, and print them. No annotations are needed."""
     import json
 
     from sgpipe.pipeline import Pipeline
     from sgpipe.utils.config_file import parse_set
 
     screen = console.output()
-    files = list(_files(pictures, out))
+    files = list(_files(images, out))
     with making_folder(out):
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()  # before minutes are spent
@@ -70,28 +68,28 @@ def label(
         raise typer.Exit(EXIT_ALL_FAILED)
 
 
-def _files(pictures: list[Path], out: Path) -> Iterator[Path]:
-    """The pictures, and those in the folders, without what was drawn into `out`, which may be in one of them.
+def _files(images: list[Path], out: Path) -> Iterator[Path]:
+    """The images, and those in the folders, without what was drawn into `out`, which may be in one of them.
 
     Raises UserError: something is not there, or holds none.
     """
-    from sgpipe.sources.folder import iter_pictures
+    from sgpipe.sources.folder import iter_images
 
     place = out.resolve()
-    for path in pictures:
+    for path in images:
         if not path.exists():
-            raise UserError(f"there is no picture {path}")
+            raise UserError(f"there is no image {path}")
         found = [path]
         if path.is_dir():
-            inside = (path / name for name in iter_pictures(path))
+            inside = (path / name for name in iter_images(path))
             found = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == place)]
         if not found:
-            raise UserError(f"there are no pictures in {path}")
+            raise UserError(f"there are no images in {path}")
         yield from found
 
 
 def _names(files: list[Path]) -> Iterator[str]:
-    """What the drawn pictures are called; never as the pictures themselves, and never twice."""
+    """What the drawn images are called; never as the images themselves, and never twice."""
     taken: set[str] = set()
     for file in files:
         name, number = f"{file.name}.relations.png", 1

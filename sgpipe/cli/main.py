@@ -121,7 +121,7 @@ def generate(
     annotations: Annotated[Path | None, typer.Option(help="Annotation file that goes with --images.")] = None,
     captions: Annotated[Path | None, typer.Option(help="COCO captions file; no captioner runs then.")] = None,
     split: Annotated[str | None, typer.Option(help="Name of the split; guessed from --annotations.")] = None,
-    detector: Annotated[str | None, typer.Option(help="Detector for pictures without annotations.")] = None,
+    detector: Annotated[str | None, typer.Option(help="Detector for images without annotations.")] = None,
     captioner: Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.")] = None,
     tagger: Annotated[str | None, typer.Option(help="R-Tagger made by `sgpipe convert` or training.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
@@ -135,7 +135,7 @@ def generate(
 ) -> None:
     """Label the images of a dataset or a folder with relations.
 
-    Without arguments 200 pictures are drawn and labelled by the tiny models that ship with sgpipe; others by
+    Without arguments 200 images are drawn and labelled by the tiny models that ship with sgpipe; others by
     --set source.drawn.seed=1.
     """
     from sgpipe.generation.run import generate as run
@@ -168,7 +168,7 @@ def generate(
 
 
 def _report(summary: Summary, threshold: float, json_: bool, stored_in: str | None) -> None:
-    """What a run holds, and, of drawn pictures whose labels are in the folder, how good it is."""
+    """What a run holds, and, of drawn images whose labels are in the folder, how good it is."""
     from sgpipe.evaluation.label_quality.report import known_quality, print_quality
     from sgpipe.generation.summary import print_summary
 
@@ -265,12 +265,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the network; an unfinished training in it goes on.")],
     data: Annotated[list[str] | None, typer.Option(help="Folder of shards, or FOLDER@WEIGHT. Repeatable.")] = None,
     val: Annotated[list[str] | None, typer.Option(help="Folder of shards to validate on. Repeatable.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Picture folder of all shards, if they moved.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Image folder of all shards, if they moved.")] = None,
     init: Annotated[str | None, typer.Option(help="Network to start from: folder, hub id or official .pth.")] = None,
     miniature: Annotated[bool, typer.Option("--miniature", help="A small network that fits a laptop.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures per step, of all workers together.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N training pictures.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step, of all workers together.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N training images.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed, other weights.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that train together, on Ray if more than one.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs per worker, with several workers.")] = None,
@@ -313,15 +313,15 @@ def train(
 @app.command()
 def miniworld(
     out: Annotated[Path, typer.Option(help="Folder for images/ and annotations as of COCO, VG and HICO-DET.")],
-    images: Annotated[int, typer.Option(help="How many pictures.")] = 200,
-    seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
+    images: Annotated[int, typer.Option(help="How many images.")] = 200,
+    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
     split: Annotated[str, typer.Option(help="train, val or test-compositional.")] = "val",
 ) -> None:
-    """Draw pictures of which everything is known."""
+    """Draw images of which everything is known."""
     from sgpipe.miniworld.dataset import draw_world
 
     draw_world(out, images, seed, split)
-    _out.print(f"drew {images} pictures into {out}")
+    _out.print(f"drew {images} images into {out}")
 
 
 def _heed_signals() -> None:

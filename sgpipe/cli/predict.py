@@ -1,4 +1,4 @@
-"""`sgpipe predict`: what a trained network finds in pictures, as a file."""
+"""`sgpipe predict`: what a trained network finds in images, as a file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 Data = Annotated[Path, typer.Option(help="Folder of shards.")]
 Split = Annotated[str | None, typer.Option(help="Only this split of the shards.")]
-Images = Annotated[Path | None, typer.Option(help="Picture folder of the shards, if it moved.")]
+Images = Annotated[Path | None, typer.Option(help="Image folder of the shards, if it moved.")]
 Classes = Annotated[Path | None, typer.Option(help="JSON: the names of objects and relations, if not the data's.")]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes, on Ray if more than one.")]
 Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each process, with several.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -56,7 +56,7 @@ def predict(
     form: Annotated[
         Form | None, typer.Option(help="Whose evaluator reads the file: hico by default; any, of Parquet.")
     ] = None,
-    most: Annotated[int, typer.Option(min=1, help="Triplets of a picture, the best ones (vg: pairs).")] = 100,
+    most: Annotated[int, typer.Option(min=1, help="Triplets of an image, the best ones (vg: pairs).")] = 100,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="hico: leave out subjects that look like no person.")
     ] = False,
@@ -72,7 +72,7 @@ def predict(
     gpus: Gpus = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print how many there were as JSON.")] = False,
 ) -> None:
-    """Write what a trained network finds in the pictures of shards."""
+    """Write what a trained network finds in the images of shards."""
     import json
 
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
@@ -93,13 +93,13 @@ def predict(
         gpus=gpus,
     )
     written = _write(run, out, form, most, zero_shot)
-    if not written.pictures:
-        raise UserError(f"no picture could be read: {written.reason}")
+    if not written.images:
+        raise UserError(f"no image could be read: {written.reason}")
     if json_:
         print(json.dumps({"out": str(out), **asdict(written)}, indent=2))
         return
     screen = console.output()
-    screen.print(f"wrote predictions of {written.pictures:,} pictures to {out}", soft_wrap=True)
+    screen.print(f"wrote predictions of {written.images:,} images to {out}", soft_wrap=True)
     if written.failed:
         screen.print(f"NOTE: {written.failed:,} could not be read; the first: {written.reason}", soft_wrap=True)
 

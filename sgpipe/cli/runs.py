@@ -1,4 +1,4 @@
-"""`sgpipe stats`: what a run holds, as tables, JSON, pictures and pages.
+"""`sgpipe stats`: what a run holds, as tables, JSON, images and pages.
 
 `sgpipe verify`: whether a run is as it was written.
 
@@ -24,18 +24,20 @@ def stats(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     html: Annotated[Path | None, typer.Option(help="HTML file for the whole report, with a gallery.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="PNG to draw pictures with their relations into.")] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="How many pictures in the gallery or on the sheet.")] = 20,
+    sheet: Annotated[Path | None, typer.Option(help="PNG to draw images with their relations into.")] = None,
+    shown: Annotated[
+        int, typer.Option("--shown", "--images", min=1, help="How many images in the gallery or on the sheet.")
+    ] = 20,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Confidence of the relations that are checked and drawn.")
     ] = 0.2,
-    images: Annotated[Path | None, typer.Option(help="Picture folder, if the pictures moved.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Image folder, if the images moved.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Another run: what changed since it.")] = None,
     truth: Annotated[
-        Path | None, typer.Option(help="Shards of the truth, such as `sgpipe import` makes; known of drawn pictures.")
+        Path | None, typer.Option(help="Shards of the truth, such as `sgpipe import` makes; known of drawn images.")
     ] = None,
     image_data: Annotated[
-        Path | None, typer.Option(help="Visual Genome's image_data.json, if that is the truth of COCO's pictures.")
+        Path | None, typer.Option(help="Visual Genome's image_data.json, if that is the truth of COCO's images.")
     ] = None,
     review: Annotated[int | None, typer.Option(min=1, help="Write a page on which to judge so many relations.")] = None,
     review_file: Annotated[Path, typer.Option(help="Where --review writes it.")] = Path("review.html"),
@@ -57,7 +59,7 @@ def stats(
 
     out, err = console.output(), console.progress()
     if image_data is not None and truth is None:
-        raise typer.BadParameter("--image-data says how to find the pictures in Visual Genome: give its --truth, too")
+        raise typer.BadParameter("--image-data says how to find the images in Visual Genome: give its --truth, too")
     before = measure(compare, threshold) if compare else None
     with open_run(run) as database:
         if review is not None:
@@ -68,22 +70,22 @@ def stats(
         known = KnownTruth(drawn.true, drawn.composed) if drawn else None
         known = KnownTruth(truth, None, image_data) if truth else known
         found = audit(database, threshold, known, verdicts, precision, before)
-        gallery = list(cards(database, pictures, threshold, images)) if html else []
+        gallery = list(cards(database, shown, threshold, images)) if html else []
     if json_:
         print_json(found)
     else:
         print_tables(found, out)
     if html is not None:
         write_report(html, found, gallery, threshold)
-        lost = sum(card.picture is None for card in gallery)
+        lost = sum(card.image is None for card in gallery)
         err.print(f"wrote {html} with {len(gallery)} images in its gallery{_without(lost)}", soft_wrap=True)
     if sheet is not None:
-        images_drawn, lost = write_sheet(run, sheet, pictures, threshold, images)
+        images_drawn, lost = write_sheet(run, sheet, shown, threshold, images)
         err.print(f"drew {images_drawn} images into {sheet}{_without(lost)}", soft_wrap=True)
 
 
 def _without(lost: int) -> str:
-    return f", {lost} of them without their picture (--images FOLDER says where it is)" if lost else ""
+    return f", {lost} of them without their image (--images FOLDER says where it is)" if lost else ""
 
 
 def score(
@@ -92,11 +94,11 @@ def score(
     model: Annotated[str, typer.Option(help="open_clip model: a name, hf-hub:ID, or a folder.")] = "ViT-B-32",
     weights: Annotated[str | None, typer.Option(help="Weights of a named model: a file, or a tag.")] = None,
     contrasts: Annotated[int, typer.Option(min=1, help="How many other predicates to compare with.")] = 8,
-    images: Annotated[Path | None, typer.Option(help="Picture folder, if the pictures moved.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Image folder, if the images moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Ask CLIP how well relations fit their pictures.
+    """Ask CLIP how well relations fit their images.
 
     `sgpipe stats` shows what it says.
     """
@@ -115,7 +117,7 @@ def score(
     if json_:
         print(json.dumps(counts))
         return
-    out_.print(f"{counts['scored']:,} relations scored, {counts['unscored']:,} without a picture or box to score")
+    out_.print(f"{counts['scored']:,} relations scored, {counts['unscored']:,} without an image or box to score")
 
 
 EXIT_FAULTY = 1
@@ -184,8 +186,8 @@ def export(
         float | None,
         typer.Option(min=0, max=1, help="Least confidence of relations; 0.2, and for hf none, if it is not given."),
     ] = None,
-    embed: Annotated[bool, typer.Option("--embed", help="Put the pictures into the rows (hf).")] = False,
-    images: Annotated[Path | None, typer.Option(help="Picture folder for --embed, if the pictures moved.")] = None,
+    embed: Annotated[bool, typer.Option("--embed", help="Put the images into the rows (hf).")] = False,
+    images: Annotated[Path | None, typer.Option(help="Image folder for --embed, if the images moved.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a run in another form.

@@ -1,4 +1,4 @@
-"""Precision over recall of groups of classes, as an SVG picture."""
+"""Precision over recall of groups of classes, as an SVG image."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _class_curves(scores: ClassScores, classes: Array | None) -> Iterator[Array]
 
 
 def precision_recall_svg(title: str, curves: Mapping[str, Array]) -> str:
-    """A picture of precision `[101]` at `RECALLS` by the groups' names."""
+    """An image of precision `[101]` at `RECALLS` by the groups' names."""
     width, height = _LEFT + _SIDE + 220, _TOP + _SIDE + 60
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '

@@ -113,7 +113,7 @@ def number_categories(seen: Collection[tuple[int, str]], names: Sequence[str] | 
     """A number for each class, also for those that no object has.
 
     The ids that the run has are kept where ids and names are the same thing, and no class remains without; or else
-    the ids of the data set whose classes they are; or else classes count from 1.
+    the ids of the dataset whose classes they are; or else classes count from 1.
 
     Args:
         seen: the id and the name of every object.

@@ -23,7 +23,7 @@ from sgpipe.records import SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import open_shard
 
-_PICTURE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
+_IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
 class Labels:
@@ -51,7 +51,7 @@ class Labels:
     def records(self, split: str, *columns: str) -> Iterator[Record]:
         """The images of a split that are no error rows; of what is nested, only these columns are filled."""
         for shard in self.shards(split):
-            for table in iter_groups(self.root / shard.file, (*_PICTURE, *columns)):
+            for table in iter_groups(self.root / shard.file, (*_IMAGE, *columns)):
                 yield from (record for record in from_table(table) if record.ok)
 
     def wants(self, confidence: float | None) -> bool:

@@ -63,7 +63,7 @@ def export_run(
     if form not in FORMS:
         raise UserError(f"--to {form}: expected one of {', '.join(FORMS)}")
     if (embed or images) and form != HUGGING_FACE:
-        raise UserError("--embed and --images are for --to hf; the other forms name their pictures")
+        raise UserError("--embed and --images are for --to hf; the other forms name their images")
     if images and not images.is_dir():
         raise UserError(f"image folder not found: {images}")
     default = 0.0 if form == HUGGING_FACE else TRAINED_ON

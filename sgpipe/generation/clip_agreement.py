@@ -20,10 +20,10 @@ _TEXTS = 256  # at once
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well a relation fits its picture.
+    """How well a relation fits its image.
 
     Attributes:
-        score: cosine of the picture of both boxes and "a SUBJECT PREDICATE OBJECT".
+        score: cosine of the image of both boxes and "a SUBJECT PREDICATE OBJECT".
         swapped: the same with subject and object exchanged; None where that says the same.
         rank: 1 plus the contrast texts that fit better: the swapped one, and those with other predicates.
         contrasts: how many contrast texts there were.
@@ -53,9 +53,9 @@ class ClipAgreement:
         self._texts: dict[str, Tensor] = {}
 
     @torch.inference_mode()
-    def __call__(self, record: Record, picture: Image.Image) -> list[Agreement | None]:
-        """The agreement of each relation of the record, in its order; None where a box has no area in the picture."""
-        crops = {(r.subject, r.object): _union(picture, record.objects, r) for r in record.relations}
+    def __call__(self, record: Record, image: Image.Image) -> list[Agreement | None]:
+        """The agreement of each relation of the record, in its order; None where a box has no area in the image."""
+        crops = {(r.subject, r.object): _union(image, record.objects, r) for r in record.relations}
         there = {pair: crop for pair, crop in crops.items() if crop is not None}
         if not there:
             return [None] * len(record.relations)
@@ -123,12 +123,12 @@ def _article(name: str) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _union(picture: Image.Image, objects: Sequence[Box], relation: Relation) -> Image.Image | None:
-    """The part of the picture that both boxes lie in."""
+def _union(image: Image.Image, objects: Sequence[Box], relation: Relation) -> Image.Image | None:
+    """The part of the image that both boxes lie in."""
     boxes = [objects[end].bbox for end in (relation.subject, relation.object) if not objects[end].is_nothing]
     left, top = (int(min(box[axis] for box in boxes)) for axis in (0, 1))
     right, bottom = (round(max(box[axis] + box[axis + 2] for box in boxes)) for axis in (0, 1))
-    corners = (max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height))
+    corners = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
     if corners[2] - corners[0] < 1 or corners[3] - corners[1] < 1:
         return None
-    return picture.crop(corners)
+    return image.crop(corners)

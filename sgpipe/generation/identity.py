@@ -47,7 +47,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
 
 
 def drawn_settings(recipe: Recipe) -> dict[str, Any] | None:
-    """Which pictures are drawn, if any."""
+    """Which images are drawn, if any."""
     return recipe.source.drawn.model_dump() if recipe.source.format == "miniworld" else None
 
 

@@ -299,7 +299,7 @@ def run_units(
     """Run every unit through the stages; yields each shard as soon as it lies in its place.
 
     When workers or machines are lost more often than Ray makes up for, what is left begins anew on what is there,
-    as long as that gets further, and with pictures that kill a worker as error rows.
+    as long as that gets further, and with images that kill a worker as error rows.
 
     Raises:
         UserError: a stage could not be set up or refused its input.

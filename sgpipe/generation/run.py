@@ -71,7 +71,7 @@ def _check(recipe: Recipe) -> None:
     splits = recipe.source.splits
     drawn = recipe.source.format == "miniworld"
     if splits and drawn:
-        raise UserError("the miniworld draws its own pictures; for others name a recipe: sgpipe generate coco …")
+        raise UserError("the miniworld draws its own images; for others name a recipe: sgpipe generate coco …")
     if not splits and not drawn:
         raise UserError("the recipe names no data: give --images and --annotations, or --root")
     unannotated = [name for name, split in splits.items() if split.annotations is None]
@@ -80,7 +80,7 @@ def _check(recipe: Recipe) -> None:
             f"no boxes for {', '.join(unannotated)}: give --annotations, or label a folder: generate folder"
         )
     if len(unannotated) < len(splits) and recipe.source.format == "folder":
-        raise UserError("format folder is for pictures without annotations; leave --annotations out")
+        raise UserError("format folder is for images without annotations; leave --annotations out")
     if recipe.source.format == "folder" and recipe.detect.detector is None:
         raise UserError("no detector: give --detector FOLDER_OR_ID, an object detector of transformers")
     if recipe.tag.tagger is None:
@@ -91,19 +91,19 @@ def _check(recipe: Recipe) -> None:
 
 
 def _remark(recipe: Recipe) -> str | None:
-    """What a person should know who labels these pictures by these models."""
+    """What a person should know who labels these images by these models."""
     packaged = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
     if packaged and recipe.source.format != "miniworld":
-        return "the models of the miniworld know nothing but drawn pictures: these labels mean nothing"
+        return "the models of the miniworld know nothing but drawn images: these labels mean nothing"
     if packaged and recipe.source.drawn.split == "train":
-        return "the models of the miniworld learned from pictures of this split: the labels are too good"
+        return "the models of the miniworld learned from images of this split: the labels are too good"
     return None
 
 
 def _draw(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
-    """The recipe with the pictures of the drawn world as its data; any other recipe as it is.
+    """The recipe with the images of the drawn world as its data; any other recipe as it is.
 
-    Raises UserError: the folder holds labels of other pictures.
+    Raises UserError: the folder holds labels of other images.
     """
     drawing, config = folder.drawing, recipe.source.drawn
     settings = drawn_settings(recipe)
@@ -116,7 +116,7 @@ def _draw(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
     if settings is None:
         return recipe
     if drawing.settings is None:
-        progress.say(f"drawing {config.images:,} pictures")
+        progress.say(f"drawing {config.images:,} images")
         draw(config, drawing)
     world = drawing.world
     split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)

@@ -13,11 +13,11 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.generation.clip_agreement import Agreement
 from sgpipe.records import Record, from_table
-from sgpipe.stats.samples import open_picture
+from sgpipe.stats.samples import open_image
 from sgpipe.storage.database import open_run
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import AGREEMENT, PICTURES, read_file, write_table
+from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, read_file, write_table
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import file_sha256, fingerprint
 
@@ -40,7 +40,7 @@ def score_run(
     Args:
         make_scorer: called once, when there is something to score.
         identity: what decides the scores; another one is refused in the same folder.
-        images: folder of the pictures, if they are no longer where the run found them.
+        images: folder of the images, if they are no longer where the run found them.
 
     Returns:
         how many relations were scored, and how many could not be.
@@ -97,12 +97,12 @@ def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Mani
 
 def _scored(source: Manifest, file: Path, scorer: Scorer, images: Path | None, counts: dict[str, int]) -> pa.Table:
     table = read_file(file)
-    pictures = table[PICTURES].to_pylist() if PICTURES in table.column_names else [None] * table.num_rows
+    contents = table[IMAGE_COLUMN].to_pylist() if IMAGE_COLUMN in table.column_names else [None] * table.num_rows
     column = []
-    for record, embedded in zip(from_table(table), pictures, strict=True):
+    for record, embedded in zip(from_table(table), contents, strict=True):
         wanted = record.ok and record.relations
-        picture = open_picture(source.image_folders, record, embedded, images) if wanted else None
-        found = [None] * len(record.relations) if picture is None else scorer(record, picture)
+        image = open_image(source.image_folders, record, embedded, images) if wanted else None
+        found = [None] * len(record.relations) if image is None else scorer(record, image)
         counts["unscored"] += found.count(None)
         counts["scored"] += len(found) - found.count(None)
         column.append([agreement and asdict(agreement) for agreement in found])

@@ -157,7 +157,7 @@ def next_to(group: Group, first: Actor, second: Actor, rng: Generator) -> None:
 
 
 def stand_behind(group: Group, far: Actor, near: Actor, rng: Generator) -> None:
-    """Farther away and partly hidden: higher up in the picture, drawn first, and to one side."""
+    """Farther away and partly hidden: higher up in the image, drawn first, and to one side."""
     side = int(rng.choice([-1, 1]))
     far.facing = int(rng.choice([-1, 1]))
     far.depth = near.depth - 1

@@ -1,4 +1,4 @@
-"""Writing a split of the drawn world: pictures, COCO instances and captions, and Visual Genome scene graphs."""
+"""Writing a split of the drawn world: images, COCO instances and captions, and Visual Genome scene graphs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
-from sgpipe.miniworld.render import Picture, render
+from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
 
 IMAGES = "images"
@@ -44,18 +44,18 @@ def draw_world(
     captions: int = 5,
     progress: Callable[[], None] | None = None,
 ) -> None:
-    """Draw the first `images` pictures of a split into `out`, with their annotations.
+    """Draw the first `images` images of a split into `out`, with their annotations.
 
     `images/*.jpg`, `instances.json` and `captions.json` (COCO), `scene_graphs.json` (Visual Genome, all that
     is true; its boxes are those of the instances), `hico.json` (HICO-DET in HOIA form, what is true of persons) and
-    `hico_classes.json`, what its numbers mean. A picture and what is known of it depend on the seed, the split and
-    its number only. The annotations are written last, so where they are, all pictures are.
+    `hico_classes.json`, what its numbers mean. An image and what is known of it depend on the seed, the split and
+    its number only. The annotations are written last, so where they are, all images are.
 
     Args:
         split: "train", "val", or "test-compositional", whose (subject, relation, object) never occur in the
             others.
-        captions: how many each picture gets, if there is enough to say.
-        progress: called after each picture.
+        captions: how many each image gets, if there is enough to say.
+        progress: called after each rendered.
 
     Raises:
         UserError: a number out of range, an unknown split, or `out` holds something else.
@@ -66,10 +66,10 @@ def draw_world(
     annotations = Annotations(seed, split)
     for number in range(images):
         scene = random_scene(seed, split, number)
-        picture = render(scene)
+        rendered = render(scene)
         sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE), captions)
-        annotations.add(scene, picture, sentences)
-        _save(out / IMAGES / file_name(split, number), _jpeg(picture.image))
+        annotations.add(scene, rendered, sentences)
+        _save(out / IMAGES / file_name(split, number), _jpeg(rendered.image))
         if progress:
             progress()
     for name, content in annotations.files().items():
@@ -77,7 +77,7 @@ def draw_world(
 
 
 def image_id(split: str, number: int) -> int:
-    """The id of a picture, different in every split."""
+    """The id of a rendered, different in every split."""
     return (SPLITS.index(split) + 1) * _MOST_IMAGES + number
 
 
@@ -88,7 +88,7 @@ def file_name(split: str, number: int) -> str:
 
 @dataclass
 class Annotations:
-    """The annotation files while pictures are added; ids follow from the picture's, not the order."""
+    """The annotation files while images are added; ids follow from the image's, not the order."""
 
     seed: int
     split: str
@@ -98,7 +98,7 @@ class Annotations:
     graphs: list[dict[str, Any]] = field(default_factory=list)
     interactions: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, scene: Scene, picture: Picture, sentences: list[SceneCaption]) -> None:
+    def add(self, scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> None:
         number = image_id(scene.split, scene.number)
         first = number * _MOST_PER_IMAGE
         self.images.append(
@@ -119,15 +119,15 @@ class Annotations:
                 "iscrowd": 0,
             }
             for index, (thing, box, area) in enumerate(
-                zip(scene.things, picture.boxes.tolist(), picture.areas.tolist(), strict=True)
+                zip(scene.things, rendered.boxes.tolist(), rendered.areas.tolist(), strict=True)
             )
         ]
         self.captions += [
             {"id": first + index, "image_id": number, "caption": sentence.text}
             for index, sentence in enumerate(sentences)
         ]
-        self.graphs.append(_scene_graph(scene, picture, number, first))
-        self.interactions.append(_interactions(scene, picture))
+        self.graphs.append(_scene_graph(scene, rendered, number, first))
+        self.interactions.append(_interactions(scene, rendered))
 
     def files(self) -> dict[str, Any]:
         """Contents by file name."""
@@ -150,11 +150,11 @@ class Annotations:
         }
 
 
-def _scene_graph(scene: Scene, picture: Picture, number: int, first: int) -> dict[str, Any]:
+def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int) -> dict[str, Any]:
     """An image's graph; `implied` marks relationships that follow from others."""
     objects = [
         {"object_id": first + index, "x": x, "y": y, "w": w, "h": h, "names": thing.kind, "synsets": []}
-        for index, (thing, (x, y, w, h)) in enumerate(zip(scene.things, picture.boxes.tolist(), strict=True))
+        for index, (thing, (x, y, w, h)) in enumerate(zip(scene.things, rendered.boxes.tolist(), strict=True))
     ]
     relationships = [
         {
@@ -170,7 +170,7 @@ def _scene_graph(scene: Scene, picture: Picture, number: int, first: int) -> dic
     return {"image_id": number, "objects": objects, "relationships": relationships}
 
 
-def _interactions(scene: Scene, picture: Picture) -> dict[str, Any]:
+def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
     """An image's facts whose subject is a person, in HOIA form; all its boxes, xyxy."""
     return {
         "file_name": file_name(scene.split, scene.number),
@@ -178,7 +178,7 @@ def _interactions(scene: Scene, picture: Picture) -> dict[str, Any]:
         "height": scene.height,
         "annotations": [
             {"bbox": [x, y, x + w, y + h], "category_id": _CATEGORY_IDS[thing.kind]}
-            for thing, (x, y, w, h) in zip(scene.things, picture.boxes.tolist(), strict=True)
+            for thing, (x, y, w, h) in zip(scene.things, rendered.boxes.tolist(), strict=True)
         ],
         "hoi_annotation": [
             {
@@ -202,7 +202,7 @@ def _check(images: int, seed: int, split: str) -> None:
 
 
 def _prepare(out: Path) -> None:
-    """Make the folders, and remove annotations that would not belong to the new pictures.
+    """Make the folders, and remove annotations that would not belong to the new images.
 
     Raises UserError: `out` is a file, or has something in it that `draw_world` does not write.
     """
@@ -212,7 +212,7 @@ def _prepare(out: Path) -> None:
     except FileNotFoundError:
         strangers = []
     except NotADirectoryError:
-        raise UserError(f"{out} is a file; give a folder for the pictures and annotations") from None
+        raise UserError(f"{out} is a file; give a folder for the images and annotations") from None
     if strangers:
         raise UserError(f"{out} holds something else ({strangers[0]}); give an empty or a new folder")
     (out / IMAGES).mkdir(parents=True, exist_ok=True)

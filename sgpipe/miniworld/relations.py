@@ -230,7 +230,7 @@ _HELD_OUT: frozenset[Statement] = frozenset(
 
 @cache
 def statements_of(split: str) -> frozenset[Statement]:
-    """The relations composed in a split's pictures.
+    """The relations composed in a split's images.
 
     Raises ValueError: there is no such split.
     """

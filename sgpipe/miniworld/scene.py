@@ -40,7 +40,7 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True)
 class Placed:
-    """A group in the picture: a world unit is `scale` pixels, and the group's origin is at `at` (pixels)."""
+    """A group in the image: a world unit is `scale` pixels, and the group's origin is at `at` (pixels)."""
 
     group: Group
     at: tuple[float, float]
@@ -50,7 +50,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything about a picture but its pixels; things and facts are numbered over all groups."""
+    """Everything about an image but its pixels; things and facts are numbered over all groups."""
 
     split: str
     number: int
@@ -169,7 +169,7 @@ def _lay_out(groups: list[Group], width: int, height: int, rng: Generator) -> tu
 
 
 def _ground(extent: Extent, scale: float, horizon: float, height: int, rng: Generator) -> float:
-    """Where in the picture a group stands, in pixels from the top: below the horizon, and all of it inside."""
+    """Where in the image a group stands, in pixels from the top: below the horizon, and all of it inside."""
     lowest = height - 4 + min(extent.bottom, 0.0) * scale
     highest = max(horizon + 0.09 * height, extent.top * scale + 4)
     return float(rng.uniform(min(highest, lowest), lowest))

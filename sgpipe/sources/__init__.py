@@ -7,7 +7,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources.coco import locate_pictures, read_coco
+from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import write_detections
 from sgpipe.sources.folder import read_folder, stamp
 from sgpipe.sources.vocabulary import category_names
@@ -50,7 +50,7 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) 
         )
     located = True
     if source.format == "objects365":
-        located = locate_pictures(detections, source.path(config.images))
+        located = locate_images(detections, source.path(config.images))
     write_detections(path, detections, meta | {"files": files, "located": located})
 
 
@@ -59,7 +59,7 @@ def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
     images = str(source.path(config.images).resolve())
     stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": images}
     if config.annotations is None:
-        stamps["pictures"] = stamp(source.path(config.images))
+        stamps["contents"] = stamp(source.path(config.images))
     for name in ("annotations", "captions"):
         path = getattr(config, name)
         if path is None:

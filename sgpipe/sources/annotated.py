@@ -38,7 +38,7 @@ class AnnotationSource:
         options: every option that does.
         read: yields the records in file order and counts what it sets aside. Boxes are as annotated, not yet
             clipped; a record whose size is not annotated has width and height 0.
-        picture: the picture file of a record that was read, where the source holds pictures.
+        image: the image file of a record that was read, where the source holds images.
     """
 
     dataset: str
@@ -47,10 +47,10 @@ class AnnotationSource:
     files: Mapping[str, Path]
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: ClassLists | None = None
-    picture: Callable[[Record], bytes | None] | None = None
+    image: Callable[[Record], bytes | None] | None = None
 
 
-def picture_id(file_name: str) -> str:
+def image_id(file_name: str) -> str:
     """The id of an image that is known by its file: COCO's number, or the file's name without its ending."""
     stem = PurePosixPath(file_name).stem
     number = re.fullmatch(r"COCO_\w+_(\d+)", stem)

@@ -1,6 +1,6 @@
 """COCO instances and captions JSON, and the files of other datasets in that form.
 
-Objects365 v2: COCO-like JSON with misspelled names, and pictures in patch folders.
+Objects365 v2: COCO-like JSON with misspelled names, and images in patch folders.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _read_captions(path: Path, detections: Detections) -> str:
 _PROBES = 200
 
 
-def locate_pictures(detections: Detections, root: Path) -> bool:
-    """Rewrite the file names to where the pictures lie below `root`; False if none of the first is found.
+def locate_images(detections: Detections, root: Path) -> bool:
+    """Rewrite the file names to where the images lie below `root`; False if none of the first is found.
 
     The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to
     "patch8/objects365_v1_00420917.jpg", and mirrors to other places. The layout under which most of the

@@ -113,7 +113,7 @@ def _form_of(array: str, item: Any) -> Form | None:
     if not isinstance(item, dict):
         return None
     form = next((form for name, keys, form in _RULES if name == array and keys <= item.keys()), None)
-    # Only exports of ours have ids beside the names; theirs may be of any data set.
+    # Only exports of ours have ids beside the names; theirs may be of any dataset.
     return _by_file_name(str(item.get("file_name"))) if form is HOIA and "image_id" not in item else form
 
 

@@ -21,8 +21,8 @@ from sgpipe.sources.annotated import (
     as_id,
     clean,
     fail,
+    image_id,
     listed,
-    picture_id,
     required,
     side,
     whole,
@@ -95,7 +95,7 @@ def read_hoia(
         except FieldError:
             problems["malformed"] += 1
             continue
-        number = as_id(item.get("image_id")) or picture_id(name)
+        number = as_id(item.get("image_id")) or image_id(name)
         record = Record(number, dataset, split, name, side(item.get("width")), side(item.get("height")))
         try:
             record.objects = [_box(entry, numbering.objects) for entry in listed(item, "annotations")]
@@ -160,7 +160,7 @@ def read_hico_pairs(annotations: Path, split: str, problems: ProblemCounts) -> I
     for image, name, size in zip(images, names, sizes, strict=True):
         width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
         name = clean(str(name))
-        record = Record(picture_id(name), "hico", split, name, side(width), side(height))
+        record = Record(image_id(name), "hico", split, name, side(width), side(height))
         yield _with_pairs(record, image, columns)
 
 
@@ -178,7 +178,7 @@ def read_vcoco_pairs(annotations: Path, split: str, problems: ProblemCounts) -> 
         except FieldError:
             problems["malformed"] += 1
             continue
-        yield _with_pairs(Record(picture_id(name), "vcoco", split, name, 0, 0), image, columns)
+        yield _with_pairs(Record(image_id(name), "vcoco", split, name, 0, 0), image, columns)
 
 
 def _arrays(path: Path) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError, read_picture, read_size
+from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, fail
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, Summary, add_up
@@ -46,9 +46,9 @@ def import_annotations(
     """Write the annotated images into `out`, going on where an earlier import of the same stopped.
 
     Args:
-        images: folder that the file names are relative to. Pictures are only opened to embed them, or where
+        images: folder that the file names are relative to. Images are only opened to embed them, or where
             their size is not annotated.
-        embed: keep the picture files in the shards. Those that the source holds are kept anyway.
+        embed: keep the image files in the shards. Those that the source holds are kept anyway.
         limit: only so many images, the first ones.
         retry_failed: do shards with error rows again.
 
@@ -61,7 +61,7 @@ def import_annotations(
         raise UserError(f"--split {source.split!r}: expected letters, digits and underscores")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1")
-    embed = embed or source.picture is not None
+    embed = embed or source.image is not None
     folder = RunFolder(out)
     with folder.lock():
         manifest = _open_manifest(source, images, folder, embed, progress)
@@ -190,10 +190,10 @@ def _first(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
 
 
 def _write(unit: _Unit, source: AnnotationSource, images: Path, root: Path, embed: bool, revision: int) -> ShardEntry:
-    pictures = [_finish(record, source, images, embed, unit.problems) for record in unit.records]
+    contents = [_finish(record, source, images, embed, unit.problems) for record in unit.records]
     stop = unit.start + len(unit.records)
     name = shard_name(source.split, unit.start, stop, revision)
-    shard = write_shard(root, name, source.split, unit.start, unit.records, {}, pictures if embed else None)
+    shard = write_shard(root, name, source.split, unit.start, unit.records, {}, contents if embed else None)
     shard.counts.update({f"{_PROBLEM}{key}": count for key, count in unit.problems.items() if count})
     return shard
 
@@ -201,18 +201,18 @@ def _write(unit: _Unit, source: AnnotationSource, images: Path, root: Path, embe
 def _finish(
     record: Record, source: AnnotationSource, images: Path, embed: bool, problems: ProblemCounts
 ) -> bytes | None:
-    """Give the record its size, clip its boxes, and read its picture if it is to be embedded."""
-    picture = None
+    """Give the record its size, clip its boxes, and read its image if it is to be embedded."""
+    image = None
     try:
         if record.ok and not (record.width and record.height):
             record.width, record.height = read_size(images, record.file_name)
         if record.ok and embed:
-            picture = source.picture(record) if source.picture else read_picture(images, record)
+            image = source.image(record) if source.image else read_image(images, record)
     except ImageError as error:
         fail(record, str(error))
     if record.ok:
         clip_objects(record, problems)
-    return picture
+    return image
 
 
 def _describe(source: AnnotationSource, folder: RunFolder, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Drawn pictures with what is true of them, as shards that labels can be compared with."""
+"""Drawn images with what is true of them, as shards that labels can be compared with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sgpipe.utils.console import Progress
 
 
 def draw(config: DrawnConfig, drawing: Drawing) -> None:
-    """Draw the pictures and write down what is true of them; whatever was there before is removed.
+    """Draw the images and write down what is true of them; whatever was there before is removed.
 
     Raises OSError: the disk is full, or the folder cannot be written.
     """

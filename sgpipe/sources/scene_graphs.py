@@ -151,7 +151,7 @@ class PseudoLabels:
     """Where pseudo-labels lie.
 
     Attributes:
-        image_paths: Objects365's image_id_to_filepath.json; its pictures cannot be found by their ids.
+        image_paths: Objects365's image_id_to_filepath.json; its images cannot be found by their ids.
     """
 
     annotations: Path
@@ -182,7 +182,7 @@ class PseudoLabels:
             yield self._located(record, item, paths)
 
     def _located(self, record: Record, item: Mapping[str, Any], paths: Mapping[str, Any]) -> Record:
-        """The record with the name of its picture, which follows from its dataset."""
+        """The record with the name of its image, which follows from its dataset."""
         if "file_name" in item:
             return record
         if record.dataset in ("o365", "objects365"):

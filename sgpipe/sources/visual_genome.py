@@ -20,7 +20,7 @@ from sgpipe.sources.formats import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, requi
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
 from sgpipe.utils.json_stream import JsonStream
 
-_FOLDERS = ("VG_100K", "VG_100K_2")  # what the pictures of the two downloads unpack to
+_FOLDERS = ("VG_100K", "VG_100K_2")  # what the images of the two downloads unpack to
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Stages: records in, records out. A stage runs in a plain `for` loop; Ray is the engine's business.
 
-Open every picture once: the stage that makes error rows where no captioner looks at the pixels.
+Open every image once: the stage that makes error rows where no captioner looks at the pixels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Stage(Protocol):
 
 
 class LoadStage:
-    """Checks that each record's picture can be used; `roots` maps a split to its image folder."""
+    """Checks that each record's image can be used; `roots` maps a split to its image folder."""
 
     name = "load"
     fills: tuple[str, ...] = ("status", "error")

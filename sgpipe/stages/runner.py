@@ -38,7 +38,7 @@ class StageRunner:
 
 
 class IsolatedRunner:
-    """As `StageRunner`, in a process of its own: a picture that kills it becomes an error row.
+    """As `StageRunner`, in a process of its own: an image that kills it becomes an error row.
 
     Records that go in together and kill the process are halved until one is left. That one gets a second try,
     since it may have been another that took the memory.
@@ -55,7 +55,7 @@ class IsolatedRunner:
         if answer is not None:
             return answer
         if len(records) == 1:
-            records[0].fail("worker", "the process that worked on this picture died, twice")
+            records[0].fail("worker", "the process that worked on this image died, twice")
             return records, {}
         middle = len(records) // 2
         (first, some), (second, more) = self(records[:middle]), self(records[middle:])

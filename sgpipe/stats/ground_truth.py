@@ -14,11 +14,11 @@ from sgpipe.stats.calibration import Bin, Choice, Judged, Precision
 
 @dataclass(frozen=True)
 class KnownTruth:
-    """Shards of what is true of the pictures of a run.
+    """Shards of what is true of the images of a run.
 
     Attributes:
         wanted: shards of what should be found; None: all that is true.
-        image_data: Visual Genome's image_data.json, where that is the truth of COCO's pictures.
+        image_data: Visual Genome's image_data.json, where that is the truth of COCO's images.
     """
 
     true: Path

@@ -191,7 +191,7 @@ RULES = (
     ),
     Rule(
         "same_captions",
-        "captions of one picture that differ only by case, articles and punctuation",
+        "captions of one image that differ only by case, articles and punctuation",
         "captions",
         "They bring no new relations: sample with a higher temperature, or fewer samples.",
         r"""select image, concat(min(caption), ' / ', max(caption)) as text, count(*) - 1 as number

@@ -1,6 +1,6 @@
-"""Records of a run with their pictures, chosen to be looked at.
+"""Records of a run with their images, chosen to be looked at.
 
-The contact sheet: pictures of a run with their relations drawn on them, as one PNG.
+The contact sheet: images of a run with their relations drawn on them, as one PNG.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, decode, is_upright, resolve
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.storage.database import Database, open_run
-from sgpipe.storage.shards import PICTURES, open_shard
-from sgpipe.viz.draw_relations import draw_card, fit, font, shown
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
+from sgpipe.viz.draw_relations import draw_card, fit, font
 
 _SPREAD = """
     with usable as (
@@ -48,18 +48,18 @@ def spread(database: Database, count: int, threshold: float) -> list[int]:
 def open_records(
     database: Database, numbers: Iterable[int], images: Path | None = None
 ) -> Iterator[tuple[Record, Image.Image | None]]:
-    """The records of these images with their pictures; None for a picture that cannot be had.
+    """The records of these images with their images; None for an image that cannot be had.
 
     Args:
-        images: folder of the pictures, if they are no longer where the run found them.
+        images: folder of the images, if they are no longer where the run found them.
 
     Raises UserError: a shard cannot be read.
     """
     for shard, members in groupby(numbers, key=lambda number: bisect_right(database.firsts, number) - 1):
         for table in _read_rows(database.files[shard], [number - database.firsts[shard] for number in members]):
-            embedded = table[PICTURES][0].as_py() if PICTURES in table.column_names else None
+            embedded = table[IMAGE_COLUMN][0].as_py() if IMAGE_COLUMN in table.column_names else None
             [record] = from_table(table)
-            yield record, open_picture(database.image_folders, record, embedded, images)
+            yield record, open_image(database.image_folders, record, embedded, images)
 
 
 def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
@@ -71,14 +71,14 @@ def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
             yield from (table.slice(row - int(starts[group]), 1) for row in members)
 
 
-def open_picture(
+def open_image(
     folders: Mapping[str, Path], record: Record, embedded: dict[str, Any] | None, images: Path | None = None
 ) -> Image.Image | None:
-    """A record's picture, from `images`, its shard, or where the run found it; None if it cannot be had.
+    """A record's image, from `images`, its shard, or where the run found it; None if it cannot be had.
 
     Args:
-        folders: where the run found the pictures of each split.
-        embedded: the shard's column of pictures.
+        folders: where the run found the images of each split.
+        embedded: the shard's column of images.
     """
     size, name = (record.width, record.height), record.file_name
     upright = is_upright(record.dataset)
@@ -97,27 +97,27 @@ _PAPER, _INK = "#e9ebee", "#1a1a1a"
 
 
 def write_sheet(
-    root: Path, file: Path, pictures: int = 20, threshold: float = 0.2, images: Path | None = None
+    root: Path, file: Path, count: int = 20, threshold: float = 0.2, images: Path | None = None
 ) -> tuple[int, int]:
-    """Draw pictures spread evenly over the run into one PNG, each with its strongest relations.
+    """Draw images spread evenly over the run into one PNG, each with its strongest relations.
 
     Args:
-        pictures: how many, those with a relation of at least `threshold` first.
-        images: folder of the pictures, if they are no longer where the run found them.
+        count: how many, those with a relation of at least `threshold` first.
+        images: folder of the images, if they are no longer where the run found them.
 
     Returns:
-        how many images are on it, and of how many of them the picture could not be had.
+        how many images are on it, and of how many of them the image could not be had.
 
     Raises UserError: it is not a run, holds no image, a shard cannot be read, or the file cannot be written.
     """
     with open_run(root) as database:
-        places = spread(database, pictures, threshold)
+        places = spread(database, count, threshold)
         cards, related, lost = [], 0, 0
-        for record, picture in open_records(database, places, images):
+        for record, opened in open_records(database, places, images):
             relations = shown(record.relations, threshold, _RELATIONS)
             related += bool(relations)
-            lost += picture is None
-            cards.append(draw_card(picture, record, relations, _CARD))
+            lost += opened is None
+            cards.append(draw_card(opened, record, relations, _CARD))
         if not cards:
             raise UserError(f"{root} holds no image that could be drawn")
         title = f"{database.run.get('name') or root.name}: {len(cards)} images"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import AGREEMENT, PICTURES, open_shard
+from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, open_shard
 
 _MEMORY = "800MB"  # DuckDB goes to disk beyond it
 _THREADS = 8  # more of them do not fit into that memory
@@ -139,11 +139,11 @@ class Database:
         self.scored = bool(columns) and all(AGREEMENT in names for names in columns)
         if not self.files:
             self._connection.register("nothing", SCHEMA.empty_table())
-            self.execute(f"create view records as select 0 as image, null as {PICTURES}, * from nothing")
+            self.execute(f"create view records as select 0 as image, null as {IMAGE_COLUMN}, * from nothing")
             return
         names = [str(file) for file in self.files]
         self.execute("create table shards as select unnest(?) as filename, unnest(?) as first", names, self.firsts)
-        further = PICTURES if any(PICTURES in there for there in columns) else f"null as {PICTURES}"
+        further = IMAGE_COLUMN if any(IMAGE_COLUMN in there for there in columns) else f"null as {IMAGE_COLUMN}"
         further += f", {AGREEMENT}" if self.scored else ""
         self.execute(
             f"""create view records as

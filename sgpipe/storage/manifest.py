@@ -74,12 +74,12 @@ class Manifest:
 
     @property
     def image_folders(self) -> dict[str, Path]:
-        """By split, where the pictures were when the run was made; those in the run move with it."""
+        """By split, where the images were when the run was made; those in the run move with it."""
         return {split: self.root.absolute() / place for split, place in self.run.get("images", {}).items()}
 
-    def picture_folder(self, split: str, images: Path | None = None) -> Path:
-        """Where the pictures of a split are, or `images`, if they moved. Raises UserError: it is not known, or gone."""
-        return existing_pictures(self.root, split, images or self.image_folders.get(split))
+    def image_folder(self, split: str, images: Path | None = None) -> Path:
+        """Where the images of a split are, or `images`, if they moved. Raises UserError: it is not known, or gone."""
+        return existing_images(self.root, split, images or self.image_folders.get(split))
 
     @classmethod
     def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
@@ -202,10 +202,10 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
         return None
 
 
-def existing_pictures(run: Path | str, split: str, folder: Path | str | None) -> Path:
-    """The picture folder of a split of a run. Raises UserError: it is not known, or gone."""
+def existing_images(run: Path | str, split: str, folder: Path | str | None) -> Path:
+    """The image folder of a split of a run. Raises UserError: it is not known, or gone."""
     if folder is None:
-        raise UserError(f"{run} does not say where the pictures of {split} are: give --images")
+        raise UserError(f"{run} does not say where the images of {split} are: give --images")
     if not Path(folder).is_dir():
         raise UserError(f"the image folder {folder} of {run} is not there; give the right one by --images")
     return Path(folder)

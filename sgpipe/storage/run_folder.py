@@ -30,7 +30,7 @@ _TEMPORARY = re.compile(r"\..*\.tmp")
 
 @dataclass(frozen=True)
 class Drawing:
-    """Pictures that were drawn for a run, and shards of what is true of them, all in one folder."""
+    """Images that were drawn for a run, and shards of what is true of them, all in one folder."""
 
     place: Path
 
@@ -46,12 +46,12 @@ class Drawing:
 
     @property
     def composed(self) -> Path:
-        """Shards of what the pictures were made to show, from which the rest follows."""
+        """Shards of what the images were made to show, from which the rest follows."""
         return self.place / "composed"
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """Which pictures these are; None as long as they are not all there with what is true of them."""
+        """Which images these are; None as long as they are not all there with what is true of them."""
         path = self.place / _SETTINGS
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -89,12 +89,12 @@ class RunFolder:
 
     @property
     def drawing(self) -> Drawing:
-        """The pictures of the run, if they are drawn for it."""
+        """The images of the run, if they are drawn for it."""
         return Drawing(self.private / "drawn")
 
     @property
     def truth(self) -> Drawing | None:
-        """What is true of the run's pictures, where that is known."""
+        """What is true of the run's images, where that is known."""
         return self.drawing if self.drawing.settings else None
 
     @property

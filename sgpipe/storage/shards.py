@@ -24,12 +24,12 @@ from sgpipe.utils.atomic import fault_point
 from sgpipe.utils.hashing import file_sha256
 
 DATA = "data"
-PICTURES = "image"
+IMAGE_COLUMN = "image"
 AGREEMENT = "agreement"  # one entry for each of `relations`, written by `sgpipe score`
 
 _ROWS_PER_GROUP = 512  # training reads a group at a time
-# What Hugging Face datasets look for to show the column as pictures.
-_PICTURES_METADATA = {"huggingface": json.dumps({"info": {"features": {PICTURES: {"_type": "Image"}}}})}
+# What Hugging Face datasets look for to show the column as images.
+_IMAGES_METADATA = {"huggingface": json.dumps({"info": {"features": {IMAGE_COLUMN: {"_type": "Image"}}}})}
 
 
 def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
@@ -51,12 +51,12 @@ def write_shard(
     start: int,
     records: list[Record],
     seconds: dict[str, float],
-    pictures: Sequence[bytes | None] | None = None,
+    images: Sequence[bytes | None] | None = None,
 ) -> ShardEntry:
     """Put records `start`… of a split into `root/name` and describe the shard for the manifest.
 
     Args:
-        pictures: the image files of the records, to be kept with them in the further column `image`.
+        images: the image files of the records, to be kept with them in the further column `image`.
 
     Raises OSError: disk full, folder gone, no permission; no file is left behind.
     """
@@ -67,7 +67,7 @@ def write_shard(
     try:
         table = to_table(records)
         with naming(path):
-            write_table(temporary, table if pictures is None else with_pictures(table, pictures))
+            write_table(temporary, table if images is None else with_images(table, images))
         fault_point("after write")
         digest, size = file_sha256(temporary), temporary.stat().st_size
         fault_point("before rename")
@@ -89,15 +89,15 @@ def write_shard(
     )
 
 
-def with_pictures(table: pa.Table, pictures: Sequence[bytes | None]) -> pa.Table:
-    """The rows with their picture files, None where there is none, in the further column `image`."""
+def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
+    """The rows with their image files, None where there is none, in the further column `image`."""
     names = table["file_name"].to_pylist()
     column = pa.array(
-        [data and {"bytes": data, "path": name} for data, name in zip(pictures, names, strict=True)],
+        [data and {"bytes": data, "path": name} for data, name in zip(images, names, strict=True)],
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     )
-    table = table.append_column(PICTURES, column)
-    return table.replace_schema_metadata({**table.schema.metadata, **_PICTURES_METADATA})
+    table = table.append_column(IMAGE_COLUMN, column)
+    return table.replace_schema_metadata({**table.schema.metadata, **_IMAGES_METADATA})
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -143,7 +143,7 @@ def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa
 
 
 def iter_records(root: Path) -> Iterator[Record]:
-    """Every record of a run, by split and position, one shard without its pictures in memory at a time."""
+    """Every record of a run, by split and position, one shard without its images in memory at a time."""
     for table in iter_tables(root, SCHEMA.names):
         yield from from_table(table)
 

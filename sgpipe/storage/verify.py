@@ -197,7 +197,7 @@ def _check_leftovers(folder: RunFolder, manifest: Manifest, found: Verification)
 
 
 def _check_private(folder: RunFolder, found: Verification) -> Iterator[Path]:
-    """What is bad beside the shards: the recipe, source indexes, the truth about drawn pictures."""
+    """What is bad beside the shards: the recipe, source indexes, the truth about drawn images."""
     recipe = folder.root / "recipe.yaml"
     if recipe.exists():
         try:

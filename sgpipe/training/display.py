@@ -25,7 +25,7 @@ class TrainSummary:
     kind: str
     epochs: int
     steps: int
-    pictures: int
+    images: int
     last: dict[str, Any]
     validation: dict[str, Any]
     best: float | None
@@ -67,7 +67,7 @@ class Display:
         """One line of metrics."""
         if row["event"] == "validation":
             measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
-            self._print(f"epoch {row['epoch']}/{self.epochs} validated: {measures or 'no pictures'}")
+            self._print(f"epoch {row['epoch']}/{self.epochs} validated: {measures or 'no images'}")
         elif self._bar:
             self._bar.update(self._task, total=row["steps"], completed=row["step"], note=note(row))
         elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES or row["step"] == row["steps"]:
@@ -88,7 +88,7 @@ class Display:
 
 
 def note(row: dict[str, Any]) -> str:
-    skipped = f", {row['skipped']} pictures unreadable" if row["skipped"] else ""
+    skipped = f", {row['skipped']} images unreadable" if row["skipped"] else ""
     return (
         f"epoch {row['epoch']}, loss {row['loss']:.3f}, {row['images_per_second']:.1f} images/s, "
         f"waiting {row['waited']:.0%}{skipped}"
@@ -101,12 +101,12 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_row("network", summary.kind)
-    table.add_row("pictures", f"{summary.pictures:,}")
+    table.add_row("images", f"{summary.images:,}")
     table.add_row("epochs", f"{summary.epochs:,}")
     table.add_row("steps", f"{summary.steps:,}")
     if summary.last:
         table.add_row("loss", f"{summary.last['loss']:.3f}")
-        table.add_row("time spent waiting for pictures", f"{summary.last['waited']:.1%}")
+        table.add_row("time spent waiting for images", f"{summary.last['waited']:.1%}")
     for name in MEASURES:
         if name in summary.validation:
             table.add_row(f"validation {name}", f"{summary.validation[name]:.3f}")

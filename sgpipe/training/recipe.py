@@ -42,7 +42,7 @@ class ShardsConfig(Config):
 
     shards: Path
     splits: tuple[SplitName, ...] | None = Field(None, description="null: all there are")
-    images: Path | None = Field(None, description="picture folder; null: where the shards say")
+    images: Path | None = Field(None, description="image folder; null: where the shards say")
     weight: float = Field(1.0, gt=0, le=1000, description="passes over these shards in an epoch; 0.5: over half")
 
 
@@ -63,11 +63,11 @@ class DataConfig(Config):
         False, description="tagger: pairs with relations come first, as published; else in any order"
     )
     augment: Augmentation | None = Field(default_factory=Augmentation, description="null: only resized")
-    short_side: int = Field(800, ge=32, description="pixels; of validation pictures, and of all if not augmented")
+    short_side: int = Field(800, ge=32, description="pixels; of validation images, and of all if not augmented")
     long_side: int = Field(1333, ge=32)
-    limit: int | None = Field(None, ge=1, description="only the first N training pictures")
-    shuffle: int = Field(8, ge=1, description="row groups (of up to 512 pictures) that are shuffled together")
-    threads: int = Field(2, ge=1, description="per worker, that read pictures ahead")
+    limit: int | None = Field(None, ge=1, description="only the first N training images")
+    shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
+    threads: int = Field(2, ge=1, description="per worker, that read images ahead")
     prefetch: int = Field(4, ge=1, description="steps that are read ahead")
 
 
@@ -125,7 +125,7 @@ def load_train_recipe(name: str, overrides: Mapping[str, Any] | None = None, *, 
     """The training recipe of a packaged name ("tagger") or a YAML file, with overrides by dotted key.
 
     Args:
-        miniature: lay the settings of a laptop over it: a small network, small pictures, short epochs.
+        miniature: lay the settings of a laptop over it: a small network, small images, short epochs.
 
     Raises UserError: as `recipe_file.load`.
     """

@@ -1,4 +1,4 @@
-"""A picture with its boxes and relations drawn on it, for people to look at."""
+"""An image with its boxes and relations drawn on it, for people to look at."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def colour_of(index: int) -> str:
 
 
 def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """The picture with the objects and links of these relations, `width` pixels wide; less where it is very tall.
+    """The image with the objects and links of these relations, `width` pixels wide; less where it is very tall.
 
-    Other objects are outlined thinly. No label leaves the picture; labels are kept apart as far as there is room.
+    Other objects are outlined thinly. No label leaves the image; labels are kept apart as far as there is room.
     """
     scale = _SCALE * _fit_scale(record, width)
     size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))
@@ -56,12 +56,12 @@ def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relat
 
 
 def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """The picture with its relations, `width` pixels wide, and beneath it the relations as a list.
+    """The image with its relations, `width` pixels wide, and beneath it the relations as a list.
 
-    Without a picture, a grey one stands in its place and says so.
+    Without an image, a grey one stands in its place and says so.
     """
     if image is None:
-        top = _no_picture(record, width)
+        top = _no_image(record, width)
     else:
         top = draw_relations(image, record, relations, width)
     bottom = _listing(record, relations, width)
@@ -98,7 +98,7 @@ def label(relation: Relation) -> str:
 
 
 class _Drawing:
-    """Draws on a canvas that is `scale` times as large as the record's picture."""
+    """Draws on a canvas that is `scale` times as large as the record's image."""
 
     def __init__(self, canvas: Image.Image, record: Record, scale: float) -> None:
         self._pen = ImageDraw.Draw(canvas, "RGBA")
@@ -175,15 +175,15 @@ class _Drawing:
 
 
 def _fit_scale(record: Record, width: int) -> float:
-    """What makes the picture `width` pixels wide, and not more than half as high again."""
+    """What makes the image `width` pixels wide, and not more than half as high again."""
     return min(width / max(record.width, 1), 1.5 * width / max(record.height, 1))
 
 
-def _no_picture(record: Record, width: int) -> Image.Image:
+def _no_image(record: Record, width: int) -> Image.Image:
     height = round(record.height * _fit_scale(record, width))
     grey = Image.new("RGB", (width, max(height, 4 * _TEXT)), "#c9ccd1")
     pen, letters = ImageDraw.Draw(grey), font(_TEXT)
-    for number, text in enumerate(("no picture", record.file_name)):
+    for number, text in enumerate(("no image", record.file_name)):
         line = fit(text, letters, width - 12)
         pen.text((width / 2, grey.height / 2 + (2 * number - 1) * _TEXT), line, fill=_INK, font=letters, anchor="mm")
     return grey

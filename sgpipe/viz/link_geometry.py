@@ -16,7 +16,7 @@ _AROUND = ((0, -1.1), (0, 1.1), (1.1, 0), (-1.1, 0), (1.1, -1.1), (-1.1, 1.1), (
 
 @dataclass
 class LabelRoom:
-    """Where labels lie already, in a picture of `width` × `height` pixels, and what they should not hide."""
+    """Where labels lie already, in an image of `width` × `height` pixels, and what they should not hide."""
 
     width: float
     height: float
@@ -24,7 +24,7 @@ class LabelRoom:
     taken: list[Rectangle] = field(default_factory=list)
 
     def place(self, size: Point, spots: Iterable[Point]) -> Rectangle:
-        """Put a label at the spot (a centre) where it hides least, the earlier among equals; inside the picture."""
+        """Put a label at the spot (a centre) where it hides least, the earlier among equals; inside the image."""
         choices = [self._inside(size, spot) for spot in spots]
         best = min(choices, key=self._hidden)
         self.taken.append(best)

@@ -1,4 +1,4 @@
-"""Bad and odd pictures, annotated as 8 x 6 pixels, as the first stage of a run opens them."""
+"""Bad and odd images, annotated as 8 x 6 pixels, as the first stage of a run opens them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def holds(data: bytes, name: str = NAME, size: tuple[int, int] = SIZE) -> Callab
 
 
 def named(name: str) -> Callable[[Path], Any]:
-    """A good picture outside the image folder's `inside`, and an annotation of that name."""
+    """A good image outside the image folder's `inside`, and an annotation of that name."""
 
     def make(folder: Path) -> tuple[str, int, int]:
         (folder.parent / "secret.png").write_bytes(flat("RGB", "red", "PNG"))
@@ -115,8 +115,8 @@ BIG = (64, 48)
 _ROWS: tuple[tuple[str, Callable[[Path], Any], Kind, str], ...] = (
     ("no such file", lambda folder: None, "error row", "image file not found"),
     ("a file of zero bytes", holds(b""), "error row", "of no known format"),
-    ("a text file", holds(b"not a picture"), "error row", "of no known format"),
-    ("a web page saved as a picture", holds(b"<!doctype html><title>404</title>"), "error row", "of no known format"),
+    ("a text file", holds(b"not an image"), "error row", "of no known format"),
+    ("a web page saved as an image", holds(b"<!doctype html><title>404</title>"), "error row", "of no known format"),
     ("JPEG cut in the middle", holds(JPEG[: len(JPEG) // 2], size=BIG), "error row", "truncated"),
     ("JPEG cut in its header", holds(JPEG[:40], size=BIG), "error row", "cannot be read|of no known format"),
     ("JPEG with rubbish after its end", holds(JPEG + b"rubbish" * 99, size=BIG), "accepted", "RGB 64x48"),
@@ -158,4 +158,4 @@ _ROWS: tuple[tuple[str, Callable[[Path], Any], Kind, str], ...] = (
     ("an empty name", named(""), "error row", "does not stay inside the image folder"),
 )  # fmt: skip
 
-CASES = [Case("picture", what, make, look, kind, pattern) for what, make, kind, pattern in _ROWS]
+CASES = [Case("image", what, make, look, kind, pattern) for what, make, kind, pattern in _ROWS]

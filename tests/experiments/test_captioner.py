@@ -37,7 +37,7 @@ from sgpipe.stages.caption.blip import load_blip
 SMALL = ModelConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2
 )
-CONFIG = CaptionerConfig(model=SMALL, pictures=6, steps=4, batch_size=4, dense_share=0.5, warmup=1)
+CONFIG = CaptionerConfig(model=SMALL, images=6, steps=4, batch_size=4, dense_share=0.5, warmup=1)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def test_patches_see_what_lies_in_them() -> None:
 def test_dense_labels_say_who_does_what_to_whom() -> None:
     for number in range(30):
         scene = random_scene(2, "train", number)
-        picture = render(scene)
-        labels = dense_labels(scene, picture, 8)
+        image = render(scene)
+        labels = dense_labels(scene, image, 8)
         nouns, doing, done, with_, by = labels.split([len(NOUNS), len(TAUGHT), len(TAUGHT), len(NOUNS), len(NOUNS)], 1)
-        seen = seen_in_patches(picture.owners, len(scene.things), 8)
+        seen = seen_in_patches(image.owners, len(scene.things), 8)
         for fact in taught_facts(scene):
             subject, object_ = noun_of(scene.things[fact.subject]), noun_of(scene.things[fact.object])
             at_subject, at_object = seen[:, fact.subject], seen[:, fact.object]
@@ -116,11 +116,11 @@ def test_the_loss_of_captions_is_that_of_each_by_itself(tokenizer: BertTokenizer
     captions = [[[*start, *tokenizer(t, add_special_tokens=False)["input_ids"], 3] for t in own] for own in texts]
     tokens = torch.zeros(2, 2, 16, dtype=torch.long)
     total = count = 0.0
-    for picture, own in enumerate(captions):
+    for image, own in enumerate(captions):
         for number, ids in enumerate(own):
-            tokens[picture, number, : len(ids)] = torch.tensor(ids)
+            tokens[image, number, : len(ids)] = torch.tensor(ids)
             logits = model.text_decoder(
-                input_ids=torch.tensor([ids]), encoder_hidden_states=states[picture : picture + 1]
+                input_ids=torch.tensor([ids]), encoder_hidden_states=states[image : image + 1]
             ).logits[0, len(start) - 1 : -1]
             total += torch.nn.functional.cross_entropy(logits, torch.tensor(ids[len(start) :]), reduction="sum").item()
             count += len(ids) - len(start)
@@ -128,7 +128,7 @@ def test_the_loss_of_captions_is_that_of_each_by_itself(tokenizer: BertTokenizer
 
 
 def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(tokenizer: BertTokenizerFast) -> None:
-    lessons = draw_lessons(SMALL, tokenizer, CONFIG.pictures, CONFIG.seed)
+    lessons = draw_lessons(SMALL, tokenizer, CONFIG.images, CONFIG.seed)
     first, second = (Trainer(CONFIG, tokenizer, lessons) for _ in range(2))
     losses = [first.step() for _ in range(4)]
     assert losses == [second.step() for _ in range(4)]
@@ -137,15 +137,15 @@ def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(tokenizer
         torch.testing.assert_close(one, two, rtol=0, atol=0, msg=name)
 
 
-def test_a_few_pictures_can_be_learned_by_heart(tokenizer: BertTokenizerFast) -> None:
+def test_a_few_images_can_be_learned_by_heart(tokenizer: BertTokenizerFast) -> None:
     config = CONFIG.model_copy(update={"steps": 90, "dense_share": 0.1, "learning_rate": 3e-3})
-    trainer = Trainer(config, tokenizer, draw_lessons(SMALL, tokenizer, config.pictures, config.seed))
+    trainer = Trainer(config, tokenizer, draw_lessons(SMALL, tokenizer, config.images, config.seed))
     losses = [trainer.step() for _ in range(config.steps)]
     assert losses[-1].dense < 0.7 * losses[0].dense
     assert losses[-1].caption < 0.5 * losses[15].caption
 
 
-def test_mirrored_pictures_take_their_labels_with_them(tokenizer: BertTokenizerFast) -> None:
+def test_mirrored_images_take_their_labels_with_them(tokenizer: BertTokenizerFast) -> None:
     lessons = draw_lessons(SMALL, tokenizer, 2, 0)
     trainer = Trainer(CONFIG, tokenizer, lessons)
     both, flipped = torch.tensor([0, 0]), torch.tensor([False, True])

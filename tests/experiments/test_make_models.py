@@ -1,4 +1,4 @@
-"""The making of the models, with far fewer pictures and steps than it takes."""
+"""The making of the models, with far fewer images and steps than it takes."""
 
 import pytest
 
@@ -17,9 +17,9 @@ def test_a_folder_that_is_there_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_all_models_are_made_measured_and_described(tmp_path, monkeypatch, capsys):
-    brief = CaptionerConfig(pictures=24, steps=4)
+    brief = CaptionerConfig(train_images=24, steps=4)
     monkeypatch.setattr(make_models, "captioner_recipe", lambda: brief)
-    make_models.main(tmp_path / "out", images=8, pictures=12)
+    make_models.main(tmp_path / "out", images=8, train_images=12)
     printed = capsys.readouterr().out
     for words in ("10 nucleus samples", "all matching pairs", "ParSeDA on val"):
         assert words in printed
@@ -28,5 +28,5 @@ def test_all_models_are_made_measured_and_described(tmp_path, monkeypatch, capsy
         assert "In " in (weights / name / "README.md").read_text()
     for name in make_models.NETWORKS:
         assert CLASSES[network_recipe(name).model.kind].from_pretrained(weights / name).num_parameters() > 500_000
-    assert "first 12 pictures" in (weights / "tagger" / "README.md").read_text()
-    assert "4 steps of 16 pictures" in (weights / "captioner" / "README.md").read_text()
+    assert "first 12 images" in (weights / "tagger" / "README.md").read_text()
+    assert "4 steps of 16 images" in (weights / "captioner" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The captioner that ships with sgpipe: it is the recipe's, and says what is true of pictures it has not seen."""
+"""The captioner that ships with sgpipe: it is the recipe's, and says what is true of images it has not seen."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_the_packaged_captioner_is_that_of_the_recipe() -> None:
 
 
 @pytest.mark.slow
-def test_the_packaged_captioner_says_what_is_true_of_new_pictures() -> None:
+def test_the_packaged_captioner_says_what_is_true_of_new_images() -> None:
     quality = measure(str(packaged()), 60, counted=1000)
     greedy, samples, shuffled, *_ = quality.rows
     assert greedy.true.value > 0.8

@@ -17,7 +17,7 @@ from sgpipe.utils.console import Progress
 SMALL = ModelConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2
 )
-CONFIG = CaptionerConfig(model=SMALL, pictures=5, steps=3, batch_size=2)
+CONFIG = CaptionerConfig(model=SMALL, images=5, steps=3, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Qualit
 
 def test_training_says_how_far_it_is(trained: tuple[Path, str, Quality]) -> None:
     _, said, _ = trained
-    assert "drawn 5 of 5 pictures" in said
+    assert "drawn 5 of 5 images" in said
     assert "step 3 of 3: dense loss" in said
 
 
@@ -54,8 +54,8 @@ def test_the_card_says_what_was_measured_and_how_it_was_made(trained: tuple[Path
     card = (folder / "README.md").read_text(encoding="utf-8")
     for row in quality.rows:
         assert f"| {row.name} | {row.true.value:.1%} | {row.composed.value:.1%} | {row.everything.value:.1%} |" in card
-    assert "On the first 3 pictures of the val split" in card
-    assert "the first 5 pictures of the train split" in card
+    assert "On the first 3 images of the val split" in card
+    assert "the first 5 images of the train split" in card
     assert "patch_size: 8" in card
     printed = io.StringIO()
     print_quality(quality, Console(file=printed, width=100))

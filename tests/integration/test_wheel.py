@@ -32,8 +32,8 @@ def test_the_wheel_works_alone(tmp_path):
     assert "✗" not in run(sgpipe, "doctor", folder=tmp_path)
     run(sgpipe, "generate", "--limit", "8", "--set", "source.drawn.images=8", folder=tmp_path)
     assert "8 images in " in run(sgpipe, "verify", "miniworld-relations", folder=tmp_path)
-    pictures = sorted((tmp_path / "miniworld-relations").rglob("*.jpg"))
-    said = run(sgpipe, "label", *pictures, folder=tmp_path)
+    images = sorted((tmp_path / "miniworld-relations").rglob("*.jpg"))
+    said = run(sgpipe, "label", *images, folder=tmp_path)
     assert said.count(" objects, ") == 8
     assert " · " in said
     assert len(list((tmp_path / "labelled").iterdir())) == 8

@@ -9,7 +9,7 @@ from tests.sgpipe.training.trainings import make_run, training
 
 @pytest.fixture(scope="session")
 def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of a few drawn pictures; not to be changed."""
+    """Shards of a few drawn images; not to be changed."""
     return make_run(tmp_path_factory.mktemp("drawn-run"))
 
 

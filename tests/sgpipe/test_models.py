@@ -50,7 +50,7 @@ def test_recipes_name_them_by_one_word():
 
 
 @pytest.mark.slow
-def test_labels_of_new_pictures_are_good_and_far_better_than_all_matching_pairs():
+def test_labels_of_new_images_are_good_and_far_better_than_all_matching_pairs():
     folders = packaged_model("captioner"), packaged_model("tagger")
     found = measure_tagger(*folders, network_recipe("tagger"), 60)
     labels, everything = found.rows[:2]

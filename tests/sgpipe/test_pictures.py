@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from sgpipe.images import ImageError, read_picture, read_size
+from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
 
 
@@ -28,24 +28,24 @@ def test_a_header_is_enough(tmp_path):
     assert read_size(tmp_path, "1.jpg") == (400, 300)
 
 
-def test_a_picture_is_kept_byte_for_byte(tmp_path):
+def test_a_image_is_kept_byte_for_byte(tmp_path):
     save(tmp_path)
-    assert read_picture(tmp_path, record(40, 30)) == (tmp_path / "1.jpg").read_bytes()
+    assert read_image(tmp_path, record(40, 30)) == (tmp_path / "1.jpg").read_bytes()
 
 
 @pytest.mark.parametrize(("orientation", "fits"), [(6, True), (3, False), (None, False)])
-def test_the_annotated_size_may_be_that_of_the_turned_picture(tmp_path, orientation, fits):
+def test_the_annotated_size_may_be_that_of_the_turned_image(tmp_path, orientation, fits):
     save(tmp_path, orientation=orientation)
     if fits:
-        assert read_picture(tmp_path, record(30, 40))
+        assert read_image(tmp_path, record(30, 40))
     else:
         with pytest.raises(ImageError, match="is 40x30, the annotation says 30x40"):
-            read_picture(tmp_path, record(30, 40))
+            read_image(tmp_path, record(30, 40))
 
 
 def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
-    (tmp_path / "text.jpg").write_text("no picture")
-    for read in (lambda name: read_size(tmp_path, name), lambda name: read_picture(tmp_path, record(4, 3, name))):
+    (tmp_path / "text.jpg").write_text("no image")
+    for read in (lambda name: read_size(tmp_path, name), lambda name: read_image(tmp_path, record(4, 3, name))):
         with pytest.raises(ImageError, match=r"not found: .*none\.jpg"):
             read("none.jpg")
         with pytest.raises(ImageError, match=r"cannot be read: .*text\.jpg"):

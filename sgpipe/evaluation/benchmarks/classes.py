@@ -1,4 +1,4 @@
-"""The classes that a benchmark or a data set has, and their numbers in files.
+"""The classes that a benchmark or a dataset has, and their numbers in files.
 
 Shards as the annotations of a benchmark.
 """

@@ -25,11 +25,11 @@ _COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
 
 @dataclass(frozen=True)
 class ImageName:
-    """What tells an image: its dataset and id there, and its picture's name, without COCO's prefix and its ending."""
+    """What tells an image: its dataset and id there, and its image's name, without COCO's prefix and its ending."""
 
     dataset: str
     image_id: str
-    picture: str
+    base_name: str
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,16 @@ def _graphs(root: Path, table: pa.Table, labels: Vocabulary, predicates: Vocabul
 
 def _names(table: pa.Table) -> list[ImageName]:
     columns = (table[name].to_pylist() for name in ("dataset", "image_id", "file_name"))
-    return [ImageName(dataset, number, picture_name(file)) for dataset, number, file in zip(*columns, strict=True)]
+    return [ImageName(dataset, number, image_base_name(file)) for dataset, number, file in zip(*columns, strict=True)]
 
 
-def picture_name(file_name: str) -> str:
+def image_base_name(file_name: str) -> str:
     """The file's name without folder and ending, and without what COCO 2014 put before its number."""
     return _COCO_PREFIX.sub("", PurePosixPath(file_name).stem)
 
 
 def _boxes(root: Path, objects: pa.Array, table: pa.Table, image: Array) -> Array:
-    """`[objects, 4]` xyxy as shares of the image: the same picture may have another size in another dataset."""
+    """`[objects, 4]` xyxy as shares of the image: the same image may have another size in another dataset."""
     boxes = _numbers(_member(objects, "bbox").flatten(), np.float64)
     if len(boxes) != 4 * len(objects) or not np.isfinite(boxes).all():
         raise UserError(f"{root}: a bbox is not four finite numbers; make the shards anew")

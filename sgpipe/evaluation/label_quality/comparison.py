@@ -1,4 +1,4 @@
-"""Label quality: the relations of shards compared with the truth about the same pictures.
+"""Label quality: the relations of shards compared with the truth about the same images.
 
     from sgpipe.evaluation.labels import label_quality
 
@@ -117,7 +117,7 @@ def label_quality(
         synonyms: `{predicate: [other texts]}` that count as the same.
         iou: the least overlap of two boxes of one object.
         image_data: Visual Genome's image_data.json, where the truth is Visual Genome's and `pred` COCO's: it knows
-            which pictures are the same.
+            which images are the same.
 
     Raises:
         UserError: a folder is no run, or damaged, they have no image in common, or an option is out of range.
@@ -181,7 +181,7 @@ class _Comparison:
         fresh = first & ~self._seen[images]
         usable = graphs.ok & there & sound & fresh
         self._seen[images[there]] = True
-        self._example = self._example or graphs.names[0].picture
+        self._example = self._example or graphs.names[0].base_name
         counts = {
             "images": len(images),
             "images failed": (~graphs.ok).sum(),
@@ -200,7 +200,7 @@ class _Comparison:
             return f"{pred} holds failed images only; see `sgpipe stats`"
         return (
             f"{pred} and {truth} have no image in common: one has {self._example!r}, the other "
-            f"{self._truth.graphs.names[0].picture!r}; if they are COCO and Visual Genome, give --image-data"
+            f"{self._truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, give --image-data"
         )
 
     def result(self, names: list[str], threshold: float, source: Source) -> LabelQuality:

@@ -118,22 +118,22 @@ def _ranges(starts: Array, ends: Array) -> Array:
 class ImageFinder:
     """Finds the image of the truth that an image is.
 
-    Shards of one dataset name an image by the same id. Other shards do so by the picture's file name: ids of
+    Shards of one dataset name an image by the same id. Other shards do so by the image's file name: ids of
     different datasets are numbers of different things.
     """
 
     def __init__(self, names: Sequence[ImageName], coco_ids: Mapping[str, str] | None = None) -> None:
         self.repeated = 0
         self._by_id: dict[tuple[str, str], int] = {}
-        self._by_picture: dict[str, int] = {}
+        self._by_base_name: dict[str, int] = {}
         self._by_coco_id: dict[str, int] | None = None if coco_ids is None else {}
         for row, name in enumerate(names):
             if (name.dataset, name.image_id) in self._by_id:
                 self.repeated += 1
                 continue
             self._by_id[name.dataset, name.image_id] = row
-            unique = name.picture not in self._by_picture
-            self._by_picture[name.picture] = row if unique else _AMBIGUOUS
+            unique = name.base_name not in self._by_base_name
+            self._by_base_name[name.base_name] = row if unique else _AMBIGUOUS
             if self._by_coco_id is not None and coco_ids and name.image_id in coco_ids:
                 self._by_coco_id.setdefault(coco_ids[name.image_id], row)
 
@@ -141,11 +141,11 @@ class ImageFinder:
         if self._by_coco_id is not None:
             return self._by_coco_id.get(name.image_id, NO_IMAGE)
         row = self._by_id.get((name.dataset, name.image_id), NO_IMAGE)
-        return row if row != NO_IMAGE else max(self._by_picture.get(name.picture, NO_IMAGE), NO_IMAGE)
+        return row if row != NO_IMAGE else max(self._by_base_name.get(name.base_name, NO_IMAGE), NO_IMAGE)
 
 
 def read_coco_ids(image_data: Path) -> dict[str, str]:
-    """COCO's image ids by Visual Genome's, of the pictures that have one.
+    """COCO's image ids by Visual Genome's, of the images that have one.
 
     Raises UserError: the file is missing or another than Visual Genome's image_data.json.
     """

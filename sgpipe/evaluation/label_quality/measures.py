@@ -1,6 +1,6 @@
 """Precision, recall and average precision of relations that are right, wanted, both or neither.
 
-Which object of one annotation is which of another, of the same pictures.
+Which object of one annotation is which of another, of the same images.
 """
 
 from __future__ import annotations

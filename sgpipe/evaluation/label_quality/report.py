@@ -1,6 +1,6 @@
 """Label quality as tables, JSON and CSV.
 
-How good the labels of a run are whose truth is known because its pictures were drawn.
+How good the labels of a run are whose truth is known because its images were drawn.
 """
 
 from __future__ import annotations

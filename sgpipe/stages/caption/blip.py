@@ -1,6 +1,6 @@
-"""A BLIP captioning checkpoint made ready for use: its weights, tokenizer and picture preparation.
+"""A BLIP captioning checkpoint made ready for use: its weights, tokenizer and image preparation.
 
-BLIP: Li et al., ICML 2022. Whatever a checkpoint may lack is found here, before the first picture.
+BLIP: Li et al., ICML 2022. Whatever a checkpoint may lack is found here, before the first image.
 
 BLIP's vision tower with PyTorch's fused attention, which transformers refuses for this model.
 """
@@ -51,7 +51,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a picture becomes the input of the vision tower: squashed to a square, scaled, normalised."""
+    """How an image becomes the input of the vision tower: squashed to a square, scaled, normalised."""
 
     size: int
     mean: tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
@@ -59,7 +59,7 @@ class Preparation:
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """An RGB picture of any size as float32 [3, size, size]."""
+        """An RGB image of any size as float32 [3, size, size]."""
         squashed = image.resize((self.size, self.size), self.resample)
         pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
@@ -81,7 +81,7 @@ class Blip:
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[pictures, 3, size, size] to image states [pictures, 1 + patches, vision width]."""
+        """[images, 3, size, size] to image states [images, 1 + patches, vision width]."""
         vision_config: Any = self.model.config.vision_config
         return self.model.vision_model(
             pixel_values=pixels.to(self.model.device, self.model.dtype),
@@ -103,7 +103,7 @@ class Blip:
 def load_blip(source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> Blip:
     """The captioner in a folder, or of a hub id (out of the local cache when offline).
 
-    Pictures get the side in pixels that the position embeddings were trained for; another `image_size`
+    Images get the side in pixels that the position embeddings were trained for; another `image_size`
     interpolates them.
 
     Raises UserError: nothing there, another kind of model, missing or damaged weights, a tokenizer that
@@ -236,7 +236,7 @@ class FusedAttention(nn.Module):
         self.projection: nn.Linear = attention.projection
 
     def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
-        """[pictures, 1 + patches, width] to the same shape, and no attention map."""
+        """[images, 1 + patches, width] to the same shape, and no attention map."""
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(query, key, value)
         return self.projection(seen.transpose(1, 2).flatten(2)), None

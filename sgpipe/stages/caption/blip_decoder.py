@@ -1,8 +1,8 @@
-"""BLIP's text decoder over one set of image states per picture, however many captions share it.
+"""BLIP's text decoder over one set of image states per image, however many captions share it.
 
 The weights are those of transformers' `BlipTextLMHeadModel`; only the attention is ours. The keys and values
-of the cross-attention are computed once per picture, and the samples of a picture attend to them as further
-queries, so nothing of the picture is copied per sample.
+of the cross-attention are computed once per image, and the samples of an image attend to them as further
+queries, so nothing of the image is copied per sample.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers import BlipForConditionalGeneration
 
 @dataclass
 class DecoderState:
-    """What the decoder remembers of `rows = pictures * samples` sequences of equal length.
+    """What the decoder remembers of `rows = images * samples` sequences of equal length.
 
     `keys` and `values` hold, per layer, the self-attention of the tokens so far in [rows, heads, capacity,
     head width], of which the first `length` positions are filled. `image_keys` and `image_values` hold the
-    cross-attention in [pictures, heads, 1 + patches, head width].
+    cross-attention in [images, heads, 1 + patches, head width].
     """
 
     keys: list[Tensor]
@@ -32,12 +32,12 @@ class DecoderState:
     length: int = 0
 
     def fork(self, samples: int) -> None:
-        """Turn each picture's one sequence into `samples` sequences with the same beginning."""
+        """Turn each image's one sequence into `samples` sequences with the same beginning."""
         self.keys = [keys.repeat_interleave(samples, dim=0) for keys in self.keys]
         self.values = [values.repeat_interleave(samples, dim=0) for values in self.values]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all sequences but `rows` (indices); each picture must keep equally many."""
+        """Forget all sequences but `rows` (indices); each image must keep equally many."""
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
 
@@ -54,10 +54,10 @@ class BlipDecoder:
 
     @torch.inference_mode()
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
-        """No tokens yet: room for `capacity` of them after [pictures, 1 + patches, vision width]."""
+        """No tokens yet: room for `capacity` of them after [images, 1 + patches, vision width]."""
         image_keys, image_values = zip(*(layer.look(image_states) for layer in self.layers), strict=True)
-        pictures, heads, _, width = image_keys[0].shape
-        empty = image_states.new_empty(pictures, heads, capacity, width)
+        images, heads, _, width = image_keys[0].shape
+        empty = image_states.new_empty(images, heads, capacity, width)
         return DecoderState(
             [empty.clone() for _ in self.layers],
             [empty.clone() for _ in self.layers],
@@ -80,7 +80,7 @@ class BlipDecoder:
 
 
 class _Layer:
-    """One decoder layer: causal self-attention, attention to the picture, feed-forward."""
+    """One decoder layer: causal self-attention, attention to the image, feed-forward."""
 
     def __init__(self, layer: Any, heads: int) -> None:
         self.layer = layer
@@ -90,7 +90,7 @@ class _Layer:
         self.image_key_value = _joined(cross.key, cross.value)
 
     def look(self, image_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a picture, each [pictures, heads, 1 + patches, head width]."""
+        """Keys and values of an image, each [images, heads, 1 + patches, head width]."""
         keys, values = F.linear(image_states, *self.image_key_value).chunk(2, dim=-1)
         return self._split(keys).contiguous(), self._split(values).contiguous()
 

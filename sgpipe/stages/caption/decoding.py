@@ -1,7 +1,7 @@
 """From image states to caption tokens: exact nucleus samples with counter-based noise, or beam search.
 
 Nucleus sampling: Holtzman et al., ICLR 2020. A sample is the arg-max of the kept tokens' scores plus Gumbel
-noise, where the noise of a token is a pure function of (picture, sample, step, token). So it is the same on
+noise, where the noise of a token is a pure function of (image, sample, step, token). So it is the same on
 every device, in every batch and in any order.
 """
 
@@ -86,25 +86,25 @@ def draw(scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int)
 def sample_captions(
     decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: list[int], sampling: NucleusSampling
 ) -> list[list[list[int]]]:
-    """The tokens after `prompt` of each sample of each picture, without the end token.
+    """The tokens after `prompt` of each sample of each image, without the end token.
 
     Args:
-        image_states: [pictures, 1 + patches, vision width].
-        keys: one per picture, 63 bits that name its noise.
+        image_states: [images, 1 + patches, vision width].
+        keys: one per image, 63 bits that name its noise.
 
-    With one picture, sequences that have ended leave the computation. With several they stay, so that every
-    tensor has the same shape however long the other pictures' captions get.
+    With one image, sequences that have ended leave the computation. With several they stay, so that every
+    tensor has the same shape however long the other images' captions get.
 
     Raises FloatingPointError: the model's scores are not finite.
     """
-    pictures, device = len(image_states), image_states.device
-    rows = torch.arange(pictures * sampling.samples, device=device)
+    images, device = len(image_states), image_states.device
+    rows = torch.arange(images * sampling.samples, device=device)
     row_keys = torch.tensor(keys, device=device).repeat_interleave(sampling.samples)
     row_samples = rows % sampling.samples
     drawn = torch.full((len(rows), sampling.max_tokens), sampling.end, device=device)
 
     state = decoder.start(image_states, sampling.max_tokens)
-    scores = decoder(torch.tensor([prompt] * pictures, device=device), state)
+    scores = decoder(torch.tensor([prompt] * images, device=device), state)
     if not bool(scores.isfinite().all()):
         raise FloatingPointError("the captioner's scores are not finite: its weights are damaged")
     state.fork(sampling.samples)
@@ -118,7 +118,7 @@ def sample_captions(
         going = (drawn[rows, len(prompt) : length + 1] != sampling.end).all(dim=-1)
         if length + 1 == sampling.max_tokens or not bool(going.any()):
             break
-        if pictures == 1 and not bool(going.all()):
+        if images == 1 and not bool(going.all()):
             rows, tokens = rows[going], tokens[going]
             state.keep(going.nonzero().squeeze(-1))
         scores = decoder(tokens.unsqueeze(-1), state)
@@ -134,9 +134,9 @@ def beam_captions(
     min_tokens: int,
     max_tokens: int,
 ) -> list[list[list[int]]]:
-    """The tokens after `prompt` of each picture's best caption by transformers' beam search (1: greedy).
+    """The tokens after `prompt` of each image's best caption by transformers' beam search (1: greedy).
 
-    Lengths count as in `NucleusSampling`; the result is nested as in `sample_captions`, one per picture.
+    Lengths count as in `NucleusSampling`; the result is nested as in `sample_captions`, one per image.
     """
     text_config: Any = model.config.text_config
     end = text_config.sep_token_id

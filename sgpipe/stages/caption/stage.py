@@ -1,9 +1,9 @@
 """Captions of the whole image, of its boxes, or of the regions of its box pairs, by a BLIP checkpoint.
 
-A caption depends on the run's seed, the picture, its region and the sample's number, never on `batch_size`,
+A caption depends on the run's seed, the image, its region and the sample's number, never on `batch_size`,
 on the other records of a call, their order or their errors. Matrix products round differently for other
-numbers of rows; so on a CPU every picture is a computation of its own, with all its samples, and this holds
-to the bit. On a GPU pictures go through in padded groups of a fixed size. Between devices, number formats,
+numbers of rows; so on a CPU every image is a computation of its own, with all its samples, and this holds
+to the bit. On a GPU images go through in padded groups of a fixed size. Between devices, number formats,
 library versions or numbers of threads the noise stays the same but scores differ in their last digits:
 rarely, a caption changes.
 
@@ -38,7 +38,7 @@ _REMEDY = "lower caption.samples, or raise caption.resources.gpus, so that fewer
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Crop:
     record: Record
     region: Region
     pixels: torch.Tensor
@@ -77,8 +77,8 @@ class CaptionStage:
         self._check_lengths()
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        pictures = self._pictures(records)
-        while batch := list(islice(pictures, self.config.batch_size)):
+        crops = self._crops(records)
+        while batch := list(islice(crops, self.config.batch_size)):
             for first in range(0, len(batch), self.group):
                 with enough_memory(self.device, _REMEDY):
                     self._caption(batch[first : first + self.group])
@@ -95,7 +95,7 @@ class CaptionStage:
                 f"{len(self.prompt)} tokens of the prompt and its start, which count"
             )
 
-    def _pictures(self, records: Sequence[Record]) -> Iterator[_Picture]:
+    def _crops(self, records: Sequence[Record]) -> Iterator[_Crop]:
         """Every region to caption, opened when asked for; unusable images become error rows."""
         for record in records:
             if not record.ok:
@@ -107,15 +107,15 @@ class CaptionStage:
                 record.fail(self.name, str(reason))
                 continue
             for region in regions(record, self.config.scopes, self.config.max_crops):
-                yield _Picture(record, region, self.blip.prepare(_crop(image, region)))
+                yield _Crop(record, region, self.blip.prepare(_crop(image, region)))
 
-    def _caption(self, pictures: Sequence[_Picture]) -> None:
-        padded = [*pictures, *[pictures[-1]] * (self.group - len(pictures))]
-        states = self.blip.encode(torch.stack([picture.pixels for picture in padded]))
-        keys = [_noise_key(self.seed, picture) for picture in padded]
-        for picture, samples in zip(pictures, self._decode(states, keys), strict=False):
-            scope, boxes = picture.region.scope, picture.region.boxes
-            picture.record.captions += [Caption(self.blip.text(tokens), scope, list(boxes)) for tokens in samples]
+    def _caption(self, crops: Sequence[_Crop]) -> None:
+        padded = [*crops, *[crops[-1]] * (self.group - len(crops))]
+        states = self.blip.encode(torch.stack([crop.pixels for crop in padded]))
+        keys = [_noise_key(self.seed, crop) for crop in padded]
+        for crop, samples in zip(crops, self._decode(states, keys), strict=False):
+            scope, boxes = crop.region.scope, crop.region.boxes
+            crop.record.captions += [Caption(self.blip.text(tokens), scope, list(boxes)) for tokens in samples]
 
     def _decode(self, states: torch.Tensor, keys: list[int]) -> list[list[list[int]]]:
         config = self.config
@@ -141,9 +141,9 @@ def _crop(image: Image.Image, region: Region) -> Image.Image:
     return image if region.window is None else image.crop(region.window)
 
 
-def _noise_key(seed: int, picture: _Picture) -> int:
+def _noise_key(seed: int, crop: _Crop) -> int:
     """63 bits that name the noise of a region, the same in every process."""
-    record, region = picture.record, picture.region
+    record, region = crop.record, crop.region
     name = [seed, record.dataset, record.split, record.image_id, region.scope, list(region.boxes)]
     digest = hashlib.blake2b(json.dumps(name).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,4 +1,4 @@
-"""Object detectors: a picture in, boxes with classes out. Those of transformers, and this project's own networks."""
+"""Object detectors: an image in, boxes with classes out. Those of transformers, and this project's own networks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Found:
 class Detector(Protocol):
     """A loaded detector."""
 
-    def __call__(self, picture: Image.Image, threshold: float) -> Found:
+    def __call__(self, image: Image.Image, threshold: float) -> Found:
         """What it finds with a score above the threshold."""
         ...
 
@@ -94,10 +94,10 @@ class ClosedDetector:
         self._known = torch.tensor([name != _NO_CLASS for name in _names(model.config)])
 
     @torch.no_grad()
-    def __call__(self, picture: Image.Image, threshold: float) -> Found:
-        inputs = self._processor(images=picture, return_tensors="pt").to(self._device)
+    def __call__(self, image: Image.Image, threshold: float) -> Found:
+        inputs = self._processor(images=image, return_tensors="pt").to(self._device)
         output = self._model(**inputs)
-        size = [(picture.height, picture.width)]
+        size = [(image.height, image.width)]
         [found] = self._processor.post_process_object_detection(output, threshold=threshold, target_sizes=size)
         return _kept(found, labels := found["labels"].cpu(), self._known[labels])
 
@@ -116,11 +116,11 @@ class ZeroShotDetector:
         self._classes = list(classes)
 
     @torch.no_grad()
-    def __call__(self, picture: Image.Image, threshold: float) -> Found:
+    def __call__(self, image: Image.Image, threshold: float) -> Found:
         texts = [self._classes]
-        inputs = self._processor(text=texts, images=picture, return_tensors="pt").to(self._device)
+        inputs = self._processor(text=texts, images=image, return_tensors="pt").to(self._device)
         output = self._model(**inputs)
-        size = [(picture.height, picture.width)]
+        size = [(image.height, image.width)]
         process = self._processor.post_process_grounded_object_detection
         if self._kind in _BY_NUMBER:
             [found] = process(output, threshold=threshold, target_sizes=size)
@@ -151,8 +151,8 @@ class OwnDetector:
             self._labels = model.encode_labels([*classes, NO_OBJECTS], _ANY_PREDICATE)
 
     @torch.no_grad()
-    def __call__(self, picture: Image.Image, threshold: float) -> Found:
-        pixels = to_pixel_values(picture, *self._sides).unsqueeze(0).to(self._device)
+    def __call__(self, image: Image.Image, threshold: float) -> Found:
+        pixels = to_pixel_values(image, *self._sides).unsqueeze(0).to(self._device)
         nowhere = torch.zeros(1, *pixels.shape[2:], dtype=torch.bool, device=self._device)
         output = self._model(pixels, nowhere, self._labels).final
         ends = [(output.object_boxes, output.object_logits)]
@@ -161,7 +161,7 @@ class OwnDetector:
         boxes, logits = (torch.cat([end[part][0] for end in ends]).float().cpu() for part in (0, 1))
         best = logits.softmax(-1)[:, :-1].max(-1)  # "no objects" is the last class
         found = best.values > threshold
-        sides = torch.tensor([picture.width, picture.height] * 2)
+        sides = torch.tensor([image.width, image.height] * 2)
         return Found((to_corners(boxes) * sides)[found], best.values[found], best.indices[found])
 
 

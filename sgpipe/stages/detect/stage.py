@@ -1,6 +1,6 @@
-"""The detect stage: boxes for pictures that nobody has annotated.
+"""The detect stage: boxes for images that nobody has annotated.
 
-Boxes of a COCO file for pictures that are known by their names.
+Boxes of a COCO file for images that are known by their names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sgpipe.utils.devices import pick_device
 
 
 class DetectStage:
-    """Fills `objects` with what a detector finds, every picture by itself; the surest first.
+    """Fills `objects` with what a detector finds, every image by itself; the surest first.
 
     `roots` maps a split to its image folder. `category_id` counts the detector's classes from 1.
     """
@@ -72,7 +72,7 @@ class DetectStage:
 
 
 class GivenBoxesStage:
-    """Fills `objects` and the size of each picture from the entry of an instances file that is called as it is.
+    """Fills `objects` and the size of each image from the entry of an instances file that is called as it is.
 
     The entry of its file name, that is; where there are several, of those with the most of its folders.
     """
@@ -104,14 +104,14 @@ class GivenBoxesStage:
     def _fill(self, record: Record) -> None:
         numbers = next((self._numbers[end] for end in _ends(record.file_name) if end in self._numbers), [])
         if len(numbers) != 1:
-            found = f"{len(numbers)} pictures" if numbers else "no picture"
+            found = f"{len(numbers)} images" if numbers else "no image"
             record.fail(self.name, f"{self._file} has {found} of this name")
             return
         given = self._instances.record(numbers[0], record.dataset, record.split)
         if not given.ok:
             record.fail(self.name, str(given.error))
             return
-        if given.width and given.height:  # whether the picture has this size is seen when it is opened
+        if given.width and given.height:  # whether the image has this size is seen when it is opened
             record.width, record.height = given.width, given.height
         record.objects = given.objects
         clip_objects(record, ProblemCounts())

@@ -43,7 +43,7 @@ def network_folder(model: Path) -> Path:
 
 
 def trained_sides(model: Path) -> tuple[int, int]:
-    """The size of pictures that a training validated with; 800 and 1333 if it is not known."""
+    """The size of images that a training validated with; 800 and 1333 if it is not known."""
     folder = network_folder(model).resolve()
     for place in (folder, *folder.parents[:2], model):
         try:

@@ -68,7 +68,7 @@ def test_pointing_at_a_relation_by_keyboard_lights_it_up(open_page, report):
     page = open_page(report)
     page.locator("li[data-relation]").first.focus()
     card = page.locator(".card").first
-    assert card.locator(".edge.lit").count() == 3  # on the picture; line and label in the graph
+    assert card.locator(".edge.lit").count() == 3  # on the image; line and label in the graph
     page.keyboard.press("Tab")
     assert card.locator("li[data-relation='1']").evaluate("element => element === document.activeElement")
 

@@ -26,7 +26,7 @@ _SERVER.set_forkserver_preload([stub.__name__])
 
 
 def make_dataset(folder: Path, images: int, fatal: tuple[int, ...] = ()) -> list[str]:
-    """A dataset in COCO form without pictures, since the stub opens none; returns the options that name it."""
+    """A dataset in COCO form without images, since the stub opens none; returns the options that name it."""
     names = {number: f"{'fatal-' * (number in fatal)}{number:04d}.png" for number in range(images)}
     box = {"bbox": [1, 1, 5, 5], "iscrowd": 0, "category_id": 1}
     annotations = {

@@ -19,9 +19,9 @@ GPUS = "SGPIPE_STUB_GPUS"
 
 @dataclass
 class Stub:
-    """Says of a picture what its name alone decides, in `seconds`; one called `fatal` ends its process.
+    """Says of an image what its name alone decides, in `seconds`; one called `fatal` ends its process.
 
-    Its caption gets so many `bytes` more. In the folder `marks`, if there is one, it leaves a file for each picture
+    Its caption gets so many `bytes` more. In the folder `marks`, if there is one, it leaves a file for each image
     that it is done with, in which stand the GPUs that it sees.
     """
 

@@ -94,12 +94,12 @@ def test_a_disk_that_is_full_from_the_start(disk: Disk, tmp_path: Path, blocks: 
     assert failed(run).startswith(FULL)
 
 
-def test_pictures_are_not_drawn_on_a_full_disk(disk: Disk) -> None:
+def test_images_are_not_drawn_on_a_full_disk(disk: Disk) -> None:
     disk.fill(but=40)
     out = disk.place / "out"
     done = CliRunner().invoke(app, ["generate", "--out", str(out), "--set", "source.drawn.images=50"])
     assert done.exit_code == 1
-    assert done.stderr.splitlines() == ["drawing 50 pictures", f"{FULL}{out}"]
+    assert done.stderr.splitlines() == ["drawing 50 images", f"{FULL}{out}"]
     assert RunFolder(out).truth is None
 
 

@@ -63,7 +63,7 @@ def test_stats_of_what_is_no_run(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [("--precision", 5), ("--review", 0), ("--pictures", 0), ("--threshold", 1.5), ("--image-data", "image_data.json")],
+    [("--precision", 5), ("--review", 0), ("--images", 0), ("--threshold", 1.5), ("--image-data", "image_data.json")],
 )
 def test_options_that_cannot_be_meant(run_folder, options):
     result = invoke("stats", run_folder, *options)

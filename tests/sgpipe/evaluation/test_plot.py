@@ -46,7 +46,7 @@ def test_classes_are_equally_important_and_can_be_chosen() -> None:
     assert class_curve(both, np.array([7])).max() == 0
 
 
-def test_a_picture_has_a_line_for_each_group_and_no_markup_of_names() -> None:
+def test_a_image_has_a_line_for_each_group_and_no_markup_of_names() -> None:
     svg = precision_recall_svg("A & B", {"<script>": np.ones(101), "rare": np.zeros(101)})
     root = ElementTree.fromstring(svg)
     name = root.tag.removesuffix("svg")

@@ -49,7 +49,7 @@ def _box(rng: random.Random, name: str, crowd: bool) -> Box:
     return Box(name, COCO_IDS[name], (x, y, rng.uniform(1, WIDTH - x - 1), rng.uniform(1, HEIGHT - y - 1)), crowd)
 
 
-def draw_pictures(folder: Path, made: Sequence[Record]) -> Path:
+def draw_images(folder: Path, made: Sequence[Record]) -> Path:
     folder.mkdir()
     for record in made:
         Image.new("RGB", (record.width, record.height), (int(record.image_id) % 256, 0, 0)).save(

@@ -113,7 +113,7 @@ def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
         assert all(relation.predicate in pairs[relation.subject, relation.object] for relation in record.relations)
 
 
-def test_missing_pictures_are_error_rows(finished, coco):
+def test_missing_images_are_error_rows(finished, coco):
     failed = {record.image_id: record.error for record in rows(finished) if not record.ok}
     assert set(failed) == {"4", "7"}
     assert "image file not found" in failed["4"]
@@ -302,7 +302,7 @@ def test_two_splits_fill_one_folder(ray_engine, coco, tagger, tmp_path):
     assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
 
 
-def test_drawn_pictures_are_labelled_by_the_packaged_models_and_compared_with_the_truth(ray_engine, tmp_path):
+def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_truth(ray_engine, tmp_path):
     out = tmp_path / "out"
     recipe = load_recipe("miniworld", {"source.drawn.images": 5, "caption.samples": 3})
     assert generate(recipe, out, QUIET).complete

@@ -1,4 +1,4 @@
-"""`sgpipe generate` on pictures without annotations."""
+"""`sgpipe generate` on images without annotations."""
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +15,7 @@ def invoke(*arguments: object):
 
 
 @pytest.mark.slow
-def test_a_folder_is_labelled_as_its_pictures_one_by_one(tmp_path):
+def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
     draw_world(tmp_path / "drawn", 8, seed=3)
     images, out = tmp_path / "drawn" / IMAGES, tmp_path / "out"
     result = invoke("miniworld", "--images", images, "--set", "source.format=folder", "--out", out)
@@ -44,7 +44,7 @@ def test_a_folder_is_labelled_as_its_pictures_one_by_one(tmp_path):
         (["coco", "--annotations", "a.json", "--tagger", "t"], "need --images"),
         (
             ["folder", "--images", "{images}", "--annotations", "a.json", "--tagger", "t"],
-            "format folder is for pictures without annotations",
+            "format folder is for images without annotations",
         ),
         (
             ["folder", "--images", "{images}", "--tagger", "t", "--set", "detect.detector=null"],

@@ -1,4 +1,4 @@
-"""`sgpipe score` with a tiny random CLIP: nothing is said about pictures, everything about what is done with scores."""
+"""`sgpipe score` with a tiny random CLIP: nothing is said about images, everything about what is done with scores."""
 
 import json
 
@@ -45,7 +45,7 @@ def run(tmp_path):
         scene("3"),
         scene("4", [(0, "on", 1, 0.7)]),
     ]
-    make_run(tmp_path / "run", records, rows=2, spoilt={"4": b"no picture"})
+    make_run(tmp_path / "run", records, rows=2, spoilt={"4": b"no image"})
     return tmp_path / "run"
 
 
@@ -60,12 +60,12 @@ def columns(root) -> list:
 
 def test_scores_are_cosines_and_ranks_count_better_contrasts(model, run):
     record = next(iter_records(run))
-    picture = Image.new("RGB", (320, 240), "red")
-    agreement, _ = ClipAgreement(str(model), None, ["on", "near", "under", "at"])(record, picture)
+    image = Image.new("RGB", (320, 240), "red")
+    agreement, _ = ClipAgreement(str(model), None, ["on", "near", "under", "at"])(record, image)
     network, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model}")
     texts = ["a person on a dog", "a dog on a person", *(f"a person {p} a dog" for p in ("near", "under", "at"))]
     with torch.inference_mode():
-        seen = network.eval().encode_image(preprocess(picture.crop((10, 10, 110, 90)))[None], normalize=True)
+        seen = network.eval().encode_image(preprocess(image.crop((10, 10, 110, 90)))[None], normalize=True)
         said = network.encode_text(open_clip.get_tokenizer(f"local-dir:{model}")(texts), normalize=True)
     expected = (said @ seen.T)[:, 0]
     assert agreement.score == pytest.approx(expected[0].item(), abs=1e-5)
@@ -77,7 +77,7 @@ def test_scores_are_cosines_and_ranks_count_better_contrasts(model, run):
 def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_path):
     result = score(run, tmp_path / "scored", model, "--contrasts", "2")
     assert result.exit_code == 0, result.output
-    assert "5 relations scored, 1 without a picture" in result.stdout
+    assert "5 relations scored, 1 without an image" in result.stdout
     assert list(iter_records(tmp_path / "scored")) == list(iter_records(run))
     column = columns(tmp_path / "scored")
     assert [len(row) for row in column] == [2, 1, 2, 0, 1]
@@ -100,7 +100,7 @@ def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_
 def test_scoring_goes_on_and_refuses_another_model(model, run, tmp_path, monkeypatch):
     calls = []
 
-    def stopping(self, record, picture):
+    def stopping(self, record, image):
         calls.append(record.image_id)
         if len(calls) == 3:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What a small network, not trained, finds in drawn pictures, however they are read."""
+"""What a small network, not trained, finds in drawn images, however they are read."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import data_classes
 from sgpipe.inference.predictor import PredictConfig, Predicted, predict
-from sgpipe.inference.rows import picture_units
+from sgpipe.inference.rows import image_units
 from sgpipe.stages.detect.trained_networks import load_detector, network_folder, trained_sides
 from sgpipe.storage.manifest import Manifest
 from sgpipe.training.initial_model import make_start
-from tests.sgpipe.training.trainings import PICTURES, recipe
+from tests.sgpipe.training.trainings import IMAGES, recipe
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,12 @@ def config(run: Path, network: Path, **changes: object) -> PredictConfig:
 
 
 def found(run: Path, network: Path, **changes: object) -> list[Predicted]:
-    return list(predict(config(run, network, **changes), picture_units(run)))
+    return list(predict(config(run, network, **changes), image_units(run)))
 
 
 def test_batches_and_threads_change_nothing_but_rounding(drawn_run: Path, network: Path) -> None:
     first = found(drawn_run, network)
-    assert [one.row.image_id for one in first] == [str(1_000_000 + number) for number in range(PICTURES)]
+    assert [one.row.image_id for one in first] == [str(1_000_000 + number) for number in range(IMAGES)]
     for one, other in zip(first, found(drawn_run, network, batch=5, threads=1), strict=True):
         assert one.row == other.row
         assert one.pairs is not None
@@ -57,7 +57,7 @@ def test_batches_and_threads_change_nothing_but_rounding(drawn_run: Path, networ
         assert one.pairs.scores.shape == (8, len(data_classes(drawn_run).relations))
 
 
-def test_pictures_of_other_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
+def test_images_of_other_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
     trained = Path(str(files("sgpipe.miniworld") / "weights" / "parseda"))
     alone, together = (found(drawn_run, trained, sides=None, batch=batch) for batch in (1, 4))
     assert len({(one.row.width, one.row.height) for one in alone}) > 1
@@ -68,7 +68,7 @@ def test_pictures_of_other_sizes_in_the_batch_change_nothing(drawn_run: Path) ->
         assert np.allclose(one.pairs.subject_boxes, other.pairs.subject_boxes, atol=0.01)
 
 
-def test_boxes_are_in_pixels_of_the_picture(drawn_run: Path, network: Path) -> None:
+def test_boxes_are_in_pixels_of_the_image(drawn_run: Path, network: Path) -> None:
     boxes = np.concatenate([one.pairs.subject_boxes for one in found(drawn_run, network) if one.pairs])
     assert boxes.max() > 64
 
@@ -81,12 +81,12 @@ def test_persons_are_the_only_subjects_if_asked_for(drawn_run: Path, network: Pa
     assert sum(len(own) for own in fewer if own) < sum(len(own) for own in pairs if own)
 
 
-def test_pictures_that_are_gone_are_told(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+def test_images_that_are_gone_are_told(drawn_run: Path, network: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(Manifest.load(drawn_run).run["images"]["train"], images)
-    (images / "1000003.jpg").write_bytes(b"no picture")
+    (images / "1000003.jpg").write_bytes(b"no image")
     (images / "1000004.jpg").unlink()
-    ones = list(predict(config(drawn_run, network), picture_units(drawn_run, images=images)))
+    ones = list(predict(config(drawn_run, network), image_units(drawn_run, images=images)))
     assert [one.row.image_id for one in ones if one.pairs is None] == ["1000003", "1000004"]
     assert "not found" in str(ones[4].error)
     before = found(drawn_run, network)
@@ -103,7 +103,7 @@ def test_a_parquet_file_holds_the_best_triplets_by_name(drawn_run: Path, network
     result = CliRunner().invoke(app, ["predict", str(network), "--data", str(drawn_run), "--out", str(out), *options])
     assert result.exit_code == 0, result.output
     rows = pq.read_table(out).to_pylist()
-    assert len(rows) == PICTURES
+    assert len(rows) == IMAGES
     classes = data_classes(drawn_run)
     for row, one in zip(rows, found(drawn_run, network), strict=True):
         assert one.pairs is not None
@@ -125,9 +125,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         load_detector(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no split 'val'; it has train"):
-        picture_units(drawn_run, "val")
+        image_units(drawn_run, "val")
     with pytest.raises(UserError, match="--images"):
-        picture_units(drawn_run, images=tmp_path / "nowhere")
+        image_units(drawn_run, images=tmp_path / "nowhere")
     classes = replace(data_classes(drawn_run), objects=("dog",))
     with pytest.raises(UserError, match="no class 'person'"):
         found(drawn_run, network, task="hoi", classes=classes)
@@ -156,7 +156,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused(
         found(drawn_run, network)
 
 
-def test_a_training_is_its_best_network_and_has_its_size_of_pictures(trained_tagger: Path) -> None:
+def test_a_training_is_its_best_network_and_has_its_size_of_images(trained_tagger: Path) -> None:
     assert network_folder(trained_tagger) == trained_tagger / "best"
     assert trained_sides(trained_tagger) == trained_sides(trained_tagger / "best") == (48, 64)
 
@@ -186,8 +186,8 @@ def test_classes_of_a_file_are_asked_for(drawn_run: Path, network: Path, tmp_pat
     ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    pictures = Manifest.load(drawn_run).shards[0].rows
-    assert json.loads(result.stdout) == {"out": str(out), "pictures": pictures, "failed": 0, "reason": ""}
+    count = Manifest.load(drawn_run).shards[0].rows
+    assert json.loads(result.stdout) == {"out": str(out), "images": count, "failed": 0, "reason": ""}
     items = json.loads(out.read_text())
     assert {box["category_id"] for item in items for box in item["predictions"]} <= {1, 19}
     assert {relation["category_id"] for item in items for relation in item["hoi_prediction"]} == {1}

@@ -1,4 +1,4 @@
-"""Scenes: the same for the same numbers, inside the picture, groups apart."""
+"""Scenes: the same for the same numbers, inside the image, groups apart."""
 
 from collections import Counter
 
@@ -44,7 +44,7 @@ def test_facts_relate_things_of_the_scene_and_belong_to_its_split(scenes: list[S
         assert len(set(triples)) == len(triples)
 
 
-def test_groups_are_inside_the_picture_and_apart(scenes: list[Scene]) -> None:
+def test_groups_are_inside_the_image_and_apart(scenes: list[Scene]) -> None:
     for scene in scenes:
         right = 0.0
         for placed in scene.placed:

@@ -25,7 +25,7 @@ ANNOTATIONS = ("captions.json", "hico.json", "hico_classes.json", "instances.jso
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures of each split."""
+    """Ten images of each split."""
     root = tmp_path_factory.mktemp("world")
     for split in SPLITS:
         draw_world(root / split, 10, 3, split)
@@ -64,7 +64,7 @@ def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == contents(world / "val")
 
 
-def test_fewer_pictures_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
+def test_fewer_images_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
     draw_world(tmp_path, 5, 3, "train")
     whole = contents(world / "train")
     part = contents(tmp_path)

@@ -36,7 +36,7 @@ def graph(number: int) -> dict:
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory) -> Path:
-    """Images 3 and 700 have no size, and there is no picture that would tell; item 600 is no image."""
+    """Images 3 and 700 have no size, and there is no image that would tell; item 600 is no image."""
     folder = tmp_path_factory.mktemp("vg")
     (folder / "images").mkdir()
     items = [graph(number) for number in range(IMAGES)]
@@ -147,7 +147,7 @@ def test_another_import_is_refused(finished, annotations, tmp_path):
     assert len(rows(finished)) == IMAGES
 
 
-def test_moved_pictures_and_files_are_no_other_import(finished, annotations, tmp_path):
+def test_moved_images_and_files_are_no_other_import(finished, annotations, tmp_path):
     before = state(finished)
     moved = tmp_path / "elsewhere.json"
     shutil.copy(annotations, moved)
@@ -190,7 +190,7 @@ def test_error_rows_are_tried_again_on_request(annotations, tmp_path):
     assert len(list(out.glob("data/*"))) == 3
 
 
-def test_embedded_pictures_make_shards_self_contained(annotations, tmp_path):
+def test_embedded_images_make_shards_self_contained(annotations, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for number in range(4):
@@ -207,7 +207,7 @@ def test_embedded_pictures_make_shards_self_contained(annotations, tmp_path):
     assert "image file not found" in errors[4]
 
 
-def test_dataset_loaders_show_embedded_pictures(annotations, tmp_path, monkeypatch):
+def test_dataset_loaders_show_embedded_images(annotations, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     images = tmp_path / "images"
@@ -254,7 +254,7 @@ def test_a_file_without_images_is_refused(tmp_path):
 
 
 def test_real_images_of_hico_keep_all_relations(oracle, tmp_path):
-    """In HOIA form, which gives no sizes: they come from the pictures, here blank ones."""
+    """In HOIA form, which gives no sizes: they come from the images, here blank ones."""
     path = oracle / "data/hicodet/test_hico_sample300.qpic_format.json"
     wanted = {item["file_name"]: len(item["hoi_annotation"]) for item in json.loads(path.read_text())}
     pairs = json.loads((oracle / "data/hicodet/instances_test2015.json").read_text())

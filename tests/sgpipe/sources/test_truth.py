@@ -1,4 +1,4 @@
-"""Drawn pictures of a run and what is true of them: made whole or not at all, and never those of another run."""
+"""Drawn images of a run and what is true of them: made whole or not at all, and never those of another run."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def test_shards_hold_all_that_is_true_and_all_that_was_composed(drawing):
         assert record.split == "test_compositional"
 
 
-def test_other_pictures_or_half_of_them_are_drawn_over(tmp_path):
+def test_other_images_or_half_of_them_are_drawn_over(tmp_path):
     place = Drawing(tmp_path / "drawn")
     for seed in (1, 2):
         config = DrawnConfig(images=3, seed=seed)
@@ -64,7 +64,7 @@ def test_other_pictures_or_half_of_them_are_drawn_over(tmp_path):
 
 
 def labelled(drawing: Drawing, out: Path) -> RunFolder:
-    """A run of the drawing's pictures whose labels are what was composed."""
+    """A run of the drawing's images whose labels are what was composed."""
     folder = RunFolder(out)
     shutil.copytree(drawing.place, folder.drawing.place)
     (out / "data").mkdir()
@@ -75,7 +75,7 @@ def labelled(drawing: Drawing, out: Path) -> RunFolder:
     return folder
 
 
-def test_a_run_of_other_pictures_is_refused_before_anything_is_touched(drawing, tmp_path):
+def test_a_run_of_other_images_is_refused_before_anything_is_touched(drawing, tmp_path):
     folder = labelled(drawing, tmp_path / "run")
     for changes, refusal in (
         ({"source.drawn.seed": 4}, r"\n  drawn.seed: 3 then, 4 now"),
@@ -90,14 +90,14 @@ def test_a_run_of_other_pictures_is_refused_before_anything_is_touched(drawing, 
     assert facts(folder.truth.true) == true_facts(CONFIG, implied_too=True)
 
 
-def test_the_miniworld_is_not_for_other_pictures():
+def test_the_miniworld_is_not_for_other_images():
     other = {"source.splits": {"val": {"annotations": "a.json", "images": "b"}}}
-    with pytest.raises(UserError, match="draws its own pictures"):
+    with pytest.raises(UserError, match="draws its own images"):
         generate(load_recipe("miniworld", other), Path("nowhere"), QUIET)
     assert not Path("nowhere").exists()
 
 
-def test_commands_find_the_truth_and_the_pictures_in_a_run_wherever_it_is(drawing, tmp_path):
+def test_commands_find_the_truth_and_the_images_in_a_run_wherever_it_is(drawing, tmp_path):
     labelled(drawing, tmp_path / "run").root.rename(tmp_path / "moved")
     run = str(tmp_path / "moved")
     result = CliRunner().invoke(app, ["eval", "labels", "--pred", run, "--json", str(tmp_path / "scores.json")])

@@ -28,7 +28,7 @@ def scene(
 
 
 def make_shards(root: Path, records: Sequence[Record], rows: int = 200) -> Path:
-    """A run without pictures."""
+    """A run without images."""
     root.mkdir(parents=True)
     manifest = Manifest.create(root, {"name": "drawn", "fingerprint": "drawn"})
     for split in dict.fromkeys(record.split for record in records):

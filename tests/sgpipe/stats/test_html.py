@@ -112,7 +112,7 @@ def test_cards_of_odd_images():
     record.objects[2] = Box("cup", 3, (-50, 300, 9999, 5))
     card = make_card(record, None, record.relations)
     assert [edge.predicate for edge in card.edges] == ["smiling", "near", "beyond"]
-    assert card.picture is None
+    assert card.image is None
     assert all(0 <= value <= 480 for node in card.nodes for value in node.box)
     record.width = record.height = 0
     assert make_card(record, None, record.relations).height > 0

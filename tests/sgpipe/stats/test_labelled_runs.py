@@ -1,4 +1,4 @@
-"""The audit of what `sgpipe generate` labels: the drawn world, and real pictures of COCO."""
+"""The audit of what `sgpipe generate` labels: the drawn world, and real images of COCO."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coco(oracle, tmp_path_factory):
-    """24 of 79 pictures are there."""
+    """24 of 79 images are there."""
     folder = oracle / "data" / "coco_mini"
     files = {"images": "images_val2017", "annotations": "instances_val2017.json", "captions": "captions_val2017.json"}
     options = [part for name, file in files.items() for part in (f"--{name}", folder / file)]

@@ -293,7 +293,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_truth_about_drawn_pictures_is_verified_too(run):
+def test_the_truth_about_drawn_images_is_verified_too(run):
     drawing = RunFolder(run).drawing
     for part in (drawing.true, drawing.composed):
         part.mkdir(parents=True)

@@ -63,15 +63,15 @@ def test_row_groups_are_small_enough_to_stream(tmp_path):
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [512, 512, 76]
 
 
-def test_pictures_lie_beside_their_records(tmp_path):
+def test_images_lie_beside_their_records(tmp_path):
     records = [full_record(i) for i in range(2)]
     name = shard_name("val", 0, 2)
-    entry = write_shard(tmp_path, name, "val", 0, records, {}, [b"picture", None])
-    assert read_file(tmp_path / name)["image"].to_pylist() == [{"bytes": b"picture", "path": "0.jpg"}, None]
+    entry = write_shard(tmp_path, name, "val", 0, records, {}, [b"image", None])
+    assert read_file(tmp_path / name)["image"].to_pylist() == [{"bytes": b"image", "path": "0.jpg"}, None]
     Manifest.create(tmp_path, {}).commit(entry)
     assert list(iter_records(tmp_path)) == records
     with pytest.raises(ValueError, match="zip"):
-        write_shard(tmp_path, name, "val", 0, records, {}, [b"picture"])
+        write_shard(tmp_path, name, "val", 0, records, {}, [b"image"])
 
 
 @pytest.mark.parametrize(

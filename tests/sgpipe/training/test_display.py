@@ -28,7 +28,7 @@ def test_the_first_and_the_last_step_and_every_validation_are_lines() -> None:
     assert shown(row(1), row(2), row(29), validation, row(30, skipped=4)) == [
         "step 1/30, epoch 1, loss 2.500, 12.0 images/s, waiting 3%, ? left",
         "epoch 1/3 validated: loss 1.000, ap 0.250, recall@20 0.500",
-        "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting 3%, 4 pictures unreadable, 0:00:00 left",
+        "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting 3%, 4 images unreadable, 0:00:00 left",
     ]
 
 
@@ -44,7 +44,7 @@ def test_time_left_follows_from_the_pace(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_validation_of_nothing_says_so() -> None:
-    assert shown({"event": "validation", "epoch": 2, "step": 4}) == ["epoch 2/3 validated: no pictures"]
+    assert shown({"event": "validation", "epoch": 2, "step": 4}) == ["epoch 2/3 validated: no images"]
 
 
 def test_the_last_screen() -> None:

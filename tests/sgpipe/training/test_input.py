@@ -35,7 +35,7 @@ def refused(result: Result, code: int = 2) -> str:
     ("changes", "message"),
     [
         ({"optimisation__batch": 0}, "key 'optimisation': batch is 0, expected at least 1"),
-        ({"optimisation__batch": 13}, "an epoch has only 12 pictures, fewer than a batch of 13"),
+        ({"optimisation__batch": 13}, "an epoch has only 12 images, fewer than a batch of 13"),
         ({"optimisation__accumulate": 3}, "cannot be computed in 3 equal parts"),
         ({"optimisation__lr": "fast"}, "key 'optimisation.lr'"),
         ({"optimisation__lr": -1}, "key 'optimisation': lr is -1"),
@@ -81,7 +81,7 @@ def test_a_validation_without_usable_rows(drawn_run: Path, tmp_path: Path) -> No
     records = [runs.plain_record(str(number), confidence=0.1, split="val") for number in range(3)]
     unsure = runs.make_run(tmp_path / "unsure", records)
     said = refused(invoke(drawn_run, tmp_path / "out", data__val=[{"shards": str(unsure.shards)}]))
-    assert "no picture of split val of" in said
+    assert "no image of split val of" in said
     assert "has a relation of confidence >= 0.2; lower data.threshold" in said
 
 
@@ -140,7 +140,7 @@ def test_a_network_whose_weights_have_other_sizes(drawn_run: Path, trained_tagge
     assert str(tmp_path / "init") in said
 
 
-def test_a_training_that_diverges_names_a_picture_and_keeps_what_was_good(drawn_run: Path, tmp_path: Path) -> None:
+def test_a_training_that_diverges_names_a_image_and_keeps_what_was_good(drawn_run: Path, tmp_path: Path) -> None:
     training(drawn_run, tmp_path / "good", optimisation__epochs=1)
     result = invoke(drawn_run, tmp_path / "out", optimisation__lr=1e30, output__checkpoint_every=1)
     said = refused(result, code=1)
@@ -179,27 +179,27 @@ def test_a_full_disk_ends_the_training_and_room_lets_it_go_on(
     assert not different(weights(tmp_path / "out"), weights(tmp_path / "whole"))
 
 
-def test_unreadable_pictures_are_skipped_and_counted(tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    pictures = sorted((tmp_path / "drawn" / "images").iterdir())
-    pictures[0].write_bytes(b"no picture")
-    pictures[5].unlink()
+    images = sorted((tmp_path / "drawn" / "images").iterdir())
+    images[0].write_bytes(b"no image")
+    images[5].unlink()
     training(run, tmp_path / "out")
     skipped = [row["skipped"] for row in steps(tmp_path / "out")]
     assert skipped == sorted(skipped)
     assert (skipped[2], skipped[-1]) == (2, 4)  # each of them once an epoch
 
 
-def test_without_any_readable_picture_the_folder_is_named(tmp_path: Path) -> None:
+def test_without_any_readable_image_the_folder_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    for picture in (tmp_path / "drawn" / "images").iterdir():
-        picture.write_bytes(b"")
+    for image in (tmp_path / "drawn" / "images").iterdir():
+        image.write_bytes(b"")
     said = refused(invoke(run, tmp_path / "out"))
     assert f"could be read from {tmp_path / 'drawn' / 'images'}" in said
     assert "--images" in said
 
 
-def test_a_picture_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_image_folder_that_is_not_there(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (tmp_path / "drawn" / "images").rename(tmp_path / "drawn" / "moved")
     assert "give the right one by --images" in refused(invoke(run, tmp_path / "out"))

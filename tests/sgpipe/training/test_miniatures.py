@@ -21,7 +21,7 @@ from sgpipe.training.run import train
 from sgpipe.utils.console import Progress
 
 QUIET = Progress(Console(quiet=True))
-PICTURES, BATCH = 4, 2
+IMAGES, BATCH = 4, 2
 OPEN_IMAGES = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
 SHARDS_OF = {
     "tagger": "vg",
@@ -60,9 +60,9 @@ def hoia(scene: dict, numbering: Numbering, rng: random.Random) -> dict:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> dict[str, Path]:
-    """A folder of shards of the same drawn pictures from each kind of annotations."""
+    """A folder of shards of the same drawn images from each kind of annotations."""
     root = tmp_path_factory.mktemp("shards")
-    draw_world(root / "drawn", PICTURES, 0)
+    draw_world(root / "drawn", IMAGES, 0)
     images, graphs = root / "drawn" / "images", root / "drawn" / "scene_graphs.json"
     scenes = json.loads(graphs.read_text())
     sources: dict[str, AnnotationSource] = {"vg": VisualGenome(graphs, images, "train").source()}
@@ -98,7 +98,7 @@ LIKE_ANOTHER = {"hico-fewshot-10", "hico-uc-nf"}  # but for the number of epochs
 )
 def test_it_takes_steps(shards, tmp_path, name):
     rows = run(name, shards[SHARDS_OF[name]], tmp_path)
-    assert [row["step"] for row in rows] == list(range(1, PICTURES // BATCH + 1))
+    assert [row["step"] for row in rows] == list(range(1, IMAGES // BATCH + 1))
     assert all(math.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
 
 

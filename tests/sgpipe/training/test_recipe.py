@@ -9,7 +9,7 @@ from sgpipe.training.recipe import load_train_recipe, shards_options, train_reci
 from sgpipe.utils.config_file import parse_set
 
 # What was published, of Swin-T where the scripts differ: epochs, drop after, rate of the rest (a tenth for backbone
-# and text encoder), pictures per step, queries, labels, quality labels, pseudo-labels, subjects classified.
+# and text encoder), images per step, queries, labels, quality labels, pseudo-labels, subjects classified.
 PUBLISHED = {
     "pretrain": (20, 15, 1.41e-4, 64, 200, "sampled", True, True, True),
     "hico": (20, 15, 1e-4, 32, 128, "full", True, False, True),
@@ -156,11 +156,11 @@ def test_unknown_recipes_list_the_known_ones():
 
 
 def test_folders_of_shards_have_weights(tmp_path):
-    pictures = tmp_path / "pictures"
-    assert shards_options(["vg", "coco@0.5", "a@b@2"], pictures) == [
-        {"shards": "vg", "images": pictures},
-        {"shards": "coco", "images": pictures, "weight": 0.5},
-        {"shards": "a@b", "images": pictures, "weight": 2.0},
+    images = tmp_path / "images"
+    assert shards_options(["vg", "coco@0.5", "a@b@2"], images) == [
+        {"shards": "vg", "images": images},
+        {"shards": "coco", "images": images, "weight": 0.5},
+        {"shards": "a@b", "images": images, "weight": 2.0},
     ]
 
 

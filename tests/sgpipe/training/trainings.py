@@ -1,4 +1,4 @@
-"""Trainings of a few steps: drawn pictures as shards, and recipes of networks as small as they get."""
+"""Trainings of a few steps: drawn images as shards, and recipes of networks as small as they get."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sgpipe.training.run import train
 from sgpipe.utils.console import Progress
 
 QUIET = Progress(Console(quiet=True))
-PICTURES, BATCH, EPOCHS = 12, 4, 2
-STEPS = EPOCHS * PICTURES // BATCH
+IMAGES, BATCH, EPOCHS = 12, 4, 2
+STEPS = EPOCHS * IMAGES // BATCH
 SIZES = {
     "swin_embed_dim": 6,
     "swin_depths": [1, 1, 1, 1],
@@ -55,8 +55,8 @@ SETTINGS: Mapping[str, Any] = {
 
 
 def make_run(folder: Path, seed: int = 0) -> Path:
-    """Drawn pictures in folder/drawn, and their shards."""
-    draw_world(folder / "drawn", PICTURES, seed, "train")
+    """Drawn images in folder/drawn, and their shards."""
+    draw_world(folder / "drawn", IMAGES, seed, "train")
     images = folder / "drawn" / "images"
     source = VisualGenome(folder / "drawn" / "scene_graphs.json", images, "train", preprocess=False).source()
     import_annotations(source, images, folder / "run", QUIET)

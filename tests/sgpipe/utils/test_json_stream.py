@@ -63,7 +63,7 @@ def test_accepts_nan_which_exporters_write(tmp_path):
         (b'{"a": 1} x', "follows the end"),
         (b'{"a": [' + b"1" * 5000 + b"]}", "too many digits"),
         (b"{a: 1}", "not valid JSON"),
-        (b"\xff\xd8\xff\xe0 a picture", "not a JSON text file"),
+        (b"\xff\xd8\xff\xe0 an image", "not a JSON text file"),
         (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
     ],
 )

@@ -58,12 +58,12 @@ def test_odd_relations_are_drawn(relation):
     assert changed(record(), relation)
 
 
-def test_small_pictures_are_enlarged_and_odd_shapes_kept():
+def test_small_images_are_enlarged_and_odd_shapes_kept():
     for size, drawn in (((32, 24), (200, 150)), ((3, 1000), (1, 300)), ((1000, 3), (200, 1))):
         assert draw_relations(Image.new("RGB", size), record(size=size), [Relation(0, 1, "on", 0.5)], 200).size == drawn
 
 
-def test_labels_stay_in_the_picture_and_apart_while_there_is_room():
+def test_labels_stay_in_the_image_and_apart_while_there_is_room():
     rng = random.Random(3)
     room = LabelRoom(400, 300)
     spots = [[(rng.uniform(-50, 450), rng.uniform(-50, 350)) for _ in range(60)] for _ in range(12)]
@@ -82,7 +82,7 @@ def test_long_names_are_cut_to_the_width():
     assert fit("two\nlines", letters, 200) == "two lines"
 
 
-def test_a_card_lists_every_relation_and_says_if_the_picture_is_missing():
+def test_a_card_lists_every_relation_and_says_if_the_image_is_missing():
     scene = record(Relation(0, 1, "walking", 0.5), Relation(1, 0, "next to", None))
     one, two = (draw_card(None, scene, scene.relations[:count], 320) for count in (1, 2))
     assert two.height > one.height

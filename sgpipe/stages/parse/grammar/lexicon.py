@@ -49,7 +49,7 @@ PLACES = _words(
     "mountain night ocean office park pasture rain ramp restaurant river road room sand sea shore sidewalk "
     "sky slope snow stadium station store street sun water yard zoo"
 )
-# Parts of the picture, which do nothing.
+# Parts of the image, which do nothing.
 SCENERY = _words("air background distance foreground front middle")
 
 # Nouns: what "of" means after them.
@@ -59,7 +59,7 @@ CONTAINERS_IN = _words(
     "packet pan pitcher pot tank tub vase"
 )
 CONTAINERS_ON = _words("plate platter saucer slice tray")
-PICTURES = _words("drawing image painting photo photograph picture portrait poster scene")
+DEPICTIONS = _words("drawing image painting photo photograph picture portrait poster scene")
 # "of" names what is in them, as it names the owner of other things.
 DISHES = _words("bouquet breakfast dinner dish lunch meal omelet pizza salad sandwich sauce soup stew")
 # A piece of pizza is pizza.

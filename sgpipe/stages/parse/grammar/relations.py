@@ -24,13 +24,13 @@ from sgpipe.stages.parse.grammar.lexicon import (
     CLOTHES,
     CONTAINERS_IN,
     CONTAINERS_ON,
+    DEPICTIONS,
     DISHES,
     EVENT_NOUNS,
     HAVING_ADJECTIVES,
     HOLDING_VERBS,
     LOCATIVE_BY,
     PARTITIVES,
-    PICTURES,
     PLACES,
     POSTURE_VERBS,
     STATIC_PREPOSITIONS,
@@ -227,14 +227,14 @@ class _Finder:
             self.state(located, words, things)
 
     def _of(self, noun: int, things: list[int]) -> None:
-        """ "of" after a container or picture says what is in it, otherwise whose part the noun is."""
+        """ "of" after a container or image says what is in it, otherwise whose part the noun is."""
         head = head_noun(self.tree, noun)
         if head in PARTITIVES:
             return
         named = " " in phrase(self.tree, noun)
         if head in CONTAINERS_ON and not named:
             self.state(things, ["on"], [noun])
-        elif head in CONTAINERS_IN or head in PICTURES:
+        elif head in CONTAINERS_IN or head in DEPICTIONS:
             self.state(things, ["in"], [noun])
         elif head in DISHES:
             self.state_verb([noun], ["has"], things)

@@ -112,7 +112,7 @@ def test_equal_boxes_find_each_other_though_others_overlap(tmp_path: Path) -> No
     assert found.counts["objects matched"] == 7
 
 
-def test_boxes_in_pictures_of_another_size_and_order(tmp_path: Path) -> None:
+def test_boxes_in_images_of_another_size_and_order(tmp_path: Path) -> None:
     large = [("horse", tuple(2 * side + 1 for side in HORSE)), ("person", tuple(2 * side for side in MAN))]
     truth = record([(1, 0, "riding")], objects=large, width=48, height=32)
     pred = record([(0, 1, "riding", 0.9)], objects=OBJECTS[:2])
@@ -191,7 +191,7 @@ def test_images_that_are_there_twice_count_once(tmp_path: Path) -> None:
 
 def test_datasets_that_name_images_differently_share_file_names(tmp_path: Path) -> None:
     pred = [record([(0, 1, "riding", 0.9)], "139", file_name="val2017/000000000139.jpg")]
-    genome = record([(1, 0, "under")], "139", dataset="visual_genome")  # another picture: its own number 139
+    genome = record([(1, 0, "under")], "139", dataset="visual_genome")  # another image: its own number 139
     vcoco = record([(0, 1, "riding")], "x", dataset="vcoco", file_name="COCO_val2014_000000000139.jpg")
     found = compared(tmp_path, pred, [genome, vcoco])
     assert (found.counts["images compared"], found.at_threshold.recall) == (1, 1)
@@ -214,7 +214,7 @@ def test_what_is_wanted_is_right_though_the_truth_lacks_it(tmp_path: Path) -> No
     assert (found.at_threshold.precision, found.at_threshold.recall, found.average_precision) == (1, 1, 1)
 
 
-def test_image_data_tells_which_pictures_of_visual_genome_are_of_coco(tmp_path: Path) -> None:
+def test_image_data_tells_which_images_of_visual_genome_are_of_coco(tmp_path: Path) -> None:
     sizes = {"width": 24, "height": 16}
     items = [{"image_id": 1, "coco_id": None, **sizes}, {"image_id": 2, "coco_id": 1, **sizes}]
     path = tmp_path / "image_data.json"
@@ -257,7 +257,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
         label_quality(truth, truth, synonyms={"on": ["upon"], "above": ["upon"]})
 
 
-def test_the_command_writes_tables_json_csv_and_a_picture(tmp_path: Path) -> None:
+def test_the_command_writes_tables_json_csv_and_a_image(tmp_path: Path) -> None:
     said = [(0, 1, "riding", 0.9), (0, 1, "on <top>", 0.8), (1, 0, "beside", 0.4)]
     pred = run(tmp_path, "pred", record(said))
     truth = run(tmp_path, "truth", record([(0, 1, "rides"), (1, 0, "next to")]))

@@ -47,12 +47,12 @@ def drop_tokenizer(folder):
         path.unlink()
 
 
-def picture(width=50, height=37):
+def image(width=50, height=37):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-def test_pictures_are_prepared_as_the_authors_do(original):
+def test_images_are_prepared_as_the_authors_do(original):
     blip = load(original)
     authors = transforms.Compose(
         [
@@ -61,7 +61,7 @@ def test_pictures_are_prepared_as_the_authors_do(original):
             transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
         ]
     )
-    torch.testing.assert_close(blip.prepare(picture()), authors(picture()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(blip.prepare(image()), authors(image()), atol=1e-6, rtol=0)
 
 
 def test_preparation_follows_the_checkpoint_and_else_clips(folder):
@@ -78,7 +78,7 @@ def test_preparation_follows_the_checkpoint_and_else_clips(folder):
 
 def test_another_image_size_interpolates_the_positions(original):
     blip = load(original, image_size=48)
-    pixels = blip.prepare(picture()).unsqueeze(0)
+    pixels = blip.prepare(image()).unsqueeze(0)
     assert pixels.shape == (1, 3, 48, 48)
     reference = BlipForConditionalGeneration.from_pretrained(original).eval()
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_another_image_size_interpolates_the_positions(original):
 
 
 def test_bfloat16_states_are_near_those_of_float32(original):
-    pixels = load(original).prepare(picture()).unsqueeze(0)
+    pixels = load(original).prepare(image()).unsqueeze(0)
     exact = load(original).encode(pixels)
     half = load(original, dtype=torch.bfloat16).encode(pixels)
     assert half.dtype == torch.bfloat16
@@ -105,8 +105,8 @@ def test_text_has_no_special_tokens_and_single_spaces(original):
 
 def test_the_prompt_begins_with_the_decoders_start(original):
     blip = load(original)
-    words = blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("A picture of"))
-    assert words == ["[DEC]", "a", "picture", "of"]
+    words = blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("An image of"))
+    assert words == ["[DEC]", "a", "image", "of"]
     assert blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("")) == ["[DEC]"]
 
 
@@ -140,7 +140,7 @@ def test_a_hub_id_is_looked_for_in_the_local_cache(original, tmp_path, monkeypat
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
     blip = load("somebody/captioner")
-    pixels = blip.prepare(picture()).unsqueeze(0)
+    pixels = blip.prepare(image()).unsqueeze(0)
     assert torch.equal(blip.encode(pixels), load(original).encode(pixels))
 
 

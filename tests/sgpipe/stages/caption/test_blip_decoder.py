@@ -18,10 +18,10 @@ def model(request, tmp_path_factory):
     return BlipForConditionalGeneration.from_pretrained(folder).eval()
 
 
-def image_states(model, pictures):
+def image_states(model, images):
     vision = model.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
-    return torch.randn(pictures, 1 + patches, vision.hidden_size, generator=torch.manual_seed(0))
+    return torch.randn(images, 1 + patches, vision.hidden_size, generator=torch.manual_seed(0))
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def reference_scores(model, ids, states):
 
 @pytest.mark.parametrize("samples", [1, 3])
 def test_scores_are_those_of_transformers_token_by_token(model, samples):
-    states = image_states(model, pictures=2)
+    states = image_states(model, images=2)
     prompt = torch.tensor([[5, 6, 7]] * 2)
     tails = torch.randint(5, model.config.text_config.vocab_size, (2 * samples, 6), generator=torch.manual_seed(1))
     ids = torch.cat([prompt.repeat_interleave(samples, dim=0), tails], dim=1)
@@ -48,7 +48,7 @@ def test_scores_are_those_of_transformers_token_by_token(model, samples):
 
 
 def test_sequences_left_over_score_as_before(model):
-    states = image_states(model, pictures=1)
+    states = image_states(model, images=1)
     decoder = BlipDecoder(model)
     state = decoder.start(states, capacity=5)
     decoder(torch.tensor([[5, 6]]), state)
@@ -61,8 +61,8 @@ def test_sequences_left_over_score_as_before(model):
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_nothing_of_the_picture_is_copied_per_sample(model):
-    states = image_states(model, pictures=2)
+def test_nothing_of_the_image_is_copied_per_sample(model):
+    states = image_states(model, images=2)
     state = BlipDecoder(model).start(states, capacity=4)
     before = [keys.data_ptr() for keys in state.image_keys]
     state.fork(10)

@@ -132,7 +132,7 @@ def test_scopes_name_their_boxes_and_see_their_region(captioner, images):
 
 
 @pytest.mark.parametrize("decoding", ["nucleus", "beam"])
-def test_the_vision_tower_sees_each_picture_once(captioner, images, decoding):
+def test_the_vision_tower_sees_each_image_once(captioner, images, decoding):
     stage = make_stage(captioner, images, samples=10, scopes=("image", "box"), decoding=decoding)
     seen = []
     stage.blip.model.vision_model.register_forward_hook(lambda *call: seen.append(len(call[2].last_hidden_state)))
@@ -186,7 +186,7 @@ def test_an_unusable_image_becomes_an_error_row_alone(captioner, images, tmp_pat
         (tmp_path / name).write_bytes((images / name).read_bytes())
     (tmp_path / "1.png").unlink()
     (tmp_path / "3.png").write_bytes((images / "3.png").read_bytes()[:60])
-    (tmp_path / "4.png").write_text("not a picture")
+    (tmp_path / "4.png").write_text("not an image")
     given = records()
     given[5].fail("source", "known to be bad")
     found = {record.image_id: record for record in make_stage(captioner, tmp_path, batch_size=3)(given)}

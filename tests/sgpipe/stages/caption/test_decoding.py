@@ -27,9 +27,9 @@ def model(tmp_path_factory):
     return BlipForConditionalGeneration.from_pretrained(folder).eval()
 
 
-def image_states(model, pictures=1):
+def image_states(model, images=1):
     vision = model.config.vision_config
-    return torch.randn(pictures, 17, vision.hidden_size, generator=torch.manual_seed(0))
+    return torch.randn(images, 17, vision.hidden_size, generator=torch.manual_seed(0))
 
 
 def sampling(model, **changes):
@@ -158,7 +158,7 @@ def test_two_tokens_follow_the_joint_distribution_of_transformers_scores(model):
 
 def test_lengths_and_greedy_choice_agree_with_transformers(model):
     """A nucleus of one token is greedy search; [DEC], prompt and [SEP] count towards both limits."""
-    decoder, states = BlipDecoder(model), image_states(model, pictures=3)
+    decoder, states = BlipDecoder(model), image_states(model, images=3)
     for least, most in ((0, 6), (5, 12), (9, 9), (12, 30)):
         ours = sample_captions(
             decoder,
@@ -184,8 +184,8 @@ def test_a_caption_is_as_short_and_as_long_as_allowed(model, bias, length):
     assert [len(caption) for caption in captions[0]] == [length] * 4
 
 
-def test_pictures_together_are_captioned_as_alone(model):
-    decoder, states = BlipDecoder(model), image_states(model, pictures=4)
+def test_images_together_are_captioned_as_alone(model):
+    decoder, states = BlipDecoder(model), image_states(model, images=4)
     keys = [11, 22, 33, 44]
     together = sample_captions(decoder, states, PROMPT, keys, sampling(model, min_tokens=0))
     alone = [

@@ -16,14 +16,14 @@ ASKED = ("dog", "cup", "dining table")
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.effect_mandelbrot((64, 48), (-2, -1, 1, 1), 60).convert("RGB")
 
 
 def stage(folder: Path, found: Found, **settings) -> DetectStage:
     made = DetectStage(DetectConfig(detector="d", **settings), {"all": folder})
     made.classes = ("dog", "cup")
-    made.detector = lambda picture, threshold: found
+    made.detector = lambda image, threshold: found
     return made
 
 
@@ -32,8 +32,8 @@ def record(folder: Path, name: str = "a.png") -> Record:
 
 
 @pytest.fixture
-def folder(tmp_path, picture) -> Path:
-    picture.save(tmp_path / "a.png")
+def folder(tmp_path, image) -> Path:
+    image.save(tmp_path / "a.png")
     return tmp_path
 
 
@@ -62,14 +62,14 @@ def test_what_cannot_be_read_or_found_is_said(folder):
         stage(folder, broken)([record(folder)])
 
 
-def test_a_detector_s_own_classes_are_told_without_its_weights(tmp_path, picture):
+def test_a_detector_s_own_classes_are_told_without_its_weights(tmp_path, image):
     folder = make_closed(tmp_path / "d")
     (folder / "model.safetensors").rename(tmp_path / "away")
     assert detector_classes(DetectConfig(detector=str(folder))) == ("N/A", "dog", "cup")
     with pytest.raises(UserError, match="has classes of its own"):
         detector_classes(DetectConfig(detector=str(folder), classes=("a",)))
     (tmp_path / "away").rename(folder / "model.safetensors")
-    found = load(DetectConfig(detector=str(folder)), CPU)(picture, 0.0)
+    found = load(DetectConfig(detector=str(folder)), CPU)(image, 0.0)
     assert len(found.labels)
     assert set(found.labels.tolist()) <= {1, 2}  # never "N/A"
     assert found.boxes.shape == (len(found.scores), 4)
@@ -77,11 +77,11 @@ def test_a_detector_s_own_classes_are_told_without_its_weights(tmp_path, picture
 
 
 @pytest.mark.parametrize("make", [make_owl, make_grounding_dino])
-def test_zero_shot_detectors_are_asked_for_names(tmp_path, picture, make):
+def test_zero_shot_detectors_are_asked_for_names(tmp_path, image, make):
     config = DetectConfig(detector=str(make(tmp_path / "d")), classes=ASKED)
     assert detector_classes(config) == ASKED
     assert len(detector_classes(DetectConfig(detector=config.detector))) == 80
-    found = load(config, CPU)(picture, 0.05)
+    found = load(config, CPU)(image, 0.05)
     assert found.boxes.shape == (len(found.scores), 4)
     assert len(found.labels) == len(found.scores)
     assert set(found.labels.tolist()) <= {0, 1, 2}

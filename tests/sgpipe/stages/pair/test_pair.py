@@ -69,7 +69,7 @@ def test_one_box_has_no_relation_to_itself() -> None:
 
 def test_an_error_row_is_left_alone() -> None:
     broken = record(["person", "dog"], [("man", "with", "dog")])
-    broken.fail("caption", "no picture")
+    broken.fail("caption", "no image")
     [found] = stage()([broken])
     assert found.pairs == []
     assert found.triplets[0].subject_category is None

@@ -1,4 +1,4 @@
-"""Small runs with shards and pictures, made from a seed."""
+"""Small runs with shards and images, made from a seed."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def make_run(
     spoilt: Mapping[str, bytes | None] = MappingProxyType({}),
     run: dict[str, Any] | None = None,
 ) -> ShardsConfig:
-    """A run of shards of `rows` rows, whose pictures lie in `images` (without: in root/images) or in the shards.
+    """A run of shards of `rows` rows, whose images lie in `images` (without: in root/images) or in the shards.
 
     Args:
-        spoilt: what some images have in place of their picture; None: nothing at all.
+        spoilt: what some images have in place of their image; None: nothing at all.
     """
     folder = images or root / "images"
     for place in (root, folder):
@@ -76,17 +76,17 @@ def make_run(
         for start in range(0, len(members), rows):
             part = members[start : start + rows]
             name = shard_name(split, start, start + len(part))
-            pictures = [spoilt.get(record.image_id, picture(record)) for record in part] if embedded else None
-            manifest.commit(write_shard(root, name, split, start, part, {}, pictures))
+            contents = [spoilt.get(record.image_id, image(record)) for record in part] if embedded else None
+            manifest.commit(write_shard(root, name, split, start, part, {}, contents))
     for record in records if not embedded else ():
-        content = spoilt.get(record.image_id, picture(record))
+        content = spoilt.get(record.image_id, image(record))
         if content is not None:
             (folder / record.file_name).write_bytes(content)
     return ShardsConfig(shards=root)
 
 
-def picture(record: Record) -> bytes:
-    """A picture of noise that is the image's own."""
+def image(record: Record) -> bytes:
+    """An image of noise that is the image's own."""
     file = BytesIO()
     pixels = random.Random(record.image_id).randbytes(record.width * record.height * 3)
     Image.frombytes("RGB", (record.width, record.height), pixels).save(file, "PNG")
@@ -94,7 +94,7 @@ def picture(record: Record) -> bytes:
 
 
 def data(*configs: ShardsConfig, **changes: Any) -> DataConfig:
-    """Settings for small pictures."""
+    """Settings for small images."""
     small = {"short_sides": (12, 16), "crop_short_sides": (14,), "crop_range": (6, 12), "long_side": 32}
     values = {"train": configs, "val": configs, "augment": small, "short_side": 32, "long_side": 48, "shuffle": 3}
     return DataConfig.model_validate({**values, "negative_texts": 6, **changes})

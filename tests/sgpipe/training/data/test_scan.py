@@ -99,10 +99,10 @@ def test_only_the_splits_that_are_named_are_read(tmp_path):
     assert scan([ShardsConfig(shards=tmp_path, splits=("val",))], 0.2).rows == 2
 
 
-def test_pictures_are_looked_for_where_the_recipe_says_then_where_the_run_says(tmp_path):
-    make_run(tmp_path / "run", [plain_record("a")], images=tmp_path / "pictures")
+def test_images_are_looked_for_where_the_recipe_says_then_where_the_run_says(tmp_path):
+    make_run(tmp_path / "run", [plain_record("a")], images=tmp_path / "images")
     config = ShardsConfig(shards=tmp_path / "run")
-    assert scan([config], 0.2).folders[0].images == {"train": str(tmp_path / "pictures")}
+    assert scan([config], 0.2).folders[0].images == {"train": str(tmp_path / "images")}
     named = config.model_copy(update={"images": tmp_path})
     assert scan([named], 0.2).folders[0].images == {"train": str(tmp_path)}
 
@@ -188,7 +188,7 @@ def images_moved(root: Path) -> None:
         (without_relations, "has no column 'relations'"),
         (remove_manifest, "holds no sgpipe run"),
         (no_shard, "holds no shards yet"),
-        (no_images, "does not say where the pictures of train are: give --images"),
+        (no_images, "does not say where the images of train are: give --images"),
         (images_moved, "is not there; give the right one by --images"),
     ],
 )
@@ -212,10 +212,10 @@ def failed(image_id: str) -> Record:
     [
         (
             [plain_record("a", confidence=0.1)],
-            "no picture of split train of .* confidence >= 0.2; lower data.threshold",
+            "no image of split train of .* confidence >= 0.2; lower data.threshold",
         ),
         ([failed("a")], "split train of .* has only error rows"),
-        ([plain_record("a"), plain_record("b", confidence=0.1, split="val")], "no picture of split val"),
+        ([plain_record("a"), plain_record("b", confidence=0.1, split="val")], "no image of split val"),
     ],
 )
 def test_a_split_without_usable_rows_is_named(tmp_path, records, message):
@@ -246,8 +246,8 @@ def test_remarks_say_what_is_left_out_and_what_is_few(tmp_path):
     records = [plain_record("a"), plain_record("b", confidence=0.1), failed("c"), failed("d")]
     settings = data(make_run(tmp_path, records), negative_texts=500)
     assert remarks(scan_training(settings), settings) == [
-        "2 of 4 pictures are error rows and left out",
-        "1 of 4 pictures have no relation of confidence >= 0.2 and are left out",
+        "2 of 4 images are error rows and left out",
+        "1 of 4 images have no relation of confidence >= 0.2 and are left out",
         "names of objects: only 2, fewer than the 333 texts asked for: all are used",
         "names of relations: only 1, fewer than the 167 texts asked for: all are used",
     ]
