@@ -22,7 +22,7 @@ from sgpipe.images import ImageError, decode, is_upright, resolve
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.storage.database import Database, open_run
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
-from sgpipe.viz.draw_relations import draw_card, fit, font
+from sgpipe.viz.draw_relations import draw_card, fit, font, shown
 
 _SPREAD = """
     with usable as (

@@ -134,6 +134,7 @@ def _identity(job: Job) -> dict[str, Any]:
         del recipe["optimisation"]["epochs"]  # a training may go on for longer
     sets = {"training": job.training, "validation": job.validating}
     rows = {name: [chunk.rows for chunk in each.chunks] if each else None for name, each in sets.items()}
+    # "pictures": as every training since 0.1 has it in its folder.
     return {"sgpipe": __version__, **recipe, "pictures": {name: sum(each or ()) for name, each in rows.items()}}
 
 

@@ -37,7 +37,7 @@ from sgpipe.stages.caption.blip import load_blip
 SMALL = ModelConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2
 )
-CONFIG = CaptionerConfig(model=SMALL, images=6, steps=4, batch_size=4, dense_share=0.5, warmup=1)
+CONFIG = CaptionerConfig(model=SMALL, train_images=6, steps=4, batch_size=4, dense_share=0.5, warmup=1)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sgpipe.utils.console import Progress
 SMALL = ModelConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2
 )
-CONFIG = CaptionerConfig(model=SMALL, images=5, steps=3, batch_size=2)
+CONFIG = CaptionerConfig(model=SMALL, train_images=5, steps=3, batch_size=2)
 
 
 @pytest.fixture(scope="module")
