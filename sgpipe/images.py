@@ -9,8 +9,9 @@ import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -51,13 +52,49 @@ def is_there(root: Path, file_name: str) -> bool:
 
 
 def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
-    """The record's image as `decode` gives it; `roots` maps a split to its image folder.
+    """The image of a source's record; see `open_row_image`."""
+    return open_row_image(roots, record)
+
+
+class ImageReference(Protocol):
+    """Anything that names an image the way a record or a shard's row does."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def file_name(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+def open_row_image(
+    folders: Mapping[str, Path],
+    row: ImageReference,
+    embedded: bytes | None = None,
+    images: Path | None = None,
+) -> Image.Image:
+    """The image of a shard's row as RGB, of the annotated size.
+
+    Args:
+        folders: the image folder of each split, as recorded by the run.
+        embedded: the image file stored in the row, if any.
+        images: a folder that takes precedence over both.
 
     Raises:
         ImageError: missing, outside its folder, broken, too large, or not of the annotated size.
     """
-    path = resolve(roots[record.split], record.file_name)
-    return decode(path, (record.width, record.height), str(path), upright=is_upright(record.dataset))
+    size, upright = (row.width, row.height), is_upright(row.dataset)
+    if embedded is not None and images is None:
+        return decode(BytesIO(embedded), size, row.file_name, upright=upright)
+    folder = images or folders.get(row.split)
+    if folder is None:
+        raise ImageError(f"the image is neither in the shard nor in a known folder: {row.file_name}")
+    path = resolve(folder, row.file_name)
+    return decode(path, size, str(path), upright=upright)
 
 
 def is_upright(dataset: str) -> bool:

@@ -8,20 +8,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError, decode, is_upright, resolve
+from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.storage.database import Database, open_run
-from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
+from sgpipe.storage.shards import embedded_images, open_shard
 from sgpipe.viz.draw_relations import draw_card, fit, font, shown
 
 _SPREAD = """
@@ -57,8 +55,7 @@ def open_records(
     """
     for shard, members in groupby(numbers, key=lambda number: bisect_right(database.firsts, number) - 1):
         for table in _read_rows(database.files[shard], [number - database.firsts[shard] for number in members]):
-            embedded = table[IMAGE_COLUMN][0].as_py() if IMAGE_COLUMN in table.column_names else None
-            [record] = from_table(table)
+            [record], [embedded] = from_table(table), embedded_images(table)
             yield record, open_image(database.image_folders, record, embedded, images)
 
 
@@ -72,21 +69,11 @@ def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
 
 
 def open_image(
-    folders: Mapping[str, Path], record: Record, embedded: dict[str, Any] | None, images: Path | None = None
+    folders: Mapping[str, Path], record: Record, embedded: bytes | None = None, images: Path | None = None
 ) -> Image.Image | None:
-    """A record's image, from `images`, its shard, or where the run found it; None if it cannot be had.
-
-    Args:
-        folders: where the run found the images of each split.
-        embedded: the shard's column of images.
-    """
-    size, name = (record.width, record.height), record.file_name
-    upright = is_upright(record.dataset)
-    root = images or folders.get(record.split)
+    """As `open_row_image`, but None if the image cannot be opened."""
     try:
-        if embedded is not None and images is None:
-            return decode(BytesIO(embedded["bytes"]), size, name, upright=upright)
-        return decode(resolve(root, name), size, name, upright=upright) if root else None
+        return open_row_image(folders, record, embedded, images)
     except ImageError:
         return None
 

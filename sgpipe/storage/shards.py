@@ -100,6 +100,13 @@ def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
     return table.replace_schema_metadata({**table.schema.metadata, **_IMAGES_METADATA})
 
 
+def embedded_images(table: pa.Table) -> list[bytes | None]:
+    """The image file of each row, None where the shard does not hold it."""
+    if IMAGE_COLUMN not in table.column_names:
+        return [None] * table.num_rows
+    return [image and image["bytes"] for image in table[IMAGE_COLUMN].to_pylist()]
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file and sync it to the disk."""
     with path.open("wb") as file:

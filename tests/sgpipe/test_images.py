@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from sgpipe.images import ImageError, decode, is_there, open_image, resolve, upright_rgb
+from sgpipe.images import ImageError, decode, is_there, open_image, open_row_image, resolve, upright_rgb
 from sgpipe.records import Record
 
 
@@ -147,7 +147,7 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
         open_image({"val": tmp_path}, record("a.png"))
 
 
-def test_a_image_in_memory_is_read_like_a_file(tmp_path):
+def test_an_image_in_memory_is_read_like_a_file(tmp_path):
     Image.effect_noise((8, 6), 50).convert("RGB").save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     expected = open_image({"val": tmp_path}, record("a.png"))
@@ -157,7 +157,21 @@ def test_a_image_in_memory_is_read_like_a_file(tmp_path):
             decode(BytesIO(broken), size, "a.png")
 
 
-def test_whether_a_image_is_there(tmp_path):
+def test_a_rows_image_comes_from_the_given_folder_then_the_row_then_the_folder_of_the_run(tmp_path):
+    for name in ("run", "moved"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 6), "red" if name == "run" else "blue").save(tmp_path / name / "a.png")
+    Image.new("RGB", (8, 6), "lime").save(tmp_path / "a.png")
+    folders, embedded = {"val": tmp_path / "run"}, (tmp_path / "a.png").read_bytes()
+    red, lime, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    assert open_row_image(folders, record("a.png")).getpixel((0, 0)) == red
+    assert open_row_image(folders, record("a.png"), embedded).getpixel((0, 0)) == lime
+    assert open_row_image(folders, record("a.png"), embedded, tmp_path / "moved").getpixel((0, 0)) == blue
+    with pytest.raises(ImageError, match=r"neither in the shard nor in a known folder: a\.png"):
+        open_row_image({}, record("a.png"))
+
+
+def test_whether_an_image_is_there(tmp_path):
     (tmp_path / "a.png").touch()
     assert is_there(tmp_path, "a.png")
     assert not is_there(tmp_path, "b.png")

@@ -62,9 +62,9 @@ def test_a_file_name_that_leaves_the_image_folder_is_not_opened(tmp_path):
     assert open_image({"train": tmp_path}, record, None) is not None
 
 
-def test_the_sheet_is_a_image_with_a_card_for_each_image(tmp_path):
+def test_the_sheet_is_an_image_with_a_card_for_each_image(tmp_path):
     root = run_of(tmp_path / "run", [0.9] * 5)
-    assert write_sheet(root, tmp_path / "sheet.png", images=4) == (4, 0)
+    assert write_sheet(root, tmp_path / "sheet.png", count=4) == (4, 0)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 2 * 480
         assert sheet.height > 2 * 320
