@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR, section 4.1) in portable PyTorch.
 
-Two ways to sample that agree to rounding: embedding bags (`rlip_model.embedding_bag_sampling`), many times faster on a CPU, and
-`grid_sample`, for GPUs and for degenerate sizes.
+There are two sampling methods, which agree up to rounding: embedding bags (`rlip_model.embedding_bag_sampling`), many
+times faster on a CPU, and `grid_sample`, for GPUs and for degenerate sizes.
 """
 
 from __future__ import annotations

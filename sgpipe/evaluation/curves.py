@@ -40,7 +40,7 @@ def class_curve(scores: ClassScores, classes: Array | None = None) -> Array:
 
 
 def _class_curves(scores: ClassScores, classes: Array | None) -> Iterator[Array]:
-    for number, truths in zip(scores.classes.tolist(), scores.truths.tolist(), strict=True):
+    for number, truths in zip(scores.classes.tolist(), scores.targets.tolist(), strict=True):
         if classes is None or number in classes:
             _, correct = scores.of_class(number)
             recall, precision = curve(correct, truths)

@@ -80,9 +80,9 @@ class EvaluationResult:
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
     """One row per class; `names` are the columns that say which it is."""
     columns = {
-        "ground_truth": scores.truths,
+        "ground_truth": scores.targets,
         "detections": scores.detections,
-        "hits": scores.hits,
+        "hits": scores.true_positives,
         "average_precision": scores.average_precision,
         "max_recall": scores.max_recall,
     }

@@ -1,4 +1,4 @@
-"""Deformable attention: sampled values wherever the points lie, and the layer. See test_embedding_bag_sampling.py too."""
+"""Deformable attention: sampled values wherever the points lie, and the layer around it."""
 
 import pytest
 import torch

@@ -35,9 +35,9 @@ def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[
     """The official columns: column, class, number; none without classes."""
     names = [str(labels) for labels in classes.labels(scores.classes).tolist()]
     columns = {
-        "gt": scores.truths,
+        "gt": scores.targets,
         "n_pred": scores.detections,
-        "tp": scores.hits,
+        "tp": scores.true_positives,
         "ap": scores.average_precision,
         "max_recall": scores.max_recall,
     }

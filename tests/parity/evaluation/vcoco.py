@@ -87,7 +87,7 @@ def check_training(inputs: dict[str, Any], expected: dict[str, Any], section: st
     verbs = inputs["verb_classes"]
     images = [pair_image(image["gt"], image["pred"], section, "hois", len(verbs)) for image in inputs["images"]]
     scores = evaluate_vcoco_training(images, np.array(inputs["correct_mat"]), verbs)
-    truths = zip(scores.per_class.classes.tolist(), scores.per_class.truths.tolist(), strict=True)
+    truths = zip(scores.per_class.classes.tolist(), scores.per_class.targets.tolist(), strict=True)
     counts = {verbs[number]: count for number, count in truths}
     ours = {"metrics": scores.summary(), "n_gt": {**dict.fromkeys(verbs, 0), **counts}}
     compare(report, section, ours, expected)

@@ -88,8 +88,8 @@ def evaluate_vcoco_training(
     tally = Tally()
     for block in blocks(images):
         for image in block:
-            image.truth.check(image.name, possible.shape[1], len(verbs), objectless=True)
-            image.found.check(image.name, possible.shape[1], len(verbs))
+            image.ground_truth.check(image.name, possible.shape[1], len(verbs), objectless=True)
+            image.predicted.check(image.name, possible.shape[1], len(verbs))
         true, found = ground_truth_triplets(block), best_triplets(block, MOST_DETECTIONS, possible)
         claims = match(found, true, _groups(found, len(verbs)), _groups(true, len(verbs)))
         tally.add(true.predicates, found.predicates, found.scores, claims)

@@ -75,7 +75,7 @@ def ranked(images: Sequence[EvaluationImage], most: int, possible: Any = None) -
     """The best detections of each image, by falling score; equal ones as listed."""
     result = []
     for number, image in enumerate(images):
-        found = image.found
+        found = image.predicted
         every = []
         for pair in range(len(found)):
             labels = int(found.subject_labels[pair]), int(found.object_labels[pair])
@@ -111,7 +111,7 @@ def phrase_fit(first: Detection, second: Detection) -> float:
 
 
 def true_ones(image: EvaluationImage, number: int) -> list[Detection]:
-    truth = image.truth
+    truth = image.ground_truth
     return [
         Detection(
             number,
@@ -168,10 +168,10 @@ def hico(
 ) -> dict[Class, Ranking]:
     found = ranked(images, 100, possible)
     for number, image in enumerate(images):
-        if not len(image.truth.boxes):
+        if not len(image.ground_truth.boxes):
             found[number] = []
         if known_object:
-            found[number] = [one for one in found[number] if one.labels[1] in image.truth.labels]
+            found[number] = [one for one in found[number] if one.labels[1] in image.ground_truth.labels]
         if pair_nms:
             found[number] = suppressed(found[number], pair_fit, 0.7)
     return rankings(images, found, relation_quality)
@@ -182,7 +182,7 @@ def open_images(images: Sequence[EvaluationImage], most: int, *, nms: bool = Fal
     found = ranked(images, most)
     if nms:
         found = [suppressed(own, pair_fit, 0.7) for own in found]
-    relations = [own if len(image.truth.boxes) else [] for image, own in zip(images, found, strict=True)]
+    relations = [own if len(image.ground_truth.boxes) else [] for image, own in zip(images, found, strict=True)]
     phrases = [suppressed(own, phrase_fit, 0.5) for own in found] if nms else found
     return {
         "relations": rankings(images, relations, relation_quality),
@@ -219,16 +219,16 @@ def _vcoco_column(images: Sequence[PeopleImage], action: int, column: int | None
     scored: list[tuple[float, bool]] = []
     positives = 0
     for image in images:
-        people, found = image.truth, image.found
-        positives += int((people.does[:, action] == 1).sum())
+        people, found = image.ground_truth, image.predicted
+        positives += int((people.actions[:, action] == 1).sum())
         scores = found.agent_scores[:, action] if column is None else found.role_scores[:, column]
         covered: set[int] = set()
         for one in sorted(np.flatnonzero(~np.isnan(scores)), key=lambda one: -scores[one]):
             fits = [_double_overlap(found.boxes[one], box) for box in people.boxes]
             person = int(np.argmax(fits)) if fits else -1
-            if fits and (people.does[person] == -1).any():
+            if fits and (people.actions[person] == -1).any():
                 continue
-            right = bool(fits) and fits[person] >= 0.5 and people.does[person, action] == 1 and person not in covered
+            right = bool(fits) and fits[person] >= 0.5 and people.actions[person, action] == 1 and person not in covered
             if right and column is not None:
                 right = _role_is_right(found.role_boxes[one, column], people.role_boxes[person, column], scenario)
             if right:
@@ -256,7 +256,7 @@ def recall(images: Sequence[GraphImage], most: int, *, constrained: bool) -> tup
     shares: list[float] = []
     by_predicate: dict[int, list[float]] = defaultdict(list)
     for image in images:
-        truth, found = image.truth, image.found
+        truth, found = image.ground_truth, image.predicted
         if not len(truth.relations) or not len(found.pairs):
             continue
         triplets = []
@@ -285,5 +285,5 @@ def recall(images: Sequence[GraphImage], most: int, *, constrained: bool) -> tup
         for predicate in set(truth.relations[:, 2].tolist()):
             own = [hit for hit, relation in zip(hits, truth.relations, strict=True) if relation[2] == predicate]
             by_predicate[predicate].append(float(np.mean(own)))
-    predicates = images[0].found.predicate_scores.shape[1]
+    predicates = images[0].predicted.predicate_scores.shape[1]
     return float(np.mean(shares)), [float(np.mean(by_predicate.get(number, 0))) for number in range(1, predicates)]

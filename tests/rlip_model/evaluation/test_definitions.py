@@ -60,10 +60,10 @@ def hold_equal(scores: ClassScores, rankings: dict, classes: TripletClasses) -> 
     assert sorted(names) == sorted(rankings)
     for place, name in enumerate(names):
         expected = rankings[name]
-        assert scores.truths[place] == expected.truths
+        assert scores.targets[place] == expected.truths
         assert scores.of_class(scores.classes[place])[1].tolist() == expected.sorted_hits()
         assert scores.average_precision[place] == pytest.approx(expected.eleven_points(), abs=1e-12)
-    assert 5 < scores.hits.sum() < scores.truths.sum()
+    assert 5 < scores.true_positives.sum() < scores.targets.sum()
 
 
 @pytest.mark.parametrize("seed", SEEDS)

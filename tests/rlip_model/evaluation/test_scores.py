@@ -21,7 +21,7 @@ def tally(*blocks: tuple[list[int], list[tuple[int, float, int]]]) -> Tally:
 def test_claims_of_each_block_are_its_own() -> None:
     scores = tally(([5], [(5, 0.9, 0), (5, 0.8, 0)]), ([5, 5], [(5, 0.7, 0), (5, 0.6, 1)])).class_scores()
     assert scores.correct.tolist() == [True, False, True, True]
-    assert (scores.hits.tolist(), scores.truths.tolist(), scores.max_recall.tolist()) == ([3], [3], [1.0])
+    assert (scores.true_positives.tolist(), scores.targets.tolist(), scores.max_recall.tolist()) == ([3], [3], [1.0])
 
 
 def test_classes_that_are_true_nowhere_neither_count_nor_claim() -> None:
@@ -33,7 +33,7 @@ def test_classes_that_are_true_nowhere_neither_count_nor_claim() -> None:
 
 def test_there_may_be_more_classes_than_32_bits_count() -> None:
     scores = tally(([2**40 + 1], [(2**40 + 1, 0.9, 0), (1, 0.8, 0)])).class_scores()
-    assert scores.hits.tolist() == [1]
+    assert scores.true_positives.tolist() == [1]
 
 
 def test_classes_without_detections_count_as_nothing_found() -> None:

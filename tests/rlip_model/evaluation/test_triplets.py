@@ -45,6 +45,6 @@ def test_what_was_not_predicted_is_no_detection() -> None:
         found=[(PERSON, THING, 1, {0: NOT_PREDICTED, 1: 0.5}), (PERSON, FAR, 1, {0: 0.25, 1: NOT_PREDICTED})],
         num_predicates=2,
     )
-    scene.found.check("a.jpg", 2, 2)
+    scene.predicted.check("a.jpg", 2, 2)
     found = best_triplets([scene], 4, possible)
     assert (found.scores.tolist(), found.predicates.tolist()) == ([0.5, 0], [1, 0])

@@ -56,7 +56,7 @@ def test_persons_are_clipped_pixels_with_what_they_do() -> None:
     assert list(people) == [7, 3]
     first = people[7]
     np.testing.assert_array_equal(first.boxes, [[10, 20, 39, 59], [70, 10, 89, 19]])
-    np.testing.assert_array_equal(first.does, [[1, 0], [-1, -1]])
+    np.testing.assert_array_equal(first.actions, [[1, 0], [-1, -1]])
     np.testing.assert_array_equal(first.role_boxes[0], [[math.nan] * 4, [60, 10, 79, 19]])
     assert np.isnan(first.role_boxes[1]).all()
     assert people[3].boxes.shape == (0, 4)
@@ -66,7 +66,7 @@ def test_persons_are_clipped_pixels_with_what_they_do() -> None:
 def test_a_role_without_box_is_told() -> None:
     verbs = copy.deepcopy(VERBS)
     verbs[0]["role_object_id"] = [1, 0, 6]
-    with pytest.raises(EvaluationError, match="annotation 6, a role of person 1 in 'cut', has no box"):
+    with pytest.raises(EvaluationError, match="annotation 6, a role of person 1 of action 'cut', has no box"):
         read_people(COCO, verbs)
 
 
@@ -86,7 +86,7 @@ def test_detections_are_read_and_judged() -> None:
     [
         ({"cut_obj": [1, 2, 3, 4]}, "not a table of numbers"),
         ({"person_box": "everywhere"}, "not a table of numbers"),
-        ({"image_id": 8}, "1 images with detections are not annotated, the first is 8"),
+        ({"image_id": 8}, "1 image with detections but without annotations; first: 8"),
     ],
 )
 def test_other_detections_are_told(change: dict[str, Any], told: str) -> None:

@@ -129,13 +129,13 @@ def test_nothing_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (scene([(0, 3, ON)], []), "7: box of a true relation is 3"),
-        (scene([(0, 1, 4)], []), "predicate of a true relation is 4, but only 1 to 3 exist"),
-        (scene([], [(0, 3, {})]), "box of a found pair is 3"),
+        (scene([(0, 3, ON)], []), "7: box of a ground-truth relation is 3"),
+        (scene([(0, 1, 4)], []), "predicate of a ground-truth relation is 4, expected 1 to 3"),
+        (scene([], [(0, 3, {})]), "box of a predicted pair is 3"),
         (scene([], [(0, 1, {ON: math.nan})]), "a score of a predicate is NaN"),
         (scene([], [], scores=[1, 1, math.nan]), "a score of a box is NaN"),
-        (scene([], [], labels=[5, 6, 151]), "label of a found box is 151"),
-        (scene([], [], labels=[5, 6]), "2 labels of found boxes, but there are 3"),
+        (scene([], [], labels=[5, 6, 151]), "label of a predicted box is 151"),
+        (scene([], [], labels=[5, 6]), "2 labels of predicted boxes, expected 3"),
     ],
 )
 def test_wrong_input_is_told(wrong: GraphImage, told: str) -> None:
@@ -145,5 +145,5 @@ def test_wrong_input_is_told(wrong: GraphImage, told: str) -> None:
 
 
 def test_given_boxes_must_be_the_true_ones() -> None:
-    with pytest.raises(EvaluationError, match="2 found boxes, but there are 3"):
+    with pytest.raises(EvaluationError, match="2 predicted boxes, expected 3"):
         scores(scene([(0, 1, ON)], [(0, 1, {})], boxes=BOXES[:2], labels=[5, 6]), mode="predcls")

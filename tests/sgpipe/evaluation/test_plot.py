@@ -13,9 +13,9 @@ def scores(*classes: tuple[int, list[bool]]) -> ClassScores:
     truths, correct = (np.array([count for count, _ in classes]), np.concatenate([found for _, found in classes]))
     return ClassScores(
         classes=np.arange(10, 10 + len(classes)),
-        truths=truths,
+        targets=truths,
         detections=np.array([len(found) for _, found in classes]),
-        hits=np.array([sum(found) for _, found in classes]),
+        true_positives=np.array([sum(found) for _, found in classes]),
         average_precision=np.zeros(len(classes)),
         scores=np.zeros(len(correct)),
         correct=correct.astype(bool),
