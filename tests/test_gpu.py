@@ -13,7 +13,7 @@ from torch import Tensor
 from rlip_model.attention import sample
 from sgpipe.evaluation.benchmarks.classes import data_classes
 from sgpipe.inference.predictor import PredictConfig, Predictor
-from sgpipe.inference.rows import image_units
+from sgpipe.inference.rows import list_row_groups
 from sgpipe.recipe import CaptionConfig, TagConfig, packaged_model
 from sgpipe.records import Pair, Record
 from sgpipe.stages.caption.stage import CaptionStage
@@ -107,7 +107,7 @@ def test_confidences(run: Path, dtype: str, tolerance: float) -> None:
 def test_predictions(run: Path, dtype: str) -> None:
     def best(**how: Any) -> list[float]:
         config = PredictConfig(packaged_model("parseda"), data_classes(run), "scene graph", **how)
-        found = [one.pairs for unit in image_units(run) for one in Predictor(config)(unit)]
+        found = [one.pairs for group in list_row_groups(run) for one in Predictor(config)(group)]
         return [float(pairs.scores.max()) for pairs in found if pairs is not None]
 
     expected, found = best(device="cpu"), best(device=GPU, dtype=dtype)

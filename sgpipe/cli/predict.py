@@ -14,7 +14,7 @@ from sgpipe.utils import console
 
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
-    from sgpipe.inference.writers.hoia import Written
+    from sgpipe.inference.writers.base import WriteSummary
 
 
 Data = Annotated[Path, typer.Option(help="Folder of shards.")]
@@ -113,11 +113,12 @@ def sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | No
     return short_side, long_side
 
 
-def _write(run: ModelRun, out: Path, form: Form | None, most: int, zero_shot: bool) -> Written:
+def _write(run: ModelRun, out: Path, form: Form | None, most: int, zero_shot: bool) -> WriteSummary:
     import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.benchmarks.classes import numbering_of
-    from sgpipe.inference.predictor import predict as find
-    from sgpipe.inference.writers.hoia import write_hoia, write_parquet
+    from sgpipe.inference.workers import predict as predict_images
+    from sgpipe.inference.writers.hoia import write_hoia
+    from sgpipe.inference.writers.parquet import write_parquet
     from sgpipe.sources.hoi import HICO
     from sgpipe.stages.detect.trained_networks import load_detector
 
@@ -135,19 +136,19 @@ def _write(run: ModelRun, out: Path, form: Form | None, most: int, zero_shot: bo
     hico_det = form is not Form.OPENIMAGES and config.classes == HICO.classes
     possible = hico.possible_interactions() if hico_det else None
     if parquet:
-        return write_parquet(find(config, run.units()), out, config.classes, most, possible)
+        return write_parquet(predict_images(config, run.row_groups()), out, config.classes, most, possible)
     numbering = run.numbering() or numbering_of(config.classes)
-    return write_hoia(find(config, run.units()), out, numbering, key, most, possible)
+    return write_hoia(predict_images(config, run.row_groups()), out, numbering, key, most, possible)
 
 
-def _write_whole_pairs(run: ModelRun, out: Path, form: Form, most: int) -> Written:
+def _write_whole_pairs(run: ModelRun, out: Path, form: Form, most: int) -> WriteSummary:
     """For the evaluators that want all predicates of a pair."""
-    from sgpipe.inference.predictor import predict as find
-    from sgpipe.inference.writers.hoia import write_graphs, write_people
-    from sgpipe.inference.writers.vcoco import PeopleReader, vcoco_actions
+    from sgpipe.inference.workers import predict as predict_images
+    from sgpipe.inference.writers.graphs import write_graphs
+    from sgpipe.inference.writers.vcoco import PeopleConverter, vcoco_actions, write_vcoco
 
     if form is Form.VG:
-        return write_graphs(find(run.config("scene graph"), run.units()), out, most)
+        return write_graphs(predict_images(run.config("scene graph"), run.row_groups()), out, most)
     config = run.config("hoi")
-    reader = PeopleReader(config.classes, vcoco_actions(config.classes.relations))
-    return write_people(find(config, run.units()), out, reader)
+    converter = PeopleConverter(config.classes, vcoco_actions(config.classes.relations))
+    return write_vcoco(predict_images(config, run.row_groups()), out, converter)

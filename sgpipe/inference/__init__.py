@@ -1,1 +1,1 @@
-"""`sgpipe predict`: what a trained network predicts for the images of shards."""
+"""Predict relations in the images of shards with a trained network (`sgpipe predict`)."""

@@ -1,7 +1,4 @@
-"""What a trained network finds in the images of shards: batch by batch, by one process or several.
-
-Several processes that predict together, by Ray.
-"""
+"""A trained network that predicts pairs and their predicates for the images of shards, batch by batch."""
 
 from __future__ import annotations
 
@@ -10,13 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
-from ray.util import ActorPool
 from torch import Tensor, nn
 
 from rlip_model.evaluation.inputs import PredictedPairs
@@ -25,13 +19,12 @@ from rlip_model.image import to_pixel_values
 from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import autocast
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import UserError
 from sgpipe.images import ImageError
-from sgpipe.inference.rows import ImageRow, Unit, iter_rows
+from sgpipe.inference.rows import ImageRow, RowGroup, iter_rows
 from sgpipe.sources.annotated import ClassLists
 from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
-from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 PERSON = "person"
 Task = Literal["hoi", "zero-shot hoi", "scene graph"]
@@ -40,11 +33,15 @@ _PREFETCH = 2  # batches
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing:
-    """How a network computes.
+class InferenceConfig:
+    """How a network runs.
 
-    sides: shorter and longer one of images, in pixels; None: as the network was trained. threads: that read images.
-    workers: processes; gpus: of each.
+    Args:
+        batch: images per batch.
+        sides: shorter and longer side of the resized images, in pixels; None: as in the network's training.
+        threads: threads that read images.
+        workers: processes that predict; more than one run on Ray.
+        gpus: GPUs per process, if there are several processes.
     """
 
     batch: int = 4
@@ -57,11 +54,13 @@ class Computing:
 
 
 @dataclass(frozen=True)
-class PredictConfig(Computing):
-    """How to predict.
+class PredictConfig(InferenceConfig):
+    """What to predict, and how.
 
-    classes: the texts that the network is asked for. task: subjects are persons; or pairs whose subject looks like
-    something else are left out, too; or subjects of any class.
+    Args:
+        classes: object classes and predicates that the network is queried with.
+        task: "hoi": subjects are persons; "zero-shot hoi": pairs whose subject is classified as something else are
+            left out; "scene graph": subjects of any class.
     """
 
     model: Path
@@ -70,60 +69,48 @@ class PredictConfig(Computing):
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What was found in one image; labels and predicates count the classes. error: why nothing could be."""
+class ImagePrediction:
+    """The prediction for one image.
+
+    Args:
+        pairs: boxes in pixels of the image; labels and predicates are indices into the classes. None after an error.
+        error: why the image could not be used.
+    """
 
     row: ImageRow
     pairs: PredictedPairs | None = None
     error: str | None = None
 
 
-def predict(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
-    """Every image of the shards, in their order, however many workers there are. Error rows are among them.
-
-    Raises:
-        UserError: the network or a shard is missing or wrong.
-        EngineError: workers could not be started, or were lost.
-    """
-    if config.workers > 1:
-        from sgpipe.inference.predictor import predict_by_workers
-
-        yield from predict_by_workers(config, units)
-        return
-    predictor = Predictor(config)
-    for unit in units:
-        yield from predictor(unit)
-
-
 class Predictor:
     """A loaded network."""
 
     def __init__(self, config: PredictConfig) -> None:
-        """Raises UserError: as `predict`."""
+        """Raises UserError: the network is missing or invalid, or does not support the task or the classes."""
         self.config = config
         self._device = pick_device(config.device)
         self._dtype = pick_dtype(config.dtype, self._device)
         self._sides = config.sides or trained_sides(config.model)
         self._network = load_detector(config.model)
         if config.task != "hoi" and not self._network.config.subject_class:
-            raise UserError(f"{config.model} does not classify subjects: it can only be asked for what persons do")
+            raise UserError(f"{config.model} does not classify subjects, so it can predict only what persons do")
         if config.task != "scene graph" and PERSON not in config.classes.objects:
-            raise UserError(
-                f"there is no class {PERSON!r} among the objects: {', '.join(config.classes.objects[:8])} …"
-            )
+            names = ", ".join(config.classes.objects[:8])
+            raise UserError(f"there is no class {PERSON!r} among the object classes: {names} …")
         nn.Module.to(self._network, self._device)
 
-    def __call__(self, unit: Unit) -> Iterator[Predicted]:
-        """The images of a unit in their order."""
-        for batch in self._batches(iter_rows(unit)):
-            found = iter(self._detect([pixels for _, pixels, error in batch if not error]))
+    def __call__(self, row_group: RowGroup) -> Iterator[ImagePrediction]:
+        """The predictions for a row group, in its order."""
+        for batch in self._batches(iter_rows(row_group)):
+            detections = iter(self._detect([pixels for _, pixels, error in batch if not error]))
             for row, _, error in batch:
-                yield (
-                    Predicted(row, error=error) if error is not None else Predicted(row, self._pairs(next(found), row))
-                )
+                if error is not None:
+                    yield ImagePrediction(row, error=error)
+                else:
+                    yield ImagePrediction(row, self._pairs(next(detections), row))
 
     def _batches(self, rows: Iterable[ImageRow]) -> Iterator[list[tuple[ImageRow, Tensor, str | None]]]:
-        """Images are read by threads, a few batches ahead."""
+        """Read images in threads, a few batches ahead."""
         pending: deque[Future[tuple[ImageRow, Tensor, str | None]]] = deque()
         size = self.config.batch
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="images") as pool:
@@ -142,19 +129,19 @@ class Predictor:
         except ImageError as error:
             return row, torch.zeros(0), str(error)
 
-    def _detect(self, tensors: Sequence[Tensor]) -> list[TripletDetections]:
-        """Boxes normalised xyxy. Only tensors of one size go through together: padding changes what is found."""
+    def _detect(self, images: Sequence[Tensor]) -> list[TripletDetections]:
+        """Boxes are normalised xyxy. A forward pass has images of one size only, because padding changes results."""
         by_size: dict[torch.Size, list[int]] = {}
-        for place, tensor in enumerate(tensors):
-            by_size.setdefault(tensor.shape, []).append(place)
-        found: dict[int, TripletDetections] = {}
-        for places in by_size.values():
-            together = torch.stack([tensors[place] for place in places])
-            found.update(zip(places, self._detect_together(together), strict=True))
-        return [found[place] for place in range(len(tensors))]
+        for index, pixels in enumerate(images):
+            by_size.setdefault(pixels.shape, []).append(index)
+        detections: dict[int, TripletDetections] = {}
+        for indices in by_size.values():
+            batch = torch.stack([images[index] for index in indices])
+            detections.update(zip(indices, self._forward(batch), strict=True))
+        return [detections[index] for index in range(len(images))]
 
     @torch.no_grad()
-    def _detect_together(self, pixels: Tensor) -> list[TripletDetections]:
+    def _forward(self, pixels: Tensor) -> list[TripletDetections]:
         """pixels `[images, 3, height, width]`."""
         classes = self.config.classes
         precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
@@ -171,16 +158,16 @@ class Predictor:
         detections = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
         return detections(output, sizes, person)
 
-    def _pairs(self, found: TripletDetections, row: ImageRow) -> PredictedPairs:
-        """With boxes in pixels of the image; as officially, they may reach out of it.
+    def _pairs(self, detections: TripletDetections, row: ImageRow) -> PredictedPairs:
+        """Boxes in pixels; as in the official code, they are not clipped to the image.
 
-        Raises UserError: numbers that are not finite.
+        Raises UserError: a number is not finite.
         """
-        pairs = PredictedPairs.from_detections(found)
+        pairs = PredictedPairs.from_detections(detections)
         if not all(np.isfinite(part).all() for part in (pairs.scores, pairs.subject_boxes, pairs.object_boxes)):
             raise UserError(
-                f"{self.config.model} finds NaN in image {row.image_id}: its training has diverged, or "
-                "--dtype float32 is needed"
+                f"{self.config.model} predicts NaN for image {row.image_id}: its training has diverged, or it needs "
+                "--dtype float32"
             )
         sides = np.array((row.width, row.height) * 2, dtype=np.float32)
         boxes = (pairs.subject_boxes * sides, pairs.object_boxes * sides)
@@ -188,7 +175,7 @@ class Predictor:
 
 
 def _float32(output: LayerOutput) -> LayerOutput:
-    """Equal scores of half precision stay equal, but products of them are told apart."""
+    """Scores are multiplied in float32; in half precision, more products would be equal."""
     return LayerOutput(
         None if output.subject_logits is None else output.subject_logits.float(),
         output.object_logits.float(),
@@ -196,31 +183,3 @@ def _float32(output: LayerOutput) -> LayerOutput:
         output.subject_boxes.float(),
         output.object_boxes.float(),
     )
-
-
-class _Worker:
-    """Loads the network with its first unit: what is wrong with it is then an error of a task, with its cause."""
-
-    def __init__(self, config: PredictConfig) -> None:
-        self._config = config
-        self._predictor: Predictor | None = None
-
-    def run(self, unit: Unit) -> list[Predicted]:
-        self._predictor = self._predictor or Predictor(self._config)
-        return list(self._predictor(unit))
-
-
-def predict_by_workers(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
-    """As `predict`, in the order of the units."""
-    start_ray()
-    worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=config.gpus, max_restarts=2, max_task_retries=2)
-    try:
-        pool = ActorPool([worker.remote(config) for _ in range(min(config.workers, len(units)))])
-        for found in pool.map(lambda actor, unit: actor.run.remote(unit), list(units)):
-            yield from found
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise EngineError(worker_failure(error)) from None
-    except RayError as error:
-        raise EngineError(worker_failure(error)) from None

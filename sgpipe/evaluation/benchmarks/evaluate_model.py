@@ -32,10 +32,11 @@ from sgpipe.evaluation.benchmarks.evaluate_files import (
 from sgpipe.evaluation.benchmarks.graphs import read_graphs
 from sgpipe.evaluation.benchmarks.pairs import read_truths
 from sgpipe.evaluation.result import EvaluationResult
-from sgpipe.inference.predictor import Computing, PredictConfig, Task, predict
-from sgpipe.inference.rows import ImageRow, Unit, image_number, image_units
-from sgpipe.inference.writers.graphs import found_graph
-from sgpipe.inference.writers.vcoco import PeopleReader
+from sgpipe.inference.predictor import InferenceConfig, PredictConfig, Task
+from sgpipe.inference.rows import ImageRow, RowGroup, coco_image_id, list_row_groups
+from sgpipe.inference.workers import predict
+from sgpipe.inference.writers.graphs import predicted_graph
+from sgpipe.inference.writers.vcoco import PeopleConverter
 from sgpipe.sources.annotated import AnnotationSource, ClassLists
 from sgpipe.sources.hoi import HICO, Numbering, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
@@ -43,7 +44,7 @@ from sgpipe.storage.shards import iter_records
 
 
 @dataclass(frozen=True)
-class ModelRun(Computing):
+class ModelRun(InferenceConfig):
     """A network and the images it is to be asked about.
 
     annotations: the benchmark's file; without it, the shards tell what is true. classes: see `read_classes`; without
@@ -65,12 +66,12 @@ class ModelRun(Computing):
         """Raises UserError: the data has no classes."""
         numbering = self.numbering()
         classes = numbering.classes if numbering else data_classes(self.data)
-        how = {each.name: getattr(self, each.name) for each in fields(Computing)}
+        how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
         return PredictConfig(self.model, classes, task, **how)
 
-    def units(self) -> list[Unit]:
-        """Raises UserError: as `image_units`."""
-        return image_units(self.data, self.split, self.images)
+    def row_groups(self) -> list[RowGroup]:
+        """Raises UserError: as `list_row_groups`."""
+        return list_row_groups(self.data, self.split, self.images)
 
 
 def evaluate_hico_model(run: ModelRun, options: HicoOptions, *, zero_shot: bool = False) -> EvaluationResult:
@@ -92,7 +93,7 @@ def evaluate_hico_model(run: ModelRun, options: HicoOptions, *, zero_shot: bool 
     else:
         _must_be(config, HICO, run)
         source = hico_source(run.annotations, SPLIT)
-    return hico_result(ModelImages(source, config, run.units()), config.classes, options, str(run.model))
+    return hico_result(ModelImages(source, config, run.row_groups()), config.classes, options, str(run.model))
 
 
 def evaluate_open_images_model(run: ModelRun, suppression: Suppression) -> EvaluationResult:
@@ -104,7 +105,9 @@ def evaluate_open_images_model(run: ModelRun, suppression: Suppression) -> Evalu
         source = OpenImages(run.annotations, SPLIT).source()
         if source.classes != config.classes:
             raise UserError(f"{run.data} has other classes than {run.annotations}; leave out --annotations")
-    return open_images_result(ModelImages(source, config, run.units()), config.classes, suppression, str(run.model))
+    return open_images_result(
+        ModelImages(source, config, run.row_groups()), config.classes, suppression, str(run.model)
+    )
 
 
 def _must_be(config: PredictConfig, numbering: Numbering, run: ModelRun) -> None:
@@ -120,7 +123,7 @@ class ModelImages:
 
     source: AnnotationSource
     config: PredictConfig
-    units: Sequence[Unit]
+    row_groups: Sequence[RowGroup]
     notes: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[EvaluationImage]:
@@ -130,7 +133,7 @@ class ModelImages:
             UserError: an input is missing or wrong, an image is not annotated, or none can be read.
         """
         truths, seen = read_truths(self.source), set[str]()
-        for row, pairs in readable(self.config, self.units, self.notes):
+        for row, pairs in readable(self.config, self.row_groups, self.notes):
             name = row.file_name
             if name not in truths:
                 raise UserError(f"image {name!r} is not in {self.source.files['annotations']}")
@@ -145,14 +148,14 @@ class ModelImages:
 
 
 def readable(
-    config: PredictConfig, units: Sequence[Unit], notes: list[str]
+    config: PredictConfig, row_groups: Sequence[RowGroup], notes: list[str]
 ) -> Iterator[tuple[ImageRow, PredictedPairs]]:
     """What is found in the images that can be read; how many cannot is noted.
 
     Raises: as `predict`, and UserError: none can be read.
     """
     count, failed = 0, list[str]()
-    for found in predict(config, units):
+    for found in predict(config, row_groups):
         if found.pairs is None:
             failed.append(found.error or "")
         else:
@@ -185,14 +188,14 @@ def evaluate_vcoco_model(
     """
     config = run.config("hoi")
     actions, people = vcoco_truth(annotations, coco)
-    reader = PeopleReader(config.classes, actions, occurring(possible, config.classes) if possible else None)
+    converter = PeopleConverter(config.classes, actions, occurring(possible, config.classes) if possible else None)
     found: dict[int, PredictedPeople] = {}
     notes: list[str] = []
-    for row, pairs in readable(config, run.units(), notes):
-        number = image_number(row)
+    for row, pairs in readable(config, run.row_groups(), notes):
+        number = coco_image_id(row)
         if number not in people:
             raise UserError(f"image {number} is not in {annotations}; choose a split by --split")
-        found[number] = reader.read(pairs)
+        found[number] = converter.convert(pairs)
     return vcoco_result(people, found, actions, notes, str(run.model))
 
 
@@ -228,13 +231,13 @@ def _images(
     run: ModelRun, config: PredictConfig, truths: dict[str, GroundTruthGraph], notes: list[str]
 ) -> Iterator[GraphImage]:
     seen: set[str] = set()
-    for row, pairs in readable(config, run.units(), notes):
+    for row, pairs in readable(config, run.row_groups(), notes):
         if row.image_id not in truths:
             raise UserError(f"image {row.image_id} is not annotated; choose a split by --split")
         if row.image_id in seen:
             raise UserError(f"image {row.image_id} is there twice; choose a split by --split")
         seen.add(row.image_id)
-        yield GraphImage(f"image {row.image_id}", truths[row.image_id], found_graph(pairs, MOST_PAIRS))
+        yield GraphImage(f"image {row.image_id}", truths[row.image_id], predicted_graph(pairs, MOST_PAIRS))
     if missing := len(truths) - len(seen):
         notes.append(f"{missing:,} of {len(truths):,} annotated images have no predictions: left out, as officially")
 

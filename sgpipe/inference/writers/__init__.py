@@ -1,1 +1,1 @@
-"""Predictions as files, one module per format."""
+"""Write predictions to files, one module per format."""

@@ -1,7 +1,9 @@
-"""Pairs as scene graphs in Visual Genome's form."""
+"""Write predictions as scene graphs, which `sgpipe eval vg --mode sgdet` reads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,24 @@ import numpy as np
 from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.evaluation.triplets import largest
 from rlip_model.evaluation.visual_genome import PredictedGraph
+from sgpipe.inference.predictor import ImagePrediction
+from sgpipe.inference.writers.base import WriteSummary, write_json_list
 
 
-def found_graph(pairs: PredictedPairs, most: int) -> PredictedGraph:
-    """The `most` best pairs by their best predicates, each with two boxes of its own; labels from 1.
+def write_graphs(predictions: Iterable[ImagePrediction], out: Path, most: int) -> WriteSummary:
+    """Write the `most` best pairs of each image with the scores of all predicates."""
 
-    Predicates are scored with their boxes, subject x object x predicate; so boxes have score 1.
+    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
+        return [_graph_item(prediction.row.image_id, predicted_graph(pairs, most))]
+
+    return write_json_list(predictions, out, items)
+
+
+def predicted_graph(pairs: PredictedPairs, most: int) -> PredictedGraph:
+    """The `most` best pairs by the score of their best predicate, each pair with two boxes of its own.
+
+    Labels start at 1. The scores of predicates already include those of the boxes (subject x object x predicate), so
+    boxes have score 1.
     """
     order = largest(pairs.scores.max(1, initial=0.0), most)
     count = len(order)
@@ -28,8 +42,7 @@ def found_graph(pairs: PredictedPairs, most: int) -> PredictedGraph:
     )
 
 
-def graph_item(image_id: str, graph: PredictedGraph) -> dict[str, Any]:
-    """As `sgpipe eval vg` reads it."""
+def _graph_item(image_id: str, graph: PredictedGraph) -> dict[str, Any]:
     return {
         "image_id": image_id,
         "boxes": graph.boxes.tolist(),

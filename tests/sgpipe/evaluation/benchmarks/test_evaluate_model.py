@@ -20,10 +20,10 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks import evaluate_model
 from sgpipe.evaluation.benchmarks.classes import data_classes, read_classes
-from sgpipe.inference import predictor as prediction
-from sgpipe.inference.predictor import PredictConfig, Predicted
-from sgpipe.inference.rows import Unit, iter_rows
-from sgpipe.inference.writers.vcoco import PeopleReader, vcoco_actions
+from sgpipe.inference import workers
+from sgpipe.inference.predictor import ImagePrediction, PredictConfig
+from sgpipe.inference.rows import RowGroup, iter_rows
+from sgpipe.inference.writers.vcoco import PeopleConverter, vcoco_actions
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import ClassLists
 from sgpipe.sources.hoi import VCOCO, hico_source
@@ -36,11 +36,11 @@ from tests.sgpipe.training.trainings import IMAGES
 QUERIES = 12
 
 
-def clumsy(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
+def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
     """True pairs with shaken boxes, and others; scores that mean something."""
     classes, rng = config.classes, np.random.default_rng(0)
-    records = {record.file_name: record for unit in units for record in iter_records(unit.file.parents[1])}
-    for row in (row for unit in units for row in iter_rows(unit)):
+    records = {record.file_name: record for group in row_groups for record in iter_records(group.file.parents[1])}
+    for row in (row for group in row_groups for row in iter_rows(group)):
         record = records[row.file_name]
         corners = np.array([(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)])
         labels = np.array([classes.objects.index(box.category) for box in record.objects])
@@ -55,13 +55,13 @@ def clumsy(config: PredictConfig, units: Sequence[Unit]) -> Iterator[Predicted]:
         subjects = labels[ends[:, 0]]
         if config.task != "scene graph":
             subjects = np.full(QUERIES, classes.objects.index("person"))
-        yield Predicted(row, PredictedPairs(boxes[:, 0], boxes[:, 1], subjects, labels[ends[:, 1]], scores))
+        yield ImagePrediction(row, PredictedPairs(boxes[:, 0], boxes[:, 1], subjects, labels[ends[:, 1]], scores))
 
 
 @pytest.fixture(autouse=True)
 def clumsy_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate_model, "predict", clumsy)
-    monkeypatch.setattr(prediction, "predict", clumsy)
+    monkeypatch.setattr(workers, "predict", clumsy)
 
 
 def invoke(*arguments: Any) -> Result:
@@ -214,12 +214,12 @@ def write_vcoco(root: Path) -> dict[str, Any]:
 def test_all_of_vcoco_is_among_our_relations(oracle: Path) -> None:
     with gzip.open(oracle / "golden/evaluation/vcoco/main300.inputs.json.gz", "rt") as file:
         actions = read_actions(json.load(file)["vsrl"])
-    reader = PeopleReader(VCOCO.classes, actions)
+    converter = PeopleConverter(VCOCO.classes, actions)
     ours = vcoco_actions(VCOCO.classes.relations)
     assert set(ours.names) == set(actions.names)
     assert set(ours.role_names()) == set(actions.role_names())
     with pytest.raises(UserError, match="lack V-COCO's 'carry'"):
-        PeopleReader(ClassLists(VCOCO.classes.objects, ("hold",)), reader.actions)
+        PeopleConverter(ClassLists(VCOCO.classes.objects, ("hold",)), converter.actions)
 
 
 def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 from rlip_model.evaluation.inputs import NOT_PREDICTED, PredictedPairs
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.pairs import read_prediction_table
-from sgpipe.inference.predictor import Predicted
+from sgpipe.inference.predictor import ImagePrediction
 from sgpipe.inference.rows import ImageRow
-from sgpipe.inference.writers.hoia import SCHEMA, write_parquet
+from sgpipe.inference.writers.parquet import SCHEMA, write_parquet
 from sgpipe.sources.annotated import ClassLists
 
 CLASSES = ClassLists(("person", "horse", "dog"), ("riding", "next to"))
@@ -30,9 +30,9 @@ TRIPLET = {
 }
 
 
-def predicted(name: str, pairs: PredictedPairs | None) -> Predicted:
+def predicted(name: str, pairs: PredictedPairs | None) -> ImagePrediction:
     row = ImageRow(name, "drawn", "val", name, 64, 48, None, None, None)
-    return Predicted(row, pairs, None if pairs is not None else "not found")
+    return ImagePrediction(row, pairs, None if pairs is not None else "not found")
 
 
 def table(path: Path, *triplets: dict[str, Any]) -> Path:
