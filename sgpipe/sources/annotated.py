@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.records import Box, Record, Relation
+from sgpipe.utils.boxes import clip_box
 
 ProblemCounts = Counter[str]
 Reader = Callable[[ProblemCounts], Iterator[Record]]
@@ -165,29 +166,19 @@ def xyxy_to_xywh(value: Any) -> tuple[float, float, float, float]:
     return left, top, right - left, bottom - top
 
 
-_TOLERANCE = 0.01  # pixels
+CLIP_TOLERANCE = 0.01  # pixels; cutting off less is not counted
 
 
 def clip_objects(record: Record, problems: ProblemCounts) -> None:
-    """Cut the boxes off at the image's borders; drop those without area in it, and the relations they have."""
+    """Clip the boxes to the image; drop those without area inside it, together with their relations."""
     boxes: list[Box | None] = []
     for box in record.objects:
-        clipped = box if box.is_nothing else _clip(box, record.width, record.height)
-        if clipped is None:
+        bbox = box.bbox if box.is_nothing else clip_box(box.bbox, record.width, record.height)
+        if bbox is None:
             problems["degenerate"] += 1
-        elif any(abs(a - b) > _TOLERANCE for a, b in zip(box.bbox, clipped.bbox, strict=True)):
+            boxes.append(None)
+            continue
+        if any(abs(a - b) > CLIP_TOLERANCE for a, b in zip(box.bbox, bbox, strict=True)):
             problems["clipped"] += 1
-        boxes.append(clipped)
+        boxes.append(box if bbox is box.bbox else Box(box.category, box.category_id, bbox, box.iscrowd))
     keep_objects(record, boxes, problems)
-
-
-def _clip(box: Box, width: int, height: int) -> Box | None:
-    x, y, w, h = box.bbox
-    if not all(math.isfinite(value) for value in (x, y, w, h, x + w, y + h)) or w <= 0 or h <= 0:
-        return None
-    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
-    if left >= right or top >= bottom:
-        return None
-    if (left, top, right, bottom) == (x, y, x + w, y + h):
-        return box  # not x + w - x, which may round
-    return Box(box.category, box.category_id, (left, top, right - left, bottom - top), box.iscrowd)

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
-from sgpipe.sources.annotated import as_id, clean, integer, line, side
+from sgpipe.sources.annotated import CLIP_TOLERANCE, as_id, clean, integer, line, side
 from sgpipe.storage.source_index import write_index
+from sgpipe.utils.boxes import clip_xywh
 
-_CLIP_TOLERANCE = 0.01
 _SLICE = 8192
 
 
@@ -159,21 +159,14 @@ class Detections:
 
     def _clip(self, boxes: _Boxes) -> _Boxes:
         """Cut boxes at the image's edge; boxes without area inside the image (or not finite) are dropped."""
-        limit = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
-        finite = np.isfinite(boxes.xywh).all(1)
-        xywh = np.where(finite[:, None], boxes.xywh, 0.0)
-        low = np.clip(xywh[:, :2], 0.0, limit)
-        high = np.clip(xywh[:, :2] + np.maximum(xywh[:, 2:], 0.0), 0.0, limit)
-        outside = np.maximum(low - xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - high)
-        moved = (outside > 0).any(1)
-        clipped = np.where(moved[:, None], np.hstack([low, high - low]), xywh)
-        keep = finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1)
+        sizes = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
+        clipped = clip_xywh(boxes.xywh, sizes)
         # Images that are error rows have no size to clip against; that is not the boxes' fault.
-        sized = (limit > 0).all(1)
+        sized = (sizes > 0).all(1)
         self.problems.unsized_image += int((~sized).sum())
-        self.problems.degenerate += int((~keep & sized).sum())
-        self.problems.clipped += int((keep & (outside > _CLIP_TOLERANCE).any(1)).sum())
-        return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped).take(np.flatnonzero(keep))
+        self.problems.degenerate += int((~clipped.inside & sized).sum())
+        self.problems.clipped += int((clipped.inside & (clipped.overhang > CLIP_TOLERANCE)).sum())
+        return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped.xywh).take(np.flatnonzero(clipped.inside))
 
     def _distinct(self, boxes: _Boxes) -> _Boxes:
         """Drop boxes equal to an earlier one of the same image and category to a hundredth of a pixel."""
