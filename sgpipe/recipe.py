@@ -39,8 +39,8 @@ class SplitConfig(Config):
 SplitName = Annotated[str, StringConstraints(pattern=r"^\w+$", max_length=64)]
 
 
-class DrawnConfig(Config):
-    """Which images of the drawn world (`format: miniworld`) are made."""
+class MiniworldConfig(Config):
+    """Which images of the miniworld are made (format: miniworld)."""
 
     images: int = Field(200, ge=1)
     seed: int = Field(0, ge=0)
@@ -53,7 +53,18 @@ class SourceConfig(Config):
     format: Literal["coco", "objects365", "folder", "miniworld"] = "coco"
     root: Path | None = None
     splits: dict[SplitName, SplitConfig] = Field(default_factory=dict)
-    drawn: DrawnConfig = DrawnConfig()
+    drawn: MiniworldConfig = MiniworldConfig()
+    ground_truth: Path | None = Field(
+        None, description="run or import with relations of the same images; generate then prints precision and recall"
+    )
+    image_data: Path | None = Field(
+        None, description="image_data.json, if the ground truth is Visual Genome's and the images are COCO's"
+    )
+
+    @property
+    def synthetic(self) -> dict[str, Any] | None:
+        """The settings of a source that makes its own images; None of any other."""
+        return self.drawn.model_dump() if self.format == "miniworld" else None
 
     def path(self, path: Path) -> Path:
         """`path` below `root`."""

@@ -38,7 +38,7 @@ Captions = Literal["BLIP", "oracle"]
 
 
 @dataclass(frozen=True)
-class Row:
+class PipelineQuality:
     """One way to label the images of a split, and what its labels are worth."""
 
     split: str
@@ -52,7 +52,7 @@ class TaggerQuality:
     """Rows of whole pipelines, and the average precision by split where pairs are given; see `measure_network`."""
 
     images: int
-    rows: tuple[Row, ...]
+    rows: tuple[PipelineQuality, ...]
     given: dict[str, float]
 
 
@@ -65,16 +65,16 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
 
     Raises UserError, EngineError: as `generate`.
     """
-    rows: list[Row] = []
+    rows: list[PipelineQuality] = []
     given = {}
     ways: tuple[Captions, ...] = ("BLIP", "oracle")
     for split, captions in product(("val", COMPOSITIONAL), ways):
         with _labelled(captioner if captions == "BLIP" else None, tagger, split, images, seed) as run:
             found = known_quality(run)
-            rows += [Row(split, captions, name, found[name]) for name in (LABELS, ALL_PAIRS)]
-            truth = RunFolder(run).truth
+            rows += [PipelineQuality(split, captions, name, found[name]) for name in (LABELS, ALL_PAIRS)]
+            truth = RunFolder(run).ground_truth
             if captions == "oracle" and truth:
-                given[split] = measure_network(tagger, recipe, truth.true)["ap"]
+                given[split] = measure_network(tagger, recipe, truth.relations)["ap"]
     return TaggerQuality(images, tuple(rows), given)
 
 

@@ -1,7 +1,7 @@
-"""Back-pressure: how many work units may be between the first stage and the manifest.
+"""Backpressure: a limit on the work units between the first stage and the manifest.
 
-Ray Data bounds what waits between stages by bytes, of which it takes half of the object store. Captions are small:
-hours of them fit, which a lost driver loses, since only whole units are committed. So units are counted.
+Ray Data limits what waits between stages by bytes: up to half of its object store. Captions are small, so hours of them
+fit, and a lost driver loses them all, since only whole units are committed. So units are counted.
 """
 
 from __future__ import annotations
@@ -11,41 +11,37 @@ from typing import cast
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sgpipe.utils.ray_cluster import on_driver_node
 
 
-class Turnstile:
-    """Lets units in as long as fewer than `most` are inside.
+class UnitLimit:
+    """Admits units as long as fewer than `limit` are in progress.
 
-    A unit that comes again, because its worker died, is let in at once: it is inside.
+    A unit that comes again because its worker died is admitted at once: it is already in progress.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._inside: set[str] = set()
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._in_progress: set[str] = set()
         self._changed = asyncio.Condition()
 
     async def enter(self, unit: str) -> None:
-        """Wait until there is room for the unit."""
+        """Wait until the unit is admitted."""
         async with self._changed:
-            await self._changed.wait_for(lambda: unit in self._inside or len(self._inside) < self.most)
-            self._inside.add(unit)
+            await self._changed.wait_for(lambda: unit in self._in_progress or len(self._in_progress) < self.limit)
+            self._in_progress.add(unit)
 
     async def leave(self, unit: str) -> None:
-        """The unit is done."""
+        """The unit is committed."""
         async with self._changed:
-            self._inside.discard(unit)
+            self._in_progress.discard(unit)
             self._changed.notify_all()
 
 
-def beside_driver() -> NodeAffinitySchedulingStrategy:
-    """Where an actor is lost only together with the driver."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def open_turnstile(most: int) -> ActorHandle:
-    """A turnstile beside the driver; killed, it begins anew with nothing inside."""
-    actor = ray.remote(Turnstile).options(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside_driver()
+def start_unit_limit(limit: int) -> ActorHandle:
+    """A `UnitLimit` actor on the driver's machine. If it is killed, it restarts with nothing in progress."""
+    actor = ray.remote(UnitLimit).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=on_driver_node()
     )
-    return cast(ActorHandle, actor.remote(most))
+    return cast(ActorHandle, actor.remote(limit))

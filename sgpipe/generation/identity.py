@@ -28,7 +28,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
         for split, index in indexes.items()
     }
-    parts["drawn"] = drawn_settings(recipe)
+    parts["drawn"] = recipe.source.synthetic
     if recipe.source.format == "folder":
         parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
         parts["detect"]["detector"] = _model(recipe.detect.detector)
@@ -44,11 +44,6 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         path = getattr(recipe.pair, name)
         parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
     return parts
-
-
-def drawn_settings(recipe: Recipe) -> dict[str, Any] | None:
-    """Which images are drawn, if any."""
-    return recipe.source.drawn.model_dump() if recipe.source.format == "miniworld" else None
 
 
 def _dtype(config: CaptionConfig | TagConfig) -> str:

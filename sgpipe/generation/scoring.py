@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from sgpipe.errors import UserError
 from sgpipe.generation.clip_agreement import Agreement
+from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record, from_table
-from sgpipe.stats.samples import open_image
 from sgpipe.storage.database import open_run
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, read_file, write_table
+from sgpipe.storage.shards import AGREEMENT, embedded_images, read_file, write_table
+from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import file_sha256, fingerprint
 
@@ -86,34 +86,35 @@ def model_identity(name: str | None) -> str | None:
 def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Manifest:
     parts = {"scored": source.run.get("fingerprint"), **identity}
     images = {split: str(folder) for split, folder in source.image_folders.items()}
-    run = {**source.run, "images": images, "identity": parts, "fingerprint": fingerprint(parts)}
-    if not (folder.root / MANIFEST).exists():
-        return Manifest.create(folder.root, run)
-    manifest = Manifest.load(folder.root)
-    if manifest.run.get("fingerprint") != run["fingerprint"]:
-        raise UserError(f"{folder.root} holds another run, or scores of another model; choose another --out")
-    return manifest
+    return folder.open({**source.run, "images": images, "identity": parts})
 
 
 def _scored(source: Manifest, file: Path, scorer: Scorer, images: Path | None, counts: dict[str, int]) -> pa.Table:
     table = read_file(file)
-    contents = table[IMAGE_COLUMN].to_pylist() if IMAGE_COLUMN in table.column_names else [None] * table.num_rows
     column = []
-    for record, embedded in zip(from_table(table), contents, strict=True):
-        wanted = record.ok and record.relations
-        image = open_image(source.image_folders, record, embedded, images) if wanted else None
-        found = [None] * len(record.relations) if image is None else scorer(record, image)
-        counts["unscored"] += found.count(None)
-        counts["scored"] += len(found) - found.count(None)
-        column.append([agreement and asdict(agreement) for agreement in found])
+    for record, embedded in zip(from_table(table), embedded_images(table), strict=True):
+        agreements = _agreements(source, record, embedded, scorer, images)
+        counts["unscored"] += agreements.count(None)
+        counts["scored"] += len(agreements) - agreements.count(None)
+        column.append([agreement and asdict(agreement) for agreement in agreements])
     metadata = table.schema.metadata
     return table.append_column(AGREEMENT, pa.array(column, TYPE)).replace_schema_metadata(metadata)
 
 
+def _agreements(
+    source: Manifest, record: Record, embedded: bytes | None, scorer: Scorer, images: Path | None
+) -> list[Agreement | None]:
+    """The agreement of each relation; None for all of them if the image cannot be opened."""
+    if record.ok and record.relations:
+        try:
+            return scorer(record, open_row_image(source.image_folders, record, embedded, images))
+        except ImageError:
+            pass
+    return [None] * len(record.relations)
+
+
 def _write(out: Path, shard: ShardEntry, table: pa.Table) -> ShardEntry:
-    path = out / shard.file
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_table(temporary, table)
-    values = asdict(shard) | {"sha256": file_sha256(temporary), "bytes": temporary.stat().st_size}
-    temporary.replace(path)
+    with atomic_write(out / shard.file) as temporary:
+        write_table(temporary, table)
+        values = asdict(shard) | {"sha256": file_sha256(temporary), "bytes": temporary.stat().st_size}
     return ShardEntry(**values)

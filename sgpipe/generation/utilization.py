@@ -1,4 +1,4 @@
-"""How busy the actors of a run are."""
+"""Utilization: the share of time in which the actors of each pool compute."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from sgpipe.generation.ray_engine import Pool
+from sgpipe.generation.pools import Pool
 
 
-class BusyMeter:
-    """Adds up what the stages took for each shard.
+class Utilization:
+    """Adds up the seconds that stages computed for each shard.
 
-    Time counts from when the first unit was begun, so that starting Ray and loading models is left out. Idle is
-    reading and writing, waiting for another pool, and having nothing left to do while others finish.
+    Time counts from the start of the first unit, which leaves out starting Ray and loading models. An actor is idle
+    while it reads or writes, waits for another pool, or has no unit left.
     """
 
     def __init__(self, pools: Sequence[Pool]) -> None:
@@ -22,18 +22,15 @@ class BusyMeter:
         self.began, self.ended = math.inf, -math.inf
 
     def add(self, written: float, seconds: Mapping[str, float]) -> None:
-        """A shard that was written at a time, in seconds since some day, and for which the stages took so long."""
+        """A shard: when it was written, in seconds since the epoch, and the seconds each stage computed for it."""
         self.began = min(self.began, written - sum(seconds.values()))
         self.ended = max(self.ended, written)
         self.seconds.update(seconds)
 
-    @property
-    def text(self) -> str:
-        """The share of each pool, of all its actors together."""
+    def __str__(self) -> str:
         elapsed = max(self.ended - self.began, 1e-9)
         shares = []
         for pool in self.pools:
             computed = sum(self.seconds[stage.name] for stage in pool.stages)
-            names = " + ".join(stage.name for stage in pool.stages)
-            shares.append(f"{names} {computed / (pool.actors * elapsed):.0%}")
-        return f"busy once started: {', '.join(shares)}"
+            shares.append(f"{pool.name} {computed / (pool.actors * elapsed):.0%}")
+        return f"utilization: {', '.join(shares)}"

@@ -12,12 +12,12 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, fail
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, Summary, add_up
+from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
 from sgpipe.utils import __version__
 from sgpipe.utils.console import Progress
-from sgpipe.utils.hashing import differences, file_sha256, fingerprint
+from sgpipe.utils.hashing import file_sha256
 
 ROWS_PER_SHARD = 512
 _PROBLEM = "problem."  # how the counts of a shard name its problems
@@ -99,22 +99,11 @@ def _open_manifest(
     classes = source.classes
     run = {
         "name": source.dataset,
-        "fingerprint": fingerprint(now),
         "identity": now,
         "images": {source.split: str(images.resolve())},
         "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
     }
-    if not (folder.root / MANIFEST).exists():
-        if folder.holds_shards():
-            raise UserError(f"{folder.root} holds shards but no {MANIFEST}; restore it, or choose another --out")
-        return Manifest.create(folder.root, run)
-    manifest = Manifest.load(folder.root)
-    if manifest.run.get("fingerprint") == run["fingerprint"]:
-        return manifest
-    if not manifest.shards:  # nothing was made of the other files
-        return Manifest.create(folder.root, run)
-    changes = "".join(f"\n  {line}" for line in differences(manifest.run.get("identity", {}), now))
-    raise UserError(f"{folder.root} was made from something else; choose another --out, or go back on:{changes}")
+    return folder.open(run)
 
 
 def _sha256(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""Shards: Parquet files that exist only once the manifest lists them."""
+"""Storage: the folder or object store of a run, its shards and its manifest."""

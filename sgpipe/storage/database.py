@@ -1,4 +1,4 @@
-"""The shards of a run as tables of an in-process DuckDB, which reads them from disk as it needs them."""
+"""SQL over a run: its shards as tables of an in-process DuckDB, which reads them from disk as needed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, open_shard
 
-_MEMORY = "800MB"  # DuckDB goes to disk beyond it
-_THREADS = 8  # more of them do not fit into that memory
-# Errors in a query are bugs; all others come from what is read and from the disk.
+_MEMORY = "800MB"  # beyond it, DuckDB spills to disk
+_THREADS = 8  # more do not fit into that memory
+# These errors are bugs in a query; all others come from the files or the disk.
 _BUGS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 
 _TABLES = (
-    # Names as numbers: tables and groups of them take a fraction of what strings take.
+    # Names as enums: tables and groups take a fraction of the memory that strings take.
     """create type category as enum (
         select distinct name from (select unnest(objects).category as name from records)
         where name is not null order by name)""",
@@ -71,7 +71,7 @@ _TABLES = (
 class Database:
     """SQL over one run.
 
-    Views and tables, all with the number of the `image` in the run, by which images are ordered:
+    Views and tables, all with `image`, the number of the image in the run:
         records: one row per image, with the columns of the shards; each use reads them from disk.
         images: one row per image, with its names, `status` and `error`, and how many `objects`, `captions`,
             `different_captions`, `triplets`, `matched_triplets`, `pairs`, `candidate_texts` and `relations` it has.
@@ -80,9 +80,9 @@ class Database:
         captions: one row per caption, with `caption` (its text), `scope` and `boxes`.
         relations: one row per relation: `subject` and `object` (numbers), `subject_category`, `object_category`,
             `predicate`, `confidence`, and `certainty`, which is 1 where there is no confidence.
-        related_images, related_pairs: those that have `relations`, with their highest `certainty`.
+        related_images, related_pairs: those with relations, their number, and the highest `certainty`.
 
-    Tables of counts: `predicates` and `triplet_counts` (by categories and predicate), with `relations` and more.
+    Tables of counts: `predicates` and `triplet_counts` (by categories and predicate).
 
     Attributes:
         run: the header of the manifest.
@@ -125,11 +125,11 @@ class Database:
             raise self._damaged(error) from None
 
     def execute(self, statement: str, *values: Any) -> None:
-        """Run a statement that gives nothing back, such as one that makes a table."""
+        """Run a statement without a result, such as one that creates a table."""
         self.rows(statement, *values)
 
     def insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Put a few rows into a table."""
+        """Insert a few rows into a table."""
         self._connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
 
     def _attach(self) -> None:
@@ -170,7 +170,7 @@ def open_run(root: Path) -> Iterator[Database]:
 
 @contextmanager
 def scratch() -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database; what does not fit in memory goes to a temporary folder."""
+    """An empty database that spills to a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
         settings: dict[str, str | bool | int | float | list[str]] = {
             "preserve_insertion_order": False,
@@ -191,6 +191,6 @@ def _open(file: Path) -> tuple[int, list[str]]:
 
 
 def quoted(name: str) -> str:
-    """A file name as SQL, with the characters that would make it a pattern taken literally."""
+    """A file name as an SQL literal, with glob characters escaped."""
     literal = re.sub(r"[*?\[]", r"[\g<0>]", name)
     return "'" + literal.replace("'", "''") + "'"

@@ -1,4 +1,7 @@
-"""One run at a time in an object store, which knows no locks: an object that its owner puts anew again and again."""
+"""One run at a time in an object store.
+
+Object stores have no locks, so the lock is an object that its owner rewrites every half minute.
+"""
 
 from __future__ import annotations
 
@@ -12,67 +15,69 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.storage.storage import Store
+from sgpipe.storage.storage import ObjectStore
 
 LOCK = ".sgpipe/lock"
 _CLOCK = ".sgpipe/clock"
-_SECONDS_PER_BEAT, _STALE = 30, 150
+_RENEW_SECONDS, _STALE_SECONDS = 30, 150
 
 
 class StoreLock:
-    """A lock that is void if its process is gone, or has not renewed it for some minutes.
+    """A lock that expires if its process is gone or has not renewed it for some minutes.
 
-    Its owner looks whether it still has it before it deletes or replaces anything of the run. Two runs that start
-    within a second of each other may both go on until then.
+    The owner checks that it still holds the lock before it deletes or replaces anything. Two runs that start within a
+    second of each other may both continue until then.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self.store = store
-        self._mine = json.dumps(
+        self._content = json.dumps(
             {"process": os.getpid(), "host": socket.gethostname(), "token": uuid.uuid4().hex}
         ).encode()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Raises UserError: another run is at work."""
+        """Raises UserError: another run holds the lock."""
         self._refuse_others()
-        self.store.put(LOCK, self._mine)
-        over = threading.Event()
-        beat = threading.Thread(target=self._renew, args=(over,), daemon=True)
-        beat.start()
+        self.store.put(LOCK, self._content)
+        finished = threading.Event()
+        renewal = threading.Thread(target=self._renew, args=(finished,), daemon=True)
+        renewal.start()
         try:
             yield
         finally:
-            over.set()
-            beat.join()
-            with suppress(StoreError):  # what ended the run is to be told; the lock will be void
-                if self._is_mine():
+            finished.set()
+            renewal.join()
+            with suppress(StoreError):  # the error that ended the run matters more; the lock expires by itself
+                if self._is_held():
                     self.store.delete(LOCK)
 
     def check(self) -> None:
-        """Raises StoreError: another run took the lock over."""
-        if not self._is_mine():
-            raise StoreError(f"{self.store.place}: another run took over, as this one was not heard of for minutes")
+        """Raises StoreError: another run took over the lock."""
+        if not self._is_held():
+            raise StoreError(
+                f"{self.store.location}: another run took over after minutes without a sign of this one"
+            )
 
-    def _is_mine(self) -> bool:
-        return self.store.read(LOCK) == self._mine
+    def _is_held(self) -> bool:
+        return self.store.read(LOCK) == self._content
 
-    def _renew(self, over: threading.Event) -> None:
-        while not over.wait(_SECONDS_PER_BEAT):
-            with suppress(StoreError):  # the run itself will meet it, with more to say
-                if self._is_mine():
-                    self.store.put(LOCK, self._mine)
+    def _renew(self, finished: threading.Event) -> None:
+        while not finished.wait(_RENEW_SECONDS):
+            with suppress(StoreError):  # the run itself will meet the same error and report it
+                if self._is_held():
+                    self.store.put(LOCK, self._content)
 
     def _refuse_others(self) -> None:
         lock = self.store.read(LOCK)
         if lock is None:
             return
         self.store.put(_CLOCK, b"now")
-        age = (self.store.changed(_CLOCK) - self.store.changed(LOCK)).total_seconds()
-        if age < _STALE and not _is_gone(lock):
+        age = (self.store.modified(_CLOCK) - self.store.modified(LOCK)).total_seconds()
+        if age < _STALE_SECONDS and not _is_dead(lock):
             raise UserError(
-                f"another run ({_owner(lock)}) is writing into {self.store.place}; wait for it, or, if it died, "
-                f"{_STALE - age:.0f} s"
+                f"another run ({_owner(lock)}) is writing into {self.store.location}; wait for it, or, if it died, "
+                f"for {_STALE_SECONDS - age:.0f} s"
             )
 
 
@@ -84,13 +89,13 @@ def _owner(lock: bytes) -> str:
         return "unknown"
 
 
-def _is_gone(lock: bytes) -> bool:
-    """Whether the owner was a process of this machine that is no more."""
+def _is_dead(lock: bytes) -> bool:
+    """Whether the owner was a process of this machine that no longer runs."""
     process, _, host = _owner(lock).removeprefix("process ").partition(" on ")
     if host != socket.gethostname() or not process.isdigit():
         return False
     try:
         os.kill(int(process), 0)
     except OSError as error:
-        return error.errno == errno.ESRCH  # otherwise it is somebody else's
+        return error.errno == errno.ESRCH  # any other error: the process belongs to somebody else
     return False

@@ -1,10 +1,8 @@
-"""The manifest: the list of committed shards, and the truth about a run.
+"""The manifest: the list of committed shards. A shard that it does not list does not exist.
 
-One JSON object a line: first the run itself, then one line per committed shard. A line is appended and synced
-after its shard has been renamed into place. It carries a checksum, so that a line cut short by a crash or a
-full disk is recognised and dropped. A shard done again (`--retry-failed`) supersedes its earlier line.
-
-What a run or an import holds when it ends.
+It is a file of JSON lines: the first describes the run, each further one a committed shard. A line is appended and
+synced after its shard has been renamed into place. It carries a checksum, so that a line cut short by a crash or a full
+disk is recognised and dropped. A shard that is generated again (`--retry-failed`) supersedes its earlier line.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA_VERSION
-from sgpipe.utils.atomic import fault_point
+from sgpipe.utils.atomic import atomic_write, fault_point
 
 MANIFEST = "manifest.jsonl"
 
@@ -46,7 +44,7 @@ class ShardEntry:
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> ShardEntry:
-        """An entry as the manifest holds it. Raises KeyError, TypeError or ValueError: it is not one."""
+        """Read an entry of the manifest. Raises KeyError, TypeError or ValueError: it is not one."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         entry = cls(**known)
         numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
@@ -64,7 +62,7 @@ class Manifest:
     def __init__(self, root: Path, run: dict[str, Any], shards: list[ShardEntry], end: int) -> None:
         self.root = root
         self.run = run
-        self._end = end  # bytes of whole lines; whatever follows them is a torn write
+        self._end = end  # bytes of whole lines; anything after them is a torn write
         self._shards = {(shard.split, shard.start): shard for shard in shards}
 
     @property
@@ -74,16 +72,16 @@ class Manifest:
 
     @property
     def image_folders(self) -> dict[str, Path]:
-        """By split, where the images were when the run was made; those in the run move with it."""
+        """The image folder of each split when the run was made; folders within the run move with it."""
         return {split: self.root.absolute() / place for split, place in self.run.get("images", {}).items()}
 
     def image_folder(self, split: str, images: Path | None = None) -> Path:
-        """Where the images of a split are, or `images`, if they moved. Raises UserError: it is not known, or gone."""
+        """The image folder of a split, or `images` if they moved. Raises UserError: it is unknown or missing."""
         return existing_images(self.root, split, images or self.image_folders.get(split))
 
     @classmethod
     def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
-        """Start a new run in `root`; `run` says what it is made of."""
+        """Start a new run in `root`; `run` describes it."""
         run = {"schema_version": SCHEMA_VERSION, **run}
         return cls(root, run, [], replace_manifest(root, _line({"run": run})))
 
@@ -92,36 +90,36 @@ class Manifest:
         """Read the manifest of `root`; a last line cut short is ignored.
 
         Raises:
-            UserError: there is none, it is damaged, or of another schema version.
+            UserError: it is missing, damaged, or of another schema version.
         """
         manifest, bad = cls.salvage(root)
         # Only what follows the last newline can be a torn write; a bad line before it is damage.
         if bad:
             raise UserError(
-                f"{root / MANIFEST} is damaged (line {bad[0]} is not as it was written); restore it from a copy, "
-                f"or drop what is bad by `sgpipe verify {root} --repair`"
+                f"{root / MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy, "
+                f"or drop what is damaged: `sgpipe verify {root} --repair`"
             )
         return manifest
 
     @classmethod
     def salvage(cls, root: Path) -> tuple[Manifest, list[int]]:
-        """As `load`, but without the lines that are damaged, whose numbers come with it; `rewrite` it before `commit`.
+        """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`.
 
         Raises:
-            UserError: there is none, its first line is damaged, or it is of another schema version.
+            UserError: it is missing, its first line is damaged, or it is of another schema version.
         """
         path = root / MANIFEST
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{root} holds no sgpipe run: there is no {MANIFEST} in it") from None
+            raise UserError(f"{root} holds no sgpipe run: it has no {MANIFEST}") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         end = data.rfind(b"\n") + 1
         first, *others = data[:end].splitlines(keepends=True) or [b""]
         run = (_parse(first) or {}).get("run")
         if not isinstance(run, dict):
-            raise UserError(f"{path} is damaged (its first line is not as it was written); restore it from a copy")
+            raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
         if run.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{path} was written with schema version {run.get('schema_version')}, "
@@ -133,16 +131,16 @@ class Manifest:
         return cls(root, run, [shard for shard in shards if shard], end), bad
 
     def rewrite(self, dropped: Collection[ShardEntry] = ()) -> None:
-        """Put a manifest of the live shards without the dropped ones in the place of the file, atomically."""
+        """Replace the file with a manifest of the live shards without the dropped ones, atomically."""
         for shard in dropped:
             del self._shards[shard.split, shard.start]
         lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
         self._end = replace_manifest(self.root, b"".join(lines))
 
     def commit(self, shard: ShardEntry) -> ShardEntry | None:
-        """Append a shard that is in place; returns the shard it supersedes, if any.
+        """Append a shard that is already in place; returns the shard it supersedes, if any.
 
-        Raises OSError: the line could not be written; the manifest is then as it was before.
+        Raises OSError: the line could not be written; the manifest is unchanged.
         """
         line = _line({"shard": asdict(shard)})
         fault_point("before manifest entry")
@@ -174,7 +172,7 @@ class Manifest:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
-    """One line: the checksum of the rest first, so that it can be checked byte for byte."""
+    """One line, which starts with the checksum of the rest."""
     rest = json.dumps(entry)[1:].encode() + b"\n"
     return _header(rest) + rest
 
@@ -203,28 +201,26 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
 
 
 def existing_images(run: Path | str, split: str, folder: Path | str | None) -> Path:
-    """The image folder of a split of a run. Raises UserError: it is not known, or gone."""
+    """The image folder of a split of a run. Raises UserError: it is unknown or missing."""
     if folder is None:
         raise UserError(f"{run} does not say where the images of {split} are: give --images")
     if not Path(folder).is_dir():
-        raise UserError(f"the image folder {folder} of {run} is not there; give the right one by --images")
+        raise UserError(f"the image folder {folder} of {run} is missing; if the images moved, give --images")
     return Path(folder)
 
 
 def whole_lines(path: Path) -> bytes:
-    """What a manifest holds without a last line that was cut short; nothing if there is no such file."""
+    """The content of a manifest without a last line that was cut short; empty if the file does not exist."""
     data = path.read_bytes() if path.exists() else b""
     return data[: data.rfind(b"\n") + 1]
 
 
 def replace_manifest(root: Path, content: bytes) -> int:
-    """Put a whole manifest in place, synced; returns its length."""
-    temporary = root / f".{MANIFEST}.tmp"
-    with temporary.open("wb") as file:
+    """Write a whole manifest, synced; returns its length."""
+    with atomic_write(root / MANIFEST) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, root / MANIFEST)
     sync_folder(root)
     return len(content)
 
@@ -240,7 +236,7 @@ def sync_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts over all committed shards; `planned` is the number of images they should hold in the end."""
+    """Counts over all committed shards of a run or import; `planned`: how many images a complete one holds."""
 
     root: Path
     planned: int
@@ -254,7 +250,7 @@ class Summary:
         return self.counts["images"] == self.planned
 
     def as_json(self) -> dict[str, Any]:
-        """The same for programs."""
+        """As plain values for JSON."""
         totals = {name: dict(getattr(self, name)) for name in ("counts", "problems", "seconds")}
         parts = {"root": str(self.root), "complete": self.complete, "planned": self.planned, "shards": self.shards}
         return parts | totals

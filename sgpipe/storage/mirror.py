@@ -1,13 +1,8 @@
-"""What of a run is kept in its store besides the shards: the manifest, so that every machine can go on from it.
-
-A run in an object store, as a folder.
-"""
+"""The copy of a run's manifest in its object store, from which any machine can resume or fetch the run."""
 
 from __future__ import annotations
 
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +11,16 @@ from tempfile import TemporaryDirectory
 from sgpipe.errors import StoreError, UserError, naming
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest, whole_lines
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.storage import Store
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.hashing import file_sha256
 
 DESCRIPTIONS = ("recipe.yaml", "README.md")
 _SECONDS_BETWEEN_COPIES = 30.0
 
 
-class Published:
-    """Copies of a run's files in its store. Without a store nothing here does anything."""
+class ManifestMirror:
+    """Copies the files of a run, apart from shards, into its store. Without a store it does nothing."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -34,55 +30,55 @@ class Published:
 
     @contextmanager
     def reconciled(self) -> Iterator[None]:
-        """Of the manifests in the folder and in the store, keep the one that goes on from the other.
+        """Keep the later of the manifests in the folder and in the store, where one continues the other.
 
-        A UserError within puts the folder's manifest back as it was.
+        A UserError within restores the folder's manifest.
 
-        Raises UserError: neither goes on from the other, or the shards are elsewhere.
+        Raises UserError: neither continues the other, or the shards are stored elsewhere.
         """
-        here = whole_lines(self._manifest)
-        self._check_place()
-        latest = here if self.store is None else go_on(here, self.store.read(MANIFEST) or b"", self.folder)
-        if latest != here:
+        local = whole_lines(self._manifest)
+        self._check_location()
+        latest = local if self.store is None else later(local, self.store.read(MANIFEST) or b"", self.folder)
+        if latest != local:
             replace_manifest(self.folder.root, latest)
         try:
             yield
         except UserError:
-            if latest != here:
-                replace_manifest(self.folder.root, here) if here else self._manifest.unlink()
+            if latest != local:
+                replace_manifest(self.folder.root, local) if local else self._manifest.unlink()
             raise
 
-    def _check_place(self) -> None:
+    def _check_location(self) -> None:
         if not whole_lines(self._manifest) or not (manifest := Manifest.load(self.folder.root)).shards:
             return
-        before, now = manifest.run.get("store"), self.store and self.store.place
+        before, now = manifest.run.get("store"), self.store and self.store.location
         if before != now:
             raise UserError(
                 f"the shards of {self.folder.root} are in {before or self.folder.root}; "
-                + (f"go on with --store {before}" if before else "go on without --store, or choose another --out")
+                + (f"resume with --store {before}" if before else "resume without --store, or choose another --out")
             )
 
     def copy_index(self, index: Path) -> None:
-        """Copy a source index into the store, unless it is there; what tells of it comes last."""
-        about = index.with_suffix(".json")
-        if self.store and self.store.read(self._name(about)) != about.read_bytes():
-            self._copy(index, about)
+        """Copy a source index into the store unless it is already there; its description is copied last."""
+        description = index.with_suffix(".json")
+        if self.store and self.store.read(self._name(description)) != description.read_bytes():
+            self._copy(index, description)
 
     def copy(self) -> None:
-        """Copy all but the index into the store, the manifest last."""
+        """Copy everything but the index into the store, the manifest last."""
         self._copy(*(self.folder.root / name for name in DESCRIPTIONS), self._manifest)
         self._copied = time.monotonic()
 
     def copy_soon(self) -> None:
-        """As `copy`, if the copies are half a minute old."""
+        """As `copy`, if the last copy is half a minute old."""
         if time.monotonic() - self._copied > _SECONDS_BETWEEN_COPIES:
             self.copy()
 
-    def __enter__(self) -> Published:
+    def __enter__(self) -> ManifestMirror:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """However it ended: what is committed is in the store. Raises OSError, unless there is an error already."""
+        """Copy what is committed, however the run ended. Raises OSError, unless another error is on its way."""
         try:
             self.copy()
         except OSError:
@@ -99,34 +95,32 @@ class Published:
         return path.relative_to(self.folder.root).as_posix()
 
 
-def go_on(here: bytes, there: bytes, folder: RunFolder) -> bytes:
-    """Of the manifest in a folder and that in a store, the one that goes on from the other.
+def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
+    """Of the manifests in a folder and in its store, the one that continues the other.
 
     Raises UserError: neither does.
     """
-    if not there.startswith(here) and not here.startswith(there):
-        raise UserError(
-            f"{folder.root} and its store are of different runs, or both went on by themselves; choose a new --out"
-        )
-    return max(here, there, key=len)
+    if not remote.startswith(local) and not local.startswith(remote):
+        raise UserError(f"{folder.root} and its store hold different runs, or both were continued; choose a new --out")
+    return max(local, remote, key=len)
 
 
-def fetch(store: Store, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
-    """Bring a run into a folder; what is there already, byte for byte, is not fetched again.
+def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
+    """Download a run into a folder; files that are already there, byte for byte, are skipped.
 
     Args:
-        advance: told how many images are there, shard by shard.
+        advance: called with the number of images of each shard, once it is there.
 
     Raises:
-        UserError: the store holds no run, the folder another one.
-        StoreError: an object is missing, or is not what the manifest says.
+        UserError: the store holds no run, or the folder another one.
+        StoreError: an object is missing, or differs from what the manifest says.
     """
     folder = RunFolder(out)
-    there = store.read(MANIFEST)
-    if there is None:
-        raise UserError(f"{store.place} holds no sgpipe run: there is no {MANIFEST} in it")
+    remote = store.read(MANIFEST)
+    if remote is None:
+        raise UserError(f"{store.location} holds no sgpipe run: it has no {MANIFEST}")
     with folder.lock():
-        content = go_on(whole_lines(out / MANIFEST), there, folder)
+        content = later(whole_lines(out / MANIFEST), remote, folder)
         with TemporaryDirectory() as temporary:
             replace_manifest(Path(temporary), content)
             shards = Manifest.load(Path(temporary)).shards
@@ -142,18 +136,16 @@ def fetch(store: Store, out: Path, advance: Callable[[int, Mapping[str, int]], N
     return manifest
 
 
-def _fetch_shard(store: Store, out: Path, shard: ShardEntry) -> None:
+def _fetch_shard(store: ObjectStore, out: Path, shard: ShardEntry) -> None:
     path = out / shard.file
     if path.is_file() and file_sha256(path) == shard.sha256:
         return
     if not store.has(shard.file):
-        raise StoreError(f"{store.place}: {shard.file} is missing; the run makes it again")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+        raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run generates it again")
+    with atomic_write(path) as temporary:
         with naming(path):
             store.get_file(shard.file, temporary)
         if file_sha256(temporary) != shard.sha256:
-            raise StoreError(f"{store.place}: {shard.file} is not what the manifest says; the run makes it again")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            raise StoreError(
+                f"{store.location}: {shard.file} differs from the manifest; resuming the run generates it again"
+            )

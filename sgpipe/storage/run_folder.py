@@ -1,4 +1,4 @@
-"""The folder of a run: who may write into it, and what lies where."""
+"""The folder of a run: its layout, its lock, and the identity of what is in it."""
 
 from __future__ import annotations
 
@@ -18,58 +18,42 @@ from sgpipe.recipe import Recipe
 from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA
-from sgpipe.storage.storage import FolderShelf, Shelf, Store, StoreShelf
+from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.hashing import differences, fingerprint
 from sgpipe.utils.locking import is_locked, only_process
 
 _PRIVATE = ".sgpipe"
-_SETTINGS = "drawn.json"
+_GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 _URI = re.compile(r"\w{2,}:/")  # as `Path` leaves it
 _TEMPORARY = re.compile(r"\..*\.tmp")
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """Images that were drawn for a run, and shards of what is true of them, all in one folder."""
+class GroundTruth:
+    """Folders of shards with the relations that the images of a run are known to show.
 
-    place: Path
+    relations: all of them; a predicted relation is correct if it is one of these. required: those that recall counts
+    (None: all). image_data: Visual Genome's image_data.json, if the ground truth is Visual Genome's and the run COCO's.
+    """
 
-    @property
-    def world(self) -> Path:
-        """What `sgpipe miniworld` writes."""
-        return self.place / "world"
-
-    @property
-    def true(self) -> Path:
-        """Shards of all that is true."""
-        return self.place / "true"
-
-    @property
-    def composed(self) -> Path:
-        """Shards of what the images were made to show, from which the rest follows."""
-        return self.place / "composed"
-
-    @property
-    def settings(self) -> dict[str, Any] | None:
-        """Which images these are; None as long as they are not all there with what is true of them."""
-        path = self.place / _SETTINGS
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-    def finish(self, settings: Mapping[str, Any]) -> None:
-        _write(self.place / _SETTINGS, json.dumps(settings))
+    relations: Path
+    required: Path | None = None
+    image_data: Path | None = None
 
 
 class RunFolder:
     """Layout of a run: `data/*.parquet`, `manifest.jsonl`, `recipe.yaml`, `README.md`, and `.sgpipe/`."""
 
-    def __init__(self, root: Path, store: Store | None = None) -> None:
+    def __init__(self, root: Path, store: ObjectStore | None = None) -> None:
         """
         Args:
-            store: where the shards lie instead, with a copy of all else that is needed to go on from them.
+            store: where the shards are stored instead, with copies of the files that are needed to resume the run.
         """
         self.root = root
         self.store = store
-        self.shelf: Shelf = StoreShelf(store) if store else FolderShelf(root.absolute())
+        self.storage: Storage = store or LocalFolder(root.absolute())
         self._store_lock = StoreLock(store) if store else None
         self.private = root / _PRIVATE
         self._lock = self.private / "lock"
@@ -79,35 +63,50 @@ class RunFolder:
         return self.root / self.index_name(split)
 
     def index_name(self, split: str) -> str:
-        """The same within the run."""
+        """The name of the source index of a split within the run."""
         return f"{_PRIVATE}/index-{split}.arrow"
 
     @property
-    def place(self) -> str:
-        """Where the shards lie, to be shown to people."""
-        return self.store.place if self.store else str(self.root)
+    def location(self) -> str:
+        """Where the shards are stored, for messages."""
+        return self.store.location if self.store else str(self.root)
 
     @property
-    def drawing(self) -> Drawing:
-        """The images of the run, if they are drawn for it."""
-        return Drawing(self.private / "drawn")
+    def ground_truth(self) -> GroundTruth | None:
+        """The ground truth of the run's images, if there is any; folders within the run move with it."""
+        file = self.private / _GROUND_TRUTH
+        if file.is_file():
+            named = json.loads(file.read_text(encoding="utf-8"))
+        elif (self.private / _MINIWORLD_0_1).is_file():
+            named = {"relations": "drawn/true", "required": "drawn/composed"}
+        else:
+            return None
+        return GroundTruth(**{role: self.private.absolute() / path for role, path in named.items()})
+
+    def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
+        """Keep where the ground truth is, or that there is none."""
+        file = self.private / _GROUND_TRUTH
+        if ground_truth is None:
+            file.unlink(missing_ok=True)
+            return
+        private = self.private.absolute()
+        named = {role: path.absolute() for role, path in vars(ground_truth).items() if path}
+        relative = {
+            role: path.relative_to(private) if path.is_relative_to(private) else path for role, path in named.items()
+        }
+        write_text(file, json.dumps({role: str(path) for role, path in relative.items()}))
 
     @property
-    def truth(self) -> Drawing | None:
-        """What is true of the run's images, where that is known."""
-        return self.drawing if self.drawing.settings else None
-
-    @property
-    def at_work(self) -> bool:
-        """Whether a run is writing into the folder."""
+    def is_locked(self) -> bool:
+        """Whether another process is writing into the folder."""
         return is_locked(self._lock)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Make the folder, and keep every other run out of it.
+        """Create the folder if needed, and keep every other run out of it.
 
         Raises:
-            UserError: it is a file, holds something else, cannot be written, or another run is at work in it.
+            UserError: it is a file, holds something else, cannot be written, or another run is writing into it.
         """
         with self._store_lock.held() if self._store_lock else nullcontext():
             self._make()
@@ -115,13 +114,13 @@ class RunFolder:
                 yield
 
     def check_lock(self) -> None:
-        """Raises StoreError: another run took over the store. In a folder that cannot be."""
+        """Raises StoreError: another run took over the store. That cannot happen in a folder."""
         if self._store_lock:
             self._store_lock.check()
 
     def _make(self) -> None:
         if _URI.match(str(self.root)):
-            raise UserError(f"--out {self.root} is no folder; name one, and the store by --store s3://bucket/name")
+            raise UserError(f"--out {self.root} is not a folder; name one, and the store with --store s3://bucket/name")
         ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
         if self.root.is_dir() and not ours and any(self.root.iterdir()):
             raise UserError(f"--out {self.root} holds something that is not an sgpipe run; name an empty or new folder")
@@ -130,62 +129,90 @@ class RunFolder:
             (self.root / DATA).mkdir(exist_ok=True)
             self._lock.touch()
 
+    def open(self, run: Mapping[str, Any]) -> Manifest:
+        """The manifest of the folder if it was made with the same identity; a new one where there are no shards yet.
+
+        Args:
+            run: what the manifest says of the run; `identity` is everything that decides its rows.
+
+        Raises:
+            UserError: the folder has shards but no manifest, or was made with another identity; the message lists the
+                settings that differ.
+        """
+        run = {**run, "fingerprint": fingerprint(run["identity"])}
+        if not (self.root / MANIFEST).exists():
+            if self.holds_shards():
+                raise UserError(f"{self.location} holds shards but no {MANIFEST}; restore it, or choose another")
+            return Manifest.create(self.root, run)
+        manifest = Manifest.load(self.root)
+        if manifest.run.get("fingerprint") == run["fingerprint"] and manifest.run.get("store") == run.get("store"):
+            return manifest
+        if not manifest.shards:
+            return Manifest.create(self.root, run)
+        raise self.changed(manifest.run.get("identity", {}), run["identity"])
+
+    def changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
+        """The error for a folder that was made with another identity."""
+        return settings_changed(self.location, before, now, "--store" if self.store else "--out")
+
     def describe(self, recipe: Recipe, manifest: Manifest) -> None:
         """Write the resolved recipe and the README."""
         dumped = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        _write(self.root / "recipe.yaml", dumped)
+        write_text(self.root / "recipe.yaml", dumped)
         title = f"{recipe.name}: relations generated by sgpipe"
         self.write_readme(title, "`recipe.yaml` says how the rows were made.", manifest)
 
     def write_readme(self, title: str, origin: str, manifest: Manifest) -> None:
-        """Write the README, which tells people and dataset loaders what is here; `origin`: how it was made."""
+        """Write the README, which tells people and dataset loaders what the folder holds; `origin`: how it was made."""
         splits = sorted({shard.split for shard in manifest.shards})
         configs = [{"split": split, "path": f"{DATA}/{split}-[0-9]*.parquet"} for split in splits]
         header = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": configs}]}, sort_keys=False)
-        _write(
+        write_text(
             self.root / "README.md",
             f"---\n{header}---\n\n# {title}\n\n"
             f"One row per image. {origin} `manifest.jsonl` lists the shards in\n"
-            "`data/`; others are a run's that is at work. Statistics: `sgpipe stats` on this folder.\n",
+            "`data/`; a run in progress may have others. Statistics: `sgpipe stats` on this folder.\n",
         )
 
     def holds_shards(self) -> bool:
-        """Whether there is any shard, listed or not."""
+        """Whether there is any shard, listed in the manifest or not."""
         return bool(self._shards())
 
     def unlisted(self, manifest: Manifest) -> list[str]:
-        """Shards that the manifest does not list, such as a killed run leaves."""
+        """Shards that the manifest does not list, such as those of a killed run."""
         listed = {shard.file for shard in manifest.shards}
         return sorted(self._shards().keys() - listed)
 
     def _shards(self) -> dict[str, int]:
-        """Every shard that is there, listed or not, and its bytes."""
-        there = self.shelf.sizes(DATA)
-        return {f"{DATA}/{name}": size for name, size in there.items() if _SHARD.fullmatch(name)}
+        """Size in bytes of every shard, listed in the manifest or not."""
+        sizes = self.storage.sizes(DATA)
+        return {f"{DATA}/{name}": size for name, size in sizes.items() if _SHARD.fullmatch(name)}
 
     def set_aside(self, path: Path) -> None:
-        """Move a file or folder of the run to where no run looks at it."""
+        """Move a file or folder of the run to `.sgpipe/dropped`, where no run reads it."""
         place = self.private / "dropped"
         place.mkdir(exist_ok=True)
         taken = sum(1 for _ in place.iterdir())
         os.replace(path, place / f"{taken:04d}-{path.name}")
 
     def sweep(self, manifest: Manifest) -> None:
-        """Delete what a killed run left behind: shards the manifest does not list, and temporary files."""
+        """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""
         self.check_lock()
         for file in self.unlisted(manifest):
-            self.shelf.delete(file)
-        temporary = [path for path in (self.root / DATA).iterdir() if _TEMPORARY.fullmatch(path.name)]
-        for path in [*temporary, *self.private.glob("*.tmp")]:
+            self.storage.delete(file)
+        folders = (self.root, self.root / DATA, self.private)
+        for path in [path for folder in folders for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]:
             path.unlink()
 
     def lost(self, manifest: Manifest) -> list[ShardEntry]:
-        """Listed shards whose file is gone or of another size."""
+        """Listed shards whose file is missing or of another size."""
         there = self._shards()
         return [shard for shard in manifest.shards if there.get(shard.file) != shard.bytes]
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def settings_changed(
+    place: object, before: Mapping[str, Any], now: Mapping[str, Any], option: str = "--out"
+) -> UserError:
+    """The error for a place that was made with other settings; `option` is how the user names another place."""
+    lines = "".join(f"\n  {line}" for line in differences(before, now))
+    return UserError(f"{place} was made with other settings; choose another {option}, or revert these settings:{lines}")

@@ -1,15 +1,9 @@
-"""Writing one shard: temporary file, sync, rename. Nothing half-written ever has a shard's name.
-
-Reading the shards of a run: always through its manifest.
-
-Row groups: the parts of a shard that can be read one at a time.
-"""
+"""Shards: Parquet files with one row per image, written whole or not at all, read through the manifest."""
 
 from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +14,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import UserError, naming
 from sgpipe.records import SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
-from sgpipe.utils.atomic import fault_point
+from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.hashing import file_sha256
 
 DATA = "data"
@@ -33,13 +27,13 @@ _IMAGES_METADATA = {"huggingface": json.dumps({"info": {"features": {IMAGE_COLUM
 
 
 def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
-    """Path of a shard inside its run, the same for the same range; a revision marks rows done again."""
+    """Path of a shard within its run, by its range of rows; a revision above 0 marks rows that were processed again."""
     suffix = f"-r{revision}" if revision else ""
     return f"{DATA}/{split}-{start:09d}-{stop:09d}{suffix}.parquet"
 
 
 def revision_of(file: str) -> int:
-    """Which revision a shard's name stands for."""
+    """The revision in a shard's name."""
     _, found, number = Path(file).stem.rpartition("-r")
     return int(number) if found and number.isdigit() else 0
 
@@ -53,28 +47,23 @@ def write_shard(
     seconds: dict[str, float],
     images: Sequence[bytes | None] | None = None,
 ) -> ShardEntry:
-    """Put records `start`… of a split into `root/name` and describe the shard for the manifest.
+    """Write records `start`… of a split to `root/name` and describe the shard for the manifest.
 
     Args:
-        images: the image files of the records, to be kept with them in the further column `image`.
+        images: the image files of the records, stored in an additional column `image`.
 
-    Raises OSError: disk full, folder gone, no permission; no file is left behind.
+    Raises OSError: disk full, folder missing, no permission; no file is left behind.
     """
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     fault_point("before write")
-    try:
+    with atomic_write(path) as temporary:
         table = to_table(records)
         with naming(path):
             write_table(temporary, table if images is None else with_images(table, images))
         fault_point("after write")
         digest, size = file_sha256(temporary), temporary.stat().st_size
         fault_point("before rename")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     fault_point("after rename")
     sync_folder(path.parent)
     return ShardEntry(
@@ -90,7 +79,7 @@ def write_shard(
 
 
 def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
-    """The rows with their image files, None where there is none, in the further column `image`."""
+    """The rows with their image files in an additional column `image`."""
     names = table["file_name"].to_pylist()
     column = pa.array(
         [data and {"bytes": data, "path": name} for data, name in zip(images, names, strict=True)],
@@ -118,7 +107,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def count(records: list[Record]) -> dict[str, int]:
-    """What the summary of a run adds up over its shards."""
+    """The counts that the summary of a run adds up over its shards."""
     return {
         "images": len(records),
         "errors": sum(not r.ok for r in records),
@@ -144,7 +133,7 @@ def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The shards of a run one after the other, by split and position."""
+    """The shards of a run, by split and position, one in memory at a time."""
     for shard in Manifest.load(root).shards:
         yield read_file(root / shard.file, columns)
 
@@ -160,7 +149,7 @@ _VERSION_KEY = b"sgpipe.schema_version"
 
 @contextmanager
 def open_shard(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """An open shard file that has these columns.
+    """Open a shard file and check that it has these columns.
 
     Raises UserError: missing, damaged (also while it is read), of another schema version, or without a column.
     """
@@ -179,7 +168,7 @@ def _remedy(root: Path) -> str:
         store = Manifest.load(root).run.get("store")
     except UserError:
         return ""
-    return f"; `sgpipe fetch {store} --out {root}` brings it" if store else ""
+    return f"; `sgpipe fetch {store} --out {root}` downloads it" if store else ""
 
 
 def _check(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
@@ -188,7 +177,7 @@ def _check(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
         raise UserError(f"shard {path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
     absent = [name for name in columns if name not in schema.names]
     if absent:
-        raise UserError(f"shard {path} has no column {absent[0]!r}: it is not a shard of sgpipe")
+        raise UserError(f"shard {path} has no column {absent[0]!r}: it is not an sgpipe shard")
 
 
 def read_row_group(path: Path, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
@@ -198,6 +187,6 @@ def read_row_group(path: Path, group: int, columns: Sequence[str], optional: Seq
     """
     with open_shard(path, columns) as file:
         if group >= file.num_row_groups:
-            raise UserError(f"shard {path} has changed: it has no row group {group} any more")
-        there = [name for name in optional if name in file.schema_arrow.names]
-        return file.read_row_group(group, columns=[*columns, *there])
+            raise UserError(f"shard {path} has changed: it no longer has row group {group}")
+        present = [name for name in optional if name in file.schema_arrow.names]
+        return file.read_row_group(group, columns=[*columns, *present])

@@ -1,8 +1,8 @@
-"""The source index: a split's records as the annotation file tells them, in one Arrow file.
+"""The source index: the records of a split as its annotation file gives them, in one Arrow file.
 
-The annotation file is read once. Its records lie beside the shards from then on, memory-mapped by every
-worker, so neither a resumed run nor a worker parses millions of JSON items again. What is known of the whole
-(counts, problems, class names, where it came from) lies in a JSON file beside it, written last.
+The annotation file is read once. From then on its records are stored next to the shards and memory-mapped by every
+worker, so that neither a resumed run nor a worker parses millions of JSON items again. Counts, problems, class names
+and origin are in a JSON file next to it, which is written last.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from sgpipe.errors import UserError
-from sgpipe.records import SCHEMA, Record, from_table
+from sgpipe.records import Record, from_table
 from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.hashing import file_sha256
 
@@ -41,7 +42,7 @@ class SourceIndex:
         return int(self.meta["images"])
 
     def is_whole(self) -> bool:
-        """Whether every byte of the records is as it was written."""
+        """Whether every byte of the records is unchanged."""
         return bool(file_sha256(self._path) == self.meta.get("sha256"))
 
     def records(self, start: int, stop: int) -> list[Record]:
@@ -50,9 +51,9 @@ class SourceIndex:
 
 
 def read_records(index: pa.NativeFile, start: int, stop: int, name: Path | str) -> list[Record]:
-    """Records `start` up to, not including, `stop` of the Arrow file of an index; nothing else of it is read.
+    """Records `start` up to, not including, `stop` of the Arrow file of an index, and nothing else of it.
 
-    Raises UserError: it is damaged; `name` is how it is named then.
+    Raises UserError: it is damaged; the message calls it `name`.
     """
     first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
     try:
@@ -67,7 +68,7 @@ def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mappi
     """Write the records of a split, a table at a time.
 
     Args:
-        tables: the records in the schema of shards.
+        tables: the records in the schema of shards; at least one table.
         meta: called after the last table; what it returns is kept with the counts of images and boxes.
     """
     _meta_path(path).unlink(missing_ok=True)
@@ -80,8 +81,10 @@ def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mappi
 def _write_tables(path: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
     """Write the records in batches of equal size; returns how many images and boxes there are."""
     images = boxes = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for table in tables:
+    tables = iter(tables)
+    first = next(tables)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+        for table in chain([first], tables):
             images += table.num_rows
             boxes += len(table["objects"].combine_chunks().flatten())
             for batch in table.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH):
@@ -95,7 +98,7 @@ def _sealed(meta: dict[str, Any]) -> str:
 
 
 def _opened(text: str) -> dict[str, Any]:
-    """What `_sealed` sealed. Raises ValueError: it has changed."""
+    """Read what `_sealed` wrote. Raises ValueError: it has changed."""
     meta = json.loads(text)
     if not isinstance(meta, dict) or _sealed({k: v for k, v in meta.items() if k != _CHECKSUM}) != text:
         raise ValueError("it has changed since it was written")

@@ -1,7 +1,4 @@
-"""`sgpipe verify`: whether a run is what its manifest says, byte for byte and row for row, and what to do if not.
-
-What must hold within the rows of a shard, checked column by column.
-"""
+"""`sgpipe verify`: whether a run is what its manifest says, byte for byte and row for row, and what to do if not."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.hashing import file_sha256
 
 Advance = Callable[[int, dict[str, int]], None]
-_ROWS = 512  # looked at together
+_ROWS = 512  # checked together
 _REPEATED = """
     with seen as (select filename, split, image_id, count(*) as times from read_parquet([{}], filename = true)
                   group by all),
@@ -46,7 +43,7 @@ class Problem:
 
 @dataclass
 class Verification:
-    """What was looked at and found; `dropped` are the files that a repair has set aside."""
+    """What was checked, and the problems found; `dropped` are the files that a repair moved away."""
 
     root: Path
     shards: int = 0
@@ -65,29 +62,29 @@ class Verification:
 
 
 def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) -> Verification:
-    """Look at every byte of a run, one shard in memory at a time.
+    """Check every byte and row of a run, one shard in memory at a time.
 
-    While a run is at work, what it has not committed yet is not judged.
+    Of a run in progress only what it has committed is checked.
 
     Args:
-        repair: take what is bad out of the manifest, and its files away, so that the next run makes them again.
-        advance: told how many images were looked at.
+        repair: remove bad shards from the manifest and move their files away; resuming the run generates them again.
+        advance: called with the number of images checked.
 
     Raises:
-        UserError: it is not a run, or its shards are in an object store; or, to repair it, another run is at work.
+        UserError: it is not a run, its shards are in an object store, or it is to be repaired while in progress.
     """
     folder = RunFolder(root)
     if not (root / MANIFEST).exists() and not folder.private.is_dir():
-        Manifest.load(root)  # which says that it is no run
+        Manifest.load(root)  # raises the error that says so
     with folder.lock() if repair else nullcontext():
-        found = Verification(root, at_work=not repair and folder.at_work)
+        found = Verification(root, at_work=not repair and folder.is_locked)
         try:
             manifest, lines = Manifest.salvage(root)
         except UserError as error:
             found.problems.append(Problem(MANIFEST, f"{error}; it cannot be repaired"))
             return found
         _check_place(manifest, repair)
-        found.problems += [Problem(MANIFEST, f"line {number} is not as it was written") for number in lines]
+        found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
         bad = _check_shards(manifest, found, advance or (lambda images, counts: None))
         _check_leftovers(folder, manifest, found)
         further = list(_check_private(folder, found))
@@ -98,29 +95,27 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
 
 
 def _check_place(manifest: Manifest, repair: bool) -> None:
-    """Raises UserError: all shards are in an object store; or, to repair them, they come from there."""
+    """Raises UserError: all shards are in an object store, or they are to be repaired and come from one."""
     store, root = manifest.run.get("store"), manifest.root
     if not store or not manifest.shards:
         return
     if repair:
-        raise UserError(
-            f"the shards of {root} come from {store}; get again what is bad: sgpipe fetch {store} --out {root}"
-        )
+        raise UserError(f"the shards of {root} come from {store}; fetch them again: sgpipe fetch {store} --out {root}")
     if not any((root / shard.file).exists() for shard in manifest.shards):
-        raise UserError(f"the shards of {root} are in {store}; first fetch them: sgpipe fetch {store} --out {root}")
+        raise UserError(f"the shards of {root} are in {store}; fetch them first: sgpipe fetch {store} --out {root}")
 
 
 def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> list[ShardEntry]:
-    """The shards that are not as they should be; what is wrong with them is added to `found`."""
+    """The bad shards; their problems are added to `found`."""
     faults: dict[str, list[str]] = {shard.file: [] for shard in manifest.shards}
     for shard, overlaps in _with_overlaps(manifest.shards):
         own = faults[shard.file]
-        own += ["its rows are those of an earlier shard"] * overlaps
+        own += ["its rows overlap those of an earlier shard"] * overlaps
         own += _shard_faults(manifest.root, shard)
         advance(shard.rows, shard.counts)
     for file, fault in _repeated(manifest.root, [file for file, own in faults.items() if not own]):
         faults[file].append(fault)
-    if found.at_work:  # it may have replaced shards meanwhile
+    if found.at_work:  # the run may have replaced shards meanwhile
         listed = {shard.file for shard in Manifest.load(manifest.root).shards}
         faults = {file: own for file, own in faults.items() if file in listed}
     found.shards += len(faults)
@@ -130,7 +125,7 @@ def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> 
 
 
 def _with_overlaps(shards: Sequence[ShardEntry]) -> Iterator[tuple[ShardEntry, bool]]:
-    """Shards by split and position, and whether an earlier one of the split holds some of their rows."""
+    """Shards by split and position, and whether they overlap an earlier one of their split."""
     for _, members in groupby(shards, key=lambda shard: shard.split):
         at = 0
         for shard in members:
@@ -143,9 +138,9 @@ def _shard_faults(root: Path, shard: ShardEntry) -> list[str]:
     try:
         size = path.stat().st_size
         if size != shard.bytes:
-            return [f"{size:,} bytes, the manifest says {shard.bytes:,}: it is cut, or another file"]
+            return [f"{size:,} bytes, the manifest says {shard.bytes:,}: it is cut short, or another file"]
         if file_sha256(path) != shard.sha256:
-            return ["its bytes have changed: the checksum is not the manifest's"]
+            return ["its content has changed: the checksum differs from the manifest's"]
         return list(_content_faults(path, shard))
     except FileNotFoundError:
         return ["listed in the manifest but missing"]
@@ -158,7 +153,7 @@ def _shard_faults(root: Path, shard: ShardEntry) -> list[str]:
 def _content_faults(path: Path, shard: ShardEntry) -> Iterator[str]:
     with open_shard(path, SCHEMA.names) as file:
         if wrong := [name for name in SCHEMA.names if not _fits(file.schema_arrow.field(name))]:
-            yield f"column {wrong[0]!r} is not of the type that shards have"
+            yield f"column {wrong[0]!r} has the wrong type"
             return
         if file.metadata.num_rows != shard.rows:
             yield f"{file.metadata.num_rows:,} rows, the manifest says {shard.rows:,}"
@@ -181,14 +176,14 @@ def _fits(column: pa.Field) -> bool:
 
 
 def _repeated(root: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Shards with images that they, or shards before them, have already."""
+    """Shards with images that occur twice in them, or also in an earlier shard."""
     names = {str(root / file): file for file in files}
     if not names:
         return
     with scratch() as connection:
         rows = connection.execute(_REPEATED.format(", ".join(map(quoted, names)))).fetchall()
     for name, first, images in sorted(rows):
-        yield names[name], f"{images:,} images that are in the run already, such as {first!r}"
+        yield names[name], f"{images:,} images that already occur in the run, such as {first!r}"
 
 
 def _check_leftovers(folder: RunFolder, manifest: Manifest, found: Verification) -> None:
@@ -197,7 +192,7 @@ def _check_leftovers(folder: RunFolder, manifest: Manifest, found: Verification)
 
 
 def _check_private(folder: RunFolder, found: Verification) -> Iterator[Path]:
-    """What is bad beside the shards: the recipe, source indexes, the truth about drawn images."""
+    """What is damaged apart from shards: the recipe, source indexes, the ground truth."""
     recipe = folder.root / "recipe.yaml"
     if recipe.exists():
         try:
@@ -214,13 +209,20 @@ def _check_private(folder: RunFolder, found: Verification) -> Iterator[Path]:
         if not whole:
             found.problems.append(Problem(str(path.relative_to(folder.root)), "the source index has changed"))
             yield meta
-    if truth := folder.truth:
-        parts = [verify(part) for part in (truth.true, truth.composed)]
-        for part in parts:
-            place = part.root.relative_to(folder.root)
-            found.problems += [Problem(str(place / each.file), each.problem) for each in part.problems]
-        if any(part.problems for part in parts):
-            yield truth.place
+    yield from _check_ground_truth(folder, found)
+
+
+def _check_ground_truth(folder: RunFolder, found: Verification) -> Iterator[Path]:
+    """The folder with the ground truth, if that is part of the run and damaged: the next run makes it again."""
+    truth, private = folder.ground_truth, folder.private.absolute()
+    if truth is None or not truth.relations.is_relative_to(private):
+        return
+    checked = [verify(part) for part in (truth.relations, truth.required) if part]
+    for part in checked:
+        place = part.root.relative_to(folder.root.absolute())
+        found.problems += [Problem(str(place / each.file), each.problem) for each in part.problems]
+    if any(part.problems for part in checked):
+        yield private / truth.relations.relative_to(private).parts[0]
 
 
 def _set_aside(folder: RunFolder, manifest: Manifest, found: Verification, further: Sequence[Path]) -> None:
@@ -244,7 +246,7 @@ _TOLERANCE = 0.01  # pixels
 
 
 def row_faults(table: pa.Table, split: str) -> Iterator[str]:
-    """What is wrong in rows of `SCHEMA` that should be of this split: a line for each kind of fault.
+    """What is wrong in rows of `SCHEMA` of a split: one line for each kind of fault.
 
     References (`objects` of relations, pairs and captions, `captions` of triplets), boxes, confidences, missing
     values, and error rows without a reason.
@@ -257,7 +259,7 @@ def row_faults(table: pa.Table, split: str) -> Iterator[str]:
 
 
 def count_rows(table: pa.Table) -> dict[str, int]:
-    """What `write.count` gives, of a table."""
+    """As `storage.shards.count`, of a table."""
     triplets = _flat(table["triplets"])[1]
     matched = pc.and_(*(pc.is_valid(pc.struct_field(triplets, f"{end}_category")) for end in ("subject", "object")))
     totals = {name: len(_flat(table[name])[1]) for name in _NESTED}

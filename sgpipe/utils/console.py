@@ -1,8 +1,7 @@
-"""Where commands print: results on standard output, what happens meanwhile on standard error.
+"""Printing: results go to standard output, progress and errors to standard error.
 
-What a run says while it works: a live bar on a terminal, plain lines anywhere else.
-
-Running a function of a module as a command: `python -m sgpipe.miniworld.NAME`.
+Progress is a live bar on a terminal and plain lines anywhere else. Rich is imported when something is printed, so that
+commands start fast.
 """
 
 from __future__ import annotations
@@ -12,30 +11,43 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from typing import TYPE_CHECKING
 
 from sgpipe.errors import EngineError, UserError
 
-QUIET = "SGPIPE_QUIET"  # in the environment, so that workers know it, too
+if TYPE_CHECKING:
+    from rich.console import Console
+
+QUIET = "SGPIPE_QUIET"  # an environment variable, so that worker processes see it, too
+
+# Exit codes of every command. EXIT_FAILED: the work is not finished, or a check failed.
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def output() -> Console:
-    """For results."""
+    """The console for results."""
+    from rich.console import Console
+
     return Console(markup=False, highlight=False)
 
 
 def errors() -> Console:
-    """For what must be seen, even with --quiet."""
+    """The console for errors, which are printed even with --quiet."""
+    from rich.console import Console
+
     return Console(markup=False, highlight=False, stderr=True)
 
 
 def progress() -> Console:
-    """For progress, notes and hints: silent with `sgpipe --quiet …`."""
+    """The console for progress, notes and hints; `sgpipe --quiet …` silences it."""
+    from rich.console import Console
+
     return Console(markup=False, highlight=False, stderr=True, quiet=QUIET in os.environ)
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 file", "2,000 files"; `plural`: if it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -44,24 +56,27 @@ Advance = Callable[[int, Mapping[str, int]], None]
 
 
 class Progress:
-    """Messages and the progress of images, on standard error."""
+    """Messages and the progress over images, on standard error."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def say(self, message: str) -> None:
-        """One line about what happens now."""
+        """Print one line about the current step."""
         self.console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def images(self, total: int | None, work: str = "labelling") -> Iterator[Advance]:
-        """A bar over `total` images (None: nobody knows); the value called with (images, counts) when some are done."""
+        """Show progress over `total` images (None: unknown); call the value with (images, counts) as they are done."""
         if self.console.is_terminal:
             yield from self._bar(total, work)
         else:
             yield from self._lines(total)
 
     def _bar(self, total: int | None, work: str) -> Iterator[Advance]:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
         columns = (
             TextColumn(work),
             BarColumn(),
@@ -90,7 +105,7 @@ class Progress:
             meter.add(images, counts)
             if meter.done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                done = f"{meter.done} images" if total is None else f"{meter.done}/{total} images"
+                done = count(meter.done, "image") if total is None else f"{meter.done}/{total} images"
                 left = f"{meter.left_text} left, " if total is not None else ""
                 self.say(f"{done}, {meter.rate_text}, {left}{meter.note}")
 
@@ -98,7 +113,7 @@ class Progress:
 
 
 class Meter:
-    """Rate and time left of a count that grows."""
+    """The rate of a growing count, and the time left."""
 
     def __init__(self, total: int | None) -> None:
         self.total = total
@@ -128,23 +143,22 @@ class Meter:
 
     @property
     def note(self) -> str:
-        errors = f", {self.errors} errors" if self.errors else ""
-        return f"{self.relations} relations{errors}"
-
-
-_UNFINISHED, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+        errors = f", {count(self.errors, 'error')}" if self.errors else ""
+        return f"{count(self.relations, 'relation')}{errors}"
 
 
 def run_command(function: Callable[..., None]) -> None:
-    """Run it with the options of the command line; an error that a user is meant to see becomes one line."""
+    """Run a function as a command (`python -m MODULE`): options from the command line, errors as one line."""
+    import typer
+
     try:
         typer.run(function)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(_BAD_INPUT)
+        sys.exit(EXIT_BAD_INPUT)
     except (EngineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(_UNFINISHED)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)

@@ -118,11 +118,18 @@ def known_quality(run: Path, threshold: float = TRAINED_ON) -> dict[str, LabelQu
 
     Raises UserError: as `label_quality`.
     """
-    truth = RunFolder(run).truth
+    truth = RunFolder(run).ground_truth
     if truth is None:
         return {}
     return {
-        name: label_quality(run, truth.true, wanted=truth.composed, source=source, threshold=threshold)
+        name: label_quality(
+            run,
+            truth.relations,
+            wanted=truth.required,
+            source=source,
+            threshold=threshold,
+            image_data=truth.image_data,
+        )
         for name, source in _SOURCES.items()
     }
 

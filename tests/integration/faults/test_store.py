@@ -20,16 +20,16 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
 from sgpipe.generation import run as generation
-from sgpipe.generation.ray_engine import UnitReader, UnitWriter, WorkUnit
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.storage import lock as store_lock
 from sgpipe.storage.lock import LOCK, StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.mirror import Published, fetch
+from sgpipe.storage.mirror import ManifestMirror, fetch
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.storage.storage import Store
+from sgpipe.storage.storage import ObjectStore
 from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
@@ -48,7 +48,7 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Store:
+def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ObjectStore:
     """A place of its own in a bucket of its own."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
@@ -56,13 +56,13 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:60].strip("-")
     urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"))
-    return Store(f"s3://{bucket}/some/labels")
+    return ObjectStore(f"s3://{bucket}/some/labels")
 
 
 class Machine:
     """`sgpipe generate` with a store, whose workers label units of two images by themselves, without Ray."""
 
-    def __init__(self, dataset: list[str], out: Path, store: Store | None) -> None:
+    def __init__(self, dataset: list[str], out: Path, store: ObjectStore | None) -> None:
         self.folder = RunFolder(out, store)
         options = {name.removeprefix("--"): Path(value) for name, value in pairwise(dataset) if name[:2] == "--"}
         split = {name: options[name] for name in ("images", "annotations", "captions")}
@@ -85,8 +85,8 @@ class Machine:
         return Manifest.load(self.folder.root)
 
     def label(self, unit: WorkUnit) -> ShardEntry:
-        reader = UnitReader(self.folder.shelf, {"val": self.folder.index_name("val")})
-        return UnitWriter(self.folder.shelf)(unit, Stub()(reader(unit)), {})
+        reader = UnitReader(self.folder.storage, {"val": self.folder.index_name("val")})
+        return UnitWriter(self.folder.storage)(unit, Stub()(reader(unit)), {})
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def labelled(machine: Machine) -> list[Record]:
 def ignore(images: int, counts: object) -> None: ...
 
 
-def test_objects_come_back_as_they_were_put(store: Store, tmp_path: Path) -> None:
+def test_objects_come_back_as_they_were_put(store: ObjectStore, tmp_path: Path) -> None:
     store.put("data/a", b"first")
     store.put("data/a", b"second")
     (tmp_path / "b").write_bytes(bytes(range(256)) * 50_000)
@@ -116,7 +116,7 @@ def test_objects_come_back_as_they_were_put(store: Store, tmp_path: Path) -> Non
     assert store.sizes("nowhere") == {}
 
 
-def test_a_run_in_a_store_is_fetched_as_it_was_made(store: Store, dataset: list[str], tmp_path: Path) -> None:
+def test_a_run_in_a_store_is_fetched_as_it_was_made(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     manifest = machine.work(units=6)
     assert not any((tmp_path / "out" / "data").iterdir())
@@ -128,7 +128,7 @@ def test_a_run_in_a_store_is_fetched_as_it_was_made(store: Store, dataset: list[
 
 
 def test_what_is_there_is_not_fetched_again(
-    store: Store, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     shards = machine.work(units=6).shards
@@ -136,13 +136,13 @@ def test_what_is_there_is_not_fetched_again(
     (tmp_path / "fetched" / shards[1].file).write_bytes(b"x" * shards[1].bytes)
     got: list[str] = []
     original = Store.get_file
-    monkeypatch.setattr(Store, "get_file", lambda self, name, path: (got.append(name), original(self, name, path)))
+    monkeypatch.setattr(ObjectStore, "get_file", lambda self, name, path: (got.append(name), original(self, name, path)))
     fetch(store, tmp_path / "fetched", ignore)
     assert got == [shards[1].file]
     assert_whole(tmp_path / "fetched", labelled(machine))
 
 
-def test_another_machine_goes_on_from_the_store(store: Store, dataset: list[str], tmp_path: Path) -> None:
+def test_another_machine_goes_on_from_the_store(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     first = Machine(dataset, tmp_path / "first", store)
     first.work(units=2)
     other = Machine(dataset, tmp_path / "other", store)
@@ -153,7 +153,7 @@ def test_another_machine_goes_on_from_the_store(store: Store, dataset: list[str]
 
 
 def test_a_manifest_that_was_not_copied_any_more_is_gone_on_from(
-    store: Store, dataset: list[str], tmp_path: Path
+    store: ObjectStore, dataset: list[str], tmp_path: Path
 ) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     machine.work(units=2)
@@ -166,7 +166,7 @@ def test_a_manifest_that_was_not_copied_any_more_is_gone_on_from(
     assert store.read(MANIFEST) == (tmp_path / "out" / MANIFEST).read_bytes()
 
 
-def test_lost_and_unlisted_objects_are_noticed(store: Store, dataset: list[str], tmp_path: Path) -> None:
+def test_lost_and_unlisted_objects_are_noticed(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     manifest = machine.work(units=6)
     store.delete(manifest.shards[0].file)
@@ -185,7 +185,7 @@ def test_lost_and_unlisted_objects_are_noticed(store: Store, dataset: list[str],
     assert_whole(tmp_path / "fetched", labelled(machine))
 
 
-def test_an_object_of_other_bytes_is_not_taken(store: Store, dataset: list[str], tmp_path: Path) -> None:
+def test_an_object_of_other_bytes_is_not_taken(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     shard = Machine(dataset, tmp_path / "out", store).work(units=1).shards[0]
     store.put(shard.file, b"x" * shard.bytes)
     with pytest.raises(StoreError, match="is not what the manifest says"):
@@ -193,27 +193,27 @@ def test_an_object_of_other_bytes_is_not_taken(store: Store, dataset: list[str],
     assert not any((tmp_path / "fetched" / "data").iterdir())
 
 
-def test_a_store_of_another_run_is_refused(store: Store, dataset: list[str], tmp_path: Path) -> None:
+def test_a_store_of_another_run_is_refused(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     other = RunFolder(tmp_path / "other", store)
     with other.lock():
         Manifest.create(other.root, {"store": store.uri, "name": "another"})
         with pytest.raises(UserError, match="are of different runs"):
-            Published(other).reconciled().__enter__()
+            ManifestMirror(other).reconciled().__enter__()
     with pytest.raises(UserError, match="are of different runs"):
         fetch(store, tmp_path / "other", ignore)
     with pytest.raises(UserError, match="holds no sgpipe run"):
-        fetch(Store(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)
+        fetch(ObjectStore(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)
 
 
 @pytest.mark.parametrize("now", [None, "s3://elsewhere/labels"])
-def test_shards_do_not_move_while_a_run_goes_on(store: Store, dataset: list[str], tmp_path: Path, now) -> None:
+def test_shards_do_not_move_while_a_run_goes_on(store: ObjectStore, dataset: list[str], tmp_path: Path, now) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     with pytest.raises(UserError, match=f"are in {store.uri}; go on with --store {store.uri}"):
-        Published(RunFolder(tmp_path / "out", now and Store(now))).reconciled().__enter__()
+        ManifestMirror(RunFolder(tmp_path / "out", now and ObjectStore(now))).reconciled().__enter__()
 
 
-def test_commands_that_need_shards_say_where_they_are(store: Store, dataset: list[str], tmp_path: Path) -> None:
+def test_commands_that_need_shards_say_where_they_are(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     for command in ("stats", "verify"):
         said = CliRunner().invoke(app, [command, str(tmp_path / "out")])
@@ -228,7 +228,7 @@ def owner(process: int, host: str) -> bytes:
     return json.dumps({"process": process, "host": host, "token": "another"}).encode()
 
 
-def test_one_run_at_a_time_writes_into_a_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_at_a_time_writes_into_a_store(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with StoreLock(store).held(), pytest.raises(UserError, match=f"process {os.getpid()} on .* wait for it"):
         StoreLock(store).held().__enter__()
     assert store.read(LOCK) is None
@@ -240,31 +240,31 @@ def test_one_run_at_a_time_writes_into_a_store(store: Store, monkeypatch: pytest
     store.put(LOCK, owner(1, "another-machine"))
     with pytest.raises(UserError, match="process 1 on another-machine"):
         StoreLock(store).held().__enter__()
-    monkeypatch.setattr(store_lock, "_STALE", -5)
+    monkeypatch.setattr(store_lock, "_STALE_SECONDS", -5)
     with StoreLock(store).held():
         pass
 
 
-def test_the_lock_of_a_run_at_work_is_renewed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_lock, "_SECONDS_PER_BEAT", 0.01)
+def test_the_lock_of_a_run_at_work_is_renewed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_lock, "_RENEW_SECONDS", 0.01)
     with StoreLock(store).held():
-        first, end = store.changed(LOCK), time.monotonic() + 20
-        while store.changed(LOCK) == first and time.monotonic() < end:
+        first, end = store.modified(LOCK), time.monotonic() + 20
+        while store.modified(LOCK) == first and time.monotonic() < end:
             time.sleep(0.1)
-        assert store.changed(LOCK) > first
+        assert store.modified(LOCK) > first
 
 
 def test_a_lock_that_was_taken_over_is_left_alone(
-    store: Store, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_lock, "_SECONDS_PER_BEAT", 0.5)
+    monkeypatch.setattr(store_lock, "_RENEW_SECONDS", 0.5)
     folder, other = RunFolder(tmp_path / "out", store), owner(1, "another-machine")
     with folder.lock():
         manifest = Manifest.create(folder.root, {})
         store.put("data/val-000000000-000000002.parquet", b"the other run's")
         store.put(LOCK, other)
         time.sleep(1)
-        for forbidden in (lambda: folder.sweep(manifest), Published(folder).copy):
+        for forbidden in (lambda: folder.sweep(manifest), ManifestMirror(folder).copy):
             with pytest.raises(StoreError, match="another run took over"):
                 forbidden()
     assert store.read(LOCK) == other
@@ -272,7 +272,7 @@ def test_a_lock_that_was_taken_over_is_left_alone(
     assert store.read(MANIFEST) is None
 
 
-def test_a_first_attempt_without_shards_binds_nothing(store: Store, dataset: list[str], tmp_path: Path) -> None:
+def test_a_first_attempt_without_shards_binds_nothing(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     Machine(dataset, tmp_path / "out", None).work(units=0)
     machine = Machine(dataset, tmp_path / "out", store)
     machine.work(units=2)
@@ -280,19 +280,19 @@ def test_a_first_attempt_without_shards_binds_nothing(store: Store, dataset: lis
 
 
 def test_the_store_of_another_recipe_leaves_the_folder_as_it_was(
-    store: Store, dataset: list[str], tmp_path: Path
+    store: ObjectStore, dataset: list[str], tmp_path: Path
 ) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
     other = Machine(dataset, tmp_path / "other", store)
     other.recipe = other.recipe.model_copy(update={"seed": 1})
-    with pytest.raises(UserError, match=f"{store.uri} was made by another recipe; choose another --store"):
+    with pytest.raises(UserError, match=f"{store.uri} was made with other settings; choose another --store"):
         other.work(units=1)
     assert not (tmp_path / "other" / MANIFEST).exists()
-    elsewhere = Machine(dataset, tmp_path / "other", Store(f"{store.uri}-too"))
+    elsewhere = Machine(dataset, tmp_path / "other", ObjectStore(f"{store.uri}-too"))
     assert len(elsewhere.work(units=1).shards) == 1
 
 
-def test_a_damaged_copy_is_fetched_again_and_not_repaired(store: Store, dataset: list[str], tmp_path: Path) -> None:
+def test_a_damaged_copy_is_fetched_again_and_not_repaired(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     shard = machine.work(units=6).shards[0]
     fetch(store, tmp_path / "fetched", ignore)
@@ -304,11 +304,11 @@ def test_a_damaged_copy_is_fetched_again_and_not_repaired(store: Store, dataset:
 
 
 def test_a_run_killed_after_its_last_commit_is_whole_in_the_store(
-    store: Store, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     with monkeypatch.context() as killed:
-        killed.setattr(Published, "__exit__", lambda *_: None)
+        killed.setattr(ManifestMirror, "__exit__", lambda *_: None)
         machine.work(units=6)
     fetch(store, tmp_path / "before", ignore)
     assert (tmp_path / "before" / "recipe.yaml").exists()
@@ -327,13 +327,13 @@ def test_keys_do_not_get_into_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["s3://", "file:///tmp/x", "nonsense://bucket/x", "bucket", "s3://bucket:x:y/z"])
 def test_what_is_no_store_is_refused(uri: str) -> None:
     with pytest.raises(UserError, match="object store") as caught:
-        Store(uri).read("a")
+        ObjectStore(uri).read("a")
     assert "\n" not in str(caught.value)
 
 
-def test_a_store_that_is_not_there_is_told_in_one_line(store: Store) -> None:
+def test_a_store_that_is_not_there_is_told_in_one_line(store: ObjectStore) -> None:
     with pytest.raises(StoreError, match=r"^s3://no-such-bucket/x: ") as caught:
-        Store("s3://no-such-bucket/x").put("a", b"")
+        ObjectStore("s3://no-such-bucket/x").put("a", b"")
     assert "\n" not in str(caught.value)
 
 
@@ -344,7 +344,7 @@ def test_a_store_is_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_another_machine(store: Store, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_from_another_machine(store: ObjectStore, tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", 40)
     options = ("--set", "engine.unit_size=1", "--set", "engine.cpus=2", "--store", store.uri)
     keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}

@@ -17,14 +17,16 @@ from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, known_quality, print_quality
-from sgpipe.generation.ray_engine import Pool, UnitReader, UnitWriter, WorkUnit, _graph
+from sgpipe.generation.pools import Pool
+from sgpipe.generation.ray_engine import _graph
 from sgpipe.generation.run import Summary, generate
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import Resources, load_recipe
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
-from sgpipe.storage.storage import FolderShelf
+from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
 from sgpipe.utils.ray_cluster import start_ray
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
@@ -90,11 +92,11 @@ class OnGpu:
 
 
 def test_stages_may_ask_for_gpus(ray_engine, tmp_path):
-    shelf = FolderShelf(tmp_path)
+    storage = LocalFolder(tmp_path)
     stages = [OnGpu(), OnGpu(resources=Resources())]
     pools = [Pool((stage,), stage.resources, 1) for stage in stages]
     units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
-    graph = _graph(pools, units, UnitReader(shelf, {"val": "index"}), UnitWriter(shelf), isolated=False)
+    graph = _graph(pools, units, UnitReader(storage, {"val": "index"}), UnitWriter(storage), isolated=False)
     assert "MapBatches" in str(graph)
 
 
@@ -160,7 +162,7 @@ def test_failed_rows_are_done_again_on_request(coco, tagger, finished, tmp_path)
 
 
 def test_another_recipe_is_refused_and_the_difference_named(finished, coco, tagger):
-    with pytest.raises(UserError, match=r"made by another recipe.*\n  tag.threshold: 0.01 then, 0.3 now"):
+    with pytest.raises(UserError, match=r"made with other settings.*\n  tag.threshold: 0.01 then, 0.3 now"):
         run(coco, tagger, finished, tag__threshold=0.3)
     with pytest.raises(UserError, match=r"seed: 0 then, 5 now"):
         run(coco, tagger, finished, seed=5)

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from sgpipe import Pipeline
 from sgpipe.cli.main import app
-from sgpipe.miniworld.dataset import IMAGES, draw_world
+from sgpipe.miniworld.dataset import IMAGES, render_dataset
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 
@@ -16,7 +16,7 @@ def invoke(*arguments: object):
 
 @pytest.mark.slow
 def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
-    draw_world(tmp_path / "drawn", 8, seed=3)
+    render_dataset(tmp_path / "drawn", 8, seed=3)
     images, out = tmp_path / "drawn" / IMAGES, tmp_path / "out"
     result = invoke("miniworld", "--images", images, "--set", "source.format=folder", "--out", out)
     assert result.exit_code == 0, result.output

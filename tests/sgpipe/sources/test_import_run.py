@@ -136,7 +136,7 @@ def test_a_killed_import_goes_on(finished, annotations, tmp_path, monkeypatch, a
 
 
 def test_another_import_is_refused(finished, annotations, tmp_path):
-    with pytest.raises(UserError, match=r"made from something else.*\n  options.preprocess: True then, False now"):
+    with pytest.raises(UserError, match=r"made with other settings.*\n  options.preprocess: True then, False now"):
         run(annotations, finished, preprocess=False)
     with pytest.raises(UserError, match="embed: False then, True now"):
         run(annotations, finished, embed=True)

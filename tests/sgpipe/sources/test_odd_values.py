@@ -20,7 +20,7 @@ from sgpipe.sources.scene_graphs import PseudoLabels
 from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
-from tests.sgpipe.cli.test_cli_import import FILES, GRAPH, TRIPLETS
+from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS
 from tests.sgpipe.sources.test_hoi_pairs import HICO, VCOCO
 from tests.sgpipe.sources.test_open_images import VRD
 

@@ -19,7 +19,7 @@ def test_one_row_group_is_read_with_the_columns_that_are_there(shard):
 
 
 def test_a_row_group_that_is_not_there_is_a_changed_shard(shard):
-    with pytest.raises(UserError, match=r"a\.parquet has changed: it has no row group 3"):
+    with pytest.raises(UserError, match=r"a\.parquet has changed: it no longer has row group 3"):
         read_row_group(shard, 3, ["a"])
 
 

@@ -21,13 +21,13 @@ from sgpipe.sources.detections import Detections, write_detections
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.verify import Problem, verify
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import file_sha256
-from tests.sgpipe.storage.test_write import full_record
+from tests.sgpipe.storage.test_shards import full_record
 
 Harm = Callable[[Path], object]
 FIRST, SECOND = "data/val-000000000-000000003.parquet", "data/val-000000003-000000005.parquet"
@@ -231,7 +231,7 @@ def test_repairing_a_whole_run_changes_nothing(run):
 
 def test_a_run_at_work_is_not_repaired_and_its_latest_shard_not_judged(run):
     script = (
-        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import RunFolder\n"
+        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import GroundTruth, RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock():\n print('locked', flush=True); sys.stdin.read()"
     )
     shutil.copy(run / SECOND, run / shard_name("val", 5, 7))
@@ -277,7 +277,7 @@ def test_an_import_goes_on_after_a_repair(tmp_path):
     whole = list(iter_records(out))
     flip(out / Manifest.load(out).shards[1].file, 60)
     assert verify(out, repair=True).problems == [
-        Problem(shard_name("val", 512, 1024), "its bytes have changed: the checksum is not the manifest's")
+        Problem(shard_name("val", 512, 1024), "its content has changed: the checksum differs from the manifest's")
     ]
     assert len(list(iter_records(out))) == 518
     go()
@@ -293,16 +293,17 @@ def test_what_is_no_run_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_truth_about_drawn_images_is_verified_too(run):
-    drawing = RunFolder(run).drawing
-    for part in (drawing.true, drawing.composed):
+def test_ground_truth_within_a_run_is_verified_too(run):
+    folder = RunFolder(run)
+    truth = GroundTruth(folder.private / "drawn" / "true", folder.private / "drawn" / "composed")
+    for part in (truth.relations, truth.required):
         part.mkdir(parents=True)
         commit(part, 0, [full_record(0)], Manifest.create(part, {}))
-    drawing.finish({"seed": 0})
+    folder.set_ground_truth(truth)
     assert not problems(run)
     file = shard_name("val", 0, 1)
-    flip(drawing.true / file, 60)
+    flip(truth.relations / file, 60)
     [(place, _)] = problems(run)
     assert place == f".sgpipe/drawn/true/{file}"
     assert verify(run, repair=True).dropped == [".sgpipe/drawn"]
-    assert RunFolder(run).truth is None
+    assert not truth.relations.exists()

@@ -3,8 +3,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.generation import ray_engine
-from sgpipe.generation.ray_engine import plan_pools
+from sgpipe.generation import pools
+from sgpipe.generation.pools import plan_pools
 from sgpipe.recipe import Resources
 
 
@@ -27,7 +27,7 @@ GPU = Resources(gpus=1)
 def cluster(monkeypatch):
     def has(cpus: float, gpus: float = 0) -> None:
         found = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-        monkeypatch.setattr(ray_engine.ray, "cluster_resources", lambda: found)
+        monkeypatch.setattr(pools.ray, "cluster_resources", lambda: found)
 
     return has
 
@@ -66,18 +66,3 @@ def test_what_does_not_fit_is_refused_with_the_setting_to_change(cluster, resour
     with pytest.raises(UserError, match=message) as caught:
         plan_pools([Stub("tag", resources)], 10)
     assert "tag.resources." in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (
-            "ray.exceptions.UserCodeException: UDF failed\n  File\nstruct.error: unpack requires 4 bytes\n\nAnd",
-            "a worker failed: struct.error: unpack requires 4 bytes",
-        ),
-        ("something\nelse", "a worker failed: something"),
-        ("ValueError: bad", "a worker failed: ValueError: bad"),
-    ],
-)
-def test_the_innermost_error_is_told(text, expected):
-    assert ray_engine.reason(RuntimeError(text)) == expected
