@@ -2,14 +2,11 @@
 
 A `Record` is one image with everything known about it. Sources make records, stages fill their columns,
 shards store them. Boxes are `xywh` in pixels of the original image everywhere in this module.
-
-Refining labelled relations: no repeats, the best of each pair, only what a prior knows; name counts.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -18,7 +15,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 NO_OBJECT = "missing objects"
-OWN_IMAGES = "folder"  # the dataset of images that nobody has annotated
+TRAINING_CONFIDENCE = 0.2  # RLIPv2 trains on relations of at least this confidence
+OWN_IMAGES = "folder"  # the dataset of images without annotations
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
@@ -114,7 +112,7 @@ class Record:
         return self.status == "ok"
 
     def fail(self, stage: str, reason: str) -> None:
-        """Turn the record into an error row; later stages leave it alone."""
+        """Turn the record into an error row; later stages skip it."""
         self.status = "error"
         self.error = f"{stage}: {reason}"
 
@@ -182,7 +180,7 @@ def to_table(records: Iterable[Record]) -> pa.Table:
 
 
 def _to_row(record: Record) -> dict[str, Any]:
-    """What `dataclasses.asdict` gives, without its deep copies: they would take longer than all the rest."""
+    """As `dataclasses.asdict`, without its deep copies, which would take most of the time."""
     row = _values(record)
     return row | {name: [_values(item) for item in row[name]] for name in _NESTED}
 
@@ -206,11 +204,8 @@ def _from_row(row: dict[str, Any], known: set[str]) -> Record:
     return Record(**values)
 
 
-TRAINED_ON = 0.2  # RLIPv2 trains on relations of at least this confidence
-
-
 def deduplicate(relations: Iterable[Relation], *, keep_ties: bool = False) -> list[Relation]:
-    """Of the relations with the same subject, predicate and object, the one of highest confidence.
+    """Of relations with the same subject, predicate and object, keep the one of highest confidence.
 
     Args:
         keep_ties: keep every relation that reaches the highest confidence, not only the first (RLIPv2).
@@ -233,87 +228,10 @@ def deduplicate(relations: Iterable[Relation], *, keep_ties: bool = False) -> li
     return kept
 
 
-def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
-    """The `k` most confident relations of each ordered pair of boxes.
-
-    Returns:
-        the relations kept, pair by pair in first-seen order; a pair that had more than `k` has them by
-        falling confidence (the earlier first among equals), any other in its own order.
-    """
-    pairs: dict[tuple[int, int], list[Relation]] = {}
-    for relation in relations:
-        pairs.setdefault((relation.subject, relation.object), []).append(relation)
-    return [relation for group in pairs.values() for relation in _strongest(group, k)]
-
-
-def keep_known(
-    relations: Iterable[Relation],
-    objects: Sequence[Box],
-    known: Mapping[tuple[str, str], Collection[str]],
-) -> list[Relation]:
-    """The relations whose predicate is known between the classes of their boxes.
-
-    Args:
-        objects: the boxes that the relations index.
-        known: predicates by (subject class, object class), such as `sgpipe.stages.pair.candidates.read_prior` returns.
-    """
-    return [
-        relation
-        for relation in relations
-        if relation.predicate in known.get((objects[relation.subject].category, objects[relation.object].category), ())
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class NameFrequencies:
-    """How often each predicate and each object name occurs, most frequent first, ties in first-seen order."""
-
-    predicates: dict[str, int] = field(default_factory=dict)
-    objects: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def count(cls, records: Iterable[Record]) -> NameFrequencies:
-        """Count the predicates of all relations, and the class names of all objects, related or not."""
-        predicates: Counter[str] = Counter()
-        objects: Counter[str] = Counter()
-        for record in records:
-            objects.update(box.category for box in record.objects)
-            predicates.update(relation.predicate for relation in record.relations)
-        return cls(dict(predicates.most_common()), dict(objects.most_common()))
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> NameFrequencies:
-        """Read RLIPv2's `keep_names_freq` form."""
-        return cls(dict(value["relationship_freq"]), dict(value["object_freq"]))
-
-    def to_json(self) -> dict[str, Any]:
-        """RLIPv2's `keep_names_freq` form."""
-        return {
-            "relationship_names": list(self.predicates),
-            "object_names": list(self.objects),
-            "relationship_freq": self.predicates,
-            "object_freq": self.objects,
-        }
-
-    def __add__(self, other: NameFrequencies) -> NameFrequencies:
-        """The counts of both together; among equals, names of the first come first."""
-        return NameFrequencies(_add(self.predicates, other.predicates), _add(self.objects, other.objects))
-
-
 def _statement(relation: Relation) -> tuple[int, str, int]:
     return relation.subject, relation.predicate, relation.object
 
 
 def _confidence(relation: Relation) -> float:
-    """Ground truth is certain."""
+    """The confidence of a relation; ground truth counts as 1."""
     return 1.0 if relation.confidence is None else relation.confidence
-
-
-def _add(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
-    counts = Counter(first)
-    counts.update(second)
-    return dict(counts.most_common())
-
-
-def _strongest(group: list[Relation], k: int) -> list[Relation]:
-    return group if len(group) <= k else sorted(group, key=_confidence, reverse=True)[:k]

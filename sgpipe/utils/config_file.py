@@ -73,7 +73,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except _RepeatedKeyError as error:
-        raise UserError(f"recipe {path}{_line(error)}: key {error.problem!r} is there already") from None
+        raise UserError(f"recipe {path}{_line(error)}: key {error.problem!r} occurs twice") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"recipe {path}{_line(error)}: not valid YAML") from None
     except RecursionError:
@@ -86,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _RepeatedKeyError(yaml.MarkedYAMLError):
-    """A key that a mapping has twice, of which YAML's readers would silently take the last."""
+    """A mapping has a key twice; YAML readers would silently take the last."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -147,15 +147,15 @@ def _explain(error: ValidationError, kind: type[BaseModel], path: Path, override
 
 
 def _blame(key: str, path: Path, overrides: Mapping[str, Any]) -> str:
-    """Who set a key, as far as one can tell."""
+    """Where a key was set, as far as can be told."""
     if any(key == name or key.startswith(f"{name}.") for name in overrides):
         return "option"
     mixed = any(name.startswith(f"{key}.") for name in overrides)
-    return f"recipe {path} with the options given" if mixed else f"recipe {path}"
+    return f"recipe {path} with the given options" if mixed else f"recipe {path}"
 
 
 def _suggest(error: ErrorDetails, kind: Any) -> str:
-    """The keys that would have been right at the place of an unknown one."""
+    """The valid keys in place of an unknown one."""
     *parents, leaf = error["loc"]
     for part in parents:
         is_collection = get_origin(kind) in (tuple, dict)

@@ -1,4 +1,4 @@
-"""Where a model runs and in which number format, from the words of a recipe."""
+"""The device and number format of a model, by their names in a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sgpipe.errors import UserError
 def pick_device(name: str) -> torch.device:
     """The device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    Raises UserError: another word, or a GPU that this machine or process does not have.
+    Raises UserError: unknown name, or a GPU that this machine or process does not have.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Locks: one process at a time in a folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def is_locked(file: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # there is none
+    except OSError:  # there is no such file
         return False
     return False
 
 
 @contextmanager
 def only_process(file: Path, folder: Path) -> Iterator[None]:
-    """Hold a lock on `file`; the system lets go of it when the process ends, however it ends.
+    """Hold a lock on `file`; the system releases it when the process ends, however it ends.
 
     Raises UserError: another process holds it, and writes into `folder`.
     """

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpipe.records import Box, NameFrequencies, Record, Relation, deduplicate, keep_known, top_per_pair
+from sgpipe.records import Box, Record, Relation, deduplicate
+from tests.parity.refinement import NameFrequencies, keep_known, top_per_pair
 
 RELATIONS = st.lists(
     st.builds(
