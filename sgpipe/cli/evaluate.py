@@ -1,7 +1,8 @@
-"""`sgpipe eval …`: one command for each benchmark."""
+"""`sgpipe eval …`: one command for each benchmark, and one for the labels of a run."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgpipe.cli.help import HelpfulGroup
-from sgpipe.cli.predict import Batch, Classes, Device, Dtype, Gpus, Images, Precision, Split, Workers
+from sgpipe.cli.options import Classes, GroundTruthFolder, ImageData, InferenceOptions, with_option_groups
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
@@ -17,27 +18,17 @@ if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
     from sgpipe.evaluation.result import EvaluationResult
 
-
-Predictions = Annotated[Path, typer.Option(help="File of predictions; its forms are in docs/formats.md.")]
-Annotations = Annotated[Path, typer.Option(help="Annotation file.")]
-MaybePredictions = Annotated[Path | None, typer.Option(help="File of predictions; its forms are in docs/formats.md.")]
-MaybeAnnotations = Annotated[Path | None, typer.Option(help="Annotation file; with --model the data is enough.")]
-Model = Annotated[Path | None, typer.Option(help="Instead of predictions: a trained network's folder.")]
-MaybeData = Annotated[Path | None, typer.Option(help="With --model: folder of shards.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything there; - prints it instead of tables.")]
-CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write a line for each class there.")]
-PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw precision over recall there, as SVG.")]
+Predictions = Annotated[Path | None, typer.Option(help="Predictions file; docs/formats.md describes the formats.")]
+Annotations = Annotated[Path | None, typer.Option(help="Annotation file; optional with --model.")]
 
 _STANDARD_OUTPUT = Path("-")
-_WIDE = 120  # columns, of tables in a file
+_FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
 
-app = typer.Typer(
-    cls=HelpfulGroup, no_args_is_help=True, help="Evaluate predictions as the benchmarks' official evaluators do."
-)
+app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Evaluate predictions as the official evaluators do.")
 
 
 class HicoSetting(str, Enum):
-    """Which classes are told apart from the others."""
+    """How HICO-DET's classes are grouped."""
 
     DEFAULT = "default"
     NF = "NF"
@@ -47,7 +38,7 @@ class HicoSetting(str, Enum):
 
 
 class PhraseSuppression(str, Enum):
-    """What is done to overlapping pairs and phrases."""
+    """How overlapping pairs and phrases are suppressed."""
 
     NONE = "none"
     PUBLISHED = "published"
@@ -55,7 +46,7 @@ class PhraseSuppression(str, Enum):
 
 
 class LabelSource(str, Enum):
-    """What of a run is compared."""
+    """The part of a run that is evaluated."""
 
     RELATIONS = "relations"
     CANDIDATES = "candidates"
@@ -69,245 +60,219 @@ class GraphMode(str, Enum):
     SGDET = "sgdet"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """A trained model to evaluate, instead of a predictions file."""
+
+    model: Annotated[Path | None, typer.Option(help="Folder of a trained model, instead of predictions.")] = None
+    data: Annotated[Path | None, typer.Option(help="With --model: folder of shards.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFiles:
+    """The files that the result is written to."""
+
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the full result to this file; - prints it instead of tables.")
+    ] = None
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write one line per class to this file.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFiles(TableFiles):
+    """The same, with a plot."""
+
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write the precision-recall curves to this SVG file.")] = (
+        None
+    )
+
+
 @app.command()
+@with_option_groups
 def hico(
-    predictions: MaybePredictions = None,
-    annotations: MaybeAnnotations = None,
-    setting: Annotated[HicoSetting, typer.Option(help="Rare classes, or unseen ones.")] = HicoSetting.DEFAULT,
-    known_object: Annotated[bool, typer.Option("--known-object", help="Only images with the class's object.")] = False,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
+    predictions: Predictions = None,
+    annotations: Annotations = None,
+    setting: Annotated[
+        HicoSetting, typer.Option(help="How to group the classes: rare and non-rare, or unseen and seen.")
+    ] = HicoSetting.DEFAULT,
+    known_object: Annotated[
+        bool, typer.Option("--known-object", help="Evaluate a class only on images with its object.")
+    ] = False,
     pair_nms: Annotated[bool, typer.Option("--pair-nms", help="Suppress pairs that overlap better ones.")] = False,
     zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="With --model: leave out subjects that look like no person.")
+        bool, typer.Option("--zero-shot", help="With --model: drop subjects not classified as a person.")
     ] = False,
     classes: Classes = None,
-    model: Model = None,
-    data: MaybeData = None,
-    split: Split = None,
-    images: Images = None,
-    batch: Batch = 4,
-    dtype: Dtype = Precision.AUTO,
-    device: Device = "auto",
-    workers: Workers = 1,
-    gpus: Gpus = 0,
-    json: JsonFile = None,
-    csv: CsvFile = None,
-    plot: PlotFile = None,
 ) -> None:
-    """HICO-DET: mean average precision of full, rare and non-rare, or unseen and seen classes."""
+    """HICO-DET: mAP of full, rare and non-rare classes, or of unseen and seen classes."""
     from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions, evaluate_hico_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_hico_model
 
     options = HicoOptions(setting.value, known_object, pair_nms)
-    if files := _files(predictions, annotations, model, data):
-        result = evaluate_hico_files(*files, options, classes)
+    if paths := _files(predictions, annotations, model):
+        result = evaluate_hico_files(*paths, options, classes)
     else:
-        run = _model_run(model, data, split, images, annotations, classes, batch, dtype, device, workers, gpus)
+        run = _model_run(model, inference, annotations, classes)
         result = evaluate_hico_model(run, options, zero_shot=zero_shot)
-    _show(result, json, csv, plot)
+    _show(result, files, files.plot)
 
 
 @app.command()
+@with_option_groups
 def vcoco(
-    annotations: Annotated[Path, typer.Option(help="V-COCO's own file: vcoco_test.json.")],
-    coco: Annotated[Path, typer.Option(help="The COCO instances that it refers to: instances_vcoco_all_2014.json.")],
-    predictions: MaybePredictions = None,
+    annotations: Annotated[Path, typer.Option(help="V-COCO's own annotations: vcoco_test.json.")],
+    coco: Annotated[Path, typer.Option(help="The COCO instances they refer to: instances_vcoco_all_2014.json.")],
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
+    predictions: Predictions = None,
     possible: Annotated[
-        Path | None, typer.Option(help="With --model: training shards; what never occurs there is scored 0.")
+        Path | None, typer.Option(help="With --model: training shards; what never occurs in them is scored 0.")
     ] = None,
-    model: Model = None,
-    data: MaybeData = None,
-    split: Split = None,
-    images: Images = None,
-    batch: Batch = 4,
-    dtype: Dtype = Precision.AUTO,
-    device: Device = "auto",
-    workers: Workers = 1,
-    gpus: Gpus = 0,
-    json: JsonFile = None,
-    csv: CsvFile = None,
-    plot: PlotFile = None,
 ) -> None:
     """V-COCO: role AP in scenarios 1 and 2, and agent AP."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_vcoco_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_vcoco_model
 
-    if files := _files(predictions, annotations, model, data):
-        result = evaluate_vcoco_files(*files, coco)
+    if paths := _files(predictions, annotations, model):
+        result = evaluate_vcoco_files(*paths, coco)
     else:
-        run = _model_run(model, data, split, images, None, None, batch, dtype, device, workers, gpus)
-        result = evaluate_vcoco_model(run, annotations, coco, possible)
-    _show(result, json, csv, plot)
+        result = evaluate_vcoco_model(_model_run(model, inference), annotations, coco, possible)
+    _show(result, files, files.plot)
 
 
 @app.command()
+@with_option_groups
 def openimages(
-    predictions: MaybePredictions = None,
-    annotations: MaybeAnnotations = None,
-    nms: Annotated[PhraseSuppression, typer.Option(help="NMS, with the published slip or without.")] = (
-        PhraseSuppression.NONE
-    ),
-    model: Model = None,
-    data: MaybeData = None,
-    split: Split = None,
-    images: Images = None,
-    batch: Batch = 4,
-    dtype: Dtype = Precision.AUTO,
-    device: Device = "auto",
-    workers: Workers = 1,
-    gpus: Gpus = 0,
-    json: JsonFile = None,
-    csv: CsvFile = None,
-    plot: PlotFile = None,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
+    predictions: Predictions = None,
+    annotations: Annotations = None,
+    nms: Annotated[
+        PhraseSuppression, typer.Option(help="Non-maximum suppression, with the bug of the published code or without.")
+    ] = PhraseSuppression.NONE,
 ) -> None:
     """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_open_images_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_open_images_model
 
-    if files := _files(predictions, annotations, model, data):
-        result = evaluate_open_images_files(*files, nms.value)
+    if paths := _files(predictions, annotations, model):
+        result = evaluate_open_images_files(*paths, nms.value)
     else:
-        run = _model_run(model, data, split, images, annotations, None, batch, dtype, device, workers, gpus)
-        result = evaluate_open_images_model(run, nms.value)
-    _show(result, json, csv, plot)
+        result = evaluate_open_images_model(_model_run(model, inference, annotations), nms.value)
+    _show(result, files, files.plot)
 
 
 @app.command()
+@with_option_groups
 def vg(
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: TableFiles,
     mode: Annotated[
-        GraphMode | None, typer.Option(help="What the model was given: boxes and labels, boxes, or nothing.")
+        GraphMode | None, typer.Option(help="What the model was given: boxes and classes, boxes, or only images.")
     ] = None,
-    predictions: MaybePredictions = None,
-    annotations: MaybeAnnotations = None,
+    predictions: Predictions = None,
+    annotations: Annotations = None,
     classes: Classes = None,
-    model: Model = None,
-    data: MaybeData = None,
-    split: Split = None,
-    images: Images = None,
-    batch: Batch = 4,
-    dtype: Dtype = Precision.AUTO,
-    device: Device = "auto",
-    workers: Workers = 1,
-    gpus: Gpus = 0,
-    json: JsonFile = None,
-    csv: CsvFile = None,
 ) -> None:
     """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-)."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_graph_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_graphs_model
 
-    if files := _files(predictions, annotations, model, data):
+    if paths := _files(predictions, annotations, model):
         if mode is None:
             raise UserError("give --mode predcls, sgcls or sgdet: what the model was given")
-        result = evaluate_graph_files(*files, mode.value, classes)
+        result = evaluate_graph_files(*paths, mode.value, classes)
     else:
         if mode and mode is not GraphMode.SGDET:
-            raise UserError(f"--mode {mode.value}: a network finds its boxes itself, so with --model it is sgdet")
-        run = _model_run(model, data, split, images, annotations, classes, batch, dtype, device, workers, gpus)
-        result = evaluate_graphs_model(run)
-    _show(result, json, csv)
+            raise UserError(f"--mode {mode.value}: with --model the mode is sgdet, as the model detects its own boxes")
+        result = evaluate_graphs_model(_model_run(model, inference, annotations, classes))
+    _show(result, files)
 
 
 @app.command()
+@with_option_groups
 def labels(
     pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.")],
-    truth: Annotated[
-        Path | None,
-        typer.Option(help="Folder of true relations, such as `sgpipe import vg` makes; known of drawn images."),
-    ] = None,
+    files: ResultFiles,
+    truth: GroundTruthFolder = None,
     wanted: Annotated[
-        Path | None, typer.Option(help="Folder of the relations that must be found; by default all true ones.")
+        Path | None,
+        typer.Option(help="Shards with the relations that recall counts. Default: all of the ground truth."),
     ] = None,
-    source: Annotated[LabelSource, typer.Option(help="Relations, or every pair with each of its predicates.")] = (
-        LabelSource.RELATIONS
-    ),
-    threshold: Annotated[float, typer.Option(help="Least confidence of the relations that count.")] = 0.2,
-    iou: Annotated[float, typer.Option(help="Least overlap of the boxes of one object.")] = 0.5,
-    synonyms: Annotated[Path | None, typer.Option(help="YAML or JSON: {predicate: [texts meaning it]}.")] = None,
-    image_data: Annotated[
-        Path | None, typer.Option(help="Visual Genome's image_data.json, to compare COCO's images with it.")
+    source: Annotated[
+        LabelSource, typer.Option(help="Evaluate the relations, or every candidate pair with each of its predicates.")
+    ] = LabelSource.RELATIONS,
+    threshold: Annotated[float, typer.Option(help="Minimum confidence of the relations that count.")] = 0.2,
+    iou: Annotated[float, typer.Option(help="Minimum IoU of matching boxes.")] = 0.5,
+    synonyms: Annotated[
+        Path | None, typer.Option(help="YAML or JSON: {predicate: [texts with the same meaning]}.")
     ] = None,
-    json: JsonFile = None,
-    csv: CsvFile = None,
-    plot: PlotFile = None,
+    image_data: ImageData = None,
 ) -> None:
-    """Relations of a run against the truth: precision, recall and AP, by threshold, predicate and frequency."""
+    """Compare a run with the ground truth: precision, recall and AP by threshold, predicate and frequency."""
     from sgpipe.evaluation.label_quality.comparison import label_quality
     from sgpipe.evaluation.label_quality.report import label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
-    from sgpipe.storage.run_folder import RunFolder
+    from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
-    if truth is None:
-        known = RunFolder(pred).truth
-        if known is None:
-            raise UserError(f"what is true of the images of {pred} is not known: give --truth")
-        truth, wanted = known.true, wanted or known.composed
+    own = RunFolder(pred).ground_truth if truth is None else GroundTruth(truth)
+    if own is None:
+        raise UserError(f"{pred} has no ground truth of its own: give --truth")
+    ground_truth = GroundTruth(own.relations, wanted or own.required, image_data or own.image_data)
     found = label_quality(
         pred,
-        truth,
-        wanted=wanted,
+        ground_truth,
         source=source.value,
         threshold=threshold,
         synonyms=load_predicate_synonyms(synonyms) if synonyms else None,
         iou=iou,
-        image_data=image_data,
     )
-    paths = {"pred": pred, "truth": truth, "wanted": wanted, "synonyms": synonyms, "image_data": image_data}
+    paths = {
+        "pred": pred,
+        "truth": ground_truth.relations,
+        "wanted": ground_truth.required,
+        "synonyms": synonyms,
+        "image_data": ground_truth.image_data,
+    }
     settings = {name: str(path) for name, path in paths.items() if path}
-    _show(label_report(found, iou=iou, **settings), json, csv, plot)
+    _show(label_report(found, iou=iou, **settings), files, files.plot)
 
 
-def _files(
-    predictions: Path | None, annotations: Path | None, model: Path | None, data: Path | None
-) -> tuple[Path, Path] | None:
-    """The files, if it is files that are to be evaluated. Raises UserError: neither these nor a network are given."""
-    if predictions and annotations and not model and not data:
+def _files(predictions: Path | None, annotations: Path | None, model: ModelOptions) -> tuple[Path, Path] | None:
+    """The predictions and annotations; None if a model is to be evaluated. Raises UserError: neither is given."""
+    if predictions and annotations and not model.model and not model.data:
         return predictions, annotations
-    if predictions or not model or not data:
+    if predictions or not model.model or not model.data:
         raise UserError("give --predictions and --annotations, or --model and --data")
     return None
 
 
 def _model_run(
-    model: Path | None,
-    data: Path | None,
-    split: str | None,
-    images: Path | None,
-    annotations: Path | None,
-    classes: Path | None,
-    batch: int,
-    dtype: Precision,
-    device: str,
-    workers: int,
-    gpus: float,
+    model: ModelOptions, inference: InferenceOptions, annotations: Path | None = None, classes: Path | None = None
 ) -> ModelRun:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
 
-    assert model is not None
-    assert data is not None
-    return ModelRun(
-        model,
-        data,
-        split=split,
-        images=images,
-        annotations=annotations,
-        classes=classes,
-        batch=batch,
-        dtype=dtype.value,
-        device=device,
-        workers=workers,
-        gpus=gpus,
-    )
+    assert model.model is not None
+    assert model.data is not None
+    arguments = inference.as_arguments()
+    return ModelRun(model=model.model, data=model.data, annotations=annotations, classes=classes, **arguments)
 
 
-def _show(result: EvaluationResult, json: Path | None, csv: Path | None, plot: Path | None = None) -> None:
-    if json == _STANDARD_OUTPUT:
+def _show(result: EvaluationResult, files: TableFiles, plot: Path | None = None) -> None:
+    if files.json == _STANDARD_OUTPUT:
         print(result.as_json())
     else:
         _print(result)
-        if json:
-            result.write_json(json)
-    if csv:
-        result.write_csv(csv)
+        if files.json:
+            result.write_json(files.json)
+    if files.csv:
+        result.write_csv(files.csv)
     if plot:
         result.write_plot(plot)
 
@@ -315,5 +280,5 @@ def _show(result: EvaluationResult, json: Path | None, csv: Path | None, plot: P
 def _print(result: EvaluationResult) -> None:
     screen = console.output()
     if not screen.is_terminal:
-        screen.width = max(screen.width, _WIDE)
+        screen.width = max(screen.width, _FILE_WIDTH)
     result.print(screen)

@@ -1,4 +1,4 @@
-"""`sgpipe label`: images of one's own, drawn with their relations."""
+"""`sgpipe label`: find the relations in a few images and draw them."""
 
 from __future__ import annotations
 
@@ -9,37 +9,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from sgpipe.cli.options import Captioner, Detector, Settings, Tagger
 from sgpipe.errors import UserError, making_folder
 from sgpipe.utils import console
+from sgpipe.utils.atomic import atomic_write
+from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sgpipe.pipeline import SceneGraph
 
 
-EXIT_ALL_FAILED = 3
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
-_NOTE = "NOTE: the models of the miniworld know nothing but drawn images; for photographs give others: --tagger …"
+_NOTE = "NOTE: the packaged miniworld models know only synthetic images; for photographs give your own: --tagger …"
 
 
 def label(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for the drawn images.")] = Path("labelled"),
-    boxes: Annotated[Path | None, typer.Option(help="COCO instances file with the boxes; no detector runs.")] = None,
-    detector: Annotated[str | None, typer.Option(help="Object detector of transformers: folder or hub id.")] = None,
-    captioner: Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.")] = None,
-    tagger: Annotated[str | None, typer.Option(help="R-Tagger made by `sgpipe convert` or training.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the drawings.")] = Path("labelled"),
+    boxes: Annotated[Path | None, typer.Option(help="COCO instances file with boxes; no detector runs.")] = None,
+    detector: Detector = None,
+    captioner: Captioner = None,
+    tagger: Tagger = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe with models and settings: folder if a model is given, else miniworld.")
+        str | None,
+        typer.Option(help="Recipe with models and settings. Default: folder with own models, else miniworld."),
     ] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Least confidence of what is shown.")] = 0.2,
-    assign: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting, such as detect.threshold=0.5. Repeatable.")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON, an image a line, with all that is known.")] = False,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum confidence of the relations shown.")] = 0.2,
+    assign: Settings = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print JSON, one line per image, with everything that was found.")
+    ] = False,
 ) -> None:
-    """Find the relations in images, draw them, and print them. No annotations are needed."""
+    """Find the relations in images, print them, and draw them. No annotations are needed."""
     import json
 
     from sgpipe.pipeline import Pipeline
@@ -49,7 +53,7 @@ def label(
     files = list(_files(images, out))
     with making_folder(out):
         out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()  # before minutes are spent
+        tempfile.TemporaryFile(dir=out).close()  # fail before minutes of work
     chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
@@ -63,33 +67,33 @@ def label(
         if json_:
             print(json.dumps(graph.as_json(), ensure_ascii=False))
         else:
-            _tell(graph, file, out / name, threshold, screen)
+            _print(graph, file, out / name, threshold, screen)
     if failed == len(files):
-        raise typer.Exit(EXIT_ALL_FAILED)
+        raise typer.Exit(console.EXIT_ALL_FAILED)
 
 
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
-    """The images, and those in the folders, without what was drawn into `out`, which may be in one of them.
+    """The images, and those in the folders, without earlier drawings in `out`, which may be one of the folders.
 
-    Raises UserError: something is not there, or holds none.
+    Raises UserError: a path does not exist, or a folder contains no images.
     """
     from sgpipe.sources.folder import iter_images
 
-    place = out.resolve()
+    drawings = out.resolve()
     for path in images:
         if not path.exists():
-            raise UserError(f"there is no image {path}")
-        found = [path]
+            raise UserError(f"image not found: {path}")
+        files = [path]
         if path.is_dir():
             inside = (path / name for name in iter_images(path))
-            found = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == place)]
-        if not found:
-            raise UserError(f"there are no images in {path}")
-        yield from found
+            files = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)]
+        if not files:
+            raise UserError(f"no images in {path}")
+        yield from files
 
 
 def _names(files: list[Path]) -> Iterator[str]:
-    """What the drawn images are called; never as the images themselves, and never twice."""
+    """File names for the drawings: no two the same, and none that of an image."""
     taken: set[str] = set()
     for file in files:
         name, number = f"{file.name}.relations.png", 1
@@ -101,20 +105,19 @@ def _names(files: list[Path]) -> Iterator[str]:
 
 
 def _save(graph: SceneGraph, path: Path, threshold: float) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    graph.draw(threshold).save(temporary, "PNG")
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        graph.draw(threshold).save(temporary, "PNG")
 
 
-def _tell(graph: SceneGraph, file: Path, drawn: Path, threshold: float, console: Console) -> None:
+def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float, screen: Console) -> None:
     from sgpipe.sources.annotated import line
 
     if graph.error is not None:
-        console.print(line(f"{file}: {graph.error}"), soft_wrap=True)
+        screen.print(line(f"{file}: {graph.error}"), soft_wrap=True)
         return
     triplets = graph.triplets(threshold)
-    found = f"{len(graph.objects)} objects, {len(triplets)} relations"
-    console.print(line(f"{file}: {found} → {drawn}"), soft_wrap=True)
+    found = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')}"
+    screen.print(line(f"{file}: {found} → {drawing}"), soft_wrap=True)
     for subject, predicate, object_, confidence in triplets:
-        sure = "" if confidence is None else f"{confidence:.2f}  "
-        console.print(f"  {sure}{subject} · {predicate} · {object_}", soft_wrap=True)
+        score = "" if confidence is None else f"{confidence:.2f}  "
+        screen.print(f"  {score}{subject} · {predicate} · {object_}", soft_wrap=True)

@@ -22,7 +22,7 @@ from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
 from tests.bad_data.case import Case, Kind, Outcome, outcome
-from tests.sgpipe.cli.test_cli_import import BIKE, FILES, GRAPH, INSTANCES, MAN, RELATION, SIZE, TRIPLETS
+from tests.sgpipe.cli.test_imports import BIKE, FILES, GRAPH, INSTANCES, MAN, RELATION, SIZE, TRIPLETS
 
 THING = GRAPH["objects"][0]
 NEAR = GRAPH["relationships"][0]

@@ -30,7 +30,7 @@ from sgpipe.storage.verify import row_faults
 from sgpipe.utils.console import Progress
 from sgpipe.utils.json_stream import JsonStream
 from tests.bad_data.annotations import BOX, GOOD
-from tests.sgpipe.cli.test_cli_import import TRIPLETS
+from tests.sgpipe.cli.test_imports import TRIPLETS
 from tests.sgpipe.sources import test_odd_values as imports
 
 QUIET = Progress(Console(quiet=True))

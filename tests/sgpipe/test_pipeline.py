@@ -8,14 +8,14 @@ from typer.testing import CliRunner
 from sgpipe import Pipeline, SceneGraph
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.miniworld.dataset import IMAGES, INSTANCES, draw_world
+from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
 from sgpipe.records import Box, Record, Relation
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("drawn") / "world"
-    draw_world(out, 3, seed=5)
+    render_dataset(out, 3, seed=5)
     return out
 
 
@@ -81,7 +81,7 @@ def test_a_graph_tells_and_draws_what_is_in_it():
         ({"recipe": "coco", "tagger": "t"}, "no boxes: give --detector"),
         ({"settings": {"tag.thresh": 1}}, "unknown key 'tag.thresh'"),
         ({"boxes": "nowhere.json"}, "not found: nowhere.json"),
-        ({"detector": "nowhere"}, "no detector at nowhere"),
+        ({"detector": "nowhere"}, "no detector nowhere"),
     ],
 )
 def test_what_is_missing_is_said(options, reason, monkeypatch, tmp_path):
@@ -103,7 +103,7 @@ def test_the_command_draws_images_and_prints_relations(drawn, tmp_path):
     lines = result.stdout.splitlines()
     assert f"{tmp_path / 'bad.png'}: source: image cannot be read" in result.stdout
     assert any(" · " in line for line in lines)
-    assert "know nothing but drawn images" in result.stderr
+    assert "know only synthetic images" in result.stderr
     assert sorted(path.name for path in out.iterdir()) == [
         f"{path.name}.relations.png" for path in sorted(images.iterdir())
     ]
@@ -136,7 +136,7 @@ def test_an_interruption_promises_nothing_that_is_not_kept(drawn, tmp_path, monk
 
     monkeypatch.setattr("sgpipe.pipeline.Pipeline", stop)
     result = invoke(drawn / IMAGES, "--out", tmp_path / "out")
-    assert (result.exit_code, result.stderr) == (130, "interrupted. The same command starts again.\n")
+    assert (result.exit_code, result.stderr) == (130, "interrupted. Run the same command again to start from the beginning.\n")
 
 
 def test_names_do_not_steer_the_terminal(drawn, tmp_path):
@@ -166,6 +166,6 @@ def test_images_of_one_name_do_not_overwrite_each_other(drawn, tmp_path):
 
 
 def test_images_that_are_not_there_are_refused(tmp_path):
-    assert "there is no image" in invoke(tmp_path / "a.png").stderr
+    assert "image not found" in invoke(tmp_path / "a.png").stderr
     (tmp_path / "empty").mkdir()
     assert invoke(tmp_path / "empty").exit_code == 2

@@ -90,5 +90,5 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
     assert run.wait() == 1
     assert run.said.splitlines()[-2:] == [
         "error: the Ray cluster at 127.0.0.1:1 cannot be joined: Connection refused",
-        "What is committed stays; the same command goes on from there.",
+        "Committed work is kept; run the same command again to resume.",
     ]

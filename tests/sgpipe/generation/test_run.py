@@ -258,7 +258,7 @@ def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagge
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "same command goes on" in errors
+    assert "same command again to resume" in errors
     assert "Traceback" not in errors
     assert "***" not in errors
     assert 0 < len(Manifest.load(out).shards) < IMAGES

@@ -91,7 +91,7 @@ def test_what_terminals_act_on_is_not_printed_and_missing_images_are_counted(tmp
     assert result.exit_code == 0, result.output
     assert "on [31m 2J" in result.stdout
     assert not set(result.stdout) & set("\x1b\x07\x9b")
-    assert "drew 1 images into" in result.stderr
+    assert "drew 1 image into" in result.stderr
     assert "1 of them without their image" in " ".join(result.stderr.split())
 
 
@@ -100,5 +100,5 @@ def test_stats_draws_a_sheet_besides_its_tables(tmp_path):
     result = CliRunner().invoke(app, ["stats", str(root), "--sheet", str(tmp_path / "s.png"), "--images", "1"])
     assert result.exit_code == 0
     assert "relations by threshold" in result.stdout
-    assert f"drew 1 images into {tmp_path}/s.png" in result.stderr.replace("\n", "")
+    assert f"drew 1 image into {tmp_path}/s.png" in result.stderr.replace("\n", "")
     assert (tmp_path / "s.png").stat().st_size > 1000

@@ -69,7 +69,7 @@ def test_a_whole_run_is_one_line(run):
     assert (found.ok, found.shards, found.images, found.problems) == (True, 2, 5, [])
     result = CliRunner().invoke(app, ["verify", str(run)])
     assert result.exit_code == 0
-    assert result.stdout.splitlines() == [f"{run}: 5 images in 2 shards, all as written"]
+    assert result.stdout.splitlines() == [f"{run}: 5 images in 2 shards, no problems found"]
 
 
 def test_a_flipped_byte_is_found_wherever_it_is(run):

@@ -166,7 +166,7 @@ def test_a_stopped_training_says_how_to_go_on(
     process.send_signal(number)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "interrupted. What is committed stays; the same command goes on from there."
+    assert errors.splitlines()[-1] == "interrupted. Committed work is kept; run the same command again to resume."
     assert "Traceback" not in said + errors
     before = len(steps(out))
     training(drawn_run, out, **{**long, "optimisation__epochs": before // 3 + 1})

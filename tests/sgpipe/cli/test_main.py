@@ -126,11 +126,11 @@ def test_convert_from_a_detector_says_what_does_not_fit(tmp_path):
     common = ("convert", tmp_path / "detector.pth", "--out", tmp_path / "out", "--tokenizer", tmp_path / "roberta")
     result = invoke(*common, "--as", "parseda")
     assert result.exit_code == 2
-    assert "it is not a (DAB-)Deformable-DETR: it lacks transformer.level_embed" in result.stderr.splitlines()[-1]
+    assert "it is not a (DAB-)Deformable-DETR: it has no transformer.level_embed" in result.stderr.splitlines()[-1]
     result = invoke(*common, "--as", "parseda", "--first-rows")
     assert result.exit_code == 2
     assert "not for --as" in result.stderr.splitlines()[-1]
     result = invoke(*common, "--as", "detr")
     assert result.exit_code == 2
-    assert "there is no network 'detr', only parseda, parsed, tagger, rlipv1" in result.stderr.splitlines()[-1]
+    assert "unknown network 'detr', expected one of parseda, parsed, tagger, rlipv1" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -262,7 +262,10 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
     [
         ({"predictions": []}, "holds no predictions"),
         ({"predictions": [{**DETECTION, "image_id": 8}]}, "1 image with detections but without annotations; first: 8"),
-        ({"predictions": [{**DETECTION, "image_id": name} for name in (8, "8")]}, "2 images with detections but without annotations"),
+        (
+            {"predictions": [{**DETECTION, "image_id": name} for name in (8, "8")]},
+            "2 images with detections but without annotations",
+        ),
         ({"predictions": [{**DETECTION, "cut_agent": None}]}, "a score of an agent is NaN"),
         (
             {"predictions": [{**DETECTION, "cut_obj": [59, 20, 50, 29, 0.5]}]},

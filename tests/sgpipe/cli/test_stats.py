@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import shard_name, write_shard
-from tests.sgpipe.storage.test_write import full_record
+from tests.sgpipe.storage.test_shards import full_record
 
 
 def invoke(*arguments: object):
@@ -63,7 +63,14 @@ def test_stats_of_what_is_no_run(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [("--precision", 5), ("--review", 0), ("--images", 0), ("--threshold", 1.5), ("--image-data", "image_data.json")],
+    [
+        ("--precision", 5),
+        ("--review", 0),
+        ("--shown", 0),
+        ("--pictures", 0),
+        ("--threshold", 1.5),
+        ("--image-data", "image_data.json"),
+    ],
 )
 def test_options_that_cannot_be_meant(run_folder, options):
     result = invoke("stats", run_folder, *options)
