@@ -1,4 +1,4 @@
-"""Agreement of images with what is said about them, by CLIP: a second opinion that the tagger has no part in."""
+"""CLIP agreement: how well a relation, as a text, fits its image. An opinion independent of the tagger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.utils.devices import pick_device
 
-_TEXTS = 256  # at once
+_BATCH = 256  # texts encoded together
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Agreement:
     """How well a relation fits its image.
 
     Attributes:
-        score: cosine of the image of both boxes and "a SUBJECT PREDICATE OBJECT".
-        swapped: the same with subject and object exchanged; None where that says the same.
-        rank: 1 plus the contrast texts that fit better: the swapped one, and those with other predicates.
-        contrasts: how many contrast texts there were.
+        score: cosine similarity of the crop of both boxes and "a SUBJECT PREDICATE OBJECT".
+        swapped: the same with subject and object swapped; None if that is the same text.
+        rank: 1 plus the number of contrast texts that fit better: the swapped one, and those with other predicates.
+        contrasts: the number of contrast texts.
     """
 
     score: float
@@ -41,7 +41,7 @@ class ClipAgreement:
     Args:
         model: a name that open_clip knows, or a folder with open_clip_config.json and its weights.
         weights: of a named model: a file, or a tag that open_clip knows.
-        predicates: from which contrast texts are made.
+        predicates: those of the contrast texts.
 
     Raises UserError: open_clip is not installed, or the model cannot be loaded.
     """
@@ -56,38 +56,39 @@ class ClipAgreement:
     def __call__(self, record: Record, image: Image.Image) -> list[Agreement | None]:
         """The agreement of each relation of the record, in its order; None where a box has no area in the image."""
         crops = {(r.subject, r.object): _union(image, record.objects, r) for r in record.relations}
-        there = {pair: crop for pair, crop in crops.items() if crop is not None}
-        if not there:
+        present = {pair: crop for pair, crop in crops.items() if crop is not None}
+        if not present:
             return [None] * len(record.relations)
-        texts = [self._sayings(record, relation) for relation in record.relations]
-        self._read({text for sayings in texts for text in sayings})
-        images = torch.stack([self._preprocess(crop) for crop in there.values()]).to(self._device)
-        seen = dict(zip(there, self._model.encode_image(images, normalize=True).float().cpu(), strict=True))
+        texts = [self._relation_texts(record, relation) for relation in record.relations]
+        self._encode({text for own in texts for text in own})
+        images = torch.stack([self._preprocess(crop) for crop in present.values()]).to(self._device)
+        features = dict(zip(present, self._model.encode_image(images, normalize=True).float().cpu(), strict=True))
+        pairs = [(relation.subject, relation.object) for relation in record.relations]
         return [
-            self._judge(seen[pair], sayings, _turns(record, r)) if (pair := (r.subject, r.object)) in seen else None
-            for r, sayings in zip(record.relations, texts, strict=True)
+            self._agreement(features[pair], own, _is_directed(record, relation)) if pair in features else None
+            for pair, own, relation in zip(pairs, texts, record.relations, strict=True)
         ]
 
-    def _sayings(self, record: Record, relation: Relation) -> list[str]:
-        """What is said, the same with the roles swapped where that differs, and with other predicates."""
+    def _relation_texts(self, record: Record, relation: Relation) -> list[str]:
+        """The text of a relation, the same with swapped roles if that differs, and those with other predicates."""
         subject, object_ = record.objects[relation.subject], record.objects[relation.object]
         ends = (relation.subject, relation.object)
         same_pair = {r.predicate for r in record.relations if (r.subject, r.object) == ends}
         others = [predicate for predicate in self._predicates if predicate not in same_pair]
-        said = [_say(subject, relation.predicate, object_)]
-        if _turns(record, relation):
-            said.append(_say(object_, relation.predicate, subject))
-        return said + [_say(subject, predicate, object_) for predicate in others]
+        relation_texts = [_text(subject, relation.predicate, object_)]
+        if _is_directed(record, relation):
+            relation_texts.append(_text(object_, relation.predicate, subject))
+        return relation_texts + [_text(subject, predicate, object_) for predicate in others]
 
-    def _judge(self, seen: Tensor, sayings: list[str], turns: bool) -> Agreement:
-        scores = torch.stack([self._texts[text] for text in sayings]) @ seen
+    def _agreement(self, image: Tensor, texts: list[str], directed: bool) -> Agreement:
+        scores = torch.stack([self._texts[text] for text in texts]) @ image
         rank = 1 + int((scores[1:] > scores[0]).sum())
-        return Agreement(float(scores[0]), float(scores[1]) if turns else None, rank, len(sayings) - 1)
+        return Agreement(float(scores[0]), float(scores[1]) if directed else None, rank, len(texts) - 1)
 
-    def _read(self, texts: set[str]) -> None:
+    def _encode(self, texts: set[str]) -> None:
         new = sorted(texts - self._texts.keys())
-        for start in range(0, len(new), _TEXTS):
-            part = new[start : start + _TEXTS]
+        for start in range(0, len(new), _BATCH):
+            part = new[start : start + _BATCH]
             features = self._model.encode_text(self._tokenize(part).to(self._device), normalize=True).float().cpu()
             self._texts.update(zip(part, features, strict=True))
 
@@ -108,13 +109,13 @@ def _load(model: str, weights: str | None, device: torch.device) -> tuple[Any, A
         raise UserError(f"CLIP model {model} cannot be loaded ({str(error).splitlines()[0]})") from None
 
 
-def _turns(record: Record, relation: Relation) -> bool:
-    """Whether swapped roles say something else."""
+def _is_directed(record: Record, relation: Relation) -> bool:
+    """Whether swapping subject and object changes the text."""
     subject, object_ = record.objects[relation.subject], record.objects[relation.object]
     return not object_.is_nothing and subject.category != object_.category
 
 
-def _say(subject: Box, predicate: str, object_: Box) -> str:
+def _text(subject: Box, predicate: str, object_: Box) -> str:
     last = "" if object_.is_nothing else f" {_article(object_.category)}"
     return f"{_article(subject.category)} {predicate}{last}"
 
@@ -124,7 +125,7 @@ def _article(name: str) -> str:
 
 
 def _union(image: Image.Image, objects: Sequence[Box], relation: Relation) -> Image.Image | None:
-    """The part of the image that both boxes lie in."""
+    """The smallest crop with both boxes; None if it has no pixels."""
     boxes = [objects[end].bbox for end in (relation.subject, relation.object) if not objects[end].is_nothing]
     left, top = (int(min(box[axis] for box in boxes)) for axis in (0, 1))
     right, bottom = (round(max(box[axis] + box[axis + 2] for box in boxes)) for axis in (0, 1))

@@ -1,7 +1,7 @@
-"""What makes the labels of a run what they are: a changed identity is another run.
+"""The identity of a run: everything that decides its labels. A changed identity is another run.
 
-Settings that only move work around (actors, batch sizes, devices) are not part of it; the bytes of the source
-and of the models are.
+Settings that only distribute work (actors, batch sizes, devices) are not part of it. The content of annotation files and
+models is.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import file_sha256
 
-_MOVES_WORK_AROUND = {"resources", "batch_size", "device"}
+_DISTRIBUTION = {"resources", "batch_size", "device"}
 _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
 
 
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
-    """Everything that decides the labels, as nested plain values."""
+    """Everything that decides the labels, as plain nested values."""
     parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
     parts["source"] = {
         split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
@@ -30,10 +30,10 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     }
     parts["drawn"] = recipe.source.synthetic
     if recipe.source.format == "folder":
-        parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
+        parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_DISTRIBUTION)
         parts["detect"]["detector"] = _model(recipe.detect.detector)
     for stage in ("caption", "parse", "pair", "tag"):
-        parts[stage] = getattr(recipe, stage).model_dump(mode="json", exclude=_MOVES_WORK_AROUND)
+        parts[stage] = getattr(recipe, stage).model_dump(mode="json", exclude=_DISTRIBUTION)
     parts["parse"]["model"] = model_version(recipe.parse.model)
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
@@ -47,12 +47,12 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
 
 
 def _dtype(config: CaptionConfig | TagConfig) -> str:
-    """What "auto" comes to: half precision is for GPUs, and Ray shows a GPU only to who asks for one."""
+    """What "auto" resolves to: half precision needs a GPU, and Ray shows GPUs only to actors that ask for them."""
     return config.dtype if config.dtype != "auto" else f"auto on a {'GPU' if config.resources.gpus else 'CPU'}"
 
 
 def _model(name: str | None) -> str | None:
-    """A hub id as it is; a folder as the hash of its configuration, vocabulary and weights."""
+    """A hub id unchanged; a folder as the hash of its configuration, vocabulary and weights."""
     if name is None or not Path(name).is_dir():
         return name
     digest = hashlib.sha256()

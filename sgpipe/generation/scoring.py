@@ -1,4 +1,4 @@
-"""`sgpipe score`: a run with the agreement of each of its relations as a further column."""
+"""`sgpipe score`: a copy of a run with an additional column, the CLIP agreement of each relation."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def score_run(
     progress: Progress,
     images: Path | None = None,
 ) -> dict[str, int]:
-    """Copy the shards of a run to `out` with scores, going on where an earlier call stopped.
+    """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
     Args:
-        make_scorer: called once, when there is something to score.
-        identity: what decides the scores; another one is refused in the same folder.
-        images: folder of the images, if they are no longer where the run found them.
+        make_scorer: called once, if there is anything to score.
+        identity: everything that decides the scores; a folder with another identity is refused.
+        images: the image folder, if the images moved.
 
     Returns:
-        how many relations were scored, and how many could not be.
+        the number of relations that were scored, and of those that could not be.
 
-    Raises UserError: a folder is not what it should be, a shard cannot be read, or another run is at work.
+    Raises UserError: a folder is not a run or another one, a shard cannot be read, or another process writes to `out`.
     """
     source, folder = Manifest.load(root), RunFolder(out)
     scorer, counts = None, {"scored": 0, "unscored": 0}
@@ -65,7 +65,7 @@ def score_run(
 
 
 def frequent_predicates(root: Path, count: int) -> list[str]:
-    """The most frequent predicates of a run, from which contrast texts are made.
+    """The most frequent predicates of a run, for contrast texts.
 
     Raises UserError: it is not a run, or a shard cannot be read.
     """
@@ -75,7 +75,7 @@ def frequent_predicates(root: Path, count: int) -> list[str]:
 
 
 def model_identity(name: str | None) -> str | None:
-    """A name as it is; a file or folder by its content."""
+    """A name unchanged; a file or folder as the hash of its content."""
     path = Path(name or "")
     if name is None or not path.exists():
         return name

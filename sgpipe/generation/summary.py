@@ -1,4 +1,4 @@
-"""The last screen of a run."""
+"""The screen at the end of a run or an import."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgpipe.storage.manifest import Summary
+from sgpipe.utils.console import count
 
 _PROBLEMS = {
     "crowd": "crowd boxes kept out of pairs",
@@ -29,7 +30,7 @@ _PROBLEMS = {
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """What the run holds, what was set aside, and where to go on."""
+    """What the run holds, what was dropped, and what to do about error rows."""
     counts = summary.counts
     table = _new_table(summary)
     for name in ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations"):
@@ -40,13 +41,13 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(table)
     total = sum(summary.seconds.values())
     if total:
-        shares = ", ".join(f"{name} {s / total:.0%}" for name, s in summary.seconds.items())
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.seconds.items())
         console.print(f"time in stages: {total:.1f} s ({shares})", soft_wrap=True)
     _print_errors(summary, console)
 
 
 def print_import(summary: Summary, predicates: int, console: Console) -> None:
-    """What an import holds, and what was set aside; `predicates`: how many different ones."""
+    """What the import holds, and what was dropped; `predicates`: the number of different ones."""
     counts = summary.counts
     table = _new_table(summary)
     rows = {
@@ -56,8 +57,8 @@ def print_import(summary: Summary, predicates: int, console: Console) -> None:
         "different predicates": predicates,
         "images with relations": counts["images_with_relations"],
     }
-    for name, count in rows.items():
-        table.add_row(name, f"{count:,}")
+    for name, number in rows.items():
+        table.add_row(name, f"{number:,}")
     _add_problems(table, summary)
     table.add_row("shards", f"{summary.shards:,}")
     console.print(table)
@@ -74,11 +75,13 @@ def _new_table(summary: Summary) -> Table:
 
 
 def _add_problems(table: Table, summary: Summary) -> None:
-    for name, count in summary.problems.items():
-        if count:
-            table.add_row(f"source: {_PROBLEMS[name]}", f"{count:,}")
+    for name, number in summary.problems.items():
+        if number:
+            table.add_row(f"source: {_PROBLEMS[name]}", f"{number:,}")
 
 
 def _print_errors(summary: Summary, console: Console) -> None:
     if errors := summary.counts["errors"]:
-        console.print(f"{errors:,} error rows: `sgpipe stats {summary.root}` says why, --retry-failed tries again")
+        console.print(
+            f"{count(errors, 'error row')}: `sgpipe stats {summary.root}` lists the reasons, --retry-failed tries again"
+        )
