@@ -20,11 +20,11 @@ demo: install
 	$(BIN)/sgpipe generate --out demo-out/labels
 	$(BIN)/sgpipe train tagger --miniature --data demo-out/labels --epochs 4 --out demo-out/tagger
 	$(BIN)/sgpipe stats demo-out/labels --html demo-out/report.html --sheet demo-out/pictures.png
-	@$(BIN)/python -m sgpipe.miniworld.demo demo-out
+	@$(BIN)/python -m experiments.miniworld.demo demo-out
 
 # The models that ship with sgpipe, from nothing: about 75 minutes of one core.
 miniworld-models: install
-	$(BIN)/python -m sgpipe.miniworld.make_models --out build/miniworld-models
+	$(BIN)/python -m experiments.miniworld.make_models --out build/miniworld-models
 
 # Unit tests: everything outside tests/integration that is not marked slow. Integration tests: the rest.
 test: install

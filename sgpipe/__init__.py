@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sgpipe.utils import __version__
+
 if TYPE_CHECKING:
     from sgpipe.pipeline import Pipeline as Pipeline
     from sgpipe.pipeline import SceneGraph as SceneGraph
 
-__version__ = "0.1.0"
 __all__ = ["Pipeline", "SceneGraph", "__version__"]
 
 

@@ -65,7 +65,7 @@ def name(path: Path) -> str:
 
 
 def test_there_is_something_to_read() -> None:
-    assert {name(path) for path in SOURCES} >= {"rlip_model/model.py", "rlip_model/fusion.py", "sgpipe/cli.py"}
+    assert {name(path) for path in SOURCES} >= {"rlip_model/model.py", "rlip_model/fusion.py", "sgpipe/cli/main.py"}
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=name)
@@ -121,4 +121,4 @@ def test_the_other_rules_find_what_they_are_for() -> None:
     assert machine_paths("path = '/home/me/coco'")
     assert machine_paths("def f():\n    'reads /mnt/data/x'")
     assert not machine_paths("url = 'https://example.org/data/x'; folder = 'coco/data/x'; label = 'images/work/b'")
-    assert set(imported("import ray.data\nfrom sgpipe.cli import app")) == {"ray", "sgpipe"}
+    assert set(imported("import ray.data\nfrom sgpipe.cli.main import app")) == {"ray", "sgpipe"}

@@ -7,17 +7,20 @@ order of the images, clipped and filtered with numpy, and turned into Arrow reco
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
-from sgpipe.sources.fields import as_id, clean, integer, line, side
+from sgpipe.sources.annotated import CLIP_TOLERANCE, as_id, clean, integer, line, side
+from sgpipe.storage.source_index import write_index
+from sgpipe.utils.boxes import clip_xywh
 
-_CLIP_TOLERANCE = 0.01
 _SLICE = 8192
 
 
@@ -156,21 +159,14 @@ class Detections:
 
     def _clip(self, boxes: _Boxes) -> _Boxes:
         """Cut boxes at the image's edge; boxes without area inside the image (or not finite) are dropped."""
-        limit = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
-        finite = np.isfinite(boxes.xywh).all(1)
-        xywh = np.where(finite[:, None], boxes.xywh, 0.0)
-        low = np.clip(xywh[:, :2], 0.0, limit)
-        high = np.clip(xywh[:, :2] + np.maximum(xywh[:, 2:], 0.0), 0.0, limit)
-        outside = np.maximum(low - xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - high)
-        moved = (outside > 0).any(1)
-        clipped = np.where(moved[:, None], np.hstack([low, high - low]), xywh)
-        keep = finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1)
+        sizes = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
+        clipped = clip_xywh(boxes.xywh, sizes)
         # Images that are error rows have no size to clip against; that is not the boxes' fault.
-        sized = (limit > 0).all(1)
+        sized = (sizes > 0).all(1)
         self.problems.unsized_image += int((~sized).sum())
-        self.problems.degenerate += int((~keep & sized).sum())
-        self.problems.clipped += int((keep & (outside > _CLIP_TOLERANCE).any(1)).sum())
-        return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped).take(np.flatnonzero(keep))
+        self.problems.degenerate += int((~clipped.inside & sized).sum())
+        self.problems.clipped += int((clipped.inside & (clipped.overhang > CLIP_TOLERANCE)).sum())
+        return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped.xywh).take(np.flatnonzero(clipped.inside))
 
     def _distinct(self, boxes: _Boxes) -> _Boxes:
         """Drop boxes equal to an earlier one of the same image and category to a hundredth of a pixel."""
@@ -228,3 +224,21 @@ class _Boxes:
 
     def take(self, index: np.ndarray | slice) -> _Boxes:
         return _Boxes(self.image[index], self.category[index], self.crowd[index], self.xywh[index])
+
+
+def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]) -> None:
+    """Write the source index of a split; `meta` is kept with it, with categories and problem counts added.
+
+    Raises UserError: the annotation file lists no images.
+    """
+    if not detections.file_names:
+        raise UserError(f"{meta['annotations']} lists no images: it is not a COCO instances file")
+    write_index(
+        path,
+        detections.tables(),
+        lambda: {
+            **meta,
+            "categories": list(detections.categories.values()),
+            "problems": asdict(detections.problems),  # complete only when all tables are made
+        },
+    )

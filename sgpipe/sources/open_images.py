@@ -10,12 +10,23 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, fail, keep_objects
-from sgpipe.sources.fields import FieldError, numbers, required, side, word, xyxy_to_xywh
-from sgpipe.sources.forms import OPEN_IMAGES, OPEN_IMAGES_VRD, require
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    ClassLists,
+    FieldError,
+    ProblemCounts,
+    fail,
+    keep_objects,
+    numbers,
+    required,
+    side,
+    word,
+    xyxy_to_xywh,
+)
+from sgpipe.sources.formats import OPEN_IMAGES, OPEN_IMAGES_VRD, require
 from sgpipe.sources.hoi import Numbering, read_hoia
-from sgpipe.sources.json_stream import JsonStream
-from sgpipe.vocabulary import category_names, relation_names
+from sgpipe.sources.vocabulary import category_names, relation_names
+from sgpipe.utils.json_stream import JsonStream
 
 _NUMBERING = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
 

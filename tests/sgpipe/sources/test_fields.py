@@ -2,7 +2,18 @@ import math
 
 import pytest
 
-from sgpipe.sources.fields import FieldError, as_id, clean, integer, numbers, required, side, whole, word, xyxy_to_xywh
+from sgpipe.sources.annotated import (
+    FieldError,
+    as_id,
+    clean,
+    integer,
+    numbers,
+    required,
+    side,
+    whole,
+    word,
+    xyxy_to_xywh,
+)
 
 
 @pytest.mark.parametrize(

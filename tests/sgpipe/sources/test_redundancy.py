@@ -4,7 +4,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.redundancy import MOST_RELATIONS, Aliases, load_aliases, overlap, remove_redundant
+from sgpipe.sources.visual_genome import MOST_RELATIONS, Aliases, load_aliases, overlap, remove_redundant
 
 
 def record(objects, relations) -> Record:

@@ -1,0 +1,1 @@
+"""`sgpipe train`: from shards to a network."""
