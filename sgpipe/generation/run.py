@@ -30,13 +30,14 @@ from sgpipe.utils.console import Progress
 from sgpipe.utils.ray_cluster import start_ray
 
 
-def generate(recipe: Recipe, out: Path, progress: Progress, *, retry_failed: bool = False) -> Summary:
+def generate(recipe: Recipe, out: Path, progress: Progress | None = None, *, retry_failed: bool = False) -> Summary:
     """Label the recipe's source into `out`; an earlier run of the same recipe there is resumed.
 
     Raises:
         UserError: something is wrong with the recipe, its files or the folder; nothing was lost.
         EngineError: the work could not be finished; what is committed stays.
     """
+    progress = progress or Progress()
     check_recipe(recipe)
     for warning in recipe_warnings(recipe):
         progress.say(f"NOTE: {warning}")

@@ -58,8 +58,8 @@ Advance = Callable[[int, Mapping[str, int]], None]
 class Progress:
     """Messages and the progress over images, on standard error."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or progress()
 
     def say(self, message: str) -> None:
         """Print one line about the current step."""
