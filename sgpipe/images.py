@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sgpipe.records import OWN_IMAGES, Record
+from sgpipe.records import FOLDER_DATASET, Record
 
 # `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -43,7 +43,7 @@ def resolve(root: Path, file_name: str) -> Path:
     return root / name
 
 
-def is_there(root: Path, file_name: str) -> bool:
+def image_exists(root: Path, file_name: str) -> bool:
     """Whether there is such a file under `root`."""
     try:
         return resolve(root, file_name).is_file()
@@ -99,7 +99,7 @@ def open_row_image(
 
 def is_upright(dataset: str) -> bool:
     """Whether boxes of this dataset mean the image as people see it, and not as its file stores it."""
-    return dataset == OWN_IMAGES
+    return dataset == FOLDER_DATASET
 
 
 def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
@@ -114,7 +114,7 @@ def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: 
     Raises:
         ImageError: missing, broken, too large, or not of the annotated size.
     """
-    with opened(file, name) as image:
+    with open_header(file, name) as image:
         image.load()
         return _to_rgb(_orient(image, size, upright))
 
@@ -129,7 +129,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+def open_header(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     """An image whose header was found good, and that is not decoded yet.
 
     Args:
@@ -199,14 +199,14 @@ def read_size(root: Path, file_name: str) -> tuple[int, int]:
         ImageError: missing, outside its folder, not an image, or too large.
     """
     path = resolve(root, file_name)
-    with opened(path, str(path)) as image:
+    with open_header(path, str(path)) as image:
         return image.size
 
 
 def read_upright_size(root: Path, file_name: str) -> tuple[int, int]:
     """Width and height as people see the image, turned as EXIF says. Raises ImageError: as `read_size`."""
     path = resolve(root, file_name)
-    with opened(path, str(path)) as image:
+    with open_header(path, str(path)) as image:
         return image.size[::-1] if _is_turned(image) else image.size
 
 
@@ -217,7 +217,7 @@ def read_image(root: Path, record: Record) -> bytes:
         ImageError: missing, outside its folder, not an image, too large, or not of the annotated size.
     """
     path = resolve(root, record.file_name)
-    with opened(path, str(path)) as image:
+    with open_header(path, str(path)) as image:
         size, annotated = image.size, (record.width, record.height)
         turned = _is_turned(image)
         data = path.read_bytes()

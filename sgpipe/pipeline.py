@@ -22,8 +22,8 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, decode, is_upright, read_size, read_upright_size, upright_rgb
 from sgpipe.recipe import MINIWORLD, Recipe, load_recipe, with_packaged_models
-from sgpipe.records import OWN_IMAGES, TRAINED_ON, Box, Caption, Record
-from sgpipe.sources.annotated import clean
+from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
+from sgpipe.sources.annotated import replace_surrogates
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.detect.detectors import detector_classes
@@ -37,7 +37,7 @@ _ROOTS = {_SPLIT: Path("/")}  # images lie anywhere
 _WIDTH, _MOST = 960, 30
 
 
-class Triplet(NamedTuple):
+class RelationTriplet(NamedTuple):
     """A relation in words; objects are numbered where an image has several of a class ("dog 2")."""
 
     subject: str
@@ -65,13 +65,13 @@ class SceneGraph:
     def error(self) -> str | None:
         return self.record.error
 
-    def triplets(self, threshold: float = TRAINED_ON) -> list[Triplet]:
+    def triplets(self, threshold: float = TRAINING_CONFIDENCE) -> list[RelationTriplet]:
         """The relations of at least this confidence, the surest first."""
         names = object_names(self.record.objects)
         relations = shown(self.record.relations, threshold, len(self.record.relations))
-        return [Triplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
+        return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
 
-    def draw(self, threshold: float = TRAINED_ON, width: int = _WIDTH, most: int = _MOST) -> Image.Image:
+    def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = _WIDTH, most: int = _MOST) -> Image.Image:
         """The image with its surest relations drawn on it and listed beneath; grey if it cannot be read any more."""
         relations = shown(self.record.relations, threshold, most)
         return draw_card(self.image or self._open(), self.record, relations, width)
@@ -85,7 +85,7 @@ class SceneGraph:
 
     def as_json(self) -> dict[str, Any]:
         """Everything that is known of the image, as shards have it; `file_name` is its whole path."""
-        return asdict(self.record) | {"file_name": clean(self.record.file_name)}
+        return asdict(self.record) | {"file_name": replace_surrogates(self.record.file_name)}
 
 
 class Pipeline:
@@ -120,7 +120,7 @@ class Pipeline:
             recipe = load_recipe(recipe, changes)
         elif changes:
             raise UserError("a loaded recipe has its models and settings; leave out the others")
-        self.drawn = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
+        self.uses_miniworld_models = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
         self.recipe = with_packaged_models(recipe)
         for value, what in ((self.recipe.caption.captioner, "captioner"), (self.recipe.tag.tagger, "tagger")):
             if value is None:
@@ -147,7 +147,7 @@ class Pipeline:
         try:
             image = upright_rgb(given)
         except ImageError as error:
-            return SceneGraph(_failed(Record("", OWN_IMAGES, _SPLIT, "", 0, 0), error))
+            return SceneGraph(_failed(Record("", FOLDER_DATASET, _SPLIT, "", 0, 0), error))
         with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
             file = Path(folder) / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
             image.save(file)
@@ -158,8 +158,8 @@ class Pipeline:
     def _label_file(self, file: Path) -> Record:
         """As `sgpipe generate` does: of a folder, if there is a detector, or of images with annotations."""
         root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
-        dataset, measure = (_GIVEN, read_size) if self._boxes else (OWN_IMAGES, read_upright_size)
-        record = Record(clean(file.name), dataset, _SPLIT, name, 0, 0)
+        dataset, measure = (_GIVEN, read_size) if self._boxes else (FOLDER_DATASET, read_upright_size)
+        record = Record(replace_surrogates(file.name), dataset, _SPLIT, name, 0, 0)
         try:
             record.width, record.height = measure(root, name)
         except ImageError as error:

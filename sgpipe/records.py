@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 NO_OBJECT = "missing objects"
 TRAINING_CONFIDENCE = 0.2  # RLIPv2 trains on relations of at least this confidence
-OWN_IMAGES = "folder"  # the dataset of images without annotations
+FOLDER_DATASET = "folder"  # the dataset of images without annotations
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]

@@ -35,7 +35,7 @@ def label(
     tagger: Tagger = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Recipe with models and settings. Default: folder with own models, else miniworld."),
+        typer.Option(help="Recipe with models and settings. Default: folder if a model is given, else miniworld."),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Minimum confidence of the relations shown.")] = 0.2,
     assign: Settings = None,
@@ -57,7 +57,7 @@ def label(
     chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
     models = {"detector": detector, "captioner": captioner, "tagger": tagger}
     pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
-    if pipeline.drawn:
+    if pipeline.uses_miniworld_models:
         console.progress().print(_NOTE, style="dim", soft_wrap=True)
     failed = 0
     for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
@@ -110,14 +110,14 @@ def _save(graph: SceneGraph, path: Path, threshold: float) -> None:
 
 
 def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float, screen: Console) -> None:
-    from sgpipe.sources.annotated import line
+    from sgpipe.sources.annotated import to_single_line
 
     if graph.error is not None:
-        screen.print(line(f"{file}: {graph.error}"), soft_wrap=True)
+        screen.print(to_single_line(f"{file}: {graph.error}"), soft_wrap=True)
         return
     triplets = graph.triplets(threshold)
     found = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')}"
-    screen.print(line(f"{file}: {found} → {drawing}"), soft_wrap=True)
+    screen.print(to_single_line(f"{file}: {found} → {drawing}"), soft_wrap=True)
     for subject, predicate, object_, confidence in triplets:
         score = "" if confidence is None else f"{confidence:.2f}  "
         screen.print(f"  {score}{subject} · {predicate} · {object_}", soft_wrap=True)

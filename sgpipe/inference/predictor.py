@@ -22,7 +22,7 @@ from rlip_model.training.objective import autocast
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError
 from sgpipe.inference.rows import ImageRow, RowGroup, iter_rows
-from sgpipe.sources.annotated import ClassLists
+from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 
@@ -64,7 +64,7 @@ class PredictConfig(InferenceConfig):
     """
 
     model: Path
-    classes: ClassLists
+    classes: DatasetClasses
     task: Task
 
 

@@ -11,7 +11,7 @@ from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import write_detections
-from sgpipe.sources.folder import read_folder, stamp
+from sgpipe.sources.folder import fingerprint_folder, read_folder
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.source_index import SourceIndex
@@ -82,7 +82,7 @@ def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
     images = str(source.path(config.images).resolve())
     stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": images}
     if config.annotations is None:
-        stamps["contents"] = stamp(source.path(config.images))
+        stamps["contents"] = fingerprint_folder(source.path(config.images))
     for name in ("annotations", "captions"):
         path = getattr(config, name)
         if path is None:

@@ -23,7 +23,7 @@ Reader = Callable[[ProblemCounts], Iterator[Record]]
 
 
 @dataclass(frozen=True)
-class ClassLists:
+class DatasetClasses:
     """All classes of a dataset that has a closed set of them, in the order of its official indices."""
 
     objects: tuple[str, ...]
@@ -47,25 +47,25 @@ class AnnotationSource:
     read: Reader
     files: Mapping[str, Path]
     options: Mapping[str, Any] = field(default_factory=dict)
-    classes: ClassLists | None = None
+    classes: DatasetClasses | None = None
     image: Callable[[Record], bytes | None] | None = None
 
 
-def image_id(file_name: str) -> str:
+def image_id_from_name(file_name: str) -> str:
     """The id of an image that is known by its file: COCO's number, or the file's name without its ending."""
     stem = PurePosixPath(file_name).stem
     number = re.fullmatch(r"COCO_\w+_(\d+)", stem)
     return str(int(number[1])) if number else stem
 
 
-def fail(record: Record, reason: str) -> Record:
+def mark_failed(record: Record, reason: str) -> Record:
     """Turn a record into an error row, which holds no objects or relations."""
     record.objects, record.relations = [], []
-    record.fail("import", clean(reason))
+    record.fail("import", replace_surrogates(reason))
     return record
 
 
-def keep_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
+def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
     """Give the record the boxes that are not None; relations of the others are dropped and counted."""
     kept = [index for index, box in enumerate(boxes) if box is not None]
     place = {index: number for number, index in enumerate(kept)}
@@ -84,14 +84,14 @@ class FieldError(ValueError):
     """A field is missing or not what it should be; the message says which and what was expected."""
 
 
-def as_id(value: Any) -> str | None:
+def parse_id(value: Any) -> str | None:
     """An image id as text; exporters also write 7 as 7.0. None: it is not an id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return clean(str(value)) if isinstance(value, int | str) else None
+    return replace_surrogates(str(value)) if isinstance(value, int | str) else None
 
 
-def integer(value: Any) -> int:
+def parse_integer(value: Any) -> int:
     """A category id. Raises TypeError or ValueError: it is not a whole number of 32 bits."""
     number = int(value)
     if (isinstance(value, float) and value != number) or abs(number) >= 2**31:
@@ -99,17 +99,17 @@ def integer(value: Any) -> int:
     return number
 
 
-def clean(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Text that UTF-8 can hold: JSON may escape halves of surrogate pairs."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def line(text: str) -> str:
+def to_single_line(text: str) -> str:
     """Text as one line: control characters, which terminals act on, and runs of white space become one space."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", clean(text)).split())
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", replace_surrogates(text)).split())
 
 
-def side(value: Any) -> int:
+def parse_side(value: Any) -> int:
     """A positive image side in pixels, or 0."""
     try:
         length = float(value)
@@ -118,39 +118,39 @@ def side(value: Any) -> int:
     return int(length) if math.isfinite(length) and 0 < length < 2**31 else 0
 
 
-def required(item: Any, key: str) -> Any:
+def required_field(item: Any, key: str) -> Any:
     """Raises FieldError: `item` is not an object, or lacks the key."""
     if not isinstance(item, dict) or key not in item:
         raise FieldError(f"there is no {key!r}")
     return item[key]
 
 
-def listed(item: Any, key: str) -> list[Any]:
+def list_field(item: Any, key: str) -> list[Any]:
     """A list. Raises FieldError."""
-    value = required(item, key)
+    value = required_field(item, key)
     if not isinstance(value, list):
         raise FieldError(f"{key!r} is not a list")
     return value
 
 
-def whole(item: Any, key: str) -> int:
+def integer_field(item: Any, key: str) -> int:
     """A whole number. Raises FieldError."""
-    value = required(item, key)
+    value = required_field(item, key)
     try:
-        return integer(value)
+        return parse_integer(value)
     except (TypeError, ValueError, OverflowError):
         raise FieldError(f"{key!r} is {value!r}, expected a whole number") from None
 
 
-def word(item: Any, key: str) -> str:
+def text_field(item: Any, key: str) -> str:
     """A text, as it stands there. Raises FieldError."""
-    value = required(item, key)
+    value = required_field(item, key)
     if not isinstance(value, str):
         raise FieldError(f"{key!r} is {value!r}, expected a text")
-    return clean(value)
+    return replace_surrogates(value)
 
 
-def numbers(value: Any, count: int) -> tuple[float, ...]:
+def parse_numbers(value: Any, count: int) -> tuple[float, ...]:
     """`count` numbers; they may be NaN or infinite. Raises FieldError."""
     try:
         if not isinstance(value, list) or len(value) != count:
@@ -162,7 +162,7 @@ def numbers(value: Any, count: int) -> tuple[float, ...]:
 
 def xyxy_to_xywh(value: Any) -> tuple[float, float, float, float]:
     """A box given by two corners. Raises FieldError: it is not four numbers."""
-    left, top, right, bottom = numbers(value, 4)
+    left, top, right, bottom = parse_numbers(value, 4)
     return left, top, right - left, bottom - top
 
 
@@ -181,4 +181,4 @@ def clip_objects(record: Record, problems: ProblemCounts) -> None:
         if any(abs(a - b) > CLIP_TOLERANCE for a, b in zip(box.bbox, bbox, strict=True)):
             problems["clipped"] += 1
         boxes.append(box if bbox is box.bbox else Box(box.category, box.category_id, bbox, box.iscrowd))
-    keep_objects(record, boxes, problems)
+    replace_objects(record, boxes, problems)

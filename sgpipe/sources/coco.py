@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.images import is_there
+from sgpipe.images import image_exists
 from sgpipe.sources.detections import Detections
 from sgpipe.utils.json_stream import JsonStream
 
@@ -93,7 +93,7 @@ def locate_images(detections: Detections, root: Path) -> bool:
     """
     layouts: list[Callable[[str], str]] = [_below_patch, str, _without_images, _name_only]
     sample = detections.file_names[:_PROBES]
-    found = {layout: sum(is_there(root, layout(name)) for name in sample) for layout in layouts}
+    found = {layout: sum(image_exists(root, layout(name)) for name in sample) for layout in layouts}
     best = max(layouts, key=found.__getitem__)
     detections.file_names = [best(name) for name in detections.file_names]
     return found[best] > 0

@@ -16,20 +16,20 @@ from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources.annotated import (
     AnnotationSource,
-    ClassLists,
+    DatasetClasses,
     FieldError,
     ProblemCounts,
-    as_id,
-    clean,
-    fail,
-    line,
-    numbers,
-    required,
-    side,
-    whole,
-    word,
+    integer_field,
+    mark_failed,
+    parse_id,
+    parse_numbers,
+    parse_side,
+    replace_surrogates,
+    required_field,
+    text_field,
+    to_single_line,
 )
-from sgpipe.sources.formats import COCO_CAPTIONS, COCO_INSTANCES, RELATION_TRIPLETS, require
+from sgpipe.sources.formats import COCO_CAPTIONS, COCO_INSTANCES, RELATION_TRIPLETS, require_format
 from sgpipe.utils.json_stream import JsonStream
 
 NO_RELATION = "__background__"  # RelTR's first relation category
@@ -51,8 +51,8 @@ class CocoRelations:
 
     def source(self) -> AnnotationSource:
         """Raises UserError: a file is missing or another than it should be."""
-        require(self.annotations, COCO_INSTANCES)
-        require(self.relations, RELATION_TRIPLETS)
+        require_format(self.annotations, COCO_INSTANCES)
+        require_format(self.relations, RELATION_TRIPLETS)
         names, _ = self._triplets
         used = tuple(name for name in names if name != NO_RELATION)
         return AnnotationSource(
@@ -60,7 +60,7 @@ class CocoRelations:
             split=self.split,
             read=self.records,
             files={"annotations": self.annotations, "relations": self.relations},
-            classes=ClassLists(tuple(name for _, name in sorted(self._instances.names.items())), used),
+            classes=DatasetClasses(tuple(name for _, name in sorted(self._instances.names.items())), used),
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
@@ -76,21 +76,21 @@ class CocoRelations:
                 if record.ok:
                     record.relations = _relations(triplets.get(number, []), names, places)
             except FieldError as error:
-                fail(record, str(error))
+                mark_failed(record, str(error))
             yield record
 
     @cached_property
-    def _instances(self) -> Instances:
-        return load_instances(self.annotations)
+    def _instances(self) -> CocoInstances:
+        return load_coco_instances(self.annotations)
 
     @cached_property
     def _triplets(self) -> tuple[list[str], Mapping[str, Any]]:
         """The relations' names, and those of the split by image id."""
         stream = JsonStream(self.relations)
-        names = [clean(str(item)) for key, item in stream if key == "rel_categories"]
+        names = [replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"]
         splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
         if self.split not in splits:
-            there = " or ".join(map(line, sorted(splits))) or "NAME"
+            there = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
             raise UserError(f"{self.relations} has no split {self.split!r}: say --split {there}")
         return names, splits[self.split]
 
@@ -99,7 +99,7 @@ def _relations(triplets: Any, names: list[str], places: list[int]) -> list[Relat
     """`places`: where the objects that the triplets count are."""
     relations = []
     for triplet in triplets if isinstance(triplets, list) else [triplets]:
-        subject, object_, label = numbers(triplet, 3)
+        subject, object_, label = parse_numbers(triplet, 3)
         if subject not in range(len(places)) or object_ not in range(len(places)):
             raise FieldError(f"relation {triplet} points to none of {len(places)} objects")
         if label not in range(len(names)) or names[int(label)] == NO_RELATION:
@@ -112,7 +112,7 @@ _PER_BOX = 6
 
 
 @dataclass
-class Instances:
+class CocoInstances:
     """What an instances file says.
 
     Attributes:
@@ -135,7 +135,7 @@ class Instances:
         try:
             record.objects = list(self._objects(number))
         except FieldError as error:
-            fail(record, str(error))
+            mark_failed(record, str(error))
         return record
 
     def _objects(self, number: str) -> Iterator[Box]:
@@ -149,9 +149,9 @@ class Instances:
             yield Box(self.names[int(category)], int(category), (x, y, width, height), bool(crowd))
 
 
-def load_instances(path: Path) -> Instances:
+def load_coco_instances(path: Path) -> CocoInstances:
     """Raises UserError: the file is missing, cut short or not JSON."""
-    instances = Instances()
+    instances = CocoInstances()
     add = {"images": _add_image, "annotations": _add_box, "categories": _add_category}
     for key, item in JsonStream(path):
         if key in add:
@@ -160,41 +160,45 @@ def load_instances(path: Path) -> Instances:
             except FieldError:
                 instances.problems["malformed"] += 1
                 if key == "annotations" and isinstance(item, Mapping):
-                    instances.broken.add(as_id(item.get("image_id")) or "")
+                    instances.broken.add(parse_id(item.get("image_id")) or "")
     return instances
 
 
-def _add_image(instances: Instances, item: Any) -> None:
-    number = as_id(required(item, "id"))
+def _add_image(instances: CocoInstances, item: Any) -> None:
+    number = parse_id(required_field(item, "id"))
     if number is None:
         raise FieldError("'id' is not an image id")
-    instances.images[number] = word(item, "file_name"), side(item.get("width")), side(item.get("height"))
+    instances.images[number] = (
+        text_field(item, "file_name"),
+        parse_side(item.get("width")),
+        parse_side(item.get("height")),
+    )
     if "image_id" in item:
-        instances.ids[number] = word(item, "image_id")
+        instances.ids[number] = text_field(item, "image_id")
 
 
-def _add_box(instances: Instances, item: Any) -> None:
-    values = numbers(required(item, "bbox"), 4)
-    boxes = instances.boxes.setdefault(as_id(required(item, "image_id")) or "", array("d"))
-    boxes.extend((whole(item, "category_id"), *values, bool(item.get("iscrowd"))))
+def _add_box(instances: CocoInstances, item: Any) -> None:
+    values = parse_numbers(required_field(item, "bbox"), 4)
+    boxes = instances.boxes.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
+    boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd"))))
 
 
-def _add_category(instances: Instances, item: Any) -> None:
-    instances.names[whole(item, "id")] = line(word(item, "name"))
+def _add_category(instances: CocoInstances, item: Any) -> None:
+    instances.names[integer_field(item, "id")] = to_single_line(text_field(item, "name"))
 
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
     """COCO's objects and captions, without relations. Raises UserError: a file is missing or another."""
-    require(annotations, COCO_INSTANCES)
+    require_format(annotations, COCO_INSTANCES)
     files = {"annotations": annotations}
     if captions:
-        require(captions, COCO_CAPTIONS)
+        require_format(captions, COCO_CAPTIONS)
         files["captions"] = captions
     return AnnotationSource("coco", split, partial(_records, annotations, captions, split), files)
 
 
 def _records(annotations: Path, captions: Path | None, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    instances = load_instances(annotations)
+    instances = load_coco_instances(annotations)
     problems.update(instances.problems)
     texts = _captions(captions, problems) if captions else {}
     problems["unlisted_images"] += len(texts.keys() - instances.images.keys())
@@ -210,8 +214,8 @@ def _captions(path: Path, problems: ProblemCounts) -> dict[str, list[Caption]]:
     for key, item in JsonStream(path):
         if key == "annotations":
             try:
-                caption = Caption(line(word(item, "caption")))
-                found.setdefault(as_id(required(item, "image_id")) or "", []).append(caption)
+                caption = Caption(to_single_line(text_field(item, "caption")))
+                found.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(caption)
             except FieldError:
                 problems["malformed"] += 1
     return found

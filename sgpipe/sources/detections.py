@@ -17,7 +17,14 @@ import pyarrow as pa
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
-from sgpipe.sources.annotated import CLIP_TOLERANCE, as_id, clean, integer, line, side
+from sgpipe.sources.annotated import (
+    CLIP_TOLERANCE,
+    parse_id,
+    parse_integer,
+    parse_side,
+    replace_surrogates,
+    to_single_line,
+)
 from sgpipe.storage.source_index import write_index
 from sgpipe.utils.boxes import clip_xywh
 
@@ -60,7 +67,7 @@ class Detections:
 
     def add_image(self, item: Any) -> None:
         """One entry of `images`; without a usable id it is malformed, without a size an error row."""
-        image_id = as_id(item.get("id")) if isinstance(item, dict) else None
+        image_id = parse_id(item.get("id")) if isinstance(item, dict) else None
         if image_id is None:
             self.problems.malformed += 1
             return
@@ -69,18 +76,18 @@ class Detections:
             return
         row = self.position[image_id] = len(self.file_names)
         name = item.get("file_name")
-        width, height = side(item.get("width")), side(item.get("height"))
+        width, height = parse_side(item.get("width")), parse_side(item.get("height"))
         if not isinstance(name, str) or not name:
             self.errors[row] = "source: the annotation gives no file_name"
         elif not width or not height:
             self.errors[row] = "source: the annotation gives no usable width and height"
-        self.file_names.append(clean(name) if isinstance(name, str) else "")
+        self.file_names.append(replace_surrogates(name) if isinstance(name, str) else "")
         self.sizes.extend((width, height))
 
     def add_box(self, item: Any) -> None:
         """One entry of `annotations`; what cannot be understood is counted as malformed."""
         try:
-            image_id, category, bbox = as_id(item["image_id"]), integer(item["category_id"]), item["bbox"]
+            image_id, category, bbox = parse_id(item["image_id"]), parse_integer(item["category_id"]), item["bbox"]
             if image_id is None or not isinstance(bbox, list):
                 raise TypeError
             x, y, width, height = (float(value) for value in bbox)
@@ -99,7 +106,7 @@ class Detections:
     def add_category(self, item: Any) -> None:
         """One entry of `categories`."""
         try:
-            category, name = integer(item["id"]), line(str(item["name"]))
+            category, name = parse_integer(item["id"]), to_single_line(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
             self.problems.malformed += 1
             return
@@ -111,13 +118,13 @@ class Detections:
     def add_caption(self, item: Any) -> None:
         """One entry of a COCO captions file; captions of images not listed are left out."""
         try:
-            row, text = self.position.get(as_id(item["image_id"]) or ""), item["caption"]
+            row, text = self.position.get(parse_id(item["image_id"]) or ""), item["caption"]
         except (KeyError, TypeError):
             self.problems.malformed += 1
             return
         if not isinstance(text, str):
             self.problems.malformed += 1
-        elif row is not None and (cleaned := line(text)):
+        elif row is not None and (cleaned := to_single_line(text)):
             self.captions.setdefault(row, []).append(cleaned)
 
     def tables(self) -> Iterator[pa.Table]:

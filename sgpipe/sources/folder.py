@@ -10,8 +10,8 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, read_upright_size
-from sgpipe.records import OWN_IMAGES
-from sgpipe.sources.annotated import clean
+from sgpipe.records import FOLDER_DATASET
+from sgpipe.sources.annotated import replace_surrogates
 from sgpipe.sources.detections import Detections
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".ppm", ".avif")
@@ -28,7 +28,7 @@ def read_folder(root: Path, *, split: str) -> tuple[Detections, dict[str, Any]]:
 
     Raises UserError: there is none.
     """
-    detections = Detections(OWN_IMAGES, split)
+    detections = Detections(FOLDER_DATASET, split)
     for name in iter_images(root):
         try:
             (width, height), reason = read_upright_size(root, name), ""
@@ -36,7 +36,7 @@ def read_folder(root: Path, *, split: str) -> tuple[Detections, dict[str, Any]]:
             (width, height), reason = (0, 0), str(error)
         detections.add_image({"id": name, "file_name": name, "width": width, "height": height})
         if reason:
-            detections.errors[detections.position[clean(name)]] = f"source: {clean(reason)}"
+            detections.errors[detections.position[replace_surrogates(name)]] = f"source: {replace_surrogates(reason)}"
     if not detections.file_names:
         raise UserError(f"{root} holds no images (files that end in {', '.join(ENDINGS)})")
     return detections, {"annotations": str(root), "captions": "", "annotations_sha256": _listing(root)}
@@ -48,7 +48,7 @@ def _listing(root: Path) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def stamp(root: Path) -> list[Any]:
+def fingerprint_folder(root: Path) -> list[Any]:
     """What tells that the images of a folder are still the ones that were read."""
     times = (_size_and_time(root / name)[1] for name in iter_images(root))
     return [_listing(root), max(times, default=0)]

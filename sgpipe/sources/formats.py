@@ -20,38 +20,42 @@ _TAIL = 4096
 
 
 @dataclass(frozen=True)
-class Form:
+class AnnotationFormat:
     """A kind of annotation file: what it is called, and what reads it."""
 
     name: str
     use: str
 
 
-HICO_HOIA = Form("HICO-DET in HOIA form (trainval_hico.json)", "use `sgpipe import hico`")
-HICO_PAIRS = Form("HICO-DET in the form of instances_train2015.json", "use `sgpipe import hico`")
-VCOCO_HOIA = Form("V-COCO in HOIA form (trainval_vcoco.json)", "use `sgpipe import vcoco`")
-VCOCO_PAIRS = Form("V-COCO in the form of instances_vcoco_train.json", "use `sgpipe import vcoco`")
-HOIA = Form("human-object interactions in HOIA form", "use `sgpipe import hico` or `vcoco`")
-OPEN_IMAGES = Form("Open Images relations (OI_SGG_train_finetuning.json)", "use `sgpipe import openimages`")
-OPEN_IMAGES_VRD = Form("Open Images relations (vrd-train-anno.json)", "use `sgpipe import openimages`")
-SCENE_GRAPHS = Form("scene graphs in Visual Genome form (scene_graphs.json)", "use `sgpipe import vg`")
-RELATIONSHIPS = Form("Visual Genome's relationships.json", "use `sgpipe import vg`")
-PSEUDO_LABELS = Form("pseudo-labels in RLIPv2 form", "use `sgpipe import rlipv2`")
-RELATION_TRIPLETS = Form(
+HICO_HOIA = AnnotationFormat("HICO-DET in HOIA form (trainval_hico.json)", "use `sgpipe import hico`")
+HICO_PAIRS = AnnotationFormat("HICO-DET in the form of instances_train2015.json", "use `sgpipe import hico`")
+VCOCO_HOIA = AnnotationFormat("V-COCO in HOIA form (trainval_vcoco.json)", "use `sgpipe import vcoco`")
+VCOCO_PAIRS = AnnotationFormat("V-COCO in the form of instances_vcoco_train.json", "use `sgpipe import vcoco`")
+HOIA = AnnotationFormat("human-object interactions in HOIA form", "use `sgpipe import hico` or `vcoco`")
+OPEN_IMAGES = AnnotationFormat("Open Images relations (OI_SGG_train_finetuning.json)", "use `sgpipe import openimages`")
+OPEN_IMAGES_VRD = AnnotationFormat("Open Images relations (vrd-train-anno.json)", "use `sgpipe import openimages`")
+SCENE_GRAPHS = AnnotationFormat("scene graphs in Visual Genome form (scene_graphs.json)", "use `sgpipe import vg`")
+RELATIONSHIPS = AnnotationFormat("Visual Genome's relationships.json", "use `sgpipe import vg`")
+PSEUDO_LABELS = AnnotationFormat("pseudo-labels in RLIPv2 form", "use `sgpipe import rlipv2`")
+RELATION_TRIPLETS = AnnotationFormat(
     "relation triplets in RelTR form (rel.json)", "give it to `sgpipe import coco-rel --relations`"
 )
-COCO_INSTANCES = Form(
+COCO_INSTANCES = AnnotationFormat(
     "a COCO instances file",
     "it has no relations: use `sgpipe generate coco`, or `sgpipe import coco-rel` with a rel.json",
 )
-COCO_CAPTIONS = Form("a COCO captions file", "it has no boxes: give it to `sgpipe generate --captions`")
-VSRL = Form("V-COCO as published, without boxes", "use it in HOIA form, or in that of instances_vcoco_train.json")
-VG_OBJECTS = Form("Visual Genome's objects.json", "it has no relations: use scene_graphs.json or relationships.json")
-VG_ATTRIBUTES = Form("Visual Genome's attributes.json", "it has no relations: use scene_graphs.json")
-VG_IMAGES = Form("Visual Genome's image_data.json", "give it to `sgpipe import vg --image-data`")
+COCO_CAPTIONS = AnnotationFormat("a COCO captions file", "it has no boxes: give it to `sgpipe generate --captions`")
+VSRL = AnnotationFormat(
+    "V-COCO as published, without boxes", "use it in HOIA form, or in that of instances_vcoco_train.json"
+)
+VG_OBJECTS = AnnotationFormat(
+    "Visual Genome's objects.json", "it has no relations: use scene_graphs.json or relationships.json"
+)
+VG_ATTRIBUTES = AnnotationFormat("Visual Genome's attributes.json", "it has no relations: use scene_graphs.json")
+VG_IMAGES = AnnotationFormat("Visual Genome's image_data.json", "give it to `sgpipe import vg --image-data`")
 
 # In the array called so ("": the file is the array) the items have these keys; the first rule that fits decides.
-_RULES: tuple[tuple[str, frozenset[str], Form], ...] = tuple(
+_RULES: tuple[tuple[str, frozenset[str], AnnotationFormat], ...] = tuple(
     (array, frozenset(keys.split()), form)
     for array, keys, form in (
         ("", "annotations hoi_annotation", HOIA),
@@ -76,13 +80,13 @@ _RULES: tuple[tuple[str, frozenset[str], Form], ...] = tuple(
 )  # fmt: skip
 
 
-def require(path: Path, *accepted: Form) -> Form:
+def require_format(path: Path, *accepted: AnnotationFormat) -> AnnotationFormat:
     """The form of a file, which must be one of those accepted.
 
     Raises:
         UserError: it is missing, cut short, not JSON, or something else; the message says what, if that is known.
     """
-    form = recognise(path)
+    form = detect_format(path)
     if form in accepted:
         return form
     expected = " or ".join(form.name for form in accepted if form is not HOIA)
@@ -91,7 +95,7 @@ def require(path: Path, *accepted: Form) -> Form:
     raise UserError(f"{path} is {form.name}, not {expected}; {form.use}")
 
 
-def recognise(path: Path) -> Form | None:
+def detect_format(path: Path) -> AnnotationFormat | None:
     """The form of a file by its first items; None: it is none that is known.
 
     Raises UserError: it is missing, cut short, or not JSON.
@@ -109,7 +113,7 @@ def recognise(path: Path) -> Form | None:
     return None
 
 
-def _form_of(array: str, item: Any) -> Form | None:
+def _form_of(array: str, item: Any) -> AnnotationFormat | None:
     if not isinstance(item, dict):
         return None
     form = next((form for name, keys, form in _RULES if name == array and keys <= item.keys()), None)
@@ -117,7 +121,7 @@ def _form_of(array: str, item: Any) -> Form | None:
     return _by_file_name(str(item.get("file_name"))) if form is HOIA and "image_id" not in item else form
 
 
-def _by_file_name(name: str) -> Form:
+def _by_file_name(name: str) -> AnnotationFormat:
     """HICO-DET and V-COCO number their verbs differently, but nothing else in the file tells them apart."""
     if name.startswith("HICO_"):
         return HICO_HOIA

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Record, from_table
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, open_shard, read_row_group
 from sgpipe.storage.verify import row_faults
 
@@ -46,7 +46,7 @@ class HuggingFace:
             split=split,
             read=partial(self._records, split, files),
             files={"annotations": files[0], **{file.name: file for file in files[1:]}},
-            classes=classes and ClassLists(tuple(classes["objects"]), tuple(classes["relations"])),
+            classes=classes and DatasetClasses(tuple(classes["objects"]), tuple(classes["relations"])),
             image=self._image if IMAGE_COLUMN in schema.names else None,
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
-from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, fail
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
 from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
@@ -198,7 +198,7 @@ def _finish(
         if record.ok and embed:
             image = source.image(record) if source.image else read_image(images, record)
     except ImageError as error:
-        fail(record, str(error))
+        mark_failed(record, str(error))
     if record.ok:
         clip_objects(record, problems)
     return image

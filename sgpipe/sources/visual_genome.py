@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.errors import UserError
-from sgpipe.images import is_there
+from sgpipe.images import image_exists
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, as_id, side
-from sgpipe.sources.formats import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, parse_id, parse_side
+from sgpipe.sources.formats import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require_format
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
 from sgpipe.utils.json_stream import JsonStream
 
@@ -45,9 +45,9 @@ class VisualGenome:
         aliases = (self.object_aliases, self.predicate_aliases)
         if any(aliases) and not self.preprocess:
             raise UserError("aliases only matter to the preprocessing: leave out --no-preprocess or the alias files")
-        require(self.annotations, SCENE_GRAPHS, RELATIONSHIPS)
+        require_format(self.annotations, SCENE_GRAPHS, RELATIONSHIPS)
         if self.image_data:
-            require(self.image_data, VG_IMAGES)
+            require_format(self.image_data, VG_IMAGES)
         files = {
             "annotations": self.annotations,
             "image_data": self.image_data,
@@ -64,7 +64,7 @@ class VisualGenome:
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """The images in file order."""
-        aliases = Aliases(load_aliases(self.object_aliases), load_aliases(self.predicate_aliases))
+        aliases = AliasTables(load_aliases(self.object_aliases), load_aliases(self.predicate_aliases))
         sizes = _sizes(self.image_data)
         for item in iter_graphs(self.annotations):
             record = graph_record(item, "visual_genome", self.split, problems)
@@ -79,7 +79,7 @@ class VisualGenome:
 
     def _locate(self, name: str) -> str:
         names = (name, *(f"{folder}/{name}" for folder in _FOLDERS))
-        return next((name for name in names if is_there(self.images, name)), name)
+        return next((name for name in names if image_exists(self.images, name)), name)
 
 
 def _sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
@@ -88,17 +88,17 @@ def _sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
         return {}
     sizes = {}
     for _, item in JsonStream(image_data):
-        if isinstance(item, dict) and (image_id := as_id(item.get("image_id"))):
-            sizes[image_id] = side(item.get("width")), side(item.get("height"))
+        if isinstance(item, dict) and (image_id := parse_id(item.get("image_id"))):
+            sizes[image_id] = parse_side(item.get("width")), parse_side(item.get("height"))
     return sizes
 
 
-MOST_RELATIONS = 100  # as many as RLIPv2 has pairs of queries
+MAX_RELATIONS = 100  # as many as RLIPv2 has pairs of queries
 _SAME_BOX = 0.7
 
 
 @dataclass(frozen=True)
-class Aliases:
+class AliasTables:
     """Words that mean the same, mapped to one of them."""
 
     objects: Mapping[str, str] = field(default_factory=dict)
@@ -124,11 +124,11 @@ def load_aliases(path: Path | None) -> dict[str, str]:
     return {word: group[0] for group in groups for word in group}
 
 
-def remove_redundant(record: Record, aliases: Aliases, problems: ProblemCounts) -> None:
-    """Lower case; without repeated and redundant relations; the first `MOST_RELATIONS` of what is left.
+def remove_redundant(record: Record, aliases: AliasTables, problems: ProblemCounts) -> None:
+    """Lower case; without repeated and redundant relations; the first `MAX_RELATIONS` of what is left.
 
     A relation is repeated if an earlier one is the same, and redundant if an earlier one has the same predicate,
-    class of subject and class of object but for aliases, and both boxes overlap by an IoU of 0.7.
+    class of subject and class of object but for aliases, and both boxes pixel_iou by an IoU of 0.7.
     """
     for box in record.objects:
         box.category = box.category.lower()
@@ -138,8 +138,8 @@ def remove_redundant(record: Record, aliases: Aliases, problems: ProblemCounts) 
     problems["repeated_relations"] += len(record.relations) - len(relations)
     record.relations = _irredundant(record, relations, aliases)
     problems["redundant_relations"] += len(relations) - len(record.relations)
-    problems["relations_beyond_100"] += max(0, len(record.relations) - MOST_RELATIONS)
-    record.relations = record.relations[:MOST_RELATIONS]
+    problems["relations_beyond_100"] += max(0, len(record.relations) - MAX_RELATIONS)
+    record.relations = record.relations[:MAX_RELATIONS]
 
 
 def _distinct(relations: list[Relation]) -> list[Relation]:
@@ -149,7 +149,7 @@ def _distinct(relations: list[Relation]) -> list[Relation]:
     return list(first.values())
 
 
-def _irredundant(record: Record, relations: list[Relation], aliases: Aliases) -> list[Relation]:
+def _irredundant(record: Record, relations: list[Relation], aliases: AliasTables) -> list[Relation]:
     kept: list[Relation] = []
     alike: dict[tuple[str, str, str], list[Relation]] = {}
     for item in relations:
@@ -161,8 +161,8 @@ def _irredundant(record: Record, relations: list[Relation], aliases: Aliases) ->
         )
         others = alike.setdefault(meaning, [])
         if not any(
-            overlap(subject, record.objects[other.subject]) >= _SAME_BOX
-            and overlap(object_, record.objects[other.object]) >= _SAME_BOX
+            pixel_iou(subject, record.objects[other.subject]) >= _SAME_BOX
+            and pixel_iou(object_, record.objects[other.object]) >= _SAME_BOX
             for other in others
         ):
             others.append(item)
@@ -170,7 +170,7 @@ def _irredundant(record: Record, relations: list[Relation], aliases: Aliases) ->
     return kept
 
 
-def overlap(a: Box, b: Box) -> float:
+def pixel_iou(a: Box, b: Box) -> float:
     """Intersection over union of boxes of whole pixels, whose last row and column belong to them."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = a.bbox, b.bbox
     width, height = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)

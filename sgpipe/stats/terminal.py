@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.sources.annotated import line
+from sgpipe.sources.annotated import to_single_line
 from sgpipe.stats.audit import Audit, Comparison
 from sgpipe.stats.calibration import Choice
 from sgpipe.stats.ground_truth import TruthMeasures
@@ -31,7 +31,7 @@ def print_tables(found: Audit, console: Console) -> None:
     console.print(_levels(measures))
     if measures.predicates:
         console.print(_ranking("predicate", "relations", measures.predicates))
-        console.print(line(tail_sentence(measures)), soft_wrap=True)
+        console.print(to_single_line(tail_sentence(measures)), soft_wrap=True)
         console.print(_triplets(measures))
     if measures.without_relations:
         console.print(_ranking("reason", "images without relations", measures.without_relations))
@@ -43,7 +43,7 @@ def print_tables(found: Audit, console: Console) -> None:
     for question, group in groupby(found.findings, lambda finding: finding.question):
         console.print(question, style="bold")
         for finding in group:
-            console.print(f"  {line(finding.text)}", soft_wrap=True)
+            console.print(f"  {to_single_line(finding.text)}", soft_wrap=True)
 
 
 def print_json(found: Audit) -> None:
@@ -142,11 +142,11 @@ _ROWS = 15
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table of plain text; a column whose name starts with `>` is aligned to the right, and no names: no header."""
     names = [name.removeprefix(">") for name in columns]
-    made = Table(title=Text(line(title)), show_header=any(names))
+    made = Table(title=Text(to_single_line(title)), show_header=any(names))
     for column, name in zip(columns, names, strict=True):
         made.add_column(Text(name), justify="right" if column.startswith(">") else "left")
     for row in rows:
-        made.add_row(*(Text(line(cell)) for cell in row))
+        made.add_row(*(Text(to_single_line(cell)) for cell in row))
     return made
 
 

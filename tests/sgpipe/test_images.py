@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from sgpipe.images import ImageError, decode, is_there, open_image, open_row_image, resolve, upright_rgb
+from sgpipe.images import ImageError, decode, image_exists, open_image, open_row_image, resolve, upright_rgb
 from sgpipe.records import Record
 
 
@@ -173,7 +173,7 @@ def test_a_rows_image_comes_from_the_given_folder_then_the_row_then_the_folder_o
 
 def test_whether_an_image_is_there(tmp_path):
     (tmp_path / "a.png").touch()
-    assert is_there(tmp_path, "a.png")
-    assert not is_there(tmp_path, "b.png")
-    assert not is_there(tmp_path / "b", "../a.png")
-    assert not is_there(tmp_path / "a.png", "b.png")
+    assert image_exists(tmp_path, "a.png")
+    assert not image_exists(tmp_path, "b.png")
+    assert not image_exists(tmp_path / "b", "../a.png")
+    assert not image_exists(tmp_path / "a.png", "b.png")

@@ -17,19 +17,19 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import UserError
 from sgpipe.records import Record, from_table
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, clean
-from sgpipe.sources.hoi import HICO, Numbering
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, replace_surrogates
+from sgpipe.sources.hoi import HICO, HoiaSchema
 from sgpipe.sources.vocabulary import category_names, relation_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file
 
-OPEN_IMAGES = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
+OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 PERSON = "person"
 
 _KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))
 
 
-def read_classes(path: Path) -> Numbering:
+def read_classes(path: Path) -> HoiaSchema:
     """`{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
 
     Also VG-SGG-dicts.json, which calls them `idx_to_label` and `idx_to_predicate`.
@@ -39,13 +39,13 @@ def read_classes(path: Path) -> Numbering:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         keys = next(keys for keys in _KEYS if keys[0] in content)
-        return Numbering(HICO.key, _numbered(content[keys[0]]), _numbered(content[keys[1]]))
+        return HoiaSchema(HICO.key, _numbered(content[keys[0]]), _numbered(content[keys[1]]))
     except OSError as error:
         raise UserError(f"classes file {path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
         raise UserError(
             f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
-            f"({clean(str(error))[:80]})"
+            f"({replace_surrogates(str(error))[:80]})"
         ) from None
 
 
@@ -59,13 +59,13 @@ def _numbered(names: Any) -> Mapping[int, str]:
     return numbered
 
 
-def data_classes(root: Path) -> ClassLists:
+def data_classes(root: Path) -> DatasetClasses:
     """All classes of shards: their closed lists, or else the names that occur, most frequent first.
 
     Raises UserError: the folder is no run, or has neither.
     """
     if lists := Manifest.load(root).run.get("labels"):
-        return ClassLists(tuple(lists["objects"]), tuple(lists["relations"]))
+        return DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
     objects, relations = Counter[str](), Counter[str]()
     for table in iter_tables(root, ("objects.list.element.category", "relations.list.element.predicate")):
         for names, column, key in ((objects, "objects", "category"), (relations, "relations", "predicate")):
@@ -73,25 +73,27 @@ def data_classes(root: Path) -> ClassLists:
             names.update({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
     if not objects or not relations:
         raise UserError(f"{root} has no objects or no relations to learn the classes from; give --classes")
-    return ClassLists(_most_frequent_first(objects), _most_frequent_first(relations))
+    return DatasetClasses(_most_frequent_first(objects), _most_frequent_first(relations))
 
 
 def _most_frequent_first(names: Counter[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (-names[name], name)))
 
 
-def numbering_of(classes: ClassLists) -> Numbering:
+def numbering_of(classes: DatasetClasses) -> HoiaSchema:
     """The official numbers, if the classes are HICO-DET's or Open Images'; others count from 1."""
     for official in (HICO, OPEN_IMAGES):
         if official.classes == classes:
             return official
-    return Numbering(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
+    return HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
 
 
 _COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status", "error")
 
 
-def shard_truth(root: Path, classes: ClassLists, split: str | None = None, *, persons_only: bool) -> AnnotationSource:
+def shard_truth(
+    root: Path, classes: DatasetClasses, split: str | None = None, *, persons_only: bool
+) -> AnnotationSource:
     """The images of shards that are no error rows, to be read by `read_truths`.
 
     Args:
@@ -106,7 +108,7 @@ def shard_truth(root: Path, classes: ClassLists, split: str | None = None, *, pe
 
 
 def _records(
-    root: Path, classes: ClassLists, split: str | None, persons_only: bool, problems: ProblemCounts
+    root: Path, classes: DatasetClasses, split: str | None, persons_only: bool, problems: ProblemCounts
 ) -> Iterator[Record]:
     known = {"object": set(classes.objects), "relation": set(classes.relations)}
     for shard in Manifest.load(root).shards:

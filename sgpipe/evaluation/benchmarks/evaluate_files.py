@@ -26,9 +26,8 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import OPEN_IMAGES, read_classes
 from sgpipe.evaluation.benchmarks.graphs import GraphFiles
 from sgpipe.evaluation.benchmarks.pairs import PairFiles
-from sgpipe.evaluation.curves import class_curve
-from sgpipe.evaluation.result import EvaluationResult, Rows, class_rows
-from sgpipe.sources.annotated import AnnotationSource, ClassLists
+from sgpipe.evaluation.result import EvaluationResult, Rows, class_curve, class_rows
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
 
@@ -76,7 +75,7 @@ def evaluate_hico_files(
     return hico_result(files, numbering.classes, options, str(predictions))
 
 
-def hico_result(images: Images, classes: ClassLists, options: HicoOptions, name: str) -> EvaluationResult:
+def hico_result(images: Images, classes: DatasetClasses, options: HicoOptions, name: str) -> EvaluationResult:
     """As HICO-DET counts. `name`: of where the predictions come from. Raises UserError, as above."""
     official = classes == HICO.classes
     if not official and options.setting != "default":
@@ -115,7 +114,9 @@ def evaluate_open_images_files(
     return open_images_result(files, OPEN_IMAGES.classes, suppression, str(predictions))
 
 
-def open_images_result(images: Images, classes: ClassLists, suppression: Suppression, name: str) -> EvaluationResult:
+def open_images_result(
+    images: Images, classes: DatasetClasses, suppression: Suppression, name: str
+) -> EvaluationResult:
     """As Open Images counts; arguments as of `hico_result`."""
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
     settings = OpenImagesSettings(
@@ -216,7 +217,7 @@ class GraphClasses:
     predicates: tuple[str, ...]
 
     @classmethod
-    def of(cls, classes: ClassLists) -> GraphClasses:
+    def of(cls, classes: DatasetClasses) -> GraphClasses:
         return cls(len(classes.objects), classes.relations)
 
 
@@ -244,7 +245,7 @@ def _vcoco_rows(scores: VcocoScores) -> Rows:
     ]
 
 
-def _triplet_names(scores: ClassScores, numbers: TripletClasses, classes: ClassLists) -> list[dict[str, str]]:
+def _triplet_names(scores: ClassScores, numbers: TripletClasses, classes: DatasetClasses) -> list[dict[str, str]]:
     objects, relations = classes.objects, classes.relations
     return [
         {"subject": objects[subject], "predicate": relations[predicate], "object": objects[object_]}

@@ -37,8 +37,8 @@ from sgpipe.inference.rows import ImageRow, RowGroup, coco_image_id, list_row_gr
 from sgpipe.inference.workers import predict
 from sgpipe.inference.writers.graphs import predicted_graph
 from sgpipe.inference.writers.vcoco import PeopleConverter
-from sgpipe.sources.annotated import AnnotationSource, ClassLists
-from sgpipe.sources.hoi import HICO, Numbering, hico_source, read_hoia
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
+from sgpipe.sources.hoi import HICO, HoiaSchema, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
 from sgpipe.storage.shards import iter_records
 
@@ -58,7 +58,7 @@ class ModelRun(InferenceConfig):
     annotations: Path | None = None
     classes: Path | None = None
 
-    def numbering(self) -> Numbering | None:
+    def numbering(self) -> HoiaSchema | None:
         """Of the annotations and predictions, if it is not the benchmark's. Raises UserError."""
         return read_classes(self.classes) if self.classes else None
 
@@ -110,7 +110,7 @@ def evaluate_open_images_model(run: ModelRun, suppression: Suppression) -> Evalu
     )
 
 
-def _must_be(config: PredictConfig, numbering: Numbering, run: ModelRun) -> None:
+def _must_be(config: PredictConfig, numbering: HoiaSchema, run: ModelRun) -> None:
     if config.classes != numbering.classes:
         raise UserError(
             f"{run.data} has other classes than HICO-DET: leave out --annotations, or give theirs by --classes"
@@ -199,7 +199,7 @@ def evaluate_vcoco_model(
     return vcoco_result(people, found, actions, notes, str(run.model))
 
 
-def occurring(root: Path, classes: ClassLists) -> Array:
+def occurring(root: Path, classes: DatasetClasses) -> Array:
     """`[relations, objects]`, True for what occurs in shards, such as those of the training set.
 
     Raises UserError: the folder is no run.
@@ -242,7 +242,7 @@ def _images(
         notes.append(f"{missing:,} of {len(truths):,} annotated images have no predictions: left out, as officially")
 
 
-def _shard_graphs(source: AnnotationSource, classes: ClassLists) -> dict[str, GroundTruthGraph]:
+def _shard_graphs(source: AnnotationSource, classes: DatasetClasses) -> dict[str, GroundTruthGraph]:
     """By image id."""
     places = [{name: place for place, name in enumerate(names, 1)} for names in (classes.objects, classes.relations)]
     graphs = {}

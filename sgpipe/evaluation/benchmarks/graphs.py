@@ -12,7 +12,7 @@ import numpy as np
 from rlip_model.evaluation.inputs import EvaluationError, table
 from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, GroundTruthGraph, PredictedGraph
 from sgpipe.errors import UserError
-from sgpipe.sources.annotated import FieldError, as_id, required
+from sgpipe.sources.annotated import FieldError, parse_id, required_field
 from sgpipe.utils.json_stream import JsonStream
 
 
@@ -50,11 +50,11 @@ class GraphFiles:
     def _found(self, name: str, item: Mapping[str, Any]) -> PredictedGraph:
         try:
             return PredictedGraph(
-                table(required(item, "boxes"), (-1, 4), np.float32),
-                table(required(item, "labels"), (-1,), int),
-                table(required(item, "scores"), (-1,), np.float32),
-                table(required(item, "pairs"), (-1, 2), int),
-                table(required(item, "predicate_scores"), (-1, 1 + self.num_predicates), np.float32),
+                table(required_field(item, "boxes"), (-1, 4), np.float32),
+                table(required_field(item, "labels"), (-1,), int),
+                table(required_field(item, "scores"), (-1,), np.float32),
+                table(required_field(item, "pairs"), (-1, 2), int),
+                table(required_field(item, "predicate_scores"), (-1, 1 + self.num_predicates), np.float32),
             )
         except (FieldError, EvaluationError) as error:
             raise UserError(f"{self.predictions}: image {name}: {error}") from None
@@ -77,7 +77,7 @@ def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
 
 def _items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for _, item in JsonStream(path):
-        name = as_id(item.get("image_id")) if isinstance(item, dict) else None
+        name = parse_id(item.get("image_id")) if isinstance(item, dict) else None
         if name is None:
             raise UserError(f"{path}: an item has no 'image_id'; expected a list of objects, one per image")
         yield name, item
@@ -86,9 +86,9 @@ def _items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _graph(path: Path, name: str, item: Mapping[str, Any]) -> GroundTruthGraph:
     try:
         return GroundTruthGraph(
-            table(required(item, "boxes"), (-1, 4), np.float32),
-            table(required(item, "labels"), (-1,), int),
-            table(required(item, "relations"), (-1, 3), int),
+            table(required_field(item, "boxes"), (-1, 4), np.float32),
+            table(required_field(item, "labels"), (-1,), int),
+            table(required_field(item, "relations"), (-1, 3), int),
         )
     except (FieldError, EvaluationError) as error:
         raise UserError(f"{path}: image {name}: {error}") from None

@@ -28,8 +28,8 @@ from rlip_model.evaluation.inputs import (
     table,
 )
 from sgpipe.errors import UserError
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, FieldError, listed, word
-from sgpipe.sources.hoi import Numbering
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, FieldError, list_field, text_field
+from sgpipe.sources.hoi import HoiaSchema
 from sgpipe.utils.json_stream import JsonStream
 
 
@@ -43,7 +43,7 @@ class PairFiles:
 
     source: AnnotationSource
     predictions: Path
-    numbering: Numbering
+    numbering: HoiaSchema
     key: str
     notes: list[str] = field(default_factory=list)
 
@@ -91,15 +91,15 @@ class PairFiles:
 @dataclass(frozen=True)
 class _PredictionReader:
     path: Path
-    numbering: Numbering
+    numbering: HoiaSchema
     key: str
 
     def read(self, item: Any) -> tuple[str, Prediction]:
         """Raises UserError."""
         name = "?"
         try:
-            name = word(item, "file_name")
-            return name, self._prediction(name, listed(item, "predictions"), listed(item, self.key))
+            name = text_field(item, "file_name")
+            return name, self._prediction(name, list_field(item, "predictions"), list_field(item, self.key))
         except (FieldError, EvaluationError) as error:
             raise UserError(f"{self.path}: image {name!r}: {error}") from None
         except (KeyError, TypeError, OverflowError) as error:
@@ -183,7 +183,7 @@ class Prediction:
         )
 
 
-def read_prediction_table(path: Path, classes: ClassLists) -> Iterator[tuple[str, Prediction]]:
+def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple[str, Prediction]]:
     """Each image's file name and what was predicted for it; those whose images could not be read are left out.
 
     Raises UserError: the file is missing, damaged or another; something in it has no number, or an unknown name.
@@ -201,7 +201,7 @@ def read_prediction_table(path: Path, classes: ClassLists) -> Iterator[tuple[str
         ) from None
 
 
-def _images(path: Path, batch: pa.RecordBatch, classes: ClassLists) -> Iterator[tuple[str, Prediction]]:
+def _images(path: Path, batch: pa.RecordBatch, classes: DatasetClasses) -> Iterator[tuple[str, Prediction]]:
     names = batch.column("file_name").to_pylist()
     lists = batch.column("triplets")
     counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
@@ -212,7 +212,7 @@ def _images(path: Path, batch: pa.RecordBatch, classes: ClassLists) -> Iterator[
             yield name, _prediction(path, name, [column[start : start + count] for column in columns])
 
 
-def _columns(path: Path, triplets: pa.StructArray, images: Array, classes: ClassLists) -> list[Array]:
+def _columns(path: Path, triplets: pa.StructArray, images: Array, classes: DatasetClasses) -> list[Array]:
     """Of all triplets: pair, score, numbers of subject, predicate and object, and both boxes."""
     arrays = {name: triplets.field(name) for name in (field.name for field in triplets.type)}
     for name, array in arrays.items():

@@ -11,13 +11,13 @@ import numpy as np
 from rlip_model.evaluation.inputs import Array, PredictedPairs
 from sgpipe.inference.predictor import ImagePrediction
 from sgpipe.inference.writers.base import TopTriplets, WriteSummary, write_json_list
-from sgpipe.sources.hoi import Numbering
+from sgpipe.sources.hoi import HoiaSchema
 
 
 def write_hoia(
     predictions: Iterable[ImagePrediction],
     out: Path,
-    numbering: Numbering,
+    numbering: HoiaSchema,
     key: str,
     most: int,
     possible: Array | None = None,

@@ -13,7 +13,7 @@ from rlip_model.evaluation.inputs import Array, PredictedPairs
 from sgpipe import records
 from sgpipe.inference.predictor import ImagePrediction
 from sgpipe.inference.writers.base import TopTriplets, WriteSummary, output_file
-from sgpipe.sources.annotated import ClassLists
+from sgpipe.sources.annotated import DatasetClasses
 
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height")  # as in shards
 _TRIPLET = pa.struct(
@@ -39,7 +39,7 @@ _ROWS_PER_WRITE = 512
 
 
 def write_parquet(
-    predictions: Iterable[ImagePrediction], out: Path, classes: ClassLists, most: int, possible: Array | None = None
+    predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses, most: int, possible: Array | None = None
 ) -> WriteSummary:
     """Write the best triplets of each image by name, with boxes as pixel xyxy.
 
@@ -65,7 +65,7 @@ def write_parquet(
 
 
 def _named_triplets(
-    pairs: PredictedPairs, classes: ClassLists, most: int, possible: Array | None
+    pairs: PredictedPairs, classes: DatasetClasses, most: int, possible: Array | None
 ) -> Iterator[dict[str, Any]]:
     top = TopTriplets.of(pairs, most, possible)
     for pair, predicate, score in zip(top.pair.tolist(), top.predicate, top.score.tolist(), strict=True):

@@ -18,7 +18,7 @@ from sgpipe.inference.predictor import ImagePrediction
 from sgpipe.inference.rows import coco_image_id
 from sgpipe.inference.writers.base import WriteSummary, write_json_list
 from sgpipe.records import NO_OBJECT
-from sgpipe.sources.annotated import ClassLists
+from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.vocabulary import official_relation_names
 
 _ROLES = ("obj", "instr")
@@ -49,7 +49,7 @@ class PeopleConverter:
             is always possible.
     """
 
-    classes: ClassLists
+    classes: DatasetClasses
     actions: Actions
     possible: Array | None = None
 

@@ -1,7 +1,4 @@
-"""The detect stage: boxes for images that nobody has annotated.
-
-Boxes of a COCO file for images that are known by their names.
-"""
+"""Stages that fill `objects` for images without annotations: from a detector, or from a COCO instances file."""
 
 from __future__ import annotations
 
@@ -18,16 +15,16 @@ from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import DetectConfig, Resources
 from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects
-from sgpipe.sources.coco_relations import load_instances
-from sgpipe.sources.formats import COCO_INSTANCES, require
-from sgpipe.stages.detect.detectors import Found, detector_classes, load
+from sgpipe.sources.coco_relations import load_coco_instances
+from sgpipe.sources.formats import COCO_INSTANCES, require_format
+from sgpipe.stages.detect.detectors import DetectedBoxes, detector_classes, load
 from sgpipe.utils.devices import pick_device
 
 
 class DetectStage:
-    """Fills `objects` with what a detector finds, every image by itself; the surest first.
+    """Fills `objects` with detected boxes, highest score first. Images are processed one at a time.
 
-    `roots` maps a split to its image folder. `category_id` counts the detector's classes from 1.
+    `roots` maps a split to its image folder. `category_id` is the 1-based index of the detector's class.
     """
 
     name = "detect"
@@ -39,9 +36,9 @@ class DetectStage:
         self.resources = config.resources
 
     def setup(self) -> None:
-        """Load the detector. Raises UserError: none is named, or it is none."""
+        """Load the detector. Raises UserError: no detector is set, or it cannot be loaded."""
         if self.config.detector is None:
-            raise UserError("detect.detector must name an object detector: a folder or hub id")
+            raise UserError("detect.detector is not set: expected the folder or hub id of an object detector")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         disable_progress_bar()
         self.classes = detector_classes(self.config)
@@ -51,30 +48,32 @@ class DetectStage:
         for record in records:
             if record.ok:
                 try:
-                    found = self.detector(open_image(self.roots, record), self.config.threshold)
+                    detected = self.detector(open_image(self.roots, record), self.config.threshold)
                 except ImageError as reason:
                     record.fail(self.name, str(reason))
                     continue
-                record.objects = self._boxes(found)
+                record.objects = self._boxes(detected)
                 clip_objects(record, Counter())
         return records
 
-    def _boxes(self, found: Found) -> list[Box]:
-        """Without boxes of a class that overlap a surer one of it."""
-        if not bool(found.scores.isfinite().all()):
-            raise UserError(f"detector {self.config.detector} finds NaN: its weights are damaged")
-        kept = batched_nms(found.boxes, found.scores, found.labels, self.config.overlap)[: self.config.max_boxes]
-        corners = found.boxes[kept].double().tolist()
+    def _boxes(self, detected: DetectedBoxes) -> list[Box]:
+        """The boxes that remain after non-maximum suppression within each class."""
+        boxes, scores, labels = detected.boxes, detected.scores, detected.labels
+        if not bool(scores.isfinite().all()):
+            raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
+        kept = batched_nms(boxes, scores, labels, self.config.overlap)[: self.config.max_boxes]
         return [
             Box(self.classes[label], label + 1, (left, top, right - left, bottom - top))
-            for label, (left, top, right, bottom) in zip(found.labels[kept].tolist(), corners, strict=True)
+            for label, (left, top, right, bottom) in zip(
+                labels[kept].tolist(), boxes[kept].double().tolist(), strict=True
+            )
         ]
 
 
 class GivenBoxesStage:
-    """Fills `objects` and the size of each image from the entry of an instances file that is called as it is.
+    """Fills `objects` and the size of each image from the entry of an instances file with the same file name.
 
-    The entry of its file name, that is; where there are several, of those with the most of its folders.
+    If several entries share the file name, the one that shares most of the parent folders is used.
     """
 
     name = "boxes"
@@ -82,14 +81,14 @@ class GivenBoxesStage:
     resources = Resources()
 
     def __init__(self, file: Path) -> None:
-        """Raises UserError: it is no instances file."""
-        require(file, COCO_INSTANCES)
+        """Raises UserError: not an instances file."""
+        require_format(file, COCO_INSTANCES)
         self._file = file
-        self._instances = load_instances(file)
-        self._numbers: dict[str, list[str]] = {}  # by every end of their paths
-        for number, (name, _, _) in self._instances.images.items():
-            for end in _ends(name):
-                self._numbers.setdefault(end, []).append(number)
+        self._instances = load_coco_instances(file)
+        self._ids_by_suffix: dict[str, list[str]] = {}
+        for image_id, (name, _, _) in self._instances.images.items():
+            for suffix in _path_suffixes(name):
+                self._ids_by_suffix.setdefault(suffix, []).append(image_id)
         self.classes = tuple(name for _, name in sorted(self._instances.names.items()))
 
     def setup(self) -> None:
@@ -102,22 +101,23 @@ class GivenBoxesStage:
         return records
 
     def _fill(self, record: Record) -> None:
-        numbers = next((self._numbers[end] for end in _ends(record.file_name) if end in self._numbers), [])
-        if len(numbers) != 1:
-            found = f"{len(numbers)} images" if numbers else "no image"
-            record.fail(self.name, f"{self._file} has {found} of this name")
+        known = (suffix for suffix in _path_suffixes(record.file_name) if suffix in self._ids_by_suffix)
+        ids = self._ids_by_suffix.get(next(known, ""), [])
+        if len(ids) != 1:
+            count = f"{len(ids)} images" if ids else "no image"
+            record.fail(self.name, f"{self._file} has {count} of this name")
             return
-        given = self._instances.record(numbers[0], record.dataset, record.split)
+        given = self._instances.record(ids[0], record.dataset, record.split)
         if not given.ok:
             record.fail(self.name, str(given.error))
             return
-        if given.width and given.height:  # whether the image has this size is seen when it is opened
+        if given.width and given.height:  # compared with the actual size when the image is opened
             record.width, record.height = given.width, given.height
         record.objects = given.objects
         clip_objects(record, ProblemCounts())
 
 
-def _ends(name: str) -> list[str]:
-    """A path, without its first folder, and so on down to the file's name."""
+def _path_suffixes(name: str) -> list[str]:
+    """The path, the path without its first folder, and so on down to the bare file name."""
     parts = PurePosixPath(name).parts
     return ["/".join(parts[start:]) for start in range(len(parts))]

@@ -4,11 +4,11 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.sources import formats
-from sgpipe.sources.formats import Form, recognise, require
+from sgpipe.sources.formats import AnnotationFormat, detect_format, require_format
 
 BOX = {"bbox": [0, 0, 1, 1], "category_id": 1}
 GRAPH = {"image_id": 1, "objects": [], "relationships": []}
-SAMPLES: list[tuple[object, Form | None]] = [
+SAMPLES: list[tuple[object, AnnotationFormat | None]] = [
     ([{"file_name": "HICO_1.jpg", "annotations": [], "hoi_annotation": []}], formats.HICO_HOIA),
     ([{"file_name": "COCO_val2014_1.jpg", "annotations": [], "hoi_annotation": []}], formats.VCOCO_HOIA),
     ([{"file_name": "1.jpg", "annotations": [], "hoi_annotation": []}], formats.HOIA),
@@ -44,11 +44,11 @@ def write(folder, content):
 
 @pytest.mark.parametrize(("content", "form"), SAMPLES)
 def test_files_are_recognised_by_their_items(tmp_path, content, form):
-    assert recognise(write(tmp_path, content)) is form
+    assert detect_format(write(tmp_path, content)) is form
 
 
 def test_odd_items_before_good_ones_do_not_hide_the_form(tmp_path):
-    assert recognise(write(tmp_path, [None, {"image_id": 1}, GRAPH])) is formats.SCENE_GRAPHS
+    assert detect_format(write(tmp_path, [None, {"image_id": 1}, GRAPH])) is formats.SCENE_GRAPHS
 
 
 def test_a_wrong_file_is_named_and_what_reads_it(tmp_path):
@@ -56,10 +56,10 @@ def test_a_wrong_file_is_named_and_what_reads_it(tmp_path):
     with pytest.raises(
         UserError, match=r"file.json is a COCO instances file, not HICO-DET in HOIA form .*generate coco"
     ):
-        require(path, formats.HICO_HOIA, formats.HICO_PAIRS)
+        require_format(path, formats.HICO_HOIA, formats.HICO_PAIRS)
     with pytest.raises(UserError, match=r"is not V-COCO in HOIA form .*: no item of it looks like that"):
-        require(write(tmp_path, [{"some": "thing"}]), formats.VCOCO_HOIA)
-    assert require(write(tmp_path, [GRAPH]), formats.RELATIONSHIPS, formats.SCENE_GRAPHS) is formats.SCENE_GRAPHS
+        require_format(write(tmp_path, [{"some": "thing"}]), formats.VCOCO_HOIA)
+    assert require_format(write(tmp_path, [GRAPH]), formats.RELATIONSHIPS, formats.SCENE_GRAPHS) is formats.SCENE_GRAPHS
 
 
 @pytest.mark.parametrize(
@@ -77,23 +77,23 @@ def test_what_is_not_whole_json_is_refused(tmp_path, content, reason):
     path = tmp_path / "file.json"
     path.write_text(content)
     with pytest.raises(UserError, match=reason) as caught:
-        require(path, formats.SCENE_GRAPHS)
+        require_format(path, formats.SCENE_GRAPHS)
     assert str(path) in str(caught.value)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"not found: .*none\.json"):
-        require(tmp_path / "none.json", formats.SCENE_GRAPHS)
+        require_format(tmp_path / "none.json", formats.SCENE_GRAPHS)
     with pytest.raises(UserError, match="found a folder"):
-        require(tmp_path, formats.SCENE_GRAPHS)
+        require_format(tmp_path, formats.SCENE_GRAPHS)
 
 
 def test_real_files_are_recognised(oracle):
     data = oracle / "data"
-    assert recognise(data / "objects365/real_record_fragments.json") is formats.COCO_INSTANCES
-    assert recognise(data / "coco_mini/captions_val2017.json") is formats.COCO_CAPTIONS
-    assert recognise(data / "vg/vadbeg_attributes.json") is formats.VG_ATTRIBUTES
-    assert recognise(data / "vg/vadbeg_relationships2.json") is formats.RELATIONSHIPS
-    assert recognise(data / "hicodet/instances_test2015.json") is formats.HICO_PAIRS
-    assert recognise(data / "hicodet/test_hico_sample300.qpic_format.json") is formats.HICO_HOIA
-    assert recognise(data / "vcoco/fredzzhang_instances_vcoco_val.json") is formats.VCOCO_PAIRS
+    assert detect_format(data / "objects365/real_record_fragments.json") is formats.COCO_INSTANCES
+    assert detect_format(data / "coco_mini/captions_val2017.json") is formats.COCO_CAPTIONS
+    assert detect_format(data / "vg/vadbeg_attributes.json") is formats.VG_ATTRIBUTES
+    assert detect_format(data / "vg/vadbeg_relationships2.json") is formats.RELATIONSHIPS
+    assert detect_format(data / "hicodet/instances_test2015.json") is formats.HICO_PAIRS
+    assert detect_format(data / "hicodet/test_hico_sample300.qpic_format.json") is formats.HICO_HOIA
+    assert detect_format(data / "vcoco/fredzzhang_instances_vcoco_val.json") is formats.VCOCO_PAIRS

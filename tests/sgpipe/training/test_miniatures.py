@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sgpipe.miniworld.dataset import draw_world
+from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.hoi import HICO, VCOCO, Numbering, hico_source, vcoco_source
+from sgpipe.sources.hoi import HICO, VCOCO, HoiaSchema, hico_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.open_images import OpenImages
 from sgpipe.sources.visual_genome import VisualGenome
@@ -22,7 +22,7 @@ from sgpipe.utils.console import Progress
 
 QUIET = Progress(Console(quiet=True))
 IMAGES, BATCH = 4, 2
-OPEN_IMAGES = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
+OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 SHARDS_OF = {
     "tagger": "vg",
     "pretrain": "vg",
@@ -36,7 +36,7 @@ SHARDS_OF = {
 }
 
 
-def hoia(scene: dict, numbering: Numbering, rng: random.Random) -> dict:
+def hoia(scene: dict, numbering: HoiaSchema, rng: random.Random) -> dict:
     """A drawn scene as an item of a HOIA file: the first object a person, the other classes and relations drawn."""
     ids = {item["object_id"]: place for place, item in enumerate(scene["objects"])}
     boxes = [[item["x"], item["y"], item["x"] + item["w"], item["y"] + item["h"]] for item in scene["objects"]]
@@ -62,7 +62,7 @@ def hoia(scene: dict, numbering: Numbering, rng: random.Random) -> dict:
 def shards(tmp_path_factory) -> dict[str, Path]:
     """A folder of shards of the same drawn images from each kind of annotations."""
     root = tmp_path_factory.mktemp("shards")
-    draw_world(root / "drawn", IMAGES, 0)
+    render_dataset(root / "drawn", IMAGES, 0)
     images, graphs = root / "drawn" / "images", root / "drawn" / "scene_graphs.json"
     scenes = json.loads(graphs.read_text())
     sources: dict[str, AnnotationSource] = {"vg": VisualGenome(graphs, images, "train").source()}

@@ -25,7 +25,7 @@ from sgpipe.inference.predictor import ImagePrediction, PredictConfig
 from sgpipe.inference.rows import RowGroup, iter_rows
 from sgpipe.inference.writers.vcoco import PeopleConverter, vcoco_actions
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.sources.annotated import ClassLists
+from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import VCOCO, hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
@@ -205,7 +205,7 @@ def write_vcoco(root: Path) -> dict[str, Any]:
     for verb in verbs.values():
         verb["role_object_id"] = np.array(verb["role_object_id"]).T.ravel().tolist()
     (root / "data").mkdir(parents=True)
-    classes = ClassLists(("person", "cup", "sports ball", NO_OBJECT), ("hold", "hit", "hit with", "stand"))
+    classes = DatasetClasses(("person", "cup", "sports ball", NO_OBJECT), ("hold", "hit", "hit with", "stand"))
     manifest = Manifest.create(root, {"labels": {"objects": classes.objects, "relations": classes.relations}})
     manifest.commit(write_shard(root, shard_name("test", 0, 8), "test", 0, records, {}))
     return {"vsrl.json": list(verbs.values()), "coco.json": coco}
@@ -219,7 +219,7 @@ def test_all_of_vcoco_is_among_our_relations(oracle: Path) -> None:
     assert set(ours.names) == set(actions.names)
     assert set(ours.role_names()) == set(actions.role_names())
     with pytest.raises(UserError, match="lack V-COCO's 'carry'"):
-        PeopleConverter(ClassLists(VCOCO.classes.objects, ("hold",)), converter.actions)
+        PeopleConverter(DatasetClasses(VCOCO.classes.objects, ("hold",)), converter.actions)
 
 
 def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:

@@ -16,9 +16,9 @@ from sgpipe.evaluation.benchmarks.pairs import read_prediction_table
 from sgpipe.inference.predictor import ImagePrediction
 from sgpipe.inference.rows import ImageRow
 from sgpipe.inference.writers.parquet import SCHEMA, write_parquet
-from sgpipe.sources.annotated import ClassLists
+from sgpipe.sources.annotated import DatasetClasses
 
-CLASSES = ClassLists(("person", "horse", "dog"), ("riding", "next to"))
+CLASSES = DatasetClasses(("person", "horse", "dog"), ("riding", "next to"))
 TRIPLET = {
     "pair": 0,
     "subject": "person",
