@@ -1,4 +1,4 @@
-"""Making the models of the drawn world from nothing: `python -m experiments.miniworld.make_models --out FOLDER`."""
+"""TrainingCost the models of the drawn world from nothing: `python -m experiments.miniworld.make_models --out FOLDER`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import typer
 import yaml
 from rich.console import Console
 
-from experiments.miniworld.cards import Making, write_parseda_card, write_tagger_card
+from experiments.miniworld.cards import TrainingCost, write_parseda_card, write_tagger_card
 from experiments.miniworld.network_quality import measure_network, measure_tagger, network_recipe, print_tagger_quality
 from experiments.miniworld.train_captioner import captioner_recipe, make_captioner
 from sgpipe.errors import UserError
-from sgpipe.miniworld.dataset import SCENE_GRAPHS, draw_world
+from sgpipe.miniworld.dataset import SCENE_GRAPHS, render_dataset
 from sgpipe.miniworld.relations import COMPOSITIONAL
-from sgpipe.recipe import NetworkName
+from sgpipe.recipe import PackagedModel
 from sgpipe.sources.miniworld import import_graphs
 from sgpipe.training.initial_model import CLASSES
-from sgpipe.training.run import train, trained
+from sgpipe.training.run import train, trained_network
 from sgpipe.utils.console import Progress, run_command
 
-NETWORKS: tuple[NetworkName, ...] = ("tagger", "parseda")
+NETWORKS: tuple[PackagedModel, ...] = ("tagger", "parseda")
 TRAIN_IMAGES = 12_000  # of the train split, for the networks
 
 
@@ -31,23 +31,23 @@ def draw_relations(out: Path, split: str, train_images: int, progress: Progress)
     """Shards of the first images of a split; the images lie beside them."""
     progress.say(f"drawing {train_images:,} images of {split}")
     world = out / f"drawn-{split}"
-    draw_world(world, train_images, 0, split)
+    render_dataset(world, train_images, 0, split)
     import_graphs(world / SCENE_GRAPHS, split, out / f"relations-{split}")
     return out / f"relations-{split}"
 
 
-def train_network(name: NetworkName, shards: Path, out: Path, folder: Path, progress: Progress) -> Making:
+def train_network(name: PackagedModel, shards: Path, out: Path, folder: Path, progress: Progress) -> TrainingCost:
     """Train a network by its recipe and save it in `folder`, in half precision, with the recipe beside it."""
     began = time.process_time()
     train(network_recipe(name, shards), out, progress)
     seconds = time.process_time() - began
-    network = CLASSES[network_recipe(name).model.kind].from_pretrained(trained(out))
+    network = CLASSES[network_recipe(name).model.kind].from_pretrained(trained_network(out))
     network.half().save_pretrained(folder)
     write_recipe(name, folder)
-    return Making(seconds, sum(value.numel() for value in network.parameters()))
+    return TrainingCost(seconds, sum(value.numel() for value in network.parameters()))
 
 
-def write_recipe(name: NetworkName, folder: Path) -> None:
+def write_recipe(name: PackagedModel, folder: Path) -> None:
     """From it `sgpipe predict` knows how large the network's images were."""
     settings = network_recipe(name).model_dump(mode="json", exclude={"workers", "output"})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

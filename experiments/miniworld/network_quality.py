@@ -22,14 +22,14 @@ from rich.table import Table
 from rlip_model.training.sampling import LabelVocabulary
 from rlip_model.training.validation import validate
 from sgpipe.evaluation.label_quality.comparison import LabelQuality
-from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, known_quality
+from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.relations import COMPOSITIONAL, PREDICATES
-from sgpipe.recipe import NetworkName, load_recipe, packaged_model
+from sgpipe.recipe import PackagedModel, load_recipe, packaged_model
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.initial_model import CLASSES
-from sgpipe.training.job import Job, make_feed, make_objective
+from sgpipe.training.job import TrainingJob, make_feed, make_objective
 from sgpipe.training.recipe import ShardsConfig, TrainRecipe, load_train_recipe
 from sgpipe.utils.config_file import recipe_folder
 from sgpipe.utils.console import Progress, run_command
@@ -70,7 +70,7 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
     ways: tuple[Captions, ...] = ("BLIP", "oracle")
     for split, captions in product(("val", COMPOSITIONAL), ways):
         with _labelled(captioner if captions == "BLIP" else None, tagger, split, images, seed) as run:
-            found = known_quality(run)
+            found = run_quality(run)
             rows += [PipelineQuality(split, captions, name, found[name]) for name in (LABELS, ALL_PAIRS)]
             truth = RunFolder(run).ground_truth
             if captions == "oracle" and truth:
@@ -93,7 +93,7 @@ def measure_network(network: Path, recipe: TrainRecipe, shards: Path) -> dict[st
     counts = dict(zip(found.relations.names, found.relations.counts, strict=True))
     found = replace(found, relations=LabelVocabulary.from_counts({**dict.fromkeys(PREDICATES, 1), **counts}))
     model = CLASSES[recipe.model.kind].from_pretrained(network)
-    feed = make_feed(Job(recipe, shards, found, found), model, 0, 1)
+    feed = make_feed(TrainingJob(recipe, shards, found, found), model, 0, 1)
     batches = feed.validation()
     assert batches is not None
     with batches:
@@ -119,7 +119,7 @@ def quality_rows(found: TaggerQuality) -> list[list[str]]:
     return [
         ["images", "captions", "labels", "said", "precision", "recall", "AP"],
         *(
-            [row.split.removeprefix("test-"), row.captions, row.labels, f"{row.quality.at_threshold.said:,}"]
+            [row.split.removeprefix("test-"), row.captions, row.labels, f"{row.quality.at_threshold.predicted:,}"]
             + [f"{value:.1%}" for value in (row.quality.at_threshold.precision, row.quality.at_threshold.recall)]
             + [f"{row.quality.average_precision:.3f}"]
             for row in found.rows
@@ -149,7 +149,7 @@ def print_tagger_quality(found: TaggerQuality, console: Console) -> None:
         console.print(f"{split}: average precision where pairs are given: {value:.3f}", highlight=False)
 
 
-def network_recipe(name: NetworkName, shards: Path | None = None) -> TrainRecipe:
+def network_recipe(name: PackagedModel, shards: Path | None = None) -> TrainRecipe:
     """How a packaged network is trained, on these shards."""
     overrides = {"data.train": [{"shards": shards}]} if shards else {}
     return load_train_recipe(str(recipe_folder() / "miniworld" / f"{name}.yaml"), overrides)

@@ -38,7 +38,7 @@ def train(
     from sgpipe.training.display import print_training
     from sgpipe.training.recipe import load_train_recipe, shards_options
     from sgpipe.training.run import train as run
-    from sgpipe.training.run import trained
+    from sgpipe.training.run import trained_network
     from sgpipe.utils.config_file import parse_set
 
     options = {
@@ -57,10 +57,10 @@ def train(
     loaded = load_train_recipe(recipe, overrides, miniature=miniature)
     summary = run(loaded, out, console.Progress(console.progress()))
     if json_:
-        print(json.dumps({**asdict(summary), "out": str(out), "network": str(trained(out))}, indent=2))
+        print(json.dumps({**asdict(summary), "out": str(out), "network": str(trained_network(out))}, indent=2))
         return
     option = "--tagger" if summary.kind == "tagger" else "--init"
-    print_training(summary, f"saved the model; use it with {option} {trained(out)}", console.output())
+    print_training(summary, f"saved the model; use it with {option} {trained_network(out)}", console.output())
 
 
 def convert(
@@ -78,7 +78,7 @@ def convert(
     ] = None,
     queries: Annotated[int | None, typer.Option(help="Keep only the first N queries, such as 128.")] = None,
     first_rows: Annotated[
-        bool, typer.Option("--first-rows", help="Keep queries row by row, as the official code does, not by pair.")
+        bool, typer.Option("--first-rows", help="With --queries: cut by row, as the official code does, not by pair.")
     ] = False,
     json_: Json = False,
 ) -> None:

@@ -1,1 +1,1 @@
-"""`sgpipe train`: from shards to a network."""
+"""Train a network on shards (`sgpipe train`)."""

@@ -1,4 +1,4 @@
-"""A training on the terminal: a live bar, or plain lines anywhere else; and its last screen."""
+"""The progress of a training (a live bar on a terminal, plain lines elsewhere) and its final summary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ MEASURES = ("ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """Where a training stands when it ends, and what it measured last."""
+    """The state of a training when it ends.
+
+    Args:
+        last: the last line of step metrics.
+        validation: the last line of validation metrics.
+        best: the best score of a validation, by the measure `best_by`.
+    """
 
     out: Path
     kind: str
@@ -32,8 +38,8 @@ class TrainSummary:
     best_by: str
 
 
-class Display:
-    """Shows lines of metrics as they come; use it in a `with` statement."""
+class TrainingDisplay:
+    """Shows metrics as they arrive; use it in a `with` statement."""
 
     def __init__(self, console: Console, epochs: int) -> None:
         self.console, self.epochs = console, epochs
@@ -41,7 +47,7 @@ class Display:
         self._last = float("-inf")
         self._bar: Progress | None = None
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> TrainingDisplay:
         if self.console.is_terminal:
             columns = (
                 TextColumn("training"),
@@ -64,39 +70,40 @@ class Display:
             self._bar.stop()
 
     def show(self, row: dict[str, Any]) -> None:
-        """One line of metrics."""
+        """Show one line of metrics."""
         if row["event"] == "validation":
             measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
-            self._print(f"epoch {row['epoch']}/{self.epochs} validated: {measures or 'no images'}")
+            self._print(f"epoch {row['epoch']}/{self.epochs} validation: {measures or 'no images'}")
         elif self._bar:
-            self._bar.update(self._task, total=row["steps"], completed=row["step"], note=note(row))
+            self._bar.update(self._task, total=row["steps"], completed=row["step"], note=_step_note(row))
         elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES or row["step"] == row["steps"]:
             self._last = time.monotonic()
-            self._print(f"step {row['step']}/{row['steps']}, {note(row)}, {self._left(row)} left")
+            self._print(f"step {row['step']}/{row['steps']}, {_step_note(row)}, {self._left(row)} left")
 
     def _left(self, row: dict[str, Any]) -> str:
-        """Time left at the pace since the first line."""
+        """The time left at the speed since the first line."""
         if not self._first_step:
             self._first_step, self._began = row["step"], time.monotonic()
             return "?"
-        pace = (time.monotonic() - self._began) / max(row["step"] - self._first_step, 1)
-        seconds = int(pace * (row["steps"] - row["step"]))
+        seconds_per_step = (time.monotonic() - self._began) / max(row["step"] - self._first_step, 1)
+        seconds = int(seconds_per_step * (row["steps"] - row["step"]))
         return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
 
     def _print(self, line: str) -> None:
         self.console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def note(row: dict[str, Any]) -> str:
-    skipped = f", {row['skipped']} images unreadable" if row["skipped"] else ""
+def _step_note(row: dict[str, Any]) -> str:
+    images = "1 unreadable image" if row["skipped"] == 1 else f"{row['skipped']} unreadable images"
+    skipped = f", {images}" if row["skipped"] else ""
     return (
         f"epoch {row['epoch']}, loss {row['loss']:.3f}, {row['images_per_second']:.1f} images/s, "
-        f"waiting {row['waited']:.0%}{skipped}"
+        f"waiting for images {row['waited']:.0%}{skipped}"
     )
 
 
 def print_training(summary: TrainSummary, use: str, console: Console) -> None:
-    """What was trained, how good it is, where it is; `use`: what to do with it."""
+    """Print what was trained and how good it is; `use` says where the network is and how to use it."""
     table = Table(title=Text(str(summary.out)), show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -1,4 +1,4 @@
-"""The network that a training starts from: one that is there, an official checkpoint, or a new one."""
+"""Create the network that a training starts from: a copy of an existing one, an official checkpoint, or a new one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sgpipe.training.recipe import Kind, ModelConfig
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
 
 
-def make_start(config: ModelConfig, texts: Sequence[str], seed: int, folder: Path) -> None:
-    """Put the network into `folder`, for `from_pretrained`.
+def make_initial_model(config: ModelConfig, texts: Sequence[str], seed: int, folder: Path) -> None:
+    """Save the network in `folder`, for `from_pretrained`.
 
     Args:
-        texts: names of the data, which a new network's own tokenizer will know.
+        texts: the names in the data; a new network without RoBERTa gets a tokenizer that knows their words.
 
     Raises:
-        UserError: no such network, one of another kind, or settings that it cannot have.
+        UserError: the network does not exist or is of another kind, or a setting is invalid.
     """
     try:
         network = _existing(config, folder) if config.init else _new(config, texts, seed)
@@ -46,34 +46,34 @@ def _existing(config: ModelConfig, folder: Path) -> RLIPModel:
             convert(source, converted, config.text_encoder or "roberta-base")
         source = converted
     network = CLASSES[config.kind].from_pretrained(str(source) if source.exists() else str(config.init))
-    return _changed(network, config.config)
+    return _reconfigured(network, config.config)
 
 
-def _changed(network: RLIPModel, changes: dict[str, Any]) -> RLIPModel:
-    """The network with other settings; its parameters stay.
+def _reconfigured(network: RLIPModel, changes: dict[str, Any]) -> RLIPModel:
+    """The network with the same parameters and changed settings.
 
     Raises:
-        CheckpointError: there is no such setting, or its parameters would not fit.
+        CheckpointError: a setting does not exist, or the parameters do not fit it.
     """
     queries = changes.get("num_queries", network.config.num_queries)
     if queries != network.config.num_queries:
         network = prune_queries(network, queries)
     kind = type(network.config)
-    config = kind.from_dict(_laid_over(network.config.to_dict(), _known(kind, changes)))
+    config = kind.from_dict(_merged(network.config.to_dict(), _checked(kind, changes)))
     changed = build_model(config)
     try:
         changed.load_state_dict(network.state_dict())
     except RuntimeError:
-        raise CheckpointError(f"the network has parameters that don't fit config {changes}") from None
+        raise CheckpointError(f"the parameters of the network do not fit the settings {changes}") from None
     if network.tokenizer is not None:
         changed.set_tokenizer(network.tokenizer)
     return changed
 
 
 def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
-    """A new network; its random numbers follow from the seed, and torch's own are left alone."""
+    """A new network, initialised from the seed; torch's global generator is left unchanged."""
     roberta: RobertaModel | None = None
-    changes = _known(KINDS[config.kind], config.config)
+    changes = _checked(KINDS[config.kind], config.config)
     tokenizer: PreTrainedTokenizerBase
     if config.text_encoder is None:
         tokenizer = build_tokenizer([*texts, NO_OBJECTS, _COMMON_WORDS])
@@ -81,11 +81,11 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
         tokenizer, roberta = load_tokenizer(config.text_encoder), load_roberta(config.text_encoder)
         changes["text_config"] = roberta_sizes(roberta.config)
     if config.backbone == "miniature":
-        settings = KINDS[config.kind](**_laid_over(tiny_sizes(len(tokenizer)), changes))
+        settings = KINDS[config.kind](**_merged(tiny_sizes(len(tokenizer)), changes))
     elif roberta is None:
         raise CheckpointError(
-            f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder or hub id); better "
-            "start from a detector: `sgpipe convert DETECTOR --as ... --out start`, then --init start"
+            f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder or hub id); it is "
+            "better to start from a detector: `sgpipe convert DETECTOR --as ... --out start`, then --init start"
         )
     else:
         settings = preset(config.kind, config.backbone, **changes)
@@ -103,8 +103,8 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
 _COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"
 
 
-def _laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Settings with changes, those of the text encoder one by one."""
+def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings with changes; those of the text encoder are merged one by one."""
     text, change = settings["text_config"], changes.get("text_config")
     if isinstance(change, dict):
         own = text if isinstance(text, dict) else text.to_dict()
@@ -112,8 +112,8 @@ def _laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, A
     return {**settings, **changes}
 
 
-def _known(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
-    """Raises CheckpointError: a setting that networks of this kind do not have."""
+def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes. Raises CheckpointError: networks of this kind do not have such a setting."""
     known = kind().to_dict()
     unknown = sorted(changes.keys() - known.keys())
     if unknown:

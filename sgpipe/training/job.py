@@ -1,4 +1,4 @@
-"""What one worker does: it trains from the latest checkpoint until all epochs are done."""
+"""The work of one training process: train from the latest checkpoint until all epochs are done."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import Checkpoints, read_position
 from sgpipe.errors import UserError
-from sgpipe.training.data.contents import TrainSet
-from sgpipe.training.data.feed import ShardFeed, Share
+from sgpipe.training.data.feed import ShardFeed, WorkerShare
+from sgpipe.training.data.training_set import TrainingSet
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import MetricsLog
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils.devices import enough_memory, pick_device
 
-PRIVATE, _START = ".training", "start"
-_REMEDY = "lower --batch, set optimisation.activation_checkpointing=true, or take more --workers"
+PRIVATE, _INITIAL_MODEL = ".training", "start"
+_REMEDY = "lower --batch, set optimisation.activation_checkpointing=true, or use more --workers"
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that a worker needs; sent to it."""
+class TrainingJob:
+    """Everything a worker needs; it is sent to the workers."""
 
     recipe: TrainRecipe
     out: Path
-    training: TrainSet
-    validating: TrainSet | None
+    training_set: TrainingSet
+    validation_set: TrainingSet | None
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -45,34 +45,38 @@ class Job:
 
     @property
     def private(self) -> Path:
+        """The folder for state that users need not know."""
         return self.out / PRIVATE
 
     @property
-    def start(self) -> Path:
-        return self.private / _START
+    def initial_model(self) -> Path:
+        """The folder of the network that the training starts from."""
+        return self.private / _INITIAL_MODEL
 
 
-def work(
-    job: Job,
+def run_job(
+    job: TrainingJob,
     show: Callable[[dict[str, Any]], None] = lambda row: None,
     *,
     device: torch.device | None = None,
     share: tuple[int, int] = (0, 1),
     wrap: Callable[[Objective], nn.Module] | None = None,
 ) -> None:
-    """What one worker does: go on from the latest checkpoint until all epochs are done.
+    """Train from the latest checkpoint, or from the initial model, until all epochs are done.
 
     Args:
         show: called with every line of metrics, by the first worker.
-        share: rank, and number of workers.
+        share: index of this worker, and number of workers.
         wrap: see `Trainer`.
 
-    Raises: as `train`, and DivergenceError.
+    Raises:
+        UserError, OSError: see `train`.
+        DivergenceError: a loss or gradient is not finite.
     """
     recipe, checkpoints = job.recipe, job.checkpoints
     latest = checkpoints.latest()
     try:
-        network = CLASSES[recipe.model.kind].from_pretrained(latest or job.start)
+        network = CLASSES[recipe.model.kind].from_pretrained(latest or job.initial_model)
         objective = make_objective(network, recipe)
         device = device or pick_device(recipe.workers.device)
         nn.Module.to(objective, device)
@@ -94,7 +98,7 @@ def work(
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
-    """The network with its criterion, parts frozen as the recipe says. Raises UserError: no such part."""
+    """The network with its criterion; parts are frozen as configured. Raises UserError: there is no such part."""
     loss, options = recipe.loss, recipe.optimisation
     network.requires_grad_(True)
     if recipe.model.frozen_norms if recipe.model.frozen_norms is not None else recipe.model.init is not None:
@@ -119,7 +123,7 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
 
 def make_trainer(
     objective: Objective,
-    job: Job,
+    job: TrainingJob,
     report: Callable[[dict[str, Any]], None],
     wrap: Callable[[Objective], nn.Module] | None,
 ) -> Trainer:
@@ -138,17 +142,20 @@ def make_trainer(
     )
 
 
-def make_feed(job: Job, network: RLIPModel, rank: int, world: int) -> ShardFeed:
-    """This worker's batches. The R-Tagger gets its pairs out of as many relations as it has queries, as published."""
+def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int) -> ShardFeed:
+    """A worker's batches.
+
+    As published, the R-Tagger's pairs come from as many relations of an image as the network has queries.
+    """
     recipe, config = job.recipe, network.config
     is_tagger = isinstance(network, RTagger)
     return ShardFeed(
-        job.training,
-        job.validating,
+        job.training_set,
+        job.validation_set,
         recipe.data,
         recipe.optimisation.batch,
         recipe.seed,
         config.num_queries if is_tagger else config.num_pairs,
         config.num_pairs if is_tagger else None,
-        Share(rank, world, recipe.optimisation.accumulate),
+        WorkerShare(rank, world_size, recipe.optimisation.accumulate),
     )

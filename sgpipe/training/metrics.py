@@ -1,9 +1,8 @@
-"""Metrics of a training as files: metrics.jsonl, and event files for TensorBoard."""
+"""Write the metrics of a training: metrics.jsonl, and event files for TensorBoard."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from sgpipe.utils.atomic import write_text
+
 METRICS = "metrics.jsonl"
 _NOT_MEASURES = {"event", "epoch", "step", "steps"}
 
@@ -22,8 +23,8 @@ class MetricsLog:
     """Appends lines of metrics; use it in a `with` statement.
 
     Args:
-        step: where the training goes on; lines of later steps, which are done again, are removed.
-        enabled: False in workers that leave it to another one.
+        step: the step from which the training resumes; lines of later steps, which are repeated, are removed.
+        enabled: False in workers that do not write metrics.
     """
 
     def __init__(self, out: Path, step: int, tensorboard: bool, enabled: bool = True) -> None:
@@ -36,9 +37,7 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         if self.enabled:
             rows = [row for row in read_metrics(self.path.parent) if row["step"] <= self.step]
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            temporary.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-            os.replace(temporary, self.path)
+            write_text(self.path, "".join(f"{json.dumps(row)}\n" for row in rows))
             self._file = self.path.open("a", encoding="utf-8")
             if self.tensorboard:
                 self._events = ScalarEvents(self.tensorboard, self.step)
@@ -52,7 +51,7 @@ class MetricsLog:
                 file.close()
 
     def write(self, row: dict[str, Any]) -> None:
-        """One line."""
+        """Append one line."""
         if self._file:
             self._file.write(f"{json.dumps(row)}\n")
             self._file.flush()
@@ -63,10 +62,10 @@ class MetricsLog:
 
 
 class ScalarEvents:
-    """A file of numbers for TensorBoard, written at once: a full disk is an error here, not in a thread somewhere.
+    """An event file for TensorBoard, written synchronously, so that a full disk is an error here and not in a thread.
 
     Args:
-        step: where the training goes on; TensorBoard forgets what earlier files say of later steps.
+        step: the step from which the training resumes; TensorBoard discards later steps of earlier files.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -85,7 +84,7 @@ class ScalarEvents:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines so far; one that was cut short by a crash is left out."""
+    """The lines written so far; an incomplete last line, left by a crash, is ignored."""
     path = out / METRICS
     if not path.exists():
         return []

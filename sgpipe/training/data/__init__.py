@@ -1,1 +1,1 @@
-"""From shards to batches: what `sgpipe train` learns from, read as a stream in constant memory."""
+"""Read shards as a stream of training batches, in constant memory."""

@@ -1,9 +1,4 @@
-"""What a worker is fed with: its share of the batches of training and validation.
-
-From steps to batches: images read, changed and put together by threads, ahead of who asks for them.
-
-Reading the images of a training; those that cannot be read are skipped and counted.
-"""
+"""A worker's share of the training and validation batches, read and prepared by threads ahead of their use."""
 
 from __future__ import annotations
 
@@ -13,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
@@ -25,103 +19,108 @@ from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import Texts, relabelled
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError, decode, is_upright, resolve
-from sgpipe.training.data.contents import Folder, TrainSet
-from sgpipe.training.data.prefetcher import Ahead
-from sgpipe.training.data.stream import Item, Step, Stream
+from sgpipe.images import ImageError, open_row_image
+from sgpipe.training.data.prefetcher import Prefetcher
+from sgpipe.training.data.stream import StepStream, TrainingItem, TrainingStep
+from sgpipe.training.data.training_set import TrainingSet
 from sgpipe.training.recipe import DataConfig
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which worker this is, of how many, and in how many parts it computes its share of a step."""
+class WorkerShare:
+    """The index of a worker, the number of workers, and the number of parts in which a worker computes a step."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     accumulate: int = 1
 
 
 @dataclass(frozen=True)
 class ShardFeed:
-    """A `rlip_model.training.loop.Feed` from shards.
+    """Feeds `rlip_model.training.loop.Trainer` from shards.
 
     Args:
-        training, validating: what to train and to validate on, as scanned.
-        batch: images per step, of all workers together.
-        most_relations: see `Stream`.
-        most_pairs: see `Preparation`.
+        training_set, validation_set: the scanned shards to train and to validate on.
+        batch: images per step, over all workers.
+        most_relations: see `StepStream`.
+        most_pairs: see `ExamplePreparation`.
 
     Raises:
-        UserError: a batch cannot be shared evenly, or there are fewer images than one. When batches are used: no
-            image can be read, or shards changed since they were scanned.
+        UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are read:
+            no image can be read, or shards have changed since the scan.
     """
 
-    training: TrainSet
-    validating: TrainSet | None
+    training_set: TrainingSet
+    validation_set: TrainingSet | None
     data: DataConfig
     batch: int
     seed: int
     most_relations: int
     most_pairs: int | None = None
-    share: Share = Share()
+    share: WorkerShare = WorkerShare()
 
     def __post_init__(self) -> None:
-        per_worker = self.stream.batch // self.share.world
+        per_worker = self.stream.batch // self.share.world_size
         if per_worker % self.share.accumulate:
+            images = f"{per_worker} image{'' if per_worker == 1 else 's'}"
             raise UserError(
-                f"a worker's {per_worker} images of a step cannot be computed in {self.share.accumulate} equal parts; "
+                f"a worker's {images} per step cannot be divided into {self.share.accumulate} equal parts; "
                 "change optimisation.batch or optimisation.accumulate"
             )
 
     @cached_property
-    def stream(self) -> Stream:
+    def stream(self) -> StepStream:
         """The steps of the training."""
-        share = self.share
-        return Stream(self.training, self.data, self.batch, self.seed, self.most_relations, share.rank, share.world)
+        rank, world_size = self.share.rank, self.share.world_size
+        return StepStream(self.training_set, self.data, self.batch, self.seed, self.most_relations, rank, world_size)
 
     @cached_property
     def reader(self) -> ImageReader:
-        """Of the training; says how many were skipped, and why."""
-        return ImageReader(self.training, self.share.world)
+        """Reads the training images; counts skipped images and keeps the reasons."""
+        return ImageReader(self.training_set, self.share.world_size)
 
     @property
     def steps_per_epoch(self) -> int:
         return self.stream.steps_per_epoch
 
-    def read(self, epoch: int = 0, step: int = 0) -> Ahead[list[TrainingBatch]]:
-        """The parts of step after step without end, from a step of an epoch on; to be closed by `with`."""
+    def read(self, epoch: int = 0, step: int = 0) -> Prefetcher[list[TrainingBatch]]:
+        """The parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
         data = self.data
-        preparation = Preparation(
+        preparation = ExamplePreparation(
             self.reader, data.augment, data.short_side, data.long_side, self.most_pairs, data.related_first
         )
         steps = self.stream.steps(epoch, step)
-        return Ahead(batches(steps, preparation, data.threads, data.prefetch, self.share.accumulate))
+        return Prefetcher(batches(steps, preparation, data.threads, data.prefetch, self.share.accumulate))
 
-    def validation(self) -> Ahead[TrainingBatch] | None:
-        """This worker's share of all images to validate on, of which every worker gets as many batches.
+    def validation(self) -> Prefetcher[TrainingBatch] | None:
+        """This worker's share of all validation images; None without a validation set.
 
-        Some batches may be empty. None if there is nothing to validate on.
+        Every worker gets the same number of batches, so some of them may be empty.
         """
-        return None if self.validating is None else Ahead(self._validation(self.validating))
+        return None if self.validation_set is None else Prefetcher(self._validation(self.validation_set))
 
-    def _validation(self, trainset: TrainSet) -> Generator[TrainingBatch, None, None]:
-        data, share = self.data, self.share
-        batch = self.batch // share.accumulate
-        stream = Stream(trainset, data, batch, self.seed, self.most_relations, share.rank, share.world, training=False)
-        reader = ImageReader(trainset, share.world)
-        preparation = Preparation(reader, None, data.short_side, data.long_side, self.most_pairs, data.related_first)
+    def _validation(self, validation_set: TrainingSet) -> Generator[TrainingBatch, None, None]:
+        data, rank, world_size = self.data, self.share.rank, self.share.world_size
+        batch = self.batch // self.share.accumulate
+        stream = StepStream(
+            validation_set, data, batch, self.seed, self.most_relations, rank, world_size, training=False
+        )
+        reader = ImageReader(validation_set, world_size)
+        preparation = ExamplePreparation(
+            reader, None, data.short_side, data.long_side, self.most_pairs, data.related_first
+        )
         with closing(batches(stream.epoch(0), preparation, data.threads, data.prefetch)) as steps:
             for [whole] in steps:
                 yield whole
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What is made of an image and its targets.
+class ExamplePreparation:
+    """Turns an image and its annotations into a training example.
 
     Args:
-        augment: None to change only the size, to `short_side` and at most `long_side` pixels.
-        most_pairs: of an R-Tagger, which learns from unrelated pairs too; None: of another network.
+        augment: None: images are only resized, to `short_side` and at most `long_side` pixels.
+        most_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: another network.
         related_first: see `tagger_triplets`.
     """
 
@@ -132,8 +131,8 @@ class Preparation:
     most_pairs: int | None = None
     related_first: bool = False
 
-    def example(self, item: Item, texts: Texts) -> TrainingExample | None:
-        """None if the image cannot be read. Raises UserError: as `ImageReader.open`."""
+    def example(self, item: TrainingItem, texts: Texts) -> TrainingExample | None:
+        """The example; None if the image cannot be read. Raises UserError: see `ImageReader.open`."""
         image = self.reader.open(item)
         if image is None:
             return None
@@ -152,14 +151,14 @@ class Preparation:
 
 
 def batches(
-    steps: Iterator[Step], preparation: Preparation, threads: int, prefetch: int, parts: int = 1
+    steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int, parts: int = 1
 ) -> Generator[list[TrainingBatch], None, None]:
-    """The batches of each step, in so many equal parts, while the next `prefetch` steps are read by threads.
+    """The batches of each step in `parts` equal parts, while threads read the next `prefetch` steps.
 
-    They do not depend on the number of threads.
+    The batches do not depend on the number of threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
-    pending: deque[tuple[Step, list[Future[TrainingExample | None]]]] = deque()
+    pending: deque[tuple[TrainingStep, list[Future[TrainingExample | None]]]] = deque()
     try:
         for step in steps:
             pending.append((step, [pool.submit(preparation.example, item, step.texts) for item in step.items]))
@@ -171,74 +170,64 @@ def batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _collated(step: Step, examples: list[Future[TrainingExample | None]], parts: int) -> list[TrainingBatch]:
-    """The parts; a step without any item, of a validation, is an empty batch."""
+def _collated(step: TrainingStep, examples: list[Future[TrainingExample | None]], parts: int) -> list[TrainingBatch]:
+    """The parts of a step; a validation step without any item becomes an empty batch."""
     size = max(1, len(examples) // parts)
-    cuts = [examples[at : at + size] for at in range(0, len(examples), size)] or [[]]
-    return [_batch([future.result() for future in cut], step.spoken) for cut in cuts]
+    slices = [examples[at : at + size] for at in range(0, len(examples), size)] or [[]]
+    return [_batch([future.result() for future in part], step.network_texts) for part in slices]
 
 
 def _batch(examples: list[TrainingExample | None], texts: Texts) -> TrainingBatch:
-    there = [example for example in examples if example is not None]
-    return collate(there, texts, skipped=len(examples) - len(there))
+    readable = [example for example in examples if example is not None]
+    return collate(readable, texts, skipped=len(examples) - len(readable))
 
 
-_REASONS = 5
-_ENOUGH = 32
+_MOST_REASONS = 5
+_FAILURES_BEFORE_REFUSAL = 32
 
 
 class ImageReader:
-    """The images of a set, to be read by several threads.
+    """Reads the images of a training set; safe to use from several threads.
 
     Args:
-        world: workers that share the images.
+        world_size: number of workers that share the images.
 
     Attributes:
-        read, skipped: how many could be read, and how many could not.
-        reasons: why the first few could not.
+        read, skipped: number of images that could and could not be read.
+        reasons: why the first few could not be read.
     """
 
-    def __init__(self, trainset: TrainSet, world: int = 1) -> None:
+    def __init__(self, training_set: TrainingSet, world_size: int = 1) -> None:
         self.read = self.skipped = 0
         self.reasons: list[str] = []
-        self._folders = trainset.folders
-        self._enough = max(1, min(_ENOUGH, trainset.rows // world))
+        self._roots = [folder.root for folder in training_set.folders]
+        self._images = [{split: Path(path) for split, path in folder.images.items()} for folder in training_set.folders]
+        self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
         self._lock = Lock()
 
-    def open(self, item: Item) -> Image.Image | None:
+    def open(self, item: TrainingItem) -> Image.Image | None:
         """The image as RGB, of the annotated size; None if it cannot be read.
 
-        Raises UserError: none of the first images could be read.
+        Raises UserError: none of the first images can be read.
         """
-        folder = self._folders[item.folder]
         try:
-            image = _open(folder, item)
+            image = open_row_image(self._images[item.folder], item, item.embedded)
         except ImageError as error:
             with self._lock:
-                self._skip(folder, item, str(error))
+                self._skip(item, str(error))
             return None
         with self._lock:
             self.read += 1
         return image
 
-    def _skip(self, folder: Folder, item: Item, reason: str) -> None:
+    def _skip(self, item: TrainingItem, reason: str) -> None:
         self.skipped += 1
-        if len(self.reasons) < _REASONS and reason not in self.reasons:
+        if len(self.reasons) < _MOST_REASONS and reason not in self.reasons:
             self.reasons.append(reason)
-        if not self.read and self.skipped >= self._enough:
-            place = folder.images.get(item.split, folder.root)
+        if not self.read and self.skipped >= self._most_failures:
+            place = self._images[item.folder].get(item.split, self._roots[item.folder])
+            failures = self._most_failures  # `skipped` may be more by now: several threads read
+            images = f"first {failures} images" if failures > 1 else "first image"
             raise UserError(
-                f"none of the first {self.skipped} images could be read from {place} ({self.reasons[0]}); "
-                "give the right image folder by --images"
+                f"the {images} cannot be read from {place} ({self.reasons[0]}); give the right image folder by --images"
             )
-
-
-def _open(folder: Folder, item: Item) -> Image.Image:
-    upright = is_upright(item.dataset)
-    if item.embedded is not None:
-        return decode(BytesIO(item.embedded), item.size, f"{item.file_name} of {folder.root}", upright=upright)
-    root = folder.images.get(item.split)
-    if root is None:
-        raise ImageError(f"the shards of {folder.root} hold no image of image {item.image_id}")
-    path = resolve(Path(root), item.file_name)
-    return decode(path, item.size, str(path), upright=upright)

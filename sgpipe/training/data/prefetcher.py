@@ -1,4 +1,4 @@
-"""An iterator that works ahead of its consumer, in a thread of its own."""
+"""Run a generator in a thread, ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Result = TypeVar("Result")
 
 
 class _End:
-    """The last of the results: the generator is at its end, or has failed."""
+    """The last entry of the queue: the generator has ended or failed."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
-class Ahead(Generic[Result]):
-    """The results of a generator in order, and its error if it has one; use it in a `with` statement.
+class Prefetcher(Generic[Result]):
+    """The results of a generator in order, then its error, if any; use it in a `with` statement.
 
     Args:
-        results: runs in a thread, also when it is closed.
-        room: results that are made before they are asked for.
+        results: runs, and is closed, in a thread.
+        room: number of results computed before they are requested.
 
     Attributes:
-        waited: seconds that the consumer waited for results so far.
+        waited: seconds that the consumer has waited for results.
     """
 
     def __init__(self, results: Generator[Result, None, None], room: int = 2) -> None:
@@ -37,7 +37,7 @@ class Ahead(Generic[Result]):
         self._queue: SimpleQueue[Result | _End] = SimpleQueue()
         self._room = Semaphore(room)
         self._closed = Event()
-        self._thread = Thread(target=self._work, name="ahead", daemon=True)
+        self._thread = Thread(target=self._work, name="prefetcher", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
@@ -47,7 +47,7 @@ class Ahead(Generic[Result]):
                     self._queue.put(next(self._results))
         except StopIteration:
             self._queue.put(_End())
-        # Not caught but handed over: it is raised where the results are used.
+        # Not swallowed but passed on: it is raised where the results are used.
         except BaseException as error:  # noqa: BLE001
             self._queue.put(_End(error))
 
@@ -61,20 +61,20 @@ class Ahead(Generic[Result]):
         if not isinstance(result, _End):
             self._room.release()
             return result
-        self._queue.put(result)  # for whoever asks again
+        self._queue.put(result)  # for the next call
         if result.error is not None:
             raise result.error
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the work and wait until its threads have ended; what was made is dropped."""
+        """Stop and wait until the thread has ended; results that were not consumed are dropped."""
         self._closed.set()
         self._room.release()
         self._thread.join()
         self._queue = SimpleQueue()
         self._queue.put(_End())
 
-    def __enter__(self) -> Ahead[Result]:
+    def __enter__(self) -> Prefetcher[Result]:
         return self
 
     def __exit__(

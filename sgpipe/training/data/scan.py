@@ -1,4 +1,4 @@
-"""One look through the shards before training: where the usable rows are, and which names occur how often."""
+"""Scan the shards before training: find the usable rows, and count how often each name occurs."""
 
 from __future__ import annotations
 
@@ -13,102 +13,107 @@ from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest, existing_images
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
-from sgpipe.training.data.contents import (
-    Chunk,
-    Folder,
-    Labels,
-    TrainSet,
-    check_names,
-    closed_labels,
-    describe,
+from sgpipe.training.data.rows import COLUMNS, TrainingFilter
+from sgpipe.training.data.training_set import (
+    ClosedLabels,
+    ShardFolder,
+    TrainingSet,
+    UsableRowGroup,
+    check_closed_labels,
+    read_closed_labels,
+    shard_folder,
     shards_by_split,
 )
-from sgpipe.training.data.rows import COLUMNS, Counted
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 
 
-def scan_training(data: DataConfig) -> TrainSet:
-    """What there is to train on. Raises UserError: as `scan`."""
+def scan_training(data: DataConfig) -> TrainingSet:
+    """Scan the shards to train on. Raises UserError: see `scan`."""
     return scan(data.train, data.threshold, closed=data.labels == "full", limit=data.limit)
 
 
-def scan_validation(data: DataConfig, training: TrainSet) -> TrainSet | None:
-    """What there is to validate on, if anything. Raises UserError: as `scan`, or it has other labels."""
+def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:
+    """Scan the shards to validate on, if any. Raises UserError: see `scan`; or their class lists differ."""
     if not data.val:
         return None
-    found = scan(data.val, data.threshold, closed=data.labels == "full")
-    if found.labels != training.labels:
-        raise UserError(f"{data.val[0].shards} has other labels than {data.train[0].shards}; validate on the same ones")
-    return found
+    validation = scan(data.val, data.threshold, closed=data.labels == "full")
+    if validation.closed_labels != training.closed_labels:
+        raise UserError(
+            f"{data.val[0].shards} has other classes than {data.train[0].shards}; validate on shards with the same ones"
+        )
+    return validation
 
 
 def scan(
     configs: Sequence[ShardsConfig], threshold: float, *, closed: bool = False, limit: int | None = None
-) -> TrainSet:
-    """Read what is needed of every row group once, one in memory at a time.
+) -> TrainingSet:
+    """Read the annotations of every row group once, with one row group in memory at a time.
 
     Args:
         threshold: least confidence of a relation.
-        closed: the labels are the closed lists of the datasets, which have to agree.
-        limit: as if the shards ended with the usable row of this number.
+        closed: use the closed class lists of the datasets, which must agree.
+        limit: number of usable rows after which the scan ends.
 
     Raises:
-        UserError: a folder that is no run, a missing or damaged shard, a split that is not there or has no usable
-            row, unknown image folders; with `closed`: no lists, other lists, or a name that is not in them.
+        UserError: a folder is not a run, a shard is missing or damaged, a split does not exist or has no usable row, or
+            an image folder is unknown. With `closed`: class lists are missing or differ, or do not have a name that
+            occurs.
     """
     if not configs:
         raise UserError("no shards to train on: give --data FOLDER (in a recipe: data.train)")
-    search = _Search(threshold, limit)
-    labels: Labels | None = None
+    scanner = _Scanner(threshold, limit)
+    labels: ClosedLabels | None = None
     for config in configs:
         manifest = Manifest.load(config.shards)
-        search.folder(manifest, config)
+        scanner.scan_folder(manifest, config)
         if closed:
-            own = closed_labels(manifest, config)
+            own = read_closed_labels(manifest, config)
             if labels not in (None, own):
-                raise UserError(f"{config.shards} has other labels than {configs[0].shards}; train on them apart")
-            check_names(config, own, search.objects, search.relations)
+                raise UserError(f"{config.shards} has other classes than {configs[0].shards}; train on them separately")
+            check_closed_labels(config, own, scanner.objects, scanner.relations)
             labels = own
-    return search.result(labels)
+    return scanner.result(labels)
 
 
-class _Search:
-    """What has been found so far."""
+class _Scanner:
+    """Collects what the scanned shards contain; left: usable rows until the limit."""
 
     def __init__(self, threshold: float, limit: int | None) -> None:
         self.threshold = float(np.float32(threshold))
         self.left = limit
-        self.folders: list[Folder] = []
-        self.chunks: list[Chunk] = []
+        self.folders: list[ShardFolder] = []
+        self.row_groups: list[UsableRowGroup] = []
         self.objects: Counter[str] = Counter()
         self.relations: Counter[str] = Counter()
         self.rows = self.errors = 0
 
-    def folder(self, manifest: Manifest, config: ShardsConfig) -> None:
+    def scan_folder(self, manifest: Manifest, config: ShardsConfig) -> None:
         shards = shards_by_split(manifest, config)
-        folder = describe(manifest, config, shards)
+        folder = shard_folder(manifest, config, shards)
         self.folders.append(folder)
         for split, entries in shards.items():
-            chunks, rows, errors = len(self.chunks), self.rows, self.errors
+            usable, rows, errors = len(self.row_groups), self.rows, self.errors
             for entry in entries:
-                self._shard(folder, split, entry.file)
-            if self.left != 0 and len(self.chunks) == chunks:
-                raise UserError(self._why_nothing(f"split {split} of {config.shards}", rows, errors))
+                self._scan_shard(folder, split, entry.file)
+            if self.left != 0 and len(self.row_groups) == usable:
+                only_errors = self.rows - rows == self.errors - errors
+                raise self._nothing_usable(f"split {split} of {config.shards}", only_errors)
 
-    def _why_nothing(self, split: str, rows: int, errors: int) -> str:
-        if self.rows - rows == self.errors - errors:
-            return f"{split} has only error rows; `sgpipe stats` tells why"
-        return f"no image of {split} has a relation of confidence >= {self.threshold:.4g}; lower data.threshold"
+    def _nothing_usable(self, split: str, only_errors: bool) -> UserError:
+        if only_errors:
+            return UserError(f"{split} has only error rows; `sgpipe stats` lists the errors")
+        least = f"{self.threshold:.4g}"
+        return UserError(f"no image of {split} has a relation with confidence >= {least}; lower data.threshold")
 
-    def _shard(self, folder: Folder, split: str, name: str) -> None:
+    def _scan_shard(self, folder: ShardFolder, split: str, name: str) -> None:
         path = Path(folder.root) / name
-        for group, table in self._row_groups(folder, split, path):
+        for group, table in self._read_row_groups(folder, split, path):
             try:
-                self._add(Chunk(len(self.folders) - 1, str(path), group, 0), table)
+                self._add(str(path), group, table)
             except UserError as error:
                 raise UserError(f"shard {path}: {error}") from None
 
-    def _row_groups(self, folder: Folder, split: str, path: Path) -> Iterator[tuple[int, pa.Table]]:
+    def _read_row_groups(self, folder: ShardFolder, split: str, path: Path) -> Iterator[tuple[int, pa.Table]]:
         if self.left == 0:
             return
         with open_shard(path, COLUMNS) as file:
@@ -118,30 +123,30 @@ class _Search:
                 if self.left != 0:
                     yield group, file.read_row_group(group, columns=list(COLUMNS))
 
-    def _add(self, chunk: Chunk, table: pa.Table) -> None:
-        counted = Counted(table, self.threshold)
-        usable = len(counted.usable)
+    def _add(self, file: str, group: int, table: pa.Table) -> None:
+        filtered = TrainingFilter(table, self.threshold)
+        usable = len(filtered.usable_rows)
         if self.left is not None:
             if usable >= self.left:
                 usable = self.left
-                counted = Counted(table.slice(0, int(counted.usable[usable - 1]) + 1), self.threshold)
+                filtered = TrainingFilter(table.slice(0, int(filtered.usable_rows[usable - 1]) + 1), self.threshold)
             self.left -= usable
-        self.objects.update(counted.object_names())
-        self.relations.update(counted.relation_names())
-        self.rows += len(counted.ok)
-        self.errors += int((~counted.ok).sum())
+        self.objects.update(filtered.object_names())
+        self.relations.update(filtered.relation_names())
+        self.rows += len(filtered.ok)
+        self.errors += int((~filtered.ok).sum())
         if usable:
-            self.chunks.append(Chunk(chunk.folder, chunk.file, chunk.group, usable))
+            self.row_groups.append(UsableRowGroup(len(self.folders) - 1, file, group, usable))
 
-    def result(self, labels: Labels | None) -> TrainSet:
-        found = sum(chunk.rows for chunk in self.chunks)
-        return TrainSet(
+    def result(self, labels: ClosedLabels | None) -> TrainingSet:
+        usable = sum(row_group.rows for row_group in self.row_groups)
+        return TrainingSet(
             tuple(self.folders),
-            tuple(self.chunks),
+            tuple(self.row_groups),
             self.threshold,
             LabelVocabulary.from_counts(self.objects),
             LabelVocabulary.from_counts(self.relations),
             labels,
-            errors=self.errors,
-            bare=self.rows - self.errors - found,
+            error_rows=self.errors,
+            rows_without_relations=self.rows - self.errors - usable,
         )

@@ -1,8 +1,6 @@
-"""The steps of a training or a validation: which images, what is true in them, and the texts that label them.
+"""The steps of a training or a validation: which images, their annotations, and the label texts of each step.
 
-All workers go through the same rows and choose the same texts; each keeps its share of every step.
-
-The texts that label a step: all classes of the dataset, or those of the step's images and sampled others.
+All workers visit the same rows and choose the same texts; each worker keeps its share of every step.
 """
 
 from __future__ import annotations
@@ -17,22 +15,22 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.annotations import SceneAnnotation
 from rlip_model.training.sampling import LabelVocabulary, NegativeSampling, Strategy, Texts, extend, union
 from sgpipe.errors import UserError
-from sgpipe.training.data.contents import Labels, TrainSet
 from sgpipe.training.data.order import Epoch, generator, one_pass, shuffled_epoch
-from sgpipe.training.data.rows import Row, scene_graph, walk
+from sgpipe.training.data.rows import TrainingRow, iter_epoch, scene_graph
+from sgpipe.training.data.training_set import ClosedLabels, TrainingSet
 from sgpipe.training.recipe import DataConfig
 
 
 @dataclass(frozen=True)
-class Item:
-    """An image that is still to be read.
+class TrainingItem:
+    """An image that has not been read yet.
 
     Args:
-        folder: index into the folders of the set.
+        folder: index into the folders of the training set.
         size: width and height of the original image, in pixels.
-        embedded: the image file, if the shard holds it.
-        graph: of the original image, but named as in the flipped image if it shall be flipped.
-        rng: draws whatever else is random about the image.
+        embedded: the image file, if the shard contains it.
+        graph: annotations of the original image; if it is to be flipped, already with the names after the flip.
+        rng: for all further random choices about the image.
     """
 
     image_id: str
@@ -46,118 +44,133 @@ class Item:
     flip: bool
     rng: random.Random
 
+    @property
+    def width(self) -> int:
+        return self.size[0]
+
+    @property
+    def height(self) -> int:
+        return self.size[1]
+
 
 @dataclass(frozen=True)
-class Step:
-    """A worker's share of the images of a step, and the texts of all of them.
+class TrainingStep:
+    """A worker's share of the images of a step, and the texts of the whole step.
 
     Args:
-        spoken: the texts as the network reads them, perhaps in other words.
+        texts: the names that label the step.
+        network_texts: the same texts as the network reads them, possibly reworded.
     """
 
     epoch: int
     index: int
     texts: Texts
-    spoken: Texts
-    items: tuple[Item, ...]
+    network_texts: Texts
+    items: tuple[TrainingItem, ...]
 
 
 @dataclass(frozen=True)
-class Stream:
+class StepStream:
     """The steps of all epochs.
 
     Args:
-        batch: images per step, of all workers together.
-        most_relations: of an image, the first ones; as many as the network has pairs of queries, or, for the
-            R-Tagger, queries.
-        rank, world: which worker this is, of how many.
-        training: False to go through all images once per epoch in the order of the shards, unchanged.
+        batch: images per step, over all workers.
+        most_relations: only the first ones of an image are used: as many as the network has pairs of queries or, for
+            the R-Tagger, queries.
+        rank, world_size: index of this worker, and number of workers.
+        training: False: visit all images once per epoch, in the order of the shards, unchanged.
 
     Raises:
-        UserError: workers cannot share a batch evenly, or there are fewer images than one.
+        UserError: the batch cannot be divided evenly between the workers, or an epoch has fewer images than a batch.
     """
 
-    trainset: TrainSet
+    training_set: TrainingSet
     data: DataConfig
     batch: int
     seed: int
     most_relations: int
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     training: bool = True
 
     def __post_init__(self) -> None:
-        if self.training and self.batch % self.world:
-            raise UserError(f"a batch of {self.batch} cannot be shared evenly by {self.world} workers; change either")
+        if self.training and self.batch % self.world_size:
+            raise UserError(
+                f"a batch of {self.batch} cannot be divided evenly between {self.world_size} workers; change "
+                "optimisation.batch or workers.count"
+            )
         if self.training and not self.steps_per_epoch:
             rows = len(self._order(0))
-            raise UserError(f"an epoch has only {rows} images, fewer than a batch of {self.batch}; make it smaller")
+            raise UserError(
+                f"an epoch has only {rows} image{'' if rows == 1 else 's'}, fewer than a batch of {self.batch}; lower "
+                "optimisation.batch"
+            )
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """In training, images that do not fill a batch are left for other epochs."""
+        """In training, images that do not fill a batch are left out of the epoch."""
         rows = len(self._order(0))
         return rows // self.batch if self.training else -(-rows // self.batch)
 
     @cached_property
     def _texts(self) -> ClosedTexts | SampledTexts:
-        return text_choice(self.trainset, self.data)
+        return make_text_choice(self.training_set, self.data)
 
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
-            return one_pass(self.trainset)
-        return shuffled_epoch(self.trainset, self.data.shuffle, self.seed, epoch)
+            return one_pass(self.training_set)
+        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch)
 
-    def steps(self, epoch: int = 0, step: int = 0) -> Iterator[Step]:
-        """Step after step without end, from a step of an epoch on. Raises UserError: as `walk`."""
+    def steps(self, epoch: int = 0, step: int = 0) -> Iterator[TrainingStep]:
+        """Endless steps, starting at a step of an epoch. Raises UserError: see `iter_epoch`."""
         while True:
             yield from self.epoch(epoch, step)
             epoch, step = epoch + 1, 0
 
-    def epoch(self, epoch: int, step: int = 0) -> Iterator[Step]:
-        """The steps of an epoch from a step on. Raises UserError: as `walk`."""
-        rows = walk(self.trainset, self._order(epoch), step * self.batch)
+    def epoch(self, epoch: int, step: int = 0) -> Iterator[TrainingStep]:
+        """The steps of an epoch, starting at `step`. Raises UserError: see `iter_epoch`."""
+        rows = iter_epoch(self.training_set, self._order(epoch), step * self.batch)
         for index in range(step, self.steps_per_epoch):
             yield self._step(epoch, index, list(islice(rows, self.batch)))
 
-    def _step(self, epoch: int, index: int, rows: list[Row]) -> Step:
+    def _step(self, epoch: int, index: int, rows: list[TrainingRow]) -> TrainingStep:
         first = index * self.batch
         items = [self._item(row, generator("image", self.seed, epoch, first + n)) for n, row in enumerate(rows)]
         rng = generator("texts", self.seed, epoch, index)
         texts = self._texts.choose([item.graph for item in items], rng)
-        spoken = reworded(texts, self.data.wordings, rng) if self.training else texts
-        share = self._share(first, len(rows))
-        return Step(epoch, index, texts, spoken, tuple(replace(items[n], embedded=rows[n].embedded()) for n in share))
+        network_texts = reworded(texts, self.data.wordings, rng) if self.training else texts
+        own = tuple(replace(items[n], embedded=rows[n].embedded()) for n in self._share(first, len(rows)))
+        return TrainingStep(epoch, index, texts, network_texts, own)
 
     def _share(self, first: int, rows: int) -> Sequence[int]:
-        """Which rows of a step are this worker's; of validations, whose last step may be short, every `world`th."""
+        """This worker's rows of a step. In a validation, whose last step may be short: every `world_size`-th row."""
         if self.training:
-            share = self.batch // self.world
+            share = self.batch // self.world_size
             return range(self.rank * share, (self.rank + 1) * share)
-        return [n for n in range(rows) if (first + n) % self.world == self.rank]
+        return [n for n in range(rows) if (first + n) % self.world_size == self.rank]
 
-    def _item(self, row: Row, rng: random.Random) -> Item:
+    def _item(self, row: TrainingRow, rng: random.Random) -> TrainingItem:
         values = row.values()
-        graph = scene_graph(values, self.trainset.threshold)
+        graph = scene_graph(values, self.training_set.threshold)
         graph = replace(graph, relations=graph.relations[: self.most_relations])
         augment = self.data.augment if self.training else None
         flip = rng.random() < (augment.flip if augment else 0)
         if flip:
             flipped = graph.with_flipped_texts()
-            flip = self._texts.hold(flipped)  # a closed list may know "left of" and not "right of"
+            flip = self._texts.contain(flipped)  # a closed list may have "left of", but not "right of"
             graph = flipped if flip else graph
         size = values["width"], values["height"]
         image = (values["image_id"], values["dataset"], row.folder, values["split"], values["file_name"])
-        return Item(*image, size, None, graph, flip, rng)
+        return TrainingItem(*image, size, None, graph, flip, rng)
 
 
 @dataclass(frozen=True)
 class ClosedTexts:
-    """All classes of the dataset, always."""
+    """The texts of every step are all classes of the dataset."""
 
-    labels: Labels
+    labels: ClosedLabels
 
-    def hold(self, graph: SceneAnnotation) -> bool:
+    def contain(self, graph: SceneAnnotation) -> bool:
         """Whether all names of an image are classes."""
         objects, relations = set(self.labels.objects), set(self.labels.relations)
         return objects.issuperset(_objects(graph)) and relations.issuperset(_relations(graph))
@@ -168,32 +181,32 @@ class ClosedTexts:
 
 @dataclass(frozen=True)
 class SampledTexts:
-    """The names of the images, in order of first appearance, then names that are drawn from the vocabulary."""
+    """The texts of a step are the names of its images by first occurrence, then names sampled from the vocabulary."""
 
     sampling: NegativeSampling
 
-    def hold(self, graph: SceneAnnotation) -> bool:
+    def contain(self, graph: SceneAnnotation) -> bool:
         """Any name can be a text."""
         return True
 
     def choose(self, images: Sequence[SceneAnnotation], rng: random.Random) -> Texts:
-        """Draws objects first, then relations."""
-        how = self.sampling
+        """Samples objects first, then relations."""
+        sampling = self.sampling
         objects = union(map(_objects, images))
         relations = union(map(_relations, images))
-        objects = _extended(objects, how.objects, how.num_objects, how.object_strategy, rng)
-        relations = _extended(relations, how.relations, how.num_relations, how.relation_strategy, rng)
+        objects = _extended(objects, sampling.objects, sampling.num_objects, sampling.object_strategy, rng)
+        relations = _extended(relations, sampling.relations, sampling.num_relations, sampling.relation_strategy, rng)
         return Texts((*objects, NO_OBJECTS), tuple(relations))
 
 
-def text_choice(trainset: TrainSet, data: DataConfig) -> ClosedTexts | SampledTexts:
-    """How the recipe wants steps to be labelled: by closed lists, which the set then holds, or by samples."""
-    if trainset.labels is not None:
-        return ClosedTexts(trainset.labels)
+def make_text_choice(training_set: TrainingSet, data: DataConfig) -> ClosedTexts | SampledTexts:
+    """How the texts of a step are chosen: from closed lists, if the training set has them, or by sampling."""
+    if training_set.closed_labels is not None:
+        return ClosedTexts(training_set.closed_labels)
     return SampledTexts(
         NegativeSampling(
-            trainset.objects,
-            trainset.relations,
+            training_set.objects,
+            training_set.relations,
             data.negative_texts,
             data.object_strategy,
             data.relation_strategy,
@@ -202,13 +215,13 @@ def text_choice(trainset: TrainSet, data: DataConfig) -> ClosedTexts | SampledTe
 
 
 def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> Texts:
-    """The same relations, each said in one of its ways, all equally likely; never as another one of them."""
-    said = list(texts.relations)
-    for place, text in enumerate(texts.relations):
-        ways = [way for way in wordings.get(text, ()) if way not in said]
-        if ways:
-            said[place] = rng.choice([text, *ways])
-    return Texts(texts.objects, tuple(said))
+    """The same relations, each in one of its wordings (all equally likely), but never as another relation's text."""
+    relations = list(texts.relations)
+    for index, text in enumerate(texts.relations):
+        alternatives = [wording for wording in wordings.get(text, ()) if wording not in relations]
+        if alternatives:
+            relations[index] = rng.choice([text, *alternatives])
+    return Texts(texts.objects, tuple(relations))
 
 
 def _objects(graph: SceneAnnotation) -> Iterator[str]:
@@ -220,8 +233,8 @@ def _relations(graph: SceneAnnotation) -> Iterator[str]:
 
 
 def _extended(
-    names: Sequence[str], vocabulary: LabelVocabulary, wanted: int, strategy: Strategy, rng: random.Random
+    names: Sequence[str], vocabulary: LabelVocabulary, target: int, strategy: Strategy, rng: random.Random
 ) -> list[str]:
-    """As `extend`; but where all names are wanted they are taken as they are, since drawing rare ones takes long."""
-    everything = list(dict.fromkeys([*names, *vocabulary.names]))
-    return everything if len(everything) <= wanted else extend(names, vocabulary, wanted, strategy, rng)
+    """As `extend`, but if the target covers all names they are taken as they are: sampling rare names takes long."""
+    all_names = list(dict.fromkeys([*names, *vocabulary.names]))
+    return all_names if len(all_names) <= target else extend(names, vocabulary, target, strategy, rng)

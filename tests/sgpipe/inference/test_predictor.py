@@ -24,7 +24,7 @@ from sgpipe.inference.rows import list_row_groups
 from sgpipe.inference.workers import predict
 from sgpipe.stages.detect.trained_networks import load_detector, network_folder, trained_sides
 from sgpipe.storage.manifest import Manifest
-from sgpipe.training.initial_model import make_start
+from sgpipe.training.initial_model import make_initial_model
 from tests.sgpipe.training.trainings import IMAGES, recipe
 
 
@@ -33,7 +33,7 @@ def network(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ParSeDA."""
     folder = tmp_path_factory.mktemp("network") / "parseda"
     classes = data_classes(drawn_run)
-    make_start(recipe(drawn_run, "pretrain").model, [*classes.objects, *classes.relations], 0, folder)
+    make_initial_model(recipe(drawn_run, "pretrain").model, [*classes.objects, *classes.relations], 0, folder)
     return folder
 
 
@@ -121,7 +121,7 @@ def test_invalid_input_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(UserError, match="is an R-Tagger"):
         load_detector(trained_tagger)
-    with pytest.raises(UserError, match="is no RLIPv2-ParSeDA folder"):
+    with pytest.raises(UserError, match="is not an RLIPv2-ParSeDA folder"):
         load_detector(tmp_path)
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
         load_detector(tmp_path / "nowhere")

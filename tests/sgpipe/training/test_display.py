@@ -1,4 +1,4 @@
-"""What a training shows, where there is no terminal."""
+"""The output of a training without a terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from sgpipe.training import display
-from sgpipe.training.display import Display, TrainSummary, print_training
+from sgpipe.training.display import TrainingDisplay, TrainSummary, print_training
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
 
 def shown(*rows: dict[str, Any]) -> list[str]:
     console = Console(record=True, width=60, force_terminal=False)
-    with Display(console, epochs=3) as display:
+    with TrainingDisplay(console, epochs=3) as display:
         for each in rows:
             display.show(each)
     return console.export_text().splitlines()
@@ -26,9 +26,9 @@ def shown(*rows: dict[str, Any]) -> list[str]:
 def test_the_first_and_the_last_step_and_every_validation_are_lines() -> None:
     validation = {"event": "validation", "epoch": 1, "step": 30, "loss": 1.0, "ap": 0.25, "recall@20": 0.5}
     assert shown(row(1), row(2), row(29), validation, row(30, skipped=4)) == [
-        "step 1/30, epoch 1, loss 2.500, 12.0 images/s, waiting 3%, ? left",
-        "epoch 1/3 validated: loss 1.000, ap 0.250, recall@20 0.500",
-        "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting 3%, 4 images unreadable, 0:00:00 left",
+        "step 1/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, ? left",
+        "epoch 1/3 validation: loss 1.000, ap 0.250, recall@20 0.500",
+        "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, 4 unreadable images, 0:00:00 left",
     ]
 
 
@@ -44,7 +44,7 @@ def test_time_left_follows_from_the_pace(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_validation_of_nothing_says_so() -> None:
-    assert shown({"event": "validation", "epoch": 2, "step": 4}) == ["epoch 2/3 validated: no images"]
+    assert shown({"event": "validation", "epoch": 2, "step": 4}) == ["epoch 2/3 validation: no images"]
 
 
 def test_the_last_screen() -> None:

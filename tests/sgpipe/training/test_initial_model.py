@@ -9,7 +9,7 @@ import torch
 from rlip_model.model import AutoModel, ParSeDA, RTagger
 from rlip_model.presets import tiny_sizes
 from sgpipe.errors import UserError
-from sgpipe.training.initial_model import make_start
+from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.recipe import ModelConfig
 from tests.factories import make_tagger
 from tests.sgpipe.training.trainings import SIZES
@@ -19,7 +19,7 @@ TEXTS = ["person", "traffic light", "riding", "in front of", "kite", "dog", "hol
 
 def made(folder: Path, seed: int = 0, **changes: Any) -> Any:
     values = {"kind": "tagger", "backbone": "miniature", "config": SIZES, **changes}
-    make_start(ModelConfig(**values), TEXTS, seed, folder)
+    make_initial_model(ModelConfig(**values), TEXTS, seed, folder)
     return AutoModel.from_pretrained(folder)
 
 
@@ -47,7 +47,7 @@ def test_weights_follow_from_the_seed_and_nothing_else(tmp_path: Path) -> None:
     other = AutoModel.from_pretrained(tmp_path / "other").state_dict()
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
     torch.manual_seed(1)
-    make_start(ModelConfig(kind="tagger", backbone="miniature", config=SIZES), TEXTS, 5, tmp_path / "last")
+    make_initial_model(ModelConfig(kind="tagger", backbone="miniature", config=SIZES), TEXTS, 5, tmp_path / "last")
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -78,10 +78,10 @@ def test_queries_are_dropped_pair_by_pair(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config": {"num_queries": 32}}, "32 queries cannot be kept of 16"),
+        ({"config": {"num_queries": 32}}, "cannot keep 32 of 16 queries"),
         ({"config": {"hidden_dim": 96}}, "don't fit config {'hidden_dim': 96}"),
         ({"config": {"boxnoise": 1}}, "has no setting 'boxnoise'"),
-        ({"kind": "parseda"}, "is no RLIPv2-ParSeDA.*'rlip_tagger'"),
+        ({"kind": "parseda"}, "is not an RLIPv2-ParSeDA.*'rlip_tagger'"),
     ],
 )
 def test_what_a_network_that_is_there_cannot_become(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -36,7 +36,7 @@ def refused(result: Result, code: int = 2) -> str:
     [
         ({"optimisation__batch": 0}, "key 'optimisation': batch is 0, expected at least 1"),
         ({"optimisation__batch": 13}, "an epoch has only 12 images, fewer than a batch of 13"),
-        ({"optimisation__accumulate": 3}, "cannot be computed in 3 equal parts"),
+        ({"optimisation__accumulate": 3}, "cannot be divided into 3 equal parts"),
         ({"optimisation__lr": "fast"}, "key 'optimisation.lr'"),
         ({"optimisation__lr": -1}, "key 'optimisation': lr is -1"),
         ({"optimisation__learning_rate": 1}, "unknown key 'optimisation.learning_rate'"),
@@ -45,7 +45,7 @@ def refused(result: Result, code: int = 2) -> str:
         ({"optimisation__frozen": ["backbones"]}, "optimisation.frozen: the network has no part 'backbones'"),
         ({"data__threshold": 2}, "key 'data.threshold'"),
         ({"data__labels": "all"}, "key 'data.labels'"),
-        ({"data__labels": "full"}, "has no closed lists of labels"),
+        ({"data__labels": "full"}, "has no closed class lists"),
         ({"data__train": []}, "no shards to train on"),
         ({"workers__count": 0}, "key 'workers.count'"),
         ({"workers__device": "tpu"}, "tpu"),
@@ -82,13 +82,13 @@ def test_a_validation_without_usable_rows(drawn_run: Path, tmp_path: Path) -> No
     unsure = runs.make_run(tmp_path / "unsure", records)
     said = refused(invoke(drawn_run, tmp_path / "out", data__val=[{"shards": str(unsure.shards)}]))
     assert "no image of split val of" in said
-    assert "has a relation of confidence >= 0.2; lower data.threshold" in said
+    assert "has a relation with confidence >= 0.2; lower data.threshold" in said
 
 
 def test_no_relation_left_by_the_threshold(tmp_path: Path) -> None:
     unsure = runs.make_run(tmp_path / "run", [runs.plain_record(str(number), confidence=0.6) for number in range(3)])
     said = refused(invoke(unsure.shards, tmp_path / "out", data__threshold=0.7))
-    assert "has a relation of confidence >= 0.7; lower data.threshold" in said
+    assert "has a relation with confidence >= 0.7; lower data.threshold" in said
 
 
 def test_shards_of_another_version(drawn_run: Path, tmp_path: Path) -> None:
@@ -195,13 +195,13 @@ def test_without_any_readable_image_the_folder_is_named(tmp_path: Path) -> None:
     for image in (tmp_path / "drawn" / "images").iterdir():
         image.write_bytes(b"")
     said = refused(invoke(run, tmp_path / "out"))
-    assert f"could be read from {tmp_path / 'drawn' / 'images'}" in said
+    assert f"cannot be read from {tmp_path / 'drawn' / 'images'}" in said
     assert "--images" in said
 
 
 def test_a_image_folder_that_is_not_there(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (tmp_path / "drawn" / "images").rename(tmp_path / "drawn" / "moved")
-    assert "give the right one by --images" in refused(invoke(run, tmp_path / "out"))
+    assert "if the images moved, give --images" in refused(invoke(run, tmp_path / "out"))
     weight = ["--data", f"{run}@heavy"]
     assert "expected FOLDER or FOLDER@WEIGHT" in refused(invoke(run, tmp_path / "out", *weight))

@@ -147,7 +147,7 @@ def test_faults_name_the_key_and_what_was_expected(assignment, message):
 def test_faults_of_a_recipe_and_options_together_are_blamed_on_both(assignment, message):
     with pytest.raises(UserError) as caught:
         load_train_recipe("hico", parse_set([assignment]))
-    assert str(caught.value) == f"recipe {train_recipe_folder() / 'hico.yaml'} with the options given: {message}"
+    assert str(caught.value) == f"recipe {train_recipe_folder() / 'hico.yaml'} with the given options: {message}"
 
 
 def test_unknown_recipes_list_the_known_ones():
@@ -173,7 +173,7 @@ def test_a_folder_may_have_an_at_sign_in_its_name(tmp_path):
 
 
 def test_weights_are_numbers_above_zero():
-    with pytest.raises(UserError, match=r"--data vg@much: 'much' is no number; expected FOLDER or FOLDER@WEIGHT"):
+    with pytest.raises(UserError, match=r"--data vg@much: 'much' is not a number; expected FOLDER or FOLDER@WEIGHT"):
         shards_options(["vg@much"], None)
     for weight in ("0", "-1", "nan", "inf"):
         with pytest.raises(UserError, match=r"option: key 'data.train.0.weight'"):

@@ -190,7 +190,7 @@ def test_another_training_in_the_same_folder_is_refused_and_the_difference_named
     drawn_run: Path, trained_tagger: Path
 ) -> None:
     before = weights(trained_tagger)
-    with pytest.raises(UserError, match=r"is another training.*\n  optimisation.lr: 0.001 then, 0.002 now"):
+    with pytest.raises(UserError, match=r"was made with other settings.*\n  optimisation.lr: 0.001 then, 0.002 now"):
         training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__lr=0.002)
     with pytest.raises(UserError, match=r"optimisation.epochs: 2 then, 3 now"):  # with cosine, every step differs
         training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__epochs=3)
@@ -218,7 +218,7 @@ def test_shards_that_moved_are_the_same_and_changed_ones_are_not(
         training(drawn_run, tmp_path / "out")
     killed_at(0)
     training(tmp_path / "moved", tmp_path / "out")
-    with pytest.raises(UserError, match=r"is another training.*\n  data.train"):
+    with pytest.raises(UserError, match=r"was made with other settings.*\n  data.train"):
         training(make_run(tmp_path, seed=1), tmp_path / "out")
 
 
@@ -248,10 +248,10 @@ def test_folders_of_other_things_are_refused(drawn_run: Path, tmp_path: Path) ->
     (tmp_path / "full" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is a file; name a folder"):
         training(drawn_run, tmp_path / "file")
-    with pytest.raises(UserError, match="holds something that is not an sgpipe training"):
+    with pytest.raises(UserError, match="contains something that is not an sgpipe training"):
         training(drawn_run, tmp_path / "full")
     before = (drawn_run / "manifest.jsonl").read_text()
-    with pytest.raises(UserError, match="holds something that is not an sgpipe training"):
+    with pytest.raises(UserError, match="contains something that is not an sgpipe training"):
         training(drawn_run, drawn_run)
     assert (drawn_run / "manifest.jsonl").read_text() == before
 

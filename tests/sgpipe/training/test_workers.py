@@ -100,7 +100,7 @@ def test_what_a_worker_refuses_is_one_line(ray_engine: None, tmp_path: Path) -> 
     result = CliRunner().invoke(app, arguments[arguments.index("train") :])
     assert result.exit_code == 2
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert f"could be read from {tmp_path / 'drawn' / 'images'}" in error
+    assert f"cannot be read from {tmp_path / 'drawn' / 'images'}" in error
     assert "Traceback" not in result.output
 
 

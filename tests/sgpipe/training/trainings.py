@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sgpipe.miniworld.dataset import draw_world
+from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.training.display import TrainSummary
@@ -56,7 +56,7 @@ SETTINGS: Mapping[str, Any] = {
 
 def make_run(folder: Path, seed: int = 0) -> Path:
     """Drawn images in folder/drawn, and their shards."""
-    draw_world(folder / "drawn", IMAGES, seed, "train")
+    render_dataset(folder / "drawn", IMAGES, seed, "train")
     images = folder / "drawn" / "images"
     source = VisualGenome(folder / "drawn" / "scene_graphs.json", images, "train", preprocess=False).source()
     import_annotations(source, images, folder / "run", QUIET)

@@ -7,7 +7,7 @@ import torch
 from rlip_model.training.batches import TrainingBatch
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.training.data.feed import Preparation, ShardFeed, Share
+from sgpipe.training.data.feed import ExamplePreparation, ShardFeed, WorkerShare
 from sgpipe.training.data.scan import scan_training, scan_validation
 from tests.sgpipe.training.data.runs import data, image, make_records, make_run, plain_record
 
@@ -17,7 +17,7 @@ def config(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), make_records(60), rows=7)
 
 
-def feed(*configs, batch=4, most_pairs=None, share=Share(), **changes) -> ShardFeed:  # noqa: B008
+def feed(*configs, batch=4, most_pairs=None, share=WorkerShare(), **changes) -> ShardFeed:  # noqa: B008
     settings = data(*configs, **changes)
     found = scan_training(settings)
     return ShardFeed(found, scan_validation(settings, found), settings, batch, 0, 10, most_pairs, share)
@@ -86,7 +86,7 @@ def joined(batches: list[TrainingBatch], name: str) -> list:
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2)])
 def test_the_parts_of_all_workers_are_a_step_cut_evenly(config, world, accumulate):
-    shares = [training(feed(config, share=Share(rank, world, accumulate)), 10) for rank in range(world)]
+    shares = [training(feed(config, share=WorkerShare(rank, world, accumulate)), 10) for rank in range(world)]
     for [whole], *workers in zip(training(feed(config), 10), *shares, strict=True):
         parts = [part for worker in workers for part in worker]
         assert {len(part) for part in parts} == {4 // (world * accumulate)}
@@ -98,8 +98,8 @@ def test_the_parts_of_all_workers_are_a_step_cut_evenly(config, world, accumulat
 
 
 def test_parts_that_cannot_be_equal_are_refused(config):
-    with pytest.raises(UserError, match="2 images of a step cannot be computed in 3 equal parts"):
-        feed(config, share=Share(0, 2, 3))
+    with pytest.raises(UserError, match="2 images per step cannot be divided into 3 equal parts"):
+        feed(config, share=WorkerShare(0, 2, 3))
 
 
 def test_images_are_those_of_the_rows_and_flipped_with_their_boxes(tmp_path):
@@ -167,7 +167,7 @@ def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(count)])
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=f"first {min(count, 32)} images could be read from {tmp_path}/images"):
+    with pytest.raises(UserError, match=f"first {min(count, 32)} images cannot be read from {tmp_path}/images"):
         training(feed(config, batch=1), 100)
     with pytest.raises(UserError, match="--images"):
         validation(feed(config))
@@ -175,8 +175,8 @@ def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_a_validation_reads_every_image_once_unchanged(config, world):
-    fed = [feed(config, batch=3, share=Share(rank, world)) for rank in range(world)]
-    shares, rows = [validation(each) for each in fed], fed[0].training.rows
+    fed = [feed(config, batch=3, share=WorkerShare(rank, world)) for rank in range(world)]
+    shares, rows = [validation(each) for each in fed], fed[0].training_set.rows
     assert {len(share) for share in shares} == {-(-rows // 3)}
     ids = [image_id for share in shares for batch in share for image_id in batch.image_ids]
     assert len(ids) == len(set(ids)) == rows
@@ -193,7 +193,7 @@ def test_no_thread_is_left(config, monkeypatch):
     validation(feed(config))
     with pytest.raises(KeyboardInterrupt):
         interrupt(feed(config))
-    monkeypatch.setattr(Preparation, "example", refuse)
+    monkeypatch.setattr(ExamplePreparation, "example", refuse)
     with pytest.raises(UserError, match="enough"):
         training(feed(config), 2)
     assert set(threading.enumerate()) <= before

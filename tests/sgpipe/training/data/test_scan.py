@@ -15,9 +15,9 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import read_row_group
-from sgpipe.training.data.contents import remarks
 from sgpipe.training.data.rows import scene_graph
 from sgpipe.training.data.scan import scan, scan_training, scan_validation
+from sgpipe.training.data.training_set import data_warnings
 from sgpipe.training.recipe import ShardsConfig
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
@@ -49,9 +49,9 @@ def test_counts_are_those_of_a_loop_over_the_records(seed: int, count: int, rows
         assert list(zip(vocabulary.names, vocabulary.counts, strict=True)) == names.most_common()
     usable = [bool(counted(record, threshold)) for record in records]
     assert found.rows == sum(usable)
-    assert found.errors == sum(not record.ok for record in records)
-    assert found.bare == len(records) - found.rows - found.errors
-    assert [chunk.rows for chunk in found.chunks] == [
+    assert found.error_rows == sum(not record.ok for record in records)
+    assert found.rows_without_relations == len(records) - found.rows - found.error_rows
+    assert [row_group.rows for row_group in found.row_groups] == [
         total for start in range(0, len(records), rows) if (total := sum(usable[start : start + rows]))
     ]
 
@@ -64,14 +64,14 @@ def test_a_limit_is_as_if_the_shards_ended_there(tmp_path, limit):
     shorter = records[: usable[limit - 1] + 1] if limit <= len(usable) else records
     expected = scan([make_run(tmp_path / "short", shorter)], 0.2)
     found = scan([config], 0.2, limit=limit)
-    for name in ("objects", "relations", "errors", "bare", "rows"):
+    for name in ("objects", "relations", "error_rows", "rows_without_relations", "rows"):
         assert getattr(found, name) == getattr(expected, name)
 
 
 def test_a_graph_holds_what_counts(tmp_path):
     records = make_records(40)
     found = scan([make_run(tmp_path, records, rows=40)], 0.2)
-    table = read_row_group(Path(found.chunks[0].file), 0, ["image_id", "objects", "relations"])
+    table = read_row_group(Path(found.row_groups[0].file), 0, ["image_id", "objects", "relations"])
     for record, values in zip(records, table.to_pylist(), strict=True):
         graph = scene_graph(values, 0.2)
         assert len(graph.objects) == sum(not box.iscrowd for box in record.objects)
@@ -114,9 +114,9 @@ def test_closed_labels_are_those_of_the_run(tmp_path):
     config = make_run(tmp_path, [plain_record("a")], run={"labels": LABELS})
     settings = data(config, labels="full")
     found = scan_training(settings)
-    assert found.labels is not None
-    assert asdict(found.labels) == {"objects": ("person", "dog"), "relations": ("on", "left of")}
-    assert scan_training(data(config)).labels is None
+    assert found.closed_labels is not None
+    assert asdict(found.closed_labels) == {"objects": ("person", "dog"), "relations": ("on", "left of")}
+    assert scan_training(data(config)).closed_labels is None
     validation = scan_validation(settings, found)
     assert validation is not None
     assert validation.rows == 1
@@ -128,13 +128,13 @@ def test_labels_that_do_not_fit_are_refused(tmp_path):
     other = make_run(tmp_path / "other", [plain_record("a")], run={"labels": {**LABELS, "relations": ["on"]}})
     strange = make_run(tmp_path / "strange", [plain_record("a", "riding")], run={"labels": LABELS})
     for configs, message in (
-        ([plain], f"{plain.shards} has no closed lists"),
-        ([closed, other], f"{other.shards} has other labels than {closed.shards}"),
-        ([closed, strange], f"{strange.shards}: relation 'riding' is not among the 2 labels"),
+        ([plain], f"{plain.shards} has no closed class lists"),
+        ([closed, other], f"{other.shards} has other classes than {closed.shards}"),
+        ([closed, strange], f"{strange.shards}: relation 'riding' is not one of the 2 classes"),
     ):
         with pytest.raises(UserError, match=message):
             scan(configs, 0.2, closed=True)
-    with pytest.raises(UserError, match=f"{other.shards} has other labels than {closed.shards}"):
+    with pytest.raises(UserError, match=f"{other.shards} has other classes than {closed.shards}"):
         scan_validation(data(closed, val=(other,), labels="full"), scan([closed], 0.2, closed=True))
 
 
@@ -187,9 +187,9 @@ def images_moved(root: Path) -> None:
         (other_version, "has schema version 7, this sgpipe reads version 1"),
         (without_relations, "has no column 'relations'"),
         (remove_manifest, "holds no sgpipe run"),
-        (no_shard, "holds no shards yet"),
+        (no_shard, "has no shards yet"),
         (no_images, "does not say where the images of train are: give --images"),
-        (images_moved, "is not there; give the right one by --images"),
+        (images_moved, "if the images moved, give --images"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(tmp_path, harm, message):
@@ -212,7 +212,7 @@ def failed(image_id: str) -> Record:
     [
         (
             [plain_record("a", confidence=0.1)],
-            "no image of split train of .* confidence >= 0.2; lower data.threshold",
+            "no image of split train of .* with confidence >= 0.2; lower data.threshold",
         ),
         ([failed("a")], "split train of .* has only error rows"),
         ([plain_record("a"), plain_record("b", confidence=0.1, split="val")], "no image of split val"),
@@ -238,18 +238,18 @@ def test_no_shards_at_all_are_refused():
 def test_a_relation_of_an_object_that_is_not_there_is_an_error(tmp_path, end):
     record = plain_record("a")
     record.relations.append(Relation(0, end, "on"))
-    with pytest.raises(UserError, match=f"image a has a relation of object {end}, which it lacks"):
+    with pytest.raises(UserError, match=f"image a has a relation with object {end}, which does not exist"):
         scan([make_run(tmp_path, [record])], 0.2)
 
 
-def test_remarks_say_what_is_left_out_and_what_is_few(tmp_path):
+def test_warnings_name_left_out_rows_and_small_vocabularies(tmp_path):
     records = [plain_record("a"), plain_record("b", confidence=0.1), failed("c"), failed("d")]
     settings = data(make_run(tmp_path, records), negative_texts=500)
-    assert remarks(scan_training(settings), settings) == [
-        "2 of 4 images are error rows and left out",
-        "1 of 4 images have no relation of confidence >= 0.2 and are left out",
-        "names of objects: only 2, fewer than the 333 texts asked for: all are used",
-        "names of relations: only 1, fewer than the 167 texts asked for: all are used",
+    assert data_warnings(scan_training(settings), settings) == [
+        "2 of 4 rows are error rows: left out",
+        "1 of 4 rows has no relation with confidence >= 0.2: left out",
+        "object classes: data.negative_texts=500 asks for 333, but the data has only 2: all are used",
+        "predicates: data.negative_texts=500 asks for 167, but the data has only 1: all are used",
     ]
     settings = data(make_run(tmp_path / "whole", [plain_record("a")]), negative_texts=0)
-    assert remarks(scan_training(settings), settings) == []
+    assert data_warnings(scan_training(settings), settings) == []

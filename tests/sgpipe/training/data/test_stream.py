@@ -11,7 +11,7 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.flip_text import flip_text
 from sgpipe.errors import UserError
 from sgpipe.training.data.scan import scan_training
-from sgpipe.training.data.stream import Item, Step, Stream
+from sgpipe.training.data.stream import StepStream, TrainingItem, TrainingStep
 from tests.sgpipe.training.data.runs import NAMES, PREDICATES, data, make_records, make_run, plain_record
 
 LABELS = {"objects": ["person", "dog", "cat"], "relations": ["on", "left of"]}
@@ -22,29 +22,29 @@ def config(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), make_records(90), rows=7)
 
 
-def stream(*configs, rank=0, world=1, batch=4, seed=0, training=True, most_relations=10, **changes) -> Stream:
+def stream(*configs, rank=0, world=1, batch=4, seed=0, training=True, most_relations=10, **changes) -> StepStream:
     settings = data(*configs, **changes)
-    return Stream(scan_training(settings), settings, batch, seed, most_relations, rank, world, training)
+    return StepStream(scan_training(settings), settings, batch, seed, most_relations, rank, world, training)
 
 
-def plain(item: Item) -> tuple:
+def plain(item: TrainingItem) -> tuple:
     """Everything that an item says."""
     return item.image_id, item.flip, item.graph, item.rng.getstate()
 
 
-def objects(item: Item) -> tuple[str, ...]:
+def objects(item: TrainingItem) -> tuple[str, ...]:
     return tuple(each.name for each in item.graph.objects)
 
 
-def relations(item: Item) -> tuple[str, ...]:
+def relations(item: TrainingItem) -> tuple[str, ...]:
     return tuple(each.predicate for each in item.graph.relations)
 
 
-def plain_step(step: Step) -> tuple:
+def plain_step(step: TrainingStep) -> tuple:
     return step.epoch, step.index, step.texts, [plain(item) for item in step.items]
 
 
-def first(found: Stream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
+def first(found: StepStream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
     return [plain_step(step) for step in islice(found.steps(epoch, step), count)]
 
 
@@ -78,7 +78,7 @@ def test_going_on_from_a_step_is_as_if_never_interrupted(
 
 def test_an_epoch_has_every_usable_image_once_but_for_the_last_few(config):
     found = stream(config)
-    rows = found.trainset.rows
+    rows = found.training_set.rows
     assert rows % 4
     for epoch in (0, 1):
         seen = Counter(item.image_id for step in found.epoch(epoch) for item in step.items)
@@ -193,7 +193,7 @@ def test_a_validation_goes_through_all_images_once_in_order(config, world):
 
 
 def test_batches_that_cannot_be_shared_or_filled_are_refused(config):
-    with pytest.raises(UserError, match="a batch of 4 cannot be shared evenly by 3 workers"):
+    with pytest.raises(UserError, match="a batch of 4 cannot be divided evenly between 3 workers"):
         stream(config, world=3)
     with pytest.raises(UserError, match=r"only \d\d images, fewer than a batch of 200"):
         stream(config, batch=200)
@@ -202,7 +202,7 @@ def test_batches_that_cannot_be_shared_or_filled_are_refused(config):
 def test_shards_that_changed_after_the_scan_are_named(tmp_path):
     found = stream(make_run(tmp_path, [plain_record(str(n)) for n in range(6)], rows=6))
     make_run(tmp_path, [plain_record(str(n)) for n in range(3)], rows=3)
-    (tmp_path / "data" / "train-000000000-000000003.parquet").rename(found.trainset.chunks[0].file)
+    (tmp_path / "data" / "train-000000000-000000003.parquet").rename(found.training_set.row_groups[0].file)
     with pytest.raises(UserError, match=r"000000006\.parquet has changed"):
         next(found.steps())
 
@@ -211,12 +211,14 @@ def test_relations_are_said_in_other_words_only_in_training(config):
     wordings = {"left of": ("to the left of", "on"), "under": ("below",)}
     own = stream(config, wordings=wordings)
     steps = list(islice(own.steps(), 40))
-    said = Counter(pair for step in steps for pair in zip(step.texts.relations, step.spoken.relations, strict=True))
-    assert all(step.spoken.objects == step.texts.objects for step in steps)
+    said = Counter(
+        pair for step in steps for pair in zip(step.texts.relations, step.network_texts.relations, strict=True)
+    )
+    assert all(step.network_texts.objects == step.texts.objects for step in steps)
     assert {("left of", "left of"), ("left of", "to the left of"), ("under", "under"), ("under", "below")} < set(said)
     assert {spoken for known, spoken in said if known == "on"} == {"on"}
     for step in steps:  # never said as another relation of the step
-        assert len(set(step.spoken.relations)) == len(step.texts.relations)
+        assert len(set(step.network_texts.relations)) == len(step.texts.relations)
     assert [plain_step(step) for step in steps] == first(stream(config, wordings=wordings), 40)
     checked = stream(config, wordings=wordings, training=False)
-    assert all(step.spoken == step.texts for step in checked.epoch(0))
+    assert all(step.network_texts == step.texts for step in checked.epoch(0))
