@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.help import HelpfulGroup
+from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.options import Classes, GroundTruthFolder, ImageData, InferenceOptions, with_option_groups
 from sgpipe.errors import UserError
 from sgpipe.utils import console
@@ -87,12 +87,10 @@ class ResultFiles(TableFiles):
     )
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def hico(
-    model: ModelOptions,
-    inference: InferenceOptions,
-    files: ResultFiles,
+    *,
     predictions: Predictions = None,
     annotations: Annotations = None,
     setting: Annotated[
@@ -106,8 +104,14 @@ def hico(
         bool, typer.Option("--zero-shot", help="With --model: drop subjects not classified as a person.")
     ] = False,
     classes: Classes = None,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
 ) -> None:
-    """HICO-DET: mAP of full, rare and non-rare classes, or of unseen and seen classes."""
+    """HICO-DET: mean average precision.
+
+    Over full, rare and non-rare classes, or over unseen and seen classes.
+    """
     from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions, evaluate_hico_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_hico_model
 
@@ -120,18 +124,19 @@ def hico(
     _show(result, files, files.plot)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def vcoco(
+    *,
     annotations: Annotated[Path, typer.Option(help="V-COCO's own annotations: vcoco_test.json.")],
     coco: Annotated[Path, typer.Option(help="The COCO instances they refer to: instances_vcoco_all_2014.json.")],
-    model: ModelOptions,
-    inference: InferenceOptions,
-    files: ResultFiles,
     predictions: Predictions = None,
     possible: Annotated[
         Path | None, typer.Option(help="With --model: training shards; what never occurs in them is scored 0.")
     ] = None,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
 ) -> None:
     """V-COCO: role AP in scenarios 1 and 2, and agent AP."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_vcoco_files
@@ -144,19 +149,23 @@ def vcoco(
     _show(result, files, files.plot)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def openimages(
-    model: ModelOptions,
-    inference: InferenceOptions,
-    files: ResultFiles,
+    *,
     predictions: Predictions = None,
     annotations: Annotations = None,
     nms: Annotated[
         PhraseSuppression, typer.Option(help="Non-maximum suppression, with the bug of the published code or without.")
     ] = PhraseSuppression.NONE,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
 ) -> None:
-    """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd."""
+    """Open Images V6: R@50, wmAP and score_wtd.
+
+    wmAP is computed for relations and for phrases.
+    """
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_open_images_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_open_images_model
 
@@ -167,20 +176,24 @@ def openimages(
     _show(result, files, files.plot)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def vg(
-    model: ModelOptions,
-    inference: InferenceOptions,
-    files: TableFiles,
+    *,
     mode: Annotated[
         GraphMode | None, typer.Option(help="What the model was given: boxes and classes, boxes, or only images.")
     ] = None,
     predictions: Predictions = None,
     annotations: Annotations = None,
     classes: Classes = None,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: TableFiles,
 ) -> None:
-    """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-)."""
+    """Visual Genome (VG150): recall and mean recall.
+
+    And zero-shot recall; each with and without graph constraint (ng-).
+    """
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_graph_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_graphs_model
 
@@ -195,11 +208,11 @@ def vg(
     _show(result, files)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def labels(
+    *,
     pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.")],
-    files: ResultFiles,
     truth: GroundTruthFolder = None,
     wanted: Annotated[
         Path | None,
@@ -214,8 +227,12 @@ def labels(
         Path | None, typer.Option(help="YAML or JSON: {predicate: [texts with the same meaning]}.")
     ] = None,
     image_data: ImageData = None,
+    files: ResultFiles,
 ) -> None:
-    """Compare a run with the ground truth: precision, recall and AP by threshold, predicate and frequency."""
+    """Compare a run's relations with ground truth.
+
+    Precision, recall and AP, by threshold, predicate and frequency.
+    """
     from sgpipe.evaluation.label_quality.comparison import label_quality
     from sgpipe.evaluation.label_quality.report import label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms

@@ -67,9 +67,12 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-_DATA = ("root", "images", "annotations", "captions", "split", "boxes", "data", "val", "limit")
-_MODELS = ("recipe", "detector", "captioner", "tagger", "init", "miniature")
-_COMPUTE = ("workers", "gpus", "ray_address")
+_DATA = (
+    *("root", "images", "predictions", "annotations", "relations", "captions", "coco", "split", "boxes", "data", "val"),
+    *("limit", "truth", "wanted", "image_data", "image_paths", "categories"),
+)
+_MODELS = ("recipe", "model", "detector", "captioner", "tagger", "init", "miniature")
+_COMPUTE = ("device", "dtype", "workers", "gpus", "ray_address")
 OPTION_SECTIONS = {"Data": _DATA, "Models": _MODELS, "Compute": _COMPUTE}
 
 

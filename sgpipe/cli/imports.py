@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.help import HelpfulGroup
+from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.options import GuessedSplit, Json, Limit, with_option_groups
 from sgpipe.utils import console
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
 
 Annotations = Annotated[Path, typer.Option(help="Annotation file.")]
-Images = Annotated[Path, typer.Option(help="Image folder. Images may be missing, unless only they tell their size.")]
+Images = Annotated[
+    Path, typer.Option(help="Image folder; images may be missing if the annotations contain their sizes.")
+]
 
 app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Import human annotations as shards.")
 
@@ -54,11 +56,11 @@ class RetryOptions(ImportOptions):
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the shards with error rows.")] = False
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def vg(
+    *,
     data: AnnotationOptions,
-    options: RetryOptions,
     image_data: Annotated[Path | None, typer.Option(help="image_data.json, for the sizes of the images.")] = None,
     object_aliases: Annotated[
         Path | None, typer.Option(help="File of object names with the same meaning, one group per line.")
@@ -69,6 +71,7 @@ def vg(
     preprocess: Annotated[
         bool, typer.Option(help="As RLIPv2: lower case, no duplicates, at most 100 relations per image.")
     ] = True,
+    options: RetryOptions,
 ) -> None:
     """Import Visual Genome, or scene graphs in its format.
 
@@ -81,7 +84,7 @@ def vg(
     _import(genome.source(), data.images, options)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def hico(data: AnnotationOptions, options: RetryOptions) -> None:
     """Import HICO-DET.
@@ -93,7 +96,7 @@ def hico(data: AnnotationOptions, options: RetryOptions) -> None:
     _import(hico_source(data.annotations, data.split_name), data.images, options)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def vcoco(data: AnnotationOptions, options: RetryOptions) -> None:
     """Import V-COCO.
@@ -105,14 +108,15 @@ def vcoco(data: AnnotationOptions, options: RetryOptions) -> None:
     _import(vcoco_source(data.annotations, data.split_name), data.images, options)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def openimages(
+    *,
     data: AnnotationOptions,
-    options: RetryOptions,
     categories: Annotated[
         Path | None, typer.Option(help="OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.")
     ] = None,
+    options: RetryOptions,
 ) -> None:
     """Import the relations of Open Images V6.
 
@@ -123,14 +127,15 @@ def openimages(
     _import(OpenImages(data.annotations, data.split_name, categories).source(), data.images, options)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def rlipv2(
+    *,
     data: AnnotationOptions,
-    options: RetryOptions,
     image_paths: Annotated[
         Path | None, typer.Option(help="Objects365's image_id_to_filepath.json; required for its images.")
     ] = None,
+    options: RetryOptions,
 ) -> None:
     """Import RLIPv2's pseudo-labels of COCO or Objects365.
 
@@ -142,41 +147,50 @@ def rlipv2(
     _import(labels.source(), data.images, options)
 
 
-@app.command(name="coco-rel")
+@app.command(name="coco-rel", cls=GroupedCommand)
 @with_option_groups
 def coco_rel(
+    *,
     data: AnnotationOptions,
     relations: Annotated[Path, typer.Option(help="rel.json: rel_categories, and triplets by split and image.")],
     options: RetryOptions,
 ) -> None:
-    """Import COCO instances with relation triplets in RelTR's format."""
+    """Import COCO instances with RelTR's relation triplets."""
     from sgpipe.sources.coco_relations import CocoRelations
 
     _import(CocoRelations(data.annotations, relations, data.split_name).source(), data.images, options)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def coco(
+    *,
     data: AnnotationOptions,
-    options: RetryOptions,
     captions: Annotated[Path | None, typer.Option(help="COCO captions file of the same images.")] = None,
+    options: RetryOptions,
 ) -> None:
-    """Import COCO's objects and captions, without relations; also what `sgpipe export --to coco` writes."""
+    """Import COCO's objects and captions.
+
+    The result has no relations. Also reads what `sgpipe export --to coco` writes.
+    """
     from sgpipe.sources.coco_relations import coco_source
 
     _import(coco_source(data.annotations, data.split_name, captions), data.images, options)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @with_option_groups
 def hf(
+    *,
     folder: Annotated[Path, typer.Argument(help="Folder with data/SPLIT-00000-of-00001.parquet …")],
-    options: ImportOptions,
     images: Annotated[Path | None, typer.Option(help="Image folder, if the rows do not contain the images.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to import, if there are several.")] = None,
+    options: ImportOptions,
 ) -> None:
-    """Import a dataset that `sgpipe export --to hf` wrote, with all its columns."""
+    """Import what `sgpipe export --to hf` wrote.
+
+    All columns are kept.
+    """
     from sgpipe.sources.hugging_face import HuggingFace
 
     _import(HuggingFace(folder, split).source(), images or folder, options)

@@ -30,10 +30,10 @@ class PredictionFormat(str, Enum):
 
 @with_option_groups
 def predict(
+    *,
     model: Annotated[Path, typer.Argument(help="Folder of a ParSeDA or ParSeD model, or of its training.")],
     data: Annotated[Path, typer.Option(help="Folder of shards.")],
     out: Annotated[Path, typer.Option(help="File to write: .json for `sgpipe eval`, or .parquet.")],
-    inference: InferenceOptions,
     form: Annotated[
         PredictionFormat | None,
         typer.Option(
@@ -49,6 +49,7 @@ def predict(
         int | None, typer.Option(min=32, help="Short side of the resized image, in pixels. Default: as in training.")
     ] = None,
     long_side: Annotated[int | None, typer.Option(min=32, help="Maximum long side, in pixels.")] = None,
+    inference: InferenceOptions,
     json_: Json = False,
 ) -> None:
     """Write the predictions of a trained model for shards."""

@@ -37,14 +37,13 @@ def stats(
     """Count what a run contains, check its health, and show samples."""
     from sgpipe.stats.audit import audit
     from sgpipe.stats.gallery import cards
-    from sgpipe.stats.ground_truth import KnownTruth
     from sgpipe.stats.html import write_report
     from sgpipe.stats.measures import measure
     from sgpipe.stats.review import write_review
     from sgpipe.stats.samples import write_sheet
     from sgpipe.stats.terminal import print_json, print_tables
     from sgpipe.storage.database import open_run
-    from sgpipe.storage.run_folder import RunFolder
+    from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
     err = console.progress()
     if image_data is not None and truth is None:
@@ -56,10 +55,8 @@ def stats(
             questions = f"{count(asked, 'question')} to {review_file}{_missing(lost)}"
             err.print(f"wrote {questions}; open it in a browser", soft_wrap=True)
             return
-        own = RunFolder(run).ground_truth
-        known = KnownTruth(own.relations, own.required) if own else None
-        known = KnownTruth(truth, None, image_data) if truth else known
-        found = audit(database, threshold, known, verdicts, precision, before)
+        ground_truth = GroundTruth(truth, None, image_data) if truth else RunFolder(run).ground_truth
+        found = audit(database, threshold, ground_truth, verdicts, precision, before)
         gallery = list(cards(database, shown, threshold, images)) if html else []
     if json_:
         print_json(found)

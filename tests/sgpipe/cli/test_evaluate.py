@@ -269,7 +269,7 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
         ({"predictions": [{**DETECTION, "cut_agent": None}]}, "a score of an agent is NaN"),
         (
             {"predictions": [{**DETECTION, "cut_obj": [59, 20, 50, 29, 0.5]}]},
-            "found role's box [59.0, 20.0, 50.0, 29.0]",
+            "box of a predicted role [59.0, 20.0, 50.0, 29.0] is inside out",
         ),
         ({"predictions": [{**DETECTION, "person_box": []}]}, "1 action scores of predicted persons, expected 0"),
         ({"predictions": [{"image_id": 7}]}, "a detection has no 'person_box'"),
@@ -278,14 +278,14 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
         ({"coco": {**COCO, "images": [], "annotations": []}}, "lacks image 7"),
         (
             {"coco": {**COCO, "annotations": COCO["annotations"][1:]}},
-            "person 1 in 'cut' is not among COCO's annotations",
+            "person 1 of action 'cut' is missing in COCO's annotations",
         ),
         (
             {"coco": {**COCO, "annotations": [{**PERSON_7, "bbox": [0, 0, float("nan"), 9]}]}},
-            "area of annotation 1 has",
+            "bbox or area of annotation 1 is NaN",
         ),
         ({"coco": {**COCO, "annotations": [7]}}, "are not V-COCO's annotations with the COCO instances"),
-        ({"annotations": [{**VERB, "label": [1.5]}]}, "the label of person 1 in 'cut' is 1.5, not 0 or 1"),
+        ({"annotations": [{**VERB, "label": [1.5]}]}, "label of person 1 of action 'cut' is 1.5, expected 0, 1 or -1"),
         ({"annotations": [{}]}, "are not V-COCO's annotations with the COCO instances"),
     ],
 )

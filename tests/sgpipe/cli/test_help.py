@@ -1,4 +1,4 @@
-"""How the command line behaves whatever the command is."""
+"""What all commands have in common: help, headings, --json, --quiet, a fast start."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ from sgpipe.export.run import export_run
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
 
-REPORTING = ("label", "generate", "stats", "score", "verify", "export", "train", "doctor", "import vg", "import hf")
+WITH_JSON = ("label", "generate", "stats", "score", "verify", "export", "train", "doctor", "import vg", "import hf")
 
 
 def command(path: str):
@@ -58,8 +58,8 @@ def test_every_command_is_under_a_heading():
     assert all(f"\n{title}:" in shown for title in SECTIONS)
 
 
-@pytest.mark.parametrize("path", REPORTING)
-def test_what_reports_can_do_so_to_programs(path):
+@pytest.mark.parametrize("path", WITH_JSON)
+def test_commands_that_print_a_report_can_print_json(path):
     assert "--json" in [option for param in command(path).params for option in param.opts]
 
 
@@ -69,7 +69,7 @@ def test_options_of_large_commands_are_under_headings():
     assert set(EXAMPLES) == set(paths())
 
 
-def test_the_version_is_told():
+def test_the_version_is_printed():
     assert CliRunner().invoke(app, ["--version"]).stdout == f"{__version__}\n"
 
 
@@ -79,7 +79,7 @@ def test_quiet_leaves_only_results(tmp_path):
     words = ["import", "hf", str(exported), "--split", "val", "--json", "--out", str(tmp_path / "in")]
     loud, quiet, again = (CliRunner().invoke(app, [*options, *words]) for options in ([], ["--quiet"], []))
     assert quiet.stdout == loud.stdout != ""
-    assert loud.stderr == again.stderr != ""  # it is quiet once
+    assert loud.stderr == again.stderr != ""  # --quiet does not outlive its command
     assert not quiet.stderr
     wrong = CliRunner().invoke(app, ["--quiet", "verify", str(tmp_path)])
     assert wrong.stderr.startswith("error: ")
@@ -90,8 +90,15 @@ def test_shells_complete_commands():
     assert done.stdout.split() == ["export"]
 
 
+def test_the_command_line_starts_without_large_libraries():
+    script = "import sys, sgpipe.cli.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "sgpipe.cli.predict" in loaded
+    assert not {"torch", "ray", "numpy", "pyarrow", "PIL", "pydantic", "transformers", "rich"} & set(loaded)
+
+
 @pytest.mark.slow
-def test_colours_are_turned_off_on_request():
+def test_no_color_turns_colours_off():
     with_colour, without = (run("doctor", FORCE_COLOR="1", **env) for env in ({}, {"NO_COLOR": "1"}))
     assert "\x1b[32m" in with_colour.stdout
     assert "\x1b[3" not in without.stdout
