@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models test test-all lint format bench clean
+.PHONY: install demo miniworld-models test test-integration test-all lint lint-github format bench clean
 
 install: .venv/.installed
 
@@ -20,22 +20,33 @@ demo: install
 	$(BIN)/sgpipe generate --out demo-out/labels
 	$(BIN)/sgpipe train tagger --miniature --data demo-out/labels --epochs 4 --out demo-out/tagger
 	$(BIN)/sgpipe stats demo-out/labels --html demo-out/report.html --sheet demo-out/pictures.png
-	@$(BIN)/python -m sgpipe.miniworld.demo demo-out
+	@$(BIN)/python -m experiments.miniworld.demo demo-out
 
 # The models that ship with sgpipe, from nothing: about 75 minutes of one core.
 miniworld-models: install
-	$(BIN)/python -m sgpipe.miniworld.make_models --out build/miniworld-models
+	$(BIN)/python -m experiments.miniworld.make_models --out build/miniworld-models
 
+# Unit tests: everything outside tests/integration that is not marked slow. Integration tests: the rest.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow and not integration'
+
+test-integration: install
+	$(BIN)/python -m pytest -m 'slow or integration'
 
 test-all: install
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
-lint: install
+lint: install lint-github
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# actionlint is no Python program: its PyPI package downloads it from GitHub, so it is used where it is installed.
+lint-github: install
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	@if command -v actionlint; then actionlint; else echo "actionlint is not installed: workflows checked by schema only"; fi
 
 format: install
 	$(BIN)/ruff check --fix .

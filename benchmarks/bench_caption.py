@@ -1,9 +1,9 @@
-"""Ten captions per picture: ours against transformers' `generate`, on the same random BLIP.
+"""Ten captions per image: ours against transformers' `generate`, on the same random BLIP.
 
     python -m benchmarks.bench_caption [--shape small base] [--rounds N] [--threads N]
 
 A random BLIP, 384 px, 30,524 words, nucleus 0.9, captions of 20 tokens with [DEC] and prompt. The procedures run by
-turns in one process, on the same picture; medians of CPU time, after a turn that warms up. Before that, greedy captions
+turns in one process, on the same image; medians of CPU time, after a turn that warms up. Before that, greedy captions
 of both are compared, token by token: a ratio between programs that answer differently means nothing.
 """
 
@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from benchmarks.measure import matrix_rate, medians, operations, report
-from sgpipe.stages.blip_decoder import BlipDecoder
-from sgpipe.stages.blip_vision import fuse_vision_attention
-from sgpipe.stages.decoding import NucleusSampling, sample_captions
+from sgpipe.stages.caption.blip import fuse_vision_attention
+from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.decoding import NucleusSampling, sample_captions
 
 SHAPES = {"small": {"width": 384, "layers": 6, "heads": 6}, "base": {"width": 768, "layers": 12, "heads": 12}}
 VOCABULARY, START, END = 30524, 30522, 102
@@ -99,8 +99,8 @@ def compare(shape: str, rounds: int) -> Table:
         "10 x generate()": lambda: [reference(plain, pixels, 1, **nucleus) for _ in range(SAMPLES)],
     }
     seconds, rate = medians(ways, rounds), matrix_rate()
-    title = f"{SAMPLES} captions of a 384 px picture, {shape} BLIP"
-    table = Table("procedure", "CPU s per picture", "ratio to sgpipe", "at the limit", title=title)
+    title = f"{SAMPLES} captions of a 384 px image, {shape} BLIP"
+    table = Table("procedure", "CPU s per image", "ratio to sgpipe", "at the limit", title=title)
     for name, value in seconds.items():
         limit = f"{operations(ways[name]) / rate / value:.0%}" if name in LIMITED else ""
         table.add_row(name, f"{value:.3f}", f"{value / seconds['sgpipe']:.2f}", limit)
@@ -135,7 +135,7 @@ def main() -> None:
         "At the limit: the share of the time that the matrix products would take at the rate of large square ones. In "
         "the way: each token is a product of ten rows with all weights, which are read for it; the noise and the "
         "nucleus of ten samples, and attention, come on top.",
-        f"Pictures are no limit: {decoding_rate():.0f} JPEGs of 640x480 are decoded and resized per CPU second.",
+        f"Images are no limit: {decoding_rate():.0f} JPEGs of 640x480 are decoded and resized per CPU second.",
     )
 
 

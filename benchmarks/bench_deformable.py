@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_deformable [--rounds N] [--threads N]
 
-At the shape of a picture of 800x1066: 17,821 tokens on 4 levels, 8 heads of 32, 4 points. Both ways run in turn in
+At the shape of an image of 800x1066: 17,821 tokens on 4 levels, 8 heads of 32, 4 points. Both ways run in turn in
 one process, after answers, and the gradients of all three arguments, were compared with grid_sample's in double
 precision; times are medians, and CPU time, of all threads, as other work on the machine counts less in it.
 The limit is what the sum of weighted rows takes alone, when rows and weights are already there.

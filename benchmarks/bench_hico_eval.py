@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.measure import report
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import CLASSES, NUM_OBJECTS, NUM_VERBS, class_numbers, split
-from rlip_model.evaluation.inputs import Array, Image, Pairs, Truth
+from rlip_model.evaluation.inputs import Array, EvaluationImage, GroundTruth, PredictedPairs
 from rlip_model.evaluation.suppression import PairSuppression
 
 TRUE_PER_IMAGE = 33_405 / 9_546  # on average, in HICO-DET's test set
@@ -59,7 +59,7 @@ class Measured:
     classes: int
 
 
-def draw(images: int, queries: int, seed: int) -> Iterator[Image]:
+def draw(images: int, queries: int, seed: int) -> Iterator[EvaluationImage]:
     """The same images for the same seed."""
     random = np.random.default_rng(seed)
     labels = CLASSES.labels(class_numbers())
@@ -70,8 +70,8 @@ def draw(images: int, queries: int, seed: int) -> Iterator[Image]:
         classes = labels[random.choice(len(labels), count, p=frequency)]
         boxes = _boxes(random, 2 * count)
         true = np.stack((np.arange(count), np.arange(count, 2 * count), classes[:, 2]), -1)
-        truth = Truth(boxes, np.append(classes[:, 0], classes[:, 1]), true)
-        yield Image(f"{number:08}.jpg", truth, _find(random, truth, queries))
+        truth = GroundTruth(boxes, np.append(classes[:, 0], classes[:, 1]), true)
+        yield EvaluationImage(f"{number:08}.jpg", truth, _find(random, truth, queries))
 
 
 def _boxes(random: np.random.Generator, count: int) -> Array:
@@ -80,7 +80,7 @@ def _boxes(random: np.random.Generator, count: int) -> Array:
     return np.concatenate((corner, corner + sides), 1).astype(np.float32)
 
 
-def _find(random: np.random.Generator, truth: Truth, queries: int) -> Pairs:
+def _find(random: np.random.Generator, truth: GroundTruth, queries: int) -> PredictedPairs:
     """Half of the pairs are near true ones, the others are anywhere; scores are small, but for a few verbs."""
     near = random.integers(0, len(truth.triplets), queries // 2)
     subjects, objects, verbs = truth.triplets[near].T
@@ -93,10 +93,10 @@ def _find(random: np.random.Generator, truth: Truth, queries: int) -> Pairs:
     labels[: len(near)] = truth.labels[objects]
     scores = random.random((queries, NUM_VERBS), dtype=np.float32) ** 8
     scores[np.arange(len(near)), verbs] = random.random(len(near), dtype=np.float32)
-    return Pairs(subject_boxes, object_boxes, np.zeros(queries, dtype=int), labels, scores)
+    return PredictedPairs(subject_boxes, object_boxes, np.zeros(queries, dtype=int), labels, scores)
 
 
-def exhaust(images: Iterable[Image]) -> Stopwatch:
+def exhaust(images: Iterable[EvaluationImage]) -> Stopwatch:
     start = Stopwatch.now()
     for _ in images:
         pass

@@ -21,9 +21,9 @@ from rich.table import Table
 
 from benchmarks.measure import report
 from sgpipe.recipe import ParseConfig
-from sgpipe.stages.matching import HeadMatcher, Matcher, SubstringMatcher
-from sgpipe.stages.parse import CaptionParser
-from sgpipe.vocabulary import load_synonyms, packaged_synonyms
+from sgpipe.sources.vocabulary import load_synonyms, packaged_synonyms
+from sgpipe.stages.pair.matching import HeadMatcher, Matcher, SubstringMatcher
+from sgpipe.stages.parse.stage import CaptionParser
 
 Mentions = dict[str, list[tuple[str, str]]]
 

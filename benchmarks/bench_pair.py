@@ -23,8 +23,8 @@ from rich.table import Table
 from benchmarks.measure import report
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Pair, Record, Triplet
-from sgpipe.stages.pair import PairStage
-from sgpipe.vocabulary import category_names, packaged_synonyms
+from sgpipe.sources.vocabulary import category_names, packaged_synonyms
+from sgpipe.stages.pair.stage import PairStage
 
 NOUNS = ("man", "woman", "people", "street", "field", "room", "tree", "hair", "carpet", "kitchen", "group", "wall")
 VERBS = ("on", "in", "near", "with", "holding", "riding", "sitting on", "wearing", "behind", "above", "under")
@@ -162,7 +162,7 @@ def main() -> None:
         table,
         f"Making the objects that the stage gives back takes {copying_seconds(records) / of_match['head']:.0%} of the "
         "time of `match: head`: the limit of whatever ends in Python objects. In the way: numpy calls on the few boxes "
-        "of each picture, and what each triplet says, in Python.",
+        "of each image, and what each triplet says, in Python.",
     )
 
 

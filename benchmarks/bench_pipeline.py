@@ -1,9 +1,9 @@
-"""How busy the models of a whole run are: `sgpipe generate` on drawn pictures, from captions to shards.
+"""How busy the models of a whole run are: `sgpipe generate` on drawn images, from captions to shards.
 
     python -m benchmarks.bench_pipeline [--images N]
 
-The miniworld's recipe with its own captioner and tagger, ten captions for each picture, on all cores. A stage's
-seconds include reading and decoding its pictures. The busy share counts from when the first unit was begun; what is
+The miniworld's recipe with its own captioner and tagger, ten captions for each image, on all cores. A stage's
+seconds include reading and decoding its images. The busy share counts from when the first unit was begun; what is
 left out is starting Ray and loading the models.
 """
 
@@ -22,12 +22,20 @@ from rich.table import Table
 from benchmarks.measure import medians, report
 from sgpipe.images import open_image
 from sgpipe.records import Record
-from sgpipe.shards.read import iter_records
+from sgpipe.storage.shards import iter_records
 
 
 def generate(images: int, out: Path) -> tuple[dict, str]:
     """The run's summary, and what it says about its actors. Raises CalledProcessError: it failed."""
-    command = [sys.executable, "-c", "from sgpipe.cli import main; main()", "generate", "--json", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-c",
+        "from sgpipe.cli.main import main; main()",
+        "generate",
+        "--json",
+        "--out",
+        str(out),
+    ]
     command += ["--set", f"source.drawn.images={images}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     busy = next(line for line in done.stderr.splitlines() if line.startswith("busy"))
@@ -35,7 +43,7 @@ def generate(images: int, out: Path) -> tuple[dict, str]:
 
 
 def decoding_seconds(records: list[Record], roots: dict[str, Path]) -> float:
-    """CPU seconds of opening and decoding the pictures once."""
+    """CPU seconds of opening and decoding the images once."""
     return medians({"decode": lambda: [open_image(roots, record) for record in records]}, 1)["decode"]
 
 
@@ -52,14 +60,14 @@ def main() -> None:
         images = next(out.rglob("*.jpg")).parent
         decoding = 2 * decoding_seconds(records, {records[0].split: images})
     whole = sum(summary["seconds"].values())
-    table = Table("stage", "seconds of all actors", "share", title=f"{options.images:,} drawn pictures")
+    table = Table("stage", "seconds of all actors", "share", title=f"{options.images:,} drawn images")
     for stage, seconds in summary["seconds"].items():
         table.add_row(stage, f"{seconds:.1f}", f"{seconds / whole:.0%}")
     report(
         __doc__,
         table,
         f"{busy[0].upper()}{busy[1:]}. The command took {elapsed:.0f} s, with drawing, starting and summing up.",
-        f"Decoding each picture twice, once for each model, takes {decoding:.1f} CPU seconds, {decoding / whole:.0%} "
+        f"Decoding each image twice, once for each model, takes {decoding:.1f} CPU seconds, {decoding / whole:.0%} "
         "of the stages' time: the limit, if models cost nothing. In the way: nothing but the models. All stages run in "
         "the same actors, one for each core, and the last unit of one ends a little before the other's.",
     )

@@ -116,7 +116,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def label(folder: Path, limit: int, actors: int) -> None:
     """The body of the process that is measured: prints what it saw as JSON."""
-    from sgpipe import generate
+    from sgpipe.generation import run
 
     files = {name: folder / f"{name}.json" for name in ("annotations", "captions")}
     settings = {
@@ -127,14 +127,14 @@ def label(folder: Path, limit: int, actors: int) -> None:
         "engine.cpus": actors,
     }
     looks = Looks()
-    with mock.patch.object(generate, "build_stages", return_value=[MadeUp()]):
-        generate.generate(load_recipe("coco", settings), folder / "out", looks)  # type: ignore[arg-type]
+    with mock.patch.object(run, "build_stages", return_value=[MadeUp()]):
+        run.generate(load_recipe("coco", settings), folder / "out", looks)  # type: ignore[arg-type]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"points": looks.points, "peak": peak}))
 
 
 def make_annotations(folder: Path, images: int) -> None:
-    """Images with `BOXES` boxes and a caption each, without pictures."""
+    """Images with `BOXES` boxes and a caption each, without images."""
     with (folder / "annotations.json").open("w") as file:
         file.write('{"categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "bench"}], "images": [')
         file.write(",".join(f'{{"id":{n},"file_name":"{n}.jpg","width":640,"height":480}}' for n in range(images)))

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from benchmarks.measure import cost_of_sgpipe, report
 from sgpipe.records import SCHEMA
-from sgpipe.shards.manifest import Manifest, ShardEntry
-from sgpipe.shards.write import shard_name, write_table
+from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.shards import shard_name, write_table
 
 ROWS, OBJECTS, CAPTIONS, TRIPLETS, PAIRS, RELATIONS = 512, 12, 5, 8, 30, 50
 CATEGORIES = ["person", "bottle", *(f"category {n}" for n in range(78))]

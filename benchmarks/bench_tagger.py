@@ -1,10 +1,10 @@
-"""The R-Tagger at paper size on one picture: sgpipe against the reference's procedure, on the same weights.
+"""The R-Tagger at paper size on one image: sgpipe against the reference's procedure, on the same weights.
 
     python -m benchmarks.bench_tagger [--rounds N] [--threads N] [--groups N ...]
 
-A picture of 800x1066, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference passes the picture through
-the network once per group, and all texts through the text encoder for every picture, padded to the longest. sgpipe
-encodes the picture once for all groups, and knows texts that it has seen. Scores are compared. Times are medians of CPU
+An image of 800x1066, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference passes the image through
+the network once per group, and all texts through the text encoder for every image, padded to the longest. sgpipe
+encodes the image once for all groups, and knows texts that it has seen. Scores are compared. Times are medians of CPU
 time by turns; from 4 groups on one turn is measured.
 """
 
@@ -24,9 +24,9 @@ from benchmarks.reference import PaddedTextEncoder, score_groups
 from rlip_model.attention import DeformableAttention
 from rlip_model.model import RTagger
 from rlip_model.presets import preset
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelCache, build_tokenizer
-from sgpipe.vocabulary import category_names, relation_names
+from sgpipe.sources.vocabulary import category_names, relation_names
 
 TEXTS, PAIRS, LARGEST = 600, 100, 1e-5
 NAMES = (*relation_names("hico").values(), *category_names("objects365").values(), *relation_names("vcoco").values())
@@ -42,7 +42,7 @@ OBJECTS = [*category_names("coco").values(), NO_OBJECTS]
 
 @dataclass(frozen=True)
 class Case:
-    """A picture and what is asked about it."""
+    """An image and what is asked about it."""
 
     tagger: RTagger
     padded: PaddedTextEncoder
@@ -50,12 +50,12 @@ class Case:
     predicates: list[str]
 
     @torch.no_grad()
-    def ours(self, groups: list[Pairs]) -> Tensor:
+    def ours(self, groups: list[GivenPairs]) -> Tensor:
         image = self.tagger.encode_image(self.pixels)
         memory = self.tagger.fuse(image, self.tagger.encode_labels(OBJECTS, self.predicates))
         return self.tagger.score_pairs(memory, groups)
 
-    def reference(self, groups: list[Pairs]) -> Tensor:
+    def reference(self, groups: list[GivenPairs]) -> Tensor:
         return score_groups(self.tagger, self.padded, self.pixels, OBJECTS, self.predicates, groups)
 
 
@@ -81,11 +81,11 @@ def make_case() -> Case:
     return Case(tagger, PaddedTextEncoder(tagger), torch.randn(1, 3, 800, 1066), predicates)
 
 
-def make_groups(count: int) -> list[Pairs]:
-    def group() -> Pairs:
+def make_groups(count: int) -> list[GivenPairs]:
+    def group() -> GivenPairs:
         boxes = torch.rand(2, PAIRS, 4) * 0.3 + 0.2
         labels = torch.randint(0, len(OBJECTS) - 1, (2, PAIRS))
-        return Pairs(boxes[0], boxes[1], labels[0], labels[1])
+        return GivenPairs(boxes[0], boxes[1], labels[0], labels[1])
 
     return [group() for _ in range(count)]
 
@@ -99,8 +99,8 @@ def check_equal(found: Tensor, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def parts(case: Case, groups: list[Pairs]) -> dict[str, Callable[[], object]]:
-    """What sgpipe does for a picture whose texts it has seen, part by part."""
+def parts(case: Case, groups: list[GivenPairs]) -> dict[str, Callable[[], object]]:
+    """What sgpipe does for an image whose texts it has seen, part by part."""
     tagger = case.tagger
     image, labels = tagger.encode_image(case.pixels), tagger.encode_labels(OBJECTS, case.predicates)
     memory = tagger.fuse(image, labels)
@@ -154,7 +154,7 @@ def main() -> None:
     case, rate = make_case(), matrix_rate()
     texts, remark = texts_table(case, options.rounds, rate)
     columns = ("groups of 100 pairs", "reference, s", "sgpipe, s", "ratio", "scores differ by")
-    table = Table(*columns, title=f"a picture of 800x1066, {TEXTS} texts seen before")
+    table = Table(*columns, title=f"an image of 800x1066, {TEXTS} texts seen before")
     split = Table("groups", "part", "CPU seconds", "at the limit", title="sgpipe, part by part")
     for count in options.groups:
         groups = make_groups(count)
@@ -165,7 +165,7 @@ def main() -> None:
     report(__doc__, texts, remark, table, split, IN_THE_WAY)
 
 
-def compared(case: Case, groups: list[Pairs], rounds: int) -> tuple[str, ...]:
+def compared(case: Case, groups: list[GivenPairs], rounds: int) -> tuple[str, ...]:
     """Seconds of both, their ratio, and by how much the answers differ. Raises AssertionError: by more than 1e-5."""
     answers: dict[str, Tensor] = {}
     ways = {name: _keeping(answers, name, getattr(case, name), groups) for name in ("reference", "ours")}
@@ -176,7 +176,7 @@ def compared(case: Case, groups: list[Pairs], rounds: int) -> tuple[str, ...]:
 
 
 def _keeping(
-    answers: dict[str, Tensor], name: str, way: Callable[[list[Pairs]], Tensor], groups: list[Pairs]
+    answers: dict[str, Tensor], name: str, way: Callable[[list[GivenPairs]], Tensor], groups: list[GivenPairs]
 ) -> Callable[[], object]:
     def run() -> None:
         answers[name] = way(groups)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_train_step [--rounds N] [--threads N]
 
-One picture of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50, dropout as
+One image of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50, dropout as
 published. The reference pads all texts to the longest, samples by one `grid_sample` per level and uses AdamW as it is
 by default. Each measurement is a process of its own, by turns: first a step without dropout and noise, whose loss and
 gradient are compared, then the one that is timed (CPU time of all threads). Peak is the most memory that it ever had.
@@ -35,7 +35,7 @@ from rlip_model.model import RTagger
 from rlip_model.presets import preset
 from rlip_model.targets import Triplets
 from rlip_model.text import LabelFeatures, build_tokenizer
-from rlip_model.training.batches import Batch
+from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.objective import Objective
 from rlip_model.training.optimisation import Optimisation, make_optimizer
 from rlip_model.training.sampling import Texts
@@ -52,18 +52,18 @@ class ReferenceObjective(Objective):
         super().__init__(network, criterion)
         self.padded = PaddedTextEncoder(network)
 
-    def _encode(self, batch: Batch) -> LabelFeatures:
+    def _encode(self, batch: TrainingBatch) -> LabelFeatures:
         features = self.padded.encode([*batch.texts.objects, *batch.texts.relations], self.tokenizer)
         return LabelFeatures(features.unsqueeze(0), len(batch.texts.objects))
 
 
-def make_batch() -> Batch:
+def make_batch() -> TrainingBatch:
     torch.manual_seed(0)
     texts = make_predicates(OBJECT_TEXTS + RELATION_TEXTS)
     objects = [*OBJECTS, *texts[: OBJECT_TEXTS - len(OBJECTS)]]
     (pairs,) = make_groups(1)
     relations = (torch.rand(len(pairs), RELATION_TEXTS) < 0.01).float()
-    return Batch(
+    return TrainingBatch(
         image_ids=("1",),
         pixel_values=torch.randn(1, 3, 800, 1066),
         padding=torch.zeros(1, 800, 1066, dtype=torch.bool),
@@ -73,7 +73,7 @@ def make_batch() -> Batch:
     )
 
 
-def make_objective(kind: type[Objective], batch: Batch) -> Objective:
+def make_objective(kind: type[Objective], batch: TrainingBatch) -> Objective:
     torch.manual_seed(0)
     tagger = RTagger(preset("tagger", "resnet50"))
     tagger.set_tokenizer(build_tokenizer([*batch.texts.objects, *batch.texts.relations]))
@@ -119,7 +119,7 @@ def without_chance(objective: Objective) -> Callable[[], None]:
     return restore
 
 
-def step(objective: Objective, optimizer: AdamW, batch: Batch) -> tuple[float, float, dict[str, float]]:
+def step(objective: Objective, optimizer: AdamW, batch: TrainingBatch) -> tuple[float, float, dict[str, float]]:
     """The loss, the norm of its gradient, and CPU seconds of each part."""
     torch.manual_seed(1)
     optimizer.zero_grad()

@@ -1,12 +1,12 @@
 """The data path of training: how fast shards become batches, and whether memory grows with the number of images.
 
-    python -m benchmarks.bench_trainset [--images N] [--times T] [--pictures P]
+    python -m benchmarks.bench_trainset [--images N] [--times T] [--full-size P]
 
-Made-up runs of N and T·N images, of 7.5 objects and 10 relations on average, in shards of 64. Their pictures are a
+Made-up runs of N and T·N images, of 7.5 objects and 10 relations on average, in shards of 64. Their images are a
 few, used again and again. Each row of the first table is a process of its own that scans the shards and reads a
-whole epoch of small pictures; peak is the most memory that it ever had, scan and first step are how long these
+whole epoch of small images; peak is the most memory that it ever had, scan and first step are how long these
 took, where the first step is the last one of an epoch, as after an interruption. The second table is how fast
-pictures of 640x480 are read, augmented as RLIPv2 does, and put into batches of 16.
+images of 640x480 are read, augmented as RLIPv2 does, and put into batches of 16.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from rich.table import Table
 
 from benchmarks.measure import report
 from sgpipe.records import Box, Record, Relation
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.write import shard_name, write_shard
-from sgpipe.train_recipe import DataConfig, ShardsConfig
-from sgpipe.trainset.feed import ShardFeed
-from sgpipe.trainset.scan import scan_training
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import shard_name, write_shard
+from sgpipe.training.data.feed import ShardFeed
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.recipe import DataConfig, ShardsConfig
 
-BATCH, MOST_RELATIONS, ROWS_PER_SHARD, DISTINCT = 32, 100, 64, 32
+BATCH, MAX_RELATIONS, ROWS_PER_SHARD, DISTINCT = 32, 100, 64, 32
 SMALL = {"short_sides": (32, 40), "crop_short_sides": (36,), "crop_range": (24, 32), "long_side": 64}
 Result = TypeVar("Result")
 
@@ -70,22 +70,22 @@ def records(images: int, size: tuple[int, int]) -> Iterator[Record]:
 
 
 def make_run(root: Path, images: int, size: tuple[int, int], embedded: bool) -> None:
-    """A run of made-up images, whose pictures lie beside or in the shards."""
+    """A run of made-up images, whose images lie beside or in the shards."""
     folder = root / "images"
     folder.mkdir(parents=True)
-    pictures = {f"{number}.jpg": _picture(number, size) for number in range(DISTINCT)}
-    for name, content in pictures.items():
+    contents = {f"{number}.jpg": _image(number, size) for number in range(DISTINCT)}
+    for name, content in contents.items():
         (folder / name).write_bytes(content)
     manifest = Manifest.create(root, {"fingerprint": "made-up", "images": {"train": str(folder)}})
     rows = records(images, size)
     for start in range(0, images, ROWS_PER_SHARD):
         part = list(islice(rows, ROWS_PER_SHARD))
-        inside = [pictures[record.file_name] for record in part] if embedded else None
+        inside = [contents[record.file_name] for record in part] if embedded else None
         name = shard_name("train", start, start + len(part))
         manifest.commit(write_shard(root, name, "train", start, part, {}, inside))
 
 
-def _picture(seed: int, size: tuple[int, int]) -> bytes:
+def _image(seed: int, size: tuple[int, int]) -> bytes:
     file = BytesIO()
     noise = random.Random(seed).randbytes(size[0] // 8 * (size[1] // 8) * 3)
     Image.frombytes("RGB", (size[0] // 8, size[1] // 8), noise).resize(size).save(file, "JPEG", quality=90)
@@ -93,13 +93,13 @@ def _picture(seed: int, size: tuple[int, int]) -> bytes:
 
 
 def read_epoch(root: Path) -> Measured:
-    """Scan a run and read all of its (small) pictures."""
+    """Scan a run and read all of its (small) images."""
     data = DataConfig.model_validate({"train": [ShardsConfig(shards=root)], "augment": SMALL})
     scan_training(data)  # imports what it needs
     started = time.perf_counter()
     trainset = scan_training(data)
     scanned = time.perf_counter()
-    feed = ShardFeed(trainset, None, data, BATCH, 0, MOST_RELATIONS)
+    feed = ShardFeed(trainset, None, data, BATCH, 0, MAX_RELATIONS)
     next(feed.stream.steps(0, feed.steps_per_epoch - 1))
     stepped = time.perf_counter()
     with feed.read() as steps:
@@ -111,14 +111,14 @@ def read_epoch(root: Path) -> Measured:
     return Measured(trainset.rows, scanned - started, stepped - scanned, ended - stepped, peak)
 
 
-def read_pictures(root: Path, pictures: int, threads: int) -> tuple[float, float]:
-    """Pictures per second, and CPU seconds per picture, at full size and augmentation, after a first batch."""
+def read_images(root: Path, count: int, threads: int) -> tuple[float, float]:
+    """Images per second, and CPU seconds per image, at full size and augmentation, after a first batch."""
     data = DataConfig(train=(ShardsConfig(shards=root),), threads=threads)
-    feed = ShardFeed(scan_training(data), None, data, 16, 0, MOST_RELATIONS)
+    feed = ShardFeed(scan_training(data), None, data, 16, 0, MAX_RELATIONS)
     with feed.read() as steps:
         next(steps)
         started, cpu = time.perf_counter(), time.process_time()
-        read = sum(len(batch) for parts in islice(steps, pictures // 16) for batch in parts)
+        read = sum(len(batch) for parts in islice(steps, count // 16) for batch in parts)
         return read / (time.perf_counter() - started), (time.process_time() - cpu) / read
 
 
@@ -132,12 +132,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=256, help="read at full size, per number of threads")
+    parser.add_argument("--full-size", type=int, default=256, help="read at full size, per number of threads")
     arguments = parser.parse_args()
-    columns = ("pictures", "images", "usable", "scan, images/s", "first step, ms", "epoch, images/s", "peak, MB")
-    memory = Table(*columns, title=f"a whole epoch of small pictures, batches of {BATCH}")
+    columns = ("stored", "images", "usable", "scan, images/s", "first step, ms", "epoch, images/s", "peak, MB")
+    memory = Table(*columns, title=f"a whole epoch of small images, batches of {BATCH}")
     speed = Table(
-        "threads", "pictures/s", "CPU, ms/picture", title=f"640x480, RLIPv2's augmentation, {os.cpu_count()} cores"
+        "threads", "images/s", "CPU, ms/image", title=f"640x480, RLIPv2's augmentation, {os.cpu_count()} cores"
     )
     with TemporaryDirectory() as place:
         for embedded in (False, True):
@@ -151,14 +151,14 @@ def main() -> None:
         root = Path(place) / "large"
         alone(make_run, root, 512, (640, 480), False)
         for threads in (1, 2, 4):
-            rate, cpu = alone(read_pictures, root, arguments.pictures, threads)
+            rate, cpu = alone(read_images, root, arguments.full_size, threads)
             speed.add_row(str(threads), f"{rate:,.0f}", f"{cpu * 1e3:,.0f}")
     report(
         __doc__,
         memory,
         speed,
         "Memory does not grow with the number of images: what more of them add are their names. The limit of the "
-        "second table is decoding, resizing and jittering the pictures, which is nearly all that there is.",
+        "second table is decoding, resizing and jittering the images, which is nearly all that there is.",
     )
 
 

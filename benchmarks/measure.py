@@ -66,7 +66,7 @@ def medians(ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool
 
 def cost_of_sgpipe(*arguments: str) -> tuple[str, str, str]:
     """Seconds, CPU seconds and peak MB of a command. Raises CalledProcessError: it failed."""
-    command = [sys.executable, "-c", "from sgpipe.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", *arguments]
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)

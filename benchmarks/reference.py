@@ -1,6 +1,6 @@
 """RLIPv2's procedure on sgpipe's modules, for benchmarks: the same answers, its own way there.
 
-Its picture passes the network once per group of 100 pairs, its texts pass the text encoder for every picture, all
+Its image passes the network once per group of 100 pairs, its texts pass the text encoder for every image, all
 padded to the longest; deformable attention is one `grid_sample` per level.
 """
 
@@ -19,7 +19,7 @@ from rlip_model.attention import sample, sample_by_grid
 from rlip_model.backbone import FoldedBottleneck, ResNet50
 from rlip_model.encoder import TOKENS_PER_PART
 from rlip_model.model import RTagger
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 from rlip_model.text import LabelFeatures
 
 
@@ -69,11 +69,11 @@ def score_groups(
     pixels: Tensor,
     objects: Sequence[str],
     predicates: Sequence[str],
-    groups: Sequence[Pairs],
+    groups: Sequence[GivenPairs],
 ) -> Tensor:
-    """`[groups, slots, predicates]`: as `RTagger.score_pairs`, of one picture `[1, 3, height, width]`.
+    """`[groups, slots, predicates]`: as `RTagger.score_pairs`, of one image `[1, 3, height, width]`.
 
-    The reference repeats the picture in a batch of up to 16; one after another they take the same time, not the memory.
+    The reference repeats the image in a batch of up to 16; one after another they take the same time, not the memory.
     """
     features = text_encoder.encode([*objects, *predicates], tagger.tokenizer)
     labels = LabelFeatures(features.unsqueeze(0), len(objects))

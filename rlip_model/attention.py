@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Deformable DETR, section 4.1) in portable PyTorch.
 
-Two ways to sample that agree to rounding: embedding bags (`rlip_model.bags`), many times faster on a CPU, and
-`grid_sample`, for GPUs and for degenerate sizes.
+There are two sampling methods, which agree up to rounding: embedding bags (`rlip_model.embedding_bag_sampling`), many
+times faster on a CPU, and `grid_sample`, for GPUs and for degenerate sizes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlip_model.bags import Shapes, sample_by_bags
+from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 from rlip_model.position import at_least_float32
 
 
@@ -34,7 +34,7 @@ def sample(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Te
     places, weights = places.to(value.dtype), weights.to(value.dtype)
     smallest = min(min(shape) for shape in shapes)
     if value.device.type == "cpu" and smallest >= 2 and bool(places.detach().sum().isfinite()):
-        sampled = sample_by_bags(value, shapes, places, weights)
+        sampled = sample_by_embedding_bags(value, shapes, places, weights)
     else:
         sampled = sample_by_grid(value, shapes, places, weights)
     return sampled.to(dtype)

@@ -25,8 +25,8 @@ from rlip_model.detector import Initialised, detector_config, initialise_from_de
 from rlip_model.model import RLIPModel, build_model
 from rlip_model.official import infer_config, is_ignored, renamed
 from rlip_model.pretrained import CheckpointError
+from rlip_model.prune_queries import prune_queries
 from rlip_model.text import TokenizerError, load_tokenizer
-from rlip_model.trim import trim_queries
 
 _SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
@@ -119,7 +119,7 @@ def convert(
         tokenizer: folder or hub id of the RoBERTa tokenizer that the network was trained with. If it comes
             with the RoBERTa's config.json, the number of attention heads is taken from there.
         gating, verb_query: for checkpoints without stored options.
-        num_queries, pairwise: keep that many queries only, in which way (see `trim.kept_rows`).
+        num_queries, pairwise: keep that many queries only, in which way (see `prune_queries.kept_rows`).
 
     Raises:
         CheckpointError: the file is no RLIP checkpoint, or `out` exists and is not an empty folder.
@@ -133,7 +133,7 @@ def convert(
         model = build_model(config)
         load_official(model, state)
         if num_queries is not None:
-            model = trim_queries(model, num_queries, pairwise)
+            model = prune_queries(model, num_queries, pairwise)
     except (CheckpointError, ValueError) as reason:
         raise CheckpointError(f"cannot convert {checkpoint}: {reason}") from reason
     except KeyError as reason:

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlip_model.boxes import generalized_iou, to_corners
-from rlip_model.diagnostics import PredictionErrors, prediction_errors
+from rlip_model.distributed import global_mean, world_size
 from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.matcher import Assignment, MatchingCosts, match
 from rlip_model.position import at_least_float32
-from rlip_model.processes import average, world
 from rlip_model.relation_losses import focal_loss, pseudo_labels, quality_focal_loss, relation_quality
 from rlip_model.targets import TripletBatch, Triplets, join
 
@@ -33,6 +32,19 @@ class LossWeights:
     relation: float = 1.0
     box: float = 2.5
     giou: float = 1.0
+
+
+@dataclass(frozen=True)
+class PredictionErrors:
+    """Figures for the log, without gradient.
+
+    subject_class, object_class: percentage of matched triplets whose class is predicted wrongly (None where subjects
+    are not classified); cardinality: mean absolute difference between the predicted and the target number of triplets.
+    """
+
+    subject_class: Tensor | None
+    object_class: Tensor
+    cardinality: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class LayerLosses:
 
 
 @dataclass(frozen=True)
-class Losses:
+class ModelLosses:
     """Losses of the last decoder layer, of the earlier ones, and the weighted sum of all."""
 
     final: LayerLosses
@@ -90,7 +102,7 @@ class DetectionCriterion:
 
     def __call__(
         self, output: RelationOutput, targets: Sequence[Triplets], relation_features: Tensor | None = None
-    ) -> Losses:
+    ) -> ModelLosses:
         """Match every decoder layer's queries with the triplets, and sum up the losses, in at least float32.
 
         Args:
@@ -143,7 +155,7 @@ class TaggerCriterion:
     weights: LossWeights = field(default_factory=LossWeights)
     no_object_weight: float = NO_OBJECT_WEIGHT
 
-    def __call__(self, output: RelationOutput, targets: Sequence[Triplets]) -> Losses:
+    def __call__(self, output: RelationOutput, targets: Sequence[Triplets]) -> ModelLosses:
         """`targets`: the pairs that the network was given, as they were before noise."""
         batch = join(targets, output.final.relation_logits.shape[-1])
         given = torch.arange(len(batch), device=batch.device)
@@ -162,10 +174,12 @@ class TaggerCriterion:
         return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
 
 
-def _sum_up(output: RelationOutput, weights: LossWeights, of_layer: Callable[[LayerOutput], LayerLosses]) -> Losses:
+def _sum_up(
+    output: RelationOutput, weights: LossWeights, of_layer: Callable[[LayerOutput], LayerLosses]
+) -> ModelLosses:
     final, *auxiliary = (of_layer(layer) for layer in (output.final, *output.auxiliary))
     total = torch.stack([layer.total(weights) for layer in (final, *auxiliary)]).sum()
-    return Losses(final, tuple(auxiliary), total)
+    return ModelLosses(final, tuple(auxiliary), total)
 
 
 def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:
@@ -176,7 +190,7 @@ def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tenso
     weights = logits.new_ones(logits.shape[-1])
     weights[-1] = no_object_weight
     summed = F.cross_entropy(logits, labels, weights, reduction="sum")
-    return average(summed, weights[labels].sum(), least=torch.finfo(logits.dtype).tiny)
+    return global_mean(summed, weights[labels].sum(), least=torch.finfo(logits.dtype).tiny)
 
 
 def box_losses(
@@ -195,13 +209,32 @@ def box_losses(
     object_giou = 1 - generalized_iou(to_corners(objects), to_corners(true_objects))
     triplets, with_object = present.new_tensor(float(len(targets))), present.sum()
     return (
-        average((subjects - true_subjects).abs().sum(), triplets),
+        global_mean((subjects - true_subjects).abs().sum(), triplets),
         _mean_of_objects(((objects - true_objects).abs().sum(-1) * present).sum(), with_object),
-        average(subject_giou.sum(), triplets),
+        global_mean(subject_giou.sum(), triplets),
         _mean_of_objects((object_giou * present).sum(), with_object),
     )
 
 
 def _mean_of_objects(summed: Tensor, count: Tensor) -> Tensor:
     """As published, where there may be none; so many processes add so many times as little."""
-    return average(summed, count + SMALLEST_COUNT / world(), least=0.0)
+    return global_mean(summed, count + SMALLEST_COUNT / world_size(), least=0.0)
+
+
+@torch.no_grad()
+def prediction_errors(output: LayerOutput, targets: TripletBatch, assignment: Assignment) -> PredictionErrors:
+    """Count wrong classes among the matched triplets, and compare the numbers of triplets."""
+    triplets, chosen = targets.triplets, assignment.triplets
+    subject_class = None
+    if output.subject_logits is not None:
+        subject_class = _class_error(assignment.of(output.subject_logits), triplets.subject_labels[chosen])
+    object_class = _class_error(assignment.of(output.object_logits), triplets.object_labels[chosen])
+    predicted = (output.object_logits.argmax(-1) != output.object_logits.shape[-1] - 1).sum(1)
+    target = torch.tensor(targets.counts, device=predicted.device)
+    return PredictionErrors(subject_class, object_class, (predicted - target).abs().float().mean())
+
+
+def _class_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Wrong classes in percent; 100 where there is nothing to classify, as in DETR's logs."""
+    correct = (logits.argmax(-1) == labels).sum()
+    return 100 - 100 * correct / max(len(labels), 1)

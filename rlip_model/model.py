@@ -18,7 +18,7 @@ from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
 from rlip_model.late_fusion import LateFusion, ReadOutStates
 from rlip_model.noise import Noise, TorchNoise
 from rlip_model.pretrained import RLIPPreTrainedModel
-from rlip_model.queries import AnchorQueries, EntityQueries, LearnedQueries, PairQueries, Pairs
+from rlip_model.queries import AnchorQueries, EntityQueries, GivenPairs, LearnedQueries, PairQueries
 from rlip_model.text import LabelCache, LabelEncoder, LabelFeatures, masked_by_sum
 
 CACHED_LABELS = 20_000
@@ -203,7 +203,7 @@ class RTagger(RLIPModel):
         pixel_values: Tensor,
         padding: Tensor | None,
         labels: LabelFeatures,
-        pairs: Sequence[Pairs],
+        pairs: Sequence[GivenPairs],
         noise: Noise | None = None,
     ) -> RelationOutput:
         """Relations of the given pairs of each picture, in all `num_pairs` slots; noised while training.
@@ -222,7 +222,7 @@ class RTagger(RLIPModel):
         return memory.labels[-1, :, : memory.num_objects]
 
     @torch.no_grad()
-    def score_pairs(self, memory: Memory, groups: Sequence[Pairs]) -> Tensor:
+    def score_pairs(self, memory: Memory, groups: Sequence[GivenPairs]) -> Tensor:
         """Probabilities `[groups, pairs, relations]` of the relation labels, for pairs of one picture.
 
         Pairs of one group see each other, groups do not. Rows beyond a group's pairs are 0.

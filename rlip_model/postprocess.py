@@ -12,7 +12,7 @@ from rlip_model.heads import LayerOutput
 
 
 @dataclass(frozen=True)
-class Detections:
+class TripletDetections:
     """The triplets found in one image, one per pair of queries, in the order of the queries.
 
     boxes `[pairs, 4]` xyxy in pixels, not clipped to the image; labels `[pairs]` (never "no objects");
@@ -28,9 +28,9 @@ class Detections:
     def __len__(self) -> int:
         return self.object_labels.shape[0]
 
-    def where(self, kept: Tensor) -> Detections:
+    def where(self, kept: Tensor) -> TripletDetections:
         """Only the pairs where `kept` `[pairs]` is True."""
-        return Detections(
+        return TripletDetections(
             self.subject_boxes[kept],
             self.object_boxes[kept],
             self.subject_labels[kept],
@@ -40,7 +40,7 @@ class Detections:
 
 
 @torch.no_grad()
-def hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[Detections]:
+def hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[TripletDetections]:
     """Human-object interactions: every subject is taken for a person; score = relation x object.
 
     Args:
@@ -54,7 +54,7 @@ def hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -
 
 
 @torch.no_grad()
-def zero_shot_hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[Detections]:
+def zero_shot_hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[TripletDetections]:
     """As `hoi_detections`, without the pairs whose subject looks like something else than a person.
 
     Raises:
@@ -66,7 +66,7 @@ def zero_shot_hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: 
 
 
 @torch.no_grad()
-def scene_graph_detections(output: LayerOutput, sizes: Tensor) -> list[Detections]:
+def scene_graph_detections(output: LayerOutput, sizes: Tensor) -> list[TripletDetections]:
     """Scene graphs: subjects of any class; score = relation x object x subject. Arguments as above.
 
     Raises:
@@ -79,7 +79,7 @@ def scene_graph_detections(output: LayerOutput, sizes: Tensor) -> list[Detection
 
 def _detections(
     output: LayerOutput, sizes: Tensor, subject_labels: Tensor, object_labels: Tensor, scores: Tensor
-) -> list[Detections]:
+) -> list[TripletDetections]:
     scale = sizes.to(output.subject_boxes).flip(1).repeat(1, 2).unsqueeze(1)
     parts = (
         to_corners(output.subject_boxes) * scale,
@@ -88,7 +88,7 @@ def _detections(
         object_labels,
         output.relation_logits.sigmoid() * scores.unsqueeze(-1),
     )
-    return [Detections(*image) for image in zip(*parts, strict=True)]
+    return [TripletDetections(*image) for image in zip(*parts, strict=True)]
 
 
 def _best_class(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The sizes that were published, by name: `preset("parseda", "swin_large")`."""
+"""Named sizes: the published networks, such as `preset("parseda", "swin_large")`, and a tiny one (`tiny_sizes`)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import RobertaConfig
+
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
 
 
 @dataclass(frozen=True)
 class SwinSize:
-    """Embedding width, blocks and attention heads per stage, and drop path rate, of a Swin transformer."""
+    """A Swin transformer: embedding width, blocks and attention heads per stage, drop-path rate."""
 
     embed_dim: int
     depths: tuple[int, int, int, int]
@@ -19,7 +21,7 @@ class SwinSize:
     drop_path: float
 
 
-# Tiny and large are RLIPv2's; nobody published it with small or base, so their drop paths are a guess in between.
+# Tiny and large as in RLIPv2. RLIPv2 was not published with small and base: their drop-path rates are interpolated.
 SWIN_SIZES: Mapping[str, SwinSize] = {
     "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 0.2),
     "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 0.2),
@@ -36,21 +38,21 @@ KINDS: Mapping[str, type[RLIPConfig]] = {
 
 
 def preset(kind: str, backbone: str, **changes: Any) -> RLIPConfig:
-    """The configuration of a published network.
+    """Return the configuration of a published network.
 
     Args:
         kind: `parseda`, `parsed` or `tagger` (RLIPv2), or `rlipv1` (RLIP-ParSeD, NeurIPS 2022, published with
             `resnet50` only).
         backbone: `resnet50`, `swin_tiny`, `swin_small`, `swin_base` or `swin_large`.
-        changes: settings of the configuration that shall differ, such as `num_queries=128`.
+        changes: settings to override, such as `num_queries=128`.
 
     Raises:
-        ValueError: no such kind or backbone, or changes that contradict each other.
+        ValueError: unknown kind or backbone, or inconsistent sizes.
     """
     if kind not in KINDS:
-        raise ValueError(f"there is no network {kind!r}, only {', '.join(KINDS)}")
+        raise ValueError(f"unknown network {kind!r}, expected one of {', '.join(KINDS)}")
     if backbone not in BACKBONES:
-        raise ValueError(f"there is no backbone {backbone!r}, only {', '.join(BACKBONES)}")
+        raise ValueError(f"unknown backbone {backbone!r}, expected one of {', '.join(BACKBONES)}")
     return KINDS[kind](**{**_backbone(backbone), **_of_kind(kind, backbone), **changes})
 
 
@@ -78,3 +80,34 @@ def _of_kind(kind: str, backbone: str) -> dict[str, Any]:
         case "rlipv1":
             return {"fusion": "after_decoding", "verb_query": "vanilla", "dropout": 0.1, **narrow}
     return {}
+
+
+def tiny_sizes(vocabulary: int) -> dict[str, Any]:
+    """Settings of a network with every part of the full one, but narrow and shallow: about a million parameters.
+
+    Args:
+        vocabulary: number of tokens of the tokenizer.
+    """
+    text = RobertaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=0.0,  # with so few features, dropout would hide the differences between labels
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,  # with RoBERTa's 0.02, meant for larger widths, all texts would start out alike
+    )
+    return {
+        "swin_embed_dim": 12,
+        "swin_depths": (2, 2, 2, 2),
+        "hidden_dim": 64,
+        "feedforward_dim": 128,
+        "num_queries": 40,
+        "fusion_dim": 64,
+        "fusion_dropout": 0.0,
+        "text_config": text,
+    }

@@ -13,12 +13,39 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlip_model.card import model_card
 from rlip_model.config import RLIPConfig
 from rlip_model.text import TokenizerError, load_tokenizer
 
 ALIGNMENT = 64  # bytes, of torch's own allocations on a CPU
 Model = TypeVar("Model", bound="RLIPPreTrainedModel")
+
+_MODEL_CARD = """\
+---
+library_name: transformers
+pipeline_tag: object-detection
+tags: [rlipv2, scene-graph-generation, human-object-interaction, {model_type}]
+---
+
+# {title}
+
+A network of RLIPv2 (Yuan et al., ICCV 2023): {parameters:,} parameters, backbone {backbone}, {queries} queries.
+{use}
+
+```python
+from rlip_model import {name}
+
+model = {name}.from_pretrained("FOLDER_OR_ID")
+```
+
+The package `rlip_model` comes with sgpipe. Importing it registers this network with `AutoModel`. There is nothing to
+compile.
+
+## Evaluation
+
+Not evaluated yet. Before you publish this network, add its results, the data it was trained on, and its licence.
+"""
+_TAGGER_USE = "It labels the relations of given pairs of boxes: `sgpipe generate --tagger FOLDER_OR_ID`."
+_DETECTOR_USE = "It detects pairs of objects and their relations: `sgpipe predict FOLDER --data SHARDS`."
 
 # What transformers and safetensors raise for files that are absent, damaged or of another model.
 _UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, StrictDataclassError, SafetensorError)
@@ -71,10 +98,21 @@ class RLIPPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
         card = Path(save_directory) / "README.md"
         if not card.exists():
-            text = model_card(type(self).__name__, self.title, self.config, self.num_parameters())
-            card.write_text(text, encoding="utf-8")
+            card.write_text(self._model_card(), encoding="utf-8")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
+
+    def _model_card(self) -> str:
+        """The README.md that the Hugging Face hub shows for a saved network."""
+        return _MODEL_CARD.format(
+            name=type(self).__name__,
+            title=self.title,
+            model_type=self.config.model_type,
+            parameters=self.num_parameters(),
+            backbone=self.config.backbone,
+            queries=self.config.num_queries,
+            use=_TAGGER_USE if self.config.model_type == "rlip_tagger" else _DETECTOR_USE,
+        )
 
     def freeze(self) -> None:
         """Freeze the parameters that are never trained; called after loading."""

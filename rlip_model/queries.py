@@ -43,7 +43,7 @@ class RelationQueries:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class GivenPairs:
     """The given pairs of one image: boxes `[pairs, 4]` normalised cxcywh, labels `[pairs]` (object texts)."""
 
     subject_boxes: Tensor
@@ -166,7 +166,7 @@ class PairQueries(nn.Module):
         nn.init.xavier_uniform_(self.verb_content.weight)
 
     def entities(
-        self, pairs: Sequence[Pairs], labels: Tensor, slots: int | None = None, noise: Noise | None = None
+        self, pairs: Sequence[GivenPairs], labels: Tensor, slots: int | None = None, noise: Noise | None = None
     ) -> EntityQueries:
         """Queries for the given pairs, padded to `slots` pairs per image.
 
@@ -201,7 +201,9 @@ class PairQueries(nn.Module):
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
         return self.relation_builder.build(entities, self.verb_content.weight, padding)
 
-    def _noised(self, pairs: Sequence[Pairs], batch: int, objects: int, noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def _noised(
+        self, pairs: Sequence[GivenPairs], batch: int, objects: int, noise: Noise | None
+    ) -> tuple[Tensor, Tensor]:
         """Boxes and labels of all images, subjects first."""
         subject_boxes = torch.cat([group.subject_boxes for group in pairs])
         object_boxes = torch.cat([group.object_boxes for group in pairs])
@@ -215,7 +217,7 @@ class PairQueries(nn.Module):
             object_labels = perturb_labels(object_labels, self.label_noise, highest, noise)
         return torch.cat((subject_boxes, object_boxes)), torch.cat((subject_labels, object_labels))
 
-    def _attention_mask(self, pairs: Sequence[Pairs]) -> Tensor:
+    def _attention_mask(self, pairs: Sequence[GivenPairs]) -> Tensor:
         """Slots of full images don't see other slots with the same box and label, lest they leak them."""
         boxes = torch.stack([torch.cat((group.subject_boxes, group.object_boxes)) for group in pairs])
         labels = torch.stack([torch.cat((group.subject_labels, group.object_labels)) for group in pairs])

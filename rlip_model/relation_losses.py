@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from rlip_model.boxes import generalized_iou, to_corners
+from rlip_model.distributed import global_mean
 from rlip_model.heads import LayerOutput
 from rlip_model.matcher import Assignment
-from rlip_model.processes import average
 from rlip_model.targets import TripletBatch
 
 CLOSEST_TO_CERTAIN = 1e-6
@@ -27,7 +27,7 @@ def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     positive = labels == 1
     hit = probability.log() * (1 - probability) ** 2
     miss = (1 - probability).log() * probability**2 * (1 - labels) ** 4
-    return average(-torch.where(positive, hit, miss).sum(), positive.sum())
+    return global_mean(-torch.where(positive, hit, miss).sum(), positive.sum())
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def quality_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     probability = _probabilities(logits)
     entropy = -(labels * probability.log() + (1 - labels) * (1 - probability).log())
-    return average(((labels - probability) ** 2 * entropy).sum(), (labels > 0).sum())
+    return global_mean(((labels - probability) ** 2 * entropy).sum(), (labels > 0).sum())
 
 
 def relation_quality(output: LayerOutput, targets: TripletBatch, assignment: Assignment) -> Tensor:

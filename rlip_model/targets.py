@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 
 
 @dataclass(frozen=True)
-class Triplets(Pairs):
+class Triplets(GivenPairs):
     """The true triplets of one image: pairs of boxes and the relations between them.
 
     relation_labels `[pairs, relations]`, float, 1 for the pair's relations. A pair without object, as in V-COCO,

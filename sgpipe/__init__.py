@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sgpipe.utils import __version__
+
 if TYPE_CHECKING:
+    from sgpipe.generation.run import generate as generate
     from sgpipe.pipeline import Pipeline as Pipeline
     from sgpipe.pipeline import SceneGraph as SceneGraph
+    from sgpipe.recipe import load_recipe as load_recipe
+    from sgpipe.storage.shards import iter_records as iter_records
+    from sgpipe.training.recipe import load_train_recipe as load_train_recipe
+    from sgpipe.training.run import train as train
 
-__version__ = "0.1.0"
-__all__ = ["Pipeline", "SceneGraph", "__version__"]
+# Imported when they are asked for: they take seconds, and the command line must start without them.
+_PUBLIC = {
+    "Pipeline": "sgpipe.pipeline",
+    "SceneGraph": "sgpipe.pipeline",
+    "generate": "sgpipe.generation.run",
+    "iter_records": "sgpipe.storage.shards",
+    "load_recipe": "sgpipe.recipe",
+    "load_train_recipe": "sgpipe.training.recipe",
+    "train": "sgpipe.training.run",
+}
+
+__all__ = [
+    "Pipeline",
+    "SceneGraph",
+    "__version__",
+    "generate",
+    "iter_records",
+    "load_recipe",
+    "load_train_recipe",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """The Python API, which takes seconds to import, when it is asked for: the command line starts without it."""
-    if name in ("Pipeline", "SceneGraph"):
-        from sgpipe import pipeline
-
-        return getattr(pipeline, name)
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

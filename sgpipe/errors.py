@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what, where, and what to do.
+    """Something the user can fix. The message is one line: what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -21,20 +21,20 @@ class EngineError(Exception):
 
 
 class WorkersLostError(EngineError):
-    """Ray lost workers or machines; what they worked on can be done again."""
+    """Ray lost workers or machines; their work units can be processed again."""
 
 
 class MachinesLostError(WorkersLostError):
-    """What is left of the cluster is too small for the actors that were planned."""
+    """The rest of the cluster is too small for the planned actors."""
 
 
 class StoreError(OSError):
-    """What an object store refuses; the message is one line that names it."""
+    """An object store refused an operation; the message is one line that names the store."""
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the system refuses here without naming a file, such as to write on a full disk, is named after `path`."""
+    """Name `path` in system errors that name no file, such as those of a full disk."""
     try:
         yield
     except StoreError:
@@ -46,7 +46,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def making_folder(out: Path) -> Iterator[None]:
-    """What the system refuses while the folder of --out is made. A full disk is no reason to name another one.
+    """Turn system errors while the folder of --out is created into one line; a full disk stays a system error.
 
     Raises UserError: it is a file, or cannot be written.
     """
@@ -61,7 +61,7 @@ def making_folder(out: Path) -> Iterator[None]:
 
 
 def refusal(error: OSError) -> str:
-    """What the system refuses, and where, in one line; libraries put words of their own around what it says."""
+    """A system error in one line: what and where, without the words that libraries put around it."""
     if isinstance(error, StoreError):
         return str(error)
     return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or 'no file named'}"

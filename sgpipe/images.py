@@ -1,4 +1,7 @@
-"""Opening pictures safely: inside their root, within Pillow's limits, as RGB in the annotated orientation."""
+"""Opening images safely: inside their root, within Pillow's limits, as RGB in the annotated orientation.
+
+Looking at image files without decoding them: their size, their bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,25 @@ import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sgpipe.records import OWN_PICTURES, Record
+from sgpipe.records import FOLDER_DATASET, Record
 
-# `decode` refuses such pictures itself, with a message that names them.
+# `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# What pictures are kept in. Pillow knows more, of which some start other programs (EPS) or are no pictures (PDF).
-_PICTURES = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
+# What images are kept in. Pillow knows more, of which some start other programs (EPS) or are no images (PDF).
+_IMAGES = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
 Image.init()
-_FORMATS = [name for name in _PICTURES if name in Image.OPEN]
+_FORMATS = [name for name in _IMAGES if name in Image.OPEN]
 
 
 class ImageError(Exception):
-    """The picture of a record cannot be used; the message says why."""
+    """The image of a record cannot be used; the message says why."""
 
 
 def resolve(root: Path, file_name: str) -> Path:
@@ -39,7 +43,7 @@ def resolve(root: Path, file_name: str) -> Path:
     return root / name
 
 
-def is_there(root: Path, file_name: str) -> bool:
+def image_exists(root: Path, file_name: str) -> bool:
     """Whether there is such a file under `root`."""
     try:
         return resolve(root, file_name).is_file()
@@ -48,22 +52,58 @@ def is_there(root: Path, file_name: str) -> bool:
 
 
 def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
-    """The record's picture as `decode` gives it; `roots` maps a split to its image folder.
+    """The image of a source's record; see `open_row_image`."""
+    return open_row_image(roots, record)
+
+
+class ImageReference(Protocol):
+    """Anything that names an image the way a record or a shard's row does."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def file_name(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+def open_row_image(
+    folders: Mapping[str, Path],
+    row: ImageReference,
+    embedded: bytes | None = None,
+    images: Path | None = None,
+) -> Image.Image:
+    """The image of a shard's row as RGB, of the annotated size.
+
+    Args:
+        folders: the image folder of each split, as recorded by the run.
+        embedded: the image file stored in the row, if any.
+        images: a folder that takes precedence over both.
 
     Raises:
         ImageError: missing, outside its folder, broken, too large, or not of the annotated size.
     """
-    path = resolve(roots[record.split], record.file_name)
-    return decode(path, (record.width, record.height), str(path), upright=is_upright(record.dataset))
+    size, upright = (row.width, row.height), is_upright(row.dataset)
+    if embedded is not None and images is None:
+        return decode(BytesIO(embedded), size, row.file_name, upright=upright)
+    folder = images or folders.get(row.split)
+    if folder is None:
+        raise ImageError(f"the image is neither in the shard nor in a known folder: {row.file_name}")
+    path = resolve(folder, row.file_name)
+    return decode(path, size, str(path), upright=upright)
 
 
 def is_upright(dataset: str) -> bool:
-    """Whether boxes of this data set mean the picture as people see it, and not as its file stores it."""
-    return dataset == OWN_PICTURES
+    """Whether boxes of this dataset mean the image as people see it, and not as its file stores it."""
+    return dataset == FOLDER_DATASET
 
 
 def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
-    """The picture in a file as RGB.
+    """The image in a file as RGB.
 
     Args:
         size: annotated width and height, in pixels.
@@ -74,13 +114,13 @@ def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: 
     Raises:
         ImageError: missing, broken, too large, or not of the annotated size.
     """
-    with opened(file, name) as image:
+    with open_header(file, name) as image:
         image.load()
         return _to_rgb(_orient(image, size, upright))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture in memory as RGB, as people see it. Raises ImageError: it cannot be loaded, is empty, or too large."""
+    """An image in memory as RGB, as people see it. Raises ImageError: it cannot be loaded, is empty, or too large."""
     with _as_image_errors("in memory"):
         _check_pixels(image)
         if not image.width * image.height:
@@ -89,8 +129,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """A picture whose header was found good, and that is not decoded yet.
+def open_header(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """An image whose header was found good, and that is not decoded yet.
 
     Args:
         name: of the file, for error messages.
@@ -108,7 +148,7 @@ def opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
-    """Whatever goes wrong with a picture within is an ImageError that names it."""
+    """Whatever goes wrong with an image within is an ImageError that names it."""
     try:
         yield
     except FileNotFoundError:
@@ -147,3 +187,44 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         background = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+def read_size(root: Path, file_name: str) -> tuple[int, int]:
+    """Width and height as stored, whatever EXIF says of the orientation: boxes are given in that frame.
+
+    Raises:
+        ImageError: missing, outside its folder, not an image, or too large.
+    """
+    path = resolve(root, file_name)
+    with open_header(path, str(path)) as image:
+        return image.size
+
+
+def read_upright_size(root: Path, file_name: str) -> tuple[int, int]:
+    """Width and height as people see the image, turned as EXIF says. Raises ImageError: as `read_size`."""
+    path = resolve(root, file_name)
+    with open_header(path, str(path)) as image:
+        return image.size[::-1] if _is_turned(image) else image.size
+
+
+def read_image(root: Path, record: Record) -> bytes:
+    """The bytes of the record's image file, once its header has been found good.
+
+    Raises:
+        ImageError: missing, outside its folder, not an image, too large, or not of the annotated size.
+    """
+    path = resolve(root, record.file_name)
+    with open_header(path, str(path)) as image:
+        size, annotated = image.size, (record.width, record.height)
+        turned = _is_turned(image)
+        data = path.read_bytes()
+    if annotated not in (size, size[::-1] if turned else size):
+        raise ImageError(f"image is {size[0]}x{size[1]}, the annotation says {annotated[0]}x{annotated[1]}: {path}")
+    return data
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED

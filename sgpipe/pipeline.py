@@ -1,8 +1,8 @@
-"""The pipeline in one process, for a few pictures: from Python, and for `sgpipe label`.
+"""The pipeline in one process, for a few images: from Python, and for `sgpipe label`.
 
 from sgpipe import Pipeline
 
-graph = Pipeline()("picture.jpg")
+graph = Pipeline()("image.jpg")
 graph.draw().save("relations.png")
 """
 
@@ -19,30 +19,26 @@ from typing import Any, NamedTuple, TypeAlias
 
 from PIL import Image
 
-from sgpipe.drawing import draw_card, object_names, shown
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError, decode, is_upright, upright_rgb
-from sgpipe.miniworld.models import MINIWORLD, with_packaged_models
-from sgpipe.recipe import Recipe, load_recipe
-from sgpipe.records import OWN_PICTURES, Box, Caption, Record
-from sgpipe.relations import TRAINED_ON
-from sgpipe.sources.fields import clean
-from sgpipe.sources.pictures import read_size, read_upright_size
-from sgpipe.stages import Stage
+from sgpipe.images import ImageError, decode, is_upright, read_size, read_upright_size, upright_rgb
+from sgpipe.recipe import MINIWORLD, Recipe, load_recipe, with_packaged_models
+from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
+from sgpipe.sources.annotated import replace_surrogates
+from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages
-from sgpipe.stages.detect import DetectStage
-from sgpipe.stages.detectors import detector_classes
-from sgpipe.stages.given_boxes import GivenBoxesStage
+from sgpipe.stages.detect.detectors import detector_classes
+from sgpipe.stages.detect.stage import DetectStage, GivenBoxesStage
+from sgpipe.viz.draw_relations import draw_card, object_names, shown
 
-Picture: TypeAlias = "str | Path | Image.Image"
+ImageInput: TypeAlias = "str | Path | Image.Image"
 
-_SPLIT, _GIVEN = "all", "coco"  # boxes that are given mean pictures as COCO's do
-_ROOTS = {_SPLIT: Path("/")}  # pictures lie anywhere
+_SPLIT, _GIVEN = "all", "coco"  # boxes that are given mean images as COCO's do
+_ROOTS = {_SPLIT: Path("/")}  # images lie anywhere
 _WIDTH, _MOST = 960, 30
 
 
-class Triplet(NamedTuple):
-    """A relation in words; objects are numbered where a picture has several of a class ("dog 2")."""
+class RelationTriplet(NamedTuple):
+    """A relation in words; objects are numbered where an image has several of a class ("dog 2")."""
 
     subject: str
     predicate: str
@@ -52,10 +48,10 @@ class Triplet(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """What was found in a picture. `error` says why there is nothing, or is None."""
+    """What was found in an image. `error` says why there is nothing, or is None."""
 
     record: Record
-    picture: Image.Image | None = None  # None: it is in its file
+    image: Image.Image | None = None  # None: it is in its file
 
     @property
     def objects(self) -> list[Box]:
@@ -69,16 +65,16 @@ class SceneGraph:
     def error(self) -> str | None:
         return self.record.error
 
-    def triplets(self, threshold: float = TRAINED_ON) -> list[Triplet]:
+    def triplets(self, threshold: float = TRAINING_CONFIDENCE) -> list[RelationTriplet]:
         """The relations of at least this confidence, the surest first."""
         names = object_names(self.record.objects)
         relations = shown(self.record.relations, threshold, len(self.record.relations))
-        return [Triplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
+        return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
 
-    def draw(self, threshold: float = TRAINED_ON, width: int = _WIDTH, most: int = _MOST) -> Image.Image:
-        """The picture with its surest relations drawn on it and listed beneath; grey if it cannot be read any more."""
+    def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = _WIDTH, most: int = _MOST) -> Image.Image:
+        """The image with its surest relations drawn on it and listed beneath; grey if it cannot be read any more."""
         relations = shown(self.record.relations, threshold, most)
-        return draw_card(self.picture or self._open(), self.record, relations, width)
+        return draw_card(self.image or self._open(), self.record, relations, width)
 
     def _open(self) -> Image.Image | None:
         name, size = self.record.file_name, (self.record.width, self.record.height)
@@ -88,12 +84,12 @@ class SceneGraph:
             return None
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that is known of the picture, as shards have it; `file_name` is its whole path."""
-        return asdict(self.record) | {"file_name": clean(self.record.file_name)}
+        """Everything that is known of the image, as shards have it; `file_name` is its whole path."""
+        return asdict(self.record) | {"file_name": replace_surrogates(self.record.file_name)}
 
 
 class Pipeline:
-    """Detects, captions, parses, pairs and tags pictures, as `sgpipe generate` does, one after the other."""
+    """Detects, captions, parses, pairs and tags images, as `sgpipe generate` does, one after the other."""
 
     def __init__(
         self,
@@ -110,7 +106,7 @@ class Pipeline:
             recipe: a packaged one ("miniworld", "folder", "coco"), a YAML file, or a loaded one; its source plays no
                 part.
             detector, captioner, tagger: folder or hub id of models, in the place of the recipe's.
-            boxes: a COCO instances file with the boxes, in the place of a detector; it knows pictures by name.
+            boxes: a COCO instances file with the boxes, in the place of a detector; it knows images by name.
             settings: any others, such as {"tag.threshold": 0.1}.
 
         Raises:
@@ -124,7 +120,7 @@ class Pipeline:
             recipe = load_recipe(recipe, changes)
         elif changes:
             raise UserError("a loaded recipe has its models and settings; leave out the others")
-        self.drawn = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
+        self.uses_miniworld_models = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
         self.recipe = with_packaged_models(recipe)
         for value, what in ((self.recipe.caption.captioner, "captioner"), (self.recipe.tag.tagger, "tagger")):
             if value is None:
@@ -133,25 +129,25 @@ class Pipeline:
         if self._boxes is None and self.recipe.detect.detector is None:
             raise UserError("no boxes: give --detector FOLDER_OR_ID or --boxes FILE")
 
-    def __call__(self, picture: Picture) -> SceneGraph:
-        """The scene graph of a picture: a file, or one in memory. Raises UserError: a model cannot be used."""
-        [graph] = self.label([picture])
+    def __call__(self, image: ImageInput) -> SceneGraph:
+        """The scene graph of an image: a file, or one in memory. Raises UserError: a model cannot be used."""
+        [graph] = self.label([image])
         return graph
 
-    def label(self, pictures: Iterable[Picture]) -> Iterator[SceneGraph]:
-        """Scene graphs, one after the other; labels do not depend on the other pictures. Raises UserError: as above."""
-        for picture in pictures:
-            if isinstance(picture, Image.Image):
-                yield self._label_image(picture)
+    def label(self, images: Iterable[ImageInput]) -> Iterator[SceneGraph]:
+        """Scene graphs, one after the other; labels do not depend on the other images. Raises UserError: as above."""
+        for image in images:
+            if isinstance(image, Image.Image):
+                yield self._label_image(image)
             else:
-                yield SceneGraph(self._label_file(_whole_path(Path(picture))))
+                yield SceneGraph(self._label_file(_whole_path(Path(image))))
 
-    def _label_image(self, picture: Image.Image) -> SceneGraph:
+    def _label_image(self, given: Image.Image) -> SceneGraph:
         """The stages read files: for as long as they work there is one."""
         try:
-            image = upright_rgb(picture)
+            image = upright_rgb(given)
         except ImageError as error:
-            return SceneGraph(_failed(Record("", OWN_PICTURES, _SPLIT, "", 0, 0), error))
+            return SceneGraph(_failed(Record("", FOLDER_DATASET, _SPLIT, "", 0, 0), error))
         with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
             file = Path(folder) / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
             image.save(file)
@@ -160,10 +156,10 @@ class Pipeline:
         return SceneGraph(record, image)
 
     def _label_file(self, file: Path) -> Record:
-        """As `sgpipe generate` does: of a folder, if there is a detector, or of pictures with annotations."""
+        """As `sgpipe generate` does: of a folder, if there is a detector, or of images with annotations."""
         root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
-        dataset, measure = (_GIVEN, read_size) if self._boxes else (OWN_PICTURES, read_upright_size)
-        record = Record(clean(file.name), dataset, _SPLIT, name, 0, 0)
+        dataset, measure = (_GIVEN, read_size) if self._boxes else (FOLDER_DATASET, read_upright_size)
+        record = Record(replace_surrogates(file.name), dataset, _SPLIT, name, 0, 0)
         try:
             record.width, record.height = measure(root, name)
         except ImageError as error:
@@ -192,9 +188,9 @@ class Pipeline:
         return records[0]
 
 
-def _whole_path(picture: Path) -> Path:
+def _whole_path(file: Path) -> Path:
     """From the root and without "..", which file names of records must not have; a link keeps its name."""
-    return Path(os.path.realpath(picture.parent)) / picture.name
+    return Path(os.path.realpath(file.parent)) / file.name
 
 
 def _failed(record: Record, error: ImageError) -> Record:

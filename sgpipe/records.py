@@ -15,7 +15,8 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 NO_OBJECT = "missing objects"
-OWN_PICTURES = "folder"  # the data set of pictures that nobody has annotated
+TRAINING_CONFIDENCE = 0.2  # RLIPv2 trains on relations of at least this confidence
+FOLDER_DATASET = "folder"  # the dataset of images without annotations
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
@@ -111,7 +112,7 @@ class Record:
         return self.status == "ok"
 
     def fail(self, stage: str, reason: str) -> None:
-        """Turn the record into an error row; later stages leave it alone."""
+        """Turn the record into an error row; later stages skip it."""
         self.status = "error"
         self.error = f"{stage}: {reason}"
 
@@ -179,7 +180,7 @@ def to_table(records: Iterable[Record]) -> pa.Table:
 
 
 def _to_row(record: Record) -> dict[str, Any]:
-    """What `dataclasses.asdict` gives, without its deep copies: they would take longer than all the rest."""
+    """As `dataclasses.asdict`, without its deep copies, which would take most of the time."""
     row = _values(record)
     return row | {name: [_values(item) for item in row[name]] for name in _NESTED}
 
@@ -201,3 +202,36 @@ def _from_row(row: dict[str, Any], known: set[str]) -> Record:
     for box in values["objects"]:
         box.bbox = tuple(box.bbox)
     return Record(**values)
+
+
+def deduplicate(relations: Iterable[Relation], *, keep_ties: bool = False) -> list[Relation]:
+    """Of relations with the same subject, predicate and object, keep the one of highest confidence.
+
+    Args:
+        keep_ties: keep every relation that reaches the highest confidence, not only the first (RLIPv2).
+
+    Returns:
+        the relations kept, in their order.
+    """
+    relations = list(relations)
+    best: dict[tuple[int, str, int], float] = {}
+    for relation in relations:
+        key = _statement(relation)
+        best[key] = max(best.get(key, 0.0), _confidence(relation))
+    kept: list[Relation] = []
+    for relation in relations:
+        key = _statement(relation)
+        if best.get(key) == _confidence(relation):
+            kept.append(relation)
+            if not keep_ties:
+                del best[key]
+    return kept
+
+
+def _statement(relation: Relation) -> tuple[int, str, int]:
+    return relation.subject, relation.predicate, relation.object
+
+
+def _confidence(relation: Relation) -> float:
+    """The confidence of a relation; ground truth counts as 1."""
+    return 1.0 if relation.confidence is None else relation.confidence

@@ -6,6 +6,15 @@ from pathlib import Path
 
 import pytest
 
+INTEGRATION = Path(__file__).parent / "integration"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(INTEGRATION):
+            item.add_marker("integration")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:

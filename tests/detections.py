@@ -30,7 +30,7 @@ class Files:
 
 
 def make_coco(folder: Path, images: int = 12, seed: int = 0, missing: tuple[int, ...] = ()) -> Files:
-    """Noise pictures with three to six boxes and two captions each; `missing` pictures are listed, not written."""
+    """Noise images with three to six boxes and two captions each; `missing` images are listed, not written."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     lists: dict[str, list] = {"images": [], "annotations": []}

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
 
-from rlip_model.tiny import make_tagger
+from rlip_model.config import RTaggerConfig
+from rlip_model.model import RTagger
+from rlip_model.presets import tiny_sizes
+from rlip_model.text import build_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
-    a an the picture of two man woman person dog cat horse bus car chair table cup bench street grass
+    a an the image of two man woman person dog cat horse bus car chair table cup bench street grass
     on in under near behind holding riding sitting standing wearing with next to and is large small
     red blue white ##s ##ing ##ed . ,
 """
@@ -45,7 +48,7 @@ def make_blip(
 ) -> Path:
     """A random BLIP captioner as a folder that `--captioner` takes.
 
-    Scores are scaled by `sharpness` so that captions vary with the picture instead of being uniform noise.
+    Scores are scaled by `sharpness` so that captions vary with the image instead of being uniform noise.
     """
     tokenizer = make_tokenizer(folder, words)
     torch.manual_seed(seed)
@@ -81,7 +84,7 @@ def make_blip(
 
 
 def _spread(model: BlipForConditionalGeneration, sharpness: float) -> None:
-    """Larger random weights everywhere than a model starts training with: pictures then make a difference."""
+    """Larger random weights everywhere than a model starts training with: images then make a difference."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "word_embeddings" not in name:
@@ -90,6 +93,25 @@ def _spread(model: BlipForConditionalGeneration, sharpness: float) -> None:
                 weight.normal_(std=0.1)
         embeddings = model.text_decoder.bert.embeddings.word_embeddings.weight
         embeddings.normal_(std=sharpness * embeddings.shape[1] ** -0.5 / 3)
+
+
+def tiny_config(vocabulary: int, num_queries: int = 40) -> RTaggerConfig:
+    """The configuration of a tiny R-Tagger; see `tiny_sizes`."""
+    return RTaggerConfig(**{**tiny_sizes(vocabulary), "num_queries": num_queries})
+
+
+def make_tagger(folder: Path, texts: Iterable[str], seed: int = 0, num_queries: int = 40) -> RTagger:
+    """Save an untrained R-Tagger that knows the words of `texts`, and return it in evaluation mode.
+
+    The weights depend only on the seed. torch's global random state is left unchanged.
+    """
+    tokenizer = build_tokenizer(texts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tagger = RTagger(tiny_config(len(tokenizer), num_queries)).eval()
+    tagger.set_tokenizer(tokenizer)
+    tagger.save_pretrained(folder)
+    return tagger
 
 
 def untrained_tagger(folder: Path, words: Iterable[str]) -> None:

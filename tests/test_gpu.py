@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from rlip_model.attention import sample
-from sgpipe.evaluation.classes import data_classes
-from sgpipe.miniworld.models import packaged_model
-from sgpipe.predict import PredictConfig, Predictor
-from sgpipe.predict_rows import picture_units
-from sgpipe.recipe import CaptionConfig, TagConfig
+from sgpipe.evaluation.benchmarks.classes import data_classes
+from sgpipe.inference.predictor import PredictConfig, Predictor
+from sgpipe.inference.rows import list_row_groups
+from sgpipe.recipe import CaptionConfig, TagConfig, packaged_model
 from sgpipe.records import Pair, Record
-from sgpipe.shards.read import iter_records
-from sgpipe.stages.caption import CaptionStage
-from sgpipe.stages.tag import TagStage
-from tests.sgpipe.trainings import PICTURES, curve, make_run, training
+from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.tag.stage import TagStage
+from sgpipe.storage.shards import iter_records
+from tests.sgpipe.training.trainings import IMAGES, curve, make_run, training
 
 LEVELS = [(25, 34), (13, 17), (7, 9), (4, 5)]
 GPU = "cuda"
@@ -66,11 +65,11 @@ def captions(run: Path, **settings: Any) -> list[str]:
 
 def test_captions_do_not_depend_on_the_batch_and_hardly_on_the_device(run: Path) -> None:
     on_gpu = captions(run, device=GPU, dtype="float32", batch_size=5)
-    assert len(on_gpu) == 4 * PICTURES
+    assert len(on_gpu) == 4 * IMAGES
     assert captions(run, device=GPU, dtype="float32", batch_size=1) == on_gpu
     equal = np.mean([ours == theirs for ours, theirs in zip(on_gpu, captions(run, device="cpu"), strict=True)])
     assert equal > 0.9  # a score that differs in its last digits can change a draw
-    assert len(set(captions(run, device=GPU, dtype="bfloat16"))) > PICTURES
+    assert len(set(captions(run, device=GPU, dtype="bfloat16"))) > IMAGES
 
 
 def tagged(run: Path, **settings: Any) -> dict[tuple[str, int, int, str], float]:
@@ -108,11 +107,11 @@ def test_confidences(run: Path, dtype: str, tolerance: float) -> None:
 def test_predictions(run: Path, dtype: str) -> None:
     def best(**how: Any) -> list[float]:
         config = PredictConfig(packaged_model("parseda"), data_classes(run), "scene graph", **how)
-        found = [one.pairs for unit in picture_units(run) for one in Predictor(config)(unit)]
+        found = [one.pairs for group in list_row_groups(run) for one in Predictor(config)(group)]
         return [float(pairs.scores.max()) for pairs in found if pairs is not None]
 
     expected, found = best(device="cpu"), best(device=GPU, dtype=dtype)
-    assert len(found) == PICTURES
+    assert len(found) == IMAGES
     assert found == pytest.approx(expected, abs=1e-2 if dtype == "float32" else 0.15)
 
 

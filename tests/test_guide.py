@@ -11,8 +11,8 @@ import typer
 from pydantic import BaseModel
 
 from rlip_model.config import ParSeDAConfig, RTaggerConfig
-from sgpipe.cli import app
-from sgpipe.train_recipe import DataConfig, ShardsConfig, TrainRecipe, load_train_recipe, train_recipe_folder
+from sgpipe.cli.main import app
+from sgpipe.training.recipe import DataConfig, ShardsConfig, TrainRecipe, load_train_recipe, train_recipe_folder
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The field's benchmarks, equal to their official evaluators: HICO-DET, V-COCO, Open Images, Visual Genome.
+"""Evaluators of HICO-DET, V-COCO, Open Images and Visual Genome; they give the same numbers as the official ones.
 
-One core (`overlap`, `matching`, `suppression`, `precision`, `scores`), and one page of rules per benchmark.
+The shared parts are `overlap`, `matching`, `suppression`, `precision` and `scores`. Each benchmark has its own module.
 """

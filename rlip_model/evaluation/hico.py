@@ -1,7 +1,7 @@
-"""HICO-DET (Chao et al., WACV 2018), as RLIPv2's and QPIC's evaluators count.
+"""HICO-DET (Chao et al., WACV 2018), counted as by the evaluators of RLIPv2 and QPIC.
 
-A class is (subject label, object label, verb). An image without true boxes is left out, with all that was found
-in it; so is what was found of classes that are true nowhere.
+A class is (subject label, object label, verb). Images without ground-truth boxes are left out together with all their
+predictions. Predictions of classes without ground truth are left out too.
 """
 
 from __future__ import annotations
@@ -11,21 +11,29 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlip_model.evaluation.hico_classes import Split, possible_interactions
-from rlip_model.evaluation.inputs import Array, Image
+from rlip_model.evaluation.hico_classes import ClassSplit, possible_interactions
+from rlip_model.evaluation.inputs import Array, EvaluationImage
 from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.suppression import PairSuppression
-from rlip_model.evaluation.triplets import TripletClasses, Triplets, best_triplets, blocks, match, true_triplets
+from rlip_model.evaluation.triplets import (
+    TripletClasses,
+    TripletTable,
+    best_triplets,
+    blocks,
+    ground_truth_triplets,
+    match,
+)
 
 MOST_DETECTIONS = 100  # per image
 
 
 @dataclass(frozen=True)
 class HicoSettings:
-    """possible: `[verbs, objects]`, others are scored 0; its shape says how many there are, HICO-DET's or others.
+    """possible: `[verbs, objects]`; all other combinations are scored 0. Its shape gives the number of classes, so that
+    other class lists than HICO-DET's can be evaluated.
 
-    suppression: pair NMS after the cut to 100.
-    known_object: a class is judged only in images with a box of its object ("Known Object"; else "Default").
+    suppression: pair NMS, applied after the cut to 100 triplets.
+    known_object: judge a class only in images with a box of its object ("Known Object" setting; otherwise "Default").
     """
 
     possible: Array = field(default_factory=possible_interactions)
@@ -40,12 +48,12 @@ class HicoSettings:
 
 @dataclass(frozen=True)
 class HicoScores:
-    """Classes are numbered by `HicoSettings.classes`; HICO-DET's own are `hico_classes.CLASSES`."""
+    """Classes are numbered by `HicoSettings.classes`; HICO-DET's own numbering is `hico_classes.CLASSES`."""
 
     per_class: ClassScores
 
-    def summary(self, split: Split) -> dict[str, float]:
-        """Means over classes that are true somewhere; NaN of none. "rare" is "unseen" in zero-shot settings."""
+    def summary(self, split: ClassSplit) -> dict[str, float]:
+        """Means over the classes with ground truth; NaN if there are none. In zero-shot settings "rare" is "unseen"."""
         return {
             "mAP": self.per_class.mean(),
             "mAP rare": self.per_class.mean(split.rare),
@@ -54,43 +62,44 @@ class HicoScores:
         }
 
 
-def evaluate_hico(images: Iterable[Image], settings: HicoSettings | None = None) -> HicoScores:
-    """Scores of a data set, read as a stream.
+def evaluate_hico(images: Iterable[EvaluationImage], settings: HicoSettings | None = None) -> HicoScores:
+    """Evaluate a dataset, read as a stream.
 
     Args:
-        images: scores are final (verb x object), labels from 0 in COCO's order (subjects: 0), verbs from 0; or
-            those of other classes, where settings say so.
+        images: scores are final (verb x object); labels from 0 in COCO's order (subjects: 0) and verbs from 0, or those
+            of another class list given by `settings`.
 
     Raises:
-        EvaluationError: labels out of range, numbers that are not finite, boxes inside out.
+        EvaluationError: labels out of range, values that are not finite, boxes inside out.
     """
     settings = settings or HicoSettings()
     classes = settings.classes
     tally = Tally()
     for block in blocks(images):
         for image in block:
-            image.truth.check(image.name, classes.num_objects, classes.num_predicates)
-            image.found.check(image.name, classes.num_objects, classes.num_predicates)
-        true = true_triplets(block)
-        found = _judged(block, settings)
-        claims = match(found, true, classes.within_images(found), classes.within_images(true))
-        tally.add(classes.of(true), classes.of(found), found.scores, claims)
+            image.ground_truth.check(image.name, classes.num_objects, classes.num_predicates)
+            image.predicted.check(image.name, classes.num_objects, classes.num_predicates)
+        target = ground_truth_triplets(block)
+        predicted = _judged(block, settings)
+        matches = match(predicted, target, classes.within_images(predicted), classes.within_images(target))
+        tally.add(classes.of(target), classes.of(predicted), predicted.scores, matches)
     return HicoScores(tally.class_scores())
 
 
-def _judged(block: Sequence[Image], settings: HicoSettings) -> Triplets:
-    """The detections that count."""
-    found = best_triplets(block, MOST_DETECTIONS, settings.possible)
-    annotated = np.array([len(image.truth.boxes) > 0 for image in block])
-    found = found.where(annotated[found.image])
+def _judged(block: Sequence[EvaluationImage], settings: HicoSettings) -> TripletTable:
+    """The predictions that count."""
+    predicted = best_triplets(block, MOST_DETECTIONS, settings.possible)
+    annotated = np.array([len(image.ground_truth.boxes) > 0 for image in block])
+    predicted = predicted.where(annotated[predicted.image])
     if settings.known_object:
-        found = found.where(_objects(block, settings.classes.num_objects)[found.image, found.objects])
-    return settings.suppression.best(found, settings.classes) if settings.suppression else found
+        objects = _objects(block, settings.classes.num_objects)
+        predicted = predicted.where(objects[predicted.image, predicted.objects])
+    return settings.suppression.best(predicted, settings.classes) if settings.suppression else predicted
 
 
-def _objects(block: Sequence[Image], num_objects: int) -> Array:
-    """`[images, objects]`, True where an image has a true box of the class."""
+def _objects(block: Sequence[EvaluationImage], num_objects: int) -> Array:
+    """`[images, objects]`, True where the image has a ground-truth box of the class."""
     present = np.zeros((len(block), num_objects), dtype=bool)
     for image, row in zip(block, present, strict=True):
-        row[image.truth.labels] = True
+        row[image.ground_truth.labels] = True
     return present

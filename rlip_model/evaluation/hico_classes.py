@@ -1,9 +1,9 @@
-"""HICO-DET's 600 classes of interactions, and how its settings divide them.
+"""HICO-DET's 600 interaction classes, and the splits of its settings.
 
-Objects are numbered as COCO's 80 (person: 0), verbs as HICO-DET's 117; classes are in the order of HICO-DET's list.
-Rare are those with fewer than 10 instances in the training set (Chao et al., WACV 2018). The zero-shot settings take
-some out of training: unseen combinations, rare ones first (UC-RF) or frequent ones first (UC-NF; Hou et al., ECCV
-2020), or unseen objects (UO; Bansal et al., AAAI 2020).
+Objects are numbered like COCO's 80 classes (person: 0), verbs like HICO-DET's 117. Classes are in the order of
+HICO-DET's list. Rare classes have fewer than 10 training instances (Chao et al., WACV 2018). The zero-shot settings
+remove classes from training: unseen combinations, rare first (UC-RF) or non-rare first (UC-NF; Hou et al., ECCV 2020),
+or unseen objects (UO; Bansal et al., AAAI 2020).
 """
 
 from __future__ import annotations
@@ -27,35 +27,38 @@ SETTINGS: tuple[Setting, ...] = ("default", "NF", "UC-RF", "UC-NF", "UO")
 
 
 @dataclass(frozen=True)
-class Split:
-    """Numbers of classes, `[classes]` each: rare or unseen ones, and the others."""
+class ClassSplit:
+    """Class numbers `[classes]`: the rare (or unseen) classes, and all others."""
 
     rare: Array
     non_rare: Array
 
     @classmethod
-    def from_labels(cls, rare: Array, non_rare: Array, classes: TripletClasses = CLASSES) -> Split:
-        """Of `[classes, 3]` each: subject label, object label, verb, as counted by `classes`."""
+    def from_labels(cls, rare: Array, non_rare: Array, classes: TripletClasses = CLASSES) -> ClassSplit:
+        """From arrays `[classes, 3]`: subject label, object label, verb; numbered by `classes`."""
         return cls(*(classes.number(*np.reshape(part, (-1, 3)).astype(int).T) for part in (rare, non_rare)))
 
 
-def split(setting: Setting) -> Split:
-    """Of the fully trained and the not fine-tuned (NF) setting by rarity, of the zero-shot settings by unseenness."""
+def split(setting: Setting) -> ClassSplit:
+    """The split of a setting.
+
+    "default" and "NF" (no fine-tuning) are split by rarity, the zero-shot settings into unseen and seen classes.
+    """
     content = _content()
     numbers = class_numbers()
     rare = np.zeros(len(numbers), dtype=bool)
     rare[content["rare" if setting in ("default", "NF") else setting]] = True
-    return Split(numbers[rare], numbers[~rare])
+    return ClassSplit(numbers[rare], numbers[~rare])
 
 
 def class_numbers() -> Array:
-    """`[600]`, in the order of HICO-DET's list, by `CLASSES`."""
+    """The numbers `[600]` of HICO-DET's classes (by `CLASSES`), in the order of its list."""
     objects, verbs = np.array(_content()["classes"]).T
     return CLASSES.number(np.full(len(objects), PERSON), objects, verbs)
 
 
 def possible_interactions() -> Array:
-    """`[117, 80]`, True for the 600 pairs of verb and object that are classes."""
+    """`[117, 80]`, True for the 600 combinations of verb and object that are classes."""
     objects, verbs = np.array(_content()["classes"]).T
     possible = np.zeros((NUM_VERBS, NUM_OBJECTS), dtype=bool)
     possible[verbs, objects] = True

@@ -1,4 +1,4 @@
-"""Which detections meet which true triplets, for many images at once."""
+"""Match detections to ground truth, for many images at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 
-NO_CLAIM = -1  # of a detection that fits nothing true
+NO_MATCH = -1  # a detection that fits no target
 
 
 def equal_rows(first: Array, second: Array) -> tuple[Array, Array]:
@@ -23,31 +23,31 @@ def equal_rows(first: Array, second: Array) -> tuple[Array, Array]:
     return rows, order[np.repeat(start, counts) + place]
 
 
-def best_claims(detections: Array, truths: Array, quality: Array, count: int) -> Array:
-    """Each detection claims the true one that it fits best, the earlier one on equality.
+def best_matches(detections: Array, targets: Array, quality: Array, count: int) -> Array:
+    """Match each detection to the target that it fits best; of equal fits, the earlier target.
 
-    A claim is never moved to the second best if the best is taken: so do the published evaluators. Of true ones that
-    are equal only the first is ever claimed, therefore.
+    As in the published evaluators, a detection never falls back to its second-best target when the best one is taken.
+    Of identical targets, only the first is therefore ever matched.
 
     Args:
-        detections, truths: `[candidates]`, which detection fits which true one.
-        quality: `[candidates]` of the fit.
-        count: of detections.
+        detections, targets: `[candidates]`, the pairs that fit.
+        quality: `[candidates]`, how well each pair fits.
+        count: number of detections.
 
     Returns:
-        `[detections]`, true ones, or `NO_CLAIM`.
+        `[detections]`, an index into the targets, or `NO_MATCH`.
     """
-    best_first = np.lexsort((truths, -quality, detections))
-    claiming, best = np.unique(detections[best_first], return_index=True)
-    claims = np.full(count, NO_CLAIM)
-    claims[claiming] = truths[best_first][best]
-    return claims
+    best_first = np.lexsort((targets, -quality, detections))
+    matched, best = np.unique(detections[best_first], return_index=True)
+    matches = np.full(count, NO_MATCH)
+    matches[matched] = targets[best_first][best]
+    return matches
 
 
-def first_claims(claims: Array) -> Array:
-    """`[detections]`, True for the first claim of each true one."""
-    made = np.flatnonzero(claims != NO_CLAIM)
-    _, first = np.unique(claims[made], return_index=True)
-    hits = np.zeros(len(claims), dtype=bool)
-    hits[made[first]] = True
-    return hits
+def first_matches(matches: Array) -> Array:
+    """`[detections]`, True for the first detection matched to each target."""
+    matched = np.flatnonzero(matches != NO_MATCH)
+    _, first = np.unique(matches[matched], return_index=True)
+    true_positives = np.zeros(len(matches), dtype=bool)
+    true_positives[matched[first]] = True
+    return true_positives

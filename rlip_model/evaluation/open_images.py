@@ -1,8 +1,9 @@
-"""Open Images V6 scene graphs, as RLIPv2's evaluator counts: relations, phrases, and the weighted sum of both.
+"""Open Images V6 scene graphs, counted as by RLIPv2's evaluator: relations, phrases, and the weighted sum of both.
 
-A relation is right if both boxes overlap a true one's by half; a phrase, the rectangle around both, if it does. The
-class of both is (subject label, object label, predicate). What was found in an image without true boxes counts as
-wrong phrases, but not as wrong relations.
+A relation is a true positive if both boxes overlap those of a target with an IoU of at least 0.5. A phrase is the
+rectangle around both boxes; it is a true positive if the rectangles overlap as much. The class of both is (subject
+label, object label, predicate). Predictions in an image without ground-truth boxes count as wrong phrases, but not as
+wrong relations.
 """
 
 from __future__ import annotations
@@ -13,33 +14,33 @@ from typing import Literal
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Array, Image
-from rlip_model.evaluation.matching import best_claims, equal_rows
+from rlip_model.evaluation.inputs import Array, EvaluationImage
+from rlip_model.evaluation.matching import best_matches, equal_rows
 from rlip_model.evaluation.overlap import hull, pixel_iou
 from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.suppression import PairSuppression, unsuppressed
 from rlip_model.evaluation.triplets import (
     MATCH_OVERLAP,
     TripletClasses,
-    Triplets,
+    TripletTable,
     best_triplets,
     blocks,
+    ground_truth_triplets,
     match,
-    true_triplets,
 )
 
 MOST_DETECTIONS = (50, 100)  # per image
-PHRASE_OVERLAP = 0.5  # of two phrases of one class, above which the worse is suppressed
+PHRASE_OVERLAP = 0.5  # IoU of two phrases of one class above which the worse one is suppressed
 
 PhraseOrder = Literal["published", "repaired"]
 
 
 @dataclass(frozen=True)
 class OpenImagesSettings:
-    """suppression: pair NMS after the cut, and then NMS of phrases; none by default, as published.
+    """suppression: pair NMS after the cut, then NMS of phrases; default: none, as published.
 
-    phrase_order: the published evaluator, with suppression, looks up a phrase's overlaps in the place of another
-    one: its own figures contain the slip.
+    phrase_order: with suppression, the published evaluator looks up a phrase's overlaps under the index of another
+    phrase. "published" keeps this error, which the published numbers contain; "repaired" corrects it.
     """
 
     num_objects: int = 601
@@ -60,22 +61,22 @@ class OpenImagesScores:
     phrases: dict[int, ClassScores]
 
     def recall(self, most: int) -> float:
-        """Share of all true relations that are found; `recall(50)` is the benchmark's R@50."""
-        return _share(self.relations[most], slice(None))
+        """Share of all target relations that are matched; `recall(50)` is the benchmark's R@50."""
+        return _recall(self.relations[most], slice(None))
 
     def phrase_recall(self, most: int) -> float:
-        """The same of phrases, but only of classes of which anything was found: so does the published evaluator."""
-        return _share(self.phrases[most], self.phrases[most].detections > 0)
+        """The same for phrases, but only over classes with predictions, as in the published evaluator."""
+        return _recall(self.phrases[most], self.phrases[most].detections > 0)
 
     def weighted_score(self, *, by_frequency: bool = True) -> float:
-        """score_wtd: 0.2 R@50 + 0.4 of relations + 0.4 of phrases, each (weighted) mean AP at 100."""
+        """score_wtd: 0.2 R@50 + 0.4 AP of relations + 0.4 AP of phrases, each the (weighted) mean AP at 100."""
         relations, phrases = self.relations[100], self.phrases[100]
         if by_frequency:
             return 0.2 * self.recall(50) + 0.4 * relations.weighted_mean() + 0.4 * phrases.weighted_mean()
         return 0.2 * self.recall(50) + 0.4 * relations.mean() + 0.4 * phrases.mean()
 
     def summary(self) -> dict[str, float]:
-        """By the names that the published evaluator prints; the benchmark's number is the score_wtd of wmAP."""
+        """All measures under the published evaluator's names; the benchmark's headline number is score_wtd (wmAP)."""
         summary = {}
         for most in MOST_DETECTIONS:
             parts = (
@@ -92,19 +93,21 @@ class OpenImagesScores:
         return summary
 
 
-def _share(scores: ClassScores, kept: Array | slice) -> float:
-    truths = scores.truths[kept].sum()
-    return float(scores.hits[kept].sum() / truths) if truths else float("nan")
+def _recall(scores: ClassScores, kept: Array | slice) -> float:
+    targets = scores.targets[kept].sum()
+    return float(scores.true_positives[kept].sum() / targets) if targets else float("nan")
 
 
-def evaluate_open_images(images: Iterable[Image], settings: OpenImagesSettings | None = None) -> OpenImagesScores:
-    """Scores of a data set, read as a stream.
+def evaluate_open_images(
+    images: Iterable[EvaluationImage], settings: OpenImagesSettings | None = None
+) -> OpenImagesScores:
+    """Evaluate a dataset, read as a stream.
 
     Args:
         images: scores are final (predicate x object x subject).
 
     Raises:
-        EvaluationError: labels out of range, numbers that are not finite, boxes inside out.
+        EvaluationError: labels out of range, values that are not finite, boxes inside out.
     """
     settings = settings or OpenImagesSettings()
     classes = settings.classes
@@ -112,47 +115,49 @@ def evaluate_open_images(images: Iterable[Image], settings: OpenImagesSettings |
     phrases = {most: Tally() for most in MOST_DETECTIONS}
     for block in blocks(images):
         for image in block:
-            image.truth.check(image.name, settings.num_objects, settings.num_predicates)
-            image.found.check(image.name, settings.num_objects, settings.num_predicates)
-        true = true_triplets(block)
-        annotated = np.array([len(image.truth.boxes) > 0 for image in block])
+            image.ground_truth.check(image.name, settings.num_objects, settings.num_predicates)
+            image.predicted.check(image.name, settings.num_objects, settings.num_predicates)
+        target = ground_truth_triplets(block)
+        annotated = np.array([len(image.ground_truth.boxes) > 0 for image in block])
         for most in MOST_DETECTIONS:
-            found = best_triplets(block, most)
-            found = settings.suppression.best(found, classes) if settings.suppression else found
-            judged = found.where(annotated[found.image])
-            claims = match(judged, true, classes.within_images(judged), classes.within_images(true))
-            relations[most].add(classes.of(true), classes.of(judged), judged.scores, claims)
-            found, claims = _match_phrases(found, true, settings)
-            phrases[most].add(classes.of(true), classes.of(found), found.scores, claims)
+            predicted = best_triplets(block, most)
+            predicted = settings.suppression.best(predicted, classes) if settings.suppression else predicted
+            judged = predicted.where(annotated[predicted.image])
+            matches = match(judged, target, classes.within_images(judged), classes.within_images(target))
+            relations[most].add(classes.of(target), classes.of(judged), judged.scores, matches)
+            predicted, matches = _match_phrases(predicted, target, settings)
+            phrases[most].add(classes.of(target), classes.of(predicted), predicted.scores, matches)
     return OpenImagesScores(
         {most: tally.class_scores() for most, tally in relations.items()},
         {most: tally.class_scores() for most, tally in phrases.items()},
     )
 
 
-def _match_phrases(found: Triplets, true: Triplets, settings: OpenImagesSettings) -> tuple[Triplets, Array]:
-    """The phrases that count, and what each claims."""
-    groups = settings.classes.within_images(found)
+def _match_phrases(
+    predicted: TripletTable, target: TripletTable, settings: OpenImagesSettings
+) -> tuple[TripletTable, Array]:
+    """The phrases that count, and the target that each is matched to."""
+    groups = settings.classes.within_images(predicted)
     if settings.suppression:
-        boxes = hull(found.subject_boxes, found.object_boxes)
+        boxes = hull(predicted.subject_boxes, predicted.object_boxes)
 
         def overlap(better: Array, worse: Array) -> Array:
             return pixel_iou(boxes[better], boxes[worse], touching=True)
 
-        kept = unsuppressed(groups, found.scores, overlap, PHRASE_OVERLAP)
-        found = found.where(kept)
+        kept = unsuppressed(groups, predicted.scores, overlap, PHRASE_OVERLAP)
+        predicted = predicted.where(kept)
         if settings.phrase_order == "published":
-            found = found.where(_grouped(found.image, groups[kept]))
-    phrases, truths = equal_rows(settings.classes.within_images(found), settings.classes.within_images(true))
-    boxes, true_boxes = (hull(part.subject_boxes, part.object_boxes) for part in (found, true))
-    quality = pixel_iou(boxes[phrases], true_boxes[truths], touching=False)
+            predicted = predicted.where(_grouped(predicted.image, groups[kept]))
+    phrases, targets = equal_rows(settings.classes.within_images(predicted), settings.classes.within_images(target))
+    boxes, target_boxes = (hull(part.subject_boxes, part.object_boxes) for part in (predicted, target))
+    quality = pixel_iou(boxes[phrases], target_boxes[targets], touching=False)
     fitting = quality >= MATCH_OVERLAP
-    claims = best_claims(phrases[fitting], truths[fitting], quality[fitting], len(found))
-    # moves nothing unless grouped: then a phrase gets the claim of the one that is in its place
-    return found.where(np.lexsort((-found.scores, found.image))), claims
+    matches = best_matches(phrases[fitting], targets[fitting], quality[fitting], len(predicted))
+    # Changes nothing unless the rows were grouped. If they were, each phrase gets the match of the row in its place.
+    return predicted.where(np.lexsort((-predicted.scores, predicted.image))), matches
 
 
 def _grouped(image: Array, groups: Array) -> Array:
-    """Rows image by image, in each group by group, groups in the order of their first rows."""
+    """Rows sorted by image, then by group; groups in the order of their first rows."""
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
     return np.lexsort((first[number], image))

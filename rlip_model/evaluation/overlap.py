@@ -1,4 +1,4 @@
-"""Overlap of boxes in whole pixels: a box from x to x is one pixel wide, as the benchmarks count."""
+"""Overlap of boxes in whole pixels: a box from x to x is one pixel wide, as in the official evaluators."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rlip_model.evaluation.inputs import Array
 
 
 def pixel_iou(first: Array, second: Array, *, touching: bool) -> Array:
-    """Intersection over union of xyxy boxes in pixels, widths and heights one larger than differences.
+    """Intersection over union of pixel xyxy boxes; width and height are the difference of the corners plus one.
 
     Args:
         first, second: broadcastable to `[..., 4]`; computed in their own precision.
-        touching: whether boxes that share a pixel's edge overlap by that pixel (PASCAL VOC) or not (HICO-DET's
-            published evaluators).
+        touching: whether boxes that share only an edge overlap by one pixel (as in PASCAL VOC) or not at all (as in
+            HICO-DET's published evaluators).
 
     Returns:
         `[...]`.
@@ -33,6 +33,6 @@ def pixel_area(boxes: Array) -> Array:
 
 
 def hull(first: Array, second: Array) -> Array:
-    """Smallest boxes `[..., 4]` around two each."""
+    """The smallest xyxy boxes `[..., 4]` that enclose `first` and `second`."""
     left_top = np.minimum(first[..., :2], second[..., :2])
     return np.concatenate((left_top, np.maximum(first[..., 2:], second[..., 2:])), -1)

@@ -1,4 +1,4 @@
-"""Recall among the K best triplets of each image: of images, of predicates, of triplets that training lacks."""
+"""Recall among the K best triplets of each image: per image, per predicate, and of triplets unseen in training."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.scores import mean
 
 RECALL_AT = (20, 50, 100)
-NEVER = np.iinfo(np.int64).max  # the place at which a true relation is found that is not
+NEVER = np.iinfo(np.int64).max  # the rank of a target relation that no triplet matches
 
 
 @dataclass(frozen=True)
 class Recall:
     """Keys are `RECALL_AT`.
 
-    per_image, zero_shot_per_image: `[images]` that have (such) relations; per_predicate `[predicates]`, the mean
-    over images that have the predicate, 0 if none has.
+    per_image, zero_shot_per_image: `[images]` that have (zero-shot) relations; per_predicate: `[predicates]`, the mean
+    over the images that have the predicate, 0 if none has it.
     """
 
     per_image: dict[int, Array]
@@ -34,13 +34,16 @@ class Recall:
         return mean(self.per_predicate[most])
 
     def zero_shot_recall(self, most: int) -> float:
-        """zR@K; NaN without such relations."""
+        """zR@K; NaN without zero-shot relations."""
         return mean(self.zero_shot_per_image[most])
 
 
 @dataclass(frozen=True)
 class RecallTally:
-    """Collects a data set image by image. Sums per predicate are of shares; images counts those that have it."""
+    """Collects the recalls of a dataset, image by image.
+
+    per_predicate: `[predicates]`, sums of the images' recalls; images: `[predicates]`, how many images have each.
+    """
 
     per_image: dict[int, list[float]]
     zero_shot_per_image: dict[int, list[float]]
@@ -56,23 +59,23 @@ class RecallTally:
             np.zeros(num_predicates),
         )
 
-    def add(self, found_at: Array, predicates: Array, unseen: Array) -> None:
-        """One image.
+    def add(self, ranks: Array, predicates: Array, unseen: Array) -> None:
+        """Add one image.
 
         Args:
-            found_at: `[relations]`, the place (from 0) at which each true one is found, or `NEVER`.
+            ranks: `[relations]`, the rank (from 0) of the first triplet that matches each target, or `NEVER`.
             predicates: `[relations]`, from 0.
-            unseen: `[relations]`, True for those that training lacks.
+            unseen: `[relations]`, True for triplets that do not occur in training.
         """
         counts = np.bincount(predicates, minlength=len(self.images))
         self.images[counts > 0] += 1
         for most in RECALL_AT:
-            hits = found_at < most
-            self.per_image[most].append(float(hits.mean()))
+            recalled = ranks < most
+            self.per_image[most].append(float(recalled.mean()))
             if unseen.any():
-                self.zero_shot_per_image[most].append(float(hits[unseen].mean()))
-            found = np.bincount(predicates[hits], minlength=len(self.images))
-            self.per_predicate[most][counts > 0] += (found / np.maximum(counts, 1))[counts > 0]
+                self.zero_shot_per_image[most].append(float(recalled[unseen].mean()))
+            per_predicate = np.bincount(predicates[recalled], minlength=len(self.images))
+            self.per_predicate[most][counts > 0] += (per_predicate / np.maximum(counts, 1))[counts > 0]
 
     def result(self) -> Recall:
         images = np.maximum(self.images, 1)

@@ -1,4 +1,4 @@
-"""Greedy suppression of detections that overlap better ones of their group, for many groups at once."""
+"""Greedy non-maximum suppression within groups of detections, for many groups at once."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.overlap import pixel_iou
-from rlip_model.evaluation.triplets import TripletClasses, Triplets
+from rlip_model.evaluation.triplets import TripletClasses, TripletTable
 
 
 @dataclass(frozen=True)
 class PairSuppression:
-    """Pair NMS: of two pairs the worse goes if IoU(subjects)^subject x IoU(objects)^object exceeds the threshold."""
+    """Pair NMS: drop the worse of two pairs if IoU(subjects)^subject x IoU(objects)^object exceeds the threshold."""
 
     threshold: float = 0.7
     subject: float = 1.0
     object: float = 0.5
 
-    def best(self, found: Triplets, classes: TripletClasses) -> Triplets:
-        """Those that no better triplet of the same class in the same image suppresses."""
+    def best(self, predicted: TripletTable, classes: TripletClasses) -> TripletTable:
+        """The triplets that no better triplet of the same class in the same image suppresses."""
 
         def overlap(better: Array, worse: Array) -> Array:
-            subjects = pixel_iou(found.subject_boxes[better], found.subject_boxes[worse], touching=True)
-            objects = pixel_iou(found.object_boxes[better], found.object_boxes[worse], touching=True)
+            subjects = pixel_iou(predicted.subject_boxes[better], predicted.subject_boxes[worse], touching=True)
+            objects = pixel_iou(predicted.object_boxes[better], predicted.object_boxes[worse], touching=True)
             return subjects**self.subject * objects**self.object
 
-        return found.where(unsuppressed(classes.within_images(found), found.scores, overlap, self.threshold))
+        groups = classes.within_images(predicted)
+        return predicted.where(unsuppressed(groups, predicted.scores, overlap, self.threshold))
 
 
 def unsuppressed(groups: Array, scores: Array, overlap: Callable[[Array, Array], Array], threshold: float) -> Array:
-    """Greedy non-maximum suppression within groups; equal scores in the order given.
+    """Greedy non-maximum suppression within groups; equal scores stay in the given order.
 
     Args:
-        groups: `[detections]` integers; only equal ones suppress each other.
+        groups: `[detections]` integers; only detections of the same group suppress each other.
         scores: `[detections]`.
-        overlap: of detections `[candidates]` with worse ones `[candidates]`.
-        threshold: up to which overlaps are allowed.
+        overlap: overlap of detections `[candidates]` with worse ones `[candidates]`.
+        threshold: largest overlap that is kept.
 
     Returns:
-        `[detections]`, True for what is left.
+        `[detections]`, True for those that remain.
     """
     order = np.lexsort((-scores, groups))
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
@@ -51,7 +52,7 @@ def unsuppressed(groups: Array, scores: Array, overlap: Callable[[Array, Array],
     too_close = overlap(order[better], order[worse]) > threshold
     better, worse = better[too_close], worse[too_close]
     kept = np.ones(len(order), dtype=bool)
-    for place in np.unique(rank[better]):  # whether the best k of a group stay is known before the next suppresses
+    for place in np.unique(rank[better]):  # by rank, so that a detection's fate is settled before it suppresses others
         now = rank[better] == place
         kept[worse[now][kept[better[now]]]] = False
     result = np.empty_like(kept)

@@ -1,4 +1,4 @@
-"""Triplets of many images in columns: what the benchmarks of pairs (all but Visual Genome's) compute with."""
+"""Triplets of many images as columns, for all benchmarks of pairs (every one but Visual Genome)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NOT_FOUND, Array, Image, Pairs, Truth
-from rlip_model.evaluation.matching import best_claims, equal_rows
+from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.evaluation.matching import best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 
-IMAGES_AT_ONCE = 64  # enough to spread numpy's overhead; few enough that all pairs of their detections fit in memory
+IMAGES_AT_ONCE = 64  # enough to amortize numpy's overhead, few enough that all pairs of detections fit in memory
 MATCH_OVERLAP = 0.5
-NO_LABEL = -1  # of the object that a true triplet does not have
+NO_LABEL = -1  # object label of a ground-truth triplet without an object
 
 AnyImage = TypeVar("AnyImage")
 
 
 @dataclass(frozen=True)
-class Triplets:
-    """One row per triplet, all `[rows]` but boxes `[rows, 4]` (xyxy, pixels); `image` counts within the block.
+class TripletTable:
+    """One row per triplet. All columns are `[rows]`, but boxes are `[rows, 4]` (pixel xyxy).
 
-    scores: of true triplets 1.
+    image: index within the block; scores: 1 for ground truth.
     """
 
     image: Array
@@ -38,13 +38,14 @@ class Triplets:
     def __len__(self) -> int:
         return len(self.image)
 
-    def where(self, rows: Array) -> Triplets:
-        return Triplets(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def where(self, rows: Array) -> TripletTable:
+        """Select rows by a mask or by indices."""
+        return TripletTable(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class TripletClasses:
-    """Numbers for (subject label, object label, predicate)."""
+    """Numbers the classes (subject label, object label, predicate)."""
 
     num_objects: int
     num_predicates: int
@@ -52,11 +53,12 @@ class TripletClasses:
     def number(self, subjects: Array, objects: Array, predicates: Array) -> Array:
         return (subjects * self.num_objects + objects) * self.num_predicates + predicates
 
-    def of(self, triplets: Triplets) -> Array:
+    def of(self, triplets: TripletTable) -> Array:
+        """The class number `[rows]` of each triplet."""
         return self.number(triplets.subjects, triplets.objects, triplets.predicates)
 
-    def within_images(self, triplets: Triplets) -> Array:
-        """Numbers that are equal for equal classes of the same image only."""
+    def within_images(self, triplets: TripletTable) -> Array:
+        """Numbers `[rows]` that are equal only for equal classes in the same image."""
         return triplets.image * (self.num_objects**2 * self.num_predicates) + self.of(triplets)
 
     def labels(self, numbers: Array) -> Array:
@@ -66,44 +68,46 @@ class TripletClasses:
 
 
 def blocks(images: Iterable[AnyImage]) -> Iterator[list[AnyImage]]:
-    """A few images at a time, so that a stream of any length needs little memory."""
+    """Yield a few images at a time, so that a stream of any length needs little memory."""
     stream = iter(images)
     while block := list(islice(stream, IMAGES_AT_ONCE)):
         yield block
 
 
-def best_triplets(images: Sequence[Image], most: int, possible: Array | None = None) -> Triplets:
-    """The `most` best triplets of each image by falling score; equal ones by pair, then by predicate.
+def best_triplets(images: Sequence[EvaluationImage], most: int, possible: Array | None = None) -> TripletTable:
+    """The `most` best triplets of each image by descending score; equal scores by pair, then by predicate.
 
     Args:
-        possible: `[predicates, objects]`, 0 for what cannot be: scored 0, yet not left out; all of it by default.
+        possible: `[predicates, objects]`, 0 for impossible combinations, which are scored 0 but kept; default: all are
+            possible.
     """
-    return _concatenate([_best(number, image.found, most, possible) for number, image in enumerate(images)])
+    return _concatenate([_best(number, image.predicted, most, possible) for number, image in enumerate(images)])
 
 
-def _best(image: int, found: Pairs, most: int, possible: Array | None) -> Triplets:
-    scores = found.scores.astype(np.float32, copy=False)
+def _best(image: int, predicted: PredictedPairs, most: int, possible: Array | None) -> TripletTable:
+    scores = predicted.scores.astype(np.float32, copy=False)
     if possible is not None:
-        impossible = possible.T[found.object_labels] == 0
-        scores = np.where(impossible & (scores != NOT_FOUND), np.float32(0), scores)
+        impossible = possible.T[predicted.object_labels] == 0
+        scores = np.where(impossible & (scores != NOT_PREDICTED), np.float32(0), scores)
     chosen = largest(scores.reshape(-1), most)
-    chosen = chosen[scores.reshape(-1)[chosen] != NOT_FOUND]
+    chosen = chosen[scores.reshape(-1)[chosen] != NOT_PREDICTED]
     pairs, predicates = np.divmod(chosen, max(scores.shape[1], 1))
-    return Triplets(
+    return TripletTable(
         np.full(len(chosen), image),
-        found.subject_boxes[pairs].astype(np.float32),
-        found.object_boxes[pairs].astype(np.float32),
-        found.subject_labels[pairs].astype(int),
-        found.object_labels[pairs].astype(int),
+        predicted.subject_boxes[pairs].astype(np.float32),
+        predicted.object_boxes[pairs].astype(np.float32),
+        predicted.subject_labels[pairs].astype(int),
+        predicted.object_labels[pairs].astype(int),
         predicates,
         scores.reshape(-1)[chosen],
     )
 
 
 def largest(scores: Array, most: int) -> Array:
-    """Where the `most` largest are, in falling order, equal ones in theirs: the start of a stable sort, but faster.
+    """Indices of the `most` largest scores, descending; equal scores keep their order.
 
-    Of as many chunks as are wanted each has a largest one; what is below the least of these is not wanted.
+    The same as the start of a stable sort, but faster: split the scores into `most` chunks. Each chunk has a maximum,
+    so nothing below the smallest maximum can be among the `most` largest.
     """
     candidates = np.arange(len(scores))
     if len(scores) > most:
@@ -112,41 +116,43 @@ def largest(scores: Array, most: int) -> Array:
     return candidates[np.argsort(-scores[candidates], kind="stable")[:most]]
 
 
-def true_triplets(images: Sequence[Image]) -> Triplets:
+def ground_truth_triplets(images: Sequence[EvaluationImage]) -> TripletTable:
     """All annotated triplets, image by image."""
-    return _concatenate([_true(number, image.truth) for number, image in enumerate(images)])
+    return _concatenate([_targets(number, image.ground_truth) for number, image in enumerate(images)])
 
 
-def _true(image: int, truth: Truth) -> Triplets:
-    subjects, objects, predicates = truth.triplets.T
-    boxes = np.append(truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)  # NO_BOX, -1, means the last one
-    labels = np.append(truth.labels, NO_LABEL)
-    count = len(truth.triplets)
+def _targets(image: int, ground_truth: GroundTruth) -> TripletTable:
+    subjects, objects, predicates = ground_truth.triplets.T
+    boxes = np.append(ground_truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)  # index -1, NO_BOX, is the last row
+    labels = np.append(ground_truth.labels, NO_LABEL)
+    count = len(ground_truth.triplets)
     columns = (boxes[subjects], boxes[objects], labels[subjects], labels[objects], predicates)
-    return Triplets(np.full(count, image), *columns, np.ones(count, dtype=np.float32))
+    return TripletTable(np.full(count, image), *columns, np.ones(count, dtype=np.float32))
 
 
-def match(found: Triplets, true: Triplets, found_groups: Array, true_groups: Array) -> Array:
-    """What each detection claims: both labels right, both boxes overlapping by half or more.
+def match(predicted: TripletTable, target: TripletTable, predicted_groups: Array, target_groups: Array) -> Array:
+    """Match detections to targets: both labels equal, and both boxes with an IoU of at least 0.5.
 
-    The fit is the smaller of both overlaps. True triplets without object need the subject only.
+    The quality of a fit is the smaller of the two IoUs. A target without an object needs the subject only.
 
     Args:
-        found_groups, true_groups: `[detections]`, `[true ones]`, numbers of which equal ones may fit.
+        predicted_groups, target_groups: `[detections]` and `[targets]` integers; only equal groups can match.
 
     Returns:
-        `[detections]` as of `best_claims`.
+        `[detections]`, see `best_matches`.
     """
-    detections, truths = equal_rows(found_groups, true_groups)
-    without = true.objects[truths] == NO_LABEL
-    fitting = found.subjects[detections] == true.subjects[truths]
-    fitting &= (found.objects[detections] == true.objects[truths]) | without
-    subject = pixel_iou(found.subject_boxes[detections], true.subject_boxes[truths], touching=False)
-    object_ = pixel_iou(found.object_boxes[detections], true.object_boxes[truths], touching=False)
-    quality = np.where(without, subject, np.minimum(subject, object_))
+    detections, targets = equal_rows(predicted_groups, target_groups)
+    no_object = target.objects[targets] == NO_LABEL
+    fitting = predicted.subjects[detections] == target.subjects[targets]
+    fitting &= (predicted.objects[detections] == target.objects[targets]) | no_object
+    subject = pixel_iou(predicted.subject_boxes[detections], target.subject_boxes[targets], touching=False)
+    object_ = pixel_iou(predicted.object_boxes[detections], target.object_boxes[targets], touching=False)
+    quality = np.where(no_object, subject, np.minimum(subject, object_))
     fitting &= quality >= MATCH_OVERLAP
-    return best_claims(detections[fitting], truths[fitting], quality[fitting], len(found))
+    return best_matches(detections[fitting], targets[fitting], quality[fitting], len(predicted))
 
 
-def _concatenate(parts: Sequence[Triplets]) -> Triplets:
-    return Triplets(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Triplets)))
+def _concatenate(parts: Sequence[TripletTable]) -> TripletTable:
+    return TripletTable(
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(TripletTable))
+    )

@@ -1,9 +1,10 @@
-"""V-COCO (Gupta and Malik, 2015), as its official evaluator counts: role AP in two scenarios, and agent AP.
+"""V-COCO (Gupta and Malik, 2015), counted as by its official evaluator: role AP in two scenarios, and agent AP.
 
-What was found is given, whatever its action, to the annotated person that it overlaps most. It is right if that
-person does the action, overlaps by half or more, is not found before, and the role is right: its box overlaps the
-true one by half; where the person's role has no box, scenario 1 asks for no box, scenario 2 for nothing. Of equal
-scores in an image the last is given a person first; of all these the last comes first, as officially.
+Each prediction, whatever its action, is assigned to the annotated person that it overlaps most. It is a true positive
+if that person performs the action, the IoU of their boxes is at least 0.5, no better prediction was matched to the
+person before, and the role is correct: its box has an IoU of at least 0.5 with the annotated one. Where the person's
+role has no box, scenario 1 expects no box, and scenario 2 accepts anything. Of equal scores in an image, the last
+prediction is assigned first; of equal scores overall, the last one ranks first, as in the official evaluator.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from rlip_model.evaluation.inputs import Array, EvaluationError, check_boxes, check_equal, check_finite
-from rlip_model.evaluation.matching import NO_CLAIM, best_claims, equal_rows
+from rlip_model.evaluation.matching import NO_MATCH, best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import ClassScores, Tally
@@ -23,14 +24,14 @@ from rlip_model.evaluation.triplets import blocks
 
 MATCH_OVERLAP = 0.5
 NOT_ANNOTATED = -1
-LEFT_OUT_ROLE = "point"  # the mean that papers report is without it, as it has too few instances
+LEFT_OUT_ROLE = "point"  # left out of the mean that papers report, as it has too few instances
 
 Scenario = Literal[1, 2]
 
 
 @dataclass(frozen=True)
 class Role:
-    """What an action has beside the person that does it: "hit" has "instr" and "obj"."""
+    """A role of an action besides the agent: "hit" has "instr" and "obj"."""
 
     action: int
     name: str
@@ -38,7 +39,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Actions:
-    """names `[actions]` and the roles, columns of what follows, in their order."""
+    """The names of the actions, and their roles, which are the columns `roles` of all arrays below."""
 
     names: tuple[str, ...]
     roles: tuple[Role, ...]
@@ -49,23 +50,23 @@ class Actions:
 
 @dataclass(frozen=True)
 class People:
-    """The annotated persons of one image, those without annotated actions included.
+    """The annotated persons of one image, including those without annotated actions.
 
-    boxes `[persons, 4]` xyxy, pixels; does `[persons, actions]` 1, 0 or `NOT_ANNOTATED`;
+    boxes `[persons, 4]` pixel xyxy; actions `[persons, actions]` 1, 0 or `NOT_ANNOTATED`;
     role_boxes `[persons, roles, 4]`, NaN where the role has no box.
     """
 
     boxes: Array
-    does: Array
+    actions: Array
     role_boxes: Array
 
 
 @dataclass(frozen=True)
-class FoundPeople:
-    """The persons found in one image, with a score and a box for each action and role.
+class PredictedPeople:
+    """The persons predicted in one image, with a score for each action, and a score and a box for each role.
 
-    boxes `[found, 4]` xyxy, pixels; agent_scores `[found, actions]`; role_scores `[found, roles]`, NaN for none;
-    role_boxes `[found, roles, 4]`, NaN where there is none.
+    boxes `[predicted, 4]` pixel xyxy; agent_scores `[predicted, actions]`; role_scores `[predicted, roles]` and
+    role_boxes `[predicted, roles, 4]`, NaN where there is none.
     """
 
     boxes: Array
@@ -79,60 +80,64 @@ class FoundPeople:
 
 @dataclass(frozen=True)
 class PeopleImage:
-    """One image: its name (for messages), the persons in it, and those that were found in it."""
+    """One image: its name (for messages), the annotated persons, and the predicted ones."""
 
     name: str
-    truth: People
-    found: FoundPeople
+    ground_truth: People
+    predicted: PredictedPeople
 
     def check(self, actions: Actions) -> None:
-        """Raises EvaluationError."""
-        check_boxes(self.name, "true person's box", self.truth.boxes)
-        check_boxes(self.name, "found person's box", self.found.boxes)
-        check_finite(self.name, "score of an agent", self.found.agent_scores)
-        if np.isinf(self.found.role_scores).any():
-            raise EvaluationError(f"{self.name}: a role's score is infinite; leave it out or mend the model's output")
-        people, found = len(self.truth.boxes), len(self.found)
+        """Raise EvaluationError if a value is not finite or an array has the wrong shape."""
+        check_boxes(self.name, "box of an annotated person", self.ground_truth.boxes)
+        check_boxes(self.name, "box of a predicted person", self.predicted.boxes)
+        check_finite(self.name, "score of an agent", self.predicted.agent_scores)
+        if np.isinf(self.predicted.role_scores).any():
+            raise EvaluationError(f"{self.name}: a score of a role is infinite; leave it out or fix the model's output")
+        people, predicted = len(self.ground_truth.boxes), len(self.predicted)
         for what, columns, shape in (
-            ("actions of true persons", self.truth.does, (people, len(actions.names))),
-            ("roles of true persons", self.truth.role_boxes, (people, len(actions.roles))),
-            ("actions' scores of found persons", self.found.agent_scores, (found, len(actions.names))),
-            ("roles' scores of found persons", self.found.role_scores, (found, len(actions.roles))),
-            ("roles' boxes of found persons", self.found.role_boxes, (found, len(actions.roles))),
+            ("actions of annotated persons", self.ground_truth.actions, (people, len(actions.names))),
+            ("roles of annotated persons", self.ground_truth.role_boxes, (people, len(actions.roles))),
+            ("action scores of predicted persons", self.predicted.agent_scores, (predicted, len(actions.names))),
+            ("role scores of predicted persons", self.predicted.role_scores, (predicted, len(actions.roles))),
+            ("role boxes of predicted persons", self.predicted.role_boxes, (predicted, len(actions.roles))),
         ):
             for axis, count in enumerate(shape):
                 check_equal(self.name, what, columns.shape[axis], count)
-        there = ~np.isnan(self.found.role_boxes).any(2) & ~np.isnan(self.found.role_scores)
-        check_boxes(self.name, "found role's box", self.found.role_boxes[there])
+        present = ~np.isnan(self.predicted.role_boxes).any(2) & ~np.isnan(self.predicted.role_scores)
+        check_boxes(self.name, "box of a predicted role", self.predicted.role_boxes[present])
 
 
 @dataclass(frozen=True)
 class VcocoScores:
-    """roles: by scenario, classes are columns of `Actions.roles`; agents: classes are actions. Area under the curve."""
+    """Average precision as the area under the curve.
+
+    roles: by scenario; classes are columns of `Actions.roles`; agents: classes are actions; positives: `[actions]`, the
+    number of persons that perform each action.
+    """
 
     actions: Actions
     roles: dict[Scenario, ClassScores]
     agents: ClassScores
-    positives: Array  # `[actions]`, persons that do each
+    positives: Array
 
     def role_precisions(self, scenario: Scenario) -> Array:
-        """Average precision `[roles]`; NaN of actions that nobody does."""
+        """Average precision `[roles]`; NaN for actions that nobody performs."""
         return _spread(self.roles[scenario], len(self.actions.roles))
 
     def agent_precisions(self) -> Array:
-        """Average precision `[actions]`; NaN of actions that nobody does."""
+        """Average precision `[actions]`; NaN for actions that nobody performs."""
         return _spread(self.agents, len(self.actions.names))
 
     def role_mean(self, scenario: Scenario, *, without_point: bool = True) -> float:
-        """Mean over roles; without that of "point" it is what papers report."""
+        """Mean over roles; papers report it without "point"."""
         precisions = self.role_precisions(scenario)
         if without_point:
             point = [self.actions.names[role.action] == LEFT_OUT_ROLE for role in self.actions.roles]
             precisions = precisions[~np.array(point, dtype=bool)]
-        return _known_mean(precisions)
+        return _mean_without_nan(precisions)
 
     def agent_mean(self) -> float:
-        return _known_mean(self.agent_precisions())
+        return _mean_without_nan(self.agent_precisions())
 
 
 def _spread(scores: ClassScores, count: int) -> Array:
@@ -141,21 +146,20 @@ def _spread(scores: ClassScores, count: int) -> Array:
     return precisions
 
 
-def _known_mean(values: Array) -> float:
+def _mean_without_nan(values: Array) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScores:
-    """Scores of a data set, read as a stream.
+    """Evaluate a dataset, read as a stream.
 
     Args:
-        images: persons with an action that is not annotated are ignored, with what is found at their place. What
-            is found where nobody is annotated is wrong (the official evaluator stops there).
+        images: persons with an action that is not annotated are ignored, together with the predictions assigned to
+            them. Predictions in images without annotated persons are wrong (the official evaluator fails there).
 
     Raises:
-        EvaluationError: numbers of actions or roles that are not those of `actions`, scores that are not numbers,
-            boxes inside out.
+        EvaluationError: arrays that do not fit `actions`, scores that are not finite, boxes inside out.
     """
     agents = Tally()
     roles: dict[Scenario, Tally] = {1: Tally(), 2: Tally()}
@@ -163,70 +167,76 @@ def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScor
     for block in blocks(images):
         for image in block:
             image.check(actions)
-        met = _Meeting.of(block)
-        positives += (met.truth.does == 1).sum(0)
+        assigned = _AssignedPeople.from_images(block)
+        positives += (assigned.ground_truth.actions == 1).sum(0)
         for action in range(len(actions.names)):
-            met.judge(agents, action, action, met.found.agent_scores[:, action], met.close)
+            assigned.count(agents, action, action, assigned.predicted.agent_scores[:, action], assigned.close)
         for column, role in enumerate(actions.roles):
-            role_scores, has_box, fits, empty = met.role(column)
+            role_scores, has_box, fits, empty = assigned.role(column)
             for scenario, tally in roles.items():
-                right = met.close & np.where(has_box, fits, empty | (scenario == 2))
-                met.judge(tally, column, role.action, role_scores, right)
+                correct = assigned.close & np.where(has_box, fits, empty | (scenario == 2))
+                assigned.count(tally, column, role.action, role_scores, correct)
     scores = {scenario: tally.class_scores(area, last_first=True) for scenario, tally in roles.items()}
     return VcocoScores(actions, scores, agents.class_scores(area, last_first=True), positives)
 
 
 @dataclass(frozen=True)
-class _Meeting:
-    """What was found in a block of images, image by image, and the person at the place of each.
+class _AssignedPeople:
+    """The predicted persons of a block of images, image by image, each with the annotated person assigned to it.
 
-    image, person `[found]`: numbers in the block (`NO_CLAIM` where nobody is annotated); close, ignored `[found]`:
-    whether it overlaps that person by half, and whether that person's actions are not annotated.
+    All `[predicted]`. image, person: indices in the block (`NO_MATCH` where nobody is annotated); close: whether the
+    IoU with that person is at least 0.5; ignored: whether an action of that person is not annotated.
     """
 
-    truth: People
-    found: FoundPeople
+    ground_truth: People
+    predicted: PredictedPeople
     image: Array
     person: Array
     close: Array
     ignored: Array
 
     @classmethod
-    def of(cls, block: Sequence[PeopleImage]) -> _Meeting:
-        truth = People(*_joined([image.truth for image in block]))
-        found = FoundPeople(*_joined([image.found for image in block]))
+    def from_images(cls, block: Sequence[PeopleImage]) -> _AssignedPeople:
+        people = People(*_joined([image.ground_truth for image in block]))
+        predicted = PredictedPeople(*_joined([image.predicted for image in block]))
         numbers = np.arange(len(block))
-        owner = np.repeat(numbers, [len(image.truth.boxes) for image in block])
-        place = np.repeat(numbers, [len(image.found.boxes) for image in block])
+        owner = np.repeat(numbers, [len(image.ground_truth.boxes) for image in block])
+        place = np.repeat(numbers, [len(image.predicted.boxes) for image in block])
         rows, persons = equal_rows(place, owner)
-        overlap = pixel_iou(found.boxes[rows], truth.boxes[persons], touching=True)
-        person = best_claims(rows, persons, overlap, len(place))
+        overlap = pixel_iou(predicted.boxes[rows], people.boxes[persons], touching=True)
+        person = best_matches(rows, persons, overlap, len(place))
         best = np.zeros(len(place))
         np.maximum.at(best, rows, overlap)
-        unknown = np.append((truth.does == NOT_ANNOTATED).any(1), False)
-        return cls(truth, found, place, person, best >= MATCH_OVERLAP, unknown[person])
+        unknown = np.append((people.actions == NOT_ANNOTATED).any(1), False)
+        return cls(people, predicted, place, person, best >= MATCH_OVERLAP, unknown[person])
 
     def role(self, column: int) -> tuple[Array, Array, Array, Array]:
-        """Of what was found, `[found]` each: the role's score; whether the person has a box for the role; whether
-        the found box fits that; whether none was found (no numbers, or zeros)."""
-        nowhere = np.full((1, 4), np.nan)
-        true_boxes = np.append(self.truth.role_boxes[:, column], nowhere, 0)[self.person]
-        boxes = self.found.role_boxes[:, column]
-        fits = pixel_iou(boxes, true_boxes, touching=True) >= MATCH_OVERLAP
+        """Four arrays `[predicted]`: the role's score; whether the assigned person has a box for the role; whether the
+        predicted box fits it; whether no box is predicted (NaN or zeros)."""
+        no_box = np.full((1, 4), np.nan)
+        target_boxes = np.append(self.ground_truth.role_boxes[:, column], no_box, 0)[self.person]
+        boxes = self.predicted.role_boxes[:, column]
+        fits = pixel_iou(boxes, target_boxes, touching=True) >= MATCH_OVERLAP
         empty = np.isnan(boxes).all(1) | (boxes == 0).all(1)
-        return self.found.role_scores[:, column], ~np.isnan(true_boxes).any(1), fits, empty
+        return self.predicted.role_scores[:, column], ~np.isnan(target_boxes).any(1), fits, empty
 
-    def judge(self, tally: Tally, number: int, action: int, scores: Array, right: Array) -> None:
-        """Count one class. `scores` `[found]`, NaN for what was not found; `right` `[found]`, but for the action."""
-        doing = self.truth.does[:, action] == 1
-        count = int(doing.sum())
-        places = np.append(np.where(doing, np.cumsum(doing) - 1, NO_CLAIM), NO_CLAIM)
-        claims = np.where(right, places[self.person], NO_CLAIM)
+    def count(self, tally: Tally, number: int, action: int, scores: Array, correct: Array) -> None:
+        """Add one class to a tally.
+
+        Args:
+            number: of the class.
+            scores: `[predicted]`, NaN for no prediction.
+            correct: `[predicted]`, whether boxes are correct; whether the person performs the action is checked here.
+        """
+        performing = self.ground_truth.actions[:, action] == 1
+        targets = int(performing.sum())
+        places = np.append(np.where(performing, np.cumsum(performing) - 1, NO_MATCH), NO_MATCH)
+        matches = np.where(correct, places[self.person], NO_MATCH)
         judged = np.flatnonzero(~np.isnan(scores) & ~self.ignored)
         judged = judged[np.lexsort((-judged, -scores[judged], self.image[judged]))]
-        single = scores[judged].astype(np.float32)  # scores that differ by less are equal officially
-        tally.add(np.full(count, number), np.full(len(judged), number), single, claims[judged])
+        single = scores[judged].astype(np.float32)  # the official evaluator compares scores in single precision
+        tally.add(np.full(targets, number), np.full(len(judged), number), single, matches[judged])
 
 
-def _joined(parts: Sequence[People] | Sequence[FoundPeople]) -> list[Array]:
+def _joined(parts: Sequence[People] | Sequence[PredictedPeople]) -> list[Array]:
     return [np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(parts[0])]

@@ -1,8 +1,8 @@
-"""Scene graphs of Visual Genome (VG150), as Scene-Graph-Benchmark (Tang et al., CVPR 2020) counts: recall at K.
+"""Scene graphs of Visual Genome (VG150), counted as by Scene-Graph-Benchmark (Tang et al., CVPR 2020): recall at K.
 
-A predicted triplet finds every true one with the same three labels whose boxes both overlap by half or more; several
-may be found at once. With graph constraint each pair has one predicate, its best; without, the 100 best (pair,
-predicate) count. Recall is averaged over images, mean recall over predicates; images without true relations or
+A predicted triplet matches every target with the same three labels whose two boxes both overlap with an IoU of at least
+0.5; it may match several. With graph constraint each pair has one predicate, its best; without, the 100 best (pair,
+predicate) count. Recall is averaged over images, mean recall over predicates. Images without target relations or
 without predicted pairs are left out.
 """
 
@@ -90,10 +90,10 @@ MODES: tuple[Mode, ...] = ("predcls", "sgcls", "sgdet")
 
 
 @dataclass(frozen=True)
-class Graph:
-    """The true scene graph of one image.
+class GroundTruthGraph:
+    """The annotated scene graph of one image.
 
-    boxes `[boxes, 4]` xyxy, pixels; labels `[boxes]` from 1; relations `[relations, 3]`: subject, object, predicate
+    boxes `[boxes, 4]` pixel xyxy; labels `[boxes]` from 1; relations `[relations, 3]`: subject, object, predicate
     from 1.
     """
 
@@ -103,10 +103,10 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class FoundGraph:
-    """The scene graph found in one image, pairs already sorted: subject x object x best predicate, falling.
+class PredictedGraph:
+    """The scene graph predicted in one image; pairs sorted by descending subject x object x best predicate score.
 
-    boxes `[boxes, 4]` xyxy, pixels; labels, scores `[boxes]`; pairs `[pairs, 2]`, boxes of subject and object;
+    boxes `[boxes, 4]` pixel xyxy; labels, scores `[boxes]`; pairs `[pairs, 2]`, box indices of subject and object;
     predicate_scores `[pairs, 1 + predicates]`, column 0 is background.
     """
 
@@ -119,44 +119,44 @@ class FoundGraph:
 
 @dataclass(frozen=True)
 class GraphImage:
-    """One image: its name (for messages), its scene graph, and what was found."""
+    """One image: its name (for messages), its annotated scene graph, and the predicted one."""
 
     name: str
-    truth: Graph
-    found: FoundGraph
+    ground_truth: GroundTruthGraph
+    predicted: PredictedGraph
 
     def check(self, num_objects: int, num_predicates: int) -> None:
-        """Raises EvaluationError."""
+        """Raise EvaluationError if a value is out of range or not finite, or an array has the wrong shape."""
+        target, predicted = self.ground_truth, self.predicted
         for what, boxes, labels in (
-            ("true box", self.truth.boxes, self.truth.labels),
-            ("found box", self.found.boxes, self.found.labels),
+            ("ground-truth box", target.boxes, target.labels),
+            ("predicted box", predicted.boxes, predicted.labels),
         ):
             check_boxes(self.name, what, boxes)
             check_equal(self.name, f"labels of {what}es", len(labels), len(boxes))
             check_range(self.name, f"label of a {what}", labels, 1, num_objects + 1)
-        ends, predicates = self.truth.relations[:, :2], self.truth.relations[:, 2]
-        check_range(self.name, "box of a true relation", ends, 0, len(self.truth.boxes))
-        check_range(self.name, "predicate of a true relation", predicates, 1, num_predicates + 1)
-        check_range(self.name, "box of a found pair", self.found.pairs, 0, len(self.found.boxes))
-        check_equal(self.name, "scores of found boxes", len(self.found.scores), len(self.found.boxes))
-        expected = (len(self.found.pairs), num_predicates + 1)
-        if self.found.predicate_scores.shape != expected:
-            shape = self.found.predicate_scores.shape
-            raise EvaluationError(f"{self.name}: predicate scores have the shape {shape}, not {expected}")
-        check_finite(self.name, "score of a predicate", self.found.predicate_scores)
-        check_finite(self.name, "score of a box", self.found.scores)
+        ends, predicates = target.relations[:, :2], target.relations[:, 2]
+        check_range(self.name, "box of a ground-truth relation", ends, 0, len(target.boxes))
+        check_range(self.name, "predicate of a ground-truth relation", predicates, 1, num_predicates + 1)
+        check_range(self.name, "box of a predicted pair", predicted.pairs, 0, len(predicted.boxes))
+        check_equal(self.name, "scores of predicted boxes", len(predicted.scores), len(predicted.boxes))
+        shape, expected = predicted.predicate_scores.shape, (len(predicted.pairs), num_predicates + 1)
+        if shape != expected:
+            raise EvaluationError(f"{self.name}: predicate scores have shape {shape}, expected {expected}")
+        check_finite(self.name, "score of a predicate", predicted.predicate_scores)
+        check_finite(self.name, "score of a box", predicted.scores)
 
 
 @dataclass(frozen=True)
 class GraphScores:
-    """pair_accuracy: share of all true relations found if only true pairs are ranked; none where boxes are detected."""
+    """pair_accuracy: recall when only ground-truth pairs are ranked; empty in sgdet, where boxes are detected."""
 
     constrained: Recall
     unconstrained: Recall
     pair_accuracy: dict[int, float]
 
     def summary(self) -> dict[str, float]:
-        """R, mR and zR at K, with "ng-" before those without graph constraint; A at K, the pair accuracy."""
+        """R@K, mR@K and zR@K, with the prefix "ng-" without graph constraint; A@K, the pair accuracy."""
         summary = {}
         for prefix, recall in (("", self.constrained), ("ng-", self.unconstrained)):
             for most in RECALL_AT:
@@ -174,77 +174,77 @@ def evaluate_graphs(
     num_objects: int = 150,
     num_predicates: int = 50,
 ) -> GraphScores:
-    """Recalls of a data set, read as a stream.
+    """Evaluate a dataset, read as a stream.
 
     Args:
-        mode: what was given to the model: boxes and labels (predcls), boxes (sgcls), nothing (sgdet).
-        zero_shot: `[triplets, 3]` of labels (subject, object, predicate) that training lacks, such as
-            `vg150_zero_shot()`; none by default.
+        mode: what the model was given: boxes and labels (predcls), boxes (sgcls), or nothing (sgdet).
+        zero_shot: `[triplets, 3]` labels (subject, object, predicate) that do not occur in training, such as
+            `vg150_zero_shot()`; default: none.
 
     Raises:
-        EvaluationError: labels out of range, numbers that are not finite, boxes inside out.
+        EvaluationError: labels out of range, values that are not finite, boxes inside out.
     """
     unseen = {tuple(row) for row in np.reshape([] if zero_shot is None else zero_shot, (-1, 3)).astype(int).tolist()}
     constrained, unconstrained = RecallTally.empty(num_predicates), RecallTally.empty(num_predicates)
-    of_true_pairs: list[Array] = []
+    pair_ranks: list[Array] = []
     for image in images:
-        image = _with_known(image, mode)
+        image = _with_given(image, mode)
         image.check(num_objects, num_predicates)
-        if not len(image.truth.relations) or not len(image.found.pairs):
+        target, predicted = image.ground_truth, image.predicted
+        if not len(target.relations) or not len(predicted.pairs):
             continue
-        truth, found = image.truth, image.found
-        predicates, new = truth.relations[:, 2] - 1, _is_unseen(truth, unseen)
-        best = found.predicate_scores[:, 1:].argmax(1) + 1
-        constrained.add(_found_at(image, np.arange(len(best)), best), predicates, new)
-        unconstrained.add(_found_at(image, *_best_unconstrained(found)), predicates, new)
+        predicates, is_new = target.relations[:, 2] - 1, _is_unseen(target, unseen)
+        best = predicted.predicate_scores[:, 1:].argmax(1) + 1
+        constrained.add(_match_ranks(image, np.arange(len(best)), best), predicates, is_new)
+        unconstrained.add(_match_ranks(image, *_best_unconstrained(predicted)), predicates, is_new)
         if mode != "sgdet":
-            true_pairs = (found.pairs[:, None] == truth.relations[:, :2]).all(2).any(1)
-            of_true_pairs.append(_found_at(image, np.flatnonzero(true_pairs), best[true_pairs]))
-    accuracy = {most: mean(np.concatenate(of_true_pairs) < most) for most in RECALL_AT} if of_true_pairs else {}
+            is_target_pair = (predicted.pairs[:, None] == target.relations[:, :2]).all(2).any(1)
+            pair_ranks.append(_match_ranks(image, np.flatnonzero(is_target_pair), best[is_target_pair]))
+    accuracy = {most: mean(np.concatenate(pair_ranks) < most) for most in RECALL_AT} if pair_ranks else {}
     return GraphScores(constrained.result(), unconstrained.result(), accuracy)
 
 
 def vg150_zero_shot() -> Array:
-    """`[5971, 3]`: the triplets (subject, object, predicate) of VG150 that its training set lacks, as published."""
+    """`[5971, 3]`: the published zero-shot triplets (subject, object, predicate) of VG150."""
     return np.array(json.loads(Path(__file__).with_name("vg150_zero_shot.json").read_text(encoding="utf-8")))
 
 
-def _with_known(image: GraphImage, mode: Mode) -> GraphImage:
-    """With what the model was given in place of what it says of it."""
+def _with_given(image: GraphImage, mode: Mode) -> GraphImage:
+    """In predcls, replace the predicted boxes and labels by those that the model was given."""
     if mode != "predcls":
         return image
-    check_equal(image.name, "found boxes", len(image.found.boxes), len(image.truth.boxes))
-    given = image.truth
+    given = image.ground_truth
+    check_equal(image.name, "predicted boxes", len(image.predicted.boxes), len(given.boxes))
     certain = np.ones(len(given.boxes), dtype=np.float32)
-    return replace(image, found=replace(image.found, boxes=given.boxes, labels=given.labels, scores=certain))
+    return replace(image, predicted=replace(image.predicted, boxes=given.boxes, labels=given.labels, scores=certain))
 
 
-def _is_unseen(truth: Graph, unseen: set[tuple[int, ...]]) -> Array:
+def _is_unseen(target: GroundTruthGraph, unseen: set[tuple[int, ...]]) -> Array:
     """`[relations]`, True for triplets in `unseen`."""
-    subjects, objects, predicates = truth.relations.T
-    triplets = np.stack((truth.labels[subjects], truth.labels[objects], predicates), -1)
+    subjects, objects, predicates = target.relations.T
+    triplets = np.stack((target.labels[subjects], target.labels[objects], predicates), -1)
     return np.array([tuple(row) in unseen for row in triplets.tolist()], dtype=bool)
 
 
-def _best_unconstrained(found: FoundGraph) -> tuple[Array, Array]:
-    """Pairs and predicates of the best triplets, equal ones by pair, then by predicate."""
-    scores = found.scores[found.pairs].prod(1)[:, None] * found.predicate_scores[:, 1:]
+def _best_unconstrained(predicted: PredictedGraph) -> tuple[Array, Array]:
+    """Pairs and predicates of the best triplets; equal scores by pair, then by predicate."""
+    scores = predicted.scores[predicted.pairs].prod(1)[:, None] * predicted.predicate_scores[:, 1:]
     pairs, predicates = np.divmod(largest(scores.reshape(-1), MOST_UNCONSTRAINED), scores.shape[1])
     return pairs, predicates + 1
 
 
-def _found_at(image: GraphImage, pairs: Array, predicates: Array) -> Array:
-    """For each true relation `[relations]` the place of the first triplet that finds it, or `NEVER`.
+def _match_ranks(image: GraphImage, pairs: Array, predicates: Array) -> Array:
+    """`[relations]`: the rank of the first triplet that matches each target relation, or `NEVER`.
 
     Args:
-        pairs, predicates: `[triplets]`, rows of the found pairs and labels, best first.
+        pairs, predicates: `[triplets]`, indices of predicted pairs, and predicates, best first.
     """
-    truth, found = image.truth, image.found
-    boxes, true_boxes = found.boxes.astype(np.float32), truth.boxes.astype(np.float32)
-    fits = pixel_iou(boxes[:, None], true_boxes, touching=True) >= MATCH_OVERLAP
-    fits &= found.labels[:, None] == truth.labels
-    subjects, objects = found.pairs[pairs].T
-    true_subjects, true_objects, true_predicates = truth.relations.T
-    finds = fits[subjects[:, None], true_subjects] & fits[objects[:, None], true_objects]
-    finds &= predicates[:, None] == true_predicates
-    return np.where(finds.any(0), finds.argmax(0), NEVER) if len(pairs) else np.full(len(truth.relations), NEVER)
+    target, predicted = image.ground_truth, image.predicted
+    boxes, target_boxes = predicted.boxes.astype(np.float32), target.boxes.astype(np.float32)
+    fits = pixel_iou(boxes[:, None], target_boxes, touching=True) >= MATCH_OVERLAP
+    fits &= predicted.labels[:, None] == target.labels
+    subjects, objects = predicted.pairs[pairs].T
+    target_subjects, target_objects, target_predicates = target.relations.T
+    matches = fits[subjects[:, None], target_subjects] & fits[objects[:, None], target_objects]
+    matches &= predicates[:, None] == target_predicates
+    return np.where(matches.any(0), matches.argmax(0), NEVER) if len(pairs) else np.full(len(target.relations), NEVER)

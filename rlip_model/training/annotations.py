@@ -1,7 +1,7 @@
 """From scene graph annotations, as of Visual Genome or made by the R-Tagger, to training targets.
 
-A straight way: read (`SceneGraph.from_json`), drop doubtful relations (`confident`), rename what a flip will turn
-around (`mirrored`), cut and number (`label_scene`), perhaps crop and flip the picture and `SceneTargets` with it
+A straight way: read (`SceneAnnotation.from_json`), drop doubtful relations (`confident`), rename what a flip will turn
+around (`with_flipped_texts`), cut and number (`label_scene`), perhaps crop and flip the picture and `SceneTargets` with it
 (`augment`), then `labelled_triplets`.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from rlip_model.targets import Triplets
-from rlip_model.training.mirror import mirrored_text
+from rlip_model.training.flip_text import flip_text
 from rlip_model.training.sampling import LabelledTriplets
 
 MISSING_OBJECT = "missing objects"  # with a box of zeros: the object of a relation that has none, as in V-COCO
@@ -46,7 +46,7 @@ class SceneRelation:
 
 
 @dataclass(frozen=True)
-class SceneGraph:
+class SceneAnnotation:
     """The objects of an image and the relations between them."""
 
     image_id: int | str
@@ -54,7 +54,7 @@ class SceneGraph:
     relations: tuple[SceneRelation, ...]
 
     @classmethod
-    def from_json(cls, image: Mapping[str, Any]) -> SceneGraph:
+    def from_json(cls, image: Mapping[str, Any]) -> SceneAnnotation:
         """One entry of scene_graphs.json, whose objects have one name each.
 
         Raises:
@@ -74,17 +74,17 @@ class SceneGraph:
             raise AnnotationError(f"scene graph of image {name} has no {missing.args[0]!r}") from missing
         return cls(name, tuple(objects), tuple(relations))
 
-    def confident(self, threshold: float) -> SceneGraph:
+    def confident(self, threshold: float) -> SceneAnnotation:
         """Without the relations whose confidence is below the threshold; those without confidence stay."""
         kept = (item for item in self.relations if item.confidence is None or item.confidence >= threshold)
         return replace(self, relations=tuple(kept))
 
-    def mirrored(self) -> SceneGraph:
+    def with_flipped_texts(self) -> SceneAnnotation:
         """Named as in the flipped picture; the boxes are left to `SceneTargets.flipped`."""
         return replace(
             self,
-            objects=tuple(replace(item, name=mirrored_text(item.name)) for item in self.objects),
-            relations=tuple(replace(item, predicate=mirrored_text(item.predicate)) for item in self.relations),
+            objects=tuple(replace(item, name=flip_text(item.name)) for item in self.objects),
+            relations=tuple(replace(item, predicate=flip_text(item.predicate)) for item in self.relations),
         )
 
 
@@ -132,7 +132,7 @@ class SceneTargets:
         return self._moved(self.boxes + self.boxes.new_tensor((right, down) * 2))
 
     def flipped(self, width: float) -> SceneTargets:
-        """Boxes in the mirror image of a picture of this width, in pixels; see also `SceneGraph.mirrored`."""
+        """Boxes in the mirror image of a picture of this width, in pixels; see also `SceneAnnotation.with_flipped_texts`."""
         left, top, right, bottom = self.boxes.unbind(1)
         return self._moved(torch.stack((width - right, top, width - left, bottom), dim=1))
 
@@ -168,7 +168,7 @@ class SceneTargets:
         return self.triplets(*self.related(), width, height)
 
 
-def label_scene(graph: SceneGraph, width: int, height: int, most_relations: int) -> SceneTargets:
+def label_scene(graph: SceneAnnotation, width: int, height: int, most_relations: int) -> SceneTargets:
     """Number the names of a scene graph in order of appearance, and cut boxes off at the image's borders.
 
     Args:

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 from rlip_model.image import normalised, resized
 from rlip_model.training.annotations import SceneTargets
 
-Window = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture that it is cut from
+CropWindow = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture that it is cut from
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ def augment(
     Args:
         image: RGB.
         flip: drawn before, with probability `options.flip`, as the targets of flipped pictures are made from
-            `SceneGraph.mirrored`.
+            `SceneAnnotation.with_flipped_texts`.
     """
     if flip:
         image, targets = flipped(image, targets)
     image = jittered(image, options.jitter, rng)
-    window: Window = (0, 0, *image.size)
+    window: CropWindow = (0, 0, *image.size)
     shape = image.size
     if rng.random() < options.crop_probability:
         window, shape = random_window(*image.size, options, rng)
@@ -123,7 +123,9 @@ def jittered(image: Image.Image, jitter: float, rng: random.Random) -> Image.Ima
     return image
 
 
-def random_window(width: int, height: int, options: Augmentation, rng: random.Random) -> tuple[Window, tuple[int, int]]:
+def random_window(
+    width: int, height: int, options: Augmentation, rng: random.Random
+) -> tuple[CropWindow, tuple[int, int]]:
     """A part of a picture of this size, and the width and height it is drawn with.
 
     It is drawn from the picture resized to one of `crop_short_sides`, and given in pixels of the picture as it is,
@@ -140,7 +142,7 @@ def random_window(width: int, height: int, options: Augmentation, rng: random.Ra
 
 
 def cut(
-    image: Image.Image, targets: SceneTargets, window: Window, size: tuple[int, int]
+    image: Image.Image, targets: SceneTargets, window: CropWindow, size: tuple[int, int]
 ) -> tuple[Image.Image, SceneTargets]:
     """The part of a picture in the window, resized to `size` (width, height), and what of the targets is in it."""
     left, top, right, bottom = window

@@ -13,7 +13,7 @@ from rlip_model.training.sampling import Texts
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingExample:
     """A picture ready for the network, and what is true in it.
 
     pixel_values `[3, height, width]`, normalised; triplets labelled by the texts of the whole batch; size: width
@@ -27,7 +27,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Examples put together.
 
     pixel_values `[images, 3, height, width]`; padding `[images, height, width]`, True right of and below a
@@ -45,7 +45,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> TrainingBatch:
         return replace(
             self,
             pixel_values=self.pixel_values.to(device, non_blocking=True),
@@ -53,7 +53,7 @@ class Batch:
             triplets=tuple(image.to(device) for image in self.triplets),
         )
 
-    def only(self, image: int) -> Batch:
+    def only(self, image: int) -> TrainingBatch:
         """The batch of one of its pictures."""
         return replace(
             self,
@@ -65,7 +65,7 @@ class Batch:
         )
 
 
-def collate(examples: Sequence[Example], texts: Texts, skipped: int = 0) -> Batch:
+def collate(examples: Sequence[TrainingExample], texts: Texts, skipped: int = 0) -> TrainingBatch:
     """Pad the pictures, at the right and at the bottom, to the largest of them."""
     height = max((example.pixel_values.shape[1] for example in examples), default=0)
     width = max((example.pixel_values.shape[2] for example in examples), default=0)
@@ -75,7 +75,7 @@ def collate(examples: Sequence[Example], texts: Texts, skipped: int = 0) -> Batc
         _, rows, columns = example.pixel_values.shape
         pixels[image, :, :rows, :columns] = example.pixel_values
         padding[image, :rows, :columns] = False
-    return Batch(
+    return TrainingBatch(
         tuple(example.image_id for example in examples),
         pixels,
         padding,

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from rlip_model.distributed import rank, without_collectives
 from rlip_model.matcher import NonFiniteError
-from rlip_model.processes import alone, rank
 from rlip_model.targets import Triplets
-from rlip_model.training.batches import Batch
+from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.objective import Objective
 
 
@@ -22,7 +22,7 @@ class DivergenceError(ValueError):
     """A loss, gradient or prediction is not finite. The message names the pictures, and where the batch is kept."""
 
 
-def explain(objective: Objective, batch: Batch, reason: str, step: int, root: Path) -> DivergenceError:
+def explain(objective: Objective, batch: TrainingBatch, reason: str, step: int, root: Path) -> DivergenceError:
     """Find out who is to blame, and keep the batch in `root` for whoever wants to know more."""
     parameters = () if is_spread(objective) else objective.network.named_parameters()
     broken = [name for name, parameter in parameters if not bool(parameter.isfinite().all())]
@@ -47,20 +47,20 @@ def is_spread(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def culprits_of(objective: Objective, batch: Batch) -> list[str]:
+def culprits_of(objective: Objective, batch: TrainingBatch) -> list[str]:
     """The pictures whose own loss, without the others, is not finite."""
-    with alone():
+    with without_collectives():
         return [name for image, name in enumerate(batch.image_ids) if not _is_finite(objective, batch.only(image))]
 
 
-def _is_finite(objective: Objective, batch: Batch) -> bool:
+def _is_finite(objective: Objective, batch: TrainingBatch) -> bool:
     try:
         return bool(objective(batch)["loss"].isfinite())
     except NonFiniteError:
         return False
 
 
-def _keep(batch: Batch, folder: Path, reason: str) -> bool:
+def _keep(batch: TrainingBatch, folder: Path, reason: str) -> bool:
     """pictures and triplets in batch.safetensors, names and texts in batch.json."""
     tensors = {"pixel_values": batch.pixel_values, "padding": batch.padding}
     for image, triplets in enumerate(batch.triplets):

@@ -24,11 +24,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from rlip_model.distributed import gather, rank
 from rlip_model.matcher import NonFiniteError
-from rlip_model.processes import gather, rank
-from rlip_model.training.averaging import Average
-from rlip_model.training.batches import Batch
+from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.divergence import DivergenceError, explain
+from rlip_model.training.ema import EMA
 from rlip_model.training.meter import Metrics, StepMeter
 from rlip_model.training.objective import Objective
 from rlip_model.training.optimisation import Optimisation, make_optimizer, set_rates
@@ -47,12 +47,12 @@ class Feed(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[Batch]]]:
+    def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
         """Step after step without end, from a step of an epoch on: the parts that this process computes one after
         another."""
         ...
 
-    def validation(self) -> AbstractContextManager[Iterator[Batch]] | None:
+    def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
         """This process's share of the validation pictures, in batches."""
         ...
 
@@ -90,7 +90,7 @@ class Trainer:
         self.device = next(objective.parameters()).device
         self.module = wrap(objective) if wrap else objective
         self.optimizer = make_optimizer(objective.network, options)
-        self.average = Average(objective.network, options.ema) if options.ema else None
+        self.ema = EMA(objective.network, options.ema) if options.ema else None
         self.position = Position()
 
     def restore(self, checkpoint: Path) -> None:
@@ -104,8 +104,8 @@ class Trainer:
         moments = {name: value for name, value in tensors.items() if not name.startswith(_PARAMETER)}
         state = unflatten(moments, get_optimizer_state_dict(network, self.optimizer, options=_EVERYWHERE))
         set_optimizer_state_dict(network, self.optimizer, state, options=_EVERYWHERE)
-        if self.average is not None:
-            self.average.load(dict(network.named_parameters()), self.position.averaged)
+        if self.ema is not None:
+            self.ema.load(dict(network.named_parameters()), self.position.averaged)
             parameters = {n.removeprefix(_PARAMETER): t for n, t in tensors.items() if n.startswith(_PARAMETER)}
             whole = get_model_state_dict(network, options=_EVERYWHERE)
             set_model_state_dict(network, {**whole, **parameters}, options=_EVERYWHERE)
@@ -123,7 +123,7 @@ class Trainer:
             while self.position.epoch < self.options.epochs:
                 self._epoch(feed, batches, meter)
 
-    def _epoch(self, feed: Feed, batches: Iterator[Sequence[Batch]], meter: StepMeter) -> None:
+    def _epoch(self, feed: Feed, batches: Iterator[Sequence[TrainingBatch]], meter: StepMeter) -> None:
         epoch, steps = self.position.epoch, feed.steps_per_epoch
         while self.position.done < steps:
             began = time.perf_counter()
@@ -145,7 +145,7 @@ class Trainer:
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.position.step % every == 0
 
-    def _step(self, parts: Sequence[Batch], share: float) -> tuple[dict[str, Tensor], Tensor]:
+    def _step(self, parts: Sequence[TrainingBatch], share: float) -> tuple[dict[str, Tensor], Tensor]:
         """One move of the parameters; returns the losses, averaged over the parts, and the gradient's norm."""
         step = self.position.step
         torch.manual_seed((self.seed * _PRIME + step) * _PRIME + rank())
@@ -163,11 +163,11 @@ class Trainer:
         if not bool(norm.isfinite()):
             raise self._diverged(parts[-1].to(self.device), "the gradient is not finite")
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
+        if self.ema is not None:
+            self.ema.update()
         return summed, norm
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+    def _losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
         try:
             losses: dict[str, Tensor] = self.module(batch)
         except NonFiniteError as reason:
@@ -176,7 +176,7 @@ class Trainer:
             raise self._diverged(batch, "the loss is not finite")
         return losses
 
-    def _diverged(self, batch: Batch, reason: str) -> DivergenceError:
+    def _diverged(self, batch: TrainingBatch, reason: str) -> DivergenceError:
         return explain(self.objective, batch, reason, self.position.step, self.checkpoints.root)
 
     def _synchronised(self, now: bool) -> AbstractContextManager[None]:
@@ -195,14 +195,14 @@ class Trainer:
         share = feed.validation()
         if share is None:
             return False
-        if self.average is not None:
-            self.average.swap()
+        if self.ema is not None:
+            self.ema.swap()
         try:
             with share as batches:
                 measures = validate(self.objective, batches, self.device)
         finally:
-            if self.average is not None:
-                self.average.swap()
+            if self.ema is not None:
+                self.ema.swap()
         self.report({"event": "validation", "epoch": self.position.epoch, "step": self.position.step, **measures})
         if self.best_by not in measures:
             return False
@@ -216,14 +216,14 @@ class Trainer:
         """Write a checkpoint, by the first process, with what all have."""
         network = self.objective.network
         tensors = flatten(get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
-        if self.average is not None:
-            own = {name: value for name, value in _parameters(network).items() if name in self.average.values}
+        if self.ema is not None:
+            own = {name: value for name, value in _parameters(network).items() if name in self.ema.values}
             tensors |= {f"{_PARAMETER}{name}": value for name, value in own.items()}
-            self.average.swap()
+            self.ema.swap()
         state = _parameters(network)
-        if self.average is not None:
-            self.average.swap()
-            self.position = replace(self.position, averaged=self.average.updates)
+        if self.ema is not None:
+            self.ema.swap()
+            self.position = replace(self.position, averaged=self.ema.updates)
         if rank() == 0:
             self.checkpoints.save(network, TrainingState(self.position, state, tensors), best)
         gather(None)  # nobody goes on before it is written

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlip_model.processes import gather
-from rlip_model.training.batches import Batch
+from rlip_model.distributed import gather
+from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.state import Position
 
 Metrics = dict[str, float | int | str]
@@ -36,7 +36,7 @@ class StepMeter:
         self.steps = self.images = 0
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, parts: Sequence[Batch], losses: dict[str, Tensor], norm: Tensor) -> None:
+    def add(self, parts: Sequence[TrainingBatch], losses: dict[str, Tensor], norm: Tensor) -> None:
         """One step of this process."""
         self.steps += 1
         self.images += sum(len(part) for part in parts)

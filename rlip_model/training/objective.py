@@ -16,13 +16,13 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer
 from rlip_model.decoder import DecoderLayer
 from rlip_model.encoder import EncoderLayer
 from rlip_model.heads import RelationOutput
-from rlip_model.losses import DetectionCriterion, LayerLosses, Losses, TaggerCriterion
+from rlip_model.losses import DetectionCriterion, LayerLosses, ModelLosses, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger, TripletDetector
 from rlip_model.swin import SwinBlock
 from rlip_model.targets import Triplets
 from rlip_model.text import LabelFeatures
-from rlip_model.training.batches import Batch
-from rlip_model.training.optimisation import Precision
+from rlip_model.training.batches import TrainingBatch
+from rlip_model.training.optimisation import ComputePrecision
 
 HEAVY = (EncoderLayer, DecoderLayer, SwinBlock, Bottleneck, RobertaLayer)
 _BLANK_SIDE = 64
@@ -43,7 +43,7 @@ class Objective(nn.Module):
         self,
         network: RLIPModel,
         criterion: DetectionCriterion | TaggerCriterion,
-        precision: Precision = "float32",
+        precision: ComputePrecision = "float32",
         mask_by_sum: bool = False,
     ) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Objective(nn.Module):
         self.network, self.criterion = network, criterion
         self.tokenizer, self.precision, self.mask_by_sum = network.tokenizer, precision, mask_by_sum
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """`loss`, to be minimised, and its parts, without gradient. A batch of no pictures gives zeros.
 
         Raises:
@@ -66,20 +66,20 @@ class Objective(nn.Module):
             output, labels = self.predict(batch)
         return self.losses(output, labels, batch)
 
-    def judge(self, batch: Batch) -> tuple[RelationOutput, Tensor]:
+    def judge(self, batch: TrainingBatch) -> tuple[RelationOutput, Tensor]:
         """What the network says, and the loss of that; a way through all its parameters, as `forward` is."""
         with autocast(batch.pixel_values.device, self.precision):
             output, labels = self.predict(batch)
         return output, self.losses(output, labels, batch)["loss"]
 
-    def losses(self, output: RelationOutput, labels: LabelFeatures, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, output: RelationOutput, labels: LabelFeatures, batch: TrainingBatch) -> dict[str, Tensor]:
         """`loss` and its parts for what `predict` gave."""
         if isinstance(self.criterion, TaggerCriterion):
             return _named(self.criterion(output, batch.triplets))
         relations = labels.features[0, labels.num_objects :]
         return _named(self.criterion(output, batch.triplets, relations))
 
-    def predict(self, batch: Batch) -> tuple[RelationOutput, LabelFeatures]:
+    def predict(self, batch: TrainingBatch) -> tuple[RelationOutput, LabelFeatures]:
         """What the network says, and the encoded texts."""
         labels = self._encode(batch)
         if isinstance(self.network, RTagger):
@@ -87,7 +87,7 @@ class Objective(nn.Module):
         assert isinstance(self.network, TripletDetector)
         return self.network(batch.pixel_values, batch.padding, labels), labels
 
-    def _encode(self, batch: Batch) -> LabelFeatures:
+    def _encode(self, batch: TrainingBatch) -> LabelFeatures:
         texts = [*batch.texts.objects, *batch.texts.relations]
         if not self.training:
             return self.network.encode_labels(batch.texts.objects, batch.texts.relations)
@@ -97,7 +97,7 @@ class Objective(nn.Module):
         return self.network.encode_tokens(ids, mask, len(batch.texts.objects), self.mask_by_sum)
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: ComputePrecision) -> AbstractContextManager[object]:
     """Run in a precision."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
@@ -110,7 +110,7 @@ def checkpoint_activations(network: nn.Module) -> None:
             setattr(module, "forward", partial(checkpoint, forward, use_reentrant=False))  # noqa: B010
 
 
-def _blank(batch: Batch) -> Batch:
+def _blank(batch: TrainingBatch) -> TrainingBatch:
     """An empty picture, so that every process has something to compute in every step."""
     pixels = batch.pixel_values.new_zeros(1, 3, _BLANK_SIDE, _BLANK_SIDE)
     device, nothing = pixels.device, torch.zeros(0, dtype=torch.long, device=pixels.device)
@@ -125,7 +125,7 @@ def _blank(batch: Batch) -> Batch:
     )
 
 
-def _named(losses: Losses) -> dict[str, Tensor]:
+def _named(losses: ModelLosses) -> dict[str, Tensor]:
     parts = {f.name: getattr(losses.final, f.name) for f in fields(LayerLosses)}
     errors = vars(parts.pop("errors"))
     parts |= {f"{name}_error": value for name, value in errors.items() if value is not None}

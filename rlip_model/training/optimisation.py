@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.optim import AdamW
 
-Precision = Literal["float32", "bfloat16"]
+ComputePrecision = Literal["float32", "bfloat16"]
 Schedule = Literal["step", "cosine"]
 
 
@@ -48,7 +48,7 @@ class Optimisation:
     warmup: int = 0
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
-    precision: Precision = "float32"
+    precision: ComputePrecision = "float32"
     activation_checkpointing: bool = False
     ema: float = 0.0
     frozen: tuple[str, ...] = ()

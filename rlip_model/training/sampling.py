@@ -49,7 +49,7 @@ class LabelledBatch:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class LabelVocabulary:
     """The names of a dataset, the most frequent first, and how often each occurs.
 
     Raises:
@@ -66,7 +66,7 @@ class Vocabulary:
             raise ValueError("a vocabulary holds only names that occur")
 
     @classmethod
-    def from_counts(cls, counts: Mapping[str, int]) -> Vocabulary:
+    def from_counts(cls, counts: Mapping[str, int]) -> LabelVocabulary:
         """Sorted by count; names of equal count stay in order."""
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         return cls(tuple(name for name, _ in ordered), tuple(count for _, count in ordered))
@@ -76,8 +76,8 @@ class Vocabulary:
 class NegativeSampling:
     """How to extend a batch's texts: up to `texts` in all, two thirds of them objects (0: not at all)."""
 
-    objects: Vocabulary
-    relations: Vocabulary
+    objects: LabelVocabulary
+    relations: LabelVocabulary
     texts: int = 500
     object_strategy: Strategy = "frequency"
     relation_strategy: Strategy = "frequency"
@@ -134,7 +134,7 @@ def union(lists: Iterable[Iterable[str]]) -> list[str]:
 
 
 def extend(
-    names: Sequence[str], vocabulary: Vocabulary, wanted: int, strategy: Strategy, rng: random.Random
+    names: Sequence[str], vocabulary: LabelVocabulary, wanted: int, strategy: Strategy, rng: random.Random
 ) -> list[str]:
     """Draw new names until there are `wanted`, or none is left in the vocabulary.
 
@@ -167,7 +167,7 @@ def _draw(names: Sequence[str], cumulative: Sequence[int], strategy: Strategy, r
     return names[min(place, len(names) - 1)]
 
 
-def _draw_new(vocabulary: Vocabulary, known: set[str], strategy: Strategy, rng: random.Random) -> str:
+def _draw_new(vocabulary: LabelVocabulary, known: set[str], strategy: Strategy, rng: random.Random) -> str:
     new = [index for index, name in enumerate(vocabulary.names) if name not in known]
     counts = [vocabulary.counts[index] for index in new]
     chosen = rng.choice(new) if strategy == "uniform" else rng.choices(new, weights=counts)[0]

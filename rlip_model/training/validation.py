@@ -16,12 +16,12 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from rlip_model.boxes import to_corners
+from rlip_model.distributed import gather, without_collectives
 from rlip_model.heads import LayerOutput
 from rlip_model.model import RTagger
-from rlip_model.postprocess import Detections, hoi_detections, scene_graph_detections
-from rlip_model.processes import alone, gather
+from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections
 from rlip_model.targets import Triplets
-from rlip_model.training.batches import Batch
+from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.objective import Objective
 
 OVERLAP = 0.5
@@ -39,7 +39,7 @@ class RelationScores:
     hits: list[np.ndarray] = field(default_factory=list)
     true: list[int] = field(default_factory=list)
 
-    def add(self, found: Detections, true: Triplets) -> None:
+    def add(self, found: TripletDetections, true: Triplets) -> None:
         """One picture: its detections, boxes normalised, and its true triplets."""
         confidences, hits = judge(found, true)
         self.confidences.append(confidences)
@@ -74,7 +74,7 @@ def average_precision(confidences: np.ndarray, hits: np.ndarray, true: int) -> f
     return float((monotone * ordered).sum() / true)
 
 
-def judge(found: Detections, true: Triplets) -> tuple[np.ndarray, np.ndarray]:
+def judge(found: TripletDetections, true: Triplets) -> tuple[np.ndarray, np.ndarray]:
     """Confidences of the `MOST_TRIPLETS` best triplets, falling, and whether each is right."""
     scores = found.relation_scores.flatten()
     best = scores.argsort(descending=True, stable=True)[:MOST_TRIPLETS]
@@ -92,7 +92,7 @@ def judge(found: Detections, true: Triplets) -> tuple[np.ndarray, np.ndarray]:
     return scores[best].float().cpu().numpy(), hits
 
 
-def _fitting_pairs(found: Detections, true: Triplets) -> Tensor:
+def _fitting_pairs(found: TripletDetections, true: Triplets) -> Tensor:
     """`[found pairs, true pairs]`: both classes equal, both boxes overlap enough."""
     fits = found.subject_labels.unsqueeze(1) == true.subject_labels
     fits &= found.object_labels.unsqueeze(1) == true.object_labels
@@ -102,7 +102,7 @@ def _fitting_pairs(found: Detections, true: Triplets) -> Tensor:
 
 
 @torch.no_grad()
-def validate(objective: Objective, batches: Iterable[Batch], device: torch.device) -> dict[str, float]:
+def validate(objective: Objective, batches: Iterable[TrainingBatch], device: torch.device) -> dict[str, float]:
     """Mean loss and relation measures over batches; of several processes each brings its own, all get the result.
 
     Args:
@@ -112,7 +112,7 @@ def validate(objective: Objective, batches: Iterable[Batch], device: torch.devic
     losses: list[tuple[float, int]] = []
     objective.eval()
     try:
-        with alone():
+        with without_collectives():
             for batch in batches:
                 if len(batch):
                     losses.append((_judge_batch(objective, batch.to(device), scores), len(batch)))
@@ -129,14 +129,14 @@ def validate(objective: Objective, batches: Iterable[Batch], device: torch.devic
     return {"loss": float(np.average(totals[:, 0], weights=totals[:, 1])), **everyone.measures()}
 
 
-def _judge_batch(objective: Objective, batch: Batch, scores: RelationScores) -> float:
+def _judge_batch(objective: Objective, batch: TrainingBatch, scores: RelationScores) -> float:
     output, loss = objective.judge(batch)
     for found, true in zip(detections(objective, output.final, batch), batch.triplets, strict=True):
         scores.add(found, true)
     return float(loss)
 
 
-def detections(objective: Objective, output: LayerOutput, batch: Batch) -> list[Detections]:
+def detections(objective: Objective, output: LayerOutput, batch: TrainingBatch) -> list[TripletDetections]:
     """The predicted triplets of each picture, boxes normalised xyxy."""
     if isinstance(objective.network, RTagger):
         scores = output.relation_logits.float().sigmoid()
@@ -148,6 +148,6 @@ def detections(objective: Objective, output: LayerOutput, batch: Batch) -> list[
     return hoi_detections(output, sizes, subject)
 
 
-def _given(true: Triplets, scores: Tensor) -> Detections:
+def _given(true: Triplets, scores: Tensor) -> TripletDetections:
     subjects, objects = to_corners(true.subject_boxes), to_corners(true.object_boxes)
-    return Detections(subjects, objects, true.subject_labels, true.object_labels, scores[: len(true)])
+    return TripletDetections(subjects, objects, true.subject_labels, true.object_labels, scores[: len(true)])

@@ -18,7 +18,7 @@ from rich.table import Table
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
-from sgpipe.evaluation.plot import precision_recall_svg
+from sgpipe.evaluation.curves import precision_recall_svg
 
 Rows = list[dict[str, Any]]
 
@@ -80,9 +80,9 @@ class EvaluationResult:
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
     """One row per class; `names` are the columns that say which it is."""
     columns = {
-        "ground_truth": scores.truths,
+        "ground_truth": scores.targets,
         "detections": scores.detections,
-        "hits": scores.hits,
+        "hits": scores.true_positives,
         "average_precision": scores.average_precision,
         "max_recall": scores.max_recall,
     }

@@ -1,17 +1,19 @@
-"""COCO's instances and captions files, and RelTR's file of relation triplets beside them."""
+"""COCO's instances and captions files, and RelTR's file of relation triplets beside them.
+
+Numbers for the classes of objects, where a form tells them by number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from sgpipe.export.categories import number_categories
-from sgpipe.export.json_file import Members, write_json
-from sgpipe.export.labels import Labels, as_number, plain
+from sgpipe.export.rows import Labels, Members, as_number, plain, write_json
 from sgpipe.records import Box, Record
-from sgpipe.sources.coco_rel import NO_RELATION
+from sgpipe.sources.coco_relations import NO_RELATION
+from sgpipe.sources.vocabulary import category_names
 
 
 def write_coco(labels: Labels, out: Path) -> None:
@@ -102,3 +104,29 @@ def _triplets(labels: Labels, split: str, numbers: dict[str, int]) -> Iterator[t
         places = {index: place for place, index in enumerate(counted)}
         relations = labels.relations(record, places)
         yield str(image["id"]), [[item.subject, item.object, numbers[item.predicate]] for item in relations]
+
+
+_OFFICIAL = ("coco", "objects365", "open_images")
+
+
+def number_categories(seen: Collection[tuple[int, str]], names: Sequence[str] | None) -> dict[str, int]:
+    """A number for each class, also for those that no object has.
+
+    The ids that the run has are kept where ids and names are the same thing, and no class remains without; or else
+    the ids of the dataset whose classes they are; or else classes count from 1.
+
+    Args:
+        seen: the id and the name of every object.
+        names: all classes in their order, where the run knows them; ids of those without objects are not known.
+    """
+    known = {name: number for number, name in sorted(seen)}
+    wanted = list(dict.fromkeys([*(names or ()), *known]))
+    if len({number for number, _ in seen}) == len(known) == len(seen):
+        for ids in (known, *map(_official, _OFFICIAL)):
+            if known.items() <= ids.items() and set(wanted) <= ids.keys():
+                return {name: number for name, number in ids.items() if name in wanted}
+    return {name: number for number, name in enumerate(wanted if names else sorted(wanted), 1)}
+
+
+def _official(dataset: str) -> dict[str, int]:
+    return {name: number for number, name in category_names(dataset).items()}

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlip_model.evaluation.hico_classes import CLASSES, PERSON, class_numbers
-from sgpipe.evaluation.label_words import predicate_lemma
-from sgpipe.export.json_file import write_json
-from sgpipe.export.labels import Labels, plain
+from sgpipe.evaluation.label_quality.synonyms import predicate_lemma
+from sgpipe.export.rows import Labels, plain, write_json
 from sgpipe.records import Box, Record
-from sgpipe.vocabulary import category_names, relation_names
+from sgpipe.sources.vocabulary import category_names, relation_names
 
 
 def write_hico(labels: Labels, out: Path) -> None:

@@ -1,4 +1,7 @@
-"""A data set as the Hugging Face hub shows it: Parquet files with their final names, and a card."""
+"""A dataset as the Hugging Face hub shows it: Parquet files with their final names, and a card.
+
+The card of a dataset on the Hugging Face hub: what is in it, where it is from, how good it is.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
-from sgpipe.export.card import write_card
-from sgpipe.export.labels import Labels, iter_groups
-from sgpipe.images import ImageError
-from sgpipe.records import Record, from_table
-from sgpipe.shards.manifest import ShardEntry
-from sgpipe.shards.row_groups import open_shard
-from sgpipe.shards.write import AGREEMENT, DATA, PICTURES, with_pictures
+from sgpipe.evaluation.label_quality.report import LABELS, known_quality
+from sgpipe.export.rows import Labels, iter_groups
+from sgpipe.images import ImageError, read_image
+from sgpipe.records import TRAINED_ON, Record, from_table
 from sgpipe.sources.hugging_face import CLASSES
-from sgpipe.sources.pictures import read_picture
+from sgpipe.stats.measures import Measures, measure_database
+from sgpipe.storage.database import open_run
+from sgpipe.storage.manifest import ShardEntry
+from sgpipe.storage.shards import AGREEMENT, DATA, IMAGE_COLUMN, open_shard, with_images
+from sgpipe.utils import __version__
 
 _ROWS_PER_GROUP = 512
-_PICTURES_PER_GROUP = 100  # as the hub's viewer wants it
-_PICTURE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
+_IMAGES_PER_GROUP = 100  # as the hub's viewer wants it
+_IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
 def write_hugging_face(labels: Labels, out: Path, images: Path | None, *, embed: bool) -> None:
     """All rows and columns, error rows too, one file for each shard.
 
     Args:
-        images: folder of the pictures, if they are no longer where the run found them.
-        embed: put the picture files into the rows; pictures that are in the shards stay there anyway.
+        images: folder of the images, if they are no longer where the run found them.
+        embed: put the image files into the rows; images that are in the shards stay there anyway.
 
-    Raises UserError: a shard cannot be read, or it is not known where the pictures are.
+    Raises UserError: a shard cannot be read, or it is not known where the images are.
     """
     (out / DATA).mkdir()
     for split in labels.splits:
@@ -42,21 +49,21 @@ def write_hugging_face(labels: Labels, out: Path, images: Path | None, *, embed:
             tables = _tables(labels, shard, images, embed=embed)
             _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, labels)
     written = pq.read_schema(out / DATA / f"{split}-00000-of-{len(shards):05d}.parquet")
-    write_card(labels, out, pictures=PICTURES in written.names)
+    write_card(labels, out, embedded=IMAGE_COLUMN in written.names)
 
 
 def _tables(labels: Labels, shard: ShardEntry, images: Path | None, *, embed: bool) -> Iterator[pa.Table]:
-    """The row groups of a shard, without relations that are not wanted, and with the pictures of the folder."""
+    """The row groups of a shard, without relations that are not wanted, and with the images of the folder."""
     path = labels.root / shard.file
     with open_shard(path) as file:
         columns = file.schema_arrow.names
-    absent = embed and PICTURES not in columns
-    folder = labels.manifest.picture_folder(shard.split, images) if absent else None
+    absent = embed and IMAGE_COLUMN not in columns
+    folder = labels.manifest.image_folder(shard.split, images) if absent else None
     for table in iter_groups(path, columns):
         table = _confident(labels, table)
         if folder is not None:
-            records = from_table(table.select(_PICTURE))
-            table = with_pictures(table, [_picture(labels, folder, record) for record in records])
+            records = from_table(table.select(_IMAGE))
+            table = with_images(table, [_image(labels, folder, record) for record in records])
         yield table
 
 
@@ -74,11 +81,11 @@ def _confident(labels: Labels, table: pa.Table) -> pa.Table:
     return table
 
 
-def _picture(labels: Labels, images: Path, record: Record) -> bytes | None:
+def _image(labels: Labels, images: Path, record: Record) -> bytes | None:
     try:
-        return read_picture(images, record) if record.ok else None
+        return read_image(images, record) if record.ok else None
     except ImageError:
-        labels.left_out["pictures that cannot be read"] += 1
+        labels.left_out["images that cannot be read"] += 1
         return None
 
 
@@ -86,7 +93,7 @@ def _write(path: Path, tables: Iterator[pa.Table], labels: Labels) -> None:
     """Raises UserError: the shard that the tables are of cannot be read."""
     first = next(tables)
     schema = first.schema.with_metadata(_metadata(first.schema, labels))
-    rows = _PICTURES_PER_GROUP if PICTURES in schema.names else _ROWS_PER_GROUP
+    rows = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
     with path.open("xb") as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for table in (first, *tables):
@@ -106,7 +113,7 @@ def _metadata(schema: pa.Schema, labels: Labels) -> dict[bytes | str, bytes | st
 
 def _feature(field: pa.Field) -> Any:
     """A column as `datasets` describes it; lists in the way that all its versions know."""
-    return {"_type": "Image"} if field.name == PICTURES else _of_type(field.type)
+    return {"_type": "Image"} if field.name == IMAGE_COLUMN else _of_type(field.type)
 
 
 def _of_type(kind: pa.DataType) -> Any:
@@ -116,3 +123,70 @@ def _of_type(kind: pa.DataType) -> Any:
         return {inner.name: _of_type(inner.type) for inner in kind}
     names = {pa.float32(): "float32", pa.float64(): "float64"}
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
+
+
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+_MOST = 10  # names in a list
+
+# By dataset: the identifier of its licence on the hub, and what is known of it.
+_LICENCES = {
+    "coco": ("cc-by-4.0", "COCO's annotations are CC BY 4.0; its images have the licences of their owners on Flickr"),
+    "visual_genome": ("cc-by-4.0", "Visual Genome is CC BY 4.0"),
+    "open_images": ("cc-by-4.0", "Open Images' annotations are CC BY 4.0, its images are listed as CC BY 2.0"),
+    "objects365": ("cc-by-4.0", "Objects365's annotations are CC BY 4.0; its images are not its own"),
+    "miniworld": ("apache-2.0", "the images and all about them were drawn by sgpipe, which is Apache-2.0"),
+}
+_UNKNOWN = ("other", "not known to sgpipe: look it up where the data is from, before you publish this")
+
+
+def write_card(labels: Labels, out: Path, *, embedded: bool) -> None:
+    """Write README.md; `images`: whether they are in the rows. Raises UserError: a shard cannot be read."""
+    with open_run(labels.root) as database:
+        measures = measure_database(database)
+    run = labels.manifest.run
+    licences = {dataset: _licence(dataset) for dataset in measures.datasets}
+    quality = known_quality(labels.root, max(TRAINED_ON, labels.threshold))
+    text = _template().render(
+        header=yaml.safe_dump(_header(labels, measures, {name for name, _ in licences.values()}), sort_keys=False),
+        name=run["name"],
+        version=__version__,
+        imported="import" in run.get("identity", {}),
+        identity=yaml.safe_dump(run.get("identity", {}), sort_keys=False),
+        licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
+        measures=measures,
+        levels=[level for level in measures.thresholds if np.float32(level.threshold) > labels.threshold],
+        predicates=sorted(labels.census.predicates.items(), key=lambda item: (-item[1], item[0])),
+        most=_MOST,
+        quality=quality[LABELS] if quality else None,
+        embedded=embedded,
+    )
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def _header(labels: Labels, measures: Measures, licences: set[str]) -> dict[str, object]:
+    """What the hub reads."""
+    files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in labels.splits]
+    size = next((name for limit, name in _SIZES.items() if measures.rows < limit), "n>10M")
+    return {
+        "license": licences.pop() if len(licences) == 1 else "other",
+        "pretty_name": f"{labels.manifest.run['name']} relations",
+        "task_categories": ["object-detection"],
+        "tags": ["scene-graph-generation", "visual-relationship-detection", "sgpipe"],
+        "size_categories": [size],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+
+
+def _licence(dataset: str) -> tuple[str, str]:
+    return _LICENCES.get({"coco2017": "coco", "o365": "objects365"}.get(dataset, dataset), _UNKNOWN)
+
+
+def _template() -> jinja2.Template:
+    # The card is Markdown: names stand between backticks and are not escaped as HTML.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sgpipe.export", "."),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("card.md.jinja")

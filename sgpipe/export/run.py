@@ -14,10 +14,10 @@ from sgpipe.errors import UserError, making_folder
 from sgpipe.export.coco import write_coco, write_coco_relations
 from sgpipe.export.hico import write_hico
 from sgpipe.export.hugging_face import write_hugging_face
-from sgpipe.export.labels import Labels
+from sgpipe.export.rows import Labels
 from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
-from sgpipe.locking import only_process
-from sgpipe.relations import TRAINED_ON
+from sgpipe.records import TRAINED_ON
+from sgpipe.utils.locking import only_process
 
 HUGGING_FACE = "hf"
 _WRITERS: dict[str, Callable[[Labels, Path], None]] = {
@@ -63,7 +63,7 @@ def export_run(
     if form not in FORMS:
         raise UserError(f"--to {form}: expected one of {', '.join(FORMS)}")
     if (embed or images) and form != HUGGING_FACE:
-        raise UserError("--embed and --images are for --to hf; the other forms name their pictures")
+        raise UserError("--embed and --images are for --to hf; the other forms name their images")
     if images and not images.is_dir():
         raise UserError(f"image folder not found: {images}")
     default = 0.0 if form == HUGGING_FACE else TRAINED_ON

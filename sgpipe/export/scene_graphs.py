@@ -8,11 +8,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sgpipe.export.json_file import Members, write_json
-from sgpipe.export.labels import Labels, as_number, plain
+from sgpipe.export.rows import Labels, Members, as_number, plain, write_json
 from sgpipe.records import Box, Record, Relation
 
-# What RLIPv2 calls a data set, and where it begins to count objects and relations, so that files can be joined.
+# What RLIPv2 calls a dataset, and where it begins to count objects and relations, so that files can be joined.
 _PUBLISHED = {"coco": ("coco2017", 10_000_000), "objects365": ("o365", 20_000_000)}
 _OBJECTS365 = "o365"
 
@@ -41,7 +40,7 @@ def write_visual_genome(labels: Labels, out: Path) -> None:
 
 
 def write_rlipv2(labels: Labels, out: Path) -> None:
-    """SPLIT.json and, of Objects365, image_id_to_filepath.json, without which its pictures cannot be found."""
+    """SPLIT.json and, of Objects365, image_id_to_filepath.json, without which its images cannot be found."""
     datasets: dict[str, _Numbers] = {}
     for split in labels.splits:
         write_json(out / f"{split}.json", _pseudo_labels(labels, split, datasets))
@@ -56,7 +55,7 @@ def _graphs(labels: Labels, split: str, numbers: _Numbers) -> Iterator[dict[str,
         graph = _graph(labels, record, numbers)
         for thing in graph["objects"]:
             thing["names"] = [thing["names"]]
-        yield _picture(record) | graph
+        yield _image(record) | graph
 
 
 def _pseudo_labels(labels: Labels, split: str, datasets: dict[str, _Numbers]) -> Iterator[dict[str, Any]]:
@@ -64,7 +63,7 @@ def _pseudo_labels(labels: Labels, split: str, datasets: dict[str, _Numbers]) ->
         name, first = _published(record.dataset)
         numbers = datasets.setdefault(name, _Numbers(first))
         origin = {"dataset": name, "data_split": _data_split(record, name)}
-        yield _picture(record) | origin | _graph(labels, record, numbers)
+        yield _image(record) | origin | _graph(labels, record, numbers)
 
 
 def _published(dataset: str) -> tuple[str, int]:
@@ -72,12 +71,12 @@ def _published(dataset: str) -> tuple[str, int]:
 
 
 def _data_split(record: Record, dataset: str) -> str:
-    """The folder of COCO's picture, where the published training looks for it; else the split."""
+    """The folder of COCO's image, where the published training looks for it; else the split."""
     folder = record.file_name.rpartition("/")[0].rpartition("/")[2]
     return (folder or f"{record.split}2017") if dataset == "coco2017" else record.split
 
 
-def _picture(record: Record) -> dict[str, Any]:
+def _image(record: Record) -> dict[str, Any]:
     return {
         "image_id": as_number(record.image_id),
         "file_name": record.file_name,

@@ -1,1 +1,1 @@
-"""A drawn world: pictures, boxes, captions and scene graphs with exact truth, and small models trained on it."""
+"""The miniworld: a synthetic dataset of images, boxes, captions and scene graphs with exact ground truth."""

@@ -9,18 +9,23 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.random import Generator
 
-from sgpipe.miniworld import animals, furniture, vehicles
+from sgpipe.miniworld import animals, things
 from sgpipe.miniworld.animals import AnimalLook, draw_animal, draw_bird, random_animal
-from sgpipe.miniworld.furniture import ThingLook, draw_bench, draw_chair, draw_cup, draw_table, random_thing
 from sgpipe.miniworld.people import PersonLook, draw_person, random_person
 from sgpipe.miniworld.shapes import Point, Shapes, moved
-from sgpipe.miniworld.vehicles import (
+from sgpipe.miniworld.things import (
+    ThingLook,
     draw_ball,
+    draw_bench,
     draw_bicycle,
     draw_car,
+    draw_chair,
+    draw_cup,
     draw_kite,
     draw_skateboard,
+    draw_table,
     draw_umbrella,
+    random_thing,
 )
 
 Look: TypeAlias = PersonLook | AnimalLook | ThingLook
@@ -54,13 +59,13 @@ class Top(NamedTuple):
 
 
 TOPS: dict[str, Top] = {
-    "chair": Top((0.04, furniture.SEAT_HEIGHT + 0.02), 0.3),
-    "bench": Top((0.0, furniture.BENCH_HEIGHT), 0.82),
-    "dining table": Top((0.0, furniture.TABLE_HEIGHT), 0.78),
-    "car": Top(vehicles.CAR_ROOF, vehicles.CAR_ROOF_HALF),
+    "chair": Top((0.04, things.SEAT_HEIGHT + 0.02), 0.3),
+    "bench": Top((0.0, things.BENCH_HEIGHT), 0.82),
+    "dining table": Top((0.0, things.TABLE_HEIGHT), 0.78),
+    "car": Top(things.CAR_ROOF, things.CAR_ROOF_HALF),
     "horse": Top((-0.05, animals.back_of("horse")), 0.3),
-    "bicycle": Top(vehicles.SADDLE, 0.1),
-    "skateboard": Top((0.0, vehicles.DECK_HEIGHT), 0.4),
+    "bicycle": Top(things.SADDLE, 0.1),
+    "skateboard": Top((0.0, things.DECK_HEIGHT), 0.4),
 }
 
 # Places where something else can be: on top, below, over (in the air), at the sides; and what a body is free

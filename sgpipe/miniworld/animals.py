@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from numpy.random import Generator
 
-from sgpipe.miniworld.palette import Colour, pick_colour
 from sgpipe.miniworld.shapes import (
     RGB,
+    Colour,
     Point,
     Shapes,
     blob,
@@ -19,6 +19,7 @@ from sgpipe.miniworld.shapes import (
     limb,
     moved,
     path,
+    pick_colour,
     polygon,
     shade,
     turn,

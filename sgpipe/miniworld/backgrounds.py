@@ -1,6 +1,6 @@
 """Places where scenes happen, with clutter that is no class of ours: hills, trees, houses, windows, clouds.
 
-A background is painted over the whole picture. Coordinates are pixels from the top left corner.
+A background is painted over the whole image. Coordinates are pixels from the top left corner.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from sgpipe.miniworld.palette import pick, vary
-from sgpipe.miniworld.shapes import RGB, shade
+from sgpipe.miniworld.shapes import RGB, pick, shade, vary
 
 _SKIES: tuple[tuple[RGB, RGB], ...] = (
     ((118, 178, 228), (206, 230, 244)),
@@ -45,7 +44,7 @@ _FLOORS: tuple[RGB, ...] = ((186, 148, 108), (166, 130, 100), (176, 176, 180), (
 def paint_background(
     size: tuple[int, int], horizon: float, *, indoors: bool, rng: Generator
 ) -> tuple[Image.Image, RGB]:
-    """A picture of `size` with its horizon so far from the top; also the colour of the ground."""
+    """An image of `size` with its horizon so far from the top; also the colour of the ground."""
     if indoors:
         return _room(size, horizon, rng)
     places: tuple[Callable[[Image.Image, float, Generator], RGB], ...] = (
@@ -191,7 +190,7 @@ def _room(size: tuple[int, int], horizon: float, rng: Generator) -> tuple[Image.
 
 
 def _hanging(draw: ImageDraw.ImageDraw, x: float, horizon: float, width: int, rng: Generator) -> None:
-    """A window or a picture on the wall."""
+    """A window or an image on the wall."""
     half, high = width * rng.uniform(0.06, 0.1), horizon * rng.uniform(0.3, 0.45)
     top = horizon * rng.uniform(0.1, 0.25)
     frame = vary(rng, (236, 232, 224), 8) if rng.random() < 0.6 else (140, 104, 72)

@@ -9,9 +9,9 @@ from numpy.random import Generator
 
 from sgpipe.miniworld.actors import Actor
 from sgpipe.miniworld.animals import AnimalLook
-from sgpipe.miniworld.furniture import ThingLook
 from sgpipe.miniworld.people import PEOPLE, PersonLook
 from sgpipe.miniworld.scene import Fact, Scene
+from sgpipe.miniworld.things import ThingLook
 
 
 class Wording(NamedTuple):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from numpy.random import Generator
 
 from sgpipe.miniworld.actors import TOPS, Actor, Group
-from sgpipe.miniworld.furniture import CHAIR_HALF
 from sgpipe.miniworld.people import PersonLook, shoulder_of
 from sgpipe.miniworld.shapes import Point, Shapes, capsule, path
-from sgpipe.miniworld.vehicles import (
+from sgpipe.miniworld.things import (
     BALL_RADIUS,
     CAR_HALF,
+    CHAIR_HALF,
     HANDLE,
     PEDALS,
     SADDLE,
@@ -157,7 +157,7 @@ def next_to(group: Group, first: Actor, second: Actor, rng: Generator) -> None:
 
 
 def stand_behind(group: Group, far: Actor, near: Actor, rng: Generator) -> None:
-    """Farther away and partly hidden: higher up in the picture, drawn first, and to one side."""
+    """Farther away and partly hidden: higher up in the image, drawn first, and to one side."""
     side = int(rng.choice([-1, 1]))
     far.facing = int(rng.choice([-1, 1]))
     far.depth = near.depth - 1

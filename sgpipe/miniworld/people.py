@@ -10,9 +10,13 @@ from typing import NamedTuple
 
 from numpy.random import Generator
 
-from sgpipe.miniworld.palette import CLOTHES, HAIR, SKIN, TROUSERS, Colour, pick, pick_colour, vary
 from sgpipe.miniworld.shapes import (
+    CLOTHES,
+    HAIR,
     RGB,
+    SKIN,
+    TROUSERS,
+    Colour,
     Point,
     Shape,
     Shapes,
@@ -23,10 +27,13 @@ from sgpipe.miniworld.shapes import (
     limb,
     moved,
     path,
+    pick,
+    pick_colour,
     polygon,
     sector,
     shade,
     turn,
+    vary,
 )
 
 

@@ -1,4 +1,4 @@
-"""From a scene to its picture and the boxes of what is to be seen of each thing."""
+"""From a scene to its image and the boxes of what is to be seen of each thing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sgpipe.miniworld.backgrounds import paint_background
 from sgpipe.miniworld.scene import Placed, Scene
 from sgpipe.miniworld.shapes import RGB, Shapes, shade
 
-# Pictures are painted larger and then made smaller, which smooths the edges.
+# Images are painted larger and then made smaller, which smooths the edges.
 OVERSAMPLING = 3
 
 
 @dataclass(frozen=True)
-class Picture:
+class RenderedScene:
     """A rendered scene.
 
     Attributes:
@@ -32,7 +32,7 @@ class Picture:
     owners: np.ndarray
 
 
-def render(scene: Scene, hidden: Collection[int] = ()) -> Picture:
+def render(scene: Scene, hidden: Collection[int] = ()) -> RenderedScene:
     """Draw a scene; the things in `hidden` are left out, but their shadows stay."""
     size = (scene.width * OVERSAMPLING, scene.height * OVERSAMPLING)
     rng = np.random.default_rng(scene.background_seed)
@@ -50,7 +50,7 @@ def render(scene: Scene, hidden: Collection[int] = ()) -> Picture:
     boxes, areas = _visible(marks, len(scene.things))
     middle = OVERSAMPLING // 2
     owners = marks[middle::OVERSAMPLING, middle::OVERSAMPLING].copy()
-    return Picture(image.reduce(OVERSAMPLING), boxes / OVERSAMPLING, areas / OVERSAMPLING**2, owners)
+    return RenderedScene(image.reduce(OVERSAMPLING), boxes / OVERSAMPLING, areas / OVERSAMPLING**2, owners)
 
 
 def _layers(placed: Placed, first: int) -> list[tuple[int, Shapes]]:

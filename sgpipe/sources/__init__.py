@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sgpipe import __version__
 from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources.coco import read_coco
-from sgpipe.sources.folder import read_folder, stamp
-from sgpipe.sources.index import SourceIndex, write_index
-from sgpipe.sources.objects365 import locate_pictures
-from sgpipe.vocabulary import category_names
+from sgpipe.sources import miniworld
+from sgpipe.sources.coco import locate_images, read_coco
+from sgpipe.sources.detections import write_detections
+from sgpipe.sources.folder import fingerprint_folder, read_folder
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.storage.run_folder import GroundTruth
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils import __version__
+
+
+def prepare_source(
+    source: SourceConfig, private: Path, say: Callable[[str], None]
+) -> tuple[SourceConfig, GroundTruth | None]:
+    """The source with its images in place, and their ground truth if there is any.
+
+    Args:
+        private: the run's folder for files of its own; a source that makes its images puts them there.
+
+    Raises OSError: the disk is full, or the folder cannot be written.
+    """
+    made = miniworld.prepare(source.drawn if source.synthetic else None, private, say)
+    if made is not None:
+        splits, ground_truth = made
+        return source.model_copy(update={"root": None, "splits": splits}), ground_truth
+    if source.ground_truth is None:
+        return source, None
+    image_data = source.image_data and source.path(source.image_data)
+    return source, GroundTruth(source.path(source.ground_truth), image_data=image_data)
 
 
 def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
@@ -50,8 +73,8 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) 
         )
     located = True
     if source.format == "objects365":
-        located = locate_pictures(detections, source.path(config.images))
-    write_index(path, detections, meta | {"files": files, "located": located})
+        located = locate_images(detections, source.path(config.images))
+    write_detections(path, detections, meta | {"files": files, "located": located})
 
 
 def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
@@ -59,7 +82,7 @@ def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
     images = str(source.path(config.images).resolve())
     stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": images}
     if config.annotations is None:
-        stamps["pictures"] = stamp(source.path(config.images))
+        stamps["contents"] = fingerprint_folder(source.path(config.images))
     for name in ("annotations", "captions"):
         path = getattr(config, name)
         if path is None:

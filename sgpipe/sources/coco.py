@@ -1,14 +1,18 @@
-"""COCO instances and captions JSON, and the files of other datasets in that form."""
+"""COCO instances and captions JSON, and the files of other datasets in that form.
+
+Objects365 v2: COCO-like JSON with misspelled names, and images in patch folders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.images import image_exists
 from sgpipe.sources.detections import Detections
-from sgpipe.sources.json_stream import JsonStream
+from sgpipe.utils.json_stream import JsonStream
 
 
 def read_coco(
@@ -75,3 +79,36 @@ def _read_captions(path: Path, detections: Detections) -> str:
     if not detections.captions:
         raise UserError(f"{path} has no caption for any image of the annotations: do they belong together?")
     return stream.sha256
+
+
+_PROBES = 200
+
+
+def locate_images(detections: Detections, root: Path) -> bool:
+    """Rewrite the file names to where the images lie below `root`; False if none of the first is found.
+
+    The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to
+    "patch8/objects365_v1_00420917.jpg", and mirrors to other places. The layout under which most of the
+    first names are found is taken for all; the patch folders when nothing is found.
+    """
+    layouts: list[Callable[[str], str]] = [_below_patch, str, _without_images, _name_only]
+    sample = detections.file_names[:_PROBES]
+    found = {layout: sum(image_exists(root, layout(name)) for name in sample) for layout in layouts}
+    best = max(layouts, key=found.__getitem__)
+    detections.file_names = [best(name) for name in detections.file_names]
+    return found[best] > 0
+
+
+def _below_patch(name: str) -> str:
+    """The patch folder and the file: what follows the dataset's own prefix."""
+    parts = PurePosixPath(name).parts
+    start = next((i for i, part in enumerate(parts) if part.startswith("patch")), 0)
+    return "/".join(parts[start:])
+
+
+def _without_images(name: str) -> str:
+    return name.removeprefix("images/")
+
+
+def _name_only(name: str) -> str:
+    return PurePosixPath(name).name

@@ -7,17 +7,27 @@ order of the images, clipped and filtered with numpy, and turned into Arrow reco
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
-from sgpipe.sources.fields import as_id, clean, integer, line, side
+from sgpipe.sources.annotated import (
+    CLIP_TOLERANCE,
+    parse_id,
+    parse_integer,
+    parse_side,
+    replace_surrogates,
+    to_single_line,
+)
+from sgpipe.storage.source_index import write_index
+from sgpipe.utils.boxes import clip_xywh
 
-_CLIP_TOLERANCE = 0.01
 _SLICE = 8192
 
 
@@ -57,7 +67,7 @@ class Detections:
 
     def add_image(self, item: Any) -> None:
         """One entry of `images`; without a usable id it is malformed, without a size an error row."""
-        image_id = as_id(item.get("id")) if isinstance(item, dict) else None
+        image_id = parse_id(item.get("id")) if isinstance(item, dict) else None
         if image_id is None:
             self.problems.malformed += 1
             return
@@ -66,18 +76,18 @@ class Detections:
             return
         row = self.position[image_id] = len(self.file_names)
         name = item.get("file_name")
-        width, height = side(item.get("width")), side(item.get("height"))
+        width, height = parse_side(item.get("width")), parse_side(item.get("height"))
         if not isinstance(name, str) or not name:
             self.errors[row] = "source: the annotation gives no file_name"
         elif not width or not height:
             self.errors[row] = "source: the annotation gives no usable width and height"
-        self.file_names.append(clean(name) if isinstance(name, str) else "")
+        self.file_names.append(replace_surrogates(name) if isinstance(name, str) else "")
         self.sizes.extend((width, height))
 
     def add_box(self, item: Any) -> None:
         """One entry of `annotations`; what cannot be understood is counted as malformed."""
         try:
-            image_id, category, bbox = as_id(item["image_id"]), integer(item["category_id"]), item["bbox"]
+            image_id, category, bbox = parse_id(item["image_id"]), parse_integer(item["category_id"]), item["bbox"]
             if image_id is None or not isinstance(bbox, list):
                 raise TypeError
             x, y, width, height = (float(value) for value in bbox)
@@ -96,7 +106,7 @@ class Detections:
     def add_category(self, item: Any) -> None:
         """One entry of `categories`."""
         try:
-            category, name = integer(item["id"]), line(str(item["name"]))
+            category, name = parse_integer(item["id"]), to_single_line(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
             self.problems.malformed += 1
             return
@@ -108,13 +118,13 @@ class Detections:
     def add_caption(self, item: Any) -> None:
         """One entry of a COCO captions file; captions of images not listed are left out."""
         try:
-            row, text = self.position.get(as_id(item["image_id"]) or ""), item["caption"]
+            row, text = self.position.get(parse_id(item["image_id"]) or ""), item["caption"]
         except (KeyError, TypeError):
             self.problems.malformed += 1
             return
         if not isinstance(text, str):
             self.problems.malformed += 1
-        elif row is not None and (cleaned := line(text)):
+        elif row is not None and (cleaned := to_single_line(text)):
             self.captions.setdefault(row, []).append(cleaned)
 
     def tables(self) -> Iterator[pa.Table]:
@@ -156,21 +166,14 @@ class Detections:
 
     def _clip(self, boxes: _Boxes) -> _Boxes:
         """Cut boxes at the image's edge; boxes without area inside the image (or not finite) are dropped."""
-        limit = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
-        finite = np.isfinite(boxes.xywh).all(1)
-        xywh = np.where(finite[:, None], boxes.xywh, 0.0)
-        low = np.clip(xywh[:, :2], 0.0, limit)
-        high = np.clip(xywh[:, :2] + np.maximum(xywh[:, 2:], 0.0), 0.0, limit)
-        outside = np.maximum(low - xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - high)
-        moved = (outside > 0).any(1)
-        clipped = np.where(moved[:, None], np.hstack([low, high - low]), xywh)
-        keep = finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1)
+        sizes = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
+        clipped = clip_xywh(boxes.xywh, sizes)
         # Images that are error rows have no size to clip against; that is not the boxes' fault.
-        sized = (limit > 0).all(1)
+        sized = (sizes > 0).all(1)
         self.problems.unsized_image += int((~sized).sum())
-        self.problems.degenerate += int((~keep & sized).sum())
-        self.problems.clipped += int((keep & (outside > _CLIP_TOLERANCE).any(1)).sum())
-        return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped).take(np.flatnonzero(keep))
+        self.problems.degenerate += int((~clipped.inside & sized).sum())
+        self.problems.clipped += int((clipped.inside & (clipped.overhang > CLIP_TOLERANCE)).sum())
+        return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped.xywh).take(np.flatnonzero(clipped.inside))
 
     def _distinct(self, boxes: _Boxes) -> _Boxes:
         """Drop boxes equal to an earlier one of the same image and category to a hundredth of a pixel."""
@@ -228,3 +231,21 @@ class _Boxes:
 
     def take(self, index: np.ndarray | slice) -> _Boxes:
         return _Boxes(self.image[index], self.category[index], self.crowd[index], self.xywh[index])
+
+
+def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]) -> None:
+    """Write the source index of a split; `meta` is kept with it, with categories and problem counts added.
+
+    Raises UserError: the annotation file lists no images.
+    """
+    if not detections.file_names:
+        raise UserError(f"{meta['annotations']} lists no images: it is not a COCO instances file")
+    write_index(
+        path,
+        detections.tables(),
+        lambda: {
+            **meta,
+            "categories": list(detections.categories.values()),
+            "problems": asdict(detections.problems),  # complete only when all tables are made
+        },
+    )

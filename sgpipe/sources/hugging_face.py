@@ -1,4 +1,4 @@
-"""Data sets that `sgpipe export --to hf` wrote, or people made of them: Parquet files of our columns."""
+"""Datasets that `sgpipe export --to hf` wrote, or people made of them: Parquet files of our columns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA, Record, from_table
-from sgpipe.shards.row_groups import open_shard, read_row_group
-from sgpipe.shards.rows import row_faults
-from sgpipe.shards.write import DATA, PICTURES
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
+from sgpipe.storage.shards import DATA, IMAGE_COLUMN, open_shard, read_row_group
+from sgpipe.storage.verify import row_faults
 
 CLASSES = "sgpipe.classes"  # in the metadata of files: the closed lists of classes, or null
 
@@ -47,8 +46,8 @@ class HuggingFace:
             split=split,
             read=partial(self._records, split, files),
             files={"annotations": files[0], **{file.name: file for file in files[1:]}},
-            classes=classes and ClassLists(tuple(classes["objects"]), tuple(classes["relations"])),
-            picture=self._picture if PICTURES in schema.names else None,
+            classes=classes and DatasetClasses(tuple(classes["objects"]), tuple(classes["relations"])),
+            image=self._image if IMAGE_COLUMN in schema.names else None,
         )
 
     def _files(self) -> tuple[str, list[Path]]:
@@ -57,7 +56,7 @@ class HuggingFace:
             if name := _FILE.fullmatch(path.name):
                 splits.setdefault(name["split"], []).append(path)
         if not splits:
-            raise UserError(f"{self.folder} has no {DATA}/SPLIT-00000-of-00001.parquet: it is no exported data set")
+            raise UserError(f"{self.folder} has no {DATA}/SPLIT-00000-of-00001.parquet: it is no exported dataset")
         if self.split is None and len(splits) > 1:
             raise UserError(f"{self.folder} has several splits: say --split {' or '.join(splits)}")
         split = self.split or next(iter(splits))
@@ -76,11 +75,11 @@ class HuggingFace:
                         self._places[record.image_id] = file, group, row
                         yield record
 
-    def _picture(self, record: Record) -> bytes | None:
-        """The picture's file; row groups are read again, as a run of 512 records with pictures is large."""
+    def _image(self, record: Record) -> bytes | None:
+        """The image's file; row groups are read again, as a run of 512 records with images is large."""
         file, group, row = self._places[record.image_id]
         if self._group is None or self._group[0] != (file, group):
-            table: pa.Table = read_row_group(file, group, [PICTURES])
-            self._group = (file, group), table[PICTURES]
-        picture = self._group[1][row].as_py()
-        return picture and picture["bytes"]
+            table: pa.Table = read_row_group(file, group, [IMAGE_COLUMN])
+            self._group = (file, group), table[IMAGE_COLUMN]
+        image = self._group[1][row].as_py()
+        return image and image["bytes"]

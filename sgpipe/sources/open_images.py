@@ -10,14 +10,25 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import AnnotationSource, ClassLists, ProblemCounts, fail, keep_objects
-from sgpipe.sources.fields import FieldError, numbers, required, side, word, xyxy_to_xywh
-from sgpipe.sources.forms import OPEN_IMAGES, OPEN_IMAGES_VRD, require
-from sgpipe.sources.hoi import Numbering, read_hoia
-from sgpipe.sources.json_stream import JsonStream
-from sgpipe.vocabulary import category_names, relation_names
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    DatasetClasses,
+    FieldError,
+    ProblemCounts,
+    mark_failed,
+    parse_numbers,
+    parse_side,
+    replace_objects,
+    required_field,
+    text_field,
+    xyxy_to_xywh,
+)
+from sgpipe.sources.formats import OPEN_IMAGES, OPEN_IMAGES_VRD, require_format
+from sgpipe.sources.hoi import HoiaSchema, read_hoia
+from sgpipe.sources.vocabulary import category_names, relation_names
+from sgpipe.utils.json_stream import JsonStream
 
-_NUMBERING = Numbering("rel_annotations", category_names("open_images"), relation_names("open_images"))
+_NUMBERING = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class OpenImages:
 
     def source(self) -> AnnotationSource:
         """Raises UserError: a file is missing or another than it should be."""
-        require(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD)
+        require_format(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD)
         files = {"annotations": self.annotations, "categories": self.categories}
         return AnnotationSource(
             dataset="open_images",
@@ -52,11 +63,11 @@ class OpenImages:
             boxes = [box if box.category in used.objects else None for box in record.objects]
             if unused := boxes.count(None):
                 problems["unknown_category"] += unused
-            keep_objects(record, boxes, problems)
+            replace_objects(record, boxes, problems)
             yield record
 
     def _read(self, problems: ProblemCounts) -> Iterator[Record]:
-        if require(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD) is OPEN_IMAGES:
+        if require_format(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD) is OPEN_IMAGES:
             yield from read_hoia(self.annotations, _NUMBERING, "open_images", self.split, problems)
             return
         for _, item in JsonStream(self.annotations):
@@ -66,13 +77,13 @@ class OpenImages:
             else:
                 yield record
 
-    def _classes(self) -> ClassLists:
+    def _classes(self) -> DatasetClasses:
         everything = _NUMBERING.classes
         if self.categories is None:
             return everything
         try:
             lists = json.loads(self.categories.read_text(encoding="utf-8"))
-            chosen = ClassLists(tuple(lists["obj"]), tuple(lists["rel"]))
+            chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
         except OSError as error:
             raise UserError(f"categories file {self.categories} cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError, KeyError, TypeError):
@@ -87,25 +98,25 @@ class OpenImages:
 def _vrd_record(item: Any, split: str) -> Record | None:
     """An image with parallel lists of boxes and labels; None: it has no name."""
     try:
-        name = word(item, "img_fn")
+        name = text_field(item, "img_fn")
     except FieldError:
         return None
     record = Record(name, "open_images", split, f"{name}.jpg", 0, 0)
     try:
-        width, height = numbers(required(item, "img_size"), 2)
-        record.width, record.height = side(width), side(height)
-        pairs = zip(required(item, "bbox"), required(item, "det_labels"), strict=True)
+        width, height = parse_numbers(required_field(item, "img_size"), 2)
+        record.width, record.height = parse_side(width), parse_side(height)
+        pairs = zip(required_field(item, "bbox"), required_field(item, "det_labels"), strict=True)
         record.objects = [Box(_NUMBERING.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
-        record.relations = [_vrd_relation(entry, len(record.objects)) for entry in required(item, "rel")]
+        record.relations = [_vrd_relation(entry, len(record.objects)) for entry in required_field(item, "rel")]
     except FieldError as error:
-        return fail(record, str(error))
+        return mark_failed(record, str(error))
     except (TypeError, ValueError, KeyError):
-        return fail(record, "its labels are not one of the 601 classes for each box")
+        return mark_failed(record, "its labels are not one of the 601 classes for each box")
     return record
 
 
 def _vrd_relation(entry: Any, objects: int) -> Relation:
-    subject, object_, label = numbers(entry, 3)
+    subject, object_, label = parse_numbers(entry, 3)
     if subject not in range(objects) or object_ not in range(objects):
         raise FieldError(f"relation {entry} points to none of {objects} objects")
     if label not in _NUMBERING.relations:

@@ -1,15 +1,34 @@
-"""Scene graphs in Visual Genome's forms: relations that name their objects by id, or carry them inside."""
+"""Scene graphs in Visual Genome's forms: relations that name their objects by id, or carry them inside.
+
+Relations in RLIPv2's own form: what its R-Tagger made of COCO and Objects365, with confidences.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgpipe.errors import UserError
+from sgpipe.images import image_exists
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.annotated import ProblemCounts, keep_objects
-from sgpipe.sources.fields import FieldError, as_id, clean, numbers, required, side, whole, word
-from sgpipe.sources.json_stream import JsonStream
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    FieldError,
+    ProblemCounts,
+    integer_field,
+    mark_failed,
+    parse_id,
+    parse_numbers,
+    parse_side,
+    replace_objects,
+    replace_surrogates,
+    required_field,
+    text_field,
+)
+from sgpipe.sources.formats import PSEUDO_LABELS, SCENE_GRAPHS, require_format
+from sgpipe.utils.json_stream import JsonStream
 
 _UNNUMBERED = 0  # the category_id of a class that its dataset knows by name only
 
@@ -34,12 +53,12 @@ def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -
 
     What cannot be understood is counted: objects and relations as malformed, relations of unknown objects.
     """
-    image_id = as_id(item.get("image_id")) if isinstance(item, Mapping) else None
+    image_id = parse_id(item.get("image_id")) if isinstance(item, Mapping) else None
     if image_id is None:
         problems["malformed"] += 1
         return None
-    name = clean(str(item.get("file_name") or f"{image_id}.jpg"))
-    record = Record(image_id, dataset, split, name, side(item.get("width")), side(item.get("height")))
+    name = replace_surrogates(str(item.get("file_name") or f"{image_id}.jpg"))
+    record = Record(image_id, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
     relationships = _items(item, "relationships", problems)
     inside = (end for entry in relationships for end in _ends(entry))
     places: dict[int, int] = {}
@@ -59,7 +78,7 @@ def drop_nameless(record: Record, problems: ProblemCounts) -> None:
     boxes = [box if box.category.strip() else None for box in record.objects]
     if nameless := boxes.count(None):
         problems["nameless"] += nameless
-        keep_objects(record, boxes, problems)
+        replace_objects(record, boxes, problems)
 
 
 def _items(item: Mapping[str, Any], key: str, problems: ProblemCounts) -> list[Any]:
@@ -78,8 +97,8 @@ def _ends(entry: Any) -> Iterator[Any]:
 
 def _add_object(record: Record, places: dict[int, int], thing: Any, problems: ProblemCounts) -> None:
     try:
-        number = whole(thing, "object_id")
-        x, y, width, height = numbers([required(thing, key) for key in "xywh"], 4)
+        number = integer_field(thing, "object_id")
+        x, y, width, height = parse_numbers([required_field(thing, key) for key in "xywh"], 4)
         box = Box(_name(thing), _UNNUMBERED, (x, y, width, height))
     except FieldError:
         problems["malformed"] += 1
@@ -94,14 +113,14 @@ def _add_object(record: Record, places: dict[int, int], thing: Any, problems: Pr
 def _name(thing: Any) -> str:
     """The first name; objects have a list of `names`, one text in it, or a `name`. Raises FieldError."""
     if "name" in thing:
-        return word(thing, "name")
-    names = required(thing, "names")
-    return word({"names": names[0]} if isinstance(names, list) and names else thing, "names")
+        return text_field(thing, "name")
+    names = required_field(thing, "names")
+    return text_field({"names": names[0]} if isinstance(names, list) and names else thing, "names")
 
 
 def _add_relation(record: Record, places: dict[int, int], entry: Any, problems: ProblemCounts) -> None:
     try:
-        predicate, confidence = word(entry, "predicate"), _confidence(entry)
+        predicate, confidence = text_field(entry, "predicate"), _confidence(entry)
         ends = [_end(entry, end) for end in ("subject", "object")]
     except FieldError:
         problems["malformed"] += 1
@@ -114,14 +133,78 @@ def _add_relation(record: Record, places: dict[int, int], entry: Any, problems: 
 
 def _end(entry: Any, end: str) -> int:
     inside = entry.get(end)
-    return whole(inside, "object_id") if isinstance(inside, Mapping) else whole(entry, f"{end}_id")
+    return integer_field(inside, "object_id") if isinstance(inside, Mapping) else integer_field(entry, f"{end}_id")
 
 
 def _confidence(entry: Mapping[str, Any]) -> float | None:
     value = entry.get("confidence")
     if value is None:
         return None
-    (confidence,) = numbers([value], 1)
+    (confidence,) = parse_numbers([value], 1)
     if not 0 <= confidence <= 1:
         raise FieldError(f"'confidence' is {value!r}, expected 0 to 1")
     return confidence
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Where pseudo-labels lie.
+
+    Attributes:
+        image_paths: Objects365's image_id_to_filepath.json; its images cannot be found by their ids.
+    """
+
+    annotations: Path
+    images: Path
+    split: str
+    image_paths: Path | None = None
+
+    def source(self) -> AnnotationSource:
+        """Raises UserError: a file is missing or another than it should be."""
+        require_format(self.annotations, PSEUDO_LABELS, SCENE_GRAPHS)
+        files = {"annotations": self.annotations, "image_paths": self.image_paths}
+        return AnnotationSource(
+            dataset="rlipv2",
+            split=self.split,
+            read=self.records,
+            files={role: path for role, path in files.items() if path},
+        )
+
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
+        """The images in file order, their relations as they stand there."""
+        paths = _image_paths(self.image_paths)
+        for item in iter_graphs(self.annotations):
+            dataset = replace_surrogates(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
+            record = graph_record(item, dataset, self.split, problems)
+            if record is None:
+                continue
+            drop_nameless(record, problems)
+            yield self._located(record, item, paths)
+
+    def _located(self, record: Record, item: Mapping[str, Any], paths: Mapping[str, Any]) -> Record:
+        """The record with the name of its image, which follows from its dataset."""
+        if "file_name" in item:
+            return record
+        if record.dataset in ("o365", "objects365"):
+            if not paths:
+                raise UserError(
+                    f"{self.annotations}: image {record.image_id} is of Objects365, whose file names do not follow "
+                    "from ids: give --image-paths image_id_to_filepath.json"
+                )
+            if record.image_id not in paths:
+                return mark_failed(record, f"{self.image_paths} has no path for the image")
+            record.file_name = replace_surrogates(paths[record.image_id])
+        elif record.dataset.startswith("coco"):
+            name, folder = f"{record.image_id:0>12}.jpg", replace_surrogates(str(item.get("data_split") or "train2017"))
+            record.file_name = next((n for n in (f"{folder}/{name}", name) if image_exists(self.images, n)), name)
+        return record
+
+
+def _image_paths(path: Path | None) -> Mapping[str, Any]:
+    """Raises UserError: the file is missing or not of the form {image id: path}."""
+    if path is None:
+        return {}
+    stream = JsonStream(path)
+    if any(True for _ in stream) or not all(isinstance(name, str) for name in stream.scalars.values()):
+        raise UserError(f"{path} is not an image_id_to_filepath.json: expected an object of image ids and paths")
+    return stream.scalars

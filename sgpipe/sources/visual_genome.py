@@ -1,22 +1,26 @@
-"""Visual Genome: scene_graphs.json or relationships.json, and files of their form."""
+"""Visual Genome: scene_graphs.json or relationships.json, and files of their form.
+
+RLIPv2's preprocessing of Visual Genome: each fact about an image once, at most a hundred of them.
+
+Visual Genome's annotators saw one region at a time, so the same man wears the same shirt several times, as
+different boxes and in different words. What counts as the same follows the published preprocessing "v1".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.errors import UserError
-from sgpipe.images import is_there
-from sgpipe.records import Record
-from sgpipe.sources.annotated import AnnotationSource, ProblemCounts
-from sgpipe.sources.fields import as_id, side
-from sgpipe.sources.forms import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require
-from sgpipe.sources.json_stream import JsonStream
-from sgpipe.sources.redundancy import Aliases, load_aliases, remove_redundant
+from sgpipe.images import image_exists
+from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, parse_id, parse_side
+from sgpipe.sources.formats import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require_format
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
+from sgpipe.utils.json_stream import JsonStream
 
-_FOLDERS = ("VG_100K", "VG_100K_2")  # what the pictures of the two downloads unpack to
+_FOLDERS = ("VG_100K", "VG_100K_2")  # what the images of the two downloads unpack to
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,9 @@ class VisualGenome:
         aliases = (self.object_aliases, self.predicate_aliases)
         if any(aliases) and not self.preprocess:
             raise UserError("aliases only matter to the preprocessing: leave out --no-preprocess or the alias files")
-        require(self.annotations, SCENE_GRAPHS, RELATIONSHIPS)
+        require_format(self.annotations, SCENE_GRAPHS, RELATIONSHIPS)
         if self.image_data:
-            require(self.image_data, VG_IMAGES)
+            require_format(self.image_data, VG_IMAGES)
         files = {
             "annotations": self.annotations,
             "image_data": self.image_data,
@@ -60,7 +64,7 @@ class VisualGenome:
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
         """The images in file order."""
-        aliases = Aliases(load_aliases(self.object_aliases), load_aliases(self.predicate_aliases))
+        aliases = AliasTables(load_aliases(self.object_aliases), load_aliases(self.predicate_aliases))
         sizes = _sizes(self.image_data)
         for item in iter_graphs(self.annotations):
             record = graph_record(item, "visual_genome", self.split, problems)
@@ -75,7 +79,7 @@ class VisualGenome:
 
     def _locate(self, name: str) -> str:
         names = (name, *(f"{folder}/{name}" for folder in _FOLDERS))
-        return next((name for name in names if is_there(self.images, name)), name)
+        return next((name for name in names if image_exists(self.images, name)), name)
 
 
 def _sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
@@ -84,6 +88,93 @@ def _sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
         return {}
     sizes = {}
     for _, item in JsonStream(image_data):
-        if isinstance(item, dict) and (image_id := as_id(item.get("image_id"))):
-            sizes[image_id] = side(item.get("width")), side(item.get("height"))
+        if isinstance(item, dict) and (image_id := parse_id(item.get("image_id"))):
+            sizes[image_id] = parse_side(item.get("width")), parse_side(item.get("height"))
     return sizes
+
+
+MAX_RELATIONS = 100  # as many as RLIPv2 has pairs of queries
+_SAME_BOX = 0.7
+
+
+@dataclass(frozen=True)
+class AliasTables:
+    """Words that mean the same, mapped to one of them."""
+
+    objects: Mapping[str, str] = field(default_factory=dict)
+    predicates: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_aliases(path: Path | None) -> dict[str, str]:
+    """Read a table of aliases: lines of words that mean the same, with commas between; no file, no aliases.
+
+    Raises UserError: it cannot be read, or no line has a comma.
+    """
+    if path is None:
+        return {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"alias file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"alias file {path} is not a text file") from None
+    groups = [line.strip().split(",") for line in lines]
+    if not any(len(group) > 1 for group in groups):
+        raise UserError(f"alias file {path}: expected lines such as 'tree,trees', found none with a comma")
+    return {word: group[0] for group in groups for word in group}
+
+
+def remove_redundant(record: Record, aliases: AliasTables, problems: ProblemCounts) -> None:
+    """Lower case; without repeated and redundant relations; the first `MAX_RELATIONS` of what is left.
+
+    A relation is repeated if an earlier one is the same, and redundant if an earlier one has the same predicate,
+    class of subject and class of object but for aliases, and both boxes pixel_iou by an IoU of 0.7.
+    """
+    for box in record.objects:
+        box.category = box.category.lower()
+    for relation in record.relations:
+        relation.predicate = relation.predicate.lower()
+    relations = _distinct(record.relations)
+    problems["repeated_relations"] += len(record.relations) - len(relations)
+    record.relations = _irredundant(record, relations, aliases)
+    problems["redundant_relations"] += len(relations) - len(record.relations)
+    problems["relations_beyond_100"] += max(0, len(record.relations) - MAX_RELATIONS)
+    record.relations = record.relations[:MAX_RELATIONS]
+
+
+def _distinct(relations: list[Relation]) -> list[Relation]:
+    first: dict[tuple[int, int, str], Relation] = {}
+    for item in relations:
+        first.setdefault((item.subject, item.object, item.predicate), item)
+    return list(first.values())
+
+
+def _irredundant(record: Record, relations: list[Relation], aliases: AliasTables) -> list[Relation]:
+    kept: list[Relation] = []
+    alike: dict[tuple[str, str, str], list[Relation]] = {}
+    for item in relations:
+        subject, object_ = record.objects[item.subject], record.objects[item.object]
+        meaning = (
+            aliases.objects.get(subject.category, subject.category),
+            aliases.predicates.get(item.predicate, item.predicate),
+            aliases.objects.get(object_.category, object_.category),
+        )
+        others = alike.setdefault(meaning, [])
+        if not any(
+            pixel_iou(subject, record.objects[other.subject]) >= _SAME_BOX
+            and pixel_iou(object_, record.objects[other.object]) >= _SAME_BOX
+            for other in others
+        ):
+            others.append(item)
+            kept.append(item)
+    return kept
+
+
+def pixel_iou(a: Box, b: Box) -> float:
+    """Intersection over union of boxes of whole pixels, whose last row and column belong to them."""
+    (ax, ay, aw, ah), (bx, by, bw, bh) = a.bbox, b.bbox
+    width, height = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = (width + 1) * (height + 1)
+    return both / ((aw + 1) * (ah + 1) + (bw + 1) * (bh + 1) - both)

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sgpipe.recipe import Recipe
-from sgpipe.stages import Stage
-from sgpipe.stages.caption import CaptionStage
-from sgpipe.stages.load import LoadStage
-from sgpipe.stages.pair import PairStage
-from sgpipe.stages.parse import ParseStage
-from sgpipe.stages.tag import TagStage
+from sgpipe.stages.base import LoadStage, Stage
+from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.parse.stage import ParseStage
+from sgpipe.stages.tag.stage import TagStage
 
 
 def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]) -> list[Stage]:

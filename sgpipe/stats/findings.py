@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sgpipe.relations import TRAINED_ON
-from sgpipe.stats.agreement import AgreementMeasures
-from sgpipe.stats.judged import Choice
+from sgpipe.records import TRAINED_ON
+from sgpipe.stats.calibration import Choice
+from sgpipe.stats.distributions import AgreementMeasures
+from sgpipe.stats.ground_truth import TruthMeasures
 from sgpipe.stats.measures import Level, Measures
-from sgpipe.stats.truth import TruthMeasures
 from sgpipe.stats.verdicts import Verdicts
 
 Grade = Literal["good", "fair", "bad", "plain"]

@@ -1,4 +1,4 @@
-"""Images of a run as cards of a page: the picture, its boxes and links, and its scene graph."""
+"""Images of a run as cards of a page: the image, its boxes and links, and its scene graph."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from sgpipe.drawing import colour_of, fit, font, object_names, shown
-from sgpipe.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
 from sgpipe.records import Record, Relation
-from sgpipe.stats.database import Database
-from sgpipe.stats.pictures import open_records, spread
+from sgpipe.stats.samples import open_records, spread
+from sgpipe.storage.database import Database
+from sgpipe.viz.draw_relations import colour_of, fit, font, object_names, shown
+from sgpipe.viz.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
 
-WIDTH = 480  # of a picture and of a graph, in units of their SVG
+WIDTH = 480  # of an image and of a graph, in units of their SVG
 _RELATIONS, _CAPTIONS = 10, 5
 _TEXT, _PILL = 14, 24  # the browser's own font may be a little wider than the one measured here
 _QUALITY = 76
@@ -26,7 +26,7 @@ _QUALITY = 76
 
 @dataclass(frozen=True)
 class Node:
-    """An object of the scene graph: its box on the picture, its pill in the graph."""
+    """An object of the scene graph: its box on the image, its pill in the graph."""
 
     index: int
     name: str
@@ -39,15 +39,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """A relation: a curve with its arrow head on the picture and in the graph, and its label in the graph."""
+    """A relation: a curve with its arrow head on the image and in the graph, and its label in the graph."""
 
     number: int
     subject: Node
     object: Node
     predicate: str
     confidence: float | None
-    on_picture: str
-    picture_head: str
+    on_image: str
+    image_head: str
     in_graph: str
     graph_head: str
     label: Rectangle
@@ -56,12 +56,12 @@ class Edge:
 
 @dataclass(frozen=True)
 class Card:
-    """An image. `picture` is a data URI, None if the picture cannot be had."""
+    """An image. `image` is a data URI, None if the image cannot be had."""
 
     image_id: str
     split: str
     file_name: str
-    picture: str | None
+    image: str | None
     height: float
     graph_height: float
     nodes: list[Node]
@@ -72,15 +72,15 @@ class Card:
 
 def cards(database: Database, count: int, threshold: float, images: Path | None = None) -> Iterator[Card]:
     """Cards of `count` images that are spread over the run, those with a relation of at least `threshold` first."""
-    for record, picture in open_records(database, spread(database, count, threshold), images):
-        yield make_card(record, picture, shown(record.relations, 0.0, _RELATIONS))
+    for record, image in open_records(database, spread(database, count, threshold), images):
+        yield make_card(record, image, shown(record.relations, 0.0, _RELATIONS))
 
 
-def make_card(record: Record, picture: Image.Image | None, relations: Sequence[Relation], pixels: int = WIDTH) -> Card:
+def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation], pixels: int = WIDTH) -> Card:
     """The card of an image with these relations; those of objects that are not there are left out.
 
     Args:
-        pixels: width of the picture, if it is that large.
+        pixels: width of the image, if it is that large.
     """
     scale = WIDTH / max(record.width, 1)
     height = min(max(record.height * scale, 60), 2 * WIDTH)
@@ -91,7 +91,7 @@ def make_card(record: Record, picture: Image.Image | None, relations: Sequence[R
         image_id=record.image_id,
         split=record.split,
         file_name=record.file_name,
-        picture=None if picture is None else data_uri(picture, pixels),
+        image=None if image is None else data_uri(image, pixels),
         height=height,
         graph_height=graph_height,
         nodes=list(nodes.values()),
@@ -101,9 +101,9 @@ def make_card(record: Record, picture: Image.Image | None, relations: Sequence[R
     )
 
 
-def data_uri(picture: Image.Image, width: int) -> str:
-    """The picture as a small JPEG inside a URI, at most `width` pixels wide and not larger than it was."""
-    small = picture.convert("RGB")
+def data_uri(image: Image.Image, width: int) -> str:
+    """The image as a small JPEG inside a URI, at most `width` pixels wide and not larger than it was."""
+    small = image.convert("RGB")
     small.thumbnail((width, 2 * width), Image.Resampling.LANCZOS)
     file = BytesIO()
     small.save(file, "JPEG", quality=_QUALITY, optimize=True)

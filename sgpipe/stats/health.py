@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sgpipe.stats.database import Database
 from sgpipe.stats.health_rules import PLACED, RULES, Rule
-from sgpipe.stats.health_words import ACTS, AXES, GEOMETRY
+from sgpipe.stats.predicate_lexicon import ACTS, AXES, GEOMETRY
+from sgpipe.storage.database import Database
 
 _EXAMPLES = 5
 

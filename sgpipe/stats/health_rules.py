@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sgpipe.records import NO_OBJECT
-from sgpipe.stats.health_words import LIFELESS, NO_RELATION
+from sgpipe.stats.predicate_lexicon import LIFELESS, NO_RELATION
 
 _TINY = 4  # pixels
 _SAME = 0.9  # IoU
@@ -191,7 +191,7 @@ RULES = (
     ),
     Rule(
         "same_captions",
-        "captions of one picture that differ only by case, articles and punctuation",
+        "captions of one image that differ only by case, articles and punctuation",
         "captions",
         "They bring no new relations: sample with a higher temperature, or fewer samples.",
         r"""select image, concat(min(caption), ' / ', max(caption)) as text, count(*) - 1 as number

@@ -6,17 +6,17 @@ from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
-from sgpipe.relations import TRAINED_ON
+from sgpipe.records import TRAINED_ON
 from sgpipe.stats.audit import Audit
-from sgpipe.stats.charts import Plot, columns, curve, ranks, unit_square
+from sgpipe.stats.calibration import Choice
 from sgpipe.stats.findings import level_at
 from sgpipe.stats.gallery import Card
-from sgpipe.stats.judged import Choice
+from sgpipe.stats.ground_truth import TruthMeasures
 from sgpipe.stats.measures import Measures
 from sgpipe.stats.pages import render, save_page
 from sgpipe.stats.terminal import overview, tail_sentence
-from sgpipe.stats.truth import TruthMeasures
 from sgpipe.stats.verdicts import Verdicts
+from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
 
 
 def write_report(

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from sgpipe.relations import TRAINED_ON
-from sgpipe.shards.read import iter_tables
-from sgpipe.stats.agreement import AgreementMeasures, measure_agreement
-from sgpipe.stats.confidence import Confidence, measure_confidence
-from sgpipe.stats.database import Database, open_run
+from sgpipe.records import TRAINED_ON
+from sgpipe.stats.distributions import (
+    AgreementMeasures,
+    Confidence,
+    Tail,
+    measure_agreement,
+    measure_confidence,
+    measure_tail,
+)
 from sgpipe.stats.health import Check, check_health
-from sgpipe.stats.tail import Tail, measure_tail
+from sgpipe.storage.database import Database, open_run
+from sgpipe.storage.shards import iter_tables
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid", "baby", "guy", "lady")

@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from sgpipe import __version__
 from sgpipe.errors import UserError
+from sgpipe.utils import __version__
 
 
 def render(page: str, values: dict[str, Any]) -> str:

@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
-from sgpipe.stats.database import Database
 from sgpipe.stats.gallery import Card, make_card
 from sgpipe.stats.pages import render, save_page
-from sgpipe.stats.pictures import open_records
+from sgpipe.stats.samples import open_records
+from sgpipe.storage.database import Database
 
 FORMAT: Literal[1] = 1
 Answer = Literal["right", "wrong", "unsure"]
@@ -86,10 +86,10 @@ def write_review(
 
     Args:
         seed: another seed, another sample.
-        images: folder of the pictures, if they are no longer where the run found them.
+        images: folder of the images, if they are no longer where the run found them.
 
     Returns:
-        how many relations are on it, and of how many of them the picture could not be had.
+        how many relations are on it, and of how many of them the image could not be had.
 
     Raises UserError: there is nothing to judge, a shard cannot be read, or the file cannot be written.
     """
@@ -113,7 +113,7 @@ def write_review(
     review = Review(FORMAT, run, fingerprint, seed, list(bands.values()), questions, [])
     title = run or database.root.name
     save_page(file, render("review", {"review": asdict(review), "cards": cards, "title": title}))
-    return len(cards), sum(card.picture is None for card in cards)
+    return len(cards), sum(card.image is None for card in cards)
 
 
 def _cards(
@@ -122,8 +122,8 @@ def _cards(
     """The card of each sampled relation that can be drawn, in the order of the rows."""
     for values in rows:
         image, subject, object_, predicate, confidence, _ = values
-        for record, picture in open_records(database, [image], images):
-            card = make_card(record, picture, [Relation(subject, object_, predicate, confidence)], _PIXELS)
+        for record, opened in open_records(database, [image], images):
+            card = make_card(record, opened, [Relation(subject, object_, predicate, confidence)], _PIXELS)
             if card.edges:
                 yield card, values
 

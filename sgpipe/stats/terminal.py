@@ -1,19 +1,25 @@
-"""Statistics as terminal tables and as JSON."""
+"""Statistics as terminal tables and as JSON.
+
+Terminal tables of what is only sometimes known: another run, the truth, people's verdicts.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from sgpipe.sources.fields import line
-from sgpipe.stats.audit import Audit
+from sgpipe.sources.annotated import to_single_line
+from sgpipe.stats.audit import Audit, Comparison
+from sgpipe.stats.calibration import Choice
+from sgpipe.stats.ground_truth import TruthMeasures
 from sgpipe.stats.health import Check
 from sgpipe.stats.measures import TOTALS, Measures
-from sgpipe.stats.terminal_tables import comparison_tables, table, truth_tables, verdict_tables
+from sgpipe.stats.verdicts import Verdicts
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
 
@@ -25,7 +31,7 @@ def print_tables(found: Audit, console: Console) -> None:
     console.print(_levels(measures))
     if measures.predicates:
         console.print(_ranking("predicate", "relations", measures.predicates))
-        console.print(line(tail_sentence(measures)), soft_wrap=True)
+        console.print(to_single_line(tail_sentence(measures)), soft_wrap=True)
         console.print(_triplets(measures))
     if measures.without_relations:
         console.print(_ranking("reason", "images without relations", measures.without_relations))
@@ -37,7 +43,7 @@ def print_tables(found: Audit, console: Console) -> None:
     for question, group in groupby(found.findings, lambda finding: finding.question):
         console.print(question, style="bold")
         for finding in group:
-            console.print(f"  {line(finding.text)}", soft_wrap=True)
+            console.print(f"  {to_single_line(finding.text)}", soft_wrap=True)
 
 
 def print_json(found: Audit) -> None:
@@ -128,3 +134,72 @@ def _health(measures: Measures) -> Table | str:
 
 def _example(check: Check) -> str:
     return f"{check.examples[0].text} (image {check.examples[0].image_id})" if check.examples else ""
+
+
+_ROWS = 15
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of plain text; a column whose name starts with `>` is aligned to the right, and no names: no header."""
+    names = [name.removeprefix(">") for name in columns]
+    made = Table(title=Text(to_single_line(title)), show_header=any(names))
+    for column, name in zip(columns, names, strict=True):
+        made.add_column(Text(name), justify="right" if column.startswith(">") else "left")
+    for row in rows:
+        made.add_row(*(Text(to_single_line(cell)) for cell in row))
+    return made
+
+
+def comparison_tables(comparison: Comparison | None) -> Iterator[Table]:
+    """What changed since another run."""
+    if comparison is None:
+        return
+    columns = [f">{comparison.other}", ">this run"]
+    counts = [(row.name, f"{row.before:,}", f"{row.after:,}", row.text) for row in comparison.counts]
+    yield table("what changed", ["", *columns, ">change"], counts)
+    title = (
+        f"predicates whose share changed most; {comparison.gained:,} only in this run, {comparison.lost:,} not in it"
+    )
+    shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.predicates]
+    yield table(title, ["predicate", *columns], shares)
+    if comparison.health:
+        shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.health]
+        yield table("health of both", ["check", *columns], shares)
+
+
+def truth_tables(truth: TruthMeasures | None) -> Iterator[Table]:
+    """Thresholds that reach a precision, and how far confidences are from it."""
+    if truth is None:
+        return
+    choices = [("all", truth.relations, truth.precision, truth.suggested)]
+    choices += [(row.predicate, row.relations, row.at_threshold, row.suggested) for row in truth.predicates[:_ROWS]]
+    rows = []
+    for predicate, relations, precision, suggested in choices:
+        choice = ("none", "0") if suggested is None else (f"{suggested.threshold:.3f}", f"{suggested.kept:,}")
+        rows.append((predicate, f"{relations:,}", str(precision), *choice))
+    names = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
+    yield table(
+        f"thresholds for a precision of {truth.target:.0%}, by the truth of {truth.images:,} images", names, rows
+    )
+    error = "" if truth.calibration_error is None else f" (calibration error {truth.calibration_error:.3f})"
+    title = f"are confidences what they claim?{error}"
+    bins = [
+        (f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision))
+        for part in truth.reliability
+    ]
+    yield table(title, ["confidence", ">mean", ">right (95 %, of judged)"], bins)
+
+
+def verdict_tables(verdicts: Verdicts | None) -> Iterator[Table]:
+    """What people's verdicts say by confidence, and what thresholds would keep."""
+    if verdicts is None:
+        return
+    title = f"verdicts of people on {verdicts.judged:,} relations"
+    bands = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in verdicts.bands]
+    yield table(title, ["confidence", ">relations", ">right (95 %, of judged)"], bands)
+    yield _curve("judged relations by threshold", verdicts.curve)
+
+
+def _curve(title: str, curve: Sequence[Choice]) -> Table:
+    rows = [(f"{choice.threshold:.2f}", f"{choice.kept:,}", str(choice.precision)) for choice in curve]
+    return table(title, ["confidence ≥", ">kept", ">right (95 %, of kept)"], rows)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sgpipe.errors import UserError
-from sgpipe.stats.judged import Choice, Judged, Precision, wilson
+from sgpipe.stats.calibration import Choice, Judged, Precision, wilson
 from sgpipe.stats.review import Band, load_review
 
 

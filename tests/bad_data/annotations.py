@@ -12,8 +12,8 @@ from PIL import Image
 from sgpipe.recipe import PairConfig, Resources, SourceConfig, SplitConfig
 from sgpipe.records import Triplet
 from sgpipe.sources import open_source
-from sgpipe.stages.load import LoadStage
-from sgpipe.stages.pair import PairStage
+from sgpipe.stages.base import LoadStage
+from sgpipe.stages.pair.stage import PairStage
 from tests.bad_data.case import Case, Kind, Outcome, outcome
 
 IMAGE = {"id": 1, "file_name": "1.png", "width": 100, "height": 80}
@@ -29,7 +29,7 @@ Row = tuple[str, Make, Kind, str]
 
 
 def look(folder: Path, made: Any) -> Outcome:
-    """The records and counts of the source, once the first stage has opened the pictures."""
+    """The records and counts of the source, once the first stage has opened the images."""
     captions = folder / "captions.json"
     split = SplitConfig(
         annotations=folder / "a.json", images=folder, captions=captions if captions.exists() else None
@@ -46,9 +46,9 @@ def look(folder: Path, made: Any) -> Outcome:
     return outcome(records, index.meta["problems"])
 
 
-def holds(content: str | bytes, picture: str = "1.png", captions: str | None = None) -> Make:
+def holds(content: str | bytes, file_name: str = "1.png", captions: str | None = None) -> Make:
     def make(folder: Path) -> None:
-        Image.new("RGB", (100, 80)).save(folder / picture)
+        Image.new("RGB", (100, 80)).save(folder / file_name)
         (folder / "a.json").write_bytes(content.encode() if isinstance(content, str) else content)
         if captions is not None:
             (folder / "captions.json").write_text(captions)
@@ -93,7 +93,7 @@ _FILES: tuple[Row, ...] = (
     ("no file", lambda folder: None, "refused", "annotations file not found"),
     ("an empty file", holds(""), "refused", "does not hold a JSON object"),
     ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused", "found a folder"),
-    ("a picture", holds(b"\xff\xd8\xff\xe0 a picture"), "refused", "not valid UTF-8"),
+    ("an image", holds(b"\xff\xd8\xff\xe0 an image"), "refused", "not valid UTF-8"),
     ("gzip", holds(b"\x1f\x8b\x08\x00\xff\xff\xff\xff"), "refused", "not valid UTF-8"),
     ("a web page", holds("<!doctype html>"), "refused", "does not hold a JSON object"),
     ("UTF-16", holds(TEXT.encode("utf-16")), "refused", "not valid UTF-8"),
@@ -125,7 +125,7 @@ _IMAGES: tuple[Row, ...] = (
     ("a negative width", image(width=-100), "error row", "no usable width and height"),
     ("NaN as width", image(width=NAN), "error row", "no usable width and height"),
     ("a width of 10^400", holds(TEXT.replace("100", "1e400")), "error row", "no usable width and height"),
-    ("another size than the picture's", image(width=99), "error row", "it is 100x80, the annotation says 99x80"),
+    ("another size than the image's", image(width=99), "error row", "it is 100x80, the annotation says 99x80"),
     ("a file name that leaves the folder", image(file_name="../../1.png"), "error row", "does not stay inside"),
     ("an absolute file name", image(file_name="/etc/passwd"), "error row", "does not stay inside"),
     ("a file name with a NUL", image(file_name="a\0.png"), "error row", "does not stay inside"),

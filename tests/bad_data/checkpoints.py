@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sgpipe.miniworld.models import packaged_model
-from sgpipe.recipe import CaptionConfig, TagConfig
+from sgpipe.recipe import CaptionConfig, TagConfig, packaged_model
 from sgpipe.records import Box, Pair, Record
-from sgpipe.stages.caption import CaptionStage
-from sgpipe.stages.tag import TagStage
+from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.tag.stage import TagStage
 from tests.bad_data.case import Case, Outcome
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

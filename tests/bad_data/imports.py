@@ -11,18 +11,18 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from sgpipe.importing import import_annotations
-from sgpipe.progress import Progress
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.verify import verify
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.coco_relations import CocoRelations
 from sgpipe.sources.hoi import hico_source
-from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.scene_graphs import PseudoLabels
 from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.verify import verify
+from sgpipe.utils.console import Progress
 from tests.bad_data.case import Case, Kind, Outcome, outcome
-from tests.sgpipe.test_cli_import import BIKE, FILES, GRAPH, INSTANCES, MAN, RELATION, SIZE, TRIPLETS
+from tests.sgpipe.cli.test_imports import BIKE, FILES, GRAPH, INSTANCES, MAN, RELATION, SIZE, TRIPLETS
 
 THING = GRAPH["objects"][0]
 NEAR = GRAPH["relationships"][0]
@@ -96,8 +96,8 @@ _ROWS: tuple[tuple[str, Callable[[Path], str], Kind, str], ...] = (
     ("an image twice", holds("vg", [GRAPH, {**GRAPH, "relationships": []}]), "counted", "^duplicate_images 1$"),
     ("an image of HICO-DET twice", holds("hico", FILES["hico"] * 3), "counted", "^duplicate_images 2$"),
     ("an image that is null", holds("vg", [GRAPH, None]), "counted", "^malformed 1$"),
-    ("no size, and no picture that tells", graph(image_id=7, width=None), "error row", "image file not found"),
-    ("no size, but a picture", graph(width=None), "accepted", "1 64x48 2 boxes"),
+    ("no size, and no image that tells", graph(image_id=7, width=None), "error row", "image file not found"),
+    ("no size, but an image", graph(width=None), "accepted", "1 64x48 2 boxes"),
     ("NaN in a box", thing(x=float("nan")), "counted", "^degenerate 1$"),
     ("a box over the edge", thing(w=1000), "counted", "^clipped 1$"),
     ("a box without name", thing(names=[]), "counted", "^malformed 1$"),

@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.records import Record
-from sgpipe.shards.folder import RunFolder
-from sgpipe.shards.manifest import MANIFEST, Manifest
-from sgpipe.shards.read import iter_records, read_file
-from sgpipe.shards.verify import verify
-from sgpipe.shards.write import shard_name, write_shard
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import iter_records, read_file, shard_name, write_shard
+from sgpipe.storage.verify import verify
 from tests.bad_data.case import Case, Kind, Outcome, outcome
-from tests.sgpipe.shards.test_write import full_record
+from tests.sgpipe.storage.test_write import full_record
 
 Harm = Callable[[bytes], bytes]
 SHARD = shard_name("val", 0, 2)

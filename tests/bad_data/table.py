@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bad_data import annotations, checkpoints, imports, pictures, recipes, shards
+from tests.bad_data import annotations, checkpoints, images, imports, recipes, shards
 
-_GROUPS = (pictures, annotations, imports, recipes, checkpoints, shards)
+_GROUPS = (images, annotations, imports, recipes, checkpoints, shards)
 CASES = [case for group in _GROUPS for case in group.CASES]

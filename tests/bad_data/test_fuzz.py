@@ -17,21 +17,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.importing import import_annotations
-from sgpipe.progress import Progress
 from sgpipe.recipe import Recipe, SourceConfig, SplitConfig, load_recipe
 from sgpipe.records import Box, Record, Relation, to_table
-from sgpipe.shards.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.shards.read import iter_records
-from sgpipe.shards.rows import row_faults
 from sgpipe.sources import open_source
-from sgpipe.sources.clip import clip_objects
+from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.detections import Detections
-from sgpipe.sources.json_stream import JsonStream
-from sgpipe.stages.parse import CaptionParser
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.stages.parse.stage import CaptionParser
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.verify import row_faults
+from sgpipe.utils.console import Progress
+from sgpipe.utils.json_stream import JsonStream
 from tests.bad_data.annotations import BOX, GOOD
+from tests.sgpipe.cli.test_imports import TRIPLETS
 from tests.sgpipe.sources import test_odd_values as imports
-from tests.sgpipe.test_cli_import import TRIPLETS
 
 QUIET = Progress(Console(quiet=True))
 TOKENS = (

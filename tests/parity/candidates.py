@@ -18,13 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgpipe.records import Box, Pair, Record, Relation, Triplet
-from sgpipe.relations import NameFrequencies, deduplicate, keep_known, top_per_pair
-from sgpipe.stages.candidates import candidate_pairs
-from sgpipe.stages.grouping import Group, reference_groups, reference_prior_groups
-from sgpipe.stages.matching import SubstringMatcher
-from sgpipe.stages.pair import assign_categories, stated_predicates
-from sgpipe.stages.prior import Prior, collect_prior
+from sgpipe.records import Box, Pair, Record, Relation, Triplet, deduplicate
+from sgpipe.stages.pair.candidates import Prior, candidate_pairs, collect_prior
+from sgpipe.stages.pair.matching import SubstringMatcher
+from sgpipe.stages.pair.stage import assign_categories, stated_predicates
+from sgpipe.stages.tag.grouping import PairGroup, reference_groups, reference_prior_groups
+from tests.parity.refinement import NameFrequencies, keep_known, top_per_pair
 
 PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq.json"
 FILES: dict[str, tuple[str, ...]] = {
@@ -256,7 +255,7 @@ def labelled_records(images: list[Any]) -> tuple[list[Record], dict[int, int]]:
     return records, ids
 
 
-def as_json(groups: list[Group]) -> list[Any]:
+def as_json(groups: list[PairGroup]) -> list[Any]:
     return [[[list(pair) for pair in group.pairs], group.predicates] for group in groups]
 
 

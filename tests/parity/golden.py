@@ -17,7 +17,7 @@ from transformers import RobertaConfig
 from rlip_model.checkpoint import build_model, load_official
 from rlip_model.model import RLIPModel
 from rlip_model.official import infer_config
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 from rlip_model.targets import Triplets
 from tests.parity.seeded import seeded_state
 
@@ -46,14 +46,14 @@ class Golden:
         """The tensors of a file of the folder; none if there is no such file."""
         return _tensors(self.folder, name)
 
-    def pairs(self, prefix: str = "targets_a.", tensors: dict[str, Tensor] | None = None) -> list[Pairs]:
+    def pairs(self, prefix: str = "targets_a.", tensors: dict[str, Tensor] | None = None) -> list[GivenPairs]:
         """The target pairs of every image of the batch."""
         found = self.inputs if tensors is None else tensors
-        pairs: list[Pairs] = []
+        pairs: list[GivenPairs] = []
         while f"{prefix}{len(pairs)}.sub_boxes" in found:
             image = f"{prefix}{len(pairs)}."
             names = ("sub_boxes", "obj_boxes", "sub_labels", "obj_labels")
-            pairs.append(Pairs(*(found[image + name] for name in names)))
+            pairs.append(GivenPairs(*(found[image + name] for name in names)))
         return pairs
 
     def triplets(self, prefix: str = "targets_a.") -> list[Triplets]:

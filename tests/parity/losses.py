@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlip_model.heads import LayerOutput, RelationOutput
-from rlip_model.losses import DetectionCriterion, LayerLosses, Losses, LossWeights, TaggerCriterion
+from rlip_model.losses import DetectionCriterion, LayerLosses, LossWeights, ModelLosses, TaggerCriterion
 from rlip_model.matcher import MatchingCosts, match
 from rlip_model.model import RLIPModel, RTagger
 from rlip_model.official import is_ignored, renamed
@@ -40,7 +40,7 @@ class TrainingPass:
     def relation_features(self) -> Tensor:
         return self.labels.features[0, self.labels.num_objects :]
 
-    def losses(self, targets: Sequence[Triplets], criterion: DetectionCriterion | None = None) -> Losses:
+    def losses(self, targets: Sequence[Triplets], criterion: DetectionCriterion | None = None) -> ModelLosses:
         chosen = criterion or self.criterion
         if isinstance(chosen, TaggerCriterion):
             return chosen(self.output, targets)
@@ -103,7 +103,7 @@ def check_losses(made: TrainingPass, expected: dict[str, Any], report: Report) -
         compare_losses(report, name, made.losses(made.golden.triplets(f"{name}.")), values)
 
 
-def compare_losses(report: Report, section: str, found: Losses, expected: Mapping[str, float]) -> None:
+def compare_losses(report: Report, section: str, found: ModelLosses, expected: Mapping[str, float]) -> None:
     values = {**named_losses(found.final, ""), "TOTAL_WEIGHTED": found.total}
     for index, layer in enumerate(found.auxiliary):
         values.update(named_losses(layer, f"_{index}"))

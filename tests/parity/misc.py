@@ -17,13 +17,13 @@ import torch
 
 from rlip_model.image import resized
 from rlip_model.targets import Triplets
-from rlip_model.training.annotations import SceneGraph, label_scene
+from rlip_model.training.annotations import SceneAnnotation, label_scene
 from rlip_model.training.sampling import (
     LabelledBatch,
     LabelledTriplets,
+    LabelVocabulary,
     NegativeSampling,
     Strategy,
-    Vocabulary,
     merge,
 )
 from tests.parity.evaluation import hico, open_images, vcoco
@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> Report:
 def check_sampling(content: dict[str, Any], report: Report) -> None:
     """Texts and labels of a merged batch, for every number of negative texts."""
     images = [labelled(image) for image in content["inputs"]]
-    objects, relations = (Vocabulary.from_counts(content[f"{part}_freq"]) for part in ("object", "relationship"))
+    objects, relations = (LabelVocabulary.from_counts(content[f"{part}_freq"]) for part in ("object", "relationship"))
     for name, case in content["cases"].items():
         first, _, second = case["strategy"].partition("+")
         strategies = STRATEGIES[first], STRATEGIES[second or first]
@@ -92,7 +92,7 @@ def check_annotation(content: dict[str, Any], report: Report) -> None:
     width, height = content["image_size_wh"]
     new_width, new_height = resized(width, height)
     (annotation,) = content["annotation"]
-    graph = SceneGraph.from_json(annotation).confident(content["relation_threshold"])
+    graph = SceneAnnotation.from_json(annotation).confident(content["relation_threshold"])
     for name, case in content["cases"].items():
         section, expected = f"annotation, {name}", case["target"]
         scene = label_scene(graph, width, height, case["num_queries"] // 2)

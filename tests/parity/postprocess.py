@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlip_model.model import RLIPModel
-from rlip_model.postprocess import Detections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
+from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
 from rlip_model.text import LabelFeatures
 from tests.parity.forward import run_network
 from tests.parity.golden import Golden, Report
@@ -40,7 +40,7 @@ def check_postprocessing(model: RLIPModel, golden: Golden, report: Report) -> No
             report.require("post-processing", key, torch.equal(found[key], reference))
 
 
-def listed(prefix: str, detections: Detections) -> dict[str, Tensor]:
+def listed(prefix: str, detections: TripletDetections) -> dict[str, Tensor]:
     """Subjects, then objects, in one list, and which of them belong together."""
     numbers = torch.arange(2 * len(detections))
     subjects, objects = numbers.chunk(2) if len(detections) else (numbers, numbers)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from rlip_model.encoder import Memory
 from rlip_model.model import RLIPModel, RTagger
-from rlip_model.queries import EntityQueries, PairQueries, Pairs
+from rlip_model.queries import EntityQueries, GivenPairs, PairQueries
 from rlip_model.text import NO_OBJECTS, load_tokenizer
 from sgpipe.records import Relation
-from sgpipe.stages.grouping import Group
-from sgpipe.stages.tag import given_pairs, reference_batches, relations_above
-from sgpipe.vocabulary import category_names
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.stages.tag.grouping import PairGroup
+from sgpipe.stages.tag.stage import given_pairs, reference_batches, relations_above
 from tests.parity.forward import layer_outputs
 from tests.parity.golden import Golden, Report
 
@@ -118,7 +118,7 @@ class Picture:
     def labels(self) -> Tensor:
         return torch.tensor([self.content["object_texts"].index(name) for name in self.names])
 
-    def pairs(self, indices: Sequence[tuple[int, int]]) -> Pairs:
+    def pairs(self, indices: Sequence[tuple[int, int]]) -> GivenPairs:
         return given_pairs(self.tensors["gt_boxes"], self.labels, indices)
 
     def fuse(self, model: RTagger, predicates: Sequence[str]) -> Memory:
@@ -131,7 +131,7 @@ class Case:
     """One generation run: candidate groups, groups per chunk, threshold, and what came out."""
 
     name: str
-    groups: list[Group]
+    groups: list[PairGroup]
     chunk: int
     threshold: float
     annotation: dict[str, Any]
@@ -147,7 +147,7 @@ def check_generation(model: RLIPModel, golden: Golden, report: Report) -> None:
     picture = Picture(content, golden.tensors("generation.safetensors"))
     model.set_tokenizer(load_tokenizer(golden.folder.parent.parent / "roberta_small"))
     for name, raw in content["cases"].items():
-        groups = [Group([(s, o) for s, o in pairs], texts) for pairs, texts in raw["relation_candidates"]]
+        groups = [PairGroup([(s, o) for s, o in pairs], texts) for pairs, texts in raw["relation_candidates"]]
         chunk, threshold = raw["img_inference_batch"], raw["relation_threshold"]
         case = Case(name, groups, chunk, threshold, raw["annotation"][0])
         check_relations(report, case, generate(model, case, picture))

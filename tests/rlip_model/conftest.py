@@ -8,8 +8,8 @@ import torch
 
 from rlip_model.config import Fusion
 from rlip_model.model import ParSeD, ParSeDA, RTagger
-from rlip_model.queries import Pairs
-from rlip_model.tiny import make_tagger, tiny_config
+from rlip_model.queries import GivenPairs
+from tests.factories import make_tagger, tiny_config
 
 TEXTS = (
     "person dog horse bench no objects",
@@ -51,8 +51,8 @@ def tiny_network(
     return kind(kind.config_class(**{**sizes, "fusion": fusion, **changes})).eval()
 
 
-def random_pairs(count: int, labels: int = 4, seed: int = 0) -> Pairs:
+def random_pairs(count: int, labels: int = 4, seed: int = 0) -> GivenPairs:
     generator = torch.Generator().manual_seed(seed + 100 * count)
     boxes = 0.1 + 0.8 * torch.rand(2, count, 4, generator=generator)
     classes = torch.randint(0, labels, (2, count), generator=generator)
-    return Pairs(boxes[0], boxes[1], classes[0], classes[1])
+    return GivenPairs(boxes[0], boxes[1], classes[0], classes[1])

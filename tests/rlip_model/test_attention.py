@@ -1,11 +1,11 @@
-"""Deformable attention: what is sampled, wherever the points lie, and the layer around it. See also test_bags.py."""
+"""Deformable attention: sampled values wherever the points lie, and the layer around it."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from rlip_model.attention import DeformableAttention, sample, sample_by_grid
-from rlip_model.bags import Shapes, sample_by_bags
+from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 
 SHAPES = [(7, 9), (4, 5), (2, 2)]
 
@@ -45,7 +45,7 @@ def test_each_is_bilinear_with_zeros_outside() -> None:
                     place = places[0, query, :, head, level, point]
                     found = sample_by_hand(value[0, :, head], SHAPES, place, level)
                     expected[0, query, head] += weights[0, query, head, level, point] * found
-    for way in (sample_by_bags, sample_by_grid):
+    for way in (sample_by_embedding_bags, sample_by_grid):
         torch.testing.assert_close(way(value, SHAPES, places, weights), expected.flatten(2))
 
 

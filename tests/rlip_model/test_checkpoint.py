@@ -17,7 +17,7 @@ from rlip_model.official import infer_config, is_ignored, renamed
 from rlip_model.presets import SWIN_SIZES
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import TokenizerError
-from rlip_model.tiny import tiny_config
+from tests.factories import tiny_config
 from tests.rlip_model.conftest import random_pairs, tiny_network
 from tests.rlip_model.official_names import official_state, write_official
 

@@ -8,7 +8,7 @@ import torch
 from rlip_model.decoder import AnchorPositions, EntityDecoder, RelationDecoder
 from rlip_model.encoder import Memory
 from rlip_model.queries import EntityQueries, RelationQueries
-from rlip_model.tiny import tiny_config
+from tests.factories import tiny_config
 
 CONFIG = tiny_config(100)
 SHAPES = ((8, 8), (4, 4), (2, 2), (2, 2))

@@ -2,7 +2,7 @@
 
 import torch
 
-from rlip_model.diagnostics import prediction_errors
+from rlip_model.losses import prediction_errors
 from rlip_model.matcher import MatchingCosts, match
 from rlip_model.targets import join
 from tests.rlip_model.samples import PAIRS, RELATIONS, perfect_layer, random_layer, random_triplets

@@ -15,7 +15,7 @@ from rlip_model.fusion import (
     MultiBranchFusion,
     VisionLanguageFusion,
 )
-from rlip_model.tiny import tiny_config
+from tests.factories import tiny_config
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlip_model.losses import DetectionCriterion, Losses, TaggerCriterion
+from rlip_model.losses import DetectionCriterion, ModelLosses, TaggerCriterion
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
 from tests.rlip_model.conftest import tiny_network
 from tests.rlip_model.samples import OBJECTS, RELATIONS, random_triplets
@@ -14,7 +14,7 @@ TOKENS = torch.randint(5, 100, (OBJECTS + RELATIONS, 4), generator=torch.Generat
 BOX_HEADS = ("relation_decoder.subject_box_heads", "relation_decoder.object_box_heads")
 
 
-def train_step(network: RLIPModel, counts: tuple[int, int] = (4, 3)) -> Losses:
+def train_step(network: RLIPModel, counts: tuple[int, int] = (4, 3)) -> ModelLosses:
     network.train()
     targets = [random_triplets(count) for count in counts]
     labels = network.encode_tokens(TOKENS, torch.ones_like(TOKENS), OBJECTS)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlip_model.model import ParSeD, ParSeDA, RTagger
-from rlip_model.queries import Pairs
-from rlip_model.tiny import tiny_config
+from rlip_model.queries import GivenPairs
+from tests.factories import tiny_config
 from tests.rlip_model.conftest import random_pairs
 
 OBJECTS = ["person", "dog", "horse", "no objects"]
@@ -75,7 +75,7 @@ def test_padding_right_and_below_changes_little(tagger: RTagger) -> None:
     assert gap < (bare.subject_boxes - unmasked.subject_boxes).abs().mean() + 1e-3
 
 
-def loss_of(tagger: RTagger, pairs: list[Pairs]) -> torch.Tensor:
+def loss_of(tagger: RTagger, pairs: list[GivenPairs]) -> torch.Tensor:
     tokens = tagger.tokenizer([*OBJECTS, *RELATIONS], padding=True, return_tensors="pt")
     labels = tagger.encode_tokens(tokens["input_ids"], tokens["attention_mask"], len(OBJECTS))
     output = tagger(PIXELS.expand(2, -1, -1, -1), None, labels, pairs)

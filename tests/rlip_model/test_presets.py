@@ -8,8 +8,10 @@ import torch
 
 from rlip_model.checkpoint import build_model
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RTaggerConfig
+from rlip_model.model import RTagger
 from rlip_model.official import is_ignored, renamed
 from rlip_model.presets import BACKBONES, KINDS, preset
+from tests.factories import make_tagger
 
 
 def parameters(kind: str, backbone: str) -> int:
@@ -70,9 +72,9 @@ def test_what_is_particular_to_each() -> None:
 
 def test_changes_and_wrong_names() -> None:
     assert preset("parseda", "resnet50", num_queries=128, dropout=0.3).num_pairs == 64
-    with pytest.raises(ValueError, match="there is no network 'rlip', only parseda, parsed, tagger, rlipv1"):
+    with pytest.raises(ValueError, match="unknown network 'rlip', expected one of parseda, parsed, tagger, rlipv1"):
         preset("rlip", "resnet50")
-    with pytest.raises(ValueError, match="there is no backbone 'swin-l', only resnet50, swin_tiny"):
+    with pytest.raises(ValueError, match="unknown backbone 'swin-l', expected one of resnet50, swin_tiny"):
         preset("parseda", "swin-l")
 
 
@@ -95,3 +97,14 @@ def test_published_shapes(oracle: Path, folder: str, keys: str, kind: str, backb
     ours = {name: list(value.shape) for name, value in network.state_dict().items()}
     theirs = {renamed(key, 3): shape for key, shape in published.items() if not is_ignored(key, network.config)}
     assert ours == theirs
+
+
+def test_the_tiny_network_is_small_and_tells_words_apart(tmp_path: Path) -> None:
+    make_tagger(
+        tmp_path / "tagger", ["person dog horse no objects riding next to holding under above near behind on in"]
+    )
+    tagger = RTagger.from_pretrained(tmp_path / "tagger")
+    assert sum(parameter.numel() for parameter in tagger.parameters()) < 3_000_000
+    features = tagger.encode_texts(["person", "dog", "riding"])
+    assert not torch.equal(features[0], features[1])
+    assert tagger.tokenizer.unk_token_id not in tagger.tokenizer("person riding horse")["input_ids"]

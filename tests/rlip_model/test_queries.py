@@ -9,7 +9,7 @@ from torch import Tensor
 from rlip_model.model import RTagger
 from rlip_model.noise import TorchNoise
 from rlip_model.position import inverse_sigmoid
-from rlip_model.queries import Pairs
+from rlip_model.queries import GivenPairs
 from tests.rlip_model.conftest import random_pairs
 
 LABELS = torch.randn(1, 5, 64)
@@ -85,7 +85,7 @@ def test_noise_never_makes_the_last_label(tagger: RTagger) -> None:
     assert kinds == {0, 1, 2, 3}
 
 
-def twice_the_same(slots: int) -> Pairs:
+def twice_the_same(slots: int) -> GivenPairs:
     """Full slots, the first two of which hold the same subject."""
     pairs = random_pairs(slots)
     pairs.subject_boxes[1], pairs.subject_labels[1] = pairs.subject_boxes[0], pairs.subject_labels[0]

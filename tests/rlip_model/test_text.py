@@ -7,6 +7,7 @@ import torch
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
 
 from rlip_model.model import RTagger
+from rlip_model.presets import tiny_sizes
 from rlip_model.text import (
     LabelCache,
     LabelEncoder,
@@ -16,7 +17,6 @@ from rlip_model.text import (
     masked_by_sum,
     spread,
 )
-from rlip_model.tiny import tiny_sizes
 
 WORDS = "person dog horse on next to holding in front of a b c d e f g h i j k l"
 

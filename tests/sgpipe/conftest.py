@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.sgpipe.trainings import make_run, training
+from tests.sgpipe.training.trainings import make_run, training
 
 
 @pytest.fixture(scope="session")
 def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of a few drawn pictures; not to be changed."""
+    """Shards of a few drawn images; not to be changed."""
     return make_run(tmp_path_factory.mktemp("drawn-run"))
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from sgpipe.images import ImageError, decode, is_there, open_image, resolve, upright_rgb
+from sgpipe.images import ImageError, decode, image_exists, open_image, open_row_image, resolve, upright_rgb
 from sgpipe.records import Record
 
 
@@ -58,7 +58,7 @@ def test_exif_rotation_follows_the_annotated_size(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(8, 6), (6, 6)])
-def test_own_pictures_are_seen_as_people_see_them(tmp_path, orientation, size):
+def test_own_images_are_seen_as_people_see_them(tmp_path, orientation, size):
     """Also those whose size does not tell that they were turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -72,7 +72,7 @@ def test_own_pictures_are_seen_as_people_see_them(tmp_path, orientation, size):
     assert annotated.convert("L").tobytes() == stored.tobytes()
 
 
-def test_pictures_in_memory_that_cannot_be_used_say_why(tmp_path):
+def test_images_in_memory_that_cannot_be_used_say_why(tmp_path):
     Image.effect_noise((80, 60), 50).save(tmp_path / "a.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-300])
     for image, reason in (
@@ -89,11 +89,11 @@ def test_pictures_in_memory_that_cannot_be_used_say_why(tmp_path):
     [
         (None, "not found"),
         (b"", "cannot be read"),
-        (b"not a picture", "cannot be read"),
+        (b"not an image", "cannot be read"),
         ("cut", "cannot be read"),
     ],
 )
-def test_broken_pictures_say_why(tmp_path, content, reason):
+def test_broken_images_say_why(tmp_path, content, reason):
     path = tmp_path / "a.jpg"
     if content == "cut":
         Image.effect_noise((8, 6), 50).save(path)
@@ -120,7 +120,7 @@ def test_links_that_the_owner_of_the_folder_made_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("codec"), MemoryError(), struct.error("unpack"), KeyError("tag")])
-def test_whatever_a_decoder_raises_is_the_pictures_fault(tmp_path, monkeypatch, fault):
+def test_whatever_a_decoder_raises_is_the_images_fault(tmp_path, monkeypatch, fault):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
 
     def decode(self):
@@ -132,7 +132,7 @@ def test_whatever_a_decoder_raises_is_the_pictures_fault(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("name", ["\ud800.jpg", "loop/a.jpg", "x" * 5000])
-def test_impossible_names_are_the_pictures_fault(tmp_path, name):
+def test_impossible_names_are_the_images_fault(tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ImageError):
         open_image({"val": tmp_path}, record(name))
@@ -147,7 +147,7 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
         open_image({"val": tmp_path}, record("a.png"))
 
 
-def test_a_picture_in_memory_is_read_like_a_file(tmp_path):
+def test_an_image_in_memory_is_read_like_a_file(tmp_path):
     Image.effect_noise((8, 6), 50).convert("RGB").save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     expected = open_image({"val": tmp_path}, record("a.png"))
@@ -157,9 +157,23 @@ def test_a_picture_in_memory_is_read_like_a_file(tmp_path):
             decode(BytesIO(broken), size, "a.png")
 
 
-def test_whether_a_picture_is_there(tmp_path):
+def test_a_rows_image_comes_from_the_given_folder_then_the_row_then_the_folder_of_the_run(tmp_path):
+    for name in ("run", "moved"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 6), "red" if name == "run" else "blue").save(tmp_path / name / "a.png")
+    Image.new("RGB", (8, 6), "lime").save(tmp_path / "a.png")
+    folders, embedded = {"val": tmp_path / "run"}, (tmp_path / "a.png").read_bytes()
+    red, lime, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    assert open_row_image(folders, record("a.png")).getpixel((0, 0)) == red
+    assert open_row_image(folders, record("a.png"), embedded).getpixel((0, 0)) == lime
+    assert open_row_image(folders, record("a.png"), embedded, tmp_path / "moved").getpixel((0, 0)) == blue
+    with pytest.raises(ImageError, match=r"neither in the shard nor in a known folder: a\.png"):
+        open_row_image({}, record("a.png"))
+
+
+def test_whether_an_image_is_there(tmp_path):
     (tmp_path / "a.png").touch()
-    assert is_there(tmp_path, "a.png")
-    assert not is_there(tmp_path, "b.png")
-    assert not is_there(tmp_path / "b", "../a.png")
-    assert not is_there(tmp_path / "a.png", "b.png")
+    assert image_exists(tmp_path, "a.png")
+    assert not image_exists(tmp_path, "b.png")
+    assert not image_exists(tmp_path / "b", "../a.png")
+    assert not image_exists(tmp_path / "a.png", "b.png")

@@ -6,16 +6,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe import Pipeline, SceneGraph
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.miniworld.world import IMAGES, INSTANCES, draw_world
+from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
 from sgpipe.records import Box, Record, Relation
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("drawn") / "world"
-    draw_world(out, 3, seed=5)
+    render_dataset(out, 3, seed=5)
     return out
 
 
@@ -40,7 +40,7 @@ def test_the_packaged_models_find_relations_between_given_boxes(graphs, drawn):
         assert len(graph.captions) == 10
 
 
-def test_labels_do_not_depend_on_the_other_pictures(pipeline, graphs, drawn):
+def test_labels_do_not_depend_on_the_other_images(pipeline, graphs, drawn):
     last = sorted((drawn / IMAGES).iterdir())[-1]
     assert pipeline(last).record == graphs[-1].record
     assert pipeline(str(last)).record == graphs[-1].record
@@ -54,7 +54,7 @@ def test_paths_may_go_up_and_over_links(pipeline, graphs, drawn, tmp_path, monke
         assert pipeline(path).record == graphs[-1].record
 
 
-def test_pictures_in_memory_are_as_good_as_files(drawn):
+def test_images_in_memory_are_as_good_as_files(drawn):
     """Their names are not known, so they get boxes of a detector."""
     file = sorted((drawn / IMAGES).iterdir())[0]
     pipeline = Pipeline()
@@ -81,7 +81,7 @@ def test_a_graph_tells_and_draws_what_is_in_it():
         ({"recipe": "coco", "tagger": "t"}, "no boxes: give --detector"),
         ({"settings": {"tag.thresh": 1}}, "unknown key 'tag.thresh'"),
         ({"boxes": "nowhere.json"}, "not found: nowhere.json"),
-        ({"detector": "nowhere"}, "no detector at nowhere"),
+        ({"detector": "nowhere"}, "no detector nowhere"),
     ],
 )
 def test_what_is_missing_is_said(options, reason, monkeypatch, tmp_path):
@@ -95,15 +95,15 @@ def invoke(*arguments: object):
     return CliRunner().invoke(app, ["label", *(str(argument) for argument in arguments)])
 
 
-def test_the_command_draws_pictures_and_prints_relations(drawn, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_the_command_draws_images_and_prints_relations(drawn, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     images, out = drawn / IMAGES, tmp_path / "out"
     result = invoke(images, tmp_path / "bad.png", "--boxes", drawn / INSTANCES, "--out", out)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert f"{tmp_path / 'bad.png'}: source: image cannot be read" in result.stdout
     assert any(" · " in line for line in lines)
-    assert "know nothing but drawn pictures" in result.stderr
+    assert "know only synthetic images" in result.stderr
     assert sorted(path.name for path in out.iterdir()) == [
         f"{path.name}.relations.png" for path in sorted(images.iterdir())
     ]
@@ -114,7 +114,7 @@ def test_the_command_draws_pictures_and_prints_relations(drawn, tmp_path):
     assert (said["status"], said["file_name"]) == ("error", str(tmp_path / "bad.png"))
 
 
-def test_a_picture_in_memory_that_cannot_be_read_is_an_error(pipeline, tmp_path):
+def test_a_image_in_memory_that_cannot_be_read_is_an_error(pipeline, tmp_path):
     graph = pipeline(Image.new("F", (8, 8)))
     assert "its pixels are fractions" in str(graph.error)
     assert graph.triplets() == []
@@ -136,18 +136,18 @@ def test_an_interruption_promises_nothing_that_is_not_kept(drawn, tmp_path, monk
 
     monkeypatch.setattr("sgpipe.pipeline.Pipeline", stop)
     result = invoke(drawn / IMAGES, "--out", tmp_path / "out")
-    assert (result.exit_code, result.stderr) == (130, "interrupted. The same command starts again.\n")
+    assert (result.exit_code, result.stderr) == (130, "interrupted. Run the same command again to start from the beginning.\n")
 
 
 def test_names_do_not_steer_the_terminal(drawn, tmp_path):
-    (tmp_path / "a\x1b[31m\nb.png").write_bytes(b"no picture")
+    (tmp_path / "a\x1b[31m\nb.png").write_bytes(b"no image")
     said = invoke(tmp_path, "--boxes", drawn / INSTANCES, "--out", tmp_path / "out").stdout
     assert "\x1b" not in said
     assert said.count("\n") == 1
 
 
-def test_what_was_drawn_is_no_picture_of_the_next_run(drawn, tmp_path):
-    """The folder of the drawn pictures may lie among the pictures, or be theirs."""
+def test_what_was_drawn_is_no_image_of_the_next_run(drawn, tmp_path):
+    """The folder of the drawn images may lie among the images, or be theirs."""
     own, out = tmp_path / "own.relations.png", tmp_path / "labelled"
     out.mkdir()
     for path in (own, out / "a.png.relations.png", out / "a.png.relations-2.png", out / "b.png"):
@@ -156,7 +156,7 @@ def test_what_was_drawn_is_no_picture_of_the_next_run(drawn, tmp_path):
     assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [str(out / "b.png"), str(own)]
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(drawn, tmp_path):
+def test_images_of_one_name_do_not_overwrite_each_other(drawn, tmp_path):
     file = sorted((drawn / IMAGES).iterdir())[0]
     (tmp_path / file.name).write_bytes(file.read_bytes())
     result = invoke(file, tmp_path / file.name, "--boxes", drawn / INSTANCES, "--out", tmp_path / "out")
@@ -165,7 +165,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(drawn, tmp_path):
     assert first == second
 
 
-def test_pictures_that_are_not_there_are_refused(tmp_path):
-    assert "there is no picture" in invoke(tmp_path / "a.png").stderr
+def test_images_that_are_not_there_are_refused(tmp_path):
+    assert "image not found" in invoke(tmp_path / "a.png").stderr
     (tmp_path / "empty").mkdir()
     assert invoke(tmp_path / "empty").exit_code == 2

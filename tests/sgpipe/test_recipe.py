@@ -4,7 +4,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Recipe, load_recipe
-from sgpipe.recipe_file import parse_set, recipe_folder
+from sgpipe.utils.config_file import parse_set, recipe_folder
 
 
 @pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.stem)

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Image, Pairs, Truth
+from rlip_model.evaluation.inputs import EvaluationImage, GroundTruth, PredictedPairs
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.triplets import TripletClasses
 
 
 def pair_image(
     truth: dict[str, Any], found: dict[str, Any], name: str, triplets: str, num_predicates: int, sparse: bool = False
-) -> Image:
+) -> EvaluationImage:
     """`triplets`: the key of the true ones; `sparse`: scores are [pair, predicate, score], others 0."""
     boxes = np.array(found["boxes"], dtype=np.float32).reshape(-1, 4)
     labels = np.array(found["labels"], dtype=int)
@@ -24,10 +24,10 @@ def pair_image(
             scores[pair, predicate] = score
     else:
         scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, num_predicates)
-    return Image(
+    return EvaluationImage(
         name,
-        Truth.from_lists(truth["boxes"], truth["labels"], truth[triplets]),
-        Pairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores),
+        GroundTruth.from_lists(truth["boxes"], truth["labels"], truth[triplets]),
+        PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores),
     )
 
 
@@ -35,9 +35,9 @@ def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[
     """The official columns: column, class, number; none without classes."""
     names = [str(labels) for labels in classes.labels(scores.classes).tolist()]
     columns = {
-        "gt": scores.truths,
+        "gt": scores.targets,
         "n_pred": scores.detections,
-        "tp": scores.hits,
+        "tp": scores.true_positives,
         "ap": scores.average_precision,
         "max_recall": scores.max_recall,
     }

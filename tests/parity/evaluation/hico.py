@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
-from rlip_model.evaluation.hico_classes import CLASSES, NUM_VERBS, SETTINGS, Split, class_numbers, split
+from rlip_model.evaluation.hico_classes import CLASSES, NUM_VERBS, SETTINGS, ClassSplit, class_numbers, split
 from rlip_model.evaluation.suppression import PairSuppression
 from tests.parity.evaluation.compare import Comparison, by_class, compare, need, options_of, stable_settings
 from tests.parity.evaluation.forms import class_table, pair_image
@@ -21,8 +21,8 @@ def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, re
         pair_image(image["gt"], image["pred"], image.get("filename", section), "hois", NUM_VERBS, sparse=True)
         for image in inputs["images"]
     ]
-    rarity = Split.from_labels(inputs["rare_triplets"], inputs["non_rare_triplets"])
-    divisions: dict[str, Split] = {name: split(name) for name in SETTINGS}
+    rarity = ClassSplit.from_labels(inputs["rare_triplets"], inputs["non_rare_triplets"])
+    divisions: dict[str, ClassSplit] = {name: split(name) for name in SETTINGS}
     divisions.update(dict.fromkeys(("default", "NF", "pair_nms", "known_object"), rarity))
     for name, figures in stable_settings(report, section, need(expected, "settings", section), STABLE).items():
         setting = name.removesuffix(STABLE)
@@ -35,7 +35,7 @@ def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, re
         compare(report, f"{section}, {name}", figures_of(scores, divisions[setting]), theirs)
 
 
-def figures_of(scores: HicoScores, division: Split) -> dict[str, Any]:
+def figures_of(scores: HicoScores, division: ClassSplit) -> dict[str, Any]:
     known = scores.per_class.classes
     return {
         "metrics": scores.summary(division),
@@ -54,7 +54,7 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     options = options_of(case, {"rare", "non", "nms"})
     rarity = split("default")
     if "rare" in options:
-        rarity = Split.from_labels(options["rare"], options["non"])
+        rarity = ClassSplit.from_labels(options["rare"], options["non"])
     scores = evaluate_hico(images, HicoSettings(suppression=PairSuppression() if options.get("nms") else None))
     per_class = class_table(scores.per_class, CLASSES)
     triplets = {}
@@ -93,7 +93,7 @@ def check_small(content: dict[str, Any], section: str, report: Report) -> None:
         pair_image(truth, found, truth["filename"], "hois", len(possible))
         for truth, found in zip(content["gts"], content["preds"], strict=True)
     ]
-    rarity = Split.from_labels(content["rare"], content["non_rare"], HicoSettings(possible=possible).classes)
+    rarity = ClassSplit.from_labels(content["rare"], content["non_rare"], HicoSettings(possible=possible).classes)
     for name, theirs in content["result"].items():
         suppression = PairSuppression() if name == "nms_True" else None
         scores = evaluate_hico(images, HicoSettings(possible=possible, suppression=suppression))

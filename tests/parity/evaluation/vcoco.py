@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from rlip_model.evaluation.vcoco import VcocoScores, evaluate_vcoco
-from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_found_people, read_people
-from rlip_model.evaluation.vcoco_training import VERBS, evaluate_vcoco_training
+from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
 from tests.parity.evaluation.compare import Comparison, compare, stable_settings
 from tests.parity.evaluation.forms import pair_image
+from tests.parity.evaluation.vcoco_training import VERBS, evaluate_vcoco_training
 from tests.parity.golden import Report
 
 
@@ -27,7 +27,7 @@ def scores_of(
 ) -> VcocoScores:
     actions = read_actions(verbs)
     people = read_people(coco, verbs)
-    found = read_found_people([item for item in detections if item["image_id"] in images], actions)
+    found = read_predicted_people([item for item in detections if item["image_id"] in images], actions)
     chosen = {image: people[image] for image in images}
     return evaluate_vcoco(people_images(chosen, found, actions), actions)
 
@@ -87,7 +87,7 @@ def check_training(inputs: dict[str, Any], expected: dict[str, Any], section: st
     verbs = inputs["verb_classes"]
     images = [pair_image(image["gt"], image["pred"], section, "hois", len(verbs)) for image in inputs["images"]]
     scores = evaluate_vcoco_training(images, np.array(inputs["correct_mat"]), verbs)
-    truths = zip(scores.per_class.classes.tolist(), scores.per_class.truths.tolist(), strict=True)
+    truths = zip(scores.per_class.classes.tolist(), scores.per_class.targets.tolist(), strict=True)
     counts = {verbs[number]: count for number, count in truths}
     ours = {"metrics": scores.summary(), "n_gt": {**dict.fromkeys(verbs, 0), **counts}}
     compare(report, section, ours, expected)

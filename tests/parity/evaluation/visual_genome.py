@@ -12,10 +12,10 @@ from rlip_model.evaluation.inputs import Array, table
 from rlip_model.evaluation.recall import RECALL_AT
 from rlip_model.evaluation.visual_genome import (
     MATCH_OVERLAP,
-    FoundGraph,
-    Graph,
     GraphImage,
     GraphScores,
+    GroundTruthGraph,
+    PredictedGraph,
     evaluate_graphs,
     vg150_zero_shot,
 )
@@ -39,12 +39,12 @@ def graph_image(image: dict[str, Any], name: str, num_predicates: int) -> GraphI
     truth, found = image["gt"], image["pred"]
     return GraphImage(
         name,
-        Graph(
+        GroundTruthGraph(
             table(truth["boxes"], (-1, 4), np.float32),
             table(truth["labels"], (-1,), int),
             table(truth["relation_tuple"], (-1, 3), int),
         ),
-        FoundGraph(
+        PredictedGraph(
             table(found["boxes"], (-1, 4), np.float32),
             table(found["pred_labels"], (-1,), int),
             table(found["pred_scores"], (-1,), np.float32),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NOT_FOUND, Image
+from rlip_model.evaluation.inputs import NOT_PREDICTED, EvaluationImage
 from rlip_model.evaluation.vcoco import Actions, PeopleImage
 from rlip_model.evaluation.visual_genome import GraphImage
 
@@ -71,17 +71,17 @@ class Ranking:
         return float(sum(max((p for r, p in points if r >= level), default=0.0) for level in levels) / 11)
 
 
-def ranked(images: Sequence[Image], most: int, possible: Any = None) -> list[list[Detection]]:
+def ranked(images: Sequence[EvaluationImage], most: int, possible: Any = None) -> list[list[Detection]]:
     """The best detections of each image, by falling score; equal ones as listed."""
     result = []
     for number, image in enumerate(images):
-        found = image.found
+        found = image.predicted
         every = []
         for pair in range(len(found)):
             labels = int(found.subject_labels[pair]), int(found.object_labels[pair])
             for predicate in range(found.scores.shape[1]):
                 score = np.float32(found.scores[pair, predicate])
-                if score == NOT_FOUND:
+                if score == NOT_PREDICTED:
                     continue
                 if possible is not None and not possible[predicate][labels[1]]:
                     score = np.float32(0)
@@ -110,8 +110,8 @@ def phrase_fit(first: Detection, second: Detection) -> float:
     return overlap(first.phrase, second.phrase, touching=True)
 
 
-def true_ones(image: Image, number: int) -> list[Detection]:
-    truth = image.truth
+def true_ones(image: EvaluationImage, number: int) -> list[Detection]:
+    truth = image.ground_truth
     return [
         Detection(
             number,
@@ -148,7 +148,9 @@ def judge(found: Sequence[Detection], true: Sequence[Detection], quality: Callab
     return hits
 
 
-def rankings(images: Sequence[Image], found: Sequence[Sequence[Detection]], quality: Callable) -> dict[Class, Ranking]:
+def rankings(
+    images: Sequence[EvaluationImage], found: Sequence[Sequence[Detection]], quality: Callable
+) -> dict[Class, Ranking]:
     """By class, those that are true somewhere."""
     result: dict[Class, Ranking] = defaultdict(lambda: Ranking(0, [], []))
     for number, (image, detections) in enumerate(zip(images, found, strict=True)):
@@ -162,25 +164,25 @@ def rankings(images: Sequence[Image], found: Sequence[Sequence[Detection]], qual
 
 
 def hico(
-    images: Sequence[Image], possible: Any, *, pair_nms: bool = False, known_object: bool = False
+    images: Sequence[EvaluationImage], possible: Any, *, pair_nms: bool = False, known_object: bool = False
 ) -> dict[Class, Ranking]:
     found = ranked(images, 100, possible)
     for number, image in enumerate(images):
-        if not len(image.truth.boxes):
+        if not len(image.ground_truth.boxes):
             found[number] = []
         if known_object:
-            found[number] = [one for one in found[number] if one.labels[1] in image.truth.labels]
+            found[number] = [one for one in found[number] if one.labels[1] in image.ground_truth.labels]
         if pair_nms:
             found[number] = suppressed(found[number], pair_fit, 0.7)
     return rankings(images, found, relation_quality)
 
 
-def open_images(images: Sequence[Image], most: int, *, nms: bool = False) -> dict[str, dict[Class, Ranking]]:
+def open_images(images: Sequence[EvaluationImage], most: int, *, nms: bool = False) -> dict[str, dict[Class, Ranking]]:
     """Relations and phrases; `nms` without the published slip."""
     found = ranked(images, most)
     if nms:
         found = [suppressed(own, pair_fit, 0.7) for own in found]
-    relations = [own if len(image.truth.boxes) else [] for image, own in zip(images, found, strict=True)]
+    relations = [own if len(image.ground_truth.boxes) else [] for image, own in zip(images, found, strict=True)]
     phrases = [suppressed(own, phrase_fit, 0.5) for own in found] if nms else found
     return {
         "relations": rankings(images, relations, relation_quality),
@@ -217,16 +219,16 @@ def _vcoco_column(images: Sequence[PeopleImage], action: int, column: int | None
     scored: list[tuple[float, bool]] = []
     positives = 0
     for image in images:
-        people, found = image.truth, image.found
-        positives += int((people.does[:, action] == 1).sum())
+        people, found = image.ground_truth, image.predicted
+        positives += int((people.actions[:, action] == 1).sum())
         scores = found.agent_scores[:, action] if column is None else found.role_scores[:, column]
         covered: set[int] = set()
         for one in sorted(np.flatnonzero(~np.isnan(scores)), key=lambda one: -scores[one]):
             fits = [_double_overlap(found.boxes[one], box) for box in people.boxes]
             person = int(np.argmax(fits)) if fits else -1
-            if fits and (people.does[person] == -1).any():
+            if fits and (people.actions[person] == -1).any():
                 continue
-            right = bool(fits) and fits[person] >= 0.5 and people.does[person, action] == 1 and person not in covered
+            right = bool(fits) and fits[person] >= 0.5 and people.actions[person, action] == 1 and person not in covered
             if right and column is not None:
                 right = _role_is_right(found.role_boxes[one, column], people.role_boxes[person, column], scenario)
             if right:
@@ -254,7 +256,7 @@ def recall(images: Sequence[GraphImage], most: int, *, constrained: bool) -> tup
     shares: list[float] = []
     by_predicate: dict[int, list[float]] = defaultdict(list)
     for image in images:
-        truth, found = image.truth, image.found
+        truth, found = image.ground_truth, image.predicted
         if not len(truth.relations) or not len(found.pairs):
             continue
         triplets = []
@@ -283,5 +285,5 @@ def recall(images: Sequence[GraphImage], most: int, *, constrained: bool) -> tup
         for predicate in set(truth.relations[:, 2].tolist()):
             own = [hit for hit, relation in zip(hits, truth.relations, strict=True) if relation[2] == predicate]
             by_predicate[predicate].append(float(np.mean(own)))
-    predicates = images[0].found.predicate_scores.shape[1]
+    predicates = images[0].predicted.predicate_scores.shape[1]
     return float(np.mean(shares)), [float(np.mean(by_predicate.get(number, 0))) for number in range(1, predicates)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Image, Pairs, Truth
+from rlip_model.evaluation.inputs import EvaluationImage, GroundTruth, PredictedPairs
 
 PERSON = [0, 0, 9, 9]
 THING = [50, 50, 59, 59]
@@ -23,7 +23,7 @@ def image(
     boxes: Sequence[list[float]] = (PERSON, THING),
     labels: Sequence[int] = (0, 1),
     num_predicates: int = 117,
-) -> Image:
+) -> EvaluationImage:
     """`true`: indices of two boxes, and a predicate. All subjects found are persons, label 0."""
     scores = np.zeros((len(found), num_predicates), dtype=np.float32)
     for row, item in zip(scores, found, strict=True):
@@ -31,8 +31,8 @@ def image(
             row[predicate] = score
     columns: list[Any] = [np.array([item[end] for item in found], dtype=float).reshape(-1, 4) for end in (0, 1)]
     object_labels = np.array([item[2] for item in found], dtype=int)
-    return Image(
+    return EvaluationImage(
         "a.jpg",
-        Truth.from_lists(boxes, labels, true),
-        Pairs(*columns, np.zeros(len(found), dtype=int), object_labels, scores),
+        GroundTruth.from_lists(boxes, labels, true),
+        PredictedPairs(*columns, np.zeros(len(found), dtype=int), object_labels, scores),
     )

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
-from rlip_model.evaluation.inputs import NOT_FOUND, Image, Pairs, Truth
+from rlip_model.evaluation.inputs import NOT_PREDICTED, EvaluationImage, GroundTruth, PredictedPairs
 from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_images
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
-from rlip_model.evaluation.vcoco import Actions, FoundPeople, People, PeopleImage, Role, evaluate_vcoco
-from rlip_model.evaluation.visual_genome import FoundGraph, Graph, GraphImage, evaluate_graphs
+from rlip_model.evaluation.vcoco import Actions, People, PeopleImage, PredictedPeople, Role, evaluate_vcoco
+from rlip_model.evaluation.visual_genome import GraphImage, GroundTruthGraph, PredictedGraph, evaluate_graphs
 from tests.rlip_model.evaluation import definitions
 
 OBJECTS, PREDICATES = 2, 3
@@ -32,7 +32,7 @@ def near(rng: np.random.Generator, true: np.ndarray) -> np.ndarray:
     return (true + np.tile(rng.integers(-1, 2, (len(true), 2)), 2)).astype(np.float32)
 
 
-def pair_scene(rng: np.random.Generator, name: str) -> Image:
+def pair_scene(rng: np.random.Generator, name: str) -> EvaluationImage:
     """Pairs that are found lie at true triplets, or anywhere in images without."""
     count, pairs = rng.choice([0, 2, 3, 5]), rng.choice([0, 40, 40])
     true_boxes, labels = boxes(rng, count), rng.integers(0, OBJECTS, count)
@@ -44,11 +44,13 @@ def pair_scene(rng: np.random.Generator, name: str) -> Image:
     else:
         ends, found_labels = [boxes(rng, pairs) for _ in range(2)], rng.integers(0, OBJECTS, (2, pairs))
     scores = (rng.integers(0, 30, (pairs, PREDICATES)) / 30).astype(np.float32)  # many are equal
-    scores[rng.random(scores.shape) < 0.1] = NOT_FOUND
-    return Image(name, Truth.from_lists(true_boxes, labels, triplets), Pairs(*ends, *found_labels, scores))
+    scores[rng.random(scores.shape) < 0.1] = NOT_PREDICTED
+    return EvaluationImage(
+        name, GroundTruth.from_lists(true_boxes, labels, triplets), PredictedPairs(*ends, *found_labels, scores)
+    )
 
 
-def pair_scenes(seed: int) -> list[Image]:
+def pair_scenes(seed: int) -> list[EvaluationImage]:
     rng = np.random.default_rng(seed)
     return [pair_scene(rng, str(number)) for number in range(30)]
 
@@ -58,10 +60,10 @@ def hold_equal(scores: ClassScores, rankings: dict, classes: TripletClasses) -> 
     assert sorted(names) == sorted(rankings)
     for place, name in enumerate(names):
         expected = rankings[name]
-        assert scores.truths[place] == expected.truths
+        assert scores.targets[place] == expected.truths
         assert scores.of_class(scores.classes[place])[1].tolist() == expected.sorted_hits()
         assert scores.average_precision[place] == pytest.approx(expected.eleven_points(), abs=1e-12)
-    assert 5 < scores.hits.sum() < scores.truths.sum()
+    assert 5 < scores.true_positives.sum() < scores.targets.sum()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -105,7 +107,7 @@ def people_scene(rng: np.random.Generator, name: str) -> PeopleImage:
     agents, of_roles = np.split(scores.reshape(found, roles + len(ACTIONS.names)), [len(ACTIONS.names)], axis=1)
     of_roles[rng.random(of_roles.shape) < 0.1] = np.nan
     return PeopleImage(
-        name, People(true_boxes, does, things), FoundPeople(near_boxes.astype(float), agents, of_roles, role_boxes)
+        name, People(true_boxes, does, things), PredictedPeople(near_boxes.astype(float), agents, of_roles, role_boxes)
     )
 
 
@@ -131,8 +133,8 @@ def graph_scene(rng: np.random.Generator, name: str) -> GraphImage:
     scores = rng.random((pairs, 1 + PREDICATES)).astype(np.float32)
     return GraphImage(
         name,
-        Graph(true_boxes, labels, relations),
-        FoundGraph(found_boxes, labels[places], rng.random(found).astype(np.float32), ends, scores),
+        GroundTruthGraph(true_boxes, labels, relations),
+        PredictedGraph(found_boxes, labels[places], rng.random(found).astype(np.float32), ends, scores),
     )
 
 

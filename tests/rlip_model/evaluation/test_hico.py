@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
-from rlip_model.evaluation.hico_classes import CLASSES, SETTINGS, Split, class_numbers, possible_interactions, split
-from rlip_model.evaluation.inputs import EvaluationError, Image
+from rlip_model.evaluation.hico_classes import (
+    CLASSES,
+    SETTINGS,
+    ClassSplit,
+    class_numbers,
+    possible_interactions,
+    split,
+)
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage
 from rlip_model.evaluation.suppression import PairSuppression
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, image
 
@@ -14,11 +21,11 @@ RIGHT = (PERSON, THING, BICYCLE, {RIDE: 0.9})
 WRONG = (FAR, FAR, BICYCLE, {RIDE: 0.8})
 
 
-def precision(*images: Image, settings: HicoSettings | None = None) -> float:
+def precision(*images: EvaluationImage, settings: HicoSettings | None = None) -> float:
     return evaluate_hico(images, settings).per_class.mean()
 
 
-def rides(*found: tuple, **boxes: list) -> Image:
+def rides(*found: tuple, **boxes: list) -> EvaluationImage:
     return image([(0, 1, RIDE)], found, **boxes)
 
 
@@ -51,14 +58,14 @@ def test_another_class_is_another_thing() -> None:
 
 def test_what_is_scored_0_is_a_detection_if_the_hundred_best_reach_that_far() -> None:
     scores = evaluate_hico([image([(0, 1, RIDE), (0, 1, WASH)], [(PERSON, THING, BICYCLE, {HOLD: 0.9})])]).per_class
-    assert scores.hits.tolist() == [RIDE < 100, WASH < 100] == [True, False]
+    assert scores.true_positives.tolist() == [RIDE < 100, WASH < 100] == [True, False]
 
 
 def test_the_second_detection_of_one_is_wrong() -> None:
     worse = (PERSON, THING, BICYCLE, {RIDE: 0.7})
     missed = image([(0, 1, RIDE)])
     once, twice = (evaluate_hico([scene, missed]) for scene in (rides(RIGHT), rides(RIGHT, worse)))
-    assert once.per_class.hits.tolist() == twice.per_class.hits.tolist() == [1]
+    assert once.per_class.true_positives.tolist() == twice.per_class.true_positives.tolist() == [1]
     assert twice.per_class.of_class(CLASSES.number(0, BICYCLE, RIDE))[1].tolist() == [True, False]
 
 
@@ -70,19 +77,19 @@ def test_no_second_choice_if_the_best_is_taken() -> None:
         boxes=boxes,
         labels=labels,
     )
-    assert evaluate_hico([both]).per_class.hits.tolist() == [1]
+    assert evaluate_hico([both]).per_class.true_positives.tolist() == [1]
 
 
 def test_equal_annotations_are_found_once_and_count_twice() -> None:
     scores = evaluate_hico([image([(0, 1, RIDE), (0, 1, RIDE)], [RIGHT, RIGHT])]).per_class
-    assert (scores.truths.tolist(), scores.hits.tolist()) == ([2], [1])
+    assert (scores.targets.tolist(), scores.true_positives.tolist()) == ([2], [1])
 
 
 def test_equal_boxes_annotated_twice_are_two() -> None:
     """But the first is always the best choice, so that only it can be found."""
     twice = image([(0, 1, RIDE), (0, 2, RIDE)], [RIGHT, RIGHT], boxes=[PERSON, THING, THING], labels=[0, 1, 1])
     scores = evaluate_hico([twice]).per_class
-    assert (scores.truths.tolist(), scores.hits.tolist()) == ([2], [1])
+    assert (scores.targets.tolist(), scores.true_positives.tolist()) == ([2], [1])
 
 
 def test_images_without_boxes_are_left_out_and_those_without_triplets_are_not() -> None:
@@ -145,7 +152,7 @@ def test_other_verbs_objects_and_images_suppress_nothing() -> None:
     found = [RIGHT, (PERSON, THING, BICYCLE, {WASH: 0.8}), (PERSON, THING, BICYCLE + 1, {RIDE: 0.7})]
     boxes, labels = [PERSON, THING, THING], [0, BICYCLE, BICYCLE + 1]
     scene = image([(0, 1, RIDE), (0, 1, WASH), (0, 2, RIDE)], found, boxes=boxes, labels=labels)
-    assert evaluate_hico([scene, scene], SUPPRESSING).per_class.hits.tolist() == [2, 2, 2]
+    assert evaluate_hico([scene, scene], SUPPRESSING).per_class.true_positives.tolist() == [2, 2, 2]
 
 
 def test_known_object() -> None:
@@ -161,14 +168,14 @@ def test_blocks_do_not_show() -> None:
     scenes = [rides(RIGHT, WRONG), rides(WRONG), image([(0, 1, HOLD)], [RIGHT])] * 50
     many = evaluate_hico(scenes).per_class
     one = evaluate_hico(scenes[:3]).per_class
-    np.testing.assert_array_equal(many.hits, one.hits * 50)
+    np.testing.assert_array_equal(many.true_positives, one.true_positives * 50)
     np.testing.assert_array_equal(many.detections, one.detections * 50)
 
 
 def test_rare_and_others() -> None:
     scores: HicoScores = evaluate_hico([image([(0, 1, RIDE), (0, 1, WASH)], [RIGHT])])
     nobody = np.zeros((0, 3))
-    summary = scores.summary(Split.from_labels(np.array([[0, BICYCLE, RIDE]]), nobody))
+    summary = scores.summary(ClassSplit.from_labels(np.array([[0, BICYCLE, RIDE]]), nobody))
     assert summary["mAP rare"] == pytest.approx(1)
     assert summary["mAP"] == pytest.approx(0.5)
     assert math.isnan(summary["mAP non-rare"])

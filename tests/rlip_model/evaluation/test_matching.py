@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rlip_model.evaluation.matching import NO_CLAIM, best_claims, equal_rows, first_claims
+from rlip_model.evaluation.matching import NO_MATCH, best_matches, equal_rows, first_matches
 
 numbers = arrays(int, st.integers(0, 12), elements=st.integers(-2, 4))
 
@@ -17,14 +17,21 @@ def test_equal_rows_are_those_of_two_loops(first: np.ndarray, second: np.ndarray
 def test_the_best_fit_is_claimed_and_the_earlier_on_equality() -> None:
     candidates = [(0, 0, 0.6), (0, 1, 0.9), (2, 2, 0.7), (2, 1, 0.7)]
     detections, truths, quality = (np.array(column) for column in zip(*candidates, strict=True))
-    assert best_claims(detections, truths, quality, count=4).tolist() == [1, NO_CLAIM, 1, NO_CLAIM]
+    assert best_matches(detections, truths, quality, count=4).tolist() == [1, NO_MATCH, 1, NO_MATCH]
 
 
 def test_nothing_fits() -> None:
     nothing = np.zeros(0, dtype=int)
-    assert best_claims(nothing, nothing, nothing, count=2).tolist() == [NO_CLAIM, NO_CLAIM]
+    assert best_matches(nothing, nothing, nothing, count=2).tolist() == [NO_MATCH, NO_MATCH]
 
 
 def test_only_the_first_claim_is_a_hit() -> None:
-    assert first_claims(np.array([4, NO_CLAIM, 2, 4, NO_CLAIM, 2])).tolist() == [True, False, True, False, False, False]
-    assert first_claims(np.zeros(0, dtype=int)).tolist() == []
+    assert first_matches(np.array([4, NO_MATCH, 2, 4, NO_MATCH, 2])).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert first_matches(np.zeros(0, dtype=int)).tolist() == []

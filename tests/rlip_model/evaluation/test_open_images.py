@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rlip_model.evaluation.inputs import EvaluationError, Image
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage
 from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, PhraseOrder, evaluate_open_images
 from rlip_model.evaluation.suppression import PairSuppression
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, Found, image
@@ -11,12 +11,12 @@ AT, HOLDS, WEARS = 0, 1, 2
 RIGHT = (PERSON, THING, 1, {HOLDS: 0.9})
 
 
-def scene(true: list[tuple[int, int, int]], found: list[Found], **boxes: list) -> Image:
+def scene(true: list[tuple[int, int, int]], found: list[Found], **boxes: list) -> EvaluationImage:
     return image(true, found, num_predicates=3, **boxes)
 
 
 def scores(
-    *images: Image, suppression: PairSuppression | None = None, order: PhraseOrder = "published"
+    *images: EvaluationImage, suppression: PairSuppression | None = None, order: PhraseOrder = "published"
 ) -> OpenImagesScores:
     return evaluate_open_images(images, OpenImagesSettings(6, 3, suppression, order))
 
@@ -28,15 +28,15 @@ def test_found() -> None:
 
 def test_a_phrase_can_be_right_where_its_boxes_are_not() -> None:
     found = scores(scene([(0, 1, HOLDS)], [([0, 0, 3, 3], [56, 56, 59, 59], 1, {HOLDS: 0.9})]))
-    assert found.relations[100].hits.tolist() == [0]
-    assert found.phrases[100].hits.tolist() == [1]
+    assert found.relations[100].true_positives.tolist() == [0]
+    assert found.phrases[100].true_positives.tolist() == [1]
 
 
 @pytest.mark.parametrize(("bottom", "hits"), [(29, 1), (28, 0)])
 def test_phrases_overlap_by_half(bottom: float, hits: int) -> None:
     boxes = [PERSON, [0, 50, 59, 59]]
     found = scores(scene([(0, 1, HOLDS)], [(PERSON, [0, 20, 59, bottom], 1, {HOLDS: 0.9})], boxes=boxes))
-    assert found.phrases[100].hits.tolist() == [hits]
+    assert found.phrases[100].true_positives.tolist() == [hits]
 
 
 def test_images_without_boxes_have_wrong_phrases_but_no_wrong_relations() -> None:
@@ -64,8 +64,8 @@ def test_the_weighted_score() -> None:
 def test_the_fifty_best_are_half_of_the_hundred_best() -> None:
     others = [(FAR, FAR, 2, {AT: 0.5 + row / 1000}) for row in range(50)]
     found = scores(scene([(0, 1, HOLDS)], [*others, (PERSON, THING, 1, {HOLDS: 0.1})]))
-    assert found.relations[50].hits.tolist() == found.phrases[50].hits.tolist() == [0]
-    assert found.relations[100].hits.tolist() == found.phrases[100].hits.tolist() == [1]
+    assert found.relations[50].true_positives.tolist() == found.phrases[50].true_positives.tolist() == [0]
+    assert found.relations[100].true_positives.tolist() == found.phrases[100].true_positives.tolist() == [1]
 
 
 def test_suppression_takes_pairs_first_and_then_phrases() -> None:
@@ -90,8 +90,8 @@ def test_the_published_slip_looks_phrases_up_in_the_place_of_others(order: Phras
     ]
     images = [scene([(0, 1, HOLDS), (2, 3, WEARS)], found, boxes=boxes, labels=labels)]
     slipped = scores(*images, suppression=PairSuppression(), order=order)
-    assert slipped.phrases[100].hits.tolist() == hits
-    assert slipped.relations[100].hits.tolist() == [1, 1]
+    assert slipped.phrases[100].true_positives.tolist() == hits
+    assert slipped.relations[100].true_positives.tolist() == [1, 1]
 
 
 @pytest.mark.filterwarnings("error")

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rlip_model.evaluation.matching import NO_CLAIM
+from rlip_model.evaluation.matching import NO_MATCH
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import Tally
 
@@ -21,7 +21,7 @@ def tally(*blocks: tuple[list[int], list[tuple[int, float, int]]]) -> Tally:
 def test_claims_of_each_block_are_its_own() -> None:
     scores = tally(([5], [(5, 0.9, 0), (5, 0.8, 0)]), ([5, 5], [(5, 0.7, 0), (5, 0.6, 1)])).class_scores()
     assert scores.correct.tolist() == [True, False, True, True]
-    assert (scores.hits.tolist(), scores.truths.tolist(), scores.max_recall.tolist()) == ([3], [3], [1.0])
+    assert (scores.true_positives.tolist(), scores.targets.tolist(), scores.max_recall.tolist()) == ([3], [3], [1.0])
 
 
 def test_classes_that_are_true_nowhere_neither_count_nor_claim() -> None:
@@ -33,7 +33,7 @@ def test_classes_that_are_true_nowhere_neither_count_nor_claim() -> None:
 
 def test_there_may_be_more_classes_than_32_bits_count() -> None:
     scores = tally(([2**40 + 1], [(2**40 + 1, 0.9, 0), (1, 0.8, 0)])).class_scores()
-    assert scores.hits.tolist() == [1]
+    assert scores.true_positives.tolist() == [1]
 
 
 def test_classes_without_detections_count_as_nothing_found() -> None:
@@ -51,7 +51,7 @@ def test_nothing_at_all() -> None:
     for scores in (
         Tally().class_scores(),
         tally(([], [])).class_scores(),
-        tally(([], [(1, 0.5, NO_CLAIM)])).class_scores(),
+        tally(([], [(1, 0.5, NO_MATCH)])).class_scores(),
     ):
         assert len(scores.classes) == len(scores.scores) == 0
         assert math.isnan(scores.mean())
@@ -60,13 +60,13 @@ def test_nothing_at_all() -> None:
 
 
 def test_equal_scores_stay_in_order_or_are_turned_round() -> None:
-    equal = tally(([1], [(1, 0.5, 0), (1, 0.5, NO_CLAIM), (1, 0.9, NO_CLAIM)]))
+    equal = tally(([1], [(1, 0.5, 0), (1, 0.5, NO_MATCH), (1, 0.9, NO_MATCH)]))
     assert equal.class_scores(area).average_precision.tolist() == [1 / 2]
     assert equal.class_scores(area, last_first=True).average_precision == pytest.approx([1 / 3])
 
 
 def test_the_curve_of_one_class() -> None:
-    scores = tally(([1, 2], [(2, 0.25, 1), (1, 0.5, 0), (2, 0.75, NO_CLAIM)])).class_scores()
+    scores = tally(([1, 2], [(2, 0.25, 1), (1, 0.5, 0), (2, 0.75, NO_MATCH)])).class_scores()
     confidences, correct = scores.of_class(2)
     assert (confidences.tolist(), correct.tolist()) == ([0.75, 0.25], [False, True])
     assert len(scores.of_class(7)[0]) == len(scores.of_class(0)[0]) == 0

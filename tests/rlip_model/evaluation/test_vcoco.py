@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rlip_model.evaluation.inputs import EvaluationError
-from rlip_model.evaluation.vcoco import Actions, FoundPeople, People, PeopleImage, Role, VcocoScores, evaluate_vcoco
+from rlip_model.evaluation.vcoco import Actions, People, PeopleImage, PredictedPeople, Role, VcocoScores, evaluate_vcoco
 
 ACTIONS = Actions(("hold", "point", "walk"), (Role(0, "obj"), Role(1, "instr")))
 PERSON, OTHER, FAR = [10, 10, 59, 109], [200, 10, 249, 109], [300, 300, 350, 390]
@@ -31,7 +31,7 @@ def scene(
     return PeopleImage(
         "1",
         People(np.array(persons, dtype=float).reshape(-1, 4), np.array(does).reshape(-1, 3), role_boxes),
-        FoundPeople(
+        PredictedPeople(
             np.array([item[0] for item in found], dtype=float).reshape(-1, 4),
             np.tile(scores[:, None], (1, 3)),
             np.tile(scores[:, None], (1, 2)),
@@ -100,7 +100,7 @@ def test_only_right_ones_take_a_person() -> None:
 
 def test_a_role_without_score_is_not_a_detection() -> None:
     image = scene([(PERSON, FAR, 0.9), (PERSON, THING, 0.8)])
-    image.found.role_scores[0, 0] = math.nan
+    image.predicted.role_scores[0, 0] = math.nan
     assert hold(image) == [1, 1, 1]
 
 
@@ -140,7 +140,7 @@ def test_the_mean_is_without_point() -> None:
 
 def test_blocks_do_not_show() -> None:
     images = [scene([(PERSON, THING, 0.9), (PERSON, FAR, 0.95)]), scene([], persons=[], does=[])] * 70
-    assert scores(*images).roles[1].hits.tolist() == [70]
+    assert scores(*images).roles[1].true_positives.tolist() == [70]
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,11 @@ def test_blocks_do_not_show() -> None:
     [
         (scene([(PERSON, THING, math.nan)]), "1: a score of an agent is NaN"),
         (scene([([59, 10, 10, 109], THING, 0.9)]), "is inside out"),
-        (scene([], persons=[[0, 0, math.inf, 1]]), "true person's box is NaN or infinite"),
-        (replace(scene([]), found=FoundPeople(*(np.zeros((0, size)) for size in (4, 2, 2, 2)))), "2 actions' scores"),
+        (scene([], persons=[[0, 0, math.inf, 1]]), "box of an annotated person is NaN or infinite"),
+        (
+            replace(scene([]), predicted=PredictedPeople(*(np.zeros((0, size)) for size in (4, 2, 2, 2)))),
+            "2 action scores",
+        ),
     ],
 )
 def test_wrong_input_is_told(wrong: PeopleImage, told: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from rlip_model.evaluation.inputs import EvaluationError
 from rlip_model.evaluation.vcoco import evaluate_vcoco
-from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_found_people, read_people
+from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
 
 
 def annotation(number: int, category: int, bbox: list[float], **more: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_persons_are_clipped_pixels_with_what_they_do() -> None:
     assert list(people) == [7, 3]
     first = people[7]
     np.testing.assert_array_equal(first.boxes, [[10, 20, 39, 59], [70, 10, 89, 19]])
-    np.testing.assert_array_equal(first.does, [[1, 0], [-1, -1]])
+    np.testing.assert_array_equal(first.actions, [[1, 0], [-1, -1]])
     np.testing.assert_array_equal(first.role_boxes[0], [[math.nan] * 4, [60, 10, 79, 19]])
     assert np.isnan(first.role_boxes[1]).all()
     assert people[3].boxes.shape == (0, 4)
@@ -66,13 +66,13 @@ def test_persons_are_clipped_pixels_with_what_they_do() -> None:
 def test_a_role_without_box_is_told() -> None:
     verbs = copy.deepcopy(VERBS)
     verbs[0]["role_object_id"] = [1, 0, 6]
-    with pytest.raises(EvaluationError, match="annotation 6, a role of person 1 in 'cut', has no box"):
+    with pytest.raises(EvaluationError, match="annotation 6, a role of person 1 of action 'cut', has no box"):
         read_people(COCO, verbs)
 
 
 def test_detections_are_read_and_judged() -> None:
     actions = read_actions(VERBS)
-    found = read_found_people([DETECTION], actions)
+    found = read_predicted_people([DETECTION], actions)
     assert found[7].role_scores.tolist() == [[0.75, 1.0]]
     images = list(people_images(read_people(COCO, VERBS), found, actions))
     assert [image.name for image in images] == ["7", "3"]
@@ -86,16 +86,18 @@ def test_detections_are_read_and_judged() -> None:
     [
         ({"cut_obj": [1, 2, 3, 4]}, "not a table of numbers"),
         ({"person_box": "everywhere"}, "not a table of numbers"),
-        ({"image_id": 8}, "1 images with detections are not annotated, the first is 8"),
+        ({"image_id": 8}, "1 image with detections but without annotations; first: 8"),
     ],
 )
 def test_other_detections_are_told(change: dict[str, Any], told: str) -> None:
     actions = read_actions(VERBS)
     with pytest.raises(EvaluationError, match=told):
-        list(people_images(read_people(COCO, VERBS), read_found_people([{**DETECTION, **change}], actions), actions))
+        list(
+            people_images(read_people(COCO, VERBS), read_predicted_people([{**DETECTION, **change}], actions), actions)
+        )
 
 
 def test_a_missing_key_is_told() -> None:
     detection = {key: value for key, value in DETECTION.items() if key != "cut_instr"}
     with pytest.raises(EvaluationError, match="image 7: a detection has no 'cut_instr'"):
-        read_found_people([detection], read_actions(VERBS))
+        read_predicted_people([detection], read_actions(VERBS))

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from rlip_model.evaluation.inputs import EvaluationError
-from rlip_model.evaluation.visual_genome import FoundGraph, Graph, GraphImage, GraphScores, Mode, evaluate_graphs
+from rlip_model.evaluation.visual_genome import (
+    GraphImage,
+    GraphScores,
+    GroundTruthGraph,
+    Mode,
+    PredictedGraph,
+    evaluate_graphs,
+)
 
 BOXES = [[0, 0, 9, 9], [50, 50, 59, 59], [200, 200, 230, 230]]
 LABELS = [5, 6, 7]
@@ -26,14 +33,16 @@ def scene(
         row[0] = 0.99  # background
         for predicate, score in own.items():
             row[predicate] = score
-    found = FoundGraph(
+    found = PredictedGraph(
         np.array(boxes, dtype=float).reshape(-1, 4),
         np.array(labels, dtype=int),
         np.array(scores[: len(boxes)], dtype=float),
         np.array([pair[:2] for pair in pairs], dtype=int).reshape(-1, 2),
         predicates,
     )
-    truth = Graph(np.array(BOXES, dtype=float), np.array(LABELS), np.array(relations, dtype=int).reshape(-1, 3))
+    truth = GroundTruthGraph(
+        np.array(BOXES, dtype=float), np.array(LABELS), np.array(relations, dtype=int).reshape(-1, 3)
+    )
     return GraphImage("7", truth, found)
 
 
@@ -120,13 +129,13 @@ def test_nothing_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (scene([(0, 3, ON)], []), "7: box of a true relation is 3"),
-        (scene([(0, 1, 4)], []), "predicate of a true relation is 4, but only 1 to 3 exist"),
-        (scene([], [(0, 3, {})]), "box of a found pair is 3"),
+        (scene([(0, 3, ON)], []), "7: box of a ground-truth relation is 3"),
+        (scene([(0, 1, 4)], []), "predicate of a ground-truth relation is 4, expected 1 to 3"),
+        (scene([], [(0, 3, {})]), "box of a predicted pair is 3"),
         (scene([], [(0, 1, {ON: math.nan})]), "a score of a predicate is NaN"),
         (scene([], [], scores=[1, 1, math.nan]), "a score of a box is NaN"),
-        (scene([], [], labels=[5, 6, 151]), "label of a found box is 151"),
-        (scene([], [], labels=[5, 6]), "2 labels of found boxes, but there are 3"),
+        (scene([], [], labels=[5, 6, 151]), "label of a predicted box is 151"),
+        (scene([], [], labels=[5, 6]), "2 labels of predicted boxes, expected 3"),
     ],
 )
 def test_wrong_input_is_told(wrong: GraphImage, told: str) -> None:
@@ -136,5 +145,5 @@ def test_wrong_input_is_told(wrong: GraphImage, told: str) -> None:
 
 
 def test_given_boxes_must_be_the_true_ones() -> None:
-    with pytest.raises(EvaluationError, match="2 found boxes, but there are 3"):
+    with pytest.raises(EvaluationError, match="2 predicted boxes, expected 3"):
         scores(scene([(0, 1, ON)], [(0, 1, {})], boxes=BOXES[:2], labels=[5, 6]), mode="predcls")

@@ -6,7 +6,7 @@ from PIL import Image
 
 from rlip_model.training.annotations import (
     MISSING_OBJECT,
-    SceneGraph,
+    SceneAnnotation,
     SceneObject,
     SceneRelation,
     SceneTargets,
@@ -40,7 +40,7 @@ def scenes(draw: st.DrawFn) -> tuple[Image.Image, SceneTargets]:
         pixels[y : y + high, x : x + wide, channel] = 255
     names = (*CHANNELS, MISSING_OBJECT)
     objects = [SceneObject(*item) for item in zip(range(4), names, (*places, (0, 0, 0, 0)), strict=True)]
-    graph = SceneGraph("drawn", tuple(objects), RELATIONS)
+    graph = SceneAnnotation("drawn", tuple(objects), RELATIONS)
     return Image.fromarray(pixels), label_scene(graph, width, height, 100)
 
 

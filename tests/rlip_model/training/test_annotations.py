@@ -9,7 +9,7 @@ import torch
 from rlip_model.training.annotations import (
     MISSING_OBJECT,
     AnnotationError,
-    SceneGraph,
+    SceneAnnotation,
     SceneObject,
     SceneRelation,
     SceneTargets,
@@ -34,8 +34,8 @@ def annotation(**changes: Any) -> dict[str, Any]:
     return {"image_id": 5, "objects": objects, "relationships": relations, **changes}
 
 
-def graph(**changes: Any) -> SceneGraph:
-    return SceneGraph.from_json(annotation(**changes))
+def graph(**changes: Any) -> SceneAnnotation:
+    return SceneAnnotation.from_json(annotation(**changes))
 
 
 def test_relations_of_the_same_objects_become_one_triplet() -> None:
@@ -79,7 +79,7 @@ def test_objects_outside_the_picture_are_dropped() -> None:
     """Cut off they would have no area, and one of zeros would look like a missing object."""
     moved = annotation()
     moved["objects"][2].update(x=-50, y=-50)
-    scene = label_scene(SceneGraph.from_json(moved), WIDTH, HEIGHT, 100)
+    scene = label_scene(SceneAnnotation.from_json(moved), WIDTH, HEIGHT, 100)
     assert scene.boxes.shape == (2, 4)
     assert scene.relations[:, :2].max() == 1
 
@@ -106,19 +106,19 @@ def test_wrong_annotations_are_named() -> None:
     with pytest.raises(AnnotationError, match="image 5 has no 'predicate'"):
         graph(relationships=[{"subject_id": 7, "object_id": 8}])
     with pytest.raises(AnnotationError, match="image 5 has no 'objects'"):
-        SceneGraph.from_json({"image_id": 5})
+        SceneAnnotation.from_json({"image_id": 5})
 
 
 def test_flipped_pictures_speak_of_other_sides() -> None:
     objects = (SceneObject(0, "left hand", (0, 0, 9, 9)), SceneObject(1, "cup", (9, 0, 9, 9)))
     relations = (SceneRelation(1, 0, "to the right of", 0.5), SceneRelation(0, 1, "right next to"))
-    before = SceneGraph(3, objects, relations)
-    mirrored = before.mirrored()
-    assert [item.name for item in mirrored.objects] == ["right hand", "cup"]
-    assert [item.predicate for item in mirrored.relations] == ["to the left of", "right next to"]
-    assert [item.box for item in mirrored.objects] == [item.box for item in objects]
-    assert mirrored.relations[0].confidence == 0.5
-    assert mirrored.mirrored() == before
+    before = SceneAnnotation(3, objects, relations)
+    flipped = before.with_flipped_texts()
+    assert [item.name for item in flipped.objects] == ["right hand", "cup"]
+    assert [item.predicate for item in flipped.relations] == ["to the left of", "right next to"]
+    assert [item.box for item in flipped.objects] == [item.box for item in objects]
+    assert flipped.relations[0].confidence == 0.5
+    assert flipped.with_flipped_texts() == before
 
 
 def test_flipped_boxes() -> None:
@@ -133,7 +133,7 @@ def with_missing_object() -> SceneTargets:
     image = annotation()
     image["objects"].append({"object_id": 1, "names": MISSING_OBJECT, "x": 0, "y": 0, "w": 0, "h": 0})
     image["relationships"].append({"subject_id": 9, "object_id": 1, "predicate": "walk"})
-    return label_scene(SceneGraph.from_json(image), WIDTH, HEIGHT, 100)
+    return label_scene(SceneAnnotation.from_json(image), WIDTH, HEIGHT, 100)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,6 @@ def test_missing_objects_stay_missing(change: Callable[[SceneTargets], SceneTarg
 def test_only_what_is_called_missing_may_have_a_box_of_zeros() -> None:
     flat = annotation()
     flat["objects"][0].update(x=0, y=0, w=0, h=0)
-    scene = label_scene(SceneGraph.from_json(flat), WIDTH, HEIGHT, 100)
+    scene = label_scene(SceneAnnotation.from_json(flat), WIDTH, HEIGHT, 100)
     assert len(scene.boxes) == 2
     assert not scene.missing.any()

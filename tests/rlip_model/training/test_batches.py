@@ -3,16 +3,16 @@
 import torch
 
 from rlip_model.targets import Triplets
-from rlip_model.training.batches import Example, collate
+from rlip_model.training.batches import TrainingExample, collate
 from rlip_model.training.sampling import Texts
 
 TEXTS = Texts(("dog", "no objects"), ("on",))
 
 
-def example(name: str, height: int, width: int, pairs: int = 1) -> Example:
+def example(name: str, height: int, width: int, pairs: int = 1) -> TrainingExample:
     labels = torch.zeros(pairs, dtype=torch.long)
     triplets = Triplets(torch.rand(pairs, 4), torch.rand(pairs, 4), labels, labels, torch.ones(pairs, 1))
-    return Example(name, torch.rand(3, height, width) + 1, triplets, (width, height))
+    return TrainingExample(name, torch.rand(3, height, width) + 1, triplets, (width, height))
 
 
 def test_pictures_are_padded_right_and_below() -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlip_model.model import AutoModel, RLIPModel
-from rlip_model.training.batches import Batch
+from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
 from rlip_model.training.meter import Metrics
@@ -125,9 +125,9 @@ def test_the_average_is_what_is_saved_and_validated(tmp_path: Path) -> None:
     trainer = Trainer(objective(), options(ema=0.5, epochs=1), folder(tmp_path))
     trainer.fit(ToyFeed(3))
     saved, trained = final(tmp_path), dict(trainer.objective.network.named_parameters())
-    assert trainer.average is not None
+    assert trainer.ema is not None
     name = "queries.coord_proj.weight"
-    assert torch.equal(saved[name], trainer.average.values[name])
+    assert torch.equal(saved[name], trainer.ema.values[name])
     assert not torch.equal(saved[name], trained[name])
 
 
@@ -140,7 +140,7 @@ def test_the_best_by_a_measure(tmp_path: Path) -> None:
     assert best == f"step-{min(losses, key=losses.__getitem__):08d}"
 
 
-def broken(batch: Batch, image: int) -> Batch:
+def broken(batch: TrainingBatch, image: int) -> TrainingBatch:
     pixels = batch.pixel_values.clone()
     pixels[image] = float("nan")
     return replace(batch, pixel_values=pixels)

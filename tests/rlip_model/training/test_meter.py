@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 from torch.optim import SGD
 
-from rlip_model.training.batches import Batch
+from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.meter import StepMeter
 from rlip_model.training.state import Position
 from tests.rlip_model.training.worlds import ToyFeed
 
 
-def parts(skipped: int) -> list[Batch]:
+def parts(skipped: int) -> list[TrainingBatch]:
     (first,) = next(ToyFeed(1, batch=3)._endless(0, 0))
     return [replace(first, skipped=skipped), first]
 

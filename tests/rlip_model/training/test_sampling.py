@@ -12,18 +12,18 @@ from rlip_model.targets import Triplets
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.sampling import (
     LabelledTriplets,
+    LabelVocabulary,
     NegativeSampling,
     Strategy,
     Texts,
-    Vocabulary,
     extend,
     merge,
     relabelled,
     union,
 )
 
-OBJECTS = Vocabulary.from_counts({name: 100 // rank for rank, name in enumerate("abcdefghijklmnop", 1)})
-RELATIONS = Vocabulary.from_counts({"on": 50, "near": 20, "riding": 5, "under": 2, "behind": 1})
+OBJECTS = LabelVocabulary.from_counts({name: 100 // rank for rank, name in enumerate("abcdefghijklmnop", 1)})
+RELATIONS = LabelVocabulary.from_counts({"on": 50, "near": 20, "riding": 5, "under": 2, "behind": 1})
 
 
 def image(objects: str, relations: tuple[str, ...], rows: list[tuple[str, str, tuple[str, ...]]]) -> LabelledTriplets:
@@ -101,19 +101,19 @@ def test_names_are_new_and_never_more_than_there_are(wanted: int, seed: int, str
 @pytest.mark.parametrize("strategy", ["frequency", "uniform"])
 def test_a_name_that_is_hardly_ever_drawn_does_not_hold_up(strategy: Strategy) -> None:
     """One in 10^15: drawing until it comes would not end."""
-    lopsided = Vocabulary(("often", "once"), (10**15, 1))
+    lopsided = LabelVocabulary(("often", "once"), (10**15, 1))
     drawn = extend(["often"], lopsided, 500, strategy, random.Random(0))
     assert drawn == ["often", "once"]
 
 
 def test_an_empty_vocabulary_adds_nothing() -> None:
-    assert extend(["a"], Vocabulary((), ()), 5, "frequency", random.Random(0)) == ["a"]
+    assert extend(["a"], LabelVocabulary((), ()), 5, "frequency", random.Random(0)) == ["a"]
 
 
 @pytest.mark.parametrize("strategy", ["frequency", "uniform"])
 def test_names_come_as_often_as_they_should(strategy: Strategy) -> None:
     rng = random.Random(0)
-    vocabulary = Vocabulary.from_counts({"rare": 1, "common": 6, "usual": 3})
+    vocabulary = LabelVocabulary.from_counts({"rare": 1, "common": 6, "usual": 3})
     first = Counter(extend([], vocabulary, 1, strategy, rng)[0] for _ in range(4000))
     shares = {"common": 0.6, "usual": 0.3, "rare": 0.1} if strategy == "frequency" else dict.fromkeys(first, 1 / 3)
     for name, share in shares.items():
@@ -121,11 +121,11 @@ def test_names_come_as_often_as_they_should(strategy: Strategy) -> None:
 
 
 def test_vocabularies() -> None:
-    assert Vocabulary.from_counts({"a": 1, "b": 3, "c": 1}).names == ("b", "a", "c")
+    assert LabelVocabulary.from_counts({"a": 1, "b": 3, "c": 1}).names == ("b", "a", "c")
     with pytest.raises(ValueError, match="distinct"):
-        Vocabulary(("a", "a"), (1, 1))
+        LabelVocabulary(("a", "a"), (1, 1))
     with pytest.raises(ValueError, match="that occur"):
-        Vocabulary(("a",), (0,))
+        LabelVocabulary(("a",), (0,))
 
 
 def test_union_keeps_the_order() -> None:

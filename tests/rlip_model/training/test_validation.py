@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlip_model.postprocess import Detections
+from rlip_model.postprocess import TripletDetections
 from rlip_model.targets import Triplets
 from rlip_model.training.validation import RelationScores, average_precision, judge, validate
 from tests.rlip_model.training.worlds import ToyFeed, objective
@@ -15,11 +15,11 @@ LEFT, RIGHT = [0.0, 0.0, 0.4, 1.0], [0.6, 0.0, 1.0, 1.0]  # xyxy
 NO_BOX = [0.0, 0.0, 0.0, 0.0]
 
 
-def found(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Detections:
+def found(*rows: tuple[list[float], list[float], int, int, list[float]]) -> TripletDetections:
     subjects, objects, subject_labels, object_labels, scores = zip(*rows, strict=True)
     boxes = (torch.tensor(each) for each in (subjects, objects))
     labels = (torch.tensor(each) for each in (subject_labels, object_labels))
-    return Detections(*boxes, *labels, torch.tensor(scores))
+    return TripletDetections(*boxes, *labels, torch.tensor(scores))
 
 
 def true(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Triplets:
@@ -35,7 +35,7 @@ EMPTY = Triplets(torch.zeros(0, 4), torch.zeros(0, 4), NOTHING, NOTHING, torch.z
 TRUTH = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]))
 
 
-def hits(detections: Detections, truth: Triplets = TRUTH) -> list[tuple[float, bool]]:
+def hits(detections: TripletDetections, truth: Triplets = TRUTH) -> list[tuple[float, bool]]:
     confidences, right = judge(detections, truth)
     return [(round(float(c), 3), bool(h)) for c, h in zip(confidences, right, strict=True)]
 
@@ -76,7 +76,7 @@ def test_only_the_most_confident_hundred_count() -> None:
 
 def test_a_picture_of_nothing() -> None:
     assert hits(found((LEFT, RIGHT, 1, 2, [0.9, 0.1])), EMPTY) == [(0.9, False), (0.1, False)]
-    assert hits(Detections(*vars(EMPTY).values())) == []
+    assert hits(TripletDetections(*vars(EMPTY).values())) == []
 
 
 def area_under_the_curve(confidences: list[float], right: list[bool], total: int) -> float:

@@ -8,11 +8,10 @@ import torch
 
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, build_model
-from rlip_model.presets import KINDS
+from rlip_model.presets import KINDS, tiny_sizes
 from rlip_model.targets import Triplets
 from rlip_model.text import build_tokenizer
-from rlip_model.tiny import tiny_sizes
-from rlip_model.training.batches import Batch, Example, collate
+from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.objective import Objective
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Texts
@@ -35,7 +34,7 @@ SMALLER = {
 WORDS = (*TEXTS.objects, *TEXTS.relations, "one two three four five six seven eight")
 
 
-def example(number: int) -> Example:
+def example(number: int) -> TrainingExample:
     """Two squares of different colours, and how the first lies to the second."""
     generator = torch.Generator().manual_seed(number)
     first, second = torch.randperm(3, generator=generator)[:2].tolist()
@@ -48,7 +47,7 @@ def example(number: int) -> Example:
         boxes.append(torch.tensor([[column + 8, top + 8, 16, 16]]) / SIDE)
     relations = torch.tensor([[1.0, 0.0] if left else [0.0, 1.0]])
     triplets = Triplets(boxes[0], boxes[1], torch.tensor([first]), torch.tensor([second]), relations)
-    return Example(f"toy-{number}", pixels, triplets, (SIDE, SIDE))
+    return TrainingExample(f"toy-{number}", pixels, triplets, (SIDE, SIDE))
 
 
 class ToyFeed:
@@ -57,18 +56,18 @@ class ToyFeed:
     def __init__(self, steps: int, batch: int = 2, parts: int = 1, validate: bool = False) -> None:
         self.steps_per_epoch, self.batch, self.parts, self.validate = steps, batch, parts, validate
 
-    def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[Batch]]]:
+    def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
         return nullcontext(self._endless(epoch, step))
 
-    def validation(self) -> AbstractContextManager[Iterator[Batch]] | None:
+    def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
         return nullcontext(parts[0] for parts in self._batches(0, 0)) if self.validate else None
 
-    def _endless(self, epoch: int, step: int) -> Iterator[Sequence[Batch]]:
+    def _endless(self, epoch: int, step: int) -> Iterator[Sequence[TrainingBatch]]:
         while True:
             yield from self._batches(epoch, step)
             epoch, step = epoch + 1, 0
 
-    def _batches(self, epoch: int, first: int) -> Iterator[Sequence[Batch]]:
+    def _batches(self, epoch: int, first: int) -> Iterator[Sequence[TrainingBatch]]:
         pictures = self.steps_per_epoch * self.batch
         order = torch.randperm(pictures, generator=torch.Generator().manual_seed(epoch)).tolist()
         for step in range(first, self.steps_per_epoch):

@@ -5,7 +5,7 @@ import pytest
 
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import ClassScores
-from sgpipe.evaluation.plot import class_curve, precision_at, precision_recall_svg
+from sgpipe.evaluation.curves import class_curve, precision_at, precision_recall_svg
 
 
 def scores(*classes: tuple[int, list[bool]]) -> ClassScores:
@@ -13,9 +13,9 @@ def scores(*classes: tuple[int, list[bool]]) -> ClassScores:
     truths, correct = (np.array([count for count, _ in classes]), np.concatenate([found for _, found in classes]))
     return ClassScores(
         classes=np.arange(10, 10 + len(classes)),
-        truths=truths,
+        targets=truths,
         detections=np.array([len(found) for _, found in classes]),
-        hits=np.array([sum(found) for _, found in classes]),
+        true_positives=np.array([sum(found) for _, found in classes]),
         average_precision=np.zeros(len(classes)),
         scores=np.zeros(len(correct)),
         correct=correct.astype(bool),
@@ -46,7 +46,7 @@ def test_classes_are_equally_important_and_can_be_chosen() -> None:
     assert class_curve(both, np.array([7])).max() == 0
 
 
-def test_a_picture_has_a_line_for_each_group_and_no_markup_of_names() -> None:
+def test_a_image_has_a_line_for_each_group_and_no_markup_of_names() -> None:
     svg = precision_recall_svg("A & B", {"<script>": np.ones(101), "rare": np.zeros(101)})
     root = ElementTree.fromstring(svg)
     name = root.tag.removesuffix("svg")

@@ -10,12 +10,12 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from sgpipe.importing import import_annotations
-from sgpipe.progress import Progress
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
-from sgpipe.shards.read import iter_records
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.vocabulary import category_names
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.storage.shards import iter_records
+from sgpipe.utils.console import Progress
 
 WIDTH, HEIGHT = 320, 240
 COCO_IDS = {name: number for number, name in category_names("coco").items()}
@@ -49,7 +49,7 @@ def _box(rng: random.Random, name: str, crowd: bool) -> Box:
     return Box(name, COCO_IDS[name], (x, y, rng.uniform(1, WIDTH - x - 1), rng.uniform(1, HEIGHT - y - 1)), crowd)
 
 
-def draw_pictures(folder: Path, made: Sequence[Record]) -> Path:
+def draw_images(folder: Path, made: Sequence[Record]) -> Path:
     folder.mkdir()
     for record in made:
         Image.new("RGB", (record.width, record.height), (int(record.image_id) % 256, 0, 0)).save(

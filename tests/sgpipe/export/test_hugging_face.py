@@ -9,10 +9,10 @@ import yaml
 
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
-from sgpipe.scoring import TYPE
-from sgpipe.shards.manifest import Manifest
+from sgpipe.generation.scoring import TYPE
 from sgpipe.sources.hugging_face import HuggingFace
-from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_pictures, only, records
+from sgpipe.storage.manifest import Manifest
+from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, only, records
 from tests.sgpipe.stats.runs import make_shards
 
 datasets = pytest.importorskip("datasets")
@@ -27,12 +27,12 @@ def load(folder: Path, tmp_path: Path):
     return datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
 
 
-def test_dataset_loaders_give_pictures_and_rows(tmp_path):
+def test_dataset_loaders_give_images_and_rows(tmp_path):
     made = records(30)
-    images = draw_pictures(tmp_path / "images", made[:-1])
+    images = draw_images(tmp_path / "images", made[:-1])
     run = make_shards(tmp_path / "run", made, rows=6)
     written = export_run(run, "hf", tmp_path / "out", images=images, embed=True)
-    assert written.left_out == {"pictures that cannot be read": 1}
+    assert written.left_out == {"images that cannot be read": 1}
     loaded = load(tmp_path / "out", tmp_path)
     assert set(loaded) == {"train", "val"}
     for split, found in loaded.items():
@@ -101,7 +101,7 @@ def test_what_others_made_of_it_is_checked(tmp_path):
         HuggingFace(out).source()
     with pytest.raises(UserError, match="no split 'test'"):
         HuggingFace(out, "test").source()
-    with pytest.raises(UserError, match="it is no exported data set"):
+    with pytest.raises(UserError, match="it is no exported dataset"):
         HuggingFace(tmp_path).source()
     path = out / "data/val-00000-of-00001.parquet"
     table = pq.read_table(path)

@@ -8,14 +8,13 @@ import pytest
 
 from sgpipe.export.run import export_run
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.shards.read import iter_records
-from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.coco_relations import CocoRelations, coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hugging_face import HuggingFace
-from sgpipe.sources.instances import coco_source
-from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.scene_graphs import PseudoLabels
 from sgpipe.sources.visual_genome import VisualGenome
-from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_pictures, imported, only, records
+from sgpipe.storage.shards import iter_records
+from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.stats.runs import make_shards
 
 NOTHING = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
@@ -91,7 +90,7 @@ def test_rlipv2_holds_confidences_and_calls_coco_as_its_authors_do(made, run, tm
     assert imported(source, tmp_path, tmp_path / "in") == unnumbered(bare(expected))
 
 
-def test_rlipv2_finds_the_pictures_of_objects365(made, tmp_path):
+def test_rlipv2_finds_the_images_of_objects365(made, tmp_path):
     renamed = [
         replace(record, dataset="objects365", split="train", file_name=f"patch1/{record.file_name}") for record in made
     ]
@@ -113,7 +112,7 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
         Relation(0, 1, "ride", 0.5),
         Relation(1, 2, "hold", 0.1),
     ]
-    name = "a/COCO_val2014_000000000001.jpg"  # which V-COCO's pictures are called, too
+    name = "a/COCO_val2014_000000000001.jpg"  # which V-COCO's images are called, too
     record = Record("own id", "hico", "train", name, WIDTH, HEIGHT, [unknown, person, dog, cup])
     root = make_shards(tmp_path / "run", [replace(record, relations=relations)])
     written = export_run(root, "hico", tmp_path / "out", threshold=0.2)
@@ -145,8 +144,8 @@ def test_the_hub_s_form_holds_everything(made, tmp_path, split):
     assert imported(HuggingFace(out, split).source(), out, tmp_path / "in") == only(rows, split)
 
 
-def test_the_hub_s_form_holds_pictures(made, run, tmp_path):
-    images = draw_pictures(tmp_path / "images", made)
+def test_the_hub_s_form_holds_images(made, run, tmp_path):
+    images = draw_images(tmp_path / "images", made)
     out = exported(run, "hf", tmp_path / "out", images=images, embed=True)
     assert imported(HuggingFace(out, "val").source(), out, tmp_path / "in") == only(made, "val")
     again = exported(tmp_path / "in", "hf", tmp_path / "again")

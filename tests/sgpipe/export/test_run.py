@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export import run as module
 from sgpipe.export.run import FORMS, export_run, new_folder
-from sgpipe.shards.manifest import Manifest
+from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
 
@@ -89,11 +89,11 @@ def test_bad_options_are_one_line(run, tmp_path, arguments, reason):
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_that_are_nowhere_are_asked_for(run, tmp_path):
+def test_images_that_are_nowhere_are_asked_for(run, tmp_path):
     """And not left out of every row."""
     result = invoke(run, "--to", "hf", "--embed", "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr.endswith("does not say where the pictures of train are: give --images\n")
+    assert result.stderr.endswith("does not say where the images of train are: give --images\n")
     assert not list(tmp_path.iterdir())
 
 

@@ -5,14 +5,13 @@ import pytest
 
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.captions import WORDINGS, SceneCaption, canonical_caption, scene_captions
-from sgpipe.miniworld.relations import PREDICATES, Statement
+from sgpipe.miniworld.relations import PREDICATES, SPLITS, Statement
 from sgpipe.miniworld.scene import Fact, Scene, random_scene
-from sgpipe.miniworld.splits import SPLITS
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Caption, Record
-from sgpipe.stages.grammar.clauses import verb_lemma
-from sgpipe.stages.pair import PairStage
-from sgpipe.stages.parse import CaptionParser
+from sgpipe.stages.pair.stage import PairStage
+from sgpipe.stages.parse.grammar.clauses import verb_lemma
+from sgpipe.stages.parse.stage import CaptionParser
 
 Sentences = list[tuple[Scene, SceneCaption]]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sgpipe.miniworld.actors import Bond, Group, random_actor
-from sgpipe.miniworld.groups import APART, random_group, stays_apart
-from sgpipe.miniworld.splits import COMPOSITIONAL, statements_of
+from sgpipe.miniworld.relations import COMPOSITIONAL, statements_of
+from sgpipe.miniworld.scene import APART, random_group, stays_apart
 
 
 def pair(distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float = 0.0) -> Group:

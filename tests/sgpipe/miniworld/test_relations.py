@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sgpipe.miniworld.actors import KINDS, SLOTS, TOPS, Actor, Extent, Group, random_actor
-from sgpipe.miniworld.groups import APART, relate
 from sgpipe.miniworld.relations import PREDICATES, RULES, Rule, Statement
+from sgpipe.miniworld.scene import APART, relate
 
 CASES = [(rule, statement) for rule in RULES for statement in rule.statements]
 NAMES = [" ".join(statement).replace(" ", "-") for _, statement in CASES]

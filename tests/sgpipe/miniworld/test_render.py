@@ -1,16 +1,16 @@
-"""Pictures and boxes: a box holds exactly the pixels that its thing changes."""
+"""Images and boxes: a box holds exactly the pixels that its thing changes."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sgpipe.miniworld.relations import SPLITS
 from sgpipe.miniworld.render import OVERSAMPLING, render
 from sgpipe.miniworld.scene import Scene, random_scene
-from sgpipe.miniworld.splits import SPLITS
 
 
 def changed(with_thing: Image.Image, without: Image.Image) -> np.ndarray:
-    """Rows and columns [pixels, 2] in which two pictures differ."""
+    """Rows and columns [pixels, 2] in which two images differ."""
     return np.argwhere((np.asarray(with_thing) != np.asarray(without)).any(2))
 
 
@@ -19,9 +19,9 @@ def test_a_box_is_tight_around_the_pixels_its_thing_is_seen_in(split: str) -> No
     loose = things = 0
     for number in range(8):
         scene = random_scene(11, split, number)
-        picture = render(scene)
-        for index, (x, y, width, height) in enumerate(picture.boxes.tolist()):
-            pixels = changed(picture.image, render(scene, hidden={index}).image)
+        rendered = render(scene)
+        for index, (x, y, width, height) in enumerate(rendered.boxes.tolist()):
+            pixels = changed(rendered.image, render(scene, hidden={index}).image)
             (top, left), (bottom, right) = pixels.min(0), pixels.max(0) + 1
             # A pixel belongs to the box if any part of it does.
             assert left >= np.floor(x)
@@ -34,29 +34,29 @@ def test_a_box_is_tight_around_the_pixels_its_thing_is_seen_in(split: str) -> No
     assert loose <= 0.05 * things
 
 
-def test_boxes_lie_in_the_picture_and_most_of_each_thing_is_seen() -> None:
+def test_boxes_lie_in_the_image_and_most_of_each_thing_is_seen() -> None:
     for split in SPLITS:
         for number in range(60):
             scene = random_scene(2, split, number)
-            picture = render(scene)
-            assert picture.image.size == (scene.width, scene.height)
-            assert (picture.boxes[:, :2] >= 0).all()
-            assert (picture.boxes[:, 0] + picture.boxes[:, 2] <= scene.width).all()
-            assert (picture.boxes[:, 1] + picture.boxes[:, 3] <= scene.height).all()
-            assert (picture.areas > 0).all()
-            assert (picture.areas <= picture.boxes[:, 2] * picture.boxes[:, 3]).all()
-            assert (picture.boxes[:, 2] * picture.boxes[:, 3] > 0.3 * full_areas(scene)).all()
+            rendered = render(scene)
+            assert rendered.image.size == (scene.width, scene.height)
+            assert (rendered.boxes[:, :2] >= 0).all()
+            assert (rendered.boxes[:, 0] + rendered.boxes[:, 2] <= scene.width).all()
+            assert (rendered.boxes[:, 1] + rendered.boxes[:, 3] <= scene.height).all()
+            assert (rendered.areas > 0).all()
+            assert (rendered.areas <= rendered.boxes[:, 2] * rendered.boxes[:, 3]).all()
+            assert (rendered.boxes[:, 2] * rendered.boxes[:, 3] > 0.3 * full_areas(scene)).all()
 
 
 def test_owners_name_the_thing_seen_at_each_pixel() -> None:
     for number in range(8):
         scene = random_scene(4, "train", number)
-        picture = render(scene)
-        assert picture.owners.shape == (scene.height, scene.width)
-        counts = np.bincount(picture.owners.ravel(), minlength=len(scene.things) + 1)
-        np.testing.assert_allclose(counts[1:], picture.areas, rtol=0.2, atol=12)
-        for index, (x, y, width, height) in enumerate(picture.boxes.tolist()):
-            rows, columns = np.nonzero(picture.owners == index + 1)
+        rendered = render(scene)
+        assert rendered.owners.shape == (scene.height, scene.width)
+        counts = np.bincount(rendered.owners.ravel(), minlength=len(scene.things) + 1)
+        np.testing.assert_allclose(counts[1:], rendered.areas, rtol=0.2, atol=12)
+        for index, (x, y, width, height) in enumerate(rendered.boxes.tolist()):
+            rows, columns = np.nonzero(rendered.owners == index + 1)
             assert columns.min() >= np.floor(x)
             assert columns.max() < np.ceil(x + width)
             assert rows.min() >= np.floor(y)

@@ -1,12 +1,11 @@
-"""Scenes: the same for the same numbers, inside the picture, groups apart."""
+"""Scenes: the same for the same numbers, inside the image, groups apart."""
 
 from collections import Counter
 
 import pytest
 
-from sgpipe.miniworld.relations import PREDICATES
+from sgpipe.miniworld.relations import PREDICATES, SPLITS, closure, statements_of
 from sgpipe.miniworld.scene import GROUP_GAP, Scene, random_scene
-from sgpipe.miniworld.splits import SPLITS, closure, statements_of
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def test_facts_relate_things_of_the_scene_and_belong_to_its_split(scenes: list[S
         assert len(set(triples)) == len(triples)
 
 
-def test_groups_are_inside_the_picture_and_apart(scenes: list[Scene]) -> None:
+def test_groups_are_inside_the_image_and_apart(scenes: list[Scene]) -> None:
     for scene in scenes:
         right = 0.0
         for placed in scene.placed:

@@ -2,8 +2,16 @@
 
 import pytest
 
-from sgpipe.miniworld.relations import CONVERSE, RULES, Statement
-from sgpipe.miniworld.splits import COMPOSITIONAL, SPLITS, closure, implied, statements_of
+from sgpipe.miniworld.relations import (
+    COMPOSITIONAL,
+    CONVERSE,
+    RULES,
+    SPLITS,
+    Statement,
+    closure,
+    implied,
+    statements_of,
+)
 
 
 def stated(split: str) -> set[Statement]:

@@ -12,21 +12,20 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.images import open_image
 from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.relations import Statement
-from sgpipe.miniworld.splits import COMPOSITIONAL, SPLITS
-from sgpipe.miniworld.world import draw_world, file_name, image_id
+from sgpipe.miniworld.dataset import draw_world, file_name, image_id
+from sgpipe.miniworld.relations import COMPOSITIONAL, SPLITS, Statement
 from sgpipe.records import from_table
 from sgpipe.sources.coco import read_coco
-from sgpipe.stages.matching import HeadMatcher
-from sgpipe.stages.prior import read_prior
-from sgpipe.vocabulary import category_names
+from sgpipe.sources.vocabulary import category_names
+from sgpipe.stages.pair.candidates import read_prior
+from sgpipe.stages.pair.matching import HeadMatcher
 
 ANNOTATIONS = ("captions.json", "hico.json", "hico_classes.json", "instances.json", "scene_graphs.json")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures of each split."""
+    """Ten images of each split."""
     root = tmp_path_factory.mktemp("world")
     for split in SPLITS:
         draw_world(root / split, 10, 3, split)
@@ -58,14 +57,14 @@ def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> No
 
 
 def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from sgpipe.miniworld.world import draw_world as draw; "
+    code = "import sys; from pathlib import Path; from sgpipe.miniworld.dataset import draw_world as draw; "
     code += "draw(Path(sys.argv[1]), 10, 3, 'val')"
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, timeout=120)
     assert contents(tmp_path) == contents(world / "val")
 
 
-def test_fewer_pictures_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
+def test_fewer_images_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
     draw_world(tmp_path, 5, 3, "train")
     whole = contents(world / "train")
     part = contents(tmp_path)

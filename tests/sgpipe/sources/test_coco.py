@@ -10,7 +10,8 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources import open_source
 from sgpipe.sources.coco import read_coco
-from sgpipe.sources.index import SourceIndex, write_index
+from sgpipe.sources.detections import write_detections
+from sgpipe.storage.source_index import SourceIndex
 
 IMAGE = {"id": 1, "file_name": "1.jpg", "width": 100, "height": 50}
 DOG = {"id": 18, "name": "dog"}
@@ -28,7 +29,7 @@ def index_of(tmp_path, annotations, images=(IMAGE,), categories=(DOG,), captions
         captions_path = tmp_path / "captions.json"
         captions_path.write_text(json.dumps({"annotations": captions}))
     detections, meta = read_coco(path, captions_path, dataset="coco", split="val")
-    write_index(tmp_path / "index.arrow", detections, meta)
+    write_detections(tmp_path / "index.arrow", detections, meta)
     return SourceIndex(tmp_path / "index.arrow")
 
 
@@ -229,7 +230,7 @@ def test_real_coco_counts(oracle: Path, tmp_path):
             dataset="coco",
             split=split,
         )
-        write_index(tmp_path / split, detections, meta)
+        write_detections(tmp_path / split, detections, meta)
         meta = SourceIndex(tmp_path / split).meta
         assert (meta["images"], meta["boxes"], meta["problems"]["crowd"]) == (images, boxes, crowds)
         assert meta["categories"][:3] == ["person", "bicycle", "car"]

@@ -4,7 +4,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources import open_source
-from sgpipe.sources.folder import iter_pictures
+from sgpipe.sources.folder import iter_images
 
 
 def save(path, size=(40, 30), **options):
@@ -13,28 +13,28 @@ def save(path, size=(40, 30), **options):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    root = tmp_path / "pictures"
+def photos(tmp_path):
+    root = tmp_path / "photos"
     save(root / "b/2.jpg")
     save(root / "a.PNG")
     save(root / ".hidden/3.jpg")
     turned = Image.Exif()
     turned[0x0112] = 6
     save(root / "c.jpg", exif=turned)
-    (root / "broken.jpg").write_bytes(b"no picture")
-    (root / "notes.txt").write_text("no picture")
+    (root / "broken.jpg").write_bytes(b"no image")
+    (root / "notes.txt").write_text("no image")
     (root / "link.png").symlink_to("nowhere")
     (root / "folder.png").mkdir()
     return root
 
 
-def index(pictures, tmp_path):
-    config = SourceConfig(format="folder", splits={"all": SplitConfig(images=pictures)})
+def index(photos, tmp_path):
+    config = SourceConfig(format="folder", splits={"all": SplitConfig(images=photos)})
     return open_source(config, "all", tmp_path / "index.arrow")
 
 
-def test_pictures_are_found_and_measured_as_people_see_them(pictures, tmp_path):
-    found = index(pictures, tmp_path).records(0, 6)
+def test_images_are_found_and_measured_as_people_see_them(photos, tmp_path):
+    found = index(photos, tmp_path).records(0, 6)
     assert [(record.image_id, record.width, record.height) for record in found] == [
         ("a.PNG", 40, 30),
         ("b/2.jpg", 40, 30),
@@ -48,17 +48,17 @@ def test_pictures_are_found_and_measured_as_people_see_them(pictures, tmp_path):
     assert {(record.dataset, record.split) for record in found} == {("folder", "all")}
 
 
-def test_a_folder_that_changes_is_read_again(pictures, tmp_path):
-    before = index(pictures, tmp_path).meta
-    assert index(pictures, tmp_path).meta == before
-    save(pictures / "d.png")
-    after = index(pictures, tmp_path)
+def test_a_folder_that_changes_is_read_again(photos, tmp_path):
+    before = index(photos, tmp_path).meta
+    assert index(photos, tmp_path).meta == before
+    save(photos / "d.png")
+    after = index(photos, tmp_path)
     assert len(after) == 7
     assert after.meta["annotations_sha256"] != before["annotations_sha256"]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         index(tmp_path / "empty", tmp_path)
-    assert not list(iter_pictures(tmp_path / "empty"))
+    assert not list(iter_images(tmp_path / "empty"))

@@ -18,10 +18,10 @@ NAME = "images/v1/patch8/objects365_v1_00420917.jpg"
         ("elsewhere.jpg", "patch8/objects365_v1_00420917.jpg"),
     ],
 )
-def test_pictures_are_found_in_every_layout(tmp_path, on_disk, expected):
-    picture = tmp_path / "train" / on_disk
-    picture.parent.mkdir(parents=True)
-    picture.touch()
+def test_images_are_found_in_every_layout(tmp_path, on_disk, expected):
+    image = tmp_path / "train" / on_disk
+    image.parent.mkdir(parents=True)
+    image.touch()
     annotations = tmp_path / "zhiyuan_objv2_train.json"
     annotations.write_text(
         json.dumps(

@@ -11,18 +11,18 @@ import pytest
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.importing import import_annotations
-from sgpipe.progress import Progress
-from sgpipe.shards.read import iter_records
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.coco_rel import CocoRelations
+from sgpipe.sources.coco_relations import CocoRelations
 from sgpipe.sources.hoi import hico_source, vcoco_source
+from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.open_images import OpenImages
-from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.scene_graphs import PseudoLabels
 from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.storage.shards import iter_records
+from sgpipe.utils.console import Progress
+from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS
 from tests.sgpipe.sources.test_hoi_pairs import HICO, VCOCO
 from tests.sgpipe.sources.test_open_images import VRD
-from tests.sgpipe.test_cli_import import FILES, GRAPH, TRIPLETS
 
 INLINE = {
     "image_id": 2,

@@ -6,7 +6,7 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
 from sgpipe.sources.open_images import OpenImages
-from sgpipe.vocabulary import category_names, relation_names
+from sgpipe.sources.vocabulary import category_names, relation_names
 
 NAMES, RELATIONS = category_names("open_images"), relation_names("open_images")
 APPLE, SINK = (next(number for number, name in NAMES.items() if name == wanted) for wanted in ("apple", "sink"))

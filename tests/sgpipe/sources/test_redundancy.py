@@ -4,7 +4,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.redundancy import MOST_RELATIONS, Aliases, load_aliases, overlap, remove_redundant
+from sgpipe.sources.visual_genome import MAX_RELATIONS, AliasTables, load_aliases, pixel_iou, remove_redundant
 
 
 def record(objects, relations) -> Record:
@@ -12,9 +12,9 @@ def record(objects, relations) -> Record:
     return Record("1", "d", "val", "1.jpg", 500, 500, objects=boxes, relations=[Relation(*r) for r in relations])
 
 
-def removed(image: Record, aliases: Aliases | None = None) -> tuple[list, dict]:
+def removed(image: Record, aliases: AliasTables | None = None) -> tuple[list, dict]:
     problems: Counter[str] = Counter()
-    remove_redundant(image, aliases or Aliases(), problems)
+    remove_redundant(image, aliases or AliasTables(), problems)
     return [(r.subject, r.object, r.predicate) for r in image.relations], dict(+problems)
 
 
@@ -41,7 +41,7 @@ def test_both_boxes_must_overlap_and_both_classes_agree():
 
 def test_aliases_make_words_the_same_but_keep_them():
     objects = [("man", HERE), ("men", NEARLY), ("hat", THERE), ("cap", THERE)]
-    aliases = Aliases({"man": "man", "men": "man", "cap": "hat"}, {"wearing": "wears"})
+    aliases = AliasTables({"man": "man", "men": "man", "cap": "hat"}, {"wearing": "wears"})
     kept, problems = removed(record(objects, [(1, 3, "wearing"), (0, 2, "wears"), (0, 2, "has")]), aliases)
     assert kept == [(1, 3, "wearing"), (0, 2, "has")]
     assert problems == {"redundant_relations": 1}
@@ -58,7 +58,7 @@ def test_no_more_than_a_hundred_after_the_others_are_gone():
     objects = [("man", HERE), ("hat", THERE)]
     relations = [(0, 1, f"p{i // 2}") for i in range(230)]
     kept, problems = removed(record(objects, relations))
-    assert kept == [(0, 1, f"p{i}") for i in range(MOST_RELATIONS)]
+    assert kept == [(0, 1, f"p{i}") for i in range(MAX_RELATIONS)]
     assert problems == {"repeated_relations": 115, "relations_beyond_100": 15}
 
 
@@ -73,8 +73,8 @@ def test_no_more_than_a_hundred_after_the_others_are_gone():
     ],
 )
 def test_overlap_counts_whole_pixels(a, b, value):
-    assert overlap(Box("x", 0, a), Box("x", 0, b)) == pytest.approx(value)
-    assert overlap(Box("x", 0, b), Box("x", 0, a)) == pytest.approx(value)
+    assert pixel_iou(Box("x", 0, a), Box("x", 0, b)) == pytest.approx(value)
+    assert pixel_iou(Box("x", 0, b), Box("x", 0, a)) == pytest.approx(value)
 
 
 def test_alias_tables(tmp_path):

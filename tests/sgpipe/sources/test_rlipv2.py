@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.sources.rlipv2 import PseudoLabels
+from sgpipe.sources.scene_graphs import PseudoLabels
 
 COCO = {
     "image_id": 4242,
@@ -37,7 +37,7 @@ def test_labels_are_taken_as_they_are(tmp_path):
     assert record.relations == [Relation(0, 0, "Near", 0.25), Relation(0, 0, "Near", 0.06)]
 
 
-def test_pictures_of_coco_are_found_with_and_without_a_folder_of_the_split(tmp_path):
+def test_images_of_coco_are_found_with_and_without_a_folder_of_the_split(tmp_path):
     name = "000000004242.jpg"
     assert read(tmp_path, [COCO])[0].file_name == name
     (tmp_path / "images/val2017").mkdir()
@@ -45,7 +45,7 @@ def test_pictures_of_coco_are_found_with_and_without_a_folder_of_the_split(tmp_p
     assert read(tmp_path, [COCO])[0].file_name == f"val2017/{name}"
 
 
-def test_pictures_of_objects365_need_their_paths(tmp_path):
+def test_images_of_objects365_need_their_paths(tmp_path):
     with pytest.raises(UserError, match=r"image 420917 is of Objects365.*--image-paths"):
         read(tmp_path, [O365])
     known, unknown = read(tmp_path, [O365, {**O365, "image_id": 1}], {"420917": "train/patch8/a.jpg"})

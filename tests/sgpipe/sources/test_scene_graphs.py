@@ -6,7 +6,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.clip import clip_objects
+from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
 
 

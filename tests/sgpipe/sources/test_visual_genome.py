@@ -73,14 +73,14 @@ def test_sizes_come_from_image_data(genome, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["7.jpg", "VG_100K/7.jpg", "VG_100K_2/7.jpg"])
-def test_pictures_are_found_where_the_downloads_unpack_to(genome, place):
-    picture = genome().images / place
-    picture.parent.mkdir(exist_ok=True)
-    picture.touch()
+def test_images_are_found_where_the_downloads_unpack_to(genome, place):
+    image = genome().images / place
+    image.parent.mkdir(exist_ok=True)
+    image.touch()
     assert read(genome())[0].file_name == place
 
 
-def test_pictures_that_are_not_there_keep_their_plain_name(genome):
+def test_images_that_are_not_there_keep_their_plain_name(genome):
     assert read(genome())[0].file_name == "7.jpg"
 
 

@@ -15,9 +15,9 @@ import pytest
 from markupsafe import escape
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
-from sgpipe.shards.manifest import Manifest
+from sgpipe.cli.main import app
 from sgpipe.stats.measures import distinct_predicates, measure
+from sgpipe.storage.manifest import Manifest
 
 WIDE = {"COLUMNS": "400"}  # no line of a table is broken
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
-from sgpipe.shards.manifest import Manifest
-from sgpipe.shards.write import shard_name, write_shard
-from tests.sgpipe.trainset.runs import make_records
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import shard_name, write_shard
+from tests.sgpipe.training.data.runs import make_records
 
 PERSON, DOG, CUP = Box("person", 1, (10, 10, 40, 80)), Box("dog", 2, (60, 40, 50, 40)), Box("cup", 3, (30, 30, 10, 10))
 
@@ -28,7 +28,7 @@ def scene(
 
 
 def make_shards(root: Path, records: Sequence[Record], rows: int = 200) -> Path:
-    """A run without pictures."""
+    """A run without images."""
     root.mkdir(parents=True)
     manifest = Manifest.create(root, {"name": "drawn", "fingerprint": "drawn"})
     for split in dict.fromkeys(record.split for record in records):

@@ -1,10 +1,10 @@
 import json
 
 from sgpipe.records import NO_OBJECT, Box, Caption, Record
-from sgpipe.shards.read import iter_records
-from sgpipe.stats.database import open_run
 from sgpipe.stats.health import Check, check_health
 from sgpipe.stats.measures import measure
+from sgpipe.storage.database import open_run
+from sgpipe.storage.shards import iter_records
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
 
 UP, DOWN = Box("cup", 3, (10, 10, 20, 20)), Box("table", 4, (10, 100, 60, 40))

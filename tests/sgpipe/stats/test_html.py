@@ -4,15 +4,15 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box
-from sgpipe.stats.charts import columns, ranks, short
-from sgpipe.stats.compare import compare
+from sgpipe.stats.audit import compare
 from sgpipe.stats.findings import find
 from sgpipe.stats.gallery import make_card
+from sgpipe.stats.html import save_page
 from sgpipe.stats.measures import measure
-from sgpipe.stats.pages import save_page
+from sgpipe.viz.svg import columns, ranks, short
 from tests.sgpipe.stats.agreement import Texts, assert_forms_agree, invoke
 from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
-from tests.sgpipe.trainset.runs import make_run
+from tests.sgpipe.training.data.runs import make_run
 
 EVIL = "<script>alert('&')</script>"
 
@@ -112,7 +112,7 @@ def test_cards_of_odd_images():
     record.objects[2] = Box("cup", 3, (-50, 300, 9999, 5))
     card = make_card(record, None, record.relations)
     assert [edge.predicate for edge in card.edges] == ["smiling", "near", "beyond"]
-    assert card.picture is None
+    assert card.image is None
     assert all(0 <= value <= 480 for node in card.nodes for value in node.box)
     record.width = record.height = 0
     assert make_card(record, None, record.relations).height > 0

@@ -1,4 +1,4 @@
-"""The audit of what `sgpipe generate` labels: the drawn world, and real pictures of COCO."""
+"""The audit of what `sgpipe generate` labels: the drawn world, and real images of COCO."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe import miniworld
-from sgpipe.cli import app
-from sgpipe.shards.folder import RunFolder
+from sgpipe.cli.main import app
 from sgpipe.stats.audit import audit
-from sgpipe.stats.database import open_run
-from sgpipe.stats.truth import KnownTruth
+from sgpipe.stats.ground_truth import KnownTruth
+from sgpipe.storage.database import open_run
+from sgpipe.storage.run_folder import RunFolder
 from tests.sgpipe.stats.agreement import (
     assert_forms_agree,
     assert_thresholds_are_numpys,
@@ -36,7 +36,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coco(oracle, tmp_path_factory):
-    """24 of 79 pictures are there."""
+    """24 of 79 images are there."""
     folder = oracle / "data" / "coco_mini"
     files = {"images": "images_val2017", "annotations": "instances_val2017.json", "captions": "captions_val2017.json"}
     options = [part for name, file in files.items() for part in (f"--{name}", folder / file)]

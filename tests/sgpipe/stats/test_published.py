@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 
 from sgpipe.records import SCHEMA, to_table
-from sgpipe.shards.manifest import Manifest, ShardEntry
-from sgpipe.shards.write import shard_name, write_table
+from sgpipe.stats.distributions import measure_tail
 from sgpipe.stats.measures import measure
-from sgpipe.stats.tail import measure_tail
+from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.shards import shard_name, write_table
 from tests.sgpipe.stats.runs import scene
 
 EACH = 5_000  # relations of an image

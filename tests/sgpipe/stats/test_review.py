@@ -5,11 +5,11 @@ from collections import Counter
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.stats.database import open_run
 from sgpipe.stats.review import write_review
 from sgpipe.stats.verdicts import measure_verdicts
+from sgpipe.storage.database import open_run
 from tests.sgpipe.stats.runs import make_shards, scene
 
 THRESHOLDS = (0.0, 0.5)

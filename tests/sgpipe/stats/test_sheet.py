@@ -2,13 +2,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import Record
-from sgpipe.stats.database import open_run
-from sgpipe.stats.pictures import open_picture, open_records, spread
-from sgpipe.stats.sheet import write_sheet
-from tests.sgpipe.trainset.runs import make_run, plain_record
+from sgpipe.stats.samples import open_image, open_records, spread, write_sheet
+from sgpipe.storage.database import open_run
+from tests.sgpipe.training.data.runs import make_run, plain_record
 
 
 def run_of(root, confidences, **options):
@@ -21,7 +20,7 @@ def chosen(root, count, threshold=0.2) -> list[str]:
         return [record.image_id for record, _ in open_records(database, spread(database, count, threshold))]
 
 
-def test_pictures_are_spread_over_those_with_relations_and_the_others_fill_up(tmp_path):
+def test_images_are_spread_over_those_with_relations_and_the_others_fill_up(tmp_path):
     root = run_of(tmp_path / "run", [0.9, 0.1, 0.2, None, 0.3, 0.0, 0.5, 0.6])
     assert chosen(root, 2) == ["0", "4"]
     assert chosen(root, 6) == ["0", "2", "3", "4", "6", "7"]
@@ -31,7 +30,7 @@ def test_pictures_are_spread_over_those_with_relations_and_the_others_fill_up(tm
 
 def test_error_rows_are_left_out_and_later_row_groups_read(tmp_path):
     records = [plain_record(str(n)) for n in range(520)]
-    records[1].fail("load", "no picture")
+    records[1].fail("load", "no image")
     make_run(tmp_path / "run", records, rows=600, embedded=True)
     assert chosen(tmp_path / "run", 519)[:2] == ["0", "2"]
     assert chosen(tmp_path / "run", 2) == ["0", "261"]
@@ -41,31 +40,31 @@ def test_error_rows_are_left_out_and_later_row_groups_read(tmp_path):
 
 
 @pytest.mark.parametrize("embedded", [True, False])
-def test_pictures_are_found_where_they_are_and_missing_ones_are_none(tmp_path, embedded):
-    root = run_of(tmp_path / "a [b] *", [0.9, 0.9, 0.9], embedded=embedded, spoilt={"1": b"no picture", "2": None})
+def test_images_are_found_where_they_are_and_missing_ones_are_none(tmp_path, embedded):
+    root = run_of(tmp_path / "a [b] *", [0.9, 0.9, 0.9], embedded=embedded, spoilt={"1": b"no image", "2": None})
     with open_run(root) as database:
-        pictures = [picture for _, picture in open_records(database, spread(database, 3, 0.2))]
-        assert [picture is not None for picture in pictures] == [True, False, False]
+        images = [image for _, image in open_records(database, spread(database, 3, 0.2))]
+        assert [image is not None for image in images] == [True, False, False]
     elsewhere = tmp_path / "moved"
     elsewhere.mkdir()
     Image.new("RGB", (24, 16), "red").save(elsewhere / "1.png")
     with open_run(root) as database:
-        pictures = [picture for _, picture in open_records(database, spread(database, 3, 0.2), elsewhere)]
-    assert [picture is not None for picture in pictures] == [False, True, False]
+        images = [image for _, image in open_records(database, spread(database, 3, 0.2), elsewhere)]
+    assert [image is not None for image in images] == [False, True, False]
 
 
 def test_a_file_name_that_leaves_the_image_folder_is_not_opened(tmp_path):
     Image.new("RGB", (24, 16)).save(tmp_path / "secret.png")
     record = plain_record("1", file_name="../secret.png")
     (tmp_path / "images").mkdir()
-    assert open_picture({}, record, None, tmp_path / "images") is None
+    assert open_image({}, record, None, tmp_path / "images") is None
     record.file_name = "secret.png"
-    assert open_picture({"train": tmp_path}, record, None) is not None
+    assert open_image({"train": tmp_path}, record, None) is not None
 
 
-def test_the_sheet_is_a_picture_with_a_card_for_each_image(tmp_path):
+def test_the_sheet_is_an_image_with_a_card_for_each_image(tmp_path):
     root = run_of(tmp_path / "run", [0.9] * 5)
-    assert write_sheet(root, tmp_path / "sheet.png", pictures=4) == (4, 0)
+    assert write_sheet(root, tmp_path / "sheet.png", count=4) == (4, 0)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 2 * 480
         assert sheet.height > 2 * 320
@@ -85,21 +84,21 @@ def test_a_run_without_usable_images_and_a_file_that_cannot_be_written(tmp_path)
         write_sheet(root, tmp_path / "nowhere" / "sheet.png")
 
 
-def test_what_terminals_act_on_is_not_printed_and_missing_pictures_are_counted(tmp_path):
+def test_what_terminals_act_on_is_not_printed_and_missing_images_are_counted(tmp_path):
     make_run(tmp_path / "run", [plain_record("0", predicate="on\x1b[31m\x07\x9b2J")], spoilt={"0": None})
     options = ["stats", str(tmp_path / "run"), "--sheet", str(tmp_path / "s.png")]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     assert "on [31m 2J" in result.stdout
     assert not set(result.stdout) & set("\x1b\x07\x9b")
-    assert "drew 1 images into" in result.stderr
-    assert "1 of them without their picture" in " ".join(result.stderr.split())
+    assert "drew 1 image into" in result.stderr
+    assert "1 of them without their image" in " ".join(result.stderr.split())
 
 
 def test_stats_draws_a_sheet_besides_its_tables(tmp_path):
     root = run_of(tmp_path / "run", [0.9, 0.8])
-    result = CliRunner().invoke(app, ["stats", str(root), "--sheet", str(tmp_path / "s.png"), "--pictures", "1"])
+    result = CliRunner().invoke(app, ["stats", str(root), "--sheet", str(tmp_path / "s.png"), "--images", "1"])
     assert result.exit_code == 0
     assert "relations by threshold" in result.stdout
-    assert f"drew 1 images into {tmp_path}/s.png" in result.stderr.replace("\n", "")
+    assert f"drew 1 image into {tmp_path}/s.png" in result.stderr.replace("\n", "")
     assert (tmp_path / "s.png").stat().st_size > 1000

@@ -1,6 +1,6 @@
 import pytest
 
-from sgpipe.stats.tail import measure_tail
+from sgpipe.stats.distributions import measure_tail
 
 
 def test_equal_counts_have_no_inequality():

@@ -3,9 +3,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from sgpipe.cli import app
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.stats.truth import KnownTruth, measure_truth
+from sgpipe.stats.ground_truth import KnownTruth, measure_truth
 from tests.sgpipe.stats.runs import make_shards, scene
 
 THRESHOLDS = (0.2, 0.5)
@@ -74,7 +74,7 @@ def test_other_images_and_odd_targets_are_refused(tmp_path, runs):
 
 
 def test_visual_genome_is_the_truth_of_coco(tmp_path, runs):
-    """Its own numbers of the pictures are others; image_data.json knows which are COCO's."""
+    """Its own numbers of the images are others; image_data.json knows which are COCO's."""
     true = [scene(str(n + 900), [(0, "holding", 2), (1, "near", 2)], dataset="visual_genome") for n in range(10)]
     genome = make_shards(tmp_path / "genome", true)
     items = [{"image_id": n + 900, "coco_id": n if n < 6 else None, "width": 320, "height": 240} for n in range(10)]

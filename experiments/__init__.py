@@ -1,0 +1,1 @@
+"""Experiments: models that are trained from nothing, and what they are worth. Run from a clone."""

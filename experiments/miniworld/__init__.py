@@ -1,0 +1,1 @@
+"""Making and measuring the models of the miniworld that ship with sgpipe."""

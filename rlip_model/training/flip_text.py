@@ -1,0 +1,47 @@
+"""What a horizontal flip does to texts: "left of" becomes "right of", "right hand" becomes "left hand".
+
+Not every "left" is a side: "right behind" and "left on" mean the same in the mirror. Which it is follows from the
+words before and after, which don't depend on the side itself; so mirroring twice gives the text back.
+"""
+
+from __future__ import annotations
+
+import re
+
+WORD = re.compile(r"([^\W\d_]+)")
+SIDES = ("left", "right")
+
+OPPOSITE = {
+    form(one + ending): form(other + ending)
+    for one, other in (SIDES, SIDES[::-1])
+    for ending in ("", "most", "ward", "wards", "hand", "handed")
+    for form in (str.lower, str.title, str.upper)
+}
+
+# After these it is a side whatever follows: "on the left behind".
+BEFORE_SIDES = re.compile("the|to|on|at|far|upper|lower|middle|top|bottom|rear|turn(s|ed|ing)?|fac(e|es|ed|ing)")
+# After these, at the end, it is not: "has left", "all right".
+BEFORE_OTHERS = re.compile("has|have|had|having|was|were|been|being|just|all")
+# Before these it is not: "right next to", "left on", "left the", "left alone".
+AFTER_OTHERS = re.compile(
+    "next|beside|by|near|close|on|onto|in|into|inside|within|at|against|across|along|alongside|around|above|over|"
+    "atop|below|under|underneath|beneath|behind|before|after|between|among|past|beyond|through|up|down|off|out|"
+    "outside|with|for|away|there|here|now|where|alone|open|empty|the|a|an|his|her|its|their|some"
+)
+
+
+def flip_text(text: str) -> str:
+    """The text with left and right swapped wherever they are sides; upper and lower case stay."""
+    parts = WORD.split(text)
+    words = ["", *(word.lower() for word in parts[1::2]), ""]
+    for place in range(1, len(parts), 2):
+        before, word, after = words[place // 2 : place // 2 + 3]
+        if word not in SIDES or _is_side(before, after):
+            parts[place] = OPPOSITE.get(parts[place], parts[place])
+    return "".join(parts)
+
+
+def _is_side(before: str, after: str) -> bool:
+    if BEFORE_SIDES.fullmatch(before):
+        return True
+    return not (AFTER_OTHERS.fullmatch(after) if after else BEFORE_OTHERS.fullmatch(before))

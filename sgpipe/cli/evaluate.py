@@ -1,0 +1,301 @@
+"""`sgpipe eval …`: one command for each benchmark, and one for the labels of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sgpipe.cli.help import GroupedCommand, HelpfulGroup
+from sgpipe.cli.options import Classes, GroundTruthFolder, ImageData, InferenceOptions, with_option_groups
+from sgpipe.errors import UserError
+from sgpipe.utils import console
+
+if TYPE_CHECKING:
+    from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
+    from sgpipe.evaluation.result import EvaluationResult
+
+Predictions = Annotated[Path | None, typer.Option(help="Predictions file; docs/formats.md describes the formats.")]
+Annotations = Annotated[Path | None, typer.Option(help="Annotation file; optional with --model.")]
+
+_STANDARD_OUTPUT = Path("-")
+_FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
+
+app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Evaluate predictions as the official evaluators do.")
+
+
+class HicoSetting(str, Enum):
+    """How HICO-DET's classes are grouped."""
+
+    DEFAULT = "default"
+    NF = "NF"
+    UC_RF = "UC-RF"
+    UC_NF = "UC-NF"
+    UO = "UO"
+
+
+class PhraseSuppression(str, Enum):
+    """How overlapping pairs and phrases are suppressed."""
+
+    NONE = "none"
+    PUBLISHED = "published"
+    REPAIRED = "repaired"
+
+
+class LabelSource(str, Enum):
+    """The part of a run that is evaluated."""
+
+    RELATIONS = "relations"
+    CANDIDATES = "candidates"
+
+
+class GraphMode(str, Enum):
+    """The three tasks of scene graph generation."""
+
+    PREDCLS = "predcls"
+    SGCLS = "sgcls"
+    SGDET = "sgdet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """A trained model to evaluate, instead of a predictions file."""
+
+    model: Annotated[Path | None, typer.Option(help="Folder of a trained model, instead of predictions.")] = None
+    data: Annotated[Path | None, typer.Option(help="With --model: folder of shards.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFiles:
+    """The files that the result is written to."""
+
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the full result to this file; - prints it instead of tables.")
+    ] = None
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write one line per class to this file.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFiles(TableFiles):
+    """The same, with a plot."""
+
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write the precision-recall curves to this SVG file.")] = (
+        None
+    )
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def hico(
+    *,
+    predictions: Predictions = None,
+    annotations: Annotations = None,
+    setting: Annotated[
+        HicoSetting, typer.Option(help="How to group the classes: rare and non-rare, or unseen and seen.")
+    ] = HicoSetting.DEFAULT,
+    known_object: Annotated[
+        bool, typer.Option("--known-object", help="Evaluate a class only on images with its object.")
+    ] = False,
+    pair_nms: Annotated[bool, typer.Option("--pair-nms", help="Suppress pairs that overlap better ones.")] = False,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="With --model: drop subjects not classified as a person.")
+    ] = False,
+    classes: Classes = None,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
+) -> None:
+    """HICO-DET: mean average precision.
+
+    Over full, rare and non-rare classes, or over unseen and seen classes.
+    """
+    from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions, evaluate_hico_files
+    from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_hico_model
+
+    options = HicoOptions(setting.value, known_object, pair_nms)
+    if paths := _files(predictions, annotations, model):
+        result = evaluate_hico_files(*paths, options, classes)
+    else:
+        run = _model_run(model, inference, annotations, classes)
+        result = evaluate_hico_model(run, options, zero_shot=zero_shot)
+    _show(result, files, files.plot)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def vcoco(
+    *,
+    annotations: Annotated[Path, typer.Option(help="V-COCO's own annotations: vcoco_test.json.")],
+    coco: Annotated[Path, typer.Option(help="The COCO instances they refer to: instances_vcoco_all_2014.json.")],
+    predictions: Predictions = None,
+    possible: Annotated[
+        Path | None, typer.Option(help="With --model: training shards; what never occurs in them is scored 0.")
+    ] = None,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
+) -> None:
+    """V-COCO: role AP in scenarios 1 and 2, and agent AP."""
+    from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_vcoco_files
+    from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_vcoco_model
+
+    if paths := _files(predictions, annotations, model):
+        result = evaluate_vcoco_files(*paths, coco)
+    else:
+        result = evaluate_vcoco_model(_model_run(model, inference), annotations, coco, possible)
+    _show(result, files, files.plot)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def openimages(
+    *,
+    predictions: Predictions = None,
+    annotations: Annotations = None,
+    nms: Annotated[
+        PhraseSuppression, typer.Option(help="Non-maximum suppression, with the bug of the published code or without.")
+    ] = PhraseSuppression.NONE,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: ResultFiles,
+) -> None:
+    """Open Images V6: R@50, wmAP and score_wtd.
+
+    wmAP is computed for relations and for phrases.
+    """
+    from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_open_images_files
+    from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_open_images_model
+
+    if paths := _files(predictions, annotations, model):
+        result = evaluate_open_images_files(*paths, nms.value)
+    else:
+        result = evaluate_open_images_model(_model_run(model, inference, annotations), nms.value)
+    _show(result, files, files.plot)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def vg(
+    *,
+    mode: Annotated[
+        GraphMode | None, typer.Option(help="What the model was given: boxes and classes, boxes, or only images.")
+    ] = None,
+    predictions: Predictions = None,
+    annotations: Annotations = None,
+    classes: Classes = None,
+    model: ModelOptions,
+    inference: InferenceOptions,
+    files: TableFiles,
+) -> None:
+    """Visual Genome (VG150): recall and mean recall.
+
+    And zero-shot recall; each with and without graph constraint (ng-).
+    """
+    from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_graph_files
+    from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_graphs_model
+
+    if paths := _files(predictions, annotations, model):
+        if mode is None:
+            raise UserError("give --mode predcls, sgcls or sgdet: what the model was given")
+        result = evaluate_graph_files(*paths, mode.value, classes)
+    else:
+        if mode and mode is not GraphMode.SGDET:
+            raise UserError(f"--mode {mode.value}: with --model the mode is sgdet, as the model detects its own boxes")
+        result = evaluate_graphs_model(_model_run(model, inference, annotations, classes))
+    _show(result, files)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def labels(
+    *,
+    pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.")],
+    truth: GroundTruthFolder = None,
+    wanted: Annotated[
+        Path | None,
+        typer.Option(help="Shards with the relations that recall counts. Default: all of the ground truth."),
+    ] = None,
+    source: Annotated[
+        LabelSource, typer.Option(help="Evaluate the relations, or every candidate pair with each of its predicates.")
+    ] = LabelSource.RELATIONS,
+    threshold: Annotated[float, typer.Option(help="Minimum confidence of the relations that count.")] = 0.2,
+    iou: Annotated[float, typer.Option(help="Minimum IoU of matching boxes.")] = 0.5,
+    synonyms: Annotated[
+        Path | None, typer.Option(help="YAML or JSON: {predicate: [texts with the same meaning]}.")
+    ] = None,
+    image_data: ImageData = None,
+    files: ResultFiles,
+) -> None:
+    """Compare a run's relations with ground truth.
+
+    Precision, recall and AP, by threshold, predicate and frequency.
+    """
+    from sgpipe.evaluation.label_quality.comparison import label_quality
+    from sgpipe.evaluation.label_quality.report import label_report
+    from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
+    from sgpipe.storage.run_folder import GroundTruth, RunFolder
+
+    own = RunFolder(pred).ground_truth if truth is None else GroundTruth(truth)
+    if own is None:
+        raise UserError(f"{pred} has no ground truth of its own: give --truth")
+    ground_truth = GroundTruth(own.relations, wanted or own.required, image_data or own.image_data)
+    found = label_quality(
+        pred,
+        ground_truth,
+        source=source.value,
+        threshold=threshold,
+        synonyms=load_predicate_synonyms(synonyms) if synonyms else None,
+        iou=iou,
+    )
+    paths = {
+        "pred": pred,
+        "truth": ground_truth.relations,
+        "wanted": ground_truth.required,
+        "synonyms": synonyms,
+        "image_data": ground_truth.image_data,
+    }
+    settings = {name: str(path) for name, path in paths.items() if path}
+    _show(label_report(found, iou=iou, **settings), files, files.plot)
+
+
+def _files(predictions: Path | None, annotations: Path | None, model: ModelOptions) -> tuple[Path, Path] | None:
+    """The predictions and annotations; None if a model is to be evaluated. Raises UserError: neither is given."""
+    if predictions and annotations and not model.model and not model.data:
+        return predictions, annotations
+    if predictions or not model.model or not model.data:
+        raise UserError("give --predictions and --annotations, or --model and --data")
+    return None
+
+
+def _model_run(
+    model: ModelOptions, inference: InferenceOptions, annotations: Path | None = None, classes: Path | None = None
+) -> ModelRun:
+    from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
+
+    assert model.model is not None
+    assert model.data is not None
+    arguments = inference.as_arguments()
+    return ModelRun(model=model.model, data=model.data, annotations=annotations, classes=classes, **arguments)
+
+
+def _show(result: EvaluationResult, files: TableFiles, plot: Path | None = None) -> None:
+    if files.json == _STANDARD_OUTPUT:
+        print(result.as_json())
+    else:
+        _print(result)
+        if files.json:
+            result.write_json(files.json)
+    if files.csv:
+        result.write_csv(files.csv)
+    if plot:
+        result.write_plot(plot)
+
+
+def _print(result: EvaluationResult) -> None:
+    screen = console.output()
+    if not screen.is_terminal:
+        screen.width = max(screen.width, _FILE_WIDTH)
+    result.print(screen)

@@ -1,0 +1,220 @@
+"""`sgpipe import …`: one command for each annotation format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sgpipe.cli.help import GroupedCommand, HelpfulGroup
+from sgpipe.cli.options import GuessedSplit, Json, Limit, with_option_groups
+from sgpipe.utils import console
+
+if TYPE_CHECKING:
+    from sgpipe.sources.annotated import AnnotationSource
+
+Annotations = Annotated[Path, typer.Option(help="Annotation file.")]
+Images = Annotated[
+    Path, typer.Option(help="Image folder; images may be missing if the annotations contain their sizes.")
+]
+
+app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Import human annotations as shards.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationOptions:
+    """What is imported."""
+
+    annotations: Annotations
+    images: Images
+    split: GuessedSplit = None
+
+    @property
+    def split_name(self) -> str:
+        """The split that is given, or the one that the annotation file is named after."""
+        from sgpipe.sources.formats import guess_split
+
+        return self.split or guess_split(self.annotations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """How it is imported."""
+
+    out: Annotated[Path, typer.Option(help="Folder for the shards; an unfinished import in it is resumed.")]
+    limit: Limit = None
+    embed: Annotated[bool, typer.Option("--embed", help="Store the image files in the shards.")] = False
+    json_: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryOptions(ImportOptions):
+    """How it is imported from files in which single images may be wrong."""
+
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the shards with error rows.")] = False
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def vg(
+    *,
+    data: AnnotationOptions,
+    image_data: Annotated[Path | None, typer.Option(help="image_data.json, for the sizes of the images.")] = None,
+    object_aliases: Annotated[
+        Path | None, typer.Option(help="File of object names with the same meaning, one group per line.")
+    ] = None,
+    predicate_aliases: Annotated[
+        Path | None, typer.Option(help="File of predicates with the same meaning, one group per line.")
+    ] = None,
+    preprocess: Annotated[
+        bool, typer.Option(help="As RLIPv2: lower case, no duplicates, at most 100 relations per image.")
+    ] = True,
+    options: RetryOptions,
+) -> None:
+    """Import Visual Genome, or scene graphs in its format.
+
+    Reads scene_graphs.json or relationships.json.
+    """
+    from sgpipe.sources.visual_genome import VisualGenome
+
+    aliases = (object_aliases, predicate_aliases)
+    genome = VisualGenome(data.annotations, data.images, data.split_name, image_data, *aliases, preprocess)
+    _import(genome.source(), data.images, options)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def hico(data: AnnotationOptions, options: RetryOptions) -> None:
+    """Import HICO-DET.
+
+    Reads trainval_hico.json (HOIA format) or instances_train2015.json.
+    """
+    from sgpipe.sources.hoi import hico_source
+
+    _import(hico_source(data.annotations, data.split_name), data.images, options)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def vcoco(data: AnnotationOptions, options: RetryOptions) -> None:
+    """Import V-COCO.
+
+    Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
+    """
+    from sgpipe.sources.hoi import vcoco_source
+
+    _import(vcoco_source(data.annotations, data.split_name), data.images, options)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def openimages(
+    *,
+    data: AnnotationOptions,
+    categories: Annotated[
+        Path | None, typer.Option(help="OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.")
+    ] = None,
+    options: RetryOptions,
+) -> None:
+    """Import the relations of Open Images V6.
+
+    Reads OI_SGG_train_finetuning.json or vrd-train-anno.json.
+    """
+    from sgpipe.sources.open_images import OpenImages
+
+    _import(OpenImages(data.annotations, data.split_name, categories).source(), data.images, options)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def rlipv2(
+    *,
+    data: AnnotationOptions,
+    image_paths: Annotated[
+        Path | None, typer.Option(help="Objects365's image_id_to_filepath.json; required for its images.")
+    ] = None,
+    options: RetryOptions,
+) -> None:
+    """Import RLIPv2's pseudo-labels of COCO or Objects365.
+
+    Reads these files, and other scene graphs in their format, without changing them.
+    """
+    from sgpipe.sources.scene_graphs import PseudoLabels
+
+    labels = PseudoLabels(data.annotations, data.images, data.split_name, image_paths)
+    _import(labels.source(), data.images, options)
+
+
+@app.command(name="coco-rel", cls=GroupedCommand)
+@with_option_groups
+def coco_rel(
+    *,
+    data: AnnotationOptions,
+    relations: Annotated[Path, typer.Option(help="rel.json: rel_categories, and triplets by split and image.")],
+    options: RetryOptions,
+) -> None:
+    """Import COCO instances with RelTR's relation triplets."""
+    from sgpipe.sources.coco_relations import CocoRelations
+
+    _import(CocoRelations(data.annotations, relations, data.split_name).source(), data.images, options)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def coco(
+    *,
+    data: AnnotationOptions,
+    captions: Annotated[Path | None, typer.Option(help="COCO captions file of the same images.")] = None,
+    options: RetryOptions,
+) -> None:
+    """Import COCO's objects and captions.
+
+    The result has no relations. Also reads what `sgpipe export --to coco` writes.
+    """
+    from sgpipe.sources.coco_relations import coco_source
+
+    _import(coco_source(data.annotations, data.split_name, captions), data.images, options)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def hf(
+    *,
+    folder: Annotated[Path, typer.Argument(help="Folder with data/SPLIT-00000-of-00001.parquet …")],
+    images: Annotated[Path | None, typer.Option(help="Image folder, if the rows do not contain the images.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split to import, if there are several.")] = None,
+    options: ImportOptions,
+) -> None:
+    """Import what `sgpipe export --to hf` wrote.
+
+    All columns are kept.
+    """
+    from sgpipe.sources.hugging_face import HuggingFace
+
+    _import(HuggingFace(folder, split).source(), images or folder, options)
+
+
+def _import(source: AnnotationSource, images: Path, options: ImportOptions) -> None:
+    import json
+
+    from sgpipe.generation.summary import print_import
+    from sgpipe.sources.import_run import import_annotations
+    from sgpipe.stats.measures import distinct_predicates
+
+    summary = import_annotations(
+        source,
+        images,
+        options.out,
+        console.Progress(console.progress()),
+        embed=options.embed,
+        limit=options.limit,
+        retry_failed=isinstance(options, RetryOptions) and options.retry_failed,
+    )
+    if options.json_:
+        print(json.dumps(summary.as_json(), indent=2))
+    else:
+        print_import(summary, len(distinct_predicates(options.out)), console.output())
+    if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
+        raise typer.Exit(console.EXIT_ALL_FAILED)

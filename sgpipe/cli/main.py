@@ -1,0 +1,148 @@
+"""The command line: every command, and what happens when one ends, fails or is interrupted.
+
+A command parses its arguments, calls one function and prints the result. It imports what it needs when it runs, so that
+`sgpipe --help` is fast. `sgpipe.utils.console` lists the exit codes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from types import FrameType, TracebackType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from sgpipe.cli.doctor import doctor
+from sgpipe.cli.evaluate import app as eval_app
+from sgpipe.cli.generate import generate, miniworld, parse
+from sgpipe.cli.help import GroupedCommand, HelpfulGroup
+from sgpipe.cli.imports import app as import_app
+from sgpipe.cli.label import label
+from sgpipe.cli.predict import predict
+from sgpipe.cli.runs import export, fetch, verify
+from sgpipe.cli.stats import score, stats
+from sgpipe.cli.train import convert, train
+from sgpipe.errors import EngineError, UserError, refusal
+from sgpipe.utils import __version__, console
+from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
+
+_RESUME = "Committed work is kept; run the same command again to resume."
+_START_AGAIN = "Run the same command again to start from the beginning."
+_RESUMABLE = ("generate", "import", "score", "train")
+_STOPPED_IN_ORDER = ("generate", "train")
+
+
+class _Group(HelpfulGroup):
+    """The commands. Each error that a user is meant to see becomes one line and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(f"error: {error}", EXIT_BAD_INPUT)
+        except EngineError as error:
+            _fail(f"error: {error}\n{_RESUME}", EXIT_FAILED)
+        except KeyboardInterrupt:
+            advice = _RESUME if ctx.invoked_subcommand in _RESUMABLE else _START_AGAIN
+            _fail(f"interrupted. {advice}", EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_FAILED)
+        except OSError as error:
+            _fail(f"error: {refusal(error)}", EXIT_FAILED)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(import_app, name="import")
+app.add_typer(eval_app, name="eval")
+app.command(cls=GroupedCommand)(label)
+app.command(cls=GroupedCommand)(generate)
+app.command(cls=GroupedCommand)(train)
+app.command()(miniworld)
+app.command()(stats)
+app.command()(score)
+app.command()(verify)
+app.command()(fetch)
+app.command()(export)
+app.command(cls=GroupedCommand)(predict)
+app.command()(doctor)
+app.command()(convert)
+app.command()(parse)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results: no progress, no notes.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks of internal errors.")] = False,
+) -> None:
+    """Turn any object-detection dataset into a scene-graph dataset.
+
+    Results go to standard output, everything else to standard error. NO_COLOR=1 turns colours off. Exit codes: 0
+    success, 1 not finished or a check failed, 2 bad input, 3 every image failed, 130 interrupted.
+    """
+    os.environ.pop(console.QUIET, None)
+    if quiet:
+        os.environ[console.QUIET] = "1"
+    if verbose:
+        sys.excepthook = sys.__excepthook__
+    if version:
+        print(__version__)
+        raise typer.Exit()
+    if ctx.invoked_subcommand in _STOPPED_IN_ORDER:
+        _handle_signals()
+
+
+def _handle_signals() -> None:
+    """Stop in order on Ctrl-C and on SIGTERM, which schedulers send; stop at once on the second signal."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _exit_at_once)
+    raise KeyboardInterrupt
+
+
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    """End like a killed process, which every step of a commit survives. The local Ray ends with this process."""
+    os.write(2, f"stopped at once. {_RESUME}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    console.errors().print(message, soft_wrap=True)
+    sys.exit(code)
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print one line instead of a traceback, and how to get the traceback."""
+    err = console.errors()
+    err.print(f"internal error: {kind.__name__}: {error}")
+    err.print("This is a bug in sgpipe. Run `sgpipe --verbose …` for a traceback, and please report it.")
+
+
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning without the line of code that it comes from."""
+    console.errors().print(f"warning: {message}", soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of the `sgpipe` command."""
+    sys.excepthook = _report_bug
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they also appear for files that are already there
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # hides the output of Ray's workers; their errors reach us
+    warnings.showwarning = _print_warning
+    typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook

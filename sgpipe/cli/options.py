@@ -1,0 +1,106 @@
+"""The options that several commands share, each declared once.
+
+A group of options is a dataclass of such types. A command that `with_option_groups` decorates takes the group as one
+parameter, and the command line shows the options in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run or an import.")]
+Limit = Annotated[int | None, typer.Option(help="Use only the first N images.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Change any setting of the recipe: KEY=VALUE. Repeatable.")
+]
+Detector = Annotated[str | None, typer.Option(help="Object detector of transformers: folder or hub id.")]
+Captioner = Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.")]
+Tagger = Annotated[str | None, typer.Option(help="R-Tagger: folder made by `sgpipe convert` or `sgpipe train`.")]
+RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to connect to, such as auto.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+MovedImages = Annotated[Path | None, typer.Option(help="Image folder, if the images have moved.")]
+GroundTruthFolder = Annotated[
+    Path | None,
+    typer.Option(help="Shards with the ground truth, such as `sgpipe import` writes. Default: the run's own, if any."),
+]
+ImageData = Annotated[
+    Path | None, typer.Option(help="Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO.")
+]
+GuessedSplit = Annotated[str | None, typer.Option(help="Name of the split. Default: guessed from --annotations.")]
+Classes = Annotated[Path | None, typer.Option(help="JSON: the names of objects and relations, if not the data's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+class Dtype(str, Enum):
+    """The number format that a model computes in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How a trained model runs on the images of shards."""
+
+    split: Annotated[str | None, typer.Option(help="Use only this split of the shards.")] = None
+    images: MovedImages = None
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 4
+    dtype: Annotated[Dtype, typer.Option(help="Number format. auto: bfloat16 on GPUs that support it.")] = Dtype.AUTO
+    device: Device = "auto"
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes; Ray starts them if more than one.")] = 1
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per worker, with more than one worker.")] = 0
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The arguments of `ModelRun` that these options set."""
+        return {**vars(self), "dtype": self.dtype.value}
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter whose type is a dataclass by the options in that dataclass.
+
+    The command still receives the dataclass; typer sees only the options.
+    """
+    parameters: dict[str, inspect.Parameter] = {}
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        group = parameter.annotation
+        if isinstance(group, type) and dataclasses.is_dataclass(group):
+            options = _options_of(group)
+            groups[parameter.name] = (group, list(options))
+            parameters |= options
+        else:
+            parameters[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, (group, options) in groups.items():
+            values[name] = group(**{option: values.pop(option) for option in options})
+        command(**values)
+
+    vars(run)["__signature__"] = inspect.Signature(list(parameters.values()))
+    run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return run
+
+
+def _options_of(group: type) -> dict[str, inspect.Parameter]:
+    types = get_type_hints(group, include_extras=True)
+    return {
+        field.name: inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=types[field.name],
+        )
+        for field in dataclasses.fields(group)
+    }

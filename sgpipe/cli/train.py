@@ -1,0 +1,109 @@
+"""`sgpipe train`, and `sgpipe convert`, which makes the models that training starts from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgpipe.cli.options import Json, Limit, MovedImages, RayAddress, Seed, Settings
+from sgpipe.errors import UserError
+from sgpipe.utils import console
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model; an unfinished training in it is resumed.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Folder of shards to train on, or FOLDER@WEIGHT. Repeatable.")
+    ] = None,
+    val: Annotated[list[str] | None, typer.Option(help="Folder of shards to validate on. Repeatable.")] = None,
+    images: MovedImages = None,
+    init: Annotated[str | None, typer.Option(help="Model to start from: folder, hub id or official .pth.")] = None,
+    miniature: Annotated[bool, typer.Option("--miniature", help="Train a small model that fits a laptop.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step, over all workers.")] = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    workers: Annotated[int | None, typer.Option(help="Training processes; Ray starts them if more than one.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs per worker, with more than one worker.")] = None,
+    ray_address: RayAddress = None,
+    assign: Settings = None,
+    json_: Json = False,
+) -> None:
+    """Train a tagger or a detector on shards."""
+    from sgpipe.training.display import print_training
+    from sgpipe.training.recipe import load_train_recipe, shards_options
+    from sgpipe.training.run import train as run
+    from sgpipe.training.run import trained_network
+    from sgpipe.utils.config_file import parse_set
+
+    options = {
+        "data.train": shards_options(data, images) if data else None,
+        "data.val": shards_options(val, images) if val else None,
+        "model.init": init,
+        "optimisation.epochs": epochs,
+        "optimisation.batch": batch,
+        "data.limit": limit,
+        "seed": seed,
+        "workers.count": workers,
+        "workers.gpus": gpus,
+        "workers.address": ray_address,
+    }
+    overrides = {key: value for key, value in options.items() if value is not None} | parse_set(assign or [])
+    loaded = load_train_recipe(recipe, overrides, miniature=miniature)
+    summary = run(loaded, out, console.Progress(console.progress()))
+    if json_:
+        print(json.dumps({**asdict(summary), "out": str(out), "network": str(trained_network(out))}, indent=2))
+        return
+    option = "--tagger" if summary.kind == "tagger" else "--init"
+    print_training(summary, f"saved the model; use it with {option} {trained_network(out)}", console.output())
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Official RLIP checkpoint (.pth); with --as, a detector's.")],
+    out: Annotated[Path, typer.Option(help="Folder for config.json, model.safetensors and the tokenizer.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="RoBERTa tokenizer, or RoBERTa itself with --as: folder or hub id.")
+    ] = "roberta-base",
+    gating: Annotated[
+        str | None, typer.Option(help="Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")
+    ] = None,
+    verb_query: Annotated[str | None, typer.Option(help="Relation query, if the checkpoint does not name it.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--as", help="New model to start from a detector: parseda, parsed, tagger or rlipv1.")
+    ] = None,
+    queries: Annotated[int | None, typer.Option(help="Keep only the first N queries, such as 128.")] = None,
+    first_rows: Annotated[
+        bool, typer.Option("--first-rows", help="With --queries: cut by row, as the official code does, not by pair.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Make a model from an official checkpoint or a detector."""
+    from rlip_model.checkpoint import CheckpointError, TokenizerError, convert_detector
+    from rlip_model.checkpoint import convert as run
+
+    unused, new = None, None
+    try:
+        if kind is None:
+            run(checkpoint, out, tokenizer, gating, verb_query, queries, not first_rows)
+        elif gating or verb_query or first_rows:
+            raise UserError("--gating, --verb-query and --first-rows are for official checkpoints, not for --as")
+        else:
+            model = convert_detector(checkpoint, out, kind, tokenizer, 200 if queries is None else queries)
+            unused = list(model.unused)
+            new = sorted({".".join(name.split(".")[:2]) for name in model.kept})
+    except (CheckpointError, TokenizerError) as error:
+        raise UserError(str(error)) from None
+    parts = {} if unused is None else {"not_used_of_the_detector": unused, "not_from_the_detector": new}
+    if json_:
+        print(json.dumps({"out": str(out), **parts}, indent=2))
+        return
+    screen = console.output()
+    if unused is not None and new is not None:
+        screen.print(f"weights of the detector that are not used: {', '.join(unused) or 'none'}")
+        screen.print(f"weights that are not from the detector: {', '.join(new) or 'none'}")
+    screen.print(f"wrote {out}")

@@ -1,0 +1,1 @@
+"""The benchmarks: HICO-DET, V-COCO, Open Images, Visual Genome."""

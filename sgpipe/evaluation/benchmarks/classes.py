@@ -1,0 +1,133 @@
+"""The classes that a benchmark or a dataset has, and their numbers in files.
+
+Shards as the annotations of a benchmark.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from sgpipe.errors import UserError
+from sgpipe.records import Record, from_table
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, replace_surrogates
+from sgpipe.sources.hoi import HICO, HoiaSchema
+from sgpipe.sources.vocabulary import category_names, relation_names
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_tables, read_file
+
+OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
+PERSON = "person"
+
+_KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))
+
+
+def read_classes(path: Path) -> HoiaSchema:
+    """`{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
+
+    Also VG-SGG-dicts.json, which calls them `idx_to_label` and `idx_to_predicate`.
+
+    Raises UserError: the file is missing, or another.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        keys = next(keys for keys in _KEYS if keys[0] in content)
+        return HoiaSchema(HICO.key, _numbered(content[keys[0]]), _numbered(content[keys[1]]))
+    except OSError as error:
+        raise UserError(f"classes file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
+        raise UserError(
+            f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
+            f"({replace_surrogates(str(error))[:80]})"
+        ) from None
+
+
+def _numbered(names: Any) -> Mapping[int, str]:
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
+    numbered = dict(sorted((int(number), name) for number, name in pairs))
+    if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
+        raise ValueError("a name is missing")
+    if len(set(numbered.values())) < len(numbered):
+        raise ValueError("a name is there twice")
+    return numbered
+
+
+def data_classes(root: Path) -> DatasetClasses:
+    """All classes of shards: their closed lists, or else the names that occur, most frequent first.
+
+    Raises UserError: the folder is no run, or has neither.
+    """
+    if lists := Manifest.load(root).run.get("labels"):
+        return DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
+    objects, relations = Counter[str](), Counter[str]()
+    for table in iter_tables(root, ("objects.list.element.category", "relations.list.element.predicate")):
+        for names, column, key in ((objects, "objects", "category"), (relations, "relations", "predicate")):
+            values = pc.struct_field(pc.list_flatten(table[column]), key)
+            names.update({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
+    if not objects or not relations:
+        raise UserError(f"{root} has no objects or no relations to learn the classes from; give --classes")
+    return DatasetClasses(_most_frequent_first(objects), _most_frequent_first(relations))
+
+
+def _most_frequent_first(names: Counter[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=lambda name: (-names[name], name)))
+
+
+def numbering_of(classes: DatasetClasses) -> HoiaSchema:
+    """The official numbers, if the classes are HICO-DET's or Open Images'; others count from 1."""
+    for official in (HICO, OPEN_IMAGES):
+        if official.classes == classes:
+            return official
+    return HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
+
+
+_COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status", "error")
+
+
+def shard_truth(
+    root: Path, classes: DatasetClasses, split: str | None = None, *, persons_only: bool
+) -> AnnotationSource:
+    """The images of shards that are no error rows, to be read by `read_truths`.
+
+    Args:
+        persons_only: leave out relations whose subject is no person, as HICO-DET has none.
+
+    Raises:
+        UserError, also while it is read: the folder is no run, is damaged, or has names that are no classes.
+    """
+    Manifest.load(root)
+    read = partial(_records, root, classes, split, persons_only)
+    return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
+
+
+def _records(
+    root: Path, classes: DatasetClasses, split: str | None, persons_only: bool, problems: ProblemCounts
+) -> Iterator[Record]:
+    known = {"object": set(classes.objects), "relation": set(classes.relations)}
+    for shard in Manifest.load(root).shards:
+        if split not in (None, shard.split):
+            continue
+        for record in from_table(read_file(root / shard.file, _COLUMNS)):
+            if not record.ok:
+                continue
+            if persons_only:
+                persons = [box.category == PERSON for box in record.objects]
+                record = replace(record, relations=[item for item in record.relations if persons[item.subject]])
+            names = {
+                "object": {box.category for box in record.objects},
+                "relation": {item.predicate for item in record.relations},
+            }
+            for kind, own in names.items():
+                if strange := sorted(own - known[kind]):
+                    raise UserError(
+                        f"{root}: image {record.image_id}: {kind} {strange[0]!r} is none of the {len(known[kind])} "
+                        "classes; give others by --classes"
+                    )
+            yield record

@@ -1,0 +1,271 @@
+"""One function per benchmark: files in, `EvaluationResult` out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
+from rlip_model.evaluation.hico_classes import SETTINGS, Setting, possible_interactions, split
+from rlip_model.evaluation.inputs import Array, EvaluationError, EvaluationImage
+from rlip_model.evaluation.open_images import OpenImagesSettings, PhraseOrder, evaluate_open_images
+from rlip_model.evaluation.scores import ClassScores
+from rlip_model.evaluation.suppression import PairSuppression
+from rlip_model.evaluation.triplets import TripletClasses
+from rlip_model.evaluation.vcoco import Actions, People, PredictedPeople, Scenario, VcocoScores, evaluate_vcoco
+from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
+from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, Mode, evaluate_graphs, vg150_zero_shot
+from sgpipe.errors import UserError
+from sgpipe.evaluation.benchmarks.classes import OPEN_IMAGES, read_classes
+from sgpipe.evaluation.benchmarks.graphs import GraphFiles
+from sgpipe.evaluation.benchmarks.pairs import PairFiles
+from sgpipe.evaluation.result import EvaluationResult, Rows, class_curve, class_rows
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
+from sgpipe.sources.hoi import HICO, hico_source, read_hoia
+from sgpipe.sources.open_images import OpenImages
+
+SPLIT = "test"  # of records that are only evaluated
+
+Suppression = Literal["none", "published", "repaired"]
+
+
+@dataclass(frozen=True)
+class HicoOptions:
+    """setting: which classes are told apart; known_object: a class is judged only where its object is; pair_nms."""
+
+    setting: Setting = "default"
+    known_object: bool = False
+    pair_nms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.setting not in SETTINGS:
+            raise UserError(f"unknown setting {self.setting!r}: expected one of {', '.join(SETTINGS)}")
+
+
+class Images(Protocol):
+    """Annotated images with what was found in them; notes: filled by reading."""
+
+    notes: list[str]
+
+    def images(self) -> Iterator[EvaluationImage]: ...
+
+
+def evaluate_hico_files(
+    predictions: Path, annotations: Path, options: HicoOptions, classes: Path | None = None
+) -> EvaluationResult:
+    """HICO-DET; or, as HICO-DET, files in its form with other classes.
+
+    Raises:
+        UserError: a file is missing or wrong, or has something in it that would make numbers wrong.
+    """
+    if classes is None:
+        source, numbering = hico_source(annotations, SPLIT), HICO
+    else:
+        numbering = read_classes(classes)
+        read = partial(read_hoia, annotations, numbering, "hico", SPLIT)
+        source = AnnotationSource("hico", SPLIT, read, {"annotations": annotations}, classes=numbering.classes)
+    files = PairFiles(source, predictions, numbering, "hoi_prediction")
+    return hico_result(files, numbering.classes, options, str(predictions))
+
+
+def hico_result(images: Images, classes: DatasetClasses, options: HicoOptions, name: str) -> EvaluationResult:
+    """As HICO-DET counts. `name`: of where the predictions come from. Raises UserError, as above."""
+    official = classes == HICO.classes
+    if not official and options.setting != "default":
+        raise UserError(f"--setting {options.setting} divides HICO-DET's classes, and these are others")
+    possible = possible_interactions() if official else np.ones((len(classes.relations), len(classes.objects)))
+    settings = HicoSettings(possible, PairSuppression() if options.pair_nms else None, options.known_object)
+    with _explained(name):
+        scores = evaluate_hico(images.images(), settings)
+    groups, names = _hico_groups(options.setting) if official else ({}, {})
+    summary = scores.summary(split(options.setting))
+    if not official:
+        summary = {name: summary[name] for name in ("mAP", "mean max recall")}
+    summary = {names.get(name, name): value for name, value in summary.items()}
+    per_class = scores.per_class
+    curves = {name: class_curve(per_class, group) for name, group in {"all classes": None, **groups}.items()}
+    rows = class_rows(per_class, _triplet_names(per_class, settings.classes, classes))
+    settings_row = {"setting": options.setting, "known_object": options.known_object, "pair_nms": options.pair_nms}
+    title = "HICO-DET" if official else "HICO-DET's protocol"
+    return EvaluationResult(title, settings_row, summary, rows, images.notes, curves=curves)
+
+
+def _hico_groups(setting: Setting) -> tuple[dict[str, Array], dict[str, str]]:
+    """The classes by group, and the measures' names where they are not the usual ones."""
+    names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
+    parts = split(setting)
+    renamed = {f"mAP {old}": f"mAP {new}" for old, new in zip(("rare", "non-rare"), names, strict=True)}
+    return dict(zip(names, (parts.rare, parts.non_rare), strict=True)), renamed
+
+
+def evaluate_open_images_files(
+    predictions: Path, annotations: Path, suppression: Suppression = "none"
+) -> EvaluationResult:
+    """Open Images V6 scene graphs; classes are listed for relations. Raises UserError, as above."""
+    source = OpenImages(annotations, SPLIT).source()
+    files = PairFiles(source, predictions, OPEN_IMAGES, "rel_prediction")
+    return open_images_result(files, OPEN_IMAGES.classes, suppression, str(predictions))
+
+
+def open_images_result(
+    images: Images, classes: DatasetClasses, suppression: Suppression, name: str
+) -> EvaluationResult:
+    """As Open Images counts; arguments as of `hico_result`."""
+    order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
+    settings = OpenImagesSettings(
+        len(classes.objects),
+        len(classes.relations),
+        PairSuppression() if suppression != "none" else None,
+        order,
+    )
+    with _explained(name):
+        scores = evaluate_open_images(images.images(), settings)
+    relations, phrases = scores.relations[100], scores.phrases[100]
+    rows = class_rows(relations, _triplet_names(relations, settings.classes, classes))
+    curves = {"relations": class_curve(relations), "phrases": class_curve(phrases)}
+    title = "Open Images V6" if classes == OPEN_IMAGES.classes else "Open Images' protocol"
+    return EvaluationResult(title, {"nms": suppression}, scores.summary(), rows, images.notes, curves=curves)
+
+
+def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> EvaluationResult:
+    """V-COCO, from its own files: vcoco_test.json and the COCO instances it refers to. Raises UserError, as above."""
+    actions, people = vcoco_truth(annotations, coco)
+    detections = _read_json(predictions)
+    if not isinstance(detections, list) or not detections:
+        raise UserError(f"{predictions} holds no predictions: expected a list of detections")
+    with _explained(predictions):
+        try:
+            found = read_predicted_people(detections, actions)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{predictions}: expected detections as V-COCO's evaluator takes them: {error!r}") from None
+    return vcoco_result(people, found, actions, [], str(predictions))
+
+
+def vcoco_truth(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
+    """The actions, and the persons of each annotated image. Raises UserError: a file is missing or wrong."""
+    verbs, instances = _read_json(annotations), _read_json(coco)
+    try:
+        annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
+        known = {image["id"] for image in instances["images"]}
+        if missing := [image for image in annotated if image not in known]:
+            raise UserError(f"{coco} lacks image {missing[0]} of {annotations}; use instances_vcoco_all_2014.json")
+        people = read_people(instances, verbs)
+        return read_actions(verbs), {image: own for image, own in people.items() if image in annotated}
+    except EvaluationError as error:
+        raise UserError(f"{annotations} with {coco}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{annotations} and {coco} are not V-COCO's annotations with the COCO instances of its images: {error!r}"
+        ) from None
+
+
+def vcoco_result(
+    people: Mapping[int, People], found: Mapping[int, PredictedPeople], actions: Actions, notes: list[str], name: str
+) -> EvaluationResult:
+    """As V-COCO counts. `name`: of where the predictions come from. Raises UserError, as above."""
+    with _explained(name):
+        scores = evaluate_vcoco(people_images(people, found, actions), actions)
+    if empty := len(people) - len(found):
+        notes.append(f"{empty:,} of {len(people):,} annotated images have no predictions: all missed")
+    curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
+    curves["agent"] = class_curve(scores.agents)
+    return EvaluationResult("V-COCO", {}, _vcoco_summary(scores), _vcoco_rows(scores), notes, curves=curves)
+
+
+def evaluate_graph_files(
+    predictions: Path, annotations: Path, mode: Mode, classes: Path | None = None
+) -> EvaluationResult:
+    """Visual Genome (VG150) scene graphs, or others; classes are predicates. Raises UserError, as above."""
+    graph_classes = GraphClasses.of(read_classes(classes).classes) if classes else VG150_CLASSES
+    files = GraphFiles(annotations, predictions, len(graph_classes.predicates))
+    return graph_result(files.images(), graph_classes, mode, files.notes, str(predictions))
+
+
+def graph_result(
+    images: Iterable[GraphImage], classes: GraphClasses, mode: Mode, notes: list[str], name: str
+) -> EvaluationResult:
+    """As Visual Genome's scene graphs are counted. Raises UserError, as above."""
+    names = classes.predicates
+    official = classes == VG150_CLASSES
+    zero_shot = vg150_zero_shot() if official else None
+    with _explained(name):
+        scores = evaluate_graphs(
+            images, mode, zero_shot=zero_shot, num_objects=classes.num_objects, num_predicates=len(names)
+        )
+    rows: Rows = [{"predicate": name} for name in names]
+    for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
+        for most, shares in recall.per_predicate.items():
+            for row, share in zip(rows, shares.tolist(), strict=True):
+                row[f"{prefix}R@{most}"] = share
+    summary = {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
+    title = "Visual Genome" if official else "Visual Genome's protocol"
+    return EvaluationResult(title, {"mode": mode}, summary, rows, notes)
+
+
+@dataclass(frozen=True)
+class GraphClasses:
+    """How many objects there are, and the predicates, in the order of their numbers from 1."""
+
+    num_objects: int
+    predicates: tuple[str, ...]
+
+    @classmethod
+    def of(cls, classes: DatasetClasses) -> GraphClasses:
+        return cls(len(classes.objects), classes.relations)
+
+
+VG150_CLASSES = GraphClasses(150, VG150_PREDICATES)
+
+
+def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:
+    summary = {}
+    for scenario in scores.roles:
+        summary[f"role AP, scenario {scenario}"] = scores.role_mean(scenario)
+        summary[f"role AP, scenario {scenario}, with point"] = scores.role_mean(scenario, without_point=False)
+    return {**summary, "agent AP": scores.agent_mean()}
+
+
+def _vcoco_rows(scores: VcocoScores) -> Rows:
+    parts: list[tuple[str, ClassScores, list[str]]] = []
+    scenarios: list[Scenario] = list(scores.roles)
+    for scenario in scenarios:
+        parts.append((f"role, scenario {scenario}", scores.roles[scenario], scores.actions.role_names()))
+    parts.append(("agent", scores.agents, list(scores.actions.names)))
+    return [
+        row
+        for kind, part, names in parts
+        for row in class_rows(part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()])
+    ]
+
+
+def _triplet_names(scores: ClassScores, numbers: TripletClasses, classes: DatasetClasses) -> list[dict[str, str]]:
+    objects, relations = classes.objects, classes.relations
+    return [
+        {"subject": objects[subject], "predicate": relations[predicate], "object": objects[object_]}
+        for subject, object_, predicate in numbers.labels(scores.classes).tolist()
+    ]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+
+
+@contextmanager
+def _explained(predictions: Path | str) -> Iterator[None]:
+    """Raises UserError for what an evaluator refuses."""
+    try:
+        yield
+    except EvaluationError as error:
+        raise UserError(f"{predictions}: {error}") from None

@@ -1,0 +1,1 @@
+"""Relations of a run compared with ground truth."""

@@ -1,0 +1,176 @@
+"""Shards as flat arrays: the objects and relations of many images at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rlip_model.evaluation.inputs import Array
+from sgpipe.errors import UserError
+from sgpipe.evaluation.label_quality.synonyms import Vocabulary
+from sgpipe.storage.shards import iter_tables
+
+Source = Literal["relations", "candidates"]
+
+_COLUMNS = ("image_id", "dataset", "file_name", "width", "height", "objects", "status")
+_COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
+
+
+@dataclass(frozen=True)
+class ImageName:
+    """What tells an image: its dataset and id there, and its image's name, without COCO's prefix and its ending."""
+
+    dataset: str
+    image_id: str
+    base_name: str
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Images with their objects and relations.
+
+    names, ok `[images]`; starts `[images + 1]`, where each image's objects begin;
+    image, label, crowd `[objects]` and boxes `[objects, 4]`, xyxy as shares of the image;
+    subject, object `[relations]`, places among all objects; predicate and confidence `[relations]`.
+    """
+
+    names: list[ImageName]
+    ok: Array
+    starts: Array
+    image: Array
+    label: Array
+    crowd: Array
+    boxes: Array
+    subject: Array
+    object: Array
+    predicate: Array
+    confidence: Array
+
+    @property
+    def relation_image(self) -> Array:
+        """`[relations]`, the image of each."""
+        return self.image[self.subject]
+
+
+def iter_graphs(root: Path, labels: Vocabulary, predicates: Vocabulary, source: Source) -> Iterator[Graphs]:
+    """The shards of a folder, one after the other.
+
+    Args:
+        source: the relations, or every candidate pair with each of its predicates and confidence 1.
+
+    Raises:
+        UserError: it is no run, a shard is missing or damaged, or what stands in it is out of range.
+    """
+    column = "relations" if source == "relations" else "pairs"
+    for table in iter_tables(root, (*_COLUMNS, column)):
+        if table.num_rows:
+            yield _graphs(root, table.combine_chunks(), labels, predicates, column)
+
+
+def joined(parts: list[Graphs]) -> Graphs:
+    """All images of several, in their order."""
+    images = np.cumsum([0, *(len(part.names) for part in parts)])
+    objects = np.cumsum([0, *(len(part.image) for part in parts)])
+    shifts = {"image": images, "starts": objects, "subject": objects, "object": objects}
+    columns: dict[str, Any] = {"names": [name for part in parts for name in part.names]}
+    for name in (field.name for field in fields(Graphs) if field.name != "names"):
+        arrays = [getattr(part, name)[: -1 if name == "starts" else None] for part in parts]
+        shift = shifts.get(name, np.zeros(len(parts), dtype=int))
+        columns[name] = np.concatenate(
+            [array + by if name in shifts else array for array, by in zip(arrays, shift, strict=False)]
+        )
+    columns["starts"] = np.append(columns["starts"], objects[-1])
+    return Graphs(**columns)
+
+
+def class_names(root: Path) -> set[str]:
+    """The class names of all objects. Raises UserError, as above."""
+    found: set[str] = set()
+    for table in iter_tables(root, ("objects.list.element.category",)):
+        found.update(pc.unique(_member(_flat(table["objects"]), "category")).to_pylist())
+    return found
+
+
+def _graphs(root: Path, table: pa.Table, labels: Vocabulary, predicates: Vocabulary, column: str) -> Graphs:
+    objects = _flat(table["objects"])
+    counts = _lengths(table["objects"])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    image = np.repeat(np.arange(table.num_rows), counts)
+    owner = np.repeat(np.arange(table.num_rows), _lengths(table[column]))
+    relations = _flat(table[column])
+    ends = [_numbers(_member(relations, end), np.int64) for end in ("subject", "object")]
+    if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
+        raise UserError(f"{root}: {column} point to objects that do not exist; make the shards anew")
+    if column == "relations":
+        texts, confidence = _member(relations, "predicate"), _confidence(root, relations)
+    else:
+        lists = _member(relations, "predicates")
+        owner, ends = np.repeat(owner, _lengths(lists)), [np.repeat(end, _lengths(lists)) for end in ends]
+        texts = lists.flatten()
+        confidence = np.ones(len(texts), dtype=np.float32)
+    return Graphs(
+        names=_names(table),
+        ok=_numbers(pc.equal(table["status"], "ok"), bool),
+        starts=starts,
+        image=image,
+        label=labels.numbers(_member(objects, "category")),
+        crowd=_numbers(pc.fill_null(_member(objects, "iscrowd"), False), bool),
+        boxes=_boxes(root, objects, table, image),
+        subject=starts[owner] + ends[0],
+        object=starts[owner] + ends[1],
+        predicate=predicates.numbers(texts),
+        confidence=confidence,
+    )
+
+
+def _names(table: pa.Table) -> list[ImageName]:
+    columns = (table[name].to_pylist() for name in ("dataset", "image_id", "file_name"))
+    return [ImageName(dataset, number, image_base_name(file)) for dataset, number, file in zip(*columns, strict=True)]
+
+
+def image_base_name(file_name: str) -> str:
+    """The file's name without folder and ending, and without what COCO 2014 put before its number."""
+    return _COCO_PREFIX.sub("", PurePosixPath(file_name).stem)
+
+
+def _boxes(root: Path, objects: pa.Array, table: pa.Table, image: Array) -> Array:
+    """`[objects, 4]` xyxy as shares of the image: the same image may have another size in another dataset."""
+    boxes = _numbers(_member(objects, "bbox").flatten(), np.float64)
+    if len(boxes) != 4 * len(objects) or not np.isfinite(boxes).all():
+        raise UserError(f"{root}: a bbox is not four finite numbers; make the shards anew")
+    boxes = boxes.reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    sides = np.stack([_numbers(table[side], np.float64) for side in ("width", "height")], axis=1)
+    return boxes / np.maximum(np.tile(sides, 2), 1)[image]
+
+
+def _confidence(root: Path, relations: pa.Array) -> Array:
+    confidence = _numbers(pc.fill_null(_member(relations, "confidence"), 1.0), np.float32)
+    if not np.isfinite(confidence).all():
+        raise UserError(f"{root}: a confidence is NaN or infinite; make the shards anew")
+    return confidence
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    flat = pc.list_flatten(column)
+    return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+
+
+def _member(structs: pa.Array, name: str) -> pa.Array:
+    return pc.struct_field(structs, name)
+
+
+def _lengths(column: pa.Array | pa.ChunkedArray) -> Array:
+    return _numbers(pc.fill_null(pc.list_value_length(column), 0), np.int64)
+
+
+def _numbers(column: pa.Array | pa.ChunkedArray, kind: Any) -> Array:
+    """A copy that may be written to."""
+    return np.array(column, dtype=kind)

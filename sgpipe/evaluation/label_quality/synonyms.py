@@ -1,0 +1,119 @@
+"""When two words mean the same: predicates by their verb, class names by the synonyms of a detection dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from rlip_model.evaluation.inputs import Array
+from sgpipe.errors import UserError
+from sgpipe.sources.vocabulary import category_names, packaged_synonyms
+from sgpipe.stages.pair.matching import HeadMatcher, normalise_predicate
+from sgpipe.stages.parse.grammar.clauses import verb_lemma
+
+PredicateSynonyms: TypeAlias = Mapping[str, Iterable[str]]  # other texts by the one they count as
+
+_AUXILIARIES = frozenset({"am", "is", "are", "was", "were", "be", "been", "being"})
+_DATASETS = ("coco", "objects365")  # those with synonyms
+
+
+def predicate_lemma(text: str) -> str:
+    """A predicate in lower case, its verb as a lemma: "is Sitting  on", "sits on" and "sitting on" are "sit on"."""
+    words = normalise_predicate(text).split()
+    while len(words) > 1 and words[0] in _AUXILIARIES:
+        del words[0]
+    return " ".join([verb_lemma(words[0]), *words[1:]]) if words else ""
+
+
+def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
+    """A table `{predicate: [other texts]}` from a YAML or JSON file.
+
+    Raises:
+        UserError: no such file, or not such a table.
+    """
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"synonyms file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"synonyms file {path} is neither YAML nor JSON ({reason})") from None
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"synonyms file {path}: expected {{predicate: [other texts]}}")
+    for name, texts in table.items():
+        texts_are = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
+        if not isinstance(name, str) or not name.strip() or not texts_are:
+            raise UserError(
+                f"synonyms file {path}: key {name!r}: expected a predicate and a list of texts (put yes, no, on and "
+                f"off in quotes), found {json.dumps(texts, default=str)[:60]}"
+            )
+    return table
+
+
+class Vocabulary:
+    """Numbers for texts; texts that mean the same have the same one."""
+
+    def __init__(self, meaning: Callable[[str], str]) -> None:
+        """`meaning`: equal for texts that mean the same."""
+        self.names: list[str] = []  # by number: the text that was seen first
+        self._meaning = meaning
+        self._by_meaning: dict[str, int] = {}
+        self._by_text: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        if text not in self._by_text:
+            number = self._by_meaning.setdefault(self._meaning(text), len(self.names))
+            if number == len(self.names):
+                self.names.append(normalise_predicate(text))
+            self._by_text[text] = number
+        return self._by_text[text]
+
+    def numbers(self, texts: pa.Array | pa.ChunkedArray) -> Array:
+        """`[texts]` int64."""
+        encoded = pc.dictionary_encode(texts)
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        own = np.array([self.number(text or "") for text in encoded.dictionary.to_pylist()], dtype=np.int64)
+        return own[encoded.indices.to_numpy(zero_copy_only=False)] if len(encoded) else own[:0]
+
+
+def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabulary:
+    """Predicates; the keys of the table and their texts are one.
+
+    Raises UserError: a text stands for two predicates.
+    """
+    canonical: dict[str, str] = {}
+    for name, texts in (synonyms or {}).items():
+        for lemma in map(predicate_lemma, (name, *texts)):
+            if canonical.setdefault(lemma, predicate_lemma(name)) != predicate_lemma(name):
+                raise UserError(f"synonyms: {lemma!r} stands for {canonical[lemma]!r} and for {name!r}; leave one out")
+    vocabulary = Vocabulary(lambda text: canonical.get(predicate_lemma(text), predicate_lemma(text)))
+    for name in synonyms or {}:
+        vocabulary.number(name)
+    return vocabulary
+
+
+class ClassTable:
+    """Which classes of a prediction an object of the truth may be, by numbers of one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, predicted: Iterable[str]) -> None:
+        """`predicted`: all class names of the prediction. If they are COCO's or Objects365's, its synonyms count."""
+        self._vocabulary = vocabulary
+        names = {normalise_predicate(name) for name in predicted}
+        dataset = next((one for one in _DATASETS if names <= set(category_names(one).values())), "")
+        synonyms = packaged_synonyms(dataset)
+        self._known = {vocabulary.number(name) for name in (*names, *synonyms)}
+        self._matcher = HeadMatcher(synonyms)
+
+    def classes(self, number: int) -> list[int]:
+        """A class means itself; another name ("man") what it is a synonym of ("person")."""
+        if number in self._known:
+            return [number]
+        fitting = self._matcher.classes(self._vocabulary.names[number])
+        return [number, *(self._vocabulary.number(name) for name in fitting)]

@@ -1,0 +1,1 @@
+"""`sgpipe generate`: from a recipe to shards of labelled images."""

@@ -1,0 +1,224 @@
+"""The engine: stages and work units become one Ray Data graph.
+
+One row of the graph is one work unit and becomes one shard. The actors of the first pool read a unit from the source
+index, those of the last pool write its shard, and only the driver commits shards to the manifest, in the order in which
+they are finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, refusal
+from sgpipe.generation.backpressure import start_unit_limit
+from sgpipe.generation.pools import Pool, cluster_has, plan_pools, required_resources
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
+from sgpipe.records import Record, from_table, to_table
+from sgpipe.stages.base import Stage
+from sgpipe.stages.runner import IsolatedRunner, StageRunner
+from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
+
+_UNIT, _SECONDS, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "seconds", "records", "entry", "refusal", "failure"
+_UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
+_POLL_SECONDS, _POLLS_WITHOUT_ROOM = 5, 6
+_WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
+
+
+class Entrance:
+    """The actor before the first pool: it passes a unit on once the limit of units in progress admits it.
+
+    Units are small here and stay with the driver. If workers waited themselves, one that has to redo a lost unit could
+    wait for that very unit to leave. Actors of a lost machine keep their units until they restart elsewhere; if the
+    cluster has no room for them, no unit might ever leave.
+    """
+
+    def __init__(self, limit: ActorHandle, required: Mapping[str, float]) -> None:
+        self.limit = limit
+        self.required = required
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Raises MachinesLostError: the unit was not admitted, and for half a minute the cluster was too small."""
+        entered: ray.ObjectRef[None] = self.limit.enter.remote(_key(_unit(block)))
+        polls = 0
+        while not ray.wait([entered], timeout=_POLL_SECONDS)[0]:
+            polls = 0 if cluster_has(self.required) else polls + 1
+            if polls == _POLLS_WITHOUT_ROOM:
+                raise MachinesLostError
+        ray.get(entered)
+        return block
+
+
+class Worker:
+    """The actor of a pool: it runs stages, with the reader before them or the writer after them.
+
+    What a user should read travels to the driver as data, because Ray wraps exceptions in pages of its own frames.
+    """
+
+    def __init__(
+        self, runner: StageRunner | IsolatedRunner, reader: UnitReader | None, writer: UnitWriter | None
+    ) -> None:
+        self.runner = runner
+        self.reader = reader
+        self.writer = writer
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if _UNIT not in block.column_names:
+            return block
+        try:
+            return self._run(block)
+        except UserError as error:
+            return pa.table({_REFUSAL: [str(error)]})
+        except OSError as error:
+            return pa.table({_FAILURE: [refusal(error)]})
+
+    def _run(self, block: pa.Table) -> pa.Table:
+        unit = _unit(block)
+        records = self.reader(unit) if self.reader else _records(block)
+        records, own = self.runner(records)
+        seconds = {**json.loads(block[_SECONDS][0].as_py()), **own}
+        if self.writer:
+            entry = self.writer(unit, records, {name: round(value, 3) for name, value in seconds.items()})
+            return pa.table({_ENTRY: [json.dumps(asdict(entry))]})
+        return _block(unit, seconds, records)
+
+
+def run_units(
+    stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+) -> Generator[ShardEntry, None, None]:
+    """Run every unit through the stages; yields each shard as soon as it is written.
+
+    When workers or machines are lost more often than Ray replaces them, the remaining units start again on what is left
+    of the cluster, as long as that makes progress; an image that kills its worker becomes an error row.
+
+    Raises:
+        UserError: a stage could not be set up or refused its input.
+        EngineError: the disk is full, a stage failed, or Ray gave up on a unit.
+    """
+    left = {(unit.split, unit.start): unit for unit in units}
+    isolated = False
+    while left:
+        before = len(left)
+        try:
+            with closing(_run_once(stages, list(left.values()), reader, writer, isolated)) as shards:
+                for shard in shards:
+                    del left[shard.split, shard.start]
+                    yield shard
+        except MachinesLostError:
+            continue
+        except WorkersLostError:
+            if isolated and len(left) == before:
+                raise
+            isolated = True
+
+
+def _run_once(
+    stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
+) -> Generator[ShardEntry, None, None]:
+    pools = plan_pools(stages, len(units))
+    limit = start_unit_limit(_UNITS_PER_ACTOR * sum(pool.actors for pool in pools)) if len(pools) > 1 else None
+    try:
+        for row in _graph(pools, units, reader, writer, isolated, limit).iter_rows():
+            if _REFUSAL in row:
+                raise UserError(row[_REFUSAL])
+            if _FAILURE in row:
+                raise EngineError(row[_FAILURE])
+            shard = ShardEntry(**json.loads(row[_ENTRY]))
+            yield shard
+            if limit:
+                limit.leave.remote(_key(shard))
+    except RayTaskError as error:
+        if not cluster_has(required_resources(pools)):
+            raise MachinesLostError(worker_failure(error)) from None
+        raise EngineError(worker_failure(error)) from None
+    except RayError as error:
+        raise WorkersLostError(worker_failure(error)) from None
+    finally:
+        if limit:
+            ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
+
+
+def _graph(
+    pools: Sequence[Pool],
+    units: Sequence[WorkUnit],
+    reader: UnitReader,
+    writer: UnitWriter,
+    isolated: bool,
+    limit: ActorHandle | None = None,
+) -> ray.data.Dataset:
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a unit is never split
+    runner = IsolatedRunner if isolated else StageRunner
+    dataset: ray.data.Dataset = ray.data.from_arrow([_block(unit, {}) for unit in units])
+    if limit:
+        entrance = (limit, required_resources(pools))
+        dataset = _mapped(dataset, Entrance, entrance, 1, 0, 0, scheduling_strategy=on_driver_node())
+    for i, pool in enumerate(pools):
+        arguments = (runner(pool.stages), reader if i == 0 else None, writer if i == len(pools) - 1 else None)
+        dataset = _mapped(dataset, Worker, arguments, pool.actors, pool.resources.cpus, pool.resources.gpus)
+    return dataset
+
+
+def _mapped(
+    dataset: ray.data.Dataset,
+    worker: type[Worker] | type[Entrance],
+    arguments: tuple[Any, ...],
+    actors: int,
+    cpus: float,
+    gpus: float,
+    **options: Any,
+) -> ray.data.Dataset:
+    """The units, mapped by a pool of actors; `options` are further ones of Ray's for an actor."""
+    with warnings.catch_warnings():
+        # Ray offers no other way to limit the retries of a unit that kills its worker.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_size=1,  # one unit; Ray requires a number where there are GPUs
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=gpus or None,
+            ray_remote_args_fn=partial(dict, **_WORKER_OPTIONS, **options),
+        )
+
+
+def _key(unit: WorkUnit | ShardEntry) -> str:
+    return f"{unit.split} {unit.start}"
+
+
+def _block(unit: WorkUnit, seconds: dict[str, float], records: Sequence[Record] = ()) -> pa.Table:
+    """What carries a unit from pool to pool: one row with all of its records in it."""
+    rows = to_table(records).to_struct_array().combine_chunks()
+    return pa.table(
+        {
+            _UNIT: [json.dumps(asdict(unit))],
+            _SECONDS: [json.dumps(seconds)],
+            _RECORDS: pa.ListArray.from_arrays([0, len(rows)], rows),
+        }
+    )
+
+
+def _unit(block: pa.Table) -> WorkUnit:
+    return WorkUnit(**json.loads(block[_UNIT][0].as_py()))
+
+
+def _records(block: pa.Table) -> list[Record]:
+    return from_table(pa.Table.from_struct_array(block[_RECORDS].combine_chunks().flatten()))

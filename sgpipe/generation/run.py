@@ -1,0 +1,172 @@
+"""`sgpipe generate`: a recipe becomes shards of labelled images, resumably."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from sgpipe.generation.identity import identity
+from sgpipe.generation.pools import plan_pools, unused_gpus
+from sgpipe.generation.preconditions import check_recipe
+from sgpipe.generation.ray_engine import run_units
+from sgpipe.generation.utilization import Utilization
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
+from sgpipe.recipe import Recipe, with_packaged_models
+from sgpipe.sources import open_source, prepare_source
+from sgpipe.sources.miniworld import recipe_warnings
+from sgpipe.stages.base import Stage
+from sgpipe.stages.build import build_stages
+from sgpipe.stages.detect.detectors import detector_classes
+from sgpipe.stages.detect.stage import DetectStage
+from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
+from sgpipe.storage.mirror import ManifestMirror
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.utils.console import Progress
+from sgpipe.utils.ray_cluster import start_ray
+
+
+def generate(recipe: Recipe, out: Path, progress: Progress | None = None, *, retry_failed: bool = False) -> Summary:
+    """Label the recipe's source into `out`; an earlier run of the same recipe there is resumed.
+
+    Raises:
+        UserError: something is wrong with the recipe, its files or the folder; nothing was lost.
+        EngineError: the work could not be finished; what is committed stays.
+    """
+    progress = progress or Progress()
+    check_recipe(recipe)
+    for warning in recipe_warnings(recipe):
+        progress.say(f"NOTE: {warning}")
+    folder = RunFolder(out, ObjectStore(recipe.engine.store) if recipe.engine.store else None)
+    with folder.lock():
+        mirror = ManifestMirror(folder)
+        with mirror.reconciled():
+            recipe = with_packaged_models(_prepare(recipe, folder, progress))
+            indexes = _open_sources(recipe, folder, progress)
+            manifest = folder.open(_description(recipe, folder, indexes))
+        folder.sweep(manifest)
+        folder.describe(recipe, manifest)
+        mirror.copy()
+        rows = _planned_rows(recipe, indexes)
+        units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
+        if units:
+            for split in indexes:
+                mirror.copy_index(folder.index(split))
+            with mirror:
+                _run(recipe, folder, manifest, indexes, units, progress, mirror)
+            folder.sweep(manifest)
+        return summarise(manifest, sum(rows.values()), indexes)
+
+
+def _prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
+    """The recipe with the images of its source in place.
+
+    Raises UserError: the folder holds labels of other images that the source made; they are not touched.
+    """
+    now = {"drawn": recipe.source.synthetic}
+    if (folder.root / MANIFEST).exists() and (manifest := Manifest.load(folder.root)).shards:
+        before = {"drawn": manifest.run["identity"].get("drawn")}
+        if before != now:
+            raise folder.changed(before, now)
+    source, ground_truth = prepare_source(recipe.source, folder.private, progress.say)
+    folder.set_ground_truth(ground_truth)
+    return recipe.model_copy(update={"source": source})
+
+
+def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict[str, SourceIndex]:
+    indexes = {}
+    for split in recipe.source.splits:
+        progress.say(f"reading the annotations of {split}")
+        indexes[split] = open_source(recipe.source, split, folder.index(split))
+    return indexes
+
+
+def _description(recipe: Recipe, folder: RunFolder, indexes: Mapping[str, SourceIndex]) -> dict[str, object]:
+    """What the manifest says of the run."""
+    images = {split: _image_folder(root, folder) for split, root in _image_roots(recipe).items()}
+    run: dict[str, object] = {"name": recipe.name, "identity": identity(recipe, indexes), "images": images}
+    return run | ({"store": folder.store.location} if folder.store else {})
+
+
+def _image_folder(images: Path, folder: RunFolder) -> str:
+    """An image folder as the manifest names it: relative if it is within the run, so that both can be moved."""
+    root = folder.root.resolve()
+    return str(images.relative_to(root) if images.is_relative_to(root) and not folder.store else images)
+
+
+def _image_roots(recipe: Recipe) -> dict[str, Path]:
+    source = recipe.source
+    return {split: source.path(config.images).resolve() for split, config in source.splits.items()}
+
+
+def _planned_rows(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, int]:
+    """How many rows of each split are asked for: all, or the first `limit` in the order of the splits."""
+    left = recipe.limit if recipe.limit is not None else sum(len(index) for index in indexes.values())
+    rows = {}
+    for split, index in indexes.items():
+        rows[split] = min(len(index), left)
+        left -= rows[split]
+    return rows
+
+
+def _run(
+    recipe: Recipe,
+    folder: RunFolder,
+    manifest: Manifest,
+    indexes: Mapping[str, SourceIndex],
+    units: Sequence[WorkUnit],
+    progress: Progress,
+    mirror: ManifestMirror,
+) -> None:
+    stages = _stages(recipe, indexes)
+    progress.say("starting Ray")
+    start_ray(recipe.engine.address, recipe.engine.cpus)
+    actors = max(pool.actors for pool in plan_pools(stages, sum(unit.rows for unit in units)))
+    units = cut_units(units, recipe.engine.unit_size, actors)
+    pools = plan_pools(stages, len(units))
+    if note := unused_gpus(stages):
+        progress.say(note)
+    for pool in pools:
+        progress.say(f"{pool.actors} x {pool.name}")
+    reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in indexes})
+    utilization = Utilization(pools)
+    with (
+        progress.images(sum(unit.rows for unit in units)) as advance,
+        closing(run_units(stages, units, reader, UnitWriter(folder.storage))) as shards,
+    ):
+        described = {shard.split for shard in manifest.shards}
+        for shard in shards:
+            written = time.time() if folder.store else (folder.root / shard.file).stat().st_mtime
+            utilization.add(written, shard.seconds)
+            superseded = manifest.commit(shard)
+            mirror.copy_soon()
+            # The copy of the manifest in a store may still list it; `sweep` deletes it there.
+            if superseded is not None and superseded.file != shard.file and not folder.store:
+                folder.storage.delete(superseded.file)
+            if shard.split not in described:
+                described.add(shard.split)
+                folder.describe(recipe, manifest)
+            advance(shard.rows, shard.counts)
+    progress.say(str(utilization))
+
+
+def _stages(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> list[Stage]:
+    roots = _image_roots(recipe)
+    if recipe.source.format == "folder":
+        return [DetectStage(recipe.detect, roots), *build_stages(recipe, roots, detector_classes(recipe.detect))]
+    # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all class names together.
+    return build_stages(
+        recipe, roots, [name for split in sorted(indexes) for name in indexes[split].meta["categories"]]
+    )
+
+
+def summarise(manifest: Manifest, planned: int, indexes: Mapping[str, SourceIndex] | None = None) -> Summary:
+    """Add up the counts of the committed shards and the problems of their sources."""
+    problems: Counter[str] = Counter()
+    for index in (indexes or {}).values():
+        problems.update(index.meta["problems"])
+    return add_up(manifest, planned, problems)

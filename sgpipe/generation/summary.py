@@ -1,0 +1,87 @@
+"""The screen at the end of a run or an import."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sgpipe.storage.manifest import Summary
+from sgpipe.utils.console import count
+
+_PROBLEMS = {
+    "crowd": "crowd boxes kept out of pairs",
+    "degenerate": "boxes without area dropped",
+    "clipped": "boxes clipped to their image",
+    "duplicate_boxes": "duplicate boxes dropped",
+    "duplicate_images": "repeated image ids ignored",
+    "unknown_category": "boxes of undefined categories dropped",
+    "unknown_image": "boxes of unlisted images dropped",
+    "unsized_image": "boxes of images without a size dropped",
+    "malformed": "unreadable annotations dropped",
+    "nameless": "objects and relations without a name dropped",
+    "unknown_object": "relations of unlisted objects dropped",
+    "unlisted_images": "images with relations but without instances left out",
+    "relations_of_dropped_boxes": "relations of dropped boxes dropped",
+    "repeated_relations": "repeated relations dropped",
+    "redundant_relations": "redundant relations dropped",
+    "relations_beyond_100": "relations beyond an image's 100th dropped",
+}
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """What the run holds, what was dropped, and what to do about error rows."""
+    counts = summary.counts
+    table = _new_table(summary)
+    for name in ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations"):
+        table.add_row(name.replace("_", " "), f"{counts[name]:,}")
+    table.add_row("images with relations", f"{counts['images_with_relations']:,}")
+    _add_problems(table, summary)
+    table.add_row("shards", f"{summary.shards:,}")
+    console.print(table)
+    total = sum(summary.seconds.values())
+    if total:
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.seconds.items())
+        console.print(f"time in stages: {total:.1f} s ({shares})", soft_wrap=True)
+    _print_errors(summary, console)
+
+
+def print_import(summary: Summary, predicates: int, console: Console) -> None:
+    """What the import holds, and what was dropped; `predicates`: the number of different ones."""
+    counts = summary.counts
+    table = _new_table(summary)
+    rows = {
+        "error rows": counts["errors"],
+        "objects": counts["boxes"],
+        "relations": counts["relations"],
+        "different predicates": predicates,
+        "images with relations": counts["images_with_relations"],
+    }
+    for name, number in rows.items():
+        table.add_row(name, f"{number:,}")
+    _add_problems(table, summary)
+    table.add_row("shards", f"{summary.shards:,}")
+    console.print(table)
+    _print_errors(summary, console)
+
+
+def _new_table(summary: Summary) -> Table:
+    table = Table(title=Text(str(summary.root)), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    images = summary.counts["images"]
+    table.add_row("images", f"{images:,} of {max(summary.planned, images):,}")
+    return table
+
+
+def _add_problems(table: Table, summary: Summary) -> None:
+    for name, number in summary.problems.items():
+        if number:
+            table.add_row(f"source: {_PROBLEMS[name]}", f"{number:,}")
+
+
+def _print_errors(summary: Summary, console: Console) -> None:
+    if errors := summary.counts["errors"]:
+        console.print(
+            f"{count(errors, 'error row')}: `sgpipe stats {summary.root}` lists the reasons, --retry-failed tries again"
+        )

@@ -1,0 +1,1 @@
+"""Predict relations in the images of shards with a trained network (`sgpipe predict`)."""

@@ -1,0 +1,185 @@
+"""A trained network that predicts pairs and their predicates for the images of shards, batch by batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlip_model.evaluation.inputs import PredictedPairs
+from rlip_model.heads import LayerOutput
+from rlip_model.image import to_pixel_values
+from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
+from rlip_model.text import NO_OBJECTS
+from rlip_model.training.objective import autocast
+from sgpipe.errors import UserError
+from sgpipe.images import ImageError
+from sgpipe.inference.rows import ImageRow, RowGroup, iter_rows
+from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
+from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+
+PERSON = "person"
+Task = Literal["hoi", "zero-shot hoi", "scene graph"]
+
+_PREFETCH = 2  # batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """How a network runs.
+
+    Args:
+        batch: images per batch.
+        sides: shorter and longer side of the resized images, in pixels; None: as in the network's training.
+        threads: threads that read images.
+        workers: processes that predict; more than one run on Ray.
+        gpus: GPUs per process, if there are several processes.
+    """
+
+    batch: int = 4
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    sides: tuple[int, int] | None = None
+    threads: int = 2
+    workers: int = 1
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class PredictConfig(InferenceConfig):
+    """What to predict, and how.
+
+    Args:
+        classes: object classes and predicates that the network is queried with.
+        task: "hoi": subjects are persons; "zero-shot hoi": pairs whose subject is classified as something else are
+            left out; "scene graph": subjects of any class.
+    """
+
+    model: Path
+    classes: DatasetClasses
+    task: Task
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """The prediction for one image.
+
+    Args:
+        pairs: boxes in pixels of the image; labels and predicates are indices into the classes. None after an error.
+        error: why the image could not be used.
+    """
+
+    row: ImageRow
+    pairs: PredictedPairs | None = None
+    error: str | None = None
+
+
+class Predictor:
+    """A loaded network."""
+
+    def __init__(self, config: PredictConfig) -> None:
+        """Raises UserError: the network is missing or invalid, or does not support the task or the classes."""
+        self.config = config
+        self._device = pick_device(config.device)
+        self._dtype = pick_dtype(config.dtype, self._device)
+        self._sides = config.sides or trained_sides(config.model)
+        self._network = load_detector(config.model)
+        if config.task != "hoi" and not self._network.config.subject_class:
+            raise UserError(f"{config.model} does not classify subjects, so it can predict only what persons do")
+        if config.task != "scene graph" and PERSON not in config.classes.objects:
+            names = ", ".join(config.classes.objects[:8])
+            raise UserError(f"there is no class {PERSON!r} among the object classes: {names} …")
+        nn.Module.to(self._network, self._device)
+
+    def __call__(self, row_group: RowGroup) -> Iterator[ImagePrediction]:
+        """The predictions for a row group, in its order."""
+        for batch in self._batches(iter_rows(row_group)):
+            detections = iter(self._detect([pixels for _, pixels, error in batch if not error]))
+            for row, _, error in batch:
+                if error is not None:
+                    yield ImagePrediction(row, error=error)
+                else:
+                    yield ImagePrediction(row, self._pairs(next(detections), row))
+
+    def _batches(self, rows: Iterable[ImageRow]) -> Iterator[list[tuple[ImageRow, Tensor, str | None]]]:
+        """Read images in threads, a few batches ahead."""
+        pending: deque[Future[tuple[ImageRow, Tensor, str | None]]] = deque()
+        size = self.config.batch
+        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="images") as pool:
+            for row in rows:
+                pending.append(pool.submit(self._read, row))
+                if len(pending) > _PREFETCH * size:
+                    yield [pending.popleft().result() for _ in range(size)]
+            while pending:
+                yield [pending.popleft().result() for _ in range(min(size, len(pending)))]
+
+    def _read(self, row: ImageRow) -> tuple[ImageRow, Tensor, str | None]:
+        if row.error is not None:
+            return row, torch.zeros(0), row.error
+        try:
+            return replace(row, embedded=None), to_pixel_values(row.open(), *self._sides), None
+        except ImageError as error:
+            return row, torch.zeros(0), str(error)
+
+    def _detect(self, images: Sequence[Tensor]) -> list[TripletDetections]:
+        """Boxes are normalised xyxy. A forward pass has images of one size only, because padding changes results."""
+        by_size: dict[torch.Size, list[int]] = {}
+        for index, pixels in enumerate(images):
+            by_size.setdefault(pixels.shape, []).append(index)
+        detections: dict[int, TripletDetections] = {}
+        for indices in by_size.values():
+            batch = torch.stack([images[index] for index in indices])
+            detections.update(zip(indices, self._forward(batch), strict=True))
+        return [detections[index] for index in range(len(images))]
+
+    @torch.no_grad()
+    def _forward(self, pixels: Tensor) -> list[TripletDetections]:
+        """pixels `[images, 3, height, width]`."""
+        classes = self.config.classes
+        precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
+        with enough_memory(self._device, f"lower --batch {self.config.batch}"), autocast(self._device, precision):
+            pixels = pixels.to(self._device)
+            labels = self._network.encode_labels([*classes.objects, NO_OBJECTS], classes.relations)
+            output = self._network(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool), labels).final
+        return self._postprocess(_float32(output), torch.ones(len(pixels), 2))
+
+    def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[TripletDetections]:
+        if self.config.task == "scene graph":
+            return scene_graph_detections(output, sizes)
+        person = self.config.classes.objects.index(PERSON)
+        detections = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
+        return detections(output, sizes, person)
+
+    def _pairs(self, detections: TripletDetections, row: ImageRow) -> PredictedPairs:
+        """Boxes in pixels; as in the official code, they are not clipped to the image.
+
+        Raises UserError: a number is not finite.
+        """
+        pairs = PredictedPairs.from_detections(detections)
+        if not all(np.isfinite(part).all() for part in (pairs.scores, pairs.subject_boxes, pairs.object_boxes)):
+            raise UserError(
+                f"{self.config.model} predicts NaN for image {row.image_id}: its training has diverged, or it needs "
+                "--dtype float32"
+            )
+        sides = np.array((row.width, row.height) * 2, dtype=np.float32)
+        boxes = (pairs.subject_boxes * sides, pairs.object_boxes * sides)
+        return PredictedPairs(*boxes, pairs.subject_labels, pairs.object_labels, pairs.scores)
+
+
+def _float32(output: LayerOutput) -> LayerOutput:
+    """Scores are multiplied in float32; in half precision, more products would be equal."""
+    return LayerOutput(
+        None if output.subject_logits is None else output.subject_logits.float(),
+        output.object_logits.float(),
+        output.relation_logits.float(),
+        output.subject_boxes.float(),
+        output.object_boxes.float(),
+    )

@@ -1,0 +1,105 @@
+"""Read the images of shards, including images without relations, which training leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.images import open_row_image
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
+
+_NAMES = ("image_id", "dataset", "split", "file_name", "width", "height")
+_COLUMNS = (*_NAMES, "status", "error")
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a shard.
+
+    Args:
+        group: its index in the shard.
+        images: the folder of its images; None if the shard contains them.
+    """
+
+    file: Path
+    group: int
+    images: Path | None
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """The image of a shard's row, without its annotations.
+
+    Args:
+        error: why the row has no usable image, such as the message of an error row.
+        images: the image folder; None if the shard contains the image.
+        embedded: the image file stored in the shard, if any.
+    """
+
+    image_id: str
+    dataset: str
+    split: str
+    file_name: str
+    width: int
+    height: int
+    error: str | None
+    images: Path | None
+    embedded: bytes | None
+
+    def open(self) -> Image.Image:
+        """The image as RGB, of the annotated size. Raises ImageError."""
+        folders = {} if self.images is None else {self.split: self.images}
+        return open_row_image(folders, self, self.embedded)
+
+
+def coco_image_id(row: ImageRow) -> int:
+    """The image id as COCO's integer. Raises UserError: it is not an integer."""
+    try:
+        return int(row.image_id)
+    except ValueError:
+        raise UserError(f"image id {row.image_id!r} is not an integer; V-COCO needs COCO's image ids") from None
+
+
+def list_row_groups(root: Path, split: str | None = None, images: Path | None = None) -> list[RowGroup]:
+    """The row groups of a folder of shards, ordered by split and position.
+
+    Args:
+        images: the image folder, if the images moved since the shards were written.
+
+    Raises:
+        UserError: the folder is not a run, has no shards or no such split, a shard is damaged, or there is no image
+            folder.
+    """
+    manifest = Manifest.load(root)
+    splits = sorted({shard.split for shard in manifest.shards})
+    if split is not None and split not in splits:
+        raise UserError(f"{root} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+    row_groups = []
+    for shard in manifest.shards:
+        if split in (None, shard.split):
+            with open_shard(root / shard.file, _COLUMNS) as file:
+                embedded, groups = IMAGE_COLUMN in file.schema_arrow.names, file.num_row_groups
+            folder = None if embedded else manifest.image_folder(shard.split, images)
+            row_groups += [RowGroup(root / shard.file, group, folder) for group in range(groups)]
+    if not row_groups:
+        raise UserError(f"{root} contains no images; is the run finished?")
+    return row_groups
+
+
+def iter_rows(row_group: RowGroup) -> Iterator[ImageRow]:
+    """Read a row group. Raises UserError: the shard is missing or damaged."""
+    table = read_row_group(row_group.file, row_group.group, _COLUMNS, (IMAGE_COLUMN,))
+    for index in range(table.num_rows):
+        values = table.slice(index, 1).to_pylist()[0]
+        embedded = (values.get(IMAGE_COLUMN) or {}).get("bytes")
+        failed = values["status"] != "ok"
+        error = (values["error"] or "unknown error") if failed else None
+        if error is None and embedded is None and row_group.images is None:
+            error = "the shard does not contain its image"
+        named = {name: values[name] for name in _NAMES}
+        yield ImageRow(**named, error=error, images=row_group.images, embedded=embedded)

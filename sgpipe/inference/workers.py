@@ -1,0 +1,58 @@
+"""Predict in this process, or in several worker processes on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sgpipe.errors import EngineError, UserError
+from sgpipe.inference.predictor import ImagePrediction, PredictConfig, Predictor
+from sgpipe.inference.rows import RowGroup
+
+
+def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
+    """The prediction for every image of the shards, error rows included, in the order of the shards.
+
+    Raises:
+        UserError: the network or a shard is missing or invalid.
+        EngineError: workers could not be started, or were lost.
+    """
+    if config.workers > 1:
+        yield from _predict_on_ray(config, row_groups)
+        return
+    predictor = Predictor(config)
+    for row_group in row_groups:
+        yield from predictor(row_group)
+
+
+class _Worker:
+    """Loads the network with its first row group, so that an invalid network is the error of a task, with a cause."""
+
+    def __init__(self, config: PredictConfig) -> None:
+        self._config = config
+        self._predictor: Predictor | None = None
+
+    def run(self, row_group: RowGroup) -> list[ImagePrediction]:
+        self._predictor = self._predictor or Predictor(self._config)
+        return list(self._predictor(row_group))
+
+
+def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
+    import ray  # takes a second to import, and only several workers need it
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util import ActorPool
+
+    from sgpipe.utils.ray_cluster import start_ray, worker_failure
+
+    start_ray()
+    worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=config.gpus, max_restarts=2, max_task_retries=2)
+    try:
+        pool = ActorPool([worker.remote(config) for _ in range(min(config.workers, len(row_groups)))])
+        for predictions in pool.map(lambda actor, row_group: actor.run.remote(row_group), list(row_groups)):
+            yield from predictions
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise EngineError(worker_failure(error)) from None
+    except RayError as error:
+        raise EngineError(worker_failure(error)) from None

@@ -1,0 +1,236 @@
+"""Writing a split of the drawn world: images, COCO instances and captions, and Visual Genome scene graphs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.miniworld.captions import SceneCaption, scene_captions
+from sgpipe.miniworld.relations import PREDICATES, SPLITS
+from sgpipe.miniworld.render import RenderedScene, render
+from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
+
+IMAGES = "images"
+INSTANCES = "instances.json"
+CAPTIONS = "captions.json"
+SCENE_GRAPHS = "scene_graphs.json"
+INTERACTIONS = "hico.json"
+INTERACTION_CLASSES = "hico_classes.json"
+
+_MOST_IMAGES = 1_000_000
+_MOST_PER_IMAGE = 100
+_CAPTION_PURPOSE = 1
+_JPEG_QUALITY = 92
+_CATEGORY_IDS = {  # COCO's
+    "person": 1, "bicycle": 2, "car": 3, "bench": 15, "bird": 16, "cat": 17, "dog": 18, "horse": 19, "umbrella": 28,
+    "sports ball": 37, "kite": 38, "skateboard": 41, "cup": 47, "chair": 62, "dining table": 67,
+}  # fmt: skip
+
+
+def draw_world(
+    out: Path,
+    images: int,
+    seed: int,
+    split: str = "val",
+    *,
+    captions: int = 5,
+    progress: Callable[[], None] | None = None,
+) -> None:
+    """Draw the first `images` images of a split into `out`, with their annotations.
+
+    `images/*.jpg`, `instances.json` and `captions.json` (COCO), `scene_graphs.json` (Visual Genome, all that
+    is true; its boxes are those of the instances), `hico.json` (HICO-DET in HOIA form, what is true of persons) and
+    `hico_classes.json`, what its numbers mean. An image and what is known of it depend on the seed, the split and
+    its number only. The annotations are written last, so where they are, all images are.
+
+    Args:
+        split: "train", "val", or "test-compositional", whose (subject, relation, object) never occur in the
+            others.
+        captions: how many each image gets, if there is enough to say.
+        progress: called after each rendered.
+
+    Raises:
+        UserError: a number out of range, an unknown split, or `out` holds something else.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    _check(images, seed, split)
+    _prepare(out)
+    annotations = Annotations(seed, split)
+    for number in range(images):
+        scene = random_scene(seed, split, number)
+        rendered = render(scene)
+        sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE), captions)
+        annotations.add(scene, rendered, sentences)
+        _save(out / IMAGES / file_name(split, number), _jpeg(rendered.image))
+        if progress:
+            progress()
+    for name, content in annotations.files().items():
+        _save(out / name, json.dumps(content).encode())
+
+
+def image_id(split: str, number: int) -> int:
+    """The id of a rendered, different in every split."""
+    return (SPLITS.index(split) + 1) * _MOST_IMAGES + number
+
+
+def file_name(split: str, number: int) -> str:
+    """Its file is called by its id, as in Visual Genome."""
+    return f"{image_id(split, number)}.jpg"
+
+
+@dataclass
+class Annotations:
+    """The annotation files while images are added; ids follow from the image's, not the order."""
+
+    seed: int
+    split: str
+    images: list[dict[str, Any]] = field(default_factory=list)
+    instances: list[dict[str, Any]] = field(default_factory=list)
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    graphs: list[dict[str, Any]] = field(default_factory=list)
+    interactions: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> None:
+        number = image_id(scene.split, scene.number)
+        first = number * _MOST_PER_IMAGE
+        self.images.append(
+            {
+                "id": number,
+                "file_name": file_name(scene.split, scene.number),
+                "width": scene.width,
+                "height": scene.height,
+            }
+        )
+        self.instances += [
+            {
+                "id": first + index,
+                "image_id": number,
+                "category_id": _CATEGORY_IDS[thing.kind],
+                "bbox": box,
+                "area": area,
+                "iscrowd": 0,
+            }
+            for index, (thing, box, area) in enumerate(
+                zip(scene.things, rendered.boxes.tolist(), rendered.areas.tolist(), strict=True)
+            )
+        ]
+        self.captions += [
+            {"id": first + index, "image_id": number, "caption": sentence.text}
+            for index, sentence in enumerate(sentences)
+        ]
+        self.graphs.append(_scene_graph(scene, rendered, number, first))
+        self.interactions.append(_interactions(scene, rendered))
+
+    def files(self) -> dict[str, Any]:
+        """Contents by file name."""
+        info = {
+            "description": "sgpipe miniworld: drawn scenes with exact truth",
+            "seed": self.seed,
+            "split": self.split,
+        }
+        categories = [{"id": number, "name": name, "supercategory": name} for name, number in _CATEGORY_IDS.items()]
+        common = {"info": info, "licenses": [], "images": self.images}
+        return {
+            INSTANCES: {**common, "annotations": self.instances, "categories": categories},
+            CAPTIONS: {**common, "annotations": self.captions},
+            SCENE_GRAPHS: self.graphs,
+            INTERACTIONS: self.interactions,
+            INTERACTION_CLASSES: {
+                "objects": {number: name for name, number in _CATEGORY_IDS.items()},
+                "relations": dict(enumerate(PREDICATES, 1)),
+            },
+        }
+
+
+def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int) -> dict[str, Any]:
+    """An image's graph; `implied` marks relationships that follow from others."""
+    objects = [
+        {"object_id": first + index, "x": x, "y": y, "w": w, "h": h, "names": thing.kind, "synsets": []}
+        for index, (thing, (x, y, w, h)) in enumerate(zip(scene.things, rendered.boxes.tolist(), strict=True))
+    ]
+    relationships = [
+        {
+            "relationship_id": first + index,
+            "predicate": fact.predicate,
+            "synsets": [],
+            "subject_id": first + fact.subject,
+            "object_id": first + fact.object,
+            "implied": fact.implied,
+        }
+        for index, fact in enumerate(scene.facts)
+    ]
+    return {"image_id": number, "objects": objects, "relationships": relationships}
+
+
+def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
+    """An image's facts whose subject is a person, in HOIA form; all its boxes, xyxy."""
+    return {
+        "file_name": file_name(scene.split, scene.number),
+        "width": scene.width,
+        "height": scene.height,
+        "annotations": [
+            {"bbox": [x, y, x + w, y + h], "category_id": _CATEGORY_IDS[thing.kind]}
+            for thing, (x, y, w, h) in zip(scene.things, rendered.boxes.tolist(), strict=True)
+        ],
+        "hoi_annotation": [
+            {
+                "subject_id": fact.subject,
+                "object_id": fact.object,
+                "category_id": 1 + PREDICATES.index(fact.predicate),
+            }
+            for fact in scene.facts
+            if scene.things[fact.subject].kind == "person"
+        ],
+    }
+
+
+def _check(images: int, seed: int, split: str) -> None:
+    if split not in SPLITS:
+        raise UserError(f"the miniworld has no split {split!r}: expected one of {', '.join(SPLITS)}")
+    if not 1 <= images <= _MOST_IMAGES:
+        raise UserError(f"cannot draw {images} images: expected 1 to {_MOST_IMAGES:,}")
+    if seed < 0:
+        raise UserError(f"seed {seed}: expected a number that is not negative")
+
+
+def _prepare(out: Path) -> None:
+    """Make the folders, and remove annotations that would not belong to the new images.
+
+    Raises UserError: `out` is a file, or has something in it that `draw_world` does not write.
+    """
+    annotations = (INSTANCES, CAPTIONS, SCENE_GRAPHS, INTERACTIONS, INTERACTION_CLASSES)
+    try:
+        strangers = sorted({path.name for path in out.iterdir()} - {IMAGES, *annotations})
+    except FileNotFoundError:
+        strangers = []
+    except NotADirectoryError:
+        raise UserError(f"{out} is a file; give a folder for the images and annotations") from None
+    if strangers:
+        raise UserError(f"{out} holds something else ({strangers[0]}); give an empty or a new folder")
+    (out / IMAGES).mkdir(parents=True, exist_ok=True)
+    for name in annotations:
+        (out / name).unlink(missing_ok=True)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _save(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,1 +1,0 @@
-"""Shards: Parquet files that exist only once the manifest lists them."""

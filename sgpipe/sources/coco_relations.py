@@ -1,0 +1,221 @@
+"""COCO instances with a file of relation triplets, as RelTR keeps Visual Genome and Open Images.
+
+COCO instances files whose boxes keep their order, as relations and captions that belong to them need it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.records import Box, Caption, Record, Relation
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    DatasetClasses,
+    FieldError,
+    ProblemCounts,
+    integer_field,
+    mark_failed,
+    parse_id,
+    parse_numbers,
+    parse_side,
+    replace_surrogates,
+    required_field,
+    text_field,
+    to_single_line,
+)
+from sgpipe.sources.formats import COCO_CAPTIONS, COCO_INSTANCES, RELATION_TRIPLETS, require_format
+from sgpipe.utils.json_stream import JsonStream
+
+NO_RELATION = "__background__"  # RelTR's first relation category
+
+
+@dataclass(frozen=True)
+class CocoRelations:
+    """Where the instances and the relations lie.
+
+    Attributes:
+        relations: rel.json, `{split: {image id: [[subject, object, relation], ...]}, "rel_categories": [names]}`.
+            Subject and object count the image's boxes in the order of the instances file, without crowds.
+        split: which of the relations' splits the instances belong to.
+    """
+
+    annotations: Path
+    relations: Path
+    split: str
+
+    def source(self) -> AnnotationSource:
+        """Raises UserError: a file is missing or another than it should be."""
+        require_format(self.annotations, COCO_INSTANCES)
+        require_format(self.relations, RELATION_TRIPLETS)
+        names, _ = self._triplets
+        used = tuple(name for name in names if name != NO_RELATION)
+        return AnnotationSource(
+            dataset="coco_rel",
+            split=self.split,
+            read=self.records,
+            files={"annotations": self.annotations, "relations": self.relations},
+            classes=DatasetClasses(tuple(name for _, name in sorted(self._instances.names.items())), used),
+        )
+
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
+        """The images in file order; those without relations, too."""
+        names, triplets = self._triplets
+        instances = self._instances
+        problems.update(instances.problems)
+        problems["unlisted_images"] += len(triplets.keys() - instances.images.keys())
+        for number in instances.images:
+            record = instances.record(number, "coco_rel", self.split)
+            places = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+            try:
+                if record.ok:
+                    record.relations = _relations(triplets.get(number, []), names, places)
+            except FieldError as error:
+                mark_failed(record, str(error))
+            yield record
+
+    @cached_property
+    def _instances(self) -> CocoInstances:
+        return load_coco_instances(self.annotations)
+
+    @cached_property
+    def _triplets(self) -> tuple[list[str], Mapping[str, Any]]:
+        """The relations' names, and those of the split by image id."""
+        stream = JsonStream(self.relations)
+        names = [replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"]
+        splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
+        if self.split not in splits:
+            there = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
+            raise UserError(f"{self.relations} has no split {self.split!r}: say --split {there}")
+        return names, splits[self.split]
+
+
+def _relations(triplets: Any, names: list[str], places: list[int]) -> list[Relation]:
+    """`places`: where the objects that the triplets count are."""
+    relations = []
+    for triplet in triplets if isinstance(triplets, list) else [triplets]:
+        subject, object_, label = parse_numbers(triplet, 3)
+        if subject not in range(len(places)) or object_ not in range(len(places)):
+            raise FieldError(f"relation {triplet} points to none of {len(places)} objects")
+        if label not in range(len(names)) or names[int(label)] == NO_RELATION:
+            raise FieldError(f"label {label:g} of a relation is none of the file's rel_categories")
+        relations.append(Relation(places[int(subject)], places[int(object_)], names[int(label)]))
+    return relations
+
+
+_PER_BOX = 6
+
+
+@dataclass
+class CocoInstances:
+    """What an instances file says.
+
+    Attributes:
+        images: file name, width and height by the id in the file; `ids`: the id of the image, where the file keeps
+            it under another key because it is no number.
+        boxes: category, x, y, width, height and whether it is a crowd, of each box of an image.
+        broken: images of which one box cannot be read, so that relations may not mean the boxes that they count.
+    """
+
+    images: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+    boxes: dict[str, array[float]] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    problems: ProblemCounts = field(default_factory=ProblemCounts)
+
+    def record(self, number: str, dataset: str, split: str) -> Record:
+        """An image with its objects, or an error row, by its id in the file."""
+        record = Record(self.ids.get(number, number), dataset, split, *self.images[number])
+        try:
+            record.objects = list(self._objects(number))
+        except FieldError as error:
+            mark_failed(record, str(error))
+        return record
+
+    def _objects(self, number: str) -> Iterator[Box]:
+        if number in self.broken:
+            raise FieldError("one of its annotations has no usable category_id and bbox")
+        values = self.boxes.get(number, array("d"))
+        for start in range(0, len(values), _PER_BOX):
+            category, x, y, width, height, crowd = values[start : start + _PER_BOX]
+            if category not in self.names:
+                raise FieldError(f"category_id {int(category)} of an object is not among the file's categories")
+            yield Box(self.names[int(category)], int(category), (x, y, width, height), bool(crowd))
+
+
+def load_coco_instances(path: Path) -> CocoInstances:
+    """Raises UserError: the file is missing, cut short or not JSON."""
+    instances = CocoInstances()
+    add = {"images": _add_image, "annotations": _add_box, "categories": _add_category}
+    for key, item in JsonStream(path):
+        if key in add:
+            try:
+                add[key](instances, item)
+            except FieldError:
+                instances.problems["malformed"] += 1
+                if key == "annotations" and isinstance(item, Mapping):
+                    instances.broken.add(parse_id(item.get("image_id")) or "")
+    return instances
+
+
+def _add_image(instances: CocoInstances, item: Any) -> None:
+    number = parse_id(required_field(item, "id"))
+    if number is None:
+        raise FieldError("'id' is not an image id")
+    instances.images[number] = (
+        text_field(item, "file_name"),
+        parse_side(item.get("width")),
+        parse_side(item.get("height")),
+    )
+    if "image_id" in item:
+        instances.ids[number] = text_field(item, "image_id")
+
+
+def _add_box(instances: CocoInstances, item: Any) -> None:
+    values = parse_numbers(required_field(item, "bbox"), 4)
+    boxes = instances.boxes.setdefault(parse_id(required_field(item, "image_id")) or "", array("d"))
+    boxes.extend((integer_field(item, "category_id"), *values, bool(item.get("iscrowd"))))
+
+
+def _add_category(instances: CocoInstances, item: Any) -> None:
+    instances.names[integer_field(item, "id")] = to_single_line(text_field(item, "name"))
+
+
+def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
+    """COCO's objects and captions, without relations. Raises UserError: a file is missing or another."""
+    require_format(annotations, COCO_INSTANCES)
+    files = {"annotations": annotations}
+    if captions:
+        require_format(captions, COCO_CAPTIONS)
+        files["captions"] = captions
+    return AnnotationSource("coco", split, partial(_records, annotations, captions, split), files)
+
+
+def _records(annotations: Path, captions: Path | None, split: str, problems: ProblemCounts) -> Iterator[Record]:
+    instances = load_coco_instances(annotations)
+    problems.update(instances.problems)
+    texts = _captions(captions, problems) if captions else {}
+    problems["unlisted_images"] += len(texts.keys() - instances.images.keys())
+    for number in instances.images:
+        record = instances.record(number, "coco", split)
+        record.captions = texts.get(number, []) if record.ok else []
+        yield record
+
+
+def _captions(path: Path, problems: ProblemCounts) -> dict[str, list[Caption]]:
+    """By the id in the file."""
+    found: dict[str, list[Caption]] = {}
+    for key, item in JsonStream(path):
+        if key == "annotations":
+            try:
+                caption = Caption(to_single_line(text_field(item, "caption")))
+                found.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(caption)
+            except FieldError:
+                problems["malformed"] += 1
+    return found

@@ -1,0 +1,128 @@
+"""The miniworld as a source: images with boxes, captions and exact ground truth, generated on the spot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS, render_dataset
+from sgpipe.recipe import MINIWORLD, MiniworldConfig, Recipe, SplitConfig
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.storage.run_folder import GroundTruth
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import Progress
+
+_FOLDER = "drawn"  # within a run's private folder
+
+__all__ = ["MiniworldFiles", "import_graphs", "prepare", "recipe_warnings", "render_dataset", "split_name"]
+
+
+@dataclass(frozen=True)
+class MiniworldFiles:
+    """Generated images of a run, and shards with their ground truth, in one folder."""
+
+    root: Path
+
+    @property
+    def world(self) -> Path:
+        """What `sgpipe miniworld` writes: images and annotation files."""
+        return self.root / "world"
+
+    @property
+    def all_relations(self) -> Path:
+        """Shards with every relation that holds in an image."""
+        return self.root / "true"
+
+    @property
+    def composed_relations(self) -> Path:
+        """Shards with the relations that an image was composed of; the others follow from them."""
+        return self.root / "composed"
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """Which images these are; None until all of them and their ground truth are written."""
+        return json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.is_file() else None
+
+    @property
+    def ground_truth(self) -> GroundTruth:
+        return GroundTruth(self.all_relations, self.composed_relations)
+
+    def make(self, config: MiniworldConfig) -> None:
+        """Generate images and ground truth; what the folder held before is removed.
+
+        Raises OSError: the disk is full, or the folder cannot be written.
+        """
+        shutil.rmtree(self.root, ignore_errors=True)
+        render_dataset(self.world, config.images, config.seed, config.split)
+        graphs = self.world / SCENE_GRAPHS
+        import_graphs(graphs, config.split, self.all_relations)
+        composed = self.root / "composed.json"
+        write_text(composed, json.dumps(_composed(graphs)))
+        import_graphs(composed, config.split, self.composed_relations, self.world / IMAGES)
+        composed.unlink()
+        write_text(self._settings, json.dumps(config.model_dump()))
+
+    @property
+    def _settings(self) -> Path:
+        return self.root / "drawn.json"
+
+
+def prepare(
+    config: MiniworldConfig | None, private: Path, say: Callable[[str], None]
+) -> tuple[dict[str, SplitConfig], GroundTruth] | None:
+    """The splits and the ground truth of a run's miniworld, generated unless they are already there.
+
+    Args:
+        config: which images; None: the run has another source, and what an earlier one generated is removed.
+        private: the run's folder for files of its own.
+
+    Raises OSError: the disk is full, or the folder cannot be written.
+    """
+    files = MiniworldFiles(private / _FOLDER)
+    if config is None:
+        shutil.rmtree(files.root, ignore_errors=True)
+        return None
+    if files.settings != config.model_dump():
+        say(f"generating {config.images:,} images")
+        files.make(config)
+    world = files.world
+    split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
+    return {split_name(config.split): split}, files.ground_truth
+
+
+def recipe_warnings(recipe: Recipe) -> list[str]:
+    """What makes the labels worthless, or look better than they are, where the miniworld's models are used."""
+    if MINIWORLD not in (recipe.caption.captioner, recipe.tag.tagger):
+        return []
+    if recipe.source.synthetic is None:
+        return ["the miniworld's models know only miniworld images: on other images their labels mean nothing"]
+    if recipe.source.drawn.split == "train":
+        return ["the miniworld's models were trained on this split: label quality on it is too optimistic"]
+    return []
+
+
+def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:
+    """Import scene graphs of the miniworld as shards; `images` defaults to the folder next to them."""
+    images = images or graphs.parent / IMAGES
+    source = VisualGenome(graphs, images, split_name(split), preprocess=False).source()
+    import_annotations(source, images, out, Progress(Console(quiet=True)))
+
+
+def split_name(split: str) -> str:
+    """The name of a miniworld split in shards."""
+    return split.replace("-", "_")
+
+
+def _composed(graphs: Path) -> list[dict[str, Any]]:
+    """The scene graphs without relations that follow from others."""
+    scenes: list[dict[str, Any]] = json.loads(graphs.read_text(encoding="utf-8"))
+    for scene in scenes:
+        scene["relationships"] = [relation for relation in scene["relationships"] if not relation["implied"]]
+    return scenes

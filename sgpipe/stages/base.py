@@ -1,0 +1,60 @@
+"""Stages: records in, records out. A stage runs in a plain `for` loop; Ray is the engine's business.
+
+Open every image once: the stage that makes error rows where no captioner looks at the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from sgpipe.images import ImageError, open_image
+from sgpipe.recipe import Resources
+from sgpipe.records import Record
+
+
+class Stage(Protocol):
+    """One step of the pipeline.
+
+    A stage fills the columns it names in `fills` for every record whose `status` is "ok" and returns all
+    records in the order it got them. An image it cannot read becomes an error row (`Record.fail`), never an
+    exception; an exception means that the stage itself cannot work.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fills(self) -> tuple[str, ...]: ...
+
+    @property
+    def resources(self) -> Resources: ...
+
+    def setup(self) -> None:
+        """Load models; called once in the process that runs the stage."""
+
+    def __call__(self, records: list[Record]) -> list[Record]: ...
+
+
+class LoadStage:
+    """Checks that each record's image can be used; `roots` maps a split to its image folder."""
+
+    name = "load"
+    fills: tuple[str, ...] = ("status", "error")
+
+    def __init__(self, roots: Mapping[str, Path], resources: Resources) -> None:
+        self.roots = roots
+        self.resources = resources
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            if record.ok:
+                try:
+                    open_image(self.roots, record)
+                except ImageError as error:
+                    record.fail(self.name, str(error))
+        return records

@@ -1,0 +1,1 @@
+"""Caption whole images, their boxes, or the regions of their box pairs."""

@@ -1,0 +1,249 @@
+"""A BLIP captioning checkpoint made ready for use: its weights, tokenizer and image preparation.
+
+BLIP: Li et al., ICML 2022. Whatever a checkpoint may lack is found here, before the first image.
+
+BLIP's vision tower with PyTorch's fused attention, which transformers refuses for this model.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils import logging
+
+from sgpipe.errors import UserError
+
+ARCHITECTURE = "BlipForConditionalGeneration"
+
+# What transformers, safetensors and torch raise for files that are absent, damaged or of another model.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    StrictDataclassError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How an image becomes the input of the vision tower: squashed to a square, scaled, normalised."""
+
+    size: int
+    mean: tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
+    std: tuple[float, ...] = tuple(OPENAI_CLIP_STD)
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """An RGB image of any size as float32 [3, size, size]."""
+        squashed = image.resize((self.size, self.size), self.resample)
+        pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        return ((pixels - mean) / std).contiguous()
+
+
+@dataclass(frozen=True)
+class Blip:
+    """A loaded captioner. `prepare` makes pixels, `encode` runs the vision tower, `text` reads tokens."""
+
+    model: BlipForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    prepare: Preparation
+
+    @property
+    def text_config(self) -> Any:
+        """The decoder's settings, a `BlipTextConfig`."""
+        return self.model.config.text_config
+
+    @torch.inference_mode()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[images, 3, size, size] to image states [images, 1 + patches, vision width]."""
+        vision_config: Any = self.model.config.vision_config
+        return self.model.vision_model(
+            pixel_values=pixels.to(self.model.device, self.model.dtype),
+            interpolate_pos_encoding=self.prepare.size != vision_config.image_size,
+        ).last_hidden_state
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The decoder's first tokens: [DEC], then the prompt."""
+        return [self.text_config.bos_token_id, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+
+    def text(self, ids: list[int]) -> str:
+        """The words of generated tokens, without special tokens and with single spaces."""
+        known = [token for token in ids if token < len(self.tokenizer)]
+        words = str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+        # A word piece that continues the prompt's last word keeps its mark when decoded without that word.
+        return " ".join(words.split()).removeprefix("##").strip()
+
+
+def load_blip(source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> Blip:
+    """The captioner in a folder, or of a hub id (out of the local cache when offline).
+
+    Images get the side in pixels that the position embeddings were trained for; another `image_size`
+    interpolates them.
+
+    Raises UserError: nothing there, another kind of model, missing or damaged weights, a tokenizer that
+    does not belong to the model, or an `image_size` that the model's patches do not fill.
+    """
+    with _quiet():
+        _check_config(source)
+        model = _load_model(source)
+        tokenizer = _load_tokenizer(source, model.config.text_config)
+        prepare = _load_preparation(source, model.config.vision_config, image_size)
+    fuse_vision_attention(model)
+    torch.nn.Module.to(model, device=device, dtype=dtype)
+    return Blip(model.eval(), tokenizer, prepare)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load reports: what matters of them is raised as an error."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_config(source: str) -> None:
+    config = _read_config(source)
+    if not isinstance(config, dict):
+        raise UserError(f"captioner {source!r} is not BLIP: config.json holds no settings")
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    if model_type != "blip":
+        raise UserError(f"captioner {source!r} is not BLIP: model_type is {model_type!r}, expected 'blip'")
+    if architectures and ARCHITECTURE not in architectures:
+        found = ", ".join(map(str, architectures))
+        raise UserError(f"captioner {source!r} cannot caption: it is a {found}, expected {ARCHITECTURE}")
+
+
+def _read_config(source: str) -> Any:
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"captioner {source!r}: the folder has no config.json, so it is not a BLIP checkpoint")
+    if path.is_file() or (not path.is_dir() and source.startswith(("/", ".", "~"))):
+        raise UserError(f"captioner {source!r}: no such folder")
+    try:
+        return BlipConfig.get_config_dict(source, local_files_only=path.is_dir())[0]
+    except _UNREADABLE as reason:
+        if path.is_dir():
+            raise UserError(f"captioner {source!r}: config.json: {_first_line(reason)}") from None
+        raise UserError(
+            f"captioner {source!r}: no such folder, and no such model in the local Hugging Face cache or "
+            "(unless offline) on the hub"
+        ) from None
+
+
+def _options(source: str) -> dict[str, Any]:
+    """A folder never touches the network, and nothing in a checkpoint is run as code."""
+    return {"local_files_only": Path(source).is_dir(), "trust_remote_code": False}
+
+
+def _load_model(source: str) -> BlipForConditionalGeneration:
+    try:
+        loaded: Any = BlipForConditionalGeneration.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, **_options(source)
+        )
+    except _UNREADABLE as reason:
+        raise UserError(f"captioner {source!r}: cannot load its weights: {_first_line(reason)}") from None
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"captioner {source!r}: {len(missing)} weights are missing, such as {missing[0]}")
+    return model
+
+
+def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
+    fast = Path(source) / "tokenizer.json"
+    try:
+        if fast.is_file():
+            json.loads(fast.read_text(encoding="utf-8"))  # the tokenizers library raises a bare Exception
+        tokenizer = AutoTokenizer.from_pretrained(source, **_options(source))
+    except _UNREADABLE as reason:
+        raise UserError(f"captioner {source!r}: cannot load its tokenizer: {_first_line(reason)}") from None
+    vocabulary = text_config.vocab_size
+    # Without its files a tokenizer comes back with its special tokens only. [DEC] and [ENC] may be known
+    # to the model alone, and a model's vocabulary may be padded, hence the tolerance.
+    if not 0.9 * vocabulary - 2 <= len(tokenizer) <= vocabulary + 2:
+        raise UserError(
+            f"captioner {source!r}: its tokenizer has {len(tokenizer)} tokens but the model's vocabulary "
+            f"{vocabulary}; tokenizer.json or vocab.txt is missing or belongs to another model"
+        )
+    for name in ("bos_token_id", "sep_token_id"):
+        token = getattr(text_config, name)
+        if token is None or not 0 <= token < vocabulary:
+            raise UserError(
+                f"captioner {source!r}: text_config.{name} is {token}, outside the vocabulary of {vocabulary}"
+            )
+    return tokenizer
+
+
+def _load_preparation(source: str, vision_config: Any, image_size: int | None) -> Preparation:
+    size, patch = image_size or vision_config.image_size, vision_config.patch_size
+    if size % patch:
+        raise UserError(f"captioner {source!r}: image_size {size} is not a multiple of its patch size {patch}")
+    try:
+        values, _ = BlipImageProcessor.get_image_processor_dict(source, local_files_only=Path(source).is_dir())
+    except OSError as reason:
+        if "JSON" in str(reason):
+            raise UserError(f"captioner {source!r}: {_first_line(reason)}") from None
+        return Preparation(size)
+    mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UserError(f"captioner {source!r}: image_mean {mean} and image_std {std} are not those of RGB")
+    return Preparation(size, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
+
+
+def _first_line(reason: BaseException) -> str:
+    return str(reason).strip().partition("\n")[0]
+
+
+class FusedAttention(nn.Module):
+    """The weights of a `BlipAttention` without its [heads, patches, patches] matrix of scores in memory."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.heads: int = attention.num_heads
+        self.qkv: nn.Linear = attention.qkv
+        self.projection: nn.Linear = attention.projection
+
+    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
+        """[images, 1 + patches, width] to the same shape, and no attention map."""
+        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(query, key, value)
+        return self.projection(seen.transpose(1, 2).flatten(2)), None
+
+
+def fuse_vision_attention(model: BlipForConditionalGeneration) -> None:
+    """Exchange the attention of every vision layer in place; it then serves inference only."""
+    layers: Any = model.vision_model.encoder.layers
+    for layer in layers:
+        layer.self_attn = FusedAttention(layer.self_attn)

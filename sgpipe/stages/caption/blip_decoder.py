@@ -1,0 +1,129 @@
+"""BLIP's text decoder over one set of image states per image, however many captions share it.
+
+The weights are those of transformers' `BlipTextLMHeadModel`; only the attention is ours. The keys and values
+of the cross-attention are computed once per image, and the samples of an image attend to them as further
+queries, so nothing of the image is copied per sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BlipForConditionalGeneration
+
+
+@dataclass
+class DecoderState:
+    """What the decoder remembers of `rows = images * samples` sequences of equal length.
+
+    `keys` and `values` hold, per layer, the self-attention of the tokens so far in [rows, heads, capacity,
+    head width], of which the first `length` positions are filled. `image_keys` and `image_values` hold the
+    cross-attention in [images, heads, 1 + patches, head width].
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    image_keys: list[Tensor]
+    image_values: list[Tensor]
+    length: int = 0
+
+    def fork(self, samples: int) -> None:
+        """Turn each image's one sequence into `samples` sequences with the same beginning."""
+        self.keys = [keys.repeat_interleave(samples, dim=0) for keys in self.keys]
+        self.values = [values.repeat_interleave(samples, dim=0) for values in self.values]
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all sequences but `rows` (indices); each image must keep equally many."""
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+
+class BlipDecoder:
+    """Next-token scores of a BLIP captioner, token by token."""
+
+    def __init__(self, model: BlipForConditionalGeneration) -> None:
+        decoder: Any = model.text_decoder
+        self.heads: int = decoder.config.num_attention_heads
+        self.embeddings = decoder.bert.embeddings
+        self.head = decoder.cls
+        self.layers = [_Layer(layer, self.heads) for layer in decoder.bert.encoder.layer]
+
+    @torch.inference_mode()
+    def start(self, image_states: Tensor, capacity: int) -> DecoderState:
+        """No tokens yet: room for `capacity` of them after [images, 1 + patches, vision width]."""
+        image_keys, image_values = zip(*(layer.look(image_states) for layer in self.layers), strict=True)
+        images, heads, _, width = image_keys[0].shape
+        empty = image_states.new_empty(images, heads, capacity, width)
+        return DecoderState(
+            [empty.clone() for _ in self.layers],
+            [empty.clone() for _ in self.layers],
+            list(image_keys),
+            list(image_values),
+        )
+
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor, state: DecoderState) -> Tensor:
+        """Append `ids` [rows, tokens]; returns the next token's scores, float32 [rows, vocabulary]."""
+        hidden = self._embed(ids, state.length)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, state, index)
+        state.length += ids.shape[1]
+        return self.head(hidden[:, -1]).float()
+
+    def _embed(self, ids: Tensor, start: int) -> Tensor:
+        positions = self.embeddings.position_embeddings.weight[start : start + ids.shape[1]]
+        return self.embeddings.LayerNorm(self.embeddings.word_embeddings(ids) + positions)
+
+
+class _Layer:
+    """One decoder layer: causal self-attention, attention to the image, feed-forward."""
+
+    def __init__(self, layer: Any, heads: int) -> None:
+        self.layer = layer
+        self.heads = heads
+        inner, cross = layer.attention.self, layer.crossattention.self
+        self.query_key_value = _joined(inner.query, inner.key, inner.value)
+        self.image_key_value = _joined(cross.key, cross.value)
+
+    def look(self, image_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of an image, each [images, heads, 1 + patches, head width]."""
+        keys, values = F.linear(image_states, *self.image_key_value).chunk(2, dim=-1)
+        return self._split(keys).contiguous(), self._split(values).contiguous()
+
+    def __call__(self, hidden: Tensor, state: DecoderState, index: int) -> Tensor:
+        """[rows, tokens, width] to the same shape; adds the tokens' keys and values to `state`."""
+        hidden = self.layer.attention.output(self._attend_text(hidden, state, index), hidden)
+        hidden = self.layer.crossattention.output(self._attend_image(hidden, state, index), hidden)
+        return self.layer.output(self.layer.intermediate(hidden), hidden)
+
+    def _attend_text(self, hidden: Tensor, state: DecoderState, index: int) -> Tensor:
+        query, key, value = map(self._split, F.linear(hidden, *self.query_key_value).chunk(3, dim=-1))
+        start, stop = state.length, state.length + hidden.shape[1]
+        keys, values = state.keys[index], state.values[index]
+        keys[:, :, start:stop] = key
+        values[:, :, start:stop] = value
+        # Several tokens at once are the beginning of the sequence; a single one sees all before it.
+        causal = hidden.shape[1] > 1
+        seen = F.scaled_dot_product_attention(query, keys[:, :, :stop], values[:, :, :stop], is_causal=causal)
+        return seen.transpose(1, 2).flatten(2)
+
+    def _attend_image(self, hidden: Tensor, state: DecoderState, index: int) -> Tensor:
+        keys, values = state.image_keys[index], state.image_values[index]
+        query = self.layer.crossattention.self.query(hidden)
+        together = self._split(query.reshape(len(keys), -1, query.shape[-1]))
+        seen = F.scaled_dot_product_attention(together, keys, values)
+        return seen.transpose(1, 2).reshape(query.shape)
+
+    def _split(self, states: Tensor) -> Tensor:
+        """[batch, tokens, width] to [batch, heads, tokens, head width]."""
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _joined(*linears: torch.nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias of several projections of the same states as one."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    return weight, torch.cat([linear.bias.detach() for linear in linears])

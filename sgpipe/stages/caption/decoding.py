@@ -1,0 +1,162 @@
+"""From image states to caption tokens: exact nucleus samples with counter-based noise, or beam search.
+
+Nucleus sampling: Holtzman et al., ICLR 2020. A sample is the arg-max of the kept tokens' scores plus Gumbel
+noise, where the noise of a token is a pure function of (image, sample, step, token). So it is the same on
+every device, in every batch and in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BlipForConditionalGeneration, GenerationConfig
+
+from sgpipe.stages.caption.blip_decoder import BlipDecoder
+
+_WORD = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class NucleusSampling:
+    """How captions are drawn; lengths count every token of the decoder: [DEC], prompt, words and [SEP]."""
+
+    samples: int
+    top_p: float
+    temperature: float
+    min_tokens: int
+    max_tokens: int
+    end: int
+
+
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al., SC 2011): four random words from four counter and two key words.
+
+    All are int64 tensors of values in [0, 2**32) that broadcast together.
+    """
+    a, b, c, d = counter
+    k0, k1 = key
+    for _ in range(10):
+        # Products wrap around in int64, which leaves both halves intact once masked.
+        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b = ((right >> 32) & _WORD) ^ b ^ k0, right & _WORD
+        c, d = ((left >> 32) & _WORD) ^ d ^ k1, left & _WORD
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    return a, b, c, d
+
+
+def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise (float64) of each (key, sample, step, token); `keys` hold 63 random bits."""
+    counter = (tokens, torch.full_like(tokens, step), samples, torch.zeros_like(tokens))
+    high, low, _, _ = philox(counter, (keys & _WORD, keys >> 32))
+    uniform = ((high >> 5) * 2**26 + (low >> 6) + 0.5).double() * 2**-53
+    return -torch.log(-torch.log(uniform))
+
+
+def nucleus(scores: Tensor, top_p: float) -> Tensor:
+    """Which tokens are kept, bool [rows, vocabulary]: the likeliest, as few as reach `top_p` together.
+
+    Equally likely tokens at the edge are taken in the order of their numbers.
+    """
+    probabilities = scores.softmax(dim=-1)
+    # Tokens below this share sum to less than 1 - top_p together, so none is kept and none needs sorting.
+    share = (1 - top_p) / scores.shape[-1]
+    most = max(1, int((probabilities > share).sum(dim=-1).max()))
+    likeliest = probabilities.topk(most, dim=-1).values.double()
+    before = likeliest.cumsum(dim=-1) - likeliest
+    kept = (before < top_p).sum(dim=-1, keepdim=True)
+    edge = likeliest.gather(-1, kept - 1)
+    above, at = probabilities > edge, probabilities == edge
+    room = kept - above.sum(dim=-1, keepdim=True)
+    return above | (at & (at.cumsum(dim=-1) <= room))
+
+
+def draw(scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int) -> Tensor:
+    """One token of the nucleus per row of [rows, vocabulary]; `keys` and `samples` name the rows' noise."""
+    rows, tokens = nucleus(scores, top_p).nonzero(as_tuple=True)
+    noisy = torch.full_like(scores, -torch.inf, dtype=torch.float64)
+    noisy[rows, tokens] = scores[rows, tokens].double() + gumbel(keys[rows], samples[rows], step, tokens)
+    return noisy.argmax(dim=-1)
+
+
+@torch.inference_mode()
+def sample_captions(
+    decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: list[int], sampling: NucleusSampling
+) -> list[list[list[int]]]:
+    """The tokens after `prompt` of each sample of each image, without the end token.
+
+    Args:
+        image_states: [images, 1 + patches, vision width].
+        keys: one per image, 63 bits that name its noise.
+
+    With one image, sequences that have ended leave the computation. With several they stay, so that every
+    tensor has the same shape however long the other images' captions get.
+
+    Raises FloatingPointError: the model's scores are not finite.
+    """
+    images, device = len(image_states), image_states.device
+    rows = torch.arange(images * sampling.samples, device=device)
+    row_keys = torch.tensor(keys, device=device).repeat_interleave(sampling.samples)
+    row_samples = rows % sampling.samples
+    drawn = torch.full((len(rows), sampling.max_tokens), sampling.end, device=device)
+
+    state = decoder.start(image_states, sampling.max_tokens)
+    scores = decoder(torch.tensor([prompt] * images, device=device), state)
+    if not bool(scores.isfinite().all()):
+        raise FloatingPointError("the captioner's scores are not finite: its weights are damaged")
+    state.fork(sampling.samples)
+    scores = scores.repeat_interleave(sampling.samples, dim=0)
+    for length in range(len(prompt), sampling.max_tokens):
+        if length < sampling.min_tokens:
+            scores[:, sampling.end] = -torch.inf
+        step = length - len(prompt)
+        tokens = draw(scores / sampling.temperature, sampling.top_p, row_keys[rows], row_samples[rows], step)
+        drawn[rows, length] = tokens
+        going = (drawn[rows, len(prompt) : length + 1] != sampling.end).all(dim=-1)
+        if length + 1 == sampling.max_tokens or not bool(going.any()):
+            break
+        if images == 1 and not bool(going.all()):
+            rows, tokens = rows[going], tokens[going]
+            state.keep(going.nonzero().squeeze(-1))
+        scores = decoder(tokens.unsqueeze(-1), state)
+    captions = [_until(row, sampling.end) for row in drawn[:, len(prompt) :].tolist()]
+    return [captions[first : first + sampling.samples] for first in range(0, len(captions), sampling.samples)]
+
+
+def beam_captions(
+    model: BlipForConditionalGeneration,
+    image_states: Tensor,
+    prompt: list[int],
+    beams: int,
+    min_tokens: int,
+    max_tokens: int,
+) -> list[list[list[int]]]:
+    """The tokens after `prompt` of each image's best caption by transformers' beam search (1: greedy).
+
+    Lengths count as in `NucleusSampling`; the result is nested as in `sample_captions`, one per image.
+    """
+    text_config: Any = model.config.text_config
+    end = text_config.sep_token_id
+    sequences = model.text_decoder.generate(
+        input_ids=torch.tensor([prompt] * len(image_states), device=image_states.device),
+        attention_mask=image_states.new_ones(len(image_states), len(prompt), dtype=torch.long),
+        encoder_hidden_states=image_states,
+        encoder_attention_mask=image_states.new_ones(image_states.shape[:2], dtype=torch.long),
+        generation_config=GenerationConfig(
+            num_beams=beams,
+            do_sample=False,
+            min_length=min_tokens,
+            max_new_tokens=max_tokens - len(prompt),
+            bos_token_id=text_config.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=text_config.pad_token_id,
+        ),
+    )
+    return [[_until(row, end)] for row in sequences[:, len(prompt) :].tolist()]
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,1 @@
+"""Find the boxes of images that have no annotations."""

@@ -1,0 +1,1 @@
+"""Find the pairs of boxes that a triplet may be about."""

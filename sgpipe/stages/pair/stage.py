@@ -1,0 +1,110 @@
+"""The pair stage: from triplets and boxes to the box pairs a tagger is to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import PairConfig
+from sgpipe.records import Record, Triplet
+from sgpipe.sources.vocabulary import category_names, load_synonyms, packaged_synonyms
+from sgpipe.stages.pair.candidates import Predicates, Prior, candidate_pairs, read_prior
+from sgpipe.stages.pair.matching import HeadMatcher, Matcher, SubstringMatcher, normalise_predicate
+
+
+class PairStage:
+    """Matches the nouns of triplets to classes, and lists the ordered box pairs that may carry a predicate.
+
+    A pair's predicates are those stated of its two classes, in the order of the captions and each once
+    (`candidates: captions`), or those that Visual Genome knows between them (`candidates: prior`).
+    """
+
+    name = "pair"
+    fills: tuple[str, ...] = ("triplets", "pairs")
+
+    def __init__(self, config: PairConfig, dataset: str, categories: Iterable[str]) -> None:
+        """
+        Args:
+            dataset: whose synonym table to use unless the recipe names one: "coco", "objects365", or any
+                other, whose classes are then known by their names only.
+            categories: every class name of the annotations. What is no class of an image must still be known
+                here, so that the words of a caption mean the same in every image.
+
+        Raises:
+            UserError: the prior is asked for but not named.
+        """
+        if config.candidates == "prior" and config.prior is None:
+            raise UserError("pair.candidates is 'prior', so pair.prior must name a Visual Genome JSON file")
+        self.config = config
+        self.resources = config.resources
+        self._names = tuple(dict.fromkeys((*categories, *category_names(dataset).values())))
+        self._dataset = dataset
+
+    def setup(self) -> None:
+        """Read the synonym table and the prior.
+
+        Raises:
+            UserError: a file is missing or not of its form.
+        """
+        path = self.config.synonyms
+        synonyms = load_synonyms(path) if path else packaged_synonyms(self._dataset)
+        matcher = HeadMatcher if self.config.match == "head" else SubstringMatcher
+        self._matcher: Matcher = matcher(synonyms, self._names)
+        self._prior: Prior = {}
+        if self.config.candidates == "prior" and self.config.prior:
+            self._prior = read_prior(self.config.prior, self._matcher, verbatim=self._verbatim)
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            if record.ok:
+                self._fill(record)
+        return records
+
+    @property
+    def _verbatim(self) -> bool:
+        """RLIPv2 takes predicates as the parser or VG writes them."""
+        return self.config.match == "substring"
+
+    def _fill(self, record: Record) -> None:
+        present = dict.fromkeys(box.category for box in record.objects)
+        assign_categories(self._matcher, record.triplets, present)
+        if self.config.candidates == "prior":
+            predicates: Predicates = {(s, o): self._prior.get((s, o), []) for s in present for o in present}
+        else:
+            predicates = stated_predicates(record.triplets, verbatim=self._verbatim)
+        record.pairs = candidate_pairs(
+            record.objects,
+            predicates,
+            require_overlap=self.config.require_overlap,
+            limit=self.config.max_pairs,
+        )
+
+
+def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None]) -> None:
+    """Set the categories of the triplets' subjects and objects; None where an image has no such class.
+
+    Args:
+        present: the class names of the image's boxes, crowds included, in first-seen order.
+    """
+    for triplet in triplets:
+        triplet.subject_category = matcher.choose(triplet.subject, triplet.subject_head, present)
+        triplet.object_category = matcher.choose(triplet.object, triplet.object_head, present)
+
+
+def stated_predicates(triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False) -> Predicates:
+    """What the triplets state of each pair of classes, in their order, the same predicate once.
+
+    Args:
+        verbatim: do not put predicates in lower case with single spaces.
+        repeats: list a predicate as often as it is stated.
+    """
+    stated: dict[tuple[str, str], list[str]] = {}
+    for triplet in triplets:
+        subject, object_ = triplet.subject_category, triplet.object_category
+        if subject is None or object_ is None:
+            continue
+        text = triplet.predicate if verbatim else normalise_predicate(triplet.predicate)
+        texts = stated.setdefault((subject, object_), [])
+        if repeats or text not in texts:
+            texts.append(text)
+    return stated

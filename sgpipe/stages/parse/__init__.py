@@ -1,0 +1,1 @@
+"""Turn captions into relation triplets."""

@@ -1,0 +1,210 @@
+"""Who does what to whom: the subjects and objects of a verb, wherever the tree has put them.
+
+What pronouns repeat: "it" and "them" after a preposition, "he" and "she", "his" and "its".
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from lemminflect import getInflection, getLemma
+
+from sgpipe.stages.parse.grammar.entities import content, coordinated, coordination_root, is_entity, singular
+from sgpipe.stages.parse.grammar.lexicon import (
+    BE,
+    FEMALE_NAMES,
+    MALE_NAMES,
+    PARTICLE_PREPOSITIONS,
+    PEOPLE,
+    PERCEPTION,
+    PRONOUNS,
+)
+from sgpipe.stages.parse.grammar.tree import Tree
+
+SUBJECT_LABELS = ("nsubj", "nsubjpass", "csubj")
+_CLAUSE_LABELS = frozenset({"conj", "xcomp", "ccomp", "advcl"})
+_PASSIVE_LABELS = frozenset({"acl", "advcl", "conj", "ROOT", "relcl", "ccomp"})
+# A tree of a damaged sentence can be as deep as the sentence is long.
+_MAX_DEPTH = 12
+
+
+@lru_cache(maxsize=1 << 16)
+def verb_lemma(verb: str) -> str:
+    return str(getLemma(verb, "VERB", lemmatize_oov=True)[0])
+
+
+@lru_cache(maxsize=1 << 16)
+def gerund(verb: str) -> str:
+    """The -ing form of any form of a verb: the surface form of a passive told from its agent's side."""
+    found = getInflection(verb_lemma(verb), "VBG")
+    return str(found[0]) if found else verb
+
+
+def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
+    """The nouns that do (in a passive: undergo) what the verb says; none where the caption does not say."""
+    if depth > _MAX_DEPTH:
+        return []
+    for child in tree.dependents(verb, *SUBJECT_LABELS):
+        if _is_relative(tree, child):
+            return antecedents(tree, verb)
+        return coordinated(tree, child) if is_entity(tree, child) else []
+    if tree.dependents(verb, "expl"):
+        things = tree.dependents(verb, "attr", "dobj")
+        return [noun for thing in things if is_entity(tree, thing) for noun in coordinated(tree, thing)]
+    return [] if tree.heads[verb] == verb else _subjects_above(tree, verb, depth)
+
+
+def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
+    """The nearest noun above the verb and before it, or the subject of the nearest verb above."""
+    for node in tree.ancestors(verb):
+        if is_entity(tree, node) and node < verb:
+            return modified(tree, node, verb)
+        if tree.texts[node] in ("for", "like") and tree.heads[verb] == node:
+            return []
+        if tree.is_verb(node) or tree.dependents(node, *SUBJECT_LABELS):
+            return subjects(tree, node, depth + 1)
+    return []
+
+
+def antecedents(tree: Tree, verb: int) -> list[int]:
+    """What "that", "which" or "who" stands for in the relative clause of a verb."""
+    while tree.deps[verb] in _CLAUSE_LABELS and tree.heads[verb] != verb:
+        verb = tree.heads[verb]
+    head = tree.heads[verb]
+    if tree.deps[verb] == "relcl" and is_entity(tree, head):
+        return modified(tree, head, verb)
+    return []
+
+
+def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
+    """The nouns a phrase after them modifies: all of a coordination, "knives and forks on it".
+
+    Only the last where those before it have phrases of their own: "a mat on a floor and a shelf with books".
+    """
+    root = coordination_root(tree, noun)
+    own_phrases = any(root < child < noun for child in tree.dependents(root, "prep", "acl", "relcl"))
+    start = noun if own_phrases else root
+    return [member for member in coordinated(tree, start) if member < modifier]
+
+
+def objects(tree: Tree, verb: int) -> list[int]:
+    """Direct objects, including the noun that a relative clause takes its object from."""
+    found: list[int] = []
+    for child in tree.dependents(verb, "dobj", "dative"):
+        if _is_relative(tree, child):
+            found += antecedents(tree, verb)
+        elif is_entity(tree, child):
+            found += coordinated(tree, child)
+    if not found and verb_lemma(tree.texts[verb]) in PERCEPTION:
+        seen = [noun for clause in tree.dependents(verb, "ccomp") for noun in tree.dependents(clause, "nsubj")]
+        found = [member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)]
+    return found or relative_object(tree, verb)
+
+
+def relative_object(tree: Tree, verb: int) -> list[int]:
+    """The hat of "the hat the man is wearing"; none if the clause has an object or a preposition of its own."""
+    if tree.deps[verb] != "relcl" or tree.dependents(verb, "prep", "dobj", "auxpass"):
+        return []
+    own = tree.dependents(verb, "nsubj")
+    if not own or _is_relative(tree, own[0]) or not is_entity(tree, tree.heads[verb]):
+        return []
+    return [content(tree, tree.heads[verb])]
+
+
+def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
+    """The words of the predicate, and the noun or verb they follow.
+
+    Adverbs and adjectives between are passed over ("high up in the sky"); prepositions and particles before
+    a preposition of direction belong to the predicate ("leading up to the house").
+    """
+    words = [tree.texts[preposition]]
+    node = preposition
+    while tree.heads[node] != node:
+        joined = tree.deps[node] == "conj"
+        node = tree.heads[node]
+        if is_entity(tree, node) or tree.tags[node].startswith("VB"):
+            return words, node
+        directional = words[0] in PARTICLE_PREPOSITIONS or tree.tags[node] == "IN"
+        if tree.tags[node] in ("IN", "TO", "RP", "RB") and directional and not joined:
+            words.insert(0, tree.texts[node])
+    return words, node
+
+
+def is_passive(tree: Tree, verb: int) -> bool:
+    if tree.dependents(verb, "auxpass", "nsubjpass"):
+        return True
+    participle = tree.tags[verb] in ("VBN", "VBD") and tree.deps[verb] in _PASSIVE_LABELS
+    return participle and not tree.dependents(verb, "dobj", "aux")
+
+
+def is_copula(tree: Tree, verb: int) -> bool:
+    return tree.texts[verb] in BE
+
+
+def _is_relative(tree: Tree, index: int) -> bool:
+    return tree.tags[index] in ("WDT", "WP") or tree.texts[index] == "that"
+
+
+_OF_THE_OTHER_SEX = {"he": FEMALE_NAMES, "him": FEMALE_NAMES, "she": MALE_NAMES}
+
+
+def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
+    """The noun a personal pronoun repeats, other than the subject; the token itself if there is none.
+
+    The nearest person named before counts. Without one the pronoun stands for a man, a woman or people.
+    """
+    pronoun = tree.texts[noun]
+    if pronoun not in PRONOUNS:
+        return noun
+    excluded = _OF_THE_OTHER_SEX.get(pronoun, frozenset())
+    for before in range(noun - 1, -1, -1):
+        name = singular(tree.texts[before])
+        if not tree.is_noun(before) or before == subject or name not in PEOPLE or name in excluded:
+            continue
+        if pronoun not in ("they", "them") or tree.tags[before].endswith("S") or name == "people":
+            return before
+    return noun
+
+
+def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
+    """The things "it" or "them" repeats after a preposition: the nearest above it but what is said to be there."""
+    own = _own_subjects(tree, preposition)
+    nouns = nouns_above(tree, preposition)
+    plural = tree.texts[pronoun] == "them"
+    for noun in nouns:
+        thing = content(tree, noun)
+        if noun not in own and noun < pronoun and (not plural or tree.tags[thing].endswith("S")):
+            return [member for member in coordinated(tree, noun) if member < pronoun]
+    return []
+
+
+def owner(tree: Tree, thing: int) -> list[int]:
+    """Whose "his", "her" or "its" before a noun is: the first noun it hangs from; at most one."""
+    return sorted(noun for noun in nouns_above(tree, thing) if noun < thing)[:1]
+
+
+def nouns_above(tree: Tree, index: int) -> list[int]:
+    """The nouns, and the subjects of the verbs, that a token hangs from, nearest first."""
+    found: dict[int, None] = {}
+    for node in tree.ancestors(index):
+        if is_entity(tree, node):
+            found[node] = None
+        elif tree.tags[node].startswith("VB"):
+            found.update(dict.fromkeys(subjects(tree, node)))
+    return list(found)
+
+
+def points_back(tree: Tree, index: int) -> bool:
+    """Whether a phrase below says by a pronoun where the thing is: "a plate with a knife on it"."""
+    below = tree.dependents(index, "prep")
+    for verb in tree.dependents(index, "acl", "relcl"):
+        below += tree.dependents(verb, "prep")
+    things = (child for preposition in below for child in tree.dependents(preposition, "pobj"))
+    return any(tree.texts[thing] in ("it", "them") for thing in things)
+
+
+def _own_subjects(tree: Tree, preposition: int) -> set[int]:
+    _, head = governor(tree, preposition)
+    if tree.tags[head].startswith("VB"):
+        return set(objects(tree, head) or subjects(tree, head))
+    return set(modified(tree, head, preposition))

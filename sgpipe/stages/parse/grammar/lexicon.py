@@ -1,0 +1,164 @@
+"""The word lists of the grammar: classes of words whose meaning decides a rule.
+
+They are small on purpose: each names a distinction that syntax does not show, with its common members in captions.
+Nouns are given in the singular, verbs as lemmas.
+"""
+
+from __future__ import annotations
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Nouns: who acts, what is worn, what is a part, what is a place.
+
+PEOPLE = _words(
+    "adult baby batter biker boy bride catcher chef child cook couple crowd cyclist dad daughter driver "
+    "family farmer father female fireman gentleman girl groom group guy kid lady male man mom mother officer "
+    "passenger pedestrian people person pitcher player policeman rider skateboarder skier snowboarder soldier "
+    "someone son spectator student surfer team teen teenager toddler umpire woman worker youth"
+)
+MALE_NAMES = _words("boy brother dad father gentleman groom guy husband king lad male man son")
+FEMALE_NAMES = _words("bride daughter female girl lady mom mother queen sister wife woman")
+PRONOUNS = {"he": "man", "him": "man", "she": "woman", "they": "people", "them": "people"}
+ANIMALS = _words(
+    "bear bird bull calf cat cow deer dog donkey duck elephant giraffe goat goose horse kitten lamb lion "
+    "monkey pigeon pony puppy seagull sheep tiger zebra"
+)
+# Names that exist only as plurals are in the plural.
+CLOTHES = _words(
+    "apron attire bathrobe beanie bikini blazer blouse boot cap cape cardigan cloak clothes clothing coat "
+    "costume dress gear glasses glove goggle goggles gown hat headband helmet hoodie jacket jeans jersey "
+    "khakis kilt kimono leggings outfit overalls pajama pajamas pants parka raincoat robe sandal sari scarf "
+    "shirt shoe shorts skirt slacks sneaker sock stocking suit sunglasses suspenders sweater sweatpants "
+    "sweats sweatshirt swimsuit t-shirt tank-top tee tie tights top trousers trunks turtleneck tuxedo "
+    "uniform veil vest visor wetsuit"
+)
+BODY_PARTS = _words(
+    "ankle arm back beak beard belly body cheek chest chin ear elbow eye face finger foot forehead fur hair "
+    "hand head hip hoof horn knee lap leg lip mane mouth mustache neck nose paw shoulder snout stomach tail "
+    "thumb toe tongue tooth trunk tusk waist wing wrist"
+)
+# Parts of which there is a left and a right one, which is then part of the name.
+SIDED_PARTS = _words("arm ear eye foot hand knee leg paw shoulder thumb wing wrist")
+# Where somebody is who does something with something else: "a man flying a kite on a beach".
+PLACES = _words(
+    "air airport area background bathroom beach bedroom city competition court day "
+    "distance evening field foreground forest game garden grass ground hill kitchen lake lot match morning "
+    "mountain night ocean office park pasture rain ramp restaurant river road room sand sea shore sidewalk "
+    "sky slope snow stadium station store street sun water yard zoo"
+)
+# Parts of the image, which do nothing.
+SCENERY = _words("air background distance foreground front middle")
+
+# Nouns: what "of" means after them.
+
+CONTAINERS_IN = _words(
+    "bag basket bin bottle bowl box bucket can carton case container crate cup dish glass jar mug package "
+    "packet pan pitcher pot tank tub vase"
+)
+CONTAINERS_ON = _words("plate platter saucer slice tray")
+DEPICTIONS = _words("drawing image painting photo photograph picture portrait poster scene")
+# "of" names what is in them, as it names the owner of other things.
+DISHES = _words("bouquet breakfast dinner dish lunch meal omelet pizza salad sandwich sauce soup stew")
+# A piece of pizza is pizza.
+PARTITIVES = _words(
+    "all bit blade bunch chunk close-up closeup clump cluster couple crowd display each family flock game "
+    "group half handful herd kind layer line loaf lot many most none number one pack pair patch piece pile "
+    "plenty portion roll row series set several sheet slice some sort spread stack stretch strip type variety "
+    "view"
+)
+
+# Words before a noun: attributes of the thing, or part of its name.
+
+# Nouns that say what a thing is made of, looks like, or whose part it is, as adjectives do.
+ATTRIBUTE_NOUNS = _words(
+    "adult aluminium aluminum baby bamboo bathroom bedroom beer beige bird black blue bottom boy brass brick "
+    "bronze brown building camouflage car cardboard cat cement ceramic checker cheese child chocolate chrome "
+    "clay color colored computer concrete copper cotton cow cream denim dirt dog double elephant end father "
+    "female fur giant giraffe girl glass gold granite gravel gray green grey half horse iron kitchen lace "
+    "lady leather male man marble maroon metal mid mini mother multi navy olive orange paper part peach pink "
+    "plaid plastic porcelain purple red rubber sand section sheep silk silver steel stone straw stripe summer "
+    "tan tile toddler top toy truck turquoise velvet white wicker wire woman wood wool yellow zebra"
+)
+# Adjectives that make a name of their own with their noun.
+NAMING_PAIRS = frozenset(
+    {
+        ("hot", "dog"),
+        ("hot", "tub"),
+        ("polar", "bear"),
+        ("teddy", "bear"),
+        ("french", "fry"),
+        ("remote", "control"),
+        ("potted", "plant"),
+        ("high", "heel"),
+        ("green", "bean"),
+        ("green", "onion"),
+        ("american", "football"),
+        ("pickup", "truck"),
+    }
+)
+# -ing words that name a kind of thing: "dining table".
+GERUND_MODIFIERS = _words(
+    "baking bathing batting bowling changing chopping cutting dining drinking driving engineering fishing "
+    "frying hiking landing living mixing parking racing retaining riding rocking rolling serving sewing "
+    "shopping skating skiing sleeping swimming vending waiting warning washing wedding"
+)
+# -ing words that are things.
+GERUND_NOUNS = _words(
+    "anything awning bedding boxing building carpeting carving ceiling clearing clothing covering crossing "
+    "drawing dressing duckling dumpling earring evening fencing filling flooring frosting greeting housing "
+    "icing king landing lettering lighting lining marking molding morning moulding nothing opening painting "
+    "paneling parking pudding railing ring roofing scaffolding seasoning shelving sibling siding something "
+    "spring stocking string stuffing surfing thing topping wedding wing writing"
+)
+# -ed adjectives that say what a thing has.
+HAVING_ADJECTIVES = {
+    "haired": "hair",
+    "sleeved": "sleeve",
+    "framed": "frame",
+    "legged": "leg",
+    "eyed": "eye",
+    "wheeled": "wheel",
+    "tiled": "tile",
+    "bearded": "beard",
+}
+COLOURS = _words("beige black blue brown gold gray green grey orange pink purple red silver tan white yellow")
+
+# Verbs.
+
+BE = _words("'m 're 's am are be been being is was were")
+# What only people and animals do.
+ANIMATE_VERBS = _words(
+    "assemble brush carry catch chase clean climb cook cut do drink eat feed hit hold jump kick look paddle "
+    "perform pet play point pose prepare pull push read ride row run serve shop skate skateboard ski smile "
+    "snowboard surf swing take talk throw use wait walk watch wave wear work"
+)
+# What clothes and hair can do by themselves.
+PASSIVE_STATES = _words("blow cover dangle drape flow fly hang have match reach show tie")
+# "laying down on" says no more than "laying on".
+POSTURE_VERBS = _words("bend crouch kneel lay lean lie rest sit stand")
+# Bare verbs that the parser takes for nouns after a noun: "a dog sleep on the bed".
+POSTURES = _words("eat fly graze hang jump lay lean lie look play rest ride run sit ski sleep stand surf swim walk")
+# The place named after their object is that of the object, not of the subject.
+HOLDING_VERBS = _words(
+    "attach balance carry contain cover display drag drop hang have hold keep lay lean lift pass place pour "
+    "pull put raise rest see separate set show stick stretch support surround touch watch wear"
+)
+# "by" after their participle says where, not by whom.
+LOCATIVE_BY = _words("leave locate mount park place position post seat set sit situate stack stand stop wait")
+# What is seen or helped in what it does is an object too: "watching a man perform".
+PERCEPTION = _words("film help let make see show watch")
+# Verbs that lack something without an object.
+TRANSITIVE_VERBS = _words("carry cut eat have hit hold pull push ride throw use wear")
+# What is done or performed, but is no thing.
+EVENT_NOUNS = _words("flip handstand jump maneuver nothing something stunt trick wheelie")
+
+# Prepositions.
+
+STATIC_PREPOSITIONS = _words("against at behind beside by in inside near on over under")
+# After these, a particle before them belongs to the predicate: "leading up to".
+PARTICLE_PREPOSITIONS = _words("against from into onto to")
+# These may end a caption: "the bench a man is sitting on".
+STRANDED_PREPOSITIONS = _words("at by for from in inside of on to under with")

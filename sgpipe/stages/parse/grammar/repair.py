@@ -1,0 +1,153 @@
+"""Corrections of the parser's habitual mistakes on captions, made on the tree before the rules read it.
+
+The parser was trained on news and web sentences; captions are noun phrases with participles. Hence nouns taken
+for verbs at the start ("shadow on the carpet"), participles taken for nouns ("a dog sleep on the bed", "white
+shirt playing tennis" as one name), and adverbs or adjectives where an unknown noun stands.
+"""
+
+from __future__ import annotations
+
+from sgpipe.stages.parse.grammar.attachment import correct_attachments
+from sgpipe.stages.parse.grammar.clauses import verb_lemma
+from sgpipe.stages.parse.grammar.entities import singular
+from sgpipe.stages.parse.grammar.lexicon import (
+    COLOURS,
+    GERUND_MODIFIERS,
+    GERUND_NOUNS,
+    PEOPLE,
+    POSTURES,
+    STRANDED_PREPOSITIONS,
+    TRANSITIVE_VERBS,
+)
+from sgpipe.stages.parse.grammar.tree import Tree
+
+_NOMINAL = frozenset({"nsubj", "nsubjpass", "dobj", "pobj", "attr", "appos"})
+_MISTAKEN_FOR_NOUN = frozenset({"JJ", "JJR", "JJS", "RB", "RBR", "UH", "VB", "VBP", "VBD", "XX", "FW"})
+_PREMODIFIERS = frozenset({"amod", "compound", "nmod", "det", "nummod", "poss", "advmod", "npadvmod"})
+_SUBJECTS = ("nsubj", "nsubjpass", "csubj", "expl")
+_MISTAKEN_FOR_SUBJECT = frozenset({"compound", "npadvmod", "nmod", "dep"})
+
+
+def repair(tree: Tree) -> None:
+    """Correct a tree in place: first the kinds of its words, then its clauses, then what hangs where."""
+    for index in range(len(tree)):
+        _retag_unknown_noun(tree, index)
+        _retag_initial_noun(tree, index)
+        _restore_preposition(tree, index)
+    for index in range(len(tree)):
+        _free_participle(tree, index)
+        _free_final_participle(tree, index)
+        _free_relative_clause(tree, index)
+        _adopt_subject(tree, index)
+    correct_attachments(tree)
+
+
+def _retag_unknown_noun(tree: Tree, index: int) -> None:
+    """An adjective or adverb in a noun's place, other than a colour, is a noun the parser does not know."""
+    misplaced = tree.deps[index] in _NOMINAL and tree.tags[index] in _MISTAKEN_FOR_NOUN
+    misplaced |= tree.tags[index] == "JJ" and tree.heads[index] == index and bool(tree.dependents(index, "det"))
+    if misplaced and tree.texts[index] not in COLOURS and not tree.dependents(index, *_SUBJECTS, "dobj"):
+        tree.tags[index] = "NN"
+
+
+def _retag_initial_noun(tree: Tree, index: int) -> None:
+    """Captions hold no commands: a bare verb that begins one, without subject or object, is a noun."""
+    if tree.heads[index] != index or tree.tags[index] not in ("VB", "VBP", "VBZ", "UH"):
+        return
+    if tree.dependents(index, *_SUBJECTS, "dobj", "aux", "auxpass", "attr", "acomp"):
+        return
+    if all(tree.deps[before] in _PREMODIFIERS for before in range(index)):
+        tree.tags[index] = "NNS" if tree.tags[index] == "VBZ" else "NN"
+
+
+def _restore_preposition(tree: Tree, index: int) -> None:
+    """ "traveling down train tracks", "pulled up to terminal": a particle, or an infinitive's "to", before a noun."""
+    if tree.deps[index] in ("prt", "advmod") and tree.dependents(index, "pobj"):
+        tree.deps[index], tree.tags[index] = "prep", "IN"
+    noun = tree.heads[index]
+    infinitive = tree.texts[index] == "to" and tree.deps[index] == "aux"
+    if infinitive and tree.is_noun(noun) and noun != tree.heads[noun]:
+        tree.attach(index, tree.heads[noun], "prep")
+        tree.attach(noun, index, "pobj")
+
+
+def _free_participle(tree: Tree, index: int) -> None:
+    """ "[a white shirt] [playing] [tennis]" as one name: the participle joins two phrases."""
+    word, head, noun = tree.texts[index], tree.heads[index], index - 1
+    if not word.endswith("ing") or word in GERUND_NOUNS or word in GERUND_MODIFIERS:
+        return
+    if tree.deps[index] not in ("compound", "amod", "nmod") or head < index or not tree.is_noun(head):
+        return
+    modifier = noun >= 0 and tree.is_noun(noun) and tree.deps[noun] in _MISTAKEN_FOR_SUBJECT | {"amod"}
+    if not modifier or tree.heads[noun] not in (index, head):
+        return
+    tree.replace(head, noun)
+    tree.tags[index] = "VBG"
+    tree.attach(index, noun, "acl")
+    tree.attach(head, index, "dobj")
+    _hand_over_premodifiers(tree, head, noun)
+
+
+def _free_final_participle(tree: Tree, index: int) -> None:
+    """ "giraffe standing between bushes", "a dog sleep on a bed": a verb taken for the noun of the phrase."""
+    word, noun = tree.texts[index], index - 1
+    participle = word.endswith("ing") and len(word) > 4 and word not in GERUND_NOUNS
+    if not tree.is_noun(index) or tree.deps[index] == "compound" or not (participle or word in POSTURES):
+        return
+    if noun < 0 or not tree.is_noun(noun) or tree.heads[noun] != index or tree.deps[noun] != "compound":
+        return
+    tree.replace(index, noun)
+    tree.tags[index] = "VBG" if participle else "VBP"
+    tree.attach(index, noun, "acl")
+    _hand_over_premodifiers(tree, index, noun)
+
+
+def _free_relative_clause(tree: Tree, index: int) -> None:
+    """ "silver helmet man is wearing", "the bench a man is sitting on": the object stands before the subject."""
+    if tree.heads[index] != index or not tree.is_verb(index):
+        return
+    if tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent"):
+        return
+    after = [child for child in tree.children[index] if child > index]
+    noun = _displaced_object(tree, index)
+    if noun is None or any(tree.children[child] for child in after):
+        return
+    stranded = [child for child in after if tree.texts[child] in STRANDED_PREPOSITIONS]
+    if not stranded and verb_lemma(tree.texts[index]) not in TRANSITIVE_VERBS:
+        return
+    for child in stranded:
+        tree.deps[child], tree.tags[child] = "prep", "IN"
+    subject = tree.heads[noun]
+    tree.replace(index, noun)
+    tree.attach(index, noun, "relcl")
+    if subject != index:
+        _hand_over_premodifiers(tree, subject, noun)
+
+
+def _displaced_object(tree: Tree, verb: int) -> int | None:
+    """A noun before the subject, which is a second subject or looks like a part of the subject's name."""
+    subjects = [child for child in tree.dependents(verb, "nsubj", "nsubjpass") if tree.is_noun(child)]
+    if len(subjects) > 1:
+        return subjects[0]
+    if not subjects or singular(tree.texts[subjects[0]]) not in PEOPLE:
+        return None
+    noun = subjects[0] - 1
+    compound = noun >= 0 and tree.deps[noun] == "compound" and tree.heads[noun] == subjects[0]
+    return noun if compound and singular(tree.texts[noun]) not in PEOPLE else None
+
+
+def _adopt_subject(tree: Tree, index: int) -> None:
+    """A noun in front of a verb (or of an adverb as the root) without a subject is its subject."""
+    adverb = tree.tags[index] in ("RP", "RB", "IN", "JJ") and tree.heads[index] == index
+    verb = tree.is_verb(index) and tree.deps[index] not in ("amod", "compound")
+    if not (adverb or verb) or tree.dependents(index, *_SUBJECTS):
+        return
+    for child in tree.children[index]:
+        if child < index and tree.is_noun(child) and tree.deps[child] in _MISTAKEN_FOR_SUBJECT:
+            tree.deps[child] = "nsubj"
+
+
+def _hand_over_premodifiers(tree: Tree, old: int, new: int) -> None:
+    """What stands before the noun `new` modifies it, not the word `old` that it was a part of."""
+    for child in [child for child in tree.children[old] if child < new]:
+        tree.attach(child, new, tree.deps[child])

@@ -1,0 +1,181 @@
+"""A dependency tree as plain lists: spaCy's analysis in a form that rules can read, and change, quickly.
+
+Captions as word lists: cleaning, tokenising, and folding of multi-word expressions.
+
+A preposition of several words ("in front of", "on the left side of") becomes one token, and a quantity ("a group
+of") becomes a determiner. Of these, and of the nouns in `STAND_INS`, the dependency parser sees a common word of
+the same syntax, which it analyses more reliably than the original; the rules read the original.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from spacy.attrs import DEP, HEAD, TAG
+from spacy.tokens import Doc
+
+from sgpipe.stages.parse.grammar.expressions import (
+    CANS,
+    DETERMINERS,
+    EXPRESSIONS,
+    QUANTITIES,
+    SPELLINGS,
+    STAND_INS,
+)
+from sgpipe.stages.parse.grammar.lexicon import SIDED_PARTS
+
+NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
+VERB_TAGS = frozenset({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})
+AUXILIARIES = frozenset({"aux", "auxpass"})
+
+
+@dataclass(slots=True)
+class Tree:
+    """Parallel lists over the tokens of one caption; the head of a root is the root itself."""
+
+    texts: list[str]
+    tags: list[str]
+    deps: list[str]
+    heads: list[int]
+    children: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @classmethod
+    def of(cls, doc: Doc, tokens: Sequence[Token]) -> Tree:
+        """The tree of a parsed document whose words are the tokens'."""
+        strings = doc.vocab.strings
+        rows = doc.to_array([TAG, DEP, HEAD]).astype("int64").tolist()
+        return cls.build(
+            [token.text for token in tokens],
+            [strings[tag & 0xFFFFFFFFFFFFFFFF] for tag, _, _ in rows],
+            [strings[dep & 0xFFFFFFFFFFFFFFFF] for _, dep, _ in rows],
+            [index + offset for index, (_, _, offset) in enumerate(rows)],
+        )
+
+    @classmethod
+    def build(cls, texts: list[str], tags: list[str], deps: list[str], heads: list[int]) -> Tree:
+        children: list[list[int]] = [[] for _ in texts]
+        for index, head in enumerate(heads):
+            if head != index:
+                children[head].append(index)
+        return cls(texts, tags, deps, heads, children)
+
+    def attach(self, index: int, head: int, dep: str) -> None:
+        """Hang token `index` (with all below it) under `head`; `head == index` makes it a root.
+
+        A move below itself would cut it off from the tree, so nothing is moved then.
+        """
+        if head != index and index in self.ancestors(head):
+            return
+        old = self.heads[index]
+        if old != index:
+            self.children[old].remove(index)
+        self.heads[index], self.deps[index] = head, dep
+        if head != index:
+            self.children[head].append(index)
+            self.children[head].sort()
+
+    def replace(self, old: int, new: int) -> None:
+        """Put `new` where `old` hangs, and `old` nowhere (the caller attaches it again)."""
+        head = self.heads[old]
+        self.attach(new, new if head == old else head, self.deps[old])
+
+    def dependents(self, index: int, *deps: str) -> list[int]:
+        """Children of a token with one of the given labels, in order."""
+        return [child for child in self.children[index] if self.deps[child] in deps]
+
+    def ancestors(self, index: int) -> Iterator[int]:
+        """Heads above a token, nearest first."""
+        while self.heads[index] != index:
+            index = self.heads[index]
+            yield index
+
+    def is_noun(self, index: int) -> bool:
+        return self.tags[index] in NOUN_TAGS
+
+    def is_verb(self, index: int) -> bool:
+        return self.tags[index] in VERB_TAGS and self.deps[index] not in AUXILIARIES
+
+
+MAX_CHARACTERS = 1000
+
+_ASCII = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
+
+_PARTS = "top|back|front|rear|end|foot|base|bottom|middle|center|centre|corner|edge|sides?|ends?|edges"
+_WHICH = "far left|far right|left hand|right hand|left|right|far|near|other|opposite|both|either|each|outer"
+_PLACE = (
+    rf"(?P<preposition>on|in|at|to|along|by|near)(?: (?:the|its|a))?(?: (?P<which>{_WHICH}))?"
+    rf"(?: the)?(?: very)? (?P<part>{_PARTS}|left|right) of"
+)
+_SIZES = "a|an|the|some|two|three|several|many|whole|large|small|big|huge|long|little|tall|short"
+_QUANTITY = rf"(?:(?:{_SIZES}) )*(?:{'|'.join(sorted(QUANTITIES))}|close up|bod(?:y|ies)(?= of water)) of"
+
+_FIXED = "|".join(sorted([*EXPRESSIONS, *SPELLINGS], key=len, reverse=True))
+
+_DETERMINER = "|".join(sorted(DETERMINERS))
+_SCANNER = re.compile(
+    rf"(?<![\w'])(?:{_PLACE}|(?P<omitted>{_QUANTITY}(?= (?:{_DETERMINER}) ))"
+    rf"|(?P<quantity>{_QUANTITY})|(?P<fixed>{_FIXED}))(?![\w'])"
+    r"|(?P<word>(?:n't|'(?:s|re|ve|ll|d|m))(?!\w)|\w+?(?=n't(?!\w))|\w+(?:[-.]\w+)*)|(?P<mark>[,.;:!?()])"
+)
+
+
+class Token(NamedTuple):
+    """A word of the caption: `word` is what the parser sees, `text` what the rules read."""
+
+    word: str
+    text: str
+
+
+def tokenise(caption: str) -> list[Token]:
+    """Lower-case tokens of a caption, without marks at its end; symbols and control characters are dropped."""
+    matches = _SCANNER.finditer(clean(caption))
+    tokens = [_token(match) for match in matches if not match["omitted"]]
+    for index, (before, after) in enumerate(pairwise(tokens)):
+        if after.text in ("can", "cans") and before.text in CANS:
+            tokens[index + 1] = Token("boxes" if after.text == "cans" else "box", after.text)
+        elif before.text == "left" and after.text.rstrip("s") in SIDED_PARTS:
+            tokens[index] = Token("big", "left")
+    while tokens and not tokens[-1].word[-1].isalnum():
+        tokens.pop()
+    return tokens
+
+
+def clean(caption: str) -> str:
+    """Lower case, compatibility forms unified, single blanks, at most `MAX_CHARACTERS` characters."""
+    text = caption[:MAX_CHARACTERS]
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_ASCII))
+    text = (
+        text.lower()
+        .replace("w/", "with ")
+        .replace("/", " and ")
+        .replace("&", " and ")
+        .replace("-covered ", " covered ")
+    )
+    return " ".join(text.split()).replace(" 's", "'s").replace(" n't", "n't")
+
+
+def _token(match: re.Match[str]) -> Token:
+    text = match[0]
+    if match["preposition"]:
+        return _place(match["preposition"], match["which"], match["part"])
+    if match["quantity"]:
+        return Token("some", "some")
+    if match["fixed"] in EXPRESSIONS:
+        return Token(*EXPRESSIONS[text])
+    text = SPELLINGS.get(text, text)
+    return Token(STAND_INS.get(text, text), text)
+
+
+def _place(preposition: str, which: str | None, part: str) -> Token:
+    stand_in = "beside" if part in ("left", "right") else preposition
+    words = [preposition, *(["the"] if {which, part} & {"left", "right"} else []), which, part, "of"]
+    return Token(stand_in, " ".join(word for word in words if word))

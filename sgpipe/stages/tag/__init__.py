@@ -1,0 +1,1 @@
+"""Score candidate pairs with the R-Tagger."""

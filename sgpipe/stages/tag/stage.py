@@ -1,0 +1,218 @@
+"""The tag stage: the R-Tagger scores every candidate pair against predicates and keeps the likely ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
+
+from rlip_model.backbone import ImageFeatures
+from rlip_model.image import to_pixel_values
+from rlip_model.model import RTagger
+from rlip_model.pretrained import CheckpointError
+from rlip_model.queries import GivenPairs
+from rlip_model.text import NO_OBJECTS, TokenizerError
+from sgpipe.errors import UserError
+from sgpipe.images import ImageError, open_image
+from sgpipe.recipe import PairConfig, TagConfig
+from sgpipe.records import Pair, Record, Relation, deduplicate
+from sgpipe.stages.tag.grouping import Group, group_pairs, reference_groups, reference_prior_groups
+from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+
+_REMEDY = "lower tag.chunk, or raise tag.resources.gpus, so that fewer actors share it"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups of pairs of one image that are scored together, against the same predicates."""
+
+    groups: list[list[tuple[int, int]]]
+    predicates: list[str]
+
+
+def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
+    """`restrict: pair`: groups of at most `size` pairs, each against the predicates of its own pairs.
+
+    Groups with the same predicates share a batch, up to `chunk` of them.
+    """
+    by_predicates: dict[tuple[str, ...], list[list[tuple[int, int]]]] = {}
+    with_predicates = [pair for pair in pairs if pair.predicates]
+    for group in group_pairs(with_predicates, size):
+        predicates = tuple(sorted({text for pair in group for text in pair.predicates}))
+        by_predicates.setdefault(predicates, []).append([(pair.subject, pair.object) for pair in group])
+    return [
+        Batch(groups[start : start + chunk], list(predicates))
+        for predicates, groups in by_predicates.items()
+        for start in range(0, len(groups), chunk)
+    ]
+
+
+def reference_batches(groups: Sequence[Group], chunk: int) -> list[Batch]:
+    """`restrict: group`: each `chunk` of groups against all of their predicates, as RLIPv2 does it.
+
+    Groups without pairs have nothing to score and are left out of the batches, not of the chunks.
+    """
+    batches = []
+    for start in range(0, len(groups), chunk):
+        part = groups[start : start + chunk]
+        predicates = list(dict.fromkeys(text for group in part for text in group.predicates))
+        if predicates:
+            batches.append(Batch([group.pairs for group in part if group.pairs], predicates))
+    return batches
+
+
+def relations_above(batch: Batch, scores: Tensor, threshold: float) -> Iterator[Relation]:
+    """Every pair and predicate with a score strictly above the threshold, by group, pair and predicate.
+
+    Args:
+        scores: `[groups, pairs, predicates]`; rows beyond a group's pairs are not looked at.
+    """
+    scores = scores.float().cpu()
+    for group, of_group in zip(batch.groups, scores, strict=True):
+        likely = (of_group[: len(group)] > threshold).nonzero().tolist()
+        for row, column in likely:
+            subject, object_ = group[row]
+            confidence = float(of_group[row, column])
+            yield Relation(subject, object_, batch.predicates[column], confidence)
+
+
+def keep_own(relations: Iterable[Relation], pairs: Sequence[Pair]) -> list[Relation]:
+    """Only relations whose predicate is one of their own pair's."""
+    own = {(pair.subject, pair.object, predicate) for pair in pairs for predicate in pair.predicates}
+    return [item for item in relations if (item.subject, item.object, item.predicate) in own]
+
+
+def normalised_boxes(record: Record) -> Tensor:
+    """`[objects, 4]`, cxcywh as shares of the image, float32."""
+    boxes = torch.tensor([box.bbox for box in record.objects], dtype=torch.float64).view(-1, 4)
+    boxes[:, :2] += boxes[:, 2:] / 2
+    sides = torch.tensor([record.width, record.height] * 2, dtype=torch.float64)
+    return (boxes / sides).float()
+
+
+class TagStage:
+    """Scores the candidate pairs of each record; every image by itself, so batches don't matter.
+
+    With `restrict: pair` a pair is scored against the predicates of its group and keeps its own; with
+    `restrict: group` it keeps any predicate of its chunk of groups, as in RLIPv2.
+    """
+
+    name = "tag"
+    fills = ("relations",)
+
+    def __init__(
+        self,
+        config: TagConfig,
+        roots: Mapping[str, Path],
+        object_names: Sequence[str],
+        pair: PairConfig | None = None,
+    ) -> None:
+        """
+        Args:
+            roots: image folder of each split.
+            object_names: every class name of the dataset; the tagger reads all of them with every image.
+            pair: how the candidates were made.
+        """
+        self.config, self.roots = config, roots
+        self.pair = pair or PairConfig()
+        self.resources = config.resources
+        self.object_names = list(dict.fromkeys(object_names))
+        self._labels = {name: index for index, name in enumerate(self.object_names)}
+
+    def setup(self) -> None:
+        """Load the tagger.
+
+        Raises:
+            UserError: none is named, it is no tagger, its tokenizer knows no words, or the device is missing.
+        """
+        if self.config.tagger is None:
+            raise UserError("tag.tagger must name a converted R-Tagger")
+        torch.set_num_threads(max(1, int(self.resources.cpus)))
+        self.device = pick_device(self.config.device)
+        self.dtype = pick_dtype(self.config.dtype, self.device)
+        disable_progress_bar()
+        try:
+            self.tagger = RTagger.from_pretrained(self.config.tagger).eval()
+        except (CheckpointError, TokenizerError) as reason:
+            raise UserError(str(reason)) from reason
+        nn.Module.to(self.tagger, self.device)
+        self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)
+        self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
+        for record in records:
+            if record.ok:
+                self._fill(record)
+        return records
+
+    def _fill(self, record: Record) -> None:
+        record.relations = []
+        batches = self._batches(record)
+        if not batches:
+            return
+        unknown = {box.category for box in record.objects} - self._labels.keys()
+        if unknown:
+            record.fail(self.name, f"category {sorted(unknown)[0]!r} is not a class of the dataset")
+            return
+        try:
+            rgb = open_image(self.roots, record)
+        except ImageError as reason:
+            record.fail(self.name, str(reason))
+            return
+        found = self._relations(record, rgb, batches)
+        if self.pair.restrict == "pair":
+            found = keep_own(found, record.pairs)
+        record.relations = deduplicate(found)
+
+    def _batches(self, record: Record) -> list[Batch]:
+        if self.pair.restrict == "pair":
+            return own_batches(record.pairs, self.group_size, self.config.chunk)
+        if self.pair.candidates == "captions":
+            groups = reference_groups(record.pairs, self.group_size)
+        else:
+            boxes = sum(not box.iscrowd for box in record.objects)
+            groups = reference_prior_groups(record.pairs, boxes, self.group_size)
+        return reference_batches(groups, self.config.chunk)
+
+    @torch.no_grad()
+    def _relations(self, record: Record, rgb: Image.Image, batches: Sequence[Batch]) -> list[Relation]:
+        pixels = to_pixel_values(rgb, self.config.short_side, self.config.long_side)
+        boxes = normalised_boxes(record).to(self.device)
+        labels = torch.tensor([self._labels[box.category] for box in record.objects]).to(self.device)
+        relations: list[Relation] = []
+        with enough_memory(self.device, _REMEDY), self._autocast():
+            image = self.tagger.encode_image(pixels.unsqueeze(0).to(self.device))
+            for batch in batches:
+                scores = self._score(image, boxes, labels, batch).float().cpu()
+                if not bool(scores.isfinite().all()):  # which no threshold would keep, and nobody would miss
+                    raise UserError(
+                        f"tagger {self.config.tagger} finds NaN in {record.file_name!r}: its training has diverged, "
+                        "or its weights are damaged"
+                    )
+                relations += relations_above(batch, scores, self.config.threshold)
+        return relations
+
+    def _score(self, image: ImageFeatures, boxes: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        """`[groups, pairs, predicates]`."""
+        texts = self.tagger.encode_labels([*self.object_names, NO_OBJECTS], batch.predicates)
+        memory = self.tagger.fuse(image, texts)
+        return self.tagger.score_pairs(memory, [given_pairs(boxes, labels, group) for group in batch.groups])
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> GivenPairs:
+    """Pairs of indices as the boxes `[objects, 4]` and labels `[objects]` they stand for."""
+    indices = torch.tensor(pairs, dtype=torch.long).view(-1, 2).to(boxes.device)
+    subjects, objects = indices.unbind(1)
+    return GivenPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])

@@ -1,0 +1,1 @@
+"""Storage: the folder or object store of a run, its shards and its manifest."""

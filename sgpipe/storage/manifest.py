@@ -1,0 +1,266 @@
+"""The manifest: the list of committed shards. A shard that it does not list does not exist.
+
+It is a file of JSON lines: the first describes the run, each further one a committed shard. A line is appended and
+synced after its shard has been renamed into place. It carries a checksum, so that a line cut short by a crash or a full
+disk is recognised and dropped. A shard that is generated again (`--retry-failed`) supersedes its earlier line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sgpipe.errors import UserError
+from sgpipe.records import SCHEMA_VERSION
+from sgpipe.utils.atomic import atomic_write, fault_point
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the run)."""
+
+    split: str
+    start: int
+    stop: int
+    file: str
+    sha256: str
+    bytes: int
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> ShardEntry:
+        """Read an entry of the manifest. Raises KeyError, TypeError or ValueError: it is not one."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        entry = cls(**known)
+        numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
+        texts = (entry.split, entry.sha256)
+        if not re.fullmatch(r"data/[^/]+\.parquet", entry.file) or not all(isinstance(n, int) for n in numbers):
+            raise ValueError(entry.file)
+        if not 0 <= entry.start < entry.stop or not all(isinstance(text, str) for text in texts):
+            raise ValueError(entry.file)
+        return entry
+
+
+class Manifest:
+    """The manifest of one run, read from and appended to its folder."""
+
+    def __init__(self, root: Path, run: dict[str, Any], shards: list[ShardEntry], end: int) -> None:
+        self.root = root
+        self.run = run
+        self._end = end  # bytes of whole lines; anything after them is a torn write
+        self._shards = {(shard.split, shard.start): shard for shard in shards}
+
+    @property
+    def shards(self) -> list[ShardEntry]:
+        """The live shards, by split and position."""
+        return sorted(self._shards.values(), key=lambda shard: (shard.split, shard.start))
+
+    @property
+    def image_folders(self) -> dict[str, Path]:
+        """The image folder of each split when the run was made; folders within the run move with it."""
+        return {split: self.root.absolute() / place for split, place in self.run.get("images", {}).items()}
+
+    def image_folder(self, split: str, images: Path | None = None) -> Path:
+        """The image folder of a split, or `images` if they moved. Raises UserError: it is unknown or missing."""
+        return existing_images(self.root, split, images or self.image_folders.get(split))
+
+    @classmethod
+    def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
+        """Start a new run in `root`; `run` describes it."""
+        run = {"schema_version": SCHEMA_VERSION, **run}
+        return cls(root, run, [], replace_manifest(root, _line({"run": run})))
+
+    @classmethod
+    def load(cls, root: Path) -> Manifest:
+        """Read the manifest of `root`; a last line cut short is ignored.
+
+        Raises:
+            UserError: it is missing, damaged, or of another schema version.
+        """
+        manifest, bad = cls.salvage(root)
+        # Only what follows the last newline can be a torn write; a bad line before it is damage.
+        if bad:
+            raise UserError(
+                f"{root / MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy, "
+                f"or drop what is damaged: `sgpipe verify {root} --repair`"
+            )
+        return manifest
+
+    @classmethod
+    def salvage(cls, root: Path) -> tuple[Manifest, list[int]]:
+        """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`.
+
+        Raises:
+            UserError: it is missing, its first line is damaged, or it is of another schema version.
+        """
+        path = root / MANIFEST
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{root} holds no sgpipe run: it has no {MANIFEST}") from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        end = data.rfind(b"\n") + 1
+        first, *others = data[:end].splitlines(keepends=True) or [b""]
+        run = (_parse(first) or {}).get("run")
+        if not isinstance(run, dict):
+            raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
+        if run.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"{path} was written with schema version {run.get('schema_version')}, "
+                f"this sgpipe reads version {SCHEMA_VERSION}"
+            )
+        entries = [_parse(line) for line in others]
+        shards = [None if entry is None else _shard(entry) for entry in entries]
+        bad = [number for number, shard in enumerate(shards, 2) if shard is None]
+        return cls(root, run, [shard for shard in shards if shard], end), bad
+
+    def rewrite(self, dropped: Collection[ShardEntry] = ()) -> None:
+        """Replace the file with a manifest of the live shards without the dropped ones, atomically."""
+        for shard in dropped:
+            del self._shards[shard.split, shard.start]
+        lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
+        self._end = replace_manifest(self.root, b"".join(lines))
+
+    def commit(self, shard: ShardEntry) -> ShardEntry | None:
+        """Append a shard that is already in place; returns the shard it supersedes, if any.
+
+        Raises OSError: the line could not be written; the manifest is unchanged.
+        """
+        line = _line({"shard": asdict(shard)})
+        fault_point("before manifest entry")
+        with (self.root / MANIFEST).open("r+b", buffering=0) as file:
+            file.truncate(self._end)
+            file.seek(self._end)
+            try:
+                written = file.write(line)
+                os.fsync(file.fileno())
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(self._end)
+                raise
+        fault_point("after manifest entry")
+        self._end += len(line)
+        superseded = self._shards.get((shard.split, shard.start))
+        self._shards[shard.split, shard.start] = shard
+        return superseded
+
+    def missing(self, split: str, rows: int) -> list[tuple[int, int]]:
+        """The ranges of a split's first `rows` rows that no shard covers."""
+        gaps, at = [], 0
+        for shard in (s for s in self.shards if s.split == split):
+            if shard.start > at:
+                gaps.append((at, min(shard.start, rows)))
+            at = max(at, shard.stop)
+        return [(start, stop) for start, stop in [*gaps, (at, rows)] if start < stop]
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    """One line, which starts with the checksum of the rest."""
+    rest = json.dumps(entry)[1:].encode() + b"\n"
+    return _header(rest) + rest
+
+
+def _header(rest: bytes) -> bytes:
+    return b'{"crc32": "%08x", ' % zlib.crc32(rest)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line, or None if a byte of it changed."""
+    size = len(_header(b""))
+    if line[:size] != _header(line[size:]):
+        return None
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _shard(entry: dict[str, Any]) -> ShardEntry | None:
+    """The shard that a line describes, or None if it describes none."""
+    try:
+        return ShardEntry.read(entry["shard"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def existing_images(run: Path | str, split: str, folder: Path | str | None) -> Path:
+    """The image folder of a split of a run. Raises UserError: it is unknown or missing."""
+    if folder is None:
+        raise UserError(f"{run} does not say where the images of {split} are: give --images")
+    if not Path(folder).is_dir():
+        raise UserError(f"the image folder {folder} of {run} is missing; if the images moved, give --images")
+    return Path(folder)
+
+
+def whole_lines(path: Path) -> bytes:
+    """The content of a manifest without a last line that was cut short; empty if the file does not exist."""
+    data = path.read_bytes() if path.exists() else b""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def replace_manifest(root: Path, content: bytes) -> int:
+    """Write a whole manifest, synced; returns its length."""
+    with atomic_write(root / MANIFEST) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(root)
+    return len(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts over all committed shards of a run or import; `planned`: how many images a complete one holds."""
+
+    root: Path
+    planned: int
+    counts: Counter[str]
+    seconds: Counter[str]
+    problems: Counter[str]
+    shards: int
+
+    @property
+    def complete(self) -> bool:
+        return self.counts["images"] == self.planned
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        totals = {name: dict(getattr(self, name)) for name in ("counts", "problems", "seconds")}
+        parts = {"root": str(self.root), "complete": self.complete, "planned": self.planned, "shards": self.shards}
+        return parts | totals
+
+
+def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Summary:
+    """Add up the counts of the committed shards."""
+    counts: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    for shard in manifest.shards:
+        counts.update(shard.counts)
+        seconds.update(shard.seconds)
+    return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards))

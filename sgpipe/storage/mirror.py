@@ -1,0 +1,151 @@
+"""The copy of a run's manifest in its object store, from which any machine can resume or fetch the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sgpipe.errors import StoreError, UserError, naming
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest, whole_lines
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.utils.atomic import atomic_write
+from sgpipe.utils.hashing import file_sha256
+
+DESCRIPTIONS = ("recipe.yaml", "README.md")
+_SECONDS_BETWEEN_COPIES = 30.0
+
+
+class ManifestMirror:
+    """Copies the files of a run, apart from shards, into its store. Without a store it does nothing."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.store = folder.store
+        self._manifest = folder.root / MANIFEST
+        self._copied = -_SECONDS_BETWEEN_COPIES
+
+    @contextmanager
+    def reconciled(self) -> Iterator[None]:
+        """Keep the later of the manifests in the folder and in the store, where one continues the other.
+
+        A UserError within restores the folder's manifest.
+
+        Raises UserError: neither continues the other, or the shards are stored elsewhere.
+        """
+        local = whole_lines(self._manifest)
+        self._check_location()
+        latest = local if self.store is None else later(local, self.store.read(MANIFEST) or b"", self.folder)
+        if latest != local:
+            replace_manifest(self.folder.root, latest)
+        try:
+            yield
+        except UserError:
+            if latest != local:
+                replace_manifest(self.folder.root, local) if local else self._manifest.unlink()
+            raise
+
+    def _check_location(self) -> None:
+        if not whole_lines(self._manifest) or not (manifest := Manifest.load(self.folder.root)).shards:
+            return
+        before, now = manifest.run.get("store"), self.store and self.store.location
+        if before != now:
+            raise UserError(
+                f"the shards of {self.folder.root} are in {before or self.folder.root}; "
+                + (f"resume with --store {before}" if before else "resume without --store, or choose another --out")
+            )
+
+    def copy_index(self, index: Path) -> None:
+        """Copy a source index into the store unless it is already there; its description is copied last."""
+        description = index.with_suffix(".json")
+        if self.store and self.store.read(self._name(description)) != description.read_bytes():
+            self._copy(index, description)
+
+    def copy(self) -> None:
+        """Copy everything but the index into the store, the manifest last."""
+        self._copy(*(self.folder.root / name for name in DESCRIPTIONS), self._manifest)
+        self._copied = time.monotonic()
+
+    def copy_soon(self) -> None:
+        """As `copy`, if the last copy is half a minute old."""
+        if time.monotonic() - self._copied > _SECONDS_BETWEEN_COPIES:
+            self.copy()
+
+    def __enter__(self) -> ManifestMirror:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Copy what is committed, however the run ended. Raises OSError, unless another error is on its way."""
+        try:
+            self.copy()
+        except OSError:
+            if kind is None:
+                raise
+
+    def _copy(self, *paths: Path) -> None:
+        if self.store:
+            self.folder.check_lock()
+            for path in paths:
+                self.store.put_file(self._name(path), path)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder.root).as_posix()
+
+
+def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
+    """Of the manifests in a folder and in its store, the one that continues the other.
+
+    Raises UserError: neither does.
+    """
+    if not remote.startswith(local) and not local.startswith(remote):
+        raise UserError(f"{folder.root} and its store hold different runs, or both were continued; choose a new --out")
+    return max(local, remote, key=len)
+
+
+def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
+    """Download a run into a folder; files that are already there, byte for byte, are skipped.
+
+    Args:
+        advance: called with the number of images of each shard, once it is there.
+
+    Raises:
+        UserError: the store holds no run, or the folder another one.
+        StoreError: an object is missing, or differs from what the manifest says.
+    """
+    folder = RunFolder(out)
+    remote = store.read(MANIFEST)
+    if remote is None:
+        raise UserError(f"{store.location} holds no sgpipe run: it has no {MANIFEST}")
+    with folder.lock():
+        content = later(whole_lines(out / MANIFEST), remote, folder)
+        with TemporaryDirectory() as temporary:
+            replace_manifest(Path(temporary), content)
+            shards = Manifest.load(Path(temporary)).shards
+        for shard in shards:
+            _fetch_shard(store, out, shard)
+            advance(shard.rows, shard.counts)
+        for name in DESCRIPTIONS:
+            if (description := store.read(name)) is not None:
+                (out / name).write_bytes(description)
+        replace_manifest(out, content)
+        manifest = Manifest.load(out)
+        folder.sweep(manifest)
+    return manifest
+
+
+def _fetch_shard(store: ObjectStore, out: Path, shard: ShardEntry) -> None:
+    path = out / shard.file
+    if path.is_file() and file_sha256(path) == shard.sha256:
+        return
+    if not store.has(shard.file):
+        raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run generates it again")
+    with atomic_write(path) as temporary:
+        with naming(path):
+            store.get_file(shard.file, temporary)
+        if file_sha256(temporary) != shard.sha256:
+            raise StoreError(
+                f"{store.location}: {shard.file} differs from the manifest; resuming the run generates it again"
+            )

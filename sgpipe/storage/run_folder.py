@@ -1,0 +1,218 @@
+"""The folder of a run: its layout, its lock, and the identity of what is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sgpipe.errors import UserError, making_folder, naming
+from sgpipe.recipe import Recipe
+from sgpipe.storage.lock import StoreLock
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.shards import DATA
+from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.hashing import differences, fingerprint
+from sgpipe.utils.locking import is_locked, only_process
+
+_PRIVATE = ".sgpipe"
+_GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"
+_SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
+_URI = re.compile(r"\w{2,}:/")  # as `Path` leaves it
+_TEMPORARY = re.compile(r"\..*\.tmp")
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Folders of shards with the relations that the images of a run are known to show.
+
+    relations: all of them; a predicted relation is correct if it is one of these. required: those that recall counts
+    (None: all). image_data: Visual Genome's image_data.json, if the ground truth is Visual Genome's and the run COCO's.
+    """
+
+    relations: Path
+    required: Path | None = None
+    image_data: Path | None = None
+
+
+class RunFolder:
+    """Layout of a run: `data/*.parquet`, `manifest.jsonl`, `recipe.yaml`, `README.md`, and `.sgpipe/`."""
+
+    def __init__(self, root: Path, store: ObjectStore | None = None) -> None:
+        """
+        Args:
+            store: where the shards are stored instead, with copies of the files that are needed to resume the run.
+        """
+        self.root = root
+        self.store = store
+        self.storage: Storage = store or LocalFolder(root.absolute())
+        self._store_lock = StoreLock(store) if store else None
+        self.private = root / _PRIVATE
+        self._lock = self.private / "lock"
+
+    def index(self, split: str) -> Path:
+        """The source index of a split."""
+        return self.root / self.index_name(split)
+
+    def index_name(self, split: str) -> str:
+        """The name of the source index of a split within the run."""
+        return f"{_PRIVATE}/index-{split}.arrow"
+
+    @property
+    def location(self) -> str:
+        """Where the shards are stored, for messages."""
+        return self.store.location if self.store else str(self.root)
+
+    @property
+    def ground_truth(self) -> GroundTruth | None:
+        """The ground truth of the run's images, if there is any; folders within the run move with it."""
+        file = self.private / _GROUND_TRUTH
+        if file.is_file():
+            named = json.loads(file.read_text(encoding="utf-8"))
+        elif (self.private / _MINIWORLD_0_1).is_file():
+            named = {"relations": "drawn/true", "required": "drawn/composed"}
+        else:
+            return None
+        return GroundTruth(**{role: self.private.absolute() / path for role, path in named.items()})
+
+    def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
+        """Keep where the ground truth is, or that there is none."""
+        file = self.private / _GROUND_TRUTH
+        if ground_truth is None:
+            file.unlink(missing_ok=True)
+            return
+        private = self.private.absolute()
+        named = {role: path.absolute() for role, path in vars(ground_truth).items() if path}
+        relative = {
+            role: path.relative_to(private) if path.is_relative_to(private) else path for role, path in named.items()
+        }
+        write_text(file, json.dumps({role: str(path) for role, path in relative.items()}))
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether another process is writing into the folder."""
+        return is_locked(self._lock)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Create the folder if needed, and keep every other run out of it.
+
+        Raises:
+            UserError: it is a file, holds something else, cannot be written, or another run is writing into it.
+        """
+        with self._store_lock.held() if self._store_lock else nullcontext():
+            self._make()
+            with naming(self.root), only_process(self._lock, self.root):
+                yield
+
+    def check_lock(self) -> None:
+        """Raises StoreError: another run took over the store. That cannot happen in a folder."""
+        if self._store_lock:
+            self._store_lock.check()
+
+    def _make(self) -> None:
+        if _URI.match(str(self.root)):
+            raise UserError(f"--out {self.root} is not a folder; name one, and the store with --store s3://bucket/name")
+        ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
+        if self.root.is_dir() and not ours and any(self.root.iterdir()):
+            raise UserError(f"--out {self.root} holds something that is not an sgpipe run; name an empty or new folder")
+        with making_folder(self.root):
+            self.private.mkdir(parents=True, exist_ok=True)
+            (self.root / DATA).mkdir(exist_ok=True)
+            self._lock.touch()
+
+    def open(self, run: Mapping[str, Any]) -> Manifest:
+        """The manifest of the folder if it was made with the same identity; a new one where there are no shards yet.
+
+        Args:
+            run: what the manifest says of the run; `identity` is everything that decides its rows.
+
+        Raises:
+            UserError: the folder has shards but no manifest, or was made with another identity; the message lists the
+                settings that differ.
+        """
+        run = {**run, "fingerprint": fingerprint(run["identity"])}
+        if not (self.root / MANIFEST).exists():
+            if self.holds_shards():
+                raise UserError(f"{self.location} holds shards but no {MANIFEST}; restore it, or choose another")
+            return Manifest.create(self.root, run)
+        manifest = Manifest.load(self.root)
+        if manifest.run.get("fingerprint") == run["fingerprint"] and manifest.run.get("store") == run.get("store"):
+            return manifest
+        if not manifest.shards:
+            return Manifest.create(self.root, run)
+        raise self.changed(manifest.run.get("identity", {}), run["identity"])
+
+    def changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
+        """The error for a folder that was made with another identity."""
+        return settings_changed(self.location, before, now, "--store" if self.store else "--out")
+
+    def describe(self, recipe: Recipe, manifest: Manifest) -> None:
+        """Write the resolved recipe and the README."""
+        dumped = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        write_text(self.root / "recipe.yaml", dumped)
+        title = f"{recipe.name}: relations generated by sgpipe"
+        self.write_readme(title, "`recipe.yaml` says how the rows were made.", manifest)
+
+    def write_readme(self, title: str, origin: str, manifest: Manifest) -> None:
+        """Write the README, which tells people and dataset loaders what the folder holds; `origin`: how it was made."""
+        splits = sorted({shard.split for shard in manifest.shards})
+        configs = [{"split": split, "path": f"{DATA}/{split}-[0-9]*.parquet"} for split in splits]
+        header = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": configs}]}, sort_keys=False)
+        write_text(
+            self.root / "README.md",
+            f"---\n{header}---\n\n# {title}\n\n"
+            f"One row per image. {origin} `manifest.jsonl` lists the shards in\n"
+            "`data/`; a run in progress may have others. Statistics: `sgpipe stats` on this folder.\n",
+        )
+
+    def holds_shards(self) -> bool:
+        """Whether there is any shard, listed in the manifest or not."""
+        return bool(self._shards())
+
+    def unlisted(self, manifest: Manifest) -> list[str]:
+        """Shards that the manifest does not list, such as those of a killed run."""
+        listed = {shard.file for shard in manifest.shards}
+        return sorted(self._shards().keys() - listed)
+
+    def _shards(self) -> dict[str, int]:
+        """Size in bytes of every shard, listed in the manifest or not."""
+        sizes = self.storage.sizes(DATA)
+        return {f"{DATA}/{name}": size for name, size in sizes.items() if _SHARD.fullmatch(name)}
+
+    def set_aside(self, path: Path) -> None:
+        """Move a file or folder of the run to `.sgpipe/dropped`, where no run reads it."""
+        place = self.private / "dropped"
+        place.mkdir(exist_ok=True)
+        taken = sum(1 for _ in place.iterdir())
+        os.replace(path, place / f"{taken:04d}-{path.name}")
+
+    def sweep(self, manifest: Manifest) -> None:
+        """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""
+        self.check_lock()
+        for file in self.unlisted(manifest):
+            self.storage.delete(file)
+        folders = (self.root, self.root / DATA, self.private)
+        for path in [path for folder in folders for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]:
+            path.unlink()
+
+    def lost(self, manifest: Manifest) -> list[ShardEntry]:
+        """Listed shards whose file is missing or of another size."""
+        there = self._shards()
+        return [shard for shard in manifest.shards if there.get(shard.file) != shard.bytes]
+
+
+def settings_changed(
+    place: object, before: Mapping[str, Any], now: Mapping[str, Any], option: str = "--out"
+) -> UserError:
+    """The error for a place that was made with other settings; `option` is how the user names another place."""
+    lines = "".join(f"\n  {line}" for line in differences(before, now))
+    return UserError(f"{place} was made with other settings; choose another {option}, or revert these settings:{lines}")

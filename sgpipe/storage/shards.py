@@ -1,0 +1,192 @@
+"""Shards: Parquet files with one row per image, written whole or not at all, read through the manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgpipe.errors import UserError, naming
+from sgpipe.records import SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
+from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
+from sgpipe.utils.atomic import atomic_write, fault_point
+from sgpipe.utils.hashing import file_sha256
+
+DATA = "data"
+IMAGE_COLUMN = "image"
+AGREEMENT = "agreement"  # one entry for each of `relations`, written by `sgpipe score`
+
+_ROWS_PER_GROUP = 512  # training reads a group at a time
+# What Hugging Face datasets look for to show the column as images.
+_IMAGES_METADATA = {"huggingface": json.dumps({"info": {"features": {IMAGE_COLUMN: {"_type": "Image"}}}})}
+
+
+def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
+    """Path of a shard within its run, by its range of rows; a revision above 0 marks rows that were processed again."""
+    suffix = f"-r{revision}" if revision else ""
+    return f"{DATA}/{split}-{start:09d}-{stop:09d}{suffix}.parquet"
+
+
+def revision_of(file: str) -> int:
+    """The revision in a shard's name."""
+    _, found, number = Path(file).stem.rpartition("-r")
+    return int(number) if found and number.isdigit() else 0
+
+
+def write_shard(
+    root: Path,
+    name: str,
+    split: str,
+    start: int,
+    records: list[Record],
+    seconds: dict[str, float],
+    images: Sequence[bytes | None] | None = None,
+) -> ShardEntry:
+    """Write records `start`… of a split to `root/name` and describe the shard for the manifest.
+
+    Args:
+        images: the image files of the records, stored in an additional column `image`.
+
+    Raises OSError: disk full, folder missing, no permission; no file is left behind.
+    """
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fault_point("before write")
+    with atomic_write(path) as temporary:
+        table = to_table(records)
+        with naming(path):
+            write_table(temporary, table if images is None else with_images(table, images))
+        fault_point("after write")
+        digest, size = file_sha256(temporary), temporary.stat().st_size
+        fault_point("before rename")
+    fault_point("after rename")
+    sync_folder(path.parent)
+    return ShardEntry(
+        split=split,
+        start=start,
+        stop=start + len(records),
+        file=name,
+        sha256=digest,
+        bytes=size,
+        counts=count(records),
+        seconds=seconds,
+    )
+
+
+def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
+    """The rows with their image files in an additional column `image`."""
+    names = table["file_name"].to_pylist()
+    column = pa.array(
+        [data and {"bytes": data, "path": name} for data, name in zip(images, names, strict=True)],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    table = table.append_column(IMAGE_COLUMN, column)
+    return table.replace_schema_metadata({**table.schema.metadata, **_IMAGES_METADATA})
+
+
+def embedded_images(table: pa.Table) -> list[bytes | None]:
+    """The image file of each row, None where the shard does not hold it."""
+    if IMAGE_COLUMN not in table.column_names:
+        return [None] * table.num_rows
+    return [image and image["bytes"] for image in table[IMAGE_COLUMN].to_pylist()]
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file and sync it to the disk."""
+    with path.open("wb") as file:
+        with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+            fault_point("mid write")  # the footer is missing
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def count(records: list[Record]) -> dict[str, int]:
+    """The counts that the summary of a run adds up over its shards."""
+    return {
+        "images": len(records),
+        "errors": sum(not r.ok for r in records),
+        "boxes": sum(len(r.objects) for r in records),
+        "captions": sum(len(r.captions) for r in records),
+        "triplets": sum(len(r.triplets) for r in records),
+        "matched_triplets": sum(
+            t.subject_category is not None and t.object_category is not None for r in records for t in r.triplets
+        ),
+        "pairs": sum(len(r.pairs) for r in records),
+        "relations": sum(len(r.relations) for r in records),
+        "images_with_relations": sum(bool(r.relations) for r in records),
+    }
+
+
+def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One shard file as a table.
+
+    Raises UserError: as `open_shard`.
+    """
+    with open_shard(path, [name.partition(".")[0] for name in columns or ()]) as file:
+        return file.read(columns=list(columns) if columns else None)
+
+
+def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The shards of a run, by split and position, one in memory at a time."""
+    for shard in Manifest.load(root).shards:
+        yield read_file(root / shard.file, columns)
+
+
+def iter_records(root: Path) -> Iterator[Record]:
+    """Every record of a run, by split and position, one shard without its images in memory at a time."""
+    for table in iter_tables(root, SCHEMA.names):
+        yield from from_table(table)
+
+
+_VERSION_KEY = b"sgpipe.schema_version"
+
+
+@contextmanager
+def open_shard(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """Open a shard file and check that it has these columns.
+
+    Raises UserError: missing, damaged (also while it is read), of another schema version, or without a column.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            _check(path, file.schema_arrow, columns)
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"shard {path} is listed in the manifest but missing{_remedy(path.parent.parent)}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _remedy(root: Path) -> str:
+    try:
+        store = Manifest.load(root).run.get("store")
+    except UserError:
+        return ""
+    return f"; `sgpipe fetch {store} --out {root}` downloads it" if store else ""
+
+
+def _check(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+    version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
+    if version != str(SCHEMA_VERSION):
+        raise UserError(f"shard {path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
+    absent = [name for name in columns if name not in schema.names]
+    if absent:
+        raise UserError(f"shard {path} has no column {absent[0]!r}: it is not an sgpipe shard")
+
+
+def read_row_group(path: Path, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """One row group, with the optional columns where the shard has them.
+
+    Raises UserError: as `open_shard`, or there is no such row group.
+    """
+    with open_shard(path, columns) as file:
+        if group >= file.num_row_groups:
+            raise UserError(f"shard {path} has changed: it no longer has row group {group}")
+        present = [name for name in optional if name in file.schema_arrow.names]
+        return file.read_row_group(group, columns=[*columns, *present])

@@ -1,0 +1,109 @@
+"""The source index: the records of a split as its annotation file gives them, in one Arrow file.
+
+The annotation file is read once. From then on its records are stored next to the shards and memory-mapped by every
+worker, so that neither a resumed run nor a worker parses millions of JSON items again. Counts, problems, class names
+and origin are in a JSON file next to it, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sgpipe.errors import UserError
+from sgpipe.records import Record, from_table
+from sgpipe.utils.atomic import atomic_write, write_text
+from sgpipe.utils.hashing import file_sha256
+
+_ROWS_PER_BATCH = 256
+_CHECKSUM = "crc32"
+
+
+class SourceIndex:
+    """Random access to the records of one split, in the order of its annotation file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError: the file is missing or not an index."""
+        try:
+            self.meta: dict[str, Any] = _opened(_meta_path(path).read_text(encoding="utf-8"))
+            self._file = pa.memory_map(str(path))
+            pa.ipc.open_file(self._file)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"the source index {path} cannot be read ({error})") from None
+        self._path = path
+
+    def __len__(self) -> int:
+        return int(self.meta["images"])
+
+    def is_whole(self) -> bool:
+        """Whether every byte of the records is unchanged."""
+        return bool(file_sha256(self._path) == self.meta.get("sha256"))
+
+    def records(self, start: int, stop: int) -> list[Record]:
+        """Records `start` up to, not including, `stop`."""
+        return read_records(self._file, start, stop, self._path)
+
+
+def read_records(index: pa.NativeFile, start: int, stop: int, name: Path | str) -> list[Record]:
+    """Records `start` up to, not including, `stop` of the Arrow file of an index, and nothing else of it.
+
+    Raises UserError: it is damaged; the message calls it `name`.
+    """
+    first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
+    try:
+        reader = pa.ipc.open_file(index)
+        table = pa.Table.from_batches([reader.get_batch(i) for i in range(first, last)], schema=reader.schema)
+    except pa.ArrowException as error:
+        raise UserError(f"the source index {name} cannot be read ({error})") from None
+    return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
+
+
+def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]) -> None:
+    """Write the records of a split, a table at a time.
+
+    Args:
+        tables: the records in the schema of shards; at least one table.
+        meta: called after the last table; what it returns is kept with the counts of images and boxes.
+    """
+    _meta_path(path).unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        counts = _write_tables(temporary, tables)
+        digest = file_sha256(temporary)
+    write_text(_meta_path(path), _sealed({**meta(), **counts, "sha256": digest}))
+
+
+def _write_tables(path: Path, tables: Iterable[pa.Table]) -> dict[str, int]:
+    """Write the records in batches of equal size; returns how many images and boxes there are."""
+    images = boxes = 0
+    tables = iter(tables)
+    first = next(tables)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+        for table in chain([first], tables):
+            images += table.num_rows
+            boxes += len(table["objects"].combine_chunks().flatten())
+            for batch in table.combine_chunks().to_batches(max_chunksize=_ROWS_PER_BATCH):
+                writer.write_batch(batch)
+    return {"images": images, "boxes": boxes}
+
+
+def _sealed(meta: dict[str, Any]) -> str:
+    """JSON with a checksum of the rest in it."""
+    return json.dumps(meta | {_CHECKSUM: zlib.crc32(json.dumps(meta).encode())})
+
+
+def _opened(text: str) -> dict[str, Any]:
+    """Read what `_sealed` wrote. Raises ValueError: it has changed."""
+    meta = json.loads(text)
+    if not isinstance(meta, dict) or _sealed({k: v for k, v in meta.items() if k != _CHECKSUM}) != text:
+        raise ValueError("it has changed since it was written")
+    return meta
+
+
+def _meta_path(path: Path) -> Path:
+    return path.with_suffix(".json")

@@ -1,0 +1,194 @@
+"""Where the shards of a run are stored, as a worker on any machine sees it: a shared folder or an object store.
+
+In an object store (S3, Google, Azure) nothing relies on renaming, on appending, or on reading a file that is being
+written: an object counts only once the manifest lists it with its size and checksum.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+
+from sgpipe.errors import StoreError, UserError, naming
+from sgpipe.records import Record
+from sgpipe.storage.manifest import ShardEntry
+from sgpipe.storage.shards import read_file, write_shard
+
+_KINDS = {"s3": "s3://", "gcs": "gs://", "abfs": "abfs://"}
+
+
+class Storage(Protocol):
+    """The files of a run, by their names within it."""
+
+    def open(self, name: str) -> AbstractContextManager[pa.NativeFile]:
+        """A file for random access. Raises OSError, also while it is read."""
+
+    def read_shard(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Raises UserError: as `read_file`."""
+
+    def write_shard(
+        self, name: str, split: str, start: int, records: list[Record], seconds: dict[str, float]
+    ) -> ShardEntry:
+        """As `sgpipe.storage.shards.write_shard`."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Size in bytes of each file in a folder, by its last name."""
+
+    def delete(self, name: str) -> None:
+        """Delete a file if it exists."""
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """The files of a run in a folder that all workers share."""
+
+    root: Path
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile]:
+        with naming(self.root / name), pa.memory_map(str(self.root / name)) as file:
+            yield file
+
+    def read_shard(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        return read_file(self.root / name, columns)
+
+    def write_shard(
+        self, name: str, split: str, start: int, records: list[Record], seconds: dict[str, float]
+    ) -> ShardEntry:
+        return write_shard(self.root, name, split, start, records, seconds)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        if not (self.root / folder).is_dir():
+            return sizes
+        for entry in os.scandir(self.root / folder):
+            with suppress(FileNotFoundError):  # a running job may have replaced it
+                sizes[entry.name] = entry.stat().st_size
+        return sizes
+
+    def delete(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """The files of a run as objects under a URI such as `s3://bucket/labels`.
+
+    Every method raises StoreError if the store cannot be reached or refuses, and UserError if the URI is not that of a
+    store.
+    """
+
+    uri: str
+
+    @property
+    def location(self) -> str:
+        """The URI without options."""
+        return self.uri.partition("?")[0].rstrip("/")
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a small object, replacing an earlier one."""
+        with self.naming(), self._files.open_output_stream(self._path(name)) as stream:
+            stream.write(data)
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Upload a file; Arrow does it, so that a Python exception cannot cut it short."""
+        with self.naming():
+            copy_files(str(path), self._path(name), LocalFileSystem(), self._files)
+
+    def get_file(self, name: str, path: Path) -> None:
+        """Download an object into a file."""
+        with self.naming():
+            copy_files(self._path(name), str(path), self._files, LocalFileSystem())
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile]:
+        with self.naming(), self._files.open_input_file(self._path(name)) as file:
+            yield file
+
+    def read(self, name: str) -> bytes | None:
+        """The content of an object; None if it does not exist."""
+        if not self.has(name):
+            return None
+        with self.open(name) as file:
+            return bytes(file.read())
+
+    def read_shard(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        with TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name)
+            self.get_file(name, path)
+            return read_file(path, columns)
+
+    def write_shard(
+        self, name: str, split: str, start: int, records: list[Record], seconds: dict[str, float]
+    ) -> ShardEntry:
+        """The shard is written on the worker's own disk and uploaded whole."""
+        with TemporaryDirectory() as folder:
+            entry = write_shard(Path(folder), name, split, start, records, seconds)
+            self.put_file(name, Path(folder, name))
+            return entry
+
+    def has(self, name: str) -> bool:
+        """Whether the object exists."""
+        return self._info(name).type == FileType.File
+
+    def modified(self, name: str) -> datetime:
+        """When an object was written, by the store's clock."""
+        return self._info(name).mtime or datetime.now(timezone.utc)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        with self.naming():
+            entries = self._files.get_file_info(FileSelector(self._path(folder), allow_not_found=True))
+        return {info.base_name: info.size for info in entries if info.type == FileType.File}
+
+    def delete(self, name: str) -> None:
+        if self.has(name):
+            with self.naming():
+                self._files.delete_file(self._path(name))
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Shorten Arrow's errors of many lines to one that names the store."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: OSError) -> StoreError:
+        return StoreError(f"{self.location}: {str(error).splitlines()[0]}")
+
+    def _info(self, name: str) -> FileInfo:
+        with self.naming():
+            return self._files.get_file_info(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._opened[1].rstrip('/')}/{name}"
+
+    @property
+    def _files(self) -> FileSystem:
+        return self._opened[0]
+
+    @cached_property
+    def _opened(self) -> tuple[FileSystem, str]:
+        if "@" in self.location:
+            raise UserError("the URI of an object store must not hold keys; give them in the environment")
+        try:
+            files, path = FileSystem.from_uri(self.uri)
+        except pa.ArrowException as error:
+            raise UserError(f"{self.uri} is not an object store: {str(error).splitlines()[0]}") from None
+        except OSError as error:  # it looks up the bucket's region
+            raise self._error(error) from None
+        if files.type_name not in _KINDS or not path.strip("/"):
+            raise UserError(f"{self.uri} is not an object store: expected {', '.join(_KINDS.values())} and a bucket")
+        return files, path

@@ -1,0 +1,1 @@
+"""Read shards as a stream of training batches, in constant memory."""

@@ -1,0 +1,233 @@
+"""A worker's share of the training and validation batches, read and prepared by threads ahead of their use."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+
+from PIL import Image
+
+from rlip_model.training.annotations import label_scene
+from rlip_model.training.augment import Augmentation, prepare
+from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
+from rlip_model.training.pairs import tagger_triplets
+from rlip_model.training.sampling import Texts, relabelled
+from sgpipe.errors import UserError
+from sgpipe.images import ImageError, open_row_image
+from sgpipe.training.data.prefetcher import Prefetcher
+from sgpipe.training.data.stream import StepStream, TrainingItem, TrainingStep
+from sgpipe.training.data.training_set import TrainingSet
+from sgpipe.training.recipe import DataConfig
+
+
+@dataclass(frozen=True)
+class WorkerShare:
+    """The index of a worker, the number of workers, and the number of parts in which a worker computes a step."""
+
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class ShardFeed:
+    """Feeds `rlip_model.training.loop.Trainer` from shards.
+
+    Args:
+        training_set, validation_set: the scanned shards to train and to validate on.
+        batch: images per step, over all workers.
+        most_relations: see `StepStream`.
+        most_pairs: see `ExamplePreparation`.
+
+    Raises:
+        UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are read:
+            no image can be read, or shards have changed since the scan.
+    """
+
+    training_set: TrainingSet
+    validation_set: TrainingSet | None
+    data: DataConfig
+    batch: int
+    seed: int
+    most_relations: int
+    most_pairs: int | None = None
+    share: WorkerShare = WorkerShare()
+
+    def __post_init__(self) -> None:
+        per_worker = self.stream.batch // self.share.world_size
+        if per_worker % self.share.accumulate:
+            images = f"{per_worker} image{'' if per_worker == 1 else 's'}"
+            raise UserError(
+                f"a worker's {images} per step cannot be divided into {self.share.accumulate} equal parts; "
+                "change optimisation.batch or optimisation.accumulate"
+            )
+
+    @cached_property
+    def stream(self) -> StepStream:
+        """The steps of the training."""
+        rank, world_size = self.share.rank, self.share.world_size
+        return StepStream(self.training_set, self.data, self.batch, self.seed, self.most_relations, rank, world_size)
+
+    @cached_property
+    def reader(self) -> ImageReader:
+        """Reads the training images; counts skipped images and keeps the reasons."""
+        return ImageReader(self.training_set, self.share.world_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.stream.steps_per_epoch
+
+    def read(self, epoch: int = 0, step: int = 0) -> Prefetcher[list[TrainingBatch]]:
+        """The parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
+        data = self.data
+        preparation = ExamplePreparation(
+            self.reader, data.augment, data.short_side, data.long_side, self.most_pairs, data.related_first
+        )
+        steps = self.stream.steps(epoch, step)
+        return Prefetcher(batches(steps, preparation, data.threads, data.prefetch, self.share.accumulate))
+
+    def validation(self) -> Prefetcher[TrainingBatch] | None:
+        """This worker's share of all validation images; None without a validation set.
+
+        Every worker gets the same number of batches, so some of them may be empty.
+        """
+        return None if self.validation_set is None else Prefetcher(self._validation(self.validation_set))
+
+    def _validation(self, validation_set: TrainingSet) -> Generator[TrainingBatch, None, None]:
+        data, rank, world_size = self.data, self.share.rank, self.share.world_size
+        batch = self.batch // self.share.accumulate
+        stream = StepStream(
+            validation_set, data, batch, self.seed, self.most_relations, rank, world_size, training=False
+        )
+        reader = ImageReader(validation_set, world_size)
+        preparation = ExamplePreparation(
+            reader, None, data.short_side, data.long_side, self.most_pairs, data.related_first
+        )
+        with closing(batches(stream.epoch(0), preparation, data.threads, data.prefetch)) as steps:
+            for [whole] in steps:
+                yield whole
+
+
+@dataclass(frozen=True)
+class ExamplePreparation:
+    """Turns an image and its annotations into a training example.
+
+    Args:
+        augment: None: images are only resized, to `short_side` and at most `long_side` pixels.
+        most_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: another network.
+        related_first: see `tagger_triplets`.
+    """
+
+    reader: ImageReader
+    augment: Augmentation | None
+    short_side: int
+    long_side: int
+    most_pairs: int | None = None
+    related_first: bool = False
+
+    def example(self, item: TrainingItem, texts: Texts) -> TrainingExample | None:
+        """The example; None if the image cannot be read. Raises UserError: see `ImageReader.open`."""
+        image = self.reader.open(item)
+        if image is None:
+            return None
+        targets = label_scene(item.graph, *item.size, len(item.graph.relations))
+        pixel_values, targets = prepare(
+            image, targets, self.augment, self.short_side, self.long_side, item.rng, item.flip
+        )
+        height, width = pixel_values.shape[1:]
+        if self.most_pairs is None:
+            triplets = targets.labelled_triplets(width, height)
+        else:
+            triplets = tagger_triplets(
+                targets, width, height, self.most_pairs, item.rng, related_first=self.related_first
+            )
+        return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), item.size)
+
+
+def batches(
+    steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int, parts: int = 1
+) -> Generator[list[TrainingBatch], None, None]:
+    """The batches of each step in `parts` equal parts, while threads read the next `prefetch` steps.
+
+    The batches do not depend on the number of threads.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+    pending: deque[tuple[TrainingStep, list[Future[TrainingExample | None]]]] = deque()
+    try:
+        for step in steps:
+            pending.append((step, [pool.submit(preparation.example, item, step.texts) for item in step.items]))
+            if len(pending) > prefetch:
+                yield _collated(*pending.popleft(), parts)
+        while pending:
+            yield _collated(*pending.popleft(), parts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _collated(step: TrainingStep, examples: list[Future[TrainingExample | None]], parts: int) -> list[TrainingBatch]:
+    """The parts of a step; a validation step without any item becomes an empty batch."""
+    size = max(1, len(examples) // parts)
+    slices = [examples[at : at + size] for at in range(0, len(examples), size)] or [[]]
+    return [_batch([future.result() for future in part], step.network_texts) for part in slices]
+
+
+def _batch(examples: list[TrainingExample | None], texts: Texts) -> TrainingBatch:
+    readable = [example for example in examples if example is not None]
+    return collate(readable, texts, skipped=len(examples) - len(readable))
+
+
+_MOST_REASONS = 5
+_FAILURES_BEFORE_REFUSAL = 32
+
+
+class ImageReader:
+    """Reads the images of a training set; safe to use from several threads.
+
+    Args:
+        world_size: number of workers that share the images.
+
+    Attributes:
+        read, skipped: number of images that could and could not be read.
+        reasons: why the first few could not be read.
+    """
+
+    def __init__(self, training_set: TrainingSet, world_size: int = 1) -> None:
+        self.read = self.skipped = 0
+        self.reasons: list[str] = []
+        self._roots = [folder.root for folder in training_set.folders]
+        self._images = [{split: Path(path) for split, path in folder.images.items()} for folder in training_set.folders]
+        self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
+        self._lock = Lock()
+
+    def open(self, item: TrainingItem) -> Image.Image | None:
+        """The image as RGB, of the annotated size; None if it cannot be read.
+
+        Raises UserError: none of the first images can be read.
+        """
+        try:
+            image = open_row_image(self._images[item.folder], item, item.embedded)
+        except ImageError as error:
+            with self._lock:
+                self._skip(item, str(error))
+            return None
+        with self._lock:
+            self.read += 1
+        return image
+
+    def _skip(self, item: TrainingItem, reason: str) -> None:
+        self.skipped += 1
+        if len(self.reasons) < _MOST_REASONS and reason not in self.reasons:
+            self.reasons.append(reason)
+        if not self.read and self.skipped >= self._most_failures:
+            place = self._images[item.folder].get(item.split, self._roots[item.folder])
+            failures = self._most_failures  # `skipped` may be more by now: several threads read
+            images = f"first {failures} images" if failures > 1 else "first image"
+            raise UserError(
+                f"the {images} cannot be read from {place} ({self.reasons[0]}); give the right image folder by --images"
+            )

@@ -1,0 +1,157 @@
+"""What the shards of a training contain: small plain data, which is sent to every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rlip_model.training.sampling import LabelVocabulary
+from sgpipe.errors import UserError
+from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.training.recipe import DataConfig, ShardsConfig
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A folder of shards.
+
+    Args:
+        root: absolute path.
+        weight: passes over its shards in an epoch.
+        images: image folder of each split (absolute paths), as far as known.
+    """
+
+    root: str
+    weight: float
+    images: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class UsableRowGroup:
+    """A row group with usable rows.
+
+    Args:
+        folder: index into the folders of the training set.
+        file: absolute path of the shard.
+        group: index of the row group in the shard.
+        rows: number of usable rows; if the row group has more, only the first ones are used.
+    """
+
+    folder: int
+    file: str
+    group: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class ClosedLabels:
+    """The object classes and predicates of a dataset with closed class lists."""
+
+    objects: tuple[str, ...]
+    relations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Where the usable rows are, and which names occur in them.
+
+    A row is usable if it is not an error row and has a usable relation: one between objects that are not crowds, with
+    a confidence of at least the threshold or without confidence.
+
+    Args:
+        threshold: rounded to float32, the type in which confidences are stored.
+        objects: class names of the objects of all rows but error rows.
+        relations: predicates of the usable relations.
+        closed_labels: the class lists of the datasets, if the recipe uses closed lists.
+        error_rows: number of error rows.
+        rows_without_relations: number of other rows without a usable relation.
+    """
+
+    folders: tuple[ShardFolder, ...]
+    row_groups: tuple[UsableRowGroup, ...]
+    threshold: float
+    objects: LabelVocabulary
+    relations: LabelVocabulary
+    closed_labels: ClosedLabels | None
+    error_rows: int
+    rows_without_relations: int
+
+    @property
+    def rows(self) -> int:
+        """Number of usable rows."""
+        return sum(row_group.rows for row_group in self.row_groups)
+
+
+def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[ShardEntry]]:
+    """The shards of the configured splits, in the configured order.
+
+    Raises UserError: the folder has no shards, or no such split.
+    """
+    splits = sorted({shard.split for shard in manifest.shards})
+    if not splits:
+        raise UserError(f"{config.shards} has no shards yet; create some with `sgpipe generate` or `sgpipe import`")
+    unknown = [name for name in config.splits or () if name not in splits]
+    if unknown:
+        raise UserError(f"{config.shards} has no split {unknown[0]!r}; it has {', '.join(splits)}")
+    chosen = splits if config.splits is None else list(dict.fromkeys(config.splits))
+    return {split: [shard for shard in manifest.shards if shard.split == split] for split in chosen}
+
+
+def shard_folder(manifest: Manifest, config: ShardsConfig, splits: Iterable[str]) -> ShardFolder:
+    """The folder with the image folders of these splits, as far as they are known."""
+    folders = {split: config.images or manifest.image_folders.get(split) for split in splits}
+    images = {split: str(folder.expanduser().absolute()) for split, folder in folders.items() if folder}
+    return ShardFolder(str(config.shards.expanduser().absolute()), config.weight, images)
+
+
+def read_closed_labels(manifest: Manifest, config: ShardsConfig) -> ClosedLabels:
+    """The closed class lists of the run's dataset. Raises UserError: the run has none."""
+    lists = manifest.run.get("labels")
+    if not lists:
+        raise UserError(f"{config.shards} has no closed class lists; train on it with data.labels=sampled")
+    return ClosedLabels(tuple(lists["objects"]), tuple(lists["relations"]))
+
+
+def check_closed_labels(
+    config: ShardsConfig, labels: ClosedLabels, objects: Iterable[str], relations: Iterable[str]
+) -> None:
+    """Raises UserError: a name that occurs in the folder is not in the class lists."""
+    for kind, names, known in (("object", objects, labels.objects), ("relation", relations, labels.relations)):
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise UserError(
+                f"{config.shards}: {kind} {unknown[0]!r} is not one of the {len(known)} classes of its dataset; "
+                "train on it with data.labels=sampled, or import it again"
+            )
+
+
+def data_warnings(training_set: TrainingSet, data: DataConfig) -> list[str]:
+    """One line each for rows that are left out and for vocabularies smaller than the requested number of texts."""
+    sampled = training_set.closed_labels is None
+    return [*_left_out(training_set), *(_small_vocabularies(training_set, data.negative_texts) if sampled else [])]
+
+
+def _left_out(training_set: TrainingSet) -> list[str]:
+    errors, without = training_set.error_rows, training_set.rows_without_relations
+    total = training_set.rows + errors + without
+    lines = []
+    if errors:
+        lines.append(f"{errors:,} of {total:,} rows {'is an error row' if errors == 1 else 'are error rows'}: left out")
+    if without:
+        relation = f"relation with confidence >= {training_set.threshold:.4g}"
+        lines.append(f"{without:,} of {total:,} rows {'has' if without == 1 else 'have'} no {relation}: left out")
+    return lines
+
+
+def _small_vocabularies(training_set: TrainingSet, texts: int) -> list[str]:
+    objects = int(texts * 2 / 3)
+    kinds: tuple[tuple[str, LabelVocabulary, int], ...] = (
+        ("object classes", training_set.objects, objects),
+        ("predicates", training_set.relations, texts - objects),
+    )
+    return [
+        f"{kind}: data.negative_texts={texts:,} asks for {target:,}, but the data has only {len(known.names):,}: "
+        "all are used"
+        for kind, known, target in kinds
+        if len(known.names) < target
+    ]

@@ -1,0 +1,121 @@
+"""Create the network that a training starts from: a copy of an existing one, an official checkpoint, or a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, RobertaModel
+
+from rlip_model.checkpoint import convert, load_roberta, roberta_sizes, save_atomically
+from rlip_model.config import RLIPConfig
+from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger, build_model
+from rlip_model.presets import KINDS, preset, tiny_sizes
+from rlip_model.pretrained import CheckpointError
+from rlip_model.prune_queries import prune_queries
+from rlip_model.text import NO_OBJECTS, TokenizerError, build_tokenizer, load_tokenizer, spread
+from sgpipe.errors import UserError
+from sgpipe.training.recipe import Kind, ModelConfig
+
+CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
+
+
+def make_initial_model(config: ModelConfig, texts: Sequence[str], seed: int, folder: Path) -> None:
+    """Save the network in `folder`, for `from_pretrained`.
+
+    Args:
+        texts: the names in the data; a new network without RoBERTa gets a tokenizer that knows their words.
+
+    Raises:
+        UserError: the network does not exist or is of another kind, or a setting is invalid.
+    """
+    try:
+        network = _existing(config, folder) if config.init else _new(config, texts, seed)
+        save_atomically(network.eval(), folder)
+    except (CheckpointError, TokenizerError, ValueError, TypeError) as reason:
+        raise UserError(f"model: {reason}") from None
+
+
+def _existing(config: ModelConfig, folder: Path) -> RLIPModel:
+    source = Path(str(config.init))
+    if source.suffix in (".pth", ".pt"):
+        converted = folder.with_name(f"{folder.name}-converted")
+        if not (converted / "config.json").exists():
+            convert(source, converted, config.text_encoder or "roberta-base")
+        source = converted
+    network = CLASSES[config.kind].from_pretrained(str(source) if source.exists() else str(config.init))
+    return _reconfigured(network, config.config)
+
+
+def _reconfigured(network: RLIPModel, changes: dict[str, Any]) -> RLIPModel:
+    """The network with the same parameters and changed settings.
+
+    Raises:
+        CheckpointError: a setting does not exist, or the parameters do not fit it.
+    """
+    queries = changes.get("num_queries", network.config.num_queries)
+    if queries != network.config.num_queries:
+        network = prune_queries(network, queries)
+    kind = type(network.config)
+    config = kind.from_dict(_merged(network.config.to_dict(), _checked(kind, changes)))
+    changed = build_model(config)
+    try:
+        changed.load_state_dict(network.state_dict())
+    except RuntimeError:
+        raise CheckpointError(f"the parameters of the network do not fit the settings {changes}") from None
+    if network.tokenizer is not None:
+        changed.set_tokenizer(network.tokenizer)
+    return changed
+
+
+def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
+    """A new network, initialised from the seed; torch's global generator is left unchanged."""
+    roberta: RobertaModel | None = None
+    changes = _checked(KINDS[config.kind], config.config)
+    tokenizer: PreTrainedTokenizerBase
+    if config.text_encoder is None:
+        tokenizer = build_tokenizer([*texts, NO_OBJECTS, _COMMON_WORDS])
+    else:
+        tokenizer, roberta = load_tokenizer(config.text_encoder), load_roberta(config.text_encoder)
+        changes["text_config"] = roberta_sizes(roberta.config)
+    if config.backbone == "miniature":
+        settings = KINDS[config.kind](**_merged(tiny_sizes(len(tokenizer)), changes))
+    elif roberta is None:
+        raise CheckpointError(
+            f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder or hub id); it is "
+            "better to start from a detector: `sgpipe convert DETECTOR --as ... --out start`, then --init start"
+        )
+    else:
+        settings = preset(config.kind, config.backbone, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_model(settings)
+    network.set_tokenizer(tokenizer)
+    if roberta is None:
+        spread(network.text_encoder, tokenizer, list(dict.fromkeys([*texts, NO_OBJECTS])))
+    else:
+        network.text_encoder.roberta.load_state_dict(roberta.state_dict())
+    return network
+
+
+_COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"
+
+
+def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings with changes; those of the text encoder are merged one by one."""
+    text, change = settings["text_config"], changes.get("text_config")
+    if isinstance(change, dict):
+        own = text if isinstance(text, dict) else text.to_dict()
+        changes = {**changes, "text_config": {**own, **change}}
+    return {**settings, **changes}
+
+
+def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes. Raises CheckpointError: networks of this kind do not have such a setting."""
+    known = kind().to_dict()
+    unknown = sorted(changes.keys() - known.keys())
+    if unknown:
+        raise CheckpointError(f"a {kind.__name__} has no setting {unknown[0]!r}")
+    return dict(changes)

@@ -1,0 +1,161 @@
+"""The work of one training process: train from the latest checkpoint until all epochs are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlip_model.losses import DetectionCriterion, TaggerCriterion
+from rlip_model.model import RLIPModel, RTagger
+from rlip_model.pretrained import CheckpointError
+from rlip_model.text import TokenizerError
+from rlip_model.training.loop import Trainer
+from rlip_model.training.objective import Objective, checkpoint_activations
+from rlip_model.training.optimisation import freeze
+from rlip_model.training.state import Checkpoints, read_position
+from sgpipe.errors import UserError
+from sgpipe.training.data.feed import ShardFeed, WorkerShare
+from sgpipe.training.data.training_set import TrainingSet
+from sgpipe.training.initial_model import CLASSES
+from sgpipe.training.metrics import MetricsLog
+from sgpipe.training.recipe import TrainRecipe
+from sgpipe.utils.devices import enough_memory, pick_device
+
+PRIVATE, _INITIAL_MODEL = ".training", "start"
+_REMEDY = "lower --batch, set optimisation.activation_checkpointing=true, or use more --workers"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything a worker needs; it is sent to the workers."""
+
+    recipe: TrainRecipe
+    out: Path
+    training_set: TrainingSet
+    validation_set: TrainingSet | None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.out, self.recipe.output.keep)
+
+    @property
+    def private(self) -> Path:
+        """The folder for state that users need not know."""
+        return self.out / PRIVATE
+
+    @property
+    def initial_model(self) -> Path:
+        """The folder of the network that the training starts from."""
+        return self.private / _INITIAL_MODEL
+
+
+def run_job(
+    job: TrainingJob,
+    show: Callable[[dict[str, Any]], None] = lambda row: None,
+    *,
+    device: torch.device | None = None,
+    share: tuple[int, int] = (0, 1),
+    wrap: Callable[[Objective], nn.Module] | None = None,
+) -> None:
+    """Train from the latest checkpoint, or from the initial model, until all epochs are done.
+
+    Args:
+        show: called with every line of metrics, by the first worker.
+        share: index of this worker, and number of workers.
+        wrap: see `Trainer`.
+
+    Raises:
+        UserError, OSError: see `train`.
+        DivergenceError: a loss or gradient is not finite.
+    """
+    recipe, checkpoints = job.recipe, job.checkpoints
+    latest = checkpoints.latest()
+    try:
+        network = CLASSES[recipe.model.kind].from_pretrained(latest or job.initial_model)
+        objective = make_objective(network, recipe)
+        device = device or pick_device(recipe.workers.device)
+        nn.Module.to(objective, device)
+        step = read_position(latest).step if latest else 0
+        with MetricsLog(job.out, step, recipe.output.tensorboard, enabled=share[0] == 0) as log:
+
+            def report(row: dict[str, Any]) -> None:
+                if share[0] == 0:
+                    log.write(row)
+                    show(row)
+
+            trainer = make_trainer(objective, job, report, wrap)
+            if latest:
+                trainer.restore(latest)
+            with enough_memory(device, _REMEDY):
+                trainer.fit(make_feed(job, network, *share))
+    except (CheckpointError, TokenizerError) as error:
+        raise UserError(str(error)) from None
+
+
+def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
+    """The network with its criterion; parts are frozen as configured. Raises UserError: there is no such part."""
+    loss, options = recipe.loss, recipe.optimisation
+    network.requires_grad_(True)
+    if recipe.model.frozen_norms if recipe.model.frozen_norms is not None else recipe.model.init is not None:
+        network.freeze()
+    try:
+        freeze(network, options.frozen)
+    except ValueError as reason:
+        raise UserError(f"optimisation.frozen: {reason}") from None
+    if options.activation_checkpointing:
+        checkpoint_activations(network)
+    criterion: DetectionCriterion | TaggerCriterion = TaggerCriterion(loss.weights, loss.no_object_weight)
+    if not isinstance(network, RTagger):
+        criterion = DetectionCriterion(
+            weights=loss.weights,
+            quality_labels=loss.quality_labels,
+            pseudo_labels=loss.pseudo_labels,
+            pseudo_label_gradient=loss.pseudo_label_gradient,
+            no_object_weight=loss.no_object_weight,
+        )
+    return Objective(network, criterion, options.precision, loss.mask_by_sum)
+
+
+def make_trainer(
+    objective: Objective,
+    job: TrainingJob,
+    report: Callable[[dict[str, Any]], None],
+    wrap: Callable[[Objective], nn.Module] | None,
+) -> Trainer:
+    recipe, output = job.recipe, job.recipe.output
+    return Trainer(
+        objective,
+        recipe.optimisation,
+        job.checkpoints,
+        seed=recipe.seed,
+        wrap=wrap,
+        report=report,
+        best_by=output.best,
+        log_every=output.log_every,
+        checkpoint_every=output.checkpoint_every,
+        validate_every=output.validate_every,
+    )
+
+
+def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int) -> ShardFeed:
+    """A worker's batches.
+
+    As published, the R-Tagger's pairs come from as many relations of an image as the network has queries.
+    """
+    recipe, config = job.recipe, network.config
+    is_tagger = isinstance(network, RTagger)
+    return ShardFeed(
+        job.training_set,
+        job.validation_set,
+        recipe.data,
+        recipe.optimisation.batch,
+        recipe.seed,
+        config.num_queries if is_tagger else config.num_pairs,
+        config.num_pairs if is_tagger else None,
+        WorkerShare(rank, world_size, recipe.optimisation.accumulate),
+    )

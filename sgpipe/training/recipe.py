@@ -1,0 +1,191 @@
+"""The typed recipe of a training: the only place where its settings are named, defaulted and validated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rlip_model.losses import LossWeights
+from rlip_model.training.augment import Augmentation
+from rlip_model.training.optimisation import Optimisation
+from rlip_model.training.sampling import Strategy
+from sgpipe.errors import UserError
+from sgpipe.recipe import Config, SplitName
+from sgpipe.utils.config_file import load, recipe_folder
+
+Kind = Literal["tagger", "parseda", "parsed", "rlipv1"]
+Backbone = Literal["resnet50", "swin_tiny", "swin_small", "swin_base", "swin_large", "miniature"]
+
+
+class ModelConfig(Config):
+    """The network to train: a copy of an existing one (`init`), or a new one of a published size."""
+
+    kind: Kind = Field("parseda", description="the R-Tagger, or a relation detector")
+    init: str | None = Field(
+        None, description="folder or hub id of a network, or an official checkpoint (.pth), to start from; null: new"
+    )
+    backbone: Backbone = Field("swin_tiny", description="size of a new network; ignored with init")
+    text_encoder: str | None = Field(
+        None,
+        description="folder or hub id of the RoBERTa of a new network, or of the tokenizer of a .pth; null: a small "
+        "text encoder whose tokenizer knows the words of the data (.pth: roberta-base)",
+    )
+    frozen_norms: bool | None = Field(
+        None, description="freeze the norms and the first stages of the backbone, as published; null: only with init"
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the network to change, such as num_queries: 128"
+    )
+
+
+class ShardsConfig(Config):
+    """A folder of shards, or some of its splits."""
+
+    shards: Path = Field(description="folder of a run or an import")
+    splits: tuple[SplitName, ...] | None = Field(None, description="splits to use; null: all")
+    images: Path | None = Field(None, description="image folder, if the images moved; null: as the run says")
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="passes over these shards per epoch; 0.5: half of the images, others each epoch"
+    )
+
+
+class DataConfig(Config):
+    """The images and relations to train on, and how batches are made from them."""
+
+    train: tuple[ShardsConfig, ...] = Field((), description="shards to train on")
+    val: tuple[ShardsConfig, ...] = Field((), description="shards to validate on")
+    threshold: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="least confidence of a relation; relations without confidence are always used",
+    )
+    labels: Literal["sampled", "full"] = Field(
+        "sampled",
+        description="label texts of a batch; sampled: the names in its images and sampled others; full: all classes of "
+        "the dataset",
+    )
+    negative_texts: int = Field(
+        500, ge=0, description="with labels: sampled, number of texts per batch, two thirds of them object classes"
+    )
+    object_strategy: Strategy = Field(
+        "frequency", description="how object classes are sampled: by their frequency in the data, or all equally likely"
+    )
+    relation_strategy: Strategy = Field("frequency", description="how predicates are sampled")
+    wordings: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="other wordings of a predicate, chosen at random in training, such as {riding: [rides]}",
+    )
+    related_first: bool = Field(
+        False, description="R-Tagger: put related pairs before unrelated pairs, as published; false: random order"
+    )
+    augment: Augmentation | None = Field(
+        default_factory=Augmentation, description="random changes of training images; null: images are only resized"
+    )
+    short_side: int = Field(
+        800, ge=32, description="shorter side of validation images, and of all images with augment: null, in pixels"
+    )
+    long_side: int = Field(1333, ge=32, description="greatest length of their longer side, in pixels")
+    limit: int | None = Field(None, ge=1, description="use only the first N training images; null: all")
+    shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
+    threads: int = Field(2, ge=1, description="threads per worker that read images")
+    prefetch: int = Field(4, ge=1, description="steps whose images are read in advance")
+
+
+class LossConfig(Config):
+    """The losses of ParSeD and ParSeDA, see `rlip_model.losses.DetectionCriterion`; the R-Tagger has only one form."""
+
+    weights: LossWeights = Field(
+        default_factory=LossWeights, description="weights of the loss terms, also of the R-Tagger"
+    )
+    quality_labels: bool = Field(
+        True, description="scale relation labels by how well the boxes of the pair are localised (RQL)"
+    )
+    pseudo_labels: bool = Field(True, description="give soft labels to texts of similar meaning (RPL)")
+    pseudo_label_gradient: bool = Field(
+        False,
+        description="propagate gradients through the soft labels into the text encoder, as the published training",
+    )
+    mask_by_sum: bool = Field(
+        False,
+        description="mask label texts in attention as the published training did (see `rlip_model.text.masked_by_sum`)",
+    )
+    no_object_weight: float = Field(0.1, ge=0, description='weight of the class "no objects"')
+
+
+class OutputConfig(Config):
+    """What is written, and how often."""
+
+    log_every: int = Field(10, ge=1, description="steps per line of metrics")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints within an epoch; null: only at the end of each epoch"
+    )
+    keep: int = Field(1, ge=1, description="number of latest checkpoints to keep, besides the best one")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    best: Literal["ap", "recall", "loss"] = Field(
+        "ap", description="validation measure that selects the best checkpoint"
+    )
+    tensorboard: bool = Field(True, description="write event files for TensorBoard")
+
+
+class WorkersConfig(Config):
+    """The processes that train."""
+
+    count: int = Field(1, ge=1, description="processes that train together; more than one run on Ray")
+    cpus: float = Field(1, gt=0, description="CPUs per worker, and its number of torch threads; with several workers")
+    gpus: float = Field(0, ge=0, description="GPUs per worker, with several workers")
+    device: str = Field("auto", description="device of a single worker: auto, cpu, cuda or cuda:N")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="ddp: every worker has all parameters; fsdp: parameters are divided between the workers"
+    )
+    address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
+    restarts: int = Field(3, ge=0, description="how often lost workers are replaced")
+
+
+class TrainRecipe(Config):
+    """WHAT network is trained HOW on WHICH shards."""
+
+    name: str = Field("train", description="name of the recipe")
+    seed: int = Field(42, description="seed of the initial weights, the order of images and all other random choices")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimisation: Optimisation = Optimisation()
+    output: OutputConfig = OutputConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+
+def train_recipe_folder() -> Path:
+    """The folder of the packaged training recipes."""
+    return recipe_folder() / "train"
+
+
+def load_train_recipe(name: str, overrides: Mapping[str, Any] | None = None, *, miniature: bool = False) -> TrainRecipe:
+    """The training recipe of a packaged name ("tagger") or a YAML file, with overrides by dotted key.
+
+    Args:
+        miniature: override the recipe with settings for a laptop: a small network and small images.
+
+    Raises UserError: see `config_file.load`.
+    """
+    folder = train_recipe_folder()
+    overlays = [folder / "miniature" / "overlay.yaml"] if miniature else []
+    return load(TrainRecipe, name, folder, overrides or {}, *overlays)
+
+
+def shards_options(folders: Sequence[str], images: Path | None) -> list[dict[str, Any]]:
+    """The recipe's form of `--data FOLDER` and `--data FOLDER@WEIGHT`. Raises UserError: a weight is not a number."""
+    return [_shards_option(folder, images) for folder in folders]
+
+
+def _shards_option(text: str, images: Path | None) -> dict[str, Any]:
+    folder, at, weight = text.rpartition("@")
+    if not at or Path(text).exists():
+        return {"shards": text, "images": images}
+    try:
+        return {"shards": folder, "images": images, "weight": float(weight)}
+    except ValueError:
+        raise UserError(f"--data {text}: {weight!r} is not a number; expected FOLDER or FOLDER@WEIGHT") from None

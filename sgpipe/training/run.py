@@ -1,0 +1,174 @@
+"""Train a network on shards (`sgpipe train`), with one process or several; an interrupted training resumes.
+
+OUT/recipe.yaml     all settings
+OUT/metrics.jsonl   one line every few steps and per validation; OUT/tensorboard/ has the same for TensorBoard
+OUT/checkpoints/    checkpoints, as folders for `from_pretrained`; OUT/last and OUT/best link to two of them
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.utils.logging import disable_progress_bar
+
+from rlip_model.pretrained import CheckpointError
+from rlip_model.training.divergence import DivergenceError
+from rlip_model.training.state import BEST, LAST, Position, read_position
+from sgpipe.errors import EngineError, UserError
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import settings_changed
+from sgpipe.training.data.scan import scan_training, scan_validation
+from sgpipe.training.data.training_set import TrainingSet, data_warnings
+from sgpipe.training.display import TrainingDisplay, TrainSummary
+from sgpipe.training.initial_model import make_initial_model
+from sgpipe.training.job import PRIVATE, TrainingJob, run_job
+from sgpipe.training.metrics import read_metrics
+from sgpipe.training.recipe import TrainRecipe
+from sgpipe.utils import __version__
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import Progress
+from sgpipe.utils.hashing import fingerprint
+from sgpipe.utils.locking import only_process
+
+_RUN = "run.json"
+
+
+def train(recipe: TrainRecipe, out: Path, progress: Progress | None = None) -> TrainSummary:
+    """Train a recipe's network into `out`; an earlier training of the same recipe in `out` is resumed.
+
+    Raises:
+        UserError: the recipe, the shards, the network or the folder is invalid.
+        EngineError: workers were lost and could not be replaced, or a loss is not finite.
+        OSError: a checkpoint could not be written; earlier checkpoints are kept.
+    """
+    progress = progress or Progress()
+    disable_progress_bar()
+    _make_folder(out)
+    with only_process(out / PRIVATE / "lock", out):
+        progress.say("reading the shards")
+        training = scan_training(recipe.data)
+        validation = scan_validation(recipe.data, training)
+        for warning in data_warnings(training, recipe.data):
+            progress.say(f"NOTE: {warning}")
+        job = TrainingJob(recipe, out.resolve(), training, validation)
+        _check_identity(job)
+        if not (job.initial_model / "config.json").exists():
+            progress.say("creating the network")
+            make_initial_model(recipe.model, _all_texts(training, recipe), recipe.seed, job.initial_model)
+        _run(job, progress)
+        return _summarise(job)
+
+
+def _all_texts(training: TrainingSet, recipe: TrainRecipe) -> list[str]:
+    """Every text that may label a batch."""
+    labels = training.closed_labels
+    if labels:
+        texts = [*labels.objects, *labels.relations]
+    else:
+        texts = [*training.objects.names, *training.relations.names]
+    return texts + [wording for wordings in recipe.data.wordings.values() for wording in wordings]
+
+
+def _position(checkpoint: Path) -> Position:
+    """Raises UserError: the checkpoint is damaged."""
+    try:
+        return read_position(checkpoint)
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
+
+
+def _run(job: TrainingJob, progress: Progress) -> None:
+    if _is_done(job):
+        return
+    with TrainingDisplay(progress.console, job.recipe.optimisation.epochs) as display:
+        if job.recipe.workers.count > 1:
+            from sgpipe.training.workers import run_workers
+
+            run_workers(job, display, progress)
+            return
+        try:
+            run_job(job, display.show)
+        except DivergenceError as error:
+            raise EngineError(str(error)) from None
+
+
+def _is_done(job: TrainingJob) -> bool:
+    latest = job.checkpoints.latest()
+    return latest is not None and _position(latest).epoch >= job.recipe.optimisation.epochs
+
+
+def _make_folder(out: Path) -> None:
+    """Raises UserError: `out` is a file, contains something else, or cannot be written."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and not (out / PRIVATE).is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out} contains something that is not an sgpipe training; name an empty or new folder")
+    try:
+        (out / PRIVATE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
+
+
+def _check_identity(job: TrainingJob) -> None:
+    """Raises UserError: the folder belongs to a training with other settings."""
+    now = json.loads(json.dumps(_identity(job)))
+    path = job.private / _RUN
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before != now and job.checkpoints.latest():
+            raise settings_changed(job.out, before, now)
+        if before != now:  # nothing has been trained yet: create the network again
+            for folder in job.private.glob(f"{job.initial_model.name}*"):
+                shutil.rmtree(folder)
+    write_text(path, json.dumps(now))
+    write_text(job.out / "recipe.yaml", yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
+
+
+def _identity(job: TrainingJob) -> dict[str, Any]:
+    """Every setting that decides the weights; what is written, and which workers compute, does not."""
+    recipe = job.recipe.model_dump(mode="json", exclude={"name", "output", "workers"})
+    for name in ("threads", "prefetch"):
+        del recipe["data"][name]
+    for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
+        del part["images"]
+        part["shards"] = _content(Path(part["shards"]))
+    if recipe["optimisation"]["schedule"] == "step":
+        del recipe["optimisation"]["epochs"]  # a training may be extended by more epochs
+    sets = {"training": job.training_set, "validation": job.validation_set}
+    rows = {name: each.rows if each else 0 for name, each in sets.items()}
+    # "pictures": the key in the folder of every training since 0.1.
+    return {"sgpipe": __version__, **recipe, "pictures": rows}
+
+
+def _content(run: Path) -> str:
+    """A hash of a folder of shards that does not change when the folder moves."""
+    return fingerprint({shard.file: shard.sha256 for shard in Manifest.load(run).shards})
+
+
+def _summarise(job: TrainingJob) -> TrainSummary:
+    rows = read_metrics(job.out)
+    latest = job.checkpoints.latest()
+    assert latest is not None
+    position = _position(latest)
+    steps = [row for row in rows if row["event"] == "step"]
+    validations = [row for row in rows if row["event"] == "validation"]
+    return TrainSummary(
+        job.out,
+        job.recipe.model.kind,
+        position.epoch,
+        position.step,
+        job.training_set.rows,
+        steps[-1] if steps else {},
+        validations[-1] if validations else {},
+        position.best,
+        job.recipe.output.best,
+    )
+
+
+def trained_network(out: Path) -> Path:
+    """The folder of the network to use from a training: the best one after a validation, otherwise the last one."""
+    return out / (BEST if (out / BEST).exists() else LAST)

@@ -1,0 +1,183 @@
+"""Train with several workers on Ray Train; lost workers are replaced."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from torch import nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from rlip_model.training.divergence import DivergenceError
+from rlip_model.training.objective import HEAVY, Objective
+from sgpipe.errors import EngineError, UserError
+from sgpipe.training.display import TrainingDisplay
+from sgpipe.training.job import TrainingJob, run_job
+from sgpipe.training.metrics import METRICS
+from sgpipe.training.recipe import WorkersConfig
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import Progress
+from sgpipe.utils.ray_cluster import start_ray, worker_failure
+
+_REFUSAL = "refusal.json"
+_POLL_SECONDS = 0.5
+
+
+def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) -> None:
+    """Run the job in `workers.count` processes.
+
+    Raises:
+        UserError: a worker refused its input, or Ray has too few CPUs or GPUs.
+        EngineError: more workers were lost than are replaced, or a loss is not finite.
+    """
+    config = job.recipe.workers
+    refusal = job.private / _REFUSAL
+    refusal.unlink(missing_ok=True)
+    progress.say("starting Ray")
+    start_ray(config.address)
+    _check_resources(config)
+    progress.say(f"{config.count} workers, {config.parallel}")
+    try:
+        with _following(job.out / METRICS, display.show):
+            _fit(_trainer(job, config), refusal)
+    except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
+        if not refusal.exists():
+            raise EngineError(worker_failure(error)) from None
+    if refused := _read_refusal(refusal):
+        kind, message = refused
+        raise (UserError if kind == UserError.__name__ else EngineError)(message)
+
+
+def _fit(trainer: TorchTrainer, refusal: Path) -> None:
+    """Wait until the training ends, a worker refuses its input (Ray would only retry), or Ctrl-C.
+
+    It runs in a thread, because in the main thread Ray Train would handle Ctrl-C itself and return as if it were done.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        # Not swallowed but passed on: it is raised where the outcome is read.
+        except BaseException as error:  # noqa: BLE001
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="trainer", daemon=True).start()
+    try:
+        while not outcome.done() and not refusal.exists():
+            wait([outcome], timeout=_POLL_SECONDS)
+        if outcome.done():
+            outcome.result()
+    finally:
+        if not outcome.done():
+            ray.shutdown()  # ends the workers, too
+
+
+def _trainer(job: TrainingJob, config: WorkersConfig) -> TorchTrainer:
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    gpu = config.gpus > 0
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.count,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": config.cpus, **({"GPU": config.gpus} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="workers",
+            storage_path=str(job.private / "ray"),
+            failure_config=FailureConfig(max_failures=config.restarts),
+        ),
+    )
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The body of a worker. A refusal is passed on in a file, because Ray wraps errors in pages of its own frames."""
+    job: TrainingJob = config["job"]
+    workers, context = job.recipe.workers, ray.train.get_context()
+    refusal = job.private / _REFUSAL
+    if refusal.exists():
+        raise EngineError("the input was refused before; a retry would change nothing")
+    torch.set_num_threads(max(1, int(workers.cpus)))
+    share = context.get_world_rank(), context.get_world_size()
+    try:
+        run_job(job, device=get_device(), share=share, wrap=wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp)
+    except (UserError, DivergenceError, EngineError, OSError) as error:
+        write_text(refusal, json.dumps([type(error).__name__, str(error)]))
+        raise
+
+
+def wrap_ddp(objective: Objective) -> nn.Module:
+    """Every process has all parameters. Some, such as the relation decoder's box heads, get no gradient."""
+    return DistributedDataParallel(objective, find_unused_parameters=True)
+
+
+def wrap_fsdp(objective: Objective) -> nn.Module:
+    """The parameters and the state of the optimizer are divided between the processes."""
+    for module in objective.network.modules():
+        if isinstance(module, HEAVY):
+            fully_shard(module)
+    fully_shard(objective, reshard_after_forward=True)  # also after validations, which have no backward pass
+    register_fsdp_forward_method(objective, "judge")
+    return objective
+
+
+def _check_resources(config: WorkersConfig) -> None:
+    """Raises UserError: Ray has too few CPUs or GPUs."""
+    resources = ray.cluster_resources()
+    for name, each in (("CPU", config.cpus), ("GPU", config.gpus)):
+        if each * config.count > resources.get(name, 0) + 1e-6:
+            raise UserError(
+                f"{config.count} workers need {each * config.count:g} {name}s, Ray has {resources.get(name, 0):g}; "
+                f"lower --workers or workers.{name.lower()}s"
+            )
+
+
+@contextmanager
+def _following(path: Path, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """In the block, lines appended to a file of metrics are shown."""
+    stop, shown = threading.Event(), 0
+
+    def show_new() -> None:
+        nonlocal shown
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
+        for row in rows[shown:]:
+            show(row)
+        shown = len(rows)  # fewer than before if lost steps are repeated
+
+    def follow() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            show_new()
+
+    follower = threading.Thread(target=follow, name="metrics", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        follower.join()
+        show_new()
+
+
+def _read_refusal(refusal: Path) -> tuple[str, str] | None:
+    if not refusal.exists():
+        return None
+    kind, message = json.loads(refusal.read_text(encoding="utf-8"))
+    return kind, message

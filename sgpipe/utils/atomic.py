@@ -1,0 +1,47 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FAULT_VARIABLE = "SGPIPE_FAULT"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that replaces it when the block ends without an error.
+
+    Its name starts with a dot and ends in `.tmp`. Two writers never share one, on whichever machines they run.
+
+    Raises OSError: the disk is full, or the folder is missing or cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8. Raises OSError, as `atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def fault_point(name: str) -> None:
+    """Kill this process, as a power cut would, if `SGPIPE_FAULT` is "NAME:FILE" and FILE exists.
+
+    Tests use it to stop a run before, in and after every step of a commit. The file is deleted first, so that only one
+    of all processes dies, restarted ones included.
+    """
+    point, _, charge = os.environ.get(FAULT_VARIABLE, "").partition(":")
+    if point == name:
+        with suppress(FileNotFoundError):
+            os.unlink(charge)
+            os.kill(os.getpid(), signal.SIGKILL)

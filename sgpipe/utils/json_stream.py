@@ -1,0 +1,148 @@
+"""Reading a JSON object of large arrays, or one large array, item by item, in constant memory.
+
+Annotation files of detection datasets are one object whose arrays hold millions of small items; Objects365 v2
+is 5 GB of them. The items are decoded one at a time by Python's own C scanner, which also accepts the `NaN`
+that exporters write (streaming libraries refuse the whole file for it).
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from sgpipe.errors import UserError
+
+_CHUNK = 4 << 20
+_LOOKAHEAD = 4 << 20  # an error this far before the end of the buffer is not the buffer's end
+_LONGEST_ITEM = 256 << 20
+_WHITESPACE = " \t\n\r"
+
+
+class JsonStream:
+    """Iterates the arrays of a JSON file's top-level object, or the array that the file is.
+
+    `for key, item in stream` yields every item of every top-level array, in file order; other values are
+    kept in `scalars`. A file that is itself an array yields its items under the key "". After the last item
+    `sha256` is the hash of the file's bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scalars: dict[str, Any] = {}
+        self.sha256 = ""
+        self._hash = hashlib.sha256()
+        self._decoder = json.JSONDecoder()
+        self._text = ""
+        self._at = 0
+        self._eof = False
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Raises UserError: the file is missing, unreadable, not UTF-8, not JSON, or cut short."""
+        try:
+            with self.path.open("rb") as file:
+                self._file: IO[bytes] = file
+                self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+                yield from self._members()
+        except FileNotFoundError:
+            raise UserError(f"annotation file not found: {self.path}") from None
+        except IsADirectoryError:
+            raise UserError(f"expected a JSON file but found a folder: {self.path}") from None
+        except PermissionError:
+            raise UserError(f"no permission to read {self.path}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{self.path} is not a JSON text file (it is not valid UTF-8)") from None
+        except RecursionError:
+            raise UserError(f"{self.path} is nested too deeply to be an annotation file") from None
+        self.sha256 = self._hash.hexdigest()
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        if self._peek() == "[":
+            for item in self._items():
+                yield "", item
+            if self._peek():
+                raise self._malformed("text follows the end of the array")
+            return
+        if self._peek() != "{":
+            raise UserError(f"{self.path} does not hold a JSON object with arrays of images and annotations")
+        self._at += 1
+        while self._peek() != "}":
+            key = self._value()
+            if not isinstance(key, str) or self._peek() != ":":
+                raise self._malformed("expected a key")
+            self._at += 1
+            if self._peek() == "[":
+                for item in self._items():
+                    yield key, item
+            else:
+                self.scalars[key] = self._value()
+            self._separator("}")
+        self._at += 1
+        if self._peek():
+            raise self._malformed("text follows the end of the object")
+
+    def _items(self) -> Iterator[Any]:
+        self._at += 1
+        while self._peek() != "]":
+            yield self._value()
+            self._separator("]")
+        self._at += 1
+
+    def _separator(self, closing: str) -> None:
+        found = self._peek()
+        if found == ",":
+            self._at += 1
+            if self._peek() == closing:
+                raise self._malformed("a comma is followed by nothing")
+        elif found != closing:
+            raise self._malformed(f"expected ',' or '{closing}'")
+
+    def _peek(self) -> str:
+        """The next character that is not white space, or "" at the end of the file."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _WHITESPACE:
+                    return self._text[self._at]
+                self._at += 1
+            if not self._fill():
+                return ""
+
+    def _value(self) -> Any:
+        self._peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except ValueError as error:
+                if not isinstance(error, json.JSONDecodeError):
+                    raise self._malformed("a number has too many digits") from None
+                pending = len(self._text) - self._at
+                if pending > _LONGEST_ITEM or error.pos < len(self._text) - _LOOKAHEAD or not self._fill():
+                    raise self._malformed(error.msg) from None
+                continue
+            # A number that ends where the buffer ends ("12", "12.", "1e") may go on in the file.
+            if len(self._text) - end < 3 and self._text[end:].strip("+-.eE0123456789") == "" and self._fill():
+                continue
+            self._at = end
+            return value
+
+    def _fill(self) -> bool:
+        """Read on; False at the end of the file."""
+        if self._eof:
+            return False
+        data = self._file.read(max(_CHUNK, len(self._text) - self._at))
+        self._hash.update(data)
+        self._eof = not data
+        self._text = self._text[self._at :] + self._utf8.decode(data, final=self._eof)
+        self._at = 0
+        return bool(data)
+
+    def _malformed(self, reason: str) -> UserError:
+        rest = self._text[self._at : self._at + 40]
+        if self._eof and not rest.strip():
+            return UserError(f"{self.path} is cut short: the JSON ends in the middle (copy it again)")
+        if self._eof:
+            return UserError(f"{self.path} is not valid JSON or is cut short ({reason} near {rest!r})")
+        return UserError(f"{self.path} is not valid JSON ({reason} near {rest!r})")

@@ -1,0 +1,1 @@
+"""Drawing: relations on images, and charts as SVG."""

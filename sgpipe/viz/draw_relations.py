@@ -1,0 +1,228 @@
+"""An image with its boxes and relations drawn on it, for people to look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TypeAlias
+
+from PIL import Image, ImageDraw, ImageFont
+
+from sgpipe.records import Box, Record, Relation
+from sgpipe.viz.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
+
+Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
+
+# Told apart also by most colour-blind people, and readable on light and on dark ground.
+COLOURS = ("#e6194b", "#0b84d8", "#2a9d3f", "#f58231", "#911eb4", "#00a5a5", "#d63fc0", "#8a6d00", "#5566ff", "#a04030")
+
+_SCALE = 2  # drawn at twice the size and made smaller, which makes lines and letters smooth
+_TEXT = 13
+_PAPER, _INK, _QUIET = "#ffffff", "#1a1a1a", "#6b6b6b"
+
+
+def shown(relations: Iterable[Relation], threshold: float, limit: int) -> list[Relation]:
+    """The most confident relations of at least `threshold`, at most `limit`; what people annotated comes first."""
+    kept = [relation for relation in relations if relation.confidence is None or relation.confidence >= threshold]
+    return sorted(kept, key=lambda r: -1.0 if r.confidence is None else -r.confidence)[:limit]
+
+
+def object_names(objects: Sequence[Box]) -> list[str]:
+    """A name for each object: its category, with a number where there are several of it."""
+    total, seen = Counter(box.category for box in objects), Counter[str]()
+    names = []
+    for box in objects:
+        seen[box.category] += 1
+        names.append(f"{box.category} {seen[box.category]}" if total[box.category] > 1 else box.category)
+    return names
+
+
+def colour_of(index: int) -> str:
+    """The colour of an object, by its index in the record."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
+    """The image with the objects and links of these relations, `width` pixels wide; less where it is very tall.
+
+    Other objects are outlined thinly. No label leaves the image; labels are kept apart as far as there is room.
+    """
+    scale = _SCALE * _fit_scale(record, width)
+    size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))
+    canvas = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    _Drawing(canvas, record, scale).draw(relations)
+    return canvas.resize((size[0] // _SCALE, size[1] // _SCALE), Image.Resampling.LANCZOS)
+
+
+def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
+    """The image with its relations, `width` pixels wide, and beneath it the relations as a list.
+
+    Without an image, a grey one stands in its place and says so.
+    """
+    if image is None:
+        top = _no_image(record, width)
+    else:
+        top = draw_relations(image, record, relations, width)
+    bottom = _listing(record, relations, width)
+    card = Image.new("RGB", (width, top.height + bottom.height), _PAPER)
+    card.paste(top, ((width - top.width) // 2, 0))
+    card.paste(bottom, (0, top.height))
+    return card
+
+
+@cache
+def font(size: float) -> Font:
+    """Pillow's own font, `size` pixels high."""
+    return ImageFont.load_default(size=size)
+
+
+def fit(text: str, letters: Font, width: float) -> str:
+    """The text on one line, cut short with an ellipsis where it is wider than `width` pixels."""
+    text = " ".join(text.split())
+    if letters.getlength(text) <= width:
+        return text
+    low, high = 0, len(text)  # the longest beginning that fits, by bisection
+    while low < high:
+        middle = (low + high + 1) // 2
+        if letters.getlength(text[:middle].rstrip() + "…") <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low].rstrip() + "…"
+
+
+def label(relation: Relation) -> str:
+    """Predicate and confidence."""
+    return relation.predicate if relation.confidence is None else f"{relation.predicate} {relation.confidence:.2f}"
+
+
+class _Drawing:
+    """Draws on a canvas that is `scale` times as large as the record's image."""
+
+    def __init__(self, canvas: Image.Image, record: Record, scale: float) -> None:
+        self._pen = ImageDraw.Draw(canvas, "RGBA")
+        self._record = record
+        self._scale = scale
+        self._room = LabelRoom(*canvas.size)
+        self._font = font(_TEXT * _SCALE)
+        self._names = object_names(record.objects)
+
+    def draw(self, relations: Sequence[Relation]) -> None:
+        used = sorted({end for relation in relations for end in (relation.subject, relation.object)})
+        used = [index for index in used if not self._record.objects[index].is_nothing]
+        for index, box in enumerate(self._record.objects):
+            if index not in used and not box.is_nothing:
+                self._pen.rectangle(self._corners(index), outline=(255, 255, 255, 130), width=_SCALE)
+        for index in used:
+            self._pen.rectangle(self._corners(index), outline=colour_of(index), width=2 * _SCALE)
+        self._room.worth_seeing = [self._corners(index) for index in used]
+        pairs: dict[tuple[int, int], list[Relation]] = {}
+        for relation in relations:
+            pairs.setdefault((relation.subject, relation.object), []).append(relation)
+        links = {pair: self._curve(*pair) for pair in pairs}
+        for (subject, _), points in links.items():
+            self._arrow(points, colour_of(subject))
+        for index in used:
+            self._name(index)
+        for pair, group in pairs.items():
+            self._say([label(relation) for relation in group], links[pair], colour_of(pair[0]))
+
+    def _corners(self, index: int) -> Rectangle:
+        left, top, width, height = (value * self._scale for value in self._record.objects[index].bbox)
+        right, bottom = min(left + width, self._room.width - 1), min(top + height, self._room.height - 1)
+        left, top = max(left, 0), max(top, 0)
+        return (left, top, max(right, left), max(bottom, top))
+
+    def _curve(self, subject: int, object_: int) -> list[Point]:
+        if self._record.objects[object_].is_nothing or subject == object_:
+            return [middle(self._corners(subject))]
+        return curve(self._corners(subject), self._corners(object_), 24 * _SCALE)
+
+    def _arrow(self, points: list[Point], colour: str) -> None:
+        dot, width = 4 * _SCALE, 3 * _SCALE
+        x, y = points[0]
+        if len(points) > 1:
+            self._pen.line(points, fill="#ffffffd0", width=width + 2 * _SCALE, joint="curve")
+            self._pen.line(points, fill=colour, width=width, joint="curve")
+            self._pen.polygon(arrow_head(points, 13 * _SCALE), fill=colour, outline="white", width=_SCALE // 2)
+        self._pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=colour, outline="white", width=_SCALE)
+
+    def _name(self, index: int) -> None:
+        """The object's name on a ground of its colour, at a corner of its box."""
+        left, top, right, bottom = self._corners(index)
+        text = fit(self._names[index], self._font, self._room.width - 12 * _SCALE)
+        width, height = self._font.getlength(text) + 8 * _SCALE, (_TEXT + 5) * _SCALE
+        xs, ys = (left + width / 2, right - width / 2), (top - height / 2, bottom + height / 2, top + height / 2)
+        spots = [(x, y) for y in (*ys, bottom - height / 2) for x in xs]
+        place = self._room.place((width, height), spots)
+        self._pen.rounded_rectangle(place, 3 * _SCALE, fill=colour_of(index))
+        self._write(place[0] + 4 * _SCALE, place[1], height, text, "white")
+
+    def _say(self, lines: list[str], points: list[Point], colour: str) -> None:
+        """What the relations of a pair are, on white, somewhere along their link."""
+        lines = [fit(line, self._font, self._room.width - 12 * _SCALE) for line in lines]
+        step = (_TEXT + 4) * _SCALE
+        width = max(self._font.getlength(line) for line in lines) + 8 * _SCALE
+        height = step * len(lines) + 2 * _SCALE
+        place = self._room.place((width, height), along(points, (width, height)))
+        self._pen.rounded_rectangle(place, 4 * _SCALE, fill="#fffffff0", outline=colour, width=_SCALE)
+        for number, line in enumerate(lines):
+            self._write(place[0] + 4 * _SCALE, place[1] + _SCALE + number * step, step, line, _INK)
+
+    def _write(self, x: float, y: float, height: float, text: str, colour: str) -> None:
+        self._pen.text((x, y + height / 2), text, fill=colour, font=self._font, anchor="lm")
+
+
+def _fit_scale(record: Record, width: int) -> float:
+    """What makes the image `width` pixels wide, and not more than half as high again."""
+    return min(width / max(record.width, 1), 1.5 * width / max(record.height, 1))
+
+
+def _no_image(record: Record, width: int) -> Image.Image:
+    height = round(record.height * _fit_scale(record, width))
+    grey = Image.new("RGB", (width, max(height, 4 * _TEXT)), "#c9ccd1")
+    pen, letters = ImageDraw.Draw(grey), font(_TEXT)
+    for number, text in enumerate(("no image", record.file_name)):
+        line = fit(text, letters, width - 12)
+        pen.text((width / 2, grey.height / 2 + (2 * number - 1) * _TEXT), line, fill=_INK, font=letters, anchor="mm")
+    return grey
+
+
+def _listing(record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
+    """The image's id, and its relations one a line, each object with a dot of its colour."""
+    step, margin = _TEXT + 6, 8
+    canvas = Image.new("RGB", (width * _SCALE, (step * (len(relations) + 1) + 2 * margin) * _SCALE), _PAPER)
+    pen, letters = ImageDraw.Draw(canvas), font(_TEXT * _SCALE)
+    total = (
+        "" if len(relations) == len(record.relations) else f" · {len(relations)} of {len(record.relations)} relations"
+    )
+    title = fit(f"{record.image_id}{total}", letters, (width - 2 * margin) * _SCALE)
+    pen.text((margin * _SCALE, (margin + step / 2) * _SCALE), title, fill=_QUIET, font=letters, anchor="lm")
+    names = object_names(record.objects)
+    for number, relation in enumerate(relations, 1):
+        y = (margin + (number + 0.5) * step) * _SCALE
+        confidence = "" if relation.confidence is None else f"{relation.confidence:.2f}"
+        right = (width - margin) * _SCALE
+        pen.text((right, y), confidence, fill=_QUIET, font=letters, anchor="rm")
+        room = right - letters.getlength(confidence) - 2 * margin * _SCALE
+        _sentence(pen, letters, relation, names, (margin * _SCALE, y), room)
+    return canvas.resize((width, canvas.height // _SCALE), Image.Resampling.LANCZOS)
+
+
+def _sentence(
+    pen: ImageDraw.ImageDraw, letters: Font, relation: Relation, names: list[str], at: Point, right: float
+) -> None:
+    """Subject, predicate, object from left to right, cut short before `right`."""
+    x, y = at
+    for index, text in ((relation.subject, ""), (None, relation.predicate), (relation.object, "")):
+        if index is not None:
+            dot = 4 * _SCALE
+            pen.ellipse((x, y - dot, x + 2 * dot, y + dot), fill=colour_of(index))
+            x += 3 * dot
+            text = names[index]
+        if right - x < 2 * _TEXT * _SCALE:
+            return
+        text = fit(text, letters, right - x)
+        pen.text((x, y), text, fill=_INK, font=letters, anchor="lm")
+        x += letters.getlength(text) + 6 * _SCALE

@@ -1,0 +1,161 @@
+"""Bad and odd images, annotated as 8 x 6 pixels, as the first stage of a run opens them."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sgpipe.images import open_image
+from sgpipe.recipe import Resources
+from sgpipe.records import Record
+from sgpipe.stages.base import LoadStage
+from tests.bad_data.case import Case, Kind, Outcome
+
+SIZE = (8, 6)
+NAME = "a.jpg"
+
+
+def look(folder: Path, made: Any) -> Outcome:
+    name, width, height = made if isinstance(made, tuple) else (NAME, *SIZE)
+    record = Record("1", "coco", "val", name, width, height)
+    LoadStage({"val": folder}, Resources())([record])
+    if not record.ok:
+        return Outcome("error row", str(record.error))
+    image = open_image({"val": folder}, record)
+    mean = [round(value) for value in np.asarray(image).reshape(-1, 3).mean(0)]
+    return Outcome("accepted", f"{image.mode} {image.width}x{image.height} {mean}")
+
+
+def noise(form: str, size: tuple[int, int] = (64, 48), **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    return encoded(Image.fromarray(pixels), form, **options)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def flat(mode: str, colour: Any, form: str, size: tuple[int, int] = SIZE, **options: Any) -> bytes:
+    return encoded(Image.new(mode, size, colour), form, **options)
+
+
+def holds(data: bytes, name: str = NAME, size: tuple[int, int] = SIZE) -> Callable[[Path], Any]:
+    def make(folder: Path) -> tuple[str, int, int]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        return name, *size
+
+    return make
+
+
+def named(name: str) -> Callable[[Path], Any]:
+    """A good image outside the image folder's `inside`, and an annotation of that name."""
+
+    def make(folder: Path) -> tuple[str, int, int]:
+        (folder.parent / "secret.png").write_bytes(flat("RGB", "red", "PNG"))
+        return name, *SIZE
+
+    return make
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b"")]
+    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def rotated(size: tuple[int, int]) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return flat("RGB", "white", "JPEG", size, exif=exif)
+
+
+def with_text_bomb() -> bytes:
+    text = PngInfo()
+    text.add_text("comment", "x" * (80 << 20), zip=True)
+    return flat("RGB", "white", "PNG", pnginfo=text)
+
+
+def animated(form: str) -> bytes:
+    frames = [Image.new("RGB", SIZE, colour) for colour in ("red", "blue")]
+    options: dict[str, Any] = {"lossless": True} if form == "WEBP" else {}
+    return encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+
+
+def linked_to_itself(folder: Path) -> None:
+    (folder / NAME).symlink_to(folder / NAME)
+
+
+def fractions() -> bytes:
+    return encoded(Image.fromarray(np.full((6, 8), 0.5, np.float32)), "TIFF")
+
+
+JPEG, PNG = noise("JPEG"), noise("PNG")
+DEEP = encoded(Image.fromarray(np.full((6, 8), 32768, np.uint16)), "PNG")
+SEE_THROUGH = encoded(Image.new("RGBA", SIZE, (0, 0, 0, 0)).quantize(), "PNG", transparency=0)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n%%EOF\n"
+BIG = (64, 48)
+
+_ROWS: tuple[tuple[str, Callable[[Path], Any], Kind, str], ...] = (
+    ("no such file", lambda folder: None, "error row", "image file not found"),
+    ("a file of zero bytes", holds(b""), "error row", "of no known format"),
+    ("a text file", holds(b"not an image"), "error row", "of no known format"),
+    ("a web page saved as an image", holds(b"<!doctype html><title>404</title>"), "error row", "of no known format"),
+    ("JPEG cut in the middle", holds(JPEG[: len(JPEG) // 2], size=BIG), "error row", "truncated"),
+    ("JPEG cut in its header", holds(JPEG[:40], size=BIG), "error row", "cannot be read|of no known format"),
+    ("JPEG with rubbish after its end", holds(JPEG + b"rubbish" * 99, size=BIG), "accepted", "RGB 64x48"),
+    ("PNG cut in the middle", holds(PNG[: len(PNG) // 2], size=BIG), "error row", "truncated|cannot be read"),
+    ("PNG with a flipped byte", holds(flipped(PNG, len(PNG) // 2), size=BIG), "error row", "cannot be read"),
+    ("zeros after a PNG's header", holds(PNG[:60] + bytes(999), size=BIG), "error row", "cannot be read"),
+    ("CMYK", holds(flat("CMYK", (0, 255, 255, 0), "JPEG")), "accepted", r"RGB 8x6 \[25\d, \d, \d\]"),
+    ("16 bits per pixel", holds(DEEP), "accepted", r"RGB 8x6 \[128, 128, 128\]"),
+    ("fractions as pixels", holds(fractions()), "error row", "fractions"),
+    ("black and white", holds(flat("1", 1, "PNG")), "accepted", r"\[255, 255, 255\]"),
+    ("grey", holds(flat("L", 7, "PNG")), "accepted", r"\[7, 7, 7\]"),
+    ("a palette", holds(flat("RGB", "red", "GIF")), "accepted", r"\[255, 0, 0\]"),
+    ("a palette, transparent: on white", holds(SEE_THROUGH), "accepted", r"\[255, 255, 255\]"),
+    ("half transparent: on white", holds(flat("RGBA", (255, 0, 0, 128), "PNG")), "accepted", r"\[255, 127, 127\]"),
+    ("animated GIF: its first frame", holds(animated("GIF")), "accepted", r"\[25\d, \d, \d\]"),
+    ("animated WebP: its first frame", holds(animated("WEBP")), "accepted", r"\[255, 0, 0\]"),
+    ("EXIF rotation, annotated as stored", holds(rotated((8, 6))), "accepted", "RGB 8x6"),
+    ("EXIF rotation, annotated as shown", holds(rotated((6, 8))), "accepted", "RGB 8x6"),
+    ("another size than annotated", holds(JPEG), "error row", "it is 64x48, the annotation says 8x6"),
+    ("sides exchanged without EXIF", holds(flat("RGB", 0, "PNG", (6, 8))), "error row", "it is 6x8"),
+    ("a bomb: 60,000 x 60,000 pixels", holds(png_that_claims(60_000, 60_000)), "error row", "safety limit"),
+    ("a bomb in a PNG's comment", holds(with_text_bomb()), "error row", "(?i)too large|cannot be read"),
+    ("sides of zero pixels", holds(png_that_claims(0, 0)), "error row", "cannot be read|of no known format"),
+    ("1 x 1 pixel", holds(flat("RGB", "red", "PNG", (1, 1)), size=(1, 1)), "accepted", "RGB 1x1"),
+    ("60,000 x 1 pixels", holds(flat("L", 9, "PNG", (60_000, 1)), size=(60_000, 1)), "accepted", "RGB 60000x1"),
+    ("PNG called .jpg", holds(flat("RGB", "red", "PNG")), "accepted", r"\[255, 0, 0\]"),
+    ("EPS, a program, called .jpg", holds(EPS), "error row", "of no known format"),
+    ("a name in any script", holds(flat("RGB", "red", "PNG"), "größe 图 🚲.png"), "accepted", r"\[255, 0, 0\]"),
+    ("a name with a line break", holds(flat("RGB", "red", "PNG"), "a\nb.png"), "accepted", r"\[255, 0, 0\]"),
+    ("a folder", lambda folder: (folder / NAME).mkdir(), "error row", "not a file"),
+    ("a named pipe", lambda folder: os.mkfifo(folder / NAME), "error row", "not a file"),
+    ("a link to itself", linked_to_itself, "error row", "cannot be read"),
+    ("a name of 5,000 letters", named("x" * 5000), "error row", "cannot be read"),
+    ("a name that leaves the folder", named("../secret.png"), "error row", "does not stay inside the image folder"),
+    ("a name that leaves the folder, with backslashes", named("..\\secret.png"), "error row",
+     "does not stay inside the image folder"),
+    ("an absolute name", named("/etc/passwd"), "error row", "does not stay inside the image folder"),
+    ("a name with a NUL", named("a\0.jpg"), "error row", "does not stay inside the image folder"),
+    ("an empty name", named(""), "error row", "does not stay inside the image folder"),
+)  # fmt: skip
+
+CASES = [Case("image", what, make, look, kind, pattern) for what, make, kind, pattern in _ROWS]

@@ -1,0 +1,99 @@
+"""The judge of captions, on captions and truths written by hand."""
+
+import pytest
+
+from experiments.miniworld.caption_quality import (
+    CaptionJudge,
+    ObjectsOnlyGuess,
+    Share,
+    Truth,
+    by_predicate,
+    covered_share,
+    is_true,
+    true_share,
+    truth_of,
+)
+from sgpipe.miniworld.captions import canonical_caption, scene_captions
+from sgpipe.miniworld.scene import random_scene, scene_generator
+
+RIDING = ("person", "riding", "horse")
+SITTING = ("person", "sitting on", "horse")
+CHASING = ("dog", "chasing", "cat")
+BESIDE = ("dog", "next to", "dining table")
+
+
+@pytest.fixture(scope="module")
+def judge() -> CaptionJudge:
+    return CaptionJudge()
+
+
+@pytest.mark.parametrize(
+    ("caption", "statements"),
+    [
+        ("a woman riding a horse", [RIDING]),
+        ("a boy rides a brown horse", [RIDING]),
+        ("a horse ridden by a girl", [RIDING]),
+        ("a puppy next to a table", [BESIDE]),
+        ("a man sits on a horse while a dog chases a kitten", [SITTING, CHASING]),
+        ("a dog juggling a cat", [("dog", "juggling", "cat")]),
+        ("a horse", []),
+    ],
+)
+def test_captions_are_read_in_any_words(judge: CaptionJudge, caption: str, statements: list) -> None:
+    assert judge.statements([caption]) == [tuple(statements)]
+
+
+def test_every_caption_of_the_world_is_true_of_its_own_scene(judge: CaptionJudge) -> None:
+    for number in range(40):
+        scene = random_scene(9, "val", number)
+        plain = [canonical_caption(scene, fact) for fact in scene.facts]
+        for caption in plain:
+            assert judge.statements([caption.text]) == [(scene.statement(caption.facts[0]),)]
+        varied = [caption.text for caption in scene_captions(scene, scene_generator(9, "val", number, 1))]
+        share = true_share([judge.statements(varied)], [truth_of(scene)])
+        assert share.hits >= share.total - 1  # compound sentences are at times misparsed
+
+
+def test_a_caption_is_true_if_it_states_something_and_all_of_it_holds() -> None:
+    truth = Truth(frozenset({RIDING, SITTING}), frozenset({RIDING}))
+    assert is_true([RIDING], truth)
+    assert is_true([RIDING, SITTING], truth)
+    assert not is_true([RIDING, CHASING], truth)
+    assert not is_true([("horse", "riding", "person")], truth)
+    assert not is_true([], truth)
+
+
+def test_shares_count_captions_and_statements() -> None:
+    truths = [
+        Truth(frozenset({RIDING, SITTING}), frozenset({RIDING})),
+        Truth(frozenset({CHASING, BESIDE}), frozenset({CHASING, BESIDE})),
+    ]
+    captions = [[(RIDING,), (SITTING,), ()], [(CHASING,), (CHASING,), (RIDING,)]]
+    assert true_share(captions, truths) == Share(4, 6)
+    assert covered_share(captions, [truth.composed for truth in truths]) == Share(2, 3)
+    assert covered_share(captions, [truth.everything for truth in truths]) == Share(3, 4)
+    assert by_predicate(captions, truths) == {
+        "riding": (Share(1, 2), Share(1, 1)),
+        "sitting on": (Share(1, 1), Share(0, 0)),
+        "next to": (Share(0, 0), Share(0, 1)),
+        "chasing": (Share(2, 2), Share(1, 1)),
+    }
+
+
+def test_who_knows_the_objects_says_what_is_likeliest_of_them() -> None:
+    scenes = [random_scene(1, "train", number) for number in range(200)]
+    guess = ObjectsOnlyGuess((scene, truth_of(scene)) for scene in scenes)
+    for number in range(20):
+        scene = random_scene(1, "val", number)
+        kinds = [thing.kind for thing in scene.things]
+        guesses = guess(scene, 10)
+        assert len(set(guesses)) == len(guesses)
+        for subject, _, object_ in guesses:
+            assert kinds.count(subject) >= (2 if subject == object_ else 1)
+            assert object_ in kinds
+        assert guess(scene, 1) == guesses[:1]
+    first, fifth = (
+        sum(guess(scene, 5)[place] in truth_of(scene).everything for scene in scenes if len(guess(scene, 5)) == 5)
+        for place in (0, 4)
+    )
+    assert first > 1.5 * fifth

@@ -1,0 +1,178 @@
+"""The tiny captioner: its words, its lessons, its training, and the trained one that ships."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import BertTokenizerFast
+
+from experiments.miniworld.captioner import (
+    CaptionerConfig,
+    ModelConfig,
+    build_captioner,
+    caption_words,
+    prompt_ids,
+    save_captioner,
+    save_tokenizer,
+    sine_positions,
+)
+from experiments.miniworld.captioner_data import (
+    NOUNS,
+    TAUGHT,
+    dense_labels,
+    draw_lessons,
+    seen_in_patches,
+    taught_facts,
+)
+from experiments.miniworld.train_captioner import Trainer, caption_loss
+from sgpipe.miniworld.captions import canonical_caption, noun_of
+from sgpipe.miniworld.relations import SPLITS
+from sgpipe.miniworld.render import render
+from sgpipe.miniworld.scene import random_scene
+from sgpipe.stages.caption.blip import load_blip
+
+SMALL = ModelConfig(
+    image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2
+)
+CONFIG = CaptionerConfig(model=SMALL, train_images=6, steps=4, batch_size=4, dense_share=0.5, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("captioner")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> BertTokenizerFast:
+    return save_tokenizer(folder, caption_words())
+
+
+def test_the_tokenizer_knows_every_plain_caption_of_every_split(tokenizer: BertTokenizerFast) -> None:
+    for split in SPLITS:
+        for number in range(30):
+            scene = random_scene(3, split, number)
+            for fact in scene.facts:
+                text = canonical_caption(scene, fact).text
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                assert tokenizer.unk_token_id not in ids
+                assert tokenizer.decode(ids) == text
+
+
+def test_what_is_taught_is_true_and_holds_all_that_was_composed() -> None:
+    for number in range(60):
+        scene = random_scene(5, "train", number)
+        taught = {(fact.subject, fact.predicate, fact.object) for fact in taught_facts(scene)}
+        true = {(fact.subject, fact.predicate, fact.object) for fact in scene.facts}
+        composed = {(fact.subject, fact.predicate, fact.object) for fact in scene.facts if not fact.implied}
+        assert composed <= taught <= true
+        for subject, predicate, object_ in taught:
+            if predicate == "behind":
+                assert (object_, "in front of", subject) in taught
+
+
+def test_patches_see_what_lies_in_them() -> None:
+    owners = np.zeros((8, 12), np.uint8)
+    owners[:4, 6:] = 1
+    owners[3:8, :6] = 2
+    seen = seen_in_patches(owners, 3, 2)
+    assert seen.tolist() == [[False, True, False], [True, False, False], [False, True, False], [False, False, False]]
+
+
+def test_dense_labels_say_who_does_what_to_whom() -> None:
+    for number in range(30):
+        scene = random_scene(2, "train", number)
+        image = render(scene)
+        labels = dense_labels(scene, image, 8)
+        nouns, doing, done, with_, by = labels.split([len(NOUNS), len(TAUGHT), len(TAUGHT), len(NOUNS), len(NOUNS)], 1)
+        seen = seen_in_patches(image.owners, len(scene.things), 8)
+        for fact in taught_facts(scene):
+            subject, object_ = noun_of(scene.things[fact.subject]), noun_of(scene.things[fact.object])
+            at_subject, at_object = seen[:, fact.subject], seen[:, fact.object]
+            assert nouns[at_subject, NOUNS.index(subject)].all()
+            assert doing[at_subject, TAUGHT.index(fact.predicate)].all()
+            assert with_[at_subject, NOUNS.index(object_)].all()
+            assert done[at_object, TAUGHT.index(fact.predicate)].all()
+            assert by[at_object, NOUNS.index(subject)].all()
+        assert not labels[~seen.any(1)].any()
+
+
+def test_positions_tell_all_patches_apart_and_neighbours_are_alike() -> None:
+    positions = sine_positions(8, 64)
+    likeness = torch.nn.functional.cosine_similarity(positions[:, None], positions[None], dim=-1)
+    assert (likeness - torch.eye(64)).max() < 0.99
+    assert likeness[0, 1] > likeness[0, 4]
+    assert likeness[0, 8] > likeness[0, 32]
+
+
+def test_the_loss_of_captions_is_that_of_each_by_itself(tokenizer: BertTokenizerFast) -> None:
+    torch.manual_seed(0)
+    model = build_captioner(SMALL, tokenizer).eval()
+    states = torch.randn(2, 1 + SMALL.grid**2, SMALL.vision_width)
+    start = prompt_ids(tokenizer)
+    texts = [["a man riding a horse", "a dog next to a dining table"], ["a cup on a bench"]]
+    captions = [[[*start, *tokenizer(t, add_special_tokens=False)["input_ids"], 3] for t in own] for own in texts]
+    tokens = torch.zeros(2, 2, 16, dtype=torch.long)
+    total = count = 0.0
+    for image, own in enumerate(captions):
+        for number, ids in enumerate(own):
+            tokens[image, number, : len(ids)] = torch.tensor(ids)
+            logits = model.text_decoder(
+                input_ids=torch.tensor([ids]), encoder_hidden_states=states[image : image + 1]
+            ).logits[0, len(start) - 1 : -1]
+            total += torch.nn.functional.cross_entropy(logits, torch.tensor(ids[len(start) :]), reduction="sum").item()
+            count += len(ids) - len(start)
+    assert caption_loss(model, states, tokens, len(start)).item() == pytest.approx(total / count, rel=1e-4)
+
+
+def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(tokenizer: BertTokenizerFast) -> None:
+    lessons = draw_lessons(SMALL, tokenizer, CONFIG.images, CONFIG.seed)
+    first, second = (Trainer(CONFIG, tokenizer, lessons) for _ in range(2))
+    losses = [first.step() for _ in range(4)]
+    assert losses == [second.step() for _ in range(4)]
+    assert [loss.caption > 0 for loss in losses] == [False, False, True, True]
+    for (name, one), two in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0, msg=name)
+
+
+def test_a_few_images_can_be_learned_by_heart(tokenizer: BertTokenizerFast) -> None:
+    config = CONFIG.model_copy(update={"steps": 90, "dense_share": 0.1, "learning_rate": 3e-3})
+    trainer = Trainer(config, tokenizer, draw_lessons(SMALL, tokenizer, config.images, config.seed))
+    losses = [trainer.step() for _ in range(config.steps)]
+    assert losses[-1].dense < 0.7 * losses[0].dense
+    assert losses[-1].caption < 0.5 * losses[15].caption
+
+
+def test_mirrored_images_take_their_labels_with_them(tokenizer: BertTokenizerFast) -> None:
+    lessons = draw_lessons(SMALL, tokenizer, 2, 0)
+    trainer = Trainer(CONFIG, tokenizer, lessons)
+    both, flipped = torch.tensor([0, 0]), torch.tensor([False, True])
+    pixels = trainer.pixels(both, flipped)
+    torch.testing.assert_close(pixels[0], pixels[1].flip(2))
+    targets = trainer.dense_targets(both, flipped).unflatten(1, (SMALL.grid, SMALL.grid))
+    torch.testing.assert_close(targets[0], targets[1].flip(1))
+    assert not torch.equal(targets[0], targets[1])
+
+
+def test_a_saved_captioner_is_small_and_loads_as_blip(folder: Path, tokenizer: BertTokenizerFast) -> None:
+    torch.manual_seed(1)
+    model = build_captioner(SMALL, tokenizer).eval()
+    save_captioner(model, folder)
+    assert {weight.dtype for weight in load_file(folder / "model.safetensors").values()} == {torch.float16}
+    assert next(model.parameters()).dtype == torch.float32
+    blip = load_blip(str(folder), None, torch.device("cpu"), torch.float32)
+    assert blip.prepare.size == SMALL.image_size
+    assert blip.prompt_ids("a picture of") == prompt_ids(tokenizer)
+    pixels = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(
+        blip.encode(pixels), model.vision_model(pixel_values=pixels).last_hidden_state, rtol=0, atol=0.02
+    )
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValidationError, match="multiple of patch_size"):
+        ModelConfig(image_size=100, patch_size=14)
+    with pytest.raises(ValidationError, match="multiples of heads"):
+        ModelConfig(vision_width=132, heads=8)

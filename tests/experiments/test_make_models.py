@@ -1,0 +1,32 @@
+"""The making of the models, with far fewer images and steps than it takes."""
+
+import pytest
+
+from experiments.miniworld import make_models
+from experiments.miniworld.captioner import CaptionerConfig
+from experiments.miniworld.network_quality import network_recipe
+from sgpipe.errors import UserError
+from sgpipe.training.initial_model import CLASSES
+
+
+def test_a_folder_that_is_there_is_refused(tmp_path):
+    (tmp_path / "something").touch()
+    with pytest.raises(UserError, match="name a new folder"):
+        make_models.main(tmp_path)
+
+
+@pytest.mark.slow
+def test_all_models_are_made_measured_and_described(tmp_path, monkeypatch, capsys):
+    brief = CaptionerConfig(train_images=24, steps=4)
+    monkeypatch.setattr(make_models, "captioner_recipe", lambda: brief)
+    make_models.main(tmp_path / "out", images=8, train_images=12)
+    printed = capsys.readouterr().out
+    for words in ("10 nucleus samples", "all matching pairs", "ParSeDA on val"):
+        assert words in printed
+    weights = tmp_path / "out" / "weights"
+    for name in ("captioner", "tagger", "parseda"):
+        assert "In " in (weights / name / "README.md").read_text()
+    for name in make_models.NETWORKS:
+        assert CLASSES[network_recipe(name).model.kind].from_pretrained(weights / name).num_parameters() > 500_000
+    assert "first 12 images" in (weights / "tagger" / "README.md").read_text()
+    assert "4 steps of 16 images" in (weights / "captioner" / "README.md").read_text()

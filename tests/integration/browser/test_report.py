@@ -1,0 +1,83 @@
+"""The report page in a browser."""
+
+import pytest
+
+from sgpipe.records import Box
+from sgpipe.stats.audit import audit
+from sgpipe.stats.gallery import cards
+from sgpipe.stats.html import write_report
+from sgpipe.storage.database import open_run
+from tests.sgpipe.stats.runs import PERSON, scene
+from tests.sgpipe.training.data.runs import make_run
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    evil = Box(EVIL, 9, (100, 50, 60, 60))
+    records = [
+        scene("0", [(0, "on", 1, 0.9), (0, "near", 2, 0.4)], captions=[EVIL, "a dog"]),
+        scene("1", [(0, f'" onmouseover="alert(2)" {EVIL}', 1, 0.8)], [PERSON, evil]),
+        scene("2", [(1, "under", 0, 0.1)]),
+        scene("3"),
+    ]
+    make_run(root / "run", records, run={"name": f"run {EVIL}"})
+    with open_run(root / "run") as database:
+        found, gallery = audit(database), list(cards(database, 10, 0.2))
+    write_report(root / "report.html", found, gallery)
+    return root / "report.html"
+
+
+def shown(page) -> dict[str, list[str]]:
+    """The relations that can be seen, by image."""
+    found = {}
+    for card in page.locator(".card:visible").all():
+        items = card.locator("li[data-relation]:visible").all()
+        found[card.locator("h3").inner_text().split()[1]] = [item.get_attribute("data-predicate") for item in items]
+    return found
+
+
+def test_the_filters_show_what_they_say(open_page, report):
+    page = open_page(report)
+    assert shown(page)["0"] == ["on", "near"]
+    assert shown(page)["2"] == []  # its relation is below 0.2
+    assert page.locator(".card:visible .graph .edge:visible").count() == 6  # a line and a label each
+    page.locator("#by-confidence").fill("0.5")
+    assert shown(page)["0"] == ["on"]
+    page.select_option("#by-predicate", "near")
+    assert shown(page) == {}
+    page.get_by_role("button", name="Show all").click()
+    assert shown(page)["2"] == ["under"]
+    page.select_option("#by-category", "cup")
+    assert shown(page) == {"0": ["near"]}
+    assert page.locator("#count").inner_text() == "1 images, 1 relations"
+
+
+def test_names_with_markup_are_text(open_page, report):
+    page = open_page(report)
+    assert page.locator("h1").inner_text() == f"run {EVIL}: label report"
+    assert EVIL in page.locator(".captions").first.inner_text()
+    page.select_option("#by-category", EVIL)
+    assert len(shown(page)) == 1
+    assert page.locator("script").count() == 1
+
+
+def test_pointing_at_a_relation_by_keyboard_lights_it_up(open_page, report):
+    page = open_page(report)
+    page.locator("li[data-relation]").first.focus()
+    card = page.locator(".card").first
+    assert card.locator(".edge.lit").count() == 3  # on the image; line and label in the graph
+    page.keyboard.press("Tab")
+    assert card.locator("li[data-relation='1']").evaluate("element => element === document.activeElement")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_is_readable_in_both_schemes(open_page, report, scheme):
+    page = open_page(report, width=360, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    ink, ground = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
+    brightness = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (ink, ground)]
+    assert (brightness[0] > brightness[1]) == (scheme == "dark")
+    assert abs(brightness[0] - brightness[1]) > 400

@@ -1,0 +1,104 @@
+"""The files of docker/ are what their programs read, and call sgpipe as it wants to be called."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from docker.try_run_lines import FILES, harmless, make_system, steps
+from sgpipe.cli.main import app
+
+DOCKER = Path(__file__).parents[3] / "docker"
+FOLDER = Path(sys.executable).parent
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every call of sgpipe in a file, as words."""
+    calls = re.findall(r"\bsgpipe ((?:generate|label|doctor)\b[^\n\"'\]]*)", text)
+    return [shlex.split(call) for call in calls]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_linter_finds_nothing(name):
+    linter = shutil.which("hadolint", path=str(FOLDER))
+    if linter is None:
+        pytest.skip("hadolint is not installed")
+    found = subprocess.run([linter, "-c", DOCKER / ".hadolint.yaml", DOCKER / name], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_images_are_run_by_nobody_special_and_say_how_they_are(name):
+    made = steps((DOCKER / name).read_text())
+    users = [arguments for instruction, arguments in made if instruction == "USER"]
+    assert users
+    assert not users[-1].startswith(("0", "root"))
+    last = [instruction for instruction, _ in made]
+    assert last.index("USER") < last.index("HEALTHCHECK") < last.index("ENTRYPOINT")
+    assert last.count("FROM") == 2  # what only the build needs is not in the image
+    assert sum(instruction == "RUN" for instruction in last) >= 4
+
+
+def test_what_images_are_made_of_is_let_through():
+    let_through = {line[1:] for line in (DOCKER.parent / ".dockerignore").read_text().split() if line.startswith("!")}
+    for name in FILES:
+        made = steps((DOCKER / name).read_text())
+        copied = {
+            word for step, words in made if step == "COPY" and "--from" not in words for word in words.split()[:-1]
+        }
+        assert copied == let_through
+        assert all((DOCKER.parent / word).exists() for word in copied)
+
+
+def test_the_compose_file_has_a_head_two_workers_and_a_job():
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]
+    assert services["worker"]["deploy"]["replicas"] == 2
+    assert services["worker"]["depends_on"]["head"]["condition"] == "service_healthy"
+    assert {service["image"] for service in services.values()} == {"sgpipe"}
+    assert all("healthcheck" in service for service in services.values())
+    assert "ray start --address=head:6379" in services["job"]["command"][0]
+
+
+def test_the_kubernetes_job_runs_as_the_image_does():
+    job = yaml.safe_load((DOCKER / "rayjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert str(pod["securityContext"]["runAsUser"]) in (DOCKER / "Dockerfile.gpu").read_text()
+        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_cluster_file_names_a_shared_folder():
+    cluster = yaml.safe_load((DOCKER / "ray-cluster.yaml").read_text())
+    assert cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
+    assert any("/data:/data" in option for option in cluster["docker"]["run_options"])
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "ray-cluster.yaml", "rayjob.yaml"])
+def test_sgpipe_is_called_with_options_it_has(name):
+    found = commands((DOCKER / name).read_text())
+    assert found
+    group = typer.main.get_command(app)
+    for name_, *arguments in found:
+        command = group.commands[name_]
+        command.make_context(name_, arguments, resilient_parsing=False)
+
+
+def test_trying_changes_nothing_of_the_machine(tmp_path):
+    system = make_system(tmp_path / "system")
+    for name in FILES:
+        for step, line in steps((DOCKER / name).read_text()):
+            if step == "RUN":
+                tried = harmless(line, system)
+                assert not re.search(r"apt-get (update|install (?!--simulate))", tried)
+                assert "rm -rf /var" not in tried
+                assert not re.search(r"useradd (?!--prefix)", tried)

@@ -1,0 +1,49 @@
+"""The fenced blocks of README.md and docs/, and what each of them needs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+_BLOCK = re.compile(r"(?:^<!-- needs: (?P<needs>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of shell commands or Python; `needs`: what is not there when tests run, or None."""
+
+    document: str
+    line: int
+    language: str
+    text: str
+    needs: str | None
+
+    def __str__(self) -> str:
+        return f"{self.document}:{self.line}"
+
+    def commands(self) -> Iterator[list[str]]:
+        """Every call of sgpipe in it, as words; of alternatives ("a|b") the first."""
+        for line in self.text.replace("\\\n", " ").splitlines():
+            for part in re.split(r"\|\s|&&", line):
+                words = shlex.split(part, comments=True)
+                if words[:1] == ["sgpipe"]:
+                    yield [word.partition("|")[0] for word in words[1:]]
+
+
+def blocks() -> list[Block]:
+    return [block for path in DOCUMENTS for block in _blocks(path)]
+
+
+def _blocks(path: Path) -> Iterator[Block]:
+    text = path.read_text(encoding="utf-8")
+    for found in _BLOCK.finditer(text):
+        if found["language"] in ("sh", "python"):
+            line = text[: found.start("language")].count("\n") + 1
+            name = str(path.relative_to(ROOT))
+            yield Block(name, line, found["language"], found["text"], found["needs"])

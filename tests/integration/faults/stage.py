@@ -1,0 +1,49 @@
+"""A made-up stage, in a file of its own so that workers import no more than they need."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sgpipe.recipe import Resources
+from sgpipe.records import Caption, Record, Relation
+
+SECONDS = "SGPIPE_STUB_SECONDS"
+MARKS = "SGPIPE_STUB_MARKS"
+GPUS = "SGPIPE_STUB_GPUS"
+
+
+@dataclass
+class Stub:
+    """Says of an image what its name alone decides, in `seconds`; one called `fatal` ends its process.
+
+    Its caption gets so many `bytes` more. In the folder `marks`, if there is one, it leaves a file for each image
+    that it is done with, in which stand the GPUs that it sees.
+    """
+
+    seconds: float = 0.0
+    bytes: int = 0
+    marks: str | None = None
+    name: str = "stub"
+    fills: tuple[str, ...] = ("captions", "relations")
+    resources: Resources = field(default_factory=Resources)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            time.sleep(self.seconds)
+            if "fatal" in record.file_name:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            digest = hashlib.sha256(record.image_id.encode()).digest()
+            record.captions = [Caption(digest.hex() + "." * self.bytes)]
+            last = len(record.objects) - 1
+            record.relations = [Relation(0, last, f"rank {digest[0]}", digest[1] / 255)] if last > 0 else []
+            if self.marks:
+                Path(self.marks, record.image_id).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        return records

@@ -1,0 +1,41 @@
+"""`sgpipe` with one made-up stage in the place of all models: a run costs no more than Ray does.
+
+python -m tests.integration.faults.stub generate coco …
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from unittest import mock
+
+from sgpipe.cli import main as command_line
+from sgpipe.generation import run
+from sgpipe.recipe import Resources
+from sgpipe.stages.base import Stage
+from tests.integration.faults.stage import GPUS, MARKS, SECONDS, Stub
+
+
+def stages(*_: object) -> list[Stage]:
+    """One stage; or, where it shall leave marks, a quick one that does, on GPUs if so asked, and a slow one on half a
+    CPU."""
+    last = Stub(float(os.environ.get(SECONDS, "0")))
+    marks = os.environ.get(MARKS)
+    resources = Resources(gpus=float(os.environ.get(GPUS, "0")))
+    heavy = 400_000  # Ray keeps smaller units with the driver, where no lost machine takes them away
+    return (
+        [Stub(bytes=heavy, marks=marks, resources=resources), replace(last, resources=Resources(cpus=0.5))]
+        if marks
+        else [last]
+    )
+
+
+def main(*arguments: str) -> None:
+    """Run `sgpipe` with these arguments, or those of the process."""
+    with mock.patch.object(run, "build_stages", stages), mock.patch.object(sys, "argv", ["sgpipe", *arguments]):
+        command_line.main()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,124 @@
+"""Disks that are full or cannot be written: one line, nothing half-written, and the same command goes on afterwards."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.storage.run_folder import RunFolder
+from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
+
+IMAGES = 80
+FULL = "error: No space left on device: "
+
+
+class Disk:
+    """A disk of its own size, in memory."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def mount(self, options: str) -> None:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.place], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+
+    def remount(self, options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", self.place], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", self.place], check=True)
+
+    def fill(self, but: int) -> None:
+        """Leave so many blocks of 4 KiB."""
+        free = os.statvfs(self.place).f_bavail
+        (self.place / "filling").write_bytes(bytes((free - but) * 4096))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    disk = Disk(place)
+    disk.mount("size=4m")
+    yield disk
+    disk.unmount()
+
+
+def failed(run: Run, code: int = 1) -> str:
+    """The line that says why, after which there is at most the one that says how to go on."""
+    run.start()
+    assert run.wait() == code, run.said
+    assert "Traceback" not in run.said
+    at, *others = [n for n, line in enumerate(run.said.splitlines()) if line.startswith("error: ")]
+    assert not others
+    lines = run.said.splitlines()[at:]
+    assert lines[1:] == ["Committed work is kept; run the same command again to resume."] * (len(lines) - 1)
+    return lines[0]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_there_is_space_again(disk: Disk, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", IMAGES)
+    whole = Run(dataset, tmp_path / "whole")
+    whole.start()
+    assert whole.wait() == 0, whole.said
+    run = Run(dataset, disk.place / "out")
+    run.log = tmp_path / "log"
+    disk.remount("size=400k")
+    assert failed(run).startswith(FULL)
+    assert 0 < run.committed < IMAGES
+    disk.remount("size=600k")
+    before = run.committed
+    run.log.unlink()
+    assert failed(run).startswith(FULL)
+    assert run.committed > before
+    disk.remount("size=4m")
+    run.start()
+    assert run.wait() == 0, run.said
+    assert_whole(run.out, rows(whole.out))
+
+
+@pytest.mark.parametrize("blocks", [0, 4, 8])
+def test_a_disk_that_is_full_from_the_start(disk: Disk, tmp_path: Path, blocks: int) -> None:
+    run = Run(make_dataset(tmp_path / "data", IMAGES), disk.place / "out")
+    run.log = tmp_path / "log"
+    disk.fill(but=blocks)
+    assert failed(run).startswith(FULL)
+
+
+def test_images_are_not_drawn_on_a_full_disk(disk: Disk) -> None:
+    disk.fill(but=40)
+    out = disk.place / "out"
+    done = CliRunner().invoke(app, ["generate", "--out", str(out), "--set", "source.drawn.images=50"])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == ["drawing 50 images", f"{FULL}{out}"]
+    assert RunFolder(out).truth is None
+
+
+@pytest.mark.slow
+def test_a_full_disk_where_ray_keeps_its_files(tmp_path: Path) -> None:
+    with TemporaryDirectory() as place:  # Ray's sockets have no room for the length of tmp_path
+        disk = Disk(Path(place))
+        disk.mount("size=4m")
+        try:
+            disk.fill(but=0)
+            run = Run(make_dataset(tmp_path / "data", 1), tmp_path / "out", environment={"RAY_TMPDIR": place})
+            assert failed(run).startswith("error: Ray did not start here: ")
+        finally:
+            disk.unmount()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(disk: Disk, tmp_path: Path) -> None:
+    disk.remount("ro")
+    for out in (disk.place, disk.place / "out"):
+        run = Run(make_dataset(tmp_path / f"for-{out.name}", 1), out)
+        run.log = tmp_path / f"{out.name}.log"
+        assert failed(run, code=2) == f"error: --out {out} cannot be written: Read-only file system"

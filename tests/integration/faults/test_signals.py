@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM: once, twice, and in the middle of a unit that takes a quarter of an hour."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sgpipe.storage.manifest import Manifest
+from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
+from tests.integration.faults.stage import SECONDS
+
+IMAGES = 24
+GO_ON = "Committed work is kept; run the same command again to resume."
+
+
+def stop(run: Run, *signals: signal.Signals) -> None:
+    """Send them to the run half a second apart, and wait for its end."""
+    for number in signals:
+        os.kill(run.process.pid or 0, number)
+        run.wait_for(lambda: False, 0.5)
+    assert run.wait() == 130, run.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)]
+)
+def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+    run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "0.3"})
+    run.start()
+    assert run.wait_for(lambda: run.committed > 1)
+    second = Run(run.dataset, run.out)
+    second.log = tmp_path / "second.log"
+    second.start()
+    assert second.wait() == 2
+    assert second.said == f"error: another run (process {run.process.pid}) is writing into {run.out}; wait for it\n"
+    stop(run, *signals)
+    said = run.said.splitlines()[-1]
+    assert said in (f"interrupted. {GO_ON}", *[f"stopped at once. {GO_ON}"] * (len(signals) - 1))
+    assert "Traceback" not in run.said
+    assert not {record.image_id for record in rows(run.out)} - {str(number) for number in range(IMAGES)}
+    assert 0 < len(Manifest.load(run.out).shards) < IMAGES
+    run.environment = {}
+    run.start()
+    assert run.wait() == 0, run.said
+    whole = Run(run.dataset, tmp_path / "whole")
+    whole.start()
+    assert whole.wait() == 0, whole.said
+    assert_whole(run.out, rows(whole.out))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> None:
+    run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "900"})
+    run.start()
+    assert run.wait_for(lambda: run.processes("MapWorker(MapBatches(Worker)).submit"))
+    workers = run.processes("MapWorker")
+    stop(run, *[signal.SIGINT] * times)
+    time.sleep(10)  # within which Ray's workers notice
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

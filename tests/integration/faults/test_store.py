@@ -1,0 +1,363 @@
+"""Shards in an object store: a server of moto's that speaks S3."""
+
+import json
+import os
+import re
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from moto.server import ThreadedMotoServer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import StoreError, UserError
+from sgpipe.generation import run as generation
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
+from sgpipe.recipe import load_recipe
+from sgpipe.records import Record, from_table, to_table
+from sgpipe.storage import lock as store_lock
+from sgpipe.storage.lock import LOCK, StoreLock
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.mirror import ManifestMirror, fetch
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.storage.verify import verify
+from sgpipe.utils.console import Progress
+from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
+from tests.integration.faults.stage import SECONDS, Stub
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ObjectStore:
+    """A place of its own in a bucket of its own."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:60].strip("-")
+    urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"))
+    return ObjectStore(f"s3://{bucket}/some/labels")
+
+
+class Machine:
+    """`sgpipe generate` with a store, whose workers label units of two images by themselves, without Ray."""
+
+    def __init__(self, dataset: list[str], out: Path, store: ObjectStore | None) -> None:
+        self.folder = RunFolder(out, store)
+        options = {name.removeprefix("--"): Path(value) for name, value in pairwise(dataset) if name[:2] == "--"}
+        split = {name: options[name] for name in ("images", "annotations", "captions")}
+        settings = {"source.splits": {"val": split}, "caption.captioner": None, "tag.tagger": "none"}
+        self.recipe = load_recipe("coco", settings | {"engine.store": store and store.uri})
+
+    def work(self, units: int) -> Manifest:
+        """Commit so many units; raises KeyboardInterrupt if that is not all."""
+
+        def run(recipe, folder, manifest, indexes, todo, progress, published) -> None:
+            ranges = [(at, at + 2) for unit in todo for at in range(unit.start, unit.stop, 2)]
+            for start, stop in ranges[:units]:
+                manifest.commit(self.label(WorkUnit("val", start, stop)))
+                published.copy_soon()
+            if len(ranges) > units:
+                raise KeyboardInterrupt
+
+        with mock.patch.object(generation, "_run", run), suppress(KeyboardInterrupt):
+            generation.generate(self.recipe, self.folder.root, Progress(Console(quiet=True)))
+        return Manifest.load(self.folder.root)
+
+    def label(self, unit: WorkUnit) -> ShardEntry:
+        reader = UnitReader(self.folder.storage, {"val": self.folder.index_name("val")})
+        return UnitWriter(self.folder.storage)(unit, Stub()(reader(unit)), {})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> list[str]:
+    return make_dataset(tmp_path / "data", IMAGES)
+
+
+def labelled(machine: Machine) -> list[Record]:
+    return from_table(to_table(Stub()(SourceIndex(machine.folder.index("val")).records(0, IMAGES))))
+
+
+def ignore(images: int, counts: object) -> None: ...
+
+
+def test_objects_come_back_as_they_were_put(store: ObjectStore, tmp_path: Path) -> None:
+    store.put("data/a", b"first")
+    store.put("data/a", b"second")
+    (tmp_path / "b").write_bytes(bytes(range(256)) * 50_000)
+    store.put_file("data/b", tmp_path / "b")
+    assert store.read("data/a") == b"second"
+    assert store.sizes("data") == {"a": 6, "b": 12_800_000}
+    store.get_file("data/b", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "b").read_bytes()
+    store.delete("data/a")
+    store.delete("data/a")
+    assert store.read("data/a") is None
+    assert store.sizes("nowhere") == {}
+
+
+def test_a_run_in_a_store_is_fetched_as_it_was_made(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+    machine = Machine(dataset, tmp_path / "out", store)
+    manifest = machine.work(units=6)
+    assert not any((tmp_path / "out" / "data").iterdir())
+    fetch(store, tmp_path / "fetched", ignore)
+    assert_whole(tmp_path / "fetched", labelled(machine))
+    assert {f"data/{name}" for name in store.sizes("data")} == {shard.file for shard in manifest.shards}
+    for name in ("README.md", "recipe.yaml", MANIFEST):
+        assert (tmp_path / "fetched" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_what_is_there_is_not_fetched_again(
+    store: ObjectStore, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(dataset, tmp_path / "out", store)
+    shards = machine.work(units=6).shards
+    fetch(store, tmp_path / "fetched", ignore)
+    (tmp_path / "fetched" / shards[1].file).write_bytes(b"x" * shards[1].bytes)
+    got: list[str] = []
+    original = Store.get_file
+    monkeypatch.setattr(ObjectStore, "get_file", lambda self, name, path: (got.append(name), original(self, name, path)))
+    fetch(store, tmp_path / "fetched", ignore)
+    assert got == [shards[1].file]
+    assert_whole(tmp_path / "fetched", labelled(machine))
+
+
+def test_another_machine_goes_on_from_the_store(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+    first = Machine(dataset, tmp_path / "first", store)
+    first.work(units=2)
+    other = Machine(dataset, tmp_path / "other", store)
+    assert len(other.work(units=2).shards) == 4
+    assert len(first.work(units=9).shards) == 6
+    fetch(store, tmp_path / "fetched", ignore)
+    assert_whole(tmp_path / "fetched", labelled(first))
+
+
+def test_a_manifest_that_was_not_copied_any_more_is_gone_on_from(
+    store: ObjectStore, dataset: list[str], tmp_path: Path
+) -> None:
+    machine = Machine(dataset, tmp_path / "out", store)
+    machine.work(units=2)
+    before = store.read(MANIFEST)
+    machine.work(units=2)
+    store.put(MANIFEST, before)
+    with (tmp_path / "out" / MANIFEST).open("ab") as file:
+        file.write(b'{"crc32": "torn')
+    assert len(machine.work(units=1).shards) == 5
+    assert store.read(MANIFEST) == (tmp_path / "out" / MANIFEST).read_bytes()
+
+
+def test_lost_and_unlisted_objects_are_noticed(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+    machine = Machine(dataset, tmp_path / "out", store)
+    manifest = machine.work(units=6)
+    store.delete(manifest.shards[0].file)
+    store.put(manifest.shards[1].file, b"cut")
+    store.put("data/val-000000900-000000902.parquet", b"of a killed run")
+    store.put("data/somebody.txt", b"else's")
+    assert machine.folder.lost(manifest) == manifest.shards[:2]
+    with pytest.raises(StoreError, match="is missing; the run makes it again"):
+        fetch(store, tmp_path / "fetched", ignore)
+    for shard in manifest.shards[:2]:
+        machine.label(WorkUnit("val", shard.start, shard.stop))
+    with machine.folder.lock():
+        machine.folder.sweep(manifest)
+    assert store.sizes("data").keys() == {Path(shard.file).name for shard in manifest.shards} | {"somebody.txt"}
+    fetch(store, tmp_path / "fetched", ignore)
+    assert_whole(tmp_path / "fetched", labelled(machine))
+
+
+def test_an_object_of_other_bytes_is_not_taken(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+    shard = Machine(dataset, tmp_path / "out", store).work(units=1).shards[0]
+    store.put(shard.file, b"x" * shard.bytes)
+    with pytest.raises(StoreError, match="is not what the manifest says"):
+        fetch(store, tmp_path / "fetched", ignore)
+    assert not any((tmp_path / "fetched" / "data").iterdir())
+
+
+def test_a_store_of_another_run_is_refused(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+    Machine(dataset, tmp_path / "out", store).work(units=1)
+    other = RunFolder(tmp_path / "other", store)
+    with other.lock():
+        Manifest.create(other.root, {"store": store.uri, "name": "another"})
+        with pytest.raises(UserError, match="are of different runs"):
+            ManifestMirror(other).reconciled().__enter__()
+    with pytest.raises(UserError, match="are of different runs"):
+        fetch(store, tmp_path / "other", ignore)
+    with pytest.raises(UserError, match="holds no sgpipe run"):
+        fetch(ObjectStore(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)
+
+
+@pytest.mark.parametrize("now", [None, "s3://elsewhere/labels"])
+def test_shards_do_not_move_while_a_run_goes_on(store: ObjectStore, dataset: list[str], tmp_path: Path, now) -> None:
+    Machine(dataset, tmp_path / "out", store).work(units=1)
+    with pytest.raises(UserError, match=f"are in {store.uri}; go on with --store {store.uri}"):
+        ManifestMirror(RunFolder(tmp_path / "out", now and ObjectStore(now))).reconciled().__enter__()
+
+
+def test_commands_that_need_shards_say_where_they_are(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+    Machine(dataset, tmp_path / "out", store).work(units=1)
+    for command in ("stats", "verify"):
+        said = CliRunner().invoke(app, [command, str(tmp_path / "out")])
+        assert said.exit_code == 2
+        assert f"sgpipe fetch {store.uri} --out {tmp_path / 'out'}" in said.stderr
+    assert CliRunner().invoke(app, ["fetch", store.uri, "--out", str(tmp_path / "out")]).exit_code == 0
+    said = CliRunner().invoke(app, ["verify", str(tmp_path / "out")])
+    assert said.exit_code == 0, said.output
+
+
+def owner(process: int, host: str) -> bytes:
+    return json.dumps({"process": process, "host": host, "token": "another"}).encode()
+
+
+def test_one_run_at_a_time_writes_into_a_store(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StoreLock(store).held(), pytest.raises(UserError, match=f"process {os.getpid()} on .* wait for it"):
+        StoreLock(store).held().__enter__()
+    assert store.read(LOCK) is None
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    store.put(LOCK, owner(dead.pid, os.uname().nodename))
+    with StoreLock(store).held():
+        pass
+    store.put(LOCK, owner(1, "another-machine"))
+    with pytest.raises(UserError, match="process 1 on another-machine"):
+        StoreLock(store).held().__enter__()
+    monkeypatch.setattr(store_lock, "_STALE_SECONDS", -5)
+    with StoreLock(store).held():
+        pass
+
+
+def test_the_lock_of_a_run_at_work_is_renewed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_lock, "_RENEW_SECONDS", 0.01)
+    with StoreLock(store).held():
+        first, end = store.modified(LOCK), time.monotonic() + 20
+        while store.modified(LOCK) == first and time.monotonic() < end:
+            time.sleep(0.1)
+        assert store.modified(LOCK) > first
+
+
+def test_a_lock_that_was_taken_over_is_left_alone(
+    store: ObjectStore, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_lock, "_RENEW_SECONDS", 0.5)
+    folder, other = RunFolder(tmp_path / "out", store), owner(1, "another-machine")
+    with folder.lock():
+        manifest = Manifest.create(folder.root, {})
+        store.put("data/val-000000000-000000002.parquet", b"the other run's")
+        store.put(LOCK, other)
+        time.sleep(1)
+        for forbidden in (lambda: folder.sweep(manifest), ManifestMirror(folder).copy):
+            with pytest.raises(StoreError, match="another run took over"):
+                forbidden()
+    assert store.read(LOCK) == other
+    assert store.sizes("data") == {"val-000000000-000000002.parquet": 15}
+    assert store.read(MANIFEST) is None
+
+
+def test_a_first_attempt_without_shards_binds_nothing(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+    Machine(dataset, tmp_path / "out", None).work(units=0)
+    machine = Machine(dataset, tmp_path / "out", store)
+    machine.work(units=2)
+    assert len(machine.work(units=1).shards) == 3
+
+
+def test_the_store_of_another_recipe_leaves_the_folder_as_it_was(
+    store: ObjectStore, dataset: list[str], tmp_path: Path
+) -> None:
+    Machine(dataset, tmp_path / "out", store).work(units=1)
+    other = Machine(dataset, tmp_path / "other", store)
+    other.recipe = other.recipe.model_copy(update={"seed": 1})
+    with pytest.raises(UserError, match=f"{store.uri} was made with other settings; choose another --store"):
+        other.work(units=1)
+    assert not (tmp_path / "other" / MANIFEST).exists()
+    elsewhere = Machine(dataset, tmp_path / "other", ObjectStore(f"{store.uri}-too"))
+    assert len(elsewhere.work(units=1).shards) == 1
+
+
+def test_a_damaged_copy_is_fetched_again_and_not_repaired(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+    machine = Machine(dataset, tmp_path / "out", store)
+    shard = machine.work(units=6).shards[0]
+    fetch(store, tmp_path / "fetched", ignore)
+    (tmp_path / "fetched" / shard.file).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"get again what is bad: sgpipe fetch {store.uri}"):
+        verify(tmp_path / "fetched", repair=True)
+    fetch(store, tmp_path / "fetched", ignore)
+    assert_whole(tmp_path / "fetched", labelled(machine))
+
+
+def test_a_run_killed_after_its_last_commit_is_whole_in_the_store(
+    store: ObjectStore, dataset: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(dataset, tmp_path / "out", store)
+    with monkeypatch.context() as killed:
+        killed.setattr(ManifestMirror, "__exit__", lambda *_: None)
+        machine.work(units=6)
+    fetch(store, tmp_path / "before", ignore)
+    assert (tmp_path / "before" / "recipe.yaml").exists()
+    machine.work(units=6)
+    fetch(store, tmp_path / "fetched", ignore)
+    assert_whole(tmp_path / "fetched", labelled(machine))
+
+
+def test_keys_do_not_get_into_a_run(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["fetch", "s3://KEY:SECRET@bucket/x", "--out", str(tmp_path / "out")])
+    assert said.exit_code == 2
+    assert "SECRET" not in said.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("uri", ["s3://", "file:///tmp/x", "nonsense://bucket/x", "bucket", "s3://bucket:x:y/z"])
+def test_what_is_no_store_is_refused(uri: str) -> None:
+    with pytest.raises(UserError, match="object store") as caught:
+        ObjectStore(uri).read("a")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_is_not_there_is_told_in_one_line(store: ObjectStore) -> None:
+    with pytest.raises(StoreError, match=r"^s3://no-such-bucket/x: ") as caught:
+        ObjectStore("s3://no-such-bucket/x").put("a", b"")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_is_no_folder(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["generate", "--out", "s3://bucket/labels"])
+    assert said.exit_code == 2
+    assert "--store s3://" in said.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_another_machine(store: ObjectStore, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", 40)
+    options = ("--set", "engine.unit_size=1", "--set", "engine.cpus=2", "--store", store.uri)
+    keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    run = Run(dataset, tmp_path / "out", options, {SECONDS: "0.2", **keys})
+    run.start()
+    assert run.wait_for(lambda: run.committed > 10), run.said
+    run.process.kill()
+    run.process.join()
+    again = Run(dataset, tmp_path / "again", options, keys)
+    again.start()
+    assert again.wait() == 0, again.said
+    whole = Run(dataset, tmp_path / "whole")
+    whole.start()
+    assert whole.wait() == 0, whole.said
+    fetch(store, tmp_path / "fetched", ignore)
+    assert_whole(tmp_path / "fetched", rows(whole.out))

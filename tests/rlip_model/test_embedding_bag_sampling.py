@@ -1,0 +1,174 @@
+"""Sampling by embedding bags: values and all gradients are those of one `grid_sample` per level."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rlip_model import embedding_bag_sampling
+from rlip_model.attention import sample, sample_by_grid
+from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
+
+SHAPES = ((7, 9), (4, 5), (2, 2))
+Case = tuple[Tensor, Tensor, Tensor]
+
+
+def random_case(
+    shapes: Shapes = SHAPES,
+    batch: int = 2,
+    queries: int = 11,
+    heads: int = 4,
+    points: int = 3,
+    dim: int = 8,
+    dtype: torch.dtype = torch.float64,
+) -> Case:
+    """Values, places of which some lie outside of the maps, weights."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(height * width for height, width in shapes)
+    layout = (heads, len(shapes), points)
+    value = torch.randn(batch, tokens, heads, dim, generator=generator, dtype=dtype)
+    shares = 1.8 * torch.rand(batch, queries, 2, *layout, generator=generator, dtype=dtype) - 0.4
+    sizes = torch.tensor(shapes, dtype=dtype).T.flip(0)[:, None, :, None]
+    weights = torch.rand(batch, queries, *layout, generator=generator, dtype=dtype)
+    return value, shares * sizes - 0.5, weights
+
+
+def with_gradients(way: Callable[..., Tensor], case: Case, shapes: Shapes = SHAPES) -> tuple[Tensor, ...]:
+    inputs = [tensor.detach().requires_grad_() for tensor in case]
+    sampled = way(inputs[0], shapes, *inputs[1:])
+    pull = torch.randn(sampled.shape, generator=torch.Generator().manual_seed(1), dtype=sampled.dtype)
+    return sampled.detach(), *torch.autograd.grad(sampled, inputs, pull)
+
+
+def check_equal(case: Case, shapes: Shapes = SHAPES) -> None:
+    pairs = zip(
+        with_gradients(sample_by_embedding_bags, case, shapes),
+        with_gradients(sample_by_grid, case, shapes),
+        strict=True,
+    )
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("queries", [0, 1, 11, 67])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_equals_grid_sample(monkeypatch: pytest.MonkeyPatch, queries: int, batch: int) -> None:
+    """Also where the last chunk and the last part of it are smaller than the others."""
+    monkeypatch.setattr(embedding_bag_sampling, "POINTS_PER_CHUNK", 720)
+    monkeypatch.setattr(embedding_bag_sampling, "BYTES_PER_PICK", 8 * 8 * 36 * 7)
+    case = random_case(queries=queries, batch=batch)
+    if queries:
+        check_equal(case)
+    else:
+        gradients = with_gradients(sample_by_embedding_bags, case)
+        assert [tuple(each.shape) for each in gradients] == [(batch, 0, 32), *(tuple(each.shape) for each in case)]
+        assert gradients[1].eq(0).all()
+
+
+@pytest.mark.parametrize(("heads", "points", "dim"), [(1, 1, 1), (3, 5, 7), (2, 4, 33)])
+def test_any_width(heads: int, points: int, dim: int) -> None:
+    check_equal(random_case(heads=heads, points=points, dim=dim))
+
+
+def test_no_picture() -> None:
+    assert [len(each) for each in with_gradients(sample_by_embedding_bags, random_case(batch=0))] == [0, 0, 0, 0]
+
+
+def test_slopes_at_the_borders_of_pixels_and_maps() -> None:
+    """There the derivative jumps; sizes of powers of 2 make the places exact."""
+    shapes = ((4, 8), (2, 2))
+    steps = torch.arange(-4, 22, dtype=torch.float64) / 2
+    x, y = torch.meshgrid(steps, steps, indexing="xy")
+    value, _, _ = random_case(shapes, batch=1, heads=1)
+    places = torch.stack((x, y), dim=-1).view(1, -1, 2, 1, 1, 1).expand(-1, -1, -1, -1, 2, -1)
+    weights = torch.rand(1, places.shape[1], 1, 2, 1, dtype=torch.float64)
+    check_equal((value, places, weights), shapes)
+
+
+def test_single_precision_at_the_size_of_a_picture() -> None:
+    shapes = ((50, 67), (25, 34))
+    value, places, weights = random_case(shapes, batch=1, queries=300, dtype=torch.float32)
+    case = (value, places, weights.flatten(3).softmax(-1).view(weights.shape))
+    sampled, *found = with_gradients(sample_by_embedding_bags, case, shapes)
+    expected_sampled, *expected = with_gradients(sample_by_grid, case, shapes)
+    torch.testing.assert_close(sampled, expected_sampled, rtol=0, atol=1e-5)
+    for gradient, other in zip(found, expected, strict=True):
+        assert (gradient - other).norm() < 1e-5 * other.norm()
+
+
+def test_gradcheck() -> None:
+    value, places, weights = random_case(((3, 4), (2, 2)), batch=2, queries=2, heads=2, points=2, dim=3)
+    inputs = [tensor.requires_grad_() for tensor in (value, places, weights)]
+    assert torch.autograd.gradcheck(lambda v, *others: sample_by_embedding_bags(v, ((3, 4), (2, 2)), *others), inputs)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+def test_only_the_gradients_that_are_asked_for(wanted: tuple[bool, ...]) -> None:
+    case = random_case()
+    inputs = [tensor.clone().requires_grad_(want) for tensor, want in zip(case, wanted, strict=True)]
+    sample_by_embedding_bags(inputs[0], SHAPES, *inputs[1:]).sum().backward()
+    assert [tensor.grad is not None for tensor in inputs] == list(wanted)
+
+
+def test_strided_inputs() -> None:
+    value, places, weights = random_case()
+    strided = (
+        value.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        places.transpose(1, 3).contiguous().transpose(1, 3),
+        weights.flip(1).transpose(2, 4).contiguous().transpose(2, 4).flip(1),
+    )
+    assert not any(tensor.is_contiguous() for tensor in strided)
+    check_equal(strided)
+    shared = (value[:1].expand(2, -1, -1, -1), places[:1].expand(2, *places.shape[1:]), weights)
+    check_equal(shared)
+
+
+def test_no_second_derivative() -> None:
+    value, places, weights = (tensor.requires_grad_() for tensor in random_case())
+    sampled = sample_by_embedding_bags(value, SHAPES, places, weights)
+    (gradient,) = torch.autograd.grad(sampled.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_keeps_its_arguments_only() -> None:
+    value, places, weights = (tensor.requires_grad_() for tensor in random_case(queries=50))
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        sample_by_embedding_bags(value, SHAPES, places, weights)
+    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in (value, places, weights)}
+
+
+def test_under_activation_checkpoints() -> None:
+    case = random_case()
+
+    def recomputed(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
+        return checkpoint(sample_by_embedding_bags, value, shapes, places, weights, use_reentrant=False)
+
+    for found, expected in zip(
+        with_gradients(recomputed, case), with_gradients(sample_by_embedding_bags, case), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    """Also where the backward pass runs under autocast."""
+    case = tuple(tensor.bfloat16() for tensor in random_case(dtype=torch.float32))
+    exact = with_gradients(sample, tuple(tensor.float() for tensor in case))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = with_gradients(sample, case)
+    for half, single in zip(found, exact, strict=True):
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), single, rtol=2**-7, atol=0.1)
+    single_case = random_case(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = with_gradients(sample, single_case)
+    for under, without in zip(found, with_gradients(sample, single_case), strict=True):
+        assert torch.equal(under, without)

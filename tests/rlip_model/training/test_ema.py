@@ -1,0 +1,54 @@
+"""Moving averages of parameters."""
+
+import torch
+from torch import nn
+
+from rlip_model.training.ema import EMA
+
+
+def moved(network: nn.Linear, value: float) -> None:
+    with torch.no_grad():
+        network.weight.fill_(value)
+
+
+def test_the_average_of_parameters_follows_them() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    moved(network, 0.0)
+    ema, expected = EMA(network, decay=0.3), 0.0
+    for update, value in enumerate((1.0, 2.0, -4.0, 8.0, 1.0), 1):
+        moved(network, value)
+        ema.update()
+        decay = min(0.3, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * value
+        torch.testing.assert_close(ema.values["weight"].item(), expected)
+    assert ema.updates == 5
+
+
+def test_swapping_twice_changes_nothing() -> None:
+    network = nn.Linear(2, 2)
+    ema = EMA(network, decay=0.9)
+    moved(network, 5.0)
+    ema.swap()
+    assert not (network.weight == 5).any()
+    assert (ema.values["weight"] == 5).all()
+    ema.swap()
+    assert (network.weight == 5).all()
+
+
+def test_what_is_frozen_has_no_average() -> None:
+    network = nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    assert EMA(network, decay=0.9).values.keys() == {"weight"}
+
+
+def test_an_average_goes_on_from_what_was_stored() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    whole, cut = EMA(network, decay=0.99), EMA(network, decay=0.99)
+    for value in (1.0, 2.0):
+        moved(network, value)
+        whole.update()
+    cut.load(whole.values, whole.updates)
+    moved(network, 7.0)
+    whole.update()
+    cut.update()
+    assert torch.equal(whole.values["weight"], cut.values["weight"])

@@ -1,0 +1,361 @@
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from rlip_model.evaluation.hico_classes import possible_interactions
+from sgpipe.cli.main import app
+from sgpipe.sources.vocabulary import category_names
+
+PERSON, BIKE = {"bbox": [0, 0, 9, 9], "category_id": 1}, {"bbox": [50, 50, 59, 59], "category_id": 2}
+RIDE, HOLD, WASH = 77, 37, 112  # of HICO-DET, from 1
+
+
+def relation(verb: int, **more: Any) -> dict[str, Any]:
+    return {"subject_id": 0, "object_id": 1, "category_id": verb, **more}
+
+
+def annotated(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE) -> dict[str, Any]:
+    return {"file_name": name, "annotations": [PERSON, BIKE], "hoi_annotation": [relation(verb)]}
+
+
+def predicted(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more: Any) -> dict[str, Any]:
+    return {
+        "file_name": name,
+        "predictions": [PERSON, BIKE],
+        "hoi_prediction": [relation(verb, **{"score": 0.9, **more})],
+    }
+
+
+def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str) -> Result:
+    """`contents` by option; the options that are files are written first."""
+    arguments = ["eval", benchmark, "--json", str(folder / "out.json"), "--csv", str(folder / "out.csv"), *options]
+    for option, content in contents.items():
+        path = folder / f"{option}.json"
+        path.write_text(json.dumps(content))
+        arguments += [f"--{option}", str(path)]
+    return CliRunner().invoke(app, arguments)
+
+
+def hico(folder: Path, annotations: list[Any], predictions: list[Any], *options: str) -> Result:
+    return run(folder, "hico", {"annotations": annotations, "predictions": predictions}, *options)
+
+
+def written(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "out.json").read_text()))
+
+
+def test_hico_on_screen_as_json_and_as_csv(tmp_path: Path) -> None:
+    result = hico(tmp_path, [annotated(), annotated("HICO_test2015_00000002.jpg", HOLD)], [predicted()])
+    assert result.exit_code == 0, result.output
+    assert "mAP rare" in result.output
+    assert "1 of 2 annotated images have no predictions" in result.output
+    content = written(tmp_path)
+    assert content["summary"]["mAP"] == pytest.approx(0.5)
+    assert content["summary"]["mAP rare"] is None
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [(row["predicate"], row["object"], row["hits"]) for row in rows] == [
+        ("hold", "bicycle", "0"),
+        ("ride", "bicycle", "1"),
+    ]
+    assert [row["predicate"] for row in content["per_class"]] == ["hold", "ride"]
+
+
+def test_hico_as_json_on_standard_output(tmp_path: Path) -> None:
+    hico(tmp_path, [annotated()], [predicted()])
+    result = hico(tmp_path, [annotated()], [predicted()], "--json", "-")
+    assert json.loads(result.stdout) == written(tmp_path)
+
+
+def test_zero_shot_settings_have_their_own_names(tmp_path: Path) -> None:
+    assert hico(tmp_path, [annotated()], [predicted()], "--setting", "UO").exit_code == 0
+    assert set(written(tmp_path)["summary"]) == {"mAP", "mAP unseen", "mAP seen", "mean max recall"}
+
+
+def test_what_is_not_predicted_is_not_found_with_score_0(tmp_path: Path) -> None:
+    hico(tmp_path, [annotated()], [predicted(verb=WASH)])
+    assert written(tmp_path)["summary"]["mean max recall"] == 0
+
+
+def test_images_predicted_twice_are_told(tmp_path: Path) -> None:
+    result = hico(tmp_path, [annotated()], [predicted(verb=WASH), predicted()])
+    assert "1 predictions are of images that had some" in result.output
+    assert written(tmp_path)["summary"]["mAP"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "told"),
+    [
+        (predicted("HICO_test2015_00000009.jpg"), "image 'HICO_test2015_00000009.jpg' is not in"),
+        (predicted(score=float("nan")), "a 'score' is NaN"),
+        (predicted(score="high"), "not a table of numbers"),
+        (predicted(verb=118), "category_id 118 of a relation is none"),
+        (predicted(object_id=2), "a box of a relation is 2, expected 0 to 1"),
+        (predicted(subject_id=None), "not a table of numbers"),
+        ({**predicted(), "predictions": [PERSON, {**BIKE, "category_id": 12}]}, "category_id 12 of an object"),
+        ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}, "is inside out"),
+        ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [1, 2, 3]}]}, "not a table of numbers"),
+        ({**predicted(), "predictions": [PERSON, {}]}, "KeyError('category_id')"),
+        ({**predicted(), "predictions": [7]}, "expected boxes with 'bbox'"),
+        ({**predicted(), "hoi_prediction": {}}, "'hoi_prediction' is not a list"),
+        (predicted(subject_id=0.5), "not a table of integers"),
+        (predicted(score=[0.9]), "not a table of numbers"),
+        ({"file_name": "HICO_test2015_00000001.jpg"}, "there is no 'predictions'"),
+        (7, "there is no 'file_name'"),
+    ],
+)
+def test_wrong_predictions_are_one_line(tmp_path: Path, prediction: Any, told: str) -> None:
+    result = hico(tmp_path, [annotated()], [prediction])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("annotations", "told"),
+    [
+        ([annotated(), annotated()], "is there twice"),
+        ([annotated(verb=118)], "category_id 118 of a relation"),
+        ([], "is not HICO-DET in HOIA form"),
+        ([{**annotated(), "annotations": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}], "is inside out"),
+    ],
+)
+def test_wrong_annotations_are_one_line(tmp_path: Path, annotations: list[Any], told: str) -> None:
+    result = hico(tmp_path, annotations, [predicted()])
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--plot"])
+def test_results_are_not_written_over_a_folder(tmp_path: Path, option: str) -> None:
+    (tmp_path / "folder").mkdir()
+    result = hico(tmp_path, [annotated()], [predicted()], option, str(tmp_path / "folder"))
+    assert result.exit_code == 2
+    assert "folder is a folder; name a file" in result.stderr
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    result = hico(tmp_path, [annotated()], [])
+    assert (result.exit_code, "holds no predictions" in result.stderr) == (2, True)
+    result = CliRunner().invoke(app, ["eval", "hico", "--predictions", "none.json", "--annotations", "none.json"])
+    assert (result.exit_code, "not found: none.json" in result.stderr) == (2, True)
+
+
+def golden(oracle: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = oracle / "golden" / "evaluation"
+    inputs = json.loads(gzip.decompress((folder / f"{name}.inputs.json.gz").read_bytes()))
+    return inputs, json.loads((folder / f"{name}.expected.json").read_text())
+
+
+def boxes(part: dict[str, Any], categories: list[int]) -> list[dict[str, Any]]:
+    pairs = zip(part["boxes"], part["labels"], strict=True)
+    return [{"bbox": box, "category_id": categories[label]} for box, label in pairs]
+
+
+def hundred_best(found: dict[str, Any], scores: np.ndarray, first: int) -> list[dict[str, Any]]:
+    """As published evaluators cut them off: those scored 0 fill up. `first`: the first predicate's category_id."""
+    best = np.argsort(-scores.reshape(-1), kind="stable")[:100]
+    pairs, predicates = np.divmod(best, scores.shape[1])
+    return [
+        {
+            "subject_id": found["sub_ids"][pair],
+            "object_id": found["obj_ids"][pair],
+            "category_id": predicate + first,
+            "score": score,
+        }
+        for pair, predicate, score in zip(
+            pairs.tolist(), predicates.tolist(), scores.reshape(-1)[best].tolist(), strict=True
+        )
+    ]
+
+
+def true_relations(rows: list[list[int]], first: int) -> list[dict[str, Any]]:
+    return [{"subject_id": s, "object_id": o, "category_id": predicate + first} for s, o, predicate in rows]
+
+
+def hico_scores(found: dict[str, Any]) -> np.ndarray:
+    scores = np.zeros((len(found["sub_ids"]), 117), dtype=np.float32)
+    for pair, verb, score in found["verb_scores"]:
+        scores[pair, verb] = score
+    labels = np.array(found["labels"], dtype=int)[np.array(found["obj_ids"], dtype=int)]
+    return scores * possible_interactions().T[labels]
+
+
+@pytest.mark.parametrize(
+    ("setting", "options"), [("default", []), ("pair_nms", ["--pair-nms"]), ("UC-RF", ["--setting", "UC-RF"])]
+)
+def test_hico_gives_the_official_figures(oracle: Path, tmp_path: Path, setting: str, options: list[str]) -> None:
+    inputs, expected = golden(oracle, "hico/real500")
+    categories, annotations, predictions = list(category_names("coco")), [], []
+    for image in inputs["images"]:
+        name, truth, found = image["filename"], image["gt"], image["pred"]
+        relations = true_relations(truth["hois"], 1)
+        annotations.append({"file_name": name, "annotations": boxes(truth, categories), "hoi_annotation": relations})
+        best = hundred_best(found, hico_scores(found), 1)
+        predictions.append({"file_name": name, "predictions": boxes(found, categories), "hoi_prediction": best})
+    result = hico(tmp_path, annotations, predictions, *options)
+    assert result.exit_code == 0, result.output
+    official = expected["settings"][setting]["metrics"]
+    assert list(written(tmp_path)["summary"].values()) == pytest.approx(list(official.values()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "nms"), [("default", "none"), ("nms", "published"), ("nms_phrase_order_repaired", "repaired")]
+)
+def test_open_images_gives_the_official_figures(oracle: Path, tmp_path: Path, setting: str, nms: str) -> None:
+    inputs, expected = golden(oracle, "openimages/main300")
+    categories, annotations, predictions = list(range(601)), [], []
+    for image in inputs["images"]:
+        name, truth, found = image["filename"], image["gt"], image["pred"]
+        relations = true_relations(truth["rels"], 0)
+        annotations.append({"file_name": name, "annotations": boxes(truth, categories), "rel_annotations": relations})
+        scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, 30)
+        best = hundred_best(found, scores, 0)
+        predictions.append({"file_name": name, "predictions": boxes(found, categories), "rel_prediction": best})
+    contents = {"annotations": annotations, "predictions": predictions}
+    assert run(tmp_path, "openimages", contents, "--nms", nms).exit_code == 0
+    assert written(tmp_path)["summary"] == pytest.approx(expected["settings"][setting]["metrics"])
+
+
+def test_vcoco_gives_the_official_figures(oracle: Path, tmp_path: Path) -> None:
+    inputs, expected = golden(oracle, "vcoco/main300")
+    contents = {"annotations": inputs["vsrl"], "coco": inputs["coco"], "predictions": inputs["detections"]}
+    result = run(tmp_path, "vcoco", contents)
+    assert result.exit_code == 0, result.output
+    summary, official = written(tmp_path)["summary"], expected["official"]
+    for scenario in (1, 2):
+        assert summary[f"role AP, scenario {scenario}"] == pytest.approx(
+            official[f"scenario_{scenario}"]["mean_without_point"]
+        )
+    assert summary["agent AP"] == pytest.approx(official["agent"]["mean"])
+
+
+VERB = {
+    "action_name": "cut",
+    "role_name": ["agent", "obj"],
+    "image_id": [7],
+    "ann_id": [1],
+    "label": [1],
+    "role_object_id": [1, 2],
+}
+PERSON_7 = {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100}
+COCO = {
+    "images": [{"id": 7, "width": 100, "height": 60}],
+    "annotations": [
+        PERSON_7,
+        {"id": 2, "image_id": 7, "category_id": 2, "bbox": [50, 20, 10, 10], "area": 100},
+    ],
+}
+DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_obj": [50, 20, 59, 29, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"predictions": []}, "holds no predictions"),
+        ({"predictions": [{**DETECTION, "image_id": 8}]}, "1 image with detections but without annotations; first: 8"),
+        (
+            {"predictions": [{**DETECTION, "image_id": name} for name in (8, "8")]},
+            "2 images with detections but without annotations",
+        ),
+        ({"predictions": [{**DETECTION, "cut_agent": None}]}, "a score of an agent is NaN"),
+        (
+            {"predictions": [{**DETECTION, "cut_obj": [59, 20, 50, 29, 0.5]}]},
+            "box of a predicted role [59.0, 20.0, 50.0, 29.0] is inside out",
+        ),
+        ({"predictions": [{**DETECTION, "person_box": []}]}, "1 action scores of predicted persons, expected 0"),
+        ({"predictions": [{"image_id": 7}]}, "a detection has no 'person_box'"),
+        ({"predictions": [7]}, "expected detections as V-COCO's evaluator takes them"),
+        ({"coco": {}}, "are not V-COCO's annotations with the COCO instances"),
+        ({"coco": {**COCO, "images": [], "annotations": []}}, "lacks image 7"),
+        (
+            {"coco": {**COCO, "annotations": COCO["annotations"][1:]}},
+            "person 1 of action 'cut' is missing in COCO's annotations",
+        ),
+        (
+            {"coco": {**COCO, "annotations": [{**PERSON_7, "bbox": [0, 0, float("nan"), 9]}]}},
+            "bbox or area of annotation 1 is NaN",
+        ),
+        ({"coco": {**COCO, "annotations": [7]}}, "are not V-COCO's annotations with the COCO instances"),
+        ({"annotations": [{**VERB, "label": [1.5]}]}, "label of person 1 of action 'cut' is 1.5, expected 0, 1 or -1"),
+        ({"annotations": [{}]}, "are not V-COCO's annotations with the COCO instances"),
+    ],
+)
+def test_wrong_vcoco_files_are_one_line(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    right = {"annotations": [VERB], "coco": COCO, "predictions": [DETECTION]}
+    result = run(tmp_path, "vcoco", right)
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path)["summary"]["role AP, scenario 1"] == 1
+    result = run(tmp_path, "vcoco", {**right, **change})
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["predcls", "sgdet"])
+def test_visual_genome_gives_the_official_figures(oracle: Path, tmp_path: Path, mode: str) -> None:
+    inputs, expected = golden(oracle, f"vg/{mode}")
+    keys = {
+        "pred_labels": "labels",
+        "pred_scores": "scores",
+        "rel_pair_idxs": "pairs",
+        "pred_rel_scores": "predicate_scores",
+    }
+    annotations, predictions = [], []
+    for number, image in enumerate(inputs["images"]):
+        true = {"relations" if key == "relation_tuple" else key: value for key, value in image["gt"].items()}
+        annotations.append({"image_id": number, **true})
+        predictions.append({"image_id": number, **{keys.get(key, key): value for key, value in image["pred"].items()}})
+    result = run(tmp_path, "vg", {"annotations": annotations, "predictions": predictions}, "--mode", mode)
+    assert result.exit_code == 0, result.output
+    summary, official = written(tmp_path)["summary"], expected["metrics"]
+    for ours, theirs in (("R@50", "recall@50"), ("ng-mR@100", "ng_mean_recall@100"), ("zR@20", "zeroshot_recall@20")):
+        assert summary[ours] == pytest.approx(official[theirs])
+    rows = {row["predicate"]: row["R@100"] for row in written(tmp_path)["per_class"]}
+    assert rows == pytest.approx(expected["mean_recall_list_100"])
+
+
+GRAPH = {"image_id": 3, "boxes": [[0, 0, 9, 9], [20, 20, 29, 29]], "labels": [5, 6], "relations": [[0, 1, 31]]}
+FOUND = {**GRAPH, "scores": [1, 1], "pairs": [[0, 1]], "predicate_scores": [[0.1] * 31 + [0.9] + [0.1] * 19]}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ([], "holds no predictions"),
+        ([{**FOUND, "image_id": 4}], "image 4 is not in"),
+        ([FOUND, FOUND], "image 3 is there twice"),
+        ([{**FOUND, "labels": [5, 151]}], "label of a predicted box is 151"),
+        ([{**FOUND, "labels": [5.5, 6]}], "not a table of integers"),
+        ([{**FOUND, "labels": [5, 10**30]}], "not a table of numbers"),
+        ([{**FOUND, "pairs": [[0, 2]]}], "box of a predicted pair is 2"),
+        ([{**FOUND, "pairs": [[0, 1, 1], [1, 0, 0]]}], "not a table of integers"),
+        ([{**FOUND, "predicate_scores": [[0.5] * 50]}], "not a table of numbers"),
+        ([{**FOUND, "predicate_scores": [[None] * 51]}], "a score of a predicate is NaN"),
+        ([{"image_id": 3}], "there is no 'boxes'"),
+        ([7], "an item has no 'image_id'"),
+    ],
+)
+def test_wrong_scene_graphs_are_one_line(tmp_path: Path, change: list[Any], told: str) -> None:
+    contents = {"annotations": [GRAPH, {**GRAPH, "image_id": "4x"}], "predictions": [FOUND]}
+    result = run(tmp_path, "vg", contents, "--mode", "sgdet")
+    assert "1 of 2 annotated images have no predictions" in result.output
+    assert written(tmp_path)["summary"]["R@20"] == 1
+    result = run(tmp_path, "vg", {**contents, "predictions": change}, "--mode", "sgdet")
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_scene_graphs_annotated_twice_are_refused(tmp_path: Path) -> None:
+    result = run(tmp_path, "vg", {"annotations": [GRAPH, GRAPH], "predictions": [FOUND]}, "--mode", "sgdet")
+    assert result.exit_code == 2
+    assert "image 3 is there twice" in result.stderr

@@ -1,0 +1,158 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.shards import iter_records
+
+MAN, BIKE = {"bbox": [1, 2, 30, 40], "category_id": 1}, {"bbox": [0, 0, 64, 48], "category_id": 2}
+RELATION = {"subject_id": 0, "object_id": 1, "category_id": 3}
+PAIR = {"boxes_h": [[1, 2, 30, 40]], "boxes_o": [[0, 0, 64, 48]]}
+GRAPH = {
+    "image_id": 1,
+    "width": 64,
+    "height": 48,
+    "objects": [{"object_id": i, "x": 0, "y": 0, "w": 9, "h": 9, "names": ["dog"]} for i in (1, 2)],
+    "relationships": [{"predicate": "near", "subject_id": 1, "object_id": 2}],
+}
+SIZE = {"width": 64, "height": 48}
+INSTANCES = {
+    "images": [{"id": 1, "file_name": "1.jpg", **SIZE}],
+    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0}],
+    "categories": [{"id": 1, "name": "person"}],
+}
+TRIPLETS = {"train": {"1": [[0, 0, 1]]}, "val": {}, "rel_categories": ["__background__", "on"]}
+
+
+def hoia(name: str, key: str = "hoi_annotation") -> list[dict]:
+    return [{"file_name": name, "annotations": [MAN, BIKE], key: [RELATION], **SIZE}]
+
+
+FILES = {
+    "vg": [GRAPH],
+    "hico": hoia("HICO_train2015_00000001.jpg"),
+    "vcoco": hoia("COCO_train2014_000000000001.jpg"),
+    "openimages": hoia("0001.jpg", "rel_annotations"),
+    "rlipv2": [{**GRAPH, "dataset": "coco2017", "data_split": "train2017"}],
+    "coco-rel": INSTANCES,
+}
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for kind, content in FILES.items():
+        (tmp_path / f"{kind}_train.json").write_text(json.dumps(content))
+    (tmp_path / "rel.json").write_text(json.dumps(TRIPLETS))
+    return tmp_path
+
+
+def options(folder: Path, kind: str, file: str | None = None) -> list[object]:
+    relations = ["--relations", folder / "rel.json"] if kind == "coco-rel" else []
+    return ["import", kind, "--annotations", folder / f"{file or kind}_train.json", "--images", folder, *relations]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_each_kind_is_imported_and_counted(folder, kind):
+    result = invoke(*options(folder, kind), "--out", folder / "out")
+    assert result.exit_code == 0, result.stderr
+    (record,) = iter_records(folder / "out")
+    assert (record.ok, record.split, len(record.relations)) == (True, "train", 1)
+    lines = [line.split("│") for line in result.stdout.splitlines() if "│" in line]
+    cells = {cell[1].strip(): cell[2].strip() for cell in lines}
+    assert cells["images"] == "1 of 1"
+    assert cells["relations"] == cells["different predicates"] == "1"
+    assert cells["objects"] == str(len(record.objects))
+    assert invoke("stats", folder / "out").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("file", FILES)
+def test_the_files_of_others_are_refused_by_name(folder, kind, file):
+    if kind == file or (kind, file) == ("rlipv2", "vg"):  # scene graphs without confidences are of RLIPv2's form
+        return
+    result = invoke(*options(folder, kind, file), "--out", folder / "out")
+    assert result.exit_code == 2
+    assert f"{file}_train.json is " in result.stderr
+    assert ", not " in result.stderr
+    assert f"sgpipe import {file}" in result.stderr
+    assert not (folder / "out").exists()
+
+
+def test_bad_input_is_one_line_and_exit_code_2(folder):
+    (folder / "cut_train.json").write_text(json.dumps([GRAPH] * 3)[:-9])
+    for file, reason in (("cut", "cut short"), ("none", "not found")):
+        result = invoke(*options(folder, "vg", file), "--out", folder / "out")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+        assert result.stderr.startswith("error: ")
+        assert reason in result.stderr
+
+
+def test_options_reach_the_import(folder):
+    out = folder / "out"
+    result = invoke(*options(folder, "vg"), "--out", out, "--split", "mine", "--no-preprocess", "--limit", "1")
+    assert result.exit_code == 0
+    run = Manifest.load(out).run
+    assert (run["identity"]["split"], run["identity"]["options"]) == ("mine", {"preprocess": False})
+    result = invoke(*options(folder, "vg"), "--out", out, "--split", "mine")
+    assert result.exit_code == 2
+    assert "options.preprocess: False then, True now" in result.stderr
+
+
+def test_if_every_image_fails_the_exit_code_says_so(folder):
+    (folder / "vg_train.json").write_text(json.dumps([{**GRAPH, "width": None}]))
+    result = invoke(*options(folder, "vg"), "--out", folder / "out")
+    assert result.exit_code == 3
+    assert "--retry-failed tries again" in result.stdout
+
+
+def test_the_drawn_world_is_imported_with_all_its_relations(tmp_path):
+    assert invoke("miniworld", "--images", 5, "--out", tmp_path / "drawn").exit_code == 0
+    graphs = json.loads((tmp_path / "drawn/scene_graphs.json").read_text())
+    command = ["import", "vg", "--annotations", tmp_path / "drawn/scene_graphs.json"]
+    result = invoke(*command, "--images", tmp_path / "drawn/images", "--out", tmp_path / "out", "--embed")
+    assert result.exit_code == 0
+    for record, graph in zip(iter_records(tmp_path / "out"), graphs, strict=True):
+        ids = [thing["object_id"] for thing in graph["objects"]]
+        drawn = [
+            (ids.index(r["subject_id"]), ids.index(r["object_id"]), r["predicate"]) for r in graph["relationships"]
+        ]
+        assert [(r.subject, r.object, r.predicate) for r in record.relations] == drawn
+        assert [box.bbox for box in record.objects] == [tuple(thing[k] for k in "xywh") for thing in graph["objects"]]
+
+
+@pytest.mark.slow
+def test_an_import_killed_at_any_moment_goes_on(tmp_path):
+    items = [{**GRAPH, "image_id": number} for number in range(20_000)]
+    (tmp_path / "vg_train.json").write_text(json.dumps(items))
+    command = [
+        sys.executable,
+        "-c",
+        "from sgpipe.cli.main import main; main()",
+        *map(str, options(tmp_path, "vg")),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    for shards in (1, 5):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and _committed(tmp_path / "out") < shards:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert shards <= _committed(tmp_path / "out") < 40
+    assert subprocess.run(command, check=False).returncode == 0
+    assert [record.image_id for record in iter_records(tmp_path / "out")] == [str(i) for i in range(20_000)]
+
+
+def _committed(out: Path) -> int:
+    return (out / MANIFEST).read_bytes().count(b"\n") - 1 if (out / MANIFEST).exists() else 0

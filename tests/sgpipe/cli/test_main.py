@@ -1,0 +1,136 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import RobertaModel
+from typer.testing import CliRunner
+
+from rlip_model.text import build_tokenizer
+from sgpipe.cli.main import app
+from sgpipe.sources.formats import guess_split
+from tests.detections import make_coco
+from tests.factories import tiny_config
+
+
+def invoke(*arguments: object, stdin: str | None = None):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def one_line(result) -> str:
+    assert not isinstance(result.exception, Exception), result.exception
+    *progress, message = result.stderr.splitlines()
+    assert all(line.startswith("reading the annotations") for line in progress)
+    assert message.startswith("error: ")
+    return message
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return make_coco(tmp_path / "coco", images=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--tagger", "t", "--images", "{images}"], "no boxes for all: give --annotations"),
+        (["--tagger", "t", "--annotations", "{annotations}"], "need --images"),
+        (["--tagger", "t", "--images", "/nowhere", "--annotations", "{annotations}"], "folder not found: /nowhere"),
+        (["--tagger", "t", "--images", "{images}", "--annotations", "no.json"], "annotations file not found: no.json"),
+        (["--tagger", "t", "--images", "{images}", "--annotations", "{images}/0000.png"], "not a JSON text file"),
+        (["--tagger", "t", "--images", "{images}", "--annotations", "{captions}"], "not a COCO instances file"),
+        (["--images", "{images}", "--annotations", "{annotations}"], "no tagger: give --tagger"),
+        (["--tagger", "t", "--split", "a/b", "--images", "{images}", "--annotations", "{annotations}"], "splits"),
+        (["--tagger", "t", "--set", "caption.captioner=null", "--images", "{images}", "--annotations", "{annotations}"],
+         "give --captioner or --captions"),
+        (["--tagger", "t", "--set", "x=1"], "unknown key 'x'"),
+        (["--tagger", "t", "--set", "x"], "expected key=value"),
+        (["--tagger", "t", "--limit", "0"], "limit"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(coco, tmp_path, options, reason):
+    places = {"images": coco.images, "annotations": coco.annotations, "captions": coco.captions}
+    options = [option.format(**places) for option in options]
+    result = invoke("generate", "coco", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert reason in one_line(result)
+
+
+def test_truncated_annotations_and_foreign_folders_are_refused(coco, tmp_path):
+    coco.annotations.write_text(coco.annotations.read_text()[:-100])
+    options = [*coco.options, "--tagger", "t", "--out"]
+    result = invoke("generate", "coco", *options, tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cut short" in one_line(result)
+    result = invoke("generate", "coco", *options, coco.images)
+    assert result.exit_code == 2
+    assert "not an sgpipe run" in one_line(result)
+    assert sorted(path.suffix for path in coco.images.iterdir()) == [".png", ".png"]
+
+
+def test_unknown_recipe_and_recipe_faults_exit_with_2(tmp_path):
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text("tag: {treshold: 0.1}")
+    for name, reason in (("nope", "no recipe 'nope'"), (recipe, "did you mean 'threshold'")):
+        result = invoke("generate", name, "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert reason in one_line(result)
+
+
+def test_parse_prints_one_json_line_for_each_line():
+    result = invoke("parse", stdin="a man riding a horse\n\ntwo dogs\n")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["caption"] for line in lines] == ["a man riding a horse", "", "two dogs"]
+    triplets = [[(t["subject"], t["predicate"], t["object"]) for t in line["triplets"]] for line in lines]
+    assert triplets == [[("man", "riding", "horse")], [], []]
+
+
+def test_parse_into_a_closed_pipe_is_silent():
+    script = "from sgpipe.cli.main import main; main()"
+    command = f"yes 'a man riding a horse' | head -3000 | {sys.executable} -c '{script}' parse | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert json.loads(result.stdout)["triplets"]
+    assert result.stderr == ""
+
+
+def test_convert_refuses_what_is_no_checkpoint(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"not a checkpoint")
+    for name in ("a.pth", "missing.pth"):
+        result = invoke("convert", tmp_path / name, "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert name in one_line(result)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("instances_val2017.json", "val"),
+        ("zhiyuan_objv2_train.json", "train"),
+        ("train_then_val.json", "val"),
+        ("TEST.json", "test"),
+        ("boxes.json", "train"),
+    ],
+)
+def test_the_split_is_guessed_from_the_file_name(name, split):
+    assert guess_split(Path("train") / name) == split
+
+
+def test_convert_from_a_detector_says_what_does_not_fit(tmp_path):
+    torch.save({"model": {"backbone.weight": torch.zeros(2)}}, tmp_path / "detector.pth")
+    tokenizer = build_tokenizer(["person dog riding next to holding under above near behind on in with at"])
+    tokenizer.save_pretrained(tmp_path / "roberta")
+    RobertaModel(tiny_config(len(tokenizer)).text_config).save_pretrained(tmp_path / "roberta")
+    common = ("convert", tmp_path / "detector.pth", "--out", tmp_path / "out", "--tokenizer", tmp_path / "roberta")
+    result = invoke(*common, "--as", "parseda")
+    assert result.exit_code == 2
+    assert "it is not a (DAB-)Deformable-DETR: it has no transformer.level_embed" in result.stderr.splitlines()[-1]
+    result = invoke(*common, "--as", "parseda", "--first-rows")
+    assert result.exit_code == 2
+    assert "not for --as" in result.stderr.splitlines()[-1]
+    result = invoke(*common, "--as", "detr")
+    assert result.exit_code == 2
+    assert "unknown network 'detr', expected one of parseda, parsed, tagger, rlipv1" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,92 @@
+"""`sgpipe stats` by the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import shard_name, write_shard
+from tests.sgpipe.storage.test_shards import full_record
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def one_line(result) -> str:
+    [message] = result.stderr.splitlines()
+    assert message.startswith("error: ")
+    return message
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    root = tmp_path / "run"
+    records = [full_record(i) for i in range(3)]
+    failed = full_record(3)
+    failed.split, failed.relations = "train", []
+    failed.fail("load", f"image file not found: {tmp_path}/3.jpg")
+    root.mkdir()
+    manifest = Manifest.create(root, {"name": "mine", "fingerprint": "f"})
+    manifest.commit(write_shard(root, shard_name("val", 0, 3), "val", 0, records, {}))
+    manifest.commit(write_shard(root, shard_name("train", 0, 1), "train", 0, [failed], {}))
+    return root
+
+
+def test_stats_counts_what_the_shards_hold(run_folder):
+    result = invoke("stats", run_folder, "--json")
+    counts = json.loads(result.stdout)
+    assert counts["run"] == "mine"
+    assert counts["images"] == {"val": 3, "train": 1}
+    assert counts["totals"]["relations"] == 6
+    assert counts["totals"]["images_without_relations"] == 0
+    assert counts["predicates"] == {"near": 3, "on": 3}
+    assert list(counts["errors"].values()) == [1]
+    by_threshold = {level["threshold"]: level for level in counts["thresholds"]}
+    # 0.25 passes its own threshold; relations without confidence (ground truth) pass all.
+    assert by_threshold[0.25]["relations"] == 6
+    assert by_threshold[0.3] == {"threshold": 0.3, "relations": 3, "images": 3, "pairs": 3, "predicate_kinds": 1,
+                                  "per_image": 1, "per_pair": 1}  # fmt: skip
+    table = invoke("stats", run_folder)
+    assert table.exit_code == 0
+    assert "error rows" in table.stdout
+
+
+@pytest.mark.parametrize("option", ["--shown", "--pictures"])
+def test_the_number_of_images_shown_has_an_old_name(run_folder, tmp_path, option):
+    result = invoke("stats", run_folder, "--html", tmp_path / "report.html", option, 1)
+    assert result.exit_code == 0, result.output
+    assert "with 1 image in its gallery" in " ".join(result.stderr.split())
+
+
+def test_stats_of_what_is_no_run(tmp_path):
+    result = invoke("stats", tmp_path)
+    assert result.exit_code == 2
+    assert "holds no sgpipe run" in one_line(result)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--precision", 5),
+        ("--review", 0),
+        ("--shown", 0),
+        ("--pictures", 0),
+        ("--threshold", 1.5),
+        ("--image-data", "image_data.json"),
+    ],
+)
+def test_options_that_cannot_be_meant(run_folder, options):
+    result = invoke("stats", run_folder, *options)
+    assert result.exit_code == 2
+    assert options[0] in result.stderr
+
+
+def test_stats_of_a_run_with_a_lost_shard(run_folder):
+    next((run_folder / "data").iterdir()).unlink()
+    result = invoke("stats", run_folder)
+    assert result.exit_code == 2
+    assert "listed in the manifest but missing" in one_line(result)

@@ -1,0 +1,275 @@
+"""A network that finds most of what is true, evaluated directly and by way of files: the numbers are the same."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from rlip_model.evaluation.inputs import PredictedPairs
+from rlip_model.evaluation.vcoco_files import read_actions
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.evaluation.benchmarks import evaluate_model
+from sgpipe.evaluation.benchmarks.classes import data_classes, read_classes
+from sgpipe.inference import workers
+from sgpipe.inference.predictor import ImagePrediction, PredictConfig
+from sgpipe.inference.rows import RowGroup, iter_rows
+from sgpipe.inference.writers.vcoco import PeopleConverter, vcoco_actions
+from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.sources.hoi import VCOCO, hico_source
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.utils.console import Progress
+from tests.sgpipe.training.trainings import IMAGES
+
+QUERIES = 12
+
+
+def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
+    """True pairs with shaken boxes, and others; scores that mean something."""
+    classes, rng = config.classes, np.random.default_rng(0)
+    records = {record.file_name: record for group in row_groups for record in iter_records(group.file.parents[1])}
+    for row in (row for group in row_groups for row in iter_rows(group)):
+        record = records[row.file_name]
+        corners = np.array([(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)])
+        labels = np.array([classes.objects.index(box.category) for box in record.objects])
+        ends = rng.integers(0, len(labels), (QUERIES, 2))
+        true = np.zeros((QUERIES, len(classes.relations)))
+        for place, relation in enumerate(record.relations[:QUERIES]):
+            ends[place] = relation.subject, relation.object
+            true[place, classes.relations.index(relation.predicate)] = 1
+        scores = (0.4 * true + 0.6 * rng.random(true.shape)).astype(np.float32)
+        boxes = corners[ends] + rng.normal(0, 3, (QUERIES, 2, 4))
+        boxes = np.sort(boxes.reshape(QUERIES, 2, 2, 2), axis=2).reshape(QUERIES, 2, 4).astype(np.float32)
+        subjects = labels[ends[:, 0]]
+        if config.task != "scene graph":
+            subjects = np.full(QUERIES, classes.objects.index("person"))
+        yield ImagePrediction(row, PredictedPairs(boxes[:, 0], boxes[:, 1], subjects, labels[ends[:, 1]], scores))
+
+
+@pytest.fixture(autouse=True)
+def clumsy_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_model, "predict", clumsy)
+    monkeypatch.setattr(workers, "predict", clumsy)
+
+
+def invoke(*arguments: Any) -> Result:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def evaluated(folder: Path, *arguments: Any) -> dict[str, Any]:
+    invoke("eval", *arguments, "--json", folder / "out.json")
+    return dict(json.loads((folder / "out.json").read_text()))
+
+
+def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Path) -> None:
+    drawn, out = drawn_run.parent / "drawn", tmp_path / "found.json"
+    direct = evaluated(tmp_path, "hico", "--model", "any", "--data", drawn_run, "--plot", tmp_path / "plot.svg")
+    assert direct["benchmark"] == "HICO-DET's protocol"
+    assert 0.2 < direct["summary"]["mAP"] < 0.99
+    classes = ("--classes", drawn / "hico_classes.json")
+    annotated = ("--annotations", drawn / "hico.json", *classes)
+    invoke("predict", "any", "--data", drawn_run, "--out", out, *classes)
+    by_file = evaluated(tmp_path, "hico", "--predictions", out, *annotated)
+    table = tmp_path / "found.parquet"
+    invoke("predict", "any", "--data", drawn_run, "--out", table, "--form", "hico", *classes)
+    assert evaluated(tmp_path, "hico", "--predictions", table, *annotated) == by_file
+    again = evaluated(tmp_path, "hico", "--model", "any", "--data", drawn_run, *annotated)
+    assert again["per_class"] == by_file["per_class"]
+    assert again["summary"] == by_file["summary"]
+    by_name = [{tuple(row.values())[:3]: row["ground_truth"] for row in one["per_class"]} for one in (direct, again)]
+    assert by_name[0] == by_name[1]
+    assert "<polyline" in (tmp_path / "plot.svg").read_text()
+
+
+def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
+    rng, items = np.random.default_rng(1), []
+    for number in range(12):
+        lefts = rng.integers(0, 200, (4, 2))
+        categories = [1, 1, 2, 19]  # persons, a bicycle, a horse
+        verbs = [(0, 2, 77), (0, 3, 77), (1, 2, 37), (0, 1, 43)]  # ride, ride, hold, hug
+        items.append(
+            {
+                "file_name": f"HICO_test2015_{number:08}.jpg",
+                "width": 320,
+                "height": 320,
+                "annotations": [
+                    {"bbox": [x, y, x + 90, y + 90], "category_id": category}
+                    for (x, y), category in zip(lefts.tolist(), categories, strict=True)
+                ],
+                "hoi_annotation": [{"subject_id": s, "object_id": o, "category_id": verb} for s, o, verb in verbs],
+            }
+        )
+    true, run, out = tmp_path / "test_hico.json", tmp_path / "run", tmp_path / "found.json"
+    true.write_text(json.dumps(items))
+    import_annotations(hico_source(true, "test"), tmp_path, run, Progress(Console(quiet=True)))
+    direct = evaluated(tmp_path, "hico", "--model", "any", "--data", run)
+    assert direct["benchmark"] == "HICO-DET"
+    assert 0.02 < direct["summary"]["mAP non-rare"] < 0.99
+    invoke("predict", "any", "--data", run, "--out", out)
+    invoke("predict", "any", "--data", run, "--out", out.with_suffix(".parquet"), "--form", "hico")
+    by_files = [
+        evaluated(tmp_path, "hico", "--predictions", path, "--annotations", true)
+        for path in (out, out.with_suffix(".parquet"))
+    ]
+    again = evaluated(tmp_path, "hico", "--model", "any", "--data", run, "--annotations", true)
+    assert [*by_files, again] == [direct] * 3
+
+
+def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_path: Path) -> None:
+    result = evaluated(tmp_path, "openimages", "--model", "any", "--data", drawn_run)
+    assert result["benchmark"] == "Open Images' protocol"
+    true = sum(len(record.relations) for record in iter_records(drawn_run))
+    assert sum(row["ground_truth"] for row in result["per_class"]) == true
+    assert max(result["summary"].values()) > 0.3
+
+
+def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_path: Path) -> None:
+    out, classes = tmp_path / "found.json", data_classes(drawn_run)
+    direct = evaluated(tmp_path, "vg", "--model", "any", "--data", drawn_run)
+    assert direct["benchmark"] == "Visual Genome's protocol"
+    assert 0.2 < direct["summary"]["mR@50"] < 1
+    items = []
+    for record in iter_records(drawn_run):
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
+        labels = [1 + classes.objects.index(box.category) for box in record.objects]
+        relations = [(one.subject, one.object, 1 + classes.relations.index(one.predicate)) for one in record.relations]
+        items.append({"image_id": record.image_id, "boxes": boxes, "labels": labels, "relations": relations})
+    (tmp_path / "true.json").write_text(json.dumps(items))
+    (tmp_path / "classes.json").write_text(json.dumps({"objects": classes.objects, "relations": classes.relations}))
+    annotated = ("--annotations", tmp_path / "true.json", "--classes", tmp_path / "classes.json")
+    invoke("predict", "any", "--data", drawn_run, "--out", out, "--form", "vg")
+    by_file = evaluated(tmp_path, "vg", "--predictions", out, *annotated, "--mode", "sgdet")
+    assert by_file["per_class"] == direct["per_class"]
+    assert by_file["summary"] == direct["summary"]
+    again = evaluated(tmp_path, "vg", "--model", "any", "--data", drawn_run, *annotated)
+    assert again["summary"] == direct["summary"]
+
+
+def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "found.json"
+    truth = write_vcoco(run)
+    for name, content in truth.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    official = ("--annotations", tmp_path / "vsrl.json", "--coco", tmp_path / "coco.json")
+    direct = evaluated(tmp_path, "vcoco", "--model", "any", "--data", run, "--images", tmp_path, *official)
+    assert 0 < direct["summary"]["role AP, scenario 1"] < 1
+    invoke("predict", "any", "--data", run, "--images", tmp_path, "--out", out, "--form", "vcoco")
+    assert evaluated(tmp_path, "vcoco", "--predictions", out, *official) == direct
+    options = ("--model", "any", "--data", run, "--images", tmp_path, *official, "--possible", run)
+    possible = evaluated(tmp_path, "vcoco", *options)
+    assert possible["summary"]["role AP, scenario 1"] > direct["summary"]["role AP, scenario 1"]
+
+
+def write_vcoco(root: Path) -> dict[str, Any]:
+    """Shards of persons with things, and V-COCO's two files about them: all "hold", and some "hit" and "stand"."""
+    rng, records = np.random.default_rng(3), []
+    coco: dict[str, Any] = {"images": [], "annotations": []}
+    verbs = {
+        name: {"action_name": name, "role_name": roles, "image_id": [], "ann_id": [], "label": [], "role_object_id": []}
+        for name, roles in (("hold", ["agent", "obj"]), ("hit", ["agent", "instr", "obj"]), ("stand", ["agent"]))
+    }
+    for number in range(1, 9):
+        coco["images"].append({"id": number, "width": 200, "height": 100})
+        objects = [Box("person", 1, (*rng.integers(0, 50, 2).tolist(), 40, 40))]
+        objects += [Box(name, 2, (*rng.integers(60, 100, 2).tolist(), 40, 40)) for name in ("cup", "sports ball")]
+        objects.append(Box(NO_OBJECT, -1, (0, 0, 0, 0)))
+        for place, box in enumerate(objects[:3]):
+            annotation = {"id": 10 * number + place, "image_id": number, "bbox": box.bbox, "area": 1600}
+            coco["annotations"].append({**annotation, "category_id": 1 if place == 0 else 40})
+        does = {
+            "hold": [10 * number, 10 * number + 1],
+            "hit": [10 * number, 0, 10 * number + 2],
+            "stand": [10 * number],
+        }
+        for name, ends in does.items():
+            verbs[name]["image_id"].append(number)
+            verbs[name]["ann_id"].append(10 * number)
+            verbs[name]["label"].append(1)
+            verbs[name]["role_object_id"].append(ends)
+        relations = [Relation(0, 1, "hold"), Relation(0, 2, "hit"), Relation(0, 3, "stand")]
+        records.append(Record(str(number), "vcoco", "test", f"{number}.jpg", 200, 100, objects, relations=relations))
+    for verb in verbs.values():
+        verb["role_object_id"] = np.array(verb["role_object_id"]).T.ravel().tolist()
+    (root / "data").mkdir(parents=True)
+    classes = DatasetClasses(("person", "cup", "sports ball", NO_OBJECT), ("hold", "hit", "hit with", "stand"))
+    manifest = Manifest.create(root, {"labels": {"objects": classes.objects, "relations": classes.relations}})
+    manifest.commit(write_shard(root, shard_name("test", 0, 8), "test", 0, records, {}))
+    return {"vsrl.json": list(verbs.values()), "coco.json": coco}
+
+
+def test_all_of_vcoco_is_among_our_relations(oracle: Path) -> None:
+    with gzip.open(oracle / "golden/evaluation/vcoco/main300.inputs.json.gz", "rt") as file:
+        actions = read_actions(json.load(file)["vsrl"])
+    converter = PeopleConverter(VCOCO.classes, actions)
+    ours = vcoco_actions(VCOCO.classes.relations)
+    assert set(ours.names) == set(actions.names)
+    assert set(ours.role_names()) == set(actions.role_names())
+    with pytest.raises(UserError, match="lack V-COCO's 'carry'"):
+        PeopleConverter(DatasetClasses(VCOCO.classes.objects, ("hold",)), converter.actions)
+
+
+def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:
+    drawn = drawn_run.parent / "drawn"
+    classes = read_classes(drawn / "hico_classes.json")
+    items = {item["file_name"]: item for item in json.loads((drawn / "hico.json").read_text())}
+    assert len(items) == IMAGES
+    for record in iter_records(drawn_run):
+        item = items[record.file_name]
+        found = {
+            (one["subject_id"], classes.relations[one["category_id"]], one["object_id"])
+            for one in item["hoi_annotation"]
+        }
+        persons = [box.category == "person" for box in record.objects]
+        assert found == {(one.subject, one.predicate, one.object) for one in record.relations if persons[one.subject]}
+        assert [classes.objects[box["category_id"]] for box in item["annotations"]] == [
+            box.category for box in record.objects
+        ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "any"), "give --predictions and --annotations, or --model and --data"),
+        (("--model", "any", "--data", "RUN", "--predictions", "p.json"), "give --predictions"),
+        (("--model", "any", "--data", "RUN", "--setting", "UO"), "these are others"),
+        (("--model", "any", "--data", "RUN", "--annotations", "a.json"), "other classes than HICO-DET"),
+        (("--model", "any", "--data", "RUN", "--classes", "few.json"), "is none of the 1 classes"),
+        (("--model", "any", "--data", "RUN", "--classes", "bad.json"), "classes file .*bad.json: expected"),
+        (("--model", "any", "--data", "nowhere"), "holds no sgpipe run"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    drawn_run: Path, tmp_path: Path, options: Sequence[str], message: str
+) -> None:
+    (tmp_path / "few.json").write_text('{"objects": ["person"], "relations": ["riding"]}')
+    (tmp_path / "bad.json").write_text('{"objects": ["person", "person"], "relations": ["riding"]}')
+    paths = {"RUN": drawn_run} | {name: tmp_path / name for name in ("few.json", "bad.json", "nowhere")}
+    arguments = [str(paths.get(option, option)) for option in options]
+    result = CliRunner().invoke(app, ["eval", "hico", *arguments])
+    assert result.exit_code == 2
+    assert result.exception is not None
+    output = " ".join((result.output + str(result.stderr)).split())
+    assert re.search(message, output), output
+
+
+def test_classes_of_shards_without_closed_lists_are_their_names(drawn_run: Path) -> None:
+    classes = data_classes(drawn_run)
+    counts = [
+        sum(one.category == name for r in iter_records(drawn_run) for one in r.objects) for name in classes.objects
+    ]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] > 0

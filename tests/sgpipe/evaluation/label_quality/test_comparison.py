@@ -1,0 +1,335 @@
+"""Numbers worked out by hand, and random runs against a plain reading of the definitions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality
+from sgpipe.evaluation.label_quality.report import label_report
+from sgpipe.records import Box, Pair, Record, Relation
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import shard_name, write_shard
+
+MAN, HORSE, HORSE_BEHIND = (2, 2, 8, 8), (12, 4, 8, 10), (12.5, 4, 8, 10)
+OBJECTS = (("person", MAN), ("horse", HORSE), ("horse", HORSE_BEHIND))
+Said = tuple[int, int, str] | tuple[int, int, str, float]
+
+
+def record(
+    said: Sequence[Said], image_id: str = "1", objects: Sequence[tuple[str, Any]] = OBJECTS, **changes: Any
+) -> Record:
+    values = {"dataset": "coco", "split": "val", "file_name": f"{image_id}.jpg", "width": 24, "height": 16, **changes}
+    boxes = [Box(name, 1, bbox) for name, bbox in objects]
+    return Record(image_id, objects=boxes, relations=[Relation(*item) for item in said], **values)
+
+
+def run(folder: Path, name: str, *records: Record, rows: int = 3) -> Path:
+    """Shards of a few rows each."""
+    root = folder / name
+    root.mkdir(parents=True)
+    manifest = Manifest.create(root, {"name": name})
+    for start in range(0, len(records), rows):
+        part = list(records[start : start + rows])
+        shard = shard_name("val", start, start + len(part))
+        manifest.commit(write_shard(root, shard, "val", start, part, {}))
+    return root
+
+
+def compared(folder: Path, pred: Sequence[Record], truth: Sequence[Record], **options: Any) -> LabelQuality:
+    return label_quality(run(folder, "pred", *pred), run(folder, "truth", *truth), **options)
+
+
+def test_precision_recall_and_curve_by_hand(tmp_path: Path) -> None:
+    said = [(0, 1, "riding", 0.9), (0, 2, "riding", 0.6), (1, 2, "near", 0.3), (0, 1, "on", 0.1)]
+    found = compared(tmp_path, [record(said)], [record([(0, 1, "riding"), (1, 2, "near"), (1, 0, "under")])])
+    assert (found.at_threshold.precision, found.at_threshold.recall) == (2 / 3, 2 / 3)
+    assert (found.curve[0].precision, found.curve[0].recall) == (2 / 4, 2 / 3)
+    assert (found.curve[0.9].precision, found.curve[0.9].recall) == (1, 1 / 3)
+    assert found.average_precision == pytest.approx((1 + 2 / 3) / 3)
+    assert found.mean_average_precision == pytest.approx((1 + 1 + 0) / 3)  # riding: its one is found first
+    assert found.related_precision == 1  # nothing is known of the man and the horse behind
+
+
+def test_what_is_true_but_not_wanted_is_right_and_not_ranked(tmp_path: Path) -> None:
+    truth = run(tmp_path, "truth", record([(0, 1, "riding"), (0, 1, "on")]))
+    wanted = run(tmp_path, "wanted", record([(0, 1, "riding")]))
+    pred = run(tmp_path, "pred", record([(0, 1, "on", 0.9), (0, 1, "riding", 0.8), (1, 0, "on", 0.7)]))
+    found = label_quality(pred, truth, wanted=wanted)
+    assert found.at_threshold.precision == 2 / 3
+    assert found.at_threshold.recall == 1
+    assert found.average_precision == 1
+    without = label_quality(pred, truth)
+    assert without.at_threshold.recall == 1
+    assert without.at_threshold.wanted == 2
+
+
+def test_equal_confidences_are_one_step_whatever_their_order(tmp_path: Path) -> None:
+    said = [(0, 1, "riding", 0.5), (1, 0, "riding", 0.5), (2, 0, "riding", 0.5), (0, 2, "riding", 0.5)]
+    truth = [record([(0, 1, "riding")])]
+    for number, order in enumerate((said, said[::-1])):
+        assert compared(tmp_path / str(number), [record(order)], truth).average_precision == 1 / 4
+
+
+@pytest.mark.parametrize("text", ["rides", "is riding", "Riding ", "ride", "rode"])
+def test_predicates_are_compared_by_their_verb(tmp_path: Path, text: str) -> None:
+    assert compared(tmp_path, [record([(0, 1, text, 0.9)])], [record([(0, 1, "riding")])]).average_precision == 1
+
+
+def test_synonyms_of_predicates(tmp_path: Path) -> None:
+    pred, truth = [record([(1, 2, "beside", 0.9)])], [record([(1, 2, "next to")])]
+    folders = [tmp_path / name for name in ("a", "b")]
+    assert compared(folders[0], pred, truth).at_threshold.recall == 0
+    found = compared(folders[1], pred, truth, synonyms={"next to": ["beside", "by"]})
+    assert found.at_threshold.recall == 1
+    assert [row.predicate for row in found.predicates] == ["next to"]
+
+
+def test_what_is_said_twice_counts_once_with_its_best_confidence(tmp_path: Path) -> None:
+    said = [(0, 1, "rides", 0.3), (0, 1, "riding", 0.8), (0, 1, "ride", 0.1)]
+    found = compared(tmp_path, [record(said)], [record([(0, 1, "riding"), (0, 1, "rides")])])
+    assert found.at_threshold.said == found.at_threshold.wanted == 1
+    assert found.curve[0.8].recall == 1
+
+
+def test_equal_boxes_find_each_other_though_others_overlap(tmp_path: Path) -> None:
+    herd = [("horse", (4 + step / 8, 4, 8, 8)) for step in range(6)] + [("horse", (4, 4, 8, 8))]
+    said = [(first, (first + 3) % 7, "near", 0.5) for first in range(7)]
+    truth = [(*(6 - end for end in pair), "near") for *pair, _, _ in said if 0 not in pair and 6 not in pair]
+    found = compared(tmp_path, [record(said, objects=herd)], [record(truth, objects=herd[::-1])])
+    assert found.at_threshold.recall == 1
+    assert found.counts["objects matched"] == 7
+
+
+def test_boxes_in_images_of_another_size_and_order(tmp_path: Path) -> None:
+    large = [("horse", tuple(2 * side + 1 for side in HORSE)), ("person", tuple(2 * side for side in MAN))]
+    truth = record([(1, 0, "riding")], objects=large, width=48, height=32)
+    pred = record([(0, 1, "riding", 0.9)], objects=OBJECTS[:2])
+    assert compared(tmp_path, [pred], [truth]).at_threshold.recall == 1
+
+
+@pytest.mark.parametrize(("iou", "recall"), [(0.5, 1), (0.6, 0)])
+def test_boxes_must_overlap_enough(tmp_path: Path, iou: float, recall: float) -> None:
+    shifted = [("person", (4, 2, 8, 8)), *OBJECTS[1:]]  # IoU 6 / 10
+    found = compared(
+        tmp_path, [record([(0, 1, "riding")], objects=shifted)], [record([(0, 1, "riding")])], iou=iou + 0.01
+    )
+    assert found.at_threshold.recall == recall
+    assert found.reachable == recall
+
+
+def test_names_of_visual_genome_are_classes_of_coco(tmp_path: Path) -> None:
+    truth = record(
+        [(0, 1, "riding")], objects=[("man", MAN), ("pony", HORSE), ("hoof", HORSE)], dataset="visual_genome"
+    )
+    found = compared(tmp_path, [record([(0, 1, "riding", 0.9)])], [truth])
+    assert found.at_threshold.recall == 1
+    assert found.counts["objects matched"] == 2
+
+
+def test_a_crowd_takes_no_object_away(tmp_path: Path) -> None:
+    pred = record([(0, 1, "riding", 0.9)])
+    pred.objects.append(Box("person", 1, MAN, iscrowd=True))
+    pred.objects[0].bbox = (2, 2, 8, 7)
+    assert compared(tmp_path, [pred], [record([(0, 1, "riding")])]).at_threshold.recall == 1
+
+
+def test_candidates_are_all_pairs_with_all_their_predicates(tmp_path: Path) -> None:
+    pred = record([])
+    pred.pairs = [Pair(0, 1, ["riding", "on"]), Pair(0, 2, ["riding"])]
+    found = compared(tmp_path, [pred], [record([(0, 1, "riding")])], source="candidates", threshold=1)
+    assert (found.at_threshold.said, found.at_threshold.precision, found.at_threshold.recall) == (3, 1 / 3, 1)
+    assert found.average_precision == pytest.approx(1 / 3)
+
+
+def test_images_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
+    failed, failed_truth = record([], "3"), record([], "4")
+    for one in (failed, failed_truth):
+        one.objects = []
+        one.fail("caption", "no such file")
+    said = [(0, 1, "riding", 0.9)]
+    pred = [record(said, number) for number in "1245"] + [failed]
+    truth = [record([(0, 1, "riding")], number) for number in "1367"] + [failed_truth]
+    found = compared(tmp_path, pred, truth)
+    assert found.at_threshold.wanted == found.at_threshold.found == 1
+    counts = {name: count for name, count in found.counts.items() if "image" in name}
+    assert counts == {
+        "images": 5,
+        "images compared": 1,
+        "images without truth": 2,
+        "images failed": 1,
+        "images of failed truth": 1,
+        "images repeated": 0,
+        "true images without run": 2,
+        "true images failed": 1,
+        "true images repeated": 0,
+    }
+    assert found.counts["relations not compared"] == 3
+    assert found.counts["true relations without run"] == 2
+    assert any(note.startswith("2 images of the run are not in the truth") for note in label_report(found).notes)
+
+
+def test_images_that_are_there_twice_count_once(tmp_path: Path) -> None:
+    said = [(0, 1, "riding", 0.9)]
+    pred = [record(said), record(said, split="train")]
+    truth = [record([(0, 1, "riding")]), record([(1, 0, "under")], split="train")]
+    found = compared(tmp_path, pred, truth)
+    assert (found.counts["images repeated"], found.counts["true images repeated"]) == (1, 1)
+    assert found.at_threshold.wanted == 1
+
+
+def test_datasets_that_name_images_differently_share_file_names(tmp_path: Path) -> None:
+    pred = [record([(0, 1, "riding", 0.9)], "139", file_name="val2017/000000000139.jpg")]
+    genome = record([(1, 0, "under")], "139", dataset="visual_genome")  # another image: its own number 139
+    vcoco = record([(0, 1, "riding")], "x", dataset="vcoco", file_name="COCO_val2014_000000000139.jpg")
+    found = compared(tmp_path, pred, [genome, vcoco])
+    assert (found.counts["images compared"], found.at_threshold.recall) == (1, 1)
+
+
+def test_a_file_name_of_two_images_tells_nothing(tmp_path: Path) -> None:
+    pred = [record([(0, 1, "riding", 0.9)], name, file_name=f"{name}.jpg") for name in ("7", "8")]
+    truth = [
+        record([(0, 1, "riding")], f"{folder}{name}", dataset="other", file_name=f"{folder}/{name}.jpg")
+        for folder, name in (("a", "7"), ("b", "7"), ("a", "8"))
+    ]
+    found = compared(tmp_path, pred, truth)
+    assert (found.counts["images compared"], found.counts["images without truth"]) == (1, 1)
+
+
+def test_what_is_wanted_is_right_though_the_truth_lacks_it(tmp_path: Path) -> None:
+    truth = run(tmp_path, "truth", record([(0, 1, "on")]))
+    wanted = run(tmp_path, "wanted", record([(0, 1, "riding")]))
+    found = label_quality(run(tmp_path, "pred", record([(0, 1, "riding", 0.9)])), truth, wanted=wanted)
+    assert (found.at_threshold.precision, found.at_threshold.recall, found.average_precision) == (1, 1, 1)
+
+
+def test_image_data_tells_which_images_of_visual_genome_are_of_coco(tmp_path: Path) -> None:
+    sizes = {"width": 24, "height": 16}
+    items = [{"image_id": 1, "coco_id": None, **sizes}, {"image_id": 2, "coco_id": 1, **sizes}]
+    path = tmp_path / "image_data.json"
+    path.write_text(json.dumps(items))
+    genome = [
+        record([(0, 1, said)], number, dataset="visual_genome") for number, said in (("1", "on"), ("2", "riding"))
+    ]
+    found = compared(tmp_path, [record([(0, 1, "riding", 0.9)])], genome, image_data=path)
+    assert (found.counts["images compared"], found.at_threshold.recall) == (1, 1)
+
+
+def test_a_run_without_relations_has_no_precision(tmp_path: Path) -> None:
+    found = compared(tmp_path, [record([])], [record([(0, 1, "riding")])])
+    assert math.isnan(found.at_threshold.precision)
+    assert (found.at_threshold.recall, found.average_precision) == (0, 0)
+    report = label_report(found)
+    assert any("precision is undefined" in note for note in report.notes)
+    report.write_json(tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["summary"]["precision at 0.2"] is None
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
+    truth = run(tmp_path, "truth", record([(0, 1, "riding")]))
+    other = run(tmp_path, "other", record([(0, 1, "riding")], "2"))
+    nothing = run(tmp_path, "nothing", record([]))
+    failed = record([])
+    failed.fail("tag", "broken")
+    cases: Mapping[str, tuple[Path, Path]] = {
+        "no image in common: one has '2', the other '1'": (other, truth),
+        "holds no sgpipe run": (tmp_path / "missing", truth),
+        "holds no relations to compare with": (truth, nothing),
+        "failed images only": (run(tmp_path, "failed", failed), truth),
+        "holds no images": (run(tmp_path, "empty"), truth),
+    }
+    for message, (pred, true) in cases.items():
+        with pytest.raises(UserError, match=message) as refused:
+            label_quality(pred, true)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="stands for"):
+        label_quality(truth, truth, synonyms={"on": ["upon"], "above": ["upon"]})
+
+
+def test_the_command_writes_tables_json_csv_and_a_image(tmp_path: Path) -> None:
+    said = [(0, 1, "riding", 0.9), (0, 1, "on <top>", 0.8), (1, 0, "beside", 0.4)]
+    pred = run(tmp_path, "pred", record(said))
+    truth = run(tmp_path, "truth", record([(0, 1, "rides"), (1, 0, "next to")]))
+    (tmp_path / "synonyms.yaml").write_text("next to: [beside]")
+    files = {name: tmp_path / name for name in ("out.json", "out.csv", "out.svg")}
+    options = ["--json", files["out.json"], "--csv", files["out.csv"], "--plot", files["out.svg"]]
+    arguments = ["--pred", pred, "--truth", truth, "--synonyms", tmp_path / "synonyms.yaml", *options]
+    result = CliRunner().invoke(app, ["eval", "labels", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert "by frequency" in result.output
+    content = json.loads(files["out.json"].read_text())
+    assert content["summary"]["recall at 0.2"] == 1
+    assert [row["threshold"] for row in content["by_threshold"]][:2] == ["0", "0.05"]
+    assert content["counts"]["images compared"] == 1
+    rows = list(csv.DictReader(files["out.csv"].open()))
+    assert {row["predicate"]: (row["right"], row["band"] != "never wanted") for row in rows} == {
+        "rides": ("1", True),
+        "next to": ("1", True),
+        "on <top>": ("0", False),
+    }
+    assert ElementTree.fromstring(files["out.svg"].read_text()).tag.endswith("svg")
+    missing = CliRunner().invoke(app, ["eval", "labels", "--pred", str(pred), "--truth", str(tmp_path / "nowhere")])
+    assert missing.exit_code == 2
+    assert missing.stderr.count("\n") == 1
+
+
+def test_random_runs_as_the_definitions_say(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    names, predicates = ("person", "dog", "cup"), ("riding", "rides", "on", "near", "under")
+    images = []
+    for number in range(40):
+        objects = [
+            (rng.choice(names), (rng.randrange(12), rng.randrange(8), 4 + rng.randrange(6), 4 + rng.randrange(4)))
+            for _ in range(rng.randint(2, 6))
+        ]
+        triplets = [(rng.randrange(len(objects)), rng.randrange(len(objects)), p) for p in predicates for _ in range(4)]
+        said = [(*rng.choice(triplets), rng.choice([0.1, 0.2, 0.4, 0.8])) for _ in range(8)]
+        images.append((objects, said, rng.sample(triplets, 6), str(number)))
+    pred = run(tmp_path, "pred", *(record(said, name, objects) for objects, said, _, name in images))
+    truth = run(tmp_path, "truth", *(record(true, name, objects) for objects, _, true, name in images))
+    wanted = run(tmp_path, "wanted", *(record(true[:3], name, objects) for objects, _, true, name in images))
+    found = label_quality(pred, truth, wanted=wanted)
+
+    best: dict[tuple[Any, ...], float] = {}
+    for _, said, _, name in images:
+        for subject, object_, text, confidence in said:
+            key = (name, subject, object_, lemma(text))
+            best[key] = max(best.get(key, 0), confidence)
+    right = {(name, s, o, lemma(text)) for _, _, true, name in images for s, o, text in true}
+    asked = {(name, s, o, lemma(text)) for _, _, true, name in images for s, o, text in true[:3]}
+    kept = {key for key, confidence in best.items() if confidence >= 0.2}
+    assert found.at_threshold.precision == len(kept & right) / len(kept)
+    assert found.at_threshold.recall == len(kept & asked) / len(asked)
+    assert found.average_precision == pytest.approx(plain_average_precision(best, right, asked))
+    for row in found.predicates:
+        own = [{key: None for key in some if key[3] == lemma(row.predicate)} for some in (best, right, asked)]
+        expected = plain_average_precision({key: best[key] for key in own[0]}, set(own[1]), set(own[2]))
+        assert row.average_precision == pytest.approx(expected)
+
+
+def lemma(text: str) -> str:
+    return "riding" if text == "rides" else text
+
+
+def plain_average_precision(best: Mapping[Any, float], right: set[Any], asked: set[Any]) -> float:
+    ranked = {key: confidence for key, confidence in best.items() if key in asked or key not in right}
+    points = []
+    for threshold in sorted(set(ranked.values()), reverse=True):
+        kept = {key for key, confidence in ranked.items() if confidence >= threshold}
+        points.append((len(kept & asked) / len(asked), len(kept & asked) / len(kept)))
+    area, before = 0.0, 0.0
+    for place, (recall, _) in enumerate(points):
+        area += (recall - before) * max(precision for _, precision in points[place:])
+        before = recall
+    return area

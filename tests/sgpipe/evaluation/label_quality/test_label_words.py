@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.evaluation.label_quality.synonyms import ClassTable, Vocabulary, load_predicate_synonyms, predicate_lemma
+from sgpipe.stages.pair.matching import normalise_predicate
+
+
+def test_predicate_lemmas() -> None:
+    pairs = {
+        "sits  on": "sit on",
+        "is Sitting on": "sit on",
+        "are": "be",
+        "in front of": "in front of",
+        "next to": "next to",
+        "": "",
+        "is": "be",
+    }
+    assert {text: predicate_lemma(text) for text in pairs} == pairs
+
+
+@pytest.mark.parametrize("name", ["synonyms.yaml", "synonyms.json"])
+def test_synonyms_come_as_yaml_or_json(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"next to": ["beside", "by"]}' if path.suffix == ".json" else "next to: [beside, by]\n")
+    assert load_predicate_synonyms(path) == {"next to": ["beside", "by"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("on: [upon\n", "neither YAML nor JSON"),
+        ("[]", "expected {predicate"),
+        ("near: by\n", "key 'near'"),
+        ("on: [upon]\n", "key True.*in quotes"),
+        ("near: [on]\n", "key 'near'.*in quotes"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "synonyms.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as refused:
+        load_predicate_synonyms(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_name_that_is_a_class_means_only_itself() -> None:
+    words = Vocabulary(normalise_predicate)
+    table = ClassTable(words, ["Person", "car", "truck"])
+    meanings = {name: {words.names[number] for number in table.classes(words.number(name))} for name in ("car", "van")}
+    assert meanings == {"car": {"car"}, "van": {"van", "car", "truck"}}
+    other = ClassTable(words, ["person", "hovercraft"])
+    assert [words.names[number] for number in other.classes(words.number("man"))] == ["man"]

@@ -1,0 +1,60 @@
+import pytest
+
+from sgpipe.generation.identity import identity
+from sgpipe.recipe import Recipe
+from sgpipe.utils.hashing import differences, fingerprint
+
+
+def parts(**overrides) -> dict:
+    values: dict = {}
+    for key, value in overrides.items():
+        section, _, name = key.partition("__")
+        values.setdefault(section, {})[name] = value
+    return identity(Recipe.model_validate(values), {})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"caption__batch_size": 1},
+        {"parse__batch_size": 3},
+        {"tag__device": "cpu"},
+        {"tag__resources": {"actors": 2, "cpus": 2}},
+        {"engine__unit_size": 7},
+        {"engine__address": "auto"},
+    ],
+)
+def test_what_moves_work_around_is_not_part_of_it(setting):
+    assert fingerprint(parts(**setting)) == fingerprint(parts())
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ({"tag__threshold": 0.3}, "tag.threshold: 0.05 then, 0.3 now"),
+        ({"pair__match": "substring"}, "pair.match: 'head' then, 'substring' now"),
+        ({"tag__resources": {"gpus": 1}}, "tag.dtype: 'auto on a CPU' then, 'auto on a GPU' now"),
+        ({"parse__model": "other"}, "parse.model: "),
+    ],
+)
+def test_what_changes_labels_is_told_by_name(setting, line):
+    changed = parts(**setting)
+    assert fingerprint(changed) != fingerprint(parts())
+    (told,) = differences(parts(), changed)
+    assert told.startswith(line)
+
+
+def test_sampling_settings_count_only_where_there_is_a_captioner():
+    assert fingerprint(parts(caption__samples=3)) == fingerprint(parts())
+    with_captioner = {"caption__captioner": "hub/blip"}
+    assert fingerprint(parts(**with_captioner, caption__samples=3)) != fingerprint(parts(**with_captioner))
+
+
+def test_the_bytes_of_a_model_count_and_its_place_does_not(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    a, b = (parts(tag__tagger=str(tmp_path / name)) for name in "ab")
+    assert fingerprint(a) == fingerprint(b)
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"others")
+    assert fingerprint(parts(tag__tagger=str(tmp_path / "b"))) != fingerprint(a)

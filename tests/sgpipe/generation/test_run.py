@@ -1,0 +1,326 @@
+"""Whole runs, through Ray, with a random miniature tagger."""
+
+import io
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sgpipe.errors import UserError
+from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, known_quality, print_quality
+from sgpipe.generation.pools import Pool
+from sgpipe.generation.ray_engine import _graph
+from sgpipe.generation.run import Summary, generate
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
+from sgpipe.miniworld.scene import random_scene
+from sgpipe.recipe import Resources, load_recipe
+from sgpipe.records import Record
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.storage import LocalFolder
+from sgpipe.utils.console import Progress
+from sgpipe.utils.ray_cluster import start_ray
+from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
+from tests.factories import make_blip, untrained_tagger
+
+IMAGES = 40
+QUIET = Progress(Console(quiet=True))
+SMALL = {"tag.short_side": 224, "tag.long_side": 320, "tag.threshold": 0.01}
+
+
+SLOWLY = ("--set", "engine.unit_size=1", "--set", "engine.cpus=1")
+
+
+@pytest.fixture(scope="module")
+def ray_engine():
+    import ray
+
+    start_ray(cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tagger"
+    untrained_tagger(folder, [*CAPTIONS, *CATEGORIES.values(), "no objects"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> Files:
+    return make_coco(tmp_path_factory.mktemp("coco"), images=IMAGES, missing=(4, 7))
+
+
+def run(files: Files, tagger: Path, out: Path, retry_failed: bool = False, **options) -> Summary:
+    splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
+    overrides = {"source.splits": splits, "caption.captioner": None, "tag.tagger": str(tagger), **SMALL}
+    overrides |= {key.replace("__", "."): value for key, value in options.items()}
+    return generate(load_recipe("coco", overrides), out, QUIET, retry_failed=retry_failed)
+
+
+def rows(out: Path) -> list[Record]:
+    return list(iter_records(out))
+
+
+@pytest.fixture(scope="module")
+def finished(ray_engine, coco, tagger, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "out"
+    run(coco, tagger, out)
+    return out
+
+
+@dataclass
+class OnGpu:
+    name: str = "stub"
+    fills: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=lambda: Resources(gpus=0.5))
+
+    def setup(self) -> None: ...
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        return records
+
+
+def test_stages_may_ask_for_gpus(ray_engine, tmp_path):
+    storage = LocalFolder(tmp_path)
+    stages = [OnGpu(), OnGpu(resources=Resources())]
+    pools = [Pool((stage,), stage.resources, 1) for stage in stages]
+    units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
+    graph = _graph(pools, units, UnitReader(storage, {"val": "index"}), UnitWriter(storage), isolated=False)
+    assert "MapBatches" in str(graph)
+
+
+def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
+    records = rows(finished)
+    summary = run(coco, tagger, finished)  # nothing left to do
+    listed = json.loads(coco.annotations.read_text())
+    assert [record.image_id for record in records] == [str(image["id"]) for image in listed["images"]]
+    assert summary.complete
+    assert summary.counts["images"] == IMAGES
+    assert summary.counts["boxes"] == len(listed["annotations"])
+    assert summary.counts["captions"] == 2 * IMAGES
+    assert summary.counts["relations"] == sum(len(record.relations) for record in records) > 0
+    for record in records:
+        pairs = {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
+        assert all(relation.predicate in pairs[relation.subject, relation.object] for relation in record.relations)
+
+
+def test_missing_images_are_error_rows(finished, coco):
+    failed = {record.image_id: record.error for record in rows(finished) if not record.ok}
+    assert set(failed) == {"4", "7"}
+    assert "image file not found" in failed["4"]
+    assert Manifest.load(finished).run["name"] == "coco"
+    assert Manifest.load(finished).run["images"] == {"val": str(coco.images.resolve())}
+
+
+def test_rows_do_not_depend_on_units_or_actors(finished, coco, tagger, tmp_path):
+    run(coco, tagger, tmp_path / "out", engine__unit_size=5, tag__resources__actors=1)
+    assert rows(tmp_path / "out") == rows(finished)
+
+
+@pytest.mark.slow
+def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
+    out = tmp_path / "out"
+    assert run(coco, tagger, out, limit=3).counts["images"] == 3
+    assert run(coco, tagger, out, limit=8).counts["images"] == 8
+    first = [shard.sha256 for shard in Manifest.load(out).shards]
+    assert run(coco, tagger, out).counts["images"] == IMAGES
+    assert set(first) < {shard.sha256 for shard in Manifest.load(out).shards}
+    assert rows(out) == rows(finished)
+
+
+@pytest.mark.slow
+def test_failed_rows_are_done_again_on_request(coco, tagger, finished, tmp_path):
+    files = make_coco(tmp_path / "coco", images=IMAGES)
+    hidden = [files.images / "0004.png", files.images / "0007.png"]
+    for path in hidden:
+        path.rename(path.with_suffix(".hidden"))
+    out = tmp_path / "out"
+    assert run(files, tagger, out).counts["errors"] == 2
+    before = rows(out)
+    hidden[0].with_suffix(".hidden").rename(hidden[0])
+    assert run(files, tagger, out).counts["errors"] == 2
+    assert run(files, tagger, out, retry_failed=True).counts["errors"] == 1
+    hidden[1].with_suffix(".hidden").rename(hidden[1])
+    assert run(files, tagger, out, retry_failed=True).counts["errors"] == 0
+    after = rows(out)
+    assert [a for a, b in zip(after, before, strict=True) if b.ok] == [b for b in before if b.ok]
+    assert after[4].ok
+    assert after[4].captions
+    listed = {shard.file for shard in Manifest.load(out).shards}
+    assert {f"data/{path.name}" for path in (out / "data").iterdir()} == listed
+
+
+def test_another_recipe_is_refused_and_the_difference_named(finished, coco, tagger):
+    with pytest.raises(UserError, match=r"made with other settings.*\n  tag.threshold: 0.01 then, 0.3 now"):
+        run(coco, tagger, finished, tag__threshold=0.3)
+    with pytest.raises(UserError, match=r"seed: 0 then, 5 now"):
+        run(coco, tagger, finished, seed=5)
+
+
+def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, tmp_path):
+    shutil.copytree(tagger, tmp_path / "tagger")
+    assert run(coco, tmp_path / "tagger", finished).complete
+    weights = tmp_path / "tagger" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match=r"tag.tagger: 'sha256:"):
+        run(coco, tmp_path / "tagger", finished)
+
+
+@pytest.mark.slow
+def test_what_is_no_tagger_is_one_clear_line(ray_engine, coco, tagger, tmp_path):
+    make_blip(tmp_path / "blip")
+    with pytest.raises(UserError, match="blip") as caught:
+        run(coco, tmp_path / "blip", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert run(coco, tagger, tmp_path / "out", limit=2).counts["images"] == 2  # the folder is not spoilt
+
+
+@pytest.mark.slow
+def test_captions_by_a_captioner_do_not_depend_on_the_batch(ray_engine, coco, tagger, tmp_path):
+    make_blip(tmp_path / "blip")
+    results = []
+    for batch_size in (1, 3, 8):
+        options = {
+            "caption__captioner": str(tmp_path / "blip"),
+            "caption__batch_size": batch_size,
+            "caption__samples": 3,
+        }
+        run(coco, tagger, tmp_path / f"out{batch_size}", **options)
+        results.append(rows(tmp_path / f"out{batch_size}"))
+    assert results[0] == results[1] == results[2]
+    assert all(len(record.captions) == 3 for record in results[0] if record.ok)
+    assert len({caption.text for record in results[0] for caption in record.captions}) > 5
+
+
+def test_datasets_opens_the_result(finished, tmp_path):
+    import datasets
+
+    loaded = datasets.load_dataset(str(finished), cache_dir=str(tmp_path))
+    assert list(loaded) == ["val"]
+    assert loaded["val"].num_rows == IMAGES
+    assert loaded["val"][0]["objects"][0].keys() == {"category", "category_id", "bbox", "iscrowd"}
+    assert loaded["val"][0]["relations"][0].keys() == {"subject", "object", "predicate", "confidence"}
+
+
+def command(files: Files, tagger: Path, out: Path, *more: str) -> list[str]:
+    settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+    options = [*files.options, "--tagger", str(tagger), "--out", str(out), *settings, *more]
+    return [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", "coco", *options]
+
+
+def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
+    deadline = time.monotonic() + 120
+    manifest = out / "manifest.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if manifest.exists() and manifest.read_bytes().count(b"\n") > shards:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no {shards} shards came: {process.stderr.read() if process.poll() is not None else 'time is up'}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_run_goes_on_and_gives_the_same_rows(coco, tagger, finished, tmp_path, seed):
+    out, rng = tmp_path / "out", random.Random(seed)
+    killed = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
+    wait_for_shards(killed, out, rng.randint(1, 4))
+    time.sleep(rng.uniform(0, 0.2))
+    killed.send_signal(signal.SIGKILL)
+    _, errors = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, errors
+    committed = len(Manifest.load(out).shards)
+    assert 0 < committed < IMAGES
+    more = ("--set", f"engine.cpus={rng.randint(1, 2)}", "--set", f"engine.unit_size={rng.randint(1, 5)}")
+    again = subprocess.run(command(coco, tagger, out, *more), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert rows(out) == rows(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagger, tmp_path, number):
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
+    wait_for_shards(process, out, 2)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "same command again to resume" in errors
+    assert "Traceback" not in errors
+    assert "***" not in errors
+    assert 0 < len(Manifest.load(out).shards) < IMAGES
+
+
+def test_a_lost_shard_is_made_again(finished, coco, tagger, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    first, second, *_ = Manifest.load(out).shards
+    (out / first.file).unlink()
+    (out / second.file).write_bytes((out / second.file).read_bytes()[:-9])
+    assert run(coco, tagger, out).complete
+    assert rows(out) == rows(finished)
+
+
+def test_shards_without_a_manifest_are_left_alone(finished, coco, tagger, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "manifest.jsonl").unlink()
+    before = sorted((out / "data").iterdir())
+    with pytest.raises(UserError, match=r"holds shards but no manifest"):
+        run(coco, tagger, out)
+    assert sorted((out / "data").iterdir()) == before
+
+
+@pytest.mark.slow
+def test_two_splits_fill_one_folder(ray_engine, coco, tagger, tmp_path):
+    import datasets
+
+    other = make_coco(tmp_path / "other", images=5, seed=3)
+    splits = {
+        name: {"annotations": files.annotations, "images": files.images, "captions": files.captions}
+        for name, files in (("train", other), ("val", coco))
+    }
+    options = {"caption.captioner": None, "tag.tagger": str(tagger), "source.splits": splits, **SMALL}
+    out = tmp_path / "out"
+    generate(load_recipe("coco", {**options, "limit": 3}), out, QUIET)
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert {split: part.num_rows for split, part in loaded.items()} == {"train": 3}
+    generate(load_recipe("coco", {**options, "limit": 8}), out, QUIET)
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert {split: part.num_rows for split, part in loaded.items()} == {"train": 5, "val": 3}
+    assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
+
+
+def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_truth(ray_engine, tmp_path):
+    out = tmp_path / "out"
+    recipe = load_recipe("miniworld", {"source.drawn.images": 5, "caption.samples": 3})
+    assert generate(recipe, out, QUIET).complete
+    found = known_quality(out)
+    composed = [fact for number in range(5) for fact in random_scene(0, "val", number).facts if not fact.implied]
+    assert found[LABELS].at_threshold.wanted == found[ALL_PAIRS].at_threshold.wanted == len(composed)
+    stored = [relation for record in rows(out) for relation in record.relations if relation.confidence >= 0.2]
+    assert found[LABELS].at_threshold.said == len(stored) > 0
+    assert found[ALL_PAIRS].at_threshold.said == sum(len(p.predicates) for record in rows(out) for p in record.pairs)
+    assert found[LABELS].at_threshold.precision > found[ALL_PAIRS].at_threshold.precision
+    screen = io.StringIO()
+    print_quality(found, Console(file=screen, width=100))
+    for name, own in found.items():
+        figures = rf"{name} .*{own.at_threshold.precision:.1%}.*{own.at_threshold.recall:.1%}"
+        assert re.search(figures, screen.getvalue())
+
+
+def test_what_was_not_drawn_has_no_known_truth(finished):
+    assert known_quality(finished) == {}

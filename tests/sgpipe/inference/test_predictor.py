@@ -1,0 +1,194 @@
+"""Predictions of a small untrained network for synthetic images, and the commands that write them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from rlip_model.model import ParSeDA
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.evaluation.benchmarks.classes import data_classes
+from sgpipe.inference.predictor import ImagePrediction, PredictConfig
+from sgpipe.inference.rows import list_row_groups
+from sgpipe.inference.workers import predict
+from sgpipe.stages.detect.trained_networks import load_detector, network_folder, trained_sides
+from sgpipe.storage.manifest import Manifest
+from sgpipe.training.initial_model import make_initial_model
+from tests.sgpipe.training.trainings import IMAGES, recipe
+
+
+@pytest.fixture(scope="module")
+def network(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ParSeDA."""
+    folder = tmp_path_factory.mktemp("network") / "parseda"
+    classes = data_classes(drawn_run)
+    make_initial_model(recipe(drawn_run, "pretrain").model, [*classes.objects, *classes.relations], 0, folder)
+    return folder
+
+
+def config(run: Path, network: Path, **changes: object) -> PredictConfig:
+    plain = PredictConfig(network, data_classes(run), "scene graph", sides=(48, 64), device="cpu")
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def predicted(run: Path, network: Path, **changes: object) -> list[ImagePrediction]:
+    return list(predict(config(run, network, **changes), list_row_groups(run)))
+
+
+def test_batches_and_threads_change_nothing_but_rounding(drawn_run: Path, network: Path) -> None:
+    first = predicted(drawn_run, network)
+    assert [one.row.image_id for one in first] == [str(1_000_000 + number) for number in range(IMAGES)]
+    for one, other in zip(first, predicted(drawn_run, network, batch=5, threads=1), strict=True):
+        assert one.row == other.row
+        assert one.pairs is not None
+        assert other.pairs is not None
+        assert np.allclose(one.pairs.scores, other.pairs.scores, atol=1e-4)
+        assert np.allclose(one.pairs.subject_boxes, other.pairs.subject_boxes, atol=0.5)
+        assert one.pairs.scores.shape == (8, len(data_classes(drawn_run).relations))
+
+
+def test_images_of_other_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
+    trained = Path(str(files("sgpipe.miniworld") / "weights" / "parseda"))
+    alone, together = (predicted(drawn_run, trained, sides=None, batch=batch) for batch in (1, 4))
+    assert len({(one.row.width, one.row.height) for one in alone}) > 1
+    for one, other in zip(alone, together, strict=True):
+        assert one.pairs is not None
+        assert other.pairs is not None
+        assert np.allclose(one.pairs.scores, other.pairs.scores, atol=1e-4)
+        assert np.allclose(one.pairs.subject_boxes, other.pairs.subject_boxes, atol=0.01)
+
+
+def test_boxes_are_in_pixels_of_the_image(drawn_run: Path, network: Path) -> None:
+    boxes = np.concatenate([one.pairs.subject_boxes for one in predicted(drawn_run, network) if one.pairs])
+    assert boxes.max() > 64
+
+
+def test_hoi_predicts_only_persons_as_subjects(drawn_run: Path, network: Path) -> None:
+    person = data_classes(drawn_run).objects.index("person")
+    pairs = [one.pairs for one in predicted(drawn_run, network, task="hoi")]
+    assert all(own is not None and (own.subject_labels == person).all() for own in pairs)
+    fewer = [one.pairs for one in predicted(drawn_run, network, task="zero-shot hoi")]
+    assert sum(len(own) for own in fewer if own) < sum(len(own) for own in pairs if own)
+
+
+def test_unreadable_images_are_reported(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(Manifest.load(drawn_run).run["images"]["train"], images)
+    (images / "1000003.jpg").write_bytes(b"no image")
+    (images / "1000004.jpg").unlink()
+    ones = list(predict(config(drawn_run, network), list_row_groups(drawn_run, images=images)))
+    assert [one.row.image_id for one in ones if one.pairs is None] == ["1000003", "1000004"]
+    assert "not found" in str(ones[4].error)
+    before = predicted(drawn_run, network)
+    assert all(
+        np.allclose(one.pairs.scores, same.pairs.scores, atol=1e-4)
+        for one, same in zip(ones, before, strict=True)
+        if one.pairs and same.pairs
+    )
+
+
+def test_a_parquet_file_holds_the_best_triplets_by_name(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "predictions.parquet"
+    options = ["--most", "7", "--short-side", "48", "--long-side", "64", "--device", "cpu"]
+    result = CliRunner().invoke(app, ["predict", str(network), "--data", str(drawn_run), "--out", str(out), *options])
+    assert result.exit_code == 0, result.output
+    rows = pq.read_table(out).to_pylist()
+    assert len(rows) == IMAGES
+    classes = data_classes(drawn_run)
+    for row, one in zip(rows, predicted(drawn_run, network), strict=True):
+        assert one.pairs is not None
+        scores = [triplet["score"] for triplet in row["triplets"]]
+        assert scores == sorted(scores, reverse=True)
+        assert scores == pytest.approx(np.sort(one.pairs.scores, axis=None)[::-1][:7].tolist(), abs=1e-4)
+        assert {triplet["predicate"] for triplet in row["triplets"]} <= set(classes.relations)
+        assert [len(triplet["subject_box"]) for triplet in row["triplets"]] == [4] * 7
+    assert [path.name for path in out.parent.iterdir()] == ["predictions.parquet"]
+
+
+def test_invalid_input_is_refused_in_one_line(
+    drawn_run: Path, network: Path, trained_tagger: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="is an R-Tagger"):
+        load_detector(trained_tagger)
+    with pytest.raises(UserError, match="is not an RLIPv2-ParSeDA folder"):
+        load_detector(tmp_path)
+    with pytest.raises(UserError, match=r"no folder .*nowhere"):
+        load_detector(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no split 'val'; it has train"):
+        list_row_groups(drawn_run, "val")
+    with pytest.raises(UserError, match="--images"):
+        list_row_groups(drawn_run, images=tmp_path / "nowhere")
+    classes = replace(data_classes(drawn_run), objects=("dog",))
+    with pytest.raises(UserError, match="no class 'person'"):
+        predicted(drawn_run, network, task="hoi", classes=classes)
+
+
+def test_a_network_that_has_diverged_is_refused(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+    diverged = tmp_path / "diverged"
+    shutil.copytree(network, diverged)
+    weights = load_file(diverged / "model.safetensors")
+    weights = {
+        name: torch.full_like(value, torch.nan) if "scorer" in name else value for name, value in weights.items()
+    }
+    save_file(weights, diverged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="predicts NaN for image 1000000"):
+        predicted(drawn_run, diverged)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused(
+    drawn_run: Path, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ParSeDA, "forward", full)
+    with pytest.raises(UserError, match="memory of cpu is full; lower --batch 4"):
+        predicted(drawn_run, network)
+
+
+def test_the_folder_of_a_training_stands_for_its_best_network_and_image_size(trained_tagger: Path) -> None:
+    assert network_folder(trained_tagger) == trained_tagger / "best"
+    assert trained_sides(trained_tagger) == trained_sides(trained_tagger / "best") == (48, 64)
+
+
+def test_only_known_file_types_are_written(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+    arguments = ["predict", str(network), "--data", str(drawn_run), "--out", str(tmp_path / "predictions.txt")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "ends in .json or .parquet" in result.output + str(result.stderr)
+
+
+def test_classes_from_a_file_are_predicted(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+    classes, out = tmp_path / "classes.json", tmp_path / "predictions.json"
+    classes.write_text(json.dumps({"objects": {"1": "person", "19": "horse"}, "relations": ["riding"]}))
+    sizes = ["--short-side", "48", "--long-side", "64", "--device", "cpu"]
+    arguments = [
+        "predict",
+        str(network),
+        "--data",
+        str(drawn_run),
+        "--out",
+        str(out),
+        "--classes",
+        str(classes),
+        *sizes,
+        "--json",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    count = Manifest.load(drawn_run).shards[0].rows
+    assert json.loads(result.stdout) == {"out": str(out), "images": count, "failed": 0, "reason": ""}
+    items = json.loads(out.read_text())
+    assert {box["category_id"] for item in items for box in item["predictions"]} <= {1, 19}
+    assert {relation["category_id"] for item in items for relation in item["hoi_prediction"]} == {1}

@@ -1,0 +1,101 @@
+import json
+from collections import Counter
+
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.records import Box, Relation
+from sgpipe.sources.coco_relations import CocoRelations
+
+IMAGES = [
+    {"id": 7, "file_name": "7.jpg", "width": 100, "height": 50},
+    {"id": 8, "file_name": "8.jpg", "width": 100, "height": 50},
+]
+CATEGORIES = [{"id": 3, "name": "dog"}, {"id": 1, "name": "person"}]
+NAMES = ["__background__", "on", "by"]
+
+
+def box(image_id, x, category_id=3, **more):
+    return {"image_id": image_id, "category_id": category_id, "bbox": [x, 0, 10, 10], **more}
+
+
+def write(folder, annotations, relations, names=NAMES):
+    content = {"images": IMAGES, "annotations": annotations, "categories": CATEGORIES}
+    (folder / "val.json").write_text(json.dumps(content))
+    (folder / "rel.json").write_text(json.dumps({"val": relations, "train": {}, "rel_categories": names}))
+    return CocoRelations(folder / "val.json", folder / "rel.json", "val")
+
+
+def read(*arguments):
+    problems: Counter[str] = Counter()
+    source = write(*arguments).source()
+    return list(source.read(problems)), +problems
+
+
+def test_relations_count_the_boxes_that_are_no_crowds(tmp_path):
+    annotations = [box(8, 1), box(7, 2, iscrowd=1), box(7, 3), box(8, 4), box(7, 5, 1)]
+    (first, second), problems = read(tmp_path, annotations, {"7": [[1, 0, 1], [0, 1, 2]]})
+    assert not problems
+    crowd, dog, person = (
+        Box("dog", 3, (2, 0, 10, 10), True),
+        Box("dog", 3, (3, 0, 10, 10)),
+        Box("person", 1, (5, 0, 10, 10)),
+    )
+    assert first.objects == [crowd, dog, person]
+    assert first.relations == [Relation(2, 1, "on"), Relation(1, 2, "by")]
+    assert (first.width, first.height, first.dataset) == (100, 50, "coco_rel")
+    assert (len(second.objects), second.relations) == (2, [])
+
+
+def test_class_lists_are_those_of_the_files(tmp_path):
+    classes = write(tmp_path, [box(7, 0)], {}).source().classes
+    assert classes.objects == ("person", "dog")
+    assert classes.relations == ("on", "by")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "triplets", "reason"),
+    [
+        ([box(7, 0)], [[0, 1, 1]], "points to none of 1 objects"),
+        ([box(7, 0)], [[-1, 0, 1]], "points to none of 1 objects"),
+        ([box(7, 0)], [[0, 0, 0]], "label 0 of a relation"),
+        ([box(7, 0)], [[0, 0, 3]], "label 3 of a relation"),
+        ([box(7, 0)], [[0, 0]], "are not 3 numbers"),
+        ([box(7, 0)], {"a": 1}, "are not 3 numbers"),
+        ([box(7, 0, 99)], [], "category_id 99 of an object"),
+        ([box(7, 0, None), box(7, 1)], [[0, 0, 1]], "no usable category_id and bbox"),
+        ([box(7, 0) | {"bbox": [1]}, box(7, 1)], [[0, 0, 1]], "no usable category_id and bbox"),
+    ],
+)
+def test_an_image_out_of_order_is_an_error_row(tmp_path, annotations, triplets, reason):
+    (broken, good), _ = read(tmp_path, [*annotations, box(8, 0)], {"7": triplets, "8": [[0, 0, 1]]})
+    assert reason in broken.error
+    assert good.relations == [Relation(0, 0, "on")]
+
+
+def test_what_belongs_to_nothing_is_counted(tmp_path):
+    found, problems = read(tmp_path, [box(7, 0), None, {"bbox": [0, 0, 1, 1]}], {"7": [], "9": [[0, 0, 1]]})
+    assert [record.ok for record in found] == [True, True]
+    assert problems == {"malformed": 2, "unlisted_images": 1}
+
+
+def test_the_split_must_be_one_of_the_relations(tmp_path):
+    source = write(tmp_path, [box(7, 0)], {})
+    with pytest.raises(UserError, match=r"rel\.json has no split 'test': say --split train or val"):
+        CocoRelations(source.annotations, source.relations, "test").source()
+    with pytest.raises(UserError, match=r"val\.json is a COCO instances file, not relation triplets"):
+        CocoRelations(source.annotations, source.annotations, "val").source()
+
+
+def test_real_instances_keep_all_their_boxes(oracle, tmp_path):
+    path = oracle / "data/coco_mini/instances_val2017.json"
+    instances = json.loads(path.read_text())
+    boxes = Counter(str(item["image_id"]) for item in instances["annotations"])
+    crowds = Counter(str(item["image_id"]) for item in instances["annotations"] if item["iscrowd"])
+    triplets = {image_id: [[0, count - 1, 1]] for image_id, count in (boxes - crowds).items()}
+    (tmp_path / "rel.json").write_text(json.dumps({"val": triplets, "rel_categories": NAMES}))
+    found = list(CocoRelations(path, tmp_path / "rel.json", "val").source().read(Counter()))
+    assert all(record.ok for record in found)
+    assert {record.image_id: len(record.objects) for record in found if record.objects} == boxes
+    assert sum(len(record.relations) for record in found) == len(triplets)
+    assert (boxes.total(), crowds.total()) == (624, 5)

@@ -1,0 +1,266 @@
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from sgpipe.errors import UserError
+from sgpipe.records import Record
+from sgpipe.sources import import_run
+from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.import_run import ROWS_PER_SHARD, import_annotations
+from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.stats.measures import distinct_predicates, measure
+from sgpipe.storage.manifest import Manifest, Summary
+from sgpipe.storage.shards import iter_records, read_file
+from sgpipe.utils.console import Progress
+
+QUIET = Progress(Console(quiet=True))
+IMAGES = 1100  # three shards
+
+
+def graph(number: int) -> dict:
+    """An image of 90 x 60 with one box clipped, one without area, and a relation to each."""
+    boxes = [(0, 0, 30, 30), (80, 10, 30, 30), (95, 0, 5, 5)]
+    objects = [
+        {"object_id": i, "x": x, "y": y, "w": w, "h": h, "names": ["dog"]} for i, (x, y, w, h) in enumerate(boxes)
+    ]
+    relationships = [{"predicate": f"p{number % 7}", "subject_id": 0, "object_id": i} for i in (1, 2)]
+    size = {} if number in (3, 700) else {"width": 90, "height": 60}
+    return {"image_id": number, "objects": objects, "relationships": relationships, **size}
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory) -> Path:
+    """Images 3 and 700 have no size, and there is no image that would tell; item 600 is no image."""
+    folder = tmp_path_factory.mktemp("vg")
+    (folder / "images").mkdir()
+    items = [graph(number) for number in range(IMAGES)]
+    (folder / "scene_graphs_val.json").write_text(json.dumps([*items[:600], None, *items[600:], {"no": "id"}]))
+    return folder / "scene_graphs_val.json"
+
+
+def run(annotations: Path, out: Path, images: Path | None = None, preprocess: bool = True, **options) -> Summary:
+    images = images or annotations.parent / "images"
+    source = VisualGenome(annotations, images, "val", preprocess=preprocess).source()
+    return import_annotations(source, images, out, QUIET, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(annotations, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    run(annotations, out)
+    return out
+
+
+def rows(out: Path) -> list[Record]:
+    return list(iter_records(out))
+
+
+def state(out: Path) -> dict:
+    """Every file of a run and when it was written."""
+    return {path: path.stat().st_mtime_ns for path in (*out.glob("data/*"), out / "manifest.jsonl")}
+
+
+def test_every_image_is_a_row(finished):
+    found = rows(finished)
+    assert [record.image_id for record in found] == [str(number) for number in range(IMAGES)]
+    assert found[5].objects[1].bbox == (80, 10, 10, 30)
+    assert [(r.subject, r.object, r.predicate, r.confidence) for r in found[5].relations] == [(0, 1, "p5", None)]
+    failed = {record.image_id: record for record in found if not record.ok}
+    assert set(failed) == {"3", "700"}
+    assert "image file not found" in failed["3"].error
+    assert not failed["3"].relations
+
+
+def test_shards_are_as_large_as_those_of_generate(finished):
+    shards = Manifest.load(finished).shards
+    assert [(shard.start, shard.stop) for shard in shards] == [(0, 512), (512, 1024), (1024, 1100)]
+    assert shards[0].rows == ROWS_PER_SHARD
+
+
+def test_the_header_says_what_training_needs(finished, annotations, tmp_path, oracle):
+    assert Manifest.load(finished).run["images"] == {"val": str(annotations.parent / "images")}
+    assert Manifest.load(finished).run["labels"] is None
+    source = hico_source(oracle / "data/hicodet/test_hico_sample300.qpic_format.json", "test")
+    import_annotations(source, tmp_path, tmp_path / "out", QUIET, limit=1)
+    labels = Manifest.load(tmp_path / "out").run["labels"]
+    assert (len(labels["objects"]), len(labels["relations"])) == (80, 117)
+    assert (labels["objects"][0], labels["relations"][57]) == ("person", "no interaction")
+
+
+def test_the_summary_counts_rows_and_problems(annotations, tmp_path):
+    summary = run(annotations, tmp_path / "out")
+    assert summary.complete
+    assert summary.counts["images"] == summary.planned == IMAGES
+    good = IMAGES - 2
+    assert (summary.counts["errors"], summary.counts["relations"], summary.counts["boxes"]) == (2, good, 2 * good)
+    expected = {"malformed": 2, "clipped": good, "degenerate": good, "relations_of_dropped_boxes": good}
+    assert summary.problems == expected
+    assert run(annotations, tmp_path / "out").problems == expected
+
+
+def test_the_same_command_does_nothing_more(finished, annotations):
+    before = state(finished)
+    run(annotations, finished)
+    assert state(finished) == before
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_killed_import_goes_on(finished, annotations, tmp_path, monkeypatch, at):
+    """Killed after a shard has been renamed into place, before the manifest knows of it."""
+    written = []
+
+    def write_and_die(*arguments):
+        written.append(importing_write(*arguments))
+        if len(written) > at:
+            raise KeyboardInterrupt
+        return written[-1]
+
+    importing_write = import_run.write_shard
+    monkeypatch.setattr(import_run, "write_shard", write_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(annotations, tmp_path / "out")
+    monkeypatch.undo()
+    assert len(Manifest.load(tmp_path / "out").shards) == at
+    summary = run(annotations, tmp_path / "out")
+    assert rows(tmp_path / "out") == rows(finished)
+    assert summary.problems == run(annotations, finished).problems
+    assert [shard.sha256 for shard in Manifest.load(tmp_path / "out").shards] == [
+        shard.sha256 for shard in Manifest.load(finished).shards
+    ]
+
+
+def test_another_import_is_refused(finished, annotations, tmp_path):
+    with pytest.raises(UserError, match=r"made with other settings.*\n  options.preprocess: True then, False now"):
+        run(annotations, finished, preprocess=False)
+    with pytest.raises(UserError, match="embed: False then, True now"):
+        run(annotations, finished, embed=True)
+    other = tmp_path / "scene_graphs_val.json"
+    other.write_text(json.dumps([graph(1)]))
+    with pytest.raises(UserError, match=r"files\.annotations: "):
+        run(other, finished, annotations.parent / "images")
+    assert len(rows(finished)) == IMAGES
+
+
+def test_moved_images_and_files_are_no_other_import(finished, annotations, tmp_path):
+    before = state(finished)
+    moved = tmp_path / "elsewhere.json"
+    shutil.copy(annotations, moved)
+    run(moved, finished, tmp_path)
+    assert state(finished) == before
+
+
+def test_a_limit_can_be_raised(finished, annotations, tmp_path):
+    out = tmp_path / "out"
+    assert run(annotations, out, limit=100).counts["images"] == 100
+    assert run(annotations, out, limit=700).counts["images"] == 700
+    run(annotations, out)
+    assert rows(out) == rows(finished)
+    assert [shard.start for shard in Manifest.load(out).shards] == [0, 100, 612, 700]
+
+
+def test_lost_shards_are_made_again(finished, annotations, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    first, second, _ = (out / shard.file for shard in Manifest.load(out).shards)
+    first.unlink()
+    os.truncate(second, 100)
+    run(annotations, out)
+    assert rows(out) == rows(finished)
+    assert len(list(out.glob("data/*"))) == 3
+
+
+def test_error_rows_are_tried_again_on_request(annotations, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    out = tmp_path / "out"
+    run(annotations, out, images)
+    Image.new("RGB", (90, 60)).save(images / "3.jpg")
+    assert run(annotations, out, images).counts["errors"] == 2
+    summary = run(annotations, out, images, retry_failed=True)
+    assert summary.counts["errors"] == 1
+    assert summary.counts["images"] == IMAGES
+    again = rows(out)[3]
+    assert (again.status, again.width, again.height, len(again.relations)) == ("ok", 90, 60, 1)
+    assert len(list(out.glob("data/*"))) == 3
+
+
+def test_embedded_images_make_shards_self_contained(annotations, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        Image.new("RGB", (90, 60) if number != 2 else (60, 90), (number, 0, 0)).save(images / f"{number}.jpg")
+    out = tmp_path / "out"
+    run(annotations, out, images, embed=True, limit=5)
+    table = read_file(out / Manifest.load(out).shards[0].file)
+    files = [(images / f"{number}.jpg").read_bytes() for number in range(4)]
+    assert [image and image["bytes"] for image in table["image"].to_pylist()] == [*files[:2], None, files[3], None]
+    assert table["image"][1]["path"].as_py() == "1.jpg"
+    errors = [record.error for record in rows(out)]
+    assert errors[:2] == [None, None]
+    assert "is 60x90, the annotation says 90x60" in errors[2]
+    assert "image file not found" in errors[4]
+
+
+def test_dataset_loaders_show_embedded_images(annotations, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (90, 60)).save(images / "0.jpg")
+    run(annotations, tmp_path / "out", images, embed=True, limit=1)
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["val"][0]
+    assert loaded["image"].size == (90, 60)
+    assert loaded["relations"][0]["predicate"] == "p0"
+
+
+def test_statistics_work_on_imports(finished):
+    measures = measure(finished)
+    assert measures.images == {"val": IMAGES}
+    assert sum(measures.predicates.values()) == measures.thresholds[-1].relations == IMAGES - 2
+    assert sum(measures.errors.values()) == 2
+    assert distinct_predicates(finished) == {f"p{number}" for number in range(7)}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"images": Path("nowhere")}, "image folder not found: nowhere"),
+        ({"limit": 0}, "--limit 0"),
+    ],
+)
+def test_bad_options_leave_nothing_behind(annotations, tmp_path, options, reason):
+    with pytest.raises(UserError, match=reason):
+        run(annotations, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_split_must_be_a_word(annotations, tmp_path):
+    source = VisualGenome(annotations, tmp_path, "../x").source()
+    with pytest.raises(UserError, match=r"--split '\.\./x'"):
+        import_annotations(source, tmp_path, tmp_path / "out", QUIET)
+
+
+def test_a_file_without_images_is_refused(tmp_path):
+    path = tmp_path / "graphs.json"
+    path.write_text(json.dumps([{"objects": [], "relationships": []}]))
+    with pytest.raises(UserError, match=r"graphs\.json holds no image that can be imported"):
+        run(path, tmp_path / "out", tmp_path)
+
+
+def test_real_images_of_hico_keep_all_relations(oracle, tmp_path):
+    """In HOIA form, which gives no sizes: they come from the images, here blank ones."""
+    path = oracle / "data/hicodet/test_hico_sample300.qpic_format.json"
+    wanted = {item["file_name"]: len(item["hoi_annotation"]) for item in json.loads(path.read_text())}
+    pairs = json.loads((oracle / "data/hicodet/instances_test2015.json").read_text())
+    for name, size in zip(pairs["filenames"], pairs["size"], strict=True):
+        if name in wanted:
+            Image.new("L", size).save(tmp_path / name)
+    summary = import_annotations(hico_source(path, "test"), tmp_path, tmp_path / "out", QUIET)
+    assert (summary.counts["images"], summary.counts["errors"], +Counter(summary.problems)) == (300, 0, {})
+    assert {record.file_name: len(record.relations) for record in rows(tmp_path / "out")} == wanted

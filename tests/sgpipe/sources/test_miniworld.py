@@ -1,0 +1,138 @@
+"""The miniworld as a source: generated whole or not at all, and never in place of another run's images."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.evaluation.label_quality.report import known_quality
+from sgpipe.generation.run import generate
+from sgpipe.miniworld.scene import random_scene
+from sgpipe.recipe import MiniworldConfig, load_recipe
+from sgpipe.sources import prepare_source
+from sgpipe.sources.miniworld import MiniworldFiles
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.utils.console import Progress
+
+CONFIG = MiniworldConfig(images=6, seed=3, split="test-compositional")
+QUIET = Progress(Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def miniworld(tmp_path_factory) -> MiniworldFiles:
+    files = MiniworldFiles(tmp_path_factory.mktemp("run") / "drawn")
+    files.make(CONFIG)
+    return files
+
+
+def facts(root: Path) -> list[Counter]:
+    return [Counter((r.subject, r.predicate, r.object) for r in record.relations) for record in iter_records(root)]
+
+
+def true_facts(config: MiniworldConfig, implied_too: bool) -> list[Counter]:
+    scenes = [random_scene(config.seed, config.split, number) for number in range(config.images)]
+    return [Counter(fact[:3] for fact in scene.facts if implied_too or not fact.implied) for scene in scenes]
+
+
+def test_shards_hold_all_that_is_true_and_all_that_was_composed(miniworld):
+    assert miniworld.settings == CONFIG.model_dump()
+    assert facts(miniworld.all_relations) == true_facts(CONFIG, implied_too=True)
+    assert facts(miniworld.composed_relations) == true_facts(CONFIG, implied_too=False)
+    for number, record in enumerate(iter_records(miniworld.all_relations)):
+        scene = random_scene(CONFIG.seed, CONFIG.split, number)
+        assert [box.category for box in record.objects] == [thing.kind for thing in scene.things]
+        assert record.split == "test_compositional"
+
+
+def test_other_images_or_half_of_them_are_drawn_over(tmp_path):
+    files = MiniworldFiles(tmp_path / "drawn")
+    for seed in (1, 2):
+        config = MiniworldConfig(images=3, seed=seed)
+        files.make(config)
+        assert facts(files.all_relations) == true_facts(config, implied_too=True)
+    (files.world / "scene_graphs.json").unlink()
+    (files.world / ".instances.json.123.tmp").touch()
+    shutil.rmtree(files.composed_relations / "data")
+    files.make(config)
+    assert facts(files.composed_relations) == true_facts(config, implied_too=False)
+
+
+def labelled(miniworld: MiniworldFiles, out: Path) -> RunFolder:
+    """A run on these images, labelled with the relations they were composed of."""
+    folder = RunFolder(out)
+    shutil.copytree(miniworld.root, folder.private / "drawn")
+    (out / "data").mkdir()
+    run = {"name": "miniworld", "fingerprint": "0", "identity": {"drawn": miniworld.settings}}
+    manifest = Manifest.create(out, {**run, "images": {"test_compositional": ".sgpipe/drawn/world/images"}})
+    split, name = "test_compositional", shard_name("test_compositional", 0, CONFIG.images)
+    manifest.commit(write_shard(out, name, split, 0, list(iter_records(miniworld.composed_relations)), {}))
+    return folder
+
+
+def test_a_run_of_other_images_is_refused_before_anything_is_touched(miniworld, tmp_path):
+    folder = labelled(miniworld, tmp_path / "run")
+    for changes, refusal in (
+        ({"source.drawn.seed": 4}, r"\n  drawn.seed: 3 then, 4 now"),
+        ({"source.drawn.images": 7}, r"\n  drawn.images: 6 then, 7 now"),
+    ):
+        recipe = load_recipe("miniworld", {"source.drawn": CONFIG.model_dump(), **changes})
+        with pytest.raises(UserError, match=refusal):
+            generate(recipe, folder.root, QUIET)
+    other = {"source.splits": {"val": {"annotations": "a.json", "images": "b", "captions": "c.json"}}}
+    with pytest.raises(UserError, match=r"\n  drawn.* now"):
+        generate(load_recipe("coco", {**other, "tag.tagger": "x"}), folder.root, QUIET)
+    assert facts(folder.ground_truth.relations) == true_facts(CONFIG, implied_too=True)
+
+
+def test_the_miniworld_is_not_for_other_images():
+    other = {"source.splits": {"val": {"annotations": "a.json", "images": "b"}}}
+    with pytest.raises(UserError, match="generates its own images"):
+        generate(load_recipe("miniworld", other), Path("nowhere"), QUIET)
+    assert not Path("nowhere").exists()
+
+
+def test_commands_find_the_truth_and_the_images_in_a_run_wherever_it_is(miniworld, tmp_path):
+    labelled(miniworld, tmp_path / "run").root.rename(tmp_path / "moved")
+    run = str(tmp_path / "moved")
+    result = CliRunner().invoke(app, ["eval", "labels", "--pred", run, "--json", str(tmp_path / "scores.json")])
+    assert result.exit_code == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["counts"]["images compared"] == CONFIG.images
+    assert scores["summary"]["precision at 0.2"] == scores["summary"]["recall at 0.2"] == 1
+    report = CliRunner().invoke(app, ["stats", run])
+    assert f"By the truth of {CONFIG.images} images, 100.0%" in report.stdout
+    assert Manifest.load(tmp_path / "moved").image_folders["test_compositional"].is_dir()
+
+
+def test_without_truth_there_is_nothing_to_compare_with(miniworld):
+    result = CliRunner().invoke(app, ["eval", "labels", "--pred", str(miniworld.composed_relations)])
+    assert result.exit_code == 2
+    assert "give --truth" in result.stderr
+
+
+def test_any_source_can_have_ground_truth(miniworld, tmp_path):
+    """The miniworld's images as an ordinary COCO dataset, compared with an import of their scene graphs."""
+    folder = RunFolder(labelled(miniworld, tmp_path / "run").root)
+    shutil.rmtree(folder.private / "drawn")
+    assert folder.ground_truth is None
+    folder.set_ground_truth(GroundTruth(miniworld.all_relations))
+    [(_, quality), *_] = known_quality(folder.root).items()
+    assert quality.at_threshold.precision == 1
+    assert quality.at_threshold.recall < 1  # recall counts all relations, not only the composed ones
+    folder.set_ground_truth(None)
+    assert known_quality(folder.root) == {}
+
+
+def test_a_recipe_names_the_ground_truth_of_its_source(tmp_path):
+    recipe = load_recipe("coco", {"source.root": tmp_path, "source.ground_truth": "vg", "source.image_data": "i.json"})
+    source, ground_truth = prepare_source(recipe.source, tmp_path / ".sgpipe", print)
+    assert source == recipe.source
+    assert ground_truth == GroundTruth(tmp_path / "vg", image_data=tmp_path / "i.json")

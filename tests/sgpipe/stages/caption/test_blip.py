@@ -1,0 +1,227 @@
+import json
+import shutil
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torchvision import transforms
+from transformers import BertConfig, BlipConfig, BlipForConditionalGeneration, BlipForQuestionAnswering
+
+from sgpipe.errors import UserError
+from sgpipe.stages.caption.blip import load_blip
+from tests.factories import make_blip, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_blip(tmp_path_factory.mktemp("blip"))
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "captioner")
+
+
+def load(source, image_size=None, dtype=torch.float32):
+    return load_blip(str(source), image_size, torch.device("cpu"), dtype)
+
+
+def error_of(source, image_size=None):
+    with pytest.raises(UserError) as caught:
+        load(source, image_size)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(source) in message
+    return message
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def drop_tokenizer(folder):
+    for path in (*folder.glob("*token*"), folder / "vocab.txt"):
+        path.unlink()
+
+
+def image(width=50, height=37):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_images_are_prepared_as_the_authors_do(original):
+    blip = load(original)
+    authors = transforms.Compose(
+        [
+            transforms.Resize((32, 32), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        ]
+    )
+    torch.testing.assert_close(blip.prepare(image()), authors(image()), atol=1e-6, rtol=0)
+
+
+def test_preparation_follows_the_checkpoint_and_else_clips(folder):
+    settings = folder / "preprocessor_config.json"
+    change(settings, image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3], resample=2)
+    prepare = load(folder).prepare
+    assert (prepare.mean, prepare.std) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    assert prepare.resample == Image.Resampling.BILINEAR
+    settings.unlink()
+    prepare = load(folder).prepare
+    assert prepare.size == 32
+    assert prepare.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+
+
+def test_another_image_size_interpolates_the_positions(original):
+    blip = load(original, image_size=48)
+    pixels = blip.prepare(image()).unsqueeze(0)
+    assert pixels.shape == (1, 3, 48, 48)
+    reference = BlipForConditionalGeneration.from_pretrained(original).eval()
+    with torch.no_grad():
+        expected = reference.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
+    assert expected.shape[1] == 1 + 36
+    torch.testing.assert_close(blip.encode(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_states_are_near_those_of_float32(original):
+    pixels = load(original).prepare(image()).unsqueeze(0)
+    exact = load(original).encode(pixels)
+    half = load(original, dtype=torch.bfloat16).encode(pixels)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=0.1, rtol=0.1)
+
+
+def test_text_has_no_special_tokens_and_single_spaces(original):
+    blip = load(original)
+    ids = blip.tokenizer.convert_tokens_to_ids
+    tokens = ["##s", "[PAD]", "on", "[DEC]", "the", "cat", "##s", "[ENC]", ",", "[UNK]", "white", "."]
+    assert blip.text([ids(token) for token in tokens]) == "s on the cats, white."
+    assert blip.text([10_000]) == ""
+
+
+def test_the_prompt_begins_with_the_decoders_start(original):
+    blip = load(original)
+    words = blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("An image of"))
+    assert words == ["[DEC]", "a", "image", "of"]
+    assert blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("")) == ["[DEC]"]
+
+
+def test_a_tokenizer_without_blips_two_tokens_is_fine(folder):
+    """As in the checkpoints on the hub, whose tokenizer is BERT's."""
+    drop_tokenizer(folder)
+    tokenizer = make_tokenizer(folder, blip_tokens=False)
+    blip = load(folder)
+    assert len(blip.tokenizer) == len(tokenizer) == blip.text_config.vocab_size - 2
+    assert blip.text([blip.text_config.bos_token_id, *blip.prompt_ids("cat on grass")]) == "cat on grass"
+
+
+@pytest.mark.parametrize("name", ["/nowhere/blip", "./blip", "../blip", "~/no blip", "org/name/more", "a b"])
+def test_no_such_folder(name):
+    assert "no such folder" in error_of(name)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"weights")
+    assert "no such folder" in error_of(path)
+
+
+def test_a_hub_id_is_looked_for_in_the_local_cache(original, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "no such model in the local Hugging Face cache" in error_of("somebody/captioner")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "models--somebody--captioner"
+    shutil.copytree(original, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    blip = load("somebody/captioner")
+    pixels = blip.prepare(image()).unsqueeze(0)
+    assert torch.equal(blip.encode(pixels), load(original).encode(pixels))
+
+
+def test_an_empty_folder(tmp_path):
+    assert "no config.json" in error_of(tmp_path)
+
+
+def test_another_kind_of_model_is_named(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    assert "is not BLIP: model_type is 'bert'" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "is not BLIP: model_type is None" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"blip"', "\xff\xfe"])
+def test_a_config_that_is_no_json_object(folder, text):
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert "config.json" in error_of(folder)
+
+
+def test_a_blip_of_another_task_is_named(folder):
+    config = BlipConfig.from_pretrained(folder)
+    BlipForQuestionAnswering(config).save_pretrained(folder)
+    assert "it is a BlipForQuestionAnswering, expected BlipForConditionalGeneration" in error_of(folder)
+
+
+def test_missing_weights_are_never_made_up(folder):
+    weights = folder / "model.safetensors"
+    kept = load_file(weights)
+    name = next(key for key in kept if key.endswith("crossattention.self.key.weight"))
+    del kept[name]
+    save_file(kept, weights, metadata={"format": "pt"})
+    assert f"1 weights are missing, such as {name}" in error_of(folder)
+
+
+def test_damaged_absent_and_misshapen_weights(folder):
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "cannot load its weights" in error_of(folder)
+    weights.unlink()
+    assert "cannot load its weights" in error_of(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"junk" * 100)
+    assert "cannot load its weights" in error_of(folder)
+    (folder / "pytorch_model.bin").unlink()
+    weights.write_bytes(whole)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["intermediate_size"] += 8
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "cannot load its weights" in error_of(folder)
+
+
+def test_a_tokenizer_that_silently_lost_its_vocabulary(folder):
+    drop_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    message = error_of(folder)
+    assert "its tokenizer has 5 tokens" in message
+    assert str(BlipConfig.from_pretrained(folder).text_config.vocab_size) in message
+
+
+def test_a_tokenizer_of_another_model_or_damaged(folder):
+    drop_tokenizer(folder)
+    make_tokenizer(folder, " ".join(f"word{number}" for number in range(300)))
+    assert "belongs to another model" in error_of(folder)
+    (folder / "tokenizer.json").write_text("{broken")
+    assert "cannot load its tokenizer" in error_of(folder)
+
+
+def test_start_and_end_tokens_outside_the_vocabulary(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["bos_token_id"] = 30522
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "bos_token_id is 30522" in error_of(folder)
+
+
+def test_image_sizes_that_leave_a_rest_of_a_patch(original):
+    assert "image_size 50 is not a multiple of its patch size 8" in error_of(original, image_size=50)
+
+
+def test_a_damaged_preprocessor_config(folder):
+    (folder / "preprocessor_config.json").write_text("{broken")
+    assert "JSON" in error_of(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0.5]}')
+    assert "not those of RGB" in error_of(folder)

@@ -1,0 +1,246 @@
+import dataclasses
+import os
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import CaptionConfig
+from sgpipe.records import Box, Record
+from sgpipe.stages.caption.stage import CaptionStage
+from tests.factories import make_blip
+
+SIZES = [(60, 40), (32, 32), (45, 70), (90, 30), (33, 57), (64, 64), (51, 43)]
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    return make_blip(tmp_path_factory.mktemp("blip"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate(SIZES):
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height)).save(folder / f"{number}.png")
+    return folder
+
+
+def records(count=7):
+    boxes = [
+        Box("dog", 1, (2, 3, 18, 15)),
+        Box("cat", 2, (8, 9, 20, 12)),
+        Box("crowd", 3, (0, 0, 30, 30), iscrowd=True),
+        Box("cup", 4, (24, 20, 6, 9)),
+    ]
+    return [
+        Record(str(number), "coco", "val", f"{number}.png", *SIZES[number], objects=list(boxes))
+        for number in range(count)
+    ]
+
+
+def make_stage(captioner, images, seed=0, **settings):
+    config = CaptionConfig(captioner=str(captioner), device="cpu", **{"samples": 4} | settings)
+    stage = CaptionStage(config, {"val": images}, seed)
+    stage.setup()
+    return stage
+
+
+def captions(stage, given=None):
+    return {record.image_id: record.captions for record in stage(given or records())}
+
+
+def test_every_image_gets_its_samples(captioner, images):
+    found = captions(make_stage(captioner, images, samples=10))
+    assert all(len(each) == 10 for each in found.values())
+    assert all(caption.scope == "image" and caption.boxes == [] for each in found.values() for caption in each)
+    texts = [caption.text for each in found.values() for caption in each]
+    assert len(set(texts)) > 60
+    assert all(text == " ".join(text.split()) and "[" not in text for text in texts)
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_captions_do_not_depend_on_the_batch_size(captioner, images, batch_size):
+    scopes = ("image", "box", "pair")
+    alone = captions(make_stage(captioner, images, batch_size=1, scopes=scopes))
+    assert captions(make_stage(captioner, images, batch_size=batch_size, scopes=scopes)) == alone
+
+
+def test_captions_do_not_depend_on_order_company_or_calls(captioner, images):
+    stage = make_stage(captioner, images, batch_size=3)
+    together = captions(stage)
+    assert captions(stage, records()[::-1]) == together
+    one_by_one = {}
+    for record in records():
+        one_by_one |= captions(stage, [record])
+    assert one_by_one == together
+
+
+def test_padded_groups_as_on_a_gpu_give_the_same_captions(captioner, images):
+    stage = make_stage(captioner, images)
+    alone = captions(stage)
+    stage.group = 3
+    assert captions(stage) == alone
+
+
+def test_more_scopes_samples_or_crops_leave_the_others_as_they_were(captioner, images):
+    wide = captions(make_stage(captioner, images, scopes=("pair", "image"), samples=6))
+    narrow = captions(make_stage(captioner, images))
+    for image_id, each in narrow.items():
+        assert [caption for caption in wide[image_id] if caption.scope == "image"][:4] == each
+    few = captions(make_stage(captioner, images, scopes=("pair",), samples=6, max_crops=2))
+    for image_id, each in few.items():
+        assert len(each) == 12
+        assert Counter(map(repr, each)) <= Counter(map(repr, wide[image_id]))
+
+
+def test_the_seed_the_image_and_the_dataset_choose_the_captions(captioner, images):
+    base = captions(make_stage(captioner, images))
+    assert captions(make_stage(captioner, images)) == base
+    assert captions(make_stage(captioner, images, seed=1)) != base
+    stage = make_stage(captioner, images)
+    for change in ({"image_id": "other"}, {"dataset": "other"}):
+        assert stage([dataclasses.replace(records(1)[0], **change)])[0].captions != base["0"]
+
+
+def test_scopes_name_their_boxes_and_see_their_region(captioner, images):
+    stage = make_stage(captioner, images, scopes=("image", "box", "pair"), samples=2)
+    found = captions(stage)["0"]
+    assert [(caption.scope, caption.boxes) for caption in found[::2]] == [
+        ("image", []),
+        ("box", [0]),
+        ("box", [1]),
+        ("box", [3]),
+        ("pair", [0, 1]),
+        ("pair", [0, 3]),
+        ("pair", [1, 3]),
+    ]
+    seen = []
+    stage.blip.model.vision_model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["pixel_values"]), with_kwargs=True
+    )
+    stage(records(1))
+    with Image.open(images / "0.png") as image:
+        for window, pixels in (((0, 0, 60, 40), seen[0]), ((2, 3, 20, 18), seen[1]), ((2, 3, 28, 21), seen[4])):
+            assert torch.equal(pixels[0], stage.blip.prepare(image.crop(window)))
+
+
+@pytest.mark.parametrize("decoding", ["nucleus", "beam"])
+def test_the_vision_tower_sees_each_image_once(captioner, images, decoding):
+    stage = make_stage(captioner, images, samples=10, scopes=("image", "box"), decoding=decoding)
+    seen = []
+    stage.blip.model.vision_model.register_forward_hook(lambda *call: seen.append(len(call[2].last_hidden_state)))
+    stage(records())
+    # One at a time on a CPU: other shapes would round otherwise, and captions depend on the batch.
+    assert seen == [1] * len(SIZES) * (1 + 3)
+
+
+def test_beam_search_gives_one_caption_and_no_chance(captioner, images):
+    found = captions(make_stage(captioner, images, decoding="beam", batch_size=1))
+    assert all(len(each) == 1 for each in found.values())
+    assert captions(make_stage(captioner, images, decoding="beam", seed=5, batch_size=8)) == found
+    greedy = captions(make_stage(captioner, images, decoding="beam", beams=1))
+    assert greedy != found
+    assert greedy == captions(make_stage(captioner, images, samples=1, top_p=1e-9))
+
+
+def test_the_prompt_is_no_part_of_the_caption(captioner, images):
+    stage = make_stage(captioner, images, prompt="a picture of", min_tokens=0)
+    tokens = []
+    text = stage.blip.text
+
+    def spy(ids):
+        tokens.append(ids)
+        return text(ids)
+
+    object.__setattr__(stage.blip, "text", spy)
+    found = [caption.text for each in captions(stage).values() for caption in each]
+    assert all(len(ids) <= 20 - 4 for ids in tokens)
+    assert max(map(len, tokens)) == 20 - 4
+    assert not any(text.startswith("a picture of") for text in found)
+    assert captions(make_stage(captioner, images, prompt="")) != captions(make_stage(captioner, images))
+
+
+def test_lengths_are_kept(captioner, images):
+    for least, most in ((9, 9), (5, 12)):
+        stage = make_stage(captioner, images, min_tokens=least, max_tokens=most)
+        counts = []
+        text = stage.blip.text
+        object.__setattr__(
+            stage.blip, "text", lambda ids, text=text, counts=counts: counts.append(len(ids)) or text(ids)
+        )
+        stage(records())
+        # [DEC] and three words of the prompt come first; a caption that ends early also has [SEP].
+        assert min(counts) >= least - 4
+        assert max(counts) <= most - 4
+
+
+def test_an_unusable_image_becomes_an_error_row_alone(captioner, images, tmp_path):
+    for name in os.listdir(images):
+        (tmp_path / name).write_bytes((images / name).read_bytes())
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "3.png").write_bytes((images / "3.png").read_bytes()[:60])
+    (tmp_path / "4.png").write_text("not an image")
+    given = records()
+    given[5].fail("source", "known to be bad")
+    found = {record.image_id: record for record in make_stage(captioner, tmp_path, batch_size=3)(given)}
+    assert [found[str(number)].status for number in range(7)] == ["ok", "error", "ok", "error", "error", "error", "ok"]
+    assert found["1"].error.startswith("caption: image file not found")
+    assert found["3"].error.startswith("caption: image cannot be read")
+    assert found["5"].error == "source: known to be bad"
+    assert all(found[number].captions == [] for number in "1345")
+    good = captions(make_stage(captioner, images))
+    assert all(found[number].captions == good[number] for number in "026")
+
+
+def test_bfloat16_on_the_cpu_is_reproducible_too(captioner, images):
+    found = captions(make_stage(captioner, images, dtype="bfloat16", batch_size=1))
+    assert all(len(each) == 4 for each in found.values())
+    assert captions(make_stage(captioner, images, dtype="bfloat16", batch_size=3)) == found
+
+
+def test_another_image_size_is_used(captioner, images):
+    stage = make_stage(captioner, images, image_size=48)
+    assert stage.blip.prepare.size == 48
+    assert captions(stage) != captions(make_stage(captioner, images))
+
+
+def test_the_stage_travels_to_its_process_before_setup(captioner, images):
+    config = CaptionConfig(captioner=str(captioner), device="cpu", samples=4)
+    stage = pickle.loads(pickle.dumps(CaptionStage(config, {"val": images}, 0)))  # noqa: S301
+    stage.setup()
+    assert captions(stage) == captions(make_stage(captioner, images))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 65}, "caption.max_tokens is 65; this captioner has 64 positions"),
+        ({"max_tokens": 4, "min_tokens": 0}, "more than the 4 tokens of the prompt"),
+        ({"max_tokens": 9, "min_tokens": 10}, "at least min_tokens"),
+    ],
+)
+def test_lengths_that_leave_no_caption(captioner, images, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_stage(captioner, images, **settings)
+
+
+def test_no_captioner_is_an_error(images):
+    with pytest.raises(UserError, match="captioner is not set"):
+        CaptionStage(CaptionConfig(), {"val": images}, 0).setup()
+
+
+def test_a_full_gpu_ends_the_run_in_one_line(captioner, images, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    stage = make_stage(captioner, images)
+    monkeypatch.setattr(type(stage.blip), "encode", full)
+    with pytest.raises(UserError, match=r"memory of cpu is full; .*caption.resources.gpus"):
+        stage(records())

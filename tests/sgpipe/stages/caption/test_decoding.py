@@ -1,0 +1,226 @@
+import itertools
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import BlipForConditionalGeneration
+
+from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.decoding import (
+    NucleusSampling,
+    beam_captions,
+    draw,
+    gumbel,
+    nucleus,
+    philox,
+    sample_captions,
+)
+from tests.factories import make_blip
+
+PROMPT = [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = make_blip(tmp_path_factory.mktemp("blip"), seed=3, words="a b c d e f g h i j", layers=1)
+    return BlipForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def image_states(model, images=1):
+    vision = model.config.vision_config
+    return torch.randn(images, 17, vision.hidden_size, generator=torch.manual_seed(0))
+
+
+def sampling(model, **changes):
+    defaults = {"samples": 4, "top_p": 0.9, "temperature": 1.0, "min_tokens": 5, "max_tokens": 12}
+    return NucleusSampling(**defaults | changes, end=model.config.text_config.sep_token_id)
+
+
+def words(values):
+    return [torch.tensor(int(value, 16)) for value in values.split()]
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ("0 0 0 0", "0 0", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (
+            "ffffffff ffffffff ffffffff ffffffff",
+            "ffffffff ffffffff",
+            "408f276d 41c83b0e a20bc7c6 6d5451fd",
+        ),
+        (
+            "243f6a88 85a308d3 13198a2e 03707344",
+            "a4093822 299f31d0",
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_philox_gives_the_published_words(counter, key, expected):
+    assert philox(words(counter), words(key)) == tuple(words(expected))
+
+
+def test_gumbel_noise_has_its_moments_and_differs_along_every_coordinate():
+    tokens = torch.arange(40_000)
+    zero = torch.zeros_like(tokens)
+    variants = [
+        gumbel(zero, zero, 0, tokens),
+        gumbel(zero + 1, zero, 0, tokens),
+        gumbel(zero + (1 << 40), zero, 0, tokens),
+        gumbel(zero, zero + 1, 0, tokens),
+        gumbel(zero, zero, 1, tokens),
+    ]
+    for noise in variants:
+        assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
+        assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.08)
+    correlations = torch.corrcoef(torch.stack(variants)) - torch.eye(len(variants))
+    assert correlations.abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("shares", "top_p", "kept"),
+    [
+        ([0.5, 0.3, 0.15, 0.05], 0.9, [0, 1, 2]),
+        ([0.05, 0.15, 0.3, 0.5], 0.75, [2, 3]),
+        ([0.96, 0.02, 0.02], 0.9, [0]),
+        ([0.2, 0.4, 0.4], 0.3, [1]),
+        ([0.25, 0.25, 0.25, 0.25], 0.6, [0, 1, 2]),
+        ([0.5, 0.3, 0.2], 1.0, [0, 1, 2]),
+        ([0.6, 0.4], 1e-6, [0]),
+    ],
+)
+def test_nucleus_keeps_the_fewest_tokens_that_reach_top_p(shares, top_p, kept):
+    mask = nucleus(torch.tensor([shares]).log(), top_p)
+    assert mask.nonzero()[:, 1].tolist() == kept
+
+
+def test_nucleus_is_that_of_a_full_sort_on_many_rows():
+    scores = torch.randn(200, 500, generator=torch.manual_seed(0)) * torch.linspace(0.1, 6, 200)[:, None]
+    for top_p in (0.1, 0.5, 0.9, 0.999):
+        shares, order = scores.softmax(-1).double().sort(dim=-1, descending=True, stable=True)
+        kept = shares.cumsum(-1) - shares < top_p
+        expected = torch.zeros_like(kept).scatter(-1, order, kept)
+        assert torch.equal(nucleus(scores, top_p), expected)
+
+
+def test_draws_follow_the_renormalised_nucleus():
+    shares = torch.tensor([0.05, 0.3, 0.1, 0.22, 0.02, 0.18, 0.13])
+    count = 20_000
+    keys = torch.arange(count) * 7919 + 12_345_678_901
+    tokens = draw(shares.log().expand(count, -1), 0.9, keys, torch.zeros_like(keys), step=3)
+    found = tokens.bincount(minlength=len(shares))
+    expected = shares.double() * torch.tensor([0, 1, 1, 1, 0, 1, 1])
+    assert found[expected == 0].sum() == 0
+    kept = expected > 0
+    assert chisquare(found[kept], count * (expected / expected.sum())[kept]).pvalue > 0.001
+
+
+def test_two_tokens_follow_the_joint_distribution_of_transformers_scores(model):
+    samples, top_p, temperature = 4000, 0.8, 1.3
+    states = image_states(model)
+    found = sample_captions(
+        BlipDecoder(model),
+        states,
+        PROMPT,
+        [99],
+        sampling(model, samples=samples, top_p=top_p, temperature=temperature, min_tokens=5, max_tokens=5),
+    )[0]
+
+    @torch.no_grad()
+    def shares(ids, end_allowed):
+        scores = model.text_decoder(
+            input_ids=torch.tensor([ids]), encoder_hidden_states=states, use_cache=False
+        ).logits[0, -1]
+        if not end_allowed:
+            scores[model.config.text_config.sep_token_id] = -torch.inf
+        full, order = (scores / temperature).softmax(-1).double().sort(descending=True)
+        kept = full * (full.cumsum(-1) - full < top_p)
+        return dict(zip(order.tolist(), (kept / kept.sum()).tolist(), strict=True))
+
+    first = shares(PROMPT, end_allowed=False)
+    joint = {}
+    for token, share in first.items():
+        if share > 0:
+            second = shares([*PROMPT, token], end_allowed=False)
+            joint |= {(token, after): share * other for after, other in second.items() if other > 0}
+    counts = dict.fromkeys(joint, 0)
+    for caption in found:
+        counts[tuple(caption)] += 1
+    common = [pair for pair in joint if joint[pair] * samples >= 5]
+    rare = samples - sum(counts[pair] for pair in common)
+    observed = [*(counts[pair] for pair in common), rare]
+    expected = [*(joint[pair] * samples for pair in common)]
+    expected.append(samples - sum(expected))
+    assert len(common) > 10
+    assert chisquare(observed, expected).pvalue > 0.001
+
+
+def test_lengths_and_greedy_choice_agree_with_transformers(model):
+    """A nucleus of one token is greedy search; [DEC], prompt and [SEP] count towards both limits."""
+    decoder, states = BlipDecoder(model), image_states(model, images=3)
+    for least, most in ((0, 6), (5, 12), (9, 9), (12, 30)):
+        ours = sample_captions(
+            decoder,
+            states,
+            PROMPT,
+            [1, 2, 3],
+            sampling(model, samples=1, top_p=1e-9, min_tokens=least, max_tokens=most),
+        )
+        assert ours == beam_captions(model, states, PROMPT, 1, least, most)
+
+
+@pytest.mark.parametrize(("bias", "length"), [(50.0, 5 - len(PROMPT)), (-50.0, 12 - len(PROMPT))])
+def test_a_caption_is_as_short_and_as_long_as_allowed(model, bias, length):
+    end = model.config.text_config.sep_token_id
+    head = model.text_decoder.cls.predictions.decoder
+    with torch.no_grad():
+        head.bias[end] += bias
+    try:
+        captions = sample_captions(BlipDecoder(model), image_states(model), PROMPT, [1], sampling(model))
+    finally:
+        with torch.no_grad():
+            head.bias[end] -= bias
+    assert [len(caption) for caption in captions[0]] == [length] * 4
+
+
+def test_images_together_are_captioned_as_alone(model):
+    decoder, states = BlipDecoder(model), image_states(model, images=4)
+    keys = [11, 22, 33, 44]
+    together = sample_captions(decoder, states, PROMPT, keys, sampling(model, min_tokens=0))
+    alone = [
+        sample_captions(decoder, states[i : i + 1], PROMPT, keys[i : i + 1], sampling(model, min_tokens=0))[0]
+        for i in range(4)
+    ]
+    assert together == alone
+    assert len({len(caption) for caption in itertools.chain(*alone)}) > 1
+
+
+def test_more_samples_leave_the_first_ones_as_they_were(model):
+    decoder, states = BlipDecoder(model), image_states(model)
+    few = sample_captions(decoder, states, PROMPT, [5], sampling(model, samples=3))[0]
+    many = sample_captions(decoder, states, PROMPT, [5], sampling(model, samples=9))[0]
+    assert many[:3] == few
+
+
+def test_beam_search_is_that_of_generate(model):
+    """Also checks that no prompt token and no padding is left in the result."""
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(5))
+    with torch.no_grad():
+        states = model.vision_model(pixels).last_hidden_state
+        ids = torch.tensor([[*PROMPT, 0]] * 2)
+        ids[:, 0] = model.config.text_config.bos_token_id
+        expected = model.generate(pixels, input_ids=ids, num_beams=3, do_sample=False, min_length=5, max_length=12)
+    end = model.config.text_config.sep_token_id
+    prompt = [model.config.text_config.bos_token_id, *PROMPT[1:]]
+    for (found,), row in zip(beam_captions(model, states, prompt, 3, 5, 12), expected.tolist(), strict=True):
+        row = row[len(prompt) :]
+        assert found == (row[: row.index(end)] if end in row else row)
+        assert found
+
+
+def test_damaged_weights_are_an_error_and_no_caption(model):
+    states = image_states(model)
+    states[0, 3] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sample_captions(BlipDecoder(model), states, PROMPT, [1], sampling(model))

@@ -1,0 +1,94 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from sgpipe.records import Box, Record
+from sgpipe.stages.caption.stage import Region, regions
+
+
+def record(*boxes, crowd=(), size=(100, 80)):
+    objects = [Box("thing", 1, box, index in crowd) for index, box in enumerate(boxes)]
+    return Record("1", "coco", "val", "1.jpg", *size, objects=objects)
+
+
+def pairs(found):
+    return [region.boxes for region in found if region.scope == "pair"]
+
+
+def test_scopes_come_in_turn_and_boxes_in_order():
+    found = regions(record((0, 0, 10, 10), (20, 20, 30, 30), (5, 5, 9, 9)), ("image", "box", "pair"), 100)
+    assert [(region.scope, region.boxes) for region in found] == [
+        ("image", ()),
+        ("box", (0,)),
+        ("box", (1,)),
+        ("box", (2,)),
+        ("pair", (0, 1)),
+        ("pair", (0, 2)),
+        ("pair", (1, 2)),
+    ]
+    assert found[0].window is None
+
+
+def test_windows_hold_every_touched_pixel_and_stay_inside():
+    found = regions(record((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100)
+    assert [region.window for region in found] == [(0, 1, 11, 12), (88, 70, 100, 80), (0, 1, 100, 80)]
+
+
+@pytest.mark.parametrize("box", [(3, 4, 0, 0), (99.9, 79.9, 0.05, 0.05), (100, 80, 5, 5), (-9, -9, 4, 4)])
+def test_degenerate_boxes_still_have_a_pixel(box):
+    left, top, right, bottom = regions(record(box), ("box",), 100)[0].window
+    assert 0 <= left < right <= 100
+    assert 0 <= top < bottom <= 80
+
+
+def test_crowds_are_left_out_and_keep_their_index():
+    found = regions(record((0, 0, 9, 9), (0, 0, 90, 70), (5, 5, 9, 9), crowd={1}), ("box", "pair"), 100)
+    assert [region.boxes for region in found] == [(0,), (2,), (0, 2)]
+
+
+def test_the_largest_boxes_are_kept_when_there_are_too_many():
+    found = regions(record((0, 0, 5, 5), (0, 0, 50, 50), (0, 0, 6, 6), (0, 0, 40, 40)), ("box",), 2)
+    assert [region.boxes for region in found] == [(1,), (3,)]
+
+
+def test_overlapping_pairs_come_before_near_and_far_ones():
+    boxes = ((0, 0, 10, 10), (5, 5, 10, 10), (2, 2, 10, 10), (16, 0, 5, 5), (60, 60, 5, 5))
+    kept = [pairs(regions(record(*boxes), ("pair",), most)) for most in (1, 2, 4)]
+    assert kept[0] == [(0, 2)]
+    assert kept[1] == [(0, 2), (1, 2)]
+    assert kept[2] == [(0, 1), (0, 2), (1, 2), (1, 3)]
+
+
+def test_pairs_agree_with_a_plain_count_on_random_boxes():
+    rng = np.random.default_rng(0)
+    boxes = [(*rng.uniform(0, 60, 2), *rng.uniform(1, 30, 2)) for _ in range(12)]
+
+    @dataclass(order=True)
+    class Rank:
+        gap: float
+        overlap: float
+        boxes: tuple
+
+    ranks = []
+    for i, (x, y, w, h) in enumerate(boxes):
+        for j in range(i + 1, len(boxes)):
+            u, v, a, b = boxes[j]
+            wide, high = min(x + w, u + a) - max(x, u), min(y + h, v + b) - max(y, v)
+            gap = (max(-wide, 0) ** 2 + max(-high, 0) ** 2) ** 0.5
+            ranks.append(Rank(gap, -max(wide, 0) * max(high, 0), (i, j)))
+    for most in (1, 7, 30, 66, 500):
+        expected = sorted(rank.boxes for rank in sorted(ranks)[:most])
+        assert pairs(regions(record(*boxes), ("pair",), most)) == expected
+
+
+def test_fewer_than_two_boxes_have_no_pair():
+    assert regions(record(), ("image", "box", "pair"), 100) == [Region("image")]
+    assert pairs(regions(record((1, 1, 5, 5)), ("pair",), 100)) == []
+
+
+def test_a_hundred_thousand_boxes_are_no_burden():
+    rng = np.random.default_rng(0)
+    boxes = np.concatenate([rng.uniform(0, 60, (100_000, 2)), rng.uniform(1, 30, (100_000, 2))], axis=1).tolist()
+    boxes[70_000] = boxes[80_000] = [0, 0, 100, 80]
+    assert pairs(regions(record(*boxes), ("pair",), 1)) == [(70_000, 80_000)]

@@ -1,0 +1,112 @@
+"""Pairs of boxes that statements relate."""
+
+import time
+import tracemalloc
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgpipe.records import Box, Pair
+from sgpipe.stages.pair import candidates
+from sgpipe.stages.pair.candidates import candidate_pairs, overlapping
+
+CLASSES = st.sampled_from(["person", "dog", "kite"])
+SIDES = st.integers(1, 12).map(float)
+OBJECTS = st.lists(
+    st.builds(Box, CLASSES, st.just(1), st.tuples(SIDES, SIDES, SIDES, SIDES), st.sampled_from([False] * 4 + [True])),
+    max_size=12,
+)
+PREDICATES = st.dictionaries(
+    st.tuples(CLASSES, CLASSES), st.lists(st.sampled_from(["on", "near", "holding"]), max_size=3, unique=True)
+)
+
+
+def overlap(first: Box, second: Box) -> bool:
+    return all(
+        first.bbox[side] < second.bbox[side] + second.bbox[side + 2]
+        and second.bbox[side] < first.bbox[side] + first.bbox[side + 2]
+        for side in (0, 1)
+    )
+
+
+def by_hand(objects: list[Box], predicates: dict[tuple[str, str], list[str]], overlaps: bool) -> list[Pair]:
+    """Every ordered pair looked at in turn, as RLIPv2 does."""
+    return [
+        Pair(i, j, predicates[objects[i].category, objects[j].category])
+        for i, j in permutations(range(len(objects)), 2)
+        if not objects[i].iscrowd
+        and not objects[j].iscrowd
+        and predicates.get((objects[i].category, objects[j].category))
+        and (not overlaps or overlap(objects[i], objects[j]))
+    ]
+
+
+@given(OBJECTS, PREDICATES, st.booleans())
+def test_equal_to_looking_at_every_pair(objects: list[Box], predicates: dict, overlaps: bool) -> None:
+    found = candidate_pairs(objects, predicates, require_overlap=overlaps)
+    assert found == by_hand(objects, predicates, overlaps)
+
+
+@given(OBJECTS, PREDICATES, st.booleans(), st.integers(1, 40), st.integers(1, 30))
+def test_limit_keeps_pairs_of_the_largest_boxes(
+    objects: list[Box], predicates: dict, overlaps: bool, limit: int, block: int
+) -> None:
+    every = by_hand(objects, predicates, overlaps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "_BLOCK", block)
+        found = candidate_pairs(objects, predicates, require_overlap=overlaps, limit=limit)
+    order = sorted(range(len(objects)), key=lambda i: -objects[i].bbox[2] * objects[i].bbox[3])
+    rank = {index: position for position, index in enumerate(order)}
+
+    def smaller_box(pair: Pair) -> tuple[int, int, int]:
+        first, second = rank[pair.subject], rank[pair.object]
+        return max(first, second), min(first, second), first
+
+    kept = sorted(every, key=smaller_box)[:limit]
+    assert found == sorted(kept, key=lambda pair: (pair.subject, pair.object))
+
+
+def test_each_pair_owns_its_predicates() -> None:
+    objects = [Box("dog", 1, (0, 0, 1, 1)) for _ in range(3)]
+    pairs = candidate_pairs(objects, {("dog", "dog"): ["near"]})
+    pairs[0].predicates.append("on")
+    assert [pair.predicates for pair in pairs[1:]] == [["near"]] * 5
+
+
+def test_a_single_box_is_never_paired_with_itself() -> None:
+    assert candidate_pairs([Box("dog", 1, (0, 0, 5, 5))], {("dog", "dog"): ["near"]}) == []
+
+
+def test_boxes_that_touch_do_not_overlap() -> None:
+    boxes = np.array([[0, 0, 10, 10], [10, 0, 5, 5], [9, 9, 5, 5], [0, 10, 10, 1], [2, 2, 1, 1]], float)
+    pairs = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [4, 0]])
+    assert overlapping(boxes, pairs).tolist() == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_hundred_thousand_boxes_need_little_time_and_memory(overlaps: bool) -> None:
+    random = np.random.default_rng(0)
+    sides = random.uniform(1, 60, (100_000, 2))
+    corners = random.uniform(0, 600, (100_000, 2))
+    objects = [
+        Box("person" if index % 5 else "dog", 1, tuple(box))
+        for index, box in enumerate(np.hstack([corners, sides]).tolist())
+    ]
+    tracemalloc.start()
+    start = time.perf_counter()
+    pairs = candidate_pairs(
+        objects,
+        {("person", "person"): ["near"], ("person", "dog"): ["walking"]},
+        require_overlap=overlaps,
+        limit=10_000,
+    )
+    seconds = time.perf_counter() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(pairs) == 10_000
+    assert len({(pair.subject, pair.object) for pair in pairs}) == 10_000
+    assert seconds < 20
+    assert peak < 300 << 20

@@ -1,0 +1,187 @@
+"""Nouns to classes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgpipe.sources.vocabulary import category_names, packaged_synonyms
+from sgpipe.stages.pair.matching import HeadMatcher, SubstringMatcher, normalise_predicate, split_words
+
+COCO = HeadMatcher(packaged_synonyms("coco"))
+OBJECTS365 = HeadMatcher(packaged_synonyms("objects365"))
+
+
+@pytest.mark.parametrize(
+    ("phrase", "head", "expected"),
+    [
+        ("men", "men", "person"),
+        ("two women", "woman", "person"),
+        ("people's", "people", "person"),
+        ("children", "child", "person"),
+        ("firemen", "fireman", "person"),
+        ("buses", "bus", "bus"),
+        ("knives", "knife", "knife"),
+        ("sheep", "sheep", "sheep"),
+        ("calves", "calf", "cow"),
+        ("a pair of skis", "skis", "skis"),
+        ("one ski", "ski", "skis"),
+        ("the dogs'", "dogs", "dog"),
+        ("the man 's", "man", "person"),
+        ("hot dogs", "dog", "hot dog"),
+        ("the dining table", "table", "dining table"),
+        ("traffic lights", "light", "traffic light"),
+        ("FIRE HYDRANT", "HYDRANT", "fire hydrant"),
+        ("stop-sign", "stop-sign", "stop sign"),
+        ("surf boards", "board", "surfboard"),
+        ("hotdogs", "hotdog", "hot dog"),
+        ("tennis racquets", "racquet", "tennis racket"),
+        ("glasses of wine", "glasses", "wine glass"),
+        ("a teddy bear", "bear", "teddy bear"),
+        ("bike rider", "rider", "person"),
+        ("a dirt bike", "bike", "motorcycle"),
+        ("jet ski", "ski", "boat"),
+        ("a german shepherd", "shepherd", "dog"),
+        ("a fire engine", "engine", "truck"),
+    ],
+)
+def test_phrases_plurals_and_possessives(phrase: str, head: str, expected: str) -> None:
+    assert COCO.classes(phrase, head)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("phrase", "head"),
+    [
+        ("hair", "hair"),
+        ("a carrot cake pan", "pan"),
+        ("car seat", "seat"),
+        ("a dog house", "house"),
+        ("a bus stop", "stop"),
+        ("the train station", "station"),
+        ("orange juice", "juice"),
+        ("bushes", "bush"),
+        ("a bedroom", "bedroom"),
+        ("a mountain range", "range"),
+        ("an oven mitt", "mitt"),
+        ("pineapples", "pineapple"),
+        ("a hand", "hand"),
+        ("its head", "head"),
+        ("glasses", "glasses"),
+        ("a cutting board", "board"),
+        ("an mp3 player", "player"),
+        ("", ""),
+        ("!?", "!?"),
+    ],
+)
+def test_what_only_looks_like_a_class_is_none(phrase: str, head: str) -> None:
+    assert COCO.classes(phrase, head) == ()
+
+
+@pytest.mark.parametrize(
+    ("phrase", "wrong"), [("carrot", "car"), ("woman", "man"), ("chair", "hair"), ("cattle", "cat")]
+)
+def test_a_class_is_never_found_inside_a_word(phrase: str, wrong: str) -> None:
+    names = [phrase, wrong]
+    assert HeadMatcher({}, names).classes(phrase) == (phrase,)
+    assert HeadMatcher({}, [wrong]).classes(phrase) == ()
+    assert wrong in SubstringMatcher({}, [wrong]).classes(phrase)
+
+
+def test_the_longest_phrase_decides_even_if_its_class_is_absent() -> None:
+    assert COCO.choose("hot dog", "dog", {"dog": None}) is None
+    assert COCO.choose("hot dog", "dog", {"dog": None, "hot dog": None}) == "hot dog"
+    assert OBJECTS365.choose("a license plate", "plate", {"plate": None}) is None
+    assert OBJECTS365.choose("a dinner plate", "plate", {"plate": None}) == "plate"
+
+
+def test_a_word_shared_by_classes_goes_to_one_that_is_present() -> None:
+    assert COCO.choose("bike", "bike", {"motorcycle": None}) == "motorcycle"
+    assert COCO.choose("bike", "bike", {"motorcycle": None, "bicycle": None}) == "bicycle"
+    assert COCO.choose("board", "board", {"person": None, "surfboard": None}) == "surfboard"
+    assert COCO.choose("bear", "bear", {"teddy bear": None}) == "teddy bear"
+    assert COCO.choose("bear", "bear", {"teddy bear": None, "bear": None}) == "bear"
+
+
+def test_spectacles_and_drinking_glasses_are_told_apart_by_number() -> None:
+    assert OBJECTS365.classes("glasses", "glasses")[0] == "glasses"
+    assert set(OBJECTS365.classes("a glass", "glass")) == {"cup", "wine glass"}
+
+
+def test_the_head_may_be_the_lemma_and_not_the_last_word() -> None:
+    assert COCO.classes("men on bench", "man") == ("person",)
+    assert COCO.classes("dog house", "dog") == ("dog",)
+    assert COCO.classes("no such word", "horse")[0] == "horse"
+
+
+def test_an_excluded_phrase_is_excluded_for_its_class_only() -> None:
+    matcher = HeadMatcher({"plate": ["!license plate"], "number": ["license plate"], "dish": ["plate"]})
+    assert matcher.classes("license plates", "plate") == ("number",)
+    assert matcher.classes("plates", "plate") == ("plate", "dish")
+
+
+@pytest.mark.parametrize("dataset", ["coco", "objects365"])
+def test_every_class_is_known_by_its_own_name(dataset: str) -> None:
+    matcher = HeadMatcher(packaged_synonyms(dataset))
+    for name in category_names(dataset).values():
+        assert matcher.classes(name)[0] == name
+
+
+@pytest.mark.parametrize("dataset", ["coco", "objects365"])
+def test_every_synonym_of_the_packaged_tables_reaches_its_class(dataset: str) -> None:
+    table = packaged_synonyms(dataset)
+    matcher = HeadMatcher(table)
+    for name, phrases in table.items():
+        for phrase in phrases:
+            found = name in matcher.classes(phrase.removeprefix("!"))
+            assert found != phrase.startswith("!"), f"{phrase!r} under {name!r}"
+
+
+LATIN = st.characters(max_codepoint=0xFF)
+
+
+@given(st.text(LATIN, max_size=30), st.text(LATIN, max_size=10))
+def test_only_the_words_of_a_phrase_matter(phrase: str, head: str) -> None:
+    found = COCO.classes(phrase, head)
+    assert set(found) <= set(category_names("coco").values())
+    if words := split_words(phrase):
+        assert COCO.classes("  ".join(words).upper(), head) == found
+
+
+@given(st.sampled_from(sorted(category_names("coco").values())), st.sampled_from(["a", "seven", "red"]))
+def test_words_before_a_name_do_not_change_its_class(name: str, word: str) -> None:
+    assert COCO.classes(f"{word} {name}") == COCO.classes(name)
+
+
+def test_substrings_count_and_the_last_class_of_the_image_wins() -> None:
+    matcher = SubstringMatcher({"person": ["man", "hair"], "car": ["car"], "chair": ["chair"]})
+    present = dict.fromkeys(["chair", "person", "car"])
+    assert matcher.choose("A Chair", "", present) == "person"
+    assert matcher.choose("a CARROT", "", present) == "car"
+    assert matcher.choose("a chair", "", {"chair": None}) == "chair"
+    assert matcher.choose("a cat", "", present) is None
+
+
+def test_substring_synonyms_keep_their_case_as_upstream() -> None:
+    assert SubstringMatcher({"tv": ["TV"]}).classes("a TV") == ()
+
+
+def test_substring_matching_knows_the_name_of_a_class_only_without_synonyms() -> None:
+    matcher = SubstringMatcher({"cup": ["mug", "!cup board"]}, ["cup", "fork"])
+    assert matcher.classes("a cup board, a fork and a mug") == ("cup", "fork")
+    assert matcher.classes("a cup") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The man 's hat", ["the", "man", "hat"]),
+        ("a 'stop' sign", ["a", "stop", "sign"]),
+        ("Boys' t-shirts", ["boys", "t", "shirts"]),
+        ("café_table", ["café", "table"]),
+    ],
+)
+def test_words_of_a_phrase(text: str, expected: list[str]) -> None:
+    assert split_words(text) == expected
+
+
+def test_predicates_lose_case_and_extra_spaces() -> None:
+    assert normalise_predicate(" Sitting  ON\t") == "sitting on"

@@ -1,0 +1,176 @@
+"""The pair stage, run in a plain loop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import PairConfig
+from sgpipe.records import Box, Record, Triplet
+from sgpipe.stages.pair.stage import PairStage
+
+
+def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: Any) -> PairStage:
+    made = PairStage(PairConfig(**settings), dataset, categories)
+    made.setup()
+    return made
+
+
+def record(classes: list[str], statements: list[tuple[str, str, str]], crowds: tuple[int, ...] = ()) -> Record:
+    boxes = [Box(name, 1, (10.0 * i, 0.0, 8.0, 8.0), i in crowds) for i, name in enumerate(classes)]
+    triplets = [
+        Triplet(subject, text, object_, subject.split()[-1], object_.split()[-1], text, 0)
+        for subject, text, object_ in statements
+    ]
+    return Record("1", "coco", "val", "1.jpg", 640, 480, boxes, triplets=triplets)
+
+
+def pairs(result: Record) -> list[tuple[int, int, list[str]]]:
+    return [(pair.subject, pair.object, pair.predicates) for pair in result.pairs]
+
+
+def test_triplets_become_pairs_of_the_boxes_they_name() -> None:
+    statements = [
+        ("two men", "Riding", "brown horses"),
+        ("a dog", "near", "the man"),
+        ("man", "riding", "a horse"),
+        ("woman", "on", "horse"),
+        ("a man", "wearing", "hat"),
+    ]
+    [found] = stage()([record(["horse", "person", "person", "dog", "cat"], statements)])
+    assert pairs(found) == [
+        (1, 0, ["riding", "on"]),
+        (2, 0, ["riding", "on"]),
+        (3, 1, ["near"]),
+        (3, 2, ["near"]),
+    ]
+    named = [(triplet.subject_category, triplet.object_category) for triplet in found.triplets]
+    assert named == [("person", "horse"), ("dog", "person"), *[("person", "horse")] * 2, ("person", None)]
+
+
+def test_crowds_name_a_class_but_are_in_no_pair() -> None:
+    [found] = stage()([record(["person", "dog", "dog"], [("man", "with", "dog")], crowds=(1,))])
+    assert pairs(found) == [(0, 2, ["with"])]
+    [found] = stage()([record(["person", "dog"], [("man", "with", "dog")], crowds=(1,))])
+    assert found.pairs == []
+    assert found.triplets[0].object_category == "dog"
+
+
+def test_one_box_has_no_relation_to_itself() -> None:
+    [found] = stage()([record(["person"], [("man", "next to", "woman")])])
+    assert found.pairs == []
+    [found] = stage()([record(["person", "person"], [("man", "next to", "woman")])])
+    assert pairs(found) == [(0, 1, ["next to"]), (1, 0, ["next to"])]
+
+
+def test_an_error_row_is_left_alone() -> None:
+    broken = record(["person", "dog"], [("man", "with", "dog")])
+    broken.fail("caption", "no image")
+    [found] = stage()([broken])
+    assert found.pairs == []
+    assert found.triplets[0].subject_category is None
+
+
+@pytest.mark.parametrize(("match", "named"), [("head", None), ("substring", "person")])
+def test_hair_is_a_person_only_upstream(match: str, named: str | None) -> None:
+    found = stage(match=match)([record(["person", "dog"], [("long human hair", "on", "dog")])])
+    assert found[0].triplets[0].subject_category == named
+
+
+def test_predicates_stay_verbatim_with_substring_matching() -> None:
+    statements = [("man", "Riding", "horse"), ("man", "riding", "horse"), ("man", "Riding", "horse")]
+    [found] = stage(match="substring")([record(["person", "horse"], statements)])
+    assert pairs(found) == [(0, 1, ["Riding", "riding"])]
+
+
+def test_the_most_pairs_of_an_image_can_be_limited() -> None:
+    classes = ["person"] * 30
+    [found] = stage(max_pairs=7)([record(classes, [("man", "near", "woman")])])
+    assert len(found.pairs) == 7
+
+
+def test_pairs_can_be_required_to_overlap() -> None:
+    apart = record(["person", "dog"], [("man", "with", "dog")])
+    close = record(["person", "dog"], [("man", "with", "dog")])
+    close.objects[1].bbox = (7.0, 7.0, 5.0, 5.0)
+    found = stage(require_overlap=True)([apart, close])
+    assert [len(item.pairs) for item in found] == [0, 1]
+
+
+def test_another_dataset_is_known_by_its_names() -> None:
+    found = stage(("red ball", "wooden box"), dataset="miniworld")(
+        [record(["red ball", "wooden box"], [("red balls", "in", "a wooden box")])]
+    )
+    assert pairs(found[0]) == [(0, 1, ["in"])]
+
+
+def test_a_class_of_the_annotations_is_known_beside_the_packaged_ones() -> None:
+    statement = [("a rider", "with", "a helmet")]
+    [found] = stage(("helmet", "person"))([record(["person", "helmet"], statement)])
+    assert pairs(found) == [(0, 1, ["with"])]
+
+
+def test_any_synonym_table_can_be_used(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    table.write_text('{"person": ["gondolier"]}')
+    [found] = stage(synonyms=table)([record(["person", "boat"], [("gondolier", "in", "boat"), ("man", "on", "boat")])])
+    assert pairs(found) == [(0, 1, ["in"])]
+
+
+def test_a_prior_needs_no_captions(tmp_path: Path) -> None:
+    prior = tmp_path / "vg.json"
+    relation = {"predicate": "RIDES", "subject": {"name": "old man"}, "object": {"name": "horse"}}
+    prior.write_text(json.dumps([{"image_id": 1, "relationships": [relation]}]))
+    [found] = stage(candidates="prior", prior=prior)([record(["horse", "person", "person"], [], crowds=(2,))])
+    assert pairs(found) == [(1, 0, ["rides"])]
+
+
+def test_a_prior_must_be_named() -> None:
+    with pytest.raises(UserError, match=r"pair\.prior must name"):
+        stage(candidates="prior")
+
+
+WORDS = st.sampled_from(["man", "women", "hot dogs", "dog", "car seat", "bike", "bears", "glass", "hand", "tables"])
+CLASSES = st.sampled_from(["person", "dog", "hot dog", "bicycle", "motorcycle", "bear", "cup", "dining table"])
+TEXTS = st.sampled_from(["on", "ON", " near", "near"])
+RECORDS = st.lists(
+    st.builds(
+        record,
+        st.lists(CLASSES, max_size=8),
+        st.lists(st.tuples(WORDS, TEXTS, WORDS), max_size=8),
+        st.sets(st.integers(0, 7), max_size=2).map(tuple),
+    ),
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("match", ["head", "substring"])
+@given(data=st.data())
+def test_what_holds_of_all_pairs(match: str, data: st.DataObject) -> None:
+    made = stage(match=match)
+    records = data.draw(RECORDS)
+    for found in made(records):
+        order = [(pair.subject, pair.object) for pair in found.pairs]
+        assert order == sorted(set(order))
+        for pair in found.pairs:
+            subject, object_ = found.objects[pair.subject], found.objects[pair.object]
+            assert pair.subject != pair.object
+            assert not subject.iscrowd
+            assert not object_.iscrowd
+            stated = [
+                triplet.predicate if match == "substring" else triplet.predicate.lower().strip()
+                for triplet in found.triplets
+                if (triplet.subject_category, triplet.object_category) == (subject.category, object_.category)
+            ]
+            assert pair.predicates == list(dict.fromkeys(stated))
+
+
+@given(RECORDS)
+def test_a_record_does_not_depend_on_its_neighbours(records: list[Record]) -> None:
+    together = [pairs(found) for found in stage()(records)]
+    alone = [pairs(stage()([item])[0]) for item in records]
+    assert together == alone

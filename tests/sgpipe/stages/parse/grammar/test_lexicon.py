@@ -1,0 +1,28 @@
+"""The word lists hold words in the form in which the rules look them up."""
+
+import pytest
+
+from sgpipe.stages.parse.grammar import lexicon
+from sgpipe.stages.parse.grammar.clauses import verb_lemma
+from sgpipe.stages.parse.grammar.entities import singular
+
+NOUNS = ("PEOPLE", "ANIMALS", "CLOTHES", "BODY_PARTS", "PLACES", "CONTAINERS_IN", "CONTAINERS_ON", "PICTURES")
+VERBS = ("ANIMATE_VERBS", "PASSIVE_STATES", "POSTURE_VERBS", "HOLDING_VERBS", "LOCATIVE_BY", "PERCEPTION")
+
+
+@pytest.mark.parametrize("name", NOUNS)
+def test_nouns_are_singular(name):
+    assert [noun for noun in getattr(lexicon, name) if singular(noun) != noun] == []
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_verbs_are_lemmas(name):
+    present_and_past = {"lay"}  # "lay" is also what somebody did who lies
+    verbs = getattr(lexicon, name) - present_and_past
+    assert [verb for verb in verbs if verb_lemma(verb) != verb] == []
+
+
+def test_animals_are_not_people_and_clothes_no_parts():
+    assert not lexicon.PEOPLE & lexicon.ANIMALS
+    assert not lexicon.CLOTHES & lexicon.BODY_PARTS
+    assert not lexicon.GERUND_NOUNS & lexicon.ANIMATE_VERBS

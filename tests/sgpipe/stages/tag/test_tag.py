@@ -1,0 +1,229 @@
+"""The tag stage: which texts a pair is scored against, what is kept, and what becomes an error row."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rlip_model.image import to_pixel_values
+from rlip_model.model import RTagger
+from rlip_model.queries import GivenPairs
+from sgpipe.errors import UserError
+from sgpipe.recipe import PairConfig, TagConfig
+from sgpipe.records import Box, Pair, Record, Relation
+from sgpipe.stages.tag.grouping import Group
+from sgpipe.stages.tag.stage import (
+    Batch,
+    TagStage,
+    keep_own,
+    normalised_boxes,
+    own_batches,
+    reference_batches,
+    relations_above,
+)
+from tests.factories import make_tagger
+
+NAMES = ("person", "dog", "bench")
+PREDICATES = ("sitting on", "next to", "holding", "under")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tagger and images; the scores of an untrained tagger lie closely above 0."""
+    folder = tmp_path_factory.mktemp("tag")
+    make_tagger(folder / "tagger", [*NAMES, *PREDICATES, "no objects in front of above near behind"])
+    noise = np.random.default_rng(0)
+    for index in range(4):
+        pixels = noise.integers(0, 256, (90 + index, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def record(index: int, pairs: list[Pair] | None = None) -> Record:
+    boxes = [(10.0, 10.0, 40.0, 60.0), (50.0, 20.0, 30.0, 30.0), (20.0, 50.0, 70.0, 30.0), (0.0, 0.0, 120.0, 80.0)]
+    categories = ("person", "dog", "bench", "person")
+    objects = [Box(name, index, bbox) for index, (name, bbox) in enumerate(zip(categories, boxes, strict=True))]
+    if pairs is None:
+        pairs = [
+            Pair(0, 2, ["sitting on"]),
+            Pair(0, 1, ["holding", "next to"]),
+            Pair(1, 2, ["under", "next to"]),
+            Pair(3, 2, ["sitting on"]),
+            Pair(3, 1, ["holding"]),
+        ]
+    return Record(str(index), "test", "val", f"{index}.png", 120, 90 + index, objects, pairs=pairs)
+
+
+def stage(folder: Path, pair: PairConfig | None = None, **changes: object) -> TagStage:
+    settings = {"tagger": str(folder / "tagger"), "short_side": 64, "long_side": 128, "threshold": 0.0, **changes}
+    made = TagStage(TagConfig.model_validate(settings), {"val": folder}, NAMES, pair)
+    made.setup()
+    return made
+
+
+def statements(tagged: Record) -> set[tuple[int, int, str]]:
+    return {(item.subject, item.object, item.predicate) for item in tagged.relations}
+
+
+def test_a_pair_keeps_its_own_predicates(folder: Path) -> None:
+    [tagged] = stage(folder)([record(0)])
+    assert tagged.ok
+    expected = {(pair.subject, pair.object, text) for pair in record(0).pairs for text in pair.predicates}
+    assert statements(tagged) == expected
+    assert all(0 < item.confidence < 1 for item in tagged.relations)
+
+
+def test_a_group_shares_its_predicates(folder: Path) -> None:
+    [tagged] = stage(folder, PairConfig(restrict="group"))([record(0)])
+    expected = {(pair.subject, pair.object, text) for pair in record(0).pairs for text in PREDICATES}
+    assert statements(tagged) == expected
+    assert len(tagged.relations) == len(expected), "a pair listed once per predicate is one row per predicate"
+    [narrow] = stage(folder, PairConfig(restrict="group"), group_size=3, chunk=1)([record(0)])
+    of_pair = {pair: {text for s, o, text in statements(narrow) if (s, o) == pair} for pair in ((3, 1), (3, 2))}
+    assert of_pair == {(3, 1): {"holding"}, (3, 2): {"under", "next to", "sitting on"}}
+
+
+def test_scores_are_the_taggers(folder: Path) -> None:
+    """By hand: the reduced image, all class names and the group's predicates, through the network."""
+    made = stage(folder)
+    [tagged] = made([record(0)])
+    network = RTagger.from_pretrained(folder / "tagger")
+    texts = sorted(PREDICATES)
+    labels = network.encode_labels([*NAMES, "no objects"], texts)
+    pixels = to_pixel_values(Image.open(folder / "0.png"), 64, 128)
+    boxes, classes = normalised_boxes(tagged), torch.tensor([0, 1, 2, 0])
+    subjects, objects = torch.tensor([[pair.subject, pair.object] for pair in tagged.pairs]).T
+    pairs = GivenPairs(boxes[subjects], boxes[objects], classes[subjects], classes[objects])
+    with torch.no_grad():
+        logits = network(pixels[None], None, labels, [pairs]).final.relation_logits[0]
+    for relation in tagged.relations:
+        row = next(
+            i
+            for i, pair in enumerate(tagged.pairs)
+            if (pair.subject, pair.object) == (relation.subject, relation.object)
+        )
+        expected = float(logits[row, texts.index(relation.predicate)].sigmoid())
+        assert relation.confidence == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_do_not_depend_on_the_company(folder: Path) -> None:
+    records = [record(index) for index in range(4)]
+    records[1].pairs = [Pair(2, 1, ["above", "near"])]
+    together = stage(folder)(copy.deepcopy(records))
+    alone = [stage(folder)([copy.deepcopy(item)])[0] for item in records]
+    backwards = stage(folder)(copy.deepcopy(records[::-1]))[::-1]
+    assert together == alone == backwards
+
+
+def test_the_image_is_encoded_once_and_each_text_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stage(folder, group_size=1)
+    images: list[int] = []
+    encode_image = made.tagger.encode_image
+    monkeypatch.setattr(made.tagger, "encode_image", lambda pixels: (images.append(1), encode_image(pixels))[1])
+    made([record(0)])
+    assert len(images) == 1
+    texts: list[str] = []
+    tokenizer = made.tagger.tokenizer
+    monkeypatch.setattr(
+        made.tagger._label_cache, "tokenizer", lambda text, **how: (texts.append(text), tokenizer(text, **how))[1]
+    )
+    made([record(1), record(2)])
+    assert texts == []
+
+
+def test_records_without_pairs_and_error_rows_are_left_alone(folder: Path) -> None:
+    empty, failed = record(0, pairs=[]), record(1)
+    failed.fail("caption", "no")
+    wordless = record(2, pairs=[Pair(0, 1, [])])
+    absent = record(3, pairs=[])
+    absent.file_name = "absent.png"
+    made = stage(folder)
+    results = made([empty, failed, wordless, absent])
+    assert [item.image_id for item in results] == ["0", "1", "2", "3"]
+    assert [item.relations for item in results] == [[], [], [], []]
+    assert results[1].error == "caption: no"
+    assert results[3].ok
+
+
+def test_unreadable_images_and_unknown_classes_become_error_rows(folder: Path) -> None:
+    absent, unknown = record(0), record(1)
+    absent.file_name = "absent.png"
+    unknown.objects[0].category = "zebra"
+    results = stage(folder)([absent, unknown, record(2)])
+    assert results[0].error.startswith("tag: image file not found")
+    assert results[1].error == "tag: category 'zebra' is not a class of the dataset"
+    assert results[2].relations
+
+
+def test_only_confidences_strictly_above_the_threshold(folder: Path) -> None:
+    [everything] = stage(folder)([record(0)])
+    middle = sorted(item.confidence for item in everything.relations)[3]
+    [fewer] = stage(folder, threshold=middle)([record(0)])
+    assert fewer.relations == [item for item in everything.relations if item.confidence > middle]
+    assert len(fewer.relations) == len(everything.relations) - 4
+
+
+def test_half_precision(folder: Path) -> None:
+    single, half = stage(folder)([record(0)]), stage(folder, dtype="bfloat16")([record(0)])
+    pairs = zip(single[0].relations, half[0].relations, strict=True)
+    assert all(b.confidence == pytest.approx(a.confidence, rel=0.2) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", [None, "nowhere", "empty"])
+def test_what_is_no_tagger_is_refused(folder: Path, tmp_path: Path, name: str | None) -> None:
+    (tmp_path / "empty").mkdir()
+    made = TagStage(TagConfig(tagger=name and str(tmp_path / name)), {"val": folder}, NAMES)
+    with pytest.raises(UserError) as caught:
+        made.setup()
+    assert "agger" in str(caught.value)
+
+
+def test_own_batches_join_groups_with_equal_predicates() -> None:
+    pairs = [Pair(i, 9, ["b", "a"] if i < 5 else ["c"]) for i in range(8)] + [Pair(0, 1, [])]
+    batches = own_batches(pairs, size=2, chunk=16)
+    assert batches == [
+        Batch([[(0, 9), (1, 9)], [(2, 9), (3, 9)]], ["a", "b"]),
+        Batch([[(4, 9), (5, 9)]], ["a", "b", "c"]),
+        Batch([[(6, 9), (7, 9)]], ["c"]),
+    ]
+    assert [len(batch.groups) for batch in own_batches(pairs[:5], size=1, chunk=2)] == [2, 2, 1]
+
+
+def test_reference_batches_merge_the_predicates_of_a_chunk() -> None:
+    groups = [Group([(0, 1)], ["b", "a"]), Group([(1, 0)], ["c", "a"]), Group([(2, 0)], ["d"]), Group([], [])]
+    assert reference_batches(groups, 2) == [
+        Batch([[(0, 1)], [(1, 0)]], ["b", "a", "c"]),
+        Batch([[(2, 0)]], ["d"]),
+    ]
+    assert reference_batches([Group([], [])], 16) == []
+
+
+def test_relations_above_go_by_group_pair_and_predicate() -> None:
+    batch = Batch([[(0, 1), (2, 3)], [(4, 5)]], ["on", "in"])
+    scores = torch.tensor([[[0.5, 0.2], [0.1, 0.9]], [[0.3, 0.6], [0.9, 0.9]]])
+    found = [(item.subject, item.predicate) for item in relations_above(batch, scores, 0.2)]
+    assert found == [(0, "on"), (2, "in"), (4, "on"), (4, "in")]
+
+
+def test_keep_own() -> None:
+    relations = [Relation(0, 1, "on", 0.5), Relation(0, 1, "in", 0.5), Relation(1, 0, "on", 0.5)]
+    assert keep_own(relations, [Pair(0, 1, ["on"])]) == relations[:1]
+
+
+def test_boxes_are_shares_of_the_image() -> None:
+    item = Record("1", "d", "s", "f", 200, 100, [Box("a", 1, (20.0, 10.0, 100.0, 50.0))])
+    torch.testing.assert_close(normalised_boxes(item), torch.tensor([[0.35, 0.35, 0.5, 0.5]]))
+    assert normalised_boxes(Record("1", "d", "s", "f", 2, 1)).shape == (0, 4)
+
+
+def test_a_full_gpu_ends_the_run_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    made = stage(folder)
+    monkeypatch.setattr(made.tagger, "encode_image", full)
+    with pytest.raises(UserError, match=r"memory of cpu is full; lower tag.chunk"):
+        made([record(0)])

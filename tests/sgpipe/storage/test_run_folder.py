@@ -1,0 +1,75 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import Recipe
+from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import shard_name
+
+
+def test_a_new_run_makes_its_folder_and_may_come_back(tmp_path):
+    folder = RunFolder(tmp_path / "a" / "b")
+    for _ in range(2):
+        with folder.lock():
+            assert (folder.root / "data").is_dir()
+
+
+def test_a_second_run_is_refused_while_the_first_one_works(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    script = (
+        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).lock():\n print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, folder.root], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"locked\n"
+    with pytest.raises(UserError, match=f"process {other.pid}"), folder.lock():
+        pass
+    other.kill()
+    other.communicate()
+    with folder.lock():  # a dead owner holds nothing
+        pass
+
+
+def test_what_is_not_a_run_is_left_alone(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="not an sgpipe run"), RunFolder(tmp_path).lock():
+        pass
+    with pytest.raises(UserError, match="is a file"), RunFolder(tmp_path / "file").lock():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_leftovers_of_a_killed_run_are_swept(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock():
+        manifest = Manifest.create(folder.root, {})
+        kept, orphan = shard_name("val", 0, 1), shard_name("val", 1, 2)
+        for name in (kept, orphan, "data/.val.123.tmp", "data/notes.csv"):
+            (folder.root / name).touch()
+        manifest.commit(ShardEntry("val", 0, 1, kept, "", 0))
+        folder.sweep(manifest)
+    assert {path.name for path in (folder.root / "data").iterdir()} == {Path(kept).name, "notes.csv"}
+
+
+def test_lost_and_cut_shards_are_noticed(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock():
+        manifest = Manifest.create(folder.root, {})
+        for start, size in ((0, 4), (1, 3), (2, None)):
+            entry = ShardEntry("val", start, start + 1, shard_name("val", start, start + 1), "", 4)
+            manifest.commit(entry)
+            if size is not None:
+                (folder.root / entry.file).write_bytes(b"x" * size)
+        assert [shard.start for shard in folder.lost(manifest)] == [1, 2]
+
+
+def test_the_recipe_beside_the_shards_is_complete(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock():
+        folder.describe(Recipe(name="mine"), Manifest.create(folder.root, {}))
+    assert Recipe.model_validate(yaml.safe_load((folder.root / "recipe.yaml").read_text())) == Recipe(name="mine")

@@ -1,0 +1,104 @@
+import pyarrow.parquet as pq
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
+from sgpipe.storage import shards as write_module
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records, read_file, revision_of, shard_name, write_shard
+from sgpipe.utils.hashing import file_sha256
+
+
+def full_record(number: int) -> Record:
+    return Record(
+        image_id=str(number),
+        dataset="coco",
+        split="val",
+        file_name=f"{number}.jpg",
+        width=640,
+        height=480,
+        objects=[Box("dog", 18, (1.5, 2.25, 3.0, 4.0)), Box("person", 1, (0.0, 0.0, 9.0, 9.0), True)],
+        captions=[Caption("a dog", "pair", [0, 1])],
+        triplets=[Triplet("big dog", "running on", "hill", "dog", "hill", "run on", 0, "dog", None)],
+        pairs=[Pair(0, 1, ["near", "on"])],
+        relations=[Relation(0, 1, "near", 0.25), Relation(1, 0, "on")],
+    )
+
+
+def test_records_survive_the_table():
+    failed = Record("7", "coco", "val", "7.jpg", 1, 1)
+    failed.fail("load", "broken")
+    records = [full_record(1), failed, Record("8", "coco", "val", "8.jpg", 1, 1)]
+    table = to_table(records)
+    assert table.schema.equals(SCHEMA)
+    assert from_table(table) == records
+    assert (failed.status, failed.error) == ("error", "load: broken")
+
+
+def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
+    records = [full_record(i) for i in range(3)]
+    name = shard_name("val", 4, 7)
+    entry = write_shard(tmp_path, name, "val", 4, records, {"tag": 1.5})
+    path = tmp_path / entry.file
+    assert (entry.start, entry.stop, entry.rows) == (4, 7, 3)
+    assert (entry.sha256, entry.bytes) == (file_sha256(path), path.stat().st_size)
+    assert entry.counts["relations"] == 6
+    assert entry.counts["matched_triplets"] == 0
+    assert pq.read_schema(path).field("relations").type == SCHEMA.field("relations").type
+    Manifest.create(tmp_path, {}).commit(entry)
+    assert list(iter_records(tmp_path)) == records
+
+
+def test_the_same_records_make_the_same_bytes(tmp_path):
+    entries = [
+        write_shard(tmp_path / folder, shard_name("val", 0, 1), "val", 0, [full_record(1)], {}) for folder in "ab"
+    ]
+    assert entries[0].sha256 == entries[1].sha256
+
+
+def test_row_groups_are_small_enough_to_stream(tmp_path):
+    records = [full_record(i) for i in range(1100)]
+    write_shard(tmp_path, shard_name("val", 0, 1100), "val", 0, records, {})
+    file = pq.ParquetFile(tmp_path / shard_name("val", 0, 1100))
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [512, 512, 76]
+
+
+def test_images_lie_beside_their_records(tmp_path):
+    records = [full_record(i) for i in range(2)]
+    name = shard_name("val", 0, 2)
+    entry = write_shard(tmp_path, name, "val", 0, records, {}, [b"image", None])
+    assert read_file(tmp_path / name)["image"].to_pylist() == [{"bytes": b"image", "path": "0.jpg"}, None]
+    Manifest.create(tmp_path, {}).commit(entry)
+    assert list(iter_records(tmp_path)) == records
+    with pytest.raises(ValueError, match="zip"):
+        write_shard(tmp_path, name, "val", 0, records, {}, [b"image"])
+
+
+@pytest.mark.parametrize(
+    ("file", "revision"), [("data/val-0-1.parquet", 0), ("data/val-0-1-r12.parquet", 12), ("data/a-red-0-1.parquet", 0)]
+)
+def test_revisions_are_told_by_the_name(file, revision):
+    assert revision_of(file) == revision
+    assert revision_of(shard_name("val", 0, 1, revision)) == revision
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, table):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write_module, "write_table", full)
+    with pytest.raises(OSError, match="No space"):
+        write_shard(tmp_path, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_damaged_and_missing_shards_are_named(tmp_path):
+    entry = write_shard(tmp_path, shard_name("val", 0, 1), "val", 0, [full_record(1)], {})
+    path = tmp_path / entry.file
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_file(path)
+    path.unlink()
+    with pytest.raises(UserError, match="missing"):
+        read_file(path)

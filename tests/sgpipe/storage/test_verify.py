@@ -1,0 +1,309 @@
+"""A run is verified byte for byte and row for row, and repaired by leaving out what is bad."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.records import Box, Caption, Pair, Record, Relation
+from sgpipe.sources.detections import Detections, write_detections
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.storage.verify import Problem, verify
+from sgpipe.utils.console import Progress
+from sgpipe.utils.hashing import file_sha256
+from tests.sgpipe.storage.test_shards import full_record
+
+Harm = Callable[[Path], object]
+FIRST, SECOND = "data/val-000000000-000000003.parquet", "data/val-000000003-000000005.parquet"
+
+
+def commit(root: Path, start: int, records: list[Record], manifest: Manifest | None = None) -> ShardEntry:
+    manifest = manifest or Manifest.load(root)
+    stop = start + len(records)
+    entry = write_shard(root, shard_name("val", start, stop), "val", start, records, {"tag": 0.5})
+    manifest.commit(entry)
+    return entry
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    root = tmp_path / "run"
+    with RunFolder(root).lock():
+        manifest = Manifest.create(root, {"name": "mine"})
+        failed = full_record(4)
+        failed.relations = []
+        failed.fail("load", "image file not found")
+        commit(root, 0, [full_record(i) for i in range(3)], manifest)
+        commit(root, 3, [full_record(3), failed], manifest)
+    return root
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def problems(root: Path) -> list[tuple[str, str]]:
+    return [(found.file, found.problem) for found in verify(root).problems]
+
+
+def test_a_whole_run_is_one_line(run):
+    found = verify(run)
+    assert (found.ok, found.shards, found.images, found.problems) == (True, 2, 5, [])
+    result = CliRunner().invoke(app, ["verify", str(run)])
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [f"{run}: 5 images in 2 shards, no problems found"]
+
+
+def test_a_flipped_byte_is_found_wherever_it_is(run):
+    for name in (FIRST, SECOND, MANIFEST):
+        path = run / name
+        whole = path.read_bytes()
+        for at in (*range(0, len(whole), -(-len(whole) // 10)), len(whole) - 1):
+            flip(path, at)
+            assert problems(run), (name, at)
+            path.write_bytes(whole)
+    assert not problems(run)
+
+
+@pytest.mark.parametrize(
+    ("harm", "file", "problem"),
+    [
+        (lambda root: (root / FIRST).unlink(), FIRST, "missing"),
+        (lambda root: (root / FIRST).write_bytes((root / FIRST).read_bytes()[:-5]), FIRST, "it is cut"),
+        (lambda root: flip(root / SECOND, 100), SECOND, "checksum"),
+        (lambda root: shutil.copy(root / FIRST, root / shard_name("val", 5, 8)), shard_name("val", 5, 8), "not list"),
+        (lambda root: flip(root / MANIFEST, -40), MANIFEST, "line 3 is not as it was written"),
+        (lambda root: flip(root / MANIFEST, 40), MANIFEST, "cannot be repaired"),
+        (lambda root: (root / MANIFEST).unlink(), MANIFEST, "cannot be repaired"),
+        (lambda root: (root / "recipe.yaml").write_text("nmae: x"), "recipe.yaml", "did you mean 'name'"),
+        (lambda root: commit(root, 4, [full_record(9)]), shard_name("val", 4, 5), "rows are those of an earlier shard"),
+        (lambda root: commit(root, 5, [full_record(1)]), shard_name("val", 5, 6), "in the run already, such as '1'"),
+        (lambda root: commit(root, 5, [full_record(7)] * 2), shard_name("val", 5, 7), "1 images that are in the run"),
+    ],
+)
+def test_what_is_off_is_listed(run, harm: Harm, file, problem):
+    harm(run)
+    [found] = [each for each in problems(run) if each[0] == file]
+    assert problem in found[1]
+    result = CliRunner().invoke(app, ["verify", str(run)])
+    assert result.exit_code == 1
+    assert any(line.startswith(f"{file}: ") for line in result.stdout.splitlines())
+
+
+def with_columns(root: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Change the first shard and tell the manifest its new checksum."""
+    entry = Manifest.load(root).shards[0]
+    path = root / entry.file
+    pq.write_table(change(pq.read_table(path)), path)
+    claim(root, entry)
+
+
+def claim(root: Path, entry: ShardEntry, **values: object) -> None:
+    path = root / entry.file
+    entry = replace(entry, sha256=file_sha256(path), bytes=path.stat().st_size, **values)
+    Manifest.load(root).commit(entry)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda table: table.drop_columns(["pairs"]), "no column 'pairs'"),
+        (lambda table: table.set_column(4, "width", table["width"].cast(pa.int64())), "column 'width' is not"),
+        (lambda table: table.replace_schema_metadata({"sgpipe.schema_version": "9"}), "schema version 9"),
+        (lambda table: table.slice(1), "2 rows, the manifest says 3"),
+    ],
+)
+def test_tables_of_another_kind_are_found(run, change, problem):
+    with_columns(run, change)
+    assert any(problem in text for file, text in problems(run) if file == FIRST)
+
+
+def test_counts_are_compared(run):
+    entry = Manifest.load(run).shards[0]
+    claim(run, entry, counts={**entry.counts, "relations": 7, "problem.malformed": 3})
+    assert problems(run) == [(FIRST, "6 relations, the manifest says 7")]
+
+
+def spoilt(**values: object) -> Record:
+    record = full_record(7)
+    for name, value in values.items():
+        setattr(record, name, value)
+    return record
+
+
+def boxes(*bbox: float) -> list[Box]:
+    return [Box("dog", 1, tuple(bbox)), Box("cat", 2, (0.0, 0.0, 5.0, 5.0))]
+
+
+TRIPLET = full_record(0).triplets[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        (spoilt(relations=[Relation(2, 0, "on")]), "subject of relations points to none of the objects"),
+        (spoilt(relations=[Relation(0, -1, "on")]), "object of relations points to none of the objects"),
+        (spoilt(relations=[Relation(0, 1, None)]), "relations without predicate"),
+        (spoilt(relations=[Relation(0, 1, "on", float("nan"))]), "confidence is not from 0 to 1"),
+        (spoilt(relations=[Relation(0, 1, "on", 1.5)]), "confidence is not from 0 to 1"),
+        (spoilt(pairs=[Pair(0, 7, ["on"])]), "object of pairs points to none of the objects"),
+        (spoilt(pairs=[Pair(0, 1, None)]), "pairs without predicates"),
+        (spoilt(captions=[Caption("a", "pair", [0, 2])]), "boxes of captions point to none of the objects"),
+        (spoilt(triplets=[replace(TRIPLET, caption=1)]), "caption of triplets points to none of the captions"),
+        (spoilt(captions=[]), "caption of triplets points to none of the captions"),
+        (spoilt(objects=boxes(0, 0, 1)), "bbox is not four numbers"),
+        (spoilt(objects=boxes(0, 0, float("nan"), 1)), "bbox is not inside its image"),
+        (spoilt(objects=boxes(0, 0, float("inf"), 1)), "bbox is not inside its image"),
+        (spoilt(objects=boxes(630, 0, 11, 1)), "bbox is not inside its image"),
+        (spoilt(objects=boxes(0, 0, 0, 0)), "bbox is not inside its image"),
+        (spoilt(status="failed"), "status is neither ok nor error"),
+        (spoilt(status="error", relations=[]), "error row without a reason"),
+        (spoilt(status="error", error="x"), "error row with relations"),
+        (spoilt(error="x"), "reason of an error in a row that is ok"),
+        (spoilt(split="train"), "not of split 'val'"),
+    ],
+)
+def test_faults_within_rows_are_found(run, record, problem):
+    commit(run, 5, [full_record(6), record])
+    assert problems(run) == [(shard_name("val", 5, 7), f"{problem} (image '7')")]
+
+
+def test_what_may_be_is_no_fault(run):
+    nothing = [Box("dog", 1, (0.0, 0.0, 640.005, 480.0)), Box("missing objects", -1, (0.0, 0.0, 0.0, 0.0))]
+    bare = Record("8", "coco", "val", "8.jpg", 0, 0)
+    bare.fail("source", "no size")
+    sparse = [bare, Record("9", "coco", "val", "9.jpg", 5, 5), spoilt(objects=nothing, relations=[Relation(0, 1, "x")])]
+    commit(run, 5, sparse)
+    assert not problems(run)
+    with_columns(run, lambda table: table.append_column("image", pa.nulls(3, pa.string())))
+    assert not problems(run)
+
+
+def test_a_repaired_run_is_right_and_knows_what_is_missing(run):
+    flip(run / FIRST, 50)
+    shutil.copy(run / SECOND, run / shard_name("val", 5, 7))
+    result = CliRunner().invoke(app, ["verify", str(run), "--repair", "--json"])
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["ok"], told["repaired"]) == (0, True, True)
+    assert sorted(told["dropped"]) == [FIRST, shard_name("val", 5, 7)]
+    assert not problems(run)
+    manifest = Manifest.load(run)
+    assert manifest.missing("val", 5) == [(0, 3)]
+    assert [record.image_id for record in iter_records(run)] == ["3", "4"]
+    commit(run, 0, [full_record(i) for i in range(3)], manifest)
+    assert [record.image_id for record in iter_records(run)] == ["0", "1", "2", "3", "4"]
+    assert len(list((run / ".sgpipe" / "dropped").iterdir())) == 2
+
+
+def test_a_manifest_with_a_bad_line_is_repaired(run):
+    lines = (run / MANIFEST).read_bytes().splitlines(keepends=True)
+    (run / MANIFEST).write_bytes(lines[0] + b"edited\n" + lines[2] + b'{"torn')
+    with pytest.raises(UserError, match=r"damaged \(line 2 .* --repair"):
+        Manifest.load(run)
+    assert verify(run, repair=True).repaired
+    assert [shard.start for shard in Manifest.load(run).shards] == [3]
+    assert not problems(run)
+
+
+def test_repairing_a_whole_run_changes_nothing(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+    assert not verify(run, repair=True).repaired
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"} == before
+
+
+def test_a_run_at_work_is_not_repaired_and_its_latest_shard_not_judged(run):
+    script = (
+        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import GroundTruth, RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).lock():\n print('locked', flush=True); sys.stdin.read()"
+    )
+    shutil.copy(run / SECOND, run / shard_name("val", 5, 7))
+    other = subprocess.Popen([sys.executable, "-c", script, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"locked\n"
+    found = verify(run)
+    assert found.at_work
+    assert found.ok
+    with pytest.raises(UserError, match=f"process {other.pid}"):
+        verify(run, repair=True)
+    other.kill()
+    other.communicate()
+    assert problems(run) == [(shard_name("val", 5, 7), "the manifest does not list it")]
+
+
+def test_a_changed_source_index_is_found_and_dropped(run):
+    detections = Detections("coco", "val")
+    detections.add_image({"id": 1, "file_name": "1.jpg", "width": 5, "height": 5})
+    index = RunFolder(run).index("val")
+    write_detections(index, detections, {"annotations": "a.json"})
+    assert SourceIndex(index).is_whole()
+    for path in (index, index.with_suffix(".json")):
+        whole = path.read_bytes()
+        for at in (9, len(whole) // 2, len(whole) - 3):
+            flip(path, at)
+            assert problems(run) == [(".sgpipe/index-val.arrow", "the source index has changed")]
+            path.write_bytes(whole)
+    flip(index, 700)
+    assert verify(run, repair=True).dropped == [".sgpipe/index-val.json"]
+    assert not problems(run)
+
+
+def test_an_import_goes_on_after_a_repair(tmp_path):
+    graphs = [{"image_id": i, "width": 9, "height": 9, "objects": [], "relationships": []} for i in range(1030)]
+    (tmp_path / "scene_graphs.json").write_text(json.dumps(graphs))
+    source = VisualGenome(tmp_path / "scene_graphs.json", tmp_path, "val").source()
+    out = tmp_path / "out"
+
+    def go() -> None:
+        import_annotations(source, tmp_path, out, Progress(Console(quiet=True)))
+
+    go()
+    whole = list(iter_records(out))
+    flip(out / Manifest.load(out).shards[1].file, 60)
+    assert verify(out, repair=True).problems == [
+        Problem(shard_name("val", 512, 1024), "its content has changed: the checksum differs from the manifest's")
+    ]
+    assert len(list(iter_records(out))) == 518
+    go()
+    assert verify(out).ok
+    assert list(iter_records(out)) == whole
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    for place in (tmp_path, tmp_path / "no"):
+        result = CliRunner().invoke(app, ["verify", str(place), "--repair"])
+        assert result.exit_code == 2
+        assert "holds no sgpipe run" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_ground_truth_within_a_run_is_verified_too(run):
+    folder = RunFolder(run)
+    truth = GroundTruth(folder.private / "drawn" / "true", folder.private / "drawn" / "composed")
+    for part in (truth.relations, truth.required):
+        part.mkdir(parents=True)
+        commit(part, 0, [full_record(0)], Manifest.create(part, {}))
+    folder.set_ground_truth(truth)
+    assert not problems(run)
+    file = shard_name("val", 0, 1)
+    flip(truth.relations / file, 60)
+    [(place, _)] = problems(run)
+    assert place == f".sgpipe/drawn/true/{file}"
+    assert verify(run, repair=True).dropped == [".sgpipe/drawn"]
+    assert not truth.relations.exists()

@@ -1,0 +1,219 @@
+import threading
+from itertools import islice
+
+import pytest
+import torch
+
+from rlip_model.training.batches import TrainingBatch
+from sgpipe.errors import UserError
+from sgpipe.records import NO_OBJECT, Box, Relation
+from sgpipe.training.data.feed import ExamplePreparation, ShardFeed, WorkerShare
+from sgpipe.training.data.scan import scan_training, scan_validation
+from tests.sgpipe.training.data.runs import data, image, make_records, make_run, plain_record
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"), make_records(60), rows=7)
+
+
+def feed(*configs, batch=4, most_pairs=None, share=WorkerShare(), **changes) -> ShardFeed:  # noqa: B008
+    settings = data(*configs, **changes)
+    found = scan_training(settings)
+    return ShardFeed(found, scan_validation(settings, found), settings, batch, 0, 10, most_pairs, share)
+
+
+def training(fed: ShardFeed, count: int, epoch: int = 0, step: int = 0) -> list[list[TrainingBatch]]:
+    with fed.read(epoch, step) as steps:
+        return list(islice(steps, count))
+
+
+def validation(fed: ShardFeed) -> list[TrainingBatch]:
+    share = fed.validation()
+    assert share is not None
+    with share as batches:
+        return list(batches)
+
+
+def plain(batch: TrainingBatch) -> tuple:
+    triplets = [{name: value.tolist() for name, value in vars(each).items()} for each in batch.triplets]
+    return batch.image_ids, batch.pixel_values.tolist(), batch.padding.tolist(), triplets, batch.texts, batch.skipped
+
+
+def plain_steps(steps: list[list[TrainingBatch]]) -> list[list[tuple]]:
+    return [[plain(batch) for batch in step] for step in steps]
+
+
+@pytest.mark.parametrize("most_pairs", [None, 3])
+def test_batches_do_not_depend_on_threads(config, most_pairs):
+    one = training(feed(config, threads=1, prefetch=1, most_pairs=most_pairs), 20)
+    many = training(feed(config, threads=7, prefetch=5, most_pairs=most_pairs), 20)
+    assert plain_steps(one) == plain_steps(many)
+
+
+@pytest.mark.parametrize("most_pairs", [None, 3])
+def test_going_on_from_a_step_gives_the_same_batches(config, most_pairs):
+    fed = feed(config, most_pairs=most_pairs)
+    whole = training(fed, fed.steps_per_epoch + 4)
+    assert plain_steps(training(fed, 2, epoch=1, step=2)) == plain_steps(whole[-2:])
+
+
+def test_a_tagger_learns_from_unrelated_pairs_too(tmp_path):
+    config = make_run(tmp_path, [plain_record(str(n)) for n in range(4)])
+    [[related]] = training(feed(config, augment=None), 1)
+    [[pairs]] = training(feed(config, augment=None, most_pairs=3, related_first=True), 1)
+    for one, more in zip(related.triplets, pairs.triplets, strict=True):
+        assert (len(one), len(more)) == (1, 2)
+        assert torch.equal(more.subject_boxes[1], one.object_boxes[0])
+        assert more.relation_labels.sum(1).tolist() == [1, 0]
+
+
+def test_a_relation_without_object_stays_one(tmp_path):
+    records = [plain_record(str(n)) for n in range(4)]
+    for record in records:
+        record.objects.append(Box(NO_OBJECT, 0, (0, 0, 0, 0)))
+        record.relations = [Relation(0, 2, "walking")]
+    no_crop = {"crop_probability": 0.0, "short_sides": (32,), "long_side": 48}
+    [[batch]] = training(feed(make_run(tmp_path, records), augment=no_crop), 1)
+    for triplets in batch.triplets:
+        assert triplets.object_boxes.tolist() == [[0, 0, 0, 0]]
+        assert [batch.texts.objects[label] for label in triplets.object_labels] == [NO_OBJECT]
+
+
+def joined(batches: list[TrainingBatch], name: str) -> list:
+    return [value for batch in batches for value in getattr(batch, name)]
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2)])
+def test_the_parts_of_all_workers_are_a_step_cut_evenly(config, world, accumulate):
+    shares = [training(feed(config, share=WorkerShare(rank, world, accumulate)), 10) for rank in range(world)]
+    for [whole], *workers in zip(training(feed(config), 10), *shares, strict=True):
+        parts = [part for worker in workers for part in worker]
+        assert {len(part) for part in parts} == {4 // (world * accumulate)}
+        assert joined(parts, "image_ids") == list(whole.image_ids)
+        assert all(part.texts == whole.texts for part in parts)
+        for name in ("subject_boxes", "relation_labels"):
+            cut, uncut = ([getattr(each, name) for each in joined(of, "triplets")] for of in (parts, [whole]))
+            assert all(map(torch.equal, cut, uncut))
+
+
+def test_parts_that_cannot_be_equal_are_refused(config):
+    with pytest.raises(UserError, match="2 images per step cannot be divided into 3 equal parts"):
+        feed(config, share=WorkerShare(0, 2, 3))
+
+
+def test_images_are_those_of_the_rows_and_flipped_with_their_boxes(tmp_path):
+    """Without other changes a flipped image, turned back, is the image; so are its boxes."""
+    plain_size = {"width": 48, "height": 32}
+    config = make_run(tmp_path, [plain_record(str(n), **plain_size) for n in range(8)])
+    only_flip = {"jitter": 0.0, "crop_probability": 0.0, "short_sides": (32,), "long_side": 48}
+    changed, unchanged = (
+        {
+            image_id: (batch.pixel_values[n], batch.triplets[n])
+            for [batch] in training(feed(config, batch=8, augment={**only_flip, "flip": flip}), 1)
+            for n, image_id in enumerate(batch.image_ids)
+        }
+        for flip in (1.0, 0.0)
+    )
+    assert set(changed) == set(unchanged) == {str(n) for n in range(8)}
+    for image_id, (pixels, triplets) in unchanged.items():
+        flipped, mirrored = changed[image_id]
+        assert torch.allclose(flipped.flip(2), pixels)
+        expected = triplets.subject_boxes * torch.tensor([-1, 1, 1, 1]) + torch.tensor([1, 0, 0, 0])
+        assert torch.allclose(mirrored.subject_boxes, expected)
+
+
+def test_images_in_the_shards_give_the_same_batches(tmp_path):
+    records = make_records(30)
+    files = make_run(tmp_path / "files", records)
+    shards = make_run(tmp_path / "shards", records, embedded=True, images=tmp_path / "nothing")
+    assert plain_steps(training(feed(files), 8)) == plain_steps(training(feed(shards), 8))
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_image_that_cannot_be_read_is_skipped_and_counted(tmp_path, embedded):
+    records = [plain_record(str(n), width=24 + n) for n in range(12)]
+    spoilt = {"3": None, "5": b"no image", "7": image(records[8])}
+    config = make_run(tmp_path, records, rows=12, embedded=embedded, spoilt=spoilt)
+    fed = feed(config, batch=12)
+    [[batch]] = training(fed, 1)
+    assert batch.skipped == 3
+    assert len(batch) == len(batch.triplets) == 9
+    assert set(batch.image_ids) == {str(n) for n in range(12)} - {"3", "5", "7"}
+    kinds = sorted(reason.split(":")[0] for reason in fed.reader.reasons)
+    assert kinds == ["image cannot be read", "image cannot be read", "image file not found"]
+
+
+def test_a_batch_may_lose_all_its_images(tmp_path):
+    config = make_run(tmp_path, [plain_record(str(n)) for n in range(40)])
+    whole = training(feed(config, threads=1), 10)
+    for image_id in whole[1][0].image_ids:
+        (tmp_path / "images" / f"{image_id}.png").unlink()
+    again = training(feed(config, threads=1), 10)
+    assert [len(batch) for [batch] in again] == [4, 0, *[4] * 8]
+    assert (again[1][0].skipped, again[1][0].texts) == (4, whole[1][0].texts)
+    assert plain_steps(again[2:]) == plain_steps(whole[2:])
+
+
+def test_many_missing_images_do_not_end_the_training_if_others_are_there(tmp_path):
+    records = [plain_record(str(n)) for n in range(80)]
+    config = make_run(tmp_path, records, spoilt={str(n): None for n in range(0, 80, 2)})
+    read = [batch for [batch] in training(feed(config, batch=8), 10)]
+    assert (sum(map(len, read)), sum(batch.skipped for batch in read)) == (40, 40)
+
+
+@pytest.mark.parametrize("count", [5, 60])
+def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
+    config = make_run(tmp_path, [plain_record(str(n)) for n in range(count)])
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=f"first {min(count, 32)} images cannot be read from {tmp_path}/images"):
+        training(feed(config, batch=1), 100)
+    with pytest.raises(UserError, match="--images"):
+        validation(feed(config))
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_validation_reads_every_image_once_unchanged(config, world):
+    fed = [feed(config, batch=3, share=WorkerShare(rank, world)) for rank in range(world)]
+    shares, rows = [validation(each) for each in fed], fed[0].training_set.rows
+    assert {len(share) for share in shares} == {-(-rows // 3)}
+    ids = [image_id for share in shares for batch in share for image_id in batch.image_ids]
+    assert len(ids) == len(set(ids)) == rows
+    assert {tuple(batch.pixel_values.shape[1:]) for share in shares for batch in share if len(batch)} == {(3, 32, 48)}
+
+
+def test_without_a_validation_set_there_is_no_validation(config):
+    assert feed(config, val=()).validation() is None
+
+
+def test_no_thread_is_left(config, monkeypatch):
+    before = set(threading.enumerate())
+    training(feed(config), 2)
+    validation(feed(config))
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(feed(config))
+    monkeypatch.setattr(ExamplePreparation, "example", refuse)
+    with pytest.raises(UserError, match="enough"):
+        training(feed(config), 2)
+    assert set(threading.enumerate()) <= before
+
+
+def interrupt(fed: ShardFeed) -> None:
+    with fed.read() as steps:
+        next(steps)
+        raise KeyboardInterrupt
+
+
+def refuse(*_) -> None:
+    raise UserError("enough")
+
+
+def test_the_network_reads_the_other_words_and_the_labels_stay(config):
+    ways = {name: (f"{name} it",) for name in ("on", "left of", "holding", "next to", "under")}
+    plainly, reworded = (training(feed(config, wordings=wordings), 10) for wordings in ({}, ways))
+    for [batch], [other] in zip(plainly, reworded, strict=True):
+        assert [text.removesuffix(" it") for text in other.texts.relations] == list(batch.texts.relations)
+        for one, same in zip(batch.triplets, other.triplets, strict=True):
+            assert torch.equal(one.relation_labels, same.relation_labels)
+    assert any(text.endswith(" it") for [batch] in reworded for text in batch.texts.relations)

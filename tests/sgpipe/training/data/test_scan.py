@@ -1,0 +1,255 @@
+import json
+import pickle
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgpipe.errors import UserError
+from sgpipe.records import Record, Relation
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import read_row_group
+from sgpipe.training.data.rows import scene_graph
+from sgpipe.training.data.scan import scan, scan_training, scan_validation
+from sgpipe.training.data.training_set import data_warnings
+from sgpipe.training.recipe import ShardsConfig
+from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
+
+
+def counted(record: Record, threshold: float) -> list[Relation]:
+    """The relations that count, by the definition in plain words."""
+    return [
+        relation
+        for relation in record.relations
+        if record.ok
+        and not record.objects[relation.subject].iscrowd
+        and not record.objects[relation.object].iscrowd
+        and (relation.confidence is None or np.float32(relation.confidence) >= np.float32(threshold))
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.2, 0.7, 1.0]))
+def test_counts_are_those_of_a_loop_over_the_records(seed: int, count: int, rows: int, threshold: float) -> None:
+    records = [*make_records(count, seed), plain_record("last")]
+    with TemporaryDirectory() as folder:
+        found = scan([make_run(Path(folder), records, rows=rows)], threshold)
+    relations = [relation for record in records for relation in counted(record, threshold)]
+    objects = [box for record in records if record.ok for box in record.objects if not box.iscrowd]
+    for names, vocabulary in (
+        (Counter(box.category for box in objects), found.objects),
+        (Counter(relation.predicate for relation in relations), found.relations),
+    ):
+        assert list(zip(vocabulary.names, vocabulary.counts, strict=True)) == names.most_common()
+    usable = [bool(counted(record, threshold)) for record in records]
+    assert found.rows == sum(usable)
+    assert found.error_rows == sum(not record.ok for record in records)
+    assert found.rows_without_relations == len(records) - found.rows - found.error_rows
+    assert [row_group.rows for row_group in found.row_groups] == [
+        total for start in range(0, len(records), rows) if (total := sum(usable[start : start + rows]))
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 9, 10_000])
+def test_a_limit_is_as_if_the_shards_ended_there(tmp_path, limit):
+    records = make_records(60)
+    config = make_run(tmp_path / "all", records)
+    usable = [number for number, record in enumerate(records) if counted(record, 0.2)]
+    shorter = records[: usable[limit - 1] + 1] if limit <= len(usable) else records
+    expected = scan([make_run(tmp_path / "short", shorter)], 0.2)
+    found = scan([config], 0.2, limit=limit)
+    for name in ("objects", "relations", "error_rows", "rows_without_relations", "rows"):
+        assert getattr(found, name) == getattr(expected, name)
+
+
+def test_a_graph_holds_what_counts(tmp_path):
+    records = make_records(40)
+    found = scan([make_run(tmp_path, records, rows=40)], 0.2)
+    table = read_row_group(Path(found.row_groups[0].file), 0, ["image_id", "objects", "relations"])
+    for record, values in zip(records, table.to_pylist(), strict=True):
+        graph = scene_graph(values, 0.2)
+        assert len(graph.objects) == sum(not box.iscrowd for box in record.objects)
+        if record.ok:
+            assert [(item.subject_id, item.object_id, item.predicate) for item in graph.relations] == [
+                (item.subject, item.object, item.predicate) for item in counted(record, 0.2)
+            ]
+
+
+def test_a_confidence_equal_to_the_threshold_counts_though_stored_as_a_float32(tmp_path):
+    config = make_run(tmp_path, [plain_record("a", confidence=0.7), plain_record("b", confidence=0.69)])
+    assert scan([config], 0.7).rows == 1  # the float32 nearest to 0.7 is less than 0.7
+
+
+def test_a_set_is_plain_and_does_not_grow_with_its_rows(tmp_path):
+    few, many = ([plain_record(str(number)) for number in range(count)] for count in (2, 200))
+    small, large = (scan([make_run(tmp_path / name, rows, rows=200)], 0.2) for name, rows in (("a", few), ("b", many)))
+    assert len(json.dumps(asdict(large))) - len(json.dumps(asdict(small))) < 20
+    assert len(pickle.dumps(large)) - len(pickle.dumps(small)) < 20
+
+
+def test_only_the_splits_that_are_named_are_read(tmp_path):
+    make_run(tmp_path, [plain_record("a"), plain_record("b", split="val"), plain_record("c", split="val")])
+    assert scan([ShardsConfig(shards=tmp_path)], 0.2).rows == 3
+    assert scan([ShardsConfig(shards=tmp_path, splits=("val",))], 0.2).rows == 2
+
+
+def test_images_are_looked_for_where_the_recipe_says_then_where_the_run_says(tmp_path):
+    make_run(tmp_path / "run", [plain_record("a")], images=tmp_path / "images")
+    config = ShardsConfig(shards=tmp_path / "run")
+    assert scan([config], 0.2).folders[0].images == {"train": str(tmp_path / "images")}
+    named = config.model_copy(update={"images": tmp_path})
+    assert scan([named], 0.2).folders[0].images == {"train": str(tmp_path)}
+
+
+LABELS = {"objects": ["person", "dog"], "relations": ["on", "left of"]}
+
+
+def test_closed_labels_are_those_of_the_run(tmp_path):
+    config = make_run(tmp_path, [plain_record("a")], run={"labels": LABELS})
+    settings = data(config, labels="full")
+    found = scan_training(settings)
+    assert found.closed_labels is not None
+    assert asdict(found.closed_labels) == {"objects": ("person", "dog"), "relations": ("on", "left of")}
+    assert scan_training(data(config)).closed_labels is None
+    validation = scan_validation(settings, found)
+    assert validation is not None
+    assert validation.rows == 1
+
+
+def test_labels_that_do_not_fit_are_refused(tmp_path):
+    plain = make_run(tmp_path / "plain", [plain_record("a")])
+    closed = make_run(tmp_path / "closed", [plain_record("a")], run={"labels": LABELS})
+    other = make_run(tmp_path / "other", [plain_record("a")], run={"labels": {**LABELS, "relations": ["on"]}})
+    strange = make_run(tmp_path / "strange", [plain_record("a", "riding")], run={"labels": LABELS})
+    for configs, message in (
+        ([plain], f"{plain.shards} has no closed class lists"),
+        ([closed, other], f"{other.shards} has other classes than {closed.shards}"),
+        ([closed, strange], f"{strange.shards}: relation 'riding' is not one of the 2 classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            scan(configs, 0.2, closed=True)
+    with pytest.raises(UserError, match=f"{other.shards} has other classes than {closed.shards}"):
+        scan_validation(data(closed, val=(other,), labels="full"), scan([closed], 0.2, closed=True))
+
+
+def remove_shard(root: Path) -> None:
+    next((root / "data").iterdir()).unlink()
+
+
+def cut_shard(root: Path) -> None:
+    path = next((root / "data").iterdir())
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def rewrite(root: Path, change) -> None:
+    path = next((root / "data").iterdir())
+    pq.write_table(change(pq.read_table(path, partitioning=None)), path)
+
+
+def other_version(root: Path) -> None:
+    rewrite(root, lambda table: table.replace_schema_metadata({"sgpipe.schema_version": "7"}))
+
+
+def without_relations(root: Path) -> None:
+    rewrite(root, lambda table: table.drop_columns("relations"))
+
+
+def remove_manifest(root: Path) -> None:
+    (root / "manifest.jsonl").unlink()
+
+
+def no_shard(root: Path) -> None:
+    Manifest.create(root, {})
+
+
+def no_images(root: Path) -> None:
+    manifest = Manifest.load(root)
+    fresh = Manifest.create(root, {})
+    for shard in manifest.shards:
+        fresh.commit(shard)
+
+
+def images_moved(root: Path) -> None:
+    (root / "images").rename(root / "moved")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (remove_shard, "is listed in the manifest but missing"),
+        (cut_shard, "cannot be read"),
+        (other_version, "has schema version 7, this sgpipe reads version 1"),
+        (without_relations, "has no column 'relations'"),
+        (remove_manifest, "holds no sgpipe run"),
+        (no_shard, "has no shards yet"),
+        (no_images, "does not say where the images of train are: give --images"),
+        (images_moved, "if the images moved, give --images"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_named(tmp_path, harm, message):
+    config = make_run(tmp_path, [plain_record("a")])
+    harm(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        scan([config], 0.2)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def failed(image_id: str) -> Record:
+    record = plain_record(image_id)
+    record.fail("load", "broken")
+    return record
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (
+            [plain_record("a", confidence=0.1)],
+            "no image of split train of .* with confidence >= 0.2; lower data.threshold",
+        ),
+        ([failed("a")], "split train of .* has only error rows"),
+        ([plain_record("a"), plain_record("b", confidence=0.1, split="val")], "no image of split val"),
+    ],
+)
+def test_a_split_without_usable_rows_is_named(tmp_path, records, message):
+    with pytest.raises(UserError, match=message):
+        scan([make_run(tmp_path, records)], 0.2)
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path):
+    make_run(tmp_path, [plain_record("a")])
+    with pytest.raises(UserError, match="has no split 'val'; it has train"):
+        scan([ShardsConfig(shards=tmp_path, splits=("val",))], 0.2)
+
+
+def test_no_shards_at_all_are_refused():
+    with pytest.raises(UserError, match=r"data\.train"):
+        scan_training(data())
+
+
+@pytest.mark.parametrize("end", [2, -1])
+def test_a_relation_of_an_object_that_is_not_there_is_an_error(tmp_path, end):
+    record = plain_record("a")
+    record.relations.append(Relation(0, end, "on"))
+    with pytest.raises(UserError, match=f"image a has a relation with object {end}, which does not exist"):
+        scan([make_run(tmp_path, [record])], 0.2)
+
+
+def test_warnings_name_left_out_rows_and_small_vocabularies(tmp_path):
+    records = [plain_record("a"), plain_record("b", confidence=0.1), failed("c"), failed("d")]
+    settings = data(make_run(tmp_path, records), negative_texts=500)
+    assert data_warnings(scan_training(settings), settings) == [
+        "2 of 4 rows are error rows: left out",
+        "1 of 4 rows has no relation with confidence >= 0.2: left out",
+        "object classes: data.negative_texts=500 asks for 333, but the data has only 2: all are used",
+        "predicates: data.negative_texts=500 asks for 167, but the data has only 1: all are used",
+    ]
+    settings = data(make_run(tmp_path / "whole", [plain_record("a")]), negative_texts=0)
+    assert data_warnings(scan_training(settings), settings) == []

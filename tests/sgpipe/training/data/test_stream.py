@@ -1,0 +1,224 @@
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlip_model.text import NO_OBJECTS
+from rlip_model.training.flip_text import flip_text
+from sgpipe.errors import UserError
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.data.stream import StepStream, TrainingItem, TrainingStep
+from tests.sgpipe.training.data.runs import NAMES, PREDICATES, data, make_records, make_run, plain_record
+
+LABELS = {"objects": ["person", "dog", "cat"], "relations": ["on", "left of"]}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"), make_records(90), rows=7)
+
+
+def stream(*configs, rank=0, world=1, batch=4, seed=0, training=True, most_relations=10, **changes) -> StepStream:
+    settings = data(*configs, **changes)
+    return StepStream(scan_training(settings), settings, batch, seed, most_relations, rank, world, training)
+
+
+def plain(item: TrainingItem) -> tuple:
+    """Everything that an item says."""
+    return item.image_id, item.flip, item.graph, item.rng.getstate()
+
+
+def objects(item: TrainingItem) -> tuple[str, ...]:
+    return tuple(each.name for each in item.graph.objects)
+
+
+def relations(item: TrainingItem) -> tuple[str, ...]:
+    return tuple(each.predicate for each in item.graph.relations)
+
+
+def plain_step(step: TrainingStep) -> tuple:
+    return step.epoch, step.index, step.texts, [plain(item) for item in step.items]
+
+
+def first(found: StepStream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
+    return [plain_step(step) for step in islice(found.steps(epoch, step), count)]
+
+
+def ids(steps: list[tuple]) -> list[str]:
+    return [item[0] for step in steps for item in step[3]]
+
+
+def test_workers_together_go_through_what_one_goes_through(config):
+    alone = stream(config)
+    count = alone.steps_per_epoch + 3
+    for world in (2, 4):
+        shares = [first(stream(config, rank=rank, world=world), count) for rank in range(world)]
+        for whole, *parts in zip(first(alone, count), *shares, strict=True):
+            assert whole[3] == [item for part in parts for item in part[3]]
+            assert all(part[:3] == whole[:3] for part in parts)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 8), st.integers(1, 5), st.integers(1, 5), st.data())
+def test_going_on_from_a_step_is_as_if_never_interrupted(
+    seed: int, rows: int, window: int, batch: int, choice: st.DataObject
+) -> None:
+    with TemporaryDirectory() as folder:
+        records = [*make_records(30, seed), *(plain_record(str(n)) for n in range(5))]
+        found = stream(make_run(Path(folder), records, rows=rows), batch=batch, seed=seed, shuffle=window)
+        step = choice.draw(st.integers(0, found.steps_per_epoch))
+        whole = first(found, 2 * found.steps_per_epoch + 1)
+        at = found.steps_per_epoch
+        assert first(found, at + 1 - step, 1, step) == whole[at + step :]
+
+
+def test_an_epoch_has_every_usable_image_once_but_for_the_last_few(config):
+    found = stream(config)
+    rows = found.training_set.rows
+    assert rows % 4
+    for epoch in (0, 1):
+        seen = Counter(item.image_id for step in found.epoch(epoch) for item in step.items)
+        assert set(seen.values()) == {1}
+        assert sum(seen.values()) == 4 * found.steps_per_epoch == rows - rows % 4
+
+
+def test_epochs_and_seeds_differ(config):
+    orders = [ids(first(stream(config, seed=seed), 10, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(one != other for n, one in enumerate(orders) for other in orders[:n])
+
+
+def test_no_two_images_share_their_random_numbers(config):
+    found = stream(config)
+    states = {item.rng.getstate() for epoch in (0, 1) for step in found.epoch(epoch) for item in step.items}
+    assert len(states) == 2 * 4 * found.steps_per_epoch
+
+
+@pytest.mark.parametrize("limit", [11, 13, 14])
+def test_a_limit_keeps_the_first_images(config, limit):
+    whole = [item.image_id for step in stream(config, training=False).epoch(0) for item in step.items]
+    limited = stream(config, limit=limit, batch=1)
+    assert {item.image_id for step in limited.epoch(0) for item in step.items} == set(whole[:limit])
+
+
+def test_weights_say_how_often_a_folder_is_seen(tmp_path):
+    twice = make_run(tmp_path / "a", [plain_record(f"a{n}") for n in range(10)])
+    half = make_run(tmp_path / "b", [plain_record(f"b{n}") for n in range(10)])
+    configs = [twice.model_copy(update={"weight": 2.0}), half.model_copy(update={"weight": 0.5})]
+    seen = Counter(item.image_id[0] for step in stream(*configs, batch=5).epoch(0) for item in step.items)
+    assert seen == {"a": 20, "b": 5}
+
+
+def test_texts_name_everything_in_the_step_then_others_of_the_data(config):
+    for step in stream(config, negative_texts=9).epoch(0):
+        own = {name for item in step.items for name in objects(item)}
+        assert set(step.texts.objects[: len(own)]) == own
+        assert step.texts.objects[-1] == NO_OBJECTS
+        assert len(set(step.texts.objects)) == len(step.texts.objects) == max(6, len(own)) + 1
+        own = {name for item in step.items for name in relations(item)}
+        assert set(step.texts.relations[: len(own)]) == own
+        assert len(set(step.texts.relations)) == len(step.texts.relations) == max(3, len(own))
+
+
+def test_negative_texts_are_drawn_anew_in_every_step(tmp_path):
+    records = [plain_record(f"{n}", f"relation {n % 30}") for n in range(60)]
+    config = make_run(tmp_path, records, rows=30)
+    drawn = {step.texts.relations for step in stream(config, batch=1, negative_texts=6).epoch(0)}
+    assert len(drawn) > 50
+    unextended = stream(config, batch=1, negative_texts=0).epoch(0)
+    assert {len(step.texts.relations) for step in unextended} == {1}
+
+
+def test_all_names_are_taken_if_all_are_wanted(config):
+    for step in stream(config, negative_texts=600, augment=None).epoch(0):
+        assert set(step.texts.objects) == {*NAMES, NO_OBJECTS}
+        assert set(step.texts.relations) == set(PREDICATES)
+
+
+def test_flips_are_drawn_per_image_and_mirror_names(tmp_path):
+    record = plain_record("a", "left of")
+    record.objects[1].category = "right hand"
+    records = [plain_record("a", "left of", file_name=f"{n}.png") for n in range(40)]
+    for number, each in enumerate(records):
+        each.image_id, each.objects[1].category = str(number), "right hand"
+    items = [item for step in stream(make_run(tmp_path, records)).epoch(0) for item in step.items]
+    for item in items:
+        names = (objects(item), relations(item))
+        plain_names = (("person", "right hand"), ("left of",))
+        mirrored = tuple(tuple(map(flip_text, part)) for part in plain_names)
+        assert names == (mirrored if item.flip else plain_names)
+    assert 8 < sum(item.flip for item in items) < 32
+
+
+@pytest.mark.parametrize("changes", [{"augment": None}, {"training": False}])
+def test_nothing_is_flipped_without_augmentation_or_training(config, changes):
+    assert not any(item.flip for step in stream(config, **changes).epoch(0) for item in step.items)
+
+
+def test_closed_labels_are_the_texts_and_no_flip_leaves_them(tmp_path):
+    records = [plain_record(str(n), ("on", "left of")[n % 2]) for n in range(40)]
+    config = make_run(tmp_path, records, run={"labels": LABELS})
+    steps = list(stream(config, labels="full").epoch(0))
+    assert {step.texts.objects for step in steps} == {("person", "dog", "cat", NO_OBJECTS)}
+    assert {step.texts.relations for step in steps} == {("on", "left of")}
+    flips = {name: set[bool]() for name in ("on", "left of")}
+    for step in steps:
+        for item in step.items:
+            flips[relations(item)[0]].add(item.flip)
+    assert flips == {"on": {True, False}, "left of": {False}}
+
+
+def test_a_image_gives_as_many_relations_as_there_are_queries(config):
+    cut, whole = stream(config, most_relations=2, augment=None), stream(config, augment=None)
+    for few, all_ in zip(cut.epoch(0), whole.epoch(0), strict=True):
+        assert [relations(item) for item in few.items] == [relations(item)[:2] for item in all_.items]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_a_validation_goes_through_all_images_once_in_order(config, world):
+    whole = [plain_step(step) for step in stream(config, training=False).epoch(0)]
+    shares = [
+        [plain_step(step) for step in stream(config, rank=rank, world=world, training=False).epoch(0)]
+        for rank in range(world)
+    ]
+    order = ids(whole)
+    assert len(order) == scan_training(data(config)).rows
+    assert len(order) % 4
+    assert [ids(share) for share in shares] == [order[rank::world] for rank in range(world)]
+    for step, *parts in zip(whole, *shares, strict=True):
+        assert all(part[2] == step[2] for part in parts)
+
+
+def test_batches_that_cannot_be_shared_or_filled_are_refused(config):
+    with pytest.raises(UserError, match="a batch of 4 cannot be divided evenly between 3 workers"):
+        stream(config, world=3)
+    with pytest.raises(UserError, match=r"only \d\d images, fewer than a batch of 200"):
+        stream(config, batch=200)
+
+
+def test_shards_that_changed_after_the_scan_are_named(tmp_path):
+    found = stream(make_run(tmp_path, [plain_record(str(n)) for n in range(6)], rows=6))
+    make_run(tmp_path, [plain_record(str(n)) for n in range(3)], rows=3)
+    (tmp_path / "data" / "train-000000000-000000003.parquet").rename(found.training_set.row_groups[0].file)
+    with pytest.raises(UserError, match=r"000000006\.parquet has changed"):
+        next(found.steps())
+
+
+def test_relations_are_said_in_other_words_only_in_training(config):
+    wordings = {"left of": ("to the left of", "on"), "under": ("below",)}
+    own = stream(config, wordings=wordings)
+    steps = list(islice(own.steps(), 40))
+    said = Counter(
+        pair for step in steps for pair in zip(step.texts.relations, step.network_texts.relations, strict=True)
+    )
+    assert all(step.network_texts.objects == step.texts.objects for step in steps)
+    assert {("left of", "left of"), ("left of", "to the left of"), ("under", "under"), ("under", "below")} < set(said)
+    assert {spoken for known, spoken in said if known == "on"} == {"on"}
+    for step in steps:  # never said as another relation of the step
+        assert len(set(step.network_texts.relations)) == len(step.texts.relations)
+    assert [plain_step(step) for step in steps] == first(stream(config, wordings=wordings), 40)
+    checked = stream(config, wordings=wordings, training=False)
+    assert all(step.network_texts == step.texts for step in checked.epoch(0))

@@ -1,0 +1,92 @@
+"""The network that a training starts from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlip_model.model import AutoModel, ParSeDA, RTagger
+from rlip_model.presets import tiny_sizes
+from sgpipe.errors import UserError
+from sgpipe.training.initial_model import make_initial_model
+from sgpipe.training.recipe import ModelConfig
+from tests.factories import make_tagger
+from tests.sgpipe.training.trainings import SIZES
+
+TEXTS = ["person", "traffic light", "riding", "in front of", "kite", "dog", "holding"]
+
+
+def made(folder: Path, seed: int = 0, **changes: Any) -> Any:
+    values = {"kind": "tagger", "backbone": "miniature", "config": SIZES, **changes}
+    make_initial_model(ModelConfig(**values), TEXTS, seed, folder)
+    return AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["tagger", "parseda", "parsed"])
+def test_a_new_network_is_of_its_kind_and_size(tmp_path: Path, kind: str) -> None:
+    network = made(tmp_path / "start", kind=kind)
+    assert {name: getattr(network.config, name) for name in SIZES} == SIZES
+
+
+def test_a_new_network_knows_the_words_and_tells_the_texts_apart(tmp_path: Path) -> None:
+    network = made(tmp_path / "start").eval()
+    assert "<unk>" not in network.tokenizer.convert_ids_to_tokens(network.tokenizer(" ".join(TEXTS))["input_ids"])
+    features = torch.nn.functional.normalize(network.encode_texts(TEXTS), dim=1)
+    assert (features @ features.T - torch.eye(len(TEXTS))).max() < 0.8
+
+
+def test_weights_follow_from_the_seed_and_nothing_else(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = made(tmp_path / "first").state_dict()
+    made(tmp_path / "other", seed=1)
+    torch.manual_seed(2)
+    again = made(tmp_path / "again").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    other = AutoModel.from_pretrained(tmp_path / "other").state_dict()
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+    torch.manual_seed(1)
+    make_initial_model(ModelConfig(kind="tagger", backbone="miniature", config=SIZES), TEXTS, 5, tmp_path / "last")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_single_settings_of_the_text_encoder_can_differ(tmp_path: Path) -> None:
+    text = made(tmp_path / "new", config={**SIZES, "text_config": {"hidden_dropout_prob": 0.25}}).config.text_config
+    tiny = tiny_sizes(len(TEXTS))["text_config"]
+    assert (text.hidden_dropout_prob, text.hidden_size) == (0.25, tiny.hidden_size)
+    changes = {"text_config": {"attention_probs_dropout_prob": 0.3}}
+    again = made(tmp_path / "again", init=str(tmp_path / "new"), config=changes).config.text_config
+    assert (again.hidden_dropout_prob, again.attention_probs_dropout_prob, again.hidden_size) == (0.25, 0.3, 64)
+
+
+def test_a_network_that_is_there_keeps_its_weights_and_takes_settings(tmp_path: Path) -> None:
+    old = make_tagger(tmp_path / "old", [*TEXTS, "no objects a b c d e f"])
+    new = made(tmp_path / "start", init=str(tmp_path / "old"), config={"box_noise": 0.1, "fusion_dropout": 0.0})
+    assert (new.config.box_noise, old.config.box_noise) == (0.1, 0.4)
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+    assert len(new.tokenizer) == len(old.tokenizer)
+
+
+def test_queries_are_dropped_pair_by_pair(tmp_path: Path) -> None:
+    old = made(tmp_path / "old", kind="parseda")
+    new = made(tmp_path / "new", kind="parseda", init=str(tmp_path / "old"), config={"num_queries": 4})
+    assert isinstance(new, ParSeDA)
+    assert new.queries.anchors.weight.equal(old.queries.anchors.weight[[0, 1, 8, 9]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": {"num_queries": 32}}, "cannot keep 32 of 16 queries"),
+        ({"config": {"hidden_dim": 96}}, "don't fit config {'hidden_dim': 96}"),
+        ({"config": {"boxnoise": 1}}, "has no setting 'boxnoise'"),
+        ({"kind": "parseda"}, "is not an RLIPv2-ParSeDA.*'rlip_tagger'"),
+    ],
+)
+def test_what_a_network_that_is_there_cannot_become(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    made(tmp_path / "old")
+    with pytest.raises(UserError, match=message):
+        made(tmp_path / "new", **{"config": {}, "init": str(tmp_path / "old"), **changes})
+    assert not (tmp_path / "new").exists()
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "old"), RTagger)

@@ -1,0 +1,207 @@
+"""Trainings that cannot work: one line that says what is wrong, where, and what to do; never a traceback."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from rlip_model.training import state
+from sgpipe.cli.main import app
+from sgpipe.miniworld.dataset import SCENE_GRAPHS
+from tests.sgpipe.training.data import runs
+from tests.sgpipe.training.trainings import command, different, make_run, steps, training, weights
+
+
+def invoke(run: Path, out: Path, *more: str, kind: str = "tagger", **changes: Any) -> Result:
+    arguments = command(run, out, kind, **changes)
+    return CliRunner().invoke(app, [*arguments[arguments.index("train") :], *more])
+
+
+def refused(result: Result, code: int = 2) -> str:
+    """The message of a training that was refused: the only one."""
+    assert not isinstance(result.exception, Exception), result.exception
+    assert result.exit_code == code, result.output
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.output
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimisation__batch": 0}, "key 'optimisation': batch is 0, expected at least 1"),
+        ({"optimisation__batch": 13}, "an epoch has only 12 images, fewer than a batch of 13"),
+        ({"optimisation__accumulate": 3}, "cannot be divided into 3 equal parts"),
+        ({"optimisation__lr": "fast"}, "key 'optimisation.lr'"),
+        ({"optimisation__lr": -1}, "key 'optimisation': lr is -1"),
+        ({"optimisation__learning_rate": 1}, "unknown key 'optimisation.learning_rate'"),
+        ({"optimisation__ema": 1.0}, "ema is 1.0, expected a decay"),
+        ({"optimisation__precision": "float16"}, "key 'optimisation.precision'"),
+        ({"optimisation__frozen": ["backbones"]}, "optimisation.frozen: the network has no part 'backbones'"),
+        ({"data__threshold": 2}, "key 'data.threshold'"),
+        ({"data__labels": "all"}, "key 'data.labels'"),
+        ({"data__labels": "full"}, "has no closed class lists"),
+        ({"data__train": []}, "no shards to train on"),
+        ({"workers__count": 0}, "key 'workers.count'"),
+        ({"workers__device": "tpu"}, "tpu"),
+        ({"output__best": "luck"}, "key 'output.best'"),
+        ({"model__kind": "detr"}, "key 'model.kind'"),
+        ({"model__config": {"num_querys": 8}}, "a RTaggerConfig has no setting 'num_querys'"),
+        ({"model__config": {"num_queries": 7}}, "num_queries 7 must be even"),
+        ({"model__config": {"num_queries": 0}}, "num_queries is 0, expected at least 1"),
+        ({"model__config": {"num_heads": 0}}, "num_heads is 0, expected at least 1"),
+        ({"model__config": {"swin_depths": [2, 2]}}, "swin_depths"),
+        ({"model__config": {"hidden_dim": "wide"}}, "hidden_dim"),
+        ({"model__config": {"text_config": {"num_attention_heads": 5}}}, "model: "),
+        ({"model__config": {"text_config": 5}}, "text_config"),
+        ({"model__init": "nowhere/at/all"}, "nowhere/at/all"),
+        ({"model__backbone": "swin_tiny"}, "needs a RoBERTa"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work(drawn_run: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    said = refused(invoke(drawn_run, tmp_path / "out", **changes))
+    assert message in said
+    assert len(said) < 600
+
+
+def test_folders_that_hold_nothing_to_train_on(drawn_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "missing", tmp_path / "empty", drawn_run.parent / "drawn" / SCENE_GRAPHS):
+        assert str(folder) in refused(invoke(folder, tmp_path / "out"))
+    assert not (tmp_path / "out" / "last").exists()
+
+
+def test_a_validation_without_usable_rows(drawn_run: Path, tmp_path: Path) -> None:
+    records = [runs.plain_record(str(number), confidence=0.1, split="val") for number in range(3)]
+    unsure = runs.make_run(tmp_path / "unsure", records)
+    said = refused(invoke(drawn_run, tmp_path / "out", data__val=[{"shards": str(unsure.shards)}]))
+    assert "no image of split val of" in said
+    assert "has a relation with confidence >= 0.2; lower data.threshold" in said
+
+
+def test_no_relation_left_by_the_threshold(tmp_path: Path) -> None:
+    unsure = runs.make_run(tmp_path / "run", [runs.plain_record(str(number), confidence=0.6) for number in range(3)])
+    said = refused(invoke(unsure.shards, tmp_path / "out", data__threshold=0.7))
+    assert "has a relation with confidence >= 0.7; lower data.threshold" in said
+
+
+def test_shards_of_another_version(drawn_run: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    shutil.copytree(drawn_run, tmp_path / "run")
+    (shard,) = (tmp_path / "run" / "data").glob("*.parquet")
+    table = pq.read_table(shard)
+    pq.write_table(table.drop_columns(["relations"]), shard)
+    assert shard.name in refused(invoke(tmp_path / "run", tmp_path / "out"))
+
+
+def test_networks_of_another_kind_are_refused_by_name(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
+    said = refused(invoke(drawn_run, tmp_path / "out", kind="pretrain", model__init=str(trained_tagger / "last")))
+    assert f"{trained_tagger / 'last'} is no" in said
+    assert "'rlip_tagger'" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"cut"),
+        ("model.safetensors", None),
+        ("config.json", b"{"),
+        ("optimizer.safetensors", b""),
+        ("training.json", b'{"epoch": 1}'),
+        ("tokenizer.json", None),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    drawn_run: Path, tmp_path: Path, trained_tagger: Path, name: str, content: bytes | None
+) -> None:
+    """Of a training that is to go on, whether or not the damage comes to light before it would."""
+    settings = {"optimisation__schedule": "step"}
+    training(drawn_run, tmp_path / "out", **settings, optimisation__epochs=1)
+    file = (tmp_path / "out" / "last").resolve() / name
+    file.unlink() if content is None else file.write_bytes(content)
+    said = refused(invoke(drawn_run, tmp_path / "out", **settings))
+    assert "step-00000003" in said
+
+
+def test_a_network_whose_weights_have_other_sizes(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_tagger / "last", tmp_path / "init")
+    file = tmp_path / "init" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["scorer.relation_bias"] = torch.zeros(3)
+    save_file(tensors, file, {"format": "pt"})
+    said = refused(invoke(drawn_run, tmp_path / "out", model__init=str(tmp_path / "init")))
+    assert str(tmp_path / "init") in said
+
+
+def test_a_training_that_diverges_names_a_image_and_keeps_what_was_good(drawn_run: Path, tmp_path: Path) -> None:
+    training(drawn_run, tmp_path / "good", optimisation__epochs=1)
+    result = invoke(drawn_run, tmp_path / "out", optimisation__lr=1e30, output__checkpoint_every=1)
+    said = refused(result, code=1)
+    assert "step 2" in said
+    assert "the batch is kept in" in said
+    assert "optimisation.lr" in said
+    (kept,) = (tmp_path / "out").glob("diverged-step-*/process-0")
+    names = json.loads((kept / "batch.json").read_text())["images"]
+    assert len(names) == len(load_file(kept / "batch.safetensors")["pixel_values"]) == 4
+    assert (tmp_path / "out" / "last").resolve().name == "step-00000001"
+
+
+def full(*arguments: object, **options: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["save_file", "_sync"])
+def test_a_full_disk_ends_the_training_and_room_lets_it_go_on(
+    drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    training(drawn_run, tmp_path / "whole")
+    save = state.Checkpoints.save
+
+    def save_first(self: state.Checkpoints, *arguments: Any) -> Path:
+        if (self.root / "last").exists():
+            monkeypatch.setattr(state, where, full)
+        return save(self, *arguments)
+
+    monkeypatch.setattr(state.Checkpoints, "save", save_first)
+    said = refused(invoke(drawn_run, tmp_path / "out"), code=1)
+    assert "No space left on device" in said
+    assert (tmp_path / "out" / "last").resolve().name == "step-00000003"
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.undo()
+    training(drawn_run, tmp_path / "out")
+    assert not different(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+
+
+def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    images = sorted((tmp_path / "drawn" / "images").iterdir())
+    images[0].write_bytes(b"no image")
+    images[5].unlink()
+    training(run, tmp_path / "out")
+    skipped = [row["skipped"] for row in steps(tmp_path / "out")]
+    assert skipped == sorted(skipped)
+    assert (skipped[2], skipped[-1]) == (2, 4)  # each of them once an epoch
+
+
+def test_without_any_readable_image_the_folder_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for image in (tmp_path / "drawn" / "images").iterdir():
+        image.write_bytes(b"")
+    said = refused(invoke(run, tmp_path / "out"))
+    assert f"cannot be read from {tmp_path / 'drawn' / 'images'}" in said
+    assert "--images" in said
+
+
+def test_a_image_folder_that_is_not_there(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / "drawn" / "images").rename(tmp_path / "drawn" / "moved")
+    assert "if the images moved, give --images" in refused(invoke(run, tmp_path / "out"))
+    weight = ["--data", f"{run}@heavy"]
+    assert "expected FOLDER or FOLDER@WEIGHT" in refused(invoke(run, tmp_path / "out", *weight))

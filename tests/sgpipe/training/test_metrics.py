@@ -1,0 +1,85 @@
+"""Metrics in files: what is done again is written once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+
+from sgpipe.training.metrics import METRICS, MetricsLog, read_metrics
+
+
+def row(step: int, loss: float = 1.0, event: str = "step") -> dict[str, Any]:
+    return {"event": event, "epoch": 1, "step": step, "steps": 9, "loss": loss}
+
+
+def written(out: Path, start: int, *rows: dict[str, Any], tensorboard: bool = False) -> None:
+    with MetricsLog(out, start, tensorboard) as log:
+        for each in rows:
+            log.write(each)
+
+
+def test_lines_after_the_checkpoint_are_done_again(tmp_path: Path) -> None:
+    written(tmp_path, 0, row(1), row(2), row(2, event="validation"), row(3, loss=5.0))
+    written(tmp_path, 2, row(3), row(4))
+    assert [(r["event"], r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
+        ("step", 1, 1.0),
+        ("step", 2, 1.0),
+        ("validation", 2, 1.0),
+        ("step", 3, 1.0),
+        ("step", 4, 1.0),
+    ]
+
+
+@pytest.mark.parametrize("torn", ['{"event": "step", "st', '{"event": "step", "epoch": 1, "step": 3, "steps": 9}'])
+def test_a_line_cut_short_is_ignored_and_then_gone(tmp_path: Path, torn: str) -> None:
+    written(tmp_path, 0, row(1), row(2))
+    with (tmp_path / METRICS).open("a") as file:
+        file.write(torn)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
+    written(tmp_path, 2, row(3))
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
+    assert torn + "{" not in (tmp_path / METRICS).read_text()
+
+
+def test_every_line_is_there_at_once(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, 0, tensorboard=False) as log:
+        log.write(row(1))
+        assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+
+
+def test_other_workers_write_nothing(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, 0, tensorboard=True, enabled=False) as log:
+        log.write(row(1))
+    assert not list(tmp_path.iterdir())
+    assert read_metrics(tmp_path) == []
+
+
+def events(file: Path) -> list[Event]:
+    """By the format of TFRecord: length, its checksum, an event, its checksum."""
+    content, found = file.read_bytes(), []
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        body = content[12 : 12 + length]
+        assert int.from_bytes(content[12 + length : 16 + length], "little") == masked_crc32c(body)
+        found.append(Event.FromString(body))
+        content = content[16 + length :]
+    return found
+
+
+def test_tensorboard_gets_the_measures_and_forgets_what_is_done_again(tmp_path: Path) -> None:
+    written(tmp_path, 0, row(1), row(3), tensorboard=True)
+    written(tmp_path, 2, row(3, loss=2.0), {**row(3), "event": "validation", "ap": 0.5}, tensorboard=True)
+    first, second = (events(tmp_path / "tensorboard" / name) for name in sorted(_names(tmp_path / "tensorboard")))
+    assert [(e.summary.value[0].tag, e.step) for e in first[2:]] == [("train/loss", 1), ("train/loss", 3)]
+    assert (second[1].session_log.status, second[1].step) == (SessionLog.START, 3)
+    assert [(v.tag, e.step, v.simple_value) for e in second[2:] for v in e.summary.value] == [
+        ("train/loss", 3, 2.0),
+        ("validation/loss", 3, 1.0),
+        ("validation/ap", 3, 0.5),
+    ]
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]

@@ -1,0 +1,180 @@
+import pytest
+import yaml
+
+from rlip_model.presets import preset
+from rlip_model.training.augment import Augmentation
+from rlip_model.training.optimisation import Optimisation
+from sgpipe.errors import UserError
+from sgpipe.training.recipe import load_train_recipe, shards_options, train_recipe_folder
+from sgpipe.utils.config_file import parse_set
+
+# What was published, of Swin-T where the scripts differ: epochs, drop after, rate of the rest (a tenth for backbone
+# and text encoder), images per step, queries, labels, quality labels, pseudo-labels, subjects classified.
+PUBLISHED = {
+    "pretrain": (20, 15, 1.41e-4, 64, 200, "sampled", True, True, True),
+    "hico": (20, 15, 1e-4, 32, 128, "full", True, False, True),
+    "hico-fewshot-1": (10, 7, 1e-4, 32, 200, "full", True, False, False),
+    "hico-fewshot-10": (10, 7, 1e-4, 32, 200, "full", True, False, False),
+    "hico-uc-rf": (20, 15, 1e-4, 32, 128, "full", True, False, True),
+    "hico-uc-nf": (10, 7, 1e-4, 32, 128, "full", True, False, True),
+    "vcoco": (20, 15, 1e-4, 32, 200, "full", False, False, True),
+    "openimages": (20, 15, 1e-4, 32, 200, "full", True, False, True),
+}
+NAMES = sorted(path.stem for path in train_recipe_folder().glob("*.yaml"))
+
+
+def test_the_recipes_are_those_of_the_publication():
+    assert sorted({"tagger", *PUBLISHED}) == NAMES
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_detectors_are_trained_as_published(name):
+    epochs, drop, rate, batch, queries, labels, quality, pseudo, subjects = PUBLISHED[name]
+    recipe = load_train_recipe(name)
+    assert recipe.model.kind == "parseda"
+    network = preset("parseda", recipe.model.backbone, **recipe.model.config)
+    assert (network.num_queries, network.subject_class) == (queries, subjects)
+    assert (network.dropout, network.drop_path) == (0.0, 0.2)
+    assert recipe.data.labels == labels
+    assert (recipe.loss.quality_labels, recipe.loss.pseudo_labels) == (quality, pseudo)
+    check_optimisation(recipe.optimisation, epochs, drop, rate, batch)
+
+
+def test_the_tagger_is_trained_as_published():
+    recipe = load_train_recipe("tagger")
+    assert recipe.model.kind == "tagger"
+    network = preset("tagger", recipe.model.backbone, **recipe.model.config)
+    assert (network.box_noise, network.label_noise, network.num_queries) == (0.4, 0.2, 200)
+    assert (network.gating, network.verb_query, network.dropout, network.drop_path) == ("VXAc", "vanilla_MBF", 0, 0.2)
+    assert recipe.data.labels == "sampled"
+    check_optimisation(recipe.optimisation, 20, 15, 1e-4, 32)
+
+
+def check_optimisation(options: Optimisation, epochs: int, drop: int, rate: float, batch: int) -> None:
+    assert (options.epochs, options.lr_drop, options.batch) == (epochs, drop, batch)
+    assert (options.lr, options.lr_backbone, options.lr_text) == pytest.approx((rate, rate / 10, rate / 10))
+    assert (options.weight_decay, options.clip_norm, options.schedule) == (1e-4, 0.1, "step")
+    assert (options.warmup, options.ema, options.precision, options.frozen) == (0, 0, "float32", ())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_all_have_in_common(name):
+    recipe = load_train_recipe(name)
+    assert recipe.name == name
+    assert load_train_recipe(str(train_recipe_folder() / f"{name}.yaml")) == recipe
+    assert (recipe.data.threshold, recipe.data.short_side, recipe.data.long_side) == (0.2, 800, 1333)
+    assert (recipe.data.negative_texts, recipe.data.object_strategy, recipe.data.relation_strategy) == (
+        500,
+        "frequency",
+        "frequency",
+    )
+    assert recipe.data.augment == Augmentation(
+        flip=0.5,
+        jitter=0.4,
+        short_sides=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+        long_side=1333,
+        crop_probability=0.5,
+        crop_short_sides=(400, 500, 600),
+        crop_range=(384, 600),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_comment_tells_what_the_recipe_needs(name):
+    comment = [line for line in (train_recipe_folder() / f"{name}.yaml").read_text().splitlines() if line[:1] == "#"]
+    text = " ".join(comment)
+    assert 2 <= len(comment) <= 4
+    assert all(word in text for word in ("--data", "--init", "GPUs", "sgpipe import" if name != "pretrain" else "vg"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_miniature_keeps_what_is_the_recipes_own(name):
+    overlay = yaml.safe_load((train_recipe_folder() / "miniature" / "overlay.yaml").read_text())
+    recipe, small = load_train_recipe(name), load_train_recipe(name, miniature=True)
+    assert small.model.config == {**recipe.model.config, **overlay["model"]["config"]}
+    assert small.model.backbone == "miniature"
+    assert (small.data.labels, small.loss, small.name) == (recipe.data.labels, recipe.loss, recipe.name)
+    assert small.optimisation.lr_drop == recipe.optimisation.lr_drop
+    assert small.optimisation.lr == overlay["optimisation"]["lr"]
+
+
+def test_overrides_beat_the_miniature_and_keep_their_neighbours():
+    recipe = load_train_recipe("hico", parse_set(["model.config.num_queries=20", "seed=7"]), miniature=True)
+    assert recipe.model.config["num_queries"] == 20
+    assert recipe.model.config["decoder_layers"] == 2
+    assert recipe.seed == 7
+
+
+def test_rates_can_be_written_without_a_point():
+    options = load_train_recipe("hico", parse_set(["optimisation.lr=2e-4", "optimisation.batch=8"])).optimisation
+    assert (options.lr, options.batch, options.lr_drop) == (2e-4, 8, 15)
+
+
+def test_augmentation_can_be_changed_or_left_out():
+    assert load_train_recipe("hico", {"data.augment": None}).data.augment is None
+    augment = load_train_recipe("hico", {"data.augment.flip": 0}).data.augment
+    assert augment == Augmentation(flip=0)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optimisation.lr_dropp=3", "unknown key 'optimisation.lr_dropp'; did you mean 'lr_drop'"),
+        ("data.augment.jiter=0", "unknown key 'data.augment.jiter'; did you mean 'jitter'"),
+        ("data.augment.zzz=0", "unknown key 'data.augment.zzz'; expected one of crop_probability, crop_range"),
+        ("data.augment.flip=often", "key 'data.augment.flip': expected a valid number.*got 'often'"),
+        ("optimisation.schedule=linear", "key 'optimisation.schedule': expected 'step' or 'cosine', got 'linear'"),
+        ("loss.quality_label=true", "unknown key 'loss.quality_label'; did you mean 'quality_labels'"),
+        ("model.kind=taggr", "key 'model.kind': expected 'tagger', 'parseda', 'parsed' or 'rlipv1', got 'taggr'"),
+        ("data.labels=some", "key 'data.labels': expected 'sampled' or 'full', got 'some'"),
+        ("data.train=[{shards: a, weigth: 2}]", "unknown key 'data.train.0.weigth'; did you mean 'weight'"),
+    ],
+)
+def test_faults_name_the_key_and_what_was_expected(assignment, message):
+    with pytest.raises(UserError, match=f"^option: {message}") as caught:
+        load_train_recipe("hico", parse_set([assignment]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("worker.count=2", "unknown key 'worker'; did you mean 'workers'?"),
+        ("data.augment.flip=2", "key 'data.augment': flip is 2.0, expected a number from 0 to 1"),
+        ("optimisation.batch=0", "key 'optimisation': batch is 0, expected at least 1"),
+    ],
+)
+def test_faults_of_a_recipe_and_options_together_are_blamed_on_both(assignment, message):
+    with pytest.raises(UserError) as caught:
+        load_train_recipe("hico", parse_set([assignment]))
+    assert str(caught.value) == f"recipe {train_recipe_folder() / 'hico.yaml'} with the given options: {message}"
+
+
+def test_unknown_recipes_list_the_known_ones():
+    with pytest.raises(UserError, match=r"no recipe 'hicco'.*hico, hico-fewshot-1, .*tagger, vcoco\)"):
+        load_train_recipe("hicco")
+
+
+def test_folders_of_shards_have_weights(tmp_path):
+    images = tmp_path / "images"
+    assert shards_options(["vg", "coco@0.5", "a@b@2"], images) == [
+        {"shards": "vg", "images": images},
+        {"shards": "coco", "images": images, "weight": 0.5},
+        {"shards": "a@b", "images": images, "weight": 2.0},
+    ]
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(tmp_path):
+    (tmp_path / "vg@2").mkdir()
+    assert shards_options([f"{tmp_path}/vg@2", f"{tmp_path}/vg@2@3"], None) == [
+        {"shards": f"{tmp_path}/vg@2", "images": None},
+        {"shards": f"{tmp_path}/vg@2", "images": None, "weight": 3.0},
+    ]
+
+
+def test_weights_are_numbers_above_zero():
+    with pytest.raises(UserError, match=r"--data vg@much: 'much' is not a number; expected FOLDER or FOLDER@WEIGHT"):
+        shards_options(["vg@much"], None)
+    for weight in ("0", "-1", "nan", "inf"):
+        with pytest.raises(UserError, match=r"option: key 'data.train.0.weight'"):
+            load_train_recipe("pretrain", {"data.train": shards_options([f"vg@{weight}"], None)})

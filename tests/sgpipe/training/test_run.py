@@ -1,0 +1,283 @@
+"""Trainings by one process: what they leave, how they go on, who they let in."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from rlip_model.model import ParSeDA, RTagger
+from rlip_model.training.loop import Trainer
+from sgpipe.errors import UserError
+from sgpipe.recipe import TagConfig
+from sgpipe.records import Pair
+from sgpipe.stages.tag.stage import TagStage
+from sgpipe.storage.shards import iter_records
+from sgpipe.training.metrics import read_metrics
+from sgpipe.training.recipe import TrainRecipe
+from sgpipe.training.run import train
+from sgpipe.utils.console import Progress
+from sgpipe.utils.locking import only_process
+from tests.sgpipe.training.trainings import (
+    EPOCHS,
+    SIZES,
+    STEPS,
+    command,
+    curve,
+    different,
+    make_run,
+    recipe,
+    steps,
+    training,
+    weights,
+)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Trainings end before the step of this number, counted from 1; 0: never again."""
+    whole = Trainer._step
+
+    def arrange(number: int) -> None:
+        def step(trainer: Trainer, *arguments: Any) -> Any:
+            if trainer.position.step == number - 1:
+                raise KilledError
+            return whole(trainer, *arguments)
+
+        monkeypatch.setattr(Trainer, "_step", step)
+
+    return arrange
+
+
+def validated(run: Path) -> list[dict[str, str]]:
+    return [{"shards": str(run)}]
+
+
+def test_what_a_training_leaves(trained_tagger: Path) -> None:
+    kept = TrainRecipe.model_validate(yaml.safe_load((trained_tagger / "recipe.yaml").read_text()))
+    assert kept.model.config["num_queries"] == SIZES["num_queries"]
+    assert [row["step"] for row in steps(trained_tagger)] == list(range(1, STEPS + 1))
+    assert [row["epoch"] for row in read_metrics(trained_tagger) if row["event"] == "validation"] == [1, 2]
+    losses = {"loss", "entity", "relation", "subject_box", "object_box", "subject_giou", "object_giou"}
+    rates = {"lr_rest", "lr_backbone", "lr_text"}
+    for row in steps(trained_tagger):
+        assert row.keys() >= losses | rates | {"waited", "images_per_second", "skipped", "memory", "gradient_norm"}
+        assert 0 <= row["waited"] <= 1
+        assert row["skipped"] == 0
+    assert list((trained_tagger / "tensorboard").glob("events.*"))
+    assert not list(trained_tagger.rglob(".*tmp")) + list(trained_tagger.rglob(".writing-*"))
+    assert {path.name for path in (trained_tagger / "checkpoints").iterdir()} == {
+        (trained_tagger / name).resolve().name for name in ("last", "best")
+    }
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_trained_tagger_tags(trained_tagger: Path, drawn_run: Path, name: str) -> None:
+    assert isinstance(RTagger.from_pretrained(trained_tagger / name), RTagger)
+    record = next(record for record in iter_records(drawn_run) if len(record.objects) > 1)
+    record.relations, record.pairs = [], [Pair(0, 1, ["next to", "above"])]
+    config = TagConfig(tagger=str(trained_tagger / name), short_side=48, long_side=64, threshold=0.0)
+    names = [box.category for box in record.objects]
+    stage = TagStage(config, {record.split: drawn_run.parent / "drawn" / "images"}, names)
+    stage.setup()
+    (tagged,) = stage([record])
+    assert tagged.ok, tagged.error
+    assert {(r.subject, r.object, r.predicate) for r in tagged.relations} == {(0, 1, "next to"), (0, 1, "above")}
+
+
+@pytest.mark.parametrize("kill", [1, 2, 4, 6])
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(
+    drawn_run: Path, trained_tagger: Path, tmp_path: Path, killed_at: Callable[[int], None], kill: int
+) -> None:
+    """The first checkpoint is that of step 2: killed before, it starts anew; killed at 4, it goes on at an epoch's
+    beginning; killed at 6, in the middle of an epoch."""
+    settings = {"data__val": validated(drawn_run), "output__checkpoint_every": 2}
+    killed_at(kill)
+    with pytest.raises(KilledError):
+        training(drawn_run, tmp_path / "out", **settings)
+    killed_at(0)
+    training(drawn_run, tmp_path / "out", **settings)
+    assert not different(weights(tmp_path / "out"), weights(trained_tagger))
+    assert curve(tmp_path / "out") == curve(trained_tagger)
+
+
+def test_a_detector_too_is_trained_and_goes_on(
+    drawn_run: Path, tmp_path: Path, killed_at: Callable[[int], None]
+) -> None:
+    training(drawn_run, tmp_path / "whole", "pretrain")
+    killed_at(5)
+    with pytest.raises(KilledError):
+        training(drawn_run, tmp_path / "cut", "pretrain")
+    killed_at(0)
+    summary = training(drawn_run, tmp_path / "cut", "pretrain", workers__device="cpu", data__threads=1)
+    assert not different(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert isinstance(ParSeDA.from_pretrained(summary.out / "last"), ParSeDA)
+
+
+def wait_for_steps(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(steps(out)) >= count:
+            return
+        time.sleep(0.01)
+    process.kill()
+    pytest.fail(f"step {count} did not come: {process.communicate()[1]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_process_killed_at_a_random_moment_goes_on_exactly(drawn_run: Path, tmp_path: Path, seed: int) -> None:
+    rng, settings = random.Random(seed), {"output__checkpoint_every": 2, "optimisation__epochs": 6}
+    training(drawn_run, tmp_path / "whole", **settings)
+    out = tmp_path / "cut"
+    killed = subprocess.Popen(command(drawn_run, out, **settings), stderr=subprocess.PIPE, text=True)
+    wait_for_steps(killed, out, rng.randint(1, 14))
+    time.sleep(rng.uniform(0, 0.2))
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    again = subprocess.run(command(drawn_run, out, **settings), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert not different(weights(out), weights(tmp_path / "whole"))
+    assert curve(out) == curve(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_stopped_training_says_how_to_go_on(
+    drawn_run: Path, trained_tagger: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out, long = tmp_path / "out", {"optimisation__epochs": 500, "optimisation__schedule": "step"}
+    process = subprocess.Popen(
+        command(drawn_run, out, **long), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(process, out, 4)
+    process.send_signal(number)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted. Committed work is kept; run the same command again to resume."
+    assert "Traceback" not in said + errors
+    before = len(steps(out))
+    training(drawn_run, out, **{**long, "optimisation__epochs": before // 3 + 1})
+    assert len(steps(out)) == (before // 3 + 1) * 3
+
+
+def test_a_finished_training_is_left_alone(trained_tagger: Path, drawn_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_tagger, tmp_path / "out", symlinks=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "checkpoints").rglob("*")}
+    events = sorted((tmp_path / "out" / "tensorboard").iterdir())
+    settings = {"data__val": validated(drawn_run), "output__tensorboard": True}
+    summary = training(drawn_run, tmp_path / "out", **settings)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "checkpoints").rglob("*")} == before
+    assert sorted((tmp_path / "out" / "tensorboard").iterdir()) == events
+    assert (summary.epochs, summary.steps, summary.last["step"]) == (EPOCHS, STEPS, STEPS)
+    assert summary.validation["ap"] > 0
+    assert summary.best == max(r["ap"] for r in read_metrics(tmp_path / "out") if r["event"] == "validation")
+
+
+def test_another_training_in_the_same_folder_is_refused_and_the_difference_named(
+    drawn_run: Path, trained_tagger: Path
+) -> None:
+    before = weights(trained_tagger)
+    with pytest.raises(UserError, match=r"was made with other settings.*\n  optimisation.lr: 0.001 then, 0.002 now"):
+        training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__lr=0.002)
+    with pytest.raises(UserError, match=r"optimisation.epochs: 2 then, 3 now"):  # with cosine, every step differs
+        training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__epochs=3)
+    assert not different(weights(trained_tagger), before)
+
+
+def test_a_training_can_go_on_for_longer_and_be_written_otherwise(drawn_run: Path, tmp_path: Path) -> None:
+    step = {"optimisation__schedule": "step"}
+    training(drawn_run, tmp_path / "whole", **step, optimisation__epochs=3)
+    training(drawn_run, tmp_path / "out", **step, optimisation__epochs=1)
+    shutil.copytree(drawn_run.parent / "drawn" / "images", tmp_path / "moved")
+    changes = {"data__threads": 1, "data__prefetch": 1, "output__log_every": 2, "output__keep": 3}
+    moved = [{"shards": str(drawn_run), "images": str(tmp_path / "moved")}]
+    training(drawn_run, tmp_path / "out", **step, **changes, optimisation__epochs=3, data__train=moved)
+    assert not different(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert len(list((tmp_path / "out" / "checkpoints").iterdir())) == 3
+
+
+def test_shards_that_moved_are_the_same_and_changed_ones_are_not(
+    drawn_run: Path, tmp_path: Path, killed_at: Callable[[int], None]
+) -> None:
+    shutil.copytree(drawn_run, tmp_path / "moved")
+    killed_at(5)
+    with pytest.raises(KilledError):
+        training(drawn_run, tmp_path / "out")
+    killed_at(0)
+    training(tmp_path / "moved", tmp_path / "out")
+    with pytest.raises(UserError, match=r"was made with other settings.*\n  data.train"):
+        training(make_run(tmp_path, seed=1), tmp_path / "out")
+
+
+def test_what_was_not_trained_yet_can_become_another_training(
+    drawn_run: Path, tmp_path: Path, killed_at: Callable[[int], None]
+) -> None:
+    killed_at(1)
+    with pytest.raises(KilledError):
+        training(drawn_run, tmp_path / "out")
+    killed_at(0)
+    training(drawn_run, tmp_path / "out", "pretrain", model__config={**SIZES, "num_queries": 20})
+    assert ParSeDA.from_pretrained(tmp_path / "out" / "last").config.num_queries == 20
+
+
+def test_only_one_training_at_a_time(drawn_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".training").mkdir(parents=True)
+    with (
+        only_process(tmp_path / "out" / ".training" / "lock", tmp_path / "out"),
+        pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is writing into"),
+    ):
+        training(drawn_run, tmp_path / "out")
+
+
+def test_folders_of_other_things_are_refused(drawn_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        training(drawn_run, tmp_path / "file")
+    with pytest.raises(UserError, match="contains something that is not an sgpipe training"):
+        training(drawn_run, tmp_path / "full")
+    before = (drawn_run / "manifest.jsonl").read_text()
+    with pytest.raises(UserError, match="contains something that is not an sgpipe training"):
+        training(drawn_run, drawn_run)
+    assert (drawn_run / "manifest.jsonl").read_text() == before
+
+
+def test_a_training_starts_from_a_network_that_is_there(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
+    init = str(trained_tagger / "best")
+    still = {"optimisation__lr": 0, "optimisation__lr_backbone": 0, "optimisation__lr_text": 0}
+    training(drawn_run, tmp_path / "out", model__init=init, **still)
+    before, after = (RTagger.from_pretrained(path).state_dict() for path in (init, tmp_path / "out" / "last"))
+    assert not different(after, before)
+
+
+def test_a_network_that_is_there_can_lose_queries(drawn_run: Path, tmp_path: Path) -> None:
+    training(drawn_run, tmp_path / "large", "pretrain", optimisation__epochs=1)
+    still = {"optimisation__lr": 0, "optimisation__lr_backbone": 0, "optimisation__lr_text": 0}
+    init, config = str(tmp_path / "large" / "last"), {**SIZES, "num_queries": 8}
+    training(drawn_run, tmp_path / "small", "pretrain", model__init=init, model__config=config, **still)
+    large, small = (ParSeDA.from_pretrained(tmp_path / name / "last") for name in ("large", "small"))
+    assert small.config.num_queries == 8
+    kept = large.queries.anchors.weight[[0, 1, 2, 3, 8, 9, 10, 11]]
+    assert small.queries.anchors.weight.equal(kept)
+
+
+def test_small_vocabularies_are_remarked_and_enough(drawn_run: Path, tmp_path: Path) -> None:
+    console = Console(record=True, width=300)
+    train(recipe(drawn_run, data__negative_texts=5000, optimisation__epochs=1), tmp_path / "out", Progress(console))
+    said = console.export_text()
+    assert "NOTE: names of objects: only" in said
+    assert "fewer than the 3,333 texts asked for: all are used" in said

@@ -1,0 +1,146 @@
+"""Several workers on Ray: the same numbers as one, and what happens when one is lost."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.training.metrics import read_metrics
+from sgpipe.utils.ray_cluster import start_ray
+from tests.sgpipe.training import trainings
+from tests.sgpipe.training.data.runs import make_records, make_run
+from tests.sgpipe.training.trainings import SIZES, command, curve, different, steps, training, weights
+
+pytestmark = pytest.mark.slow
+
+LOSS_TOLERANCE = 1e-4  # relative, in float32 over some steps; 1.1e-7 is what was measured
+DETERMINED = {"dropout": 0.0, "fusion_dropout": 0.0}
+TEXTS = {"text_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
+# Equal pairs hide each other only where every image of a batch fills all slots: here none does.
+NOISELESS = {"box_noise": 0.0, "label_noise": 0.0, "num_queries": 64}
+TWO: dict[str, Any] = {"workers__count": 2, "data__long_side": 96}
+
+
+@pytest.fixture(scope="module")
+def ray_engine() -> Iterator[None]:
+    import ray
+
+    start_ray(cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def equal_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of one size: Swin does not mask padding, so how images are put together would matter."""
+    return make_run(tmp_path_factory.mktemp("equal") / "run", make_records(30)).shards
+
+
+@pytest.mark.parametrize("kind", ["tagger", "pretrain"])
+def test_two_workers_lose_as_much_as_one(ray_engine: None, equal_images: Path, tmp_path: Path, kind: str) -> None:
+    config = {**SIZES, **DETERMINED, **TEXTS, **(NOISELESS if kind == "tagger" else {})}
+    settings = {"model__config": config, "data__long_side": 96, "optimisation__epochs": 3}
+    for count in (1, 2):
+        training(equal_images, tmp_path / str(count), kind, **settings, workers__count=count)
+    one, two = (curve(tmp_path / str(count)) for count in (1, 2))
+    assert [step for step, _ in one] == [step for step, _ in two]
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=LOSS_TOLERANCE)
+
+
+def descendants(process: int) -> Iterator[tuple[int, str]]:
+    """Id and name of the processes that it started, and they."""
+    for entry in Path("/proc").iterdir():
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            name = (entry / "cmdline").read_text().partition("\0")[0]
+        except (OSError, ValueError, IndexError):
+            continue
+        if parent == process:
+            yield int(entry.name), name
+            yield from descendants(int(entry.name))
+
+
+def kill_a_worker_at_step(out: Path, step: int, killed: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    while len(steps(out)) < step and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.append(next(pid for pid, name in descendants(os.getpid()) if name.startswith("ray::RayTrainWorker")))
+    os.kill(killed[0], signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
+def test_a_lost_worker_is_replaced_and_changes_nothing(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
+    settings = {**TWO, "optimisation__epochs": 15, "output__checkpoint_every": 2}
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker_at_step, args=(tmp_path / "lost", 5, killed))
+    killer.start()
+    training(equal_images, tmp_path / "lost", **settings)
+    killer.join()
+    assert killed
+    training(equal_images, tmp_path / "whole", **settings)
+    assert [step for step, _ in curve(tmp_path / "lost")] == list(range(1, len(steps(tmp_path / "whole")) + 1))
+    assert curve(tmp_path / "lost") == curve(tmp_path / "whole")
+    assert not different(weights(tmp_path / "lost"), weights(tmp_path / "whole"))
+
+
+def test_what_a_worker_refuses_is_one_line(ray_engine: None, tmp_path: Path) -> None:
+    run = trainings.make_run(tmp_path)
+    for image in (tmp_path / "drawn" / "images").iterdir():
+        image.write_bytes(b"")
+    arguments = command(run, tmp_path / "out", workers__count=2)
+    result = CliRunner().invoke(app, arguments[arguments.index("train") :])
+    assert result.exit_code == 2
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert f"cannot be read from {tmp_path / 'drawn' / 'images'}" in error
+    assert "Traceback" not in result.output
+
+
+def test_more_processors_than_there_are_are_refused_at_once(
+    ray_engine: None, equal_images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"4 workers need 4 CPUs, Ray has 2; lower --workers or workers\.cpus"):
+        training(equal_images, tmp_path / "out", workers__count=4)
+    with pytest.raises(UserError, match="2 workers need 2 GPUs, Ray has 0"):
+        training(equal_images, tmp_path / "out", workers__count=2, workers__gpus=1)
+
+
+def test_a_network_spread_over_workers_goes_on_from_whole_checkpoints(
+    ray_engine: None, equal_images: Path, tmp_path: Path
+) -> None:
+    config = {**SIZES, **DETERMINED, **TEXTS}
+    settings = {"model__config": config, "data__long_side": 96, "optimisation__schedule": "step"}
+    settings |= {"data__val": [{"shards": str(equal_images)}]}
+    training(equal_images, tmp_path / "one", "pretrain", **settings)
+    for epochs in (1, 2):
+        spread = {"workers__count": 2, "workers__parallel": "fsdp", "optimisation__epochs": epochs}
+        training(equal_images, tmp_path / "spread", "pretrain", **{**settings, **spread})
+    one, spread_losses = ([loss for _, loss in curve(tmp_path / name)] for name in ("one", "spread"))
+    assert spread_losses == pytest.approx(one, rel=LOSS_TOLERANCE)
+    whole, parts = weights(tmp_path / "one"), weights(tmp_path / "spread")
+    assert {name: value.shape for name, value in whole.items()} == {name: value.shape for name, value in parts.items()}
+    assert len([row for row in read_metrics(tmp_path / "spread") if row["event"] == "validation"]) == 2
+
+
+def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
+    long = command(equal_images, tmp_path / "out", **TWO, optimisation__epochs=5000)
+    process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(steps(tmp_path / "out")) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    workers = [pid for pid, name in descendants(process.pid) if name.startswith("ray::RayTrainWorker")]
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("interrupted. ")
+    assert "Traceback" not in said + errors
+    assert len(workers) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

@@ -1,0 +1,106 @@
+"""Trainings of a few steps: drawn images as shards, and recipes of networks as small as they get."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sgpipe.miniworld.dataset import render_dataset
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.training.display import TrainSummary
+from sgpipe.training.metrics import read_metrics
+from sgpipe.training.recipe import TrainRecipe, load_train_recipe
+from sgpipe.training.run import train
+from sgpipe.utils.console import Progress
+
+QUIET = Progress(Console(quiet=True))
+IMAGES, BATCH, EPOCHS = 12, 4, 2
+STEPS = EPOCHS * IMAGES // BATCH
+SIZES = {
+    "swin_embed_dim": 6,
+    "swin_depths": [1, 1, 1, 1],
+    "swin_heads": [1, 1, 2, 2],
+    "hidden_dim": 64,
+    "feedforward_dim": 32,
+    "num_queries": 16,
+    "num_heads": 2,
+    "num_points": 1,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "fusion_interval": 1,
+    "fusion_dim": 16,
+    "fusion_heads": 2,
+    "drop_path": 0.0,
+}
+SETTINGS: Mapping[str, Any] = {
+    "model.config": SIZES,
+    "data.short_side": 48,
+    "data.long_side": 64,
+    "data.negative_texts": 12,
+    "optimisation.epochs": EPOCHS,
+    "optimisation.batch": BATCH,
+    "optimisation.warmup": 0,
+    "output.log_every": 1,
+    "output.tensorboard": False,
+}
+
+
+def make_run(folder: Path, seed: int = 0) -> Path:
+    """Drawn images in folder/drawn, and their shards."""
+    render_dataset(folder / "drawn", IMAGES, seed, "train")
+    images = folder / "drawn" / "images"
+    source = VisualGenome(folder / "drawn" / "scene_graphs.json", images, "train", preprocess=False).source()
+    import_annotations(source, images, folder / "run", QUIET)
+    return folder / "run"
+
+
+def overrides(run: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` as keyword arguments can be: two underscores stand for a dot."""
+    given = {name.replace("__", "."): value for name, value in changes.items()}
+    return {**SETTINGS, "data.train": [{"shards": str(run)}], **given}
+
+
+def recipe(run: Path, kind: str = "tagger", **changes: Any) -> TrainRecipe:
+    return load_train_recipe(kind, overrides(run, changes), miniature=True)
+
+
+def training(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> TrainSummary:
+    return train(recipe(run, kind, **changes), out, QUIET)
+
+
+def command(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> list[str]:
+    """The same by the command line."""
+    settings = [part for item in overrides(run, changes).items() for part in ("--set", f"{item[0]}={dumped(item[1])}")]
+    python = (sys.executable, "-c", "from sgpipe.cli.main import main; main()")
+    return [*python, "train", kind, "--miniature", "--out", str(out), *settings]
+
+
+def dumped(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    return load_file(out / "last" / "model.safetensors")
+
+
+def different(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that are not the same bit for bit."""
+    assert first.keys() == second.keys()
+    return [name for name in first if not torch.equal(first[name], second[name])]
+
+
+def steps(out: Path) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(out) if row["event"] == "step"]
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in steps(out)]

@@ -1,0 +1,104 @@
+import random
+
+import pytest
+from PIL import Image, ImageChops
+
+from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.viz.draw_relations import colour_of, draw_card, draw_relations, fit, font, object_names, shown
+from sgpipe.viz.link_geometry import LabelRoom, arrow_head, curve, overlap
+
+
+def record(*relations: Relation, size=(320, 240)) -> Record:
+    boxes = [
+        Box("person", 1, (20, 60, 60, 120)),
+        Box("dog", 2, (180, 100, 80, 60)),
+        Box("person", 1, (0, 0, 320, 240)),
+        Box(NO_OBJECT, 0, (0, 0, 0, 0)),
+        Box("cup", 3, (319, 239, 1, 1)),
+    ]
+    return Record("7", "drawn", "val", "7.png", *size, objects=boxes, relations=list(relations))
+
+
+def changed(record: Record, *relations: Relation, width: int = 480) -> tuple[int, int, int, int] | None:
+    """Where these relations make the drawing differ from one without any, left out the outlines of objects."""
+    grey = Image.new("RGB", (record.width, record.height), "#808080")
+    before, after = (draw_relations(grey, record, part, width) for part in ([], relations))
+    assert after.size == before.size == (width, round(width * record.height / record.width))
+    return ImageChops.difference(before, after).getbbox()
+
+
+def test_people_come_first_then_the_most_confident_and_only_so_many():
+    relations = [Relation(0, 1, name, c) for name, c in (("a", 0.2), ("b", 0.9), ("c", None), ("d", 0.1), ("e", 0.5))]
+    assert [r.predicate for r in shown(relations, 0.2, 10)] == ["c", "b", "e", "a"]
+    assert [r.predicate for r in shown(relations, 0.2, 2)] == ["c", "b"]
+
+
+def test_objects_of_one_category_are_numbered():
+    assert object_names(record().objects)[:3] == ["person 1", "dog", "person 2"]
+
+
+def test_a_link_joins_the_centres_in_the_colour_of_its_subject():
+    scene = record(Relation(0, 1, "walking", 0.5))
+    drawn = draw_relations(Image.new("RGB", (320, 240), "#808080"), scene, scene.relations, 640)
+    red, green, blue = drawn.getpixel((100, 240))
+    wanted = tuple(int(colour_of(0)[at : at + 2], 16) for at in (1, 3, 5))
+    assert max(abs(a - b) for a, b in zip((red, green, blue), wanted, strict=True)) < 12
+
+
+@pytest.mark.parametrize(
+    "relation",
+    [
+        Relation(0, 3, "smiling", 0.9),  # without an object
+        Relation(1, 1, "looking at", None),
+        Relation(2, 0, "around", 0.3),
+        Relation(4, 1, "a very long predicate " * 9, 0.3),
+    ],
+)
+def test_odd_relations_are_drawn(relation):
+    assert changed(record(), relation)
+
+
+def test_small_images_are_enlarged_and_odd_shapes_kept():
+    for size, drawn in (((32, 24), (200, 150)), ((3, 1000), (1, 300)), ((1000, 3), (200, 1))):
+        assert draw_relations(Image.new("RGB", size), record(size=size), [Relation(0, 1, "on", 0.5)], 200).size == drawn
+
+
+def test_labels_stay_in_the_image_and_apart_while_there_is_room():
+    rng = random.Random(3)
+    room = LabelRoom(400, 300)
+    spots = [[(rng.uniform(-50, 450), rng.uniform(-50, 350)) for _ in range(60)] for _ in range(12)]
+    placed = [room.place((80, 20), choice) for choice in spots]
+    assert all(left >= 0 and top >= 0 and right <= 400 and bottom <= 300 for left, top, right, bottom in placed)
+    pairs = [(a, b) for number, a in enumerate(placed) for b in placed[:number]]
+    assert sum(overlap(a, b) for a, b in pairs) == 0
+
+
+def test_long_names_are_cut_to_the_width():
+    letters = font(13)
+    assert fit("person", letters, 200) == "person"
+    short = fit("an extraordinarily long category name", letters, 80)
+    assert short.endswith("…")
+    assert 40 < letters.getlength(short) <= 80
+    assert fit("two\nlines", letters, 200) == "two lines"
+
+
+def test_a_card_lists_every_relation_and_says_if_the_image_is_missing():
+    scene = record(Relation(0, 1, "walking", 0.5), Relation(1, 0, "next to", None))
+    one, two = (draw_card(None, scene, scene.relations[:count], 320) for count in (1, 2))
+    assert two.height > one.height
+    assert one.getpixel((5, 5)) == (201, 204, 209)
+    assert len(one.crop((0, 0, 320, 240)).getcolors()) > 2  # something is written on the grey
+    for odd in ((0, 0), (2, 4000)):
+        scene.width, scene.height = odd
+        assert draw_card(None, scene, [], 320).height < 1200
+
+
+def test_there_and_back_are_apart_and_heads_point_forward():
+    left, right = (0.0, 0.0, 20.0, 20.0), (100.0, 0.0, 120.0, 20.0)
+    there, back = curve(left, right), curve(right, left)
+    assert (there[0], there[-1]) == ((10, 10), (110, 10))
+    assert there[12][1] < 10 < back[12][1]
+    tip, *wings = arrow_head(there, 5)
+    assert tip == there[-1]
+    assert all(x < tip[0] for x, _ in wings)
+    assert curve(left, left, short=24)[0] == (10, 5)
