@@ -1,6 +1,9 @@
 """Fixtures shared by all tests."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small tensors gain nothing from threads
+
 import signal
 from pathlib import Path
 

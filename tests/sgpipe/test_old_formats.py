@@ -19,7 +19,7 @@ import spacy.util
 from safetensors.torch import load_file
 
 from rlip_model.model import RTagger
-from sgpipe.cli import main
+from sgpipe.cli.main import main
 
 ROOT = str(Path(__file__).parents[2])
 WRITTEN = Path(ROOT) / "tests" / "data" / "written_by_0_1"
