@@ -1,4 +1,4 @@
-"""RLIPv2 in pure PyTorch: ParSeD, ParSeDA and the R-Tagger. Importing it makes AutoModel know them."""
+"""RLIPv2 in pure PyTorch: ParSeD, ParSeDA and the R-Tagger. Importing it registers them with AutoModel."""
 
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RTaggerConfig
 from rlip_model.model import ParSeD, ParSeDA, RTagger

@@ -16,14 +16,14 @@ from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 from rlip_model.position import at_least_float32
 
 
-def sample(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinearly sampled values, zero outside the maps.
+def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum of bilinearly sampled values; outside the maps, values are zero.
 
     Args:
-        value: `[batch, tokens, heads, dim]`, the levels concatenated.
+        value: `[batch, tokens, heads, dim]`, all levels concatenated.
         shapes: (height, width) of each level.
-        places: `[batch, queries, 2, heads, levels, points]`, x and y in pixels of the level, whole numbers in their
-            middles.
+        locations: `[batch, queries, 2, heads, levels, points]`, x and y in pixels of the level; integers are pixel
+            centres.
         weights: `[batch, queries, heads, levels, points]`.
 
     Returns:
@@ -31,24 +31,24 @@ def sample(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Te
     """
     dtype = value.dtype
     value = at_least_float32(value)
-    places, weights = places.to(value.dtype), weights.to(value.dtype)
+    locations, weights = locations.to(value.dtype), weights.to(value.dtype)
     smallest = min(min(shape) for shape in shapes)
-    if value.device.type == "cpu" and smallest >= 2 and bool(places.detach().sum().isfinite()):
-        sampled = sample_by_embedding_bags(value, shapes, places, weights)
+    if value.device.type == "cpu" and smallest >= 2 and bool(locations.detach().sum().isfinite()):
+        sampled = sample_by_embedding_bags(value, shapes, locations, weights)
     else:
-        sampled = sample_by_grid(value, shapes, places, weights)
+        sampled = sample_by_grid(value, shapes, locations, weights)
     return sampled.to(dtype)
 
 
-def sample_by_grid(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
-    """`sample` by one `grid_sample` per level; any device, any size."""
+def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`sample` with one `grid_sample` per level, for any device and any size."""
     batch, _, heads, dim = value.shape
-    queries, points = places.shape[1], places.shape[5]
+    queries, points = locations.shape[1], locations.shape[5]
     sampled = []
     for level, tokens in enumerate(value.split([height * width for height, width in shapes], dim=1)):
         height, width = shapes[level]
         maps = tokens.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
-        x, y = places[:, :, :, :, level].unbind(2)
+        x, y = locations[:, :, :, :, level].unbind(2)
         grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
         grid = grid.transpose(1, 2).flatten(0, 1)
         sampled.append(F.grid_sample(maps, grid, padding_mode="zeros", align_corners=False))
@@ -58,7 +58,7 @@ def sample_by_grid(value: Tensor, shapes: Shapes, places: Tensor, weights: Tenso
 
 
 class DeformableAttention(nn.Module):
-    """Each query attends to a few points around its reference on every feature level."""
+    """Every query attends to a few points around its reference on each feature level."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Head h starts looking in direction h, point p at distance p + 1, all with equal weight."""
+        """Start with head h looking in direction h, point p at distance p + 1, and equal weights."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
@@ -92,8 +92,8 @@ class DeformableAttention(nn.Module):
 
         Args:
             query: `[batch, queries, dim]`.
-            references: `[batch or 1, queries, levels, 2 or 4]`, xy or cxcywh, 0 to 1 across the padded level.
-            memory: `[batch or 1, tokens, dim]`; a single image is shared by the whole batch of queries.
+            references: `[batch or 1, queries, levels, 2 or 4]`, xy or cxcywh, normalised to the padded level.
+            memory: `[batch or 1, tokens, dim]`; with 1, the whole batch of queries shares one image.
             padding: `[batch or 1, tokens]`, True where the image is padding.
 
         Returns:
@@ -107,29 +107,29 @@ class DeformableAttention(nn.Module):
         return self.attend(query, references, value, shapes)
 
     def project(self, memory: Tensor, padding: Tensor | None) -> Tensor:
-        """What can be attended to: `[batch, tokens, heads, dim of a head]`, zero in the padding."""
+        """Project the image tokens to attention values `[batch, tokens, heads, dim / heads]`, zero in the padding."""
         value = self.value_proj(memory)
         if padding is not None:
             value = value.masked_fill(padding.unsqueeze(-1), 0.0)
         return value.unflatten(-1, (self.heads, -1))
 
     def attend(self, query: Tensor, references: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
-        """As `forward`, for the value that `project` made of the memory; `batch` is the same in all arguments."""
+        """As `forward`, with the output of `project` instead of the memory; `batch` is the same in all arguments."""
         layout = (self.heads, self.levels, self.points)
-        places = self._places(references, self._offsets(query).to(references.dtype), shapes)
+        locations = self._locations(references, self._offsets(query).to(references.dtype), shapes)
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
-        sampled = sample(value, shapes, places.unflatten(-1, layout[1:]), weights.unflatten(-1, layout[1:]))
+        sampled = sample(value, shapes, locations.unflatten(-1, layout[1:]), weights.unflatten(-1, layout[1:]))
         return self.output_proj(sampled)
 
     def _offsets(self, query: Tensor) -> Tensor:
-        """`[batch, queries, 2, heads, levels * points]`: all x before all y, as sampling reads them."""
+        """`[batch, queries, 2, heads, levels * points]`: all x before all y, the order in which they are sampled."""
         linear = self.sampling_offsets
         weight = linear.weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
         bias = linear.bias.unflatten(0, (-1, 2)).T.flatten()
         return F.linear(query, weight, bias).unflatten(-1, (2, self.heads, -1))
 
-    def _places(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
-        """In pixels; overwrites the offsets, as they are large."""
+    def _locations(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
+        """Sampling locations in pixels. Overwrites `offsets` to save memory."""
         sizes = references.new_tensor([(width, height) for height, width in shapes])
 
         def of_points(of_levels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From pictures to image tokens: ResNet-50 or Swin, projections to one width, position encodings."""
+"""From images to image tokens: ResNet-50 or Swin, projections to one width, position encodings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlip_model.swin import Swin
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the networks know of a picture before reading any text; levels from fine to coarse, concatenated.
+    """The features of a batch of images, independent of any text; levels from fine to coarse, concatenated.
 
     tokens, positions `[batch, tokens, dim]`; padding `[batch, tokens]`, True outside the image; valid_ratios
     `[batch, levels, 2]`, the unpadded share (x, y) of each level; shapes (height, width) of each level.
@@ -31,7 +31,7 @@ class ImageFeatures:
 
 
 class FoldedBottleneck(Bottleneck):
-    """torchvision's block; its batch norms are folded into its convolutions."""
+    """torchvision's bottleneck block with its batch norms folded into its convolutions."""
 
     def forward(self, maps: Tensor) -> Tensor:
         shortcut = maps if self.downsample is None else _normalised(maps, *self.downsample)
@@ -41,7 +41,7 @@ class FoldedBottleneck(Bottleneck):
 
 
 def _normalised(maps: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
-    """Convolution and frozen batch norm in one, which spares two arrays as large as the maps."""
+    """Convolution and frozen batch norm in one step, which saves two arrays as large as the maps."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight, bias = convolution.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
     return F.conv2d(maps, weight, bias, convolution.stride, convolution.padding)
@@ -57,16 +57,17 @@ class ResNet50(ResNet):
         self.freeze()
 
     def freeze(self) -> None:
+        """Freeze the stem and the first stage."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """`[batch, 3, height, width]` to three maps of strides 8, 16 and 32."""
+        """Map images `[batch, 3, height, width]` to three feature maps of strides 8, 16 and 32."""
         images = images.contiguous(memory_format=torch.channels_last)
         return self.stages(_normalised(images, self.conv1, self.bn1).relu_())
 
     def stages(self, maps: Tensor) -> list[Tensor]:
-        """From what the stem found to the last three stages' maps."""
+        """Map the output of the stem to the feature maps of the last three stages."""
         first = self.layer1(self.maxpool(maps))
         second = self.layer2(first)
         third = self.layer3(second)
@@ -74,7 +75,7 @@ class ResNet50(ResNet):
 
 
 class ImageEncoder(nn.Module):
-    """Backbone, one projection per level, sine positions and a learned embedding of the level."""
+    """Backbone, one projection per level, sine positions and a learned embedding per level."""
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class ImageEncoder(nn.Module):
         nn.init.normal_(self.level_embed)
 
     def forward(self, images: Tensor, padding: Tensor) -> ImageFeatures:
-        """Encode a batch of pictures.
+        """Encode a batch of images.
 
         Args:
             images: `[batch, 3, height, width]`, normalised, zero where padded (right and bottom).
@@ -118,7 +119,7 @@ class ImageEncoder(nn.Module):
         )
 
     def project(self, maps: list[Tensor]) -> list[Tensor]:
-        """All levels at width `dim`; levels beyond the backbone's start from its last, unprojected map."""
+        """Project all levels to width `dim`; extra levels are computed from the backbone's last, unprojected map."""
         levels = [projection(level) for projection, level in zip(self.projections, maps, strict=False)]
         extra = maps[-1]
         for projection in list(self.projections)[len(maps) :]:
@@ -141,11 +142,11 @@ def _projections(channels: list[int], levels: int, dim: int) -> nn.ModuleList:
 
 
 def resize_mask(padding: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Nearest resize of `[batch, height, width]` to `shape`."""
+    """Resize a mask `[batch, height, width]` to `shape` with nearest-neighbour interpolation."""
     return F.interpolate(padding[:, None].float(), size=shape)[:, 0].bool()
 
 
 def valid_ratio(padding: Tensor) -> Tensor:
-    """`[batch, 2]`: unpadded share of width and height, read off the first row and column."""
+    """`[batch, 2]`: unpadded share of the width and of the height, measured on the first row and column."""
     valid = (~padding).float()
     return torch.stack((valid[:, 0, :].mean(1), valid[:, :, 0].mean(1)), dim=-1)

@@ -1,4 +1,4 @@
-"""Overlap of boxes."""
+"""Conversion and overlap of boxes (tensors, normalised)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-SMALLEST_AREA = 1e-12  # of the image; keeps boxes without area from dividing by zero
+SMALLEST_AREA = 1e-12  # share of the image; avoids division by zero for boxes without area
 
 
 def to_corners(boxes: Tensor) -> Tensor:
-    """cxcywh `[..., 4]` to xyxy `[..., 4]`."""
+    """Convert cxcywh boxes `[..., 4]` to xyxy `[..., 4]`."""
     return box_convert(boxes, "cxcywh", "xyxy")
 
 
 def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
     """Generalised intersection over union (Rezatofighi et al., CVPR 2019), from -1 (far apart) to 1 (equal).
 
-    Broadcasts, so that a whole batch of queries meets its targets at once; torchvision's pairwise version takes
-    two flat lists, and its loss version shifts the result.
+    Unlike torchvision's function, which takes two flat lists, it broadcasts over a whole batch of queries and targets.
 
     Args:
         first, second: normalised xyxy, broadcastable to `[..., 4]`.

@@ -1,4 +1,4 @@
-"""Published checkpoints (`.pth`) and detectors to our folders: config.json, model.safetensors, tokenizer."""
+"""Convert published checkpoints (`.pth`) and detectors to folders with config.json, model.safetensors and tokenizer."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The parameters and training options of a `.pth` file, read without running any code in it.
+    """Read the parameters and training options of a `.pth` file without running any code in it.
 
     Raises:
-        CheckpointError: no such file, not a torch file, or without parameters.
+        CheckpointError: the file is missing, is not a torch file, or has no parameters.
     """
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")
@@ -49,41 +49,41 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError) as reason:
         raise CheckpointError(
-            f"{path} is not a torch checkpoint that can be read safely: {_why(path, reason)}"
+            f"{path} is not a torch checkpoint that can be read safely: {_explain(path, reason)}"
         ) from reason
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    found = content.get("model", content)
-    parameters = found.items() if isinstance(found, Mapping) else ()
+        raise CheckpointError(f"{path} contains a {type(content).__name__}, expected a checkpoint")
+    model = content.get("model", content)
+    parameters = model.items() if isinstance(model, Mapping) else ()
     state = {key: value for key, value in parameters if isinstance(value, Tensor)}
     if not state:
-        raise CheckpointError(f"{path} holds no parameters; its entries are {', '.join(map(str, content))}")
+        raise CheckpointError(f"{path} contains no parameters; its entries are {', '.join(map(str, content))}")
     args = content.get("args")
     if isinstance(args, argparse.Namespace):
         args = vars(args)
     return state, dict(args) if isinstance(args, Mapping) else {}
 
 
-def _why(path: Path, reason: Exception) -> str:
-    """One line; torch's own text recommends to load the file unsafely, which we never do."""
+def _explain(path: Path, reason: Exception) -> str:
+    """One line. torch's own message recommends loading the file unsafely, which we never do."""
     message = str(reason)
     code = re.search(r"GLOBAL ([\w.]+) was not an allowed global", message)
     if code:
-        return f"it refers to {code[1]}; only tensors and plain options are read, code is never run"
+        return f"it refers to {code[1]}; only tensors and plain options are read, no code is run"
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] == b"PK":
-        return "it was cut off or damaged"
+        return "it is truncated or damaged"
     if start[:1] != b"\x80":
         return "it is neither a zip archive nor a pickle"
-    return "it is a pickle of something else, or was cut off"
+    return "it is a pickle of something else, or truncated"
 
 
 def load_official(model: RLIPModel, state: Mapping[str, Tensor]) -> None:
     """Copy published parameters into a network.
 
     Raises:
-        CheckpointError: lists every parameter that is unknown, missing or of another shape.
+        CheckpointError: parameters are unknown, missing or of another shape; the message lists all of them.
     """
     own = model.state_dict()
     loaded: dict[str, Tensor] = {}
@@ -113,17 +113,18 @@ def convert(
     num_queries: int | None = None,
     pairwise: bool = True,
 ) -> Path:
-    """Turn a published checkpoint into a folder for `from_pretrained`, complete or not there at all.
+    """Convert a published checkpoint to a folder for `from_pretrained`. The folder appears only when it is complete.
 
     Args:
         tokenizer: folder or hub id of the RoBERTa tokenizer that the network was trained with. If it comes
             with the RoBERTa's config.json, the number of attention heads is taken from there.
         gating, verb_query: for checkpoints without stored options.
-        num_queries, pairwise: keep that many queries only, in which way (see `prune_queries.kept_rows`).
+        num_queries: number of queries to keep; default: all.
+        pairwise: which queries to keep, see `prune_queries.kept_rows`.
 
     Raises:
-        CheckpointError: the file is no RLIP checkpoint, or `out` exists and is not an empty folder.
-        TokenizerError: the tokenizer is missing, knows no words, or does not fit the text encoder.
+        CheckpointError: the file is not an RLIP checkpoint, or `out` exists and is not an empty folder.
+        TokenizerError: the tokenizer is missing, has no vocabulary, or does not fit the text encoder.
     """
     _check_is_free(out)
     state, args = read_checkpoint(checkpoint)
@@ -137,7 +138,7 @@ def convert(
     except (CheckpointError, ValueError) as reason:
         raise CheckpointError(f"cannot convert {checkpoint}: {reason}") from reason
     except KeyError as reason:
-        raise CheckpointError(f"cannot convert {checkpoint}: it lacks {reason.args[0]}") from reason
+        raise CheckpointError(f"cannot convert {checkpoint}: {reason.args[0]} is missing") from reason
     _check_vocabulary(words, tokenizer, config)
     model.set_tokenizer(words)
     save_atomically(model, out)
@@ -152,17 +153,18 @@ def convert_detector(
     num_queries: int = 200,
     seed: int = 0,
 ) -> Initialised:
-    """A network ready for pre-training, made of a detector and a RoBERTa, as a folder for `from_pretrained`.
+    """Combine a detector and a RoBERTa into a network for pre-training, saved as a folder for `from_pretrained`.
 
     Args:
         checkpoint: DAB-Deformable-DETR for `parseda`; Deformable-DETR for `parsed`, `tagger` and `rlipv1`.
         kind: see `presets.preset`.
         text_encoder: folder or hub id of a RoBERTa with its tokenizer.
-        seed: of the parameters that neither has.
+        seed: for the parameters that neither of them has.
 
     Raises:
-        CheckpointError: no such detector or RoBERTa, or they don't fit; `out` exists and is not an empty folder.
-        TokenizerError: the tokenizer is missing, knows no words, or does not fit the text encoder.
+        CheckpointError: the detector or the RoBERTa is missing or does not fit, or `out` exists and is not an empty
+            folder.
+        TokenizerError: the tokenizer is missing, has no vocabulary, or does not fit the text encoder.
     """
     _check_is_free(out)
     state, args = read_checkpoint(checkpoint)
@@ -174,7 +176,7 @@ def convert_detector(
             model = build_model(config)
         initialised = initialise_from_detector(model, state)
     except (CheckpointError, ValueError) as reason:
-        raise CheckpointError(f"cannot make {kind} of {checkpoint}: {reason}") from reason
+        raise CheckpointError(f"cannot initialise {kind} from {checkpoint}: {reason}") from reason
     model.text_encoder.roberta.load_state_dict(roberta.state_dict())
     model.set_tokenizer(words)
     save_atomically(model.eval(), out)
@@ -183,27 +185,31 @@ def convert_detector(
 
 def _check_is_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is not an empty folder")
+        raise CheckpointError(f"{out} exists and is not an empty folder; choose another path")
 
 
 def _check_vocabulary(words: PreTrainedTokenizerBase, name: str, config: RLIPConfig) -> None:
     size = config.text_config.vocab_size
-    difference = f"the tokenizer of {name} knows {len(words)} tokens, the checkpoint's text encoder {size}"
+    difference = f"the tokenizer of {name} has {len(words)} tokens, the checkpoint's text encoder {size}"
     if len(words) < size // 2:
-        raise TokenizerError(f"{difference}: it is not the one the network was trained with")
+        raise TokenizerError(f"{difference}: the network was trained with another tokenizer")
     if len(words) < size:
         warnings.warn(difference, stacklevel=3)
 
 
 def roberta_sizes(config: RobertaConfig) -> RobertaConfig:
-    """Without what the configuration knows of the place that it was loaded from."""
+    """A copy of a configuration with its sizes only, without the path that it was loaded from."""
     names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
     names += ["max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"]
     return RobertaConfig(**{name: getattr(config, name) for name in names})
 
 
 def load_roberta(name: str) -> Roberta:
-    """A RoBERTa of a folder or hub id. Raises CheckpointError: there is none, or a part of it is missing."""
+    """Load a RoBERTa from a folder or hub id.
+
+    Raises:
+        CheckpointError: there is none, or some of its parameters are missing.
+    """
     try:
         loaded = Roberta.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as reason:
@@ -211,15 +217,15 @@ def load_roberta(name: str) -> Roberta:
         raise CheckpointError(f"no RoBERTa in {name}: {first_line}") from reason
     roberta, info = cast(tuple[Roberta, dict[str, Any]], loaded)
     if info["missing_keys"]:
-        raise CheckpointError(f"the RoBERTa in {name} lacks {', '.join(sorted(info['missing_keys']))}")
+        raise CheckpointError(f"the RoBERTa in {name} has no {', '.join(sorted(info['missing_keys']))}")
     return roberta
 
 
 def save_atomically(model: RLIPModel, out: Path) -> None:
-    """Write beside `out`, then rename, so that `out` is never half a network.
+    """Write to a temporary folder next to `out`, then rename it, so that `out` is never incomplete.
 
     Raises:
-        OSError: the disk is full, or cannot be written.
+        OSError: writing fails, for example because the disk is full.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -236,7 +242,7 @@ def save_atomically(model: RLIPModel, out: Path) -> None:
 
 
 def _roberta_config(tokenizer: str) -> RobertaConfig | None:
-    """The RoBERTa configuration that comes with a tokenizer, if one does."""
+    """The RoBERTa configuration that comes with a tokenizer, if there is one."""
     try:
         config = AutoConfig.from_pretrained(tokenizer)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Configurations of the networks: sizes, fusion, queries, noise. Stored as config.json beside the weights."""
+"""Configurations of the networks: sizes, fusion, queries, noise. Stored as config.json next to the weights."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ _COUNTS = (
 
 
 class RLIPConfig(PretrainedConfig):
-    """What the three networks have in common. Defaults: the paper's Swin-T model.
+    """Settings common to all networks. Defaults: the paper's Swin-T model.
 
     Args:
         hidden_dim: width of image tokens and queries.
-        num_queries: subject plus object queries; half of it is the number of pairs.
-        num_levels, num_points: feature levels, and sampling points per level, of deformable attention.
-        fusion: where labels and image meet: in the image encoder (`alif`, RLIPv2), between the decoders and
+        num_queries: number of subject and object queries together, twice the number of pairs.
+        num_levels, num_points: feature levels of deformable attention, and sampling points per level.
+        fusion: where labels and image are fused: in the image encoder (`alif`, RLIPv2), between the decoders and
             the read-out (`after_decoding`, RLIPv1), or only in the read-out's dot products (`none`).
-        fusion_interval: encoder layers per vision-language fusion; this and what follows down to `gating` are
-            ALIF's and mean nothing to other fusions.
-        fusion_last_level: fuse the coarsest level only, else all image tokens.
-        fusion_dim, fusion_heads, fusion_dropout: inner width, heads, attention dropout of a fusion block.
-        gating: how a fusion's update is scaled before it is added.
-        verb_query: what a relation query starts from.
+        fusion_interval: encoder layers per vision-language fusion. This and the settings up to `gating` apply to ALIF
+            only.
+        fusion_last_level: fuse the coarsest level only; otherwise all image tokens.
+        fusion_dim, fusion_heads, fusion_dropout: inner width, heads and attention dropout of a fusion block.
+        gating: how the update of a fusion is scaled before it is added.
+        verb_query: initial content of the relation queries.
         subject_class: classify subjects too, not only objects.
-        drop_path: rate of the last Swin block; grows linearly from 0.
+        drop_path: rate of the last Swin block; it grows linearly from 0 at the first.
         text_config: sizes of the RoBERTa label encoder (also used by the fusion's label layers).
 
     Raises:
-        ValueError: sizes that contradict each other.
+        ValueError: a value is invalid, or sizes are inconsistent.
     """
 
     model_type = "rlip"
@@ -146,7 +146,7 @@ class RLIPConfig(PretrainedConfig):
         for name in ("swin_depths", "swin_heads"):
             if len(getattr(self, name)) != SWIN_STAGES:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, expected one number for each of {SWIN_STAGES} stages"
+                    f"{name} is {getattr(self, name)}, expected one number for each of the {SWIN_STAGES} stages"
                 )
         if self.hidden_dim % 32 or self.hidden_dim % self.num_heads or self.fusion_dim % self.fusion_heads:
             raise ValueError(
@@ -154,25 +154,25 @@ class RLIPConfig(PretrainedConfig):
                 f"fusion_dim {self.fusion_dim} of fusion_heads {self.fusion_heads}"
             )
         if self.num_queries % 2:
-            raise ValueError(f"num_queries {self.num_queries} must be even: subjects and objects")
+            raise ValueError(f"num_queries {self.num_queries} must be even: one half are subjects, the other objects")
         if self.fusion == "alif" and self.num_fusions != self.decoder_layers:
             raise ValueError(
                 f"{self.encoder_layers} encoder layers fused every {self.fusion_interval} give "
-                f"{self.num_fusions} label states, not one for each of {self.decoder_layers} decoder layers"
+                f"{self.num_fusions} label states, expected one for each of the {self.decoder_layers} decoder layers"
             )
 
 
 class ParSeDConfig(RLIPConfig):
-    """RLIPv2-ParSeD: learned queries with reference points predicted from them."""
+    """RLIPv2-ParSeD: learned queries, from which reference points are predicted."""
 
     model_type = "rlip_parsed"
 
-    def __init__(self, **kwargs: Any) -> None:  # without it, transformers 5 makes one that skips ours
+    def __init__(self, **kwargs: Any) -> None:  # otherwise transformers 5 generates an __init__ that skips ours
         super().__init__(**kwargs)
 
 
 class ParSeDAConfig(RLIPConfig):
-    """RLIPv2-ParSeDA: learned queries that are anchors, refined box by box (DAB-DETR)."""
+    """RLIPv2-ParSeDA: learned queries are anchor boxes, refined layer by layer (DAB-DETR)."""
 
     model_type = "rlip_parseda"
 
@@ -181,13 +181,13 @@ class ParSeDAConfig(RLIPConfig):
 
 
 class RTaggerConfig(RLIPConfig):
-    """The R-Tagger: ParSeD whose queries are given pairs of boxes.
+    """The R-Tagger: ParSeD with given pairs of boxes as queries.
 
     Args:
-        box_noise: in training, boxes are shifted by up to this share of their size.
+        box_noise: in training, boxes are perturbed by up to this share of their size.
         label_noise: in training, the probability that a label is replaced.
-        label_noise_range: replacements are drawn from all `labels` but "no objects", or, as in the reference
-            implementation, from 0 up to the number of images in the `batch`.
+        label_noise_range: "labels" draws replacements from all labels but "no objects"; "batch", as in the reference
+            implementation, from 0 to the number of images in the batch.
     """
 
     model_type = "rlip_tagger"
@@ -211,5 +211,5 @@ def _roberta_config(config: RobertaConfig | dict[str, Any] | None) -> RobertaCon
     if isinstance(config, RobertaConfig):
         return config
     if not isinstance(config, dict):
-        raise ValueError(f"text_config is {config!r}, expected settings of a RoBERTa")
+        raise ValueError(f"text_config is {config!r}, expected the settings of a RoBERTa")
     return RobertaConfig(**{name: value for name, value in config.items() if name != "model_type"})

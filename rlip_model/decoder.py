@@ -1,4 +1,4 @@
-"""The two decoders (ParSe): subjects and objects in parallel, then their relations from what was decoded."""
+"""The two decoders (ParSe): first subjects and objects in parallel, then the relations between them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FIRST_SIZE_BIAS = -2.0  # boxes start at sigmoid(-2) = 0.12 of the image
 
 @dataclass(frozen=True)
 class DecodedEntities:
-    """After every layer: states `[layers, batch, 2 * pairs, dim]`, boxes `[layers, batch, 2 * pairs, 4]`.
+    """States `[layers, batch, 2 * pairs, dim]` and boxes `[layers, batch, 2 * pairs, 4]` after every layer.
 
-    references: for every layer, `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]` that its boxes are moved from;
-    padding `[batch, 2 * pairs]` as given with the queries.
+    references: per layer, `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`, the references that its boxes are relative to;
+    padding: `[batch, 2 * pairs]`, as given with the queries.
     """
 
     hidden: Tensor
@@ -33,8 +33,10 @@ class DecodedEntities:
 
 @dataclass(frozen=True)
 class DecodedRelations:
-    """States `[layers, batch, pairs, dim]` and the pair's boxes as refined by the relation decoder, both
-    `[layers, batch, pairs, 4]`; the boxes only steer attention."""
+    """States `[layers, batch, pairs, dim]`, and the pairs' boxes as refined by the relation decoder.
+
+    subject_boxes, object_boxes: `[layers, batch, pairs, 4]`; they only guide attention.
+    """
 
     hidden: Tensor
     subject_boxes: Tensor
@@ -44,7 +46,7 @@ class DecodedRelations:
 class DecoderLayer(nn.Module):
     """Self-attention among queries, deformable attention to the image, feed-forward; normalised after each.
 
-    Parameter names are those of Deformable DETR, whose `norm2` follows the self-attention.
+    Parameter names are those of Deformable DETR, where `norm2` follows the self-attention.
     """
 
     def __init__(self, config: RLIPConfig) -> None:
@@ -83,8 +85,11 @@ class DecoderLayer(nn.Module):
 
 
 class AnchorPositions(nn.Module):
-    """Position vectors from boxes (DAB-DETR, section 4): sines of y, x, width and height through an MLP, scaled
-    by the query's content from the second layer on."""
+    """Position vectors from boxes (DAB-DETR, section 4).
+
+    Sine features of y, x, width and height go through an MLP. From the second layer on, they are scaled by the content
+    of the query.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -101,10 +106,10 @@ class AnchorPositions(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Layers, and for each a box head for subjects and one for objects.
+    """Decoder layers, each with one box head for subjects and one for objects.
 
     Args:
-        anchored: make the queries' positions from their boxes, instead of taking those given with them.
+        anchored: compute the positions of the queries from their boxes, instead of using the given ones.
     """
 
     def __init__(self, config: RLIPConfig, anchored: bool, first_size_bias: float = 0.0) -> None:
@@ -118,7 +123,7 @@ class Decoder(nn.Module):
     def positions(
         self, layer: int, content: Tensor, references: Tensor, given: Tensor | None, memory: Memory
     ) -> Tensor:
-        """Position vectors `[batch, queries, dim]` of the queries at a layer."""
+        """The position vectors `[batch, queries, dim]` of the queries at a layer."""
         if self.anchor_positions is not None:
             finest = memory.valid_ratios[:, :1].repeat(1, 1, 2)
             return self.anchor_positions(layer, content, references * finest)
@@ -128,7 +133,7 @@ class Decoder(nn.Module):
 
 
 class EntityDecoder(Decoder):
-    """Decodes subjects and objects side by side; every layer refines their boxes."""
+    """Decodes subjects and objects in parallel; every layer refines their boxes."""
 
     def __init__(self, config: RLIPConfig, anchored: bool = False) -> None:
         super().__init__(config, anchored, FIRST_SIZE_BIAS)
@@ -146,7 +151,7 @@ class EntityDecoder(Decoder):
         return DecodedEntities(torch.stack(states), torch.stack(boxes), tuple(starts), queries.padding)
 
     def boxes(self, layer: int, hidden: Tensor, references: Tensor) -> Tensor:
-        """`[batch, 2 * pairs, 4]`: the references of a layer, moved by what its heads make of the states."""
+        """`[batch, 2 * pairs, 4]`: the references of a layer, moved by the box heads of that layer."""
         subjects, objects = hidden.chunk(2, dim=1)
         subject_references, object_references = references.chunk(2, dim=1)
         moved = (
@@ -157,13 +162,13 @@ class EntityDecoder(Decoder):
 
 
 class RelationDecoder(Decoder):
-    """Decodes one relation per pair, looking around the average of its subject's and object's boxes."""
+    """Decodes one relation per pair; attends around the mean of the subject's and the object's box."""
 
     def __init__(self, config: RLIPConfig, anchored: bool = False) -> None:
         super().__init__(config, anchored)
 
     def forward(self, queries: RelationQueries, boxes: Tensor, memory: Memory) -> DecodedRelations:
-        """`boxes` `[batch, 2 * pairs, 4]`, the entity decoder's last."""
+        """`boxes` `[batch, 2 * pairs, 4]`: the last ones of the entity decoder."""
         content = queries.content
         subject_boxes, object_boxes = boxes.detach().chunk(2, dim=1)
         states, subjects, objects = [], [], []

@@ -1,7 +1,7 @@
-"""Start from a trained detector: DAB-Deformable-DETR for ParSeDA, Deformable-DETR for ParSeD and the R-Tagger.
+"""Initialise from a trained detector: DAB-Deformable-DETR for ParSeDA, Deformable-DETR for ParSeD and the R-Tagger.
 
-The detector's decoder is copied into both of ours, its box heads to subjects and objects. What a detector has not,
-text, fusion and label scores, stays as it was.
+The decoder of the detector is copied into both decoders, its box heads to subjects and objects. The parts that a
+detector does not have (text encoder, fusion, label scorer) keep their values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COPIES = [
     (r"^transformer\.reference_points\.", ("transformer.reference_points_sub.", "transformer.reference_points_obj.")),
     (r"^tgt_embed\.", ("tgt_embed.", "verb_tgt_embed.")),
 ]
-_DUPLICATES = re.compile(r"^transformer\.\w*decoder\.(sub_|obj_)?bbox_embed\.")  # second names of top-level heads
+_DUPLICATES = re.compile(r"^transformer\.\w*decoder\.(sub_|obj_)?bbox_embed\.")  # aliases of the top-level heads
 _LEFT_OVER = re.compile(r"^(transformer\.decoder|bbox_embed|transformer\.reference_points)\.")
 _QUERIES = re.compile(r"^queries\.(query_embed|content|verb_content|anchors)\.weight$")
 _EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_decoder.")
@@ -36,7 +36,10 @@ _EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_d
 
 @dataclass(frozen=True)
 class Initialised:
-    """Our parameters that came from the detector, ours that kept their values, and the detector's without a place."""
+    """The outcome of an initialisation, as parameter names.
+
+    loaded: taken from the detector; kept: unchanged; unused: parameters of the detector that have no counterpart.
+    """
 
     loaded: tuple[str, ...]
     kept: tuple[str, ...]
@@ -46,15 +49,16 @@ class Initialised:
 def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
     """Copy a detector's parameters into a network of the same sizes.
 
-    Of the detector's queries the first ones are taken, of its decoder layers the first `decoder_layers`, both for
-    entities and for relations. Box heads go on counting where layers start again: the relation decoder gets those
-    that follow the entity decoder's. Files made by the published conversion scripts are read the same way.
+    The first queries and the first `decoder_layers` decoder layers of the detector are used, both for entities and for
+    relations. The box heads of the relation decoder are those that follow the heads of the entity decoder. Files made
+    by the published conversion scripts are read in the same way.
 
     Args:
-        state: the detector's parameters, as `read_checkpoint` returns them.
+        state: the parameters of the detector, as returned by `read_checkpoint`.
 
     Raises:
-        CheckpointError: the detector is of the other kind, or lists all that is missing or of another shape.
+        CheckpointError: the detector is of the wrong kind, or parameters are missing or of another shape; the message
+            lists all.
     """
     _check_kind(model.config, state)
     own = model.state_dict()
@@ -81,10 +85,10 @@ def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
 
 
 def published_names(state: State) -> dict[str, Tensor]:
-    """A detector's parameters under the names of the published RLIP code; some under two.
+    """The parameters of a detector under the names of the published RLIP code; some appear under two names.
 
-    Queries `[queries, 2 * dim]` (position, content) become `[queries, 3 * dim]`, the relations' content a copy of
-    the entities'; queries `[queries, dim]`, which are content only, are taken three times.
+    Queries `[queries, 2 * dim]` (position, content) become `[queries, 3 * dim]`: the content of the relations is a copy
+    of the content of the entities. Queries `[queries, dim]`, which are content only, are repeated three times.
     """
     named = {name: state[key] for name, key in _sources(state).items()}
     queries, levels = named.get("query_embed.weight"), named.get("transformer.level_embed")
@@ -94,7 +98,7 @@ def published_names(state: State) -> dict[str, Tensor]:
 
 
 def _sources(state: State) -> dict[str, str]:
-    """For each published name, the detector's own."""
+    """Map each published name to the name in the detector."""
     keys = [key for key in state if key not in _second_names(state)]
     if _is_converted(state):
         return {key: key for key in keys if not _LEFT_OVER.match(key)}
@@ -102,7 +106,7 @@ def _sources(state: State) -> dict[str, str]:
 
 
 def _is_converted(state: State) -> bool:
-    """Whether the published conversion script has been here: its names beside the detector's."""
+    """Whether the file was made by the published conversion script, which adds its names to the detector's."""
     return any(key.startswith("sub_bbox_embed.") for key in state)
 
 
@@ -128,16 +132,21 @@ def _three_parts(queries: Tensor, dim: int) -> Tensor:
 def detector_config(state: State, kind: str, args: Mapping[str, Any] | None = None, **changes: Any) -> RLIPConfig:
     """The published configuration of `kind` (see `preset`), with the sizes of a detector.
 
+    Args:
+        state: the parameters of the detector.
+        args: the training options stored with it, if any.
+        changes: settings to override.
+
     Raises:
-        CheckpointError: it is not a deformable detector.
+        CheckpointError: the kind is unknown, or the checkpoint is not a deformable detector.
     """
     if kind not in KINDS:
-        raise CheckpointError(f"there is no network {kind!r}, only {', '.join(KINDS)}")
+        raise CheckpointError(f"unknown network {kind!r}, expected one of {', '.join(KINDS)}")
     layer = "transformer.encoder.layers.0."
     needed = ("transformer.level_embed", layer + "self_attn.attention_weights.bias", layer + "linear1.bias")
     absent = [key for key in needed if key not in state]
     if absent:
-        raise CheckpointError(f"it is not a (DAB-)Deformable-DETR: it lacks {', '.join(absent)}")
+        raise CheckpointError(f"it is not a (DAB-)Deformable-DETR: it has no {', '.join(absent)}")
     levels, dim = state["transformer.level_embed"].shape
     points = int((args or {}).get("enc_n_points", 4))
     sizes: dict[str, Any] = {
@@ -150,7 +159,7 @@ def detector_config(state: State, kind: str, args: Mapping[str, Any] | None = No
     }
     backbone = backbone_sizes(state, {})
     name = _backbone_name(backbone)
-    if name in SWIN_SIZES:  # the published drop path of that size: the shapes don't tell it
+    if name in SWIN_SIZES:  # the shapes don't determine the drop-path rate; use the published one
         backbone["drop_path"] = SWIN_SIZES[name].drop_path
     del backbone["backbone"]
     return preset(kind, name, **{**sizes, **backbone, **changes})

@@ -1,4 +1,4 @@
-"""Training processes that work together, if there are several; every function works without them, too."""
+"""Collective operations of distributed training. Every function also works in a single process."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ from torch import Tensor, distributed
 Value = TypeVar("Value")
 
 
-_alone: ContextVar[bool] = ContextVar("alone", default=False)
+_is_off: ContextVar[bool] = ContextVar("collectives_off", default=False)
 
 
 @contextmanager
 def without_collectives() -> Iterator[None]:
-    """Within it, this process does not wait for the others; for work that they don't do at the same time."""
-    token = _alone.set(True)
+    """Turn off all collective operations of this module, for work that the processes do not do in lockstep."""
+    token = _is_off.set(True)
     try:
         yield
     finally:
-        _alone.reset(token)
+        _is_off.reset(token)
 
 
 def is_distributed() -> bool:
-    return not _alone.get() and distributed.is_available() and distributed.is_initialized()
+    """Whether there are several processes and collective operations are on."""
+    return not _is_off.get() and distributed.is_available() and distributed.is_initialized()
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return distributed.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """The number of processes."""
     return distributed.get_world_size() if is_distributed() else 1
 
 
 def global_mean(summed: Tensor, count: Tensor, least: float = 1.0) -> Tensor:
-    """A sum over this process's items, divided by the mean number of items of all processes.
+    """The sum over the items of this process, divided by the mean number of items per process.
 
-    Averaged over the processes, as their gradients are, it is the mean over all items, as one process that has
-    them all would compute it.
+    Gradients are averaged over the processes. The average of this value is the mean over all items, the same as in a
+    single process that has them all.
 
     Args:
-        count: of this process's items; its gradient is not followed.
-        least: smallest number of items, of all processes together, to divide by.
+        count: the number of items of this process; its gradient is not followed.
+        least: lower bound of the total number of items that is divided by.
     """
     total = count.detach().clone()
     if is_distributed():
@@ -55,7 +57,7 @@ def global_mean(summed: Tensor, count: Tensor, least: float = 1.0) -> Tensor:
 
 
 def gather(value: Value) -> list[Value]:
-    """The value of every process, by rank."""
+    """Collect the values of all processes, by rank."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()

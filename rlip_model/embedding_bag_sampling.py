@@ -1,7 +1,7 @@
-"""Deformable sampling as weighted embedding bags, forwards and backwards: the fast way on a CPU.
+"""Deformable sampling with weighted embedding bags, forward and backward: the fast method on a CPU.
 
-A row of the table is one head of one token, and a bag is what one head of one query looks at: four pixels around
-each of its points. Backwards a bag is what looks at one row.
+A row of the table is one head of one token. In the forward pass, a bag holds the rows that one head of one query reads:
+four pixels around each of its points. In the backward pass, a bag holds the query heads that read one row.
 """
 
 from __future__ import annotations
@@ -21,62 +21,62 @@ BYTES_PER_PICK = 2**21
 CORNERS = 4
 
 
-def sample_by_embedding_bags(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
-    """`attention.sample` where the sides of every level are at least 2, and the places finite.
+def sample_by_embedding_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`attention.sample` for levels with sides of at least 2 and finite locations.
 
-    Gradients are those of `grid_sample`, at the borders of pixels too, and cannot be differentiated again. Nothing
-    but the arguments is kept for them.
+    Gradients equal those of `grid_sample`, also at pixel borders, and cannot be differentiated again. Only the
+    arguments are saved for the backward pass.
     """
-    sampled: Tensor = _Bags.apply(value, places, weights, tuple(shapes))
+    sampled: Tensor = _Bags.apply(value, locations, weights, tuple(shapes))
     return sampled
 
 
 class _Bags(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, places: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
-        ctx.save_for_backward(value, places, weights)
+    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
+        ctx.save_for_backward(value, locations, weights)
         ctx.shapes = shapes
         batch, queries, heads, levels, points = weights.shape
         table = value.reshape(-1, value.shape[-1])
         pixels = _Pixels(shapes, weights)
         sampled = value.new_empty(batch, queries, heads * value.shape[-1])
         for chunk in _chunks(batch, queries, heads * levels * points):
-            place = pixels(places[:, chunk])
-            weight = place.corner_weights(weights[:, chunk])
-            sampled[:, chunk] = _bags(pixels.rows(place), weight, table).view(batch, -1, sampled.shape[-1])
+            location = pixels(locations[:, chunk])
+            weight = location.corner_weights(weights[:, chunk])
+            sampled[:, chunk] = _bags(pixels.rows(location), weight, table).view(batch, -1, sampled.shape[-1])
         return sampled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        value, places, weights = ctx.saved_tensors
+        value, locations, weights = ctx.saved_tensors
         batch, queries, heads, levels, points = weights.shape
         gradient = gradient.reshape(batch, queries, heads, value.shape[-1])
         pixels = _Pixels(ctx.shapes, weights)
-        of_points = _PointGradients(value, places, weights) if any(ctx.needs_input_grad[1:3]) else None
+        of_points = _PointGradients(value, locations, weights) if any(ctx.needs_input_grad[1:3]) else None
         of_value = _ValueGradient(value, ctx.shapes, weights) if ctx.needs_input_grad[0] else None
         with torch.autocast(gradient.device.type, enabled=False):
             for chunk in _chunks(batch, queries, heads * levels * points):
-                place = pixels(places[:, chunk])
-                rows = pixels.rows(place)
+                location = pixels(locations[:, chunk])
+                rows = pixels.rows(location)
                 if of_points:
-                    of_points.add(chunk, place, rows, gradient[:, chunk])
+                    of_points.add(chunk, location, rows, gradient[:, chunk])
                 if of_value:
-                    of_value.add(chunk, place, rows)
+                    of_value.add(chunk, location, rows)
             return (
                 of_value.sum(gradient) if of_value else None,
-                of_points.places if of_points else None,
+                of_points.locations if of_points else None,
                 of_points.weights if of_points else None,
                 None,
             )
 
 
-class _Place(NamedTuple):
-    """Where points lie; first dimension: x, y; then `[batch, queries, heads, levels * points]`.
+class _Location(NamedTuple):
+    """Locations of points: first dimension x, y; then `[batch, queries, heads, levels * points]`.
 
-    base: the upper left one of the four pixels that count, clamped into the map; beyond: how far the point is
-    from it, in pixels; near, far: weights of the base and of the next pixel, triangles around each, so that points
-    outside of the map get the right weights, down to zero, without any masking.
+    base: the upper left of the four pixels that a point is interpolated from, clamped to the map; beyond: distance of
+    the point from it, in pixels; near, far: weights of the base pixel and of the next one. Both are triangle functions,
+    so points outside the map get the right weights, down to zero, without masking.
     """
 
     base: Tensor
@@ -92,14 +92,14 @@ class _Place(NamedTuple):
         return torch.stack((top * left, top * right, bottom * left, bottom * right), dim=-2)
 
     def slopes(self) -> tuple[Tensor, Tensor]:
-        """How `near` and `far` change with the place, per pixel; from the right where they bend."""
+        """Derivatives of `near` and `far` with respect to the location, per pixel; right-sided at kinks."""
         cell = self.beyond.floor()
         inside = _triangle(cell)
         return _triangle(cell + 1) - inside, inside - _triangle(cell - 1)
 
 
 class _Pixels:
-    """The pixels of all levels, and their rows in the table."""
+    """Computes the pixels around points on all levels, and their rows in the table."""
 
     def __init__(self, shapes: Shapes, weights: Tensor) -> None:
         batch, _, self.heads, _, points = weights.shape
@@ -117,16 +117,16 @@ class _Pixels:
         head = torch.arange(self.heads, dtype=torch.int32).view(-1, 1)
         self.first_row = per_point(first, torch.int32) + head + image
 
-    def __call__(self, places: Tensor) -> _Place:
-        places = places.flatten(4).movedim(2, 0)
-        base = places.floor().clamp_(min=0)
+    def __call__(self, locations: Tensor) -> _Location:
+        locations = locations.flatten(4).movedim(2, 0)
+        base = locations.floor().clamp_(min=0)
         base = torch.minimum(base, self.last, out=base)
-        beyond = places - base
-        return _Place(base, beyond, _triangle(beyond), _triangle(beyond - 1))
+        beyond = locations - base
+        return _Location(base, beyond, _triangle(beyond), _triangle(beyond - 1))
 
-    def rows(self, place: _Place) -> Tensor:
+    def rows(self, location: _Location) -> Tensor:
         """`[batch, queries, heads, 4, levels * points]`, in the order of `corner_weights`."""
-        column, line = place.base.int()
+        column, line = location.base.int()
         upper = line.mul_(self.row_step).add_(column.mul_(self.heads)).add_(self.first_row)
         lower = upper + self.row_step
         return torch.stack((upper, upper + self.heads, lower, lower + self.heads), dim=-2)
@@ -142,38 +142,38 @@ def _chunks(batch: int, queries: int, points: int) -> Iterator[slice]:
 
 
 def _bags(rows: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    """`[bags, dim]`: sums of weighted rows, over the last two dimensions."""
+    """`[bags, dim]`: weighted sums of rows of the table, over the last two dimensions of `rows`."""
     size = rows.shape[-2:].numel()
     starts = torch.arange(0, rows.numel(), size, dtype=torch.int32)
     return F.embedding_bag(rows.flatten(), table, starts, mode="sum", per_sample_weights=weight.flatten())
 
 
 class _PointGradients:
-    """Of places and weights, chunk by chunk: every pixel is multiplied with the gradient of its query."""
+    """Gradients of locations and weights, chunk by chunk: each pixel is multiplied by the gradient of its query."""
 
-    def __init__(self, value: Tensor, places: Tensor, weights: Tensor) -> None:
-        self.places, self.weights, self.given = torch.empty_like(places), torch.empty_like(weights), weights
+    def __init__(self, value: Tensor, locations: Tensor, weights: Tensor) -> None:
+        self.locations, self.weights, self.given = torch.empty_like(locations), torch.empty_like(weights), weights
         self.table = value.reshape(-1, value.shape[-1])
         rows = CORNERS * weights.shape[3:].numel()
         self.step = max(1, BYTES_PER_PICK // (rows * self.table.shape[-1] * self.table.element_size()))
         self.picked = self.table.new_empty(self.step, rows, self.table.shape[-1])
 
-    def add(self, chunk: slice, place: _Place, rows: Tensor, gradient: Tensor) -> None:
+    def add(self, chunk: slice, location: _Location, rows: Tensor, gradient: Tensor) -> None:
         """`rows` `[batch, queries, heads, 4, levels * points]`, `gradient` `[batch, queries, heads, dim]`."""
         product = self._products(rows, gradient)
-        (left, top), (right, bottom) = place.near, place.far
-        (left_slope, top_slope), (right_slope, bottom_slope) = place.slopes()
+        (left, top), (right, bottom) = location.near, location.far
+        (left_slope, top_slope), (right_slope, bottom_slope) = location.slopes()
         upper, lower = left * product[0] + right * product[1], left * product[2] + right * product[3]
         along_x = left_slope * (top * product[0] + bottom * product[2])
         along_x += right_slope * (top * product[1] + bottom * product[3])
         along_y = top_slope * upper + bottom_slope * lower
         weights = self.given[:, chunk]
         moved = torch.stack((along_x, along_y), dim=2).mul_(weights.flatten(3).unsqueeze(2))
-        self.places[:, chunk] = moved.unflatten(-1, weights.shape[3:])
+        self.locations[:, chunk] = moved.unflatten(-1, weights.shape[3:])
         self.weights[:, chunk] = (top * upper + bottom * lower).view(weights.shape)
 
     def _products(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """`[4, batch, queries, heads, levels * points]`; rows are picked into one buffer, part by part."""
+        """`[4, batch, queries, heads, levels * points]`; rows are gathered into one reused buffer, part by part."""
         products = gradient.new_empty(rows.shape)
         arrays = (rows.flatten(0, 2).flatten(1), gradient.flatten(0, 2), products.flatten(0, 2).flatten(1))
         for picks, vectors, results in zip(*(array.split(self.step) for array in arrays), strict=True):
@@ -184,9 +184,9 @@ class _PointGradients:
 
 
 class _ValueGradient:
-    """Bags of the gradients of those queries that look at a row.
+    """The gradient of a row is a bag of the gradients of the queries that read it.
 
-    Points are sorted only once, by their base pixel: what the other corners add belongs to the rows next to it.
+    Points are sorted only once, by their base pixel; the sums of the other corners belong to the neighbouring rows.
     """
 
     def __init__(self, value: Tensor, shapes: Shapes, weights: Tensor) -> None:
@@ -194,9 +194,9 @@ class _ValueGradient:
         self.rows = torch.empty(*weights.shape[:3], weights.shape[3:].numel(), dtype=torch.int32)
         self.corners = weights.new_empty(CORNERS, *self.rows.shape)
 
-    def add(self, chunk: slice, place: _Place, rows: Tensor) -> None:
+    def add(self, chunk: slice, location: _Location, rows: Tensor) -> None:
         self.rows[:, chunk] = rows[:, :, :, 0]
-        self.corners[:, :, chunk] = place.corner_weights(self.given[:, chunk]).movedim(-2, 0)
+        self.corners[:, :, chunk] = location.corner_weights(self.given[:, chunk]).movedim(-2, 0)
 
     def sum(self, gradient: Tensor) -> Tensor:
         """`[batch, tokens, heads, dim]`, from `[batch, queries, heads, dim]`."""
@@ -216,21 +216,21 @@ class _ValueGradient:
         return upper
 
     def _spread(self, gradient: Tensor, sizes: Tensor) -> Tensor:
-        """Of few points, which leave most of the table alone: only the rows that they see are written."""
-        found = sizes.nonzero().squeeze(1)
+        """As `sum`, for few points, which read little of the table: writes only the rows that they read."""
+        read = sizes.nonzero().squeeze(1)
         tokens, heads = self.like.shape[1:3]
         ends = torch.tensor(list(accumulate(height * width for height, width in self.shapes)))
         widths = torch.tensor([width for _, width in self.shapes])
-        below = found + heads * widths[torch.bucketize(found // heads % tokens, ends, right=True)]
+        below = read + heads * widths[torch.bucketize(read // heads % tokens, ends, right=True)]
         total = torch.zeros_like(self.like, memory_format=torch.contiguous_format)
         table = total.view(-1, total.shape[-1])
-        corners = self._corners(gradient, sizes[found])
-        for place, corner in zip((found, found + heads, below, below + heads), corners, strict=True):
-            table.index_copy_(0, place, corner.add_(table.index_select(0, place)))
+        corners = self._corners(gradient, sizes[read])
+        for location, corner in zip((read, read + heads, below, below + heads), corners, strict=True):
+            table.index_copy_(0, location, corner.add_(table.index_select(0, location)))
         return total
 
     def _corners(self, gradient: Tensor, sizes: Tensor) -> Iterator[Tensor]:
-        """`[rows, dim]` for each corner: the sums over the points that have a row as their base, so many as `sizes`."""
+        """Per corner, `[rows, dim]`: the sums over the points whose base is that row; `sizes` counts the points."""
         starts = (sizes.cumsum(0) - sizes).int()
         order = self.rows.flatten().sort().indices.int()
         queries = order.div(self.rows.shape[-1], rounding_mode="floor")

@@ -1,4 +1,4 @@
-"""The image encoder's layers: deformable self-attention, fused with the labels every few layers (ALIF) or not."""
+"""The layers of the image encoder: deformable self-attention, with or without fusion with the labels (ALIF)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rlip_model.config import RLIPConfig
 from rlip_model.fusion import LabelLayer, VisionLanguageFusion
 from rlip_model.text import LabelFeatures
 
-TOKENS_PER_PART = 1024  # whose hidden features stay in a CPU's cache
+TOKENS_PER_PART = 1024  # small enough for the hidden features to stay in a CPU's cache
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decoders look at.
+    """The encoder's output, which the decoders attend to.
 
-    tokens `[batch, tokens, dim]`, padding `[batch, tokens]`, valid_ratios `[batch, levels, 2]`; labels
-    `[decoder layers, batch, labels, dim]`, what each decoder layer is read out with; masked_labels `[batch,
-    labels]`, True for labels that a fusion after decoding leaves out, or None. The batch may be 1 and shared by
-    many groups of queries.
+    tokens `[batch, tokens, dim]`; padding `[batch, tokens]`, True outside the image; valid_ratios `[batch, levels, 2]`;
+    labels `[decoder layers, batch, labels, dim]`, the labels that the output of each decoder layer is scored against;
+    masked_labels `[batch, labels]`, True for labels that a fusion after decoding ignores, or None. With a batch of 1,
+    many groups of queries may share one image.
     """
 
     tokens: Tensor
@@ -36,7 +36,7 @@ class Memory:
 
 
 def pixel_centres(shapes: Shapes, valid_ratios: Tensor) -> Tensor:
-    """`[batch, tokens, levels, 2]`: each token's own centre, as a place (x, y) on every level."""
+    """`[batch, tokens, levels, 2]`: the centre of each token, as normalised (x, y) on every level."""
     centres = []
     for level, (height, width) in enumerate(shapes):
         rows = torch.arange(height, device=valid_ratios.device) + 0.5
@@ -47,7 +47,7 @@ def pixel_centres(shapes: Shapes, valid_ratios: Tensor) -> Tensor:
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention and feed-forward, normalised after each (Deformable DETR)."""
+    """Deformable self-attention and feed-forward, each followed by layer norm (Deformable DETR)."""
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
@@ -77,14 +77,14 @@ class EncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Deformable DETR's encoder, blind to the labels: that of RLIPv1 and of networks without fusion."""
+    """Deformable DETR's encoder, which ignores the labels; used by RLIPv1 and by networks without fusion."""
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 
     def forward(self, image: ImageFeatures, labels: LabelFeatures) -> tuple[Tensor, Tensor]:
-        """Image tokens `[batch, tokens, dim]` and the labels as they came, `[1, batch, labels, label_dim]`."""
+        """Image tokens `[batch, tokens, dim]`, and the labels unchanged, `[1, batch, labels, label_dim]`."""
         tokens = image.tokens
         references = pixel_centres(image.shapes, image.valid_ratios)
         for layer in self.layers:
@@ -93,8 +93,10 @@ class DeformableEncoder(nn.Module):
 
 
 class ALIFEncoder(DeformableEncoder):
-    """Asymmetric language-image fusion: before every `fusion_interval`-th image layer, one fusion and one
-    label layer."""
+    """Asymmetric language-image fusion (RLIPv2, section 3.2).
+
+    Every `fusion_interval` image layers are preceded by one fusion and one label layer.
+    """
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__(config)

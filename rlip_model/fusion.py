@@ -1,5 +1,8 @@
-"""ALIF's building blocks (RLIPv2, section 3.2): gated cross-attention both ways between image and labels, a
-transformer layer over the labels, and the projection of labels to the width of the queries."""
+"""The building blocks of ALIF (RLIPv2, section 3.2).
+
+Gated cross-attention in both directions between image and labels, a transformer layer over the labels, and the
+projection of labels to the width of the queries.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,15 @@ MASKED_LABEL = -10_000.0  # added to the attention scores of masked labels
 
 
 class MultiBranchFusion(nn.Module):
-    """relu of the summed branches `fc_3(relu(fc_1(left) * fc_2(right)))` (spatially conditioned graphs)."""
+    """Multi-branch fusion (MBF): relu of the sum of `fc_3(relu(fc_1(left) * fc_2(right)))` over all branches.
+
+    From spatially conditioned graphs (Zhang et al., ICCV 2021).
+    """
 
     def __init__(self, dim: int, branches: int = 16) -> None:
         super().__init__()
         if dim % branches:
-            raise ValueError(f"width {dim} does not divide into {branches} branches")
+            raise ValueError(f"width {dim} is not divisible by {branches} branches")
         inner = dim // branches
         self.fc_1 = nn.ModuleList(nn.Linear(dim, inner) for _ in range(branches))
         self.fc_2 = nn.ModuleList(nn.Linear(dim, inner) for _ in range(branches))
@@ -38,10 +44,14 @@ class MultiBranchFusion(nn.Module):
 
 @dataclass(frozen=True)
 class GateRule:
-    """How a gate's value comes about: from a source, perhaps through a bottleneck, perhaps through tanh."""
+    """How the value of a gate is computed: from a source, optionally through a bottleneck and tanh.
+
+    bottleneck: factor by which the width is reduced; scalar: one value for all channels; norm: layer norm in the
+    bottleneck.
+    """
 
     source: Literal["gamma", "first gamma", "update", "input", "one"]
-    bottleneck: int | None = None  # the width is divided by it
+    bottleneck: int | None = None
     scalar: bool = False
     norm: bool = False
     tanh: bool = False
@@ -66,7 +76,7 @@ GATE_RULES: dict[Gating, GateRule] = {
 
 
 class Gate(nn.Module):
-    """Adds a gated update to its input; `gamma` exists in every checkpoint, used or not."""
+    """Adds a gated update to its input. `gamma` is in every checkpoint, whether it is used or not."""
 
     def __init__(self, dim: int, gating: Gating, initial: float) -> None:
         super().__init__()
@@ -106,7 +116,7 @@ class Gate(nn.Module):
 
 
 class BidirectionalAttention(nn.Module):
-    """Image tokens attend to labels and labels to image tokens, through one matrix of scores (GLIP)."""
+    """Image tokens attend to labels, and labels to image tokens, through one score matrix (GLIP)."""
 
     def __init__(self, vision_dim: int, label_dim: int, inner_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -125,8 +135,8 @@ class BidirectionalAttention(nn.Module):
     def forward(self, vision: Tensor, positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Updates of `vision` `[batch, tokens, dim]` and `labels` `[batch, labels, label_dim]`.
 
-        Positions steer where to look and are not part of what is passed on. Nothing is masked: in the
-        published networks the masks of padding and of labels have no effect here.
+        Positions contribute to the scores, but not to the values. Nothing is masked: in the published networks, the
+        masks of padding and labels have no effect here.
         """
         query, key = self._split(self.v_proj(vision + positions)), self._split(self.l_proj(labels))
         vision_values, label_values = (
@@ -146,7 +156,7 @@ class BidirectionalAttention(nn.Module):
 
 
 class VisionLanguageFusion(nn.Module):
-    """One gated exchange between image tokens and labels; what is added to is the normalised input."""
+    """One gated exchange between image tokens and labels; updates are added to the layer-normalised input."""
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
@@ -167,7 +177,7 @@ class VisionLanguageFusion(nn.Module):
 
 
 class LabelLayer(RobertaLayer):
-    """A RoBERTa layer whose sequence is the labels, not the tokens of one text; it knows no positions."""
+    """A RoBERTa layer whose sequence consists of labels, not of the tokens of one text; it has no positions."""
 
     def __init__(self, config: RobertaConfig) -> None:
         config = copy.deepcopy(config)
@@ -178,7 +188,7 @@ class LabelLayer(RobertaLayer):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, labels: Tensor, masked: Tensor | None) -> Tensor:
-        """`labels` `[batch, labels, dim]`; `masked` `[batch, labels]`, True for labels not looked at."""
+        """`labels` `[batch, labels, dim]`; `masked` `[batch, labels]`, True for labels that are not attended to."""
         scores = None
         if masked is not None:
             scores = masked[:, None, None, :].to(labels.dtype) * MASKED_LABEL
@@ -187,7 +197,7 @@ class LabelLayer(RobertaLayer):
 
 
 class LabelResizer(nn.Module):
-    """Labels from the text encoder's width to that of the queries."""
+    """Projects labels from the width of the text encoder to the width of the queries."""
 
     def __init__(self, label_dim: int, dim: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -196,4 +206,5 @@ class LabelResizer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, labels: Tensor) -> Tensor:
+        """`[..., label_dim]` to `[..., dim]`."""
         return self.dropout(self.layer_norm(self.fc(labels)))

@@ -1,4 +1,4 @@
-"""Read-outs of decoded queries: boxes by small MLPs, classes by similarity with the label texts."""
+"""Prediction heads for decoded queries: small MLPs for boxes, similarity with the label texts for classes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from rlip_model.position import at_least_float32, inverse_sigmoid
 
-RARE = -math.log((1 - 0.01) / 0.01)  # constant logit bias: before training every class has probability 0.01
+PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)  # constant bias: before training, every class has probability 0.01
 
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """Predictions of one decoder layer for `pairs` = half the queries.
+    """Predictions of one decoder layer; `pairs` is half the number of queries.
 
-    subject_logits, object_logits `[batch, pairs, objects]` ("no objects" last; None where subjects are not
-    classified), relation_logits `[batch, pairs, relations]`, boxes `[batch, pairs, 4]` normalised cxcywh.
+    subject_logits, object_logits `[batch, pairs, objects]`, "no objects" last; subject_logits is None where subjects
+    are not classified. relation_logits `[batch, pairs, relations]`; boxes `[batch, pairs, 4]`, normalised cxcywh.
     """
 
     subject_logits: Tensor | None
@@ -32,7 +32,7 @@ class LayerOutput:
 
 @dataclass(frozen=True)
 class RelationOutput:
-    """Predictions of the last decoder layer, and of the earlier ones for auxiliary losses."""
+    """Predictions of the last decoder layer, and of the earlier layers for auxiliary losses."""
 
     final: LayerOutput
     auxiliary: tuple[LayerOutput, ...] = ()
@@ -52,10 +52,10 @@ class MLP(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Moves a reference: `sigmoid(mlp(hidden) + inverse_sigmoid(reference))`, at first not at all.
+    """Refines a reference: `sigmoid(mlp(hidden) + inverse_sigmoid(reference))`; initially the identity.
 
     Args:
-        size_bias: initial logit of width and height, for references that have none.
+        size_bias: initial logit of width and height, for references without a size.
     """
 
     def __init__(self, dim: int, size_bias: float = 0.0) -> None:
@@ -68,14 +68,14 @@ class BoxHead(nn.Module):
 
     def forward(self, hidden: Tensor, reference: Tensor) -> Tensor:
         """Boxes `[..., 4]` from `hidden` `[..., dim]` and references `[..., 2 (xy) or 4 (cxcywh)]`."""
-        known = inverse_sigmoid(reference)
-        move = self.mlp(hidden).to(known.dtype)
+        base = inverse_sigmoid(reference)
+        offset = self.mlp(hidden).to(base.dtype)
         width = reference.shape[-1]
-        return torch.cat((move[..., :width] + known, move[..., width:]), dim=-1).sigmoid()
+        return torch.cat((offset[..., :width] + base, offset[..., width:]), dim=-1).sigmoid()
 
 
 class LabelScorer(nn.Module):
-    """Logits as dot products of query states with projected, L2-normalised label features."""
+    """Computes logits as dot products of query states with projected, L2-normalised label features."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class LabelScorer(nn.Module):
         self.relation_bias = nn.Parameter(torch.zeros(dim))
 
     def project(self, labels: Tensor) -> Tensor:
-        """`[..., labels, dim]`, ready for `entities` and `relations`."""
+        """Project labels `[..., labels, dim]` for `entities` and `relations`."""
         return self.projection(F.normalize(labels, dim=-1) / 2)
 
     def entities(self, hidden: Tensor, projected: Tensor) -> Tensor:
@@ -96,4 +96,4 @@ class LabelScorer(nn.Module):
         return self._scores(hidden + self.relation_bias, projected)
 
     def _scores(self, hidden: Tensor, projected: Tensor) -> Tensor:
-        return at_least_float32(hidden @ projected.transpose(-1, -2)) + RARE
+        return at_least_float32(hidden @ projected.transpose(-1, -2)) + PRIOR_LOGIT

@@ -1,4 +1,4 @@
-"""Pictures to network input, as in evaluation: resized by their shorter side, normalised, no augmentation."""
+"""Convert images to network input as in evaluation: resized by their shorter side, normalised, not augmented."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ STD = (0.229, 0.224, 0.225)
 
 
 def resized(width: int, height: int, short_side: int = 800, long_side: int = 1333) -> tuple[int, int]:
-    """(width, height) with a shorter side of `short_side`, or less so that the longer one fits `long_side`.
+    """The resized (width, height): the shorter side is `short_side`, or less if the longer would exceed `long_side`.
 
-    The longer side is rounded down, as in DETR; no side becomes less than one pixel, however long the other is.
+    The longer side is rounded down, as in DETR. Every side is at least one pixel.
     """
     shorter, longer = min(width, height), max(width, height)
     if longer / shorter * short_side > long_side:
@@ -27,14 +27,14 @@ def resized(width: int, height: int, short_side: int = 800, long_side: int = 133
 
 
 def normalised(image: Image.Image) -> Tensor:
-    """`[3, height, width]`, float32, with the mean and deviation that the backbones were trained with.
+    """`[3, height, width]`, float32, normalised by the mean and standard deviation of the backbones' training.
 
     Args:
         image: RGB.
     """
     mean, deviation = (np.array(value, dtype=np.float32)[:, None, None] for value in (MEAN, STD))
     pixels = np.array(image).transpose(2, 0, 1).astype(np.float32, order="C")
-    pixels /= 255  # in place: a picture of 800 pixels takes a quarter of the time
+    pixels /= 255  # in place, which takes a quarter of the time for an image of 800 pixels
     pixels -= mean
     pixels /= deviation
     return torch.from_numpy(pixels)

@@ -1,5 +1,7 @@
-"""Fusion after decoding (RLIP, NeurIPS 2022, section 3.1): decoded queries and labels attend to each other in one
-sequence. The baseline that ALIF is compared with; `MDETR_attn` in the published code."""
+"""Fusion after decoding (RLIP, NeurIPS 2022, section 3.1): decoded queries and labels attend to each other.
+
+It is the baseline that ALIF is compared with; `MDETR_attn` in the published code.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from rlip_model.encoder import Memory
 
 @dataclass(frozen=True)
 class ReadOutStates:
-    """What the read-outs compare, layer by layer.
+    """The states that the heads compare, layer by layer.
 
     entities `[layers, batch, 2 * pairs, dim]`, relations `[layers, batch, pairs, dim]`; object_labels
     `[layers, batch or 1, objects, dim]`, relation_labels `[layers, batch or 1, relations, dim]`.
@@ -28,9 +30,9 @@ class ReadOutStates:
 
 
 class JointEncoder(nn.Module):
-    """Pre-norm transformer layers over queries and labels as one sequence, without positions.
+    """Pre-norm transformer layers over one sequence of queries and labels, without positions.
 
-    All layers share one output norm, which the next layer does not see.
+    All layers share one output norm. The next layer receives the states before this norm.
     """
 
     def __init__(self, config: RLIPConfig) -> None:
@@ -85,9 +87,9 @@ def _joint_mask(queries: Tensor, labels: Tensor, padding: Tensor | None, masked:
 
 
 class LateFusion(nn.Module):
-    """Entities with object labels, relations with relation labels, from the last states of the decoders.
+    """Fuses entities with object labels and relations with relation labels, from the last states of the decoders.
 
-    The states after fusion layer k stand in for those of decoder layer k in its losses.
+    In the losses, the states after fusion layer k replace those of decoder layer k.
     """
 
     def __init__(self, config: RLIPConfig) -> None:

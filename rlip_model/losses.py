@@ -1,4 +1,4 @@
-"""Training losses: of detectors, whose queries are matched with the true triplets, and of the R-Tagger."""
+"""Training losses of detectors, whose queries are matched with the target triplets, and of the R-Tagger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALLEST_COUNT = 1e-4
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What the parts of a loss count. Defaults: as published."""
+    """Weights of the parts of a loss. Defaults: as published."""
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
@@ -49,9 +49,9 @@ class PredictionErrors:
 
 @dataclass(frozen=True)
 class LayerLosses:
-    """The losses of one decoder layer, each a number; and figures to log.
+    """The losses of one decoder layer, each a scalar, and errors for the log.
 
-    entity: classes of subjects and objects; relation: scores of relations; box: L1 distance; giou: 1 - GIoU.
+    entity: classes of subjects and objects; relation: relation scores; box: L1 distance; giou: 1 - GIoU.
     """
 
     entity: Tensor
@@ -63,6 +63,7 @@ class LayerLosses:
     errors: PredictionErrors
 
     def total(self, weights: LossWeights) -> Tensor:
+        """The weighted sum."""
         return (
             weights.entity * self.entity
             + weights.relation * self.relation
@@ -73,7 +74,7 @@ class LayerLosses:
 
 @dataclass(frozen=True)
 class ModelLosses:
-    """Losses of the last decoder layer, of the earlier ones, and the weighted sum of all."""
+    """Losses of the last decoder layer and of the earlier layers, and the weighted sum of all."""
 
     final: LayerLosses
     auxiliary: tuple[LayerLosses, ...]
@@ -82,15 +83,16 @@ class ModelLosses:
 
 @dataclass(frozen=True)
 class DetectionCriterion:
-    """Losses of ParSeD and ParSeDA. Defaults: pre-training; for fine-tuning on HICO-DET and Open Images without
-    `pseudo_labels`, on V-COCO also without `quality_labels`.
+    """Losses of ParSeD and ParSeDA. Defaults: pre-training.
+
+    For fine-tuning on HICO-DET and Open Images, turn off `pseudo_labels`; on V-COCO, turn off `quality_labels` too.
 
     Args:
-        quality_labels: relation labels are worth as much as both boxes are well found (RQL).
-        pseudo_labels: relation texts of similar meaning get soft labels (RPL).
-        pseudo_label_gradient: let the relation loss move the text encoder through its own soft labels, as the
-            published training did.
-        no_object_weight: weight of "no objects" among the classes.
+        quality_labels: scale relation labels by the overlap of both predicted boxes with the target (RQL).
+        pseudo_labels: give soft labels to relation texts of similar meaning (RPL).
+        pseudo_label_gradient: let the gradient of the relation loss reach the text encoder through the soft labels, as
+            in the published training.
+        no_object_weight: weight of the class "no objects".
     """
 
     costs: MatchingCosts = field(default_factory=MatchingCosts)
@@ -103,28 +105,28 @@ class DetectionCriterion:
     def __call__(
         self, output: RelationOutput, targets: Sequence[Triplets], relation_features: Tensor | None = None
     ) -> ModelLosses:
-        """Match every decoder layer's queries with the triplets, and sum up the losses, in at least float32.
+        """Match the queries of every decoder layer with the targets, and sum the losses, in at least float32.
 
         Args:
             targets: one per image; any may be empty.
-            relation_features: `[relations, label_dim]`, the encoded relation texts before fusion; needed for
+            relation_features: `[relations, label_dim]`, the encoded relation texts before fusion; required for
                 pseudo-labels.
 
         Raises:
-            ValueError: predictions that are not finite, or pseudo-labels asked for without features.
+            ValueError: predictions are not finite, or features are missing for the pseudo-labels.
         """
         batch = join(targets, output.final.relation_logits.shape[-1])
         with torch.autocast(batch.device.type, enabled=False):
             labels = self._relation_labels(batch.triplets.relation_labels, relation_features)
             return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, labels))
 
-    def _relation_labels(self, true: Tensor, features: Tensor | None) -> Tensor:
+    def _relation_labels(self, labels: Tensor, features: Tensor | None) -> Tensor:
         if not self.pseudo_labels:
-            return true
+            return labels
         if features is None:
             raise ValueError("pseudo-labels need the features of the relation texts")
         features = at_least_float32(features if self.pseudo_label_gradient else features.detach())
-        return true + pseudo_labels(true, features)
+        return labels + pseudo_labels(labels, features)
 
     def _layer(self, layer: LayerOutput, batch: TripletBatch, relation_labels: Tensor) -> LayerLosses:
         assignment = match(layer, batch, self.costs)
@@ -142,7 +144,7 @@ class DetectionCriterion:
         return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
 
     def _entities(self, logits: Tensor, labels: Tensor, assignment: Assignment) -> Tensor:
-        """Every query is classified, the unmatched ones as "no objects"."""
+        """Classify every query; the target of unmatched queries is "no objects"."""
         expected = torch.full(logits.shape[:2], logits.shape[-1] - 1, device=logits.device)
         expected[assignment.images, assignment.queries] = labels[assignment.triplets]
         return class_loss(logits.flatten(0, 1), expected.flatten(), self.no_object_weight)
@@ -150,13 +152,13 @@ class DetectionCriterion:
 
 @dataclass(frozen=True)
 class TaggerCriterion:
-    """Losses of the R-Tagger: slot j answers for pair j, so nothing is matched; unused slots cost nothing."""
+    """Losses of the R-Tagger. Slot j predicts pair j, so no matching is needed; unused slots are ignored."""
 
     weights: LossWeights = field(default_factory=LossWeights)
     no_object_weight: float = NO_OBJECT_WEIGHT
 
     def __call__(self, output: RelationOutput, targets: Sequence[Triplets]) -> ModelLosses:
-        """`targets`: the pairs that the network was given, as they were before noise."""
+        """Compute the losses; `targets` are the given pairs before noise, one per image."""
         batch = join(targets, output.final.relation_logits.shape[-1])
         given = torch.arange(len(batch), device=batch.device)
         assignment = Assignment(batch.images, batch.slots, given)
@@ -183,9 +185,9 @@ def _sum_up(
 
 
 def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:
-    """Cross-entropy of `logits` `[n, classes]`, as a weighted mean; 0 (with gradient 0) if there are none.
+    """Cross-entropy of `logits` `[n, classes]` as a weighted mean; 0 (with gradient 0) if `n` is 0.
 
-    The last class is "no objects". The mean is over the labels of all training processes.
+    The last class is "no objects". The mean is taken over the labels of all training processes.
     """
     weights = logits.new_ones(logits.shape[-1])
     weights[-1] = no_object_weight
@@ -196,28 +198,29 @@ def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tenso
 def box_losses(
     output: LayerOutput, targets: TripletBatch, assignment: Assignment
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L1 distances of subjects and objects, then their 1 - GIoU, summed over normalised coordinates.
+    """L1 distances of subjects and of objects, then 1 - GIoU of subjects and of objects, in normalised coordinates.
 
-    Subjects count per triplet, objects per matched triplet that has one; of all training processes.
+    Sums over subjects are divided by the number of triplets, sums over objects by the number of matched triplets that
+    have an object; both numbers are those of all training processes.
     """
     chosen = assignment.triplets
     subjects, objects = assignment.of(output.subject_boxes), assignment.of(output.object_boxes)
-    true_subjects = targets.triplets.subject_boxes[chosen]
-    true_objects = targets.triplets.object_boxes[chosen]
+    target_subjects = targets.triplets.subject_boxes[chosen]
+    target_objects = targets.triplets.object_boxes[chosen]
     present = targets.has_object[chosen].to(objects.dtype)
-    subject_giou = 1 - generalized_iou(to_corners(subjects), to_corners(true_subjects))
-    object_giou = 1 - generalized_iou(to_corners(objects), to_corners(true_objects))
+    subject_giou = 1 - generalized_iou(to_corners(subjects), to_corners(target_subjects))
+    object_giou = 1 - generalized_iou(to_corners(objects), to_corners(target_objects))
     triplets, with_object = present.new_tensor(float(len(targets))), present.sum()
     return (
-        global_mean((subjects - true_subjects).abs().sum(), triplets),
-        _mean_of_objects(((objects - true_objects).abs().sum(-1) * present).sum(), with_object),
+        global_mean((subjects - target_subjects).abs().sum(), triplets),
+        _mean_of_objects(((objects - target_objects).abs().sum(-1) * present).sum(), with_object),
         global_mean(subject_giou.sum(), triplets),
         _mean_of_objects((object_giou * present).sum(), with_object),
     )
 
 
 def _mean_of_objects(summed: Tensor, count: Tensor) -> Tensor:
-    """As published, where there may be none; so many processes add so many times as little."""
+    """As published, safe for a count of 0; the small constant is shared among the processes."""
     return global_mean(summed, count + SMALLEST_COUNT / world_size(), least=0.0)
 
 

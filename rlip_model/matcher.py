@@ -1,4 +1,4 @@
-"""Which query answers for which true triplet: the cheapest one-to-one assignment (Hungarian matching)."""
+"""Match queries to target triplets: the one-to-one assignment with the lowest cost (Hungarian matching)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rlip_model.targets import TripletBatch
 
 
 class NonFiniteError(ValueError):
-    """Predictions or losses that are not numbers, or infinite."""
+    """Predictions or losses are NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class MatchingCosts:
-    """Weights of the parts of a matching cost."""
+    """Weights of the parts of the matching cost."""
 
     label: float = 1.0
     relation: float = 1.0
@@ -30,27 +30,29 @@ class MatchingCosts:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Query `queries[i]` of image `images[i]` answers for triplet `triplets[i]` of the batch; each `[matched]`."""
+    """Query `queries[i]` of image `images[i]` is matched to triplet `triplets[i]` of the batch; each `[matched]`."""
 
     images: Tensor
     queries: Tensor
     triplets: Tensor
 
     def of(self, predictions: Tensor) -> Tensor:
-        """`[batch, pairs, ...]` to `[matched, ...]`."""
+        """Select the matched predictions: `[batch, pairs, ...]` to `[matched, ...]`."""
         return predictions[self.images, self.queries]
 
 
 @torch.no_grad()
 def match(output: LayerOutput, targets: TripletBatch, weights: MatchingCosts) -> Assignment:
-    """The assignment of least total cost in each image; of more triplets than queries some stay unmatched.
+    """Find the assignment with the lowest total cost in each image.
+
+    If an image has more triplets than queries, some triplets stay unmatched.
 
     Raises:
-        NonFiniteError: predictions that are not finite.
+        NonFiniteError: predictions are not finite.
     """
     costs = matching_costs(output, targets, weights).cpu().numpy()
     if not np.isfinite(costs).all():
-        raise NonFiniteError("predictions are not finite, so that nothing can be matched with them")
+        raise NonFiniteError("the predictions are not finite, so they cannot be matched")
     images, queries, triplets, first = [], [], [], 0
     for image, count in enumerate(targets.counts):
         rows, columns = linear_sum_assignment(costs[first : first + count].T)
@@ -58,12 +60,12 @@ def match(output: LayerOutput, targets: TripletBatch, weights: MatchingCosts) ->
         queries.append(rows)
         triplets.append(first + columns)
         first += count
-    found = (np.concatenate(part).astype(np.int64) for part in (images, queries, triplets))
-    return Assignment(*(torch.from_numpy(part).to(targets.device) for part in found))
+    matched = (np.concatenate(part).astype(np.int64) for part in (images, queries, triplets))
+    return Assignment(*(torch.from_numpy(part).to(targets.device) for part in matched))
 
 
 def matching_costs(output: LayerOutput, targets: TripletBatch, weights: MatchingCosts) -> Tensor:
-    """`[triplets, pairs]`: the cost of every query of the triplet's own image."""
+    """`[triplets, pairs]`: the cost of each triplet for every query of its image."""
     images, triplets, has_object = targets.images, targets.triplets, targets.has_object.unsqueeze(1)
     labels = -output.object_logits.softmax(-1)[images, :, triplets.object_labels]
     if output.subject_logits is not None:
@@ -79,7 +81,9 @@ def matching_costs(output: LayerOutput, targets: TripletBatch, weights: Matching
 
 
 def relation_costs(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """How badly queries fit multi-hot labels: minus the mean of the probabilities of what is and of what is not.
+    """The relation part of the matching cost: minus the mean probability of agreeing with multi-hot labels.
+
+    The mean over the present relations and the mean over the absent ones have equal weight.
 
     `probabilities` `[triplets, pairs, relations]` and `labels` `[triplets, relations]` to `[triplets, pairs]`.
     """

@@ -1,4 +1,4 @@
-"""The networks: ParSeD (learned queries), ParSeDA (anchors), R-Tagger (given pairs). Only queries differ."""
+"""The networks: ParSeD (learned queries), ParSeDA (anchors), R-Tagger (given pairs). Only their queries differ."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ CACHED_LABELS = 20_000
 
 
 class RLIPModel(RLIPPreTrainedModel):
-    """Image and label encoders, two decoders, a fusion (`config.fusion`) and read-outs; subclasses bring the
-    queries."""
+    """Image encoder, label encoder, fusion (`config.fusion`), two decoders and heads; subclasses define the queries.
+
+    The forward pass is `encode_image` and `encode_labels`, then `fuse`, `decode` and `read_out`.
+    """
 
     queries: LearnedQueries | AnchorQueries | PairQueries
     anchored: ClassVar[bool] = False
@@ -49,38 +51,39 @@ class RLIPModel(RLIPPreTrainedModel):
         raise TypeError(f"{type(self).__name__} has no queries; use ParSeD, ParSeDA or RTagger")
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """`[texts, label_dim]` for inference, without gradient; each distinct text is encoded once and kept.
+        """Encode texts for inference, `[texts, label_dim]`, without gradient. Encoded texts are cached.
 
         Raises:
             ValueError: the network has no tokenizer.
         """
         if self._label_cache is None:
             if self.tokenizer is None:
-                raise ValueError("this network has no tokenizer; give it one with set_tokenizer")
+                raise ValueError("this network has no tokenizer; set one with set_tokenizer")
             self._label_cache = LabelCache(self.text_encoder, self.tokenizer, CACHED_LABELS)
         return self._label_cache.encode(texts)
 
     def encode_labels(self, object_texts: Sequence[str], relation_texts: Sequence[str]) -> LabelFeatures:
-        """Labels for inference: unmasked, shared by the whole batch. "no objects" is the last object text."""
+        """Encode labels for inference: unmasked and shared by the whole batch. "no objects" is the last object text."""
         features = self.encode_texts([*object_texts, *relation_texts])
         return LabelFeatures(features.unsqueeze(0), len(object_texts))
 
     def encode_tokens(
         self, input_ids: Tensor, attention_mask: Tensor, num_objects: int, mask_by_sum: bool = False
     ) -> LabelFeatures:
-        """Labels for training, with gradient, from tokenized texts `[labels, tokens]`.
+        """Encode labels for training, with gradient, from tokenized texts `[labels, tokens]`.
 
-        `mask_by_sum` hides labels from each other as the published training did (see `masked_by_sum`).
+        Args:
+            mask_by_sum: mask labels as in the published training (see `masked_by_sum`).
         """
         features = self.text_encoder(input_ids, attention_mask).unsqueeze(0)
         return LabelFeatures(features, num_objects, masked_by_sum(features) if mask_by_sum else None)
 
     def encode_image(self, pixel_values: Tensor, padding: Tensor | None = None) -> ImageFeatures:
-        """All that does not depend on the labels.
+        """Encode images; the result does not depend on the labels.
 
         Args:
-            pixel_values: `[batch, 3, height, width]`, normalised by ImageNet's mean and deviation.
-            padding: `[batch, height, width]`, True where padded (right and bottom); None: nowhere.
+            pixel_values: `[batch, 3, height, width]`, normalised by ImageNet's mean and standard deviation.
+            padding: `[batch, height, width]`, True where padded (right and bottom); None for no padding.
         """
         if padding is None:
             batch, _, height, width = pixel_values.shape
@@ -88,20 +91,20 @@ class RLIPModel(RLIPPreTrainedModel):
         return self.image_encoder(pixel_values, padding)
 
     def fuse(self, image: ImageFeatures, labels: LabelFeatures) -> Memory:
-        """Run the encoder over a picture and the labels asked for."""
+        """Run the encoder over the image tokens and the labels."""
         tokens, states = self.encoder(image, labels)
         resized = self.label_resizer(states).expand(self.config.decoder_layers, -1, -1, -1)
         masked = None if labels.masked is None else labels.masked.expand(tokens.shape[0], -1)
         return Memory(tokens, image.padding, image.valid_ratios, image.shapes, resized, labels.num_objects, masked)
 
     def decode(self, queries: EntityQueries, memory: Memory) -> tuple[DecodedEntities, DecodedRelations]:
-        """Decode subjects and objects, then relations."""
+        """Decode subjects and objects, then their relations."""
         entities = self.entity_decoder(queries, memory)
         relation_queries = self.queries.relations(entities.hidden[-1], queries.padding)
         return entities, self.relation_decoder(relation_queries, entities.boxes[-1], memory)
 
     def fuse_decoded(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> ReadOutStates:
-        """States and labels as the read-outs compare them; the decoders' own, unless fused after decoding."""
+        """The states and labels that the heads compare: those of the decoders, or of the fusion after decoding."""
         if self.late_fusion is not None:
             return self.late_fusion(entities, relations, memory)
         objects, verbs = memory.labels.tensor_split([memory.num_objects], dim=2)
@@ -131,7 +134,7 @@ class RLIPModel(RLIPPreTrainedModel):
         )
 
     def freeze(self) -> None:
-        """Freeze what the published training froze; loading makes every parameter trainable again."""
+        """Freeze the parameters that the published training froze. Loading makes every parameter trainable again."""
         self.image_encoder.backbone.freeze()
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -152,19 +155,19 @@ class RLIPModel(RLIPPreTrainedModel):
 
 
 class TripletDetector(RLIPModel):
-    """Detects triplets with learned queries: what ParSeD and ParSeDA share."""
+    """Detects triplets with learned queries; the common base of ParSeD and ParSeDA."""
 
     queries: LearnedQueries | AnchorQueries
 
     def forward(self, pixel_values: Tensor, padding: Tensor | None, labels: LabelFeatures) -> RelationOutput:
-        """Triplets of a batch of pictures; see `encode_image` for the first two arguments."""
+        """Detect triplets in a batch of images; see `encode_image` for the first two arguments."""
         memory = self.fuse(self.encode_image(pixel_values, padding), labels)
         entities, relations = self.decode(self.queries.entities(pixel_values.shape[0]), memory)
         return self.read_out(entities, relations, memory)
 
 
 class ParSeD(TripletDetector):
-    """RLIPv2-ParSeD: queries are learned positions, from which their first reference points are predicted."""
+    """RLIPv2-ParSeD: queries are learned positions, from which their initial reference points are predicted."""
 
     config_class = ParSeDConfig
     title = "RLIPv2-ParSeD"
@@ -187,7 +190,7 @@ class ParSeDA(TripletDetector):
 
 
 class RTagger(RLIPModel):
-    """The R-Tagger: scores given pairs of boxes against relation texts (RLIPv2, section 3.3)."""
+    """The R-Tagger: scores relation texts for given pairs of boxes (RLIPv2, section 3.3)."""
 
     config_class = RTaggerConfig
     title = "R-Tagger"
@@ -206,9 +209,9 @@ class RTagger(RLIPModel):
         pairs: Sequence[GivenPairs],
         noise: Noise | None = None,
     ) -> RelationOutput:
-        """Relations of the given pairs of each picture, in all `num_pairs` slots; noised while training.
+        """Score the given pairs of each image, in `num_pairs` slots; in training, with noise.
 
-        Slots beyond a picture's pairs hold numbers without meaning, never NaN.
+        The output of unused slots is meaningless, but never NaN.
         """
         memory = self.fuse(self.encode_image(pixel_values, padding), labels)
         if self.training and noise is None:
@@ -218,17 +221,17 @@ class RTagger(RLIPModel):
         return self.read_out(entities, relations, memory)
 
     def object_labels(self, memory: Memory) -> Tensor:
-        """`[batch, objects, dim]`: what the content of the queries is taken from."""
+        """`[batch, objects, dim]`: the features that the content of the queries is taken from."""
         return memory.labels[-1, :, : memory.num_objects]
 
     @torch.no_grad()
     def score_pairs(self, memory: Memory, groups: Sequence[GivenPairs]) -> Tensor:
-        """Probabilities `[groups, pairs, relations]` of the relation labels, for pairs of one picture.
+        """Probabilities `[groups, pairs, relations]` of the relation labels for pairs of one image.
 
-        Pairs of one group see each other, groups do not. Rows beyond a group's pairs are 0.
+        Pairs attend to the pairs of their own group only. Rows beyond the pairs of a group are 0.
 
         Args:
-            memory: of one picture (`fuse` with a batch of 1); shared by all groups.
+            memory: of one image (`fuse` with a batch of 1); shared by all groups.
             groups: at most `config.num_pairs` pairs each.
         """
         most = max((len(group) for group in groups), default=0)
@@ -245,14 +248,14 @@ class RTagger(RLIPModel):
 
 
 def build_model(config: RLIPConfig) -> RLIPModel:
-    """The network of a configuration, with random parameters."""
+    """Build the network of a configuration, with random parameters."""
     if isinstance(config, RTaggerConfig):
         return RTagger(config)
     return ParSeDA(config) if isinstance(config, ParSeDAConfig) else ParSeD(config)
 
 
 def register() -> None:
-    """Make AutoConfig and AutoModel know the networks."""
+    """Register the networks with AutoConfig and AutoModel."""
     for config, model in ((ParSeDConfig, ParSeD), (ParSeDAConfig, ParSeDA), (RTaggerConfig, RTagger)):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Training noise on the R-Tagger's given boxes and labels (denoising queries, DN-DETR)."""
+"""Training noise on the boxes and labels given to the R-Tagger (denoising queries, DN-DETR)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 
 class Noise(Protocol):
-    """Where random numbers come from."""
+    """A source of random numbers."""
 
     def uniform(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Numbers in [0, 1)."""
+        """Random numbers in [0, 1)."""
         ...
 
     def integers(self, high: int, count: int, device: torch.device) -> Tensor:
-        """Integers in [0, high)."""
+        """Random integers `[count]` in [0, high)."""
         ...
 
 
 class TorchNoise:
-    """torch's random numbers, from the global generator or a given one."""
+    """Random numbers from torch's global generator or from a given one."""
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self.generator = generator
@@ -35,7 +35,7 @@ class TorchNoise:
 
 
 def perturb_boxes(boxes: Tensor, scale: float, noise: Noise) -> Tensor:
-    """Shift centres by up to `scale / 2`, and change sides by up to `scale`, of the sides; clamp to [0, 1].
+    """Shift centres by up to `scale / 2` of the sides, change sides by up to `scale`, and clamp to [0, 1].
 
     `boxes` `[boxes, 4]`, normalised cxcywh.
     """
@@ -47,7 +47,7 @@ def perturb_boxes(boxes: Tensor, scale: float, noise: Noise) -> Tensor:
 
 
 def perturb_labels(labels: Tensor, probability: float, high: int, noise: Noise) -> Tensor:
-    """Replace each of `labels` `[boxes]` with `probability` by a random one below `high`."""
+    """Replace each of `labels` `[boxes]`, with the given probability, by a random label below `high`."""
     if probability <= 0:
         return labels
     chosen = noise.uniform(labels.shape, labels.device) < probability

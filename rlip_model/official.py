@@ -1,5 +1,4 @@
-"""The published checkpoints of RLIPv2 and RLIP-ParSeD: their parameter names, and the configuration that their
-shapes imply."""
+"""The published checkpoints of RLIPv2 and RLIP-ParSeD: parameter names, and the configuration implied by the shapes."""
 
 from __future__ import annotations
 
@@ -58,7 +57,7 @@ _RENAMES = [
 _RENAMES_COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _RENAMES]
 _BOX_HEAD = re.compile(r"^(sub|obj)_bbox_embed\.(\d+)\.(.*)$")
 _IGNORED = re.compile(
-    r"^transformer\.(ho|verb)_decoder\.(sub|obj)_bbox_embed\."  # a second name of the top-level heads
+    r"^transformer\.(ho|verb)_decoder\.(sub|obj)_bbox_embed\."  # an alias of the top-level heads
     r"|^transformer\.text_encoder\.embeddings\.position_ids$"  # a buffer of old transformers
     r"|\.num_batches_tracked$"
 )
@@ -67,7 +66,7 @@ _GATE = re.compile(r"VLFuse_layers\.0\.b_attn\.(gamma_v_\w+|layer_norm_gating_v|
 
 
 def renamed(key: str, decoder_layers: int) -> str:
-    """Our name of a parameter of the published code.
+    """Translate a parameter name of the published code to ours.
 
     The first `decoder_layers` box heads belong to the entity decoder, the others to the relation decoder.
     """
@@ -82,7 +81,7 @@ def renamed(key: str, decoder_layers: int) -> str:
 
 
 def is_ignored(key: str, config: RLIPConfig) -> bool:
-    """Whether a published parameter is a duplicate, or one that its own network never reads."""
+    """Whether a published parameter is a duplicate, or is never used by its own network."""
     unused = isinstance(config, RTaggerConfig) and key == "query_embed.weight"
     return unused or _IGNORED.search(key) is not None
 
@@ -95,16 +94,16 @@ def infer_config(
     verb_query: str | None = None,
     text_config: RobertaConfig | None = None,
 ) -> RLIPConfig:
-    """The configuration of a published checkpoint.
+    """Infer the configuration of a published checkpoint.
 
     Args:
         state: its parameters, under their published names.
         args: the training options stored with them, if any.
-        gating, verb_query: what the shapes cannot tell; they take precedence over `args`.
-        text_config: of the RoBERTa it was trained with; the shapes don't tell its number of heads.
+        gating, verb_query: settings that the shapes may not determine; they take precedence over `args`.
+        text_config: of the RoBERTa it was trained with; the shapes don't determine its number of heads.
 
     Raises:
-        CheckpointError: not ParSeD, ParSeDA or R-Tagger, or something that neither shapes nor options tell.
+        CheckpointError: not ParSeD, ParSeDA or R-Tagger, or neither shapes nor options determine a setting.
     """
     options = args or {}
     _check_is_rlip(state)
@@ -142,24 +141,24 @@ def _kind(state: State) -> type[RLIPConfig]:
 
 
 def _encoder(state: State) -> str:
-    """The prefix of the ALIF encoder; checkpoints made from detectors hold an unused second one."""
+    """The prefix of the ALIF encoder; checkpoints made from detectors contain a second, unused one."""
     return "transformer.encoder." if "refpoint_embed.weight" in state else "transformer.ho_encoder."
 
 
 def _fusion(state: State, options: Mapping[str, Any], gating: str | None) -> dict[str, Any]:
-    """Which fusion the weights have, and the sizes of ALIF's; the options must not say otherwise."""
+    """The kind of fusion in the weights, and the sizes of ALIF. Raise CheckpointError if the options contradict."""
     encoder = _encoder(state)
-    found = "GLIP_attn" if count(state, encoder + "VLFuse_layers.") else "no_fusion"
+    fusion = "GLIP_attn" if count(state, encoder + "VLFuse_layers.") else "no_fusion"
     if count(state, "transformer.obj_fusion.layers."):
-        found = "MDETR_attn"
-    said = options.get("fusion_type", found)  # RLIPv1 had no such option
-    if said != found:
-        raise CheckpointError(f"its options say fusion_type {said!r}, its weights are those of {found!r}")
-    if found != "GLIP_attn":
-        return {"fusion": _FUSION_TYPES[found]}
+        fusion = "MDETR_attn"
+    option = options.get("fusion_type", fusion)  # RLIPv1 had no such option
+    if option != fusion:
+        raise CheckpointError(f"its options give fusion_type {option!r}, but its weights are those of {fusion!r}")
+    if fusion != "GLIP_attn":
+        return {"fusion": _FUSION_TYPES[fusion]}
     layers = count(state, encoder + "layers.")
     return {
-        "fusion": _FUSION_TYPES[found],
+        "fusion": _FUSION_TYPES[fusion],
         "fusion_interval": math.ceil(layers / count(state, encoder + "VLFuse_layers.")),
         "fusion_last_level": bool(options.get("fusion_last_vis", True)),
         "fusion_dim": state[encoder + "VLFuse_layers.0.b_attn.attn.v_proj.bias"].shape[0],
@@ -180,17 +179,17 @@ def _check_is_rlip(state: State) -> None:
     ]
     absent = [key for key in needed if key not in state]
     if absent:
-        raise CheckpointError(f"it is not an RLIP checkpoint: it lacks {', '.join(absent)}")
+        raise CheckpointError(f"it is not an RLIP checkpoint: it has no {', '.join(absent)}")
 
 
 def count(state: State, prefix: str) -> int:
-    """How many numbered parts have names that start with `prefix`."""
-    found = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
-    return len([index for index in found if index.isdigit()])
+    """The number of numbered parts whose names start with `prefix`."""
+    parts = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+    return len([part for part in parts if part.isdigit()])
 
 
 def backbone_sizes(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that the weights under `backbone.0.body.` tell."""
+    """The settings of a configuration that follow from the weights under `backbone.0.body.`."""
     body = "backbone.0.body."
     if body + "patch_embed.proj.weight" not in state:
         return {"backbone": "resnet50", "drop_path": 0.0}
@@ -207,14 +206,14 @@ def backbone_sizes(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gating(state: State, chosen: str | None) -> Gating:
-    found = {match[1] for key in state if (match := _GATE.search(key))}
-    possible = [gating for gating in get_args(Gating) if _gate_parameters(gating) == found]
+    present = {match[1] for key in state if (match := _GATE.search(key))}
+    possible = [gating for gating in get_args(Gating) if _gate_parameters(gating) == present]
     if chosen is None and len(possible) == 1:
         return cast(Gating, possible[0])
     if chosen is None:
-        raise CheckpointError(f"its gating cannot be told from its weights: choose one of {', '.join(possible)}")
+        raise CheckpointError(f"its weights do not determine the gating: choose one of {', '.join(possible)}")
     if chosen not in possible:
-        raise CheckpointError(f"its weights don't fit gating {chosen!r}, only {', '.join(possible) or 'none'}")
+        raise CheckpointError(f"its weights do not fit gating {chosen!r}, only {', '.join(possible) or 'none'}")
     return cast(Gating, chosen)
 
 
@@ -234,9 +233,9 @@ def _verb_query(state: State, chosen: str | None) -> VerbQuery:
     if "refpoint_embed.weight" in state:
         possible = ["vanilla", "MBF", "vanilla_MBF"]
     if chosen is None and len(possible) > 1:
-        raise CheckpointError(f"its verb query cannot be told from its weights: choose {' or '.join(possible)}")
+        raise CheckpointError(f"its weights do not determine the verb query: choose {' or '.join(possible)}")
     if chosen is not None and chosen not in possible:
-        raise CheckpointError(f"its weights don't fit verb query {chosen!r}, only {' or '.join(possible)}")
+        raise CheckpointError(f"its weights do not fit verb query {chosen!r}, only {' or '.join(possible)}")
     return cast(VerbQuery, chosen or possible[0])
 
 

@@ -11,7 +11,7 @@ TEMPERATURE = 10_000.0
 
 
 def sine_features(coordinates: Tensor, features: int) -> Tensor:
-    """`[..., features]`: interleaved sine and cosine of `coordinates * 2 pi` at various wavelengths."""
+    """Interleaved sines and cosines of `coordinates * 2 pi` at several wavelengths: `[...]` to `[..., features]`."""
     pair = torch.arange(features, device=coordinates.device, dtype=torch.float32) // 2
     wavelengths = TEMPERATURE ** (2 * pair / features)
     angles = coordinates.float().unsqueeze(-1) * (2 * math.pi) / wavelengths
@@ -19,13 +19,13 @@ def sine_features(coordinates: Tensor, features: int) -> Tensor:
 
 
 def image_positions(padding: Tensor, dim: int, offset: float) -> Tensor:
-    """Encoding of each pixel's place within the unpadded image.
+    """Encode the position of each pixel within the unpadded image.
 
     Args:
         padding: `[batch, height, width]`, True where the image is padding.
-        dim: features of the result, half for y, then half for x.
-        offset: subtracted from the 1-based pixel counts; 0.5 (pixel centres) with Swin, 0 with ResNet, as the
-            published weights were trained.
+        dim: features of the result, the first half for y, the second for x.
+        offset: subtracted from the 1-based pixel counts; 0.5 (pixel centres) with Swin, 0 with ResNet, as in the
+            published training.
 
     Returns:
         `[batch, dim, height, width]`, float32.
@@ -39,11 +39,11 @@ def image_positions(padding: Tensor, dim: int, offset: float) -> Tensor:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision to single; others unchanged."""
+    """Convert half precision to single; leave other types unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def inverse_sigmoid(probability: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of `probability`, finite at 0 and 1; in at least float32, as `eps` vanishes in half precision."""
+    """The logit of a probability, finite at 0 and 1; in at least float32, as `eps` vanishes in half precision."""
     probability = at_least_float32(probability).clamp(0, 1)
     return (probability.clamp(min=eps) / (1 - probability).clamp(min=eps)).log()

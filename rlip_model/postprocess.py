@@ -1,4 +1,4 @@
-"""From predictions to scored triplets in pixels of the original image."""
+"""Convert predictions to scored triplets in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rlip_model.heads import LayerOutput
 
 @dataclass(frozen=True)
 class TripletDetections:
-    """The triplets found in one image, one per pair of queries, in the order of the queries.
+    """The triplets detected in one image, one row per pair of queries, in the order of the queries.
 
-    boxes `[pairs, 4]` xyxy in pixels, not clipped to the image; labels `[pairs]` (never "no objects");
+    boxes `[pairs, 4]` pixel xyxy, not clipped to the image; labels `[pairs]`, never "no objects";
     relation_scores `[pairs, relations]`, confidence of the whole triplet.
     """
 
@@ -29,7 +29,7 @@ class TripletDetections:
         return self.object_labels.shape[0]
 
     def where(self, kept: Tensor) -> TripletDetections:
-        """Only the pairs where `kept` `[pairs]` is True."""
+        """Keep only the pairs where `kept` `[pairs]` is True."""
         return TripletDetections(
             self.subject_boxes[kept],
             self.object_boxes[kept],
@@ -41,12 +41,12 @@ class TripletDetections:
 
 @torch.no_grad()
 def hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[TripletDetections]:
-    """Human-object interactions: every subject is taken for a person; score = relation x object.
+    """Detect human-object interactions: every subject is taken for a person; score = relation x object.
 
     Args:
         output: of the last decoder layer.
         sizes: `[batch, 2]`, height and width of the original images, in pixels.
-        subject_label: of "person".
+        subject_label: the label of "person".
     """
     scores, labels = _best_class(output.object_logits)
     subject_labels = torch.full_like(labels, subject_label)
@@ -55,19 +55,23 @@ def hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -
 
 @torch.no_grad()
 def zero_shot_hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[TripletDetections]:
-    """As `hoi_detections`, without the pairs whose subject looks like something else than a person.
+    """As `hoi_detections`, without the pairs whose most likely subject class is not "person".
 
     Raises:
         ValueError: the network does not classify subjects.
     """
     _, subjects = _best_class(_subject_logits(output))
-    found = hoi_detections(output, sizes, subject_label)
-    return [image.where(labels == subject_label) for image, labels in zip(found, subjects, strict=True)]
+    detections = hoi_detections(output, sizes, subject_label)
+    return [image.where(labels == subject_label) for image, labels in zip(detections, subjects, strict=True)]
 
 
 @torch.no_grad()
 def scene_graph_detections(output: LayerOutput, sizes: Tensor) -> list[TripletDetections]:
-    """Scene graphs: subjects of any class; score = relation x object x subject. Arguments as above.
+    """Detect scene graphs: subjects of any class; score = relation x object x subject.
+
+    Args:
+        output: of the last decoder layer.
+        sizes: `[batch, 2]`, height and width of the original images, in pixels.
 
     Raises:
         ValueError: the network does not classify subjects.
@@ -92,7 +96,7 @@ def _detections(
 
 
 def _best_class(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and number `[batch, pairs]` of the likeliest class other than "no objects", the last one."""
+    """Probability and index `[batch, pairs]` of the most likely class other than "no objects", the last class."""
     best = logits.softmax(-1)[..., :-1].max(-1)
     return best.values, best.indices
 

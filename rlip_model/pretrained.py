@@ -1,4 +1,4 @@
-"""Loading and saving a network with its tokenizer, in the folder layout of transformers."""
+"""Load and save a network with its tokenizer and a model card, in the folder layout of transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from rlip_model.config import RLIPConfig
 from rlip_model.text import TokenizerError, load_tokenizer
 
-ALIGNMENT = 64  # bytes, of torch's own allocations on a CPU
+ALIGNMENT = 64  # bytes; the alignment of torch's own allocations on a CPU
 Model = TypeVar("Model", bound="RLIPPreTrainedModel")
 
 _MODEL_CARD = """\
@@ -47,12 +47,12 @@ Not evaluated yet. Before you publish this network, add its results, the data it
 _TAGGER_USE = "It labels the relations of given pairs of boxes: `sgpipe generate --tagger FOLDER_OR_ID`."
 _DETECTOR_USE = "It detects pairs of objects and their relations: `sgpipe predict FOLDER --data SHARDS`."
 
-# What transformers and safetensors raise for files that are absent, damaged or of another model.
+# Raised by transformers and safetensors for files that are missing, damaged or of another model.
 _UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, StrictDataclassError, SafetensorError)
 
 
 class CheckpointError(ValueError):
-    """A file or folder that does not hold the network asked for; the message says what it holds."""
+    """A file or folder does not contain the expected network; the message says what it contains."""
 
 
 class RLIPPreTrainedModel(PreTrainedModel):
@@ -65,17 +65,17 @@ class RLIPPreTrainedModel(PreTrainedModel):
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part initialises its own parameters where it makes them."""
+        """Do nothing: every module initialises its own parameters."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> Model:
-        """Load a network and its tokenizer from a folder or hub id; in float32 unless `dtype` says otherwise.
+        """Load a network and its tokenizer from a folder or hub id; in float32 unless `dtype` is given.
 
         Raises:
-            CheckpointError: no such network there, another kind of network, or weights that don't fit.
-            TokenizerError: its tokenizer is missing or knows no words.
+            CheckpointError: there is no network, a network of another kind, or weights that do not fit.
+            TokenizerError: its tokenizer is missing or has no vocabulary.
         """
         name = str(pretrained_model_name_or_path)
         kwargs.setdefault("dtype", torch.float32)
@@ -83,7 +83,9 @@ class RLIPPreTrainedModel(PreTrainedModel):
         try:
             loaded = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except pickle.UnpicklingError as reason:
-            raise CheckpointError(f"cannot load {cls.title} from {name}: its .bin holds more than weights") from reason
+            raise CheckpointError(
+                f"cannot load {cls.title} from {name}: its .bin contains more than weights"
+            ) from reason
         except _UNREADABLE as reason:
             raise CheckpointError(f"cannot load {cls.title} from {name}: {_first_line(reason)}") from reason
         model, info = cast(tuple[Model, dict[str, Any]], loaded)
@@ -94,7 +96,7 @@ class RLIPPreTrainedModel(PreTrainedModel):
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Write config.json, model.safetensors, the tokenizer's files, and a card unless there is one."""
+        """Write config.json, model.safetensors, the files of the tokenizer, and a model card unless there is one."""
         super().save_pretrained(save_directory, **kwargs)
         card = Path(save_directory) / "README.md"
         if not card.exists():
@@ -115,10 +117,10 @@ class RLIPPreTrainedModel(PreTrainedModel):
         )
 
     def freeze(self) -> None:
-        """Freeze the parameters that are never trained; called after loading."""
+        """Freeze the parameters that are never trained. Called after loading."""
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Use a tokenizer whose ids fit the text encoder.
+        """Set the tokenizer; its ids must fit the text encoder.
 
         Raises:
             TokenizerError: it has more tokens than the text encoder.
@@ -130,9 +132,9 @@ class RLIPPreTrainedModel(PreTrainedModel):
 
 
 def _align(model: nn.Module) -> None:
-    """Move values out of the mapped file, where they start anywhere, to where torch itself would put them.
+    """Copy values that are not aligned in the mapped file to memory allocated by torch.
 
-    Some CPU kernels round differently at other alignments; a loaded network shall equal the saved one bit for bit.
+    Some CPU kernels round differently at other alignments. A loaded network must equal the saved one bit for bit.
     """
     for value in (*model.parameters(), *model.buffers()):
         if value.device.type == "cpu" and value.data_ptr() % ALIGNMENT:
@@ -140,19 +142,19 @@ def _align(model: nn.Module) -> None:
 
 
 def _check_kind(name: str, model: type[RLIPPreTrainedModel]) -> None:
-    wanted = model.config_class.model_type
+    expected = model.config_class.model_type
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
-        found = "a file" if folder.is_file() else _listing(folder)
-        hint = "; official .pth files are read by `sgpipe convert`" if _has_checkpoint(folder) else ""
-        raise CheckpointError(f"{name} is no {model.title} folder: config.json expected, found {found}{hint}")
+        content = "a file" if folder.is_file() else _listing(folder)
+        hint = "; convert official .pth files with `sgpipe convert`" if _has_checkpoint(folder) else ""
+        raise CheckpointError(f"{name} is not an {model.title} folder: expected config.json, found {content}{hint}")
     try:
         config, _ = PretrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as reason:
         raise CheckpointError(f"no {model.title} at {name}: {_first_line(reason)}") from reason
-    found = config.get("model_type", "no model_type") if isinstance(config, dict) else "no settings"
-    if found != wanted:
-        raise CheckpointError(f"{name} is no {model.title}: its model_type is {found!r}, expected {wanted!r}")
+    kind = config.get("model_type", "no model_type") if isinstance(config, dict) else "no settings"
+    if kind != expected:
+        raise CheckpointError(f"{name} is not an {model.title}: its model_type is {kind!r}, expected {expected!r}")
 
 
 def _first_line(reason: Exception) -> str:
@@ -171,4 +173,4 @@ def _listing(folder: Path, most: int = 8) -> str:
 def _check_keys(name: str, missing: Any, unexpected: Any) -> None:
     problems = [f"missing {key}" for key in sorted(missing)] + [f"unknown {key}" for key in sorted(unexpected)]
     if problems:
-        raise CheckpointError(f"the weights in {name} don't fit their config.json: " + ", ".join(problems))
+        raise CheckpointError(f"the weights in {name} do not fit its config.json: " + ", ".join(problems))

@@ -1,4 +1,4 @@
-"""Fewer queries than a network was trained with: 128 for fine-tuning, after pre-training with 200."""
+"""Reduce the queries of a network, such as from 200 in pre-training to 128 for fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _PER_QUERY = (
 _PER_PAIR = ("queries.relation_builder.verb_position.weight",)
 
 
-def kept_rows(total: int, wanted: int, pairwise: bool = True) -> Tensor:
-    """`[wanted]`: the queries that remain of `total`.
+def kept_rows(total: int, kept: int, pairwise: bool = True) -> Tensor:
+    """`[kept]`: the rows of the queries that are kept of `total`.
 
-    Pairwise, the first pairs remain: the first `wanted / 2` subjects and their objects. Otherwise, as in the
-    published code, the first `wanted` rows do, so that subject queries beyond `wanted / 2` become objects.
+    Pairwise, the first pairs are kept: the first `kept / 2` subjects and their objects. Otherwise, as in the published
+    code, the first `kept` rows are kept, so that subject queries after the first `kept / 2` become objects.
     """
     if not pairwise:
-        return torch.arange(wanted)
-    first = torch.arange(wanted // 2)
+        return torch.arange(kept)
+    first = torch.arange(kept // 2)
     return torch.cat((first, total // 2 + first))
 
 
 def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> RLIPModel:
-    """A copy of a network with its first `num_queries` queries; see `kept_rows` for which are the first.
+    """Copy a network with its first `num_queries` queries; see `kept_rows` for their order.
 
     Raises:
-        ValueError: more queries than the network has, none, or an odd number.
+        ValueError: `num_queries` is odd, not positive, or more than the network has.
     """
     config = model.config
     if num_queries % 2 or not 0 < num_queries <= config.num_queries:
-        raise ValueError(f"{num_queries} queries cannot be kept of {config.num_queries}: an even number of them can")
+        raise ValueError(f"cannot keep {num_queries} of {config.num_queries} queries, expected an even number of them")
     rows = kept_rows(config.num_queries, num_queries, pairwise)
     state = dict(model.state_dict())
     for name in _PER_QUERY:
@@ -45,10 +45,10 @@ def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> 
     for name in _PER_PAIR:
         if name in state:
             state[name] = state[name][: num_queries // 2]
-    trimmed = build_model(type(config).from_dict({**config.to_dict(), "num_queries": num_queries}))
-    trimmed.load_state_dict(state)
-    nn.Module.to(trimmed, device=model.device, dtype=model.dtype)
+    pruned = build_model(type(config).from_dict({**config.to_dict(), "num_queries": num_queries}))
+    pruned.load_state_dict(state)
+    nn.Module.to(pruned, device=model.device, dtype=model.dtype)
     if model.tokenizer is not None:
-        trimmed.set_tokenizer(model.tokenizer)
-    trimmed.train(model.training)
-    return trimmed
+        pruned.set_tokenizer(model.tokenizer)
+    pruned.train(model.training)
+    return pruned

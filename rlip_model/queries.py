@@ -1,6 +1,6 @@
-"""What the decoders start from: learned queries (ParSeD), given pairs (R-Tagger), anchors (ParSeDA).
+"""The queries of the decoders: learned (ParSeD), anchors (ParSeDA) or given pairs (R-Tagger).
 
-Row j of the first half of the queries is the subject of pair j, row j of the second half its object.
+Row j of the first half of the queries is the subject of pair j, row j of the second half is its object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlip_model.position import at_least_float32, inverse_sigmoid
 class EntityQueries:
     """Queries of the entity decoder.
 
-    content `[batch, 2 * pairs, dim]`; positions the same, or None where they follow from the references;
+    content `[batch, 2 * pairs, dim]`; positions likewise, or None if they are computed from the references;
     references `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`; padding `[batch, 2 * pairs]`, True in unused slots;
     attention_mask `[batch * heads, 2 * pairs, 2 * pairs]`, True where attention is forbidden.
     """
@@ -35,7 +35,7 @@ class EntityQueries:
 
 @dataclass(frozen=True)
 class RelationQueries:
-    """Queries of the relation decoder, one per pair: as `EntityQueries`, half as many."""
+    """Queries of the relation decoder, one per pair; see `EntityQueries`."""
 
     content: Tensor
     positions: Tensor | None
@@ -44,7 +44,7 @@ class RelationQueries:
 
 @dataclass(frozen=True)
 class GivenPairs:
-    """The given pairs of one image: boxes `[pairs, 4]` normalised cxcywh, labels `[pairs]` (object texts)."""
+    """The given pairs of one image: boxes `[pairs, 4]` normalised cxcywh, labels `[pairs]`, indices of object texts."""
 
     subject_boxes: Tensor
     object_boxes: Tensor
@@ -56,10 +56,10 @@ class GivenPairs:
 
 
 class RelationQueryBuilder(nn.Module):
-    """Relation queries from decoded entities: learned vectors, their multi-branch fusion, or both.
+    """Builds relation queries: learned vectors, the multi-branch fusion of the decoded entities, or both.
 
     Args:
-        anchored: the relation decoder makes positions from boxes, so the queries have none.
+        anchored: the relation decoder computes positions from boxes, so the queries have none.
     """
 
     def __init__(self, config: RLIPConfig, anchored: bool = False) -> None:
@@ -72,11 +72,11 @@ class RelationQueryBuilder(nn.Module):
             self.verb_position = nn.Embedding(config.num_pairs, config.hidden_dim)
 
     def build(self, entities: Tensor, learned: Tensor, padding: Tensor | None) -> RelationQueries:
-        """Relation queries of the first `pairs` slots.
+        """Build the relation queries of the first `pairs` slots.
 
         Args:
-            entities: `[batch, 2 * pairs, dim]`, last states of the entity decoder.
-            learned: `[num_queries, dim]`, the two halves of which are added.
+            entities: `[batch, 2 * pairs, dim]`, the last states of the entity decoder.
+            learned: `[num_queries, dim]`; its two halves are added.
             padding: `[batch, 2 * pairs]`.
         """
         subjects, objects = entities.chunk(2, dim=1)
@@ -97,7 +97,7 @@ class RelationQueryBuilder(nn.Module):
 
 
 class ReferencePoints(nn.Module):
-    """Where queries first look: a point (x, y) predicted from their position vectors."""
+    """Predicts the initial reference points (x, y) of queries from their position vectors."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -108,14 +108,14 @@ class ReferencePoints(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """`[batch, 2 * pairs, dim]` to `[batch, 2 * pairs, 2]`, between 0 and 1, at least float32."""
+        """`[batch, 2 * pairs, dim]` to `[batch, 2 * pairs, 2]`, normalised, in at least float32."""
         subjects, objects = positions.chunk(2, dim=1)
         logits = torch.cat((self.subject(subjects), self.object(objects)), dim=1)
         return at_least_float32(logits).sigmoid()
 
 
 class LearnedQueries(nn.Module):
-    """ParSeD's queries: a learned position, content and relation vector for each."""
+    """The queries of ParSeD: learned position, content and relation vectors."""
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class LearnedQueries(nn.Module):
 
 
 class AnchorQueries(nn.Module):
-    """ParSeDA's queries: learned content and anchor box for each; positions follow from the boxes."""
+    """The queries of ParSeDA: learned contents and anchor boxes; positions are computed from the boxes."""
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class AnchorQueries(nn.Module):
 
 
 class PairQueries(nn.Module):
-    """The R-Tagger's queries: position from a box, content from its label, with noise in training."""
+    """The queries of the R-Tagger: position from a given box, content from its label; with noise in training."""
 
     def __init__(self, config: RTaggerConfig) -> None:
         super().__init__()
@@ -173,16 +173,16 @@ class PairQueries(nn.Module):
         Args:
             pairs: one per image or group.
             labels: `[batch or 1, objects, dim]`, resized features of the object texts, "no objects" last.
-            slots: pairs per image; all the slots of the network by default. Fewer give the same results.
-            noise: random numbers for the training noise, or None; with it comes the attention mask.
+            slots: pairs per image; default: all slots of the network. Fewer give the same results.
+            noise: random numbers for the training noise, which also turns on the attention mask; None for no noise.
 
         Raises:
-            ValueError: more pairs than slots.
+            ValueError: there are more pairs than slots.
         """
         slots = self.slots if slots is None else slots
         counts = [len(group) for group in pairs]
         if max(counts) > slots:
-            raise ValueError(f"{max(counts)} pairs given, there are {slots} slots")
+            raise ValueError(f"{max(counts)} pairs given, but there are {slots} slots")
         boxes, classes = self._noised(pairs, labels.shape[0], labels.shape[1], noise)
         labels = labels.detach().expand(len(pairs), -1, -1)
         image, slot = _places(counts, slots, boxes.device)
@@ -194,7 +194,7 @@ class PairQueries(nn.Module):
         padding = torch.ones(positions.shape[:2], dtype=torch.bool, device=boxes.device)
         padding[image, slot] = False
         empty = [index for index, count in enumerate(counts) if count == 0]
-        padding[empty, 0] = False  # attention over nothing would be NaN; the slot's outputs mean nothing
+        padding[empty, 0] = False  # attention over no keys would be NaN; the output of this slot is not used
         mask = self._attention_mask(pairs) if noise is not None and min(counts) == slots else None
         return EntityQueries(contents, positions, self.reference_points(positions), padding, mask)
 
@@ -204,7 +204,7 @@ class PairQueries(nn.Module):
     def _noised(
         self, pairs: Sequence[GivenPairs], batch: int, objects: int, noise: Noise | None
     ) -> tuple[Tensor, Tensor]:
-        """Boxes and labels of all images, subjects first."""
+        """Boxes and labels of all images, subjects first, with noise if given."""
         subject_boxes = torch.cat([group.subject_boxes for group in pairs])
         object_boxes = torch.cat([group.object_boxes for group in pairs])
         subject_labels = torch.cat([group.subject_labels for group in pairs])
@@ -218,7 +218,7 @@ class PairQueries(nn.Module):
         return torch.cat((subject_boxes, object_boxes)), torch.cat((subject_labels, object_labels))
 
     def _attention_mask(self, pairs: Sequence[GivenPairs]) -> Tensor:
-        """Slots of full images don't see other slots with the same box and label, lest they leak them."""
+        """Mask attention between slots of full images with the same box and label, which would leak them."""
         boxes = torch.stack([torch.cat((group.subject_boxes, group.object_boxes)) for group in pairs])
         labels = torch.stack([torch.cat((group.subject_labels, group.object_labels)) for group in pairs])
         same = labels.unsqueeze(1) == labels.unsqueeze(2)
@@ -228,7 +228,7 @@ class PairQueries(nn.Module):
 
 
 def _places(counts: Sequence[int], slots: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Image index and slot of every subject, then of every object."""
+    """The image and slot of every subject, then of every object."""
     image = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long)
     slot = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.long)
     return image.repeat(2).to(device), torch.cat((slot, slots + slot)).to(device)

@@ -1,4 +1,4 @@
-"""Losses of relation scores, and the soft labels that they are trained towards in pre-training."""
+"""Losses of relation scores, and the soft labels of pre-training."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from rlip_model.matcher import Assignment
 from rlip_model.targets import TripletBatch
 
 CLOSEST_TO_CERTAIN = 1e-6
-DISTANCE_OFFSET = 1e-6  # torch's pairwise_distance, which the reference uses, adds it to every difference
+DISTANCE_OFFSET = 1e-6  # added to every difference by torch's pairwise_distance, which the reference uses
 PSEUDO_LABEL_THRESHOLD = 0.3
 
 
 def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Focal loss per positive entry (CornerNet's, exponents 2 and 4); the plain sum where there is none.
+    """Focal loss per positive entry of all training processes (as in CornerNet, exponents 2 and 4).
 
-    Positive entries of all training processes count.
+    Without positive entries, it is the sum.
 
     `logits` and `labels` (0 or 1): `[..., relations]`.
     """
     probability = _probabilities(logits)
     positive = labels == 1
-    hit = probability.log() * (1 - probability) ** 2
-    miss = (1 - probability).log() * probability**2 * (1 - labels) ** 4
-    return global_mean(-torch.where(positive, hit, miss).sum(), positive.sum())
+    of_positives = probability.log() * (1 - probability) ** 2
+    of_negatives = (1 - probability).log() * probability**2 * (1 - labels) ** 4
+    return global_mean(-torch.where(positive, of_positives, of_negatives).sum(), positive.sum())
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Quality focal loss (Li et al., NeurIPS 2020, beta 2) per entry with a label above 0, of all
-    training processes.
+    """Quality focal loss (Li et al., NeurIPS 2020, beta 2) per entry of all training processes with a label above 0.
 
     `logits` and `labels` (0 to 1): `[..., relations]`.
     """
@@ -42,9 +41,9 @@ def quality_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def relation_quality(output: LayerOutput, targets: TripletBatch, assignment: Assignment) -> Tensor:
-    """Relational quality labels (RLIPv2, RQL): how well both boxes of a matched triplet are found, 0 to 1.
+    """Relational quality labels (RLIPv2, RQL) `[matched]`: how well both boxes of a matched triplet fit, 0 to 1.
 
-    `[matched]`: the smaller GIoU of subject and object, scaled; the subject's where the object is missing.
+    The smaller GIoU of subject and object, scaled to 0 to 1; the GIoU of the subject where the object is missing.
     """
     triplets, chosen = targets.triplets, assignment.triplets
     subjects = _giou(assignment.of(output.subject_boxes), triplets.subject_boxes[chosen])
@@ -56,17 +55,17 @@ def relation_quality(output: LayerOutput, targets: TripletBatch, assignment: Ass
 def pseudo_labels(
     relation_labels: Tensor, relation_features: Tensor, threshold: float = PSEUDO_LABEL_THRESHOLD
 ) -> Tensor:
-    """Relational pseudo-labels (RLIPv2, RPL): texts that mean nearly the same as the true ones.
+    """Relational pseudo-labels (RLIPv2, RPL): soft labels for texts similar in meaning to the annotated ones.
 
-    Similarity is how much closer than the farthest text a text is, in Euclidean distance; the most similar one
-    gets 1. True texts, and those not above the threshold, get 0.
+    The similarity of two texts is how much closer they are than the farthest text, in Euclidean distance, scaled so
+    that the most similar text has 1. Annotated texts, and texts not above the threshold, get the soft label 0.
 
     Args:
-        relation_labels: `[triplets, relations]`, 1 for true relations.
+        relation_labels: `[triplets, relations]`, 1 for annotated relations.
         relation_features: `[relations, label_dim]`, from the text encoder, before fusion.
 
     Returns:
-        `[triplets, relations]`, with a gradient to the features if they have one.
+        `[triplets, relations]`, with a gradient to the features if they require one.
     """
     distances = torch.cdist(
         relation_features + DISTANCE_OFFSET, relation_features, compute_mode="donot_use_mm_for_euclid_dist"
@@ -81,5 +80,5 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits.sigmoid().clamp(CLOSEST_TO_CERTAIN, 1 - CLOSEST_TO_CERTAIN)
 
 
-def _giou(predicted: Tensor, true: Tensor) -> Tensor:
-    return generalized_iou(to_corners(predicted), to_corners(true)).detach()
+def _giou(predicted: Tensor, target: Tensor) -> Tensor:
+    return generalized_iou(to_corners(predicted), to_corners(target)).detach()

@@ -1,4 +1,4 @@
-"""Swin transformer as a detection backbone: any image size, maps of the last three stages."""
+"""Swin transformer as a detection backbone: any image size, feature maps of the last three stages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-MASKED = -100.0  # score of a pair of tokens from different sides of a shifted window's seam
+MASKED = -100.0  # attention score between tokens that only a cyclic shift brought into one window
 
 
 def relative_position_index(window: int) -> Tensor:
-    """`[window**2, window**2]`: which row of the bias table belongs to each pair of tokens of a window."""
+    """`[window**2, window**2]`: the row of the bias table for each pair of tokens of a window."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     places = torch.stack((rows.flatten(), columns.flatten()))
     offsets = places[:, :, None] - places[:, None, :] + window - 1
@@ -34,7 +34,7 @@ def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tenso
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """`[windows, window**2, window**2]` scores that keep the wrapped parts of shifted windows apart."""
+    """`[windows, window**2, window**2]`: attention scores that separate the wrapped parts of shifted windows."""
     shift = window // 2
 
     def bands(size: int) -> Tensor:
@@ -47,7 +47,7 @@ def shift_mask(height: int, width: int, window: int, device: torch.device) -> Te
 
 
 class WindowAttention(nn.Module):
-    """Self-attention within windows, with a learned bias for each relative position."""
+    """Self-attention within windows, with a learned bias per relative position."""
 
     relative_position_index: Tensor
 
@@ -75,7 +75,7 @@ class WindowAttention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """Attention `[images * windows, heads, tokens, dim]` with `bias` `[windows or 1, heads, tokens, tokens]`.
 
-    A CPU has no fused attention that gives a bias its gradient; what torch then does is slower than this.
+    On a CPU, torch has no fused attention with a gradient for the bias, and its fallback is slower than this function.
     """
     if bias.device.type == "cpu" and bias.requires_grad:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -87,6 +87,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with GELU between them."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -109,7 +111,7 @@ class SwinBlock(nn.Module):
         self.mlp = FeedForward(dim, 4 * dim)
 
     def forward(self, maps: Tensor, mask: Tensor | None) -> Tensor:
-        """`maps` `[batch, height, width, dim]`; `mask` of the padded size, used if the block shifts."""
+        """`maps` `[batch, height, width, dim]`; `mask` for the padded size, used if the block shifts."""
         maps = maps + self.drop_path(self._attend(self.norm1(maps), mask))
         return maps + self.drop_path(self.mlp(self.norm2(maps)))
 
@@ -127,7 +129,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: each 2x2 patch becomes one token of twice the width."""
+    """Halves the resolution: each 2x2 patch becomes one token of twice the width."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -142,6 +144,8 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
+    """Blocks at one resolution, followed by patch merging in all stages but the last."""
+
     def __init__(self, dim: int, heads: int, window: int, drop_paths: Sequence[float], merge: bool) -> None:
         super().__init__()
         self.window = window
@@ -151,7 +155,7 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(dim) if merge else None
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The stage's own maps, and those that the next stage starts from."""
+        """The maps of this stage, and the input of the next stage."""
         height, width = (side + -side % self.window for side in maps.shape[1:3])
         mask = shift_mask(height, width, self.window, maps.device)
         for block in self.blocks:
@@ -160,6 +164,8 @@ class SwinStage(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
+    """Splits images into patches and projects each to a token."""
+
     def __init__(self, dim: int, patch: int = 4) -> None:
         super().__init__()
         self.patch = patch
@@ -173,7 +179,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Swin(nn.Module):
-    """Maps of strides 8, 16 and 32, each normalised by its own layer norm.
+    """Feature maps of strides 8, 16 and 32, each with its own layer norm.
 
     Norms and relative position biases are frozen, as in the published training.
     """
@@ -197,6 +203,7 @@ class Swin(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
+        """Freeze norms and relative position biases."""
         for name, parameter in self.named_parameters():
             if "norm" in name or "relative_position_bias_table" in name:
                 parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What the networks are trained towards: the true triplets of each image, and of a whole batch."""
+"""Training targets: the annotated triplets of one image, and of a whole batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rlip_model.queries import GivenPairs
 
 @dataclass(frozen=True)
 class Triplets(GivenPairs):
-    """The true triplets of one image: pairs of boxes and the relations between them.
+    """The target triplets of one image: pairs of boxes and the relations between them.
 
-    relation_labels `[pairs, relations]`, float, 1 for the pair's relations. A pair without object, as in V-COCO,
-    has an object box of zeros; a pair without relation, among the R-Tagger's, has a row of zeros.
+    relation_labels `[pairs, relations]`, float, 1 for the relations of the pair. A pair without an object (V-COCO) has
+    an object box of zeros. A pair without relations (R-Tagger) has a row of zeros.
     """
 
     relation_labels: Tensor
@@ -34,7 +34,7 @@ class Triplets(GivenPairs):
 
 @dataclass(frozen=True)
 class TripletBatch:
-    """The triplets of all images, one image after another, and how many each image has."""
+    """The triplets of all images, concatenated, and the number of triplets of each image."""
 
     triplets: Triplets
     counts: tuple[int, ...]
@@ -44,13 +44,13 @@ class TripletBatch:
 
     @property
     def images(self) -> Tensor:
-        """`[triplets]`: the image of each."""
+        """`[triplets]`: the image of each triplet."""
         counts = torch.tensor(self.counts, device=self.device)
         return torch.repeat_interleave(torch.arange(len(self.counts), device=self.device), counts)
 
     @property
     def slots(self) -> Tensor:
-        """`[triplets]`: the place of each within its image."""
+        """`[triplets]`: the index of each triplet within its image."""
         counts = torch.tensor(self.counts, device=self.device)
         first = counts.cumsum(0) - counts
         return torch.arange(len(self), device=self.device) - first[self.images]
@@ -66,20 +66,20 @@ class TripletBatch:
 
 
 def join(batch: Sequence[Triplets], relations: int) -> TripletBatch:
-    """Put the triplets of a batch together.
+    """Concatenate the triplets of a batch.
 
     Args:
         batch: one per image.
-        relations: number of relation texts; narrower labels are filled up with zeros.
+        relations: number of relation texts; narrower labels are padded with zeros.
 
     Raises:
-        ValueError: no image, or labels for more relations than there are texts.
+        ValueError: there is no image, or there are labels for more relations than texts.
     """
     if not batch:
-        raise ValueError("a batch of no images has no triplets to learn from")
+        raise ValueError("the batch has no images")
     widest = max(image.relation_labels.shape[-1] for image in batch)
     if widest > relations:
-        raise ValueError(f"triplets are labelled with {widest} relations, there are {relations} relation texts")
+        raise ValueError(f"triplets have labels for {widest} relations, but there are {relations} relation texts")
     labels = [F.pad(image.relation_labels, (0, relations - image.relation_labels.shape[-1])) for image in batch]
     triplets = Triplets(
         torch.cat([image.subject_boxes for image in batch]),

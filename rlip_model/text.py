@@ -1,4 +1,4 @@
-"""Label texts to features: tokenizers, the RoBERTa label encoder, and a cache of encoded labels."""
+"""Encode label texts: tokenizers, the RoBERTa label encoder, and a cache of encoded labels."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer
 NO_OBJECTS = "no objects"
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SMALLEST_VOCABULARY = 16
-MOST_TEXTS = 128  # encoded at a time
-FEWEST_TEXTS = 8  # per thread: of fewer rows, matrix products round in another way
+MOST_TEXTS = 128  # per batch
+FEWEST_TEXTS = 8  # per thread; with fewer rows, matrix products round differently
 SMALLEST_DEVIATION = 1e-3
 
 
 @dataclass(frozen=True)
 class LabelFeatures:
-    """Encoded labels: objects, "no objects" the last of them, then relations.
+    """Encoded labels: objects ("no objects" last), then relations.
 
-    features `[batch or 1, labels, label_dim]`; masked `[batch or 1, labels]`, True for labels that the label
-    layers don't look at, or None. Labels encoded for inference are never masked.
+    features `[batch or 1, labels, label_dim]`; masked `[batch or 1, labels]`, True for labels that the label layers
+    ignore, or None. Labels encoded for inference are never masked.
     """
 
     features: Tensor
@@ -41,17 +41,19 @@ class LabelFeatures:
 
 
 def masked_by_sum(features: Tensor) -> Tensor:
-    """The published training's mask: meant for zero padding, it hides every label whose features don't sum to
-    more than 0. `[..., labels, dim]` to `[..., labels]`."""
+    """The label mask of the published training: `[..., labels, dim]` to `[..., labels]`.
+
+    It was meant for zero padding, but masks every label whose features do not have a positive sum.
+    """
     return ~(features.sum(-1) > 0)
 
 
 class PooledLayer(RobertaLayer):
-    """The last layer of a RoBERTa of which only the pooler is read: it computes the first tokens only."""
+    """The last layer of a RoBERTa of which only the pooler is used: it computes the first token only."""
 
     @classmethod
     def of(cls, layer: nn.Module, config: RobertaConfig) -> PooledLayer:
-        """With the parameters of `layer`."""
+        """Build it with the parameters of `layer`."""
         with torch.device("meta"):
             pooled = cls(config)
         pooled.load_state_dict(layer.state_dict(keep_vars=True), assign=True)
@@ -61,8 +63,8 @@ class PooledLayer(RobertaLayer):
         """`[labels, tokens, dim]` to `[labels, 1, dim]`.
 
         Args:
-            mask: `[labels, 1, tokens, tokens]`, as `scaled_dot_product_attention` takes it.
-            others, options: what transformers hands to every layer and only decoders use.
+            mask: `[labels, 1, tokens, tokens]`, as for `scaled_dot_product_attention`.
+            others, options: further arguments that transformers passes to every layer and only decoders use.
         """
         attention, first = self.attention.self, states[:, :1]
         query, key, value = (
@@ -88,7 +90,7 @@ class LabelEncoder(nn.Module):
         self.first_position = (config.pad_token_id or 0) + 1
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encode labels, those of equal length together, so that nothing is spent on padding.
+        """Encode labels, grouped by length, so that no time is spent on padding.
 
         Args:
             input_ids: `[labels, tokens]`, padded at the right.
@@ -106,7 +108,7 @@ class LabelEncoder(nn.Module):
         return torch.cat(pooled)[torch.tensor(order).argsort().to(input_ids.device)]
 
     def encode_equal_lengths(self, input_ids: Tensor) -> Tensor:
-        """`[labels, tokens]` without padding to `[labels, dim]`."""
+        """Encode labels `[labels, tokens]` without padding to `[labels, dim]`."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.first_position
         output = self.roberta(
             input_ids=input_ids,
@@ -118,16 +120,16 @@ class LabelEncoder(nn.Module):
 
 @torch.no_grad()
 def spread(encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
-    """Set the pooler of a new label encoder so that these texts start far apart, each feature with mean 0 and
-    deviation 1 before the activation.
+    """Standardise the pooler of a new label encoder: over these texts, each feature has mean 0 and deviation 1.
 
-    Random weights give all texts nearly the same features, of which no network learns to tell labels apart.
+    This holds before the activation. With random weights, all texts have nearly the same features, from which no
+    network learns to distinguish labels.
     """
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
     pooler = encoder.roberta.pooler
     assert pooler is not None
     dense = pooler.dense
-    handle = dense.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    handle = dense.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     was_training = encoder.training
     encoder.eval()
     try:
@@ -135,17 +137,18 @@ def spread(encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, texts: Seq
     finally:
         handle.remove()
         encoder.train(was_training)
-    features = torch.cat(seen).unique(dim=0)  # batches are filled up with repeats
+    features = torch.cat(outputs).unique(dim=0)  # batches are padded with repeats
     deviation = features.std(0, correction=0).clamp(min=SMALLEST_DEVIATION)
     dense.weight.div_(deviation.unsqueeze(1))
     dense.bias.sub_(features.mean(0)).div_(deviation)
 
 
 class LabelCache:
-    """Features of label texts, encoded once; forgets those not used for longest.
+    """Caches the features of label texts; evicts the least recently used.
 
-    Texts of one length are encoded together. On a CPU a text's features do not depend on the texts it is encoded
-    with as long as these are not too few, so that few are filled up with repeats; elsewhere all batches are filled.
+    Texts of equal length are encoded together. The features of a text must not depend on the other texts of its batch.
+    On a CPU this holds if the batch is not too small, so small batches are padded with repeats; elsewhere all batches
+    are padded to full size.
     """
 
     def __init__(self, encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, capacity: int) -> None:
@@ -154,17 +157,17 @@ class LabelCache:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """`[texts, dim]`, in the encoder's own precision even under autocast; equal texts are encoded once."""
-        found = {text: self.features[text] for text in texts if text in self.features}
-        new = [text for text in dict.fromkeys(texts) if text not in found]
+        """`[texts, dim]`, in the precision of the encoder even under autocast; equal texts are encoded once."""
+        features = {text: self.features[text] for text in texts if text in self.features}
+        new = [text for text in dict.fromkeys(texts) if text not in features]
         with torch.autocast(self.encoder.roberta.device.type, enabled=False):
-            found.update(self._encode_new(new))
-        for text in found:
-            self.features[text] = found[text]
+            features.update(self._encode_new(new))
+        for text in features:
+            self.features[text] = features[text]
             self.features.move_to_end(text)
         while len(self.features) > self.capacity:
             self.features.popitem(last=False)
-        return torch.stack([found[text] for text in texts])
+        return torch.stack([features[text] for text in texts])
 
     def _encode_new(self, texts: Sequence[str]) -> dict[str, Tensor]:
         by_length: dict[int, list[tuple[str, list[int]]]] = {}
@@ -173,27 +176,27 @@ class LabelCache:
             tokens = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
             by_length.setdefault(len(tokens), []).append((text, tokens))
         device = self.encoder.roberta.device
-        fewest = FEWEST_TEXTS * torch.get_num_threads() if device.type == "cpu" else MOST_TEXTS
+        least = FEWEST_TEXTS * torch.get_num_threads() if device.type == "cpu" else MOST_TEXTS
         encoded: dict[str, Tensor] = {}
         for items in by_length.values():
             for start in range(0, len(items), MOST_TEXTS):
                 batch = items[start : start + MOST_TEXTS]
-                filled = [tokens for _, tokens in batch] + [batch[0][1]] * (fewest - len(batch))
-                features = self.encoder.encode_equal_lengths(torch.tensor(filled, device=device))
+                padded = [tokens for _, tokens in batch] + [batch[0][1]] * (least - len(batch))
+                features = self.encoder.encode_equal_lengths(torch.tensor(padded, device=device))
                 encoded.update(zip([text for text, _ in batch], features.unbind(), strict=False))
         return encoded
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that cannot be loaded, or knows no words."""
+    """A tokenizer cannot be loaded, or has no vocabulary."""
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id.
+    """Load the tokenizer of a folder or hub id.
 
     Raises:
-        TokenizerError: there is none, or only its special tokens came back (which happens, silently, when the
-            vocabulary files are missing).
+        TokenizerError: there is none, or it has only special tokens. transformers returns such a tokenizer without a
+            warning if the vocabulary files are missing.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
@@ -205,18 +208,18 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Raise `TokenizerError` if the tokenizer knows hardly more than its special tokens."""
+    """Raise `TokenizerError` if the tokenizer has hardly more than its special tokens."""
     if len(tokenizer) < SMALLEST_VOCABULARY:
         raise TokenizerError(
-            f"the tokenizer of {source} knows only {len(tokenizer)} tokens; its vocabulary files are missing"
+            f"the tokenizer of {source} has only {len(tokenizer)} tokens; its vocabulary files are missing"
         )
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer with RoBERTa's special tokens, for models trained from scratch.
+    """Build a word-level tokenizer with RoBERTa's special tokens, for models trained from scratch.
 
     Args:
-        words: texts whose words make up the vocabulary; at least enough for `SMALLEST_VOCABULARY` tokens.
+        words: texts whose words form the vocabulary; at least `SMALLEST_VOCABULARY` tokens are needed to load it again.
     """
     split = sorted({word for text in words for word in text.lower().split()})
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *split))}

@@ -1,8 +1,8 @@
 """From scene graph annotations, as of Visual Genome or made by the R-Tagger, to training targets.
 
 A straight way: read (`SceneAnnotation.from_json`), drop doubtful relations (`confident`), rename what a flip will turn
-around (`with_flipped_texts`), cut and number (`label_scene`), perhaps crop and flip the picture and `SceneTargets` with it
-(`augment`), then `labelled_triplets`.
+around (`with_flipped_texts`), cut and number (`label_scene`), perhaps crop and flip the picture and `SceneTargets` with
+it (`augment`), then `labelled_triplets`.
 """
 
 from __future__ import annotations

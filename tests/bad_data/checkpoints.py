@@ -126,7 +126,7 @@ def larger(key: str) -> Harm:
 
 _HARMS: tuple[tuple[str, Harm, str, str], ...] = (
     ("a folder that is not there", shutil.rmtree, "no such folder", "no R-Tagger at|no such"),
-    ("no config.json", gone(CONFIG), "no config.json", "config.json expected"),
+    ("no config.json", gone(CONFIG), "no config.json", "expected config.json"),
     ("config.json cut in the middle", cut(CONFIG), "config.json", "R-Tagger"),
     ("config.json that is a list", wrote(CONFIG, "[1]"), "config.json", "R-Tagger"),
     ("another model's config.json", wrote(CONFIG, '{"model_type": "bert"}'), "model_type is 'bert'", "'bert'"),
@@ -134,8 +134,8 @@ _HARMS: tuple[tuple[str, Harm, str, str], ...] = (
     ("no weights", gone(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
     ("weights cut in the middle", cut(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
     ("weights of another size", larger("intermediate_size"), "cannot load its weights|missing", "R-Tagger|fit"),
-    ("one tensor missing", one_less, "1 weights are missing", "missing"),
-    ("weights that are NaN", of_nan, "captioner .*(NaN|finite)", "finds NaN in '1.png'"),
+    ("one tensor missing", one_less, "1 weight is missing", "missing"),
+    ("weights that are NaN", of_nan, "captioner .*(NaN|finite)", "NaN.* in '1.png'"),
     ("a pickle with a program", pickled, "cannot load its weights", "cannot load R-Tagger"),
     ("no tokenizer", other_tokenizer, "tokenizer", "tokenizer"),
     ("a tokenizer cut in the middle", cut("tokenizer.json"), "tokenizer", "tokenizer"),

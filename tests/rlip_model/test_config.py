@@ -14,7 +14,7 @@ from rlip_model.config import ParSeDConfig, RTaggerConfig
         ({"num_queries": 7}, "num_queries 7 must be even"),
         ({"hidden_dim": 100}, "hidden_dim 100"),
         ({"fusion_dim": 100}, "fusion_dim 100"),
-        ({"decoder_layers": 4}, "3 label states, not one for each of 4 decoder layers"),
+        ({"decoder_layers": 4}, "3 label states, expected one for each of the 4 decoder layers"),
     ],
 )
 def test_sizes_that_contradict_each_other(sizes: dict[str, object], message: str) -> None:

@@ -154,9 +154,9 @@ def test_sizes_are_the_detectors() -> None:
     config = detector_config(detector(anchored=True), "parseda", num_queries=40)
     assert (config.hidden_dim, config.num_heads, config.feedforward_dim) == (64, 8, 128)
     assert (config.swin_embed_dim, config.swin_depths, config.num_queries) == (12, [2, 2, 2, 2], 40)
-    with pytest.raises(CheckpointError, match=r"not a .*Deformable-DETR: it lacks transformer\.level_embed"):
+    with pytest.raises(CheckpointError, match=r"not a .*Deformable-DETR: it has no transformer\.level_embed"):
         detector_config({"a": torch.zeros(1)}, "parseda")
-    with pytest.raises(CheckpointError, match="no network 'detr', only parseda"):
+    with pytest.raises(CheckpointError, match="unknown network 'detr', expected one of parseda"):
         detector_config({}, "detr")
 
 

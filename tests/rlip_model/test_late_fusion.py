@@ -138,7 +138,7 @@ def test_half_precision_is_finite_and_trains(
 
 def test_layers_need_not_match_fusions_without_alif() -> None:
     assert RLIPConfig(fusion="none", decoder_layers=6).num_fusions == 3
-    with pytest.raises(ValueError, match="not one for each of 6 decoder layers"):
+    with pytest.raises(ValueError, match="expected one for each of the 6 decoder layers"):
         RLIPConfig(decoder_layers=6)
     with pytest.raises(ValueError, match="fusion is 'late', expected one of alif, after_decoding, none"):
         RLIPConfig(fusion="late")

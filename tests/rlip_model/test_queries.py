@@ -40,7 +40,7 @@ def test_labels_get_no_gradient_through_queries(tagger: RTagger) -> None:
 
 
 def test_too_many_pairs_are_refused(tagger: RTagger) -> None:
-    with pytest.raises(ValueError, match="21 pairs given, there are 20 slots"):
+    with pytest.raises(ValueError, match="21 pairs given, but there are 20 slots"):
         tagger.queries.entities([random_pairs(21)], LABELS)
 
 

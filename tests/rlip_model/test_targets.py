@@ -30,7 +30,7 @@ def test_narrow_relation_labels_are_filled_up() -> None:
 
 
 def test_what_cannot_be_joined() -> None:
-    with pytest.raises(ValueError, match="labelled with 4 relations, there are 3"):
+    with pytest.raises(ValueError, match="labels for 4 relations, but there are 3"):
         join([random_triplets(2)], RELATIONS - 1)
     with pytest.raises(ValueError, match="no images"):
         join([], RELATIONS)
