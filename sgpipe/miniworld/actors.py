@@ -1,4 +1,4 @@
-"""The things of a scene: what there is, how each is placed, and the groups they form."""
+"""The things of a scene (actors): their classes, their poses, and the groups they form."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ KINDS: tuple[str, ...] = ("person", *_ANIMALS, *_THINGS)
 
 
 class Top(NamedTuple):
-    """The upper side of a thing at size 1: where its middle is, and half its width."""
+    """The top surface of a thing at size 1: its centre and half its width."""
 
     middle: Point
     half: float
@@ -68,8 +68,8 @@ TOPS: dict[str, Top] = {
     "skateboard": Top((0.0, things.DECK_HEIGHT), 0.4),
 }
 
-# Places where something else can be: on top, below, over (in the air), at the sides; and what a body is free
-# to do. A relation takes the places it needs, so that no second one makes it untrue.
+# Slots of a thing: positions for another thing (top, below, over in the air, fore, aft), its body and its hands. A
+# relation uses up the slots it needs, so that no second relation can contradict it.
 _SIDES = ("fore", "aft")
 SLOTS: dict[str, frozenset[str]] = {
     "person": frozenset(("body", "hands", "over", *_SIDES)),
@@ -105,7 +105,7 @@ def extent_of(shapes: Shapes) -> Extent:
 
 
 class _Drawn(NamedTuple):
-    """What an actor looked like in a pose: parts far to near, and the box around them."""
+    """The shapes of an actor in a pose: parts from far to near, and the box around them."""
 
     pose: tuple[Any, ...]
     shapes: list[Shapes]
@@ -114,10 +114,10 @@ class _Drawn(NamedTuple):
 
 @dataclass(eq=False)
 class Actor:
-    """A thing in a group: how it looks, and where and how it is.
+    """A thing in a group: its look, position and pose.
 
-    `at` is the place of its own origin (the ground below it) in the group; `facing` is 1 to the right, -1 to
-    the left; `depth` orders the drawing, larger ones in front. `hands` and `feet` are points of the group.
+    `at` is the position of its origin (the ground below it) in the group; `facing` is 1 for right, -1 for left; `depth`
+    is the drawing order, larger in front. `hands` and `feet` are points in the group. `free` holds the unused slots.
     """
 
     kind: str
@@ -134,27 +134,27 @@ class Actor:
     _drawn: _Drawn | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_drawn": None}  # copies draw anew: they are about to move
+        return {**self.__dict__, "_drawn": None}  # a copy is about to move, so the cached shapes are useless
 
     @property
     def size(self) -> float:
         return self.look.size
 
     def place(self, point: Point) -> Point:
-        """Where a point of the thing, given at size 1 and facing right, is in the group."""
+        """The position in the group of a point of the thing, given at size 1 and facing right."""
         return self.at[0] + self.facing * point[0] * self.size, self.at[1] + point[1] * self.size
 
     def layers(self) -> list[tuple[float, Shapes]]:
-        """What to draw in the group, by depth; a person's near arm comes before whatever it holds."""
+        """The shapes in the group with their depth; a person's near arm is in front of what it holds."""
         shapes = self._draw().shapes
         return [(self.depth + 0.5 * number, part) for number, part in enumerate(shapes)]
 
     def extent(self) -> Extent:
-        """The box around the thing, whether or not something hides it."""
+        """The box around the thing, including hidden parts."""
         return self._draw().extent
 
     def _draw(self) -> _Drawn:
-        """As it is now; drawn only once while it stays so."""
+        """The shapes of the current pose, cached until the pose changes."""
         pose = (self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
         if self._drawn is None or self._drawn.pose != pose:
             shapes = [self._moved(part) for part in self._parts()]
@@ -162,7 +162,7 @@ class Actor:
         return self._drawn
 
     def _parts(self) -> list[Shapes]:
-        """In its own coordinates, far to near."""
+        """The parts in the thing's own coordinates, from far to near."""
         if not isinstance(self.look, PersonLook):
             return [self._shapes()]
         hands = tuple(self._own(hand) for hand in self.hands)
@@ -188,7 +188,7 @@ class Actor:
 
 
 class Bond(NamedTuple):
-    """A relation as composed: places of the actors in their group."""
+    """A composed relation; subject and object are indices of actors in their group."""
 
     subject: int
     predicate: str
@@ -196,15 +196,15 @@ class Bond(NamedTuple):
 
 
 @dataclass
-class Group:
-    """Things that have to do with each other, and what is drawn between them (a leash, a string)."""
+class SceneGroup:
+    """Related things, and the shapes drawn between them (a leash, a string)."""
 
     actors: list[Actor] = field(default_factory=list)
     bonds: list[Bond] = field(default_factory=list)
     extras: list[tuple[float, Shapes]] = field(default_factory=list)
 
     def add(self, actor: Actor) -> int:
-        """The number of the actor in the group, which it joins unless it is in it."""
+        """The index of the actor in the group; adds it if necessary."""
         if actor not in self.actors:
             self.actors.append(actor)
         return self.actors.index(actor)
@@ -215,7 +215,7 @@ class Group:
 
 
 def random_actor(kind: str, rng: Generator) -> Actor:
-    """A thing of the kind, with everything about it free, facing right."""
+    """A thing of a class with a random look, all slots free, facing right."""
     look: Look
     if kind == "person":
         look = random_person(rng)

@@ -44,8 +44,8 @@ FRAMES = {
     "horse": Frame(0.95, 0.82, 0.5, 0.62, 55, 0.21, 0.15),
 }
 
-# Per posture: how far hip and shoulder are from their standing height (in leg lengths), and where the feet
-# are, seen from where their leg starts (in leg lengths): hind near, hind far, fore near, fore far.
+# Per posture, in leg lengths: the offset of hip and shoulder from their standing height, and the positions of the feet
+# relative to the start of their leg: hind near, hind far, fore near, fore far.
 POSTURES: dict[str, tuple[float, float, tuple[Point, Point, Point, Point]]] = {
     "standing": (0.0, 0.0, ((-0.08, -1), (0.16, -1), (0.02, -1), (0.26, -1))),
     "walking": (-0.04, 0.0, ((-0.4, -0.92), (0.34, -0.95), (0.42, -0.93), (-0.34, -0.95))),
@@ -75,7 +75,7 @@ _COATS = {
 
 
 def random_animal(kind: str, rng: Generator) -> AnimalLook:
-    """A dog, cat, horse or bird with its colours."""
+    """The look of a dog, cat, horse or bird."""
     coat = pick_colour(rng, _COATS[kind])
     light = sum(coat.rgb) > 420
     mark = shade(coat.rgb, 0.68 if light else 1.7)
@@ -83,13 +83,13 @@ def random_animal(kind: str, rng: Generator) -> AnimalLook:
 
 
 def back_of(kind: str) -> float:
-    """Height of a standing animal's back, in world units at size 1."""
+    """The height of the back of a standing animal at size 1, in world units."""
     frame = FRAMES[kind]
     return frame.leg + frame.girth * 0.86
 
 
 def draw_animal(look: AnimalLook, posture: str) -> Shapes:
-    """A dog, cat or horse in world units, standing on the origin, which is below the middle of its trunk."""
+    """Draw a dog, cat or horse in world units. The origin is on the ground below the middle of its trunk."""
     frame = FRAMES[look.kind]
     hip_rise, shoulder_rise, feet = POSTURES[posture]
     height = frame.leg + frame.girth * 0.3
@@ -122,7 +122,7 @@ def draw_animal(look: AnimalLook, posture: str) -> Shapes:
 
 
 def grounded(shapes: Shapes) -> Shapes:
-    """The shapes moved up or down until the lowest touches the ground."""
+    """The shapes, moved vertically until the lowest point touches the ground."""
     lowest = min(float(shape.points[:, 1].min()) for shape in shapes)
     return moved(shapes, (0, -lowest))
 
@@ -290,7 +290,7 @@ def _horse_head(look: AnimalLook, r: float) -> Shapes:
 
 
 def draw_bird(look: AnimalLook, posture: str) -> Shapes:
-    """A bird that stands on the origin, or flies with the middle of its body there."""
+    """Draw a bird that stands on the origin, or flies with the middle of its body at the origin."""
     coat, belly, beak = look.coat.rgb, shade(look.coat.rgb, 1.7), (240, 160, 40)
     dark = shade(coat, 0.72)
     flying = posture == "flying"

@@ -1,6 +1,6 @@
-"""Places where scenes happen, with clutter that is no class of ours: hills, trees, houses, windows, clouds.
+"""Backgrounds with distractors that belong to no class: hills, trees, houses, windows, clouds.
 
-A background is painted over the whole image. Coordinates are pixels from the top left corner.
+A background fills the whole image. Coordinates are pixels from the top left corner.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FLOORS: tuple[RGB, ...] = ((186, 148, 108), (166, 130, 100), (176, 176, 180), (
 def paint_background(
     size: tuple[int, int], horizon: float, *, indoors: bool, rng: Generator
 ) -> tuple[Image.Image, RGB]:
-    """An image of `size` with its horizon so far from the top; also the colour of the ground."""
+    """A background of `size` with its horizon in pixels from the top, and the colour of the ground."""
     if indoors:
         return _room(size, horizon, rng)
     places: tuple[Callable[[Image.Image, float, Generator], RGB], ...] = (
@@ -66,7 +66,7 @@ def _gradient(size: tuple[int, int], top: RGB, bottom: RGB) -> Image.Image:
 
 
 def _ground(image: Image.Image, horizon: float, colour: RGB) -> None:
-    """From the horizon down, lighter far away."""
+    """Paint the ground from the horizon down, lighter in the distance."""
     width, height = image.size
     depth = height - int(horizon)
     image.paste(_gradient((width, depth), shade(colour, 1.15), shade(colour, 0.92)), (0, int(horizon)))
@@ -190,7 +190,7 @@ def _room(size: tuple[int, int], horizon: float, rng: Generator) -> tuple[Image.
 
 
 def _hanging(draw: ImageDraw.ImageDraw, x: float, horizon: float, width: int, rng: Generator) -> None:
-    """A window or an image on the wall."""
+    """Draw a window or a painting on the wall."""
     half, high = width * rng.uniform(0.06, 0.1), horizon * rng.uniform(0.3, 0.45)
     top = horizon * rng.uniform(0.1, 0.25)
     frame = vary(rng, (236, 232, 224), 8) if rng.random() < 0.6 else (140, 104, 72)

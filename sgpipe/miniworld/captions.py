@@ -1,4 +1,4 @@
-"""Sentences about a scene, all of them true, each with the facts it states."""
+"""Captions of a scene: true sentences, each with the facts that it states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sgpipe.miniworld.things import ThingLook
 
 
 class Wording(NamedTuple):
-    """A predicate after a noun ("riding"), as a main verb ("rides"), and seen from its object ("ridden by")."""
+    """A predicate after a noun ("riding"), as a main verb ("rides"), and in the passive ("ridden by")."""
 
     participle: str
     finite: str
@@ -50,7 +50,7 @@ WORDINGS: dict[str, Wording] = {
     "with": Wording("with", "is with"),
 }
 
-# The first is the canonical name; those named more often are used more often.
+# The first name is canonical; a name that is listed more often is used more often.
 _NOUNS: dict[str, tuple[str, ...]] = {
     "man": ("man", "man", "man", "guy", "person"),
     "woman": ("woman", "woman", "woman", "lady", "person"),
@@ -68,52 +68,49 @@ _BALLS = {0: "soccer ball", 2: "beach ball"}
 
 @dataclass(frozen=True)
 class SceneCaption:
-    """A sentence and the facts it states, in the order of its words."""
+    """A sentence and the facts it states, in word order."""
 
     text: str
     facts: tuple[Fact, ...]
 
 
 def nouns_of(kind: str) -> tuple[str, ...]:
-    """The canonical nouns for things of a kind: one, but four for people."""
+    """The canonical nouns of a class: one, or four for people."""
     return PEOPLE if kind == "person" else (_NOUNS.get(kind, (kind,))[0],)
 
 
 def noun_of(thing: Actor) -> str:
-    """The canonical noun for a thing."""
+    """The canonical noun of a thing."""
     return _names(thing)[0]
 
 
 def canonical_caption(scene: Scene, fact: Fact) -> SceneCaption:
-    """The plainest sentence of a fact: "a man riding a horse"."""
+    """The simplest caption of a fact: "a man riding a horse"."""
     subject, object_ = (_article(noun_of(scene.things[thing])) for thing in (fact.subject, fact.object))
     object_ = _another(subject, object_)
     return SceneCaption(f"{subject} {WORDINGS[fact.predicate].participle} {object_}", (fact,))
 
 
 def scene_captions(scene: Scene, rng: Generator, count: int = 5) -> list[SceneCaption]:
-    """`count` sentences in varied words, each fact that was composed stated once if there is room.
-
-    They are distinct unless the scene has too little to say.
-    """
+    """Up to `count` distinct captions in varied wordings; each composed fact is stated if `count` allows it."""
     composed = [fact for fact in scene.facts if not fact.implied]
     implied = [fact for fact in scene.facts if fact.implied]
-    found: dict[str, SceneCaption] = {}
+    captions: dict[str, SceneCaption] = {}
     for number in range(count * 4):
-        if len(found) == count:
+        if len(captions) == count:
             break
         if number < len(composed):
             fact = composed[number]
         else:
             choices = implied if implied and rng.random() < 0.3 else composed
             fact = choices[rng.integers(len(choices))]
-        caption = _word(scene, fact, rng)
-        found.setdefault(caption.text, caption)
-    return list(found.values())
+        caption = _phrase_fact(scene, fact, rng)
+        captions.setdefault(caption.text, caption)
+    return list(captions.values())
 
 
-def _word(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
-    """One fact, or two where they go well together, in one of the wordings."""
+def _phrase_fact(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
+    """A caption of a fact, sometimes combined with a second one, in a random wording."""
     if rng.random() < 0.3:
         compound = _compound(scene, fact, rng)
         if compound is not None:
@@ -147,8 +144,8 @@ def _passive(subject: str, wording: Wording, object_: str) -> str:
 
 
 def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
-    """A sentence of two facts that starts with `fact`; None if no other goes with it."""
-    others = [other for other in scene.facts if _goes_with(fact, other)]
+    """A sentence of two facts that starts with `fact`; None if no other fact can be combined with it."""
+    others = [other for other in scene.facts if _can_combine(fact, other)]
     if not others:
         return None
     other = others[rng.integers(len(others))]
@@ -165,13 +162,13 @@ def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
     )
 
 
-def _goes_with(fact: Fact, other: Fact) -> bool:
-    """Whether a sentence can state both without a doubt about who does what."""
+def _can_combine(fact: Fact, other: Fact) -> bool:
+    """Whether a sentence can state both facts without ambiguity."""
     first, second = WORDINGS[fact.predicate], WORDINGS[other.predicate]
     if {fact.subject, fact.object} == {other.subject, other.object}:
         return False
     if fact.predicate == "with":
-        # "a man with a cat on a table" would leave open who is on it.
+        # "a man with a cat on a table" is ambiguous: who is on the table?
         return other.subject == fact.subject and other.predicate in ("next to", "behind", "in front of")
     if other.implied or not (first.is_verb and second.is_verb):
         return False
@@ -186,14 +183,14 @@ def _pair(scene: Scene, fact: Fact, rng: Generator) -> tuple[str, str]:
 
 
 def _another(subject: str, object_: str) -> str:
-    """ "another dog" where the subject is called the same."""
+    """ "another dog" if the subject has the same name."""
     if subject != object_:
         return object_
     return f"another {object_.split(' ', 1)[1]}"
 
 
 def _noun_phrase(thing: Actor, rng: Generator) -> str:
-    """A name of the thing, now and then with its colour."""
+    """A name of the thing, sometimes with its colour."""
     names = _names(thing)
     name = names[rng.integers(len(names))]
     colour = _colour(thing)

@@ -1,14 +1,14 @@
-"""How a relation is made visible: each function places or poses two actors so that it is true.
+"""Compositions: each function places and poses two actors so that a relation between them is visible.
 
-One of the two is in place already; `rng` varies what may vary. People and animals that act face right; a
-whole group is mirrored when it is put into a scene.
+One of the two actors is already in place; `rng` varies the details. People and animals that act face right; a scene
+may mirror the whole group.
 """
 
 from __future__ import annotations
 
 from numpy.random import Generator
 
-from sgpipe.miniworld.actors import TOPS, Actor, Group
+from sgpipe.miniworld.actors import TOPS, Actor, SceneGroup
 from sgpipe.miniworld.people import PersonLook, shoulder_of
 from sgpipe.miniworld.shapes import Point, Shapes, capsule, path
 from sgpipe.miniworld.things import (
@@ -25,7 +25,7 @@ _STRING = (84, 84, 92)
 _SWISH = (250, 250, 250)
 
 
-def ride(group: Group, rider: Actor, mount: Actor, rng: Generator) -> None:
+def ride(group: SceneGroup, rider: Actor, mount: Actor, rng: Generator) -> None:
     """Astride a horse, on a bicycle's saddle with feet on the pedals, or balancing on a skateboard."""
     if mount.kind == "skateboard":
         rider.at = mount.place((0.0, TOPS["skateboard"].middle[1]))
@@ -51,14 +51,14 @@ def ride(group: Group, rider: Actor, mount: Actor, rng: Generator) -> None:
 
 
 def sit_at(sitter: Actor, seat: Point) -> None:
-    """Put a person's seat at a point."""
+    """Seat a person at a point."""
     assert isinstance(sitter.look, PersonLook)
     hip = sitter.look.build.hip * sitter.look.height
     sitter.at = (seat[0], seat[1] + 0.05 * sitter.look.height - hip)
 
 
-def hold(group: Group, holder: Actor, thing: Actor, rng: Generator) -> None:
-    """In the near hand, stretched out forward; an umbrella above the head."""
+def hold(group: SceneGroup, holder: Actor, thing: Actor, rng: Generator) -> None:
+    """Held in the near hand, stretched forward; an umbrella above the head."""
     hand = _hand(holder, {"umbrella": (0.17, -0.06), "kite": (0.22, 0.06)}.get(thing.kind, (0.25, -0.1)))
     thing.depth = holder.depth + 0.25
     thing.facing = holder.facing
@@ -86,7 +86,7 @@ def hold(group: Group, holder: Actor, thing: Actor, rng: Generator) -> None:
         thing.at = (hand[0] + grip[0], hand[1] + grip[1])
 
 
-def sit_on(group: Group, sitter: Actor, seat: Actor, rng: Generator) -> None:
+def sit_on(group: SceneGroup, sitter: Actor, seat: Actor, rng: Generator) -> None:
     middle, half = TOPS[seat.kind]
     shift = 0.0 if seat.kind == "chair" else float(rng.uniform(-0.5, 0.5)) * half
     x, y = seat.place((middle[0] + shift, middle[1]))
@@ -100,14 +100,14 @@ def sit_on(group: Group, sitter: Actor, seat: Actor, rng: Generator) -> None:
     sitter.facing = seat.facing
 
 
-def stand_on(group: Group, stander: Actor, base: Actor, rng: Generator) -> None:
+def stand_on(group: SceneGroup, stander: Actor, base: Actor, rng: Generator) -> None:
     middle, half = TOPS[base.kind]
     shift = 0.0 if base.kind in ("chair", "horse") else float(rng.uniform(-0.4, 0.4)) * half
     x, y = base.place((middle[0] + shift, middle[1]))
     stander.at, stander.posture, stander.depth = (x, y - 0.01), "standing", base.depth + 0.1
 
 
-def lie_on(group: Group, lier: Actor, base: Actor, rng: Generator) -> None:
+def lie_on(group: SceneGroup, lier: Actor, base: Actor, rng: Generator) -> None:
     x, y = base.place(TOPS[base.kind].middle)
     lier.posture, lier.depth = "lying", base.depth + 0.1
     lier.tilt = 90 if lier.kind == "person" else 0
@@ -115,7 +115,7 @@ def lie_on(group: Group, lier: Actor, base: Actor, rng: Generator) -> None:
     lier.at = (x - (box.left + box.right) / 2, y - 0.02 - box.bottom)
 
 
-def put_on(group: Group, thing: Actor, base: Actor, rng: Generator) -> None:
+def put_on(group: SceneGroup, thing: Actor, base: Actor, rng: Generator) -> None:
     middle, half = TOPS[base.kind]
     room = 0.0 if base.kind == "chair" or thing.kind == "skateboard" else 0.8 * half
     thing.at = base.place((middle[0] + float(rng.uniform(-room, room)), middle[1]))
@@ -123,7 +123,7 @@ def put_on(group: Group, thing: Actor, base: Actor, rng: Generator) -> None:
     thing.free.clear()
 
 
-def put_under(group: Group, thing: Actor, roof: Actor, rng: Generator) -> None:
+def put_under(group: SceneGroup, thing: Actor, roof: Actor, rng: Generator) -> None:
     if roof.kind == "umbrella":
         side = float(rng.choice([-1.0, 1.0]))
         slim = thing.kind in ("person", "chair", "cat", "bird", "sports ball")
@@ -141,8 +141,8 @@ def put_under(group: Group, thing: Actor, roof: Actor, rng: Generator) -> None:
         thing.posture = "lying"
 
 
-def next_to(group: Group, first: Actor, second: Actor, rng: Generator) -> None:
-    """Side by side, nearly touching; which of the two is new in the group finds its place."""
+def next_to(group: SceneGroup, first: Actor, second: Actor, rng: Generator) -> None:
+    """Side by side, nearly touching; the actor that is new in the group is placed next to the other."""
     placed, new = (first, second) if first in group.actors else (second, first)
     side = "aft" if "aft" in placed.free and ("fore" not in placed.free or rng.random() < 0.5) else "fore"
     placed.free.discard(side)
@@ -156,8 +156,8 @@ def next_to(group: Group, first: Actor, second: Actor, rng: Generator) -> None:
     new.at = (edge.right + gap - box.left if right else edge.left - gap - box.right, 0.0)
 
 
-def stand_behind(group: Group, far: Actor, near: Actor, rng: Generator) -> None:
-    """Farther away and partly hidden: higher up in the image, drawn first, and to one side."""
+def stand_behind(group: SceneGroup, far: Actor, near: Actor, rng: Generator) -> None:
+    """Farther away and partly hidden: higher in the image, drawn first, and shifted to one side."""
     side = int(rng.choice([-1, 1]))
     far.facing = int(rng.choice([-1, 1]))
     far.depth = near.depth - 1
@@ -168,17 +168,17 @@ def stand_behind(group: Group, far: Actor, near: Actor, rng: Generator) -> None:
     if taller:
         overlap *= 1.4
     rise = float(rng.uniform(0.2, 0.3))
-    # Nothing more on, below or above either, where it would seem to belong to the other.
+    # Nothing else may be on, below or above either actor, because it could seem to belong to the other.
     far.free.clear()
     near.free &= {"hands"}
     far.at = (front.right - overlap - box.left if side > 0 else front.left + overlap - box.right, rise)
 
 
-def stand_before(group: Group, near: Actor, far: Actor, rng: Generator) -> None:
+def stand_before(group: SceneGroup, near: Actor, far: Actor, rng: Generator) -> None:
     stand_behind(group, far, near, rng)
 
 
-def kick(group: Group, kicker: Actor, ball: Actor, rng: Generator) -> None:
+def kick(group: SceneGroup, kicker: Actor, ball: Actor, rng: Generator) -> None:
     kicker.posture = "kicking"
     box = kicker.extent()
     lift = float(rng.uniform(0.0, 0.1)) + 0.12
@@ -186,7 +186,7 @@ def kick(group: Group, kicker: Actor, ball: Actor, rng: Generator) -> None:
     _swish(group, box.right + 0.56 * ball.size + 0.16, lift + BALL_RADIUS, 0.2)
 
 
-def throw(group: Group, thrower: Actor, ball: Actor, rng: Generator) -> None:
+def throw(group: SceneGroup, thrower: Actor, ball: Actor, rng: Generator) -> None:
     assert isinstance(thrower.look, PersonLook)
     thrower.posture = "throwing"
     hand = _hand(thrower, (0.14, 0.28))
@@ -195,8 +195,8 @@ def throw(group: Group, thrower: Actor, ball: Actor, rng: Generator) -> None:
     _swish(group, ball.at[0] - 0.32, ball.at[1] + BALL_RADIUS, 0.22)
 
 
-def chase(group: Group, chaser: Actor, chased: Actor, rng: Generator) -> None:
-    """Both run to the right, one close behind the other; the chaser takes its place from the chased."""
+def chase(group: SceneGroup, chaser: Actor, chased: Actor, rng: Generator) -> None:
+    """Both run to the right, one close behind the other; the chaser is placed relative to the chased."""
     chaser.posture = "running"
     if chased.kind in ("dog", "cat", "horse", "person"):
         chased.posture = "running"
@@ -212,7 +212,7 @@ def chase(group: Group, chaser: Actor, chased: Actor, rng: Generator) -> None:
     _swish(group, edge.left - 0.05, (edge.top + edge.bottom) / 2, 0.18)
 
 
-def walk(group: Group, walker: Actor, walked: Actor, rng: Generator) -> None:
+def walk(group: SceneGroup, walker: Actor, walked: Actor, rng: Generator) -> None:
     """A dog or cat on a leash ahead, a horse on a rope behind, a bicycle pushed by its handlebar."""
     walker.posture = "walking"
     if walked.kind == "bicycle":
@@ -232,7 +232,7 @@ def walk(group: Group, walker: Actor, walked: Actor, rng: Generator) -> None:
     group.extras.append((walker.depth + 0.4, path(_ROPE, [hand, middle, collar], 0.04)))
 
 
-def fly(group: Group, flyer: Actor, kite: Actor, rng: Generator) -> None:
+def fly(group: SceneGroup, flyer: Actor, kite: Actor, rng: Generator) -> None:
     flyer.posture = "looking"
     hand = _hand(flyer, (0.2, 0.06))
     flyer.hands = (hand, (hand[0] + 0.02, hand[1] - 0.1))
@@ -245,8 +245,8 @@ def fly(group: Group, flyer: Actor, kite: Actor, rng: Generator) -> None:
     group.extras.append((flyer.depth - 0.3, path(_STRING, [hand, middle, kite.at], 0.03)))
 
 
-def look_at(group: Group, looker: Actor, seen: Actor, rng: Generator) -> None:
-    """From a small distance, facing it; people shade their eyes, animals sit and stretch their neck."""
+def look_at(group: SceneGroup, looker: Actor, seen: Actor, rng: Generator) -> None:
+    """Facing it from a small distance; people shade their eyes, animals sit and stretch their neck."""
     looker.posture = "looking"
     seen.at = (0.0, seen.at[1])
     seen.facing = 1 if rng.random() < 0.5 else -1
@@ -255,7 +255,7 @@ def look_at(group: Group, looker: Actor, seen: Actor, rng: Generator) -> None:
     seen.free.discard("over")
 
 
-def push(group: Group, pusher: Actor, thing: Actor, rng: Generator) -> None:
+def push(group: SceneGroup, pusher: Actor, thing: Actor, rng: Generator) -> None:
     grip = {
         "car": (-CAR_HALF + 0.1, 0.74),
         "bench": (-0.9, 0.92),
@@ -271,7 +271,7 @@ def push(group: Group, pusher: Actor, thing: Actor, rng: Generator) -> None:
     pusher.hands = (hand, hand)
 
 
-def jump_over(group: Group, jumper: Actor, obstacle: Actor, rng: Generator) -> None:
+def jump_over(group: SceneGroup, jumper: Actor, obstacle: Actor, rng: Generator) -> None:
     jumper.posture, jumper.airborne, jumper.depth = "jumping", True, obstacle.depth + 0.1
     jumper.at = (0.0, 0.0)
     box, top = jumper.extent(), obstacle.extent()
@@ -279,7 +279,7 @@ def jump_over(group: Group, jumper: Actor, obstacle: Actor, rng: Generator) -> N
     jumper.at = (middle - (box.left + box.right) / 2, top.top + float(rng.uniform(0.08, 0.18)) - box.bottom)
 
 
-def pet(group: Group, person: Actor, animal: Actor, rng: Generator) -> None:
+def pet(group: SceneGroup, person: Actor, animal: Actor, rng: Generator) -> None:
     """A hand on the animal's back; for small animals the person bends down."""
     assert isinstance(person.look, PersonLook)
     small = animal.kind in ("dog", "cat")
@@ -297,7 +297,7 @@ def pet(group: Group, person: Actor, animal: Actor, rng: Generator) -> None:
     person.hands = ((hand_x + 0.05, back), None)
 
 
-def fly_over(group: Group, bird: Actor, below: Actor, rng: Generator) -> None:
+def fly_over(group: SceneGroup, bird: Actor, below: Actor, rng: Generator) -> None:
     box = below.extent()
     bird.posture, bird.airborne, bird.depth = "flying", True, below.depth + 0.1
     bird.facing = int(rng.choice([-1, 1]))
@@ -305,7 +305,7 @@ def fly_over(group: Group, bird: Actor, below: Actor, rng: Generator) -> None:
 
 
 def _hand(person: Actor, offset: Point) -> Point:
-    """A point seen from a person's shoulder, in parts of the height, in the group."""
+    """A point at an offset from a person's shoulder, given as a fraction of the height, in group coordinates."""
     assert isinstance(person.look, PersonLook)
     shoulder = shoulder_of(person.look, person.posture)
     height = person.look.height
@@ -315,8 +315,8 @@ def _hand(person: Actor, offset: Point) -> Point:
     )
 
 
-def _swish(group: Group, x: float, y: float, length: float) -> None:
-    """Lines that show that something moves fast."""
+def _swish(group: SceneGroup, x: float, y: float, length: float) -> None:
+    """Motion lines behind something fast."""
     lines: Shapes = [
         capsule(_SWISH, (x - length * part, y + rise), (x, y + rise), 0.022)
         for rise, part in ((0.09, 0.6), (0.0, 1.0), (-0.09, 0.7))

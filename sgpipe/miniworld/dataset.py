@@ -1,4 +1,4 @@
-"""Writing a split of the drawn world: images, COCO instances and captions, and Visual Genome scene graphs."""
+"""Write a split of the miniworld: images, COCO instances and captions, Visual Genome scene graphs, HICO-DET labels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SCENE_GRAPHS = "scene_graphs.json"
 INTERACTIONS = "hico.json"
 INTERACTION_CLASSES = "hico_classes.json"
 
-_MOST_IMAGES = 1_000_000
-_MOST_PER_IMAGE = 100
+_MAX_IMAGES = 1_000_000
+_MAX_IDS_PER_IMAGE = 100
 _CAPTION_PURPOSE = 1
 _JPEG_QUALITY = 92
 _CATEGORY_IDS = {  # COCO's
@@ -35,7 +35,7 @@ _CATEGORY_IDS = {  # COCO's
 }  # fmt: skip
 
 
-def draw_world(
+def render_dataset(
     out: Path,
     images: int,
     seed: int,
@@ -44,21 +44,21 @@ def draw_world(
     captions: int = 5,
     progress: Callable[[], None] | None = None,
 ) -> None:
-    """Draw the first `images` images of a split into `out`, with their annotations.
+    """Render the first `images` images of a split into `out`, with their annotations.
 
-    `images/*.jpg`, `instances.json` and `captions.json` (COCO), `scene_graphs.json` (Visual Genome, all that
-    is true; its boxes are those of the instances), `hico.json` (HICO-DET in HOIA form, what is true of persons) and
-    `hico_classes.json`, what its numbers mean. An image and what is known of it depend on the seed, the split and
-    its number only. The annotations are written last, so where they are, all images are.
+    Writes `images/*.jpg`; `instances.json` and `captions.json` (COCO); `scene_graphs.json` (Visual Genome: the complete
+    ground truth, with the boxes of the instances); `hico.json` (HICO-DET in HOIA form: relations whose subject is a
+    person) and `hico_classes.json`, the names of its ids. An image and its annotations depend only on the seed, the
+    split and the image number. The annotations are written last, so if they exist, all images exist.
 
     Args:
-        split: "train", "val", or "test-compositional", whose (subject, relation, object) never occur in the
-            others.
-        captions: how many each image gets, if there is enough to say.
-        progress: called after each rendered.
+        split: "train", "val", or "test-compositional", whose (subject, predicate, object) combinations never occur in
+            the other splits.
+        captions: maximum number of captions per image.
+        progress: called after each image.
 
     Raises:
-        UserError: a number out of range, an unknown split, or `out` holds something else.
+        UserError: a number is out of range, the split is unknown, or `out` contains other files.
         OSError: the disk is full, or the folder cannot be written.
     """
     _check(images, seed, split)
@@ -77,18 +77,18 @@ def draw_world(
 
 
 def image_id(split: str, number: int) -> int:
-    """The id of a rendered, different in every split."""
-    return (SPLITS.index(split) + 1) * _MOST_IMAGES + number
+    """The id of an image, unique across splits."""
+    return (SPLITS.index(split) + 1) * _MAX_IMAGES + number
 
 
 def file_name(split: str, number: int) -> str:
-    """Its file is called by its id, as in Visual Genome."""
+    """The file name of an image: its id, as in Visual Genome."""
     return f"{image_id(split, number)}.jpg"
 
 
 @dataclass
 class Annotations:
-    """The annotation files while images are added; ids follow from the image's, not the order."""
+    """Collects the annotations of images. Ids derive from the image id, not from the order."""
 
     seed: int
     split: str
@@ -100,7 +100,7 @@ class Annotations:
 
     def add(self, scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> None:
         number = image_id(scene.split, scene.number)
-        first = number * _MOST_PER_IMAGE
+        first = number * _MAX_IDS_PER_IMAGE
         self.images.append(
             {
                 "id": number,
@@ -151,7 +151,7 @@ class Annotations:
 
 
 def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int) -> dict[str, Any]:
-    """An image's graph; `implied` marks relationships that follow from others."""
+    """The scene graph of an image; `implied` marks relationships that follow from others."""
     objects = [
         {"object_id": first + index, "x": x, "y": y, "w": w, "h": h, "names": thing.kind, "synsets": []}
         for index, (thing, (x, y, w, h)) in enumerate(zip(scene.things, rendered.boxes.tolist(), strict=True))
@@ -171,7 +171,7 @@ def _scene_graph(scene: Scene, rendered: RenderedScene, number: int, first: int)
 
 
 def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
-    """An image's facts whose subject is a person, in HOIA form; all its boxes, xyxy."""
+    """The facts of an image whose subject is a person, in HOIA form, with all boxes in pixel xyxy."""
     return {
         "file_name": file_name(scene.split, scene.number),
         "width": scene.width,
@@ -195,16 +195,16 @@ def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
 def _check(images: int, seed: int, split: str) -> None:
     if split not in SPLITS:
         raise UserError(f"the miniworld has no split {split!r}: expected one of {', '.join(SPLITS)}")
-    if not 1 <= images <= _MOST_IMAGES:
-        raise UserError(f"cannot draw {images} images: expected 1 to {_MOST_IMAGES:,}")
+    if not 1 <= images <= _MAX_IMAGES:
+        raise UserError(f"cannot render {images} images: expected 1 to {_MAX_IMAGES:,}")
     if seed < 0:
-        raise UserError(f"seed {seed}: expected a number that is not negative")
+        raise UserError(f"seed {seed}: expected a non-negative number")
 
 
 def _prepare(out: Path) -> None:
-    """Make the folders, and remove annotations that would not belong to the new images.
+    """Create the folders, and remove annotations of earlier images.
 
-    Raises UserError: `out` is a file, or has something in it that `draw_world` does not write.
+    Raises UserError: `out` is a file, or contains files that `render_dataset` does not write.
     """
     annotations = (INSTANCES, CAPTIONS, SCENE_GRAPHS, INTERACTIONS, INTERACTION_CLASSES)
     try:
@@ -212,9 +212,9 @@ def _prepare(out: Path) -> None:
     except FileNotFoundError:
         strangers = []
     except NotADirectoryError:
-        raise UserError(f"{out} is a file; give a folder for the images and annotations") from None
+        raise UserError(f"{out} is a file; expected a folder for images and annotations") from None
     if strangers:
-        raise UserError(f"{out} holds something else ({strangers[0]}); give an empty or a new folder")
+        raise UserError(f"{out} contains other files ({strangers[0]}); use an empty or new folder")
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     for name in annotations:
         (out / name).unlink(missing_ok=True)

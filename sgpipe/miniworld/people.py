@@ -1,6 +1,6 @@
 """People: a man, a woman or a child, in a posture, with hands that reach for given points.
 
-A person is drawn from the side, facing right. Lengths are in parts of the person's height.
+A person is drawn from the side, facing right. Lengths are fractions of the person's height.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sgpipe.miniworld.shapes import (
 
 
 class Build(NamedTuple):
-    """Proportions of a body."""
+    """The proportions of a body."""
 
     height: float
     head: float
@@ -53,10 +53,10 @@ CHILD = Build(height=1.2, head=0.155, hip=0.38, shoulder=0.65, girth=0.19)
 
 
 class Posture(NamedTuple):
-    """Where the parts of a body are, from the point on the ground below the hip.
+    """Positions of the parts of a body, relative to the point on the ground below the hip.
 
-    `hip` is its rise above standing height, `lean` the torso's in degrees forward, `feet` and `hands` of the
-    near and the far limb, measured from the hip and from the shoulder.
+    `hip` is its rise above standing height, `lean` the forward lean of the torso in degrees. `feet` and `hands` are
+    those of the near and the far limb, relative to the hip and to the shoulder.
     """
 
     hip: float
@@ -90,7 +90,7 @@ PEOPLE = ("man", "woman", "boy", "girl")
 
 @dataclass(frozen=True)
 class PersonLook:
-    """What stays the same in every posture."""
+    """The look of a person, the same in every posture."""
 
     noun: str
     build: Build
@@ -110,7 +110,7 @@ class PersonLook:
 
 
 def random_person(rng: Generator) -> PersonLook:
-    """A man, a woman, a boy or a girl."""
+    """A random man, woman, boy or girl."""
     noun = PEOPLE[rng.choice(4, p=[0.34, 0.34, 0.16, 0.16])]
     build = {"man": MAN, "woman": WOMAN}.get(noun, CHILD)
     female = noun in ("woman", "girl")
@@ -131,14 +131,14 @@ def random_person(rng: Generator) -> PersonLook:
 
 @dataclass
 class Body:
-    """A person being drawn: the shapes behind whatever is held, and the near arm before it."""
+    """The shapes of a person: those behind a held thing, and the near arm in front of it."""
 
     behind: Shapes = field(default_factory=list)
     front: Shapes = field(default_factory=list)
 
 
 def shoulder_of(look: PersonLook, posture: str, hip: float | None = None) -> Point:
-    """Where the shoulder is, in parts of the height; `hip` overrides the posture's height of the hip."""
+    """The position of the shoulder as a fraction of the height; `hip` overrides the hip height of the posture."""
     pose, build = POSTURES[posture], look.build
     base = (0.0, build.hip + pose.hip if hip is None else hip)
     return turn((0.0, base[1] + build.shoulder - build.hip - 0.02), -pose.lean, base)
@@ -150,11 +150,11 @@ def draw_person(
     hands: tuple[Point | None, Point | None] = (None, None),
     feet: tuple[Point, Point] | None = None,
 ) -> Body:
-    """Draw in world units, the ground below the hip at the origin.
+    """Draw a person in world units. The origin is the ground below the hip.
 
     Args:
-        hands: points the near and the far hand reach for; None lets the hand be where the posture has it.
-        feet: points of the near and the far foot instead of the posture's.
+        hands: points that the near and the far hand reach for; None keeps the hand of the posture.
+        feet: points of the near and the far foot; None keeps the feet of the posture.
     """
     pose, build, scale = POSTURES[posture], look.build, look.height
     hip = (0.0, build.hip + pose.hip)
@@ -180,7 +180,7 @@ def draw_person(
 
 
 def _fitted(feet: tuple[Point, Point], build: Build) -> list[Point]:
-    """The feet of a posture made for a man, for legs of another length."""
+    """The feet of a posture, which is defined for a man, adapted to another leg length."""
     ratio = build.hip / MAN.hip
     return [(x * ratio, y * ratio) for x, y in feet]
 

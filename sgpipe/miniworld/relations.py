@@ -1,6 +1,6 @@
-"""The relations of the drawn world: between which things each is composed, and where it puts them.
+"""The relations of the miniworld: the classes each relates, how it is composed, and what it implies.
 
-What a relation implies, and which combinations are kept for the compositional test split.
+Also the combinations reserved for the compositional test split.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import NamedTuple, TypeAlias
 from numpy.random import Generator
 
 from sgpipe.miniworld import compositions as compose
-from sgpipe.miniworld.actors import KINDS, Actor, Group
+from sgpipe.miniworld.actors import KINDS, Actor, SceneGroup
 
 Statement: TypeAlias = tuple[str, str, str]  # subject class, predicate, object class
-Composition: TypeAlias = Callable[[Group, Actor, Actor, Generator], None]
+Composition: TypeAlias = Callable[[SceneGroup, Actor, Actor, Generator], None]
 
 
 class Arrangement(NamedTuple):
-    """Which of the two is in place before the other, and the places (see `actors.SLOTS`) each uses up."""
+    """Which of the two actors must be placed first, and the slots (see `actors.SLOTS`) that each uses up."""
 
     first: str
     subject_takes: frozenset[str]
     object_takes: frozenset[str]
 
 
-class Rule(NamedTuple):
-    """A relation that can be composed. The weight says how often it is, compared to others."""
+class CompositionRule(NamedTuple):
+    """A relation that can be composed. The weight is its relative frequency."""
 
     predicate: str
     subjects: tuple[str, ...]
@@ -39,11 +39,12 @@ class Rule(NamedTuple):
 
     @property
     def statements(self) -> list[Statement]:
-        found = [(subject, self.predicate, object_) for subject, object_ in product(self.subjects, self.objects)]
-        return [statement for statement in found if statement not in _NO_ROOM and _in_order(statement)]
+        pairs = product(self.subjects, self.objects)
+        statements = [(subject, self.predicate, object_) for subject, object_ in pairs]
+        return [statement for statement in statements if statement not in _NO_ROOM and _in_order(statement)]
 
 
-# Predicates that hold the other way round, too, if read so.
+# Predicates and their converse: if A is behind B, B is in front of A.
 CONVERSE = {"next to": "next to", "behind": "in front of", "in front of": "behind"}
 
 _NO_ROOM: frozenset[Statement] = frozenset(
@@ -56,7 +57,7 @@ _NO_ROOM: frozenset[Statement] = frozenset(
 
 
 def _in_order(statement: Statement) -> bool:
-    """Of a relation that is its own converse, only one direction is composed; the other is implied."""
+    """Whether a statement is composed: for a symmetric relation only one direction is, and the other is implied."""
     subject, predicate, object_ = statement
     return CONVERSE.get(predicate) != predicate or KINDS.index(subject) <= KINDS.index(object_)
 
@@ -67,8 +68,8 @@ def _arrangement(first: str, subject_takes: str = "", object_takes: str = "") ->
 
 def _rule(
     predicate: str, subjects: str, objects: str, composition: Composition, place: Arrangement, weight: float = 1.0
-) -> Rule:
-    return Rule(predicate, _names(subjects), _names(objects), composition, place, weight)
+) -> CompositionRule:
+    return CompositionRule(predicate, _names(subjects), _names(objects), composition, place, weight)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -101,7 +102,7 @@ _SMALL = "dog, cat, bird, sports ball, cup, skateboard"
 _HELD = "umbrella, cup, sports ball, kite, skateboard, cat, bird"
 _CHASED = "dog, cat, bird, sports ball"
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[CompositionRule, ...] = (
     _rule("riding", "person", "horse, bicycle, skateboard", compose.ride, _ASTRIDE, 1.6),
     _rule("riding", "dog, cat", "skateboard", compose.ride, _ASTRIDE, 0.5),
     _rule("holding", "person", _HELD, compose.hold, _IN_HAND, 1.6),
@@ -132,15 +133,15 @@ RULES: tuple[Rule, ...] = (
     _rule("flying over", "bird", f"{_LARGE}, dog, cat", compose.fly_over, _OVERFLOWN, 0.6),
 )
 
-# All that a scene graph may state; "with" only follows from others.
+# All predicates of the scene graphs; "with" is only implied.
 PREDICATES: tuple[str, ...] = (*dict.fromkeys(rule.predicate for rule in RULES), "with")
 
 
 SPLITS = ("train", "val", "test-compositional")
 COMPOSITIONAL = "test-compositional"
 
-# What is true besides. Who pushes something is beside it; animals are petted and bicycles walked from their far
-# side.
+# Implied predicates. Someone who pushes something is next to it; animals are petted, and bicycles walked, from their
+# far side.
 _ALSO: dict[str, tuple[str, ...]] = {
     "riding": ("on",),
     "holding": ("with",),
@@ -164,14 +165,14 @@ _ALSO_OF: dict[Statement, tuple[str, ...]] = {
 
 
 def implied(subject: str, predicate: str, object_: str) -> list[tuple[str, bool]]:
-    """What else is true if a relation is: predicates, and whether they hold from object to subject."""
+    """The predicates that a relation implies, each with whether it holds from object to subject."""
     direct = [*_ALSO.get(predicate, ()), *_ALSO_OF.get((subject, predicate, object_), ())]
     converse = [CONVERSE[each] for each in (predicate, *direct) if each in CONVERSE]
     return [(each, False) for each in dict.fromkeys(direct)] + [(each, True) for each in dict.fromkeys(converse)]
 
 
 def closure(statement: Statement) -> frozenset[Statement]:
-    """The statement and all that it implies."""
+    """The statement and all statements that it implies."""
     subject, _, object_ = statement
     more = [
         (object_, predicate, subject) if swapped else (subject, predicate, object_)
@@ -180,8 +181,8 @@ def closure(statement: Statement) -> frozenset[Statement]:
     return frozenset((statement, *more))
 
 
-# Combinations that training never sees. Whatever implies or is implied by one of them is left out with it,
-# so that the statements of the compositional split and of the others have nothing in common.
+# Combinations that never occur in training. Statements that imply one of them, or are implied by one, are excluded as
+# well, so that the compositional split has no statement in common with the others.
 _HELD_OUT: frozenset[Statement] = frozenset(
     {
         ("dog", "riding", "skateboard"),
@@ -230,7 +231,7 @@ _HELD_OUT: frozenset[Statement] = frozenset(
 
 @cache
 def statements_of(split: str) -> frozenset[Statement]:
-    """The relations composed in a split's images.
+    """The relations composed in the images of a split.
 
     Raises ValueError: there is no such split.
     """

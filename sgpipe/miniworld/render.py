@@ -1,4 +1,4 @@
-"""From a scene to its image and the boxes of what is to be seen of each thing."""
+"""Render a scene: its image, and the boxes around the visible part of each thing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sgpipe.miniworld.backgrounds import paint_background
-from sgpipe.miniworld.scene import Placed, Scene
+from sgpipe.miniworld.scene import PlacedGroup, Scene
 from sgpipe.miniworld.shapes import RGB, Shapes, shade
 
-# Images are painted larger and then made smaller, which smooths the edges.
+# Images are painted at this multiple of their size and then reduced, which smooths the edges.
 OVERSAMPLING = 3
 
 
@@ -22,8 +22,8 @@ class RenderedScene:
 
     Attributes:
         boxes: float64 [things, 4], xywh in pixels, around the visible part of each thing.
-        areas: float64 [things], its size in square pixels.
-        owners: uint8 [height, width], the number of the thing seen at each pixel, counted from 1; 0: none.
+        areas: float64 [things], the area of this part in square pixels.
+        owners: uint8 [height, width], the 1-based number of the thing visible at each pixel; 0: none.
     """
 
     image: Image.Image
@@ -33,7 +33,7 @@ class RenderedScene:
 
 
 def render(scene: Scene, hidden: Collection[int] = ()) -> RenderedScene:
-    """Draw a scene; the things in `hidden` are left out, but their shadows stay."""
+    """Render a scene without the things in `hidden`, whose shadows remain."""
     size = (scene.width * OVERSAMPLING, scene.height * OVERSAMPLING)
     rng = np.random.default_rng(scene.background_seed)
     image, ground = paint_background(size, scene.horizon * OVERSAMPLING, indoors=scene.indoors, rng=rng)
@@ -53,8 +53,8 @@ def render(scene: Scene, hidden: Collection[int] = ()) -> RenderedScene:
     return RenderedScene(image.reduce(OVERSAMPLING), boxes / OVERSAMPLING, areas / OVERSAMPLING**2, owners)
 
 
-def _layers(placed: Placed, first: int) -> list[tuple[int, Shapes]]:
-    """What to draw of a group, far to near, with the label of the thing it belongs to (0: none)."""
+def _layers(placed: PlacedGroup, first: int) -> list[tuple[int, Shapes]]:
+    """The shapes of a group from far to near, each with the label of its thing (0: none)."""
     layers = [(depth, 0, shapes) for depth, shapes in placed.group.extras]
     for number, actor in enumerate(placed.group.actors, first + 1):
         layers += [(depth, number, shapes) for depth, shapes in actor.layers()]
@@ -62,7 +62,9 @@ def _layers(placed: Placed, first: int) -> list[tuple[int, Shapes]]:
     return [(label, shapes) for _, label, shapes in layers]
 
 
-def _draw(pens: tuple[ImageDraw.ImageDraw, ImageDraw.ImageDraw], placed: Placed, shapes: Shapes, label: int) -> None:
+def _draw(
+    pens: tuple[ImageDraw.ImageDraw, ImageDraw.ImageDraw], placed: PlacedGroup, shapes: Shapes, label: int
+) -> None:
     paint, mark = pens
     scale = _scale(placed)
     for shape in shapes:
@@ -71,13 +73,13 @@ def _draw(pens: tuple[ImageDraw.ImageDraw, ImageDraw.ImageDraw], placed: Placed,
         mark.polygon(corners, fill=label)
 
 
-def _scale(placed: Placed) -> np.ndarray:
+def _scale(placed: PlacedGroup) -> np.ndarray:
     unit = placed.scale * OVERSAMPLING
     return np.array([-unit if placed.mirrored else unit, -unit])
 
 
-def _shadows(pen: ImageDraw.ImageDraw, placed: Placed, colour: RGB) -> None:
-    """Dark ground below what stands on it."""
+def _shadows(pen: ImageDraw.ImageDraw, placed: PlacedGroup, colour: RGB) -> None:
+    """Darken the ground below the actors that stand on it."""
     scale, at = _scale(placed), np.multiply(placed.at, OVERSAMPLING)
     for actor in placed.group.actors:
         box = actor.extent()

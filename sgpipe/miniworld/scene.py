@@ -1,9 +1,7 @@
-"""A random scene: groups of related things and things by themselves, side by side before a background.
+"""Random scenes: groups of two or three related things, and single things, next to each other.
 
-Every scene has its own random generator, seeded by the run's seed, the split and the scene's number, so that
-it is the same whatever else is drawn.
-
-Groups of two or three related things, of which nothing is true but what was meant.
+Each scene has its own random generator, seeded by the run's seed, the split and the scene number, so it does not depend
+on other scenes. Groups are composed so that no relation holds except the intended ones and those they imply.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
-from sgpipe.miniworld.actors import KINDS, Actor, Bond, Extent, Group, random_actor
-from sgpipe.miniworld.relations import RULES, Rule, Statement, implied, statements_of
+from sgpipe.miniworld.actors import KINDS, Actor, Bond, Extent, SceneGroup, random_actor
+from sgpipe.miniworld.relations import RULES, CompositionRule, Statement, implied, statements_of
 
 SIZES = ((320, 240), (320, 240), (288, 224), (352, 240), (300, 260), (256, 256), (340, 220))
-# World units between groups: several times what lies between neighbours, so that nothing is near by accident.
+# World units between groups: several times the gap between neighbours, so that nothing is near by accident.
 GROUP_GAP = 0.7
 _MARGIN = 0.14
 _SMALLEST, _LARGEST = 50.0, 86.0  # pixels per world unit
@@ -39,10 +37,10 @@ class Fact(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A group in the image: a world unit is `scale` pixels, and the group's origin is at `at` (pixels)."""
+class PlacedGroup:
+    """A group in the image: `scale` is pixels per world unit, `at` the position of the group's origin in pixels."""
 
-    group: Group
+    group: SceneGroup
     at: tuple[float, float]
     scale: float
     mirrored: bool
@@ -50,7 +48,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything about an image but its pixels; things and facts are numbered over all groups."""
+    """Everything about an image except its pixels. Things and facts are numbered across groups."""
 
     split: str
     number: int
@@ -59,17 +57,17 @@ class Scene:
     horizon: float
     indoors: bool
     background_seed: int
-    placed: tuple[Placed, ...]
+    placed: tuple[PlacedGroup, ...]
     things: tuple[Actor, ...]
     facts: tuple[Fact, ...]
 
     def statement(self, fact: Fact) -> Statement:
-        """A fact in class names."""
+        """A fact as (subject class, predicate, object class)."""
         return self.things[fact.subject].kind, fact.predicate, self.things[fact.object].kind
 
 
 def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Generator:
-    """The random generator of one scene; `purpose` sets several of its uses apart.
+    """The random generator of one scene; each `purpose` has an independent generator.
 
     Raises ValueError: a number is negative.
     """
@@ -78,7 +76,7 @@ def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Gen
 
 
 def random_scene(seed: int, split: str, number: int) -> Scene:
-    """The scene of a number. All relations composed in it are of its split.
+    """The scene with a given number. All relations composed in it belong to its split.
 
     Raises ValueError: there is no such split, or a number is negative.
     """
@@ -107,12 +105,12 @@ def random_scene(seed: int, split: str, number: int) -> Scene:
     )
 
 
-def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[Group]:
-    """One to three groups, then up to two things by themselves that are related to nothing."""
+def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneGroup]:
+    """One to three groups, then up to two single things that are not related to anything."""
     groups = [random_group(allowed, rng) for _ in range(1 + rng.choice(3, p=[0.4, 0.45, 0.15]))]
     for _ in range(rng.choice(3, p=[0.45, 0.4, 0.15])):
-        single = Group()
-        # Often of a class that is there already: the caption must then be true of the right one.
+        single = SceneGroup()
+        # Often of a class that is already present, so that a caption is true of only one of them.
         present = [actor.kind for group in groups for actor in group.actors if actor.kind != "kite"]
         others = [kind for kind in KINDS if kind != "kite"]
         kinds = present if present and rng.random() < 0.4 else others
@@ -126,25 +124,27 @@ def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[Group]
     return groups
 
 
-def _facts(placed: tuple[Placed, ...]) -> Iterator[Fact]:
-    """What was composed and what follows from it, each once."""
-    start, found = 0, dict[tuple[int, str, int], bool]()
+def _facts(placed: tuple[PlacedGroup, ...]) -> Iterator[Fact]:
+    """The composed relations and those that they imply, without repetition."""
+    start, facts = 0, dict[tuple[int, str, int], bool]()
     for each in placed:
         group = each.group
         for subject, predicate, object_ in group.bonds:
-            found.setdefault((start + subject, predicate, start + object_), False)
+            facts.setdefault((start + subject, predicate, start + object_), False)
         for subject, predicate, object_ in group.bonds:
             names = group.actors[subject].kind, predicate, group.actors[object_].kind
             for also, swapped in implied(*names):
                 ends = (object_, subject) if swapped else (subject, object_)
-                found.setdefault((start + ends[0], also, start + ends[1]), True)
+                facts.setdefault((start + ends[0], also, start + ends[1]), True)
         start += len(group.actors)
-    for (subject, predicate, object_), follows in found.items():
-        yield Fact(subject, predicate, object_, follows)
+    for (subject, predicate, object_), is_implied in facts.items():
+        yield Fact(subject, predicate, object_, is_implied)
 
 
-def _lay_out(groups: list[Group], width: int, height: int, rng: Generator) -> tuple[float, tuple[Placed, ...]] | None:
-    """Horizon (pixels from the top) and the groups from left to right; None if they do not fit."""
+def _lay_out(
+    groups: list[SceneGroup], width: int, height: int, rng: Generator
+) -> tuple[float, tuple[PlacedGroup, ...]] | None:
+    """The horizon (pixels from the top) and the groups from left to right; None if they do not fit."""
     extents = [group.extent() for group in groups]
     wide = sum(extent.right - extent.left for extent in extents) + GROUP_GAP * (len(groups) - 1) + 2 * _MARGIN
     high = max(extent.top for extent in extents) + 2 * _MARGIN
@@ -163,13 +163,13 @@ def _lay_out(groups: list[Group], width: int, height: int, rng: Generator) -> tu
         mirrored = bool(rng.random() < 0.5)
         left = -extent.right if mirrored else extent.left
         x += float(gap)
-        placed.append(Placed(groups[index], ((x - left) * scale, ground), scale, mirrored))
+        placed.append(PlacedGroup(groups[index], ((x - left) * scale, ground), scale, mirrored))
         x += extent.right - extent.left + GROUP_GAP
     return horizon, tuple(placed)
 
 
 def _ground(extent: Extent, scale: float, horizon: float, height: int, rng: Generator) -> float:
-    """Where in the image a group stands, in pixels from the top: below the horizon, and all of it inside."""
+    """The ground level of a group in pixels from the top: below the horizon, with the whole group in the image."""
     lowest = height - 4 + min(extent.bottom, 0.0) * scale
     highest = max(horizon + 0.09 * height, extent.top * scale + 4)
     return float(rng.uniform(min(highest, lowest), lowest))
@@ -182,26 +182,26 @@ def _can_be_indoors(things: tuple[Actor, ...]) -> bool:
     )
 
 
-# World units between things of a group that are not related; neighbours have at most 0.12 between them.
+# Minimum world units between unrelated things of a group; neighbours are at most 0.12 apart.
 APART = 0.3
-_THIRD = 0.5
-_ATTEMPTS = 4
+_THIRD_THING_PROBABILITY = 0.5
+_THIRD_THING_ATTEMPTS = 4
 
 
 class Option(NamedTuple):
-    """A statement that may be composed, by which rule, and its share among those of the predicate."""
+    """A statement that can be composed, its rule, and its share among the statements of its predicate."""
 
     share: float
-    rule: Rule
+    rule: CompositionRule
     statement: Statement
 
 
 Options: TypeAlias = dict[str, list[Option]]
 
 
-def random_group(allowed: frozenset[Statement], rng: Generator) -> Group:
-    """Two things in a relation, and often a third in a relation to one of them."""
-    group = Group()
+def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
+    """Two related things, and often a third thing that is related to one of them."""
+    group = SceneGroup()
     rule, (subject_kind, _, object_kind) = _choose(_options(allowed), rng)
     subject, object_ = random_actor(subject_kind, rng), random_actor(object_kind, rng)
     first = rule.arrangement.first
@@ -209,26 +209,26 @@ def random_group(allowed: frozenset[Statement], rng: Generator) -> Group:
         first = str(rng.choice(["subject", "object"]))
     group.add(subject if first == "subject" else object_)
     relate(group, rule, subject, object_, rng)
-    if rng.random() < _THIRD:
-        for _ in range(_ATTEMPTS):
+    if rng.random() < _THIRD_THING_PROBABILITY:
+        for _ in range(_THIRD_THING_ATTEMPTS):
             larger = _with_third(group, allowed, rng)
             if larger and stays_apart(larger):
                 return larger
     return group
 
 
-def relate(group: Group, rule: Rule, subject: Actor, object_: Actor, rng: Generator) -> None:
-    """Compose a relation of two actors, of which one is in the group, and take the places it needs."""
+def relate(group: SceneGroup, rule: CompositionRule, subject: Actor, object_: Actor, rng: Generator) -> None:
+    """Compose a relation of two actors, one of which is in the group, and use up the slots it needs."""
     for actor, takes in ((subject, rule.arrangement.subject_takes), (object_, rule.arrangement.object_takes)):
         actor.free -= takes
-        if takes >= {"fore", "aft"}:  # it leaves the ground, or is enclosed
+        if takes >= {"fore", "aft"}:  # the actor leaves the ground or is enclosed
             actor.free -= {"below"}
     rule.compose(group, subject, object_, rng)
     group.bonds.append(Bond(group.add(subject), rule.predicate, group.add(object_)))
 
 
-def stays_apart(group: Group) -> bool:
-    """Whether no two things of a group are near, before or above each other without being related."""
+def stays_apart(group: SceneGroup) -> bool:
+    """Whether no two unrelated things of a group are near, in front of or above each other."""
     related = {frozenset((bond.subject, bond.object)) for bond in group.bonds}
     for (i, one), (j, other) in combinations(enumerate(group.actors), 2):
         if frozenset((i, j)) in related:
@@ -243,15 +243,15 @@ def stays_apart(group: Group) -> bool:
     return True
 
 
-def _with_third(group: Group, allowed: frozenset[Statement], rng: Generator) -> Group | None:
-    """A copy of the group with a new thing related to one that is in place; None where there is no room."""
-    fitting: Options = {}
+def _with_third(group: SceneGroup, allowed: frozenset[Statement], rng: Generator) -> SceneGroup | None:
+    """A copy of the group with a new thing that is related to one of the group; None if there is no room."""
+    possible: Options = {}
     for predicate, options in _options(allowed).items():
         if kept := [option for option in options if any(_anchors(group, option))]:
-            fitting[predicate] = kept
-    if not fitting:
+            possible[predicate] = kept
+    if not possible:
         return None
-    rule, statement = _choose(fitting, rng)
+    rule, statement = _choose(possible, rng)
     larger = copy.deepcopy(group)
     anchors = list(_anchors(larger, Option(1.0, rule, statement)))
     anchor, is_subject = anchors[rng.integers(len(anchors))]
@@ -260,22 +260,22 @@ def _with_third(group: Group, allowed: frozenset[Statement], rng: Generator) -> 
     return larger
 
 
-def _anchors(group: Group, option: Option) -> Iterator[tuple[Actor, bool]]:
-    """The actors in place to which a new one can be related, each with whether it is the subject."""
+def _anchors(group: SceneGroup, option: Option) -> Iterator[tuple[Actor, bool]]:
+    """The actors to which a new one can be related, each with whether it is the subject."""
     (subject, _, object_), (first, subject_takes, object_takes) = option.statement, option.rule.arrangement
     for is_subject in (True, False):
         if first not in ("either", "subject" if is_subject else "object"):
             continue
         kind, takes = (subject, subject_takes) if is_subject else (object_, object_takes)
         for actor in group.actors:
-            beside = first != "either" or not actor.free.isdisjoint(("fore", "aft"))
-            if actor.kind == kind and takes <= actor.free and beside:
+            has_room = first != "either" or not actor.free.isdisjoint(("fore", "aft"))
+            if actor.kind == kind and takes <= actor.free and has_room:
                 yield actor, is_subject
 
 
 @cache
 def _options(allowed: frozenset[Statement]) -> Options:
-    """What may be composed, by predicate."""
+    """The statements that can be composed, by predicate."""
     options: Options = {}
     for rule in RULES:
         statements = [statement for statement in rule.statements if statement in allowed]
@@ -285,8 +285,8 @@ def _options(allowed: frozenset[Statement]) -> Options:
     return options
 
 
-def _choose(options: Options, rng: Generator) -> tuple[Rule, Statement]:
-    """A predicate by its greatest weight, then one of its statements."""
+def _choose(options: Options, rng: Generator) -> tuple[CompositionRule, Statement]:
+    """Sample a predicate by the largest weight of its rules, then one of its statements by share."""
     predicates = list(options)
     weights = np.array([max(option.rule.weight for option in options[each]) for each in predicates])
     choices = options[predicates[rng.choice(len(predicates), p=weights / weights.sum())]]

@@ -1,8 +1,7 @@
-"""Coloured polygons, the one thing that is drawn, and the curves they are made of.
+"""Coloured polygons, the only drawing primitive, the curves they are made of, and named colours.
 
-Coordinates are those of the thing being drawn: x to the right, y up, in world units (a man is about 1.75).
-
-Named colours, each in several tones, so that a caption may say "a red car".
+Coordinates are relative to the thing being drawn: x to the right, y up, in world units (a man is about 1.75 tall). Each
+named colour has several tones, so that a caption can say "a red car".
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Shapes: TypeAlias = list[Shape]
 
 
 def shade(colour: RGB, factor: float) -> RGB:
-    """Darker (factor below 1) or lighter: above 1 goes towards white."""
+    """A darker colour (factor below 1) or a lighter one (above 1)."""
     if factor <= 1:
         red, green, blue = (round(channel * factor) for channel in colour)
     else:
@@ -59,13 +58,13 @@ def disc(colour: RGB, centre: Point, radius: float, corners: int = 20) -> Shape:
 
 
 def ring(colour: RGB, centre: Point, outer: float, inner: float, corners: int = 28) -> Shape:
-    """A disc with a hole through which one sees."""
+    """A disc with a transparent hole."""
     circle = np.vstack([_circle(corners), _circle(corners)[:1]])
     return Shape(np.vstack([circle * outer, circle[::-1] * inner]) + centre, colour)
 
 
 def sector(colour: RGB, centre: Point, radius: float, start: float, stop: float, squash: float = 1.0) -> Shape:
-    """A slice of a disc between two angles in degrees, its height multiplied by `squash`."""
+    """A sector of a disc between two angles in degrees, with its height multiplied by `squash`."""
     angles = np.radians(np.linspace(start, stop, 14))
     arc = np.column_stack([np.cos(angles), np.sin(angles) * squash]) * radius
     return Shape(np.vstack([[0.0, 0.0], arc]) + centre, colour)
@@ -93,15 +92,15 @@ def limb(
     widths: tuple[float, float, float],
     side: int,
 ) -> tuple[Shapes, Point, Point]:
-    """Two bones from `start` to `target` (or as near as they reach), bent to one side.
+    """Two bones from `start` to `target` (or as close as they reach), bent to one side.
 
     Args:
         lengths: of the bones.
         widths: at the start, the joint and the end.
-        side: 1 bends to the left of the way from start to target, -1 to the right.
+        side: 1 bends to the left as seen from start to target, -1 to the right.
 
     Returns:
-        the shapes, and where the joint and the end are.
+        the shapes, and the positions of the joint and the end.
     """
     joint, end = reach(start, target, lengths, side)
     shapes = [
@@ -112,7 +111,7 @@ def limb(
 
 
 def reach(start: Point, target: Point, lengths: tuple[float, float], side: int) -> tuple[Point, Point]:
-    """Where the joint and the end of two bones come to lie; see `limb`."""
+    """The positions of the joint and the end of two bones; see `limb`."""
     dx, dy = target[0] - start[0], target[1] - start[1]
     distance = math.hypot(dx, dy)
     upper, lower = lengths
@@ -135,7 +134,7 @@ def blob(colour: RGB, *corners: Point, steps: int = 4) -> Shape:
 
 
 def moved(shapes: Shapes, offset: Point, tilt: float = 0.0, scale: float = 1.0, flip: bool = False) -> Shapes:
-    """The shapes scaled, mirrored left to right if asked, turned by `tilt` degrees, then moved."""
+    """The shapes, scaled, optionally mirrored left to right, turned by `tilt` degrees, then moved."""
     matrix = rotation(tilt) * scale
     if flip:
         matrix = matrix * (-1.0, 1.0)
@@ -163,7 +162,7 @@ def _circle(corners: int) -> np.ndarray:
 
 @lru_cache(1)
 def _half_circle() -> np.ndarray:
-    """From straight down over the right to straight up."""
+    """A half circle from straight down over the right to straight up."""
     angles = np.linspace(-math.pi / 2, math.pi / 2, 9)
     return np.column_stack([np.cos(angles), np.sin(angles)])
 
@@ -203,14 +202,14 @@ TROUSERS: tuple[RGB, ...] = (
 
 
 class Colour(NamedTuple):
-    """A tone and the name people give it."""
+    """A tone and its common colour name."""
 
     name: str
     rgb: RGB
 
 
 def pick_colour(rng: Generator, names: Sequence[str]) -> Colour:
-    """One of the named colours in one of its tones, slightly varied."""
+    """A named colour in a random tone, slightly varied."""
     name = names[int(rng.integers(len(names)))]
     return Colour(name, vary(rng, pick(rng, _TONES[name]), 8))
 

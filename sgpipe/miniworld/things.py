@@ -1,7 +1,4 @@
-"""Chairs, dining tables, benches and cups, and where their tops and seats are.
-
-What people ride, drive and play with: bicycle, skateboard, car, ball, kite, umbrella.
-"""
+"""Inanimate things: furniture and cups, vehicles, balls, kites and umbrellas, with the positions of tops and seats."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ CUP_HEIGHT = 0.34
 
 @dataclass(frozen=True)
 class ThingLook:
-    """Colours, size and make of a lifeless thing; `style` chooses between its variants."""
+    """The look of an inanimate thing; `style` selects a variant."""
 
     kind: str
     colour: Colour
@@ -65,14 +62,14 @@ _SECOND = ("yellow", "white", "blue", "red", "green", "orange")
 
 
 def random_thing(kind: str, rng: Generator) -> ThingLook:
-    """A lifeless thing of one of the kinds, with its colours."""
+    """A random look of an inanimate class."""
     colour = pick_colour(rng, _COLOURS[kind])
     second = pick_colour(rng, [name for name in _SECOND if name != colour.name]).rgb
     return ThingLook(kind, colour, second, float(rng.uniform(0.94, 1.08)), int(rng.integers(3)))
 
 
 def draw_chair(look: ThingLook, posture: str = "standing") -> Shapes:
-    """From the side, its back on the left."""
+    """Draw a chair from the side, with its back on the left."""
     wood = look.colour.rgb
     dark, half, seat = shade(wood, 0.7), CHAIR_HALF, SEAT_HEIGHT
     shapes = [
@@ -120,7 +117,7 @@ def draw_table(look: ThingLook, posture: str = "standing") -> Shapes:
 
 
 def draw_bench(look: ThingLook, posture: str = "standing") -> Shapes:
-    """From the front: a seat and a back of planks."""
+    """Draw a bench from the front, with a seat and a back of planks."""
     wood, half, seat = look.colour.rgb, BENCH_HALF, BENCH_HEIGHT
     metal = (72, 74, 80) if look.style else shade(wood, 0.55)
     shapes = [rectangle(metal, x - 0.035, 0.0, x + 0.035, seat + 0.44) for x in (-half + 0.14, half - 0.14)]
@@ -252,7 +249,7 @@ def draw_car(look: ThingLook, posture: str = "standing") -> Shapes:
 
 
 def draw_ball(look: ThingLook, posture: str = "standing") -> Shapes:
-    """A football, a basketball or a beach ball, resting on the origin."""
+    """Draw a football, a basketball or a beach ball that rests on the origin."""
     main, r, centre = look.colour.rgb, BALL_RADIUS, (0.0, BALL_RADIUS)
     dark = (44, 44, 48)
     shapes: Shapes = [disc(shade(main, 0.82), centre, r, 26), disc(main, (-0.012, r + 0.014), r * 0.93, 26)]
@@ -275,7 +272,7 @@ def draw_ball(look: ThingLook, posture: str = "standing") -> Shapes:
 
 
 def draw_kite(look: ThingLook, posture: str = "standing") -> Shapes:
-    """A diamond with a tail, its middle at the origin; as flown it leans and the tail waves."""
+    """Draw a kite with its centre at the origin; when flown it leans and its tail waves."""
     main, second = look.colour.rgb, look.second
     left, right, top, bottom = (-0.38, 0.1), (0.38, 0.1), (0.0, 0.52), (0.0, -0.56)
     shapes: Shapes = []
@@ -296,7 +293,7 @@ def draw_kite(look: ThingLook, posture: str = "standing") -> Shapes:
 
 
 def draw_umbrella(look: ThingLook, posture: str = "standing") -> Shapes:
-    """Open, the end of its stick at the origin. Planted in the ground ("standing") it is larger than held."""
+    """Draw an open umbrella with the end of its stick at the origin; a standing one is larger than a held one."""
     large = posture == "standing"
     length, half = (2.05, 1.0) if large else (UMBRELLA_LENGTH, 0.66)
     main, second = look.colour.rgb, look.second if look.style else shade(look.colour.rgb, 1.5)
@@ -314,7 +311,7 @@ def draw_umbrella(look: ThingLook, posture: str = "standing") -> Shapes:
 
 
 def _canopy(colour: tuple[int, int, int], centre: Point, half: float, rise: float, start: float, stop: float) -> Shape:
-    """The part of a dome between two places of its scalloped rim, in parts of its half width."""
+    """The part of a dome between two points of its scalloped rim, given as fractions of its half width."""
     rim = np.linspace(start, stop, 25)
     edge = np.column_stack([rim * half, 0.07 * half * np.abs(np.sin(rim * math.pi * 2.5))])
     across = np.linspace(stop, start, 25)

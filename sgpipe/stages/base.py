@@ -1,6 +1,6 @@
-"""Stages: records in, records out. A stage runs in a plain `for` loop; Ray is the engine's business.
+"""The `Stage` protocol (records in, records out) and `LoadStage`, which only opens images.
 
-Open every image once: the stage that makes error rows where no captioner looks at the pixels.
+A stage runs in a plain `for` loop and knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sgpipe.records import Record
 class Stage(Protocol):
     """One step of the pipeline.
 
-    A stage fills the columns it names in `fills` for every record whose `status` is "ok" and returns all
-    records in the order it got them. An image it cannot read becomes an error row (`Record.fail`), never an
-    exception; an exception means that the stage itself cannot work.
+    A stage fills the columns named in `fills` for every record whose `status` is "ok" and returns all records in
+    their original order. An unreadable image becomes an error row (`Record.fail`), never an exception; an exception
+    means that the stage itself cannot run.
     """
 
     @property
@@ -32,13 +32,16 @@ class Stage(Protocol):
     def resources(self) -> Resources: ...
 
     def setup(self) -> None:
-        """Load models; called once in the process that runs the stage."""
+        """Load models. Called once, in the process that runs the stage."""
 
     def __call__(self, records: list[Record]) -> list[Record]: ...
 
 
 class LoadStage:
-    """Checks that each record's image can be used; `roots` maps a split to its image folder."""
+    """Opens each image once, so that unreadable images become error rows even in a run without a captioner.
+
+    `roots` maps a split to its image folder.
+    """
 
     name = "load"
     fills: tuple[str, ...] = ("status", "error")

@@ -1,4 +1,4 @@
-"""From a recipe to the stages that records with boxes pass."""
+"""Build the stages of a recipe."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sgpipe.stages.tag.stage import TagStage
 
 
 def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]) -> list[Stage]:
-    """The stages in the order in which records pass them.
+    """The stages that label records with boxes, in order.
 
     Args:
-        roots: image folder of each split.
-        names: every class that a box may have.
+        roots: image folder by split.
+        names: every class that a box can have.
     """
     names = list(dict.fromkeys(names))
     first: Stage

@@ -1,4 +1,4 @@
-"""Running stages one after the other: in this process, or in one of their own that may die."""
+"""Run stages in sequence, in this process or in a child process that may crash."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from multiprocessing.connection import Connection
 from sgpipe.records import Record
 from sgpipe.stages.base import Stage
 
-Finished = tuple[list[Record], dict[str, float]]
+StageOutput = tuple[list[Record], dict[str, float]]  # records, and seconds by stage name
 
 
 class StageRunner:
-    """Sets its stages up when first called; returns the records and the seconds that each stage took."""
+    """Sets up its stages on the first call; returns the records and the seconds spent in each stage."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
@@ -27,7 +27,7 @@ class StageRunner:
                 stage.setup()
             self._ready = True
 
-    def __call__(self, records: list[Record]) -> Finished:
+    def __call__(self, records: list[Record]) -> StageOutput:
         self.set_up()
         seconds: dict[str, float] = {}
         for stage in self.stages:
@@ -38,55 +38,55 @@ class StageRunner:
 
 
 class IsolatedRunner:
-    """As `StageRunner`, in a process of its own: an image that kills it becomes an error row.
+    """A `StageRunner` in a child process: an image that crashes the process becomes an error row.
 
-    Records that go in together and kill the process are halved until one is left. That one gets a second try,
-    since it may have been another that took the memory.
+    A batch that crashes the process is split in half until the record responsible is alone. That record is tried
+    twice, because another process may have exhausted the memory.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
         self._pipe: Connection | None = None
 
-    def __call__(self, records: list[Record]) -> Finished:
-        answer = self._ask(records)
-        if answer is None and len(records) == 1:
-            answer = self._ask(records)
-        if answer is not None:
-            return answer
+    def __call__(self, records: list[Record]) -> StageOutput:
+        output = self._run(records)
+        if output is None and len(records) == 1:
+            output = self._run(records)
+        if output is not None:
+            return output
         if len(records) == 1:
-            records[0].fail("worker", "the process that worked on this image died, twice")
+            records[0].fail("worker", "the worker crashed twice on this image")
             return records, {}
         middle = len(records) // 2
         (first, some), (second, more) = self(records[:middle]), self(records[middle:])
         return first + second, {name: some.get(name, 0.0) + more.get(name, 0.0) for name in {**some, **more}}
 
-    def _ask(self, records: list[Record]) -> Finished | None:
-        """What the process answers; None: it died of it. Raises what a stage raises."""
+    def _run(self, records: list[Record]) -> StageOutput | None:
+        """The output of the child process, or None if it crashed. Raises whatever a stage raises."""
         pipe = self._pipe or self._start()
         try:
             pipe.send(records)
-            answer = pipe.recv()
+            reply = pipe.recv()
         except (EOFError, OSError):
             self._pipe = None
             return None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def _start(self) -> Connection:
-        """Raises UserError: a stage cannot be set up; RuntimeError: the process died of it."""
+        """Raises UserError: a stage cannot be set up; RuntimeError: the process crashed during setup."""
         context = multiprocessing.get_context("spawn")
-        pipe, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(self.stages, theirs), daemon=True)
+        pipe, child_end = context.Pipe()
+        process = context.Process(target=_serve, args=(self.stages, child_end), daemon=True)
         process.start()
-        theirs.close()
+        child_end.close()
         try:
             failed = pipe.recv()
         except EOFError:
             process.join()
             names = ", ".join(stage.name for stage in self.stages)
-            raise RuntimeError(f"the process died (exit code {process.exitcode}) that set up {names}") from None
+            raise RuntimeError(f"a worker crashed while setting up {names} (exit code {process.exitcode})") from None
         if failed is not None:
             raise failed
         self._pipe = pipe
@@ -94,7 +94,7 @@ class IsolatedRunner:
 
 
 def _serve(stages: Sequence[Stage], pipe: Connection) -> None:
-    """Until the other end of the pipe is gone: records in, records out."""
+    """Answer record lists until the parent closes the pipe."""
     runner = StageRunner(stages)
     try:
         runner.set_up()
@@ -103,5 +103,5 @@ def _serve(stages: Sequence[Stage], pipe: Connection) -> None:
             pipe.send(runner(pipe.recv()))
     except EOFError:
         return
-    except Exception as reason:  # noqa: BLE001 - whatever it is, the other end raises it
+    except Exception as reason:  # noqa: BLE001 - the parent process raises it
         pipe.send(reason)

@@ -116,7 +116,7 @@ def test_the_command_draws_images_and_prints_relations(drawn, tmp_path):
 
 def test_a_image_in_memory_that_cannot_be_read_is_an_error(pipeline, tmp_path):
     graph = pipeline(Image.new("F", (8, 8)))
-    assert "its pixels are fractions" in str(graph.error)
+    assert "its pixels are floating-point numbers" in str(graph.error)
     assert graph.triplets() == []
     assert graph.draw().width > 0
 

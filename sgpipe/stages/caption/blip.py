@@ -1,8 +1,7 @@
-"""A BLIP captioning checkpoint made ready for use: its weights, tokenizer and image preparation.
+"""Load a BLIP captioning checkpoint (Li et al., ICML 2022): weights, tokenizer and image preparation.
 
-BLIP: Li et al., ICML 2022. Whatever a checkpoint may lack is found here, before the first image.
-
-BLIP's vision tower with PyTorch's fused attention, which transformers refuses for this model.
+A checkpoint is checked completely before the first image. The vision tower gets PyTorch's fused attention, which
+transformers does not support for this model.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from sgpipe.errors import UserError
 
 ARCHITECTURE = "BlipForConditionalGeneration"
 
-# What transformers, safetensors and torch raise for files that are absent, damaged or of another model.
+# Raised by transformers, safetensors and torch for files that are missing, damaged or of another model.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -50,8 +49,8 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """How an image becomes the input of the vision tower: squashed to a square, scaled, normalised."""
+class ImagePreparation:
+    """Turns an image into the input of the vision tower: resized to a square, scaled and normalised."""
 
     size: int
     mean: tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
@@ -68,11 +67,11 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Blip:
-    """A loaded captioner. `prepare` makes pixels, `encode` runs the vision tower, `text` reads tokens."""
+    """A loaded captioner. `prepare` makes pixels, `encode` runs the vision tower, `text` decodes tokens."""
 
     model: BlipForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
-    prepare: Preparation
+    prepare: ImagePreparation
 
     @property
     def text_config(self) -> Any:
@@ -93,27 +92,27 @@ class Blip:
         return [self.text_config.bos_token_id, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
 
     def text(self, ids: list[int]) -> str:
-        """The words of generated tokens, without special tokens and with single spaces."""
+        """The text of generated tokens, without special tokens and with single spaces."""
         known = [token for token in ids if token < len(self.tokenizer)]
         words = str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
-        # A word piece that continues the prompt's last word keeps its mark when decoded without that word.
+        # A word piece that continues the last word of the prompt keeps its "##" when decoded without that word.
         return " ".join(words.split()).removeprefix("##").strip()
 
 
 def load_blip(source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> Blip:
-    """The captioner in a folder, or of a hub id (out of the local cache when offline).
+    """Load a captioner from a folder or a hub id (from the local cache when offline).
 
-    Images get the side in pixels that the position embeddings were trained for; another `image_size`
-    interpolates them.
+    `image_size` is the side in pixels; None is the side that the position embeddings were trained for. Other sizes
+    interpolate them.
 
-    Raises UserError: nothing there, another kind of model, missing or damaged weights, a tokenizer that
-    does not belong to the model, or an `image_size` that the model's patches do not fill.
+    Raises UserError: no such model, another kind of model, missing or damaged weights, a tokenizer that does not
+    belong to the model, or an `image_size` that is not a multiple of the patch size.
     """
     with _quiet():
         _check_config(source)
         model = _load_model(source)
         tokenizer = _load_tokenizer(source, model.config.text_config)
-        prepare = _load_preparation(source, model.config.vision_config, image_size)
+        prepare = _load_image_preparation(source, model.config.vision_config, image_size)
     fuse_vision_attention(model)
     torch.nn.Module.to(model, device=device, dtype=dtype)
     return Blip(model.eval(), tokenizer, prepare)
@@ -121,7 +120,7 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and load reports: what matters of them is raised as an error."""
+    """Silence the progress bars and load reports of transformers; problems are raised as errors instead."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -136,13 +135,13 @@ def _quiet() -> Iterator[None]:
 def _check_config(source: str) -> None:
     config = _read_config(source)
     if not isinstance(config, dict):
-        raise UserError(f"captioner {source!r} is not BLIP: config.json holds no settings")
+        raise UserError(f"captioner {source!r} is not BLIP: config.json has no settings")
     model_type, architectures = config.get("model_type"), config.get("architectures")
     if model_type != "blip":
         raise UserError(f"captioner {source!r} is not BLIP: model_type is {model_type!r}, expected 'blip'")
     if architectures and ARCHITECTURE not in architectures:
-        found = ", ".join(map(str, architectures))
-        raise UserError(f"captioner {source!r} cannot caption: it is a {found}, expected {ARCHITECTURE}")
+        names = ", ".join(map(str, architectures))
+        raise UserError(f"captioner {source!r} cannot caption: it is a {names}, expected {ARCHITECTURE}")
 
 
 def _read_config(source: str) -> Any:
@@ -163,7 +162,7 @@ def _read_config(source: str) -> Any:
 
 
 def _options(source: str) -> dict[str, Any]:
-    """A folder never touches the network, and nothing in a checkpoint is run as code."""
+    """A folder never uses the network, and code in a checkpoint is never run."""
     return {"local_files_only": Path(source).is_dir(), "trust_remote_code": False}
 
 
@@ -177,7 +176,8 @@ def _load_model(source: str) -> BlipForConditionalGeneration:
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"captioner {source!r}: {len(missing)} weights are missing, such as {missing[0]}")
+        count = f"{len(missing)} weights are" if len(missing) > 1 else "1 weight is"
+        raise UserError(f"captioner {source!r}: {count} missing, such as {missing[0]}")
     return model
 
 
@@ -190,12 +190,12 @@ def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
     except _UNREADABLE as reason:
         raise UserError(f"captioner {source!r}: cannot load its tokenizer: {_first_line(reason)}") from None
     vocabulary = text_config.vocab_size
-    # Without its files a tokenizer comes back with its special tokens only. [DEC] and [ENC] may be known
-    # to the model alone, and a model's vocabulary may be padded, hence the tolerance.
+    # Without its files transformers returns a tokenizer of special tokens only. The tolerance allows for [DEC] and
+    # [ENC], which only the model may know, and for a padded vocabulary of the model.
     if not 0.9 * vocabulary - 2 <= len(tokenizer) <= vocabulary + 2:
         raise UserError(
-            f"captioner {source!r}: its tokenizer has {len(tokenizer)} tokens but the model's vocabulary "
-            f"{vocabulary}; tokenizer.json or vocab.txt is missing or belongs to another model"
+            f"captioner {source!r}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary {vocabulary}; "
+            "tokenizer.json or vocab.txt is missing or belongs to another model"
         )
     for name in ("bos_token_id", "sep_token_id"):
         token = getattr(text_config, name)
@@ -206,7 +206,7 @@ def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_preparation(source: str, vision_config: Any, image_size: int | None) -> Preparation:
+def _load_image_preparation(source: str, vision_config: Any, image_size: int | None) -> ImagePreparation:
     size, patch = image_size or vision_config.image_size, vision_config.patch_size
     if size % patch:
         raise UserError(f"captioner {source!r}: image_size {size} is not a multiple of its patch size {patch}")
@@ -215,11 +215,11 @@ def _load_preparation(source: str, vision_config: Any, image_size: int | None) -
     except OSError as reason:
         if "JSON" in str(reason):
             raise UserError(f"captioner {source!r}: {_first_line(reason)}") from None
-        return Preparation(size)
+        return ImagePreparation(size)
     mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UserError(f"captioner {source!r}: image_mean {mean} and image_std {std} are not those of RGB")
-    return Preparation(size, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
+        raise UserError(f"captioner {source!r}: image_mean {mean} and image_std {std} are not values for RGB")
+    return ImagePreparation(size, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
 
 
 def _first_line(reason: BaseException) -> str:
@@ -227,7 +227,7 @@ def _first_line(reason: BaseException) -> str:
 
 
 class FusedAttention(nn.Module):
-    """The weights of a `BlipAttention` without its [heads, patches, patches] matrix of scores in memory."""
+    """The weights of a `BlipAttention`, without storing its [heads, patches, patches] matrix of scores."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -238,12 +238,12 @@ class FusedAttention(nn.Module):
     def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
         """[images, 1 + patches, width] to the same shape, and no attention map."""
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(query, key, value)
-        return self.projection(seen.transpose(1, 2).flatten(2)), None
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.projection(attended.transpose(1, 2).flatten(2)), None
 
 
 def fuse_vision_attention(model: BlipForConditionalGeneration) -> None:
-    """Exchange the attention of every vision layer in place; it then serves inference only."""
+    """Replace the attention of every vision layer in place. The model can no longer be saved."""
     layers: Any = model.vision_model.encoder.layers
     for layer in layers:
         layer.self_attn = FusedAttention(layer.self_attn)

@@ -1,8 +1,8 @@
-"""BLIP's text decoder over one set of image states per image, however many captions share it.
+"""BLIP's text decoder, with the image states of an image shared by all of its captions.
 
-The weights are those of transformers' `BlipTextLMHeadModel`; only the attention is ours. The keys and values
-of the cross-attention are computed once per image, and the samples of an image attend to them as further
-queries, so nothing of the image is copied per sample.
+The weights are those of transformers' `BlipTextLMHeadModel`; only the attention is ours. The keys and values of the
+cross-attention are computed once per image, and the samples of an image attend to them as additional queries, so no
+image data is copied per sample.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformers import BlipForConditionalGeneration
 
 @dataclass
 class DecoderState:
-    """What the decoder remembers of `rows = images * samples` sequences of equal length.
+    """The key-value cache of `rows = images * samples` sequences of equal length, per layer.
 
-    `keys` and `values` hold, per layer, the self-attention of the tokens so far in [rows, heads, capacity,
-    head width], of which the first `length` positions are filled. `image_keys` and `image_values` hold the
-    cross-attention in [images, heads, 1 + patches, head width].
+    `keys` and `values` belong to the self-attention: [rows, heads, capacity, head width], of which the first `length`
+    positions are filled. `image_keys` and `image_values` belong to the cross-attention: [images, heads, 1 + patches,
+    head width].
     """
 
     keys: list[Tensor]
@@ -32,12 +32,12 @@ class DecoderState:
     length: int = 0
 
     def fork(self, samples: int) -> None:
-        """Turn each image's one sequence into `samples` sequences with the same beginning."""
+        """Turn the single sequence of each image into `samples` sequences with the same prefix."""
         self.keys = [keys.repeat_interleave(samples, dim=0) for keys in self.keys]
         self.values = [values.repeat_interleave(samples, dim=0) for values in self.values]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all sequences but `rows` (indices); each image must keep equally many."""
+        """Drop all sequences except `rows` (indices); every image must keep the same number."""
         self.keys = [keys[rows] for keys in self.keys]
         self.values = [values[rows] for values in self.values]
 
@@ -54,8 +54,8 @@ class BlipDecoder:
 
     @torch.inference_mode()
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
-        """No tokens yet: room for `capacity` of them after [images, 1 + patches, vision width]."""
-        image_keys, image_values = zip(*(layer.look(image_states) for layer in self.layers), strict=True)
+        """An empty cache with room for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
+        image_keys, image_values = zip(*(layer.project_image(image_states) for layer in self.layers), strict=True)
         images, heads, _, width = image_keys[0].shape
         empty = image_states.new_empty(images, heads, capacity, width)
         return DecoderState(
@@ -67,7 +67,7 @@ class BlipDecoder:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, state: DecoderState) -> Tensor:
-        """Append `ids` [rows, tokens]; returns the next token's scores, float32 [rows, vocabulary]."""
+        """Append `ids` [rows, tokens]; returns the scores of the next token, float32 [rows, vocabulary]."""
         hidden = self._embed(ids, state.length)
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, state, index)
@@ -89,8 +89,8 @@ class _Layer:
         self.query_key_value = _joined(inner.query, inner.key, inner.value)
         self.image_key_value = _joined(cross.key, cross.value)
 
-    def look(self, image_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of an image, each [images, heads, 1 + patches, head width]."""
+    def project_image(self, image_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the images, each [images, heads, 1 + patches, head width]."""
         keys, values = F.linear(image_states, *self.image_key_value).chunk(2, dim=-1)
         return self._split(keys).contiguous(), self._split(values).contiguous()
 
@@ -106,17 +106,17 @@ class _Layer:
         keys, values = state.keys[index], state.values[index]
         keys[:, :, start:stop] = key
         values[:, :, start:stop] = value
-        # Several tokens at once are the beginning of the sequence; a single one sees all before it.
+        # Several tokens are the start of the sequence and need a mask; a single token attends to all before it.
         causal = hidden.shape[1] > 1
-        seen = F.scaled_dot_product_attention(query, keys[:, :, :stop], values[:, :, :stop], is_causal=causal)
-        return seen.transpose(1, 2).flatten(2)
+        attended = F.scaled_dot_product_attention(query, keys[:, :, :stop], values[:, :, :stop], is_causal=causal)
+        return attended.transpose(1, 2).flatten(2)
 
     def _attend_image(self, hidden: Tensor, state: DecoderState, index: int) -> Tensor:
         keys, values = state.image_keys[index], state.image_values[index]
         query = self.layer.crossattention.self.query(hidden)
-        together = self._split(query.reshape(len(keys), -1, query.shape[-1]))
-        seen = F.scaled_dot_product_attention(together, keys, values)
-        return seen.transpose(1, 2).reshape(query.shape)
+        by_image = self._split(query.reshape(len(keys), -1, query.shape[-1]))
+        attended = F.scaled_dot_product_attention(by_image, keys, values)
+        return attended.transpose(1, 2).reshape(query.shape)
 
     def _split(self, states: Tensor) -> Tensor:
         """[batch, tokens, width] to [batch, heads, tokens, head width]."""
@@ -124,6 +124,6 @@ class _Layer:
 
 
 def _joined(*linears: torch.nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight and bias of several projections of the same states as one."""
+    """The concatenated weights and biases of several projections of the same states."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     return weight, torch.cat([linear.bias.detach() for linear in linears])

@@ -1,8 +1,8 @@
-"""From image states to caption tokens: exact nucleus samples with counter-based noise, or beam search.
+"""From image states to caption tokens: exact nucleus sampling with counter-based noise, or beam search.
 
-Nucleus sampling: Holtzman et al., ICLR 2020. A sample is the arg-max of the kept tokens' scores plus Gumbel
-noise, where the noise of a token is a pure function of (image, sample, step, token). So it is the same on
-every device, in every batch and in any order.
+Nucleus sampling: Holtzman et al., ICLR 2020. A sample is the argmax of the kept tokens' scores plus Gumbel noise, and
+the noise of a token is a pure function of (image, sample, step, token). It is therefore the same on every device, in
+every batch and in any order.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from transformers import BlipForConditionalGeneration, GenerationConfig
 
 from sgpipe.stages.caption.blip_decoder import BlipDecoder
 
-_WORD = 0xFFFFFFFF
+_UINT32 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
 class NucleusSampling:
-    """How captions are drawn; lengths count every token of the decoder: [DEC], prompt, words and [SEP]."""
+    """Settings of nucleus sampling. Lengths count every token of the decoder: [DEC], prompt, words and [SEP]."""
 
     samples: int
     top_p: float
@@ -40,31 +40,31 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
     a, b, c, d = counter
     k0, k1 = key
     for _ in range(10):
-        # Products wrap around in int64, which leaves both halves intact once masked.
+        # int64 products wrap around; after masking, both halves are correct.
         left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
-        a, b = ((right >> 32) & _WORD) ^ b ^ k0, right & _WORD
-        c, d = ((left >> 32) & _WORD) ^ d ^ k1, left & _WORD
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+        a, b = ((right >> 32) & _UINT32) ^ b ^ k0, right & _UINT32
+        c, d = ((left >> 32) & _UINT32) ^ d ^ k1, left & _UINT32
+        k0, k1 = (k0 + 0x9E3779B9) & _UINT32, (k1 + 0xBB67AE85) & _UINT32
     return a, b, c, d
 
 
 def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise (float64) of each (key, sample, step, token); `keys` hold 63 random bits."""
     counter = (tokens, torch.full_like(tokens, step), samples, torch.zeros_like(tokens))
-    high, low, _, _ = philox(counter, (keys & _WORD, keys >> 32))
+    high, low, _, _ = philox(counter, (keys & _UINT32, keys >> 32))
     uniform = ((high >> 5) * 2**26 + (low >> 6) + 0.5).double() * 2**-53
     return -torch.log(-torch.log(uniform))
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """Which tokens are kept, bool [rows, vocabulary]: the likeliest, as few as reach `top_p` together.
+    """The kept tokens, bool [rows, vocabulary]: the smallest set of most likely tokens that reaches `top_p`.
 
-    Equally likely tokens at the edge are taken in the order of their numbers.
+    Equally likely tokens at the edge are taken in the order of their ids.
     """
     probabilities = scores.softmax(dim=-1)
-    # Tokens below this share sum to less than 1 - top_p together, so none is kept and none needs sorting.
-    share = (1 - top_p) / scores.shape[-1]
-    most = max(1, int((probabilities > share).sum(dim=-1).max()))
+    # All tokens below this probability sum to less than 1 - top_p, so none is kept and none needs sorting.
+    negligible = (1 - top_p) / scores.shape[-1]
+    most = max(1, int((probabilities > negligible).sum(dim=-1).max()))
     likeliest = probabilities.topk(most, dim=-1).values.double()
     before = likeliest.cumsum(dim=-1) - likeliest
     kept = (before < top_p).sum(dim=-1, keepdim=True)
@@ -75,7 +75,7 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 def draw(scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int) -> Tensor:
-    """One token of the nucleus per row of [rows, vocabulary]; `keys` and `samples` name the rows' noise."""
+    """Sample a token of the nucleus for each row of [rows, vocabulary]; `keys` and `samples` select the noise."""
     rows, tokens = nucleus(scores, top_p).nonzero(as_tuple=True)
     noisy = torch.full_like(scores, -torch.inf, dtype=torch.float64)
     noisy[rows, tokens] = scores[rows, tokens].double() + gumbel(keys[rows], samples[rows], step, tokens)
@@ -90,10 +90,10 @@ def sample_captions(
 
     Args:
         image_states: [images, 1 + patches, vision width].
-        keys: one per image, 63 bits that name its noise.
+        keys: one per image, 63 bits that select its noise.
 
-    With one image, sequences that have ended leave the computation. With several they stay, so that every
-    tensor has the same shape however long the other images' captions get.
+    With one image, sequences that have ended are dropped from the computation. With several images they stay, so that
+    tensor shapes do not depend on the length of other images' captions.
 
     Raises FloatingPointError: the model's scores are not finite.
     """
@@ -115,12 +115,12 @@ def sample_captions(
         step = length - len(prompt)
         tokens = draw(scores / sampling.temperature, sampling.top_p, row_keys[rows], row_samples[rows], step)
         drawn[rows, length] = tokens
-        going = (drawn[rows, len(prompt) : length + 1] != sampling.end).all(dim=-1)
-        if length + 1 == sampling.max_tokens or not bool(going.any()):
+        active = (drawn[rows, len(prompt) : length + 1] != sampling.end).all(dim=-1)
+        if length + 1 == sampling.max_tokens or not bool(active.any()):
             break
-        if images == 1 and not bool(going.all()):
-            rows, tokens = rows[going], tokens[going]
-            state.keep(going.nonzero().squeeze(-1))
+        if images == 1 and not bool(active.all()):
+            rows, tokens = rows[active], tokens[active]
+            state.keep(active.nonzero().squeeze(-1))
         scores = decoder(tokens.unsqueeze(-1), state)
     captions = [_until(row, sampling.end) for row in drawn[:, len(prompt) :].tolist()]
     return [captions[first : first + sampling.samples] for first in range(0, len(captions), sampling.samples)]
@@ -134,9 +134,9 @@ def beam_captions(
     min_tokens: int,
     max_tokens: int,
 ) -> list[list[list[int]]]:
-    """The tokens after `prompt` of each image's best caption by transformers' beam search (1: greedy).
+    """The tokens after `prompt` of the best caption of each image, by transformers' beam search (1: greedy).
 
-    Lengths count as in `NucleusSampling`; the result is nested as in `sample_captions`, one per image.
+    Lengths count as in `NucleusSampling`. The result is nested as in `sample_captions`, with one sample per image.
     """
     text_config: Any = model.config.text_config
     end = text_config.sep_token_id

@@ -1,13 +1,10 @@
-"""Captions of the whole image, of its boxes, or of the regions of its box pairs, by a BLIP checkpoint.
+"""The caption stage: captions of whole images, of boxes, or of the regions around box pairs, by a BLIP checkpoint.
 
-A caption depends on the run's seed, the image, its region and the sample's number, never on `batch_size`,
-on the other records of a call, their order or their errors. Matrix products round differently for other
-numbers of rows; so on a CPU every image is a computation of its own, with all its samples, and this holds
-to the bit. On a GPU images go through in padded groups of a fixed size. Between devices, number formats,
-library versions or numbers of threads the noise stays the same but scores differ in their last digits:
-rarely, a caption changes.
-
-Which parts of an image are captioned: all of it, its boxes, or the regions around pairs of boxes.
+A caption depends on the run's seed, the image, the region and the sample number. It never depends on `batch_size` or
+on other records. Matrix products round differently for different numbers of rows, so on a CPU each region is
+computed alone, with all its samples, and the result is bit-for-bit reproducible. On a GPU regions are computed in
+padded groups of a fixed size. Across devices, number formats, library versions and thread counts the noise is the
+same but scores differ in their last digits, which rarely changes a caption.
 """
 
 from __future__ import annotations
@@ -34,7 +31,20 @@ from sgpipe.stages.caption.decoding import NucleusSampling, beam_captions, sampl
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 
 _GPU_GROUP = 8
-_REMEDY = "lower caption.samples, or raise caption.resources.gpus, so that fewer actors share it"
+_REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
+# Limits the memory for an image with tens of thousands of boxes.
+_MAX_PAIRED_BOXES = 1000
+
+Window = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of an image: `boxes` index `Record.objects`, `window` is xyxy in pixels (None: the whole image)."""
+
+    scope: Scope
+    boxes: tuple[int, ...] = ()
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -45,10 +55,10 @@ class _Crop:
 
 
 class CaptionStage:
-    """Fills `captions` with `samples` nucleus captions (or one by beam search) of every region of the scopes.
+    """Fills `captions` with `samples` nucleus samples (or one beam search result) for every region of the scopes.
 
-    `roots` maps a split to its image folder. Captions come in the order of `config.scopes`, regions and
-    samples; equal samples are kept, since their number tells how likely the caption is.
+    `roots` maps a split to its image folder. Captions are ordered by scope, region and sample; duplicates are kept,
+    since their number shows how likely the caption is.
     """
 
     name = "caption"
@@ -63,7 +73,7 @@ class CaptionStage:
     def setup(self) -> None:
         """Load the captioner.
 
-        Raises UserError: it cannot be used (see `load_blip`), or `max_tokens` leaves no room for a caption.
+        Raises UserError: it cannot be loaded (see `load_blip`), or `max_tokens` leaves no room for a caption.
         """
         if self.config.captioner is None:
             raise UserError("caption.captioner is not set: expected the folder or hub id of a BLIP captioner")
@@ -88,15 +98,15 @@ class CaptionStage:
         most, least = self.config.max_tokens, self.config.min_tokens
         positions = self.blip.text_config.max_position_embeddings
         if most > positions:
-            raise UserError(f"caption.max_tokens is {most}; this captioner has {positions} positions")
+            raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
         if most <= len(self.prompt) or most < least:
             raise UserError(
                 f"caption.max_tokens is {most}: expected at least min_tokens ({least}) and more than the "
-                f"{len(self.prompt)} tokens of the prompt and its start, which count"
+                f"{len(self.prompt)} tokens of [DEC] and the prompt, which are included"
             )
 
     def _crops(self, records: Sequence[Record]) -> Iterator[_Crop]:
-        """Every region to caption, opened when asked for; unusable images become error rows."""
+        """Yield every region to caption, opening images on demand; unreadable images become error rows."""
         for record in records:
             if not record.ok:
                 continue
@@ -142,43 +152,28 @@ def _crop(image: Image.Image, region: Region) -> Image.Image:
 
 
 def _noise_key(seed: int, crop: _Crop) -> int:
-    """63 bits that name the noise of a region, the same in every process."""
+    """63 bits that select the noise of a region, the same in every process."""
     record, region = crop.record, crop.region
     name = [seed, record.dataset, record.split, record.image_id, region.scope, list(region.boxes)]
     digest = hashlib.blake2b(json.dumps(name).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-Window = tuple[int, int, int, int]
-
-# Bounds the memory of an image that is annotated with tens of thousands of boxes.
-_MOST_PAIRED = 1000
-
-
-@dataclass(frozen=True)
-class Region:
-    """A part of an image: `boxes` index `Record.objects`, `window` is xyxy in pixels (None: all of it)."""
-
-    scope: Scope
-    boxes: tuple[int, ...] = ()
-    window: Window | None = None
-
-
 def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> list[Region]:
-    """The regions of each scope in turn, ordered by box index; crowd boxes are left out.
+    """The regions of each scope, ordered by box index, without crowd boxes.
 
-    At most `max_crops` boxes are kept, the largest ones, and at most as many pairs: those that overlap, by the
-    size of the overlap, then those nearest to each other, among the 1,000 largest boxes. A pair is unordered and
-    has one region, the smallest rectangle around both boxes (the authors' dense captions take the first pairs).
+    Scope "box" has the `max_crops` largest boxes. Scope "pair" has at most `max_crops` unordered pairs of the 1,000
+    largest boxes: overlapping pairs by size of the overlap, then the nearest pairs. The region of a pair is the
+    smallest rectangle around both boxes. (RLIPv2's dense captions take the first pairs instead.)
     """
-    found: list[Region] = []
+    selected: list[Region] = []
     for scope in dict.fromkeys(scopes):
         if scope == "image":
-            found.append(Region("image"))
+            selected.append(Region("image"))
         else:
             groups = _boxes(record, max_crops) if scope == "box" else _pairs(record, max_crops)
-            found += [Region(scope, boxes, _window(record, boxes)) for boxes in groups]
-    return found
+            selected += [Region(scope, boxes, _window(record, boxes)) for boxes in groups]
+    return selected
 
 
 def _boxes(record: Record, max_crops: int) -> list[tuple[int, ...]]:
@@ -186,11 +181,11 @@ def _boxes(record: Record, max_crops: int) -> list[tuple[int, ...]]:
 
 
 def _pairs(record: Record, max_crops: int) -> list[tuple[int, ...]]:
-    single = np.array(_largest(record, _MOST_PAIRED), dtype=int)
+    single = np.array(_largest(record, _MAX_PAIRED_BOXES), dtype=int)
     boxes = np.array([record.objects[index].bbox for index in single]).reshape(-1, 4)
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     first, second = np.triu_indices(len(single), k=1)
-    # Per axis: the length of the overlap, or minus the width of the gap.
+    # Per axis: the length of the overlap, or the negative width of the gap.
     shared = np.minimum(high[first], high[second]) - np.maximum(low[first], low[second])
     gap = np.hypot(*np.maximum(-shared, 0).T)
     overlap = np.maximum(shared, 0).prod(axis=1)
@@ -199,7 +194,7 @@ def _pairs(record: Record, max_crops: int) -> list[tuple[int, ...]]:
 
 
 def _largest(record: Record, most: int) -> list[int]:
-    """In order of index; the first of equally large boxes is kept."""
+    """The largest non-crowd boxes, ordered by index; of equally large boxes the first is preferred."""
 
     def area(index: int) -> float:
         _, _, width, height = record.objects[index].bbox
@@ -210,7 +205,7 @@ def _largest(record: Record, most: int) -> list[int]:
 
 
 def _window(record: Record, boxes: Sequence[int]) -> Window:
-    """The whole pixels that the boxes touch, at least one, inside the image."""
+    """The whole pixels covered by the boxes, clipped to the image; at least one pixel."""
     bounds = [record.objects[index].bbox for index in boxes]
     left = min(max(math.floor(min(x for x, _, _, _ in bounds)), 0), record.width - 1)
     top = min(max(math.floor(min(y for _, y, _, _ in bounds)), 0), record.height - 1)

@@ -1,4 +1,4 @@
-"""Object detectors: an image in, boxes with classes out. Those of transformers, and this project's own networks."""
+"""Object detectors: an image in, classified boxes out. Models of transformers, or a trained ParSeDA or ParSeD."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ from sgpipe.recipe import DetectConfig
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
 
-_OWN = ("rlip_parseda", "rlip_parsed")
-_BY_NUMBER, _BY_PHRASE = ("owlvit", "owlv2"), ("grounding-dino", "mm-grounding-dino")  # what zero-shot detectors answer
-_ANY_PREDICATE = ("next to",)  # boxes hardly depend on it
-_NO_CLASS = "N/A"  # numbers that COCO leaves out
+_RLIP_MODEL_TYPES = ("rlip_parseda", "rlip_parsed")
+# Zero-shot detectors that return the index of a class, and those that return a phrase of the prompt.
+_RETURN_INDEX, _RETURN_PHRASE = ("owlvit", "owlv2"), ("grounding-dino", "mm-grounding-dino")
+_DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hardly depend on which
+_UNUSED_COCO_CLASS = "N/A"
 
 
 @dataclass(frozen=True)
-class Found:
-    """Boxes `[boxes, 4]` xyxy in pixels, scores `[boxes]`, and labels `[boxes]`, which count the detector's classes."""
+class DetectedBoxes:
+    """Boxes `[boxes, 4]` in pixel xyxy, scores `[boxes]`, and labels `[boxes]`: indices into the detector's classes."""
 
     boxes: Tensor
     scores: Tensor
@@ -50,30 +51,30 @@ class Found:
 class Detector(Protocol):
     """A loaded detector."""
 
-    def __call__(self, image: Image.Image, threshold: float) -> Found:
-        """What it finds with a score above the threshold."""
+    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
+        """Boxes with a score above the threshold."""
         ...
 
 
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
-    """What a detector can find, told without loading its weights. Raises UserError: it is no detector."""
-    asked = config.classes or tuple(category_names("coco").values())
-    if _is_own(config.detector):
-        return asked
+    """The classes a detector can detect, without loading its weights. Raises UserError: not a detector."""
+    requested = config.classes or tuple(category_names("coco").values())
+    if _is_rlip_model(config.detector):
+        return requested
     settings = _settings(config.detector)
     if type(settings) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
-        return asked
+        return requested
     if config.classes is not None:
-        raise UserError(f"detect.classes: {config.detector} has classes of its own; leave them out")
-    return _names(settings)
+        raise UserError(f"detect.classes: {config.detector} has a fixed set of classes; remove this setting")
+    return _class_names(settings)
 
 
 def load(config: DetectConfig, device: torch.device) -> Detector:
-    """Raises UserError: there is none of that name, or it is no detector."""
+    """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
     classes = detector_classes(config)
     name = str(config.detector)
-    if _is_own(name):
-        return OwnDetector(load_detector(Path(name)), classes, trained_sides(Path(name)), device)
+    if _is_rlip_model(name):
+        return RLIPDetector(load_detector(Path(name)), classes, trained_sides(Path(name)), device)
     settings = _settings(name)
     try:
         if type(settings) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
@@ -86,61 +87,61 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
 
 
 class ClosedDetector:
-    """A detector with classes of its own, such as DETR."""
+    """A detector with a fixed set of classes, such as DETR."""
 
     def __init__(self, model: PreTrainedModel, processor: Any, device: torch.device) -> None:
         self._model, self._processor, self._device = model.eval(), processor, device
         nn.Module.to(model, device)
-        self._known = torch.tensor([name != _NO_CLASS for name in _names(model.config)])
+        self._is_class = torch.tensor([name != _UNUSED_COCO_CLASS for name in _class_names(model.config)])
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, threshold: float) -> Found:
+    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
         inputs = self._processor(images=image, return_tensors="pt").to(self._device)
         output = self._model(**inputs)
         size = [(image.height, image.width)]
-        [found] = self._processor.post_process_object_detection(output, threshold=threshold, target_sizes=size)
-        return _kept(found, labels := found["labels"].cpu(), self._known[labels])
+        [boxes] = self._processor.post_process_object_detection(output, threshold=threshold, target_sizes=size)
+        return _select(boxes, labels := boxes["labels"].cpu(), self._is_class[labels])
 
 
 class ZeroShotDetector:
-    """A detector that is told the classes as texts, such as OWLv2 or Grounding DINO."""
+    """A detector that takes class names as text, such as OWLv2 or Grounding DINO."""
 
     def __init__(self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device) -> None:
-        """Raises UserError: it is of a kind that sgpipe cannot ask."""
+        """Raises UserError: the model type is not supported."""
         self._kind = model.config.model_type
-        if self._kind not in (*_BY_NUMBER, *_BY_PHRASE):
-            known = ", ".join((*_BY_NUMBER, *_BY_PHRASE))
-            raise UserError(f"zero-shot detectors of type {self._kind!r} are not supported, but {known}")
+        if self._kind not in (*_RETURN_INDEX, *_RETURN_PHRASE):
+            supported = ", ".join((*_RETURN_INDEX, *_RETURN_PHRASE))
+            raise UserError(f"zero-shot detectors of type {self._kind!r} are not supported; use one of {supported}")
         self._model, self._processor, self._device = model.eval(), processor, device
         nn.Module.to(model, device)
         self._classes = list(classes)
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, threshold: float) -> Found:
+    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
         texts = [self._classes]
         inputs = self._processor(text=texts, images=image, return_tensors="pt").to(self._device)
         output = self._model(**inputs)
         size = [(image.height, image.width)]
         process = self._processor.post_process_grounded_object_detection
-        if self._kind in _BY_NUMBER:
-            [found] = process(output, threshold=threshold, target_sizes=size)
-            labels = found["labels"].cpu()
+        if self._kind in _RETURN_INDEX:
+            [boxes] = process(output, threshold=threshold, target_sizes=size)
+            labels = boxes["labels"].cpu()
         else:
             ids = inputs["input_ids"]
-            [found] = process(output, ids, threshold=threshold, text_threshold=threshold, target_sizes=size)
-            labels = torch.tensor([self._named(phrase) for phrase in found["text_labels"]], dtype=torch.long)
-        return _kept(found, labels, labels >= 0)
+            [boxes] = process(output, ids, threshold=threshold, text_threshold=threshold, target_sizes=size)
+            labels = torch.tensor([self._class_index(phrase) for phrase in boxes["text_labels"]], dtype=torch.long)
+        return _select(boxes, labels, labels >= 0)
 
-    def _named(self, phrase: str) -> int:
-        """The class that a phrase is, or the only one that it is a part of ("dining" of "dining table"); else -1."""
+    def _class_index(self, phrase: str) -> int:
+        """The class named by a phrase, or the only class that contains it ("dining" in "dining table"); else -1."""
         if phrase in self._classes:
             return self._classes.index(phrase)
-        parts = [place for place, name in enumerate(self._classes) if f" {phrase} " in f" {name} "]
-        return parts[0] if phrase and len(parts) == 1 else -1
+        containing = [index for index, name in enumerate(self._classes) if f" {phrase} " in f" {name} "]
+        return containing[0] if phrase and len(containing) == 1 else -1
 
 
-class OwnDetector:
-    """The subjects and objects that a ParSeDA or ParSeD finds."""
+class RLIPDetector:
+    """Detects the subjects and objects of a ParSeDA or ParSeD."""
 
     def __init__(
         self, model: TripletDetector, classes: Sequence[str], sides: tuple[int, int], device: torch.device
@@ -148,37 +149,37 @@ class OwnDetector:
         self._model, self._sides, self._device = model, sides, device
         nn.Module.to(model, device)
         with torch.no_grad():
-            self._labels = model.encode_labels([*classes, NO_OBJECTS], _ANY_PREDICATE)
+            self._labels = model.encode_labels([*classes, NO_OBJECTS], _DETECTION_PREDICATE)
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, threshold: float) -> Found:
+    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
         pixels = to_pixel_values(image, *self._sides).unsqueeze(0).to(self._device)
-        nowhere = torch.zeros(1, *pixels.shape[2:], dtype=torch.bool, device=self._device)
-        output = self._model(pixels, nowhere, self._labels).final
-        ends = [(output.object_boxes, output.object_logits)]
+        no_padding = torch.zeros(1, *pixels.shape[2:], dtype=torch.bool, device=self._device)
+        output = self._model(pixels, no_padding, self._labels).final
+        entities = [(output.object_boxes, output.object_logits)]
         if output.subject_logits is not None:
-            ends.append((output.subject_boxes, output.subject_logits))
-        boxes, logits = (torch.cat([end[part][0] for end in ends]).float().cpu() for part in (0, 1))
+            entities.append((output.subject_boxes, output.subject_logits))
+        boxes, logits = (torch.cat([entity[part][0] for entity in entities]).float().cpu() for part in (0, 1))
         best = logits.softmax(-1)[:, :-1].max(-1)  # "no objects" is the last class
-        found = best.values > threshold
+        kept = best.values > threshold
         sides = torch.tensor([image.width, image.height] * 2)
-        return Found((to_corners(boxes) * sides)[found], best.values[found], best.indices[found])
+        return DetectedBoxes((to_corners(boxes) * sides)[kept], best.values[kept], best.indices[kept])
 
 
-def _names(settings: PretrainedConfig) -> tuple[str, ...]:
-    """Classes in the order of their numbers, which count from 0."""
+def _class_names(settings: PretrainedConfig) -> tuple[str, ...]:
+    """Class names in the order of their ids, which start at 0."""
     return tuple(name for _, name in sorted((settings.id2label or {}).items()))
 
 
-def _kept(found: Mapping[str, Tensor], labels: Tensor, kept: Tensor) -> Found:
-    return Found(found["boxes"].cpu()[kept], found["scores"].cpu()[kept], labels[kept])
+def _select(boxes: Mapping[str, Tensor], labels: Tensor, kept: Tensor) -> DetectedBoxes:
+    return DetectedBoxes(boxes["boxes"].cpu()[kept], boxes["scores"].cpu()[kept], labels[kept])
 
 
-def _is_own(name: str | None) -> bool:
-    """Whether it is a folder of a ParSeDA or ParSeD, or of its training."""
+def _is_rlip_model(name: str | None) -> bool:
+    """Whether a folder holds a ParSeDA or ParSeD."""
     try:
         settings = json.loads((Path(str(name)) / "config.json").read_text(encoding="utf-8"))
-        return isinstance(settings, dict) and settings.get("model_type") in _OWN
+        return isinstance(settings, dict) and settings.get("model_type") in _RLIP_MODEL_TYPES
     except (OSError, ValueError):
         return False
 
@@ -187,8 +188,8 @@ def _settings(name: str | None) -> PretrainedConfig:
     try:
         settings = AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as reason:
-        raise UserError(f"no detector at {name}: {str(reason).strip().splitlines()[0]}") from None
+        raise UserError(f"no detector {name}: {str(reason).strip().splitlines()[0]}") from None
     mappings = (MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING)
     if not any(type(settings) in mapping for mapping in mappings):
-        raise UserError(f"{name} is no object detector: its model_type is {settings.model_type!r}")
+        raise UserError(f"{name} is not an object detector: its model_type is {settings.model_type!r}")
     return settings

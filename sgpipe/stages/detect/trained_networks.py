@@ -1,4 +1,4 @@
-"""A trained ParSeDA or ParSeD in a folder: loading it, and the image size it was trained with."""
+"""Load a trained ParSeDA or ParSeD from a folder, and read the image size it was trained with."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rlip_model.text import TokenizerError
 from sgpipe.errors import UserError
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
-_SIDES = (800, 1333)
+_DEFAULT_SIDES = (800, 1333)
 
 
 def load_detector(model: Path) -> TripletDetector:
-    """A ParSeDA or ParSeD in a folder, or the best one of a training's folder.
+    """Load a ParSeDA or ParSeD from its folder, or the best checkpoint from the folder of a training.
 
-    Raises UserError: there is none.
+    Raises UserError: the folder has no such network.
     """
     folder = network_folder(model)
-    if not folder.exists():  # not to be taken for the name of a model on a hub
-        raise UserError(f"there is no folder {model}; name that of a trained network")
+    if not folder.exists():  # otherwise the name would be looked up on the hub
+        raise UserError(f"no folder {model}; expected the folder of a trained network")
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
@@ -37,18 +37,18 @@ def load_detector(model: Path) -> TripletDetector:
 
 
 def network_folder(model: Path) -> Path:
-    """The folder itself, or of a training's the best network, or the last one."""
-    places = (model, model / "best", model / "last")
-    return next((place for place in places if (place / "config.json").is_file()), model)
+    """The folder itself, or the best or last checkpoint in the folder of a training."""
+    folders = (model, model / "best", model / "last")
+    return next((folder for folder in folders if (folder / "config.json").is_file()), model)
 
 
 def trained_sides(model: Path) -> tuple[int, int]:
-    """The size of images that a training validated with; 800 and 1333 if it is not known."""
-    folder = network_folder(model).resolve()
-    for place in (folder, *folder.parents[:2], model):
+    """Short and long side in pixels of the images in validation; 800 and 1333 if the recipe is missing."""
+    checkpoint = network_folder(model).resolve()
+    for folder in (checkpoint, *checkpoint.parents[:2], model):
         try:
-            data = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+            data = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["data"]
             return int(data["short_side"]), int(data["long_side"])
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
             continue
-    return _SIDES
+    return _DEFAULT_SIDES

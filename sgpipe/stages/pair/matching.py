@@ -1,7 +1,7 @@
-"""Which class of a detection dataset a noun phrase of a caption names.
+"""Match noun phrases of captions to the classes of a detection dataset.
 
-`HeadMatcher` is ours: whole words, and the head noun decides. `SubstringMatcher` is RLIPv2's procedure, kept
-for parity: any synonym found anywhere in the phrase counts, so that "chair" is a person for its "hair".
+`HeadMatcher` is ours: it compares whole words, and the head noun decides. `SubstringMatcher` is RLIPv2's procedure,
+kept for parity: a synonym anywhere in the phrase is a match, so "chair" is a person because it contains "hair".
 """
 
 from __future__ import annotations
@@ -20,30 +20,29 @@ _CACHED_PHRASES = 1 << 17
 
 
 class Matcher(Protocol):
-    """Finds the classes a noun phrase may name."""
+    """Finds the classes that a noun phrase can refer to."""
 
     def classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
-        """All classes that fit, best first."""
+        """All matching classes, best match first."""
         ...
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
-        """The class meant in an image; `present` has its class names, in first-seen order, as keys."""
+        """The best match among the classes of an image: the keys of `present`, in order of first appearance."""
         ...
 
 
 class HeadMatcher:
-    """The longest known phrase around the head noun decides.
+    """Matches the longest known phrase around the head noun.
 
-    Words are compared whole, in any number and as possessives ("men", "knives", "people's"), and with or
-    without spaces ("surf board"). A class is known by its own name and its synonyms. The longest phrase
-    that contains the head noun settles the matter even if its class is absent from the image: a hot dog is
-    never a dog, a license plate ("!license plate" in the table) is no plate, a car seat no car. Where
-    several classes of an image share the phrase, the one whose name it is comes first, then the order of the
-    table decides.
+    Whole words are compared, in singular, plural or possessive form ("men", "knives", "people's"), with or without
+    spaces ("surf board"). A class is known by its name and its synonyms. The longest known phrase that contains the
+    head noun decides, even if its class is absent from the image: a hot dog is never a dog, a license plate
+    ("!license plate" in the table) is not a plate, and a car seat is not a car. If several classes share the phrase,
+    the class with this name comes first, then the order of the table decides.
     """
 
     def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
-        """`names` are further class names, known by nothing but their name."""
+        """`names` are additional class names without synonyms."""
         self._exact: dict[str, dict[str, int]] = {}
         self._inflected: dict[str, dict[str, int]] = {}
         self._longest = 1
@@ -82,12 +81,12 @@ class HeadMatcher:
             for start in range(max(0, at - length + 1), min(at, len(words) - length) + 1):
                 ranks = self._look_up(words[start:at], words[at], words[at + 1 : start + length])
                 if ranks is not None:
-                    fitting = [name for name, rank in ranks.items() if rank >= 0]
-                    return tuple(sorted(fitting, key=ranks.__getitem__))
+                    matching = [name for name, rank in ranks.items() if rank >= 0]
+                    return tuple(sorted(matching, key=ranks.__getitem__))
         return ()
 
     def _look_up(self, before: list[str], noun: str, after: list[str]) -> dict[str, int] | None:
-        """Classes and ranks of the phrase; its written form counts before a change of number."""
+        """Classes and ranks of the phrase; its written form takes precedence over other inflections."""
         left, right = "".join(before), "".join(after)
         keys = [left + form + right for form in (noun, *noun_lemmas(noun))]
         for table in (self._exact, self._inflected):
@@ -98,10 +97,10 @@ class HeadMatcher:
 
 
 class SubstringMatcher:
-    """RLIPv2's matching: a class fits if one of its synonyms is a substring of the lower-cased phrase.
+    """RLIPv2's matching: a class matches if one of its synonyms is a substring of the lower-cased phrase.
 
-    Of the classes of an image that fit, the last in first-seen order is meant. A class that the table lacks
-    is known by its name.
+    If several classes of an image match, the last one in order of first appearance is chosen. A class without
+    synonyms is known by its name.
     """
 
     def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
@@ -112,8 +111,8 @@ class SubstringMatcher:
         self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
-        fitting = self.classes(phrase)
-        return next((name for name in reversed(present) if name in fitting), None) if fitting else None
+        matching = self.classes(phrase)
+        return next((name for name in reversed(present) if name in matching), None) if matching else None
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
         text = phrase.lower()
@@ -121,7 +120,7 @@ class SubstringMatcher:
 
 
 def split_words(phrase: str) -> list[str]:
-    """Lower-case words of a phrase, without punctuation and possessive endings."""
+    """The lower-case words of a phrase, without punctuation or possessive endings."""
     return _WORD.findall(_POSSESSIVE.sub("", unicodedata.normalize("NFKC", phrase).casefold()))
 
 
@@ -132,7 +131,7 @@ def normalise_predicate(text: str) -> str:
 
 @lru_cache(1 << 16)
 def noun_lemmas(word: str) -> tuple[str, ...]:
-    """Other forms under which a noun may be listed: singulars, most likely first ("mens" → men, man)."""
+    """Other forms of a noun that a table may list: singulars, most likely first ("mens" → men, man)."""
     lemmas: dict[str, None] = {}
     for form in (word, *getLemma(word, upos="NOUN")):
         lemmas |= dict.fromkeys((form, *getLemma(form, upos="NOUN")))
@@ -141,7 +140,7 @@ def noun_lemmas(word: str) -> tuple[str, ...]:
 
 
 def _locate_head(words: list[str], head: list[str]) -> tuple[list[str], int]:
-    """The words, and the place of the head noun among them: by default the last."""
+    """The words and the index of the head noun, by default the last word."""
     if not head:
         return words, len(words) - 1
     noun = head[-1]

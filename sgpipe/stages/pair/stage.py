@@ -1,4 +1,4 @@
-"""The pair stage: from triplets and boxes to the box pairs a tagger is to look at."""
+"""The pair stage: from triplets and boxes to the candidate pairs that the tagger scores."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sgpipe.stages.pair.matching import HeadMatcher, Matcher, SubstringMatcher, 
 
 
 class PairStage:
-    """Matches the nouns of triplets to classes, and lists the ordered box pairs that may carry a predicate.
+    """Matches the nouns of triplets to classes, and lists the ordered box pairs that may be related.
 
-    A pair's predicates are those stated of its two classes, in the order of the captions and each once
-    (`candidates: captions`), or those that Visual Genome knows between them (`candidates: prior`).
+    The predicates of a pair are those that the captions state for its two classes, without repetition and in order
+    of appearance (`candidates: captions`), or those between the two classes in Visual Genome (`candidates: prior`).
     """
 
     name = "pair"
@@ -25,16 +25,16 @@ class PairStage:
     def __init__(self, config: PairConfig, dataset: str, categories: Iterable[str]) -> None:
         """
         Args:
-            dataset: whose synonym table to use unless the recipe names one: "coco", "objects365", or any
-                other, whose classes are then known by their names only.
-            categories: every class name of the annotations. What is no class of an image must still be known
-                here, so that the words of a caption mean the same in every image.
+            dataset: selects the synonym table unless the recipe names one: "coco", "objects365", or any other
+                dataset, whose classes are then known by their names only.
+            categories: every class name of the dataset, including classes that an image lacks, so that a noun
+                phrase matches the same classes in every image.
 
         Raises:
-            UserError: the prior is asked for but not named.
+            UserError: the recipe uses a prior but names no file.
         """
         if config.candidates == "prior" and config.prior is None:
-            raise UserError("pair.candidates is 'prior', so pair.prior must name a Visual Genome JSON file")
+            raise UserError("pair.candidates is 'prior': set pair.prior to a Visual Genome JSON file")
         self.config = config
         self.resources = config.resources
         self._names = tuple(dict.fromkeys((*categories, *category_names(dataset).values())))
@@ -44,7 +44,7 @@ class PairStage:
         """Read the synonym table and the prior.
 
         Raises:
-            UserError: a file is missing or not of its form.
+            UserError: a file is missing or has the wrong format.
         """
         path = self.config.synonyms
         synonyms = load_synonyms(path) if path else packaged_synonyms(self._dataset)
@@ -62,7 +62,7 @@ class PairStage:
 
     @property
     def _verbatim(self) -> bool:
-        """RLIPv2 takes predicates as the parser or VG writes them."""
+        """Whether predicates keep the spelling of the parser or of VG, as in RLIPv2."""
         return self.config.match == "substring"
 
     def _fill(self, record: Record) -> None:
@@ -81,10 +81,10 @@ class PairStage:
 
 
 def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None]) -> None:
-    """Set the categories of the triplets' subjects and objects; None where an image has no such class.
+    """Set the categories of the triplets' subjects and objects; None if the image has no such class.
 
     Args:
-        present: the class names of the image's boxes, crowds included, in first-seen order.
+        present: the class names of the image's boxes, including crowds, in order of first appearance.
     """
     for triplet in triplets:
         triplet.subject_category = matcher.choose(triplet.subject, triplet.subject_head, present)
@@ -92,10 +92,10 @@ def assign_categories(matcher: Matcher, triplets: Iterable[Triplet], present: di
 
 
 def stated_predicates(triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False) -> Predicates:
-    """What the triplets state of each pair of classes, in their order, the same predicate once.
+    """The predicates that the triplets state for each pair of classes, in order, without repetition.
 
     Args:
-        verbatim: do not put predicates in lower case with single spaces.
+        verbatim: keep case and spacing of predicates.
         repeats: list a predicate as often as it is stated.
     """
     stated: dict[tuple[str, str], list[str]] = {}

@@ -1,4 +1,4 @@
-"""The tag stage: the R-Tagger scores every candidate pair against predicates and keeps the likely ones."""
+"""The tag stage: the R-Tagger scores the predicates of every candidate pair; scores above a threshold are relations."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
-from sgpipe.stages.tag.grouping import Group, group_pairs, reference_groups, reference_prior_groups
+from sgpipe.stages.tag.grouping import PairGroup, group_pairs, reference_groups, reference_prior_groups
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 
-_REMEDY = "lower tag.chunk, or raise tag.resources.gpus, so that fewer actors share it"
+_REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Groups of pairs of one image that are scored together, against the same predicates."""
+    """Groups of pairs of one image that are scored together against the same predicates."""
 
     groups: list[list[tuple[int, int]]]
     predicates: list[str]
@@ -53,10 +53,10 @@ def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
     ]
 
 
-def reference_batches(groups: Sequence[Group], chunk: int) -> list[Batch]:
-    """`restrict: group`: each `chunk` of groups against all of their predicates, as RLIPv2 does it.
+def reference_batches(groups: Sequence[PairGroup], chunk: int) -> list[Batch]:
+    """`restrict: group`: each `chunk` of groups against all of their predicates, as in RLIPv2.
 
-    Groups without pairs have nothing to score and are left out of the batches, not of the chunks.
+    Groups without pairs count towards a chunk but are not scored.
     """
     batches = []
     for start in range(0, len(groups), chunk):
@@ -68,28 +68,28 @@ def reference_batches(groups: Sequence[Group], chunk: int) -> list[Batch]:
 
 
 def relations_above(batch: Batch, scores: Tensor, threshold: float) -> Iterator[Relation]:
-    """Every pair and predicate with a score strictly above the threshold, by group, pair and predicate.
+    """Every pair and predicate with a score strictly above the threshold, ordered by group, pair and predicate.
 
     Args:
-        scores: `[groups, pairs, predicates]`; rows beyond a group's pairs are not looked at.
+        scores: `[groups, pairs, predicates]`; rows beyond a group's pairs are padding.
     """
     scores = scores.float().cpu()
-    for group, of_group in zip(batch.groups, scores, strict=True):
-        likely = (of_group[: len(group)] > threshold).nonzero().tolist()
-        for row, column in likely:
+    for group, group_scores in zip(batch.groups, scores, strict=True):
+        above = (group_scores[: len(group)] > threshold).nonzero().tolist()
+        for row, column in above:
             subject, object_ = group[row]
-            confidence = float(of_group[row, column])
+            confidence = float(group_scores[row, column])
             yield Relation(subject, object_, batch.predicates[column], confidence)
 
 
 def keep_own(relations: Iterable[Relation], pairs: Sequence[Pair]) -> list[Relation]:
-    """Only relations whose predicate is one of their own pair's."""
+    """The relations whose predicate is a candidate of their own pair."""
     own = {(pair.subject, pair.object, predicate) for pair in pairs for predicate in pair.predicates}
     return [item for item in relations if (item.subject, item.object, item.predicate) in own]
 
 
 def normalised_boxes(record: Record) -> Tensor:
-    """`[objects, 4]`, cxcywh as shares of the image, float32."""
+    """Normalised cxcywh `[objects, 4]`, float32."""
     boxes = torch.tensor([box.bbox for box in record.objects], dtype=torch.float64).view(-1, 4)
     boxes[:, :2] += boxes[:, 2:] / 2
     sides = torch.tensor([record.width, record.height] * 2, dtype=torch.float64)
@@ -97,10 +97,10 @@ def normalised_boxes(record: Record) -> Tensor:
 
 
 class TagStage:
-    """Scores the candidate pairs of each record; every image by itself, so batches don't matter.
+    """Scores the candidate pairs of each record, one image at a time, so that results do not depend on the batch.
 
-    With `restrict: pair` a pair is scored against the predicates of its group and keeps its own; with
-    `restrict: group` it keeps any predicate of its chunk of groups, as in RLIPv2.
+    With `restrict: pair` a pair is scored against the predicates of its group and keeps its own candidates; with
+    `restrict: group` it can get any predicate of its chunk of groups, as in RLIPv2.
     """
 
     name = "tag"
@@ -115,9 +115,9 @@ class TagStage:
     ) -> None:
         """
         Args:
-            roots: image folder of each split.
+            roots: image folder by split.
             object_names: every class name of the dataset; the tagger reads all of them with every image.
-            pair: how the candidates were made.
+            pair: the configuration of the pair stage.
         """
         self.config, self.roots = config, roots
         self.pair = pair or PairConfig()
@@ -129,10 +129,10 @@ class TagStage:
         """Load the tagger.
 
         Raises:
-            UserError: none is named, it is no tagger, its tokenizer knows no words, or the device is missing.
+            UserError: no tagger is set, it cannot be loaded, its tokenizer has no words, or the device is missing.
         """
         if self.config.tagger is None:
-            raise UserError("tag.tagger must name a converted R-Tagger")
+            raise UserError("tag.tagger is not set: expected the folder of a converted R-Tagger")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.device = pick_device(self.config.device)
         self.dtype = pick_dtype(self.config.dtype, self.device)
@@ -159,17 +159,17 @@ class TagStage:
             return
         unknown = {box.category for box in record.objects} - self._labels.keys()
         if unknown:
-            record.fail(self.name, f"category {sorted(unknown)[0]!r} is not a class of the dataset")
+            record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
             return
         try:
             rgb = open_image(self.roots, record)
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return
-        found = self._relations(record, rgb, batches)
+        relations = self._relations(record, rgb, batches)
         if self.pair.restrict == "pair":
-            found = keep_own(found, record.pairs)
-        record.relations = deduplicate(found)
+            relations = keep_own(relations, record.pairs)
+        record.relations = deduplicate(relations)
 
     def _batches(self, record: Record) -> list[Batch]:
         if self.pair.restrict == "pair":
@@ -191,10 +191,10 @@ class TagStage:
             image = self.tagger.encode_image(pixels.unsqueeze(0).to(self.device))
             for batch in batches:
                 scores = self._score(image, boxes, labels, batch).float().cpu()
-                if not bool(scores.isfinite().all()):  # which no threshold would keep, and nobody would miss
+                if not bool(scores.isfinite().all()):  # a threshold would silently drop NaN
                     raise UserError(
-                        f"tagger {self.config.tagger} finds NaN in {record.file_name!r}: its training has diverged, "
-                        "or its weights are damaged"
+                        f"tagger {self.config.tagger} returns NaN scores in {record.file_name!r}: its training "
+                        "diverged, or its weights are damaged"
                     )
                 relations += relations_above(batch, scores, self.config.threshold)
         return relations
@@ -212,7 +212,7 @@ class TagStage:
 
 
 def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> GivenPairs:
-    """Pairs of indices as the boxes `[objects, 4]` and labels `[objects]` they stand for."""
+    """The boxes `[objects, 4]` and labels `[objects]` of pairs of indices."""
     indices = torch.tensor(pairs, dtype=torch.long).view(-1, 2).to(boxes.device)
     subjects, objects = indices.unbind(1)
     return GivenPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects])

@@ -5,16 +5,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from sgpipe.miniworld.actors import Bond, Group, random_actor
+from sgpipe.miniworld.actors import Bond, SceneGroup, random_actor
 from sgpipe.miniworld.relations import COMPOSITIONAL, statements_of
 from sgpipe.miniworld.scene import APART, random_group, stays_apart
 
 
-def pair(distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float = 0.0) -> Group:
+def pair(distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float = 0.0) -> SceneGroup:
     rng = np.random.default_rng(0)
     first, second = (random_actor(kind, rng) for kind in kinds)
     second.at = (first.extent().right + distance - second.extent().left, rise)
-    return Group([first, second])
+    return SceneGroup([first, second])
 
 
 def test_unrelated_things_must_not_be_near() -> None:

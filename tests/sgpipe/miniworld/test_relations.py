@@ -5,24 +5,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sgpipe.miniworld.actors import KINDS, SLOTS, TOPS, Actor, Extent, Group, random_actor
-from sgpipe.miniworld.relations import PREDICATES, RULES, Rule, Statement
+from sgpipe.miniworld.actors import KINDS, SLOTS, TOPS, Actor, Extent, SceneGroup, random_actor
+from sgpipe.miniworld.relations import PREDICATES, RULES, CompositionRule, Statement
 from sgpipe.miniworld.scene import APART, relate
 
 CASES = [(rule, statement) for rule in RULES for statement in rule.statements]
 NAMES = [" ".join(statement).replace(" ", "-") for _, statement in CASES]
 
 
-def compose(rule: Rule, statement: Statement, seed: int) -> tuple[Group, Actor, Actor]:
+def compose(rule: CompositionRule, statement: Statement, seed: int) -> tuple[SceneGroup, Actor, Actor]:
     rng = np.random.default_rng(seed)
     subject, object_ = random_actor(statement[0], rng), random_actor(statement[2], rng)
-    group = Group()
+    group = SceneGroup()
     group.add(object_ if rule.arrangement.first == "object" else subject)
     relate(group, rule, subject, object_, rng)
     return group, subject, object_
 
 
-def of(predicate: str) -> list[tuple[Rule, Statement]]:
+def of(predicate: str) -> list[tuple[CompositionRule, Statement]]:
     return [case for case in CASES if case[1][1] == predicate]
 
 
@@ -32,7 +32,7 @@ def gap(a: Extent, b: Extent) -> float:
 
 
 @pytest.mark.parametrize(("rule", "statement"), CASES, ids=NAMES)
-def test_two_things_are_bound_and_stand_on_the_ground_or_above(rule: Rule, statement: Statement) -> None:
+def test_two_things_are_bound_and_stand_on_the_ground_or_above(rule: CompositionRule, statement: Statement) -> None:
     group, subject, object_ = compose(rule, statement, 1)
     (bond,) = group.bonds
     assert (group.actors[bond.subject], bond.predicate, group.actors[bond.object]) == (

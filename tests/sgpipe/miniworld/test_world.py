@@ -12,7 +12,7 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.images import open_image
 from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.dataset import draw_world, file_name, image_id
+from sgpipe.miniworld.dataset import file_name, image_id, render_dataset
 from sgpipe.miniworld.relations import COMPOSITIONAL, SPLITS, Statement
 from sgpipe.records import from_table
 from sgpipe.sources.coco import read_coco
@@ -28,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images of each split."""
     root = tmp_path_factory.mktemp("world")
     for split in SPLITS:
-        draw_world(root / split, 10, 3, split)
+        render_dataset(root / split, 10, 3, split)
     return root
 
 
@@ -50,14 +50,14 @@ def statements(folder: Path) -> set[Statement]:
 
 
 def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> None:
-    draw_world(tmp_path, 10, 3, "val")
+    render_dataset(tmp_path, 10, 3, "val")
     assert contents(tmp_path) == contents(world / "val")
-    draw_world(tmp_path, 10, 4, "val")
+    render_dataset(tmp_path, 10, 4, "val")
     assert contents(tmp_path) != contents(world / "val")
 
 
 def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from sgpipe.miniworld.dataset import draw_world as draw; "
+    code = "import sys; from pathlib import Path; from sgpipe.miniworld.dataset import render_dataset as draw; "
     code += "draw(Path(sys.argv[1]), 10, 3, 'val')"
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True, timeout=120)
@@ -65,7 +65,7 @@ def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
 
 
 def test_fewer_images_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
-    draw_world(tmp_path, 5, 3, "train")
+    render_dataset(tmp_path, 5, 3, "train")
     whole = contents(world / "train")
     part = contents(tmp_path)
     names = [f"images/{file_name('train', number)}" for number in range(5)]
@@ -143,7 +143,7 @@ def test_ids_differ_between_splits(world: Path) -> None:
 
 
 def test_an_interrupted_world_has_no_annotations(world: Path, tmp_path: Path) -> None:
-    draw_world(tmp_path, 3, 3, "val")
+    render_dataset(tmp_path, 3, 3, "val")
     drawn = 0
 
     def interrupt() -> None:
@@ -153,17 +153,17 @@ def test_an_interrupted_world_has_no_annotations(world: Path, tmp_path: Path) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw_world(tmp_path, 3, 4, "val", progress=interrupt)
+        render_dataset(tmp_path, 3, 4, "val", progress=interrupt)
     assert not any((tmp_path / name).exists() for name in ANNOTATIONS)
-    draw_world(tmp_path, 10, 3, "val")
+    render_dataset(tmp_path, 10, 3, "val")
     assert contents(tmp_path) == contents(world / "val")
 
 
 @pytest.mark.parametrize(
     ("images", "seed", "split", "message"),
     [
-        (0, 0, "val", "cannot draw 0 images"),
-        (-3, 0, "val", "cannot draw -3 images"),
+        (0, 0, "val", "cannot render 0 images"),
+        (-3, 0, "val", "cannot render -3 images"),
         (10**7, 0, "val", "expected 1 to 1,000,000"),
         (1, -1, "val", "seed -1"),
         (1, 0, "test", "no split 'test': expected one of train, val, test-compositional"),
@@ -171,14 +171,14 @@ def test_an_interrupted_world_has_no_annotations(world: Path, tmp_path: Path) ->
 )
 def test_impossible_wishes_are_refused(images: int, seed: int, split: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        draw_world(tmp_path / "new", images, seed, split)
+        render_dataset(tmp_path / "new", images, seed, split)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds something else \(thesis.txt\)"):
-        draw_world(tmp_path, 1, 0)
+    with pytest.raises(UserError, match=r"contains other files \(thesis.txt\)"):
+        render_dataset(tmp_path, 1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="is a file"):
-        draw_world(tmp_path / "thesis.txt", 1, 0)
+        render_dataset(tmp_path / "thesis.txt", 1, 0)

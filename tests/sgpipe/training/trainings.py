@@ -1,4 +1,4 @@
-"""Trainings of a few steps: drawn images as shards, and recipes of networks as small as they get."""
+"""Trainings of a few steps on the smallest possible networks, and shards of synthetic images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SETTINGS: Mapping[str, Any] = {
 
 
 def make_run(folder: Path, seed: int = 0) -> Path:
-    """Drawn images in folder/drawn, and their shards."""
+    """Synthetic images in folder/drawn, and their shards in folder/run."""
     render_dataset(folder / "drawn", IMAGES, seed, "train")
     images = folder / "drawn" / "images"
     source = VisualGenome(folder / "drawn" / "scene_graphs.json", images, "train", preprocess=False).source()
@@ -64,7 +64,7 @@ def make_run(folder: Path, seed: int = 0) -> Path:
 
 
 def overrides(run: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` as keyword arguments can be: two underscores stand for a dot."""
+    """Overrides from keyword arguments, in which two underscores stand for a dot."""
     given = {name.replace("__", "."): value for name, value in changes.items()}
     return {**SETTINGS, "data.train": [{"shards": str(run)}], **given}
 
@@ -78,9 +78,9 @@ def training(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> Trai
 
 
 def command(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> list[str]:
-    """The same by the command line."""
+    """The command line of the same training, with one thread as in the tests."""
     settings = [part for item in overrides(run, changes).items() for part in ("--set", f"{item[0]}={dumped(item[1])}")]
-    python = (sys.executable, "-c", "from sgpipe.cli.main import main; main()")
+    python = (sys.executable, "-c", "import torch; torch.set_num_threads(1); from sgpipe.cli.main import main; main()")
     return [*python, "train", kind, "--miniature", "--out", str(out), *settings]
 
 
@@ -93,7 +93,7 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 
 def different(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors that are not the same bit for bit."""
+    """The names of tensors that are not bit-identical."""
     assert first.keys() == second.keys()
     return [name for name in first if not torch.equal(first[name], second[name])]
 

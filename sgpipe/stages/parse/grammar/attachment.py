@@ -1,7 +1,7 @@
-"""Where participles, places and conjuncts hang: corrections that need the meaning of the nouns.
+"""Correct the attachment of participles, places and conjuncts, using the meaning of the nouns.
 
-A parser of the small kind attaches by syntax alone. Who can act, what is worn and what is a part of the body
-decides most cases in which captions are ambiguous for it and not for a reader.
+A small parser attaches by syntax alone. Knowing who can act, what is worn and what is a body part resolves most cases
+that are ambiguous to the parser but not to a reader.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ANIMATE = PEOPLE | ANIMALS
 
 
 def correct_attachments(tree: Tree) -> None:
-    """Move conjuncts, participles and prepositions, in place, to the nouns they belong to."""
+    """Attach conjuncts, participles and prepositions, in place, to the nouns they belong to."""
     for index in range(len(tree)):
         if tree.deps[index] == "conj":
             _join_modifier(tree, index)
@@ -39,7 +39,7 @@ def correct_attachments(tree: Tree) -> None:
 
 
 def _join_modifier(tree: Tree, conjunct: int) -> None:
-    """ "a sandwich and french fries", parsed as fries of the kind "sandwich and french": both are things."""
+    """ "a sandwich and french fries", parsed as one noun "[sandwich and french] fries": both are things."""
     first = tree.heads[conjunct]
     head = tree.heads[first]
     modifier = tree.is_noun(first) and tree.deps[first] in ("nmod", "compound") and head > conjunct
@@ -53,7 +53,7 @@ def _join_modifier(tree: Tree, conjunct: int) -> None:
 
 
 def _join_object(tree: Tree, conjunct: int) -> None:
-    """ "holding a drink and a large carrot": a noun is joined to a noun, and not to the verb of that noun."""
+    """ "holding a drink and a large carrot": a noun is coordinated with a noun, not with the verb before it."""
     verb = tree.heads[conjunct]
     if not tree.is_noun(conjunct) or not tree.is_verb(verb) or tree.dependents(conjunct, "nsubj", "aux"):
         return
@@ -66,9 +66,9 @@ def _join_object(tree: Tree, conjunct: int) -> None:
 
 
 def _join_inside(tree: Tree, conjunct: int) -> None:
-    """ "a bathroom with a toilet and a sink": the sink is with the toilet, unless both are people or animals.
+    """ "a bathroom with a toilet and a sink": the sink is coordinated with the toilet, not with the bathroom.
 
-    So is the fork of "a man holding a knife and a fork".
+    Likewise the fork in "a man holding a knife and a fork". Not if both nouns are people or animals.
     """
     head = tree.heads[conjunct]
     if tree.deps[conjunct] != "conj" or not tree.is_noun(conjunct) or not tree.is_noun(head):
@@ -84,7 +84,7 @@ def _join_inside(tree: Tree, conjunct: int) -> None:
 
 
 def _move_to_part(tree: Tree, preposition: int) -> None:
-    """ "a man with a hat on his head": the place on the body is that of the hat."""
+    """ "a man with a hat on his head": the place on the body belongs to the hat."""
     if tree.texts[preposition] in ("of", "with"):
         return
     places = tree.dependents(preposition, "pobj")
@@ -96,7 +96,7 @@ def _move_to_part(tree: Tree, preposition: int) -> None:
 
 
 def _things_with(tree: Tree, head: int, limit: int) -> list[int]:
-    """Nouns that "with" joins to `head`, before the token `limit`."""
+    """Nouns attached to `head` by "with", before the token `limit`."""
     return [
         thing
         for preposition in tree.dependents(head, "prep")
@@ -107,7 +107,7 @@ def _things_with(tree: Tree, head: int, limit: int) -> list[int]:
 
 
 def _move_to_actor(tree: Tree, participle: int) -> None:
-    """ "a man in a shirt standing", "a girl on a skateboard jumping": a thing does not act, its owner does."""
+    """ "a man in a shirt standing", "a girl on a skateboard jumping": the owner acts, not the thing."""
     noun = tree.heads[participle]
     if tree.tags[participle] != "VBG" or not tree.is_noun(noun):
         return
@@ -125,7 +125,7 @@ def _move_to_actor(tree: Tree, participle: int) -> None:
 
 
 def _acts_better(tree: Tree, actor: int, participle: int) -> bool:
-    """Whether `actor`, a noun or the verb of one, does what the participle says, rather than its own noun."""
+    """Whether `actor` (a noun, or the verb of one) is a better subject of the participle than its current noun."""
     noun, verb = singular(tree.texts[tree.heads[participle]]), verb_lemma(tree.texts[participle])
     if noun in CLOTHES or noun == "hair":
         return verb not in PASSIVE_STATES

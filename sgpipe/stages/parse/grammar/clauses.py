@@ -1,7 +1,4 @@
-"""Who does what to whom: the subjects and objects of a verb, wherever the tree has put them.
-
-What pronouns repeat: "it" and "them" after a preposition, "he" and "she", "his" and "its".
-"""
+"""The subjects and objects of a verb, wherever they are in the tree, and the nouns that pronouns refer to."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from sgpipe.stages.parse.grammar.tree import Tree
 SUBJECT_LABELS = ("nsubj", "nsubjpass", "csubj")
 _CLAUSE_LABELS = frozenset({"conj", "xcomp", "ccomp", "advcl"})
 _PASSIVE_LABELS = frozenset({"acl", "advcl", "conj", "ROOT", "relcl", "ccomp"})
-# A tree of a damaged sentence can be as deep as the sentence is long.
+# The tree of a malformed sentence can be as deep as the sentence is long.
 _MAX_DEPTH = 12
 
 
@@ -35,13 +32,13 @@ def verb_lemma(verb: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def gerund(verb: str) -> str:
-    """The -ing form of any form of a verb: the surface form of a passive told from its agent's side."""
-    found = getInflection(verb_lemma(verb), "VBG")
-    return str(found[0]) if found else verb
+    """The -ing form of any form of a verb: the predicate of a passive clause that is turned active."""
+    inflections = getInflection(verb_lemma(verb), "VBG")
+    return str(inflections[0]) if inflections else verb
 
 
 def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
-    """The nouns that do (in a passive: undergo) what the verb says; none where the caption does not say."""
+    """The subjects of a verb (in a passive: the grammatical ones); empty if the caption names none."""
     if depth > _MAX_DEPTH:
         return []
     for child in tree.dependents(verb, *SUBJECT_LABELS):
@@ -55,7 +52,7 @@ def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
 
 
 def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
-    """The nearest noun above the verb and before it, or the subject of the nearest verb above."""
+    """The nearest noun above and before the verb, or the subjects of the nearest verb above."""
     for node in tree.ancestors(verb):
         if is_entity(tree, node) and node < verb:
             return modified(tree, node, verb)
@@ -67,7 +64,7 @@ def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
 
 
 def antecedents(tree: Tree, verb: int) -> list[int]:
-    """What "that", "which" or "who" stands for in the relative clause of a verb."""
+    """The nouns that "that", "which" or "who" refers to in the relative clause of a verb."""
     while tree.deps[verb] in _CLAUSE_LABELS and tree.heads[verb] != verb:
         verb = tree.heads[verb]
     head = tree.heads[verb]
@@ -77,9 +74,9 @@ def antecedents(tree: Tree, verb: int) -> list[int]:
 
 
 def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
-    """The nouns a phrase after them modifies: all of a coordination, "knives and forks on it".
+    """The nouns that a following phrase modifies: all of a coordination, as in "knives and forks on it".
 
-    Only the last where those before it have phrases of their own: "a mat on a floor and a shelf with books".
+    Only the last noun if an earlier one has its own phrase: "a mat on a floor and a shelf with books".
     """
     root = coordination_root(tree, noun)
     own_phrases = any(root < child < noun for child in tree.dependents(root, "prep", "acl", "relcl"))
@@ -88,21 +85,21 @@ def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
 
 
 def objects(tree: Tree, verb: int) -> list[int]:
-    """Direct objects, including the noun that a relative clause takes its object from."""
-    found: list[int] = []
+    """Direct objects, including the noun that a relative clause modifies."""
+    direct: list[int] = []
     for child in tree.dependents(verb, "dobj", "dative"):
         if _is_relative(tree, child):
-            found += antecedents(tree, verb)
+            direct += antecedents(tree, verb)
         elif is_entity(tree, child):
-            found += coordinated(tree, child)
-    if not found and verb_lemma(tree.texts[verb]) in PERCEPTION:
+            direct += coordinated(tree, child)
+    if not direct and verb_lemma(tree.texts[verb]) in PERCEPTION:
         seen = [noun for clause in tree.dependents(verb, "ccomp") for noun in tree.dependents(clause, "nsubj")]
-        found = [member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)]
-    return found or relative_object(tree, verb)
+        direct = [member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)]
+    return direct or relative_object(tree, verb)
 
 
 def relative_object(tree: Tree, verb: int) -> list[int]:
-    """The hat of "the hat the man is wearing"; none if the clause has an object or a preposition of its own."""
+    """The hat in "the hat the man is wearing"; empty if the clause has its own object or preposition."""
     if tree.deps[verb] != "relcl" or tree.dependents(verb, "prep", "dobj", "auxpass"):
         return []
     own = tree.dependents(verb, "nsubj")
@@ -112,10 +109,10 @@ def relative_object(tree: Tree, verb: int) -> list[int]:
 
 
 def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
-    """The words of the predicate, and the noun or verb they follow.
+    """The words of the predicate, and the noun or verb that governs it.
 
-    Adverbs and adjectives between are passed over ("high up in the sky"); prepositions and particles before
-    a preposition of direction belong to the predicate ("leading up to the house").
+    Adverbs and adjectives in between are skipped ("high up in the sky"). Prepositions and particles before a
+    preposition of direction are part of the predicate ("leading up to the house").
     """
     words = [tree.texts[preposition]]
     node = preposition
@@ -149,9 +146,9 @@ _OF_THE_OTHER_SEX = {"he": FEMALE_NAMES, "him": FEMALE_NAMES, "she": MALE_NAMES}
 
 
 def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
-    """The noun a personal pronoun repeats, other than the subject; the token itself if there is none.
+    """The noun that a personal pronoun refers to, other than the subject; the token itself if there is none.
 
-    The nearest person named before counts. Without one the pronoun stands for a man, a woman or people.
+    This is the nearest preceding person. A pronoun without one is read as a man, a woman or people.
     """
     pronoun = tree.texts[noun]
     if pronoun not in PRONOUNS:
@@ -167,7 +164,7 @@ def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
 
 
 def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
-    """The things "it" or "them" repeats after a preposition: the nearest above it but what is said to be there."""
+    """The nouns that "it" or "them" refers to after a preposition: the nearest above it, except its own subject."""
     own = _own_subjects(tree, preposition)
     nouns = nouns_above(tree, preposition)
     plural = tree.texts[pronoun] == "them"
@@ -179,23 +176,23 @@ def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
 
 
 def owner(tree: Tree, thing: int) -> list[int]:
-    """Whose "his", "her" or "its" before a noun is: the first noun it hangs from; at most one."""
+    """The owner in "his", "her" or "its" before a noun: the first noun that governs it, at most one."""
     return sorted(noun for noun in nouns_above(tree, thing) if noun < thing)[:1]
 
 
 def nouns_above(tree: Tree, index: int) -> list[int]:
-    """The nouns, and the subjects of the verbs, that a token hangs from, nearest first."""
-    found: dict[int, None] = {}
+    """The nouns among the ancestors of a token, and the subjects of the verbs among them, nearest first."""
+    nouns: dict[int, None] = {}
     for node in tree.ancestors(index):
         if is_entity(tree, node):
-            found[node] = None
+            nouns[node] = None
         elif tree.tags[node].startswith("VB"):
-            found.update(dict.fromkeys(subjects(tree, node)))
-    return list(found)
+            nouns.update(dict.fromkeys(subjects(tree, node)))
+    return list(nouns)
 
 
 def points_back(tree: Tree, index: int) -> bool:
-    """Whether a phrase below says by a pronoun where the thing is: "a plate with a knife on it"."""
+    """Whether a phrase below refers back with a pronoun: "a plate with a knife on it"."""
     below = tree.dependents(index, "prep")
     for verb in tree.dependents(index, "acl", "relcl"):
         below += tree.dependents(verb, "prep")

@@ -24,7 +24,7 @@ _NOT_NAMING = frozenset({"poss", "det", "appos", "conj", "cc"})
 
 @lru_cache(maxsize=1 << 16)
 def singular(noun: str) -> str:
-    """The singular of a noun; names that exist only as plurals ("pants", "scissors") stay."""
+    """The singular of a noun; plural-only names ("pants", "scissors") are unchanged."""
     if noun in _PLURAL_ONLY and noun.endswith("s") and noun[:-1] not in _PLURAL_ONLY:
         return noun
     if noun.endswith("ss"):
@@ -34,12 +34,12 @@ def singular(noun: str) -> str:
 
 
 def head_noun(tree: Tree, index: int) -> str:
-    """Singular, lower case: the last word of the name."""
+    """The head of the name, singular and in lower case."""
     return singular(_word(tree, index))
 
 
 def phrase(tree: Tree, index: int) -> str:
-    """The name of the thing: its head noun with the nouns that belong to the name ("fire hydrant")."""
+    """The name of the thing: its head noun with the words that belong to the name ("fire hydrant")."""
     words = [_word(tree, index)]
     if tree.is_noun(index):
         head = singular(words[0])
@@ -56,7 +56,7 @@ def _word(tree: Tree, index: int) -> str:
 
 
 def _is_naming(tree: Tree, index: int, head: str) -> bool:
-    """Whether a word before the head is part of the name, and not an attribute of the thing."""
+    """Whether a word before the head is part of the name rather than an attribute of the thing."""
     word = tree.texts[index]
     if (word, head) in NAMING_PAIRS or (word in ("left", "right") and head in SIDED_PARTS):
         return True
@@ -66,19 +66,19 @@ def _is_naming(tree: Tree, index: int, head: str) -> bool:
 
 
 def is_entity(tree: Tree, index: int) -> bool:
-    """Nouns, and personal pronouns that say what they stand for ("she" is a woman)."""
+    """Whether a token is a noun, or a personal pronoun with a meaning of its own ("she" is a woman)."""
     return tree.is_noun(index) or tree.texts[index] in PRONOUNS or content(tree, index) != index
 
 
 def coordinated(tree: Tree, index: int) -> list[int]:
-    """A noun and the nouns joined to it by "and", "or" or commas, each reduced to what it is a piece of."""
-    found, pending = [], [index]
+    """A noun and the nouns coordinated with it by "and", "or" or commas; quantities are replaced by their content."""
+    members, pending = [], [index]
     while pending:
         noun = pending.pop()
-        found.append(content(tree, noun))
+        members.append(content(tree, noun))
         joined = tree.dependents(noun, "conj", "appos")
         pending += [child for child in reversed(joined) if child > noun and is_entity(tree, child)]
-    return found
+    return members
 
 
 def coordination_root(tree: Tree, index: int) -> int:
@@ -89,7 +89,7 @@ def coordination_root(tree: Tree, index: int) -> int:
 
 
 def content(tree: Tree, index: int) -> int:
-    """What a quantity measures: the pizza of "a piece of pizza"; any other noun is itself."""
+    """The thing that a quantity measures: the pizza in "a piece of pizza"; any other noun is returned unchanged."""
     while singular(tree.texts[index]) in PARTITIVES:
         things = [
             thing

@@ -1,4 +1,4 @@
-"""How captions are spelt for the parser: multi-word expressions, spellings, and words it does not know."""
+"""Word tables of the tokeniser: multi-word expressions, alternative spellings, and stand-ins for difficult words."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Nouns that, followed by "of", count or measure what follows: "a group of people" are people.
+# Nouns that count or measure when followed by "of": "a group of people" is people.
 QUANTITIES = _words(
     "amount array assortment bit bunch bunches cluster clusters collection couple crowd dozens field flock "
     "flocks group groups herd herds hundreds kind line loads lot lots mass number pack pair pairs patch "
     "patches pile piles plenty row rows series set sheet sort stack stacks tons type variety"
 )
-# Before these, a quantity with "of" is left out: "a close up of a pizza" is a pizza.
+# A quantity with "of" before one of these is dropped: "a close up of a pizza" is a pizza.
 DETERMINERS = _words("a an four her his its many several some that the their these this those three two")
-# Before "can", which is no auxiliary then.
+# After one of these, "can" is a noun, not an auxiliary.
 CANS = _words("aluminum beer coke drink garbage metal paint pop soda spray steel tin trash water watering")
 
-# expression: (what the parser sees, what the rules read). Prepositions of one meaning are read as one.
+# expression: (what the parser sees, what the rules read). Prepositions with the same meaning are merged.
 EXPRESSIONS: dict[str, tuple[str, str]] = {
     "next to": ("beside", "next to"),
     "close to": ("near", "close to"),
@@ -57,7 +57,7 @@ EXPRESSIONS: dict[str, tuple[str, str]] = {
     "on-top of": ("on", "on top of"),
 }
 
-# Names that are also written in two words, or in another way, as one.
+# Alternative spellings of a name, often as two words.
 SPELLINGS: dict[str, str] = {
     "side walk": "sidewalk",
     "side walks": "sidewalks",
@@ -99,8 +99,8 @@ SPELLINGS: dict[str, str] = {
     "tea pot": "teapot",
 }
 
-# Nouns that the parser, which learnt from news, takes for other parts of speech in captions, and the common
-# noun of the same number that it sees instead (the verbs likewise).
+# Words that the parser, which was trained on news, mistags in captions, and the common word of the same form that it
+# sees instead.
 STAND_INS: dict[str, str] = {
     "train": "car",
     "trains": "cars",

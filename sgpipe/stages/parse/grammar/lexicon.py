@@ -1,7 +1,7 @@
 """The word lists of the grammar: classes of words whose meaning decides a rule.
 
-They are small on purpose: each names a distinction that syntax does not show, with its common members in captions.
-Nouns are given in the singular, verbs as lemmas.
+The lists are deliberately small: each makes a distinction that syntax does not show, with its common members in
+captions. Nouns are singular, verbs are lemmas.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Nouns: who acts, what is worn, what is a part, what is a place.
+# Nouns: actors, clothes, body parts, places.
 
 PEOPLE = _words(
     "adult baby batter biker boy bride catcher chef child cook couple crowd cyclist dad daughter driver "
@@ -26,7 +26,7 @@ ANIMALS = _words(
     "bear bird bull calf cat cow deer dog donkey duck elephant giraffe goat goose horse kitten lamb lion "
     "monkey pigeon pony puppy seagull sheep tiger zebra"
 )
-# Names that exist only as plurals are in the plural.
+# Plural-only names are in the plural.
 CLOTHES = _words(
     "apron attire bathrobe beanie bikini blazer blouse boot cap cape cardigan cloak clothes clothing coat "
     "costume dress gear glasses glove goggle goggles gown hat headband helmet hoodie jacket jeans jersey "
@@ -40,19 +40,19 @@ BODY_PARTS = _words(
     "hand head hip hoof horn knee lap leg lip mane mouth mustache neck nose paw shoulder snout stomach tail "
     "thumb toe tongue tooth trunk tusk waist wing wrist"
 )
-# Parts of which there is a left and a right one, which is then part of the name.
+# Body parts with a left and a right one; "left" and "right" are then part of the name.
 SIDED_PARTS = _words("arm ear eye foot hand knee leg paw shoulder thumb wing wrist")
-# Where somebody is who does something with something else: "a man flying a kite on a beach".
+# Places of the subject, not of the object: "a man flying a kite on a beach".
 PLACES = _words(
     "air airport area background bathroom beach bedroom city competition court day "
     "distance evening field foreground forest game garden grass ground hill kitchen lake lot match morning "
     "mountain night ocean office park pasture rain ramp restaurant river road room sand sea shore sidewalk "
     "sky slope snow stadium station store street sun water yard zoo"
 )
-# Parts of the image, which do nothing.
+# Parts of the image, which never act.
 SCENERY = _words("air background distance foreground front middle")
 
-# Nouns: what "of" means after them.
+# Nouns that determine the meaning of a following "of".
 
 CONTAINERS_IN = _words(
     "bag basket bin bottle bowl box bucket can carton case container crate cup dish glass jar mug package "
@@ -60,9 +60,9 @@ CONTAINERS_IN = _words(
 )
 CONTAINERS_ON = _words("plate platter saucer slice tray")
 DEPICTIONS = _words("drawing image painting photo photograph picture portrait poster scene")
-# "of" names what is in them, as it names the owner of other things.
+# "of" after a dish names its contents; after other things, their owner.
 DISHES = _words("bouquet breakfast dinner dish lunch meal omelet pizza salad sandwich sauce soup stew")
-# A piece of pizza is pizza.
+# Quantities: a piece of pizza is pizza.
 PARTITIVES = _words(
     "all bit blade bunch chunk close-up closeup clump cluster couple crowd display each family flock game "
     "group half handful herd kind layer line loaf lot many most none number one pack pair patch piece pile "
@@ -72,7 +72,7 @@ PARTITIVES = _words(
 
 # Words before a noun: attributes of the thing, or part of its name.
 
-# Nouns that say what a thing is made of, looks like, or whose part it is, as adjectives do.
+# Nouns used like adjectives: the material, the look, or the whole that a part belongs to.
 ATTRIBUTE_NOUNS = _words(
     "adult aluminium aluminum baby bamboo bathroom bedroom beer beige bird black blue bottom boy brass brick "
     "bronze brown building camouflage car cardboard cat cement ceramic checker cheese child chocolate chrome "
@@ -82,7 +82,7 @@ ATTRIBUTE_NOUNS = _words(
     "plaid plastic porcelain purple red rubber sand section sheep silk silver steel stone straw stripe summer "
     "tan tile toddler top toy truck turquoise velvet white wicker wire woman wood wool yellow zebra"
 )
-# Adjectives that make a name of their own with their noun.
+# Adjectives that form a fixed name with their noun.
 NAMING_PAIRS = frozenset(
     {
         ("hot", "dog"),
@@ -99,13 +99,13 @@ NAMING_PAIRS = frozenset(
         ("pickup", "truck"),
     }
 )
-# -ing words that name a kind of thing: "dining table".
+# -ing words that are part of a name: "dining table".
 GERUND_MODIFIERS = _words(
     "baking bathing batting bowling changing chopping cutting dining drinking driving engineering fishing "
     "frying hiking landing living mixing parking racing retaining riding rocking rolling serving sewing "
     "shopping skating skiing sleeping swimming vending waiting warning washing wedding"
 )
-# -ing words that are things.
+# -ing words that are nouns.
 GERUND_NOUNS = _words(
     "anything awning bedding boxing building carpeting carving ceiling clearing clothing covering crossing "
     "drawing dressing duckling dumpling earring evening fencing filling flooring frosting greeting housing "
@@ -113,7 +113,7 @@ GERUND_NOUNS = _words(
     "paneling parking pudding railing ring roofing scaffolding seasoning shelving sibling siding something "
     "spring stocking string stuffing surfing thing topping wedding wing writing"
 )
-# -ed adjectives that say what a thing has.
+# -ed adjectives that state what a thing has.
 HAVING_ADJECTIVES = {
     "haired": "hair",
     "sleeved": "sleeve",
@@ -129,36 +129,36 @@ COLOURS = _words("beige black blue brown gold gray green grey orange pink purple
 # Verbs.
 
 BE = _words("'m 're 's am are be been being is was were")
-# What only people and animals do.
+# Verbs that only people and animals can be the subject of.
 ANIMATE_VERBS = _words(
     "assemble brush carry catch chase clean climb cook cut do drink eat feed hit hold jump kick look paddle "
     "perform pet play point pose prepare pull push read ride row run serve shop skate skateboard ski smile "
     "snowboard surf swing take talk throw use wait walk watch wave wear work"
 )
-# What clothes and hair can do by themselves.
+# Verbs that clothes and hair can be the subject of.
 PASSIVE_STATES = _words("blow cover dangle drape flow fly hang have match reach show tie")
-# "laying down on" says no more than "laying on".
+# Postures, whose particle is dropped: "laying down on" means "laying on".
 POSTURE_VERBS = _words("bend crouch kneel lay lean lie rest sit stand")
-# Bare verbs that the parser takes for nouns after a noun: "a dog sleep on the bed".
+# Bare verbs that the parser mistakes for nouns after a noun: "a dog sleep on the bed".
 POSTURES = _words("eat fly graze hang jump lay lean lie look play rest ride run sit ski sleep stand surf swim walk")
-# The place named after their object is that of the object, not of the subject.
+# Verbs after which a place belongs to the object, not to the subject.
 HOLDING_VERBS = _words(
     "attach balance carry contain cover display drag drop hang have hold keep lay lean lift pass place pour "
     "pull put raise rest see separate set show stick stretch support surround touch watch wear"
 )
-# "by" after their participle says where, not by whom.
+# Verbs after whose participle "by" names a place, not the agent.
 LOCATIVE_BY = _words("leave locate mount park place position post seat set sit situate stack stand stop wait")
-# What is seen or helped in what it does is an object too: "watching a man perform".
+# Verbs with a clause as object, whose subject counts as the object: "watching a man perform".
 PERCEPTION = _words("film help let make see show watch")
-# Verbs that lack something without an object.
+# Verbs that need an object.
 TRANSITIVE_VERBS = _words("carry cut eat have hit hold pull push ride throw use wear")
-# What is done or performed, but is no thing.
+# Nouns for actions, which are not things.
 EVENT_NOUNS = _words("flip handstand jump maneuver nothing something stunt trick wheelie")
 
 # Prepositions.
 
 STATIC_PREPOSITIONS = _words("against at behind beside by in inside near on over under")
-# After these, a particle before them belongs to the predicate: "leading up to".
+# Prepositions whose preceding particle is part of the predicate: "leading up to".
 PARTICLE_PREPOSITIONS = _words("against from into onto to")
-# These may end a caption: "the bench a man is sitting on".
+# Prepositions that can end a caption: "the bench a man is sitting on".
 STRANDED_PREPOSITIONS = _words("at by for from in inside of on to under with")

@@ -1,4 +1,4 @@
-"""From a repaired dependency tree to relations: which verb or preposition joins which two noun phrases."""
+"""Extract relations from a repaired dependency tree: the verb or preposition that connects two noun phrases."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from sgpipe.stages.parse.grammar.lexicon import (
 from sgpipe.stages.parse.grammar.tree import Tree
 
 
-class Relation(NamedTuple):
-    """Token indices of subject and object; the predicate as the caption words it, and its lemma."""
+class ParsedRelation(NamedTuple):
+    """Token indices of subject and object, the predicate as written in the caption, and its lemma."""
 
     subject: int
     predicate: str
@@ -47,8 +47,8 @@ class Relation(NamedTuple):
     lemma: str
 
 
-def relations(tree: Tree) -> list[Relation]:
-    """All relations of a repaired tree, each once, in the order of the words that state them."""
+def relations(tree: Tree) -> list[ParsedRelation]:
+    """All distinct relations of a repaired tree, in the order of the words that state them."""
     finder = _Finder(tree)
     for index in range(len(tree)):
         word, dep = tree.texts[index], tree.deps[index]
@@ -62,22 +62,22 @@ def relations(tree: Tree) -> list[Relation]:
             finder.covered(index)
         elif word.rsplit("-", 1)[-1] in HAVING_ADJECTIVES:
             finder.having_adjective(index)
-    return list(finder.found)
+    return list(finder.relations)
 
 
 class _Finder:
-    """Collects relations; a dictionary keeps them in order and each once."""
+    """Collects relations in a dictionary, which keeps their order and drops repetitions."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
-        self.found: dict[Relation, None] = {}
+        self.relations: dict[ParsedRelation, None] = {}
 
     def state(self, subjects: list[int], words: list[str], objects: list[int]) -> None:
-        """A predicate whose words hold no verb."""
+        """Add relations whose predicate has no verb."""
         self._add(subjects, " ".join(words), objects, " ".join(words))
 
     def state_verb(self, subjects: list[int], words: list[str], objects: list[int]) -> None:
-        """A predicate whose first word is a verb."""
+        """Add relations whose predicate starts with a verb."""
         self._add(subjects, " ".join(words), objects, " ".join([verb_lemma(words[0]), *words[1:]]))
 
     def _add(self, subjects: list[int], predicate: str, objects: list[int], lemma: str) -> None:
@@ -85,10 +85,10 @@ class _Finder:
         for subject in [person_meant(tree, noun) for noun in subjects]:
             for thing in [person_meant(tree, noun, subject) for noun in objects]:
                 if subject != thing:
-                    self.found[Relation(subject, predicate, thing, lemma)] = None
+                    self.relations[ParsedRelation(subject, predicate, thing, lemma)] = None
 
     def verb(self, verb: int) -> None:
-        """A transitive verb."""
+        """Relations of a transitive verb."""
         tree = self.tree
         if is_copula(tree, verb):
             return
@@ -105,7 +105,7 @@ class _Finder:
             self._reciprocal(subjects(tree, verb), [tree.texts[verb]], verb=True)
 
     def preposition(self, preposition: int) -> None:
-        """A preposition, after the noun, verb, adjective or preposition that governs it."""
+        """Relations of a preposition with the noun, verb, adjective or preposition that governs it."""
         tree = self.tree
         words, head = governor(tree, preposition)
         if head == preposition:
@@ -125,16 +125,16 @@ class _Finder:
 
     def _prepositional_objects(self, preposition: int, head: int) -> list[int]:
         tree = self.tree
-        found: list[int] = []
+        things: list[int] = []
         for child in tree.dependents(preposition, "pobj", "pcomp"):
             if tree.texts[child] in ("it", "them"):
-                found += referents(tree, preposition, child)
+                things += referents(tree, preposition, child)
             elif is_entity(tree, child):
-                found += coordinated(tree, child)
+                things += coordinated(tree, child)
         stranded = not tree.children[preposition] and tree.deps[head] == "relcl"
-        if not found and stranded and is_entity(tree, tree.heads[head]):
-            found = [tree.heads[head]]
-        return found
+        if not things and stranded and is_entity(tree, tree.heads[head]):
+            things = [tree.heads[head]]
+        return things
 
     def _each_other(self, head: int, words: list[str]) -> None:
         tree = self.tree
@@ -146,11 +146,11 @@ class _Finder:
             self._reciprocal(subjects(tree, head), stated, verb=not copula)
 
     def _reciprocal(self, nouns: list[int], words: list[str], verb: bool) -> None:
-        """Two nouns to each other; a plural to itself, "two dogs next to each other"."""
+        """Relate two nouns to each other, or a plural to itself ("two dogs next to each other")."""
         text = " ".join(words)
         lemma = " ".join([verb_lemma(words[0]), *words[1:]]) if verb else text
         if nouns:
-            self.found[Relation(nouns[0], text, nouns[1] if len(nouns) > 1 else nouns[0], lemma)] = None
+            self.relations[ParsedRelation(nouns[0], text, nouns[1] if len(nouns) > 1 else nouns[0], lemma)] = None
 
     def _after_verb(self, verb: int, preposition: int, words: list[str], things: list[int]) -> None:
         tree = self.tree
@@ -173,7 +173,10 @@ class _Finder:
             self.state_verb(doers, [tree.texts[verb], *particles, *words], things)
 
     def _passive(self, verb: int, words: list[str], undergoers: list[int], things: list[int]) -> bool:
-        """States a passive from its agent's side, where there is one: "ridden by a man" is "man riding"."""
+        """State a passive clause as active if it names an agent: "ridden by a man" is "man riding".
+
+        Returns whether a relation was stated.
+        """
         lemma = verb_lemma(self.tree.texts[verb])
         agent = words == ["by"] and lemma not in LOCATIVE_BY
         material = words[0] in ("in", "with") and len(words) == 1 and lemma in ("cover", "surround")
@@ -188,9 +191,10 @@ class _Finder:
     def _located(
         self, verb: int, words: list[str], doers: list[int], direct: list[int], things: list[int]
     ) -> list[int]:
-        """Of "a man VERB a thing PREPOSITION a place": which of the two is at the place.
+        """In "a man VERB a thing PREPOSITION a place": whether the man or the thing is at the place.
 
-        Whoever plays or rides is there; what is held, worn or put is there, unless it is a place to be in.
+        Someone who plays or rides is at the place. Something held, worn or put is at the place, unless the place is
+        one of `PLACES`.
         """
         place = head_noun(self.tree, things[0])
         if not doers or place in BODY_PARTS or things[0] in doers:
@@ -220,14 +224,14 @@ class _Finder:
         self._place(located, words, things)
 
     def _place(self, located: list[int], words: list[str], things: list[int]) -> None:
-        """Without a verb; being in clothes is wearing them."""
+        """Relate things to a place without a verb; "in" clothes is "wearing" them."""
         if words == ["in"] and head_noun(self.tree, things[0]) in CLOTHES:
             self.state_verb(located, ["wearing"], things)
         else:
             self.state(located, words, things)
 
     def _of(self, noun: int, things: list[int]) -> None:
-        """ "of" after a container or image says what is in it, otherwise whose part the noun is."""
+        """ "of" after a container or a depiction names its contents, otherwise the owner of the noun."""
         head = head_noun(self.tree, noun)
         if head in PARTITIVES:
             return
@@ -242,7 +246,7 @@ class _Finder:
             self.state_verb(things, ["has"], coordinated(self.tree, noun))
 
     def possessive(self, owner: int) -> None:
-        """ "the man's hat", and "his head" where that is not the object of what he himself does."""
+        """ "the man's hat"; "his head" only after a preposition."""
         tree = self.tree
         thing = tree.heads[owner]
         if not is_entity(tree, thing):

@@ -1,8 +1,8 @@
-"""Corrections of the parser's habitual mistakes on captions, made on the tree before the rules read it.
+"""Correct the parser's common mistakes on captions in the tree, before the rules read it.
 
-The parser was trained on news and web sentences; captions are noun phrases with participles. Hence nouns taken
-for verbs at the start ("shadow on the carpet"), participles taken for nouns ("a dog sleep on the bed", "white
-shirt playing tennis" as one name), and adverbs or adjectives where an unknown noun stands.
+The parser was trained on news and web text, but captions are noun phrases with participles. It mistakes initial nouns
+for verbs ("shadow on the carpet"), participles for nouns ("a dog sleep on the bed", "white shirt playing tennis" as
+one name), and unknown nouns for adverbs or adjectives.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MISTAKEN_FOR_SUBJECT = frozenset({"compound", "npadvmod", "nmod", "dep"})
 
 
 def repair(tree: Tree) -> None:
-    """Correct a tree in place: first the kinds of its words, then its clauses, then what hangs where."""
+    """Correct a tree in place: first its tags, then its clauses, then its attachments."""
     for index in range(len(tree)):
         _retag_unknown_noun(tree, index)
         _retag_initial_noun(tree, index)
@@ -43,7 +43,7 @@ def repair(tree: Tree) -> None:
 
 
 def _retag_unknown_noun(tree: Tree, index: int) -> None:
-    """An adjective or adverb in a noun's place, other than a colour, is a noun the parser does not know."""
+    """An adjective or adverb in the position of a noun, other than a colour, is a noun unknown to the parser."""
     misplaced = tree.deps[index] in _NOMINAL and tree.tags[index] in _MISTAKEN_FOR_NOUN
     misplaced |= tree.tags[index] == "JJ" and tree.heads[index] == index and bool(tree.dependents(index, "det"))
     if misplaced and tree.texts[index] not in COLOURS and not tree.dependents(index, *_SUBJECTS, "dobj"):
@@ -51,7 +51,7 @@ def _retag_unknown_noun(tree: Tree, index: int) -> None:
 
 
 def _retag_initial_noun(tree: Tree, index: int) -> None:
-    """Captions hold no commands: a bare verb that begins one, without subject or object, is a noun."""
+    """Captions contain no commands: an initial bare verb without subject or object is a noun."""
     if tree.heads[index] != index or tree.tags[index] not in ("VB", "VBP", "VBZ", "UH"):
         return
     if tree.dependents(index, *_SUBJECTS, "dobj", "aux", "auxpass", "attr", "acomp"):
@@ -61,7 +61,7 @@ def _retag_initial_noun(tree: Tree, index: int) -> None:
 
 
 def _restore_preposition(tree: Tree, index: int) -> None:
-    """ "traveling down train tracks", "pulled up to terminal": a particle, or an infinitive's "to", before a noun."""
+    """ "traveling down train tracks", "pulled up to terminal": a particle or "to" before a noun is a preposition."""
     if tree.deps[index] in ("prt", "advmod") and tree.dependents(index, "pobj"):
         tree.deps[index], tree.tags[index] = "prep", "IN"
     noun = tree.heads[index]
@@ -72,7 +72,7 @@ def _restore_preposition(tree: Tree, index: int) -> None:
 
 
 def _free_participle(tree: Tree, index: int) -> None:
-    """ "[a white shirt] [playing] [tennis]" as one name: the participle joins two phrases."""
+    """ "[a white shirt] [playing] [tennis]" parsed as one name: the participle connects two phrases."""
     word, head, noun = tree.texts[index], tree.heads[index], index - 1
     if not word.endswith("ing") or word in GERUND_NOUNS or word in GERUND_MODIFIERS:
         return
@@ -89,7 +89,7 @@ def _free_participle(tree: Tree, index: int) -> None:
 
 
 def _free_final_participle(tree: Tree, index: int) -> None:
-    """ "giraffe standing between bushes", "a dog sleep on a bed": a verb taken for the noun of the phrase."""
+    """ "giraffe standing between bushes", "a dog sleep on a bed": a verb mistaken for the head noun."""
     word, noun = tree.texts[index], index - 1
     participle = word.endswith("ing") and len(word) > 4 and word not in GERUND_NOUNS
     if not tree.is_noun(index) or tree.deps[index] == "compound" or not (participle or word in POSTURES):
@@ -103,7 +103,7 @@ def _free_final_participle(tree: Tree, index: int) -> None:
 
 
 def _free_relative_clause(tree: Tree, index: int) -> None:
-    """ "silver helmet man is wearing", "the bench a man is sitting on": the object stands before the subject."""
+    """ "silver helmet man is wearing", "the bench a man is sitting on": the object precedes the subject."""
     if tree.heads[index] != index or not tree.is_verb(index):
         return
     if tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent"):
@@ -125,7 +125,7 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
 
 
 def _displaced_object(tree: Tree, verb: int) -> int | None:
-    """A noun before the subject, which is a second subject or looks like a part of the subject's name."""
+    """A noun before the subject that is parsed as a second subject or as part of the subject's name."""
     subjects = [child for child in tree.dependents(verb, "nsubj", "nsubjpass") if tree.is_noun(child)]
     if len(subjects) > 1:
         return subjects[0]
@@ -137,7 +137,7 @@ def _displaced_object(tree: Tree, verb: int) -> int | None:
 
 
 def _adopt_subject(tree: Tree, index: int) -> None:
-    """A noun in front of a verb (or of an adverb as the root) without a subject is its subject."""
+    """A noun before a verb (or a root adverb) without a subject is its subject."""
     adverb = tree.tags[index] in ("RP", "RB", "IN", "JJ") and tree.heads[index] == index
     verb = tree.is_verb(index) and tree.deps[index] not in ("amod", "compound")
     if not (adverb or verb) or tree.dependents(index, *_SUBJECTS):
@@ -148,6 +148,6 @@ def _adopt_subject(tree: Tree, index: int) -> None:
 
 
 def _hand_over_premodifiers(tree: Tree, old: int, new: int) -> None:
-    """What stands before the noun `new` modifies it, not the word `old` that it was a part of."""
+    """Attach the words before the noun `new` to it instead of to `old`, the former head of its phrase."""
     for child in [child for child in tree.children[old] if child < new]:
         tree.attach(child, new, tree.deps[child])

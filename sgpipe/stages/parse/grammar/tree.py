@@ -1,10 +1,8 @@
-"""A dependency tree as plain lists: spaCy's analysis in a form that rules can read, and change, quickly.
+"""Captions as tokens, and dependency trees as plain lists that rules can read and change quickly.
 
-Captions as word lists: cleaning, tokenising, and folding of multi-word expressions.
-
-A preposition of several words ("in front of", "on the left side of") becomes one token, and a quantity ("a group
-of") becomes a determiner. Of these, and of the nouns in `STAND_INS`, the dependency parser sees a common word of
-the same syntax, which it analyses more reliably than the original; the rules read the original.
+The tokeniser folds a preposition of several words ("in front of", "on the left side of") into one token, and a
+quantity ("a group of") into a determiner. For these, and for the words in `STAND_INS`, the dependency parser sees a
+common word of the same syntax, which it parses more reliably; the rules read the original.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ AUXILIARIES = frozenset({"aux", "auxpass"})
 
 @dataclass(slots=True)
 class Tree:
-    """Parallel lists over the tokens of one caption; the head of a root is the root itself."""
+    """Parallel lists over the tokens of a caption. The head of a root is the root itself."""
 
     texts: list[str]
     tags: list[str]
@@ -49,7 +47,7 @@ class Tree:
 
     @classmethod
     def of(cls, doc: Doc, tokens: Sequence[Token]) -> Tree:
-        """The tree of a parsed document whose words are the tokens'."""
+        """The tree of a parsed document with these tokens."""
         strings = doc.vocab.strings
         rows = doc.to_array([TAG, DEP, HEAD]).astype("int64").tolist()
         return cls.build(
@@ -68,9 +66,9 @@ class Tree:
         return cls(texts, tags, deps, heads, children)
 
     def attach(self, index: int, head: int, dep: str) -> None:
-        """Hang token `index` (with all below it) under `head`; `head == index` makes it a root.
+        """Attach token `index` and its subtree to `head`; `head == index` makes it a root.
 
-        A move below itself would cut it off from the tree, so nothing is moved then.
+        Does nothing if `head` is in the subtree of `index`, which would detach it from the tree.
         """
         if head != index and index in self.ancestors(head):
             return
@@ -83,7 +81,7 @@ class Tree:
             self.children[head].sort()
 
     def replace(self, old: int, new: int) -> None:
-        """Put `new` where `old` hangs, and `old` nowhere (the caller attaches it again)."""
+        """Attach `new` to the head of `old`; the caller must attach `old` again."""
         head = self.heads[old]
         self.attach(new, new if head == old else head, self.deps[old])
 
@@ -128,14 +126,14 @@ _SCANNER = re.compile(
 
 
 class Token(NamedTuple):
-    """A word of the caption: `word` is what the parser sees, `text` what the rules read."""
+    """A token of a caption: `word` is what the parser sees, `text` what the rules read."""
 
     word: str
     text: str
 
 
 def tokenise(caption: str) -> list[Token]:
-    """Lower-case tokens of a caption, without marks at its end; symbols and control characters are dropped."""
+    """Lower-case tokens of a caption. Final punctuation, symbols and control characters are dropped."""
     matches = _SCANNER.finditer(clean(caption))
     tokens = [_token(match) for match in matches if not match["omitted"]]
     for index, (before, after) in enumerate(pairwise(tokens)):
@@ -149,7 +147,7 @@ def tokenise(caption: str) -> list[Token]:
 
 
 def clean(caption: str) -> str:
-    """Lower case, compatibility forms unified, single blanks, at most `MAX_CHARACTERS` characters."""
+    """The caption in lower case, with compatibility forms unified, single spaces, and at most `MAX_CHARACTERS`."""
     text = caption[:MAX_CHARACTERS]
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_ASCII))

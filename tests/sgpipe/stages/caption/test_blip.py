@@ -105,8 +105,8 @@ def test_text_has_no_special_tokens_and_single_spaces(original):
 
 def test_the_prompt_begins_with_the_decoders_start(original):
     blip = load(original)
-    words = blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("An image of"))
-    assert words == ["[DEC]", "a", "image", "of"]
+    words = blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("A picture of"))
+    assert words == ["[DEC]", "a", "picture", "of"]
     assert blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("")) == ["[DEC]"]
 
 
@@ -173,7 +173,7 @@ def test_missing_weights_are_never_made_up(folder):
     name = next(key for key in kept if key.endswith("crossattention.self.key.weight"))
     del kept[name]
     save_file(kept, weights, metadata={"format": "pt"})
-    assert f"1 weights are missing, such as {name}" in error_of(folder)
+    assert f"1 weight is missing, such as {name}" in error_of(folder)
 
 
 def test_damaged_absent_and_misshapen_weights(folder):
@@ -197,7 +197,7 @@ def test_a_tokenizer_that_silently_lost_its_vocabulary(folder):
     drop_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     message = error_of(folder)
-    assert "its tokenizer has 5 tokens" in message
+    assert "the tokenizer has 5 tokens" in message
     assert str(BlipConfig.from_pretrained(folder).text_config.vocab_size) in message
 
 
@@ -224,4 +224,4 @@ def test_a_damaged_preprocessor_config(folder):
     (folder / "preprocessor_config.json").write_text("{broken")
     assert "JSON" in error_of(folder)
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0.5]}')
-    assert "not those of RGB" in error_of(folder)
+    assert "not values for RGB" in error_of(folder)

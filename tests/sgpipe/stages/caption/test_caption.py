@@ -221,8 +221,8 @@ def test_the_stage_travels_to_its_process_before_setup(captioner, images):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_tokens": 65}, "caption.max_tokens is 65; this captioner has 64 positions"),
-        ({"max_tokens": 4, "min_tokens": 0}, "more than the 4 tokens of the prompt"),
+        ({"max_tokens": 65}, "caption.max_tokens is 65, but this captioner has only 64 positions"),
+        ({"max_tokens": 4, "min_tokens": 0}, "more than the 4 tokens of \[DEC\] and the prompt"),
         ({"max_tokens": 9, "min_tokens": 10}, "at least min_tokens"),
     ],
 )

@@ -7,7 +7,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, packaged_model
 from sgpipe.records import Record
-from sgpipe.stages.detect.detectors import Found, ZeroShotDetector, detector_classes, load
+from sgpipe.stages.detect.detectors import DetectedBoxes, ZeroShotDetector, detector_classes, load
 from sgpipe.stages.detect.stage import DetectStage
 from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_owl
 
@@ -20,7 +20,7 @@ def image() -> Image.Image:
     return Image.effect_mandelbrot((64, 48), (-2, -1, 1, 1), 60).convert("RGB")
 
 
-def stage(folder: Path, found: Found, **settings) -> DetectStage:
+def stage(folder: Path, found: DetectedBoxes, **settings) -> DetectStage:
     made = DetectStage(DetectConfig(detector="d", **settings), {"all": folder})
     made.classes = ("dog", "cup")
     made.detector = lambda image, threshold: found
@@ -42,23 +42,23 @@ def test_boxes_are_kept_once_and_cut_at_the_edge(folder):
         [[10.0, 10, 30, 30], [11, 10, 31, 30], [11, 10, 31, 30], [-5, -5, 20, 60], [70, 0, 80, 9], [1, 1, 1, 9]]
     )
     scores, labels = torch.tensor([0.5, 0.9, 0.4, 0.3, 0.8, 0.7]), torch.tensor([0, 0, 1, 0, 0, 0])
-    [done] = stage(folder, Found(boxes, scores, labels))([record(folder)])
+    [done] = stage(folder, DetectedBoxes(boxes, scores, labels))([record(folder)])
     assert [(box.category, box.category_id, box.bbox) for box in done.objects] == [
         ("dog", 1, (11, 10, 20, 20)),
         ("cup", 2, (11, 10, 20, 20)),
         ("dog", 1, (0, 0, 20, 48)),
     ]
-    [few] = stage(folder, Found(boxes, scores, labels), max_boxes=3)([record(folder)])
+    [few] = stage(folder, DetectedBoxes(boxes, scores, labels), max_boxes=3)([record(folder)])
     assert [box.category for box in few.objects] == ["dog"]  # the others were no boxes
 
 
 def test_what_cannot_be_read_or_found_is_said(folder):
-    nothing = Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    nothing = DetectedBoxes(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     missing, there = stage(folder, nothing)([record(folder, "b.png"), record(folder)])
     assert "image file not found" in missing.error
     assert (there.ok, there.objects) == (True, [])
-    broken = Found(torch.zeros(1, 4), torch.tensor([torch.nan]), torch.zeros(1, dtype=torch.long))
-    with pytest.raises(UserError, match="finds NaN"):
+    broken = DetectedBoxes(torch.zeros(1, 4), torch.tensor([torch.nan]), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(UserError, match="NaN"):
         stage(folder, broken)([record(folder)])
 
 
@@ -66,7 +66,7 @@ def test_a_detector_s_own_classes_are_told_without_its_weights(tmp_path, image):
     folder = make_closed(tmp_path / "d")
     (folder / "model.safetensors").rename(tmp_path / "away")
     assert detector_classes(DetectConfig(detector=str(folder))) == ("N/A", "dog", "cup")
-    with pytest.raises(UserError, match="has classes of its own"):
+    with pytest.raises(UserError, match="has a fixed set of classes"):
         detector_classes(DetectConfig(detector=str(folder), classes=("a",)))
     (tmp_path / "away").rename(folder / "model.safetensors")
     found = load(DetectConfig(detector=str(folder)), CPU)(image, 0.0)
@@ -93,13 +93,13 @@ def test_zero_shot_detectors_are_asked_for_names(tmp_path, image, make):
 def test_phrases_mean_classes(phrase, place):
     detector = ZeroShotDetector.__new__(ZeroShotDetector)
     detector._classes = list(ASKED)
-    assert detector._named(phrase) == place
+    assert detector._class_index(phrase) == place
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        (str(packaged_model("captioner")), "is no object detector: its model_type is 'blip'"),
+        (str(packaged_model("captioner")), "is not an object detector: its model_type is 'blip'"),
         ("nowhere/no", "no detector"),
     ],
 )

@@ -56,7 +56,7 @@ def test_limit_keeps_pairs_of_the_largest_boxes(
 ) -> None:
     every = by_hand(objects, predicates, overlaps)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "_BLOCK", block)
+        patch.setattr(candidates, "_PAIRS_PER_BLOCK", block)
         found = candidate_pairs(objects, predicates, require_overlap=overlaps, limit=limit)
     order = sorted(range(len(objects)), key=lambda i: -objects[i].bbox[2] * objects[i].bbox[3])
     rank = {index: position for position, index in enumerate(order)}

@@ -130,7 +130,7 @@ def test_a_prior_needs_no_captions(tmp_path: Path) -> None:
 
 
 def test_a_prior_must_be_named() -> None:
-    with pytest.raises(UserError, match=r"pair\.prior must name"):
+    with pytest.raises(UserError, match=r"set pair\.prior to"):
         stage(candidates="prior")
 
 

@@ -1,4 +1,4 @@
-"""The parse stage and `CaptionParser`: order, batches, memory, hostile text, and models that are not there."""
+"""The parse stage and `CaptionParser`: order, batches, caching, hostile text, and missing models."""
 
 import random
 import time
@@ -62,7 +62,7 @@ def test_batch_mates_do_not_matter(parser, batch_size):
     other = CaptionParser(ParseConfig(batch_size=batch_size))
     for seed in range(3):
         shuffled = random.Random(seed).sample(CAPTIONS, len(CAPTIONS))
-        other.forget()
+        other.clear_cache()
         for caption, found in zip(shuffled, other.parse(shuffled), strict=True):
             assert [t.predicate for t in found] == [t.predicate for t in alone[CAPTIONS.index(caption)]]
             assert [(t.subject, t.object) for t in found] == [
@@ -71,7 +71,7 @@ def test_batch_mates_do_not_matter(parser, batch_size):
 
 
 def test_analysis_is_the_same_to_the_last_bit_in_any_batch():
-    """The law that labels do not depend on batches rests on this property of the parser's matrix products."""
+    """Labels do not depend on batches because the parser's matrix product computes every row independently."""
     model = load_model()
     captions = [*CAPTIONS, *(" ".join(CAPTIONS[0].split()[:words]) for words in range(1, 6))]
     alone = [next(model.pipe([caption])).tensor.tobytes() for caption in captions]
@@ -96,7 +96,7 @@ def test_each_distinct_caption_is_analysed_once(parser, monkeypatch):
         return analyse(self, captions)
 
     monkeypatch.setattr(CaptionParser, "_analyse", spy)
-    parser.forget()
+    parser.clear_cache()
     parser.parse(["a dog on a bed"] * 3 + ["a cat on a bed"])
     parser.parse(["a cat on a bed", "a bird on a bed"])
     assert seen == ["a dog on a bed", "a cat on a bed", "a bird on a bed"]

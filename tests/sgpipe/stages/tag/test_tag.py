@@ -14,7 +14,7 @@ from rlip_model.queries import GivenPairs
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Box, Pair, Record, Relation
-from sgpipe.stages.tag.grouping import Group
+from sgpipe.stages.tag.grouping import PairGroup
 from sgpipe.stages.tag.stage import (
     Batch,
     TagStage,
@@ -154,7 +154,7 @@ def test_unreadable_images_and_unknown_classes_become_error_rows(folder: Path) -
     unknown.objects[0].category = "zebra"
     results = stage(folder)([absent, unknown, record(2)])
     assert results[0].error.startswith("tag: image file not found")
-    assert results[1].error == "tag: category 'zebra' is not a class of the dataset"
+    assert results[1].error == "tag: 'zebra' is not a class of the dataset"
     assert results[2].relations
 
 
@@ -193,12 +193,17 @@ def test_own_batches_join_groups_with_equal_predicates() -> None:
 
 
 def test_reference_batches_merge_the_predicates_of_a_chunk() -> None:
-    groups = [Group([(0, 1)], ["b", "a"]), Group([(1, 0)], ["c", "a"]), Group([(2, 0)], ["d"]), Group([], [])]
+    groups = [
+        PairGroup([(0, 1)], ["b", "a"]),
+        PairGroup([(1, 0)], ["c", "a"]),
+        PairGroup([(2, 0)], ["d"]),
+        PairGroup([], []),
+    ]
     assert reference_batches(groups, 2) == [
         Batch([[(0, 1)], [(1, 0)]], ["b", "a", "c"]),
         Batch([[(2, 0)]], ["d"]),
     ]
-    assert reference_batches([Group([], [])], 16) == []
+    assert reference_batches([PairGroup([], [])], 16) == []
 
 
 def test_relations_above_go_by_group_pair_and_predicate() -> None:

@@ -6,7 +6,7 @@ from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.clauses import verb_lemma
 from sgpipe.stages.parse.grammar.entities import singular
 
-NOUNS = ("PEOPLE", "ANIMALS", "CLOTHES", "BODY_PARTS", "PLACES", "CONTAINERS_IN", "CONTAINERS_ON", "PICTURES")
+NOUNS = ("PEOPLE", "ANIMALS", "CLOTHES", "BODY_PARTS", "PLACES", "CONTAINERS_IN", "CONTAINERS_ON", "DEPICTIONS")
 VERBS = ("ANIMATE_VERBS", "PASSIVE_STATES", "POSTURE_VERBS", "HOLDING_VERBS", "LOCATIVE_BY", "PERCEPTION")
 
 
