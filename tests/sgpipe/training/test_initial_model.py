@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlip_model.model import AutoModel, ParSeDA, RTagger
+from rlip_model.model import AutoModel, ParSeDA
 from rlip_model.presets import tiny_sizes
 from sgpipe.errors import UserError
 from sgpipe.training.initial_model import make_initial_model
@@ -60,7 +60,7 @@ def test_single_settings_of_the_text_encoder_can_differ(tmp_path: Path) -> None:
     assert (again.hidden_dropout_prob, again.attention_probs_dropout_prob, again.hidden_size) == (0.25, 0.3, 64)
 
 
-def test_a_network_that_is_there_keeps_its_weights_and_takes_settings(tmp_path: Path) -> None:
+def test_an_existing_network_keeps_its_weights_and_takes_settings(tmp_path: Path) -> None:
     old = make_tagger(tmp_path / "old", [*TEXTS, "no objects a b c d e f"])
     new = made(tmp_path / "start", init=str(tmp_path / "old"), config={"box_noise": 0.1, "fusion_dropout": 0.0})
     assert (new.config.box_noise, old.config.box_noise) == (0.1, 0.4)
@@ -75,18 +75,26 @@ def test_queries_are_dropped_pair_by_pair(tmp_path: Path) -> None:
     assert new.queries.anchors.weight.equal(old.queries.anchors.weight[[0, 1, 8, 9]])
 
 
+@pytest.fixture(scope="module")
+def existing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tagger."""
+    folder = tmp_path_factory.mktemp("existing") / "tagger"
+    made(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"config": {"num_queries": 32}}, "cannot keep 32 of 16 queries"),
-        ({"config": {"hidden_dim": 96}}, "don't fit config {'hidden_dim': 96}"),
+        ({"config": {"hidden_dim": 96}}, "do not fit the settings {'hidden_dim': 96}"),
         ({"config": {"boxnoise": 1}}, "has no setting 'boxnoise'"),
         ({"kind": "parseda"}, "is not an RLIPv2-ParSeDA.*'rlip_tagger'"),
     ],
 )
-def test_what_a_network_that_is_there_cannot_become(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    made(tmp_path / "old")
+def test_invalid_changes_of_an_existing_network(
+    existing: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
-        made(tmp_path / "new", **{"config": {}, "init": str(tmp_path / "old"), **changes})
+        made(tmp_path / "new", **{"config": {}, "init": str(existing), **changes})
     assert not (tmp_path / "new").exists()
-    assert isinstance(AutoModel.from_pretrained(tmp_path / "old"), RTagger)

@@ -1,4 +1,4 @@
-"""Trainings that cannot work: one line that says what is wrong, where, and what to do; never a traceback."""
+"""Invalid trainings: a one-line message says what is wrong, where, and what to do, without a traceback."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def invoke(run: Path, out: Path, *more: str, kind: str = "tagger", **changes: An
 
 
 def refused(result: Result, code: int = 2) -> str:
-    """The message of a training that was refused: the only one."""
+    """The only error message of a refused training."""
     assert not isinstance(result.exception, Exception), result.exception
     assert result.exit_code == code, result.output
     (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -40,7 +40,7 @@ def refused(result: Result, code: int = 2) -> str:
         ({"optimisation__lr": "fast"}, "key 'optimisation.lr'"),
         ({"optimisation__lr": -1}, "key 'optimisation': lr is -1"),
         ({"optimisation__learning_rate": 1}, "unknown key 'optimisation.learning_rate'"),
-        ({"optimisation__ema": 1.0}, "ema is 1.0, expected a decay"),
+        ({"optimisation__ema": 1.0}, "ema is 1.0, expected 0 (none) or a decay"),
         ({"optimisation__precision": "float16"}, "key 'optimisation.precision'"),
         ({"optimisation__frozen": ["backbones"]}, "optimisation.frozen: the network has no part 'backbones'"),
         ({"data__threshold": 2}, "key 'data.threshold'"),
@@ -64,13 +64,13 @@ def refused(result: Result, code: int = 2) -> str:
     ],
     ids=str,
 )
-def test_settings_that_cannot_work(drawn_run: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings(drawn_run: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     said = refused(invoke(drawn_run, tmp_path / "out", **changes))
     assert message in said
     assert len(said) < 600
 
 
-def test_folders_that_hold_nothing_to_train_on(drawn_run: Path, tmp_path: Path) -> None:
+def test_folders_without_shards(drawn_run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "missing", tmp_path / "empty", drawn_run.parent / "drawn" / SCENE_GRAPHS):
         assert str(folder) in refused(invoke(folder, tmp_path / "out"))
@@ -107,6 +107,14 @@ def test_networks_of_another_kind_are_refused_by_name(drawn_run: Path, trained_t
     assert "'rlip_tagger'" in said
 
 
+@pytest.fixture(scope="module")
+def one_epoch(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that can be extended."""
+    out = tmp_path_factory.mktemp("one-epoch") / "out"
+    training(drawn_run, out, optimisation__schedule="step", optimisation__epochs=1)
+    return out
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -119,14 +127,12 @@ def test_networks_of_another_kind_are_refused_by_name(drawn_run: Path, trained_t
     ],
 )
 def test_a_damaged_checkpoint_is_named(
-    drawn_run: Path, tmp_path: Path, trained_tagger: Path, name: str, content: bytes | None
+    drawn_run: Path, one_epoch: Path, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
-    """Of a training that is to go on, whether or not the damage comes to light before it would."""
-    settings = {"optimisation__schedule": "step"}
-    training(drawn_run, tmp_path / "out", **settings, optimisation__epochs=1)
+    shutil.copytree(one_epoch, tmp_path / "out", symlinks=True)
     file = (tmp_path / "out" / "last").resolve() / name
     file.unlink() if content is None else file.write_bytes(content)
-    said = refused(invoke(drawn_run, tmp_path / "out", **settings))
+    said = refused(invoke(drawn_run, tmp_path / "out", optimisation__schedule="step"))
     assert "step-00000003" in said
 
 
@@ -140,12 +146,11 @@ def test_a_network_whose_weights_have_other_sizes(drawn_run: Path, trained_tagge
     assert str(tmp_path / "init") in said
 
 
-def test_a_training_that_diverges_names_a_image_and_keeps_what_was_good(drawn_run: Path, tmp_path: Path) -> None:
-    training(drawn_run, tmp_path / "good", optimisation__epochs=1)
+def test_a_diverging_training_keeps_the_batch_and_the_last_checkpoint(drawn_run: Path, tmp_path: Path) -> None:
     result = invoke(drawn_run, tmp_path / "out", optimisation__lr=1e30, output__checkpoint_every=1)
     said = refused(result, code=1)
     assert "step 2" in said
-    assert "the batch is kept in" in said
+    assert "the batch is saved in" in said
     assert "optimisation.lr" in said
     (kept,) = (tmp_path / "out").glob("diverged-step-*/process-0")
     names = json.loads((kept / "batch.json").read_text())["images"]
@@ -158,10 +163,9 @@ def full(*arguments: object, **options: object) -> None:
 
 
 @pytest.mark.parametrize("where", ["save_file", "_sync"])
-def test_a_full_disk_ends_the_training_and_room_lets_it_go_on(
-    drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+def test_a_training_resumes_after_a_full_disk(
+    drawn_run: Path, trained_tagger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    training(drawn_run, tmp_path / "whole")
     save = state.Checkpoints.save
 
     def save_first(self: state.Checkpoints, *arguments: Any) -> Path:
@@ -176,7 +180,7 @@ def test_a_full_disk_ends_the_training_and_room_lets_it_go_on(
     assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.undo()
     training(drawn_run, tmp_path / "out")
-    assert not different(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    assert not different(weights(tmp_path / "out"), weights(trained_tagger))
 
 
 def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -187,10 +191,10 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
     training(run, tmp_path / "out")
     skipped = [row["skipped"] for row in steps(tmp_path / "out")]
     assert skipped == sorted(skipped)
-    assert (skipped[2], skipped[-1]) == (2, 4)  # each of them once an epoch
+    assert (skipped[2], skipped[-1]) == (2, 4)  # each image once per epoch
 
 
-def test_without_any_readable_image_the_folder_is_named(tmp_path: Path) -> None:
+def test_the_image_folder_is_named_if_no_image_is_readable(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for image in (tmp_path / "drawn" / "images").iterdir():
         image.write_bytes(b"")
@@ -199,7 +203,7 @@ def test_without_any_readable_image_the_folder_is_named(tmp_path: Path) -> None:
     assert "--images" in said
 
 
-def test_a_image_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_image_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (tmp_path / "drawn" / "images").rename(tmp_path / "drawn" / "moved")
     assert "if the images moved, give --images" in refused(invoke(run, tmp_path / "out"))

@@ -140,7 +140,7 @@ def test_faults_name_the_key_and_what_was_expected(assignment, message):
     ("assignment", "message"),
     [
         ("worker.count=2", "unknown key 'worker'; did you mean 'workers'?"),
-        ("data.augment.flip=2", "key 'data.augment': flip is 2.0, expected a number from 0 to 1"),
+        ("data.augment.flip=2", "key 'data.augment': flip is 2.0, expected a number between 0 and 1"),
         ("optimisation.batch=0", "key 'optimisation': batch is 0, expected at least 1"),
     ],
 )
