@@ -1,1 +1,1 @@
-"""What training needs beside the network and its losses."""
+"""Training: data preparation, the training loop, checkpoints and validation."""

@@ -1,8 +1,8 @@
-"""From scene graph annotations, as of Visual Genome or made by the R-Tagger, to training targets.
+"""Convert scene-graph annotations, from Visual Genome or the R-Tagger, to training targets.
 
-A straight way: read (`SceneAnnotation.from_json`), drop doubtful relations (`confident`), rename what a flip will turn
-around (`with_flipped_texts`), cut and number (`label_scene`), perhaps crop and flip the picture and `SceneTargets` with
-it (`augment`), then `labelled_triplets`.
+The steps: read (`SceneAnnotation.from_json`), drop relations of low confidence (`confident`), swap left and right in
+texts if the image will be flipped (`with_flipped_texts`), clip boxes and number the texts (`label_scene`), augment the
+image and its `SceneTargets` (`augment`), then make triplets (`labelled_triplets`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from rlip_model.targets import Triplets
 from rlip_model.training.flip_text import flip_text
 from rlip_model.training.sampling import LabelledTriplets
 
-MISSING_OBJECT = "missing objects"  # with a box of zeros: the object of a relation that has none, as in V-COCO
+MISSING_OBJECT = "missing objects"  # with a box of zeros; stands in for the object of a relation without one (V-COCO)
 
 
 class AnnotationError(ValueError):
-    """An annotation that lacks something or contradicts itself; the message names the image."""
+    """An annotation is incomplete or inconsistent; the message names the image."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """`box`: x, y of the upper left corner, width, height, in pixels of the original image."""
+    """One object. box: x and y of the upper left corner, width, height, in pixels of the original image."""
 
     object_id: int
     name: str
@@ -37,7 +37,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class SceneRelation:
-    """`confidence`: the R-Tagger's; None for relations annotated by people."""
+    """One relation. confidence: from the R-Tagger; None for relations annotated by people."""
 
     subject_id: int
     object_id: int
@@ -55,12 +55,12 @@ class SceneAnnotation:
 
     @classmethod
     def from_json(cls, image: Mapping[str, Any]) -> SceneAnnotation:
-        """One entry of scene_graphs.json, whose objects have one name each.
+        """Read one entry of scene_graphs.json, with one name per object.
 
         Raises:
-            AnnotationError: something is missing.
+            AnnotationError: a key is missing.
         """
-        name = image.get("image_id", "an image without image_id")
+        name = image.get("image_id", "(no image_id)")
         try:
             objects = [
                 SceneObject(item["object_id"], item["names"], (item["x"], item["y"], item["w"], item["h"]))
@@ -75,12 +75,12 @@ class SceneAnnotation:
         return cls(name, tuple(objects), tuple(relations))
 
     def confident(self, threshold: float) -> SceneAnnotation:
-        """Without the relations whose confidence is below the threshold; those without confidence stay."""
+        """Drop relations with a confidence below the threshold; relations without a confidence stay."""
         kept = (item for item in self.relations if item.confidence is None or item.confidence >= threshold)
         return replace(self, relations=tuple(kept))
 
     def with_flipped_texts(self) -> SceneAnnotation:
-        """Named as in the flipped picture; the boxes are left to `SceneTargets.flipped`."""
+        """Swap left and right in all texts, as for a flipped image. `SceneTargets.flipped` flips the boxes."""
         return replace(
             self,
             objects=tuple(replace(item, name=flip_text(item.name)) for item in self.objects),
@@ -90,11 +90,11 @@ class SceneAnnotation:
 
 @dataclass(frozen=True)
 class SceneTargets:
-    """A scene graph in numbers, to be changed along with its picture.
+    """A scene graph as tensors, to be augmented together with its image.
 
-    boxes `[objects, 4]` xyxy in pixels of the picture; labels `[objects]`, into object_texts; relations
-    `[relations, 3]`: subject and object, into boxes, and predicate, into relation_texts. The box of a missing
-    object is zeros and stays zeros.
+    boxes `[objects, 4]` pixel xyxy; labels `[objects]`, indices into object_texts; relations `[relations, 3]`: subject
+    and object, indices into boxes, and predicate, index into relation_texts. The box of a missing object is, and
+    remains, zeros.
     """
 
     boxes: Tensor
@@ -105,12 +105,12 @@ class SceneTargets:
 
     @property
     def missing(self) -> Tensor:
-        """`[objects]`: True for what stands for no object at all."""
+        """`[objects]`: True for placeholders of missing objects."""
         named = torch.tensor([text == MISSING_OBJECT for text in self.object_texts], dtype=torch.bool)
         return named[self.labels] & (self.boxes == 0).all(1)
 
     def keep(self, kept: Tensor) -> SceneTargets:
-        """Only the objects where `kept` `[objects]` is True, and the relations between them; all texts stay."""
+        """Keep the objects where `kept` `[objects]` is True, and the relations between them. All texts stay."""
         renumbered = kept.cumsum(0) - 1
         ends = self.relations[:, :2]
         relations = self.relations[kept[ends].all(1)]
@@ -118,21 +118,21 @@ class SceneTargets:
         return replace(self, boxes=self.boxes[kept], labels=self.labels[kept], relations=relations)
 
     def clamped(self, width: float, height: float) -> SceneTargets:
-        """Boxes cut off at the borders of the picture; objects outside it are dropped."""
+        """Clip boxes to the image, and drop objects outside it."""
         limits = self.boxes.new_tensor((width, height, width, height))
         boxes = self.boxes.clamp(min=0).minimum(limits)
         return replace(self, boxes=boxes).keep((boxes[:, 2:] > boxes[:, :2]).all(1) | self.missing)
 
     def resized(self, horizontal: float, vertical: float) -> SceneTargets:
-        """Boxes multiplied by these factors."""
+        """Multiply boxes by these factors."""
         return replace(self, boxes=self.boxes * self.boxes.new_tensor((horizontal, vertical) * 2))
 
     def shifted(self, right: float, down: float) -> SceneTargets:
-        """Boxes moved by so many pixels."""
+        """Move boxes by these numbers of pixels."""
         return self._moved(self.boxes + self.boxes.new_tensor((right, down) * 2))
 
     def flipped(self, width: float) -> SceneTargets:
-        """Boxes in the mirror image of a picture of this width, in pixels; see also `SceneAnnotation.with_flipped_texts`."""
+        """Flip boxes horizontally in an image of this width, in pixels; see `SceneAnnotation.with_flipped_texts`."""
         left, top, right, bottom = self.boxes.unbind(1)
         return self._moved(torch.stack((width - right, top, width - left, bottom), dim=1))
 
@@ -140,7 +140,7 @@ class SceneTargets:
         return replace(self, boxes=boxes.masked_fill(self.missing.unsqueeze(1), 0))
 
     def related(self) -> tuple[Tensor, Tensor]:
-        """The pairs `[pairs, 2]` that have relations, each once, and their relations `[pairs, relation_texts]`."""
+        """The distinct pairs `[pairs, 2]` with relations, and these relations `[pairs, relation_texts]`, 0 or 1."""
         pairs = list(dict.fromkeys((subject, object_) for subject, object_, _ in self.relations.tolist()))
         place = {pair: index for index, pair in enumerate(pairs)}
         relation_labels = torch.zeros(len(pairs), len(self.relation_texts))
@@ -149,11 +149,11 @@ class SceneTargets:
         return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), relation_labels
 
     def triplets(self, pairs: Tensor, relation_labels: Tensor, width: float, height: float) -> LabelledTriplets:
-        """Triplets of the given pairs `[pairs, 2]`, with normalised cxcywh boxes.
+        """Make triplets of the given pairs `[pairs, 2]`, with normalised cxcywh boxes.
 
         Args:
-            relation_labels: `[pairs, relation_texts]`.
-            width, height: of the picture, in pixels.
+            relation_labels: `[pairs, relation_texts]`, 0 or 1.
+            width, height: of the image, in pixels.
         """
         subjects, objects = pairs.unbind(1)
         boxes = box_convert(self.boxes, "xyxy", "cxcywh")
@@ -164,19 +164,19 @@ class SceneTargets:
         return LabelledTriplets(triplets, self.object_texts, self.relation_texts)
 
     def labelled_triplets(self, width: float, height: float) -> LabelledTriplets:
-        """What is true in a picture of this size; relations of the same two objects become one triplet."""
+        """The target triplets in an image of this size; relations of the same two objects become one triplet."""
         return self.triplets(*self.related(), width, height)
 
 
 def label_scene(graph: SceneAnnotation, width: int, height: int, most_relations: int) -> SceneTargets:
-    """Number the names of a scene graph in order of appearance, and cut boxes off at the image's borders.
+    """Number the texts of a scene graph in order of appearance, and clip boxes to the image.
 
     Args:
         width, height: of the original image, in pixels.
-        most_relations: only so many are taken, the first ones; as many as the network has pairs of queries.
+        most_relations: maximum number of relations, the first ones; the network's number of query pairs.
 
     Raises:
-        AnnotationError: a relation of an object that is not there.
+        AnnotationError: a relation refers to an object that does not exist.
     """
     relations = graph.relations[:most_relations]
     object_texts = tuple(dict.fromkeys(item.name for item in graph.objects))
@@ -184,7 +184,9 @@ def label_scene(graph: SceneAnnotation, width: int, height: int, most_relations:
     place = {item.object_id: index for index, item in enumerate(graph.objects)}
     unknown = [end for item in relations for end in (item.subject_id, item.object_id) if end not in place]
     if unknown:
-        raise AnnotationError(f"scene graph of image {graph.image_id} relates object {unknown[0]}, which it lacks")
+        raise AnnotationError(
+            f"scene graph of image {graph.image_id}: a relation refers to unknown object {unknown[0]}"
+        )
     numbered = [
         (place[item.subject_id], place[item.object_id], relation_texts.index(item.predicate)) for item in relations
     ]

@@ -1,6 +1,6 @@
-"""Pictures and their targets changed at random, as DETR does: flipped, recoloured, cropped, resized.
+"""Random augmentation of images and their targets, as in DETR: flip, colour jitter, crop, resize.
 
-All randomness comes from the generator that is given, so a picture's changes depend on nothing else.
+All randomness comes from the given generator, so the augmentation of an image depends on nothing else.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from torchvision.transforms.v2 import functional
 from rlip_model.image import normalised, resized
 from rlip_model.training.annotations import SceneTargets
 
-CropWindow = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture that it is cut from
+CropWindow = tuple[
+    float, float, float, float
+]  # left, top, right, bottom, in pixels of the image that it is cropped from
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Defaults: RLIPv2's, which are DETR's with other colours.
+    """Augmentation settings. Defaults: as in RLIPv2, which are DETR's plus colour jitter.
 
     Args:
         flip: probability of a horizontal flip.
-        jitter: brightness, contrast and saturation are multiplied by up to this much more or less; 0: left alone.
-        short_sides: lengths of the shorter side in the end, in pixels, one of which is drawn.
-        long_side: of the longer side in the end, at most, in pixels.
-        crop_probability: how often only a part of the picture is taken.
-        crop_short_sides: lengths of the shorter side of the picture from which the part is cut.
-        crop_range: least and greatest width and height of the part, cut from the picture of that size.
+        jitter: brightness, contrast and saturation are multiplied by a factor of up to 1 plus or minus this; 0 for
+            none.
+        short_sides: lengths of the shorter side of the result, in pixels; one is drawn.
+        long_side: maximum length of the longer side of the result, in pixels.
+        crop_probability: probability of a random crop.
+        crop_short_sides: lengths of the shorter side to which the image is resized before cropping, in pixels.
+        crop_range: minimum and maximum width and height of the crop, in pixels of the resized image.
 
     Raises:
-        ValueError: a setting that cannot work.
+        ValueError: a value is out of range.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
@@ -51,14 +54,16 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "crop_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number from 0 to 1")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
         for name in ("short_sides", "crop_short_sides"):
             if min(getattr(self, name), default=0) < 1:
                 raise ValueError(f"{name} is {list(getattr(self, name))}, expected lengths of at least 1 pixel")
         if self.long_side < max(self.short_sides):
             raise ValueError(f"long_side {self.long_side} is less than {max(self.short_sides)}, one of short_sides")
         if not 1 <= self.crop_range[0] <= self.crop_range[1]:
-            raise ValueError(f"crop_range is {list(self.crop_range)}, expected least and greatest length in pixels")
+            raise ValueError(
+                f"crop_range is {list(self.crop_range)}, expected a minimum and a maximum length in pixels"
+            )
 
 
 def prepare(
@@ -70,12 +75,12 @@ def prepare(
     rng: random.Random,
     flip: bool = False,
 ) -> tuple[Tensor, SceneTargets]:
-    """A picture as the network takes it, `[3, height, width]`, normalised, and its targets.
+    """Prepare an image as network input, `[3, height, width]`, normalised, together with its targets.
 
     Args:
         image: RGB.
-        options: of training, see `augment`; None to change only the size, to `short_side` and at most `long_side`.
-        flip: in any case; see `augment`.
+        options: augmentation settings; None to only resize the image, to `short_side` and at most `long_side`.
+        flip: whether to flip the image, with or without `options`; see `augment`.
     """
     if options is not None:
         image, targets = augment(image, targets, options, rng, flip)
@@ -89,12 +94,12 @@ def prepare(
 def augment(
     image: Image.Image, targets: SceneTargets, options: Augmentation, rng: random.Random, flip: bool
 ) -> tuple[Image.Image, SceneTargets]:
-    """A changed picture and the targets that fit it; objects out of sight are dropped with their relations.
+    """Augment an image and its targets. Objects outside the crop are dropped with their relations.
 
     Args:
         image: RGB.
-        flip: drawn before, with probability `options.flip`, as the targets of flipped pictures are made from
-            `SceneAnnotation.with_flipped_texts`.
+        flip: drawn by the caller with probability `options.flip`, because the targets of flipped images must be made
+            from `SceneAnnotation.with_flipped_texts`.
     """
     if flip:
         image, targets = flipped(image, targets)
@@ -108,12 +113,12 @@ def augment(
 
 
 def flipped(image: Image.Image, targets: SceneTargets) -> tuple[Image.Image, SceneTargets]:
-    """Picture and boxes in the mirror."""
+    """Flip an image and its boxes horizontally."""
     return functional.horizontal_flip(image), targets.flipped(image.width)
 
 
 def jittered(image: Image.Image, jitter: float, rng: random.Random) -> Image.Image:
-    """Brightness, contrast and saturation changed in random order, by factors up to `jitter` from 1."""
+    """Change brightness, contrast and saturation in random order, each by a factor of 1 plus or minus `jitter`."""
     if jitter == 0:
         return image
     changes = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation]
@@ -126,10 +131,10 @@ def jittered(image: Image.Image, jitter: float, rng: random.Random) -> Image.Ima
 def random_window(
     width: int, height: int, options: Augmentation, rng: random.Random
 ) -> tuple[CropWindow, tuple[int, int]]:
-    """A part of a picture of this size, and the width and height it is drawn with.
+    """Draw a crop of an image of this size, and the width and height to which it is resized.
 
-    It is drawn from the picture resized to one of `crop_short_sides`, and given in pixels of the picture as it is,
-    so that the pixels need to be resampled only once.
+    The crop is drawn from the image resized to one of `crop_short_sides`, but returned in pixels of the original image,
+    so that pixels are resampled only once.
     """
     columns, rows = resized(width, height, rng.choice(options.crop_short_sides), sys.maxsize)
     least, greatest = options.crop_range
@@ -144,7 +149,7 @@ def random_window(
 def cut(
     image: Image.Image, targets: SceneTargets, window: CropWindow, size: tuple[int, int]
 ) -> tuple[Image.Image, SceneTargets]:
-    """The part of a picture in the window, resized to `size` (width, height), and what of the targets is in it."""
+    """Crop an image and its targets to a window, and resize them to `size` (width, height)."""
     left, top, right, bottom = window
     image = image.resize(size, Image.Resampling.BILINEAR, box=window)
     targets = targets.shifted(-left, -top).resized(size[0] / (right - left), size[1] / (bottom - top))

@@ -1,4 +1,4 @@
-"""One step's food: pictures padded to a common size, their triplets, and the texts that label them."""
+"""Training batches: images padded to a common size, their triplets, and the label texts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rlip_model.training.sampling import Texts
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """A picture ready for the network, and what is true in it.
+    """One image prepared for the network, and its targets.
 
-    pixel_values `[3, height, width]`, normalised; triplets labelled by the texts of the whole batch; size: width
-    and height of the original image, in pixels.
+    pixel_values `[3, height, width]`, normalised; triplets: labels index the texts of the whole batch; size: width and
+    height of the original image, in pixels.
     """
 
     image_id: str
@@ -28,10 +28,10 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Examples put together.
+    """A batch of examples; it may be empty.
 
-    pixel_values `[images, 3, height, width]`; padding `[images, height, width]`, True right of and below a
-    picture; skipped: pictures of the batch that could not be read. All pictures may have been skipped.
+    pixel_values `[images, 3, height, width]`; padding `[images, height, width]`, True right of and below an image;
+    skipped: number of images of this batch that could not be read.
     """
 
     image_ids: tuple[str, ...]
@@ -54,7 +54,7 @@ class TrainingBatch:
         )
 
     def only(self, image: int) -> TrainingBatch:
-        """The batch of one of its pictures."""
+        """The batch that consists of one of the images."""
         return replace(
             self,
             image_ids=self.image_ids[image : image + 1],
@@ -66,7 +66,7 @@ class TrainingBatch:
 
 
 def collate(examples: Sequence[TrainingExample], texts: Texts, skipped: int = 0) -> TrainingBatch:
-    """Pad the pictures, at the right and at the bottom, to the largest of them."""
+    """Pad the images, at the right and at the bottom, to the largest width and height."""
     height = max((example.pixel_values.shape[1] for example in examples), default=0)
     width = max((example.pixel_values.shape[2] for example in examples), default=0)
     pixels = torch.zeros(len(examples), 3, height, width)

@@ -1,4 +1,4 @@
-"""When a loss stops being a number: which picture did it, and what the batch was."""
+"""Diagnose a loss that is not finite: find the image that caused it, and save the batch."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from rlip_model.training.objective import Objective
 
 
 class DivergenceError(ValueError):
-    """A loss, gradient or prediction is not finite. The message names the pictures, and where the batch is kept."""
+    """A loss, gradient or prediction is not finite. The message names the images and the saved batch."""
 
 
 def explain(objective: Objective, batch: TrainingBatch, reason: str, step: int, root: Path) -> DivergenceError:
-    """Find out who is to blame, and keep the batch in `root` for whoever wants to know more."""
-    parameters = () if is_spread(objective) else objective.network.named_parameters()
+    """Find the cause, and save the batch in a folder in `root`."""
+    parameters = () if is_sharded(objective) else objective.network.named_parameters()
     broken = [name for name, parameter in parameters if not bool(parameter.isfinite().all())]
     if broken:
-        blame = f"the parameters themselves are broken ({broken[0]}), since an earlier step"
-    elif is_spread(objective):
-        blame = f"it is among the images {', '.join(batch.image_ids)}"
-    elif culprits := culprits_of(objective, batch):
-        blame = f"it is image {', '.join(culprits)}"
+        cause = f"parameters are not finite since an earlier step ({broken[0]})"
+    elif is_sharded(objective):
+        cause = f"caused by one of the images {', '.join(batch.image_ids)}"
+    elif culprits := find_culprits(objective, batch):
+        cause = f"caused by image {', '.join(culprits)}"
     else:
-        blame = f"none of the images {', '.join(batch.image_ids)} does it alone"
+        cause = f"none of the images {', '.join(batch.image_ids)} causes it alone"
     folder = root / f"diverged-step-{step + 1:08d}" / f"process-{rank()}"
-    kept = f"the batch is kept in {folder}" if _keep(batch, folder, reason) else "the batch could not be kept"
+    saved = f"the batch is saved in {folder}" if _save(batch, folder, reason) else "the batch could not be saved"
     return DivergenceError(
-        f"step {step + 1}: {reason}; {blame}; {kept}. A smaller learning rate (optimisation.lr) may help"
+        f"step {step + 1}: {reason}; {cause}; {saved}. A smaller learning rate (optimisation.lr) may help"
     )
 
 
-def is_spread(module: nn.Module) -> bool:
-    """Whether parameters are spread over processes, none of which can compute anything alone."""
+def is_sharded(module: nn.Module) -> bool:
+    """Whether parameters are sharded over processes, so that no process can compute a loss on its own."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 @torch.no_grad()
-def culprits_of(objective: Objective, batch: TrainingBatch) -> list[str]:
-    """The pictures whose own loss, without the others, is not finite."""
+def find_culprits(objective: Objective, batch: TrainingBatch) -> list[str]:
+    """The ids of the images whose loss is not finite in a batch of their own."""
     with without_collectives():
         return [name for image, name in enumerate(batch.image_ids) if not _is_finite(objective, batch.only(image))]
 
@@ -60,8 +60,8 @@ def _is_finite(objective: Objective, batch: TrainingBatch) -> bool:
         return False
 
 
-def _keep(batch: TrainingBatch, folder: Path, reason: str) -> bool:
-    """pictures and triplets in batch.safetensors, names and texts in batch.json."""
+def _save(batch: TrainingBatch, folder: Path, reason: str) -> bool:
+    """Save images and triplets as batch.safetensors, image ids and texts as batch.json. Return whether it succeeded."""
     tensors = {"pixel_values": batch.pixel_values, "padding": batch.padding}
     for image, triplets in enumerate(batch.triplets):
         tensors |= {f"{image}.{f.name}": getattr(triplets, f.name) for f in fields(Triplets)}

@@ -1,4 +1,4 @@
-"""An exponential moving average of the parameters: a smoother network than the one being trained."""
+"""Exponential moving average (EMA) of the parameters."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Averages of a network's trainable parameters, by name.
+    """Exponential moving averages of the trainable parameters of a network, by name.
 
     Args:
-        decay: share of the old average that stays in an update; early updates keep less, so that the first
-            parameters are soon forgotten.
+        decay: weight of the old average in an update. Early updates use a smaller decay, so that the initial parameters
+            lose their influence quickly.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -23,7 +23,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Update the averages with the current parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, parameter in self._parameters.items():
@@ -31,14 +31,14 @@ class EMA:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor], updates: int) -> None:
-        """Go on from a stored average."""
+        """Restore stored averages."""
         self.updates = updates
         for name, value in self.values.items():
             value.copy_(values[name])
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the network's parameters and their averages; a second time undoes it."""
+        """Exchange the parameters of the network and their averages; a second call restores them."""
         for name, parameter in self._parameters.items():
             now = parameter.detach().clone()
             parameter.copy_(self.values[name])

@@ -1,7 +1,7 @@
-"""What a horizontal flip does to texts: "left of" becomes "right of", "right hand" becomes "left hand".
+"""Swap left and right in texts of flipped images: "left of" becomes "right of", "right hand" becomes "left hand".
 
-Not every "left" is a side: "right behind" and "left on" mean the same in the mirror. Which it is follows from the
-words before and after, which don't depend on the side itself; so mirroring twice gives the text back.
+Not every "left" or "right" is a side: "right behind" and "left on" do not change. The words before and after decide.
+The decision does not depend on the side itself, so flipping twice restores the text.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ OPPOSITE = {
     for form in (str.lower, str.title, str.upper)
 }
 
-# After these it is a side whatever follows: "on the left behind".
+# After these words it is a side, whatever follows: "on the left behind".
 BEFORE_SIDES = re.compile("the|to|on|at|far|upper|lower|middle|top|bottom|rear|turn(s|ed|ing)?|fac(e|es|ed|ing)")
-# After these, at the end, it is not: "has left", "all right".
+# After these words, at the end of the text, it is not a side: "has left", "all right".
 BEFORE_OTHERS = re.compile("has|have|had|having|was|were|been|being|just|all")
-# Before these it is not: "right next to", "left on", "left the", "left alone".
+# Before these words it is not a side: "right next to", "left on", "left the", "left alone".
 AFTER_OTHERS = re.compile(
     "next|beside|by|near|close|on|onto|in|into|inside|within|at|against|across|along|alongside|around|above|over|"
     "atop|below|under|underneath|beneath|behind|before|after|between|among|past|beyond|through|up|down|off|out|"
@@ -31,7 +31,7 @@ AFTER_OTHERS = re.compile(
 
 
 def flip_text(text: str) -> str:
-    """The text with left and right swapped wherever they are sides; upper and lower case stay."""
+    """Swap left and right wherever they are sides; upper and lower case stay."""
     parts = WORD.split(text)
     words = ["", *(word.lower() for word in parts[1::2]), ""]
     for place in range(1, len(parts), 2):

@@ -1,7 +1,7 @@
-"""The training loop: batches in, checkpoints and metrics out. Knows no files of data and no cluster.
+"""The training loop: batches in, checkpoints and metrics out. It is independent of data files and clusters.
 
-A step is a function of the parameters, its batches and its number: random numbers are seeded by step, so a
-training that was killed repeats the lost steps exactly and goes on as if nothing had happened.
+A step is a function of the parameters, its batches and its number: random numbers are seeded per step. A run that was
+killed therefore repeats the lost steps exactly, and continues as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -35,39 +35,43 @@ from rlip_model.training.optimisation import Optimisation, make_optimizer, set_r
 from rlip_model.training.state import Checkpoints, Position, TrainingState, flatten, read_state, unflatten
 from rlip_model.training.validation import validate
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the first process; nothing in the others
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process only
 _EVERYWHERE = StateDictOptions(full_state_dict=True)
 _PARAMETER = "parameter."
 _PRIME = 1_000_003
 
 
 class Feed(Protocol):
-    """Where batches come from: the same ones whenever they are asked for."""
+    """A reproducible source of batches: the same arguments give the same batches."""
 
     @property
-    def steps_per_epoch(self) -> int: ...
+    def steps_per_epoch(self) -> int:
+        """Number of optimiser steps in one epoch."""
+        ...
 
     def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
-        """Step after step without end, from a step of an epoch on: the parts that this process computes one after
-        another."""
+        """An endless iterator over steps, from a step of an epoch on.
+
+        Each item holds the batches of one step for this process, computed one after another.
+        """
         ...
 
     def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
-        """This process's share of the validation pictures, in batches."""
+        """The validation images of this process, in batches; None if there is no validation data."""
         ...
 
 
 class Trainer:
-    """Trains an objective's network.
+    """Trains the network of an objective.
 
     Args:
-        objective: on its device; parameters that shall stay as they are don't require gradients.
-        checkpoints: where the training is kept; one that is there goes on.
-        wrap: makes the objective one of several processes (DDP, FSDP).
-        report: called in every process, with metrics of all; see `StepMeter`.
-        best_by: the measure of a validation that decides which checkpoint is best; `loss` is best when small.
-        log_every, checkpoint_every: steps; checkpoints come after every epoch in any case.
-        validate_every: epochs.
+        objective: on its device; frozen parameters must not require gradients.
+        checkpoints: where checkpoints are written.
+        wrap: wraps the objective for distributed training (DDP, FSDP).
+        report: called in every process, with metrics over all processes; see `StepMeter`.
+        best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
+        log_every, checkpoint_every: interval in steps; checkpoints are also written after every epoch.
+        validate_every: interval in epochs.
     """
 
     def __init__(
@@ -94,10 +98,10 @@ class Trainer:
         self.position = Position()
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint whose `parameters` the network already has.
+        """Resume from a checkpoint; the network must already have its parameters.
 
         Raises:
-            CheckpointError: it is damaged, or of a training of other parts.
+            CheckpointError: the checkpoint is damaged, or other parts of the network were trained.
         """
         self.position, tensors = read_state(checkpoint)
         network = self.objective.network
@@ -114,8 +118,8 @@ class Trainer:
         """Train until all epochs are done.
 
         Raises:
-            DivergenceError: a loss or gradient is not finite; names the pictures.
-            OSError: a checkpoint could not be written.
+            DivergenceError: a loss or gradient is not finite; the message names the images.
+            OSError: a checkpoint cannot be written.
         """
         meter = StepMeter(self.options.epochs * feed.steps_per_epoch)
         self.module.train()
@@ -146,7 +150,7 @@ class Trainer:
         return every is not None and self.position.step % every == 0
 
     def _step(self, parts: Sequence[TrainingBatch], share: float) -> tuple[dict[str, Tensor], Tensor]:
-        """One move of the parameters; returns the losses, averaged over the parts, and the gradient's norm."""
+        """Make one optimiser step; return the losses, averaged over the parts, and the norm of the gradient."""
         step = self.position.step
         torch.manual_seed((self.seed * _PRIME + step) * _PRIME + rank())
         set_rates(self.optimizer, self.options.factor(step, self.position.epoch, share))
@@ -180,7 +184,7 @@ class Trainer:
         return explain(self.objective, batch, reason, self.position.step, self.checkpoints.root)
 
     def _synchronised(self, now: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients after the last part of a step only."""
+        """Processes exchange gradients only after the last part of a step."""
         if now or not isinstance(self.module, DistributedDataParallel):
             return nullcontext()
         return cast(AbstractContextManager[None], self.module.no_sync())
@@ -191,7 +195,7 @@ class Trainer:
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _validate(self, feed: Feed) -> bool:
-        """Report how good the network is; returns whether it is the best so far."""
+        """Validate and report; return whether the network is the best so far."""
         share = feed.validation()
         if share is None:
             return False
@@ -213,7 +217,7 @@ class Trainer:
         return True
 
     def _save(self, best: bool = False) -> None:
-        """Write a checkpoint, by the first process, with what all have."""
+        """Write a checkpoint from the first process, with the state of all processes."""
         network = self.objective.network
         tensors = flatten(get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
         if self.ema is not None:
@@ -226,10 +230,10 @@ class Trainer:
             self.position = replace(self.position, averaged=self.ema.updates)
         if rank() == 0:
             self.checkpoints.save(network, TrainingState(self.position, state, tensors), best)
-        gather(None)  # nobody goes on before it is written
+        gather(None)  # wait until it is written
 
 
 def _parameters(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of all of them, wherever they are, on the CPU of the first process."""
+    """A copy of all parameters, wherever they are, on the CPU of the first process."""
     state = cast(dict[str, Tensor], get_model_state_dict(network, options=_WHOLE))
     return {name: value.clone() for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""What a training says about itself: losses, rates, speed, waiting, memory."""
+"""Training metrics: losses, learning rates, speed, waiting time, memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Metrics = dict[str, float | int | str]
 
 
 class StepMeter:
-    """Sums over the steps since it was last read, of all processes.
+    """Accumulates metrics between two readings, over all processes.
 
     Args:
-        total: steps of the whole training.
+        total: steps of the whole run.
     """
 
     def __init__(self, total: int) -> None:
@@ -37,7 +37,7 @@ class StepMeter:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, parts: Sequence[TrainingBatch], losses: dict[str, Tensor], norm: Tensor) -> None:
-        """One step of this process."""
+        """Add one step of this process."""
         self.steps += 1
         self.images += sum(len(part) for part in parts)
         self.skipped += sum(part.skipped for part in parts)
@@ -45,8 +45,11 @@ class StepMeter:
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
 
     def read(self, position: Position, optimizer: Optimizer) -> Metrics:
-        """Means and rates since the last reading: losses; `lr`; `images_per_second`; `waited`, the share of time spent
-        waiting for pictures; `skipped`, unreadable pictures since the start; `memory`, peak bytes of a process."""
+        """Read the metrics since the last reading, and reset.
+
+        Means of the losses; `lr_GROUP`, learning rates; `images_per_second`; `waited`, share of the time spent waiting
+        for batches; `skipped`, unreadable images since the start; `memory`, peak memory of a process in bytes.
+        """
         seconds = max(time.perf_counter() - self.began, 1e-9)
         own = {name: float(value) / self.steps for name, value in self.sums.items()}
         everyone = gather((own, self.images, self.waited / seconds, self.skipped, peak_memory()))
@@ -68,7 +71,7 @@ class StepMeter:
 
 
 def peak_memory() -> int:
-    """Bytes: of the GPU if there is one, else of the process."""
+    """Peak memory in bytes: of the GPU if there is one, otherwise of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

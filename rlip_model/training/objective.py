@@ -1,4 +1,4 @@
-"""What is minimised: a batch goes through the network and its criterion."""
+"""The training objective: network and criterion, from a batch to its losses."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ _BLANK_SIDE = 64
 
 
 class Objective(nn.Module):
-    """The losses of batches. A module of its own, so that the gradients of all that is trained pass one `forward`.
+    """Computes the losses of batches.
+
+    It is a module, so that wrappers for distributed training see one `forward` through all trained parameters.
 
     Args:
         criterion: a `TaggerCriterion` for an R-Tagger, a `DetectionCriterion` for the others.
         mask_by_sum: see `RLIPModel.encode_tokens`.
 
     Raises:
-        ValueError: the network has no tokenizer, or the criterion is of the other kind.
+        ValueError: the network has no tokenizer, or the criterion is of the wrong kind.
     """
 
     def __init__(
@@ -48,17 +50,17 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if network.tokenizer is None:
-            raise ValueError("a network without a tokenizer cannot be trained")
+            raise ValueError("the network has no tokenizer, so it cannot be trained; set one with set_tokenizer")
         if isinstance(network, RTagger) != isinstance(criterion, TaggerCriterion):
             raise ValueError(f"{type(criterion).__name__} does not fit {type(network).__name__}")
         self.network, self.criterion = network, criterion
         self.tokenizer, self.precision, self.mask_by_sum = network.tokenizer, precision, mask_by_sum
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """`loss`, to be minimised, and its parts, without gradient. A batch of no pictures gives zeros.
+        """Return `loss`, to be minimised, and its parts, without gradient; zeros for an empty batch.
 
         Raises:
-            ValueError: predictions that are not finite.
+            ValueError: predictions are not finite.
         """
         if not len(batch):
             return {name: 0 * value for name, value in self.forward(_blank(batch)).items()}
@@ -66,21 +68,21 @@ class Objective(nn.Module):
             output, labels = self.predict(batch)
         return self.losses(output, labels, batch)
 
-    def judge(self, batch: TrainingBatch) -> tuple[RelationOutput, Tensor]:
-        """What the network says, and the loss of that; a way through all its parameters, as `forward` is."""
+    def evaluate(self, batch: TrainingBatch) -> tuple[RelationOutput, Tensor]:
+        """The predictions of the network, and their loss."""
         with autocast(batch.pixel_values.device, self.precision):
             output, labels = self.predict(batch)
         return output, self.losses(output, labels, batch)["loss"]
 
     def losses(self, output: RelationOutput, labels: LabelFeatures, batch: TrainingBatch) -> dict[str, Tensor]:
-        """`loss` and its parts for what `predict` gave."""
+        """`loss` and its parts, for the output of `predict`."""
         if isinstance(self.criterion, TaggerCriterion):
             return _named(self.criterion(output, batch.triplets))
         relations = labels.features[0, labels.num_objects :]
         return _named(self.criterion(output, batch.triplets, relations))
 
     def predict(self, batch: TrainingBatch) -> tuple[RelationOutput, LabelFeatures]:
-        """What the network says, and the encoded texts."""
+        """The predictions of the network, and the encoded texts."""
         labels = self._encode(batch)
         if isinstance(self.network, RTagger):
             return self.network(batch.pixel_values, batch.padding, labels, batch.triplets), labels
@@ -98,12 +100,12 @@ class Objective(nn.Module):
 
 
 def autocast(device: torch.device, precision: ComputePrecision) -> AbstractContextManager[object]:
-    """Run in a precision."""
+    """A context that computes in the given precision."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Let every layer keep its inputs only, and compute the rest again when gradients need it."""
+    """Save only the inputs of every heavy layer, and recompute the rest in the backward pass."""
     for module in network.modules():
         if isinstance(module, HEAVY):
             forward: Callable[..., object] = module.forward
@@ -111,7 +113,7 @@ def checkpoint_activations(network: nn.Module) -> None:
 
 
 def _blank(batch: TrainingBatch) -> TrainingBatch:
-    """An empty picture, so that every process has something to compute in every step."""
+    """A batch of one blank image, so that every process has something to compute in every step."""
     pixels = batch.pixel_values.new_zeros(1, 3, _BLANK_SIDE, _BLANK_SIDE)
     device, nothing = pixels.device, torch.zeros(0, dtype=torch.long, device=pixels.device)
     boxes, relations = torch.zeros(0, 4, device=device), torch.zeros(0, len(batch.texts.relations), device=device)

@@ -1,4 +1,4 @@
-"""How parameters move: groups with their own learning rates, the schedule, clipping."""
+"""Optimiser settings: parameter groups with their own learning rates, schedule, clipping."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Schedule = Literal["step", "cosine"]
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Defaults: RLIPv2's pre-training.
+    """Optimiser settings. Defaults: the pre-training of RLIPv2.
 
     Args:
-        batch: pictures per step, of all workers together.
-        accumulate: parts in which a worker computes its share of a step, one after another, to save memory.
+        batch: images per step, over all workers.
+        accumulate: parts into which a worker splits its share of a step, to save memory.
         epochs: passes over the data.
-        lr, lr_backbone, lr_text: learning rates of the backbone, the text encoder, and all the rest.
-        schedule: `step`: a tenth after every `lr_drop` epochs; `cosine`: down to zero at the end.
-        warmup: steps in which the rates grow from zero.
-        clip_norm: largest norm of the gradient; 0: any.
+        lr, lr_backbone, lr_text: learning rates of all other parameters, of the backbone, and of the text encoder.
+        schedule: `step` divides the rates by 10 after every `lr_drop` epochs; `cosine` decays them to zero at the end.
+        warmup: steps in which the rates grow linearly from zero.
+        clip_norm: maximum norm of the gradient; 0 for no clipping.
         precision: of the forward pass; parameters and losses stay in float32.
-        activation_checkpointing: compute layers twice instead of keeping what they computed.
-        ema: decay of an exponential moving average of the parameters, which then is what is saved for use; 0: none.
+        activation_checkpointing: recompute layers in the backward pass instead of storing their activations.
+        ema: decay of an exponential moving average of the parameters; checkpoints then contain the average. 0 for none.
         frozen: names of parts that are not trained, such as `text_encoder` or `image_encoder.backbone`.
 
     Raises:
-        ValueError: a setting that cannot work.
+        ValueError: a value is out of range.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
@@ -59,20 +59,20 @@ class Optimisation:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("lr", "lr_backbone", "lr_text", "warmup", "weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number that is not negative")
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a non-negative number")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}, expected a decay from 0 (none) to below 1")
+            raise ValueError(f"ema is {self.ema}, expected 0 (none) or a decay below 1")
 
     def factor(self, step: int, epoch: int, share: float) -> float:
-        """What the learning rates are multiplied by in a step.
+        """The factor for the learning rates in a step.
 
-        The published training sets the rate after each step, by its epoch: the first step of an epoch still goes at
-        the rate of the epoch before. So does this.
+        As in the published training, which sets the rates after each step, the first step of an epoch still uses the
+        rate of the epoch before.
 
         Args:
-            step: number of the step in all, from 0.
+            step: number of the step in the run, from 0.
             epoch: number of its epoch, from 0.
-            share: of the epoch that is done before the step, from 0 to below 1.
+            share: share of the epoch that is done before the step, from 0 to below 1.
         """
         if step < self.warmup:
             return (step + 1) / self.warmup
@@ -82,12 +82,12 @@ class Optimisation:
 
 
 def make_optimizer(model: nn.Module, options: Optimisation) -> AdamW:
-    """AdamW over the trainable parameters, grouped as published: the rest, backbone, text encoder.
+    """AdamW over the trainable parameters, in the published groups: backbone, text encoder, and the rest.
 
-    Each group keeps its own rate in `base_lr`. The label layers of the fusion belong to the rest.
+    Each group stores its initial rate in `base_lr`. The label layers of the fusion belong to the rest.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: every parameter is frozen.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
@@ -97,13 +97,13 @@ def make_optimizer(model: nn.Module, options: Optimisation) -> AdamW:
         {"params": [p for name, p in named if group_of(name) == group], "lr": rate, "base_lr": rate, "name": group}
         for group, rate in rates.items()
     ]
-    # A fixed set of groups, empty or not: a stored state then always fits.
+    # All groups exist, even if empty, so that a stored state always fits.
     fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in named)
     return AdamW(groups, lr=options.lr, weight_decay=options.weight_decay, fused=fused or None)
 
 
 def group_of(name: str) -> str:
-    """The learning rate group of a parameter by its name."""
+    """The learning-rate group of a parameter, by its name."""
     parts = name.split(".")
     if "backbone" in parts:
         return "backbone"
@@ -111,15 +111,16 @@ def group_of(name: str) -> str:
 
 
 def set_rates(optimizer: AdamW, factor: float) -> None:
+    """Set the learning rate of each group to its initial rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Make every parameter whose name starts with one of `parts`, whole words, untrainable.
+    """Freeze all parameters of the given parts, which are complete prefixes of parameter names.
 
     Raises:
-        ValueError: a part that the network does not have.
+        ValueError: the network has no such part.
     """
     for part in parts:
         chosen = [p for name, p in model.named_parameters() if f"{name}.".startswith(f"{part}.")]

@@ -1,4 +1,4 @@
-"""The pairs that the R-Tagger learns from: those with relations, and others, without any."""
+"""Training pairs of the R-Tagger: pairs with relations, and pairs without."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rlip_model.training.sampling import LabelledTriplets
 def tagger_triplets(
     targets: SceneTargets, width: float, height: float, most: int, rng: random.Random, *, related_first: bool = False
 ) -> LabelledTriplets:
-    """Triplets of the pairs that have relations and of other pairs of the picture, as many as there is room for.
+    """Make triplets of related pairs and of other pairs of the image, up to `most`.
 
-    Where not all have room, as many as have are drawn: related pairs go before others. Triplets of other pairs have
-    a row of zeros for relations. Missing objects cannot be given to the R-Tagger and take part in no pair.
+    If there are more, pairs are drawn at random; related pairs take precedence. Triplets of other pairs have a row of
+    zeros for relations. Missing objects cannot be given to the R-Tagger and are in no pair.
 
     Args:
-        width, height: of the picture, in pixels.
-        most: pairs that the network has queries for.
-        related_first: the published order, then the others. As every slot of the network has a query of its own, it
-            learns from that order that pairs in the last slots have no relations, which is not so when it is used.
+        width, height: of the image, in pixels.
+        most: maximum number of pairs, the network's number of query pairs.
+        related_first: the published order, related pairs first. Every slot of the network has its own query, so from
+            this order the network learns that pairs in the last slots have no relations, which is wrong in inference.
     """
     targets = targets.keep(~targets.missing)
     related, labels = targets.related()
@@ -39,12 +39,12 @@ def tagger_triplets(
 
 
 def unrelated(objects: int, related: Tensor) -> Tensor:
-    """`[pairs, 2]`: all ordered pairs of two different objects that are not among `related` `[pairs, 2]`."""
+    """`[pairs, 2]`: all ordered pairs of different objects that are not in `related` `[pairs, 2]`."""
     free = ~torch.eye(objects, dtype=torch.bool)
     free[related[:, 0], related[:, 1]] = False
     return free.nonzero()
 
 
 def _draw(count: int, most: int, rng: random.Random) -> Tensor:
-    """Up to `most` of the numbers below `count`, in order."""
+    """Draw up to `most` of the numbers below `count`, in ascending order."""
     return torch.tensor(sorted(rng.sample(range(count), min(count, most))), dtype=torch.long)

@@ -1,7 +1,7 @@
-"""The label texts of a batch: those of its images, extended by texts that none of them has.
+"""The label texts of a batch: the texts of its images, extended by negative texts.
 
-Every image is annotated with its own few texts; the network sees one list for the whole batch. Extending it by
-sampled negative texts is the label sequence extension of RLIP (NeurIPS 2022, section 3.3).
+Every image is annotated with a few texts of its own; the network reads one list for the whole batch. Extending it by
+sampled negative texts is the label sequence extension (LSE) of RLIP (NeurIPS 2022, section 3.3).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rlip_model.targets import Triplets
 from rlip_model.text import NO_OBJECTS
 
 Strategy = Literal["frequency", "uniform"]
-MOST_REPEATS = 10_000  # draws of known names in a row, after which only new names are drawn from
+MOST_REPEATS = 10_000  # consecutive draws of known names after which only new names are drawn
 
 
 @dataclass(frozen=True)
 class LabelledTriplets:
-    """Triplets, and the texts that their labels count: objects without "no objects", and relations."""
+    """Triplets, and the texts that their labels index: objects (without "no objects"), and relations."""
 
     triplets: Triplets
     object_texts: tuple[str, ...]
@@ -34,7 +34,7 @@ class LabelledTriplets:
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts that label a batch: objects, "no objects" last, and relations."""
+    """The label texts of a batch: objects ("no objects" last), and relations."""
 
     objects: tuple[str, ...]
     relations: tuple[str, ...]
@@ -42,7 +42,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """The triplets of every image, labelled by one list of texts."""
+    """The triplets of every image; their labels index one list of texts."""
 
     triplets: tuple[Triplets, ...]
     texts: Texts
@@ -50,10 +50,10 @@ class LabelledBatch:
 
 @dataclass(frozen=True)
 class LabelVocabulary:
-    """The names of a dataset, the most frequent first, and how often each occurs.
+    """The names in a dataset, most frequent first, and their counts.
 
     Raises:
-        ValueError: a name twice, or one that never occurs.
+        ValueError: a name occurs twice, or a count is not positive.
     """
 
     names: tuple[str, ...]
@@ -63,18 +63,18 @@ class LabelVocabulary:
         if len(set(self.names)) != len(self.names) or len(self.names) != len(self.counts):
             raise ValueError("a vocabulary needs distinct names with one count each")
         if any(count <= 0 for count in self.counts):
-            raise ValueError("a vocabulary holds only names that occur")
+            raise ValueError("every name of a vocabulary needs a positive count")
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, int]) -> LabelVocabulary:
-        """Sorted by count; names of equal count stay in order."""
+        """Sort by descending count; names of equal count keep their order."""
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         return cls(tuple(name for name, _ in ordered), tuple(count for _, count in ordered))
 
 
 @dataclass(frozen=True)
 class NegativeSampling:
-    """How to extend a batch's texts: up to `texts` in all, two thirds of them objects (0: not at all)."""
+    """How to extend the texts of a batch: to `texts` in total, two thirds of them objects; 0 for no extension."""
 
     objects: LabelVocabulary
     relations: LabelVocabulary
@@ -94,7 +94,7 @@ class NegativeSampling:
 def merge(
     images: Sequence[LabelledTriplets], sampling: NegativeSampling | None = None, rng: random.Random | None = None
 ) -> LabelledBatch:
-    """Label a batch by one list of texts; see `batch_texts`."""
+    """Label all images of a batch with one list of texts; see `batch_texts`."""
     texts = batch_texts(
         (image.object_texts for image in images), (image.relation_texts for image in images), sampling, rng
     )
@@ -111,16 +111,16 @@ def batch_texts(
 
     Args:
         objects, relations: the texts of each image.
-        sampling: None to add nothing.
+        sampling: how to sample negative texts; None for none.
         rng: draws objects first, then relations; the same state gives the same texts.
 
     Raises:
-        ValueError: sampling without `rng`.
+        ValueError: `sampling` is given without `rng`.
     """
     object_texts, relation_texts = union(objects), union(relations)
     if sampling is not None:
         if rng is None:
-            raise ValueError("negative texts are drawn at random: give rng")
+            raise ValueError("sampling negative texts needs rng")
         object_texts = extend(object_texts, sampling.objects, sampling.num_objects, sampling.object_strategy, rng)
         relation_texts = extend(
             relation_texts, sampling.relations, sampling.num_relations, sampling.relation_strategy, rng
@@ -129,24 +129,24 @@ def batch_texts(
 
 
 def union(lists: Iterable[Iterable[str]]) -> list[str]:
-    """Every name once, in order of first appearance."""
+    """All distinct names, in order of first appearance."""
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
 def extend(
-    names: Sequence[str], vocabulary: LabelVocabulary, wanted: int, strategy: Strategy, rng: random.Random
+    names: Sequence[str], vocabulary: LabelVocabulary, total: int, strategy: Strategy, rng: random.Random
 ) -> list[str]:
-    """Draw new names until there are `wanted`, or none is left in the vocabulary.
+    """Draw new names until there are `total`, or until none is left in the vocabulary.
 
-    Names are drawn until one is new, as the reference does. Where nearly all of the vocabulary is known that
-    could take forever, so in the end draws are from the new names only, which is the same in distribution.
+    As in the reference, names are drawn until one is new. If almost the whole vocabulary is known, this could take very
+    long, so after many repeats only new names are drawn, which gives the same distribution.
     """
     extended = list(names)
     known = set(names)
     new = len(set(vocabulary.names) - known)
     cumulative = list(accumulate(vocabulary.counts))
     repeats = 0
-    while len(extended) < wanted and new > 0:
+    while len(extended) < total and new > 0:
         if repeats < MOST_REPEATS:
             name = _draw(vocabulary.names, cumulative, strategy, rng)
         else:
@@ -175,10 +175,10 @@ def _draw_new(vocabulary: LabelVocabulary, known: set[str], strategy: Strategy, 
 
 
 def relabelled(image: LabelledTriplets, texts: Texts) -> Triplets:
-    """The triplets of an image with labels that count the given texts.
+    """The triplets of an image with labels that index the given texts.
 
     Raises:
-        ValueError: a text of the image is not among them.
+        ValueError: a text of the image is missing in the given texts.
     """
     triplets = image.triplets
     objects = _places(image.object_texts, texts.objects, triplets.object_labels)
@@ -195,7 +195,7 @@ def relabelled(image: LabelledTriplets, texts: Texts) -> Triplets:
 
 def _places(names: Sequence[str], among: Sequence[str], like: Tensor) -> Tensor:
     place = {name: index for index, name in enumerate(among)}
-    strange = next((name for name in names if name not in place), None)
-    if strange is not None:
-        raise ValueError(f"{strange!r} is not among the {len(among)} texts of the batch")
+    missing = next((name for name in names if name not in place), None)
+    if missing is not None:
+        raise ValueError(f"{missing!r} is not among the {len(among)} texts of the batch")
     return torch.tensor([place[name] for name in names], dtype=torch.long, device=like.device)

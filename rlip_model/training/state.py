@@ -1,10 +1,10 @@
-"""Checkpoints of a training: the network ready for use, and beside it all that is needed to go on exactly.
+"""Training checkpoints: the network ready for use, and the state needed to resume exactly.
 
     checkpoints/step-00000120/   config.json, model.safetensors, tokenizer: a folder for `from_pretrained`
-                                 optimizer.safetensors, training.json: for going on
+                                 optimizer.safetensors, training.json: for resuming
     last, best                   links to two of them
 
-A checkpoint appears whole or not at all; links move only to whole ones.
+A checkpoint appears complete or not at all. Links only ever point to complete checkpoints.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _NAME = re.compile(r"step-\d{8,}")
 
 @dataclass(frozen=True)
 class Position:
-    """How far a training is: `step` optimiser steps in all, `done` of them in the running epoch.
+    """The progress of a run: `step` optimiser steps in total, `done` of them in the current epoch.
 
-    best: the best score of a validation so far; averaged: updates of the moving average.
+    best: the best validation score so far; averaged: number of updates of the EMA.
     """
 
     epoch: int = 0
@@ -48,8 +48,11 @@ class Position:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint holds. tensors: the optimizer's, by name; and, if `network` holds their moving averages,
-    the parameters themselves, as `parameter.NAME`."""
+    """The content of a checkpoint.
+
+    network: the parameters, or their EMA if there is one; tensors: the state of the optimizer, by name, and with an EMA
+    also the parameters themselves, as `parameter.NAME`.
+    """
 
     position: Position
     network: Mapping[str, Tensor]
@@ -60,26 +63,26 @@ class Checkpoints:
     """The checkpoints in a folder.
 
     Args:
-        keep: so many of the latest stay, besides the best one.
+        keep: number of latest checkpoints to keep, besides the best one.
     """
 
     def __init__(self, root: Path, keep: int = 1) -> None:
         self.root, self.keep = root, keep
 
     def latest(self) -> Path | None:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from; None if there is none."""
         link = self.root / LAST
         return link.resolve() if (link / TRAINING).is_file() else None
 
     def save(self, model: RLIPModel, state: TrainingState, best: bool = False) -> Path:
-        """Write a checkpoint and sync it to the disk; then only move the links, and delete old ones.
+        """Write a checkpoint and sync it to disk; only then move the links and delete old checkpoints.
 
         Args:
-            model: brings configuration and tokenizer.
-            best: it is the best one so far.
+            model: its configuration and tokenizer are saved.
+            best: whether it is the best one so far.
 
         Raises:
-            OSError: the disk is full, or cannot be written. The checkpoints before it stay as they are.
+            OSError: writing fails, for example because the disk is full. Earlier checkpoints stay unchanged.
         """
         folder = self.root / CHECKPOINTS / f"step-{state.position.step:08d}"
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -106,17 +109,17 @@ class Checkpoints:
         os.replace(temporary, self.root / name)
 
     def _prune(self) -> None:
-        """Delete what is neither recent nor best, and what a killed process left behind."""
+        """Delete checkpoints that are neither recent nor the best, and leftovers of killed processes."""
         linked = {(self.root / name).resolve() for name in (LAST, BEST)}
         entries = sorted((self.root / CHECKPOINTS).iterdir())
-        whole = [entry for entry in entries if _NAME.fullmatch(entry.name)]
-        for entry in (*whole[: -self.keep], *(entry for entry in entries if entry.name.startswith(".writing-"))):
+        complete = [entry for entry in entries if _NAME.fullmatch(entry.name)]
+        for entry in (*complete[: -self.keep], *(entry for entry in entries if entry.name.startswith(".writing-"))):
             if entry.resolve() not in linked:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
 def read_state(folder: Path) -> tuple[Position, dict[str, Tensor]]:
-    """Position and tensors of a checkpoint; its network is read by `from_pretrained`.
+    """Read the position and tensors of a checkpoint; `from_pretrained` reads its network.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -128,16 +131,16 @@ def read_state(folder: Path) -> tuple[Position, dict[str, Tensor]]:
 
 
 def read_position(folder: Path) -> Position:
-    """How far the training of a checkpoint is.
+    """Read the position of a checkpoint.
 
     Raises:
-        CheckpointError: the file that says so is missing or damaged.
+        CheckpointError: its file is missing or damaged.
     """
     try:
         values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
         missing = {f.name for f in fields(Position)} - values.keys()
         if missing:
-            raise ValueError(f"{TRAINING} lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"{TRAINING} has no {', '.join(sorted(missing))}")
         return Position(**values)
     except (OSError, ValueError, TypeError, AttributeError) as reason:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {reason}") from None
@@ -162,7 +165,7 @@ def _sync(path: Path) -> None:
 
 
 def flatten(optimizer_state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state by parameter: `{"exp_avg.NAME": …}`; none of an empty state."""
+    """Flatten the state of an optimizer to `{"exp_avg.NAME": tensor, …}`; empty for an empty state."""
     return {
         f"{key}.{name}": torch.as_tensor(value)
         for name, values in optimizer_state.get("state", {}).items()
@@ -171,18 +174,18 @@ def flatten(optimizer_state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def unflatten(tensors: Mapping[str, Tensor], optimizer_state: Mapping[str, Any]) -> dict[str, Any]:
-    """A fresh optimizer's state with stored tensors in place of its own.
+    """Replace the tensors in the state of a new optimizer by stored ones.
 
-    Parameters that never had a gradient have nothing stored.
+    Parameters that never had a gradient have no stored tensors.
 
     Raises:
-        CheckpointError: something is stored of a parameter that is not trained now.
+        CheckpointError: there are stored tensors of a parameter that is not trained now.
     """
     own: dict[str, Any] = optimizer_state["state"]
     known = {f"{key}.{name}" for name, values in own.items() for key in values}
-    strange = sorted(tensors.keys() - known)
-    if strange:
-        raise CheckpointError(f"the checkpoint also holds {strange[0]}: other parts were trained then")
+    unknown = sorted(tensors.keys() - known)
+    if unknown:
+        raise CheckpointError(f"the checkpoint contains {unknown[0]}: other parts of the network were trained")
     state = {
         name: {key: tensors.get(f"{key}.{name}", value) for key, value in values.items()}
         for name, values in own.items()

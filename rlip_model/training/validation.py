@@ -1,8 +1,8 @@
-"""How well triplets are found: average precision and recall of relations, on pictures with known ones.
+"""Validation: average precision and recall of relations on images with ground truth.
 
-A detector has to find boxes, classes and relations; the R-Tagger is given the pairs, so that only relations count.
-A predicted triplet is right if its three names are, and both boxes overlap the true ones by half (IoU ≥ 0.5, the
-scene graph detection protocol of Lu et al., ECCV 2016), each true triplet being found once.
+A detector must predict boxes, classes and relations. The R-Tagger is given the pairs, so only relations count. A
+predicted triplet is a true positive if its three labels are correct, both boxes have an IoU of at least 0.5 with the
+target (the scene-graph detection protocol of Lu et al., ECCV 2016), and the target is not matched yet.
 """
 
 from __future__ import annotations
@@ -25,88 +25,91 @@ from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.objective import Objective
 
 OVERLAP = 0.5
-MOST_TRIPLETS = 100  # of a picture, the most confident ones
+MOST_TRIPLETS = 100  # per image, the most confident ones
 RECALL_AT = (20, 50, 100)
 PERSON = "person"
-CONFIDENT = 0.2  # relations of less are not trained on, so precision and recall above it are what labels are worth
+CONFIDENT = 0.2  # training uses relations from this confidence on, so their precision and recall are reported too
 
 
 @dataclass
 class RelationScores:
-    """Confidence and truth of predicted triplets, picture by picture."""
+    """Confidences of predicted triplets, whether each is a true positive, and numbers of targets, image by image."""
 
     confidences: list[np.ndarray] = field(default_factory=list)
-    hits: list[np.ndarray] = field(default_factory=list)
-    true: list[int] = field(default_factory=list)
+    true_positives: list[np.ndarray] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
 
-    def add(self, found: TripletDetections, true: Triplets) -> None:
-        """One picture: its detections, boxes normalised, and its true triplets."""
-        confidences, hits = judge(found, true)
+    def add(self, predicted: TripletDetections, target: Triplets) -> None:
+        """Add one image: its detections, with normalised boxes, and its target triplets."""
+        confidences, true_positives = match_triplets(predicted, target)
         self.confidences.append(confidences)
-        self.hits.append(hits)
-        self.true.append(int(true.relation_labels.sum()))
+        self.true_positives.append(true_positives)
+        self.targets.append(int(target.relation_labels.sum()))
 
     def extend(self, other: RelationScores) -> None:
+        """Add the images of another process."""
         self.confidences += other.confidences
-        self.hits += other.hits
-        self.true += other.true
+        self.true_positives += other.true_positives
+        self.targets += other.targets
 
     def measures(self) -> dict[str, float]:
-        """`ap`; `recall@K`, averaged over pictures with relations; `precision` and `recall` of confident ones."""
-        if not sum(self.true):
+        """`ap`; `recall@K`, the mean over images with relations; `precision` and `recall` of confident relations."""
+        total = sum(self.targets)
+        if not total:
             return {}
-        confidences, hits = np.concatenate(self.confidences), np.concatenate(self.hits)
-        measures = {"ap": average_precision(confidences, hits, sum(self.true))}
+        confidences, true_positives = np.concatenate(self.confidences), np.concatenate(self.true_positives)
+        measures = {"ap": average_precision(confidences, true_positives, total)}
         for most in RECALL_AT:
-            shares = [h[:most].sum() / n for h, n in zip(self.hits, self.true, strict=True) if n]
-            measures[f"recall@{most}"] = float(np.mean(shares))
-        kept = hits[confidences >= CONFIDENT]
+            per_image = zip(self.true_positives, self.targets, strict=True)
+            recalls = [matched[:most].sum() / count for matched, count in per_image if count]
+            measures[f"recall@{most}"] = float(np.mean(recalls))
+        kept = true_positives[confidences >= CONFIDENT]
         measures["precision"] = float(kept.mean()) if len(kept) else 0.0
-        measures["recall"] = float(kept.sum() / sum(self.true))
+        measures["recall"] = float(kept.sum() / total)
         return measures
 
 
-def average_precision(confidences: np.ndarray, hits: np.ndarray, true: int) -> float:
-    """Area under the precision-recall curve, precision made monotone (VOC 2010); equal confidences in order."""
-    ordered = hits[np.argsort(-confidences, kind="stable")]
+def average_precision(confidences: np.ndarray, true_positives: np.ndarray, targets: int) -> float:
+    """Area under the monotone precision-recall curve (VOC 2010); equal confidences keep their order."""
+    ordered = true_positives[np.argsort(-confidences, kind="stable")]
     precision = ordered.cumsum() / np.arange(1, len(ordered) + 1)
     monotone = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((monotone * ordered).sum() / true)
+    return float((monotone * ordered).sum() / targets)
 
 
-def judge(found: TripletDetections, true: Triplets) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences of the `MOST_TRIPLETS` best triplets, falling, and whether each is right."""
-    scores = found.relation_scores.flatten()
+def match_triplets(predicted: TripletDetections, target: Triplets) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences of the `MOST_TRIPLETS` best triplets, descending, and whether each is a true positive."""
+    scores = predicted.relation_scores.flatten()
     best = scores.argsort(descending=True, stable=True)[:MOST_TRIPLETS]
-    relations = found.relation_scores.shape[1]
+    relations = predicted.relation_scores.shape[1]
     pairs, predicates = best // max(relations, 1), best % max(relations, 1)
-    fits = _fitting_pairs(found, true)[pairs]
-    right = (fits & (true.relation_labels[:, predicates].T == 1)).cpu().numpy()
-    taken: set[tuple[int, int]] = set()
-    hits = np.zeros(len(best), dtype=bool)
+    fits = _fitting_pairs(predicted, target)[pairs]
+    correct = (fits & (target.relation_labels[:, predicates].T == 1)).cpu().numpy()
+    matched: set[tuple[int, int]] = set()
+    true_positives = np.zeros(len(best), dtype=bool)
     for row, predicate in enumerate(predicates.tolist()):
-        free = [pair for pair in right[row].nonzero()[0].tolist() if (pair, predicate) not in taken]
+        free = [pair for pair in correct[row].nonzero()[0].tolist() if (pair, predicate) not in matched]
         if free:
-            hits[row] = True
-            taken.add((free[0], predicate))
-    return scores[best].float().cpu().numpy(), hits
+            true_positives[row] = True
+            matched.add((free[0], predicate))
+    return scores[best].float().cpu().numpy(), true_positives
 
 
-def _fitting_pairs(found: TripletDetections, true: Triplets) -> Tensor:
-    """`[found pairs, true pairs]`: both classes equal, both boxes overlap enough."""
-    fits = found.subject_labels.unsqueeze(1) == true.subject_labels
-    fits &= found.object_labels.unsqueeze(1) == true.object_labels
-    fits &= box_iou(found.subject_boxes, to_corners(true.subject_boxes)) >= OVERLAP
-    missing = (true.object_boxes == 0).all(-1)  # V-COCO: there is no box to find
-    return fits & ((box_iou(found.object_boxes, to_corners(true.object_boxes)) >= OVERLAP) | missing)
+def _fitting_pairs(predicted: TripletDetections, target: Triplets) -> Tensor:
+    """`[predicted pairs, target pairs]`: both classes equal, both boxes with enough overlap."""
+    fits = predicted.subject_labels.unsqueeze(1) == target.subject_labels
+    fits &= predicted.object_labels.unsqueeze(1) == target.object_labels
+    fits &= box_iou(predicted.subject_boxes, to_corners(target.subject_boxes)) >= OVERLAP
+    missing = (target.object_boxes == 0).all(-1)  # V-COCO: the target has no object box
+    return fits & ((box_iou(predicted.object_boxes, to_corners(target.object_boxes)) >= OVERLAP) | missing)
 
 
 @torch.no_grad()
 def validate(objective: Objective, batches: Iterable[TrainingBatch], device: torch.device) -> dict[str, float]:
-    """Mean loss and relation measures over batches; of several processes each brings its own, all get the result.
+    """Mean loss and relation measures over batches. Each process evaluates its own; all return the common result.
 
     Args:
-        objective: not wrapped for distribution; its mode is put back afterwards.
+        objective: not wrapped for distribution; its training mode is restored afterwards.
     """
     training, scores = objective.training, RelationScores()
     losses: list[tuple[float, int]] = []
@@ -115,32 +118,32 @@ def validate(objective: Objective, batches: Iterable[TrainingBatch], device: tor
         with without_collectives():
             for batch in batches:
                 if len(batch):
-                    losses.append((_judge_batch(objective, batch.to(device), scores), len(batch)))
+                    losses.append((_evaluate_batch(objective, batch.to(device), scores), len(batch)))
                 else:
-                    objective(batch.to(device))  # parameters that are spread over processes need all of them
+                    objective(batch.to(device))  # sharded parameters need a forward pass of every process
     finally:
         objective.train(training)
-    everyone = RelationScores()
+    total_scores = RelationScores()
     for part in gather(scores):
-        everyone.extend(part)
+        total_scores.extend(part)
     totals = np.array([pair for part in gather(losses) for pair in part]).reshape(-1, 2)
     if not len(totals):
         return {}
-    return {"loss": float(np.average(totals[:, 0], weights=totals[:, 1])), **everyone.measures()}
+    return {"loss": float(np.average(totals[:, 0], weights=totals[:, 1])), **total_scores.measures()}
 
 
-def _judge_batch(objective: Objective, batch: TrainingBatch, scores: RelationScores) -> float:
-    output, loss = objective.judge(batch)
-    for found, true in zip(detections(objective, output.final, batch), batch.triplets, strict=True):
-        scores.add(found, true)
+def _evaluate_batch(objective: Objective, batch: TrainingBatch, scores: RelationScores) -> float:
+    output, loss = objective.evaluate(batch)
+    for predicted, target in zip(detections(objective, output.final, batch), batch.triplets, strict=True):
+        scores.add(predicted, target)
     return float(loss)
 
 
 def detections(objective: Objective, output: LayerOutput, batch: TrainingBatch) -> list[TripletDetections]:
-    """The predicted triplets of each picture, boxes normalised xyxy."""
+    """The predicted triplets of each image, with normalised xyxy boxes."""
     if isinstance(objective.network, RTagger):
         scores = output.relation_logits.float().sigmoid()
-        return [_given(true, scores[image]) for image, true in enumerate(batch.triplets)]
+        return [_given_pairs(target, scores[image]) for image, target in enumerate(batch.triplets)]
     sizes = torch.ones(len(batch), 2)
     if objective.network.config.subject_class:
         return scene_graph_detections(output, sizes)
@@ -148,6 +151,7 @@ def detections(objective: Objective, output: LayerOutput, batch: TrainingBatch) 
     return hoi_detections(output, sizes, subject)
 
 
-def _given(true: Triplets, scores: Tensor) -> TripletDetections:
-    subjects, objects = to_corners(true.subject_boxes), to_corners(true.object_boxes)
-    return TripletDetections(subjects, objects, true.subject_labels, true.object_labels, scores[: len(true)])
+def _given_pairs(target: Triplets, scores: Tensor) -> TripletDetections:
+    subjects, objects = to_corners(target.subject_boxes), to_corners(target.object_boxes)
+    labels = (target.subject_labels, target.object_labels)
+    return TripletDetections(subjects, objects, *labels, scores[: len(target)])

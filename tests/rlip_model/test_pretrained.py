@@ -68,7 +68,9 @@ def test_folders_of_something_else(tagger_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected config\.json, found an empty folder"):
         RTagger.from_pretrained(empty)
     (empty / "RLIP_PD_v2.pth").touch()
-    with pytest.raises(CheckpointError, match=r"found RLIP_PD_v2.pth; convert official .pth files with `sgpipe convert`"):
+    with pytest.raises(
+        CheckpointError, match=r"found RLIP_PD_v2.pth; convert official .pth files with `sgpipe convert`"
+    ):
         RTagger.from_pretrained(empty)
     with pytest.raises(CheckpointError, match="found a file; convert official"):
         RTagger.from_pretrained(empty / "RLIP_PD_v2.pth")

@@ -101,7 +101,7 @@ def test_images_without_relations_have_no_triplets(nothing: dict[str, Any]) -> N
 
 def test_wrong_annotations_are_named() -> None:
     lost = [{"subject_id": 7, "object_id": 99, "predicate": "on"}]
-    with pytest.raises(AnnotationError, match="image 5 relates object 99"):
+    with pytest.raises(AnnotationError, match="image 5: a relation refers to unknown object 99"):
         label_scene(graph(relationships=lost), WIDTH, HEIGHT, 100)
     with pytest.raises(AnnotationError, match="image 5 has no 'predicate'"):
         graph(relationships=[{"subject_id": 7, "object_id": 8}])

@@ -192,7 +192,7 @@ def test_defaults_are_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"flip": 1.5}, "flip is 1.5, expected a number from 0 to 1"),
+        ({"flip": 1.5}, "flip is 1.5, expected a number between 0 and 1"),
         ({"jitter": -0.1}, "jitter is -0.1"),
         ({"crop_probability": float("nan")}, "crop_probability is nan"),
         ({"short_sides": ()}, r"short_sides is \[\], expected lengths"),

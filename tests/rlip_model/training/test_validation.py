@@ -1,4 +1,4 @@
-"""The judge of predicted triplets, and average precision against its definition."""
+"""Matching of predicted triplets, and average precision against its definition."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlip_model.postprocess import TripletDetections
 from rlip_model.targets import Triplets
-from rlip_model.training.validation import RelationScores, average_precision, judge, validate
+from rlip_model.training.validation import RelationScores, average_precision, match_triplets, validate
 from tests.rlip_model.training.worlds import ToyFeed, objective
 
 LEFT, RIGHT = [0.0, 0.0, 0.4, 1.0], [0.6, 0.0, 1.0, 1.0]  # xyxy
@@ -36,8 +36,8 @@ TRUTH = true((LEFT, RIGHT, 1, 2, [1.0, 0.0]))
 
 
 def hits(detections: TripletDetections, truth: Triplets = TRUTH) -> list[tuple[float, bool]]:
-    confidences, right = judge(detections, truth)
-    return [(round(float(c), 3), bool(h)) for c, h in zip(confidences, right, strict=True)]
+    confidences, correct = match_triplets(detections, truth)
+    return [(round(float(c), 3), bool(h)) for c, h in zip(confidences, correct, strict=True)]
 
 
 def test_names_and_boxes_have_to_be_right() -> None:
