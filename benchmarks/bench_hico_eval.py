@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.measure import report
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import CLASSES, NUM_OBJECTS, NUM_VERBS, class_numbers, split
-from rlip_model.evaluation.inputs import Array, EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.evaluation.inputs import Array, EvaluationImage, ImageGroundTruth, PredictedPairs
 from rlip_model.evaluation.suppression import PairSuppression
 
 TRUE_PER_IMAGE = 33_405 / 9_546  # on average, in HICO-DET's test set
@@ -70,7 +70,7 @@ def draw(images: int, queries: int, seed: int) -> Iterator[EvaluationImage]:
         classes = labels[random.choice(len(labels), count, p=frequency)]
         boxes = _boxes(random, 2 * count)
         true = np.stack((np.arange(count), np.arange(count, 2 * count), classes[:, 2]), -1)
-        truth = GroundTruth(boxes, np.append(classes[:, 0], classes[:, 1]), true)
+        truth = ImageGroundTruth(boxes, np.append(classes[:, 0], classes[:, 1]), true)
         yield EvaluationImage(f"{number:08}.jpg", truth, _find(random, truth, queries))
 
 
@@ -80,7 +80,7 @@ def _boxes(random: np.random.Generator, count: int) -> Array:
     return np.concatenate((corner, corner + sides), 1).astype(np.float32)
 
 
-def _find(random: np.random.Generator, truth: GroundTruth, queries: int) -> PredictedPairs:
+def _find(random: np.random.Generator, truth: ImageGroundTruth, queries: int) -> PredictedPairs:
     """Half of the pairs are near true ones, the others are anywhere; scores are small, but for a few verbs."""
     near = random.integers(0, len(truth.triplets), queries // 2)
     subjects, objects, verbs = truth.triplets[near].T

@@ -120,10 +120,12 @@ class RLIPConfig(PretrainedConfig):
 
     @property
     def num_pairs(self) -> int:
+        """Number of subject-object pairs."""
         return self.num_queries // 2
 
     @property
     def num_fusions(self) -> int:
+        """Number of vision-language fusions in the encoder (ALIF)."""
         return -(-self.encoder_layers // self.fusion_interval)
 
     def to_dict(self) -> dict[str, Any]:

@@ -139,6 +139,7 @@ class EntityDecoder(Decoder):
         super().__init__(config, anchored, FIRST_SIZE_BIAS)
 
     def forward(self, queries: EntityQueries, memory: Memory) -> DecodedEntities:
+        """Decode the queries; boxes are detached between layers."""
         content, references = queries.content, queries.references
         states, boxes, starts = [], [], []
         for index, layer in enumerate(self.layers):

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from rlip_model.config import ParSeDAConfig, RLIPConfig
 from rlip_model.model import RLIPModel
-from rlip_model.official import backbone_sizes, count, is_ignored, renamed
+from rlip_model.official import State, backbone_sizes, count, is_ignored, renamed
 from rlip_model.presets import KINDS, SWIN_SIZES, preset
 from rlip_model.pretrained import CheckpointError
-
-State = Mapping[str, Tensor]
 
 _COPIES = [
     (r"^transformer\.decoder\.", ("transformer.ho_decoder.", "transformer.verb_decoder.")),

@@ -62,6 +62,7 @@ class EncoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, tokens: Tensor, positions: Tensor, references: Tensor, padding: Tensor, shapes: Shapes) -> Tensor:
+        """Update `tokens` `[batch, tokens, dim]`; on a CPU without gradients, in parts to save memory."""
         value = self.self_attn.project(tokens, padding)
         if tokens.device.type != "cpu" or torch.is_grad_enabled():
             return self._attend(tokens, positions, references, value, shapes)

@@ -46,6 +46,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in pairwise(widths))
 
     def forward(self, features: Tensor) -> Tensor:
+        """`[..., first width]` to `[..., last width]`."""
         for layer in self.layers[:-1]:
             features = layer(features).relu()
         return self.layers[-1](features)

@@ -124,11 +124,13 @@ class LearnedQueries(nn.Module):
         self.relation_builder = RelationQueryBuilder(config)
 
     def entities(self, batch: int) -> EntityQueries:
+        """The queries of the entity decoder, repeated for each image of the batch."""
         position, content, _ = self.query_embed.weight.unsqueeze(0).chunk(3, dim=-1)
         positions = position.expand(batch, -1, -1)
         return EntityQueries(content.expand_as(positions), positions, self.reference_points(positions))
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
+        """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
         return self.relation_builder.build(entities, self.query_embed.weight.chunk(3, dim=-1)[2], padding)
 
 
@@ -143,10 +145,12 @@ class AnchorQueries(nn.Module):
         self.relation_builder = RelationQueryBuilder(config, anchored=True)
 
     def entities(self, batch: int) -> EntityQueries:
+        """The queries of the entity decoder, repeated for each image of the batch."""
         content, anchors = self.content.weight, self.anchors.weight.sigmoid()
         return EntityQueries(content.expand(batch, -1, -1), None, anchors.expand(batch, -1, -1))
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
+        """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
         return self.relation_builder.build(entities, self.verb_content.weight, padding)
 
 
@@ -199,6 +203,7 @@ class PairQueries(nn.Module):
         return EntityQueries(contents, positions, self.reference_points(positions), padding, mask)
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
+        """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
         return self.relation_builder.build(entities, self.verb_content.weight, padding)
 
     def _noised(

@@ -20,7 +20,7 @@ class EvaluationError(ValueError):
 
 
 @dataclass(frozen=True)
-class GroundTruth:
+class ImageGroundTruth:
     """The annotations of one image.
 
     boxes `[boxes, 4]` pixel xyxy; labels `[boxes]` from 0; triplets `[triplets, 3]`: the index of the subject's box,
@@ -32,7 +32,7 @@ class GroundTruth:
     triplets: Array
 
     @classmethod
-    def from_lists(cls, boxes: Any, labels: Any, triplets: Any) -> GroundTruth:
+    def from_lists(cls, boxes: Any, labels: Any, triplets: Any) -> ImageGroundTruth:
         """Convert nested lists, which may be empty.
 
         Raises:
@@ -106,7 +106,7 @@ class EvaluationImage:
     """One image: its name (for messages), its ground truth, and its predictions."""
 
     name: str
-    ground_truth: GroundTruth
+    ground_truth: ImageGroundTruth
     predicted: PredictedPairs
 
 

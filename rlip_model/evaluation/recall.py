@@ -78,6 +78,7 @@ class RecallTally:
             self.per_predicate[most][counts > 0] += (per_predicate / np.maximum(counts, 1))[counts > 0]
 
     def result(self) -> Recall:
+        """The recalls of all images added so far."""
         images = np.maximum(self.images, 1)
         return Recall(
             {most: np.array(values) for most, values in self.per_image.items()},

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, EvaluationImage, ImageGroundTruth, PredictedPairs
 from rlip_model.evaluation.matching import best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 
@@ -51,6 +51,7 @@ class TripletClasses:
     num_predicates: int
 
     def number(self, subjects: Array, objects: Array, predicates: Array) -> Array:
+        """The class numbers of labels and predicates of equal shape."""
         return (subjects * self.num_objects + objects) * self.num_predicates + predicates
 
     def of(self, triplets: TripletTable) -> Array:
@@ -121,7 +122,7 @@ def ground_truth_triplets(images: Sequence[EvaluationImage]) -> TripletTable:
     return _concatenate([_targets(number, image.ground_truth) for number, image in enumerate(images)])
 
 
-def _targets(image: int, ground_truth: GroundTruth) -> TripletTable:
+def _targets(image: int, ground_truth: ImageGroundTruth) -> TripletTable:
     subjects, objects, predicates = ground_truth.triplets.T
     boxes = np.append(ground_truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)  # index -1, NO_BOX, is the last row
     labels = np.append(ground_truth.labels, NO_LABEL)

@@ -45,6 +45,7 @@ class Actions:
     roles: tuple[Role, ...]
 
     def role_names(self) -> list[str]:
+        """The official name of each role, such as "hit-instr"."""
         return [f"{self.names[role.action]}-{role.name}" for role in self.roles]
 
 
@@ -137,6 +138,7 @@ class VcocoScores:
         return _mean_without_nan(precisions)
 
     def agent_mean(self) -> float:
+        """Mean over actions."""
         return _mean_without_nan(self.agent_precisions())
 
 

@@ -104,7 +104,7 @@ def compare_noised_boxes(
 
 
 @dataclass(frozen=True)
-class Picture:
+class TaggedImage:
     """The image that annotations were generated for."""
 
     content: dict[str, Any]
@@ -144,23 +144,23 @@ def check_generation(model: RLIPModel, golden: Golden, report: Report) -> None:
     if not path.is_file() or not isinstance(model, RTagger):
         return
     content = json.loads(path.read_text())
-    picture = Picture(content, golden.tensors("generation.safetensors"))
+    tagged = TaggedImage(content, golden.tensors("generation.safetensors"))
     model.set_tokenizer(load_tokenizer(golden.folder.parent.parent / "roberta_small"))
     for name, raw in content["cases"].items():
         groups = [PairGroup([(s, o) for s, o in pairs], texts) for pairs, texts in raw["relation_candidates"]]
         chunk, threshold = raw["img_inference_batch"], raw["relation_threshold"]
         case = Case(name, groups, chunk, threshold, raw["annotation"][0])
-        check_relations(report, case, generate(model, case, picture))
-        check_objects(report, case, picture)
-        check_chunks(model, report, case, picture)
+        check_relations(report, case, generate(model, case, tagged))
+        check_objects(report, case, tagged)
+        check_chunks(model, report, case, tagged)
 
 
-def generate(model: RTagger, case: Case, picture: Picture) -> list[Relation]:
+def generate(model: RTagger, case: Case, tagged: TaggedImage) -> list[Relation]:
     """The relations of the image, by the tag stage's own functions."""
     relations: list[Relation] = []
     for batch in reference_batches(case.groups, case.chunk):
-        memory = picture.fuse(model, batch.predicates)
-        scores = model.score_pairs(memory, [picture.pairs(group) for group in batch.groups])
+        memory = tagged.fuse(model, batch.predicates)
+        scores = model.score_pairs(memory, [tagged.pairs(group) for group in batch.groups])
         relations += relations_above(batch, scores, case.threshold)
     return relations
 
@@ -186,27 +186,27 @@ def check_relations(report: Report, case: Case, found: list[Relation]) -> None:
         report.compare("generation", f"{case.name}: confidence", confidences, wanted)
 
 
-def check_objects(report: Report, case: Case, picture: Picture) -> None:
+def check_objects(report: Report, case: Case, tagged: TaggedImage) -> None:
     """Boxes (xywh, pixels), names and running ids."""
     objects = case.annotation["objects"]
-    height, width = picture.content["orig_size_hw"]
-    boxes = picture.tensors["gt_boxes"] * torch.tensor([width, height, width, height])
+    height, width = tagged.content["orig_size_hw"]
+    boxes = tagged.tensors["gt_boxes"] * torch.tensor([width, height, width, height])
     corners = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]), dim=1)
     wanted = torch.tensor([[item[key] for key in "xywh"] for item in objects])
     report.compare("generation", f"{case.name}: objects", corners, wanted)
     listed = [(item["object_id"], item["names"]) for item in objects]
-    ours = [(FIRST_ID + index, name) for index, name in enumerate(picture.names)]
+    ours = [(FIRST_ID + index, name) for index, name in enumerate(tagged.names)]
     report.require("generation", f"{case.name}: object ids and names", listed == ours)
 
 
-def check_chunks(model: RTagger, report: Report, case: Case, picture: Picture) -> None:
+def check_chunks(model: RTagger, report: Report, case: Case, tagged: TaggedImage) -> None:
     """All predictions of every chunk, in all slots of the network."""
     for index, start in enumerate(range(0, len(case.groups), case.chunk)):
         part = case.groups[start : start + case.chunk]
-        memory = picture.fuse(model, list(dict.fromkeys(text for group in part for text in group.predicates)))
-        pairs = [picture.pairs(group.pairs) for group in part]
+        memory = tagged.fuse(model, list(dict.fromkeys(text for group in part for text in group.predicates)))
+        pairs = [tagged.pairs(group.pairs) for group in part]
         queries = model.queries.entities(pairs, model.object_labels(memory))
         entities, relations = model.decode(queries, memory)
         found = model.read_out(entities, relations, memory).final
         for key, value in layer_outputs(f"{case.name}.chunk{index}.", found).items():
-            report.compare("generation", key, value, picture.tensors[key])
+            report.compare("generation", key, value, tagged.tensors[key])

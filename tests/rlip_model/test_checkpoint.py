@@ -72,7 +72,7 @@ def test_every_network_converts_with_every_fusion(
 
 
 def outputs(network: RLIPModel) -> list[torch.Tensor]:
-    """Everything that the network says about a picture, all layers."""
+    """Everything that the network says about an image, all layers."""
     pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     pairs = ([random_pairs(5)],) if isinstance(network, RTagger) else ()
     output = network(pixels, None, network.encode_labels(OBJECTS, RELATIONS), *pairs)

@@ -72,7 +72,7 @@ def test_any_width(heads: int, points: int, dim: int) -> None:
     check_equal(random_case(heads=heads, points=points, dim=dim))
 
 
-def test_no_picture() -> None:
+def test_no_image() -> None:
     assert [len(each) for each in with_gradients(sample_by_embedding_bags, random_case(batch=0))] == [0, 0, 0, 0]
 
 
@@ -87,7 +87,7 @@ def test_slopes_at_the_borders_of_pixels_and_maps() -> None:
     check_equal((value, places, weights), shapes)
 
 
-def test_single_precision_at_the_size_of_a_picture() -> None:
+def test_single_precision_at_the_size_of_an_image() -> None:
     shapes = ((50, 67), (25, 34))
     value, places, weights = random_case(shapes, batch=1, queries=300, dtype=torch.float32)
     case = (value, places, weights.flatten(3).softmax(-1).view(weights.shape))

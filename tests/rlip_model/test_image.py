@@ -1,4 +1,4 @@
-"""Resizing rule and normalisation of pictures."""
+"""Resizing rule and normalisation of images."""
 
 import numpy as np
 import pytest

@@ -55,7 +55,7 @@ def test_an_image_without_pairs_is_not_nan(tagger: RTagger) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (33, 250), (64, 9)])
-def test_any_picture_size(tagger: RTagger, size: tuple[int, int]) -> None:
+def test_any_image_size(tagger: RTagger, size: tuple[int, int]) -> None:
     memory = tagger.fuse(tagger.encode_image(torch.randn(1, 3, *size)), tagger.encode_labels(OBJECTS, RELATIONS))
     assert tagger.score_pairs(memory, [random_pairs(4)]).isfinite().all()
 

@@ -1,6 +1,7 @@
-"""True and predicted pairs of boxes in HOIA form (HICO-DET, Open Images), joined by their images' file names.
+"""Annotated and predicted pairs of boxes, joined by the file names of their images.
 
-Predictions by name, as `sgpipe predict --out FILE.parquet` writes them: pairs of boxes with scores again.
+Annotations and JSON predictions are in HOIA format (HICO-DET, Open Images); Parquet predictions are those of
+`sgpipe predict --out FILE.parquet`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rlip_model.evaluation.inputs import (
     Array,
     EvaluationError,
     EvaluationImage,
-    GroundTruth,
+    ImageGroundTruth,
     PredictedPairs,
     check_range,
     table,
@@ -30,15 +31,15 @@ from rlip_model.evaluation.inputs import (
 from sgpipe.errors import UserError
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, FieldError, list_field, text_field
 from sgpipe.sources.hoi import HoiaSchema
+from sgpipe.utils.console import count
 from sgpipe.utils.json_stream import JsonStream
 
 
 @dataclass
 class PairFiles:
-    """An annotation file and one of predictions, read once.
+    """An annotation file and a prediction file; reading fills `notes`.
 
-    numbering: of the category_ids in the predictions; key: what their list of relations is called.
-    notes: filled by reading.
+    numbering: of the category_ids in the predictions. key: the name of their list of relations.
     """
 
     source: AnnotationSource
@@ -48,38 +49,42 @@ class PairFiles:
     notes: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[EvaluationImage]:
-        """Every annotated image, in the order of the annotations, with what was predicted for it.
+        """All annotated images in the order of the annotations, with their predictions.
 
         Raises:
-            UserError: a file is missing or wrong, or predictions are of images that are not annotated.
+            UserError: a file is missing or invalid, or a predicted image is not annotated.
         """
-        truths = read_truths(self.source)
-        found = self._read_predictions(truths)
-        if missing := len(truths) - len(found):
-            self.notes.append(f"{missing:,} of {len(truths):,} annotated images have no predictions: all missed")
+        annotated = read_annotations(self.source)
+        predicted = self._read_predictions(annotated)
+        if missing := len(annotated) - len(predicted):
+            self.notes.append(
+                f"no predictions for {missing:,} of {len(annotated):,} annotated images: counted as missed"
+            )
         nothing = Prediction(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
-        for name, truth in truths.items():
-            yield EvaluationImage(name, truth, found.get(name, nothing).pairs(len(self.numbering.relations)))
+        for name, ground_truth in annotated.items():
+            yield EvaluationImage(name, ground_truth, predicted.get(name, nothing).pairs(len(self.numbering.relations)))
 
-    def _read_predictions(self, truths: Mapping[str, GroundTruth]) -> dict[str, Prediction]:
-        found: dict[str, Prediction] = {}
+    def _read_predictions(self, annotated: Mapping[str, ImageGroundTruth]) -> dict[str, Prediction]:
+        predicted: dict[str, Prediction] = {}
         repeated = 0
         for name, prediction in self._predictions():
-            if name not in truths:
+            if name not in annotated:
                 raise UserError(
                     f"{self.predictions}: image {name!r} is not in {self.source.files['annotations']}; "
-                    "give the annotations of the predicted images"
+                    "give the annotation file of the predicted images"
                 )
-            repeated += name in found
-            found.setdefault(name, prediction)
-        if not found:
-            raise UserError(f"{self.predictions} holds no predictions")
+            repeated += name in predicted
+            predicted.setdefault(name, prediction)
+        if not predicted:
+            raise UserError(f"{self.predictions} contains no predictions")
         if repeated:
-            self.notes.append(f"{repeated:,} predictions are of images that had some: only the first of each counts")
-        return found
+            self.notes.append(
+                f"{count(repeated, 'prediction')} of an image that already had one: only the first counts"
+            )
+        return predicted
 
     def _predictions(self) -> Iterator[tuple[str, Prediction]]:
-        """Image by image, with its file name."""
+        """The predictions of each image, with its file name."""
         if self.predictions.suffix == ".parquet":
             yield from read_prediction_table(self.predictions, self.numbering.classes)
             return
@@ -120,52 +125,52 @@ class _PredictionReader:
         check_range("its predictions", "a box of a relation", ends[:, :2], 0, len(boxes))
         scores = table([item["score"] for item in relations], (-1,), np.float32)
         if not np.isfinite(scores).all():
-            raise FieldError("a 'score' is NaN or infinite; leave the relation out or mend the model's output")
+            raise FieldError("a 'score' is NaN or infinite; remove the relation or fix the model's output")
         corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
         return Prediction(corners, table(labels, (-1,), int), ends, scores)
 
 
 def _place(places: Mapping[int, int], category: Any, what: str) -> int:
     if category not in places:
-        raise FieldError(f"category_id {category!r} of {what} is none of the dataset's")
+        raise FieldError(f"category_id {category!r} of {what} is not one of the dataset's")
     return places[category]
 
 
-def read_truths(source: AnnotationSource) -> dict[str, GroundTruth]:
-    """The annotations by the images' file names.
+def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
+    """The annotations by file name of the image.
 
     Raises:
-        UserError: an image cannot be used, is there twice, or there is none.
+        UserError: an image cannot be used or occurs twice, or there are no images.
     """
     assert source.classes is not None
     objects = {name: place for place, name in enumerate(source.classes.objects)}
     predicates = {name: place for place, name in enumerate(source.classes.relations)}
     path, problems = source.files["annotations"], Counter[str]()
-    truths: dict[str, GroundTruth] = {}
+    annotated: dict[str, ImageGroundTruth] = {}
     for record in source.read(problems):
         if not record.ok:
             raise UserError(f"{path}: image {record.file_name!r}: {record.error}")
-        if record.file_name in truths:
-            raise UserError(f"{path}: image {record.file_name!r} is there twice")
+        if record.file_name in annotated:
+            raise UserError(f"{path}: image {record.file_name!r} occurs twice")
         corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
         labels = [objects[box.category] for box in record.objects]
         triplets = [(item.subject, item.object, predicates[item.predicate]) for item in record.relations]
-        truths[record.file_name] = GroundTruth.from_lists(corners, labels, triplets)
+        annotated[record.file_name] = ImageGroundTruth.from_lists(corners, labels, triplets)
     if problems:
-        counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in problems.items())
+        counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in problems.items())
         raise UserError(f"{path} cannot be used for evaluation: {counts}")
-    if not truths:
-        raise UserError(f"{path} holds no images")
-    return truths
+    if not annotated:
+        raise UserError(f"{path} contains no images")
+    return annotated
 
 
 _ROWS_AT_ONCE = 512
-_BOX = 4  # numbers of a box
+_BOX = 4  # numbers per box
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was predicted for one image: boxes and labels `[boxes]`, and triplets `[triplets, 3]` with scores."""
+    """The prediction for one image: boxes and their classes `[boxes]`, and triplets `[triplets, 3]` with scores."""
 
     boxes: Array
     labels: Array
@@ -173,7 +178,7 @@ class Prediction:
     scores: Array
 
     def pairs(self, num_predicates: int) -> PredictedPairs:
-        """With a row for each pair of boxes. A triplet that is there twice counts once, with its best score."""
+        """One row for each pair of boxes. A repeated triplet counts once, with its best score."""
         ends, number = np.unique(self.triplets[:, :2], axis=0, return_inverse=True)
         scores = np.full((len(ends), num_predicates), NOT_PREDICTED, dtype=np.float32)
         np.maximum.at(scores, (number.reshape(-1), self.triplets[:, 2]), self.scores)
@@ -184,9 +189,9 @@ class Prediction:
 
 
 def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple[str, Prediction]]:
-    """Each image's file name and what was predicted for it; those whose images could not be read are left out.
+    """The file name and prediction of each image, except for images that could not be read.
 
-    Raises UserError: the file is missing, damaged or another; something in it has no number, or an unknown name.
+    Raises UserError: the file is missing, damaged or of another kind, or has missing values or unknown names.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -197,7 +202,7 @@ def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple
         raise UserError(f"{path} cannot be read: {reason}") from None
     except (pa.ArrowException, KeyError) as error:
         raise UserError(
-            f"{path} is not a file of `sgpipe predict --out FILE.parquet` ({str(error).splitlines()[0]})"
+            f"{path} was not written by `sgpipe predict --out FILE.parquet` ({str(error).splitlines()[0]})"
         ) from None
 
 
@@ -207,13 +212,13 @@ def _images(path: Path, batch: pa.RecordBatch, classes: DatasetClasses) -> Itera
     counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     columns = _columns(path, pc.list_flatten(lists), np.repeat(np.array(names, dtype=object), counts), classes)
     starts = np.cumsum(counts) - counts
-    for name, start, count, there in zip(names, starts, counts, lists.is_valid().to_pylist(), strict=True):
-        if there:
-            yield name, _prediction(path, name, [column[start : start + count] for column in columns])
+    for name, start, length, valid in zip(names, starts, counts, lists.is_valid().to_pylist(), strict=True):
+        if valid:
+            yield name, _prediction(path, name, [column[start : start + length] for column in columns])
 
 
 def _columns(path: Path, triplets: pa.StructArray, images: Array, classes: DatasetClasses) -> list[Array]:
-    """Of all triplets: pair, score, numbers of subject, predicate and object, and both boxes."""
+    """Columns of all triplets: pair, score, numbers of subject, predicate and object, and both boxes."""
     arrays = {name: triplets.field(name) for name in (field.name for field in triplets.type)}
     for name, array in arrays.items():
         if array.null_count:
@@ -228,7 +233,9 @@ def _numbers(path: Path, names: pa.Array, images: Array, known: Sequence[str]) -
     numbers = pc.index_in(names, pa.array(known, names.type))
     if numbers.null_count:
         place = numbers.is_null().index(True).as_py()
-        raise UserError(f"{path}: image {images[place]!r}: {names[place].as_py()!r} is none of the dataset's classes")
+        raise UserError(
+            f"{path}: image {images[place]!r}: {names[place].as_py()!r} is not one of the dataset's classes"
+        )
     return np.asarray(numbers.to_numpy(), dtype=int)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.evaluation.inputs import EvaluationImage, ImageGroundTruth, PredictedPairs
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.triplets import TripletClasses
 
@@ -26,7 +26,7 @@ def pair_image(
         scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, num_predicates)
     return EvaluationImage(
         name,
-        GroundTruth.from_lists(truth["boxes"], truth["labels"], truth[triplets]),
+        ImageGroundTruth.from_lists(truth["boxes"], truth["labels"], truth[triplets]),
         PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores),
     )
 

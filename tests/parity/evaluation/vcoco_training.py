@@ -1,8 +1,8 @@
-"""V-COCO as RLIPv2 validates on it during training: 11-point AP of verbs, on the same detections as HICO-DET's.
+"""V-COCO as validated by RLIPv2 during training: 11-point AP of verbs, on the same detections as for HICO-DET.
 
-Not comparable with what papers report, which `vcoco` computes. Verbs with two roles are two classes; the label after
-the last object's stands for "no object", which every verb may have. A true interaction without object is found by
-its person alone. What is found in an image without true boxes is wrong.
+It is not comparable with the numbers in papers, which `rlip_model.evaluation.vcoco` computes. Verbs with two roles are
+two classes. The label after the last object stands for "no object", which every verb may have. A target without an
+object is matched by its person alone. Predictions in an image without ground-truth boxes are false positives.
 """
 
 from __future__ import annotations
@@ -53,16 +53,18 @@ LEFT_OUT = ("stand", "walk", "run", "smile", "point_instr")  # of "mAP_thesis": 
 
 @dataclass(frozen=True)
 class VcocoTrainingScores:
-    """per_class: classes are places in `verbs`."""
+    """per_class: class numbers are indices into `verbs`."""
 
     verbs: tuple[str, ...]
     per_class: ClassScores
 
     def summary(self) -> dict[str, float]:
-        """AP of every verb that is true somewhere, their mean, and that of the verbs with well-known roles, 0 for
-        those true nowhere: by the published names."""
-        found = zip(self.per_class.classes.tolist(), self.per_class.average_precision.tolist(), strict=True)
-        precisions = {self.verbs[number]: precision for number, precision in found}
+        """Measures under the published names: AP of every verb with targets, their mean, and "mAP_thesis".
+
+        The latter leaves out `LEFT_OUT` and counts verbs without targets as 0.
+        """
+        scored = zip(self.per_class.classes.tolist(), self.per_class.average_precision.tolist(), strict=True)
+        precisions = {self.verbs[number]: precision for number, precision in scored}
         thesis = [precisions.get(verb, 0.0) for verb in self.verbs if verb not in LEFT_OUT]
         return {
             **{f"AP_{verb}": precision for verb, precision in precisions.items()},
@@ -74,15 +76,16 @@ class VcocoTrainingScores:
 def evaluate_vcoco_training(
     images: Iterable[EvaluationImage], possible: Array, verbs: Sequence[str] = VERBS
 ) -> VcocoTrainingScores:
-    """Scores of a data set, read as a stream.
+    """Evaluate a dataset, read as a stream.
 
     Args:
-        images: scores are final (verb x object), verbs places in `verbs`, labels from 0 to that of "no object".
-        possible: `[verbs, objects]`, 0 for what cannot be, without a column for "no object".
+        images: scores are final (verb x object); verbs are indices into `verbs`, labels go from 0 to that of "no
+            object".
+        possible: `[verbs, objects]`, 0 for impossible combinations, without a column for "no object".
         verbs: "<action>_<role>" or "<action>".
 
     Raises:
-        EvaluationError: labels out of range, numbers that are not finite, boxes inside out.
+        EvaluationError: labels out of range, values that are not finite, boxes inside out.
     """
     possible = np.append(possible, np.ones((len(verbs), 1)), 1)
     tally = Tally()
@@ -90,9 +93,9 @@ def evaluate_vcoco_training(
         for image in block:
             image.ground_truth.check(image.name, possible.shape[1], len(verbs), objectless=True)
             image.predicted.check(image.name, possible.shape[1], len(verbs))
-        true, found = ground_truth_triplets(block), best_triplets(block, MOST_DETECTIONS, possible)
-        claims = match(found, true, _groups(found, len(verbs)), _groups(true, len(verbs)))
-        tally.add(true.predicates, found.predicates, found.scores, claims)
+        target, predicted = ground_truth_triplets(block), best_triplets(block, MOST_DETECTIONS, possible)
+        matches = match(predicted, target, _groups(predicted, len(verbs)), _groups(target, len(verbs)))
+        tally.add(target.predicates, predicted.predicates, predicted.scores, matches)
     return VcocoTrainingScores(tuple(verbs), tally.class_scores())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.evaluation.inputs import EvaluationImage, ImageGroundTruth, PredictedPairs
 
 PERSON = [0, 0, 9, 9]
 THING = [50, 50, 59, 59]
@@ -33,6 +33,6 @@ def image(
     object_labels = np.array([item[2] for item in found], dtype=int)
     return EvaluationImage(
         "a.jpg",
-        GroundTruth.from_lists(boxes, labels, true),
+        ImageGroundTruth.from_lists(boxes, labels, true),
         PredictedPairs(*columns, np.zeros(len(found), dtype=int), object_labels, scores),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
-from rlip_model.evaluation.inputs import NOT_PREDICTED, EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.evaluation.inputs import NOT_PREDICTED, EvaluationImage, ImageGroundTruth, PredictedPairs
 from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_images
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
@@ -46,7 +46,7 @@ def pair_scene(rng: np.random.Generator, name: str) -> EvaluationImage:
     scores = (rng.integers(0, 30, (pairs, PREDICATES)) / 30).astype(np.float32)  # many are equal
     scores[rng.random(scores.shape) < 0.1] = NOT_PREDICTED
     return EvaluationImage(
-        name, GroundTruth.from_lists(true_boxes, labels, triplets), PredictedPairs(*ends, *found_labels, scores)
+        name, ImageGroundTruth.from_lists(true_boxes, labels, triplets), PredictedPairs(*ends, *found_labels, scores)
     )
 
 

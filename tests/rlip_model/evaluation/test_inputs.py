@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, GroundTruth, PredictedPairs
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, ImageGroundTruth, PredictedPairs
 from rlip_model.postprocess import TripletDetections
 from tests.rlip_model.evaluation.scenes import FAR, PERSON, THING, image
 
@@ -61,13 +61,13 @@ def test_what_would_make_numbers_wrong_is_told(scene: EvaluationImage, told: str
 )
 def test_lists_of_another_form_are_told(boxes: Any, labels: Any, triplets: Any) -> None:
     with pytest.raises(EvaluationError, match="not a table of"):
-        GroundTruth.from_lists(boxes, labels, triplets)
+        ImageGroundTruth.from_lists(boxes, labels, triplets)
 
 
 def test_lists_may_be_empty_or_have_whole_numbers_as_floats() -> None:
-    truth = GroundTruth.from_lists([], [], [[]])
+    truth = ImageGroundTruth.from_lists([], [], [[]])
     assert (truth.boxes.shape, truth.labels.shape, truth.triplets.shape) == ((0, 4), (0,), (0, 3))
-    assert GroundTruth.from_lists([[0, 0, 1, 1]], [1.0], []).labels.tolist() == [1]
+    assert ImageGroundTruth.from_lists([[0, 0, 1, 1]], [1.0], []).labels.tolist() == [1]
 
 
 def test_detections_keep_every_number() -> None:

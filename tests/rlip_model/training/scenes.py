@@ -25,14 +25,14 @@ RELATIONS = (
 
 @st.composite
 def boxes(draw: st.DrawFn, width: int, height: int, least: int = 8) -> tuple[int, int, int, int]:
-    """x, y, width, height of a box within the picture."""
+    """x, y, width, height of a box within the image."""
     left, top = draw(st.integers(0, width - least)), draw(st.integers(0, height - least))
     return left, top, draw(st.integers(least, width - left)), draw(st.integers(least, height - top))
 
 
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[Image.Image, SceneTargets]:
-    """A picture of red, green and blue rectangles, and its targets, with a missing object last."""
+    """An image of red, green and blue rectangles, and its targets, with a missing object last."""
     width, height = draw(st.integers(30, 200)), draw(st.integers(30, 200))
     places = [draw(boxes(width, height)) for _ in CHANNELS]
     pixels = np.zeros((height, width, 3), dtype=np.uint8)

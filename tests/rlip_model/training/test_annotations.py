@@ -75,7 +75,7 @@ def test_dropped_objects_take_their_relations_along() -> None:
     torch.testing.assert_close(found.triplets.subject_boxes, torch.tensor([[0.05, 0.1, 0.1, 0.2]]))
 
 
-def test_objects_outside_the_picture_are_dropped() -> None:
+def test_objects_outside_the_image_are_dropped() -> None:
     """Cut off they would have no area, and one of zeros would look like a missing object."""
     moved = annotation()
     moved["objects"][2].update(x=-50, y=-50)
@@ -84,7 +84,7 @@ def test_objects_outside_the_picture_are_dropped() -> None:
     assert scene.relations[:, :2].max() == 1
 
 
-def test_resizing_moves_boxes_with_the_picture() -> None:
+def test_resizing_moves_boxes_with_the_image() -> None:
     scene = label_scene(graph(), WIDTH, HEIGHT, 100)
     before = scene.labelled_triplets(WIDTH, HEIGHT).triplets
     after = scene.resized(3, 5).labelled_triplets(3 * WIDTH, 5 * HEIGHT).triplets
@@ -109,7 +109,7 @@ def test_wrong_annotations_are_named() -> None:
         SceneAnnotation.from_json({"image_id": 5})
 
 
-def test_flipped_pictures_speak_of_other_sides() -> None:
+def test_flipped_images_speak_of_other_sides() -> None:
     objects = (SceneObject(0, "left hand", (0, 0, 9, 9)), SceneObject(1, "cup", (9, 0, 9, 9)))
     relations = (SceneRelation(1, 0, "to the right of", 0.5), SceneRelation(0, 1, "right next to"))
     before = SceneAnnotation(3, objects, relations)

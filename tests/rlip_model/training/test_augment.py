@@ -1,4 +1,4 @@
-"""Pictures and targets change together, by the given generator alone."""
+"""Images and targets change together, by the given generator alone."""
 
 import random
 from dataclasses import replace
@@ -89,7 +89,7 @@ def test_sizes_are_those_asked_for(scene: Scene, seed: int) -> None:
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (50, 20), (3000, 3), (1, 5000)])
 def test_windows_as_drawn_by_detr(size: tuple[int, int]) -> None:
-    """Least and greatest size of the part, whatever the picture; less only where the picture is smaller."""
+    """Least and greatest size of the part, whatever the image; less only where the image is smaller."""
     rng, options = random.Random(0), Augmentation()
     for _ in range(100):
         (left, top, right, bottom), shape = random_window(*size, options, rng)
@@ -108,7 +108,7 @@ def test_windows_lie_anywhere() -> None:
     assert abs(torch.corrcoef(windows[:, :2].T)[0, 1]) < 0.1
 
 
-def test_windows_are_cut_down_to_small_pictures() -> None:
+def test_windows_are_cut_down_to_small_images() -> None:
     options = Augmentation(crop_short_sides=(100,))
     window, shape = random_window(300, 200, options, random.Random(0))
     assert window == (0, 0, 300, 200)
@@ -176,7 +176,7 @@ def test_validation_only_resizes(scene: Scene) -> None:
     torch.testing.assert_close(mirrored.boxes, found.flipped(width).boxes)
 
 
-def test_training_pictures_are_normalised() -> None:
+def test_training_images_are_normalised() -> None:
     image = Image.new("RGB", (64, 48), (10, 200, 90))
     nothing = SceneTargets(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0, 3).long(), (), ())
     pixels, _ = prepare(image, nothing, SMALL, 1, 1, random.Random(0))

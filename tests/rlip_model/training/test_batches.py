@@ -1,4 +1,4 @@
-"""Batches of pictures of different sizes."""
+"""Batches of images of different sizes."""
 
 import torch
 
@@ -15,7 +15,7 @@ def example(name: str, height: int, width: int, pairs: int = 1) -> TrainingExamp
     return TrainingExample(name, torch.rand(3, height, width) + 1, triplets, (width, height))
 
 
-def test_pictures_are_padded_right_and_below() -> None:
+def test_images_are_padded_right_and_below() -> None:
     wide, high = example("wide", 4, 9), example("high", 7, 5)
     batch = collate([wide, high], TEXTS, skipped=1)
     assert batch.pixel_values.shape == (2, 3, 7, 9)
@@ -28,7 +28,7 @@ def test_pictures_are_padded_right_and_below() -> None:
         assert torch.equal(batch.padding[image], (batch.pixel_values[image] == 0).all(0))
 
 
-def test_one_picture_of_a_batch() -> None:
+def test_one_image_of_a_batch() -> None:
     batch = collate([example("a", 4, 4), example("b", 4, 6, pairs=3)], TEXTS)
     only = batch.only(1)
     assert only.image_ids == ("b",)

@@ -1,4 +1,4 @@
-"""Left and right in texts of flipped pictures."""
+"""Left and right in texts of flipped images."""
 
 import pytest
 from hypothesis import given

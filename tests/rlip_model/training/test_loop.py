@@ -77,7 +77,7 @@ def test_training_learns(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
-    """Of pictures with equally many triplets the parts' mean is the whole, up to rounding."""
+    """Of images with equally many triplets the parts' mean is the whole, up to rounding."""
 
     def moved(parts: int) -> RLIPModel:
         target = objective()
@@ -147,7 +147,7 @@ def broken(batch: TrainingBatch, image: int) -> TrainingBatch:
 
 
 class BrokenFeed(ToyFeed):
-    """The second picture of the second step is not finite."""
+    """The second image of the second step is not finite."""
 
     def _batches(self, epoch: int, first: int):  # type: ignore[no-untyped-def]
         for step, parts in enumerate(super()._batches(epoch, first), first):
@@ -155,7 +155,7 @@ class BrokenFeed(ToyFeed):
 
 
 @pytest.mark.parametrize("kind", ["tagger", "parseda"])
-def test_a_loss_that_is_no_number_names_the_picture(tmp_path: Path, kind: str) -> None:
+def test_a_loss_that_is_no_number_names_the_image(tmp_path: Path, kind: str) -> None:
     trainer = Trainer(objective(kind), options(), folder(tmp_path))
     feed = BrokenFeed(3)
     culprit = list(ToyFeed(3)._batches(0, 0))[1][0].image_ids[1]
@@ -175,7 +175,7 @@ def test_broken_parameters_are_named(tmp_path: Path) -> None:
         trainer.fit(ToyFeed(1))
 
 
-def test_a_batch_of_no_pictures_moves_nothing() -> None:
+def test_a_batch_of_no_images_moves_nothing() -> None:
     target: Objective = objective("parseda").train()
     empty = replace(
         next(ToyFeed(1)._endless(0, 0))[0],

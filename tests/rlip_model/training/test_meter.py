@@ -36,7 +36,7 @@ def test_means_since_the_last_reading() -> None:
     assert "lr_text" not in first  # it trains nothing
     meter.add(parts(skipped=2), {"loss": torch.tensor(7.0)}, torch.tensor(1.0))
     second = meter.read(Position(epoch=1, step=3), optimizer)
-    assert (second["loss"], second["skipped"]) == (7.0, 4)  # pictures are counted since the start
+    assert (second["loss"], second["skipped"]) == (7.0, 4)  # images are counted since the start
 
 
 def test_waiting_is_a_share_of_the_time() -> None:

@@ -74,7 +74,7 @@ def test_only_the_most_confident_hundred_count() -> None:
     assert any(hit for _, hit in hits(found(*rows[1:], (LEFT, RIGHT, 1, 2, [0.1, 0.0]))))
 
 
-def test_a_picture_of_nothing() -> None:
+def test_an_image_of_nothing() -> None:
     assert hits(found((LEFT, RIGHT, 1, 2, [0.9, 0.1])), EMPTY) == [(0.9, False), (0.1, False)]
     assert hits(TripletDetections(*vars(EMPTY).values())) == []
 
@@ -101,8 +101,8 @@ def test_average_precision_is_the_area_under_the_curve(rows: list[tuple[float, b
     assert average_precision(np.array(confidences), np.array(right), total) == pytest.approx(expected)
 
 
-def test_measures_of_two_pictures() -> None:
-    """Of the first picture's two relations one is found, surely; of the second's one, at place 25, unsurely."""
+def test_measures_of_two_images() -> None:
+    """Of the first image's two relations one is found, surely; of the second's one, at place 25, unsurely."""
     scores = RelationScores()
     scores.add(
         found((LEFT, RIGHT, 1, 2, [0.9, 0.0])), true((LEFT, RIGHT, 1, 2, [1.0, 0.0]), (RIGHT, LEFT, 1, 2, [1.0, 0.0]))
@@ -117,7 +117,7 @@ def test_measures_of_two_pictures() -> None:
     assert measures["ap"] == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 26)
 
 
-def test_pictures_without_relations_only_cost_precision() -> None:
+def test_images_without_relations_only_cost_precision() -> None:
     scores = RelationScores()
     scores.add(found((LEFT, RIGHT, 1, 2, [0.9, 0.0])), EMPTY)
     assert scores.measures() == {}

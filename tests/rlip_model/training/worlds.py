@@ -51,7 +51,7 @@ def example(number: int) -> TrainingExample:
 
 
 class ToyFeed:
-    """`steps` batches of `batch` pictures, the same ones in every epoch, in an order of its own."""
+    """`steps` batches of `batch` images, the same ones in every epoch, in an order of its own."""
 
     def __init__(self, steps: int, batch: int = 2, parts: int = 1, validate: bool = False) -> None:
         self.steps_per_epoch, self.batch, self.parts, self.validate = steps, batch, parts, validate
@@ -68,8 +68,8 @@ class ToyFeed:
             epoch, step = epoch + 1, 0
 
     def _batches(self, epoch: int, first: int) -> Iterator[Sequence[TrainingBatch]]:
-        pictures = self.steps_per_epoch * self.batch
-        order = torch.randperm(pictures, generator=torch.Generator().manual_seed(epoch)).tolist()
+        images = self.steps_per_epoch * self.batch
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).tolist()
         for step in range(first, self.steps_per_epoch):
             chosen = [example(number) for number in order[step * self.batch : (step + 1) * self.batch]]
             size = len(chosen) // self.parts
