@@ -64,7 +64,8 @@ def test_an_existing_network_keeps_its_weights_and_takes_settings(tmp_path: Path
     old = make_tagger(tmp_path / "old", [*TEXTS, "no objects a b c d e f"])
     new = made(tmp_path / "start", init=str(tmp_path / "old"), config={"box_noise": 0.1, "fusion_dropout": 0.0})
     assert (new.config.box_noise, old.config.box_noise) == (0.1, 0.4)
-    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+    weights = new.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in old.state_dict().items())
     assert len(new.tokenizer) == len(old.tokenizer)
 
 

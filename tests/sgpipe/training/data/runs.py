@@ -1,4 +1,4 @@
-"""Small runs with shards and images, made from a seed."""
+"""Small runs with shards and images, generated from a seed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import patch
 
 from PIL import Image
 
@@ -22,7 +23,7 @@ SIZE = (24, 16)
 
 
 def make_records(count: int, seed: int = 0, split: str = "train") -> list[Record]:
-    """Records of which some are errors, some have no relation, and some objects are crowds."""
+    """Records, some of them errors or without relations; some objects are crowds."""
     rng = random.Random(seed)
     return [_record(rng, f"{seed}-{number}", split) for number in range(count)]
 
@@ -44,7 +45,7 @@ def _record(rng: random.Random, image_id: str, split: str) -> Record:
 
 
 def plain_record(image_id: str, predicate: str = "on", confidence: float | None = None, **changes: Any) -> Record:
-    """A person on a dog."""
+    """A record of a person and a dog with one relation."""
     values = {"split": "train", "file_name": f"{image_id}.png", "width": SIZE[0], "height": SIZE[1], **changes}
     boxes = [Box("person", 1, (2, 2, 8, 8)), Box("dog", 2, (12, 4, 8, 10))]
     return Record(image_id, "drawn", objects=boxes, relations=[Relation(0, 1, predicate, confidence)], **values)
@@ -60,24 +61,25 @@ def make_run(
     spoilt: Mapping[str, bytes | None] = MappingProxyType({}),
     run: dict[str, Any] | None = None,
 ) -> ShardsConfig:
-    """A run of shards of `rows` rows, whose images lie in `images` (without: in root/images) or in the shards.
+    """A run with shards of `rows` rows and images in `images` (default: root/images) or in the shards.
 
     Args:
-        spoilt: what some images have in place of their image; None: nothing at all.
+        spoilt: wrong contents of some image files; None: no file.
     """
     folder = images or root / "images"
     for place in (root, folder):
         place.mkdir(parents=True, exist_ok=True)
     splits = list(dict.fromkeys(record.split for record in records))
     header = {"fingerprint": "drawn", "images": {split: str(folder) for split in splits}, **(run or {})}
-    manifest = Manifest.create(root, header)
-    for split in splits:
-        members = [record for record in records if record.split == split]
-        for start in range(0, len(members), rows):
-            part = members[start : start + rows]
-            name = shard_name(split, start, start + len(part))
-            contents = [spoilt.get(record.image_id, image(record)) for record in part] if embedded else None
-            manifest.commit(write_shard(root, name, split, start, part, {}, contents))
+    with patch("os.fsync"):  # test data need not survive a power cut
+        manifest = Manifest.create(root, header)
+        for split in splits:
+            members = [record for record in records if record.split == split]
+            for start in range(0, len(members), rows):
+                part = members[start : start + rows]
+                name = shard_name(split, start, start + len(part))
+                contents = [spoilt.get(record.image_id, image(record)) for record in part] if embedded else None
+                manifest.commit(write_shard(root, name, split, start, part, {}, contents))
     for record in records if not embedded else ():
         content = spoilt.get(record.image_id, image(record))
         if content is not None:
@@ -86,7 +88,7 @@ def make_run(
 
 
 def image(record: Record) -> bytes:
-    """An image of noise that is the image's own."""
+    """A PNG of noise that depends on the image id."""
     file = BytesIO()
     pixels = random.Random(record.image_id).randbytes(record.width * record.height * 3)
     Image.frombytes("RGB", (record.width, record.height), pixels).save(file, "PNG")
