@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models test test-integration test-all lint lint-github format bench clean
+.PHONY: install demo miniworld-models test test-integration test-all lint lint-github format docs bench clean
 
 install: .venv/.installed
 
@@ -52,6 +52,14 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The documentation, into site/; a broken link or a missing page is an error.
+docs: .venv/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+.venv/.docs-installed: .venv/.installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 # Each benchmark prints the page that is kept of it; one thread, unless it says otherwise.
 bench: install
 	@for script in benchmarks/bench_*.py; do \
@@ -60,5 +68,5 @@ bench: install
 	done
 
 clean:
-	rm -rf .venv demo-out build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv demo-out build dist site .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

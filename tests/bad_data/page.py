@@ -13,7 +13,7 @@ BEGIN, END = "<!-- the table of bad inputs -->\n", "<!-- its end -->\n"
 _OUTCOMES = {
     "refused": "refused in one line, exit code 2",
     "error row": "error row",
-    "counted": "left out or mended, and counted",
+    "counted": "dropped or repaired, and counted",
     "found": "`sgpipe verify` finds it",
     "accepted": "accepted",
 }

@@ -32,7 +32,7 @@ _ROWS: tuple[tuple[str, Callable[[Path], object], Kind, str], ...] = (
     ("a list", holds("- a\n- b"), "refused", "expected keys and values, found list"),
     ("not YAML", holds("tag: [1"), "refused", "line 1: not valid YAML|not valid YAML"),
     ("tabs", holds("tag:\n\tthreshold: 1"), "refused", "line 2: not valid YAML"),
-    ("an image", holds(b"\x89PNG\r\n\x1a\n\xff\xff"), "refused", "not valid YAML"),
+    ("an image file", holds(b"\x89PNG\r\n\x1a\n\xff\xff"), "refused", "not valid YAML"),
     ("a call of Python", holds("name: !!python/object/apply:os.system ['true']"), "refused", "not valid YAML"),
     ("a misspelled key", holds("tag: {treshold: 0.1}"), "refused", "did you mean 'threshold'"),
     ("a key twice", holds("seed: 1\nname: a\nseed: 2"), "refused", "line 3: key 'seed' occurs twice"),

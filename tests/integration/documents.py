@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -47,3 +50,11 @@ def _blocks(path: Path) -> Iterator[Block]:
             line = text[: found.start("language")].count("\n") + 1
             name = str(path.relative_to(ROOT))
             yield Block(name, line, found["language"], found["text"], found["needs"])
+
+
+def docs_hook(name: str) -> ModuleType:
+    """A module of docs/hooks, which makes pages of the site from the code."""
+    folder = str(ROOT / "docs" / "hooks")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
