@@ -91,11 +91,11 @@ TEXT = json.dumps(GOOD)
 
 _FILES: tuple[Row, ...] = (
     ("no file", lambda folder: None, "refused", "annotations file not found"),
-    ("an empty file", holds(""), "refused", "does not hold a JSON object"),
+    ("an empty file", holds(""), "refused", "does not contain a JSON object"),
     ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused", "found a folder"),
     ("an image", holds(b"\xff\xd8\xff\xe0 an image"), "refused", "not valid UTF-8"),
     ("gzip", holds(b"\x1f\x8b\x08\x00\xff\xff\xff\xff"), "refused", "not valid UTF-8"),
-    ("a web page", holds("<!doctype html>"), "refused", "does not hold a JSON object"),
+    ("a web page", holds("<!doctype html>"), "refused", "does not contain a JSON object"),
     ("UTF-16", holds(TEXT.encode("utf-16")), "refused", "not valid UTF-8"),
     ("UTF-8 with a mark", holds(b"\xef\xbb\xbf" + TEXT.encode()), "accepted", NAMED),
     ("cut in the middle", holds(TEXT[: len(TEXT) // 2]), "refused", "cut short"),
@@ -103,9 +103,9 @@ _FILES: tuple[Row, ...] = (
     ("a comma too many", holds(TEXT.replace("]}", "],}")), "refused", "not valid JSON"),
     ("nested 100,000 deep", holds('{"images": ' + "[" * 100_000), "refused", "nested too deeply"),
     ("a number of 5,000 digits", holds(TEXT.replace("100", "1" * 5000)), "refused", "too many digits"),
-    ("two files one after the other", holds(TEXT + TEXT), "refused", "text follows the end"),
+    ("two files one after the other", holds(TEXT + TEXT), "refused", "there is text after the end"),
     ("an array", holds(json.dumps([GOOD])), "refused", "no images and no categories"),
-    ("captions in the place of boxes", says(annotations=[CAPTION]), "refused", "none of its 1 annotations has"),
+    ("captions in the place of boxes", says(annotations=[CAPTION]), "refused", "it has 1 annotation, none with"),
     ("no images", says(images=None), "refused", "it has no images"),
     ("an empty list of images", says(images=[]), "refused", "it has no images"),
     ("no categories", says(categories=None), "refused", "it has no categories"),
@@ -118,17 +118,17 @@ _IMAGES: tuple[Row, ...] = (
     ("an image id that is a list", image(id=[2]), "counted", "^malformed 1$"),
     ("an image that is a number", says(images=[IMAGE, 7]), "counted", "^malformed 1$"),
     ("an image id as text", says(annotations=[{**BOX, "image_id": "1"}]), "accepted", NAMED),
-    ("no file_name", says(images=[without("file_name", IMAGE)]), "error row", "gives no file_name"),
-    ("no width", says(images=[without("width", IMAGE)]), "error row", "no usable width and height"),
+    ("no file_name", says(images=[without("file_name", IMAGE)]), "error row", "has no file_name"),
+    ("no width", says(images=[without("width", IMAGE)]), "error row", "no valid width and height"),
     ("a width that is text", image(width="100"), "accepted", "2 100x80"),
-    ("a width that is no number", image(width="wide"), "error row", "no usable width and height"),
-    ("a negative width", image(width=-100), "error row", "no usable width and height"),
-    ("NaN as width", image(width=NAN), "error row", "no usable width and height"),
-    ("a width of 10^400", holds(TEXT.replace("100", "1e400")), "error row", "no usable width and height"),
+    ("a width that is no number", image(width="wide"), "error row", "no valid width and height"),
+    ("a negative width", image(width=-100), "error row", "no valid width and height"),
+    ("NaN as width", image(width=NAN), "error row", "no valid width and height"),
+    ("a width of 10^400", holds(TEXT.replace("100", "1e400")), "error row", "no valid width and height"),
     ("another size than the image's", image(width=99), "error row", "it is 100x80, the annotation says 99x80"),
-    ("a file name that leaves the folder", image(file_name="../../1.png"), "error row", "does not stay inside"),
-    ("an absolute file name", image(file_name="/etc/passwd"), "error row", "does not stay inside"),
-    ("a file name with a NUL", image(file_name="a\0.png"), "error row", "does not stay inside"),
+    ("a file name that leaves the folder", image(file_name="../../1.png"), "error row", "is not inside"),
+    ("an absolute file name", image(file_name="/etc/passwd"), "error row", "is not inside"),
+    ("a file name with a NUL", image(file_name="a\0.png"), "error row", "is not inside"),
     ("a file name with half a character", image(file_name="\ud800.png"), "error row", "not found"),
 )
 _BOXES: tuple[Row, ...] = (
@@ -158,7 +158,7 @@ _BOXES: tuple[Row, ...] = (
     ("an annotation that is null", says(annotations=[BOX, None]), "counted", "^malformed 1$"),
     ("a crowd", box(iscrowd=1), "counted", "^crowd 1$"),
     ("iscrowd in words", box(iscrowd="maybe"), "counted", "^malformed 1$"),
-    ("every box unreadable", says(annotations=[{**BOX, "bbox": "x"}] * 3), "refused", "none of its 3 annotations has"),
+    ("every box unreadable", says(annotations=[{**BOX, "bbox": "x"}] * 3), "refused", "it has 3 annotations, none with"),
     ("100,000 boxes in an image", says(annotations=MANY), "accepted", "1 100x80 100000 boxes"),
 )  # fmt: skip
 _NAMES: tuple[Row, ...] = (
@@ -174,7 +174,7 @@ _NAMES: tuple[Row, ...] = (
     ("captions without captions", holds(TEXT, captions='{"annotations": [{"image_id": 1}]}'), "refused",
      "not a COCO captions file"),
     ("captions of other images", holds(TEXT, captions='{"annotations": [{"image_id": 9, "caption": "a"}]}'), "refused",
-     "do they belong together"),
+     "is it of another split"),
 )  # fmt: skip
 
 CASES = [

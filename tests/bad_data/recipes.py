@@ -36,7 +36,7 @@ _ROWS: tuple[tuple[str, Callable[[Path], object], Kind, str], ...] = (
     ("a call of Python", holds("name: !!python/object/apply:os.system ['true']"), "refused", "not valid YAML"),
     ("a misspelled key", holds("tag: {treshold: 0.1}"), "refused", "did you mean 'threshold'"),
     ("a key twice", holds("seed: 1\nname: a\nseed: 2"), "refused", "line 3: key 'seed' occurs twice"),
-    ("a key twice, further in", holds("tag: {threshold: 0.1, threshold: 0.2}"), "refused", "'threshold' is there alr"),
+    ("a key twice, further in", holds("tag: {threshold: 0.1, threshold: 0.2}"), "refused", "'threshold' occurs twice"),
     ("a list as key", holds("? [a]\n: 1"), "refused", "not valid YAML"),
     ("a word for a number", holds("seed: many"), "refused", "key 'seed': expected a valid integer"),
     ("a fraction for a whole number", holds("seed: 1.5"), "refused", "key 'seed': expected a valid integer"),

@@ -17,7 +17,7 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, read_file, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from tests.bad_data.case import Case, Kind, Outcome, outcome
-from tests.sgpipe.storage.test_write import full_record
+from tests.sgpipe.storage.test_shards import full_record
 
 Harm = Callable[[bytes], bytes]
 SHARD = shard_name("val", 0, 2)
@@ -132,7 +132,7 @@ _SHARDS: tuple[tuple[str, Harm, Callable[[Path, Any], Outcome], Kind, str], ...]
         for look, kind, pattern in ((read, "refused", "cannot be read"), (check, "found", "it is cut"))
     ),
     *((f"a byte flipped at {share:.1%}", flipped(share), check, "found", "checksum") for share in (0, 0.3, 0.6, 0.999)),
-    ("longer than it was", lambda data: data + b"x", check, "found", "it is cut, or another file"),
+    ("longer than it was", lambda data: data + b"x", check, "found", "it is cut short, or another file"),
     ("zeros of the same length", lambda data: bytes(len(data)), check, "found", "checksum"),
     ("a footer of 2 GB", lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1", read, "refused", "cannot be read"),
     ("without a column", without_column, read_shard, "refused", "objects|no column"),
@@ -152,11 +152,11 @@ _MANIFESTS: tuple[tuple[str, Harm, Callable[[Path, Any], Outcome], Kind, str], .
     ("a line twice", lines(lambda every: [*every, every[-1]]), check, "accepted", ALL),
     ("lines in another order", lines(lambda every: [every[0], *every[:0:-1]]), check, "accepted", ALL),
     ("a line in the middle gone", lines(lambda every: [*every[:2], every[3]]), check, "found", "does not list it$"),
-    ("its first line gone", lines(lambda every: every[1:]), read, "refused", "its first line is not as it was"),
+    ("its first line gone", lines(lambda every: every[1:]), read, "refused", "its first line has changed"),
     ("an empty line", lines(lambda every: [*every[:2], b"\n", *every[2:]]), read, "refused", "damaged .line 3"),
     ("a number edited", edited(b'"relations": 4', b'"relations": 9'), read, "refused", "damaged .line 2"),
-    ("a number edited", edited(b'"relations": 4', b'"relations": 9'), check, "found", "line 2 is not as"),
-    ("line ends of Windows", edited(b"\n", b"\r\n"), read, "refused", "its first line is not as it was written"),
+    ("a number edited", edited(b'"relations": 4', b'"relations": 9'), check, "found", "line 2 has changed"),
+    ("line ends of Windows", edited(b"\n", b"\r\n"), read, "refused", "its first line has changed"),
     ("a text editor's mark", lambda data: b"\xef\xbb\xbf" + data, read, "refused", "is damaged"),
     ("two lines joined", lines(lambda every: [every[0], every[1].strip(), *every[2:]]), read, "refused", "line 2"),
     ("no JSON under the right checksum", lambda data: data + checked(b"}{"), read, "refused", "line 5"),
@@ -169,7 +169,7 @@ _MANIFESTS: tuple[tuple[str, Harm, Callable[[Path, Any], Outcome], Kind, str], .
     ("a number for the split", says(split=1), read, "refused", "damaged .line 3"),
     ("more rows than the shard has", says(stop=4000), check, "found", "2 rows, the manifest says 3,998"),
     ("another split than the rows'", says(split="train"), check, "found", "not of split 'train'"),
-    ("a shard listed as another's rows", says(file=SHARD, start=1, stop=3), check, "found", "rows are those of an ear"),
+    ("a shard listed as another's rows", says(file=SHARD, start=1, stop=3), check, "found", "rows overlap those of an earlier shard"),
     ("a list for the run", lines(lambda every: [sealed({"run": [1]}), *every[1:]]), read, "refused", "its first line"),
     ("of a later version", lines(lambda every: [sealed({"run": {"schema_version": 2}}), *every[1:]]), read, "refused",
      "schema version 2, this sgpipe reads version 1"),

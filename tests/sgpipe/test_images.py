@@ -78,7 +78,7 @@ def test_images_in_memory_that_cannot_be_used_say_why(tmp_path):
     for image, reason in (
         (Image.open(tmp_path / "cut.jpg"), "truncated"),
         (Image.new("RGB", (0, 5)), "no pixels"),
-        (Image.new("F", (4, 4)), "fractions"),
+        (Image.new("F", (4, 4)), "floating-point"),
     ):
         with pytest.raises(ImageError, match=reason):
             upright_rgb(image)

@@ -50,7 +50,7 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
             read("none.jpg")
         with pytest.raises(ImageError, match=r"cannot be read: .*text\.jpg"):
             read("text.jpg")
-        with pytest.raises(ImageError, match="does not stay inside"):
+        with pytest.raises(ImageError, match="is not inside"):
             read("../text.jpg")
     save(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

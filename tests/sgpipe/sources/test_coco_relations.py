@@ -56,15 +56,15 @@ def test_class_lists_are_those_of_the_files(tmp_path):
 @pytest.mark.parametrize(
     ("annotations", "triplets", "reason"),
     [
-        ([box(7, 0)], [[0, 1, 1]], "points to none of 1 objects"),
-        ([box(7, 0)], [[-1, 0, 1]], "points to none of 1 objects"),
+        ([box(7, 0)], [[0, 1, 1]], "out of range: the image has 1 object"),
+        ([box(7, 0)], [[-1, 0, 1]], "out of range: the image has 1 object"),
         ([box(7, 0)], [[0, 0, 0]], "label 0 of a relation"),
         ([box(7, 0)], [[0, 0, 3]], "label 3 of a relation"),
-        ([box(7, 0)], [[0, 0]], "are not 3 numbers"),
-        ([box(7, 0)], {"a": 1}, "are not 3 numbers"),
+        ([box(7, 0)], [[0, 0]], "expected 3 numbers"),
+        ([box(7, 0)], {"a": 1}, "expected 3 numbers"),
         ([box(7, 0, 99)], [], "category_id 99 of an object"),
-        ([box(7, 0, None), box(7, 1)], [[0, 0, 1]], "no usable category_id and bbox"),
-        ([box(7, 0) | {"bbox": [1]}, box(7, 1)], [[0, 0, 1]], "no usable category_id and bbox"),
+        ([box(7, 0, None), box(7, 1)], [[0, 0, 1]], "no valid category_id and bbox"),
+        ([box(7, 0) | {"bbox": [1]}, box(7, 1)], [[0, 0, 1]], "no valid category_id and bbox"),
     ],
 )
 def test_an_image_out_of_order_is_an_error_row(tmp_path, annotations, triplets, reason):
@@ -81,7 +81,7 @@ def test_what_belongs_to_nothing_is_counted(tmp_path):
 
 def test_the_split_must_be_one_of_the_relations(tmp_path):
     source = write(tmp_path, [box(7, 0)], {})
-    with pytest.raises(UserError, match=r"rel\.json has no split 'test': say --split train or val"):
+    with pytest.raises(UserError, match=r"rel\.json has no split 'test': give --split train or val"):
         CocoRelations(source.annotations, source.relations, "test").source()
     with pytest.raises(UserError, match=r"val\.json is a COCO instances file, not relation triplets"):
         CocoRelations(source.annotations, source.annotations, "val").source()

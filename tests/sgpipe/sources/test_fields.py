@@ -32,7 +32,7 @@ def test_sides(value, length):
 def test_no_whole_number(value):
     with pytest.raises((TypeError, ValueError, OverflowError)):
         parse_integer(value)
-    with pytest.raises(FieldError, match=r"'n' is .*expected a whole number"):
+    with pytest.raises(FieldError, match=r"'n' is .*expected an integer"):
         integer_field({"n": value}, "n")
 
 
@@ -41,10 +41,10 @@ def test_fields_are_named_in_errors():
     assert text_field({"t": "a \ud800"}, "t") == replace_surrogates("a \ud800") == "a ?"
     assert xyxy_to_xywh([1, 2, 4, 8.5]) == (1, 2, 3, 6.5)
     for item in ({}, None, ["n"], "n"):
-        with pytest.raises(FieldError, match="there is no 'n'"):
+        with pytest.raises(FieldError, match="'n' is missing"):
             required_field(item, "n")
-    with pytest.raises(FieldError, match="expected a text"):
+    with pytest.raises(FieldError, match="expected text"):
         text_field({"t": 3}, "t")
     for value in ([1, 2, 3], [1, 2, 3, "x"], "1234", None, [1, 2, 3, 10**400]):
-        with pytest.raises(FieldError, match="are not 4 numbers"):
+        with pytest.raises(FieldError, match="expected 4 numbers"):
             parse_numbers(value, 4)

@@ -59,6 +59,6 @@ def test_a_folder_that_changes_is_read_again(photos, tmp_path):
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         index(tmp_path / "empty", tmp_path)
     assert not list(iter_images(tmp_path / "empty"))

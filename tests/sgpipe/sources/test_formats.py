@@ -54,10 +54,10 @@ def test_odd_items_before_good_ones_do_not_hide_the_form(tmp_path):
 def test_a_wrong_file_is_named_and_what_reads_it(tmp_path):
     path = write(tmp_path, {"images": [], "annotations": [{"image_id": 1, **BOX}]})
     with pytest.raises(
-        UserError, match=r"file.json is a COCO instances file, not HICO-DET in HOIA form .*generate coco"
+        UserError, match=r"file.json is a COCO instances file, not HICO-DET in HOIA format .*generate coco"
     ):
         require_format(path, formats.HICO_HOIA, formats.HICO_PAIRS)
-    with pytest.raises(UserError, match=r"is not V-COCO in HOIA form .*: no item of it looks like that"):
+    with pytest.raises(UserError, match=r"is not V-COCO in HOIA format .*: none of its items has the keys of that format"):
         require_format(write(tmp_path, [{"some": "thing"}]), formats.VCOCO_HOIA)
     assert require_format(write(tmp_path, [GRAPH]), formats.RELATIONSHIPS, formats.SCENE_GRAPHS) is formats.SCENE_GRAPHS
 

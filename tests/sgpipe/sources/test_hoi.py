@@ -43,14 +43,14 @@ def test_boxes_become_objects_and_numbers_names(tmp_path):
 @pytest.mark.parametrize(
     ("boxes", "relations", "reason"),
     [
-        ([MAN], [hoi(0, 1, 77)], "object_id 1 of a relation points to none of 1 objects"),
-        ([MAN], [hoi(-1, 0, 77)], "subject_id -1 of a relation points to none"),
-        ([MAN], [hoi(0, -1, 77)], "object_id -1 of a relation points to none"),
-        ([MAN, BIKE], [hoi(0, 1, 0)], "category_id 0 of a relation is none of the dataset's"),
+        ([MAN], [hoi(0, 1, 77)], "object_id 1 of a relation is out of range: the image has 1 object"),
+        ([MAN], [hoi(-1, 0, 77)], "subject_id -1 of a relation is out of range"),
+        ([MAN], [hoi(0, -1, 77)], "object_id -1 of a relation is out of range"),
+        ([MAN, BIKE], [hoi(0, 1, 0)], "category_id 0 of a relation is not a category of the dataset"),
         ([MAN, BIKE], [hoi(0, 1, 118)], "category_id 118 of a relation"),
         ([MAN, {**BIKE, "category_id": 12}], [], "category_id 12 of an object"),
-        ([MAN, {**BIKE, "bbox": [1, 2, 3]}], [], "are not 4 numbers"),
-        ([MAN, BIKE], [{"subject_id": 0, "object_id": 1}], "there is no 'category_id'"),
+        ([MAN, {**BIKE, "bbox": [1, 2, 3]}], [], "expected 4 numbers"),
+        ([MAN, BIKE], [{"subject_id": 0, "object_id": 1}], "'category_id' is missing"),
         ({}, [], "'annotations' is not a list"),
     ],
 )

@@ -60,9 +60,9 @@ def test_vcoco_pairs_get_our_names(tmp_path):
     ("change", "reason"),
     [
         ({"object": [1]}, "differ in length"),
-        ({"object": [1, 9]}, "'object' holds 9"),
-        ({"verb": [1, None]}, "'verb' holds None"),
-        ({"boxes_h": [MAN, [1, 2]]}, "are not 4 numbers"),
+        ({"object": [1, 9]}, "'object' contains 9"),
+        ({"verb": [1, None]}, "'verb' contains None"),
+        ({"boxes_h": [MAN, [1, 2]]}, "expected 4 numbers"),
         ({"boxes_h": None}, "differ in length"),
     ],
 )
@@ -77,17 +77,17 @@ def test_an_image_out_of_order_is_an_error_row(tmp_path, change, reason):
 def test_background_is_no_object(tmp_path):
     annotation = VCOCO["annotations"][0] | {"objects": [2, 0]}
     (record,) = read(tmp_path, {**VCOCO, "annotations": [annotation]}, vcoco_source)
-    assert "'objects' holds 0" in record.error
+    assert "'objects' contains 0" in record.error
 
 
 @pytest.mark.parametrize(
     ("content", "open_source", "reason"),
     [
-        ({**HICO, "objects": ["unicorn"]}, hico_source, "its list 'objects' holds 'unicorn'"),
-        ({**HICO, "verbs": ["levitate"]}, hico_source, "its list 'verbs' holds 'levitate'"),
+        ({**HICO, "objects": ["unicorn"]}, hico_source, "its list 'objects' contains 'unicorn'"),
+        ({**HICO, "verbs": ["levitate"]}, hico_source, "its list 'verbs' contains 'levitate'"),
         ({**HICO, "verbs": []}, hico_source, "no list 'verbs'"),
         ({**HICO, "filenames": ["1.jpg"]}, hico_source, "differ in length"),
-        ({**VCOCO, "classes": ["sit"]}, vcoco_source, "its list 'classes' holds 'sit'"),
+        ({**VCOCO, "classes": ["sit"]}, vcoco_source, "its list 'classes' contains 'sit'"),
         ({**VCOCO, "objects": []}, vcoco_source, "no list 'objects'"),
     ],
 )

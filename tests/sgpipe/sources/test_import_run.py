@@ -249,7 +249,7 @@ def test_a_split_must_be_a_word(annotations, tmp_path):
 def test_a_file_without_images_is_refused(tmp_path):
     path = tmp_path / "graphs.json"
     path.write_text(json.dumps([{"objects": [], "relationships": []}]))
-    with pytest.raises(UserError, match=r"graphs\.json holds no image that can be imported"):
+    with pytest.raises(UserError, match=r"graphs\.json contains no image that can be imported"):
         run(path, tmp_path / "out", tmp_path)
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.report import known_quality
+from sgpipe.evaluation.label_quality.report import run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import MiniworldConfig, load_recipe
@@ -124,11 +124,11 @@ def test_any_source_can_have_ground_truth(miniworld, tmp_path):
     shutil.rmtree(folder.private / "drawn")
     assert folder.ground_truth is None
     folder.set_ground_truth(GroundTruth(miniworld.all_relations))
-    [(_, quality), *_] = known_quality(folder.root).items()
+    [(_, quality), *_] = run_quality(folder.root).items()
     assert quality.at_threshold.precision == 1
     assert quality.at_threshold.recall < 1  # recall counts all relations, not only the composed ones
     folder.set_ground_truth(None)
-    assert known_quality(folder.root) == {}
+    assert run_quality(folder.root) == {}
 
 
 def test_a_recipe_names_the_ground_truth_of_its_source(tmp_path):

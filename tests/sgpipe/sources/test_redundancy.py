@@ -83,7 +83,7 @@ def test_alias_tables(tmp_path):
     assert load_aliases(path) == {"tree": "tree", "trees": "plant", "tree is": "tree", "bush": "bush", "plant": "plant"}
     assert load_aliases(None) == {}
     path.write_text("tree\nbush\n")
-    with pytest.raises(UserError, match="none with a comma"):
+    with pytest.raises(UserError, match="found no comma"):
         load_aliases(path)
     with pytest.raises(UserError, match="cannot be read"):
         load_aliases(tmp_path / "none.txt")

@@ -58,7 +58,7 @@ def test_aliases_are_part_of_what_a_source_is_made_of(genome, tmp_path):
     assert problems["redundant_relations"] == 1
     assert genome(object_aliases=aliases).source().files["object_aliases"] == aliases
     assert genome().source().options != genome(preprocess=False).source().options
-    with pytest.raises(UserError, match="leave out --no-preprocess or the alias files"):
+    with pytest.raises(UserError, match="omit --no-preprocess or the alias files"):
         genome(object_aliases=aliases, preprocess=False).source()
 
 

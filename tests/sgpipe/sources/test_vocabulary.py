@@ -60,10 +60,10 @@ def test_any_table_can_be_read(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ('{"cup": ["mug"', "not valid JSON"),
-        ("[]", "found a list that is empty"),
-        ("{}", "found an object that is empty"),
+        ("[]", "found an empty list"),
+        ("{}", "found an empty object"),
         ('{"cup": "mug"}', "key 'cup': expected a list of phrases, found 'mug'"),
-        ('{"cup": []}', "key 'cup': expected a list of phrases, found a list that is empty"),
+        ('{"cup": []}', "key 'cup': expected a list of phrases, found an empty list"),
         ('{"cup": ["mug", 3]}', "key 'cup': expected phrases, found 3"),
         ('{"cup": ["!"]}', "key 'cup': expected phrases, found '!'"),
         ('{" ": ["mug"]}', "expected a class name"),
