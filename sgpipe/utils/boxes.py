@@ -41,12 +41,12 @@ class ClippedBoxes(NamedTuple):
 
 def clip_xywh(boxes: Array, sizes: Array) -> ClippedBoxes:
     """Clip xywh boxes `[boxes, 4]` to images whose widths and heights are `sizes` `[boxes, 2]`, both float64."""
-    finite = np.isfinite(boxes).all(1)
+    finite = np.logical_and.reduce(np.isfinite(boxes), axis=1)
     xywh = np.where(finite[:, None], boxes, 0.0)
     low = np.clip(xywh[:, :2], 0.0, sizes)
     high = np.clip(xywh[:, :2] + np.maximum(xywh[:, 2:], 0.0), 0.0, sizes)
     outside = np.maximum(low - xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - high)
-    overhang = outside.max(1, initial=0.0)
+    overhang: Array = outside.max(axis=1, initial=0.0)
     # Only boxes that change are recomputed: x + w - x may differ from w.
     clipped = np.where(overhang[:, None] > 0, np.hstack([low, high - low]), xywh)
     inside = finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1)
