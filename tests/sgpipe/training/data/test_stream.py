@@ -91,6 +91,16 @@ def test_epochs_and_seeds_differ(config):
     assert all(one != other for n, one in enumerate(orders) for other in orders[:n])
 
 
+def test_random_choices_stay_as_in_earlier_versions(config):
+    """Otherwise a training that was interrupted before an update would not resume exactly."""
+    steps = islice(stream(config).steps(), 3)
+    assert [[(item.image_id, item.flip) for item in step.items] for step in steps] == [
+        [("0-46", False), ("0-88", True), ("0-44", False), ("0-48", True)],
+        [("0-87", False), ("0-77", False), ("0-81", True), ("0-43", False)],
+        [("0-80", True), ("0-45", True), ("0-86", True), ("0-2", True)],
+    ]
+
+
 def test_no_two_images_share_their_random_numbers(config):
     found = stream(config)
     states = {item.rng.getstate() for epoch in (0, 1) for step in found.epoch(epoch) for item in step.items}
