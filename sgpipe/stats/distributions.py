@@ -36,12 +36,12 @@ def measure_confidence(database: Database) -> Confidence:
         f"""select least(greatest(floor(confidence::double * {BINS}), 0), {BINS - 1})::int as bin, count(*)
         from relations where confidence is not null group by 1"""
     )
-    found = dict(rows)
+    counts = dict(rows)
     [values] = database.rows(
         """select count(confidence), count(*) - count(confidence), avg(confidence)::double,
         quantile_disc(confidence, 0.5)::double, max(confidence)::double from relations"""
     )
-    return Confidence([found.get(at, 0) for at in range(BINS)], *values)
+    return Confidence([counts.get(at, 0) for at in range(BINS)], *values)
 
 
 _HEAD = 10
@@ -118,12 +118,13 @@ class AgreementMeasures:
 
 _MEASURES = """
     with relations as (
-        select unnest(relations).confidence as confidence, unnest(agreement) as found from records)
-    select count(found), count(*) - count(found), avg(found.score), avg((found.rank = 1)::int),
-        avg(1 / (found.contrasts + 1)) filter (found is not null), avg(1 / found.rank),
-        avg((found.score > found.swapped)::int),
-        (select corr(a, b) from (select rank() over (order by confidence) as a, rank() over (order by found.score) as b
-            from relations where found is not null and confidence is not null))
+        select unnest(relations).confidence as confidence, unnest(agreement) as clip from records),
+    ranks as (
+        select rank() over (order by confidence) as a, rank() over (order by clip.score) as b
+        from relations where clip is not null and confidence is not null)
+    select count(clip), count(*) - count(clip), avg(clip.score), avg((clip.rank = 1)::int),
+        avg(1 / (clip.contrasts + 1)) filter (clip is not null), avg(1 / clip.rank),
+        avg((clip.score > clip.swapped)::int), (select corr(a, b) from ranks)
     from relations
 """
 

@@ -22,7 +22,7 @@ from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
 
 def write_report(
     file: Path,
-    found: Audit,
+    audit: Audit,
     cards: list[Card],
     threshold: float = TRAINING_CONFIDENCE,
 ) -> None:
@@ -34,21 +34,21 @@ def write_report(
 
     Raises UserError: the file cannot be written.
     """
-    measures = found.measures
+    measures = audit.measures
     values = {
         "title": measures.run or file.stem,
         "measures": measures,
         "tiles": _tiles(measures),
-        "findings": [(question, list(group)) for question, group in groupby(found.findings, lambda f: f.question)],
+        "findings": [(question, list(group)) for question, group in groupby(audit.findings, lambda f: f.question)],
         "overview": overview(measures),
         "tail": tail_sentence(measures) if measures.predicates else "There are no relations.",
         "predicates": list(measures.predicates.items()),
         "categories": list(measures.categories.items()),
         "plots": _plots(measures),
-        "confidence_plots": [*_confidence_plots(measures), *_judged_plots(found.ground_truth, found.verdicts)],
-        "ground_truth": found.ground_truth,
-        "verdicts": found.verdicts,
-        "comparison": found.comparison,
+        "confidence_plots": [*_confidence_plots(measures), *_judged_plots(audit.ground_truth, audit.verdicts)],
+        "ground_truth": audit.ground_truth,
+        "verdicts": audit.verdicts,
+        "comparison": audit.comparison,
         "cards": cards,
         "shown_predicates": Counter(edge.predicate for card in cards for edge in card.edges).most_common(),
         "shown_categories": _shown_categories(cards),
@@ -59,14 +59,14 @@ def write_report(
 
 
 def _tiles(measures: Measures) -> list[tuple[str, str]]:
-    level, found = level_at(measures), sum(check.count > 0 for check in measures.health)
+    level, failed = level_at(measures), sum(check.count > 0 for check in measures.health)
     return [
         ("images", f"{measures.rows:,}"),
         ("relations", f"{measures.totals['relations']:,}"),
         (f"of confidence ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
         ("per image with any", f"{level.per_image:.1f}"),
         ("predicates", f"{measures.tail.kinds:,}"),
-        ("health checks that found problems", f"{found} of {len(measures.health)}"),
+        ("health checks that found problems", f"{failed} of {len(measures.health)}"),
     ]
 
 

@@ -176,13 +176,13 @@ def distinct_predicates(root: Path) -> set[str]:
 
     Raises UserError: it is not a run, or a shard is missing or damaged.
     """
-    found: set[str] = set()
+    predicates: set[str] = set()
     for table in iter_tables(root, ("relations",)):
-        found.update(pc.unique(pc.struct_field(pc.list_flatten(table["relations"]), "predicate")).to_pylist())
-    return found
+        predicates.update(pc.unique(pc.struct_field(pc.list_flatten(table["relations"]), "predicate")).to_pylist())
+    return predicates
 
 
-# An error without what is particular to one image: its paths, quoted names and numbers.
+# Errors without what is specific to one image: paths, quoted names and numbers.
 _ERRORS = r"""
     select regexp_replace(regexp_replace(regexp_replace(coalesce(error, 'unknown'),
         '''[^'']*''|"[^"]*"', '…', 'g'), '\S*/\S*', '…', 'g'), '\d+(x\d+)?', 'N', 'g') as kind, count(*)
@@ -242,8 +242,8 @@ def _relations_per_image(database: Database) -> dict[str, int]:
         f"""select case {cases} end as at, count(*)
         from (select relations as number from images where status = 'ok') group by 1"""
     )
-    found = dict(rows)
-    return {name: found.get(at, 0) for at, name in enumerate(names)}
+    counts = dict(rows)
+    return {name: counts.get(at, 0) for at, name in enumerate(names)}
 
 
 def _person_share(database: Database) -> float:

@@ -22,9 +22,9 @@ from sgpipe.utils.console import count
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
 
 
-def print_tables(found: Audit, console: Console) -> None:
+def print_tables(audit: Audit, console: Console) -> None:
     """Print the audit for a person."""
-    measures = found.measures
+    measures = audit.measures
     console.print(_overview(measures))
     console.print(_levels(measures))
     if measures.predicates:
@@ -37,20 +37,20 @@ def print_tables(found: Audit, console: Console) -> None:
         console.print(_ranking("error", "images", measures.errors))
     console.print(_health(measures))
     for extra in (
-        *comparison_tables(found.comparison),
-        *ground_truth_tables(found.ground_truth),
-        *verdict_tables(found.verdicts),
+        *comparison_tables(audit.comparison),
+        *ground_truth_tables(audit.ground_truth),
+        *verdict_tables(audit.verdicts),
     ):
         console.print(extra)
-    for question, group in groupby(found.findings, lambda finding: finding.question):
+    for question, group in groupby(audit.findings, lambda finding: finding.question):
         console.print(question, style="bold")
         for finding in group:
             console.print(f"  {to_single_line(finding.text)}", soft_wrap=True)
 
 
-def print_json(found: Audit) -> None:
+def print_json(audit: Audit) -> None:
     """Print the audit for a program."""
-    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
+    print(json.dumps(audit.as_dict(), indent=1, ensure_ascii=False))
 
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:
@@ -125,13 +125,13 @@ def _triplets(measures: Measures) -> Table:
 
 
 def _health(measures: Measures) -> Table | str:
-    found = [check for check in measures.health if check.count]
+    failed = [check for check in measures.health if check.count]
     if not any(check.total for check in measures.health):
-        return "There is nothing to check."
-    if not found:
+        return "There are no relations, boxes or captions to check."
+    if not failed:
         return f"All {len(measures.health)} health checks passed."
-    rows = [(check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", _example(check)) for check in found]
-    title = f"health: {len(found)} of {len(measures.health)} checks found problems"
+    rows = [(check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", _example(check)) for check in failed]
+    title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
     return table(title, ["problem", ">count", ">share", "example"], rows)
 
 

@@ -105,7 +105,7 @@ class _Drawing:
         self._pen = ImageDraw.Draw(canvas, "RGBA")
         self._record = record
         self._scale = scale
-        self._room = TextPlacer(*canvas.size)
+        self._placer = TextPlacer(*canvas.size)
         self._font = font(_TEXT * _SCALE)
         self._names = object_names(record.objects)
 
@@ -117,7 +117,7 @@ class _Drawing:
                 self._pen.rectangle(self._corners(index), outline=(255, 255, 255, 130), width=_SCALE)
         for index in used:
             self._pen.rectangle(self._corners(index), outline=colour_of(index), width=2 * _SCALE)
-        self._room.objects = [self._corners(index) for index in used]
+        self._placer.objects = [self._corners(index) for index in used]
         pairs: dict[tuple[int, int], list[Relation]] = {}
         for relation in relations:
             pairs.setdefault((relation.subject, relation.object), []).append(relation)
@@ -131,7 +131,7 @@ class _Drawing:
 
     def _corners(self, index: int) -> Rectangle:
         left, top, width, height = (value * self._scale for value in self._record.objects[index].bbox)
-        right, bottom = min(left + width, self._room.width - 1), min(top + height, self._room.height - 1)
+        right, bottom = min(left + width, self._placer.width - 1), min(top + height, self._placer.height - 1)
         left, top = max(left, 0), max(top, 0)
         return (left, top, max(right, left), max(bottom, top))
 
@@ -152,24 +152,24 @@ class _Drawing:
     def _name(self, index: int) -> None:
         """The object's name on its colour, at a corner of its box."""
         left, top, right, bottom = self._corners(index)
-        text = fit(self._names[index], self._font, self._room.width - 12 * _SCALE)
+        text = fit(self._names[index], self._font, self._placer.width - 12 * _SCALE)
         width, height = self._font.getlength(text) + 8 * _SCALE, (_TEXT + 5) * _SCALE
         xs, ys = (left + width / 2, right - width / 2), (top - height / 2, bottom + height / 2, top + height / 2)
         spots = [(x, y) for y in (*ys, bottom - height / 2) for x in xs]
-        place = self._room.place((width, height), spots)
-        self._pen.rounded_rectangle(place, 3 * _SCALE, fill=colour_of(index))
-        self._write(place[0] + 4 * _SCALE, place[1], height, text, "white")
+        spot = self._placer.place((width, height), spots)
+        self._pen.rounded_rectangle(spot, 3 * _SCALE, fill=colour_of(index))
+        self._write(spot[0] + 4 * _SCALE, spot[1], height, text, "white")
 
     def _write_predicates(self, lines: list[str], points: list[Point], colour: str) -> None:
         """The relations of a pair, on white, somewhere along their arrow."""
-        lines = [fit(line, self._font, self._room.width - 12 * _SCALE) for line in lines]
+        lines = [fit(line, self._font, self._placer.width - 12 * _SCALE) for line in lines]
         step = (_TEXT + 4) * _SCALE
         width = max(self._font.getlength(line) for line in lines) + 8 * _SCALE
         height = step * len(lines) + 2 * _SCALE
-        place = self._room.place((width, height), along(points, (width, height)))
-        self._pen.rounded_rectangle(place, 4 * _SCALE, fill="#fffffff0", outline=colour, width=_SCALE)
+        spot = self._placer.place((width, height), along(points, (width, height)))
+        self._pen.rounded_rectangle(spot, 4 * _SCALE, fill="#fffffff0", outline=colour, width=_SCALE)
         for number, line in enumerate(lines):
-            self._write(place[0] + 4 * _SCALE, place[1] + _SCALE + number * step, step, line, _INK)
+            self._write(spot[0] + 4 * _SCALE, spot[1] + _SCALE + number * step, step, line, _INK)
 
     def _write(self, x: float, y: float, height: float, text: str, colour: str) -> None:
         self._pen.text((x, y + height / 2), text, fill=colour, font=self._font, anchor="lm")

@@ -124,7 +124,7 @@ def _records(
             for kind, own in names.items():
                 if unknown := sorted(own - known[kind]):
                     raise UserError(
-                        f"{root}: image {record.image_id}: {kind} {unknown[0]!r} is not one of the {len(known[kind])} "
-                        "classes; list all classes in --classes"
+                        f"{root}: image {record.image_id}: {kind} {unknown[0]!r} is not a listed class; "
+                        "list all classes in --classes"
                     )
             yield record

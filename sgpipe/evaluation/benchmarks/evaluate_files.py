@@ -146,10 +146,10 @@ def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> Ev
         raise UserError(f"{predictions} contains no predictions: expected a list of detections")
     with _explained(predictions):
         try:
-            found = read_predicted_people(detections, actions)
+            predicted = read_predicted_people(detections, actions)
         except (KeyError, TypeError) as error:
             raise UserError(f"{predictions}: expected detections in V-COCO's format: {error!r}") from None
-    return vcoco_result(people, found, actions, [], str(predictions))
+    return vcoco_result(people, predicted, actions, [], str(predictions))
 
 
 def read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
@@ -171,12 +171,16 @@ def read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People
 
 
 def vcoco_result(
-    people: Mapping[int, People], found: Mapping[int, PredictedPeople], actions: Actions, notes: list[str], name: str
+    people: Mapping[int, People],
+    predicted: Mapping[int, PredictedPeople],
+    actions: Actions,
+    notes: list[str],
+    name: str,
 ) -> EvaluationResult:
     """V-COCO's protocol; arguments as for `hico_result`. Raises UserError: as `evaluate_hico_files`."""
     with _explained(name):
-        scores = evaluate_vcoco(people_images(people, found, actions), actions)
-    if empty := len(people) - len(found):
+        scores = evaluate_vcoco(people_images(people, predicted, actions), actions)
+    if empty := len(people) - len(predicted):
         notes.append(f"no predictions for {empty:,} of {len(people):,} annotated images: counted as missed")
     curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
     curves["agent"] = class_curve(scores.agents)

@@ -160,12 +160,12 @@ def predict_readable(
         EngineError: as `predict`.
     """
     readable, failed = 0, list[str]()
-    for found in predict(config, row_groups):
-        if found.pairs is None:
-            failed.append(found.error or "")
+    for prediction in predict(config, row_groups):
+        if prediction.pairs is None:
+            failed.append(prediction.error or "")
         else:
             readable += 1
-            yield found.row, found.pairs
+            yield prediction.row, prediction.pairs
     if not readable:
         raise UserError(f"no image could be read: {failed[0] if failed else 'the data has no images'}")
     if failed:
@@ -194,14 +194,14 @@ def evaluate_vcoco_model(
     config = run.config("hoi")
     actions, people = read_vcoco(annotations, coco)
     converter = PeopleConverter(config.classes, actions, occurring(possible, config.classes) if possible else None)
-    found: dict[int, PredictedPeople] = {}
+    predicted: dict[int, PredictedPeople] = {}
     notes: list[str] = []
     for row, pairs in predict_readable(config, run.row_groups(), notes):
         number = coco_image_id(row)
         if number not in people:
             raise UserError(f"image {number} is not in {annotations}; choose a split with --split")
-        found[number] = converter.convert(pairs)
-    return vcoco_result(people, found, actions, notes, str(run.model))
+        predicted[number] = converter.convert(pairs)
+    return vcoco_result(people, predicted, actions, notes, str(run.model))
 
 
 def occurring(root: Path, classes: DatasetClasses) -> Array:
@@ -209,13 +209,13 @@ def occurring(root: Path, classes: DatasetClasses) -> Array:
 
     Raises UserError: the folder is no run.
     """
-    found = np.zeros((len(classes.relations), len(classes.objects)), dtype=bool)
+    occurs = np.zeros((len(classes.relations), len(classes.objects)), dtype=bool)
     for record in iter_records(root):
         for relation in record.relations:
             object_ = record.objects[relation.object].category
             if relation.predicate in classes.relations and object_ in classes.objects:
-                found[classes.relations.index(relation.predicate), classes.objects.index(object_)] = True
-    return found
+                occurs[classes.relations.index(relation.predicate), classes.objects.index(object_)] = True
+    return occurs
 
 
 def evaluate_graphs_model(run: ModelRun) -> EvaluationResult:

@@ -93,10 +93,10 @@ def joined(parts: list[Graphs]) -> Graphs:
 
 def class_names(root: Path) -> set[str]:
     """The class names of all objects. Raises UserError: as `iter_graphs`."""
-    found: set[str] = set()
+    names: set[str] = set()
     for table in iter_tables(root, ("objects.list.element.category",)):
-        found.update(pc.unique(_member(_flat(table["objects"]), "category")).to_pylist())
-    return found
+        names.update(pc.unique(_member(_flat(table["objects"]), "category")).to_pylist())
+    return names
 
 
 def _graphs(root: Path, table: pa.Table, classes: Vocabulary, predicates: Vocabulary, column: str) -> Graphs:
