@@ -26,8 +26,8 @@ def main(out: Annotated[Path, typer.Argument(help="folder of the demo")]) -> Non
     if not quality or not losses:
         raise UserError(f"{out} is not a folder of `make demo`: it needs a labelled miniworld and a training on it")
     console.print(
-        f"\nFor {counts['images']:,} synthetic images a tiny BLIP generated {counts['captions']:,} captions. The parser "
-        f"extracted {counts['triplets']:,} triplets, and the tagger labelled {counts['relations']:,} relations.",
+        f"\nFor {counts['images']:,} synthetic images a tiny BLIP generated {counts['captions']:,} captions. The "
+        f"parser extracted {counts['triplets']:,} triplets, and the tagger labelled {counts['relations']:,} relations.",
         soft_wrap=True,
     )
     print_run_quality(quality, console, predicates=False)
