@@ -24,17 +24,7 @@ from sgpipe.inference.rows import list_row_groups
 from sgpipe.inference.workers import predict
 from sgpipe.stages.detect.trained_networks import load_detector, network_folder, trained_sides
 from sgpipe.storage.manifest import Manifest
-from sgpipe.training.initial_model import make_initial_model
-from tests.sgpipe.training.trainings import IMAGES, recipe
-
-
-@pytest.fixture(scope="module")
-def network(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ParSeDA."""
-    folder = tmp_path_factory.mktemp("network") / "parseda"
-    classes = data_classes(drawn_run)
-    make_initial_model(recipe(drawn_run, "pretrain").model, [*classes.objects, *classes.relations], 0, folder)
-    return folder
+from tests.sgpipe.training.trainings import IMAGES
 
 
 def config(run: Path, network: Path, **changes: object) -> PredictConfig:
