@@ -108,7 +108,10 @@ def test_commands_find_the_truth_and_the_images_in_a_run_wherever_it_is(miniworl
     assert scores["counts"]["images compared"] == CONFIG.images
     assert scores["summary"]["precision at 0.2"] == scores["summary"]["recall at 0.2"] == 1
     report = CliRunner().invoke(app, ["stats", run])
-    assert f"By the truth of {CONFIG.images} images, 100.0%" in report.stdout
+    assert (
+        f"Ground truth of {CONFIG.images} images: the precision of relations of confidence 0.20 or more is 100.0%"
+        in report.stdout
+    )
     assert Manifest.load(tmp_path / "moved").image_folders["test_compositional"].is_dir()
 
 
