@@ -1,10 +1,10 @@
-"""Ten captions per image: ours against transformers' `generate`, on the same random BLIP.
+"""Ten captions per image: sgpipe and transformers' `generate`, on the same random BLIP.
 
     python -m benchmarks.bench_caption [--shape small base] [--rounds N] [--threads N]
 
-A random BLIP, 384 px, 30,524 words, nucleus 0.9, captions of 20 tokens with [DEC] and prompt. The procedures run by
-turns in one process, on the same image; medians of CPU time, after a turn that warms up. Before that, greedy captions
-of both are compared, token by token: a ratio between programs that answer differently means nothing.
+A random BLIP with 384 px images and 30,524 words, nucleus 0.9, captions of 20 tokens including [DEC] and the prompt.
+The procedures alternate in one process on the same image. Figures are medians of CPU time after a warm-up round. Greedy
+captions of both are first compared token by token, since a ratio is meaningful only for equal results.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sgpipe.stages.caption.decoding import NucleusSampling, sample_captions
 SHAPES = {"small": {"width": 384, "layers": 6, "heads": 6}, "base": {"width": 768, "layers": 12, "heads": 12}}
 VOCABULARY, START, END = 30524, 30522, 102
 PROMPT = [START, 1037, 3861, 1997]
-LIMITED = ("sgpipe", "vision tower of it")
+LIMITED = ("sgpipe", "of which vision tower")
 SAMPLES, TOP_P, LEAST, MOST = 10, 0.9, 5, 20
 
 
 def random_blip(width: int, layers: int, heads: int) -> BlipForConditionalGeneration:
-    """384 px, 30,524 words; scores are spread so that a nucleus has dozens of tokens, as a trained one."""
+    """384 px, 30,524 words; scores are scaled so that a nucleus has dozens of tokens, as in a trained model."""
     common = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -52,7 +52,7 @@ def random_blip(width: int, layers: int, heads: int) -> BlipForConditionalGenera
 
 
 def ours(model: BlipForConditionalGeneration) -> Callable[[Tensor, float], list[list[int]]]:
-    """A function from pixels [1, 3, 384, 384] and top_p to the tokens of the captions."""
+    """A function from pixels [1, 3, 384, 384] and top_p to caption tokens."""
     decoder = BlipDecoder(model)
 
     @torch.inference_mode()
@@ -76,16 +76,16 @@ def reference(model: BlipForConditionalGeneration, pixels: Tensor, copies: int, 
 
 
 def check_same_answers(caption: Callable, model: BlipForConditionalGeneration, pixels: Tensor) -> None:
-    """Greedy captions are equal; raises AssertionError otherwise."""
+    """Compare greedy captions. Raises AssertionError: they differ."""
     expected = reference(model, pixels, 1, do_sample=False)[0, len(PROMPT) :].tolist()
     expected = expected[: expected.index(END)] if END in expected else expected
-    found = caption(pixels, 1e-9)
-    if any(tokens != expected for tokens in found):
-        raise AssertionError(f"greedy captions differ: {found[0]} and {expected}")
+    captions = caption(pixels, 1e-9)
+    if any(tokens != expected for tokens in captions):
+        raise AssertionError(f"greedy captions differ: {captions[0]} and {expected}")
 
 
 def compare(shape: str, rounds: int) -> Table:
-    """Times of all procedures on models of a shape. Raises AssertionError: answers differ."""
+    """Times of all procedures on models of one shape. Raises AssertionError: their captions differ."""
     plain, fused = random_blip(**SHAPES[shape]), random_blip(**SHAPES[shape])
     fuse_vision_attention(fused)
     caption = ours(fused)
@@ -94,13 +94,13 @@ def compare(shape: str, rounds: int) -> Table:
     pixels = torch.randn(1, 3, 384, 384)
     ways: dict[str, Callable[[], object]] = {
         "sgpipe": lambda: caption(pixels, TOP_P),
-        "vision tower of it": lambda: vision(fused, pixels),
+        "of which vision tower": lambda: vision(fused, pixels),
         "generate(num_return_sequences=10)": lambda: reference(plain, pixels, SAMPLES, **nucleus),
         "10 x generate()": lambda: [reference(plain, pixels, 1, **nucleus) for _ in range(SAMPLES)],
     }
     seconds, rate = medians(ways, rounds), matrix_rate()
     title = f"{SAMPLES} captions of a 384 px image, {shape} BLIP"
-    table = Table("procedure", "CPU s per image", "ratio to sgpipe", "at the limit", title=title)
+    table = Table("procedure", "CPU s per image", "ratio to sgpipe", "share of peak", title=title)
     for name, value in seconds.items():
         limit = f"{operations(ways[name]) / rate / value:.0%}" if name in LIMITED else ""
         table.add_row(name, f"{value:.3f}", f"{value / seconds['sgpipe']:.2f}", limit)
@@ -108,7 +108,7 @@ def compare(shape: str, rounds: int) -> Table:
 
 
 def decoding_rate() -> float:
-    """JPEGs of 640x480 per CPU second, decoded and resized for the captioner."""
+    """640x480 JPEGs decoded and resized for the captioner per CPU second."""
     random = np.random.default_rng(0)
     smooth = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((640, 480))
     buffer = io.BytesIO()
@@ -132,10 +132,11 @@ def main() -> None:
     report(
         __doc__,
         *(compare(shape, options.rounds) for shape in options.shape),
-        "At the limit: the share of the time that the matrix products would take at the rate of large square ones. In "
-        "the way: each token is a product of ten rows with all weights, which are read for it; the noise and the "
-        "nucleus of ten samples, and attention, come on top.",
-        f"Images are no limit: {decoding_rate():.0f} JPEGs of 640x480 are decoded and resized per CPU second.",
+        "Share of peak: the time that the matrix products would take at the rate of large square ones, as a share of "
+        "the measured time. The rest: each token multiplies ten rows by all weights, which must be read from memory; "
+        "attention, the noise and the nuclei of ten samples add to that.",
+        f"Reading images is no bottleneck: {decoding_rate():.0f} JPEGs of 640x480 are decoded and resized per CPU "
+        "second.",
     )
 
 

@@ -1,4 +1,4 @@
-"""`sgpipe eval labels` on 5 million made-up relations in 100,000 images, compared with themselves: seconds and memory.
+"""`sgpipe eval labels` on 5 million synthetic relations in 100,000 images, compared with themselves: time and memory.
 
 python -m benchmarks.bench_labels [--images N]
 """

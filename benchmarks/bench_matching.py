@@ -1,12 +1,11 @@
-"""How well the nouns of captions find the annotated classes: sgpipe's table and matching beside RLIPv2's.
+"""How well nouns of captions match annotated classes: sgpipe's synonym table and matching, and RLIPv2's.
 
     python -m benchmarks.bench_matching --instances FILE... --captions FILE... --reference TABLE
 
-FILEs are COCO annotations and captions, TABLE is RLIPv2's hico_obj_paraphrase.json; by default those of SGPIPE_ORACLE.
-Mentions are the subjects and
-objects of the triplets that sgpipe parses. A mention is right if a class it may name is annotated in its image;
-recall is the share of annotated classes (per image) that some mention names. Without instances only the share of
-mentions that name a class at all is shown.
+The FILEs are COCO annotations and captions, TABLE is RLIPv2's hico_obj_paraphrase.json; the defaults are those of
+SGPIPE_ORACLE. Mentions are the subjects and objects of the parsed triplets. A mention is correct if a class it matches
+is annotated in its image. Recall is the share of annotated classes (per image) that a mention matches. Without
+instances only the share of mentions that match a class is shown.
 """
 
 from __future__ import annotations
@@ -51,16 +50,16 @@ def read_classes(paths: list[Path]) -> dict[str, set[str]]:
 
 
 def measure(matcher: Matcher, mentions: Mentions, classes: dict[str, set[str]]) -> list[str]:
-    """Mentions that name a class, of them right, and annotated classes named: as shares."""
-    total = naming = right = recalled = 0
+    """Shares of mentions that match a class, of these that are correct, and of annotated classes that are matched."""
+    total = matching = correct = recalled = 0
     for image, nouns in mentions.items():
-        found = [set(matcher.classes(*noun)) for noun in nouns]
-        total += len(found)
-        naming += sum(map(bool, found))
-        right += sum(bool(named & classes[image]) for named in found)
-        recalled += len(classes[image] & set().union(*found))
+        matches = [set(matcher.classes(*noun)) for noun in nouns]
+        total += len(matches)
+        matching += sum(map(bool, matches))
+        correct += sum(bool(matched & classes[image]) for matched in matches)
+        recalled += len(classes[image] & set().union(*matches))
     annotated = sum(len(classes[image]) for image in mentions)
-    shares = [(naming, total), (right, naming), (recalled, annotated)] if annotated else [(naming, total)]
+    shares = [(matching, total), (correct, matching), (recalled, annotated)] if annotated else [(matching, total)]
     return [f"{part / whole:.1%} ({part:,} of {whole:,})" for part, whole in shares]
 
 
@@ -76,11 +75,11 @@ def main() -> None:
     arguments = parser.parse_args()
     missing = [path for path in (*arguments.captions, arguments.reference) if not path.is_file()]
     if missing:
-        print(f"skipped: {missing[0]} is not there (SGPIPE_ORACLE names the folder with the small real data)")
+        print(f"skipped: {missing[0]} does not exist (set SGPIPE_ORACLE to the folder with the small real datasets)")
         return
     mentions, classes = read_mentions(arguments.captions), read_classes(arguments.instances)
-    columns = ["table and matching", "mentions that name a class"]
-    columns += ["of them annotated", "annotated classes named"] if arguments.instances else []
+    columns = ["table and matching", "mentions that match a class"]
+    columns += ["correct", "annotated classes matched"] if arguments.instances else []
     table = Table(*columns, title=f"{len(mentions):,} images")
     ours, theirs = packaged_synonyms("coco"), load_synonyms(arguments.reference)
     for name, matcher in (
@@ -93,8 +92,8 @@ def main() -> None:
     report(
         __doc__,
         table,
-        '"Annotated" flatters the substrings: a "hair" that is taken for a person counts as right wherever there is a '
-        "person.",
+        'The column "correct" favours substring matching: "hair", matched to a person, counts as correct in every '
+        "image with a person.",
     )
 
 

@@ -1,11 +1,11 @@
-"""Candidate pairs: sgpipe's pair stage beside RLIPv2's procedure, on the same made-up images.
+"""Candidate pairs: sgpipe's pair stage and RLIPv2's procedure, on the same synthetic records.
 
     python -m benchmarks.bench_pair [--images N] [--seed S]
 
-An image has about 7.3 boxes, as in COCO, of up to three of COCO's classes, and as many triplets as ten captions
-give: 20, with nouns of which half name a class of the image. The reference is the published procedure, written
-out plainly: for each entity all synonyms of all present classes, for each ordered pair of boxes all triplets.
-One process, one thread, units of 512 images; the best of three runs.
+An image has about 7.3 boxes, as in COCO, of up to three COCO classes, and 20 triplets, as many as ten captions give.
+Half of the nouns name a class of the image. The reference is a plain implementation of the published procedure: for
+each noun all synonyms of all classes in the image, for each ordered pair of boxes all triplets. One process, one
+thread, work units of 512 images; best of three runs.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def reference(records: list[Record], synonyms: dict[str, tuple[str, ...]]) -> in
         for triplet in record.triplets:
             classes: list[str | None] = []
             for span in (triplet.subject.lower(), triplet.object.lower()):
-                found = [name for name in present if any(part in span for part in synonyms[name])]
-                classes.append(found[-1] if found else None)
+                matches = [name for name in present if any(part in span for part in synonyms[name])]
+                classes.append(matches[-1] if matches else None)
             statement = (classes[0], triplet.predicate, classes[1])
             if all(classes) and statement not in triplets:
                 triplets.append(statement)
@@ -98,8 +98,8 @@ def best_seconds(run: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def own(records: list[Record], stage: PairStage) -> int:
-    """Run the stage unit by unit; the number of pairs and predicates it lists."""
+def ours(records: list[Record], stage: PairStage) -> int:
+    """Run the stage on each work unit; returns the number of candidates (pair and predicate)."""
     count = 0
     for start in range(0, len(records), UNIT):
         for record in stage(records[start : start + UNIT]):
@@ -109,14 +109,14 @@ def own(records: list[Record], stage: PairStage) -> int:
 
 
 def stage_seconds(records: list[Record], **settings: str) -> tuple[float, int]:
-    """Seconds of the stage with warm caches, and how many pairs and predicates it lists."""
+    """Seconds of the stage with warm caches, and the number of candidates."""
     stage = PairStage(PairConfig.model_validate(settings), "coco", [])
     stage.setup()
-    return best_seconds(lambda: own(records, stage)), own(records, stage)
+    return best_seconds(lambda: ours(records, stage)), ours(records, stage)
 
 
-def copying_seconds(records: list[Record]) -> float:
-    """Seconds of only making the pairs again that the stage makes, one by one."""
+def object_seconds(records: list[Record]) -> float:
+    """Seconds for creating only the `Pair` objects that the stage returns."""
     stage = PairStage(PairConfig(), "coco", [])
     stage.setup()
     pairs = [pair for record in stage(records) for pair in record.pairs]
@@ -124,7 +124,7 @@ def copying_seconds(records: list[Record]) -> float:
 
 
 def crowded(boxes: int) -> tuple[float, int]:
-    """Seconds and pairs for one image of so many boxes of one class, cut to the default 10,000 pairs."""
+    """Seconds and pairs for one image with `boxes` boxes of one class, limited to the default 10,000 pairs."""
     sides = np.random.default_rng(0).uniform(0, 400, (boxes, 4))
     objects = [Box("person", 1, tuple(box)) for box in sides.tolist()]
     triplet = Triplet("man", "near", "woman", "man", "woman", "near", 0)
@@ -142,27 +142,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     records = make_records(arguments.images, arguments.seed)
-    gc.freeze()  # the made-up images are not part of the work
+    gc.freeze()  # excludes the input records from garbage collection
     synonyms = {
         name: tuple(phrase for phrase in phrases if phrase[0] != "!")
         for name, phrases in packaged_synonyms("coco").items()
     }
     table = Table("procedure", "images/s", "candidates", title=f"{len(records):,} images")
     seconds = best_seconds(lambda: reference(records, synonyms))
-    table.add_row("RLIPv2's, written out", f"{len(records) / seconds:,.0f}", f"{reference(records, synonyms):,}")
-    of_match = {}
+    table.add_row("RLIPv2's procedure", f"{len(records) / seconds:,.0f}", f"{reference(records, synonyms):,}")
     for match in ("substring", "head"):
-        of_match[match], candidates = stage_seconds(records, match=match)
-        table.add_row(f"sgpipe, match: {match}", f"{len(records) / of_match[match]:,.0f}", f"{candidates:,}")
+        seconds, candidates = stage_seconds(records, match=match)
+        table.add_row(f"sgpipe, match: {match}", f"{len(records) / seconds:,.0f}", f"{candidates:,}")
+    object_share = object_seconds(records) / seconds
     for boxes in (1_000, 100_000):
         seconds, candidates = crowded(boxes)
         table.add_row(f"sgpipe, one image of {boxes:,} boxes", f"{1 / seconds:,.1f}", f"{candidates:,}")
     report(
         __doc__,
         table,
-        f"Making the objects that the stage gives back takes {copying_seconds(records) / of_match['head']:.0%} of the "
-        "time of `match: head`: the limit of whatever ends in Python objects. In the way: numpy calls on the few boxes "
-        "of each image, and what each triplet says, in Python.",
+        f"Creating the returned Python objects takes {object_share:.0%} of the time of `match: head`. The rest is "
+        "mostly numpy calls on the few boxes of each image and the Python code per triplet.",
     )
 
 

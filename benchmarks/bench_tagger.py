@@ -1,11 +1,11 @@
-"""The R-Tagger at paper size on one image: sgpipe against the reference's procedure, on the same weights.
+"""The R-Tagger at paper size on one image: sgpipe and the reference's procedure, with the same weights.
 
     python -m benchmarks.bench_tagger [--rounds N] [--threads N] [--groups N ...]
 
-An image of 800x1066, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference passes the image through
-the network once per group, and all texts through the text encoder for every image, padded to the longest. sgpipe
-encodes the image once for all groups, and knows texts that it has seen. Scores are compared. Times are medians of CPU
-time by turns; from 4 groups on one turn is measured.
+An 800x1066 image, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference runs the complete network once
+per group, and encodes all texts for every image, padded to the longest. sgpipe encodes the image once for all groups,
+and caches label texts. Scores are compared. The procedures alternate; times are medians of CPU time, of a single round
+from 4 groups on.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from sgpipe.sources.vocabulary import category_names, relation_names
 TEXTS, PAIRS, LARGEST = 600, 100, 1e-5
 NAMES = (*relation_names("hico").values(), *category_names("objects365").values(), *relation_names("vcoco").values())
 WORDS = sorted({word for name in NAMES for word in name.split()})
-SHARES_OF_WORDS = {1: 0.3, 2: 0.4, 3: 0.2, 4: 0.06, 5: 0.03, 6: 0.01}  # a word is a token, and there are two around
-IN_THE_WAY = (
-    "At the limit: the share of the time that the matrix products and convolutions of a part would take at the rate "
-    "of large square products. In the way: convolutions of few channels, 256 wide products, and between them "
-    "deformable sampling (bench_deformable), norms and activations, which move memory."
+SHARES_OF_WORDS = {1: 0.3, 2: 0.4, 3: 0.2, 4: 0.06, 5: 0.03, 6: 0.01}  # a word is a token; each text has two more
+REMARK_ON_PEAK = (
+    "Share of peak: the time that the matrix products and convolutions of a part would take at the rate of large "
+    "square products, as a share of the measured time. The rest: convolutions with few channels, products of width "
+    "256, and memory-bound operations: deformable sampling (bench_deformable), norms and activations."
 )
 OBJECTS = [*category_names("coco").values(), NO_OBJECTS]
 
 
 @dataclass(frozen=True)
 class Case:
-    """An image and what is asked about it."""
+    """An image and the predicates to score."""
 
     tagger: RTagger
     padded: PaddedTextEncoder
@@ -60,7 +60,7 @@ class Case:
 
 
 def make_predicates(count: int) -> list[str]:
-    """Distinct texts, of as many words as relations of Visual Genome have."""
+    """Distinct texts with as many words as relations of Visual Genome."""
     choose, made = random.Random(0), dict[str, None]()
     lengths, shares = list(SHARES_OF_WORDS), list(SHARES_OF_WORDS.values())
     made[" ".join(WORDS[: max(lengths)])] = None
@@ -70,7 +70,7 @@ def make_predicates(count: int) -> list[str]:
 
 
 def make_case() -> Case:
-    """Random weights; points of deformable attention spread over some pixels, as trained ones do."""
+    """Random weights; the sampling points of deformable attention are spread over some pixels, as after training."""
     torch.manual_seed(0)
     predicates = make_predicates(TEXTS - len(OBJECTS))
     tagger = RTagger(preset("tagger", "resnet50")).eval()
@@ -90,17 +90,17 @@ def make_groups(count: int) -> list[GivenPairs]:
     return [group() for _ in range(count)]
 
 
-def check_equal(found: Tensor, expected: Tensor) -> float:
-    """The largest difference. Raises AssertionError: it is above 1e-5."""
-    largest = float((found - expected).abs().max())
+def check_equal(actual: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference. Raises AssertionError: it is above 1e-5."""
+    largest = float((actual - expected).abs().max())
     if not largest <= LARGEST:
-        raise AssertionError(f"answers differ by {largest}")
+        raise AssertionError(f"results differ by {largest}")
     return largest
 
 
 @torch.no_grad()
 def parts(case: Case, groups: list[GivenPairs]) -> dict[str, Callable[[], object]]:
-    """What sgpipe does for an image whose texts it has seen, part by part."""
+    """The parts of sgpipe's work for an image whose label texts are cached."""
     tagger = case.tagger
     image, labels = tagger.encode_image(case.pixels), tagger.encode_labels(OBJECTS, case.predicates)
     memory = tagger.fuse(image, labels)
@@ -119,28 +119,28 @@ def texts_table(case: Case, rounds: int, rate: float) -> tuple[Table, str]:
     texts, tokenizer = [*OBJECTS, *case.predicates], case.tagger.tokenizer
     assert tokenizer is not None
 
-    def anew() -> Tensor:
+    def uncached() -> Tensor:
         return LabelCache(case.tagger.text_encoder, tokenizer, TEXTS).encode(texts)
 
     padded = torch.no_grad()(lambda: case.padded.encode(texts, tokenizer))
-    difference = check_equal(anew(), padded())
+    difference = check_equal(uncached(), padded())
     case.tagger.encode_texts(texts)
-    ways = {"padded": padded, "anew": anew, "seen": lambda: case.tagger.encode_texts(texts)}
+    ways = {"padded": padded, "uncached": uncached, "cached": lambda: case.tagger.encode_texts(texts)}
     seconds = medians(ways, rounds, warm_up=False)
     table = Table("label texts", "CPU seconds", "ratio")
     for name, way in (
         ("reference: padded", "padded"),
-        ("sgpipe, nothing cached", "anew"),
-        ("sgpipe, all cached", "seen"),
+        ("sgpipe, nothing cached", "uncached"),
+        ("sgpipe, all cached", "cached"),
     ):
         table.add_row(name, f"{seconds[way]:.4f}", f"{seconds['padded'] / seconds[way]:,.2f}")
-    limit = operations(anew) / rate
+    peak_seconds = operations(uncached) / rate
     tokens = sum(map(len, tokenizer(texts)["input_ids"])) / len(texts)
     table.title = f"{TEXTS} label texts of {tokens:.1f} tokens"
     return table, (
-        f"Features differ by up to {difference:.0e}. At the rate of large square matrix products, {rate / 1e9:.0f} "
-        f"GFLOP/s, those of new texts would take {limit / seconds['anew']:.0%} of the time that they take. In the way: "
-        "groups of texts of one length are small, and softmax, GELU and norms come between the products."
+        f"Features differ by at most {difference:.0e}. Uncached texts reach {peak_seconds / seconds['uncached']:.0%} "
+        f"of the rate of large square matrix products ({rate / 1e9:.0f} GFLOP/s). The rest: groups of texts of equal "
+        "length are small, and softmax, GELU and norms are memory-bound."
     )
 
 
@@ -152,34 +152,34 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     case, rate = make_case(), matrix_rate()
-    texts, remark = texts_table(case, options.rounds, rate)
+    texts, text_remark = texts_table(case, options.rounds, rate)
     columns = ("groups of 100 pairs", "reference, s", "sgpipe, s", "ratio", "scores differ by")
-    table = Table(*columns, title=f"an image of 800x1066, {TEXTS} texts seen before")
-    split = Table("groups", "part", "CPU seconds", "at the limit", title="sgpipe, part by part")
+    table = Table(*columns, title=f"an 800x1066 image, {TEXTS} cached texts")
+    split = Table("groups", "part", "CPU seconds", "share of peak", title="sgpipe by part")
     for count in options.groups:
         groups = make_groups(count)
         table.add_row(str(count), *compared(case, groups, options.rounds if count < 4 else 1))
         ways = parts(case, groups)
         for name, taken in medians(ways, options.rounds, warm_up=False).items():
             split.add_row(str(count), name, f"{taken:.2f}", f"{operations(ways[name]) / rate / taken:.0%}")
-    report(__doc__, texts, remark, table, split, IN_THE_WAY)
+    report(__doc__, texts, text_remark, table, split, REMARK_ON_PEAK)
 
 
 def compared(case: Case, groups: list[GivenPairs], rounds: int) -> tuple[str, ...]:
-    """Seconds of both, their ratio, and by how much the answers differ. Raises AssertionError: by more than 1e-5."""
-    answers: dict[str, Tensor] = {}
-    ways = {name: _keeping(answers, name, getattr(case, name), groups) for name in ("reference", "ours")}
+    """Seconds of both, their ratio, and the largest difference of scores. Raises AssertionError: it is above 1e-5."""
+    scores: dict[str, Tensor] = {}
+    ways = {name: _keeping(scores, name, getattr(case, name), groups) for name in ("reference", "ours")}
     seconds = medians(ways, rounds, warm_up=False)
-    difference = check_equal(answers["ours"], answers["reference"])
+    difference = check_equal(scores["ours"], scores["reference"])
     ratio = seconds["reference"] / seconds["ours"]
     return f"{seconds['reference']:.1f}", f"{seconds['ours']:.2f}", f"{ratio:.1f}", f"{difference:.0e}"
 
 
 def _keeping(
-    answers: dict[str, Tensor], name: str, way: Callable[[list[GivenPairs]], Tensor], groups: list[GivenPairs]
+    scores: dict[str, Tensor], name: str, way: Callable[[list[GivenPairs]], Tensor], groups: list[GivenPairs]
 ) -> Callable[[], object]:
     def run() -> None:
-        answers[name] = way(groups)
+        scores[name] = way(groups)
 
     return run
 

@@ -1,6 +1,6 @@
-"""Opening images safely: inside their root, within Pillow's limits, as RGB in the annotated orientation.
+"""Opening images safely: inside their folder, within Pillow's limits, as RGB in the annotated orientation.
 
-Looking at image files without decoding them: their size, their bytes.
+The size and the bytes of an image file are also available without decoding it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from sgpipe.records import FOLDER_DATASET, Record
 # `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# What images are kept in. Pillow knows more, of which some start other programs (EPS) or are no images (PDF).
-_IMAGES = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
+# Formats of images. Pillow supports others that start other programs (EPS) or are not images (PDF).
+_ALLOWED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
 Image.init()
-_FORMATS = [name for name in _IMAGES if name in Image.OPEN]
+_FORMATS = [name for name in _ALLOWED_FORMATS if name in Image.OPEN]
 
 
 class ImageError(Exception):
@@ -34,17 +34,17 @@ def resolve(root: Path, file_name: str) -> Path:
     """The path of `file_name` under `root`.
 
     Raises:
-        ImageError: the name is empty, absolute, or leaves the root. Symbolic links are followed: whoever owns
-            the folder put them there, not the annotation file.
+        ImageError: the name is empty, absolute, or leaves the root. Symbolic links are followed: they come from the
+            owner of the folder, not from the annotation file.
     """
     name = file_name.replace("\\", "/")
     if not name or "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ImageError(f"file_name {file_name!r} does not stay inside the image folder")
+        raise ImageError(f"file_name {file_name!r} is not inside the image folder")
     return root / name
 
 
 def image_exists(root: Path, file_name: str) -> bool:
-    """Whether there is such a file under `root`."""
+    """Whether `root` contains the file."""
     try:
         return resolve(root, file_name).is_file()
     except (ImageError, OSError):
@@ -52,7 +52,7 @@ def image_exists(root: Path, file_name: str) -> bool:
 
 
 def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
-    """The image of a source's record; see `open_row_image`."""
+    """The image of a record; see `open_row_image`."""
     return open_row_image(roots, record)
 
 
@@ -98,18 +98,18 @@ def open_row_image(
 
 
 def is_upright(dataset: str) -> bool:
-    """Whether boxes of this dataset mean the image as people see it, and not as its file stores it."""
+    """Whether the boxes of this dataset refer to the image as displayed (turned as EXIF says), not as stored."""
     return dataset == FOLDER_DATASET
 
 
 def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
-    """The image in a file as RGB.
+    """The image in a file, as RGB.
 
     Args:
-        size: annotated width and height, in pixels.
-        name: of the file, for error messages.
-        upright: turn it as EXIF says; else only where the annotated size asks for it, since boxes are given in
-            the annotated frame.
+        size: annotated width and height in pixels.
+        name: the name of the file in error messages.
+        upright: turn the image as EXIF says; otherwise turn it only if the annotated size requires it, because boxes
+            refer to the annotated frame.
 
     Raises:
         ImageError: missing, broken, too large, or not of the annotated size.
@@ -120,7 +120,7 @@ def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: 
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image in memory as RGB, as people see it. Raises ImageError: it cannot be loaded, is empty, or too large."""
+    """An image in memory as RGB, turned as EXIF says. Raises ImageError: it cannot be loaded, is empty or too large."""
     with _as_image_errors("in memory"):
         _check_pixels(image)
         if not image.width * image.height:
@@ -130,17 +130,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def open_header(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """An image whose header was found good, and that is not decoded yet.
+    """An image whose header is valid, not decoded yet.
 
     Args:
-        name: of the file, for error messages.
+        name: the name of the file in error messages.
 
     Raises:
-        ImageError: missing, broken, or too large; also for whatever goes wrong with it within.
+        ImageError: missing, broken, or too large; also for any error in the body of the `with` statement.
     """
     with _as_image_errors(name):
         if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-            raise ValueError("it is not a file")
+            raise ValueError("it is not a regular file")
         with Image.open(file, formats=_FORMATS) as image:
             _check_pixels(image)
             yield image
@@ -148,7 +148,7 @@ def open_header(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
-    """Whatever goes wrong with an image within is an ImageError that names it."""
+    """Convert any error in the body of the `with` statement to an ImageError that names the image."""
     try:
         yield
     except FileNotFoundError:
@@ -156,14 +156,14 @@ def _as_image_errors(name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise ImageError(f"image is larger than Pillow's safety limit of pixels: {name}") from None
     except UnidentifiedImageError:
-        raise ImageError(f"image cannot be read: {name} (it is of no known format)") from None
-    # Decoders are foreign code on foreign bytes: besides OSError they raise struct.error, RuntimeError, MemoryError…
+        raise ImageError(f"image cannot be read: {name} (unknown format)") from None
+    # Decoders raise many errors for broken files: OSError, struct.error, RuntimeError, MemoryError…
     except Exception as reason:  # noqa: BLE001
         raise ImageError(f"image cannot be read: {name} ({str(reason) or type(reason).__name__})") from None
 
 
 def _check_pixels(image: Image.Image) -> None:
-    """Up to twice its limit Pillow only warns, and whether a warning is an error cannot be said per thread."""
+    """Enforce Pillow's limit: up to twice the limit Pillow only warns, and warning filters are not per thread."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
 
@@ -180,7 +180,7 @@ def _orient(image: Image.Image, size: tuple[int, int], upright: bool) -> Image.I
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("its pixels are fractions, and nothing says which is white")
+        raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I;16") or image.mode == "I":
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode in ("P", "PA", "LA", "RGBA") or "transparency" in image.info:
@@ -189,11 +189,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def read_size(root: Path, file_name: str) -> tuple[int, int]:
-    """Width and height as stored, whatever EXIF says of the orientation: boxes are given in that frame.
+    """Width and height as stored, without EXIF orientation: annotated boxes refer to that frame.
 
     Raises:
         ImageError: missing, outside its folder, not an image, or too large.
@@ -204,14 +204,14 @@ def read_size(root: Path, file_name: str) -> tuple[int, int]:
 
 
 def read_upright_size(root: Path, file_name: str) -> tuple[int, int]:
-    """Width and height as people see the image, turned as EXIF says. Raises ImageError: as `read_size`."""
+    """Width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
     path = resolve(root, file_name)
     with open_header(path, str(path)) as image:
-        return image.size[::-1] if _is_turned(image) else image.size
+        return image.size[::-1] if _is_sideways(image) else image.size
 
 
 def read_image(root: Path, record: Record) -> bytes:
-    """The bytes of the record's image file, once its header has been found good.
+    """The bytes of the record's image file, whose header is checked.
 
     Raises:
         ImageError: missing, outside its folder, not an image, too large, or not of the annotated size.
@@ -219,12 +219,12 @@ def read_image(root: Path, record: Record) -> bytes:
     path = resolve(root, record.file_name)
     with open_header(path, str(path)) as image:
         size, annotated = image.size, (record.width, record.height)
-        turned = _is_turned(image)
+        sideways = _is_sideways(image)
         data = path.read_bytes()
-    if annotated not in (size, size[::-1] if turned else size):
+    if annotated not in (size, size[::-1] if sideways else size):
         raise ImageError(f"image is {size[0]}x{size[1]}, the annotation says {annotated[0]}x{annotated[1]}: {path}")
     return data
 
 
-def _is_turned(image: Image.Image) -> bool:
-    return image.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+def _is_sideways(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in _SIDEWAYS

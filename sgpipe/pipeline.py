@@ -1,4 +1,4 @@
-"""The pipeline in one process, for a few images: from Python, and for `sgpipe label`.
+"""The pipeline in one process, for a few images; `sgpipe label` uses it.
 
 from sgpipe import Pipeline
 
@@ -32,13 +32,14 @@ from sgpipe.viz.draw_relations import draw_card, object_names, shown
 
 ImageInput: TypeAlias = "str | Path | Image.Image"
 
-_SPLIT, _GIVEN = "all", "coco"  # boxes that are given mean images as COCO's do
-_ROOTS = {_SPLIT: Path("/")}  # images lie anywhere
-_WIDTH, _MOST = 960, 30
+_SPLIT = "all"
+_GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
+_ROOTS = {_SPLIT: Path("/")}  # images may be anywhere
+_WIDTH, _MAX_RELATIONS = 960, 30
 
 
 class RelationTriplet(NamedTuple):
-    """A relation in words; objects are numbered where an image has several of a class ("dog 2")."""
+    """A relation in words; if an image has several objects of a class, they are numbered ("dog 2")."""
 
     subject: str
     predicate: str
@@ -48,10 +49,10 @@ class RelationTriplet(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """What was found in an image. `error` says why there is nothing, or is None."""
+    """The objects, captions and relations of an image. `error` says why there are none, or is None."""
 
     record: Record
-    image: Image.Image | None = None  # None: it is in its file
+    image: Image.Image | None = None  # None: read it from its file
 
     @property
     def objects(self) -> list[Box]:
@@ -66,13 +67,18 @@ class SceneGraph:
         return self.record.error
 
     def triplets(self, threshold: float = TRAINING_CONFIDENCE) -> list[RelationTriplet]:
-        """The relations of at least this confidence, the surest first."""
+        """The relations with at least this confidence, the most confident first."""
         names = object_names(self.record.objects)
         relations = shown(self.record.relations, threshold, len(self.record.relations))
         return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
 
-    def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = _WIDTH, most: int = _MOST) -> Image.Image:
-        """The image with its surest relations drawn on it and listed beneath; grey if it cannot be read any more."""
+    def draw(
+        self, threshold: float = TRAINING_CONFIDENCE, width: int = _WIDTH, most: int = _MAX_RELATIONS
+    ) -> Image.Image:
+        """The image with at most `most` relations drawn on it and listed below, the most confident first.
+
+        The image is grey if its file can no longer be read.
+        """
         relations = shown(self.record.relations, threshold, most)
         return draw_card(self.image or self._open(), self.record, relations, width)
 
@@ -84,12 +90,12 @@ class SceneGraph:
             return None
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that is known of the image, as shards have it; `file_name` is its whole path."""
+        """The record as in shards; `file_name` is the full path of the image."""
         return asdict(self.record) | {"file_name": replace_surrogates(self.record.file_name)}
 
 
 class Pipeline:
-    """Detects, captions, parses, pairs and tags images, as `sgpipe generate` does, one after the other."""
+    """Detects, captions, parses, pairs and tags images one by one, with the stages of `sgpipe generate`."""
 
     def __init__(
         self,
@@ -103,23 +109,23 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            recipe: a packaged one ("miniworld", "folder", "coco"), a YAML file, or a loaded one; its source plays no
-                part.
-            detector, captioner, tagger: folder or hub id of models, in the place of the recipe's.
-            boxes: a COCO instances file with the boxes, in the place of a detector; it knows images by name.
-            settings: any others, such as {"tag.threshold": 0.1}.
+            recipe: a packaged recipe ("miniworld", "folder", "coco"), a YAML file, or a loaded recipe. Its source is
+                ignored.
+            detector, captioner, tagger: folder or hub id of models that replace those of the recipe.
+            boxes: a COCO instances file with boxes that replace the detector; images are matched by file name.
+            settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
 
         Raises:
-            UserError: the recipe or a file is wrong, or a model is missing.
+            UserError: the recipe or a file is invalid, or a model is missing.
         """
         given = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
         changes = {key: str(value) for key, value in given.items() if value is not None} | dict(settings or {})
         if detector is not None:
-            changes.setdefault("detect.classes", None)  # those of the recipe are its detector's
+            changes.setdefault("detect.classes", None)  # the classes in the recipe are those of its detector
         if isinstance(recipe, str):
             recipe = load_recipe(recipe, changes)
         elif changes:
-            raise UserError("a loaded recipe has its models and settings; leave out the others")
+            raise UserError("models and settings cannot be given with a loaded recipe: change the recipe instead")
         self.uses_miniworld_models = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
         self.recipe = with_packaged_models(recipe)
         for value, what in ((self.recipe.caption.captioner, "captioner"), (self.recipe.tag.tagger, "tagger")):
@@ -130,20 +136,20 @@ class Pipeline:
             raise UserError("no boxes: give --detector FOLDER_OR_ID or --boxes FILE")
 
     def __call__(self, image: ImageInput) -> SceneGraph:
-        """The scene graph of an image: a file, or one in memory. Raises UserError: a model cannot be used."""
+        """The scene graph of an image file, or of an image in memory. Raises UserError: a model cannot be used."""
         [graph] = self.label([image])
         return graph
 
     def label(self, images: Iterable[ImageInput]) -> Iterator[SceneGraph]:
-        """Scene graphs, one after the other; labels do not depend on the other images. Raises UserError: as above."""
+        """The scene graphs, in order; each depends only on its own image. Raises UserError: a model cannot be used."""
         for image in images:
             if isinstance(image, Image.Image):
                 yield self._label_image(image)
             else:
-                yield SceneGraph(self._label_file(_whole_path(Path(image))))
+                yield SceneGraph(self._label_file(_absolute_path(Path(image))))
 
     def _label_image(self, given: Image.Image) -> SceneGraph:
-        """The stages read files: for as long as they work there is one."""
+        """Label an image in memory, from a temporary file: stages read files."""
         try:
             image = upright_rgb(given)
         except ImageError as error:
@@ -156,7 +162,7 @@ class Pipeline:
         return SceneGraph(record, image)
 
     def _label_file(self, file: Path) -> Record:
-        """As `sgpipe generate` does: of a folder, if there is a detector, or of images with annotations."""
+        """Label a file as `sgpipe generate` does: as one of a folder, or as an annotated image if boxes are given."""
         root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
         dataset, measure = (_GIVEN, read_size) if self._boxes else (FOLDER_DATASET, read_upright_size)
         record = Record(replace_surrogates(file.name), dataset, _SPLIT, name, 0, 0)
@@ -188,8 +194,8 @@ class Pipeline:
         return records[0]
 
 
-def _whole_path(file: Path) -> Path:
-    """From the root and without "..", which file names of records must not have; a link keeps its name."""
+def _absolute_path(file: Path) -> Path:
+    """The absolute path without "..", which file names of records must not contain; a symbolic link keeps its name."""
     return Path(os.path.realpath(file.parent)) / file.name
 
 

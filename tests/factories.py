@@ -15,7 +15,7 @@ from rlip_model.text import build_tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
-    a an the image of two man woman person dog cat horse bus car chair table cup bench street grass
+    a an the picture of two man woman person dog cat horse bus car chair table cup bench street grass
     on in under near behind holding riding sitting standing wearing with next to and is large small
     red blue white ##s ##ing ##ed . ,
 """

@@ -1,1 +1,1 @@
-"""Making and measuring the models of the miniworld that ship with sgpipe."""
+"""Train and evaluate the miniworld models that are packaged with sgpipe."""

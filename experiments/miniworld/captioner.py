@@ -1,7 +1,4 @@
-"""A tiny BLIP for the drawn world: transformers' own model and tokenizer, small, its words those of the world.
-
-The recipe of the miniworld's captioner.
-"""
+"""Build a tiny BLIP for the miniworld (transformers' model and tokenizer with a small vocabulary), and its recipe."""
 
 from __future__ import annotations
 
@@ -28,13 +25,13 @@ from sgpipe.recipe import CaptionConfig, Config
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ARTICLES = ("a", "an", "another")
-# Longest side of a sequence: [DEC], the prompt, a caption and [SEP].
+# Maximum length of a sequence: [DEC], the prompt, a caption and [SEP].
 _POSITIONS = 32
-_LEAST_VARIANCE = 1e-2
+_MIN_VARIANCE = 1e-2
 
 
 def caption_words() -> tuple[str, ...]:
-    """Every word of the prompt and of the world's plain captions."""
+    """Every word of the prompt and of the miniworld's canonical captions."""
     nouns = [noun for kind in KINDS for noun in nouns_of(kind)]
     wordings = [wording.participle for wording in WORDINGS.values()]
     phrases = [CaptionConfig().prompt, *_ARTICLES, *nouns, *wordings]
@@ -42,7 +39,7 @@ def caption_words() -> tuple[str, ...]:
 
 
 def save_tokenizer(folder: Path, words: Iterable[str]) -> PreTrainedTokenizerBase:
-    """BLIP's tokenizer: BERT's WordPiece, here with whole words only, and [DEC] and [ENC]; saved in `folder`."""
+    """Save BLIP's tokenizer in `folder`: BERT's WordPiece with whole words only, plus [DEC] and [ENC]."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join([*_SPECIAL, *words]) + "\n", encoding="utf-8")
     tokenizer = BertTokenizerFast.from_pretrained(folder)
@@ -52,15 +49,12 @@ def save_tokenizer(folder: Path, words: Iterable[str]) -> PreTrainedTokenizerBas
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens every caption starts with: [DEC] and the prompt that `sgpipe generate` gives by default."""
+    """The first tokens of every caption: [DEC] and the default prompt of `sgpipe generate`."""
     return [tokenizer.bos_token_id, *tokenizer(CaptionConfig().prompt, add_special_tokens=False)["input_ids"]]
 
 
-def build_captioner(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> BlipForConditionalGeneration:
-    """A model with random weights, but for the positions of the patches, which start as sines and cosines.
-
-    The random weights are those of PyTorch's default generator.
-    """
+def build_captioner(config: CaptionerModelConfig, tokenizer: PreTrainedTokenizerBase) -> BlipForConditionalGeneration:
+    """A model with random weights from PyTorch's default generator, and sinusoidal patch positions."""
     end = tokenizer.sep_token_id
     model = BlipForConditionalGeneration(
         BlipConfig(
@@ -96,26 +90,26 @@ def build_captioner(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _initialise(model: BlipForConditionalGeneration) -> None:
-    """Weights by their number of inputs: those of BLIP's own configuration, for starting from a ViT, are nearly 0."""
+    """Scale random weights by their number of inputs. BLIP's own initialisation, meant for a ViT, is nearly 0."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     vision_layers: Any = model.vision_model.encoder.layers
     for layer in vision_layers:
-        # Keys like queries: at first a patch looks at patches that are like it, as its neighbours are.
+        # Keys equal queries, so that a patch first attends to similar patches, such as its neighbours.
         query, key, _ = layer.self_attn.qkv.weight.data.chunk(3)
         key.copy_(query)
-        # The sum over all layers keeps the size of its first term.
+        # Keeps the scale of the residual stream over all layers.
         for last in (layer.self_attn.projection, layer.mlp.fc2):
             last.weight.data *= (2 * len(vision_layers)) ** -0.5
 
 
 @torch.no_grad()
 def whiten_patches(model: BlipForConditionalGeneration, pixels: torch.Tensor) -> None:
-    """Start the patch embedding with the principal components of patches, each scaled to the same size.
+    """Initialise the patch embedding with the principal components of patches, scaled to equal variance.
 
-    As most of an image is of even colour, random filters see little else; these see edges as well. (Coates and
-    Ng, 2012, section 3.)
+    Most of an image is of uniform colour, so random filters respond to little else; these also respond to edges
+    (Coates and Ng, 2012, section 3).
 
     Args:
         pixels: [images, 3, side, side], normalised.
@@ -126,15 +120,15 @@ def whiten_patches(model: BlipForConditionalGeneration, pixels: torch.Tensor) ->
     mean = patches.mean(0)
     variances, components = torch.linalg.eigh((patches - mean).T.cov())
     largest = slice(-min(width, len(variances)), None)
-    filters = (components[:, largest] / (variances[largest] + _LEAST_VARIANCE).sqrt()).T
+    filters = (components[:, largest] / (variances[largest] + _MIN_VARIANCE).sqrt()).T
     embedding.weight[: len(filters)] = filters.unflatten(1, (3, side, side))
     embedding.bias[: len(filters)] = -filters @ mean
 
 
 def sine_positions(grid: int, width: int) -> torch.Tensor:
-    """[grid * grid, width], rows first: sines and cosines of the row, then of the column.
+    """[grid * grid, width] in row-major order: sines and cosines of the row, then of the column.
 
-    Vaswani et al., 2017, section 3.5, in two dimensions; wavelengths fit a grid of a few patches.
+    Vaswani et al., 2017, section 3.5, in two dimensions, with wavelengths for a grid of a few patches.
     """
     wavelengths = 2.0 * grid ** torch.linspace(0, 1, width // 4)
     angles = 2 * torch.pi * torch.arange(grid)[:, None] / wavelengths
@@ -145,15 +139,15 @@ def sine_positions(grid: int, width: int) -> torch.Tensor:
 
 
 def save_captioner(model: BlipForConditionalGeneration, folder: Path) -> None:
-    """The weights in half precision with their settings, beside the tokenizer that `folder` holds already."""
+    """Save the weights in half precision with their configuration, next to the tokenizer in `folder`."""
     copy.deepcopy(model).half().save_pretrained(folder)
     vision_config: Any = model.config.vision_config
     size = {"height": vision_config.image_size, "width": vision_config.image_size}
     BlipImageProcessor(size=size).save_pretrained(folder)
 
 
-class ModelConfig(Config):
-    """The sizes of the BLIP model. Images are squashed to squares of `image_size` pixels."""
+class CaptionerModelConfig(Config):
+    """The sizes of the BLIP model. Images are resized to squares of `image_size` pixels."""
 
     image_size: int = Field(112, ge=16)
     patch_size: int = Field(14, ge=4)
@@ -164,7 +158,7 @@ class ModelConfig(Config):
     heads: int = Field(4, ge=1)
 
     @model_validator(mode="after")
-    def _divisible(self) -> ModelConfig:
+    def _divisible(self) -> CaptionerModelConfig:
         if self.image_size % self.patch_size:
             raise ValueError("image_size must be a multiple of patch_size")
         if self.vision_width % self.heads or self.text_width % self.heads:
@@ -178,16 +172,16 @@ class ModelConfig(Config):
 
 
 class CaptionerConfig(Config):
-    """What the captioner is, and how it is trained: `dense_share` of the steps without captions come first."""
+    """The captioner and its training. The first `dense_share` of the steps are without captions."""
 
-    model: ModelConfig = ModelConfig()
+    model: CaptionerModelConfig = CaptionerModelConfig()
     seed: int = Field(0, ge=0)
-    train_images: int = Field(40_000, ge=1, description="of the train split; the first ones, each also seen mirrored")
+    train_images: int = Field(40_000, ge=1, description="first images of the train split, randomly mirrored")
     steps: int = Field(12_000, ge=1)
     batch_size: int = Field(16, ge=1)
     dense_share: float = Field(0.3, ge=0, lt=1)
-    dense_weight: float = Field(0.2, ge=0, description="of the dense loss beside the captions' loss")
-    learning_rate: float = Field(2e-3, gt=0, description="of embeddings, norms, biases and heads (AdamW)")
-    matrix_learning_rate: float = Field(0.01, gt=0, description="of the layers' matrices (Muon)")
-    weight_decay: float = Field(0.02, ge=0, description="of the layers' matrices")
+    dense_weight: float = Field(0.2, ge=0, description="weight of the dense loss relative to the caption loss")
+    learning_rate: float = Field(2e-3, gt=0, description="for embeddings, norms, biases and heads (AdamW)")
+    matrix_learning_rate: float = Field(0.01, gt=0, description="for the matrices of the layers (Muon)")
+    weight_decay: float = Field(0.02, ge=0, description="for the matrices of the layers")
     warmup: int = Field(100, ge=0, description="steps")

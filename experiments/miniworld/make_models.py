@@ -1,4 +1,4 @@
-"""TrainingCost the models of the drawn world from nothing: `python -m experiments.miniworld.make_models --out FOLDER`."""
+"""Train the models of the miniworld from scratch: `python -m experiments.miniworld.make_models --out FOLDER`."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from sgpipe.training.run import train, trained_network
 from sgpipe.utils.console import Progress, run_command
 
 NETWORKS: tuple[PackagedModel, ...] = ("tagger", "parseda")
-TRAIN_IMAGES = 12_000  # of the train split, for the networks
+TRAIN_IMAGES = 12_000  # for the tagger and the detector
 
 
-def draw_relations(out: Path, split: str, train_images: int, progress: Progress) -> Path:
-    """Shards of the first images of a split; the images lie beside them."""
-    progress.say(f"drawing {train_images:,} images of {split}")
-    world = out / f"drawn-{split}"
-    render_dataset(world, train_images, 0, split)
-    import_graphs(world / SCENE_GRAPHS, split, out / f"relations-{split}")
-    return out / f"relations-{split}"
+def make_shards(out: Path, split: str, images: int, progress: Progress) -> Path:
+    """Shards with the ground truth of the first images of a split, and the images in a folder next to them."""
+    progress.say(f"rendering {images:,} images of {split}")
+    dataset, shards = out / f"images-{split}", out / f"relations-{split}"
+    render_dataset(dataset, images, 0, split)
+    import_graphs(dataset / SCENE_GRAPHS, split, shards)
+    return shards
 
 
 def train_network(name: PackagedModel, shards: Path, out: Path, folder: Path, progress: Progress) -> TrainingCost:
-    """Train a network by its recipe and save it in `folder`, in half precision, with the recipe beside it."""
-    began = time.process_time()
+    """Train a network with its recipe, and save it in `folder` in half precision, with the recipe."""
+    start = time.process_time()
     train(network_recipe(name, shards), out, progress)
-    seconds = time.process_time() - began
+    seconds = time.process_time() - start
     network = CLASSES[network_recipe(name).model.kind].from_pretrained(trained_network(out))
     network.half().save_pretrained(folder)
     write_recipe(name, folder)
@@ -48,43 +48,40 @@ def train_network(name: PackagedModel, shards: Path, out: Path, folder: Path, pr
 
 
 def write_recipe(name: PackagedModel, folder: Path) -> None:
-    """From it `sgpipe predict` knows how large the network's images were."""
+    """Write the training recipe, from which `sgpipe predict` takes the image size."""
     settings = network_recipe(name).model_dump(mode="json", exclude={"workers", "output"})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="a new folder; weights/ in it holds the trained models in the end")],
-    images: Annotated[int, typer.Option(min=1, help="images of each split to measure the models on")] = 500,
-    train_images: Annotated[int, typer.Option(min=1, help="of the train split, for the networks")] = TRAIN_IMAGES,
-    captioner: Annotated[Path | None, typer.Option(help="a captioner to use, instead of training one")] = None,
+    out: Annotated[Path, typer.Option(help="a new folder; the trained models are saved in its weights/ folder")],
+    images: Annotated[int, typer.Option(min=1, help="number of evaluation images per split")] = 500,
+    train_images: Annotated[
+        int, typer.Option(min=1, help="number of training images for the tagger and the detector")
+    ] = TRAIN_IMAGES,
+    captioner: Annotated[Path | None, typer.Option(help="use this captioner instead of training one")] = None,
 ) -> None:
-    """Train the captioner, the tagger and the detector of the drawn world, measure them, and write their cards."""
+    """Train the captioner, the tagger and the detector of the miniworld, evaluate them, and write their cards."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} exists already; name a new folder")
+        raise UserError(f"--out {out} already exists; choose a new folder")
     torch.set_num_threads(1)
     weights, progress, console = out / "weights", Progress(Console(stderr=True)), Console()
     if captioner is None:
         captioner = weights / "captioner"
         make_captioner(captioner_recipe(), captioner, images, progress)
-    shards = draw_relations(out, "train", train_images, progress)
-    making = {
-        name: train_network(name, shards, out / f"training-{name}", weights / name, progress) for name in NETWORKS
-    }
-    found = measure_tagger(captioner, weights / "tagger", network_recipe("tagger"), images)
-    print_tagger_quality(found, console)
-    write_tagger_card(weights / "tagger", network_recipe("tagger"), train_images, making["tagger"], found)
-    detected = {
-        split: measure_network(
-            weights / "parseda", network_recipe("parseda"), draw_relations(out, split, images, progress)
-        )
+    shards = make_shards(out, "train", train_images, progress)
+    costs = {name: train_network(name, shards, out / f"training-{name}", weights / name, progress) for name in NETWORKS}
+    tagger_quality = measure_tagger(captioner, weights / "tagger", network_recipe("tagger"), images)
+    print_tagger_quality(tagger_quality, console)
+    write_tagger_card(weights / "tagger", network_recipe("tagger"), train_images, costs["tagger"], tagger_quality)
+    recipe = network_recipe("parseda")
+    metrics = {
+        split: measure_network(weights / "parseda", recipe, make_shards(out, split, images, progress))
         for split in ("val", COMPOSITIONAL)
     }
-    for split, values in detected.items():
+    for split, values in metrics.items():
         console.print(f"ParSeDA on {split}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
-    write_parseda_card(
-        weights / "parseda", network_recipe("parseda"), train_images, making["parseda"], images, detected
-    )
+    write_parseda_card(weights / "parseda", recipe, train_images, costs["parseda"], images, metrics)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How good a tagger of the drawn world is: `python -m experiments.miniworld.network_quality`.
+"""Evaluate a tagger of the miniworld: `python -m experiments.miniworld.network_quality`.
 
-Images that no training has seen are labelled by the whole pipeline, with captions of the tiny BLIP and with the
-captions that the world itself writes, and the labels compared with the truth.
+The whole pipeline labels images that were not used for training, with captions of the tiny BLIP and with the
+miniworld's own captions ("oracle"). The labels are compared with the exact ground truth.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from sgpipe.training.recipe import ShardsConfig, TrainRecipe, load_train_recipe
 from sgpipe.utils.config_file import recipe_folder
 from sgpipe.utils.console import Progress, run_command
 
-Captions = Literal["BLIP", "oracle"]
+CaptionSource = Literal["BLIP", "oracle"]
 
 
 @dataclass(frozen=True)
 class PipelineQuality:
-    """One way to label the images of a split, and what its labels are worth."""
+    """The quality of the labels of a split, by source of the captions and kind of labels."""
 
     split: str
-    captions: Captions
+    captions: CaptionSource
     labels: str
     quality: LabelQuality
 
 
 @dataclass(frozen=True)
 class TaggerQuality:
-    """Rows of whole pipelines, and the average precision by split where pairs are given; see `measure_network`."""
+    """The quality of whole pipelines, and the average precision on given pairs by split; see `measure_network`."""
 
     images: int
     rows: tuple[PipelineQuality, ...]
-    given: dict[str, float]
+    given_pairs: dict[str, float]
 
 
 def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: int, seed: int = 0) -> TaggerQuality:
@@ -61,28 +61,28 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
 
     Args:
         captioner, tagger: their folders.
-        recipe: the tagger's training.
+        recipe: the training recipe of the tagger.
 
     Raises UserError, EngineError: as `generate`.
     """
     rows: list[PipelineQuality] = []
-    given = {}
-    ways: tuple[Captions, ...] = ("BLIP", "oracle")
-    for split, captions in product(("val", COMPOSITIONAL), ways):
+    given_pairs = {}
+    sources: tuple[CaptionSource, ...] = ("BLIP", "oracle")
+    for split, captions in product(("val", COMPOSITIONAL), sources):
         with _labelled(captioner if captions == "BLIP" else None, tagger, split, images, seed) as run:
-            found = run_quality(run)
-            rows += [PipelineQuality(split, captions, name, found[name]) for name in (LABELS, ALL_PAIRS)]
+            quality = run_quality(run)
+            rows += [PipelineQuality(split, captions, name, quality[name]) for name in (LABELS, ALL_PAIRS)]
             truth = RunFolder(run).ground_truth
             if captions == "oracle" and truth:
-                given[split] = measure_network(tagger, recipe, truth.relations)["ap"]
-    return TaggerQuality(images, tuple(rows), given)
+                given_pairs[split] = measure_network(tagger, recipe, truth.relations)["ap"]
+    return TaggerQuality(images, tuple(rows), given_pairs)
 
 
 def measure_network(network: Path, recipe: TrainRecipe, shards: Path) -> dict[str, float]:
-    """What the validation of a training would say of a network on these shards; see `validation.validate`.
+    """The validation metrics of a network on these shards; see `validation.validate`.
 
-    All predicates of the world are asked for. A tagger is given all pairs of an image, up to half as many as it has
-    queries, those that are related first.
+    All predicates of the miniworld are scored. A tagger gets all pairs of an image, up to half its number of queries,
+    related pairs first.
 
     Raises UserError: as `scan_training`.
     """
@@ -102,7 +102,7 @@ def measure_network(network: Path, recipe: TrainRecipe, shards: Path) -> dict[st
 
 @contextmanager
 def _labelled(captioner: Path | None, tagger: Path, split: str, images: int, seed: int) -> Iterator[Path]:
-    """The folder of a run that keeps every score."""
+    """A temporary run with threshold 0, which keeps all scores."""
     overrides: dict[str, Any] = {
         "source.drawn": {"images": images, "seed": seed, "split": split},
         "caption.captioner": captioner and str(captioner),
@@ -114,57 +114,57 @@ def _labelled(captioner: Path | None, tagger: Path, split: str, images: int, see
         yield Path(folder) / "run"
 
 
-def quality_rows(found: TaggerQuality) -> list[list[str]]:
-    """The figures as cells, the first row their heads."""
+def quality_rows(quality: TaggerQuality) -> list[list[str]]:
+    """Table cells; the first row is the header."""
     return [
-        ["images", "captions", "labels", "said", "precision", "recall", "AP"],
+        ["images", "captions", "labels", "predicted", "precision", "recall", "AP"],
         *(
             [row.split.removeprefix("test-"), row.captions, row.labels, f"{row.quality.at_threshold.predicted:,}"]
             + [f"{value:.1%}" for value in (row.quality.at_threshold.precision, row.quality.at_threshold.recall)]
             + [f"{row.quality.average_precision:.3f}"]
-            for row in found.rows
+            for row in quality.rows
         ),
     ]
 
 
-def predicate_rows(found: TaggerQuality) -> list[list[str]]:
-    """The figures of the first row by predicate, as cells, the first row their heads."""
-    rows = [["predicate", "relations", "precision", "wanted", "recall"]]
-    for row in sorted(found.rows[0].quality.predicates, key=lambda row: -row.quality.wanted):
+def predicate_rows(quality: TaggerQuality) -> list[list[str]]:
+    """Table cells by predicate, for the first pipeline; the first row is the header."""
+    rows = [["predicate", "predicted", "precision", "targets", "recall"]]
+    for row in sorted(quality.rows[0].quality.predicates, key=lambda row: -row.quality.targets):
         own = row.quality
-        precision, recall = (f"{v:.1%}" if n else "" for v, n in ((own.precision, own.said), (own.recall, own.wanted)))
-        rows.append([row.predicate, f"{own.said}", precision, f"{own.wanted}", recall])
+        precision = f"{own.precision:.1%}" if own.predicted else ""
+        recall = f"{own.recall:.1%}" if own.targets else ""
+        rows.append([row.predicate, f"{own.predicted}", precision, f"{own.targets}", recall])
     return rows
 
 
-def print_tagger_quality(found: TaggerQuality, console: Console) -> None:
-    for head, *body in (quality_rows(found), predicate_rows(found)):
+def print_tagger_quality(quality: TaggerQuality, console: Console) -> None:
+    for head, *body in (quality_rows(quality), predicate_rows(quality)):
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in head:
             table.add_column(name, no_wrap=True)
         for row in body:
             table.add_row(*row)
         console.print(table, "")
-    for split, value in found.given.items():
-        console.print(f"{split}: average precision where pairs are given: {value:.3f}", highlight=False)
+    for split, value in quality.given_pairs.items():
+        console.print(f"{split}: average precision on given pairs: {value:.3f}", highlight=False)
 
 
 def network_recipe(name: PackagedModel, shards: Path | None = None) -> TrainRecipe:
-    """How a packaged network is trained, on these shards."""
+    """The training recipe of a packaged network, with these shards as training data."""
     overrides = {"data.train": [{"shards": shards}]} if shards else {}
     return load_train_recipe(str(recipe_folder() / "miniworld" / f"{name}.yaml"), overrides)
 
 
 def main(
-    captioner: Annotated[Path | None, typer.Option(help="its folder; by default the packaged one")] = None,
-    tagger: Annotated[Path | None, typer.Option(help="its folder; by default the packaged one")] = None,
-    images: Annotated[int, typer.Option(min=1, help="of each split")] = 500,
+    captioner: Annotated[Path | None, typer.Option(help="folder of the captioner; default: the packaged one")] = None,
+    tagger: Annotated[Path | None, typer.Option(help="folder of the tagger; default: the packaged one")] = None,
+    images: Annotated[int, typer.Option(min=1, help="number of images per split")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Print how good labels of the drawn world are."""
+    """Print the quality of labels of the miniworld."""
     folders = captioner or packaged_model("captioner"), tagger or packaged_model("tagger")
-    found = measure_tagger(*folders, network_recipe("tagger"), images, seed)
-    print_tagger_quality(found, Console())
+    print_tagger_quality(measure_tagger(*folders, network_recipe("tagger"), images, seed), Console())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Making the miniworld's captioner: `python -m experiments.miniworld.train_captioner --out FOLDER`.
+"""Train the miniworld's captioner: `python -m experiments.miniworld.train_captioner --out FOLDER`.
 
-How the miniworld's captioner learns.
-
-With the captions' loss alone a tiny BLIP learns the things of an image but not who does what to whom. So a
-linear layer over its patches first learns what each of them shows, does and has done to it; then captions
-are learned beside it, all true ones of an image at once. The layer is left behind.
+With the caption loss alone a tiny BLIP learns the things in an image, but not who does what to whom. Therefore a linear
+layer over the patches is trained first, to predict the things in each patch, the predicates they are subject or object
+of, and their partners. Then both losses are trained together, with all captions of an image in one step. The linear
+layer is discarded.
 """
 
 from __future__ import annotations
@@ -35,79 +34,17 @@ from experiments.miniworld.captioner import (
     save_tokenizer,
     whiten_patches,
 )
-from experiments.miniworld.captioner_data import DENSE_LABELS, Lessons, draw_lessons
-from experiments.miniworld.cards import Making, write_card
+from experiments.miniworld.captioner_data import DENSE_LABELS, CaptionerData, render_captioner_data
+from experiments.miniworld.cards import TrainingCost, write_captioner_card
 from sgpipe.errors import UserError
 from sgpipe.stages.caption.blip import fuse_vision_attention
 from sgpipe.utils.config_file import load, recipe_folder
 from sgpipe.utils.console import Progress, run_command
 
-_TRAIN_IMAGES_PER_LINE, _STEPS_PER_LINE = 2000, 200
-
-
-def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> Making:
-    """Draw images, train a captioner on them, and save it in `out`.
-
-    The result depends on `config`, and in its last digits on the machine and its number of threads.
-    """
-    start = time.process_time()
-    tokenizer = save_tokenizer(out, caption_words())
-
-    def drawn(count: int) -> None:
-        if count % _TRAIN_IMAGES_PER_LINE == 0 or count == config.train_images:
-            progress.say(f"drawn {count:,} of {config.train_images:,} images")
-
-    lessons = draw_lessons(config.model, tokenizer, config.train_images, config.seed, drawn)
-    trainer = Trainer(config, tokenizer, lessons)
-    recent: deque[Losses] = deque(maxlen=_STEPS_PER_LINE)
-    for step in range(1, config.steps + 1):
-        recent.append(trainer.step())
-        if step % _STEPS_PER_LINE == 0 or step == config.steps:
-            dense, caption = (fmean(losses) for losses in zip(*recent, strict=True))
-            progress.say(
-                f"step {step:,} of {config.steps:,}: dense loss {dense:.3f}, caption loss {caption:.4f}, "
-                f"{time.process_time() - start:,.0f} CPU-seconds"
-            )
-    save_captioner(trainer.model, out)
-    return Making(time.process_time() - start, trainer.model.num_parameters())
-
-
-def make_captioner(config: CaptionerConfig, out: Path, images: int, progress: Progress) -> None:
-    """Train the captioner, measure it on so many images, print that, and write its card."""
-    making = train_captioner(config, out, progress)
-    quality = measure(str(out), images)
-    print_quality(quality, Console())
-    write_card(out, config, making, quality)
-
-
-def captioner_recipe(name: str = "captioner", overrides: Mapping[str, Any] | None = None) -> CaptionerConfig:
-    """The recipe of a packaged name or a YAML file. Raises UserError: as `recipe_file.load`."""
-    return load(CaptionerConfig, name, recipe_folder() / "miniworld", overrides or {})
-
-
-def main(
-    out: Annotated[Path, typer.Option(help="folder for the captioner")],
-    recipe: Annotated[str, typer.Option(help="a recipe of pipelines/miniworld, or a YAML file")] = "captioner",
-    steps: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's")] = None,
-    train_images: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="instead of the recipe's")] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
-    images: Annotated[int, typer.Option(min=1, help="images of the val split to measure it on")] = 500,
-) -> None:
-    """Train the captioner of the drawn world, measure it, and write its card."""
-    torch.set_num_threads(threads)
-    given: dict[str, Any] = {"steps": steps, "train_images": train_images, "seed": seed}
-    overrides = {key: value for key, value in given.items() if value is not None}
-    make_captioner(captioner_recipe(recipe, overrides), out, images, Progress(Console(stderr=True)))
-
-
-if __name__ == "__main__":
-    run_command(main)
-
-
+_IMAGES_PER_MESSAGE, _STEPS_PER_MESSAGE = 2000, 200
 _NO_TARGET = -100
-# Images whose patches are analysed before training.
-_WHITENED = 400
+# Number of images for the initial patch embedding.
+_WHITENING_IMAGES = 400
 
 
 class Losses(NamedTuple):
@@ -115,19 +52,19 @@ class Losses(NamedTuple):
     caption: float
 
 
-class Trainer:
-    """A captioner and what it is trained with. Everything random follows from the seed of `config`."""
+class CaptionerTrainer:
+    """A captioner with its optimizers and batches. All randomness derives from the seed of `config`."""
 
-    def __init__(self, config: CaptionerConfig, tokenizer: PreTrainedTokenizerBase, lessons: Lessons) -> None:
+    def __init__(self, config: CaptionerConfig, tokenizer: PreTrainedTokenizerBase, data: CaptionerData) -> None:
         torch.manual_seed(config.seed)
         self.config = config
-        self.lessons = lessons
+        self.data = data
         self.prompt = len(prompt_ids(tokenizer))
         self.model = build_captioner(config.model, tokenizer)
         fuse_vision_attention(self.model)
         self.dense = nn.Linear(config.model.vision_width, DENSE_LABELS)
         nn.init.constant_(self.dense.bias, -4.0)
-        first = torch.arange(min(len(lessons), _WHITENED))
+        first = torch.arange(min(len(data), _WHITENING_IMAGES))
         whiten_patches(self.model, self.pixels(first, torch.zeros(len(first), dtype=torch.bool)))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizers = self._optimizers()
@@ -136,13 +73,13 @@ class Trainer:
         self.step_number = 0
 
     def step(self) -> Losses:
-        """One batch: the dense loss alone at first, then with the captions'."""
+        """Train on one batch: on the dense loss alone at first, later also on the caption loss."""
         rows, flipped = next(self.batches)
         states = self.model.vision_model(pixel_values=self.pixels(rows, flipped)).last_hidden_state
         dense = dense_loss(self.dense(states[:, 1:]), self.dense_targets(rows, flipped))
         caption = states.new_zeros(())
         if self.step_number >= self.config.dense_share * self.config.steps:
-            caption = caption_loss(self.model, states, self.lessons.tokens[rows], self.prompt)
+            caption = caption_loss(self.model, states, self.data.tokens[rows], self.prompt)
         loss = caption + self.config.dense_weight * dense
         self.model.zero_grad()
         self.dense.zero_grad()
@@ -155,12 +92,12 @@ class Trainer:
         return Losses(dense.item(), caption.item())
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon (Jordan, 2024) for the matrices of the layers, AdamW for all else.
+        """Muon (Jordan, 2024) for the matrices of the layers, AdamW for all other weights.
 
         Raises UserError: this version of PyTorch has no Muon.
         """
         if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"training the captioner needs torch 2.9 or newer, this is {torch.__version__}")
+            raise UserError(f"training the captioner needs torch 2.9 or newer; this is {torch.__version__}")
         layers = [*self.model.vision_model.encoder.layers, *self.model.text_decoder.bert.encoder.layer]
         matrices = [weight for layer in layers for weight in layer.parameters() if weight.dim() == 2]
         own = {id(weight) for weight in matrices}
@@ -172,31 +109,31 @@ class Trainer:
         ]
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero."""
+        """Linear warm-up, then cosine decay to zero."""
         warmup = self.config.warmup
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.config.steps - warmup, 1)))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers of images, and which of them are mirrored; every image once before any comes again."""
+        """Indices of images, and which of them are mirrored; every image occurs once per epoch."""
         order = torch.empty(0, dtype=torch.long)
-        size = min(self.config.batch_size, len(self.lessons))
+        size = min(self.config.batch_size, len(self.data))
         while True:
             if len(order) < size:
-                order = torch.randperm(len(self.lessons), generator=self.generator)
+                order = torch.randperm(len(self.data), generator=self.generator)
             yield order[:size], torch.rand(size, generator=self.generator) < 0.5
             order = order[size:]
 
     def pixels(self, rows: Tensor, flipped: Tensor) -> Tensor:
-        pixels = self.lessons.pixels[rows].float() / 255
+        pixels = self.data.pixels[rows].float() / 255
         pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         return (pixels - mean) / std
 
     def dense_targets(self, rows: Tensor, flipped: Tensor) -> Tensor:
         grid = self.config.model.grid
-        targets = self.lessons.dense[rows].unflatten(1, (grid, grid)).float()
+        targets = self.data.dense[rows].unflatten(1, (grid, grid)).float()
         return torch.where(flipped[:, None, None, None], targets.flip(2), targets).flatten(1, 2)
 
 
@@ -206,12 +143,12 @@ def dense_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def caption_loss(model: BlipForConditionalGeneration, states: Tensor, tokens: Tensor, prompt: int) -> Tensor:
-    """Cross-entropy of all captions of all images, a mean over their tokens after the prompt.
+    """Mean cross-entropy of the tokens after the prompt, over all captions of all images.
 
     Args:
         states: [images, 1 + patches, vision width]; shared by the captions of an image.
-        tokens: [images, captions, length], see `Lessons`.
-        prompt: number of tokens, [DEC] included, that every caption starts with.
+        tokens: [images, captions, length], see `CaptionerData`.
+        prompt: number of tokens of [DEC] and the prompt, which every caption starts with.
     """
     present = tokens[:, :, 0] != 0
     image = present.nonzero()[:, 0]
@@ -225,3 +162,63 @@ def caption_loss(model: BlipForConditionalGeneration, states: Tensor, tokens: Te
     ).logits
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == 0, _NO_TARGET)[:, prompt - 1 :]
     return F.cross_entropy(logits[:, prompt - 1 :].flatten(0, 1), targets.flatten(), ignore_index=_NO_TARGET)
+
+
+def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> TrainingCost:
+    """Render images, train a captioner on them, and save it in `out`.
+
+    The result depends on `config`, and in the last digits on the machine and its number of threads.
+    """
+    start = time.process_time()
+    tokenizer = save_tokenizer(out, caption_words())
+
+    def rendered(count: int) -> None:
+        if count % _IMAGES_PER_MESSAGE == 0 or count == config.train_images:
+            progress.say(f"rendered {count:,} of {config.train_images:,} images")
+
+    data = render_captioner_data(config.model, tokenizer, config.train_images, config.seed, rendered)
+    trainer = CaptionerTrainer(config, tokenizer, data)
+    recent: deque[Losses] = deque(maxlen=_STEPS_PER_MESSAGE)
+    for step in range(1, config.steps + 1):
+        recent.append(trainer.step())
+        if step % _STEPS_PER_MESSAGE == 0 or step == config.steps:
+            dense, caption = (fmean(losses) for losses in zip(*recent, strict=True))
+            progress.say(
+                f"step {step:,} of {config.steps:,}: dense loss {dense:.3f}, caption loss {caption:.4f}, "
+                f"{time.process_time() - start:,.0f} CPU-seconds"
+            )
+    save_captioner(trainer.model, out)
+    return TrainingCost(time.process_time() - start, trainer.model.num_parameters())
+
+
+def make_captioner(config: CaptionerConfig, out: Path, images: int, progress: Progress) -> None:
+    """Train the captioner, evaluate it on `images` images, print the results, and write its card."""
+    cost = train_captioner(config, out, progress)
+    quality = measure(str(out), images)
+    print_quality(quality, Console())
+    write_captioner_card(out, config, cost, quality)
+
+
+def captioner_recipe(name: str = "captioner", overrides: Mapping[str, Any] | None = None) -> CaptionerConfig:
+    """Load a packaged recipe or a YAML file. Raises UserError: as `config_file.load`."""
+    return load(CaptionerConfig, name, recipe_folder() / "miniworld", overrides or {})
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder for the captioner")],
+    recipe: Annotated[str, typer.Option(help="a recipe of pipelines/miniworld, or a YAML file")] = "captioner",
+    steps: Annotated[int | None, typer.Option(min=1, help="overrides the recipe")] = None,
+    train_images: Annotated[int | None, typer.Option(min=1, help="overrides the recipe")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="overrides the recipe")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 1,
+    images: Annotated[int, typer.Option(min=1, help="number of evaluation images of the val split")] = 500,
+) -> None:
+    """Train the captioner of the miniworld, evaluate it, and write its card."""
+    torch.set_num_threads(threads)
+    given: dict[str, Any] = {"steps": steps, "train_images": train_images, "seed": seed}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    make_captioner(captioner_recipe(recipe, overrides), out, images, Progress(Console(stderr=True)))
+
+
+if __name__ == "__main__":
+    run_command(main)

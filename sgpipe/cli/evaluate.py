@@ -242,7 +242,7 @@ def labels(
     if own is None:
         raise UserError(f"{pred} has no ground truth of its own: give --truth")
     ground_truth = GroundTruth(own.relations, wanted or own.required, image_data or own.image_data)
-    found = label_quality(
+    quality = label_quality(
         pred,
         ground_truth,
         source=source.value,
@@ -258,7 +258,7 @@ def labels(
         "image_data": ground_truth.image_data,
     }
     settings = {name: str(path) for name, path in paths.items() if path}
-    _show(label_report(found, iou=iou, **settings), files, files.plot)
+    _show(label_report(quality, iou=iou, **settings), files, files.plot)
 
 
 def _files(predictions: Path | None, annotations: Path | None, model: ModelOptions) -> tuple[Path, Path] | None:

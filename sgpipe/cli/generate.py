@@ -97,7 +97,7 @@ def _report(summary: Summary, threshold: float, json_: bool, store: str | None) 
 
     quality = run_quality(summary.root, threshold) if store is None else {}
     if json_:
-        measured = {name: asdict(found.at_threshold) for name, found in quality.items()}
+        measured = {name: asdict(each.at_threshold) for name, each in quality.items()}
         print(json.dumps(summary.as_json() | ({"quality": measured} if measured else {}), indent=2))
         return
     screen = console.output()

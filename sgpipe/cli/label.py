@@ -116,8 +116,8 @@ def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float, scree
         screen.print(to_single_line(f"{file}: {graph.error}"), soft_wrap=True)
         return
     triplets = graph.triplets(threshold)
-    found = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')}"
-    screen.print(to_single_line(f"{file}: {found} → {drawing}"), soft_wrap=True)
+    counts = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')}"
+    screen.print(to_single_line(f"{file}: {counts} → {drawing}"), soft_wrap=True)
     for subject, predicate, object_, confidence in triplets:
         score = "" if confidence is None else f"{confidence:.2f}  "
         screen.print(f"  {score}{subject} · {predicate} · {object_}", soft_wrap=True)

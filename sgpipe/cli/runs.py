@@ -31,27 +31,27 @@ def verify(
     from sgpipe.storage.verify import verify as check
 
     with console.Progress(console.progress()).images(None, "verifying") as advance:
-        found = check(run, repair=repair, advance=advance)
+        verification = check(run, repair=repair, advance=advance)
     if json_:
-        print(json.dumps(found.as_json(), indent=2))
+        print(json.dumps(verification.as_json(), indent=2))
     else:
         screen = console.output()
-        for problem in found.problems:
+        for problem in verification.problems:
             screen.print(f"{problem.file}: {problem.problem}", soft_wrap=True)
-        screen.print(_verdict(found), soft_wrap=True)
-    if not found.ok:
+        screen.print(_verdict(verification), soft_wrap=True)
+    if not verification.ok:
         raise typer.Exit(console.EXIT_FAILED)
 
 
-def _verdict(found: Verification) -> str:
-    size = _size(found.images, found.shards)
-    running = " so far; a run is in progress" if found.at_work else ""
-    if not found.problems:
-        return f"{found.root}: {size}, no problems found{running}"
-    if found.repaired:
-        return f"{found.root}: repaired; run the command that wrote it again to regenerate what is missing"
-    problems = count(len(found.problems), "problem")
-    return f"{found.root}: {problems} in {size}{running}; --repair removes what is damaged"
+def _verdict(verification: Verification) -> str:
+    size = _size(verification.images, verification.shards)
+    running = " so far; a run is in progress" if verification.at_work else ""
+    if not verification.problems:
+        return f"{verification.root}: {size}, no problems found{running}"
+    if verification.repaired:
+        return f"{verification.root}: repaired; run the command that wrote it again to regenerate what is missing"
+    problems = count(len(verification.problems), "problem")
+    return f"{verification.root}: {problems} in {size}{running}; --repair removes what is damaged"
 
 
 def _size(images: int, shards: int) -> str:

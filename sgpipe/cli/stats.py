@@ -56,14 +56,14 @@ def stats(
             err.print(f"wrote {questions}; open it in a browser", soft_wrap=True)
             return
         ground_truth = GroundTruth(truth, None, image_data) if truth else RunFolder(run).ground_truth
-        found = audit(database, threshold, ground_truth, verdicts, precision, before)
+        report = audit(database, threshold, ground_truth, verdicts, precision, before)
         gallery = list(cards(database, shown, threshold, images)) if html else []
     if json_:
-        print_json(found)
+        print_json(report)
     else:
-        print_tables(found, console.output())
+        print_tables(report, console.output())
     if html is not None:
-        write_report(html, found, gallery, threshold)
+        write_report(html, report, gallery, threshold)
         lost = sum(card.image is None for card in gallery)
         err.print(f"wrote {html} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}", soft_wrap=True)
     if sheet is not None:

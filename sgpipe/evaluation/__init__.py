@@ -1,1 +1,1 @@
-"""Predictions made elsewhere, in the files that the field exchanges, given to the evaluators of `rlip_model`."""
+"""Evaluation: benchmarks of a model or of prediction files, and the label quality of a run."""

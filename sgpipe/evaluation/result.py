@@ -1,4 +1,4 @@
-"""What an evaluation found, on the screen, as JSON, as a table with a line per class, and as a plot."""
+"""The result of an evaluation: printed, as JSON, as CSV with one row per class, and as a precision-recall plot."""
 
 from __future__ import annotations
 
@@ -6,29 +6,35 @@ import csv
 import io
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from rlip_model.evaluation.inputs import Array
+from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
-from sgpipe.evaluation.curves import precision_recall_svg
+from sgpipe.utils.atomic import write_text
+from sgpipe.viz.link_geometry import Point
+from sgpipe.viz.svg import unit_square
 
 Rows = list[dict[str, Any]]
+
+RECALLS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """summary: the benchmark's numbers by their usual names; per_class: one row per class; notes: what to know.
+    """The result of one benchmark.
 
-    tables: further tables by their titles; counts: what was compared, and what was not.
-    curves: precision `[101]` over recall (`plot.RECALLS`) by the names of class groups.
+    summary: its measures by their usual names. per_class: one row per class. notes: remarks for the reader.
+    tables: further tables by title. counts: what was compared and what was not.
+    curves: precision `[101]` at `RECALLS`, by class group.
     """
 
     benchmark: str
@@ -49,7 +55,7 @@ class EvaluationResult:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
     def as_json(self) -> str:
-        """Everything; what is no number becomes null."""
+        """The whole result; NaN becomes null."""
         content = {
             "benchmark": self.benchmark,
             "settings": dict(self.settings),
@@ -65,7 +71,7 @@ class EvaluationResult:
         _write(path, f"{self.as_json()}\n")
 
     def write_csv(self, path: Path) -> None:
-        """The classes; what is no number is empty."""
+        """One row per class; NaN becomes an empty cell."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.per_class[0]) if self.per_class else [], lineterminator="\n")
         writer.writeheader()
@@ -73,12 +79,50 @@ class EvaluationResult:
         _write(path, text.getvalue())
 
     def write_plot(self, path: Path) -> None:
-        """Precision over recall of the class groups, as SVG."""
-        _write(path, precision_recall_svg(self.benchmark, self.curves))
+        """Precision over recall of the class groups, as SVG; the legend gives the mean precision of each."""
+        lines: list[tuple[str, str, list[Point], list[str]]] = [
+            (
+                "main",
+                f"{name}: {precision.mean():.3f}",
+                list(zip(RECALLS.tolist(), precision.tolist(), strict=True)),
+                [],
+            )
+            for name, precision in self.curves.items()
+        ]
+        _write(path, unit_square(self.benchmark, lines, "recall", "precision", (400, 400)).file())
+
+
+def precision_at(recall: Array, precision: Array) -> Array:
+    """`[101]`: the best precision at each of `RECALLS` or any larger recall; 0 where it is not reached.
+
+    Args:
+        recall, precision: `[points]`, recall rising and precision monotone.
+    """
+    reached = np.searchsorted(recall, RECALLS - 1e-9, side="left")
+    points: Array = np.append(precision, 0.0)[reached]
+    return points
+
+
+def mean_curve(curves: Iterable[Array]) -> Array:
+    """`[101]`, the unweighted mean over classes; 0 without any."""
+    return np.mean(list(curves) or [np.zeros(len(RECALLS))], axis=0)
+
+
+def class_curve(scores: ClassScores, classes: Array | None = None) -> Array:
+    """`[101]`, the mean over the given classes (None: all) that occur in the ground truth."""
+    return mean_curve(_class_curves(scores, classes))
+
+
+def _class_curves(scores: ClassScores, classes: Array | None) -> Iterator[Array]:
+    for number, targets in zip(scores.classes.tolist(), scores.targets.tolist(), strict=True):
+        if classes is None or number in classes:
+            _, correct = scores.of_class(number)
+            recall, precision = curve(correct, targets)
+            yield precision_at(recall, monotone(precision))
 
 
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
-    """One row per class; `names` are the columns that say which it is."""
+    """One row per class; `names` are the columns that identify it."""
     columns = {
         "ground_truth": scores.targets,
         "detections": scores.detections,
@@ -91,7 +135,7 @@ def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
 
 
 def _table(title: str, rows: Rows) -> Table:
-    """The columns are the first row's."""
+    """A table with the columns of the first row."""
     table = Table(title=title)
     for name, value in (rows[0] if rows else {}).items():
         table.add_column(name.replace("_", " "), justify="left" if isinstance(value, str) else "right")
@@ -118,6 +162,4 @@ def _write(path: Path, text: str) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)

@@ -1,1 +1,1 @@
-"""Exports: the shards of a run in the forms that other programs read. `sgpipe import` reads them back."""
+"""Exports: a run in formats that other programs read. `sgpipe import` reads them back."""

@@ -1,7 +1,4 @@
-"""COCO's instances and captions files, and RelTR's file of relation triplets beside them.
-
-Numbers for the classes of objects, where a form tells them by number.
-"""
+"""COCO's instances and captions files, and RelTR's file of relation triplets."""
 
 from __future__ import annotations
 
@@ -10,48 +7,48 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from sgpipe.export.rows import Labels, Members, as_number, plain, write_json
+from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
 from sgpipe.records import Box, Record
 from sgpipe.sources.coco_relations import NO_RELATION
 from sgpipe.sources.vocabulary import category_names
 
 
-def write_coco(labels: Labels, out: Path) -> None:
-    """instances_SPLIT.json and, if there are captions of images, captions_SPLIT.json; no relations."""
-    _Instances(labels, with_nothing=False).write(out, "instances_{}.json")
-    labels.left_out["relations that the form cannot hold"] += labels.census.predicates.total()
-    for split in labels.splits:
-        captions = _captions(labels, split)
+def write_coco(rows: ExportRows, out: Path) -> None:
+    """Write instances_SPLIT.json and, if the images have captions, captions_SPLIT.json; no relations."""
+    _Instances(rows, with_nothing=False).write(out, "instances_{}.json")
+    rows.left_out["relations that the format cannot hold"] += rows.census.predicates.total()
+    for split in rows.splits:
+        captions = _captions(rows, split)
         if (first := next(captions, None)) is not None:
-            images = (image for image, _ in _images(labels, split))
+            images = (image for image, _ in _images(rows, split))
             pairs = [("images", images), ("annotations", chain([first], captions))]
             write_json(out / f"captions_{split}.json", Members(pairs))
 
 
-def write_coco_relations(labels: Labels, out: Path) -> None:
-    """SPLIT.json, instances, and rel.json: triplets by split and image, whose objects count without crowds."""
-    _Instances(labels, with_nothing=True).write(out, "{}.json")
-    names = labels.manifest.run.get("labels")
-    predicates = names["relations"] if names else sorted(labels.census.predicates)
+def write_coco_relations(rows: ExportRows, out: Path) -> None:
+    """Write SPLIT.json (instances) and rel.json: triplets by split and image; their object indices skip crowds."""
+    _Instances(rows, with_nothing=True).write(out, "{}.json")
+    names = rows.manifest.run.get("labels")
+    predicates = names["relations"] if names else sorted(rows.census.predicates)
     numbers = {predicate: number for number, predicate in enumerate(predicates, 1)}
-    splits = [(split, Members(_triplets(labels, split, numbers))) for split in labels.splits]
+    splits = [(split, Members(_triplets(rows, split, numbers))) for split in rows.splits]
     write_json(out / "rel.json", Members([*splits, ("rel_categories", [NO_RELATION, *predicates])]))
 
 
 class _Instances:
-    """Instances files of all splits, with the same numbers of classes."""
+    """Instances files of all splits with the same class ids."""
 
-    def __init__(self, labels: Labels, *, with_nothing: bool) -> None:
-        """with_nothing: write what stands for the missing object of a relation, too."""
-        names = labels.manifest.run.get("labels")
-        self._labels = labels
+    def __init__(self, rows: ExportRows, *, with_nothing: bool) -> None:
+        """with_nothing: include the placeholder for the missing object of a relation."""
+        names = rows.manifest.run.get("labels")
+        self._rows = rows
         self._with_nothing = with_nothing
-        self._numbers = number_categories(labels.census.categories, names and names["objects"])
+        self._numbers = number_categories(rows.census.categories, names and names["objects"])
         self._categories = [{"id": number, "name": name} for name, number in self._numbers.items()]
 
     def write(self, out: Path, file_name: str) -> None:
-        for split in self._labels.splits:
-            images = (image for image, _ in _images(self._labels, split))
+        for split in self._rows.splits:
+            images = (image for image, _ in _images(self._rows, split))
             members = [
                 ("images", images),
                 ("annotations", self._annotations(split)),
@@ -61,7 +58,7 @@ class _Instances:
 
     def _annotations(self, split: str) -> Iterator[dict[str, Any]]:
         numbers = count(1)
-        for image, record in _images(self._labels, split, "objects"):
+        for image, record in _images(self._rows, split, "objects"):
             for box in record.objects:
                 if self._with_nothing or not box.is_nothing:
                     yield self._annotation(next(numbers), image["id"], box)
@@ -79,30 +76,30 @@ class _Instances:
         }
 
 
-def _images(labels: Labels, split: str, *columns: str) -> Iterator[tuple[dict[str, Any], Record]]:
-    """An image as COCO files list it, and its record. Where ids are no numbers, they are kept under another key."""
-    for number, record in enumerate(labels.records(split, *columns), 1):
+def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[str, Any], Record]]:
+    """COCO's entry of each image, and its record. If ids are no numbers, they go to `image_id` and `id` counts."""
+    for number, record in enumerate(rows.records(split, *columns), 1):
         image: dict[str, Any] = {"id": as_number(record.image_id)}
-        if not labels.census.numbered:
+        if not rows.census.numbered:
             image = {"id": number, "image_id": record.image_id}
         yield image | {"file_name": record.file_name, "width": record.width, "height": record.height}, record
 
 
-def _captions(labels: Labels, split: str) -> Iterator[dict[str, Any]]:
+def _captions(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
     numbers = count(1)
-    for image, record in _images(labels, split, "captions"):
+    for image, record in _images(rows, split, "captions"):
         for caption in record.captions:
             if caption.scope == "image":
                 yield {"id": next(numbers), "image_id": image["id"], "caption": caption.text}
             else:
-                labels.left_out["captions that the form cannot hold"] += 1
+                rows.left_out["captions that the format cannot hold"] += 1
 
 
-def _triplets(labels: Labels, split: str, numbers: dict[str, int]) -> Iterator[tuple[str, list[list[int]]]]:
-    for image, record in _images(labels, split, "objects", "relations"):
+def _triplets(rows: ExportRows, split: str, numbers: dict[str, int]) -> Iterator[tuple[str, list[list[int]]]]:
+    for image, record in _images(rows, split, "objects", "relations"):
         counted = (index for index, box in enumerate(record.objects) if not box.iscrowd)
-        places = {index: place for place, index in enumerate(counted)}
-        relations = labels.relations(record, places)
+        indices = {index: new for new, index in enumerate(counted)}
+        relations = rows.relations(record, indices)
         yield str(image["id"]), [[item.subject, item.object, numbers[item.predicate]] for item in relations]
 
 
@@ -110,22 +107,22 @@ _OFFICIAL = ("coco", "objects365", "open_images")
 
 
 def number_categories(seen: Collection[tuple[int, str]], names: Sequence[str] | None) -> dict[str, int]:
-    """A number for each class, also for those that no object has.
+    """An id for each class, including classes without objects.
 
-    The ids that the run has are kept where ids and names are the same thing, and no class remains without; or else
-    the ids of the dataset whose classes they are; or else classes count from 1.
+    Classes keep the ids of the run if these are unambiguous and cover all classes; otherwise they get the ids of the
+    dataset that they belong to; otherwise they count from 1.
 
     Args:
-        seen: the id and the name of every object.
-        names: all classes in their order, where the run knows them; ids of those without objects are not known.
+        seen: the id and the class name of every object.
+        names: all classes in order, if the run knows them; classes without objects have no known id.
     """
     known = {name: number for number, name in sorted(seen)}
-    wanted = list(dict.fromkeys([*(names or ()), *known]))
+    classes = list(dict.fromkeys([*(names or ()), *known]))
     if len({number for number, _ in seen}) == len(known) == len(seen):
         for ids in (known, *map(_official, _OFFICIAL)):
-            if known.items() <= ids.items() and set(wanted) <= ids.keys():
-                return {name: number for name, number in ids.items() if name in wanted}
-    return {name: number for number, name in enumerate(wanted if names else sorted(wanted), 1)}
+            if known.items() <= ids.items() and set(classes) <= ids.keys():
+                return {name: number for name, number in ids.items() if name in classes}
+    return {name: number for number, name in enumerate(classes if names else sorted(classes), 1)}
 
 
 def _official(dataset: str) -> dict[str, int]:

@@ -1,7 +1,4 @@
-"""A dataset as the Hugging Face hub shows it: Parquet files with their final names, and a card.
-
-The card of a dataset on the Hugging Face hub: what is in it, where it is from, how good it is.
-"""
+"""A run for the Hugging Face hub: Parquet files with their final names, and a dataset card."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sgpipe.evaluation.label_quality.report import LABELS, known_quality
-from sgpipe.export.rows import Labels, iter_groups
+from sgpipe.evaluation.label_quality.report import LABELS, run_quality
+from sgpipe.export.rows import ExportRows, iter_groups
 from sgpipe.images import ImageError, read_image
-from sgpipe.records import TRAINED_ON, Record, from_table
+from sgpipe.records import TRAINING_CONFIDENCE, Record, from_table
 from sgpipe.sources.hugging_face import CLASSES
 from sgpipe.stats.measures import Measures, measure_database
 from sgpipe.storage.database import open_run
@@ -29,90 +26,90 @@ from sgpipe.storage.shards import AGREEMENT, DATA, IMAGE_COLUMN, open_shard, wit
 from sgpipe.utils import __version__
 
 _ROWS_PER_GROUP = 512
-_IMAGES_PER_GROUP = 100  # as the hub's viewer wants it
+_IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
-def write_hugging_face(labels: Labels, out: Path, images: Path | None, *, embed: bool) -> None:
-    """All rows and columns, error rows too, one file for each shard.
+def write_hugging_face(rows: ExportRows, out: Path, images: Path | None, *, embed: bool) -> None:
+    """Write all rows and columns, including error rows, one file per shard.
 
     Args:
-        images: folder of the images, if they are no longer where the run found them.
-        embed: put the image files into the rows; images that are in the shards stay there anyway.
+        images: folder of the images, if they have moved since the run.
+        embed: store the image files in the rows; images that the shards hold are always kept.
 
-    Raises UserError: a shard cannot be read, or it is not known where the images are.
+    Raises UserError: a shard cannot be read, or the image folder is unknown.
     """
     (out / DATA).mkdir()
-    for split in labels.splits:
-        shards = labels.shards(split)
+    for split in rows.splits:
+        shards = rows.shards(split)
         for number, shard in enumerate(shards):
-            tables = _tables(labels, shard, images, embed=embed)
-            _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, labels)
+            tables = _tables(rows, shard, images, embed=embed)
+            _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, rows)
     written = pq.read_schema(out / DATA / f"{split}-00000-of-{len(shards):05d}.parquet")
-    write_card(labels, out, embedded=IMAGE_COLUMN in written.names)
+    write_card(rows, out, embedded=IMAGE_COLUMN in written.names)
 
 
-def _tables(labels: Labels, shard: ShardEntry, images: Path | None, *, embed: bool) -> Iterator[pa.Table]:
-    """The row groups of a shard, without relations that are not wanted, and with the images of the folder."""
-    path = labels.root / shard.file
+def _tables(rows: ExportRows, shard: ShardEntry, images: Path | None, *, embed: bool) -> Iterator[pa.Table]:
+    """The row groups of a shard without relations below the threshold, and with images if they are embedded."""
+    path = rows.root / shard.file
     with open_shard(path) as file:
         columns = file.schema_arrow.names
     absent = embed and IMAGE_COLUMN not in columns
-    folder = labels.manifest.image_folder(shard.split, images) if absent else None
+    folder = rows.manifest.image_folder(shard.split, images) if absent else None
     for table in iter_groups(path, columns):
-        table = _confident(labels, table)
+        table = _confident(rows, table)
         if folder is not None:
             records = from_table(table.select(_IMAGE))
-            table = with_images(table, [_image(labels, folder, record) for record in records])
+            table = with_images(table, [_image(rows, folder, record) for record in records])
         yield table
 
 
-def _confident(labels: Labels, table: pa.Table) -> pa.Table:
-    """Without the relations below the threshold, and what `sgpipe score` says of them."""
-    if not labels.threshold:
+def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
+    """The table without relations below the threshold and their agreement."""
+    if not rows.threshold:
         return table
-    wanted = [[labels.wants(item["confidence"]) for item in row] for row in table["relations"].to_pylist()]
-    labels.left_out["relations below the threshold"] += sum(row.count(False) for row in wanted)
+    confident = [[rows.keeps(item["confidence"]) for item in row] for row in table["relations"].to_pylist()]
+    rows.left_out["relations below the threshold"] += sum(row.count(False) for row in confident)
     for name in {"relations", AGREEMENT} & set(table.column_names):
-        rows = table[name].to_pylist()
-        kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in zip(rows, wanted, strict=True)]
+        lists = table[name].to_pylist()
+        kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in zip(lists, confident, strict=True)]
         column = table.schema.get_field_index(name)
         table = table.set_column(column, table.field(name), pa.array(kept, table.field(name).type))
     return table
 
 
-def _image(labels: Labels, images: Path, record: Record) -> bytes | None:
+def _image(rows: ExportRows, images: Path, record: Record) -> bytes | None:
     try:
         return read_image(images, record) if record.ok else None
     except ImageError:
-        labels.left_out["images that cannot be read"] += 1
+        rows.left_out["images that cannot be read"] += 1
         return None
 
 
-def _write(path: Path, tables: Iterator[pa.Table], labels: Labels) -> None:
-    """Raises UserError: the shard that the tables are of cannot be read."""
+def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows) -> None:
+    """Raises UserError: the shard behind the tables cannot be read."""
     first = next(tables)
-    schema = first.schema.with_metadata(_metadata(first.schema, labels))
-    rows = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
+    schema = first.schema.with_metadata(_metadata(first.schema, rows))
+    group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
     with path.open("xb") as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for table in (first, *tables):
-                writer.write_table(table.cast(schema), row_group_size=rows)
+                writer.write_table(table.cast(schema), row_group_size=group_size)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _metadata(schema: pa.Schema, labels: Labels) -> dict[bytes | str, bytes | str]:
-    """The shard's own, what `datasets` looks for, and the run's lists of classes."""
+def _metadata(schema: pa.Schema, rows: ExportRows) -> dict[bytes | str, bytes | str]:
+    """The metadata of the shard, a description for `datasets`, and the class lists of the run."""
     described = {
         "huggingface": json.dumps({"info": {"features": {field.name: _feature(field) for field in schema}}}),
-        CLASSES: json.dumps(labels.manifest.run.get("labels")),
+        CLASSES: json.dumps(rows.manifest.run.get("labels")),
     }
     return {**(schema.metadata or {}), **described}
 
 
 def _feature(field: pa.Field) -> Any:
-    """A column as `datasets` describes it; lists in the way that all its versions know."""
+    """The description of a column for `datasets`; lists in the notation that all its versions read."""
     return {"_type": "Image"} if field.name == IMAGE_COLUMN else _of_type(field.type)
 
 
@@ -128,34 +125,34 @@ def _of_type(kind: pa.DataType) -> Any:
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 _MOST = 10  # names in a list
 
-# By dataset: the identifier of its licence on the hub, and what is known of it.
+# By dataset: the identifier of its licence on the hub, and a sentence about it.
 _LICENCES = {
-    "coco": ("cc-by-4.0", "COCO's annotations are CC BY 4.0; its images have the licences of their owners on Flickr"),
+    "coco": ("cc-by-4.0", "COCO's annotations are CC BY 4.0; its images keep the licences of their owners on Flickr"),
     "visual_genome": ("cc-by-4.0", "Visual Genome is CC BY 4.0"),
     "open_images": ("cc-by-4.0", "Open Images' annotations are CC BY 4.0, its images are listed as CC BY 2.0"),
     "objects365": ("cc-by-4.0", "Objects365's annotations are CC BY 4.0; its images are not its own"),
-    "miniworld": ("apache-2.0", "the images and all about them were drawn by sgpipe, which is Apache-2.0"),
+    "miniworld": ("apache-2.0", "the synthetic images and their annotations come from sgpipe, which is Apache-2.0"),
 }
-_UNKNOWN = ("other", "not known to sgpipe: look it up where the data is from, before you publish this")
+_UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
 
 
-def write_card(labels: Labels, out: Path, *, embedded: bool) -> None:
-    """Write README.md; `images`: whether they are in the rows. Raises UserError: a shard cannot be read."""
-    with open_run(labels.root) as database:
+def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
+    """Write README.md; `embedded`: whether the rows hold the images. Raises UserError: a shard cannot be read."""
+    with open_run(rows.root) as database:
         measures = measure_database(database)
-    run = labels.manifest.run
+    run = rows.manifest.run
     licences = {dataset: _licence(dataset) for dataset in measures.datasets}
-    quality = known_quality(labels.root, max(TRAINED_ON, labels.threshold))
+    quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold))
     text = _template().render(
-        header=yaml.safe_dump(_header(labels, measures, {name for name, _ in licences.values()}), sort_keys=False),
+        header=yaml.safe_dump(_header(rows, measures, {name for name, _ in licences.values()}), sort_keys=False),
         name=run["name"],
         version=__version__,
         imported="import" in run.get("identity", {}),
         identity=yaml.safe_dump(run.get("identity", {}), sort_keys=False),
         licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
         measures=measures,
-        levels=[level for level in measures.thresholds if np.float32(level.threshold) > labels.threshold],
-        predicates=sorted(labels.census.predicates.items(), key=lambda item: (-item[1], item[0])),
+        levels=[level for level in measures.thresholds if np.float32(level.threshold) > rows.threshold],
+        predicates=sorted(rows.census.predicates.items(), key=lambda item: (-item[1], item[0])),
         most=_MOST,
         quality=quality[LABELS] if quality else None,
         embedded=embedded,
@@ -163,13 +160,13 @@ def write_card(labels: Labels, out: Path, *, embedded: bool) -> None:
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
-def _header(labels: Labels, measures: Measures, licences: set[str]) -> dict[str, object]:
-    """What the hub reads."""
-    files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in labels.splits]
+def _header(rows: ExportRows, measures: Measures, licences: set[str]) -> dict[str, object]:
+    """The metadata that the hub reads."""
+    files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
     size = next((name for limit, name in _SIZES.items() if measures.rows < limit), "n>10M")
     return {
         "license": licences.pop() if len(licences) == 1 else "other",
-        "pretty_name": f"{labels.manifest.run['name']} relations",
+        "pretty_name": f"{rows.manifest.run['name']} relations",
         "task_categories": ["object-detection"],
         "tags": ["scene-graph-generation", "visual-relationship-detection", "sgpipe"],
         "size_categories": [size],
@@ -182,7 +179,7 @@ def _licence(dataset: str) -> tuple[str, str]:
 
 
 def _template() -> jinja2.Template:
-    # The card is Markdown: names stand between backticks and are not escaped as HTML.
+    # The card is Markdown: names are in backticks and need no HTML escapes.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sgpipe.export", "."),
         trim_blocks=True,

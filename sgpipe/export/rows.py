@@ -1,7 +1,4 @@
-"""What an export is made of: the rows of a run, one row group in memory at a time.
-
-Writing JSON files that are too large for memory, item by item.
-"""
+"""What an export reads and writes: the rows of a run, one row group at a time, and JSON files of any size."""
 
 from __future__ import annotations
 
@@ -26,16 +23,16 @@ from sgpipe.storage.shards import open_shard
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
-class Labels:
-    """A run, and the least confidence of the relations that are wanted of it.
+class ExportRows:
+    """The rows of a run, and the least confidence of the relations to export.
 
-    `left_out` counts what an export has to leave out, by what it is; the forms add to it.
+    `left_out` counts what an export has to leave out, by kind; the formats add to it.
     """
 
     def __init__(self, root: Path, threshold: float) -> None:
-        """Raises UserError: it is no run, or an empty one."""
+        """Raises UserError: the folder is no run, or an empty one."""
         self.root = root
-        self.threshold = float(np.float32(threshold))  # as confidences are stored: 0.7 is not below 0.7
+        self.threshold = float(np.float32(threshold))  # rounded as stored confidences are, so that 0.7 is not below 0.7
         self.manifest = Manifest.load(root)
         self.left_out: Counter[str] = Counter()
         if not self.manifest.shards:
@@ -49,36 +46,36 @@ class Labels:
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def records(self, split: str, *columns: str) -> Iterator[Record]:
-        """The images of a split that are no error rows; of what is nested, only these columns are filled."""
+        """The images of a split without error rows; of the nested columns, only these are read."""
         for shard in self.shards(split):
             for table in iter_groups(self.root / shard.file, (*_IMAGE, *columns)):
                 yield from (record for record in from_table(table) if record.ok)
 
-    def wants(self, confidence: float | None) -> bool:
-        """What people annotated has no confidence, and is always wanted."""
+    def keeps(self, confidence: float | None) -> bool:
+        """Whether a relation is exported; human annotations, which have no confidence, always are."""
         return confidence is None or confidence >= self.threshold
 
-    def places(self, record: Record, usable: Sequence[bool]) -> dict[int, int]:
-        """The place of each usable object among them, by its index in the record; the others are left out."""
+    def renumber(self, record: Record, usable: Sequence[bool]) -> dict[int, int]:
+        """New indices of the usable objects by their index in the record; the others are left out."""
         kept = [index for index, good in enumerate(usable) if good]
-        self.left_out["objects that the form cannot hold"] += len(usable) - len(kept)
-        return {index: place for place, index in enumerate(kept)}
+        self.left_out["objects that the format cannot hold"] += len(usable) - len(kept)
+        return {index: new for new, index in enumerate(kept)}
 
-    def relations(self, record: Record, places: dict[int, int]) -> list[Relation]:
-        """The wanted relations between objects that have a place, which they mean by it; the others are left out."""
-        wanted = [relation for relation in record.relations if self.wants(relation.confidence)]
+    def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
+        """The relations to export, with new indices of their objects; those of other objects are left out."""
+        confident = [relation for relation in record.relations if self.keeps(relation.confidence)]
         kept = [
-            Relation(places[relation.subject], places[relation.object], relation.predicate, relation.confidence)
-            for relation in wanted
-            if relation.subject in places and relation.object in places
+            Relation(indices[relation.subject], indices[relation.object], relation.predicate, relation.confidence)
+            for relation in confident
+            if relation.subject in indices and relation.object in indices
         ]
-        self.left_out["relations below the threshold"] += len(record.relations) - len(wanted)
-        self.left_out["relations that the form cannot hold"] += len(wanted) - len(kept)
+        self.left_out["relations below the threshold"] += len(record.relations) - len(confident)
+        self.left_out["relations that the format cannot hold"] += len(confident) - len(kept)
         return kept
 
     @cached_property
     def census(self) -> Census:
-        """Which names and ids there are; read once."""
+        """The names and ids that occur; read once."""
         census = Census()
         for shard in self.manifest.shards:
             for table in iter_groups(self.root / shard.file, ("image_id", "objects", "relations", "status")):
@@ -88,12 +85,12 @@ class Labels:
 
 @dataclass
 class Census:
-    """Names and ids of a run.
+    """The names and ids that occur in a run.
 
     Attributes:
-        categories: (id, name), by how many objects have them.
-        predicates: of the wanted relations, by how many have them.
-        numbered: whether every image id is a whole number.
+        categories: number of objects by (id, name) of their class.
+        predicates: number of exported relations by predicate.
+        numbered: whether all image ids are whole numbers.
     """
 
     categories: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -106,39 +103,39 @@ class Census:
         for row in classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist():
             self.categories[row["category_id"], row["category"]] += row["count_all"]
         certain = pc.fill_null(pc.struct_field(relations, "confidence"), 1.0)
-        wanted = pc.struct_field(relations, "predicate").filter(pc.greater_equal(certain, threshold))
-        for row in pc.value_counts(wanted).to_pylist():
+        predicates = pc.struct_field(relations, "predicate").filter(pc.greater_equal(certain, threshold))
+        for row in pc.value_counts(predicates).to_pylist():
             self.predicates[row["values"]] += row["counts"]
         self.numbered &= all(isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist())
 
 
 def iter_groups(path: Path, columns: Iterable[str] = ()) -> Iterator[pa.Table]:
-    """The row groups of a shard, with these columns or all. Raises UserError: as `open_shard`."""
-    wanted = list(columns)
-    with open_shard(path, wanted or SCHEMA.names) as file:
+    """The row groups of a shard with these columns (none: all). Raises UserError: as `open_shard`."""
+    names = list(columns)
+    with open_shard(path, names or SCHEMA.names) as file:
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=wanted or None)
+            yield file.read_row_group(group, columns=names or None)
 
 
 def as_number(image_id: str) -> int | str:
-    """The whole number that an id is written as; any other id as it is."""
+    """An id as a whole number if it is one; otherwise unchanged."""
     number = int(image_id) if image_id.isascii() and image_id.isdigit() and len(image_id) < 19 else image_id
     return number if str(number) == image_id else image_id
 
 
 def plain(value: float) -> float | int:
-    """A number as files have it: 7, not 7.0."""
+    """A number as JSON files show it: 7, not 7.0."""
     return int(value) if float(value).is_integer() else value
 
 
 class Members(NamedTuple):
-    """An object of these keys and values, which are asked for when their turn comes."""
+    """A JSON object of these keys and values, which are evaluated one by one while writing."""
 
     pairs: Iterable[tuple[str, Any]]
 
 
 def write_json(path: Path, value: Members | Iterator[Any]) -> None:
-    """Write a new file and sync it to the disk. Iterators become arrays and `Members` objects, one item a line.
+    """Write a new file and sync it to disk. Iterators become arrays and `Members` objects, one item per line.
 
     Raises UserError: a number is not finite.
     """
@@ -169,4 +166,4 @@ def _text(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise UserError(f"{str(value)[:80]} holds a number that is not finite; `sgpipe verify` says where") from None
+        raise UserError(f"{str(value)[:80]} contains a number that is not finite; `sgpipe verify` says where") from None

@@ -8,17 +8,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sgpipe.export.rows import Labels, Members, as_number, plain, write_json
+from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
 from sgpipe.records import Box, Record, Relation
 
-# What RLIPv2 calls a dataset, and where it begins to count objects and relations, so that files can be joined.
+# RLIPv2's name of a dataset, and its first object and relation ids, which keep files of several datasets apart.
 _PUBLISHED = {"coco": ("coco2017", 10_000_000), "objects365": ("o365", 20_000_000)}
 _OBJECTS365 = "o365"
 
 
 @dataclass
 class _Numbers:
-    """Ids that objects and relations get one after the other."""
+    """Consecutive ids of objects and relations."""
 
     first: int
     objects: Iterator[int] = field(init=False)
@@ -28,42 +28,42 @@ class _Numbers:
         self.objects, self.relations = count(self.first), count(self.first)
 
 
-def write_visual_genome(labels: Labels, out: Path) -> None:
-    """scene_graphs_SPLIT.json and image_data_SPLIT.json; confidences are kept beside the predicates."""
+def write_visual_genome(rows: ExportRows, out: Path) -> None:
+    """scene_graphs_SPLIT.json and image_data_SPLIT.json; each relation also has its confidence."""
     numbers = _Numbers(1)
-    for split in labels.splits:
-        write_json(out / f"scene_graphs_{split}.json", _graphs(labels, split, numbers))
+    for split in rows.splits:
+        write_json(out / f"scene_graphs_{split}.json", _graphs(rows, split, numbers))
         images = (
-            {"image_id": as_number(r.image_id), "width": r.width, "height": r.height} for r in labels.records(split)
+            {"image_id": as_number(r.image_id), "width": r.width, "height": r.height} for r in rows.records(split)
         )
         write_json(out / f"image_data_{split}.json", images)
 
 
-def write_rlipv2(labels: Labels, out: Path) -> None:
-    """SPLIT.json and, of Objects365, image_id_to_filepath.json, without which its images cannot be found."""
+def write_rlipv2(rows: ExportRows, out: Path) -> None:
+    """SPLIT.json and, for Objects365, image_id_to_filepath.json, which locates its images."""
     datasets: dict[str, _Numbers] = {}
-    for split in labels.splits:
-        write_json(out / f"{split}.json", _pseudo_labels(labels, split, datasets))
+    for split in rows.splits:
+        write_json(out / f"{split}.json", _pseudo_labels(rows, split, datasets))
     if _OBJECTS365 in datasets:
-        records = (record for split in labels.splits for record in labels.records(split))
+        records = (record for split in rows.splits for record in rows.records(split))
         paths = ((r.image_id, r.file_name) for r in records if _published(r.dataset)[0] == _OBJECTS365)
         write_json(out / "image_id_to_filepath.json", Members(paths))
 
 
-def _graphs(labels: Labels, split: str, numbers: _Numbers) -> Iterator[dict[str, Any]]:
-    for record in labels.records(split, "objects", "relations"):
-        graph = _graph(labels, record, numbers)
+def _graphs(rows: ExportRows, split: str, numbers: _Numbers) -> Iterator[dict[str, Any]]:
+    for record in rows.records(split, "objects", "relations"):
+        graph = _graph(rows, record, numbers)
         for thing in graph["objects"]:
             thing["names"] = [thing["names"]]
         yield _image(record) | graph
 
 
-def _pseudo_labels(labels: Labels, split: str, datasets: dict[str, _Numbers]) -> Iterator[dict[str, Any]]:
-    for record in labels.records(split, "objects", "relations"):
+def _pseudo_labels(rows: ExportRows, split: str, datasets: dict[str, _Numbers]) -> Iterator[dict[str, Any]]:
+    for record in rows.records(split, "objects", "relations"):
         name, first = _published(record.dataset)
         numbers = datasets.setdefault(name, _Numbers(first))
         origin = {"dataset": name, "data_split": _data_split(record, name)}
-        yield _image(record) | origin | _graph(labels, record, numbers)
+        yield _image(record) | origin | _graph(rows, record, numbers)
 
 
 def _published(dataset: str) -> tuple[str, int]:
@@ -71,7 +71,7 @@ def _published(dataset: str) -> tuple[str, int]:
 
 
 def _data_split(record: Record, dataset: str) -> str:
-    """The folder of COCO's image, where the published training looks for it; else the split."""
+    """For COCO the folder of the image, where the published training looks for it; otherwise the split."""
     folder = record.file_name.rpartition("/")[0].rpartition("/")[2]
     return (folder or f"{record.split}2017") if dataset == "coco2017" else record.split
 
@@ -85,12 +85,12 @@ def _image(record: Record) -> dict[str, Any]:
     }
 
 
-def _graph(labels: Labels, record: Record, numbers: _Numbers) -> dict[str, Any]:
-    """Objects and relations of an image, without crowds."""
-    places = labels.places(record, [not box.iscrowd for box in record.objects])
-    things = [_thing(record.objects[index], next(numbers.objects)) for index in places]
-    found = labels.relations(record, places)
-    return {"objects": things, "relationships": [_relationship(r, things, next(numbers.relations)) for r in found]}
+def _graph(rows: ExportRows, record: Record, numbers: _Numbers) -> dict[str, Any]:
+    """The objects and relations of an image, without crowds."""
+    indices = rows.renumber(record, [not box.iscrowd for box in record.objects])
+    things = [_thing(record.objects[index], next(numbers.objects)) for index in indices]
+    relations = rows.relations(record, indices)
+    return {"objects": things, "relationships": [_relationship(r, things, next(numbers.relations)) for r in relations]}
 
 
 def _thing(box: Box, number: int) -> dict[str, Any]:

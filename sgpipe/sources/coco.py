@@ -1,6 +1,6 @@
-"""COCO instances and captions JSON, and the files of other datasets in that form.
+"""COCO instances and captions files, and datasets in the same format.
 
-Objects365 v2: COCO-like JSON with misspelled names, and images in patch folders.
+Objects365 v2 is one of them, with misspelled class names and with images in patch folders.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.images import image_exists
 from sgpipe.sources.detections import Detections
+from sgpipe.utils.console import count
 from sgpipe.utils.json_stream import JsonStream
 
 
@@ -26,13 +27,13 @@ def read_coco(
     """Read an instances file and, if given, a captions file.
 
     Args:
-        names: category names that replace the file's own (Objects365's have spelling errors).
+        names: category names that replace those of the file (Objects365's have spelling errors).
 
     Returns:
-        the detections, and where they came from (paths and hashes).
+        the detections, and their origin (paths and hashes).
 
     Raises:
-        UserError: a file is missing, cut short, or not of this form.
+        UserError: a file is missing, cut short, or of another format.
     """
     detections = Detections(dataset, split)
     hashes = {"annotations_sha256": _read_instances(annotations, detections)}
@@ -62,7 +63,7 @@ def _read_instances(path: Path, detections: Detections) -> str:
         )
     if seen["annotations"] and not detections.boxes:
         raise UserError(
-            f"{path} is not a COCO instances file: none of its {seen['annotations']} annotations has "
+            f"{path} is not a COCO instances file: it has {count(seen['annotations'], 'annotation')}, none with "
             "image_id, category_id and bbox [x, y, width, height]"
         )
     return stream.sha256
@@ -77,19 +78,19 @@ def _read_captions(path: Path, detections: Detections) -> str:
     if not captions:
         raise UserError(f"{path} is not a COCO captions file: no annotation has image_id and caption")
     if not detections.captions:
-        raise UserError(f"{path} has no caption for any image of the annotations: do they belong together?")
+        raise UserError(f"{path} has no caption for any annotated image: is it of another split?")
     return stream.sha256
 
 
-_PROBES = 200
+_PROBES = 200  # file names tried to choose a layout
 
 
 def locate_images(detections: Detections, root: Path) -> bool:
-    """Rewrite the file names to where the images lie below `root`; False if none of the first is found.
+    """Rewrite Objects365's file names to the layout of the images below `root`; False if no image is found.
 
     The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to
-    "patch8/objects365_v1_00420917.jpg", and mirrors to other places. The layout under which most of the
-    first names are found is taken for all; the patch folders when nothing is found.
+    "patch8/objects365_v1_00420917.jpg", and mirrors use other layouts. The layout that finds most of the first images
+    is used for all; if none finds any, the layout of the downloads.
     """
     layouts: list[Callable[[str], str]] = [_below_patch, str, _without_images, _name_only]
     sample = detections.file_names[:_PROBES]
@@ -100,7 +101,7 @@ def locate_images(detections: Detections, root: Path) -> bool:
 
 
 def _below_patch(name: str) -> str:
-    """The patch folder and the file: what follows the dataset's own prefix."""
+    """The patch folder and the file, without the prefix of the annotations."""
     parts = PurePosixPath(name).parts
     start = next((i for i, part in enumerate(parts) if part.startswith("patch")), 0)
     return "/".join(parts[start:])

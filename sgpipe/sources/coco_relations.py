@@ -1,6 +1,6 @@
-"""COCO instances with a file of relation triplets, as RelTR keeps Visual Genome and Open Images.
+"""COCO instances with RelTR's relation triplets (rel.json), or with captions only.
 
-COCO instances files whose boxes keep their order, as relations and captions that belong to them need it.
+Triplets refer to boxes by their position, so this reader, unlike `sources.coco`, keeps all boxes in file order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sgpipe.sources.annotated import (
     DatasetClasses,
     FieldError,
     ProblemCounts,
+    check_object_index,
     integer_field,
     mark_failed,
     parse_id,
@@ -32,17 +33,17 @@ from sgpipe.sources.annotated import (
 from sgpipe.sources.formats import COCO_CAPTIONS, COCO_INSTANCES, RELATION_TRIPLETS, require_format
 from sgpipe.utils.json_stream import JsonStream
 
-NO_RELATION = "__background__"  # RelTR's first relation category
+NO_RELATION = "__background__"  # the first relation category of RelTR
 
 
 @dataclass(frozen=True)
 class CocoRelations:
-    """Where the instances and the relations lie.
+    """An instances file and the relations between its boxes.
 
     Attributes:
         relations: rel.json, `{split: {image id: [[subject, object, relation], ...]}, "rel_categories": [names]}`.
-            Subject and object count the image's boxes in the order of the instances file, without crowds.
-        split: which of the relations' splits the instances belong to.
+            Subject and object are positions among the image's boxes in the order of the instances file, without crowds.
+        split: the split of `relations` that the instances belong to.
     """
 
     annotations: Path
@@ -50,7 +51,7 @@ class CocoRelations:
     split: str
 
     def source(self) -> AnnotationSource:
-        """Raises UserError: a file is missing or another than it should be."""
+        """Raises UserError: a file is missing or of another format."""
         require_format(self.annotations, COCO_INSTANCES)
         require_format(self.relations, RELATION_TRIPLETS)
         names, _ = self._triplets
@@ -64,17 +65,17 @@ class CocoRelations:
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The images in file order; those without relations, too."""
+        """The images in file order, including those without relations."""
         names, triplets = self._triplets
         instances = self._instances
         problems.update(instances.problems)
         problems["unlisted_images"] += len(triplets.keys() - instances.images.keys())
         for number in instances.images:
             record = instances.record(number, "coco_rel", self.split)
-            places = [index for index, box in enumerate(record.objects) if not box.iscrowd]
+            annotated = [index for index, box in enumerate(record.objects) if not box.iscrowd]
             try:
                 if record.ok:
-                    record.relations = _relations(triplets.get(number, []), names, places)
+                    record.relations = _relations(triplets.get(number, []), names, annotated)
             except FieldError as error:
                 mark_failed(record, str(error))
             yield record
@@ -85,41 +86,41 @@ class CocoRelations:
 
     @cached_property
     def _triplets(self) -> tuple[list[str], Mapping[str, Any]]:
-        """The relations' names, and those of the split by image id."""
+        """The predicates, and the triplets of the split by image id."""
         stream = JsonStream(self.relations)
         names = [replace_surrogates(str(item)) for key, item in stream if key == "rel_categories"]
         splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
         if self.split not in splits:
-            there = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
-            raise UserError(f"{self.relations} has no split {self.split!r}: say --split {there}")
+            choices = " or ".join(map(to_single_line, sorted(splits))) or "NAME"
+            raise UserError(f"{self.relations} has no split {self.split!r}: give --split {choices}")
         return names, splits[self.split]
 
 
-def _relations(triplets: Any, names: list[str], places: list[int]) -> list[Relation]:
-    """`places`: where the objects that the triplets count are."""
+def _relations(triplets: Any, names: list[str], annotated: list[int]) -> list[Relation]:
+    """Relations of an image; `annotated`: the indices of the objects that triplets refer to."""
     relations = []
     for triplet in triplets if isinstance(triplets, list) else [triplets]:
         subject, object_, label = parse_numbers(triplet, 3)
-        if subject not in range(len(places)) or object_ not in range(len(places)):
-            raise FieldError(f"relation {triplet} points to none of {len(places)} objects")
+        for index in (subject, object_):
+            check_object_index(index, len(annotated), f"object {index:g} of a relation")
         if label not in range(len(names)) or names[int(label)] == NO_RELATION:
-            raise FieldError(f"label {label:g} of a relation is none of the file's rel_categories")
-        relations.append(Relation(places[int(subject)], places[int(object_)], names[int(label)]))
+            raise FieldError(f"label {label:g} of a relation is not in the file's rel_categories")
+        relations.append(Relation(annotated[int(subject)], annotated[int(object_)], names[int(label)]))
     return relations
 
 
-_PER_BOX = 6
+_PER_BOX = 6  # numbers of a box in `CocoInstances.boxes`
 
 
 @dataclass
 class CocoInstances:
-    """What an instances file says.
+    """The content of an instances file, by the image ids of the file.
 
     Attributes:
-        images: file name, width and height by the id in the file; `ids`: the id of the image, where the file keeps
-            it under another key because it is no number.
-        boxes: category, x, y, width, height and whether it is a crowd, of each box of an image.
-        broken: images of which one box cannot be read, so that relations may not mean the boxes that they count.
+        images: file name, width and height.
+        ids: image ids of sgpipe, where an exported file stores them under `image_id` because they are not numbers.
+        boxes: category, x, y, width, height and the crowd flag of each box, one after the other.
+        broken: images with an unreadable box, whose relations would refer to the wrong boxes.
     """
 
     images: dict[str, tuple[str, int, int]] = field(default_factory=dict)
@@ -130,7 +131,7 @@ class CocoInstances:
     problems: ProblemCounts = field(default_factory=ProblemCounts)
 
     def record(self, number: str, dataset: str, split: str) -> Record:
-        """An image with its objects, or an error row, by its id in the file."""
+        """An image with its objects, or an error row; `number` is its id in the file."""
         record = Record(self.ids.get(number, number), dataset, split, *self.images[number])
         try:
             record.objects = list(self._objects(number))
@@ -140,12 +141,12 @@ class CocoInstances:
 
     def _objects(self, number: str) -> Iterator[Box]:
         if number in self.broken:
-            raise FieldError("one of its annotations has no usable category_id and bbox")
+            raise FieldError("one of its annotations has no valid category_id and bbox")
         values = self.boxes.get(number, array("d"))
         for start in range(0, len(values), _PER_BOX):
             category, x, y, width, height, crowd = values[start : start + _PER_BOX]
             if category not in self.names:
-                raise FieldError(f"category_id {int(category)} of an object is not among the file's categories")
+                raise FieldError(f"category_id {int(category)} of an object is not in the file's categories")
             yield Box(self.names[int(category)], int(category), (x, y, width, height), bool(crowd))
 
 
@@ -167,7 +168,7 @@ def load_coco_instances(path: Path) -> CocoInstances:
 def _add_image(instances: CocoInstances, item: Any) -> None:
     number = parse_id(required_field(item, "id"))
     if number is None:
-        raise FieldError("'id' is not an image id")
+        raise FieldError("'id' is not a number or text")
     instances.images[number] = (
         text_field(item, "file_name"),
         parse_side(item.get("width")),
@@ -188,7 +189,7 @@ def _add_category(instances: CocoInstances, item: Any) -> None:
 
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
-    """COCO's objects and captions, without relations. Raises UserError: a file is missing or another."""
+    """COCO's objects and captions, without relations. Raises UserError: a file is missing or of another format."""
     require_format(annotations, COCO_INSTANCES)
     files = {"annotations": annotations}
     if captions:
@@ -200,7 +201,7 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
 def _records(annotations: Path, captions: Path | None, split: str, problems: ProblemCounts) -> Iterator[Record]:
     instances = load_coco_instances(annotations)
     problems.update(instances.problems)
-    texts = _captions(captions, problems) if captions else {}
+    texts = _read_captions(captions, problems) if captions else {}
     problems["unlisted_images"] += len(texts.keys() - instances.images.keys())
     for number in instances.images:
         record = instances.record(number, "coco", split)
@@ -208,14 +209,14 @@ def _records(annotations: Path, captions: Path | None, split: str, problems: Pro
         yield record
 
 
-def _captions(path: Path, problems: ProblemCounts) -> dict[str, list[Caption]]:
-    """By the id in the file."""
-    found: dict[str, list[Caption]] = {}
+def _read_captions(path: Path, problems: ProblemCounts) -> dict[str, list[Caption]]:
+    """The captions by the image ids of the file."""
+    captions: dict[str, list[Caption]] = {}
     for key, item in JsonStream(path):
         if key == "annotations":
             try:
                 caption = Caption(to_single_line(text_field(item, "caption")))
-                found.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(caption)
+                captions.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(caption)
             except FieldError:
                 problems["malformed"] += 1
-    return found
+    return captions

@@ -1,7 +1,7 @@
-"""Detection annotations as columns: what a COCO-like file says, cleaned, without a Python object per box.
+"""Detection annotations as columns: a COCO-like file, cleaned, without a Python object per box.
 
-25 million boxes are held as a few flat arrays (about 50 bytes a box). Once the file has been read they are taken in the
-order of the images, clipped and filtered with numpy, and turned into Arrow records, a slice of images at a time.
+25 million boxes are held in a few flat arrays, at about 50 bytes per box. After the whole file was read, numpy sorts
+them by image, clips and filters them; they become Arrow records, a slice of images at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SLICE = 8192
 
 @dataclass
 class Problems:
-    """How many annotations were set aside or mended, by reason; shown in the summary of a run."""
+    """How many annotations were dropped or corrected, by reason; shown in the summary of a run."""
 
     crowd: int = 0
     degenerate: int = 0
@@ -60,13 +60,13 @@ class Detections:
     captions: dict[int, list[str]] = field(default_factory=dict)
     sizes: array[int] = field(default_factory=lambda: array("i"))
     box_rows: array[int] = field(default_factory=lambda: array("i"))
-    ids_ahead: dict[str, int] = field(default_factory=dict)
+    pending_ids: dict[str, int] = field(default_factory=dict)
     box_categories: array[int] = field(default_factory=lambda: array("q"))
     box_crowds: array[int] = field(default_factory=lambda: array("b"))
     boxes: array[float] = field(default_factory=lambda: array("d"))
 
     def add_image(self, item: Any) -> None:
-        """One entry of `images`; without a usable id it is malformed, without a size an error row."""
+        """Add an entry of `images`: malformed without a valid id, an error row without a file name or size."""
         image_id = parse_id(item.get("id")) if isinstance(item, dict) else None
         if image_id is None:
             self.problems.malformed += 1
@@ -78,14 +78,14 @@ class Detections:
         name = item.get("file_name")
         width, height = parse_side(item.get("width")), parse_side(item.get("height"))
         if not isinstance(name, str) or not name:
-            self.errors[row] = "source: the annotation gives no file_name"
+            self.errors[row] = "source: the annotation has no file_name"
         elif not width or not height:
-            self.errors[row] = "source: the annotation gives no usable width and height"
+            self.errors[row] = "source: the annotation has no valid width and height"
         self.file_names.append(replace_surrogates(name) if isinstance(name, str) else "")
         self.sizes.extend((width, height))
 
     def add_box(self, item: Any) -> None:
-        """One entry of `annotations`; what cannot be understood is counted as malformed."""
+        """Add an entry of `annotations`; an unreadable one is counted as malformed."""
         try:
             image_id, category, bbox = parse_id(item["image_id"]), parse_integer(item["category_id"]), item["bbox"]
             if image_id is None or not isinstance(bbox, list):
@@ -96,15 +96,15 @@ class Detections:
             self.problems.malformed += 1
             return
         row = self.position.get(image_id)
-        if row is None:  # the file may list its annotations before its images: a provisional row, below zero
-            row = -1 - self.ids_ahead.setdefault(image_id, len(self.ids_ahead))
+        if row is None:  # the file may list annotations before images: use a provisional row below zero
+            row = -1 - self.pending_ids.setdefault(image_id, len(self.pending_ids))
         self.box_rows.append(row)
         self.box_categories.append(category)
         self.box_crowds.append(crowd)
         self.boxes.extend((x, y, width, height))
 
     def add_category(self, item: Any) -> None:
-        """One entry of `categories`."""
+        """Add an entry of `categories`."""
         try:
             category, name = parse_integer(item["id"]), to_single_line(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -116,7 +116,7 @@ class Detections:
             self.problems.malformed += 1
 
     def add_caption(self, item: Any) -> None:
-        """One entry of a COCO captions file; captions of images not listed are left out."""
+        """Add an entry of a COCO captions file; captions of unlisted images are ignored."""
         try:
             row, text = self.position.get(parse_id(item["image_id"]) or ""), item["caption"]
         except (KeyError, TypeError):
@@ -128,24 +128,24 @@ class Detections:
             self.captions.setdefault(row, []).append(cleaned)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The records in file order as tables of at most 8,192 rows; call once, when all is read."""
-        order, rows = self._order()
+        """The records in file order, in tables of at most 8,192 rows. Call it once, after everything was added."""
+        order, rows = self._sorted_by_image()
         starts = np.searchsorted(rows, np.arange(len(self.file_names) + 1))
         ids = list(self.position)
         sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
         for start in range(0, len(ids), _SLICE):
             part = slice(start, min(start + _SLICE, len(ids)))
             these = slice(starts[part.start], starts[part.stop])
-            own = self._clean(self._boxes(order[these], rows[these]))
+            own = self._cleaned(self._boxes(order[these], rows[these]))
             offsets = np.searchsorted(own.image, np.arange(part.start, part.stop + 1))
             yield self._table(range(part.start, part.stop), ids[part], sizes[part], self._objects(own, offsets))
 
-    def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the boxes of known images and categories are, by image, and whose they are."""
+    def _sorted_by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of the boxes of known images and categories, sorted by image, and the image row of each."""
         rows = np.array(self.box_rows)
-        ahead = np.flatnonzero(rows < 0)
-        found = np.array([self.position.get(image_id, -1) for image_id in self.ids_ahead], np.int64)
-        rows[ahead] = found[-1 - rows[ahead]]
+        pending = np.flatnonzero(rows < 0)
+        listed = np.array([self.position.get(image_id, -1) for image_id in self.pending_ids], np.int64)
+        rows[pending] = listed[-1 - rows[pending]]
         known = np.isin(self.box_categories, np.fromiter(self.categories, np.int64, len(self.categories)))
         self.problems.unknown_image = int((rows < 0).sum())
         self.problems.unknown_category = int((~known & (rows >= 0)).sum())
@@ -157,18 +157,18 @@ class Detections:
         categories, crowds = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which]
         return _Boxes(rows, categories, crowds.astype(bool), np.asarray(self.boxes).reshape(-1, 4)[which])
 
-    def _clean(self, boxes: _Boxes) -> _Boxes:
-        """Clipped, without degenerate boxes and duplicates."""
+    def _cleaned(self, boxes: _Boxes) -> _Boxes:
+        """The boxes, clipped, without degenerate ones and duplicates."""
         with np.errstate(over="ignore", invalid="ignore"):
-            boxes = self._distinct(self._clip(boxes))
+            boxes = self._distinct(self._clipped(boxes))
         self.problems.crowd += int(boxes.crowd.sum())
         return boxes
 
-    def _clip(self, boxes: _Boxes) -> _Boxes:
-        """Cut boxes at the image's edge; boxes without area inside the image (or not finite) are dropped."""
+    def _clipped(self, boxes: _Boxes) -> _Boxes:
+        """The boxes, clipped to their image, without those that have no area inside it or are not finite."""
         sizes = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
         clipped = clip_xywh(boxes.xywh, sizes)
-        # Images that are error rows have no size to clip against; that is not the boxes' fault.
+        # An image that is an error row has no size to clip to: its boxes are not degenerate.
         sized = (sizes > 0).all(1)
         self.problems.unsized_image += int((~sized).sum())
         self.problems.degenerate += int((~clipped.inside & sized).sum())
@@ -176,7 +176,7 @@ class Detections:
         return _Boxes(boxes.image, boxes.category, boxes.crowd, clipped.xywh).take(np.flatnonzero(clipped.inside))
 
     def _distinct(self, boxes: _Boxes) -> _Boxes:
-        """Drop boxes equal to an earlier one of the same image and category to a hundredth of a pixel."""
+        """The boxes without those that equal an earlier one of their image and category, to a hundredth of a pixel."""
         if not len(boxes.image):
             return boxes
         cents = np.round(boxes.xywh * 100).astype(np.int64)
@@ -206,7 +206,7 @@ class Detections:
         )
 
     def _objects(self, boxes: _Boxes, offsets: np.ndarray) -> pa.Array:
-        """One list of objects per image: `boxes[offsets[i] : offsets[i + 1]]`."""
+        """A list of objects per image: `boxes[offsets[i] : offsets[i + 1]]`."""
         struct = SCHEMA.field("objects").type.value_type
         fields = [
             pa.array([self.categories[category] for category in boxes.category.tolist()], pa.string()),
@@ -234,7 +234,7 @@ class _Boxes:
 
 
 def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]) -> None:
-    """Write the source index of a split; `meta` is kept with it, with categories and problem counts added.
+    """Write the source index of a split, with `meta`, the categories and the problem counts.
 
     Raises UserError: the annotation file lists no images.
     """
@@ -246,6 +246,6 @@ def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]
         lambda: {
             **meta,
             "categories": list(detections.categories.values()),
-            "problems": asdict(detections.problems),  # complete only when all tables are made
+            "problems": asdict(detections.problems),  # complete only after the last table
         },
     )

@@ -1,6 +1,6 @@
-"""Which of the published annotation files a file is, told by its first items, so that a wrong one is named.
+"""Detecting the format of an annotation file by its first items, so that a wrong file is refused by its name.
 
-The name of a split, where nobody gives one.
+Also the default name of a split, which follows from the file name.
 """
 
 from __future__ import annotations
@@ -15,49 +15,47 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.utils.json_stream import JsonStream
 
-_ITEMS_LOOKED_AT = 20
-_TAIL = 4096
+_ITEMS_EXAMINED = 20
+_TAIL = 4096  # bytes read at both ends of a file
 
 
 @dataclass(frozen=True)
 class AnnotationFormat:
-    """A kind of annotation file: what it is called, and what reads it."""
+    """A known annotation format; `hint` says what to do with such a file."""
 
     name: str
-    use: str
+    hint: str
 
 
-HICO_HOIA = AnnotationFormat("HICO-DET in HOIA form (trainval_hico.json)", "use `sgpipe import hico`")
-HICO_PAIRS = AnnotationFormat("HICO-DET in the form of instances_train2015.json", "use `sgpipe import hico`")
-VCOCO_HOIA = AnnotationFormat("V-COCO in HOIA form (trainval_vcoco.json)", "use `sgpipe import vcoco`")
-VCOCO_PAIRS = AnnotationFormat("V-COCO in the form of instances_vcoco_train.json", "use `sgpipe import vcoco`")
-HOIA = AnnotationFormat("human-object interactions in HOIA form", "use `sgpipe import hico` or `vcoco`")
+HICO_HOIA = AnnotationFormat("HICO-DET in HOIA format (trainval_hico.json)", "use `sgpipe import hico`")
+HICO_PAIRS = AnnotationFormat("HICO-DET as box pairs (instances_train2015.json)", "use `sgpipe import hico`")
+VCOCO_HOIA = AnnotationFormat("V-COCO in HOIA format (trainval_vcoco.json)", "use `sgpipe import vcoco`")
+VCOCO_PAIRS = AnnotationFormat("V-COCO as box pairs (instances_vcoco_train.json)", "use `sgpipe import vcoco`")
+HOIA = AnnotationFormat("human-object interactions in HOIA format", "use `sgpipe import hico` or `vcoco`")
 OPEN_IMAGES = AnnotationFormat("Open Images relations (OI_SGG_train_finetuning.json)", "use `sgpipe import openimages`")
 OPEN_IMAGES_VRD = AnnotationFormat("Open Images relations (vrd-train-anno.json)", "use `sgpipe import openimages`")
-SCENE_GRAPHS = AnnotationFormat("scene graphs in Visual Genome form (scene_graphs.json)", "use `sgpipe import vg`")
+SCENE_GRAPHS = AnnotationFormat("scene graphs in Visual Genome format (scene_graphs.json)", "use `sgpipe import vg`")
 RELATIONSHIPS = AnnotationFormat("Visual Genome's relationships.json", "use `sgpipe import vg`")
-PSEUDO_LABELS = AnnotationFormat("pseudo-labels in RLIPv2 form", "use `sgpipe import rlipv2`")
+PSEUDO_LABELS = AnnotationFormat("pseudo-labels in RLIPv2 format", "use `sgpipe import rlipv2`")
 RELATION_TRIPLETS = AnnotationFormat(
-    "relation triplets in RelTR form (rel.json)", "give it to `sgpipe import coco-rel --relations`"
+    "relation triplets in RelTR format (rel.json)", "give it to `sgpipe import coco-rel --relations`"
 )
 COCO_INSTANCES = AnnotationFormat(
     "a COCO instances file",
     "it has no relations: use `sgpipe generate coco`, or `sgpipe import coco-rel` with a rel.json",
 )
 COCO_CAPTIONS = AnnotationFormat("a COCO captions file", "it has no boxes: give it to `sgpipe generate --captions`")
-VSRL = AnnotationFormat(
-    "V-COCO as published, without boxes", "use it in HOIA form, or in that of instances_vcoco_train.json"
-)
+VSRL = AnnotationFormat("V-COCO as published, without boxes", "use its HOIA format or instances_vcoco_train.json")
 VG_OBJECTS = AnnotationFormat(
     "Visual Genome's objects.json", "it has no relations: use scene_graphs.json or relationships.json"
 )
 VG_ATTRIBUTES = AnnotationFormat("Visual Genome's attributes.json", "it has no relations: use scene_graphs.json")
 VG_IMAGES = AnnotationFormat("Visual Genome's image_data.json", "give it to `sgpipe import vg --image-data`")
 
-# In the array called so ("": the file is the array) the items have these keys; the first rule that fits decides.
+# A file has a format if an item of the named array ("": the file is an array) has all these keys; the first match wins.
 _RULES: tuple[tuple[str, frozenset[str], AnnotationFormat], ...] = tuple(
-    (array, frozenset(keys.split()), form)
-    for array, keys, form in (
+    (array, frozenset(keys.split()), file_format)
+    for array, keys, file_format in (
         ("", "annotations hoi_annotation", HOIA),
         ("", "annotations rel_annotations", OPEN_IMAGES),
         ("", "bbox det_labels rel", OPEN_IMAGES_VRD),
@@ -81,55 +79,57 @@ _RULES: tuple[tuple[str, frozenset[str], AnnotationFormat], ...] = tuple(
 
 
 def require_format(path: Path, *accepted: AnnotationFormat) -> AnnotationFormat:
-    """The form of a file, which must be one of those accepted.
+    """The format of a file, which must be one of those accepted.
 
     Raises:
-        UserError: it is missing, cut short, not JSON, or something else; the message says what, if that is known.
+        UserError: it is missing, cut short, not JSON, or of another format, which the message names if it is known.
     """
-    form = detect_format(path)
-    if form in accepted:
-        return form
-    expected = " or ".join(form.name for form in accepted if form is not HOIA)
-    if form is None:
-        raise UserError(f"{path} is not {expected}: no item of it looks like that")
-    raise UserError(f"{path} is {form.name}, not {expected}; {form.use}")
+    file_format = detect_format(path)
+    if file_format in accepted:
+        return file_format
+    expected = " or ".join(option.name for option in accepted if option is not HOIA)
+    if file_format is None:
+        raise UserError(f"{path} is not {expected}: none of its items has the keys of that format")
+    raise UserError(f"{path} is {file_format.name}, not {expected}; {file_format.hint}")
 
 
 def detect_format(path: Path) -> AnnotationFormat | None:
-    """The form of a file by its first items; None: it is none that is known.
+    """The format of a file by its first items, or None if it is unknown.
 
-    Raises UserError: it is missing, cut short, or not JSON.
+    Raises UserError: the file is missing, cut short, or not JSON.
     """
-    _check_end(path)
+    _check_ends(path)
     stream, seen = JsonStream(path), Counter[str]()
     for array, item in stream:
         seen[array] += 1
         if array == "rel_categories":
             return RELATION_TRIPLETS
-        if seen[array] <= _ITEMS_LOOKED_AT and (form := _form_of(array, item)):
-            return form
-        if array == "" and seen[array] > _ITEMS_LOOKED_AT:
+        if seen[array] <= _ITEMS_EXAMINED and (file_format := _format_of_item(array, item)):
+            return file_format
+        if array == "" and seen[array] > _ITEMS_EXAMINED:
             return None
     return None
 
 
-def _form_of(array: str, item: Any) -> AnnotationFormat | None:
+def _format_of_item(array: str, item: Any) -> AnnotationFormat | None:
     if not isinstance(item, dict):
         return None
-    form = next((form for name, keys, form in _RULES if name == array and keys <= item.keys()), None)
-    # Only exports of ours have ids beside the names; theirs may be of any dataset.
-    return _by_file_name(str(item.get("file_name"))) if form is HOIA and "image_id" not in item else form
+    file_format = next((match for name, keys, match in _RULES if name == array and keys <= item.keys()), None)
+    # Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
+    if file_format is HOIA and "image_id" not in item:
+        return _hoia_format_by_name(str(item.get("file_name")))
+    return file_format
 
 
-def _by_file_name(name: str) -> AnnotationFormat:
-    """HICO-DET and V-COCO number their verbs differently, but nothing else in the file tells them apart."""
-    if name.startswith("HICO_"):
+def _hoia_format_by_name(file_name: str) -> AnnotationFormat:
+    """HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart."""
+    if file_name.startswith("HICO_"):
         return HICO_HOIA
-    return VCOCO_HOIA if name.startswith("COCO_") else HOIA
+    return VCOCO_HOIA if file_name.startswith("COCO_") else HOIA
 
 
-def _check_end(path: Path) -> None:
-    """Notice a file cut short before anything is made of its first half. A missing file is left to the reader."""
+def _check_ends(path: Path) -> None:
+    """Refuse a file that is cut short before its first half is used. A missing file is left to the reader."""
     try:
         with path.open("rb") as file:
             head = file.read(_TAIL).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -138,10 +138,12 @@ def _check_end(path: Path) -> None:
     except OSError:
         return
     if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
-        raise UserError(f"{path} is not a JSON array or object, or is cut short: it is not all inside [ ] or {{ }}")
+        raise UserError(
+            f"{path} is not a JSON array or object, or is cut short: it does not begin and end with [ ] or {{ }}"
+        )
 
 
 def guess_split(annotations: Path) -> str:
-    """The split an annotation file is named after ("instances_val2017.json" → "val"); "train" if it is not."""
+    """The split in the name of an annotation file ("instances_val2017.json" → "val"), or "train" if there is none."""
     names = re.findall(r"(?<![a-z])(?:train|val|test)(?![a-z])", annotations.stem.lower())
     return names[-1] if names else "train"

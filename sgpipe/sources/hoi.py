@@ -1,6 +1,7 @@
-"""HICO-DET and V-COCO in HOIA form, as QPIC, RLIP and others use them: boxes, and relations between their indices.
+"""HICO-DET and V-COCO, in the two formats in which they are published.
 
-HICO-DET and V-COCO as lists of box pairs (instances_train2015.json, instances_vcoco_train.json).
+HOIA format, which QPIC, RLIP and others use: the boxes of an image, and relations between their indices.
+Box pairs (instances_train2015.json, instances_vcoco_train.json): parallel lists of human box, object box and names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sgpipe.sources.annotated import (
     DatasetClasses,
     FieldError,
     ProblemCounts,
+    check_object_index,
     image_id_from_name,
     integer_field,
     list_field,
@@ -33,16 +35,16 @@ from sgpipe.sources.formats import HICO_HOIA, HICO_PAIRS, HOIA, VCOCO_HOIA, VCOC
 from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
 from sgpipe.utils.json_stream import JsonStream
 
-_NOTHING = -1  # the index of the object that a relation does not have, and the category_id of such an object
+_NOTHING = -1  # object_id of a relation without an object, and category_id of the box that stands for it
 
 
 @dataclass(frozen=True)
 class HoiaSchema:
-    """What the numbers of a HOIA file mean.
+    """How a dataset's HOIA files are to be read.
 
     Attributes:
-        key: what the list of relations is called.
-        objects, relations: names by category_id.
+        key: the key of the list of relations.
+        objects, relations: class names and predicates by category_id.
         objectless: whether a relation may have no object.
     """
 
@@ -53,7 +55,7 @@ class HoiaSchema:
 
     @property
     def classes(self) -> DatasetClasses:
-        """All names, in order, and with them that of the missing object."""
+        """All names in order, including the name of the missing object."""
         nothing = (NO_OBJECT,) if self.objectless else ()
         return DatasetClasses((*self.objects.values(), *nothing), tuple(self.relations.values()))
 
@@ -63,9 +65,9 @@ VCOCO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("vco
 
 
 def hico_source(annotations: Path, split: str) -> AnnotationSource:
-    """HICO-DET, in HOIA form or in that of instances_train2015.json. Raises UserError: the file is another."""
-    form = require_format(annotations, HICO_HOIA, HICO_PAIRS, HOIA)
-    if form is HICO_PAIRS:
+    """HICO-DET in HOIA format or as box pairs. Raises UserError: the file is of another format."""
+    file_format = require_format(annotations, HICO_HOIA, HICO_PAIRS, HOIA)
+    if file_format is HICO_PAIRS:
         read = partial(read_hico_pairs, annotations, split)
     else:
         read = partial(read_hoia, annotations, HICO, "hico", split)
@@ -73,9 +75,9 @@ def hico_source(annotations: Path, split: str) -> AnnotationSource:
 
 
 def vcoco_source(annotations: Path, split: str) -> AnnotationSource:
-    """V-COCO, in HOIA form or in that of instances_vcoco_train.json. Raises UserError: the file is another."""
-    form = require_format(annotations, VCOCO_HOIA, VCOCO_PAIRS, HOIA)
-    if form is VCOCO_PAIRS:
+    """V-COCO in HOIA format or as box pairs. Raises UserError: the file is of another format."""
+    file_format = require_format(annotations, VCOCO_HOIA, VCOCO_PAIRS, HOIA)
+    if file_format is VCOCO_PAIRS:
         read = partial(read_vcoco_pairs, annotations, split)
     else:
         read = partial(read_hoia, annotations, VCOCO, "vcoco", split)
@@ -83,9 +85,9 @@ def vcoco_source(annotations: Path, split: str) -> AnnotationSource:
 
 
 def read_hoia(
-    annotations: Path, numbering: HoiaSchema, dataset: str, split: str, problems: ProblemCounts
+    annotations: Path, schema: HoiaSchema, dataset: str, split: str, problems: ProblemCounts
 ) -> Iterator[Record]:
-    """The images of a HOIA file. One whose indices or boxes are out of order is an error row, as none can be trusted.
+    """The images of a HOIA file. One with an invalid index or box is an error row: none of its indices can be trusted.
 
     Raises UserError: the file is missing, cut short or not JSON.
     """
@@ -98,8 +100,8 @@ def read_hoia(
         number = parse_id(item.get("image_id")) or image_id_from_name(name)
         record = Record(number, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
         try:
-            record.objects = [_box(entry, numbering.objects) for entry in list_field(item, "annotations")]
-            record.relations = _relations(list_field(item, numbering.key), record, numbering)
+            record.objects = [_box(entry, schema.objects) for entry in list_field(item, "annotations")]
+            record.relations = _relations(list_field(item, schema.key), record, schema)
         except FieldError as error:
             mark_failed(record, str(error))
         yield record
@@ -108,36 +110,35 @@ def read_hoia(
 def _box(entry: Any, names: Mapping[int, str]) -> Box:
     category = integer_field(entry, "category_id")
     if category not in names:
-        raise FieldError(f"category_id {category} of an object is none of the dataset's")
+        raise FieldError(f"category_id {category} of an object is not a category of the dataset")
     return Box(names[category], category, xyxy_to_xywh(required_field(entry, "bbox")))
 
 
-def _relations(entries: list[Any], record: Record, numbering: HoiaSchema) -> list[Relation]:
-    """The relations; what they do not have is added to the record's objects."""
+def _relations(entries: list[Any], record: Record, schema: HoiaSchema) -> list[Relation]:
+    """The relations of an image; a box that stands for missing objects is added to the record if needed."""
     annotated = len(record.objects)
     relations = []
     for entry in entries:
         subject, object_, verb = (integer_field(entry, key) for key in ("subject_id", "object_id", "category_id"))
-        if verb not in numbering.relations:
-            raise FieldError(f"category_id {verb} of a relation is none of the dataset's")
-        if object_ == _NOTHING and numbering.objectless:
+        if verb not in schema.relations:
+            raise FieldError(f"category_id {verb} of a relation is not a category of the dataset")
+        if object_ == _NOTHING and schema.objectless:
             if len(record.objects) == annotated:
                 record.objects.append(Box(NO_OBJECT, _NOTHING, (0.0, 0.0, 0.0, 0.0)))
             object_ = annotated
-        elif not 0 <= object_ < annotated:
-            raise FieldError(f"object_id {object_} of a relation points to none of {annotated} objects")
-        if not 0 <= subject < annotated:
-            raise FieldError(f"subject_id {subject} of a relation points to none of {annotated} objects")
-        relations.append(Relation(subject, object_, numbering.relations[verb]))
+        else:
+            check_object_index(object_, annotated, f"object_id {object_} of a relation")
+        check_object_index(subject, annotated, f"subject_id {subject} of a relation")
+        relations.append(Relation(subject, object_, schema.relations[verb]))
     return relations
 
 
-_NONE = "background"  # V-COCO's file lists it first
+_BACKGROUND = "background"  # the first object name in V-COCO's file
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """What the parallel lists of an image are called, and the names that their numbers stand for."""
+class _PairLists:
+    """The keys of an image's parallel lists, and the names that their indices refer to."""
 
     objects: str
     relations: str
@@ -146,98 +147,98 @@ class _Columns:
 
 
 def read_hico_pairs(annotations: Path, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """The images of a file in the form of instances_train2015.json.
+    """The images of HICO-DET's instances_train2015.json, or a file of the same format.
 
-    Raises UserError: the file is missing, not JSON, or its lists and names are not HICO-DET's.
+    Raises UserError: the file is missing, not JSON, or its names are not HICO-DET's.
     """
-    arrays = _arrays(annotations)
+    arrays = _load_arrays(annotations)
     images, names, sizes = (arrays.get(key, []) for key in ("annotation", "filenames", "size"))
     if not len(images) == len(names) == len(sizes):
-        raise UserError(f"{annotations}: 'annotation', 'filenames' and 'size' differ in length: it is damaged")
-    columns = _Columns(
-        "object", "verb", _objects(annotations, arrays), _pair_relations(annotations, arrays, "verbs", "hico")
+        raise UserError(f"{annotations}: 'annotation', 'filenames' and 'size' differ in length; the file is damaged")
+    lists = _PairLists(
+        "object", "verb", _object_names(annotations, arrays), _relation_names(annotations, arrays, "verbs", "hico")
     )
     for image, name, size in zip(images, names, sizes, strict=True):
         width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
         name = replace_surrogates(str(name))
         record = Record(image_id_from_name(name), "hico", split, name, parse_side(width), parse_side(height))
-        yield _with_pairs(record, image, columns)
+        yield _add_pairs(record, image, lists)
 
 
 def read_vcoco_pairs(annotations: Path, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """The images of a file in the form of instances_vcoco_train.json, which gives no sizes.
+    """The images of V-COCO's instances_vcoco_train.json, or a file of the same format, which has no image sizes.
 
     Raises UserError: the file is missing, not JSON, or its names are not V-COCO's.
     """
-    arrays = _arrays(annotations)
-    verbs = _pair_relations(annotations, arrays, "classes", "vcoco")
-    columns = _Columns("objects", "actions", _objects(annotations, arrays), verbs)
+    arrays = _load_arrays(annotations)
+    verbs = _relation_names(annotations, arrays, "classes", "vcoco")
+    lists = _PairLists("objects", "actions", _object_names(annotations, arrays), verbs)
     for image in arrays.get("annotations", []):
         try:
             name = text_field(image, "file_name")
         except FieldError:
             problems["malformed"] += 1
             continue
-        yield _with_pairs(Record(image_id_from_name(name), "vcoco", split, name, 0, 0), image, columns)
+        yield _add_pairs(Record(image_id_from_name(name), "vcoco", split, name, 0, 0), image, lists)
 
 
-def _arrays(path: Path) -> dict[str, list[Any]]:
+def _load_arrays(path: Path) -> dict[str, list[Any]]:
     arrays: dict[str, list[Any]] = {}
     for key, item in JsonStream(path):
         arrays.setdefault(key, []).append(item)
     return arrays
 
 
-def _objects(path: Path, arrays: Mapping[str, list[Any]]) -> list[str]:
-    """The file's object names, worded as COCO does."""
+def _object_names(path: Path, arrays: Mapping[str, list[Any]]) -> list[str]:
+    """The file's object names in COCO's spelling."""
     names = [str(name).replace("_", " ") for name in arrays.get("objects", [])]
     if not names:
-        raise UserError(_missing(path, "objects"))
-    if unknown := [name for name in names if name not in (_NONE, *category_names("coco").values())]:
-        raise UserError(f"{path}: its list 'objects' holds {unknown[0]!r}, which is no class of COCO")
+        raise UserError(_missing_list(path, "objects"))
+    if unknown := [name for name in names if name not in (_BACKGROUND, *category_names("coco").values())]:
+        raise UserError(f"{path}: its list 'objects' contains {unknown[0]!r}, which is not a class of COCO")
     return names
 
 
-def _pair_relations(path: Path, arrays: Mapping[str, list[Any]], key: str, dataset: str) -> list[str]:
-    """The file's relation names, worded as sgpipe does."""
+def _relation_names(path: Path, arrays: Mapping[str, list[Any]], key: str, dataset: str) -> list[str]:
+    """The file's relation names in sgpipe's spelling."""
     ours, names = official_relation_names(dataset), [str(name).replace(" ", "_") for name in arrays.get(key, [])]
     if not names:
-        raise UserError(_missing(path, key))
+        raise UserError(_missing_list(path, key))
     if unknown := [name for name in names if name not in ours]:
-        raise UserError(f"{path}: its list {key!r} holds {unknown[0]!r}, which is no relation of the dataset")
+        raise UserError(f"{path}: its list {key!r} contains {unknown[0]!r}, which is not a relation of the dataset")
     return [ours[name] for name in names]
 
 
-def _missing(path: Path, key: str) -> str:
-    return f"{path} has no list {key!r} of names: it is damaged or of another version"
+def _missing_list(path: Path, key: str) -> str:
+    return f"{path} has no list {key!r}: the file is damaged or of another version"
 
 
-def _with_pairs(record: Record, image: Any, columns: _Columns) -> Record:
-    """The record with its pairs of boxes; boxes of one class that are equal become one object."""
+def _add_pairs(record: Record, image: Any, lists: _PairLists) -> Record:
+    """Add the box pairs of an image to its record; equal boxes of one class become one object."""
     ids = {name: number for number, name in category_names("coco").items()}
-    places: dict[tuple[Any, ...], int] = {}
+    indices: dict[tuple[Any, ...], int] = {}
 
-    def place(name: str, bbox: Any) -> int:
+    def add_box(name: str, bbox: Any) -> int:
         box = Box(name, ids[name], xyxy_to_xywh(bbox))
-        index = places.setdefault((name, *box.bbox), len(record.objects))
+        index = indices.setdefault((name, *box.bbox), len(record.objects))
         if index == len(record.objects):
             record.objects.append(box)
         return index
 
     try:
-        lists = [required_field(image, key) for key in ("boxes_h", "boxes_o", columns.objects, columns.relations)]
-        for human, thing, category, verb in zip(*lists, strict=True):
-            name = _pick(columns.object_names, category, columns.objects)
-            ends = place("person", human), place(name, thing)
-            record.relations.append(Relation(*ends, _pick(columns.relation_names, verb, columns.relations)))
+        values = [required_field(image, key) for key in ("boxes_h", "boxes_o", lists.objects, lists.relations)]
+        for human, thing, category, verb in zip(*values, strict=True):
+            name = _name_at(lists.object_names, category, lists.objects)
+            ends = add_box("person", human), add_box(name, thing)
+            record.relations.append(Relation(*ends, _name_at(lists.relation_names, verb, lists.relations)))
     except FieldError as error:
         return mark_failed(record, str(error))
     except (TypeError, ValueError):
-        return mark_failed(record, "its lists of pairs differ in length")
+        return mark_failed(record, "the lists of pairs differ in length")
     return record
 
 
-def _pick(names: Sequence[str], index: Any, key: str) -> str:
-    if not isinstance(index, int) or not 0 <= index < len(names) or names[index] == _NONE:
-        raise FieldError(f"{key!r} holds {index!r}, which stands for none of its names")
+def _name_at(names: Sequence[str], index: Any, key: str) -> str:
+    if not isinstance(index, int) or not 0 <= index < len(names) or names[index] == _BACKGROUND:
+        raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
     return names[index]

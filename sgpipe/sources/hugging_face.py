@@ -1,4 +1,4 @@
-"""Datasets that `sgpipe export --to hf` wrote, or people made of them: Parquet files of our columns."""
+"""Datasets written by `sgpipe export --to hf`, or derived from one: Parquet files with sgpipe's columns."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCo
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, open_shard, read_row_group
 from sgpipe.storage.verify import row_faults
 
-CLASSES = "sgpipe.classes"  # in the metadata of files: the closed lists of classes, or null
+CLASSES = "sgpipe.classes"  # key of the file metadata: the closed class lists, or null
 
 _FILE = re.compile(r"(?P<split>\w+)-\d+-of-\d+\.parquet")
 
 
 @dataclass
 class HuggingFace:
-    """A folder with data/SPLIT-00000-of-00001.parquet and so on.
+    """A folder with files named data/SPLIT-00000-of-00001.parquet.
 
-    `split`: which one; None: the only one there is.
+    Attributes:
+        split: the split to read; None: the only one.
     """
 
     folder: Path
     split: str | None = None
-    _places: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
+    _locations: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
     _group: tuple[tuple[Path, int], Sequence[Any]] | None = None
 
     def source(self) -> AnnotationSource:
-        """Raises UserError: there are no such files, several splits, or files are not of our columns."""
+        """Raises UserError: the folder has no such files or several splits, or the files have other columns."""
         split, files = self._files()
         with open_shard(files[0], SCHEMA.names) as file:
             schema = file.schema_arrow
@@ -56,12 +57,12 @@ class HuggingFace:
             if name := _FILE.fullmatch(path.name):
                 splits.setdefault(name["split"], []).append(path)
         if not splits:
-            raise UserError(f"{self.folder} has no {DATA}/SPLIT-00000-of-00001.parquet: it is no exported dataset")
+            raise UserError(f"{self.folder} has no {DATA}/SPLIT-00000-of-00001.parquet: it is not an exported dataset")
         if self.split is None and len(splits) > 1:
-            raise UserError(f"{self.folder} has several splits: say --split {' or '.join(splits)}")
+            raise UserError(f"{self.folder} has several splits: give --split {' or '.join(splits)}")
         split = self.split or next(iter(splits))
         if split not in splits:
-            raise UserError(f"{self.folder} has no split {split!r}: say --split {' or '.join(splits)}")
+            raise UserError(f"{self.folder} has no split {split!r}: give --split {' or '.join(splits)}")
         return split, splits[split]
 
     def _records(self, split: str, files: Sequence[Path], problems: ProblemCounts) -> Iterator[Record]:
@@ -72,12 +73,12 @@ class HuggingFace:
                     for fault in row_faults(table, split):
                         raise UserError(f"{file}: {fault}")
                     for row, record in enumerate(from_table(table)):
-                        self._places[record.image_id] = file, group, row
+                        self._locations[record.image_id] = file, group, row
                         yield record
 
     def _image(self, record: Record) -> bytes | None:
-        """The image's file; row groups are read again, as a run of 512 records with images is large."""
-        file, group, row = self._places[record.image_id]
+        """The image file of a record. Images of a row group are read only now, as 512 records with images are large."""
+        file, group, row = self._locations[record.image_id]
         if self._group is None or self._group[0] != (file, group):
             table: pa.Table = read_row_group(file, group, [IMAGE_COLUMN])
             self._group = (file, group), table[IMAGE_COLUMN]

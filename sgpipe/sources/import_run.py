@@ -1,4 +1,4 @@
-"""`sgpipe import`: human annotations become the same shards that `sgpipe generate` makes, resumably."""
+"""`sgpipe import`: human annotations become the same shards that `sgpipe generate` writes; it can be resumed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import file_sha256
 
 ROWS_PER_SHARD = 512
-_PROBLEM = "problem."  # how the counts of a shard name its problems
+_PROBLEM = "problem."  # prefix of the problem counts of a shard
 
 
 @dataclass
-class _Unit:
-    """Consecutive records of the source, and the problems met while they were read."""
+class _ImportUnit:
+    """Consecutive records of the source, and the problems found while reading them."""
 
     start: int
     stop: int
@@ -43,17 +43,17 @@ def import_annotations(
     limit: int | None = None,
     retry_failed: bool = False,
 ) -> Summary:
-    """Write the annotated images into `out`, going on where an earlier import of the same stopped.
+    """Write the annotated images into `out`, and resume if an earlier import of the same files was interrupted.
 
     Args:
-        images: folder that the file names are relative to. Images are only opened to embed them, or where
-            their size is not annotated.
-        embed: keep the image files in the shards. Those that the source holds are kept anyway.
-        limit: only so many images, the first ones.
-        retry_failed: do shards with error rows again.
+        images: folder that the file names are relative to. Images are opened only to embed them, or if their size is
+            not annotated.
+        embed: store the image files in the shards. Those that the source itself contains are always stored.
+        limit: import only the first `limit` images.
+        retry_failed: import shards with error rows again.
 
     Raises:
-        UserError: something is wrong with the files or the folder; what was committed stays.
+        UserError: a file or folder cannot be used; committed shards remain.
     """
     if not images.is_dir():
         raise UserError(f"image folder not found: {images}")
@@ -66,29 +66,29 @@ def import_annotations(
     with folder.lock():
         manifest = _open_manifest(source, images, folder, embed, progress)
         folder.sweep(manifest)
-        _describe(source, folder, manifest)
-        wanted = _Wanted(folder, manifest, retry_failed)
-        units, read = _units(source, wanted, limit), 0
+        _write_readme(source, folder, manifest)
+        schedule = _Schedule(folder, manifest, retry_failed)
+        units, read = _read_units(source, schedule, limit), 0
         with progress.images(None, "importing") as advance:
             for unit in units:
                 read += len(unit.records)
-                if wanted.wants(unit.start):
-                    shard = _write(unit, source, images, folder.root, embed, wanted.revision(unit.start))
-                    wanted.commit(shard)
+                if schedule.needs(unit.start):
+                    shard = _write(unit, source, images, folder.root, embed, schedule.revision(unit.start))
+                    schedule.commit(shard)
                     advance(shard.rows, shard.counts)
         folder.sweep(manifest)
-        _describe(source, folder, manifest)
+        _write_readme(source, folder, manifest)
     if not read:
-        raise UserError(f"{source.files['annotations']} holds no image that can be imported")
+        raise UserError(f"{source.files['annotations']} contains no image that can be imported")
     return _summarise(manifest, read)
 
 
 def _open_manifest(
     source: AnnotationSource, images: Path, folder: RunFolder, embed: bool, progress: Progress
 ) -> Manifest:
-    """The folder's manifest, if it is of this very import; a new one in an empty folder."""
+    """The folder's manifest, if it belongs to this import; a new one if the folder is empty."""
     progress.say(f"reading {source.files['annotations']}")
-    now = {
+    identity = {
         "sgpipe": __version__,
         "import": source.dataset,
         "split": source.split,
@@ -99,7 +99,7 @@ def _open_manifest(
     classes = source.classes
     run = {
         "name": source.dataset,
-        "identity": now,
+        "identity": identity,
         "images": {source.split: str(images.resolve())},
         "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
     }
@@ -113,25 +113,25 @@ def _sha256(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-class _Wanted:
-    """Which ranges of rows are to be written: those without a shard, and the shards to be made again."""
+class _Schedule:
+    """The ranges of rows to write: those without a shard, and those whose shard is lost or to be retried."""
 
     def __init__(self, folder: RunFolder, manifest: Manifest, retry_failed: bool) -> None:
         self.folder = folder
         self.manifest = manifest
         self._shards = {shard.start: shard for shard in manifest.shards}
-        again = folder.lost(manifest)
-        again += [shard for shard in manifest.shards if retry_failed and shard.counts.get("errors")]
-        self._again = {shard.start for shard in again}
+        repeat = folder.lost(manifest)
+        repeat += [shard for shard in manifest.shards if retry_failed and shard.counts.get("errors")]
+        self._repeat = {shard.start for shard in repeat}
 
     def stop(self, start: int) -> int:
-        """Where the range that begins at row `start` ends."""
+        """The end of the range that begins at row `start`."""
         if start in self._shards:
             return self._shards[start].stop
         return min([start + ROWS_PER_SHARD, *(other for other in self._shards if other > start)])
 
-    def wants(self, start: int) -> bool:
-        return start not in self._shards or start in self._again
+    def needs(self, start: int) -> bool:
+        return start not in self._shards or start in self._repeat
 
     def revision(self, start: int) -> int:
         return revision_of(self._shards[start].file) + 1 if start in self._shards else 0
@@ -142,15 +142,15 @@ class _Wanted:
             (self.folder.root / superseded.file).unlink(missing_ok=True)
 
 
-def _units(source: AnnotationSource, wanted: _Wanted, limit: int | None) -> Iterator[_Unit]:
-    """All records of the source in ranges, each with the problems since the one before."""
+def _read_units(source: AnnotationSource, schedule: _Schedule, limit: int | None) -> Iterator[_ImportUnit]:
+    """All records of the source in units, each with the problems found since the previous one."""
     problems: ProblemCounts = Counter()
     seen: ProblemCounts = Counter()
-    unit = _Unit(0, wanted.stop(0))
-    for record in _first(_distinct(source.read(problems), problems), limit):
+    unit = _ImportUnit(0, schedule.stop(0))
+    for record in _take(_distinct(source.read(problems), problems), limit):
         if unit.start + len(unit.records) == unit.stop:
             yield unit
-            unit = _Unit(unit.stop, wanted.stop(unit.stop))
+            unit = _ImportUnit(unit.stop, schedule.stop(unit.stop))
         unit.records.append(record)
         unit.problems += problems - seen
         seen = problems.copy()
@@ -160,7 +160,7 @@ def _units(source: AnnotationSource, wanted: _Wanted, limit: int | None) -> Iter
 
 
 def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Record]:
-    """Of records with one image id the first."""
+    """The records without those that repeat an image id."""
     seen = set()
     for record in records:
         if record.image_id in seen:
@@ -170,16 +170,18 @@ def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Re
             yield record
 
 
-def _first(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
-    """The first `limit` records; what follows them is not even looked at."""
+def _take(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
+    """The first `limit` records; the source is not read any further."""
     for number, record in enumerate(records, 1):
         yield record
         if number == limit:
             return
 
 
-def _write(unit: _Unit, source: AnnotationSource, images: Path, root: Path, embed: bool, revision: int) -> ShardEntry:
-    contents = [_finish(record, source, images, embed, unit.problems) for record in unit.records]
+def _write(
+    unit: _ImportUnit, source: AnnotationSource, images: Path, root: Path, embed: bool, revision: int
+) -> ShardEntry:
+    contents = [_complete(record, source, images, embed, unit.problems) for record in unit.records]
     stop = unit.start + len(unit.records)
     name = shard_name(source.split, unit.start, stop, revision)
     shard = write_shard(root, name, source.split, unit.start, unit.records, {}, contents if embed else None)
@@ -187,10 +189,10 @@ def _write(unit: _Unit, source: AnnotationSource, images: Path, root: Path, embe
     return shard
 
 
-def _finish(
+def _complete(
     record: Record, source: AnnotationSource, images: Path, embed: bool, problems: ProblemCounts
 ) -> bytes | None:
-    """Give the record its size, clip its boxes, and read its image if it is to be embedded."""
+    """Set the size of the record, clip its boxes, and return its image file if it is to be embedded."""
     image = None
     try:
         if record.ok and not (record.width and record.height):
@@ -204,8 +206,8 @@ def _finish(
     return image
 
 
-def _describe(source: AnnotationSource, folder: RunFolder, manifest: Manifest) -> None:
-    origin = f"Imported from {source.files['annotations'].name}; relations by people have no confidence."
+def _write_readme(source: AnnotationSource, folder: RunFolder, manifest: Manifest) -> None:
+    origin = f"Imported from {source.files['annotations'].name}; human-annotated relations have no confidence."
     folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
 
 

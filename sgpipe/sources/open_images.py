@@ -1,4 +1,4 @@
-"""Open Images V6 scene graphs: in RLIPv2's form (HOIA with `rel_annotations`) or as vrd-train-anno.json."""
+"""Open Images V6 scene graphs: in RLIPv2's format (HOIA with `rel_annotations`) or as vrd-train-anno.json."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sgpipe.sources.annotated import (
     DatasetClasses,
     FieldError,
     ProblemCounts,
+    check_object_index,
     mark_failed,
     parse_numbers,
     parse_side,
@@ -28,16 +29,16 @@ from sgpipe.sources.hoi import HoiaSchema, read_hoia
 from sgpipe.sources.vocabulary import category_names, relation_names
 from sgpipe.utils.json_stream import JsonStream
 
-_NUMBERING = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
+_SCHEMA = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 
 
 @dataclass(frozen=True)
 class OpenImages:
-    """Where Open Images' relations lie.
+    """The relations of a split of Open Images.
 
     Attributes:
-        categories: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`: the classes that
-            are used. Without it all 601 are. The annotations count all 601, whatever is used.
+        categories: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`: the classes to keep;
+            None: all 601. The ids of the annotations always refer to all 601.
     """
 
     annotations: Path
@@ -45,7 +46,7 @@ class OpenImages:
     categories: Path | None = None
 
     def source(self) -> AnnotationSource:
-        """Raises UserError: a file is missing or another than it should be."""
+        """Raises UserError: a file is missing or of another format."""
         require_format(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD)
         files = {"annotations": self.annotations, "categories": self.categories}
         return AnnotationSource(
@@ -57,18 +58,18 @@ class OpenImages:
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The images in file order, with the objects whose classes are used."""
-        used = self._classes()
+        """The images in file order, with the objects of the classes to keep."""
+        classes = self._classes()
         for record in self._read(problems):
-            boxes = [box if box.category in used.objects else None for box in record.objects]
-            if unused := boxes.count(None):
-                problems["unknown_category"] += unused
+            boxes = [box if box.category in classes.objects else None for box in record.objects]
+            if dropped := boxes.count(None):
+                problems["unknown_category"] += dropped
             replace_objects(record, boxes, problems)
             yield record
 
     def _read(self, problems: ProblemCounts) -> Iterator[Record]:
         if require_format(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD) is OPEN_IMAGES:
-            yield from read_hoia(self.annotations, _NUMBERING, "open_images", self.split, problems)
+            yield from read_hoia(self.annotations, _SCHEMA, "open_images", self.split, problems)
             return
         for _, item in JsonStream(self.annotations):
             record = _vrd_record(item, self.split)
@@ -78,7 +79,7 @@ class OpenImages:
                 yield record
 
     def _classes(self) -> DatasetClasses:
-        everything = _NUMBERING.classes
+        everything = _SCHEMA.classes
         if self.categories is None:
             return everything
         try:
@@ -96,7 +97,7 @@ class OpenImages:
 
 
 def _vrd_record(item: Any, split: str) -> Record | None:
-    """An image with parallel lists of boxes and labels; None: it has no name."""
+    """An image given as parallel lists of boxes and labels; None if it has no name."""
     try:
         name = text_field(item, "img_fn")
     except FieldError:
@@ -106,19 +107,19 @@ def _vrd_record(item: Any, split: str) -> Record | None:
         width, height = parse_numbers(required_field(item, "img_size"), 2)
         record.width, record.height = parse_side(width), parse_side(height)
         pairs = zip(required_field(item, "bbox"), required_field(item, "det_labels"), strict=True)
-        record.objects = [Box(_NUMBERING.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
+        record.objects = [Box(_SCHEMA.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
         record.relations = [_vrd_relation(entry, len(record.objects)) for entry in required_field(item, "rel")]
     except FieldError as error:
         return mark_failed(record, str(error))
     except (TypeError, ValueError, KeyError):
-        return mark_failed(record, "its labels are not one of the 601 classes for each box")
+        return mark_failed(record, "the labels are not one of the 601 classes per box")
     return record
 
 
 def _vrd_relation(entry: Any, objects: int) -> Relation:
     subject, object_, label = parse_numbers(entry, 3)
-    if subject not in range(objects) or object_ not in range(objects):
-        raise FieldError(f"relation {entry} points to none of {objects} objects")
-    if label not in _NUMBERING.relations:
-        raise FieldError(f"label {label} of a relation is none of the dataset's")
-    return Relation(int(subject), int(object_), _NUMBERING.relations[int(label)])
+    for index in (subject, object_):
+        check_object_index(index, objects, f"object {index:g} of a relation")
+    if label not in _SCHEMA.relations:
+        raise FieldError(f"label {label:g} of a relation is not a relation of the dataset")
+    return Relation(int(subject), int(object_), _SCHEMA.relations[int(label)])

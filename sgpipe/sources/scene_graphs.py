@@ -1,6 +1,6 @@
-"""Scene graphs in Visual Genome's forms: relations that name their objects by id, or carry them inside.
+"""Scene graphs in Visual Genome's format, and RLIPv2's pseudo-labels of COCO and Objects365, which extend it.
 
-Relations in RLIPv2's own form: what its R-Tagger made of COCO and Objects365, with confidences.
+A relation refers to its objects by id, or contains them. Pseudo-labels have confidences.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from sgpipe.sources.annotated import (
 from sgpipe.sources.formats import PSEUDO_LABELS, SCENE_GRAPHS, require_format
 from sgpipe.utils.json_stream import JsonStream
 
-_UNNUMBERED = 0  # the category_id of a class that its dataset knows by name only
+_NO_CATEGORY_ID = 0  # category_id of classes that have only a name
 
 
 def iter_graphs(path: Path) -> Iterator[Any]:
-    """The items of a file of scene graphs; a file that is a single one yields it.
+    """The scene graphs of a file, which may also consist of a single one.
 
-    Raises UserError: it is missing, cut short or not JSON.
+    Raises UserError: the file is missing, cut short or not JSON.
     """
     stream, single = JsonStream(path), dict[str, Any]()
     for array, item in stream:
@@ -49,9 +49,9 @@ def iter_graphs(path: Path) -> Iterator[Any]:
 
 
 def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -> Record | None:
-    """One scene graph as a record, names and predicates as they stand there; None: it has no image id.
+    """A scene graph as a record, with unchanged names and predicates; None if it has no image id.
 
-    What cannot be understood is counted: objects and relations as malformed, relations of unknown objects.
+    Unreadable objects and relations are counted as malformed, relations of unlisted objects as unknown_object.
     """
     image_id = parse_id(item.get("image_id")) if isinstance(item, Mapping) else None
     if image_id is None:
@@ -60,17 +60,17 @@ def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -
     name = replace_surrogates(str(item.get("file_name") or f"{image_id}.jpg"))
     record = Record(image_id, dataset, split, name, parse_side(item.get("width")), parse_side(item.get("height")))
     relationships = _items(item, "relationships", problems)
-    inside = (end for entry in relationships for end in _ends(entry))
-    places: dict[int, int] = {}
-    for thing in (*_items(item, "objects", problems), *inside):
-        _add_object(record, places, thing, problems)
+    inline = (end for entry in relationships for end in _inline_objects(entry))
+    indices: dict[int, int] = {}
+    for thing in (*_items(item, "objects", problems), *inline):
+        _add_object(record, indices, thing, problems)
     for entry in relationships:
-        _add_relation(record, places, entry, problems)
+        _add_relation(record, indices, entry, problems)
     return record
 
 
 def drop_nameless(record: Record, problems: ProblemCounts) -> None:
-    """Without relations whose predicate is blank and objects whose name is."""
+    """Drop relations with a blank predicate and objects with a blank name."""
     named = [relation for relation in record.relations if relation.predicate.strip()]
     if nameless := len(record.relations) - len(named):
         problems["nameless"] += nameless
@@ -89,51 +89,51 @@ def _items(item: Mapping[str, Any], key: str, problems: ProblemCounts) -> list[A
     return []
 
 
-def _ends(entry: Any) -> Iterator[Any]:
-    """The objects inside a relation."""
+def _inline_objects(entry: Any) -> Iterator[Any]:
+    """The objects that a relation contains."""
     if isinstance(entry, Mapping):
         yield from (entry[end] for end in ("subject", "object") if isinstance(entry.get(end), Mapping))
 
 
-def _add_object(record: Record, places: dict[int, int], thing: Any, problems: ProblemCounts) -> None:
+def _add_object(record: Record, indices: dict[int, int], thing: Any, problems: ProblemCounts) -> None:
     try:
         number = integer_field(thing, "object_id")
         x, y, width, height = parse_numbers([required_field(thing, key) for key in "xywh"], 4)
-        box = Box(_name(thing), _UNNUMBERED, (x, y, width, height))
+        box = Box(_name(thing), _NO_CATEGORY_ID, (x, y, width, height))
     except FieldError:
         problems["malformed"] += 1
         return
-    if number in places:  # the last of several counts, as in RLIPv2's preprocessing
-        record.objects[places[number]] = box
+    if number in indices:  # the last object of an id counts, as in RLIPv2's preprocessing
+        record.objects[indices[number]] = box
     else:
-        places[number] = len(record.objects)
+        indices[number] = len(record.objects)
         record.objects.append(box)
 
 
 def _name(thing: Any) -> str:
-    """The first name; objects have a list of `names`, one text in it, or a `name`. Raises FieldError."""
+    """The name of an object, from `name`, `names`, or the first of a list of `names`. Raises FieldError."""
     if "name" in thing:
         return text_field(thing, "name")
     names = required_field(thing, "names")
     return text_field({"names": names[0]} if isinstance(names, list) and names else thing, "names")
 
 
-def _add_relation(record: Record, places: dict[int, int], entry: Any, problems: ProblemCounts) -> None:
+def _add_relation(record: Record, indices: dict[int, int], entry: Any, problems: ProblemCounts) -> None:
     try:
         predicate, confidence = text_field(entry, "predicate"), _confidence(entry)
-        ends = [_end(entry, end) for end in ("subject", "object")]
+        ends = [_object_id(entry, end) for end in ("subject", "object")]
     except FieldError:
         problems["malformed"] += 1
         return
-    if all(end in places for end in ends):
-        record.relations.append(Relation(places[ends[0]], places[ends[1]], predicate, confidence))
+    if all(end in indices for end in ends):
+        record.relations.append(Relation(indices[ends[0]], indices[ends[1]], predicate, confidence))
     else:
         problems["unknown_object"] += 1
 
 
-def _end(entry: Any, end: str) -> int:
-    inside = entry.get(end)
-    return integer_field(inside, "object_id") if isinstance(inside, Mapping) else integer_field(entry, f"{end}_id")
+def _object_id(entry: Any, end: str) -> int:
+    inline = entry.get(end)
+    return integer_field(inline, "object_id") if isinstance(inline, Mapping) else integer_field(entry, f"{end}_id")
 
 
 def _confidence(entry: Mapping[str, Any]) -> float | None:
@@ -148,10 +148,10 @@ def _confidence(entry: Mapping[str, Any]) -> float | None:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Where pseudo-labels lie.
+    """A file of pseudo-labels.
 
     Attributes:
-        image_paths: Objects365's image_id_to_filepath.json; its images cannot be found by their ids.
+        image_paths: Objects365's image_id_to_filepath.json, required for its images: their ids do not give file names.
     """
 
     annotations: Path
@@ -160,7 +160,7 @@ class PseudoLabels:
     image_paths: Path | None = None
 
     def source(self) -> AnnotationSource:
-        """Raises UserError: a file is missing or another than it should be."""
+        """Raises UserError: a file is missing or of another format."""
         require_format(self.annotations, PSEUDO_LABELS, SCENE_GRAPHS)
         files = {"annotations": self.annotations, "image_paths": self.image_paths}
         return AnnotationSource(
@@ -171,7 +171,7 @@ class PseudoLabels:
         )
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The images in file order, their relations as they stand there."""
+        """The images in file order, with unchanged relations."""
         paths = _image_paths(self.image_paths)
         for item in iter_graphs(self.annotations):
             dataset = replace_surrogates(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
@@ -182,14 +182,14 @@ class PseudoLabels:
             yield self._located(record, item, paths)
 
     def _located(self, record: Record, item: Mapping[str, Any], paths: Mapping[str, Any]) -> Record:
-        """The record with the name of its image, which follows from its dataset."""
+        """The record with the file name of its image, which depends on the dataset."""
         if "file_name" in item:
             return record
         if record.dataset in ("o365", "objects365"):
             if not paths:
                 raise UserError(
-                    f"{self.annotations}: image {record.image_id} is of Objects365, whose file names do not follow "
-                    "from ids: give --image-paths image_id_to_filepath.json"
+                    f"{self.annotations}: image {record.image_id} is of Objects365, whose image ids do not give file "
+                    "names: give --image-paths image_id_to_filepath.json"
                 )
             if record.image_id not in paths:
                 return mark_failed(record, f"{self.image_paths} has no path for the image")
@@ -201,10 +201,10 @@ class PseudoLabels:
 
 
 def _image_paths(path: Path | None) -> Mapping[str, Any]:
-    """Raises UserError: the file is missing or not of the form {image id: path}."""
+    """Raises UserError: the file is missing or not an object {image id: path}."""
     if path is None:
         return {}
     stream = JsonStream(path)
     if any(True for _ in stream) or not all(isinstance(name, str) for name in stream.scalars.values()):
-        raise UserError(f"{path} is not an image_id_to_filepath.json: expected an object of image ids and paths")
+        raise UserError(f"{path} is not an image_id_to_filepath.json: expected an object {{image id: path}}")
     return stream.scalars

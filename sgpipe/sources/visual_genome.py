@@ -1,9 +1,8 @@
-"""Visual Genome: scene_graphs.json or relationships.json, and files of their form.
+"""Visual Genome (scene_graphs.json or relationships.json), with the preprocessing of RLIPv2.
 
-RLIPv2's preprocessing of Visual Genome: each fact about an image once, at most a hundred of them.
-
-Visual Genome's annotators saw one region at a time, so the same man wears the same shirt several times, as
-different boxes and in different words. What counts as the same follows the published preprocessing "v1".
+Visual Genome's annotators saw one region at a time, so one fact about an image may be annotated several times, with
+different boxes and words. As in the published preprocessing "v1", repeated and redundant relations are removed, and an
+image keeps at most a hundred relations.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from sgpipe.sources.formats import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, requi
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
 from sgpipe.utils.json_stream import JsonStream
 
-_FOLDERS = ("VG_100K", "VG_100K_2")  # what the images of the two downloads unpack to
+_FOLDERS = ("VG_100K", "VG_100K_2")  # folders of the two downloads of images
 
 
 @dataclass(frozen=True)
 class VisualGenome:
-    """Where Visual Genome lies, and whether its redundant relations are removed.
+    """A file of Visual Genome's annotations, and whether its redundant relations are removed.
 
     Attributes:
-        image_data: image_data.json, which gives the images' sizes; without it, their files do.
-        object_aliases, predicate_aliases: tables of words that mean the same, one group a line.
+        image_data: image_data.json with the image sizes; None: the sizes come from the images themselves.
+        object_aliases, predicate_aliases: files of words with the same meaning, one group per line.
     """
 
     annotations: Path
@@ -41,10 +40,10 @@ class VisualGenome:
     preprocess: bool = True
 
     def source(self) -> AnnotationSource:
-        """Raises UserError: a file is missing or another than it should be."""
+        """Raises UserError: a file is missing or of another format, or aliases are given without preprocessing."""
         aliases = (self.object_aliases, self.predicate_aliases)
         if any(aliases) and not self.preprocess:
-            raise UserError("aliases only matter to the preprocessing: leave out --no-preprocess or the alias files")
+            raise UserError("aliases are used only by the preprocessing: omit --no-preprocess or the alias files")
         require_format(self.annotations, SCENE_GRAPHS, RELATIONSHIPS)
         if self.image_data:
             require_format(self.image_data, VG_IMAGES)
@@ -93,22 +92,22 @@ def _sizes(image_data: Path | None) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-MAX_RELATIONS = 100  # as many as RLIPv2 has pairs of queries
-_SAME_BOX = 0.7
+MAX_RELATIONS = 100  # the number of query pairs of RLIPv2
+_SAME_BOX_IOU = 0.7
 
 
 @dataclass(frozen=True)
 class AliasTables:
-    """Words that mean the same, mapped to one of them."""
+    """Words with the same meaning, mapped to one of them."""
 
     objects: Mapping[str, str] = field(default_factory=dict)
     predicates: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_aliases(path: Path | None) -> dict[str, str]:
-    """Read a table of aliases: lines of words that mean the same, with commas between; no file, no aliases.
+    """Read a table of aliases: lines of words with the same meaning, separated by commas. Without a file it is empty.
 
-    Raises UserError: it cannot be read, or no line has a comma.
+    Raises UserError: the file cannot be read, or no line has a comma.
     """
     if path is None:
         return {}
@@ -117,18 +116,18 @@ def load_aliases(path: Path | None) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"alias file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"alias file {path} is not a text file") from None
+        raise UserError(f"alias file {path} is not a text file (it is not valid UTF-8)") from None
     groups = [line.strip().split(",") for line in lines]
     if not any(len(group) > 1 for group in groups):
-        raise UserError(f"alias file {path}: expected lines such as 'tree,trees', found none with a comma")
+        raise UserError(f"alias file {path}: expected lines such as 'tree,trees', found no comma")
     return {word: group[0] for group in groups for word in group}
 
 
 def remove_redundant(record: Record, aliases: AliasTables, problems: ProblemCounts) -> None:
-    """Lower case; without repeated and redundant relations; the first `MAX_RELATIONS` of what is left.
+    """Convert names to lower case, remove repeated and redundant relations, and keep the first `MAX_RELATIONS`.
 
-    A relation is repeated if an earlier one is the same, and redundant if an earlier one has the same predicate,
-    class of subject and class of object but for aliases, and both boxes pixel_iou by an IoU of 0.7.
+    A relation is repeated if an earlier one equals it. It is redundant if an earlier one has the same predicate,
+    subject class and object class, taking aliases as equal, and an IoU of at least 0.7 with it for both boxes.
     """
     for box in record.objects:
         box.category = box.category.lower()
@@ -136,7 +135,7 @@ def remove_redundant(record: Record, aliases: AliasTables, problems: ProblemCoun
         relation.predicate = relation.predicate.lower()
     relations = _distinct(record.relations)
     problems["repeated_relations"] += len(record.relations) - len(relations)
-    record.relations = _irredundant(record, relations, aliases)
+    record.relations = _without_redundant(record, relations, aliases)
     problems["redundant_relations"] += len(relations) - len(record.relations)
     problems["relations_beyond_100"] += max(0, len(record.relations) - MAX_RELATIONS)
     record.relations = record.relations[:MAX_RELATIONS]
@@ -149,9 +148,9 @@ def _distinct(relations: list[Relation]) -> list[Relation]:
     return list(first.values())
 
 
-def _irredundant(record: Record, relations: list[Relation], aliases: AliasTables) -> list[Relation]:
+def _without_redundant(record: Record, relations: list[Relation], aliases: AliasTables) -> list[Relation]:
     kept: list[Relation] = []
-    alike: dict[tuple[str, str, str], list[Relation]] = {}
+    by_meaning: dict[tuple[str, str, str], list[Relation]] = {}
     for item in relations:
         subject, object_ = record.objects[item.subject], record.objects[item.object]
         meaning = (
@@ -159,10 +158,10 @@ def _irredundant(record: Record, relations: list[Relation], aliases: AliasTables
             aliases.predicates.get(item.predicate, item.predicate),
             aliases.objects.get(object_.category, object_.category),
         )
-        others = alike.setdefault(meaning, [])
+        others = by_meaning.setdefault(meaning, [])
         if not any(
-            pixel_iou(subject, record.objects[other.subject]) >= _SAME_BOX
-            and pixel_iou(object_, record.objects[other.object]) >= _SAME_BOX
+            pixel_iou(subject, record.objects[other.subject]) >= _SAME_BOX_IOU
+            and pixel_iou(object_, record.objects[other.object]) >= _SAME_BOX_IOU
             for other in others
         ):
             others.append(item)
@@ -171,10 +170,10 @@ def _irredundant(record: Record, relations: list[Relation], aliases: AliasTables
 
 
 def pixel_iou(a: Box, b: Box) -> float:
-    """Intersection over union of boxes of whole pixels, whose last row and column belong to them."""
+    """The IoU of two boxes in whole pixels, with their last row and column included."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = a.bbox, b.bbox
     width, height = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)
     if width <= 0 or height <= 0:
         return 0.0
-    both = (width + 1) * (height + 1)
-    return both / ((aw + 1) * (ah + 1) + (bw + 1) * (bh + 1) - both)
+    intersection = (width + 1) * (height + 1)
+    return intersection / ((aw + 1) * (ah + 1) + (bw + 1) * (bh + 1) - intersection)

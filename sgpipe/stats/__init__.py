@@ -1,1 +1,1 @@
-"""Statistics of a run: what is in here, and how much of it."""
+"""The audit of a run: counts, health checks and precision, as terminal tables, JSON and HTML pages."""

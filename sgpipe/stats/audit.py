@@ -1,50 +1,49 @@
-"""All that is known of a run's labels: counts, and what truth and people say about them.
-
-Two runs side by side: what changed.
-"""
+"""The audit of a run: its measures, its comparison with ground truth, human verdicts and another run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sgpipe.records import TRAINED_ON
-from sgpipe.stats.findings import Finding, find, find_precision, level_at
-from sgpipe.stats.ground_truth import KnownTruth, TruthMeasures, measure_truth
+from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.stats.findings import QUALITY, Finding, find, find_precision, level_at
+from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
 from sgpipe.stats.measures import THRESHOLDS, TOTALS, Measures, measure_database
 from sgpipe.stats.verdicts import Verdicts, measure_verdicts
 from sgpipe.storage.database import Database
+from sgpipe.storage.run_folder import GroundTruth
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit of one run; what there is no other run, truth or verdict for is None."""
+    """The audit of one run; parts that were not asked for are None."""
 
     measures: Measures
-    truth: TruthMeasures | None = None
+    ground_truth: GroundTruthMeasures | None = None
     verdicts: Verdicts | None = None
     comparison: Comparison | None = None
 
     @property
     def findings(self) -> list[Finding]:
-        """What it comes to."""
-        found = find(self.measures, asked=self.truth is None and self.verdicts is None)
-        known = find_precision(self.truth, self.verdicts)
-        at = max((place for place, finding in enumerate(found) if finding.question == "How good is it?"), default=0)
-        return [*found[:at], *known, *found[at:]]
+        """The conclusions, by question."""
+        unknown = self.ground_truth is None and self.verdicts is None
+        findings = find(self.measures, precision_unknown=unknown)
+        precision = find_precision(self.ground_truth, self.verdicts)
+        at = max((index for index, finding in enumerate(findings) if finding.question == QUALITY), default=0)
+        return [*findings[:at], *precision, *findings[at:]]
 
     def as_dict(self) -> dict[str, Any]:
-        """The audit as plain values, the measures at the top."""
-        parts = {"truth": self.truth, "verdicts": self.verdicts, "comparison": self.comparison}
-        there = {name: part for name, part in parts.items() if part is not None}
-        return {**_plain(self.measures), **_plain(there), "findings": _plain(self.findings)}
+        """The audit as plain values; the measures are at the top level."""
+        parts = {"ground_truth": self.ground_truth, "verdicts": self.verdicts, "comparison": self.comparison}
+        present = {name: part for name, part in parts.items() if part is not None}
+        return {**_plain(self.measures), **_plain(present), "findings": _plain(self.findings)}
 
 
 def audit(
     database: Database,
-    threshold: float = TRAINED_ON,
-    truth: KnownTruth | None = None,
+    threshold: float = TRAINING_CONFIDENCE,
+    ground_truth: GroundTruth | None = None,
     verdicts: Path | None = None,
     target: float = 0.8,
     other: Measures | None = None,
@@ -52,22 +51,26 @@ def audit(
     """Audit an open run.
 
     Args:
-        threshold: confidence of the relations whose health and precision are looked at.
-        verdicts: what a review exported.
-        target: the precision that thresholds are suggested for.
-        other: of another run, to compare with.
+        threshold: minimum confidence of the relations whose health and precision are measured.
+        verdicts: file that a review page exported.
+        target: the precision for which thresholds are suggested.
+        other: measures of another run to compare with.
 
     Raises UserError: a shard or file cannot be read or used, or a number is out of range.
     """
     fingerprint = str(database.run.get("fingerprint", ""))
-    said = None if verdicts is None else measure_verdicts(verdicts, fingerprint, target, THRESHOLDS)
-    known = None if truth is None else measure_truth(database.root, truth, threshold, target, THRESHOLDS)
     measures = measure_database(database, threshold)
-    return Audit(measures, known, said, None if other is None else compare(other, measures))
+    parts = Audit(measures)
+    if ground_truth is not None:
+        against = measure_against_ground_truth(database.root, ground_truth, threshold, target, THRESHOLDS)
+        parts = replace(parts, ground_truth=against)
+    if verdicts is not None:
+        parts = replace(parts, verdicts=measure_verdicts(verdicts, fingerprint, target, THRESHOLDS))
+    return parts if other is None else replace(parts, comparison=compare(other, measures))
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, with what their properties say."""
+    """Dataclasses as dictionaries, including their properties."""
     if is_dataclass(value):
         names = [field.name for field in fields(value)]
         names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
@@ -82,7 +85,7 @@ _PREDICATES = 15
 
 @dataclass(frozen=True)
 class Change:
-    """A number of the other run and of this one."""
+    """A number in the other run and in this one."""
 
     name: str
     before: float
@@ -90,7 +93,7 @@ class Change:
 
     @property
     def text(self) -> str:
-        """The difference, and how much that is of the number before."""
+        """The difference, also relative to the number before."""
         difference = self.after - self.before
         if not difference:
             return "–"
@@ -102,9 +105,9 @@ class Comparison:
     """What changed from the run `other` to this one.
 
     Attributes:
-        counts: of images, boxes, relations and so on.
-        predicates: shares of the predicates whose share changed most; `gained` and `lost` count those in one only.
-        health: shares of the checks that found something in either.
+        counts: numbers of images, boxes, relations and so on.
+        predicates: the predicates whose share changed most. `gained` and `lost`: predicates only in one of the runs.
+        health: shares of the checks that found something in either run.
     """
 
     other: str
@@ -116,7 +119,7 @@ class Comparison:
 
 
 def compare(other: Measures, this: Measures) -> Comparison:
-    """What changed from `other` to `this`."""
+    """Compare two runs."""
     names = {**other.predicates, **this.predicates}
     shares = [Change(name, _share(other, name), _share(this, name)) for name in names]
     shares.sort(key=lambda change: (-abs(change.after - change.before), change.name))
@@ -137,7 +140,7 @@ def _counts(measures: Measures) -> dict[str, int]:
         "images": measures.rows,
         "error rows": sum(measures.errors.values()),
         **{name: measures.totals[key] for key, name in TOTALS.items()},
-        f"images with a relation of confidence ≥ {TRAINED_ON:.2f}": level.images,
+        f"images with a relation of confidence ≥ {TRAINING_CONFIDENCE:.2f}": level.images,
         "predicates": measures.tail.kinds,
         "triplet kinds": measures.triplet_kinds,
     }

@@ -1,9 +1,4 @@
-"""How confidences are spread.
-
-How unevenly relations are spread over predicates.
-
-What CLIP thinks of the relations, in ranks: its scores mean something only beside those of other texts.
-"""
+"""Distributions over a run: confidences, frequencies of predicates, and CLIP's agreement with the relations."""
 
 from __future__ import annotations
 
@@ -19,12 +14,12 @@ BINS = 20
 
 @dataclass(frozen=True)
 class Confidence:
-    """Confidences of a run.
+    """The distribution of confidences.
 
     Attributes:
         histogram: relations by confidence, in 20 bins of equal width from 0 to 1.
-        scored: relations with a confidence; `unscored`: those without, which people annotated.
-        mean, median, highest: of the scored; None without any.
+        scored: relations with a confidence. `unscored`: relations without, that is, human annotations.
+        mean, median, highest: of the scored relations; None without any.
     """
 
     histogram: list[int]
@@ -36,33 +31,33 @@ class Confidence:
 
 
 def measure_confidence(database: Database) -> Confidence:
-    """The confidences of all relations."""
+    """Measure the confidences of all relations."""
     rows = database.rows(
         f"""select least(greatest(floor(confidence::double * {BINS}), 0), {BINS - 1})::int as bin, count(*)
         from relations where confidence is not null group by 1"""
     )
-    found = dict(rows)
+    counts = dict(rows)
     [values] = database.rows(
         """select count(confidence), count(*) - count(confidence), avg(confidence)::double,
         quantile_disc(confidence, 0.5)::double, max(confidence)::double from relations"""
     )
-    return Confidence([found.get(at, 0) for at in range(BINS)], *values)
+    return Confidence([counts.get(at, 0) for at in range(BINS)], *values)
 
 
 _HEAD = 10
 
 
 @dataclass(frozen=True)
-class Tail:
-    """The long tail of a frequency table.
+class LongTail:
+    """How unevenly a total is distributed over kinds.
 
     Attributes:
-        kinds: how many there are; `total`: the sum of their counts.
-        head_share: share of the total that the ten most frequent have.
-        half: how many of the most frequent have half of the total.
+        kinds: number of kinds. `total`: sum of their counts.
+        head_share: share of the total that belongs to the ten most frequent kinds.
+        half: number of the most frequent kinds that together have half of the total.
         singletons: kinds that occur once.
-        gini: 0 where all are equally frequent, towards 1 where one has everything.
-        entropy: in bits; `effective_kinds` is 2 to its power.
+        gini: Gini coefficient, 0 if all kinds are equally frequent, close to 1 if one kind dominates.
+        entropy: in bits; `effective_kinds` is 2 to the power of it.
     """
 
     kinds: int
@@ -75,17 +70,17 @@ class Tail:
     effective_kinds: float
 
 
-def measure_tail(counts: Sequence[int]) -> Tail:
-    """The long tail of these counts, in any order."""
+def measure_long_tail(counts: Sequence[int]) -> LongTail:
+    """Measure the long tail of counts, which may be in any order."""
     ordered = np.sort(np.asarray(counts, dtype=np.float64))[::-1]
     total = ordered.sum()
     if not total:
-        return Tail(0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0)
+        return LongTail(0, 0, 0.0, 0, 0, 0.0, 0.0, 0.0)
     shares = ordered / total
     ranks = np.arange(len(ordered), 0, -1)  # 1 for the rarest
     gini = (2 * (ranks * shares).sum() - (len(ordered) + 1)) / len(ordered)
     entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()) + 0.0  # no -0.0
-    return Tail(
+    return LongTail(
         kinds=len(ordered),
         total=int(total),
         head_share=float(shares[:_HEAD].sum()),
@@ -99,14 +94,16 @@ def measure_tail(counts: Sequence[int]) -> Tail:
 
 @dataclass(frozen=True)
 class AgreementMeasures:
-    """Agreement of the scored relations; everything is None where nothing was scored.
+    """CLIP's agreement with the relations, in ranks, as its scores mean something only relative to other texts.
+
+    All values but the counts are None if nothing was scored.
 
     Attributes:
         scored, unscored: relations.
-        first: share whose text fits best of all its contrast texts; `chance`: what random ranks would give.
+        first: share of relations whose text fits better than all contrast texts. `chance`: the same for random ranks.
         reciprocal_rank: mean of 1 / rank.
-        beats_swapped: share that fits better than with subject and object exchanged, of those where that differs.
-        correlation: Spearman's, of confidence and score.
+        beats_swapped: share that fits better than the same text with subject and object swapped, where that differs.
+        correlation: Spearman's, between confidence and score.
     """
 
     scored: int
@@ -121,18 +118,19 @@ class AgreementMeasures:
 
 _MEASURES = """
     with relations as (
-        select unnest(relations).confidence as confidence, unnest(agreement) as found from records)
-    select count(found), count(*) - count(found), avg(found.score), avg((found.rank = 1)::int),
-        avg(1 / (found.contrasts + 1)) filter (found is not null), avg(1 / found.rank),
-        avg((found.score > found.swapped)::int),
-        (select corr(a, b) from (select rank() over (order by confidence) as a, rank() over (order by found.score) as b
-            from relations where found is not null and confidence is not null))
+        select unnest(relations).confidence as confidence, unnest(agreement) as clip from records),
+    ranks as (
+        select rank() over (order by confidence) as a, rank() over (order by clip.score) as b
+        from relations where clip is not null and confidence is not null)
+    select count(clip), count(*) - count(clip), avg(clip.score), avg((clip.rank = 1)::int),
+        avg(1 / (clip.contrasts + 1)) filter (clip is not null), avg(1 / clip.rank),
+        avg((clip.score > clip.swapped)::int), (select corr(a, b) from ranks)
     from relations
 """
 
 
 def measure_agreement(database: Database) -> AgreementMeasures | None:
-    """The agreement that `sgpipe score` wrote into the run; None if it did not."""
+    """The agreement that `sgpipe score` wrote into the run; None without it."""
     if not database.scored:
         return None
     [row] = database.rows(_MEASURES)

@@ -1,4 +1,4 @@
-"""What the measures come to, in sentences: what is in here, how good, what to drop, may one train on it."""
+"""Conclusions from the measures, in sentences: contents, quality, what to drop, and whether to train on the run."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sgpipe.records import TRAINED_ON
-from sgpipe.stats.calibration import Choice
+from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.stats.calibration import ThresholdChoice
 from sgpipe.stats.distributions import AgreementMeasures
-from sgpipe.stats.ground_truth import TruthMeasures
+from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Level, Measures
 from sgpipe.stats.verdicts import Verdicts
+from sgpipe.utils.console import count
 
 Grade = Literal["good", "fair", "bad", "plain"]
 
+CONTENT, QUALITY = "What does it contain?", "How good is it?"
+DROP, TRAINING = "What should I drop?", "Can I train on it?"
 _MANY_ERRORS, _MANY_BARE, _ILL = 0.05, 0.5, 0.05
 
 
@@ -27,127 +30,130 @@ class Finding:
     text: str
 
 
-def find(measures: Measures, asked: bool = True) -> list[Finding]:
-    """The findings, by question; `asked`: say how to learn the precision, since it is not known."""
-    return [*_content(measures), *_quality(measures, asked), *_to_drop(measures), *_training(measures)]
+def find(measures: Measures, precision_unknown: bool = True) -> list[Finding]:
+    """The findings, by question; `precision_unknown`: say how the precision can be measured."""
+    return [*_content(measures), *_quality(measures, precision_unknown), *_to_drop(measures), *_training(measures)]
 
 
-def find_precision(truth: TruthMeasures | None, verdicts: Verdicts | None) -> Iterator[Finding]:
-    """What truth and people say about the precision."""
-    question = "How good is it?"
-    if truth is not None and truth.precision.value is not None:
-        grade: Grade = "good" if truth.precision.low >= truth.target else "fair"
-        yield Finding(question, grade, f"By the truth of {truth.images:,} images, {truth.precision} of the relations "
-                      f"of confidence {truth.threshold:.2f} or more are right.")  # fmt: skip
-        yield Finding(question, "plain", _advice(truth.suggested, truth.target))
+def find_precision(ground_truth: GroundTruthMeasures | None, verdicts: Verdicts | None) -> Iterator[Finding]:
+    """The precision according to ground truth and to human verdicts."""
+    if ground_truth is not None and ground_truth.precision.value is not None:
+        grade: Grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
+        yield Finding(QUALITY, grade, f"Ground truth of {count(ground_truth.images, 'image')}: the precision of "
+                      f"relations of confidence {ground_truth.threshold:.2f} or more is "
+                      f"{ground_truth.precision}.")  # fmt: skip
+        yield Finding(QUALITY, "plain", _advice(ground_truth.suggested, ground_truth.target))
     if verdicts is not None and verdicts.precision is not None:
         grade = "good" if (verdicts.low or 0) >= verdicts.target else "fair"
-        yield Finding(question, grade, f"By people's verdicts on {verdicts.judged:,} relations, "
-                      f"{verdicts.precision:.1%} ({verdicts.low:.1%} to {verdicts.high:.1%}) of "
-                      f"{verdicts.covered:.0%} of the run are right.")  # fmt: skip
-        yield Finding(question, "plain", _advice(verdicts.suggested, verdicts.target))
+        yield Finding(QUALITY, grade, f"Human verdicts on {count(verdicts.judged, 'relation')}: the precision of "
+                      f"{verdicts.covered:.0%} of the run is {verdicts.precision:.1%} "
+                      f"({verdicts.low:.1%} to {verdicts.high:.1%}).")  # fmt: skip
+        yield Finding(QUALITY, "plain", _advice(verdicts.suggested, verdicts.target))
 
 
-def _advice(suggested: Choice | None, target: float) -> str:
+def _advice(suggested: ThresholdChoice | None, target: float) -> str:
     if suggested is None:
-        return f"No threshold makes {target:.0%} of the relations right."
+        return f"No threshold reaches a precision of {target:.0%}."
     return (
-        f"Of confidence {suggested.threshold:.3f} or more, at least {target:.0%} are right: "
-        f"{suggested.kept:,} of the judged relations."
+        f"A threshold of {suggested.threshold:.3f} reaches a precision of {target:.0%} and keeps "
+        f"{count(suggested.kept, 'judged relation')}."
     )
 
 
-def level_at(measures: Measures, threshold: float = TRAINED_ON) -> Level:
-    """What a threshold of the table keeps."""
+def level_at(measures: Measures, threshold: float = TRAINING_CONFIDENCE) -> Level:
+    """What one of the measured thresholds keeps."""
     return next(level for level in measures.thresholds if level.threshold == threshold)
 
 
 def _content(measures: Measures) -> Iterator[Finding]:
-    question, level = "What is in here?", level_at(measures)
+    totals, level = measures.totals, level_at(measures)
     if not measures.rows:
-        yield Finding(question, "bad", "Nothing: the run has no image yet.")
+        yield Finding(CONTENT, "bad", "Nothing: the run has no images yet.")
         return
     names = ", ".join(measures.datasets)
-    splits = ", ".join(f"{split} {count:,}" for split, count in measures.images.items())
-    yield Finding(question, "plain", f"{measures.rows:,} images of {names} ({splits}) with "
-                  f"{measures.totals['objects']:,} boxes of {len(measures.categories):,} classes.")  # fmt: skip
-    yield Finding(question, "plain", f"{measures.totals['relations']:,} relations of "
-                  f"{measures.tail.kinds:,} predicates; {level.relations:,} of confidence {TRAINED_ON:.2f} or more, "
-                  f"in {level.images:,} images, {level.per_image:.1f} each.")  # fmt: skip
-    if measures.totals["captions"]:
-        yield Finding(question, "plain", f"{measures.totals['captions']:,} captions, "
-                      f"{measures.totals['different_captions']:,} of them different in their image.")  # fmt: skip
+    splits = ", ".join(f"{split} {images:,}" for split, images in measures.images.items())
+    yield Finding(CONTENT, "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with "
+                  f"{count(totals['objects'], 'box', 'boxes')} of "
+                  f"{count(len(measures.categories), 'class', 'classes')}.")  # fmt: skip
+    yield Finding(CONTENT, "plain", f"{count(totals['relations'], 'relation')} with "
+                  f"{count(measures.tail.kinds, 'predicate')}; {level.relations:,} of confidence "
+                  f"{TRAINING_CONFIDENCE:.2f} or more, in {count(level.images, 'image')}, "
+                  f"{level.per_image:.1f} per image.")  # fmt: skip
+    if totals["captions"]:
+        yield Finding(CONTENT, "plain", f"{count(totals['captions'], 'caption')}, of which "
+                      f"{totals['different_captions']:,} are distinct within their image.")  # fmt: skip
     if measures.tail.kinds:
-        yield Finding(question, "plain", f"{measures.tail.half:,} predicates have half of the relations; "
-                      f"{measures.person_subject_share:.0%} have a person as subject.")  # fmt: skip
+        most = count(measures.tail.half, "predicate accounts", "predicates account")
+        yield Finding(CONTENT, "plain", f"{most} for half of the relations; "
+                      f"{measures.person_subject_share:.0%} of the relations have a person as subject.")  # fmt: skip
 
 
-def _quality(measures: Measures, asked: bool) -> Iterator[Finding]:
-    question, confidence = "How good is it?", measures.confidence
+def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
+    confidence = measures.confidence
     grade: Grade
     if confidence.scored and confidence.median is not None:
-        grade = "bad" if (confidence.highest or 0) < TRAINED_ON else "plain"
-        yield Finding(question, grade, f"Half of the confidences are {confidence.median:.2f} or more, the highest is "
+        grade = "bad" if (confidence.highest or 0) < TRAINING_CONFIDENCE else "plain"
+        yield Finding(QUALITY, grade, f"The median confidence is {confidence.median:.2f}, the highest "
                       f"{confidence.highest:.2f}.")  # fmt: skip
     if confidence.unscored:
-        yield Finding(
-            question, "plain", f"{confidence.unscored:,} relations have no confidence: people annotated them."
-        )
-    if confidence.scored and asked:
-        yield Finding(question, "fair", "A confidence says how sure the tagger is, not how often it is right: judge a "
-                      "sample with --review, or compare with annotations by --truth.")  # fmt: skip
+        have = count(confidence.unscored, "relation has", "relations have")
+        yield Finding(QUALITY, "plain", f"{have} no confidence: people annotated them.")
+    if confidence.scored and precision_unknown:
+        yield Finding(QUALITY, "fair", "A confidence says how sure the tagger is, not how often it is correct: review "
+                      "a sample with --review, or compare with annotations with --truth.")  # fmt: skip
     yield from _agreement(measures.agreement)
     ill = [check for check in measures.health if check.count]
     if ill:
         worst = max(ill, key=lambda check: check.share)
         grade = "fair" if worst.share < _ILL else "bad"
-        yield Finding(question, grade, f"{len(ill)} of {len(measures.health)} health checks found something; the most: "
+        yield Finding(QUALITY, grade, f"{len(ill)} of {len(measures.health)} health checks found problems, most often: "
                       f"{worst.title} ({worst.share:.1%} of {worst.of}).")  # fmt: skip
     elif any(check.total for check in measures.health if check.of != "boxes"):
-        yield Finding(question, "good", f"All {len(measures.health)} health checks found nothing.")
+        yield Finding(QUALITY, "good", f"All {len(measures.health)} health checks passed.")
     else:
-        yield Finding(question, "plain", "There are no labels that could be good.")
+        yield Finding(QUALITY, "plain", "There are no relations or captions to check.")
 
 
-def _agreement(found: AgreementMeasures | None) -> Iterator[Finding]:
-    if found is None or found.first is None or found.chance is None:
+def _agreement(agreement: AgreementMeasures | None) -> Iterator[Finding]:
+    if agreement is None or agreement.first is None or agreement.chance is None:
         return
-    text = f"CLIP finds {found.first:.0%} of {found.scored:,} relations the best of their contrast texts"
-    text += f" (by chance {found.chance:.0%})"
-    if found.beats_swapped is not None:
-        text += f", and prefers {found.beats_swapped:.0%} to the same with the roles exchanged"
-    yield Finding("How good is it?", "plain", f"{text}.")
+    text = (
+        f"CLIP ranks the text of {agreement.first:.0%} of {count(agreement.scored, 'relation')} above all contrast "
+        f"texts (by chance {agreement.chance:.0%})"
+    )
+    if agreement.beats_swapped is not None:
+        text += f", and that of {agreement.beats_swapped:.0%} above the same text with the roles swapped"
+    yield Finding(QUALITY, "plain", f"{text}.")
 
 
 def _to_drop(measures: Measures) -> Iterator[Finding]:
-    question, level = "What should I drop?", level_at(measures)
-    below = measures.totals["relations"] - level.relations
+    below = measures.totals["relations"] - level_at(measures).relations
     if below:
-        yield Finding(question, "plain", f"{below:,} relations below {TRAINED_ON:.2f}; training does so by itself.")
+        yield Finding(DROP, "plain", f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}, which training "
+                      "ignores anyway.")  # fmt: skip
     for check in sorted(measures.health, key=lambda check: -check.share):
         if check.count:
-            yield Finding(question, "fair", f"{check.count:,} × {check.title}. {check.advice}")
+            yield Finding(DROP, "fair", f"{check.count:,} × {check.title}. {check.advice}")
     if measures.rows and not below and not any(check.count for check in measures.health):
-        yield Finding(question, "good", "Nothing.")
+        yield Finding(DROP, "good", "Nothing.")
 
 
 def _training(measures: Measures) -> Iterator[Finding]:
-    question = "May I train on it?"
     obstacles = list(_obstacles(measures))
     if not obstacles:
-        yield Finding(question, "good", "Nothing here speaks against it.")
-    yield from (Finding(question, grade, text) for grade, text in obstacles)
+        yield Finding(TRAINING, "good", "No problems found.")
+    yield from (Finding(TRAINING, grade, text) for grade, text in obstacles)
 
 
 def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:
     level, errors = level_at(measures), sum(measures.errors.values())
     usable = measures.rows - errors
     if not level.relations:
-        yield "bad", f"No: there is no relation of confidence {TRAINED_ON:.2f} or more."
+        yield "bad", f"No: no relation has a confidence of {TRAINING_CONFIDENCE:.2f} or more."
     elif level.images < (1 - _MANY_BARE) * usable:
         yield "fair", f"Only {level.images / usable:.0%} of the images have a relation that training uses."
     if errors > _MANY_ERRORS * measures.rows:
-        yield "fair", f"{errors / measures.rows:.0%} of the images are error rows: mend that and use --retry-failed."
+        yield "fair", f"{errors / measures.rows:.0%} of the images are error rows: fix the cause, then --retry-failed."
     for check in measures.health:
         if check.share > _ILL and check.of in ("relations", "pairs"):
-            yield "fair", f"Not before this is looked at: {check.title} ({check.share:.1%} of {check.of})."
+            yield "fair", f"Check this first: {check.title} ({check.share:.1%} of {check.of})."

@@ -1,4 +1,4 @@
-"""Images of a run as cards of a page: the image, its boxes and links, and its scene graph."""
+"""Cards of a page, one per image: the image with boxes and relations, and its scene graph."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 from PIL import Image
 
 from sgpipe.records import Record, Relation
-from sgpipe.stats.samples import open_records, spread
+from sgpipe.stats.samples import open_records, sample_images
 from sgpipe.storage.database import Database
 from sgpipe.viz.draw_relations import colour_of, fit, font, object_names, shown
-from sgpipe.viz.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
+from sgpipe.viz.link_geometry import Point, Rectangle, TextPlacer, along, arrow_head, curve, middle
 
 WIDTH = 480  # of an image and of a graph, in units of their SVG
 _RELATIONS, _CAPTIONS = 10, 5
-_TEXT, _PILL = 14, 24  # the browser's own font may be a little wider than the one measured here
+_TEXT, _PILL = 14, 24  # the browser's font may be slightly wider than the one measured here
 _QUALITY = 76
 
 
 @dataclass(frozen=True)
 class Node:
-    """An object of the scene graph: its box on the image, its pill in the graph."""
+    """An object of the scene graph: its box on the image and its pill in the graph."""
 
     index: int
     name: str
@@ -39,7 +39,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """A relation: a curve with its arrow head on the image and in the graph, and its label in the graph."""
+    """A relation: a curve with an arrow head on the image and in the graph, and its text in the graph."""
 
     number: int
     subject: Node
@@ -50,13 +50,13 @@ class Edge:
     image_head: str
     in_graph: str
     graph_head: str
-    label: Rectangle
+    text_box: Rectangle
     text: str
 
 
 @dataclass(frozen=True)
 class Card:
-    """An image. `image` is a data URI, None if the image cannot be had."""
+    """An image of the gallery. `image` is a data URI, or None if the image cannot be opened."""
 
     image_id: str
     split: str
@@ -71,21 +71,21 @@ class Card:
 
 
 def cards(database: Database, count: int, threshold: float, images: Path | None = None) -> Iterator[Card]:
-    """Cards of `count` images that are spread over the run, those with a relation of at least `threshold` first."""
-    for record, image in open_records(database, spread(database, count, threshold), images):
+    """Cards of `count` sample images, first those with a relation of at least `threshold`."""
+    for record, image in open_records(database, sample_images(database, count, threshold), images):
         yield make_card(record, image, shown(record.relations, 0.0, _RELATIONS))
 
 
 def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation], pixels: int = WIDTH) -> Card:
-    """The card of an image with these relations; those of objects that are not there are left out.
+    """The card of an image with these relations, without those whose objects do not exist.
 
     Args:
-        pixels: width of the image, if it is that large.
+        pixels: maximum width of the image.
     """
     scale = WIDTH / max(record.width, 1)
     height = min(max(record.height * scale, 60), 2 * WIDTH)
-    there = range(len(record.objects))
-    relations = [relation for relation in relations if relation.subject in there and relation.object in there]
+    existing = range(len(record.objects))
+    relations = [relation for relation in relations if relation.subject in existing and relation.object in existing]
     nodes, graph_height = _nodes(record, relations, scale, height)
     return Card(
         image_id=record.image_id,
@@ -102,7 +102,7 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
 
 
 def data_uri(image: Image.Image, width: int) -> str:
-    """The image as a small JPEG inside a URI, at most `width` pixels wide and not larger than it was."""
+    """The image as a JPEG inside a URI, scaled down to at most `width` pixels."""
     small = image.convert("RGB")
     small.thumbnail((width, 2 * width), Image.Resampling.LANCZOS)
     file = BytesIO()
@@ -111,13 +111,13 @@ def data_uri(image: Image.Image, width: int) -> str:
 
 
 def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[dict[int, Node], float]:
-    """The objects of the relations by index, and the height of their graph."""
+    """The objects of the relations by index, and the height of the graph."""
     used = sorted({end for relation in relations for end in (relation.subject, relation.object)})
     boxes = {index: _corners(record.objects[index].bbox, scale, height) for index in used}
     names = object_names(record.objects)
     graph_height = 110.0 + 34 * max(len(used) - 1, 0)
-    places = _around(boxes, graph_height)
-    room = LabelRoom(WIDTH, height, list(boxes.values()))
+    centres = _around(boxes, graph_height)
+    room = TextPlacer(WIDTH, height, list(boxes.values()))
     nodes = {}
     for index in used:
         letters = font(_TEXT)
@@ -127,7 +127,7 @@ def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: 
         spots = [
             (x, y) for y in (top - 9, bottom + 9, top + 9, bottom - 9) for x in (left + width / 2, right - width / 2)
         ]
-        x, y = places[index]
+        x, y = centres[index]
         x = min(max(x, width / 2 + 1), WIDTH - width / 2 - 1)
         pill = (x - width / 2, y - _PILL / 2, x + width / 2, y + _PILL / 2)
         tag = room.place((width, 18), spots)
@@ -143,20 +143,20 @@ def _corners(bbox: tuple[float, float, float, float], scale: float, height: floa
 
 
 def _around(boxes: dict[int, Rectangle], height: float) -> dict[int, Point]:
-    """Places on an ellipse, in the order in which the boxes lie around the middle of all of them."""
+    """Positions on an ellipse, in the angular order of the boxes around their common centre."""
     middles = {index: middle(box) for index, box in boxes.items()}
     centre = [sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)]
     order = sorted(middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0]))
-    places = {}
+    centres = {}
     for number, index in enumerate(order):
         angle = -math.pi + 2 * math.pi * number / len(order)
-        places[index] = (WIDTH / 2 + 0.36 * WIDTH * math.cos(angle), height / 2 + (height / 2 - 20) * math.sin(angle))
-    return places
+        centres[index] = (WIDTH / 2 + 0.36 * WIDTH * math.cos(angle), height / 2 + (height / 2 - 20) * math.sin(angle))
+    return centres
 
 
 def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float) -> list[Edge]:
     letters = font(_TEXT)
-    room = LabelRoom(WIDTH, height)
+    room = TextPlacer(WIDTH, height)
     room.taken = [node.pill for node in nodes.values()]
     between, edges = Counter[tuple[int, int]](), []
     for number, relation in enumerate(relations):
@@ -179,7 +179,7 @@ def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float)
 
 
 def _outside(points: list[Point], *pills: Rectangle) -> list[Point]:
-    """The part of the curve that no pill covers; all of it where little would remain."""
+    """The part of the curve that no pill covers, or all of it if little would remain."""
     seen = [p for p in points if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)]
     return seen if len(seen) > 5 else points
 

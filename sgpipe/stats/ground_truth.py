@@ -1,4 +1,4 @@
-"""How good the confidences are where the truth is known: precision, calibration, thresholds."""
+"""A run compared with its ground truth: precision, calibration, and thresholds that reach a precision."""
 
 from __future__ import annotations
 
@@ -9,99 +9,86 @@ from pathlib import Path
 
 import numpy as np
 
-from sgpipe.stats.calibration import Bin, Choice, Judged, Precision
+from sgpipe.stats.calibration import CalibrationBin, JudgedRelations, PrecisionEstimate, ThresholdChoice
+from sgpipe.storage.run_folder import GroundTruth
 
 
 @dataclass(frozen=True)
-class KnownTruth:
-    """Shards of what is true of the images of a run.
-
-    Attributes:
-        wanted: shards of what should be found; None: all that is true.
-        image_data: Visual Genome's image_data.json, where that is the truth of COCO's images.
-    """
-
-    true: Path
-    wanted: Path | None = None
-    image_data: Path | None = None
-
-
-@dataclass(frozen=True)
-class PredicateChoice:
+class PredicateThreshold:
     """A predicate: its precision at the threshold in use, and the threshold that reaches the target, if any does."""
 
     predicate: str
     relations: int
-    at_threshold: Precision
-    suggested: Choice | None
+    at_threshold: PrecisionEstimate
+    suggested: ThresholdChoice | None
 
 
 @dataclass(frozen=True)
-class TruthMeasures:
-    """A run compared with the truth.
+class GroundTruthMeasures:
+    """A run compared with its ground truth.
 
     Attributes:
-        images, relations: that could be compared.
-        threshold, precision, recall: at the threshold in use; `related_precision` counts only pairs that the truth
-            relates in some way, and says more where the truth is incomplete.
+        images, relations: how many were compared.
+        threshold, precision, recall: at the threshold in use. `related_precision` counts only pairs that the ground
+            truth relates in some way; it is more telling where the ground truth is incomplete.
         average_precision: of all relations in one ranking.
-        calibration_error: mean distance of confidence and precision.
-        target: the precision that thresholds are suggested for.
+        calibration_error: mean distance between confidence and precision.
+        target: the precision for which thresholds are suggested.
     """
 
     images: int
     relations: int
     threshold: float
-    precision: Precision
+    precision: PrecisionEstimate
     recall: float | None
     related_precision: float | None
     average_precision: float | None
     calibration_error: float | None
-    reliability: list[Bin]
-    curve: list[Choice]
+    reliability: list[CalibrationBin]
+    curve: list[ThresholdChoice]
     target: float
-    suggested: Choice | None
-    predicates: list[PredicateChoice]
+    suggested: ThresholdChoice | None
+    predicates: list[PredicateThreshold]
 
 
-def measure_truth(
+def measure_against_ground_truth(
     run: Path,
-    truth: KnownTruth,
+    ground_truth: GroundTruth,
     threshold: float,
     target: float,
     thresholds: Sequence[float],
-) -> TruthMeasures:
-    """Compare a run with the truth.
+) -> GroundTruthMeasures:
+    """Compare a run with its ground truth.
 
     Args:
-        target: the precision that thresholds are suggested for; `thresholds`: of the curve.
+        target: the precision for which thresholds are suggested.
+        thresholds: those of the curve.
 
-    Raises UserError: a folder is no run, they have no image in common, or a number is out of range.
+    Raises UserError: a folder is no run, the two have no image in common, or a number is out of range.
     """
-    from sgpipe.evaluation.label_quality.comparison import (
-        label_quality,  # torch and spaCy: seconds that other audits need not spend
-    )
+    # Imports torch and spaCy, which takes seconds that other audits need not spend.
+    from sgpipe.evaluation.label_quality.comparison import label_quality
 
-    found = label_quality(run, truth.true, wanted=truth.wanted, threshold=threshold, image_data=truth.image_data)
-    relations = found.relations
-    judged = Judged(relations.confidence.astype(np.float32), relations.right)
-    numbers = {name: number for number, name in enumerate(found.names)}
+    result = label_quality(run, ground_truth, threshold=threshold)
+    relations = result.relations
+    judged = JudgedRelations(relations.confidence.astype(np.float32), relations.true_positive)
+    numbers = {name: number for number, name in enumerate(result.names)}
     rows = []
-    for row in found.predicates:
+    for row in result.predicates:
         own = relations.predicate == numbers[row.predicate]
-        part = Judged(judged.confidence[own], judged.right[own])
+        part = JudgedRelations(judged.confidence[own], judged.correct[own])
         if own.any():
             rows.append(
-                PredicateChoice(row.predicate, int(own.sum()), part.at(threshold).precision, part.suggest(target))
+                PredicateThreshold(row.predicate, int(own.sum()), part.at(threshold).precision, part.suggest(target))
             )
-    return TruthMeasures(
-        images=found.counts["images compared"],
+    return GroundTruthMeasures(
+        images=result.counts["images compared"],
         relations=len(relations),
         threshold=threshold,
         precision=judged.at(threshold).precision,
-        recall=_known(found.at_threshold.recall),
-        related_precision=_known(found.related_precision),
-        average_precision=_known(found.average_precision),
+        recall=_without_nan(result.at_threshold.recall),
+        related_precision=_without_nan(result.related_precision),
+        average_precision=_without_nan(result.average_precision),
         calibration_error=judged.calibration_error(),
         reliability=judged.reliability(),
         curve=judged.curve(thresholds),
@@ -111,6 +98,6 @@ def measure_truth(
     )
 
 
-def _known(value: float) -> float | None:
-    """A mean of nothing is None: JSON has no NaN."""
+def _without_nan(value: float) -> float | None:
+    """None for NaN, the mean of nothing: JSON has no NaN."""
     return None if math.isnan(value) else value

@@ -1,11 +1,11 @@
-"""Checks that find labels somebody should look at: how many, five examples, and what to do."""
+"""Health checks: each finds suspicious relations, boxes or captions, with a count, examples and advice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sgpipe.stats.health_rules import PLACED, RULES, Rule
+from sgpipe.stats.health_rules import PLACED, RULES, HealthRule
 from sgpipe.stats.predicate_lexicon import ACTS, AXES, GEOMETRY
 from sgpipe.storage.database import Database
 
@@ -14,7 +14,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Example:
-    """One label that a check found, in an image."""
+    """One of the things that a check found, and its image."""
 
     image_id: str
     text: str
@@ -22,7 +22,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found: `count` of `total` things of a kind (`of`)."""
+    """The result of a check: it found `count` of `total` relations, pairs, boxes or captions (`of`)."""
 
     name: str
     title: str
@@ -38,7 +38,7 @@ class Check:
 
 
 def check_health(database: Database, threshold: float) -> list[Check]:
-    """All checks, of relations of at least `threshold`, and of all boxes and captions."""
+    """Run all checks on the relations of at least `threshold` and on all boxes and captions."""
     confident = f"certainty >= {float(threshold)}::float"
     database.execute(f"create or replace view kept as select * from relations where {confident}")
     database.execute("create or replace table claimed (word varchar, claim varchar, sign int)")
@@ -58,14 +58,14 @@ def check_health(database: Database, threshold: float) -> list[Check]:
 
 
 def _claims() -> Iterator[tuple[str, str, int]]:
-    """Words, what they claim, and on which side of an axis; 0 if it is no axis."""
+    """Words, what they claim, and on which side of an axis (0 for claims without an axis)."""
     for (axis, sign), words in AXES.items():
         yield from ((word, axis, sign) for word in words)
     for claim, words in {**GEOMETRY, "alive": ACTS}.items():
         yield from ((word, claim, 0) for word in words)
 
 
-def _run(database: Database, rule: Rule, total: int) -> Check:
+def _run(database: Database, rule: HealthRule, total: int) -> Check:
     rows = database.rows(
         f"""with found as materialized ({rule.query}),
         first as (select * from found order by image, text limit {_EXAMPLES})

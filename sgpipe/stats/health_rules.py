@@ -1,4 +1,4 @@
-"""What the checks look for, in SQL: a query gives the `image`, a `text`, and the `number` of labels it stands for."""
+"""The health checks as SQL. Each row of a query is an `image`, a `text`, and the `number` of problems it stands for."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DOMINANT, _UNEVEN, _ENOUGH = 0.4, 10, 50
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A check: what it looks for, among how many of what, and what to do about it."""
+class HealthRule:
+    """A check: what it finds (`title`), among which things (`of`), and what to do about it."""
 
     name: str
     title: str
@@ -29,10 +29,10 @@ def _names(words: tuple[str, ...]) -> str:
     return ", ".join("'" + word.replace("'", "''") + "'" for word in words)
 
 
-_SAID = "concat_ws(' ', subject_category, predicate, object_category)"
+_TRIPLET = "concat_ws(' ', subject_category, predicate, object_category)"
 _WORDS = r"regexp_extract_all(lower(caption), '[\p{L}\p{M}\p{N}]+')"
 
-# The kept relations that claim something about places, with the boxes of both ends: left, top, right, bottom.
+# The relations that claim something about positions, with the boxes of both ends: left, top, right, bottom.
 PLACED = """
     create or replace table placed as
     select kept.image, subject_category, predicate, object_category, claim,
@@ -45,11 +45,11 @@ PLACED = """
 """
 
 
-def _uneven(name: str, labels: str) -> str:
-    """Labels of a name that one dataset has much more often than another."""
+def _uneven(name: str, table: str) -> str:
+    """Names that are much more frequent in one dataset than in another."""
     return f"""with counts as (
             select {name} as name, dataset, min(image) as image, count(*) as times
-            from {labels} join images using (image)
+            from {table} join images using (image)
             where (select count(distinct dataset) from images) > 1 group by all),
         sizes as (select dataset, sum(times) as total from counts group by 1),
         uses as (select names.name, coalesce(times, 0) / total as share
@@ -64,47 +64,47 @@ def _uneven(name: str, labels: str) -> str:
 
 
 RULES = (
-    Rule(
+    HealthRule(
         "broken_indices",
-        "relations of objects that are not there",
+        "relations that refer to missing objects",
         "relations",
-        "The shards were not written by sgpipe, or by one with a fault: make them again.",
-        f"select image, {_SAID} as text, 1 as number from kept "
+        "The shards were not written by sgpipe, or are damaged: regenerate them.",
+        f"select image, {_TRIPLET} as text, 1 as number from kept "
         "where subject_category is null or object_category is null",
     ),
-    Rule(
+    HealthRule(
         "repeated_relations",
-        "the same relation of the same two objects more than once",
+        "repeated relations of the same two objects",
         "relations",
-        "Keep the most confident of them; training counts the others twice.",
-        f"""select image, {_SAID} as text, number from (
+        "Keep the most confident one; training counts repetitions twice.",
+        f"""select image, {_TRIPLET} as text, number from (
             select image, predicate, count(*) - 1 as number, any_value(subject_category) as subject_category,
                 any_value(object_category) as object_category
             from kept group by image, subject, object, predicate having count(*) > 1)""",
     ),
-    Rule(
+    HealthRule(
         "self_relations",
-        "an object related to itself",
+        "objects related to themselves",
         "relations",
         "Drop them: the model predicts pairs of two objects.",
-        f"select image, {_SAID} as text, 1 as number from kept where subject = object",
+        f"select image, {_TRIPLET} as text, 1 as number from kept where subject = object",
     ),
-    Rule(
+    HealthRule(
         "contradictions",
-        "pairs of objects of which both cannot be true, such as left of and right of",
+        "contradictory relations of two objects, such as left of and right of",
         "pairs",
-        "Keep the more confident one of each pair, or raise the threshold of these predicates.",
-        f"""select image, string_agg({_SAID}, ' / ' order by subject, predicate) as text, 1 as number
+        "Keep the more confident relation of each pair, or raise the threshold of these predicates.",
+        f"""select image, string_agg({_TRIPLET}, ' / ' order by subject, predicate) as text, 1 as number
         from kept join claims using (predicate) where sign <> 0 and subject <> object
         group by image, least(subject, object), greatest(subject, object), claim
         having count(distinct case when subject < object then sign else -sign end) > 1""",
     ),
-    Rule(
+    HealthRule(
         "impossible_places",
-        "relations that the boxes rule out, such as on with the subject below, or inside without overlap",
+        "relations that contradict the boxes, such as on with the subject below, or inside without overlap",
         "relations",
         "Drop them, or raise the threshold of these predicates.",
-        f"""select image, {_SAID} as text, 1 as number from placed where case claim
+        f"""select image, {_TRIPLET} as text, 1 as number from placed where case claim
             when 'upward' then s_top >= o_bottom
             when 'downward' then s_bottom <= o_top
             when 'overlapping' then s_right <= o_left or o_right <= s_left or s_bottom <= o_top or o_bottom <= s_top
@@ -112,28 +112,28 @@ RULES = (
             when 'rightward' then s_right <= o_left
             else false end""",
     ),
-    Rule(
+    HealthRule(
         "far_apart",
-        "touching needed, but the boxes are farther apart than the larger of them is long",
+        "relations that need contact, between boxes farther apart than the larger one is long",
         "relations",
-        "Probably another object of the same class is meant: drop them, or use `pair.require_overlap=true`.",
-        f"""select image, {_SAID} as text, 1 as number from placed where claim = 'close'
+        "Another object of the same class is probably meant: drop them, or use `pair.require_overlap=true`.",
+        f"""select image, {_TRIPLET} as text, 1 as number from placed where claim = 'close'
         and greatest(s_left - o_right, o_left - s_right, s_top - o_bottom, o_top - s_bottom)
           > greatest(s_right - s_left, s_bottom - s_top, o_right - o_left, o_bottom - o_top)""",
     ),
-    Rule(
+    HealthRule(
         "lifeless_actors",
-        "things that do what only people and animals do, such as a skateboard wearing something",
+        "things that act like people or animals, such as a skateboard wearing something",
         "relations",
-        "Subject and object are probably swapped, or of another pair: drop them, or use `pair.prior`.",
-        f"""select image, {_SAID} as text, 1 as number from kept join claims using (predicate)
+        "Subject and object are probably swapped or belong to another pair: drop them, or use `pair.prior`.",
+        f"""select image, {_TRIPLET} as text, 1 as number from kept join claims using (predicate)
         where claim = 'alive' and lower(subject_category) in ({_names(LIFELESS)})""",
     ),
-    Rule(
+    HealthRule(
         "no_relation",
-        "predicates that are no relation: filler words, numbers, whole sentences, class names",
+        "predicates that express no relation: filler words, numbers, whole sentences, class names",
         "relations",
-        "Drop these predicates; they come from captions that were not understood.",
+        "Drop these predicates; they come from captions that were parsed incorrectly.",
         f"""with odd as materialized (
             select predicate from predicates
             left join (select category, count(*) as times from objects group by 1) on category::varchar = predicate
@@ -141,47 +141,47 @@ RULES = (
             or len(string_split(word, ' ')) > {_MANY_PREDICATE_WORDS}
             or not regexp_full_match(word, '[\\p{{L}}\\p{{M}}''’. -]+')
             or times > relations)
-        select image, concat('“', predicate, '” in ', {_SAID}) as text, 1 as number
+        select image, concat('“', predicate, '” in ', {_TRIPLET}) as text, 1 as number
         from kept where predicate in (from odd)""",
     ),
-    Rule(
+    HealthRule(
         "dominant_predicate",
-        f"one predicate that more than {_DOMINANT:.0%} of the relations have",
+        f"relations with a predicate that makes up more than {_DOMINANT:.0%} of all",
         "relations",
-        "A model learns to say it always: weight or thin it out in training, or raise its threshold.",
+        "A model learns to predict it everywhere: give it less weight in training, or raise its threshold.",
         f"""with counted as (select predicate, count(*) as times from kept group by 1)
         select min(image) as image, predicate as text, count(*) as number
         from kept where predicate in (select predicate from counted
             where times > {_DOMINANT} * (select count(*) from kept) and (select count(*) from kept) >= {_ENOUGH})
         group by predicate""",
     ),
-    Rule(
+    HealthRule(
         "uneven_predicates",
-        f"predicates that one dataset uses {_UNEVEN} times as often as another",
+        f"relations with a predicate that is {_UNEVEN} times as frequent in one dataset as in another",
         "relations",
-        "A model learns which dataset it sees: give the datasets weights, or drop these predicates.",
+        "A model learns to tell the datasets apart: weight the datasets, or drop these predicates.",
         _uneven("predicate", "kept"),
     ),
-    Rule(
+    HealthRule(
         "uneven_classes",
-        f"object classes that one dataset has {_UNEVEN} times as often as another",
+        f"boxes of a class that is {_UNEVEN} times as frequent in one dataset as in another",
         "boxes",
-        "A model learns which dataset it sees: give the datasets weights, or one name to classes that mean the same.",
+        "A model learns to tell the datasets apart: weight the datasets, or merge classes with the same meaning.",
         _uneven("category", f"(select * from objects where category <> '{NO_OBJECT}')"),
     ),
-    Rule(
+    HealthRule(
         "tiny_boxes",
-        f"boxes narrower or lower than {_TINY} pixels",
+        f"boxes less than {_TINY} pixels wide or high",
         "boxes",
-        "Nobody can see what they show: leave them out of pairs.",
+        "Their contents cannot be recognised: leave them out of pairs.",
         f"""select image, concat(category, ' of ', round(w, 1), ' × ', round(h, 1)) as text, 1 as number
         from objects where least(w, h) < {_TINY} and category <> '{NO_OBJECT}'""",
     ),
-    Rule(
+    HealthRule(
         "repeated_boxes",
-        f"boxes of one class that lie on each other (IoU above {_SAME})",
+        f"duplicate boxes of the same class (IoU above {_SAME})",
         "boxes",
-        "Drop all but one of them: relations are split among them at random.",
+        "Drop all but one: relations are split among them at random.",
         f"""select image, any_value(a.category) as text, 1 as number from objects a join objects b
         using (image, category) where a.number < b.number and not a.iscrowd and not b.iscrowd
         and greatest(least(a.x + a.w, b.x + b.w) - greatest(a.x, b.x), 0)
@@ -189,11 +189,11 @@ RULES = (
           > {_SAME} / (1 + {_SAME}) * (a.w * a.h + b.w * b.h)
         group by image, b.number""",
     ),
-    Rule(
+    HealthRule(
         "same_captions",
-        "captions of one image that differ only by case, articles and punctuation",
+        "captions of one image that differ only in case, articles and punctuation",
         "captions",
-        "They bring no new relations: sample with a higher temperature, or fewer samples.",
+        "They yield no new relations: raise the sampling temperature, or take fewer samples.",
         r"""select image, concat(min(caption), ' / ', max(caption)) as text, count(*) - 1 as number
         from (select distinct image, scope, boxes, caption from captions)
         group by image, scope, boxes,
@@ -201,11 +201,11 @@ RULES = (
                 '\b(a|an|the) ', '', 'g'))
         having count(*) > 1""",
     ),
-    Rule(
+    HealthRule(
         "degenerate_captions",
-        "captions that repeat themselves, or are one word or a page long",
+        "captions that repeat themselves, are one word, or are very long",
         "captions",
-        "The captioner failed on them: raise `caption.repetition_penalty`, or use another captioner.",
+        "The captioner failed: raise `caption.repetition_penalty`, or use another captioner.",
         f"""select image, caption as text, 1 as number from (select *, {_WORDS} as words from captions)
         where len(words) < {_FEW_WORDS} or len(words) > {_MANY_WORDS}
         or (len(words) >= 6 and len(list_distinct(words)) < 0.5 * len(words))

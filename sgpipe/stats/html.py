@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else."""
+"""The report as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -6,66 +6,67 @@ from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
-from sgpipe.records import TRAINED_ON
+from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.audit import Audit
-from sgpipe.stats.calibration import Choice
+from sgpipe.stats.calibration import ThresholdChoice
 from sgpipe.stats.findings import level_at
 from sgpipe.stats.gallery import Card
-from sgpipe.stats.ground_truth import TruthMeasures
+from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Measures
 from sgpipe.stats.pages import render, save_page
 from sgpipe.stats.terminal import overview, tail_sentence
 from sgpipe.stats.verdicts import Verdicts
+from sgpipe.utils.console import count
 from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
 
 
 def write_report(
     file: Path,
-    found: Audit,
+    audit: Audit,
     cards: list[Card],
-    threshold: float = TRAINED_ON,
+    threshold: float = TRAINING_CONFIDENCE,
 ) -> None:
     """Write the report page.
 
     Args:
         cards: the images of the gallery.
-        threshold: at which its confidence filter starts.
+        threshold: initial value of the gallery's confidence filter.
 
     Raises UserError: the file cannot be written.
     """
-    measures = found.measures
+    measures = audit.measures
     values = {
         "title": measures.run or file.stem,
         "measures": measures,
         "tiles": _tiles(measures),
-        "findings": [(question, list(group)) for question, group in groupby(found.findings, lambda f: f.question)],
+        "findings": [(question, list(group)) for question, group in groupby(audit.findings, lambda f: f.question)],
         "overview": overview(measures),
-        "tail": tail_sentence(measures) if measures.predicates else "There is no relation.",
+        "tail": tail_sentence(measures) if measures.predicates else "There are no relations.",
         "predicates": list(measures.predicates.items()),
         "categories": list(measures.categories.items()),
         "plots": _plots(measures),
-        "confidence_plots": [*_confidence_plots(measures), *_judged_plots(found.truth, found.verdicts)],
-        "truth": found.truth,
-        "verdicts": found.verdicts,
-        "comparison": found.comparison,
+        "confidence_plots": [*_confidence_plots(measures), *_judged_plots(audit.ground_truth, audit.verdicts)],
+        "ground_truth": audit.ground_truth,
+        "verdicts": audit.verdicts,
+        "comparison": audit.comparison,
         "cards": cards,
         "shown_predicates": Counter(edge.predicate for card in cards for edge in card.edges).most_common(),
         "shown_categories": _shown_categories(cards),
         "threshold": threshold,
-        "trained_on": TRAINED_ON,
+        "trained_on": TRAINING_CONFIDENCE,
     }
     save_page(file, render("report", values))
 
 
 def _tiles(measures: Measures) -> list[tuple[str, str]]:
-    level, found = level_at(measures), sum(check.count > 0 for check in measures.health)
+    level, failed = level_at(measures), sum(check.count > 0 for check in measures.health)
     return [
         ("images", f"{measures.rows:,}"),
         ("relations", f"{measures.totals['relations']:,}"),
-        (f"of confidence ≥ {TRAINED_ON:.2f}", f"{level.relations:,}"),
-        ("per image that has any", f"{level.per_image:.1f}"),
+        (f"of confidence ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
+        ("per image with any", f"{level.per_image:.1f}"),
         ("predicates", f"{measures.tail.kinds:,}"),
-        ("health checks that found something", f"{found} of {len(measures.health)}"),
+        ("health checks that found problems", f"{failed} of {len(measures.health)}"),
     ]
 
 
@@ -73,11 +74,14 @@ def _plots(measures: Measures) -> list[Plot]:
     if not measures.predicates:
         return []
     levels = measures.thresholds
-    texts = [f"≥ {level.threshold:.2f}: {level.relations:,} relations in {level.images:,} images" for level in levels]
+    texts = [
+        f"≥ {level.threshold:.2f}: {count(level.relations, 'relation')} in {count(level.images, 'image')}"
+        for level in levels
+    ]
     points = [(level.threshold, float(level.relations)) for level in levels]
     return [
-        curve("What a threshold keeps", points, "confidence at least", "relations", texts),
-        columns("Relations of an image", measures.relations_per_image, "relations", "images"),
+        curve("What a threshold keeps", points, "minimum confidence", "relations", texts),
+        columns("Relations per image", measures.relations_per_image, "relations", "images"),
         ranks("Predicates by rank", list(measures.predicates.values()), "rank of the predicate", "relations"),
     ]
 
@@ -88,30 +92,30 @@ def _confidence_plots(measures: Measures) -> list[Plot]:
         return []
     width = 1 / len(confidence.histogram)
     bins = {f"{at * width:.2f}": count for at, count in enumerate(confidence.histogram)}
-    return [columns("How confidences are spread", bins, "confidence from", "relations", every=2)]
+    return [columns("Distribution of confidences", bins, "confidence from", "relations", every=2)]
 
 
-def _judged_plots(truth: TruthMeasures | None, verdicts: Verdicts | None) -> list[Plot]:
+def _judged_plots(ground_truth: GroundTruthMeasures | None, verdicts: Verdicts | None) -> list[Plot]:
     plots = []
-    if truth is not None:
-        points = [(part.confidence, part.precision.value or 0.0) for part in truth.reliability]
-        texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in truth.reliability]
+    if ground_truth is not None:
+        points = [(part.confidence, part.precision.value or 0.0) for part in ground_truth.reliability]
+        texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in ground_truth.reliability]
         lines = [("guide", "", [(0.0, 0.0), (1.0, 1.0)], ["", ""]), ("main", "", points, texts)]
-        plots.append(unit_square("Are confidences what they claim?", lines, "mean confidence", "share that is right"))
-        plots.append(_threshold_plot("Precision by threshold, by the truth", truth.curve))
+        plots.append(unit_square("Calibration", lines, "mean confidence", "precision"))
+        plots.append(_threshold_plot("Precision by threshold (ground truth)", ground_truth.curve))
     if verdicts is not None and verdicts.judged:
-        plots.append(_threshold_plot("Precision by threshold, by people", verdicts.curve))
+        plots.append(_threshold_plot("Precision by threshold (verdicts)", verdicts.curve))
     return plots
 
 
-def _threshold_plot(name: str, curve: list[Choice]) -> Plot:
+def _threshold_plot(name: str, curve: list[ThresholdChoice]) -> Plot:
     known = [choice for choice in curve if choice.kept]
     points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
     texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
     kept = [(choice.threshold, choice.kept / known[0].kept) for choice in known]
     counts = [f"keeps {choice.kept:,}" for choice in known]
     lines = [("main", "precision", points, texts), ("second", "share kept", kept, counts)]
-    return unit_square(name, lines, "confidence at least", "share")
+    return unit_square(name, lines, "minimum confidence", "share")
 
 
 def _shown_categories(cards: list[Card]) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Counts over a run, made by DuckDB from the shards: only results come into Python."""
+"""Counts over a run. DuckDB makes them from the shards; only results reach Python."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from sgpipe.records import TRAINED_ON
+from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.distributions import (
     AgreementMeasures,
     Confidence,
-    Tail,
+    LongTail,
     measure_agreement,
     measure_confidence,
-    measure_tail,
+    measure_long_tail,
 )
 from sgpipe.stats.health import Check, check_health
 from sgpipe.storage.database import Database, open_run
@@ -28,14 +28,14 @@ _TRIPLETS = 50
 TOTALS = {
     "objects": "boxes",
     "captions": "captions",
-    "different_captions": "different captions of one image",
-    "distinct_captions": "different captions",
+    "different_captions": "distinct captions per image, summed",
+    "distinct_captions": "distinct captions",
     "triplets": "triplets parsed",
     "matched_triplets": "triplets with both ends matched",
     "pairs": "candidate pairs",
     "candidate_texts": "candidate relation texts",
     "relations": "relations",
-    "kept_relations": f"relations of confidence ≥ {TRAINED_ON:.2f}",
+    "kept_relations": f"relations of confidence ≥ {TRAINING_CONFIDENCE:.2f}",
     "images_without_relations": "images without relations",
 }
 _STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relations", "kept_relations")
@@ -44,11 +44,11 @@ _PER_IMAGE = (0, 1, 2, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True)
 class Level:
-    """What a confidence threshold keeps; annotations of people, which have no confidence, pass every threshold.
+    """What a confidence threshold keeps; human annotations, which have no confidence, pass every threshold.
 
     Attributes:
-        relations: how many; `images` and `pairs` (ordered pairs of objects): how many have one of them.
-        predicate_kinds: different predicates among them.
+        relations: number of relations. `images` and `pairs` (ordered pairs of objects): those with at least one.
+        predicate_kinds: number of distinct predicates.
     """
 
     threshold: float
@@ -59,18 +59,18 @@ class Level:
 
     @property
     def per_image(self) -> float:
-        """Relations of an image that has any."""
+        """Relations per image with any."""
         return self.relations / self.images if self.images else 0.0
 
     @property
     def per_pair(self) -> float:
-        """Relations of a pair that has any."""
+        """Relations per pair with any."""
         return self.relations / self.pairs if self.pairs else 0.0
 
 
 @dataclass(frozen=True)
 class TripletCount:
-    """How often a predicate stands between two categories, and the mean of the confidences there are."""
+    """How often a predicate relates two classes, and its mean confidence, if it has any."""
 
     subject: str
     predicate: str
@@ -81,20 +81,20 @@ class TripletCount:
 
 @dataclass(frozen=True)
 class Measures:
-    """What one run holds.
+    """What a run contains.
 
     Attributes:
-        images: by split; `datasets`: images by dataset; `errors`: error rows by kind.
+        images: by split. `datasets`: images by dataset. `errors`: error rows by kind.
         totals: objects, captions, different_captions (of one image, summed), distinct_captions (of all), triplets,
             matched_triplets, pairs, candidate_texts, relations, kept_relations (that training uses),
             images_without_relations.
-        without_relations: images without relations, by the first thing that they lack.
-        predicates, categories: how many relations and objects have each, most frequent first.
-        relations_per_image: images by the number of their relations, as ranges.
-        triplets: the most frequent combinations of subject category, predicate and object category.
-        triplet_kinds: how many different combinations there are.
+        without_relations: images without relations, by the first stage that left nothing.
+        predicates, categories: relations by predicate and objects by class, the most frequent first.
+        relations_per_image: images by number of relations, in ranges.
+        triplets: the most frequent combinations of subject class, predicate and object class.
+        triplet_kinds: number of distinct combinations.
         person_subject_share: share of the relations whose subject is a person.
-        agreement: what CLIP thinks of the relations, if `sgpipe score` asked it.
+        agreement: CLIP's agreement with the relations, if `sgpipe score` measured it.
     """
 
     run: str
@@ -108,7 +108,7 @@ class Measures:
     categories: dict[str, int]
     thresholds: list[Level]
     relations_per_image: dict[str, int]
-    tail: Tail
+    tail: LongTail
     triplets: list[TripletCount]
     triplet_kinds: int
     person_subject_share: float
@@ -118,23 +118,23 @@ class Measures:
 
     @property
     def rows(self) -> int:
-        """All images, error rows too."""
+        """All images, including error rows."""
         return sum(self.images.values())
 
     @property
     def yields(self) -> dict[str, float | None]:
-        """How many of each there are for one of what the stage before left; None where that left nothing."""
+        """The output of each stage per output of the stage before; None if that had none."""
         return {
             after: self.totals[after] / self.totals[before] if self.totals[before] else None
             for before, after in pairwise(_STAGES)
         }
 
 
-def measure(root: Path, threshold: float = TRAINED_ON) -> Measures:
-    """Count what the run in `root` holds.
+def measure(root: Path, threshold: float = TRAINING_CONFIDENCE) -> Measures:
+    """Measure the run in `root`.
 
     Args:
-        threshold: confidence of the relations whose health is checked.
+        threshold: minimum confidence of the relations whose health is checked.
 
     Raises UserError: it is not a run, or a shard is missing or damaged.
     """
@@ -142,12 +142,12 @@ def measure(root: Path, threshold: float = TRAINED_ON) -> Measures:
         return measure_database(database, threshold)
 
 
-def measure_database(database: Database, threshold: float = TRAINED_ON) -> Measures:
+def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE) -> Measures:
     """Count what an open run holds."""
     run = database.run
     predicates = _counts(database, "select predicate, relations from predicates")
     levels = _levels(database)
-    kept = next(level.relations for level in levels if level.threshold == TRAINED_ON)
+    kept = next(level.relations for level in levels if level.threshold == TRAINING_CONFIDENCE)
     [(kinds,)] = database.rows("select count(*) from triplet_counts")
     return Measures(
         run=str(run.get("name", "")),
@@ -161,7 +161,7 @@ def measure_database(database: Database, threshold: float = TRAINED_ON) -> Measu
         categories=_counts(database, "select category, count(*) from objects group by 1"),
         thresholds=levels,
         relations_per_image=_relations_per_image(database),
-        tail=measure_tail(list(predicates.values())),
+        tail=measure_long_tail(list(predicates.values())),
         triplets=[TripletCount(*row) for row in database.rows(f"{_TRIPLET_TABLE} limit {_TRIPLETS}")],
         triplet_kinds=kinds,
         person_subject_share=_person_share(database),
@@ -176,13 +176,13 @@ def distinct_predicates(root: Path) -> set[str]:
 
     Raises UserError: it is not a run, or a shard is missing or damaged.
     """
-    found: set[str] = set()
+    predicates: set[str] = set()
     for table in iter_tables(root, ("relations",)):
-        found.update(pc.unique(pc.struct_field(pc.list_flatten(table["relations"]), "predicate")).to_pylist())
-    return found
+        predicates.update(pc.unique(pc.struct_field(pc.list_flatten(table["relations"]), "predicate")).to_pylist())
+    return predicates
 
 
-# An error without what is particular to one image: its paths, quoted names and numbers.
+# Errors without what is specific to one image: paths, quoted names and numbers.
 _ERRORS = r"""
     select regexp_replace(regexp_replace(regexp_replace(coalesce(error, 'unknown'),
         '''[^'']*''|"[^"]*"', '…', 'g'), '\S*/\S*', '…', 'g'), '\d+(x\d+)?', 'N', 'g') as kind, count(*)
@@ -242,8 +242,8 @@ def _relations_per_image(database: Database) -> dict[str, int]:
         f"""select case {cases} end as at, count(*)
         from (select relations as number from images where status = 'ok') group by 1"""
     )
-    found = dict(rows)
-    return {name: found.get(at, 0) for at, name in enumerate(names)}
+    counts = dict(rows)
+    return {name: counts.get(at, 0) for at, name in enumerate(names)}
 
 
 def _person_share(database: Database) -> float:

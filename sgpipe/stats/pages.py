@@ -1,4 +1,4 @@
-"""Pages made of the templates: one file each, with style and script inside and everything else escaped."""
+"""Pages rendered from the templates: one file each, with style and script inline and all values escaped."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from markupsafe import Markup
 
 from sgpipe.errors import UserError
 from sgpipe.utils import __version__
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import count
 
 
 def render(page: str, values: dict[str, Any]) -> str:
-    """The page of templates/`page`.html.jinja with its script; every value is escaped."""
+    """Render templates/`page`.html.jinja with its script; every value is escaped."""
     loader = jinja2.PackageLoader("sgpipe.stats", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.globals["zip"] = zip
+    environment.filters["count"] = count
+    environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
     style, script = (_source(environment, name) for name in ("style.css", f"{page}.js"))
-    # The browser runs this script and no other, whatever a caption holds.
+    # The browser runs only this script, whatever a caption contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"style": Markup(style), "script": Markup(script), "script_hash": Markup(digest), "version": __version__}
     return environment.get_template(f"{page}.html.jinja").render(values | own)
 
 
 def save_page(file: Path, page: str) -> None:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Raises UserError: the file cannot be written.
     """
-    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(file)
+        write_text(file, page)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from None
 
 

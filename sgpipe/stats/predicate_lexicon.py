@@ -1,4 +1,4 @@
-"""What predicates claim about places and actors, by their words; a predicate not listed here claims nothing."""
+"""What predicates claim about positions and actors; a predicate that is not listed claims nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BEHIND = _in_any_posture("behind", "in back of")
 HELD = ("holding", "holds", "hold", "carrying", "carries", "carry", "wearing", "wears", "wear", "eating", "eats",
         "drinking", "riding", "petting", "hugging", "touching")  # fmt: skip
 
-# Where a predicate says that its subject is, on an axis; who is left of something has it to the right.
+# On which side of an axis a predicate places its subject; the object is then on the other side.
 AXES: dict[tuple[str, int], tuple[str, ...]] = {
     ("left and right", 1): LEFT,
     ("left and right", -1): RIGHT,
@@ -35,7 +35,7 @@ AXES: dict[tuple[str, int], tuple[str, ...]] = {
     ("front and back", -1): BEHIND,
 }
 
-# What two boxes cannot be if the predicate is true; a predicate may claim several things.
+# Constraints that a predicate puts on the two boxes; it may put several.
 GEOMETRY: dict[str, tuple[str, ...]] = {
     "upward": (*UPON, *OVER),
     "downward": UNDER,
@@ -45,13 +45,13 @@ GEOMETRY: dict[str, tuple[str, ...]] = {
     "close": tuple(dict.fromkeys((*HELD, *RIDING))),
 }
 
-# What only people and animals do.
+# Predicates whose subject must be a person or an animal.
 ACTS = (
     "wearing", "wears", "eating", "eats", "drinking", "drinks", "riding", "rides", "watching", "watches", "looking at",
     "looks at", "reading", "reads", "throwing", "throws", "kicking", "kicks", "petting", "feeding", "hugging",
     "kissing", "talking to", "talking on", "walking", "chasing", "playing with", "biting", "licking",
 )  # fmt: skip
-# COCO's and Objects365's commonest things that do nothing by themselves.
+# Common classes of COCO and Objects365 that do not act by themselves.
 LIFELESS = (
     "bicycle", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "backpack", "umbrella",
     "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat",

@@ -1,4 +1,4 @@
-"""The human audit: a page on which a person judges a sample of relations."""
+"""The human audit: a web page for judging a sample of relations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Answer = Literal["right", "wrong", "unsure"]
 _PIXELS = 720
 EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
-# Within a band every k-th relation in the order of predicates: each is as likely, and predicates come in proportion.
+# Within a band, every k-th relation in order of predicate: all are equally likely, and predicates keep their shares.
 _SAMPLE = """
     with banded as (
         select *, case when confidence is null then -1 else {band} end as band,
@@ -32,8 +32,8 @@ _SAMPLE = """
             count(*) over (partition by band) as total
         from banded),
     chosen as (
-        select numbered.*, wanted from numbered join quotas using (band)
-        where (number * wanted) // total <> ((number - 1) * wanted) // total)
+        select numbered.*, quota from numbered join quotas using (band)
+        where (number * quota) // total <> ((number - 1) * quota) // total)
     select image, subject, object, predicate, confidence, band from chosen order by chance
 """
 _BAND = " ".join(f"when confidence < {stop}::float then {at}" for at, stop in enumerate(EDGES[1:-1]))
@@ -41,8 +41,8 @@ _BAND = f"(case {_BAND} else {len(EDGES) - 2} end)"
 
 
 @dataclass(frozen=True)
-class Band:
-    """Relations of the run with a confidence from `start` to below `stop`, without one if both are None."""
+class ConfidenceBand:
+    """The run's relations with a confidence from `start` to below `stop`; None for both: relations without one."""
 
     start: float | None
     stop: float | None
@@ -56,7 +56,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Question:
-    """A relation to be judged; `band` counts the bands of the review."""
+    """A relation to judge; `band` is an index into the bands of the review."""
 
     image_id: str
     subject: str
@@ -68,13 +68,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Review:
-    """The questions of a page, and the answers of a person: one each in what the page exports, none before."""
+    """The questions of a page and their answers: one per question in an export, none in a new page."""
 
     format: Literal[1]
     run: str
     fingerprint: str
     seed: int
-    bands: list[Band]
+    bands: list[ConfidenceBand]
     questions: list[Question]
     answers: list[Answer | None]
 
@@ -82,22 +82,22 @@ class Review:
 def write_review(
     database: Database, file: Path, count: int, seed: int = 0, images: Path | None = None
 ) -> tuple[int, int]:
-    """Write a page with `count` relations to be judged, equally many of each band of confidence.
+    """Write a page for judging `count` relations, the same number from each band of confidence.
 
     Args:
-        seed: another seed, another sample.
-        images: folder of the images, if they are no longer where the run found them.
+        seed: decides the sample.
+        images: folder of the images, if they have moved since the run.
 
     Returns:
-        how many relations are on it, and of how many of them the image could not be had.
+        the number of relations on the page, and how many of them lack their image.
 
-    Raises UserError: there is nothing to judge, a shard cannot be read, or the file cannot be written.
+    Raises UserError: the run has no relations, a shard cannot be read, or the file cannot be written.
     """
     bands = _bands(database, count)
     if not bands:
         raise UserError(f"{database.root} holds no relations to review")
-    places = {key: number for number, key in enumerate(bands)}
-    database.execute("create or replace table quotas (band int, wanted int)")
+    indices = {key: number for number, key in enumerate(bands)}
+    database.execute("create or replace table quotas (band int, quota int)")
     database.insert("quotas", [(key, band.sampled) for key, band in bands.items()])
     rows = database.rows(_SAMPLE.format(band=_BAND), seed)
     questions, cards = [], []
@@ -105,7 +105,7 @@ def write_review(
         edge = card.edges[0]
         questions.append(
             Question(
-                card.image_id, edge.subject.name, edge.predicate, edge.object.name, edge.confidence, places[values[5]]
+                card.image_id, edge.subject.name, edge.predicate, edge.object.name, edge.confidence, indices[values[5]]
             )
         )
         cards.append(card)
@@ -119,7 +119,7 @@ def write_review(
 def _cards(
     database: Database, rows: list[tuple[Any, ...]], images: Path | None
 ) -> Iterator[tuple[Card, tuple[Any, ...]]]:
-    """The card of each sampled relation that can be drawn, in the order of the rows."""
+    """A card for each sampled relation that can be drawn, in the order of the rows."""
     for values in rows:
         image, subject, object_, predicate, confidence, _ = values
         for record, opened in open_records(database, [image], images):
@@ -128,8 +128,8 @@ def _cards(
                 yield card, values
 
 
-def _bands(database: Database, count: int) -> dict[int, Band]:
-    """The bands that have relations, each with an equal share of the sample, or all that it has."""
+def _bands(database: Database, count: int) -> dict[int, ConfidenceBand]:
+    """The bands with relations, each with an equal share of the sample or, if it has fewer, all of its relations."""
     rows = database.rows(
         f"""select case when confidence is null then -1 else {_BAND} end as band, count(*)
         from relations group by 1 order by 1"""
@@ -140,13 +140,13 @@ def _bands(database: Database, count: int) -> dict[int, Band]:
         left -= sampled[band]
     ends: dict[int, tuple[float | None, float | None]] = {-1: (None, None)}
     ends |= {at: (EDGES[at], EDGES[at + 1]) for at in range(len(EDGES) - 1)}
-    return {band: Band(*ends[band], relations, sampled[band]) for band, relations in rows if sampled[band]}
+    return {band: ConfidenceBand(*ends[band], relations, sampled[band]) for band, relations in rows if sampled[band]}
 
 
 def load_review(file: Path) -> Review:
-    """What the page exports.
+    """Read what a review page exported.
 
-    Raises UserError: it cannot be read or is something else.
+    Raises UserError: the file cannot be read or is no such export.
     """
     try:
         review = TypeAdapter(Review).validate_json(file.read_bytes())
@@ -154,11 +154,11 @@ def load_review(file: Path) -> Review:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         reason, place = error.errors()[0]["msg"], ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{_STRANGE.format(file=file)} ({place or 'the file'}: {reason})") from None
+        raise UserError(f"{_NO_EXPORT.format(file=file)} ({place or 'the file'}: {reason})") from None
     answered = len(review.answers) == len(review.questions)
     if not answered or any(question.band not in range(len(review.bands)) for question in review.questions):
-        raise UserError(_STRANGE.format(file=file))
+        raise UserError(_NO_EXPORT.format(file=file))
     return review
 
 
-_STRANGE = "{file} is not what a page of `sgpipe stats --review` exports"
+_NO_EXPORT = "{file} was not exported from a page of `sgpipe stats --review`"

@@ -1,7 +1,4 @@
-"""Statistics as terminal tables and as JSON.
-
-Terminal tables of what is only sometimes known: another run, the truth, people's verdicts.
-"""
+"""The audit as terminal tables and as JSON."""
 
 from __future__ import annotations
 
@@ -15,18 +12,19 @@ from rich.text import Text
 
 from sgpipe.sources.annotated import to_single_line
 from sgpipe.stats.audit import Audit, Comparison
-from sgpipe.stats.calibration import Choice
-from sgpipe.stats.ground_truth import TruthMeasures
+from sgpipe.stats.calibration import ThresholdChoice
+from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.health import Check
 from sgpipe.stats.measures import TOTALS, Measures
 from sgpipe.stats.verdicts import Verdicts
+from sgpipe.utils.console import count
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
 
 
-def print_tables(found: Audit, console: Console) -> None:
-    """The audit for a person."""
-    measures = found.measures
+def print_tables(audit: Audit, console: Console) -> None:
+    """Print the audit for a person."""
+    measures = audit.measures
     console.print(_overview(measures))
     console.print(_levels(measures))
     if measures.predicates:
@@ -38,21 +36,25 @@ def print_tables(found: Audit, console: Console) -> None:
     if measures.errors:
         console.print(_ranking("error", "images", measures.errors))
     console.print(_health(measures))
-    for extra in (*comparison_tables(found.comparison), *truth_tables(found.truth), *verdict_tables(found.verdicts)):
+    for extra in (
+        *comparison_tables(audit.comparison),
+        *ground_truth_tables(audit.ground_truth),
+        *verdict_tables(audit.verdicts),
+    ):
         console.print(extra)
-    for question, group in groupby(found.findings, lambda finding: finding.question):
+    for question, group in groupby(audit.findings, lambda finding: finding.question):
         console.print(question, style="bold")
         for finding in group:
             console.print(f"  {to_single_line(finding.text)}", soft_wrap=True)
 
 
-def print_json(found: Audit) -> None:
-    """The audit for a program, on standard output."""
-    print(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
+def print_json(audit: Audit) -> None:
+    """Print the audit for a program."""
+    print(json.dumps(audit.as_dict(), indent=1, ensure_ascii=False))
 
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:
-    """The first counts to look at, in the order in which images become relations, and what each stage yields."""
+    """The main counts, in the order in which images become relations, and the yield of each stage."""
     images = [(f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())]
     errors = ("error rows", f"{sum(measures.errors.values()):,}", "")
     counts = [(name, f"{measures.totals[key]:,}", _each(measures, key)) for key, name in TOTALS.items()]
@@ -79,13 +81,14 @@ def _each(measures: Measures, key: str) -> str:
 
 
 def tail_sentence(measures: Measures) -> str:
-    """How uneven the predicates are, in words."""
+    """The long tail of the predicates, in words."""
     tail = measures.tail
     rare = ", ".join(list(measures.predicates)[: -_TAIL - 1 : -1])
     return (
-        f"The 10 most frequent predicates have {tail.head_share:.0%} of the relations, {tail.half:,} have half; "
-        f"{tail.singletons:,} of {tail.kinds:,} occur once. Gini {tail.gini:.2f}, "
-        f"entropy {tail.entropy:.1f} bits (as {tail.effective_kinds:.0f} equally frequent ones). Rarest: {rare}."
+        f"The 10 most frequent predicates account for {tail.head_share:.0%} of the relations; half of the relations "
+        f"have one of {count(tail.half, 'predicate')}; {tail.singletons:,} of {tail.kinds:,} occur once. "
+        f"Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits (like {tail.effective_kinds:.0f} equally frequent "
+        f"predicates). Rarest: {rare}."
     )
 
 
@@ -109,7 +112,7 @@ def _levels(measures: Measures) -> Table:
 def _ranking(what: str, unit: str, counts: Mapping[str, int]) -> Table:
     total = sum(counts.values())
     rows = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in list(counts.items())[:_TOP]]
-    return table(f"most frequent of {len(counts):,} {what}s", [what, f">{unit}", ">share"], rows)
+    return table(f"most frequent of {count(len(counts), what)}", [what, f">{unit}", ">share"], rows)
 
 
 def _triplets(measures: Measures) -> Table:
@@ -118,18 +121,18 @@ def _triplets(measures: Measures) -> Table:
         for t in measures.triplets[:_TRIPLETS]
     ]
     names = ["subject", "predicate", "object", ">relations", ">mean confidence"]
-    return table(f"most frequent of {measures.triplet_kinds:,} triplets", names, rows)
+    return table(f"most frequent of {count(measures.triplet_kinds, 'triplet')}", names, rows)
 
 
 def _health(measures: Measures) -> Table | str:
-    found = [check for check in measures.health if check.count]
+    failed = [check for check in measures.health if check.count]
     if not any(check.total for check in measures.health):
-        return "There is nothing to check."
-    if not found:
-        return f"All {len(measures.health)} health checks found nothing."
-    rows = [(check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", _example(check)) for check in found]
-    title = f"health: {len(found)} of {len(measures.health)} checks found something"
-    return table(title, ["what to look at", ">count", ">share", "example"], rows)
+        return "There are no relations, boxes or captions to check."
+    if not failed:
+        return f"All {len(measures.health)} health checks passed."
+    rows = [(check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", _example(check)) for check in failed]
+    title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
+    return table(title, ["problem", ">count", ">share", "example"], rows)
 
 
 def _example(check: Check) -> str:
@@ -140,7 +143,7 @@ _ROWS = 15
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of plain text; a column whose name starts with `>` is aligned to the right, and no names: no header."""
+    """A table of plain text. Columns whose name starts with `>` are right-aligned; without names there is no header."""
     names = [name.removeprefix(">") for name in columns]
     made = Table(title=Text(to_single_line(title)), show_header=any(names))
     for column, name in zip(columns, names, strict=True):
@@ -151,24 +154,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def comparison_tables(comparison: Comparison | None) -> Iterator[Table]:
-    """What changed since another run."""
+    """What changed compared with another run."""
     if comparison is None:
         return
     columns = [f">{comparison.other}", ">this run"]
     counts = [(row.name, f"{row.before:,}", f"{row.after:,}", row.text) for row in comparison.counts]
     yield table("what changed", ["", *columns, ">change"], counts)
-    title = (
-        f"predicates whose share changed most; {comparison.gained:,} only in this run, {comparison.lost:,} not in it"
-    )
+    only = f"{comparison.gained:,} only in this run, {comparison.lost:,} only in the other"
     shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.predicates]
-    yield table(title, ["predicate", *columns], shares)
+    yield table(f"predicates whose share changed most; {only}", ["predicate", *columns], shares)
     if comparison.health:
         shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.health]
-        yield table("health of both", ["check", *columns], shares)
+        yield table("health of both runs", ["check", *columns], shares)
 
 
-def truth_tables(truth: TruthMeasures | None) -> Iterator[Table]:
-    """Thresholds that reach a precision, and how far confidences are from it."""
+def ground_truth_tables(truth: GroundTruthMeasures | None) -> Iterator[Table]:
+    """Thresholds that reach the target precision, and the calibration of the confidences."""
     if truth is None:
         return
     choices = [("all", truth.relations, truth.precision, truth.suggested)]
@@ -179,27 +180,29 @@ def truth_tables(truth: TruthMeasures | None) -> Iterator[Table]:
         rows.append((predicate, f"{relations:,}", str(precision), *choice))
     names = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
     yield table(
-        f"thresholds for a precision of {truth.target:.0%}, by the truth of {truth.images:,} images", names, rows
+        f"thresholds for a precision of {truth.target:.0%}, by the ground truth of {count(truth.images, 'image')}",
+        names,
+        rows,
     )
     error = "" if truth.calibration_error is None else f" (calibration error {truth.calibration_error:.3f})"
-    title = f"are confidences what they claim?{error}"
+    title = f"calibration{error}"
     bins = [
         (f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision))
         for part in truth.reliability
     ]
-    yield table(title, ["confidence", ">mean", ">right (95 %, of judged)"], bins)
+    yield table(title, ["confidence", ">mean", ">precision (95 % interval, judged)"], bins)
 
 
 def verdict_tables(verdicts: Verdicts | None) -> Iterator[Table]:
-    """What people's verdicts say by confidence, and what thresholds would keep."""
+    """Human verdicts by confidence, and what thresholds keep of the judged relations."""
     if verdicts is None:
         return
-    title = f"verdicts of people on {verdicts.judged:,} relations"
+    title = f"human verdicts on {count(verdicts.judged, 'relation')}"
     bands = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in verdicts.bands]
-    yield table(title, ["confidence", ">relations", ">right (95 %, of judged)"], bands)
+    yield table(title, ["confidence", ">relations", ">precision (95 % interval, judged)"], bands)
     yield _curve("judged relations by threshold", verdicts.curve)
 
 
-def _curve(title: str, curve: Sequence[Choice]) -> Table:
+def _curve(title: str, curve: Sequence[ThresholdChoice]) -> Table:
     rows = [(f"{choice.threshold:.2f}", f"{choice.kept:,}", str(choice.precision)) for choice in curve]
-    return table(title, ["confidence ≥", ">kept", ">right (95 %, of kept)"], rows)
+    return table(title, ["confidence ≥", ">kept", ">precision (95 % interval, kept)"], rows)

@@ -1,4 +1,4 @@
-"""What people's verdicts on a sample say about the run."""
+"""The precision of a run, estimated from human verdicts on a sample."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from sgpipe.errors import UserError
-from sgpipe.stats.calibration import Choice, Judged, Precision, wilson
-from sgpipe.stats.review import Band, load_review
+from sgpipe.stats.calibration import JudgedRelations, PrecisionEstimate, ThresholdChoice, wilson
+from sgpipe.stats.review import ConfidenceBand, load_review
 
 
 @dataclass(frozen=True)
 class BandVerdict:
-    """A band of confidence: how many relations the run has in it, and the precision of the judged ones."""
+    """A band of confidence and the precision of its judged relations."""
 
-    band: Band
-    precision: Precision
+    band: ConfidenceBand
+    precision: PrecisionEstimate
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class PredicateVerdict:
     """A predicate and the precision of its judged relations."""
 
     predicate: str
-    precision: Precision
+    precision: PrecisionEstimate
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Verdicts of people.
+    """Human verdicts on a sample of relations.
 
     Attributes:
-        judged: right or wrong; `unsure` and `open` count for nothing.
-        precision: of the run, as the mean of the bands weighted by their relations; `low` and `high`: 95 %, by
-            Wilson's interval with the sample size that has the variance of this mean. None if no band was judged.
-        covered: share of the run's relations that are in bands with verdicts.
-        curve: of the judged relations themselves, by threshold.
+        judged: relations judged right or wrong; those that are `unsure` or `open` do not count.
+        precision: estimate for the run, the mean over bands weighted by their relations. `low` and `high`: its 95 %
+            interval, Wilson's for the sample size with the variance of this mean. None if no band was judged.
+        covered: share of the run's relations that are in judged bands.
+        curve: of the judged relations, by threshold.
     """
 
     judged: int
@@ -53,34 +53,34 @@ class Verdicts:
     covered: float
     bands: list[BandVerdict]
     predicates: list[PredicateVerdict]
-    curve: list[Choice]
+    curve: list[ThresholdChoice]
     target: float
-    suggested: Choice | None
+    suggested: ThresholdChoice | None
 
 
 def measure_verdicts(file: Path, fingerprint: str, target: float, thresholds: Sequence[float]) -> Verdicts:
-    """Turn exported verdicts into precision.
+    """Estimate precision from exported verdicts.
 
     Args:
-        fingerprint: of the run that they should be about.
-        target: the precision that a threshold is suggested for.
+        fingerprint: of the run that they must belong to.
+        target: the precision for which a threshold is suggested.
 
-    Raises UserError: the file is not such an export, or about another run.
+    Raises UserError: the file is no such export, or belongs to another run.
     """
     review = load_review(file)
     if review.fingerprint != fingerprint:
-        raise UserError(f"{file} is about another run ({review.run}, fingerprint {review.fingerprint})")
-    said = [(q, a) for q, a in zip(review.questions, review.answers, strict=True) if a in ("right", "wrong")]
+        raise UserError(f"{file} belongs to another run ({review.run}, fingerprint {review.fingerprint})")
+    answered = [(q, a) for q, a in zip(review.questions, review.answers, strict=True) if a in ("right", "wrong")]
     bands = [
-        BandVerdict(band, _precision([a for q, a in said if q.band == number]))
+        BandVerdict(band, _precision([a for q, a in answered if q.band == number]))
         for number, band in enumerate(review.bands)
     ]
-    names = Counter(q.predicate for q, _ in said)
-    confidence = [1.0 if q.confidence is None else q.confidence for q, _ in said]
-    judged = Judged(np.array(confidence, np.float32), np.array([a == "right" for _, a in said], bool))
+    names = Counter(q.predicate for q, _ in answered)
+    confidence = [1.0 if q.confidence is None else q.confidence for q, _ in answered]
+    judged = JudgedRelations(np.array(confidence, np.float32), np.array([a == "right" for _, a in answered], bool))
     precision, low, high, covered = _weighted(bands)
     return Verdicts(
-        judged=len(said),
+        judged=len(answered),
         unsure=review.answers.count("unsure"),
         open=review.answers.count(None),
         precision=precision,
@@ -89,7 +89,7 @@ def measure_verdicts(file: Path, fingerprint: str, target: float, thresholds: Se
         covered=covered,
         bands=bands,
         predicates=[
-            PredicateVerdict(name, _precision([a for q, a in said if q.predicate == name]))
+            PredicateVerdict(name, _precision([a for q, a in answered if q.predicate == name]))
             for name, _ in names.most_common()
         ],
         curve=judged.curve(thresholds),
@@ -98,23 +98,23 @@ def measure_verdicts(file: Path, fingerprint: str, target: float, thresholds: Se
     )
 
 
-def _precision(answers: Sequence[Any]) -> Precision:
-    return Precision(answers.count("right"), len(answers))
+def _precision(answers: Sequence[Any]) -> PrecisionEstimate:
+    return PrecisionEstimate(answers.count("right"), len(answers))
 
 
 def _weighted(bands: Sequence[BandVerdict]) -> tuple[float | None, float | None, float | None, float]:
-    """Precision over all relations of the judged bands, its interval, and the share of relations in these bands."""
-    known = [verdict for verdict in bands if verdict.precision.judged]
-    total = sum(verdict.band.relations for verdict in known)
+    """Precision over all relations of the judged bands, its interval, and the share of all relations in these bands."""
+    judged = [verdict for verdict in bands if verdict.precision.judged]
+    total = sum(verdict.band.relations for verdict in judged)
     if not total:
         return None, None, None, 0.0
-    weights = [verdict.band.relations / total for verdict in known]
-    shares = [verdict.precision.right / verdict.precision.judged for verdict in known]
+    weights = [verdict.band.relations / total for verdict in judged]
+    shares = [verdict.precision.correct / verdict.precision.judged for verdict in judged]
     mean = sum(weight * share for weight, share in zip(weights, shares, strict=True))
-    # Unanimous bands have no variance of their own; Agresti and Coull's two more of each kind give them some.
-    smooth = [(v.precision.right + 2) / (v.precision.judged + 4) for v in known]
-    variance = sum(w**2 * s * (1 - s) / v.precision.judged for w, s, v in zip(weights, smooth, known, strict=True))
+    # Unanimous bands have no variance; adding two verdicts of each kind (Agresti and Coull) gives them some.
+    smooth = [(v.precision.correct + 2) / (v.precision.judged + 4) for v in judged]
+    variance = sum(w**2 * s * (1 - s) / v.precision.judged for w, s, v in zip(weights, smooth, judged, strict=True))
     pooled = sum(weight * share for weight, share in zip(weights, smooth, strict=True))
     size = max(pooled * (1 - pooled) / variance, 1.0) if variance else math.inf
-    everything = sum(verdict.band.relations for verdict in bands)
-    return mean, wilson(mean, size, -1), wilson(mean, size, 1), total / everything
+    all_relations = sum(verdict.band.relations for verdict in bands)
+    return mean, wilson(mean, size, -1), wilson(mean, size, 1), total / all_relations

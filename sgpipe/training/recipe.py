@@ -72,9 +72,10 @@ class DataConfig(Config):
         500, ge=0, description="with labels: sampled, number of texts per batch, two thirds of them object classes"
     )
     object_strategy: Strategy = Field(
-        "frequency", description="how object classes are sampled: by their frequency in the data, or all equally likely"
+        "frequency",
+        description="sampling of object classes: by their frequency in the data, or uniform",
     )
-    relation_strategy: Strategy = Field("frequency", description="how predicates are sampled")
+    relation_strategy: Strategy = Field("frequency", description="sampling of predicates")
     wordings: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         description="other wordings of a predicate, chosen at random in training, such as {riding: [rides]}",
@@ -107,7 +108,7 @@ class LossConfig(Config):
     pseudo_labels: bool = Field(True, description="give soft labels to texts of similar meaning (RPL)")
     pseudo_label_gradient: bool = Field(
         False,
-        description="propagate gradients through the soft labels into the text encoder, as the published training",
+        description="propagate gradients through the soft labels into the text encoder, as published",
     )
     mask_by_sum: bool = Field(
         False,
@@ -149,7 +150,9 @@ class TrainRecipe(Config):
     """WHAT network is trained HOW on WHICH shards."""
 
     name: str = Field("train", description="name of the recipe")
-    seed: int = Field(42, description="seed of the initial weights, the order of images and all other random choices")
+    seed: int = Field(
+        42, description="seed of the initial weights, the order of the images and all other random choices"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _check_identity(job: TrainingJob) -> None:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before != now and job.checkpoints.latest():
-            raise settings_changed(job.out, before, now)
+            raise settings_changed(job.out, _as_shown(before), _as_shown(now))
         if before != now:  # nothing has been trained yet: create the network again
             for folder in job.private.glob(f"{job.initial_model.name}*"):
                 shutil.rmtree(folder)
@@ -142,6 +143,10 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
     # "pictures": the key in the folder of every training since 0.1.
     return {"sgpipe": __version__, **recipe, "pictures": rows}
+
+
+def _as_shown(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {"images" if key == "pictures" else key: value for key, value in identity.items()}
 
 
 def _content(run: Path) -> str:

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Boxes = NDArray[Any]
 
 
-def xywh_to_xyxy(boxes: Array) -> Array:
+def xywh_to_xyxy(boxes: Boxes) -> Boxes:
     """`[boxes, 4]` of the same type: left, top, right, bottom."""
     return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
 
 
-def iou(first: Array, second: Array) -> Array:
+def iou(first: Boxes, second: Boxes) -> NDArray[Any]:
     """Intersection over union `[boxes]` of xyxy boxes, one to one; identical boxes have 1, even without area."""
     sides = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
     intersection = np.maximum(sides, 0).prod(1)
@@ -34,19 +34,19 @@ class ClippedBoxes(NamedTuple):
     overhang: `[boxes]`, how far a box reached beyond the image at its worst side.
     """
 
-    xywh: Array
+    xywh: Boxes
     inside: NDArray[np.bool_]
-    overhang: Array
+    overhang: NDArray[Any]
 
 
-def clip_xywh(boxes: Array, sizes: Array) -> ClippedBoxes:
+def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> ClippedBoxes:
     """Clip xywh boxes `[boxes, 4]` to images whose widths and heights are `sizes` `[boxes, 2]`, both float64."""
-    finite = np.isfinite(boxes).all(1)
+    finite = np.logical_and.reduce(np.isfinite(boxes), axis=1)
     xywh = np.where(finite[:, None], boxes, 0.0)
     low = np.clip(xywh[:, :2], 0.0, sizes)
     high = np.clip(xywh[:, :2] + np.maximum(xywh[:, 2:], 0.0), 0.0, sizes)
     outside = np.maximum(low - xywh[:, :2], xywh[:, :2] + xywh[:, 2:] - high)
-    overhang = outside.max(1, initial=0.0)
+    overhang: NDArray[Any] = outside.max(axis=1, initial=0.0)
     # Only boxes that change are recomputed: x + w - x may differ from w.
     clipped = np.where(overhang[:, None] > 0, np.hstack([low, high - low]), xywh)
     inside = finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1)

@@ -1,8 +1,8 @@
-"""Reading a JSON object of large arrays, or one large array, item by item, in constant memory.
+"""Read a JSON object of large arrays, or one large array, item by item and in constant memory.
 
-Annotation files of detection datasets are one object whose arrays hold millions of small items; Objects365 v2
-is 5 GB of them. The items are decoded one at a time by Python's own C scanner, which also accepts the `NaN`
-that exporters write (streaming libraries refuse the whole file for it).
+Annotation files of detection datasets are an object with arrays of millions of small items; Objects365 v2 has 5 GB.
+Python's own C scanner decodes one item at a time. It also accepts the `NaN` that some exporters write, for which
+streaming libraries refuse the whole file.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import IO, Any
 from sgpipe.errors import UserError
 
 _CHUNK = 4 << 20
-_LOOKAHEAD = 4 << 20  # an error this far before the end of the buffer is not the buffer's end
+_LOOKAHEAD = 4 << 20  # an error further than this from the end of the buffer is not caused by the end
 _LONGEST_ITEM = 256 << 20
 _WHITESPACE = " \t\n\r"
 
 
 class JsonStream:
-    """Iterates the arrays of a JSON file's top-level object, or the array that the file is.
+    """Iterates over the items of a JSON file's top-level arrays.
 
-    `for key, item in stream` yields every item of every top-level array, in file order; other values are
-    kept in `scalars`. A file that is itself an array yields its items under the key "". After the last item
-    `sha256` is the hash of the file's bytes.
+    `for key, item in stream` yields every item of every array of the top-level object, in file order; other values are
+    collected in `scalars`. If the file is an array, its items have the key "". After the last item, `sha256` is the
+    hash of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,10 +64,10 @@ class JsonStream:
             for item in self._items():
                 yield "", item
             if self._peek():
-                raise self._malformed("text follows the end of the array")
+                raise self._malformed("there is text after the end of the array")
             return
         if self._peek() != "{":
-            raise UserError(f"{self.path} does not hold a JSON object with arrays of images and annotations")
+            raise UserError(f"{self.path} does not contain a JSON object or array of annotations")
         self._at += 1
         while self._peek() != "}":
             key = self._value()
@@ -82,7 +82,7 @@ class JsonStream:
             self._separator("}")
         self._at += 1
         if self._peek():
-            raise self._malformed("text follows the end of the object")
+            raise self._malformed("there is text after the end of the object")
 
     def _items(self) -> Iterator[Any]:
         self._at += 1
@@ -96,7 +96,7 @@ class JsonStream:
         if found == ",":
             self._at += 1
             if self._peek() == closing:
-                raise self._malformed("a comma is followed by nothing")
+                raise self._malformed("no item follows a comma")
         elif found != closing:
             raise self._malformed(f"expected ',' or '{closing}'")
 
@@ -122,14 +122,14 @@ class JsonStream:
                 if pending > _LONGEST_ITEM or error.pos < len(self._text) - _LOOKAHEAD or not self._fill():
                     raise self._malformed(error.msg) from None
                 continue
-            # A number that ends where the buffer ends ("12", "12.", "1e") may go on in the file.
+            # A number at the end of the buffer ("12", "12.", "1e") may continue in the file.
             if len(self._text) - end < 3 and self._text[end:].strip("+-.eE0123456789") == "" and self._fill():
                 continue
             self._at = end
             return value
 
     def _fill(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read the next chunk; False at the end of the file."""
         if self._eof:
             return False
         data = self._file.read(max(_CHUNK, len(self._text) - self._at))
@@ -142,7 +142,7 @@ class JsonStream:
     def _malformed(self, reason: str) -> UserError:
         rest = self._text[self._at : self._at + 40]
         if self._eof and not rest.strip():
-            return UserError(f"{self.path} is cut short: the JSON ends in the middle (copy it again)")
+            return UserError(f"{self.path} is cut short: the JSON ends in the middle; copy or download it again")
         if self._eof:
             return UserError(f"{self.path} is not valid JSON or is cut short ({reason} near {rest!r})")
         return UserError(f"{self.path} is not valid JSON ({reason} near {rest!r})")

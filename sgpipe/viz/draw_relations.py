@@ -1,4 +1,4 @@
-"""An image with its boxes and relations drawn on it, for people to look at."""
+"""Draw boxes and relations on an image."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import TypeAlias
 from PIL import Image, ImageDraw, ImageFont
 
 from sgpipe.records import Box, Record, Relation
-from sgpipe.viz.link_geometry import LabelRoom, Point, Rectangle, along, arrow_head, curve, middle
+from sgpipe.utils.console import count
+from sgpipe.viz.link_geometry import Point, Rectangle, TextPlacer, along, arrow_head, curve, middle
 
 Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
-# Told apart also by most colour-blind people, and readable on light and on dark ground.
+# Distinguishable for most colour-blind people, and readable on light and dark backgrounds.
 COLOURS = ("#e6194b", "#0b84d8", "#2a9d3f", "#f58231", "#911eb4", "#00a5a5", "#d63fc0", "#8a6d00", "#5566ff", "#a04030")
 
-_SCALE = 2  # drawn at twice the size and made smaller, which makes lines and letters smooth
+_SCALE = 2  # drawn at twice the size and scaled down, which smooths lines and letters
 _TEXT = 13
 _PAPER, _INK, _QUIET = "#ffffff", "#1a1a1a", "#6b6b6b"
 
 
 def shown(relations: Iterable[Relation], threshold: float, limit: int) -> list[Relation]:
-    """The most confident relations of at least `threshold`, at most `limit`; what people annotated comes first."""
+    """The most confident relations of at least `threshold`, at most `limit`; human annotations come first."""
     kept = [relation for relation in relations if relation.confidence is None or relation.confidence >= threshold]
     return sorted(kept, key=lambda r: -1.0 if r.confidence is None else -r.confidence)[:limit]
 
 
 def object_names(objects: Sequence[Box]) -> list[str]:
-    """A name for each object: its category, with a number where there are several of it."""
+    """A name for each object: its class, numbered if there are several of it."""
     total, seen = Counter(box.category for box in objects), Counter[str]()
     names = []
     for box in objects:
@@ -44,9 +45,9 @@ def colour_of(index: int) -> str:
 
 
 def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """The image with the objects and links of these relations, `width` pixels wide; less where it is very tall.
+    """The image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very tall.
 
-    Other objects are outlined thinly. No label leaves the image; labels are kept apart as far as there is room.
+    Other objects get a thin outline. All text stays inside the image and overlaps as little as possible.
     """
     scale = _SCALE * _fit_scale(record, width)
     size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))
@@ -56,9 +57,9 @@ def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relat
 
 
 def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """The image with its relations, `width` pixels wide, and beneath it the relations as a list.
+    """The image with its relations, `width` pixels wide, and a list of the relations below.
 
-    Without an image, a grey one stands in its place and says so.
+    Without an image, a grey placeholder is drawn.
     """
     if image is None:
         top = _no_image(record, width)
@@ -73,16 +74,16 @@ def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Rel
 
 @cache
 def font(size: float) -> Font:
-    """Pillow's own font, `size` pixels high."""
+    """Pillow's default font, `size` pixels high."""
     return ImageFont.load_default(size=size)
 
 
 def fit(text: str, letters: Font, width: float) -> str:
-    """The text on one line, cut short with an ellipsis where it is wider than `width` pixels."""
+    """The text on one line, shortened with an ellipsis if it is wider than `width` pixels."""
     text = " ".join(text.split())
     if letters.getlength(text) <= width:
         return text
-    low, high = 0, len(text)  # the longest beginning that fits, by bisection
+    low, high = 0, len(text)  # bisection for the longest prefix that fits
     while low < high:
         middle = (low + high + 1) // 2
         if letters.getlength(text[:middle].rstrip() + "…") <= width:
@@ -104,7 +105,7 @@ class _Drawing:
         self._pen = ImageDraw.Draw(canvas, "RGBA")
         self._record = record
         self._scale = scale
-        self._room = LabelRoom(*canvas.size)
+        self._placer = TextPlacer(*canvas.size)
         self._font = font(_TEXT * _SCALE)
         self._names = object_names(record.objects)
 
@@ -116,7 +117,7 @@ class _Drawing:
                 self._pen.rectangle(self._corners(index), outline=(255, 255, 255, 130), width=_SCALE)
         for index in used:
             self._pen.rectangle(self._corners(index), outline=colour_of(index), width=2 * _SCALE)
-        self._room.worth_seeing = [self._corners(index) for index in used]
+        self._placer.objects = [self._corners(index) for index in used]
         pairs: dict[tuple[int, int], list[Relation]] = {}
         for relation in relations:
             pairs.setdefault((relation.subject, relation.object), []).append(relation)
@@ -126,11 +127,11 @@ class _Drawing:
         for index in used:
             self._name(index)
         for pair, group in pairs.items():
-            self._say([label(relation) for relation in group], links[pair], colour_of(pair[0]))
+            self._write_predicates([label(relation) for relation in group], links[pair], colour_of(pair[0]))
 
     def _corners(self, index: int) -> Rectangle:
         left, top, width, height = (value * self._scale for value in self._record.objects[index].bbox)
-        right, bottom = min(left + width, self._room.width - 1), min(top + height, self._room.height - 1)
+        right, bottom = min(left + width, self._placer.width - 1), min(top + height, self._placer.height - 1)
         left, top = max(left, 0), max(top, 0)
         return (left, top, max(right, left), max(bottom, top))
 
@@ -149,33 +150,33 @@ class _Drawing:
         self._pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=colour, outline="white", width=_SCALE)
 
     def _name(self, index: int) -> None:
-        """The object's name on a ground of its colour, at a corner of its box."""
+        """The object's name on its colour, at a corner of its box."""
         left, top, right, bottom = self._corners(index)
-        text = fit(self._names[index], self._font, self._room.width - 12 * _SCALE)
+        text = fit(self._names[index], self._font, self._placer.width - 12 * _SCALE)
         width, height = self._font.getlength(text) + 8 * _SCALE, (_TEXT + 5) * _SCALE
         xs, ys = (left + width / 2, right - width / 2), (top - height / 2, bottom + height / 2, top + height / 2)
         spots = [(x, y) for y in (*ys, bottom - height / 2) for x in xs]
-        place = self._room.place((width, height), spots)
-        self._pen.rounded_rectangle(place, 3 * _SCALE, fill=colour_of(index))
-        self._write(place[0] + 4 * _SCALE, place[1], height, text, "white")
+        spot = self._placer.place((width, height), spots)
+        self._pen.rounded_rectangle(spot, 3 * _SCALE, fill=colour_of(index))
+        self._write(spot[0] + 4 * _SCALE, spot[1], height, text, "white")
 
-    def _say(self, lines: list[str], points: list[Point], colour: str) -> None:
-        """What the relations of a pair are, on white, somewhere along their link."""
-        lines = [fit(line, self._font, self._room.width - 12 * _SCALE) for line in lines]
+    def _write_predicates(self, lines: list[str], points: list[Point], colour: str) -> None:
+        """The relations of a pair, on white, somewhere along their arrow."""
+        lines = [fit(line, self._font, self._placer.width - 12 * _SCALE) for line in lines]
         step = (_TEXT + 4) * _SCALE
         width = max(self._font.getlength(line) for line in lines) + 8 * _SCALE
         height = step * len(lines) + 2 * _SCALE
-        place = self._room.place((width, height), along(points, (width, height)))
-        self._pen.rounded_rectangle(place, 4 * _SCALE, fill="#fffffff0", outline=colour, width=_SCALE)
+        spot = self._placer.place((width, height), along(points, (width, height)))
+        self._pen.rounded_rectangle(spot, 4 * _SCALE, fill="#fffffff0", outline=colour, width=_SCALE)
         for number, line in enumerate(lines):
-            self._write(place[0] + 4 * _SCALE, place[1] + _SCALE + number * step, step, line, _INK)
+            self._write(spot[0] + 4 * _SCALE, spot[1] + _SCALE + number * step, step, line, _INK)
 
     def _write(self, x: float, y: float, height: float, text: str, colour: str) -> None:
         self._pen.text((x, y + height / 2), text, fill=colour, font=self._font, anchor="lm")
 
 
 def _fit_scale(record: Record, width: int) -> float:
-    """What makes the image `width` pixels wide, and not more than half as high again."""
+    """The scale at which the image is `width` pixels wide and at most 1.5 times as high."""
     return min(width / max(record.width, 1), 1.5 * width / max(record.height, 1))
 
 
@@ -190,12 +191,14 @@ def _no_image(record: Record, width: int) -> Image.Image:
 
 
 def _listing(record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """The image's id, and its relations one a line, each object with a dot of its colour."""
+    """The image id and its relations, one per line; each object has a dot of its colour."""
     step, margin = _TEXT + 6, 8
     canvas = Image.new("RGB", (width * _SCALE, (step * (len(relations) + 1) + 2 * margin) * _SCALE), _PAPER)
     pen, letters = ImageDraw.Draw(canvas), font(_TEXT * _SCALE)
     total = (
-        "" if len(relations) == len(record.relations) else f" · {len(relations)} of {len(record.relations)} relations"
+        ""
+        if len(relations) == len(record.relations)
+        else f" · {len(relations)} of {count(len(record.relations), 'relation')}"
     )
     title = fit(f"{record.image_id}{total}", letters, (width - 2 * margin) * _SCALE)
     pen.text((margin * _SCALE, (margin + step / 2) * _SCALE), title, fill=_QUIET, font=letters, anchor="lm")
@@ -213,7 +216,7 @@ def _listing(record: Record, relations: Sequence[Relation], width: int) -> Image
 def _sentence(
     pen: ImageDraw.ImageDraw, letters: Font, relation: Relation, names: list[str], at: Point, right: float
 ) -> None:
-    """Subject, predicate, object from left to right, cut short before `right`."""
+    """Subject, predicate and object from left to right, shortened at `right`."""
     x, y = at
     for index, text in ((relation.subject, ""), (None, relation.predicate), (relation.object, "")):
         if index is not None:

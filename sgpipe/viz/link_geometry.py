@@ -1,4 +1,4 @@
-"""Where links between boxes run, and where labels find room. All in pixels, y downwards; rectangles are xyxy."""
+"""Geometry of the arrows between boxes and of their text. All in pixels, y downwards; rectangles are xyxy."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ Point = tuple[float, float]
 Rectangle = tuple[float, float, float, float]
 
 _STEPS = 24
-_LITTLE = 0.2  # a label rather hides so much of an object than of another label
+_LITTLE = 0.2  # weight of covering an object, relative to covering another text
 _AROUND = ((0, -1.1), (0, 1.1), (1.1, 0), (-1.1, 0), (1.1, -1.1), (-1.1, 1.1), (1.1, 1.1), (-1.1, -1.1))
 
 
 @dataclass
-class LabelRoom:
-    """Where labels lie already, in an image of `width` × `height` pixels, and what they should not hide."""
+class TextPlacer:
+    """Places texts in an image of `width` × `height` pixels so that they cover little of each other and of objects."""
 
     width: float
     height: float
-    worth_seeing: list[Rectangle] = field(default_factory=list)
+    objects: list[Rectangle] = field(default_factory=list)
     taken: list[Rectangle] = field(default_factory=list)
 
     def place(self, size: Point, spots: Iterable[Point]) -> Rectangle:
-        """Put a label at the spot (a centre) where it hides least, the earlier among equals; inside the image."""
+        """Place a text at the spot (a centre) where it covers least, inside the image; ties go to the first."""
         choices = [self._inside(size, spot) for spot in spots]
-        best = min(choices, key=self._hidden)
+        best = min(choices, key=self._covered)
         self.taken.append(best)
         return best
 
@@ -35,29 +35,29 @@ class LabelRoom:
         top = min(max(centre[1] - size[1] / 2, 0), max(self.height - size[1] - 1, 0))
         return (left, top, left + size[0], top + size[1])
 
-    def _hidden(self, label: Rectangle) -> float:
-        labels = sum(overlap(label, other) for other in self.taken)
-        return labels + _LITTLE * sum(overlap(label, other) for other in self.worth_seeing)
+    def _covered(self, text: Rectangle) -> float:
+        texts = sum(overlap(text, other) for other in self.taken)
+        return texts + _LITTLE * sum(overlap(text, other) for other in self.objects)
 
 
 def overlap(a: Rectangle, b: Rectangle) -> float:
-    """Area that two rectangles share."""
+    """Area of the intersection of two rectangles."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(width, 0.0) * max(height, 0.0)
 
 
 def middle(box: Rectangle, height: float = 0.5) -> Point:
-    """In the middle from left to right, at a share of the height."""
+    """The horizontal middle, at a share of the height."""
     left, top, right, bottom = box
     return ((left + right) / 2, top + height * (bottom - top))
 
 
 def curve(subject: Rectangle, object_: Rectangle, short: float = 0.0, bend: float = 0.2) -> list[Point]:
-    """25 points from the middle of the subject to that of the object, bent to the left: there and back are apart.
+    """25 points from the middle of the subject to that of the object, bent to the left, so that opposite arrows differ.
 
     Args:
-        short: where the middles are closer than this, the curve runs from near the top to near the bottom.
-        bend: how far it leaves the straight line, as a share of its length.
+        short: if the middles are closer than this, the curve runs from near the top to near the bottom.
+        bend: distance from the straight line, as a share of its length.
     """
     start, end = middle(subject), middle(object_)
     if math.dist(start, end) < short:
@@ -78,7 +78,7 @@ def arrow_head(points: Sequence[Point], length: float) -> list[Point]:
 
 
 def along(points: Sequence[Point], size: Point) -> list[Point]:
-    """Spots for a label of this size: on the curve, first in its middle, then beside it."""
+    """Spots for a text of this size: on the curve, first at its middle, then next to it."""
     half = len(points) // 2
     steps = [half + aside * len(points) // _STEPS for aside in (0, -2, 2, -4, 4, -6, 6)]
     spots = [points[step] for step in steps]

@@ -1,21 +1,24 @@
-"""Plots as plain geometry, which the templates turn into inline SVG."""
+"""The one plotter: plots as geometry, drawn as SVG inside a page or as an SVG file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 
-Point = tuple[float, float]
+from sgpipe.viz.link_geometry import Point
 
 WIDTH, HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 46
-_TICK = 56  # of its text
+_TICK = 56  # room for the text of a tick
+_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+_TITLE, _LEGEND = 30, 220  # of a file: height of the title, width of the legend
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where, and what it says."""
+    """A mark on an axis: its position and its text."""
 
     at: float
     text: str
@@ -23,7 +26,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar, and what it says when pointed at."""
+    """A bar and its tooltip."""
 
     x: float
     y: float
@@ -34,21 +37,17 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points, and what each says; `kind` is its class: main, second or guide; `name` for the legend."""
+    """A line through points, with tooltips. `kind`: its CSS class (main, second, guide). `name`: for the legend."""
 
     points: list[Point]
     texts: list[str]
     kind: str = "main"
     name: str = ""
 
-    @property
-    def path(self) -> str:
-        return " ".join(f"{x:.1f},{y:.1f}" for x, y in self.points)
-
 
 @dataclass(frozen=True)
 class Plot:
-    """Axes with bars and lines. `name` describes it to those who cannot see it."""
+    """Axes with bars and lines. `name` is the title, also for screen readers."""
 
     name: str
     x_title: str
@@ -64,9 +63,72 @@ class Plot:
     top: int = _TOP
     bottom: int = HEIGHT - _BOTTOM
 
+    def inline(self) -> str:
+        """An `<svg>` element for a page, whose style sheet gives the colours."""
+        head = (
+            f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(self.name)}">'
+        )
+        return "\n".join([head, *_body(self), "</svg>"])
+
+    def file(self) -> str:
+        """A complete SVG file with a title, colours and a legend."""
+        width, height = self.width + _LEGEND, self.height + _TITLE
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+            'font-family="sans-serif" font-size="12">',
+            "<style>.axis { stroke: #ddd; } polyline { fill: none; stroke-width: 2; }</style>",
+            f'<rect width="{width}" height="{height}" fill="white"/>',
+            f'<text x="{self.left}" y="22" font-size="15">{escape(self.name)}</text>',
+            f'<g transform="translate(0 {_TITLE})">',
+            *_body(self, _COLOURS),
+            *_legend(self),
+            "</g>",
+            "</svg>",
+            "",
+        ]
+        return "\n".join(parts)
+
+
+def _body(plot: Plot, colours: Sequence[str] = ()) -> Iterator[str]:
+    """Axes, bars and lines; lines take `colours` in turn, or their colour from a style sheet if there are none."""
+    for tick in plot.y_ticks:
+        yield f'<line class="axis" x1="{plot.left}" x2="{plot.right}" y1="{tick.at:.1f}" y2="{tick.at:.1f}"/>'
+        yield _text(tick.text, plot.left - 7, tick.at + 4, "end")
+    for tick in plot.x_ticks:
+        yield _text(tick.text, tick.at, plot.bottom + 19)
+    yield '<g class="bars">'
+    for bar in plot.bars:
+        yield (
+            f'<rect x="{bar.x:.1f}" y="{bar.y:.1f}" width="{bar.width:.1f}" height="{bar.height:.1f}">'
+            f"<title>{escape(bar.text)}</title></rect>"
+        )
+    yield "</g>"
+    for number, line in enumerate(plot.lines):
+        stroke = f' stroke="{colours[number % len(colours)]}"' if colours else ""
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in line.points)
+        yield f'<polyline class="{line.kind}" points="{points}"{stroke}/>'
+        for (x, y), text in zip(line.points, line.texts, strict=False):
+            tooltip = f"<title>{escape(text)}</title>"
+            yield f'<circle class="{line.kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tooltip}</circle>'
+    yield _text(plot.x_title, (plot.left + plot.right) / 2, plot.height - 6)
+    middle = (plot.top + plot.bottom) / 2
+    yield f'<text transform="translate(14 {middle:.1f}) rotate(-90)" text-anchor="middle">{escape(plot.y_title)}</text>'
+
+
+def _text(text: str, x: float, y: float, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _legend(plot: Plot) -> Iterator[str]:
+    x = plot.right + 16
+    for number, line in enumerate(plot.lines):
+        colour, y = _COLOURS[number % len(_COLOURS)], plot.top + 12 + 20 * number
+        yield f'<line x1="{x}" y1="{y - 4}" x2="{x + 20}" y2="{y - 4}" stroke="{colour}" stroke-width="2"/>'
+        yield f'<text x="{x + 26}" y="{y}">{escape(line.name)}</text>'
+
 
 def columns(name: str, values: Mapping[str, int], x_title: str, y_title: str, every: int = 1) -> Plot:
-    """Upright bars; every so many are named on the axis."""
+    """Vertical bars; the axis names one in `every`."""
     scale = _Scale(0, _nice(max(values.values(), default=0)), HEIGHT - _BOTTOM, _TOP)
     step = (WIDTH - _LEFT - _RIGHT) / max(len(values), 1)
     bars = [
@@ -78,7 +140,7 @@ def columns(name: str, values: Mapping[str, int], x_title: str, y_title: str, ev
 
 
 def curve(name: str, points: Sequence[Point], x_title: str, y_title: str, texts: Sequence[str]) -> Plot:
-    """A line over x values that are spread evenly, from a zero at the bottom."""
+    """A line over evenly spaced x values; the y axis starts at 0."""
     x = _Scale(min(p[0] for p in points), max(p[0] for p in points), _LEFT + 8, WIDTH - _RIGHT - 8)
     y = _Scale(0, _nice(max(p[1] for p in points)), HEIGHT - _BOTTOM, _TOP)
     line = Line([(x(a), y(b)) for a, b in points], list(texts))
@@ -98,20 +160,30 @@ def ranks(name: str, counts: Sequence[int], x_title: str, y_title: str) -> Plot:
 
 
 def unit_square(
-    name: str, lines: Sequence[tuple[str, str, Sequence[Point], Sequence[str]]], x_title: str, y_title: str
+    name: str,
+    lines: Sequence[tuple[str, str, Sequence[Point], Sequence[str]]],
+    x_title: str,
+    y_title: str,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> Plot:
-    """Lines between 0 and 1 on both axes, each with its kind, name, points and texts."""
-    x, y = _Scale(0, 1, _LEFT, WIDTH - _RIGHT), _Scale(0, 1, HEIGHT - _BOTTOM, _TOP)
-    drawn = [Line([(x(a), y(b)) for a, b in points], list(texts), kind, said) for kind, said, points, texts in lines]
+    """Lines between 0 and 1 on both axes, each with its kind, name, points and tooltips; `size` is in pixels."""
+    width, height = size
+    right, bottom = width - _RIGHT, height - _BOTTOM
+    x, y = _Scale(0, 1, _LEFT, right), _Scale(0, 1, bottom, _TOP)
+    drawn = [
+        Line([(x(a), y(b)) for a, b in points], list(texts), kind, line_name)
+        for kind, line_name, points, texts in lines
+    ]
     marks = [step / 5 for step in range(6)]
+    x_ticks, y_ticks = ([Tick(scale(mark), f"{mark:.1f}") for mark in marks] for scale in (x, y))
     return Plot(
-        name, x_title, y_title, [Tick(x(m), f"{m:.1f}") for m in marks], [Tick(y(m), f"{m:.1f}") for m in marks],
-        lines=drawn,
+        name, x_title, y_title, x_ticks, y_ticks,
+        lines=drawn, width=width, height=height, right=right, bottom=bottom,
     )  # fmt: skip
 
 
 def _apart(ticks: Sequence[Tick]) -> list[Tick]:
-    """The ticks that have room beside those before them."""
+    """The ticks whose text does not run into the one before."""
     kept: list[Tick] = []
     for tick in ticks:
         if not kept or tick.at - kept[-1].at >= _TICK:
@@ -120,7 +192,7 @@ def _apart(ticks: Sequence[Tick]) -> list[Tick]:
 
 
 def short(number: float) -> str:
-    """A number in a few letters: 12 k, 5.8 M."""
+    """A number in a few characters: 12 k, 5.8 M."""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{letter}"
@@ -144,7 +216,7 @@ class _Scale:
 
 
 def _nice(highest: float) -> float:
-    """The next number of one digit, or with a half."""
+    """The next round number."""
     if highest <= 4:
         return 4
     power = 10 ** math.floor(math.log10(highest))

@@ -1,4 +1,4 @@
-"""Bad annotations in COCO's form, as `sgpipe generate` reads them."""
+"""Bad COCO annotations, as `sgpipe generate` reads them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Make = Callable[[Path], Any]
 Row = tuple[str, Make, Kind, str]
 
 
-def look(folder: Path, made: Any) -> Outcome:
-    """The records and counts of the source, once the first stage has opened the images."""
+def process(folder: Path, made: Any) -> Outcome:
+    """The records and problem counts of the source, after the stages that open images and pair boxes."""
     captions = folder / "captions.json"
     split = SplitConfig(
         annotations=folder / "a.json", images=folder, captions=captions if captions.exists() else None
@@ -57,7 +57,7 @@ def holds(content: str | bytes, file_name: str = "1.png", captions: str | None =
 
 
 def says(**arrays: Any) -> Make:
-    """The good file with other arrays; None: without it."""
+    """The valid file with other arrays; None removes an array."""
     return holds(json.dumps({key: value for key, value in (GOOD | arrays).items() if value is not None}))
 
 
@@ -66,7 +66,7 @@ def image(**values: Any) -> Make:
 
 
 def box(**values: Any) -> Make:
-    """A good box, and one that is as it should not be."""
+    """A valid box, and one with the given values."""
     return says(annotations=[BOX, {**BOX, "bbox": [30, 30, 9, 9], **values}])
 
 
@@ -91,21 +91,21 @@ TEXT = json.dumps(GOOD)
 
 _FILES: tuple[Row, ...] = (
     ("no file", lambda folder: None, "refused", "annotations file not found"),
-    ("an empty file", holds(""), "refused", "does not hold a JSON object"),
+    ("an empty file", holds(""), "refused", "does not contain a JSON object"),
     ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused", "found a folder"),
-    ("an image file", holds(b"\xff\xd8\xff\xe0 an image"), "refused", "not valid UTF-8"),
+    ("an image", holds(b"\xff\xd8\xff\xe0 an image"), "refused", "not valid UTF-8"),
     ("gzip", holds(b"\x1f\x8b\x08\x00\xff\xff\xff\xff"), "refused", "not valid UTF-8"),
-    ("a web page", holds("<!doctype html>"), "refused", "does not hold a JSON object"),
+    ("a web page", holds("<!doctype html>"), "refused", "does not contain a JSON object"),
     ("UTF-16", holds(TEXT.encode("utf-16")), "refused", "not valid UTF-8"),
     ("UTF-8 with a byte order mark", holds(b"\xef\xbb\xbf" + TEXT.encode()), "accepted", NAMED),
-    ("cut in the middle", holds(TEXT[: len(TEXT) // 2]), "refused", "cut short"),
-    ("without its last brace", holds(TEXT[:-1]), "refused", "cut short"),
-    ("a comma too many", holds(TEXT.replace("]}", "],}")), "refused", "not valid JSON"),
-    ("nested 100,000 deep", holds('{"images": ' + "[" * 100_000), "refused", "nested too deeply"),
+    ("cut short in the middle", holds(TEXT[: len(TEXT) // 2]), "refused", "cut short"),
+    ("without the last brace", holds(TEXT[:-1]), "refused", "cut short"),
+    ("a trailing comma", holds(TEXT.replace("]}", "],}")), "refused", "not valid JSON"),
+    ("100,000 levels of nesting", holds('{"images": ' + "[" * 100_000), "refused", "nested too deeply"),
     ("a number of 5,000 digits", holds(TEXT.replace("100", "1" * 5000)), "refused", "too many digits"),
-    ("two files one after the other", holds(TEXT + TEXT), "refused", "text follows the end"),
+    ("two files concatenated", holds(TEXT + TEXT), "refused", "there is text after the end"),
     ("an array", holds(json.dumps([GOOD])), "refused", "no images and no categories"),
-    ("captions instead of boxes", says(annotations=[CAPTION]), "refused", "none of its 1 annotations has"),
+    ("captions instead of boxes", says(annotations=[CAPTION]), "refused", "it has 1 annotation, none with"),
     ("no images", says(images=None), "refused", "it has no images"),
     ("an empty list of images", says(images=[]), "refused", "it has no images"),
     ("no categories", says(categories=None), "refused", "it has no categories"),
@@ -113,72 +113,72 @@ _FILES: tuple[Row, ...] = (
     ("annotations before images", holds(json.dumps(dict(reversed(GOOD.items())))), "accepted", NAMED),
 )
 _IMAGES: tuple[Row, ...] = (
-    ("an image id twice", image(id=1), "counted", "^duplicate_images 1$"),
-    ("an image without id", image(id=None), "counted", "^malformed 1$"),
+    ("a duplicate image id", image(id=1), "counted", "^duplicate_images 1$"),
+    ("an image without an id", image(id=None), "counted", "^malformed 1$"),
     ("an image id that is a list", image(id=[2]), "counted", "^malformed 1$"),
-    ("an image that is a number", says(images=[IMAGE, 7]), "counted", "^malformed 1$"),
+    ("a number instead of an image", says(images=[IMAGE, 7]), "counted", "^malformed 1$"),
     ("an image id as text", says(annotations=[{**BOX, "image_id": "1"}]), "accepted", NAMED),
-    ("no file_name", says(images=[without("file_name", IMAGE)]), "error row", "gives no file_name"),
-    ("no width", says(images=[without("width", IMAGE)]), "error row", "no usable width and height"),
-    ("a width that is text", image(width="100"), "accepted", "2 100x80"),
-    ("a width that is no number", image(width="wide"), "error row", "no usable width and height"),
-    ("a negative width", image(width=-100), "error row", "no usable width and height"),
-    ("NaN as width", image(width=NAN), "error row", "no usable width and height"),
-    ("a width of 10^400", holds(TEXT.replace("100", "1e400")), "error row", "no usable width and height"),
-    ("another size than the image's", image(width=99), "error row", "it is 100x80, the annotation says 99x80"),
-    ("a file name that leaves the folder", image(file_name="../../1.png"), "error row", "does not stay inside"),
-    ("an absolute file name", image(file_name="/etc/passwd"), "error row", "does not stay inside"),
-    ("a file name with a NUL", image(file_name="a\0.png"), "error row", "does not stay inside"),
-    ("a file name with half a character", image(file_name="\ud800.png"), "error row", "not found"),
+    ("no file_name", says(images=[without("file_name", IMAGE)]), "error row", "has no file_name"),
+    ("no width", says(images=[without("width", IMAGE)]), "error row", "no valid width and height"),
+    ("a number as text for the width", image(width="100"), "accepted", "2 100x80"),
+    ("a word for the width", image(width="wide"), "error row", "no valid width and height"),
+    ("a negative width", image(width=-100), "error row", "no valid width and height"),
+    ("NaN for the width", image(width=NAN), "error row", "no valid width and height"),
+    ("a width of 10^400", holds(TEXT.replace("100", "1e400")), "error row", "no valid width and height"),
+    ("a size that differs from the image", image(width=99), "error row", "it is 100x80, the annotation says 99x80"),
+    ("a file name outside the folder", image(file_name="../../1.png"), "error row", "is not inside"),
+    ("an absolute file name", image(file_name="/etc/passwd"), "error row", "is not inside"),
+    ("a file name with a NUL", image(file_name="a\0.png"), "error row", "is not inside"),
+    ("a file name with half a surrogate pair", image(file_name="\ud800.png"), "error row", "not found"),
 )
 _BOXES: tuple[Row, ...] = (
-    ("a box twice", says(annotations=[BOX, BOX]), "counted", "^duplicate_boxes 1$"),
-    ("an annotation id twice", says(annotations=[{**BOX, "id": 5}, {**BOX, "id": 5, "bbox": [0, 0, 9, 9]}]),
+    ("a duplicate box", says(annotations=[BOX, BOX]), "counted", "^duplicate_boxes 1$"),
+    ("a duplicate annotation id", says(annotations=[{**BOX, "id": 5}, {**BOX, "id": 5, "bbox": [0, 0, 9, 9]}]),
      "accepted", "2 boxes"),
     ("NaN in a box", bbox(NAN, 1, 1, 1), "counted", "^degenerate 1$"),
     ("an infinite box", bbox(1, 1, INFINITE, 1), "counted", "^degenerate 1$"),
     ("a box of 1e308", bbox(1e308, 1, 1e308, 1), "counted", "^degenerate 1$"),
-    ("a negative width of a box", bbox(10, 10, -5, 5), "counted", "^degenerate 1$"),
-    ("a box without height", bbox(10, 10, 5, 0), "counted", "^degenerate 1$"),
-    ("a box outside its image", bbox(200, 10, 5, 5), "counted", "^degenerate 1$"),
-    ("a box over the edge", bbox(90, 70, 50, 50), "counted", "^clipped 1$"),
-    ("a box that begins below zero", bbox(-5, -5, 20, 20), "counted", "^clipped 1$"),
+    ("a box of negative width", bbox(10, 10, -5, 5), "counted", "^degenerate 1$"),
+    ("a box of zero height", bbox(10, 10, 5, 0), "counted", "^degenerate 1$"),
+    ("a box outside the image", bbox(200, 10, 5, 5), "counted", "^degenerate 1$"),
+    ("a box across the edge", bbox(90, 70, 50, 50), "counted", "^clipped 1$"),
+    ("a box with negative coordinates", bbox(-5, -5, 20, 20), "counted", "^clipped 1$"),
     ("a box of three numbers", bbox(1, 2, 3), "counted", "^malformed 1$"),
     ("a box of five numbers", bbox(1, 2, 3, 4, 5), "counted", "^malformed 1$"),
     ("numbers as text", bbox("30", "30", "9", "9"), "accepted", r"dog \[30.0, 30.0, 9.0, 9.0\]"),
-    ("words for numbers", bbox("ten", 10, 5, 5), "counted", "^malformed 1$"),
-    ("lists for numbers", bbox([10], 10, 5, 5), "counted", "^malformed 1$"),
+    ("words instead of numbers", bbox("ten", 10, 5, 5), "counted", "^malformed 1$"),
+    ("lists instead of numbers", bbox([10], 10, 5, 5), "counted", "^malformed 1$"),
     ("a box that is an object", box(bbox={"x": 1}), "counted", "^malformed 1$"),
     ("a box of an unlisted image", box(image_id=9), "counted", "^unknown_image 1$"),
     ("a box of an unlisted category", box(category_id=99), "counted", "^unknown_category 1$"),
-    ("a category id beyond 32 bits", box(category_id=2**40), "counted", "^malformed 1$"),
+    ("a category id of more than 32 bits", box(category_id=2**40), "counted", "^malformed 1$"),
     ("a category id of 1.5", box(category_id=1.5), "counted", "^malformed 1$"),
     ("a category id as text", box(category_id="1"), "accepted", "2 boxes"),
-    ("a box without category", says(annotations=[BOX, without("category_id", BOX)]), "counted", "^malformed 1$"),
+    ("a box without a category", says(annotations=[BOX, without("category_id", BOX)]), "counted", "^malformed 1$"),
     ("an annotation that is null", says(annotations=[BOX, None]), "counted", "^malformed 1$"),
     ("a crowd", box(iscrowd=1), "counted", "^crowd 1$"),
-    ("iscrowd in words", box(iscrowd="maybe"), "counted", "^malformed 1$"),
-    ("every box unreadable", says(annotations=[{**BOX, "bbox": "x"}] * 3), "refused", "none of its 3 annotations has"),
+    ("a word for iscrowd", box(iscrowd="maybe"), "counted", "^malformed 1$"),
+    ("only unreadable boxes", says(annotations=[{**BOX, "bbox": "x"}] * 3), "refused", "3 annotations, none with"),
     ("100,000 boxes in an image", says(annotations=MANY), "accepted", "1 100x80 100000 boxes"),
 )  # fmt: skip
 _NAMES: tuple[Row, ...] = (
     ("names in any script", category("自行车 🚲 çä"), "accepted", r"自行车 🚲 çä \["),
     ("line breaks in a name", category(" hot\n\tdog "), "accepted", r"boxes: hot dog \["),
-    ("a terminal's commands in a name", category("dog\x1b[31m\x07\0"), "accepted", r"boxes: dog \[31m \["),
-    ("half a character in a name", category("dog\ud800"), "accepted", r"boxes: dog\? \["),
+    ("terminal escape codes in a name", category("dog\x1b[31m\x07\0"), "accepted", r"boxes: dog \[31m \["),
+    ("half a surrogate pair in a name", category("dog\ud800"), "accepted", r"boxes: dog\? \["),
     ("HTML in a name", category("<script>alert(1)</script>"), "accepted", r"boxes: <script>alert\(1\)</script> \["),
     ("an empty name", says(categories=[CATEGORY, {"id": 2, "name": " "}]), "counted", "^malformed 1$"),
     ("a name of 100,000 letters", category("x" * 100_000), "accepted", "x{100000}"),
-    ("two categories with one name", says(categories=[CATEGORY, {"id": 2, "name": "dog"}]), "accepted", NAMED),
-    ("a caption that is a number", captioned({"image_id": 1, "caption": 7}), "counted", "^malformed 1$"),
-    ("captions without captions", holds(TEXT, captions='{"annotations": [{"image_id": 1}]}'), "refused",
+    ("two categories of the same name", says(categories=[CATEGORY, {"id": 2, "name": "dog"}]), "accepted", NAMED),
+    ("a number instead of a caption", captioned({"image_id": 1, "caption": 7}), "counted", "^malformed 1$"),
+    ("a captions file without captions", holds(TEXT, captions='{"annotations": [{"image_id": 1}]}'), "refused",
      "not a COCO captions file"),
     ("captions of other images", holds(TEXT, captions='{"annotations": [{"image_id": 9, "caption": "a"}]}'), "refused",
-     "do they belong together"),
+     "is it of another split"),
 )  # fmt: skip
 
 CASES = [
-    Case(f"annotations, {group}", what, make, look, kind, pattern)
+    Case(f"annotations, {group}", what, make, process, kind, pattern)
     for group, rows in (("file", _FILES), ("images", _IMAGES), ("boxes", _BOXES), ("names", _NAMES))
     for what, make, kind, pattern in rows
 ]

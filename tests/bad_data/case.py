@@ -1,4 +1,4 @@
-"""A bad input, and what may become of it."""
+"""A bad input and its expected outcome."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Kind = Literal["refused", "error row", "counted", "accepted", "found"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an input.
+    """How an input was handled, and the text that goes with it. A traceback is never an outcome.
 
-    `refused`: one line for the user; `error row`: its reason; `counted`: what was set aside; `accepted`: what came
-    out; `found`: what `sgpipe verify` says. A traceback is none of these.
+    `refused`: the line for the user; `error row`: its reason; `counted`: the problem counts; `accepted`: the result;
+    `found`: the message of `sgpipe verify`.
     """
 
     kind: Kind
@@ -27,22 +27,28 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Case:
-    """An input: `make` puts it into an empty folder, `look` hands it to the library; `pattern` is what comes out."""
+    """An input and its outcome.
+
+    Attributes:
+        make: creates the input in an empty folder; the result is passed to `process`.
+        process: runs the library on the input.
+        pattern: a regular expression that the text of the outcome matches.
+    """
 
     group: str
-    what: str
+    name: str
     make: Callable[[Path], Any]
-    look: Callable[[Path, Any], Outcome]
+    process: Callable[[Path, Any], Outcome]
     kind: Kind
     pattern: str
 
     @property
     def id(self) -> str:
-        return f"{self.group}: {self.what}"
+        return f"{self.group}: {self.name}"
 
 
 def outcome(records: Iterable[Record], problems: Counter[str] | dict[str, int]) -> Outcome:
-    """Error rows before problems before what is fine."""
+    """The error rows, else the problem counts, else the records."""
     records = list(records)
     if failed := [record.error for record in records if not record.ok]:
         return Outcome("error row", "; ".join(map(str, failed)))

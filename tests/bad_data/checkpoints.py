@@ -1,4 +1,4 @@
-"""Bad captioners and taggers, as the stages load them."""
+"""Damaged captioners and taggers, as the stages load them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sgpipe.stages.tag.stage import TagStage
 from tests.bad_data.case import Case, Outcome
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-Harm = Callable[[Path], object]
+Damage = Callable[[Path], object]
 
 
-class Malice:
-    """What a pickle would run."""
+class Malicious:
+    """An object that creates the file `trace` when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -33,12 +33,12 @@ class Malice:
         return Path.touch, (self.trace,)
 
 
-def look_at_captioner(folder: Path, made: Any) -> Outcome:
+def run_captioner(folder: Path, made: Any) -> Outcome:
     stage = CaptionStage(CaptionConfig(captioner=str(folder / "captioner"), samples=1), {"val": folder}, 0)
     return _run(stage, folder)
 
 
-def look_at_tagger(folder: Path, made: Any) -> Outcome:
+def run_tagger(folder: Path, made: Any) -> Outcome:
     config = TagConfig(tagger=str(folder / "tagger"), short_side=64, long_side=64)
     return _run(TagStage(config, {"val": folder}, ["dog"]), folder)
 
@@ -51,35 +51,35 @@ def _run(stage: CaptionStage | TagStage, folder: Path) -> Outcome:
         record = Record("1", "coco", "val", "1.png", 64, 64, objects=[box, box], pairs=[Pair(0, 1, ["on"])])
         stage([record])
     finally:
-        assert not (folder / "trace").exists(), "the checkpoint has run a program"
+        assert not (folder / "trace").exists(), "the checkpoint executed code"
     return Outcome("accepted", f"{len(record.captions)} captions, {record.status}")
 
 
-def copied(kind: Any, harm: Harm) -> Callable[[Path], object]:
+def copied(kind: Any, damage: Damage) -> Callable[[Path], object]:
     def make(folder: Path) -> object:
         shutil.copytree(packaged_model(kind), folder / kind)
-        return harm(folder / kind)
+        return damage(folder / kind)
 
     return make
 
 
 def nothing(folder: Path) -> None:
-    """The good checkpoint, to know that the others are refused for what was done to them."""
+    """Leave the checkpoint as it is: this shows that the others are refused because of their damage."""
 
 
-def cut(name: str) -> Harm:
-    def harm(folder: Path) -> None:
+def cut(name: str) -> Damage:
+    def damage(folder: Path) -> None:
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[: len(whole) // 2])
 
-    return harm
+    return damage
 
 
-def wrote(name: str, text: str) -> Harm:
+def wrote(name: str, text: str) -> Damage:
     return lambda folder: (folder / name).write_text(text)
 
 
-def gone(*names: str) -> Harm:
+def gone(*names: str) -> Damage:
     return lambda folder: [(folder / name).unlink() for name in names]
 
 
@@ -99,7 +99,7 @@ def one_less(folder: Path) -> None:
 
 def pickled(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    torch.save({"weight": Malice(folder.parent / "trace")}, folder / "pytorch_model.bin")
+    torch.save({"weight": Malicious(folder.parent / "trace")}, folder / "pytorch_model.bin")
 
 
 def worded(folder: Path) -> None:
@@ -114,43 +114,43 @@ def other_tokenizer(folder: Path) -> None:
         path.unlink()
 
 
-def larger(key: str) -> Harm:
-    def harm(folder: Path) -> None:
+def larger(key: str) -> Damage:
+    def damage(folder: Path) -> None:
         config = json.loads((folder / CONFIG).read_text())
         part = config.get("text_config", config) if key == "intermediate_size" else config
         part[key] += 8
         (folder / CONFIG).write_text(json.dumps(config))
 
-    return harm
+    return damage
 
 
-_HARMS: tuple[tuple[str, Harm, str, str], ...] = (
-    ("a folder that is not there", shutil.rmtree, "no such folder", "no R-Tagger at|no such"),
+_DAMAGES: tuple[tuple[str, Damage, str, str], ...] = (
+    ("a missing folder", shutil.rmtree, "no such folder", "no R-Tagger at|no such"),
     ("no config.json", gone(CONFIG), "no config.json", "expected config.json"),
-    ("config.json cut in the middle", cut(CONFIG), "config.json", "R-Tagger"),
+    ("config.json cut short", cut(CONFIG), "config.json", "R-Tagger"),
     ("config.json that is a list", wrote(CONFIG, "[1]"), "config.json", "R-Tagger"),
     ("another model's config.json", wrote(CONFIG, '{"model_type": "bert"}'), "model_type is 'bert'", "'bert'"),
-    ("a word for a number in config.json", worded, "cannot load its weights|config", "cannot load R-Tagger"),
+    ("a word instead of a number in config.json", worded, "cannot load its weights|config", "cannot load R-Tagger"),
     ("no weights", gone(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
-    ("weights cut in the middle", cut(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
+    ("weights cut short", cut(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
     ("weights of another size", larger("intermediate_size"), "cannot load its weights|missing", "R-Tagger|fit"),
-    ("one tensor missing", one_less, "1 weight is missing", "missing"),
-    ("weights that are NaN", of_nan, "captioner .*(NaN|finite)", "NaN.* in '1.png'"),
-    ("a pickle with a program", pickled, "cannot load its weights", "cannot load R-Tagger"),
+    ("one missing tensor", one_less, "1 weight is missing", "missing"),
+    ("NaN weights", of_nan, "captioner .*(NaN|finite)", "NaN.* in '1.png'"),
+    ("a pickle that executes code", pickled, "cannot load its weights", "cannot load R-Tagger"),
     ("no tokenizer", other_tokenizer, "tokenizer", "tokenizer"),
-    ("a tokenizer cut in the middle", cut("tokenizer.json"), "tokenizer", "tokenizer"),
+    ("a tokenizer cut short", cut("tokenizer.json"), "tokenizer", "tokenizer"),
 )  # fmt: skip
 
-_KINDS = (("captioner", look_at_captioner), ("tagger", look_at_tagger))
+_KINDS = (("captioner", run_captioner), ("tagger", run_tagger))
 
 CASES = [
     *(
-        Case("checkpoint", f"{kind}: as it should be", copied(kind, nothing), look, "accepted", "ok")
-        for kind, look in _KINDS
+        Case("checkpoint", f"{kind}: undamaged", copied(kind, nothing), process, "accepted", "ok")
+        for kind, process in _KINDS
     ),
     *(
-        Case("checkpoint", f"{kind}: {what}", copied(kind, harm), look, "refused", patterns[number])
-        for number, (kind, look) in enumerate(_KINDS)
-        for what, harm, *patterns in _HARMS
+        Case("checkpoint", f"{kind}: {what}", copied(kind, damage), process, "refused", patterns[number])
+        for number, (kind, process) in enumerate(_KINDS)
+        for what, damage, *patterns in _DAMAGES
     ),
 ]

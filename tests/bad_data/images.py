@@ -1,4 +1,4 @@
-"""Bad and odd images, annotated as 8 x 6 pixels, as the first stage of a run opens them."""
+"""Bad and unusual images, annotated as 8 x 6 pixels, as the first stage of a run opens them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = (8, 6)
 NAME = "a.jpg"
 
 
-def look(folder: Path, made: Any) -> Outcome:
+def process(folder: Path, made: Any) -> Outcome:
     name, width, height = made if isinstance(made, tuple) else (NAME, *SIZE)
     record = Record("1", "coco", "val", name, width, height)
     LoadStage({"val": folder}, Resources())([record])
@@ -60,7 +60,7 @@ def holds(data: bytes, name: str = NAME, size: tuple[int, int] = SIZE) -> Callab
 
 
 def named(name: str) -> Callable[[Path], Any]:
-    """A good image outside the image folder's `inside`, and an annotation of that name."""
+    """A valid image outside the image folder, and an annotation of the given name."""
 
     def make(folder: Path) -> tuple[str, int, int]:
         (folder.parent / "secret.png").write_bytes(flat("RGB", "red", "PNG"))
@@ -102,7 +102,7 @@ def linked_to_itself(folder: Path) -> None:
     (folder / NAME).symlink_to(folder / NAME)
 
 
-def fractions() -> bytes:
+def floating_point() -> bytes:
     return encoded(Image.fromarray(np.full((6, 8), 0.5, np.float32)), "TIFF")
 
 
@@ -113,49 +113,49 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage
 BIG = (64, 48)
 
 _ROWS: tuple[tuple[str, Callable[[Path], Any], Kind, str], ...] = (
-    ("no such file", lambda folder: None, "error row", "image file not found"),
-    ("a file of zero bytes", holds(b""), "error row", "of no known format"),
-    ("a text file", holds(b"not an image"), "error row", "of no known format"),
-    ("a web page saved as an image", holds(b"<!doctype html><title>404</title>"), "error row", "of no known format"),
-    ("JPEG cut in the middle", holds(JPEG[: len(JPEG) // 2], size=BIG), "error row", "truncated"),
-    ("JPEG cut in its header", holds(JPEG[:40], size=BIG), "error row", "cannot be read|of no known format"),
-    ("JPEG with trailing bytes", holds(JPEG + b"rubbish" * 99, size=BIG), "accepted", "RGB 64x48"),
-    ("PNG cut in the middle", holds(PNG[: len(PNG) // 2], size=BIG), "error row", "truncated|cannot be read"),
+    ("a missing file", lambda folder: None, "error row", "image file not found"),
+    ("an empty file", holds(b""), "error row", "unknown format"),
+    ("a text file", holds(b"not an image"), "error row", "unknown format"),
+    ("a web page saved as an image", holds(b"<!doctype html><title>404</title>"), "error row", "unknown format"),
+    ("JPEG cut short in the middle", holds(JPEG[: len(JPEG) // 2], size=BIG), "error row", "truncated"),
+    ("JPEG cut short in its header", holds(JPEG[:40], size=BIG), "error row", "cannot be read|unknown format"),
+    ("JPEG with garbage after its end", holds(JPEG + b"garbage" * 99, size=BIG), "accepted", "RGB 64x48"),
+    ("PNG cut short in the middle", holds(PNG[: len(PNG) // 2], size=BIG), "error row", "truncated|cannot be read"),
     ("PNG with a flipped byte", holds(flipped(PNG, len(PNG) // 2), size=BIG), "error row", "cannot be read"),
     ("zeros after a PNG's header", holds(PNG[:60] + bytes(999), size=BIG), "error row", "cannot be read"),
     ("CMYK", holds(flat("CMYK", (0, 255, 255, 0), "JPEG")), "accepted", r"RGB 8x6 \[25\d, \d, \d\]"),
     ("16 bits per pixel", holds(DEEP), "accepted", r"RGB 8x6 \[128, 128, 128\]"),
-    ("fractions as pixels", holds(fractions()), "error row", "fractions"),
+    ("floating-point pixels", holds(floating_point()), "error row", "floating-point"),
     ("black and white", holds(flat("1", 1, "PNG")), "accepted", r"\[255, 255, 255\]"),
-    ("grey", holds(flat("L", 7, "PNG")), "accepted", r"\[7, 7, 7\]"),
+    ("greyscale", holds(flat("L", 7, "PNG")), "accepted", r"\[7, 7, 7\]"),
     ("a palette", holds(flat("RGB", "red", "GIF")), "accepted", r"\[255, 0, 0\]"),
-    ("a palette, transparent: on white", holds(SEE_THROUGH), "accepted", r"\[255, 255, 255\]"),
-    ("half transparent: on white", holds(flat("RGBA", (255, 0, 0, 128), "PNG")), "accepted", r"\[255, 127, 127\]"),
+    ("a transparent palette: on white", holds(SEE_THROUGH), "accepted", r"\[255, 255, 255\]"),
+    ("half-transparent: on white", holds(flat("RGBA", (255, 0, 0, 128), "PNG")), "accepted", r"\[255, 127, 127\]"),
     ("animated GIF: its first frame", holds(animated("GIF")), "accepted", r"\[25\d, \d, \d\]"),
     ("animated WebP: its first frame", holds(animated("WEBP")), "accepted", r"\[255, 0, 0\]"),
     ("EXIF rotation, annotated as stored", holds(rotated((8, 6))), "accepted", "RGB 8x6"),
-    ("EXIF rotation, annotated as shown", holds(rotated((6, 8))), "accepted", "RGB 8x6"),
-    ("another size than annotated", holds(JPEG), "error row", "it is 64x48, the annotation says 8x6"),
+    ("EXIF rotation, annotated as displayed", holds(rotated((6, 8))), "accepted", "RGB 8x6"),
+    ("a size that differs from the annotation", holds(JPEG), "error row", "it is 64x48, the annotation says 8x6"),
     ("width and height swapped without EXIF", holds(flat("RGB", 0, "PNG", (6, 8))), "error row", "it is 6x8"),
-    ("a bomb: 60,000 x 60,000 pixels", holds(png_that_claims(60_000, 60_000)), "error row", "safety limit"),
-    ("a bomb in a PNG's comment", holds(with_text_bomb()), "error row", "(?i)too large|cannot be read"),
-    ("sides of zero pixels", holds(png_that_claims(0, 0)), "error row", "cannot be read|of no known format"),
+    ("a bomb of 60,000 x 60,000 pixels", holds(png_that_claims(60_000, 60_000)), "error row", "safety limit"),
+    ("a bomb in a PNG comment", holds(with_text_bomb()), "error row", "(?i)too large|cannot be read"),
+    ("0 x 0 pixels", holds(png_that_claims(0, 0)), "error row", "cannot be read|unknown format"),
     ("1 x 1 pixel", holds(flat("RGB", "red", "PNG", (1, 1)), size=(1, 1)), "accepted", "RGB 1x1"),
     ("60,000 x 1 pixels", holds(flat("L", 9, "PNG", (60_000, 1)), size=(60_000, 1)), "accepted", "RGB 60000x1"),
-    ("PNG called .jpg", holds(flat("RGB", "red", "PNG")), "accepted", r"\[255, 0, 0\]"),
-    ("EPS, a program, called .jpg", holds(EPS), "error row", "of no known format"),
+    ("PNG named .jpg", holds(flat("RGB", "red", "PNG")), "accepted", r"\[255, 0, 0\]"),
+    ("EPS (a program) named .jpg", holds(EPS), "error row", "unknown format"),
     ("a name in any script", holds(flat("RGB", "red", "PNG"), "größe 图 🚲.png"), "accepted", r"\[255, 0, 0\]"),
     ("a name with a line break", holds(flat("RGB", "red", "PNG"), "a\nb.png"), "accepted", r"\[255, 0, 0\]"),
-    ("a folder", lambda folder: (folder / NAME).mkdir(), "error row", "not a file"),
-    ("a named pipe", lambda folder: os.mkfifo(folder / NAME), "error row", "not a file"),
+    ("a folder instead of a file", lambda folder: (folder / NAME).mkdir(), "error row", "not a regular file"),
+    ("a named pipe", lambda folder: os.mkfifo(folder / NAME), "error row", "not a regular file"),
     ("a link to itself", linked_to_itself, "error row", "cannot be read"),
     ("a name of 5,000 letters", named("x" * 5000), "error row", "cannot be read"),
-    ("a name that leaves the folder", named("../secret.png"), "error row", "does not stay inside the image folder"),
-    ("a name that leaves the folder, with backslashes", named("..\\secret.png"), "error row",
-     "does not stay inside the image folder"),
-    ("an absolute name", named("/etc/passwd"), "error row", "does not stay inside the image folder"),
-    ("a name with a NUL", named("a\0.jpg"), "error row", "does not stay inside the image folder"),
-    ("an empty name", named(""), "error row", "does not stay inside the image folder"),
+    ("a name outside the folder", named("../secret.png"), "error row", "is not inside the image folder"),
+    ("a name outside the folder, with backslashes", named("..\\secret.png"), "error row",
+     "is not inside the image folder"),
+    ("an absolute name", named("/etc/passwd"), "error row", "is not inside the image folder"),
+    ("a name with a NUL", named("a\0.jpg"), "error row", "is not inside the image folder"),
+    ("an empty name", named(""), "error row", "is not inside the image folder"),
 )  # fmt: skip
 
-CASES = [Case("image", what, make, look, kind, pattern) for what, make, kind, pattern in _ROWS]
+CASES = [Case("image", what, make, process, kind, pattern) for what, make, kind, pattern in _ROWS]

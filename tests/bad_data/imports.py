@@ -1,4 +1,4 @@
-"""Bad annotations of relations, as `sgpipe import` reads them."""
+"""Bad relation annotations, as `sgpipe import` reads them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def source_of(kind: str, folder: Path) -> AnnotationSource:
     return VisualGenome(path, folder, "train").source()
 
 
-def look(folder: Path, kind: str) -> Outcome:
-    """The rows and counts of the import, which `sgpipe verify` must find right."""
+def process(folder: Path, kind: str) -> Outcome:
+    """The rows and problem counts of the import, in which `sgpipe verify` must find no problems."""
     out = folder / "out"
     import_annotations(source_of(kind, folder), folder, out, Progress(Console(quiet=True)))
     assert verify(out).ok
@@ -89,38 +89,38 @@ def triplets(*entries: Any) -> Callable[[Path], str]:
 MANY = [{**THING, "object_id": i, "x": i % 50, "y": i // 50 % 40} for i in range(20_000)]
 
 _ROWS: tuple[tuple[str, Callable[[Path], str], Kind, str], ...] = (
-    ("another command's file", holds("vg", FILES["hico"]), "refused", "use `sgpipe import hico`"),
+    ("a file for another command", holds("vg", FILES["hico"]), "refused", "use `sgpipe import hico`"),
     ("annotations without relations", holds("vg", INSTANCES), "refused", "it has no relations: use `sgpipe generate"),
-    ("a list of numbers", holds("vg", [1, 2, 3]), "refused", "no item of it looks like that"),
-    ("no image at all", holds("vg", [{**GRAPH, "image_id": None}]), "refused", "holds no image that can be imported"),
-    ("an image twice", holds("vg", [GRAPH, {**GRAPH, "relationships": []}]), "counted", "^duplicate_images 1$"),
-    ("an image of HICO-DET twice", holds("hico", FILES["hico"] * 3), "counted", "^duplicate_images 2$"),
-    ("an image that is null", holds("vg", [GRAPH, None]), "counted", "^malformed 1$"),
-    ("no size, and no image file to read it from", graph(image_id=7, width=None), "error row", "image file not found"),
-    ("no size, but an image file", graph(width=None), "accepted", "1 64x48 2 boxes"),
+    ("a list of numbers", holds("vg", [1, 2, 3]), "refused", "none of its items has the keys of that format"),
+    ("no image with an id", holds("vg", [{**GRAPH, "image_id": None}]), "refused", "contains no image"),
+    ("a duplicate image", holds("vg", [GRAPH, {**GRAPH, "relationships": []}]), "counted", "^duplicate_images 1$"),
+    ("a duplicate image of HICO-DET", holds("hico", FILES["hico"] * 3), "counted", "^duplicate_images 2$"),
+    ("null instead of an image", holds("vg", [GRAPH, None]), "counted", "^malformed 1$"),
+    ("no size and no image", graph(image_id=7, width=None), "error row", "image file not found"),
+    ("no size, but an image", graph(width=None), "accepted", "1 64x48 2 boxes"),
     ("NaN in a box", thing(x=float("nan")), "counted", "^degenerate 1$"),
-    ("a box over the edge", thing(w=1000), "counted", "^clipped 1$"),
-    ("a box without name", thing(names=[]), "counted", "^malformed 1$"),
+    ("a box across the edge", thing(w=1000), "counted", "^clipped 1$"),
+    ("a box without a name", thing(names=[]), "counted", "^malformed 1$"),
     ("a blank name", thing(names=[" "]), "counted", "^nameless 1$"),
     ("a relation to an unlisted object", relation(object_id=99), "counted", "^unknown_object 1$"),
-    ("a relation without predicate", relation(predicate=None), "counted", "^malformed 1$"),
+    ("a relation without a predicate", relation(predicate=None), "counted", "^malformed 1$"),
     ("a blank predicate", relation(predicate=" "), "counted", "^nameless 1$"),
-    ("a relation twice", graph(relationships=[NEAR, NEAR]), "counted", "^repeated_relations 1$"),
+    ("a duplicate relation", graph(relationships=[NEAR, NEAR]), "counted", "^repeated_relations 1$"),
     ("20,000 objects in an image", graph(objects=MANY), "accepted", "1 64x48 20000 boxes"),
-    ("NaN as confidence", sure(float("nan")), "counted", "^malformed 1$"),
+    ("NaN for the confidence", sure(float("nan")), "counted", "^malformed 1$"),
     ("a confidence of 2", sure(2), "counted", "^malformed 1$"),
-    ("a subject out of range", hoia({"subject_id": 2}), "error row", "points to none of 2 objects"),
-    ("a negative object", hoia({"object_id": -1}), "error row", "points to none of 2 objects"),
-    ("a verb out of range", hoia({"category_id": 118}), "error row", "category_id 118 of a relation is none"),
+    ("a subject index out of range", hoia({"subject_id": 2}), "error row", "is out of range: the image has 2 objects"),
+    ("a negative object index", hoia({"object_id": -1}), "error row", "is out of range: the image has 2 objects"),
+    ("a verb out of range", hoia({"category_id": 118}), "error row", "category_id 118 of a relation is not a"),
     ("a class out of range", hoia({}, MAN, {**BIKE, "category_id": 12}), "error row", "category_id 12 of an object is"),
-    ("a box of three numbers", hoia({}, MAN, {**BIKE, "bbox": [1, 2, 3]}), "error row", "are not 4 numbers"),
-    ("rel.json: an object out of range", triplets([0, 1, 1]), "error row", "points to none of 1 objects"),
-    ("rel.json: a predicate out of range", triplets([0, 0, 2]), "error row", "is none of the file's rel_categories"),
-    ("rel.json: a triplet of two numbers", triplets([0, 1]), "error row", "are not 3 numbers"),
+    ("a box of three numbers", hoia({}, MAN, {**BIKE, "bbox": [1, 2, 3]}), "error row", "expected 4 numbers"),
+    ("rel.json: an object index out of range", triplets([0, 1, 1]), "error row", "the image has 1 object$"),
+    ("rel.json: a predicate out of range", triplets([0, 0, 2]), "error row", "is not in the file's rel_categories"),
+    ("rel.json: a triplet of two numbers", triplets([0, 1]), "error row", "expected 3 numbers"),
     ("rel.json: another split", holds("coco-rel", INSTANCES, {"val": {}, "rel_categories": ["on"]}), "refused",
-     "has no split 'train': say --split val"),
+     "has no split 'train': give --split val"),
     ("rel.json: a split with a line break", holds("coco-rel", INSTANCES, {"\nx": {}, "rel_categories": ["on"]}),
-     "refused", "has no split 'train': say --split x$"),
+     "refused", "has no split 'train': give --split x$"),
 )  # fmt: skip
 
-CASES = [Case("import", what, make, look, kind, pattern) for what, make, kind, pattern in _ROWS]
+CASES = [Case("import", what, make, process, kind, pattern) for what, make, kind, pattern in _ROWS]

@@ -1,11 +1,13 @@
-"""Shards and manifests that were cut or edited, as `sgpipe verify` and all readers find them."""
+"""Damaged or edited shards and manifests, as readers and `sgpipe verify` handle them."""
 
 from __future__ import annotations
 
 import json
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -17,32 +19,41 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, read_file, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from tests.bad_data.case import Case, Kind, Outcome, outcome
-from tests.sgpipe.storage.test_write import full_record
+from tests.sgpipe.storage.test_shards import full_record
 
-Harm = Callable[[bytes], bytes]
+Damage = Callable[[bytes], bytes]
 SHARD = shard_name("val", 0, 2)
 
 
-def run(folder: Path) -> Path:
-    with RunFolder(folder / "run").lock():
-        manifest = Manifest.create(folder / "run", {"name": "mine"})
+@cache
+def run_files() -> dict[str, bytes]:
+    """The files of a run of three shards, which is created only once: shards are synced to the disk."""
+    with TemporaryDirectory() as folder, RunFolder(root := Path(folder)).lock():
+        manifest = Manifest.create(root, {"name": "mine"})
         for start in (0, 2, 4):
             records = [full_record(start), full_record(start + 1)]
-            name = shard_name("val", start, start + 2)
-            manifest.commit(write_shard(folder / "run", name, "val", start, records, {}))
-    return folder / "run"
+            manifest.commit(write_shard(root, shard_name("val", start, start + 2), "val", start, records, {}))
+        names = (MANIFEST, *(shard.file for shard in manifest.shards))
+        return {name: (root / name).read_bytes() for name in names}
 
 
-def harmed(file: str, harm: Harm) -> Callable[[Path], None]:
+def create_run(root: Path) -> None:
+    for name, data in run_files().items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
+def damaged(file: str, damage: Damage) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        path = run(folder) / file
-        path.write_bytes(harm(path.read_bytes()))
+        create_run(folder / "run")
+        path = folder / "run" / file
+        path.write_bytes(damage(path.read_bytes()))
 
     return make
 
 
 def read(folder: Path, made: Any) -> Outcome:
-    """Every record of the run, by whatever reads it."""
+    """Every record of the run, as a reader gets them."""
     return _rows(list(iter_records(folder / "run")))
 
 
@@ -52,7 +63,7 @@ def read_shard(folder: Path, made: Any) -> Outcome:
 
 
 def check(folder: Path, made: Any) -> Outcome:
-    """What `sgpipe verify` says; what it finds it can repair, unless it says so."""
+    """The problems that `sgpipe verify` finds, and repairs unless it says that it cannot."""
     root = folder / "run"
     found = verify(root, repair=True)
     if not found.problems:
@@ -71,21 +82,21 @@ def without_column(data: bytes) -> bytes:
     return table(lambda whole: whole.drop_columns(["objects"]))(data)
 
 
-def table(change: Callable[[pa.Table], pa.Table]) -> Harm:
-    def harm(data: bytes) -> bytes:
+def table(change: Callable[[pa.Table], pa.Table]) -> Damage:
+    def damage(data: bytes) -> bytes:
         sink = pa.BufferOutputStream()
         pq.write_table(change(pq.read_table(pa.BufferReader(data))), sink)
         return bytes(sink.getvalue().to_pybytes())
 
-    return harm
+    return damage
 
 
-def lines(change: Callable[[list[bytes]], list[bytes]]) -> Harm:
+def lines(change: Callable[[list[bytes]], list[bytes]]) -> Damage:
     return lambda data: b"".join(change(data.splitlines(keepends=True)))
 
 
 def sealed(entry: Any) -> bytes:
-    """A line with the right checksum, whatever it says."""
+    """A line of the manifest with a valid checksum."""
     return checked(json.dumps(entry)[1:].encode())
 
 
@@ -94,8 +105,8 @@ def checked(rest: bytes) -> bytes:
     return b'{"crc32": "%08x", ' % zlib.crc32(rest) + rest
 
 
-def says(**values: Any) -> Harm:
-    """The second shard's line with other values and the right checksum."""
+def says(**values: Any) -> Damage:
+    """The line of the second shard with other values and a valid checksum."""
 
     def change(all_lines: list[bytes]) -> list[bytes]:
         entry = json.loads(all_lines[2])
@@ -106,70 +117,70 @@ def says(**values: Any) -> Harm:
     return lines(change)
 
 
-def edited(old: bytes, new: bytes) -> Harm:
+def edited(old: bytes, new: bytes) -> Damage:
     return lambda data: data.replace(old, new, 1)
 
 
-def cut(share: float) -> Harm:
+def cut(share: float) -> Damage:
     return lambda data: data[: int(len(data) * share)]
 
 
-def flipped(share: float) -> Harm:
-    def harm(data: bytes) -> bytes:
+def flipped(share: float) -> Damage:
+    def damage(data: bytes) -> bytes:
         at = int(len(data) * share)
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
-    return harm
+    return damage
 
 
 ALL, FIRST_TWO = "^rows 0 1 2 3 4 5$", "^rows 0 1 2 3$"
 
-_SHARDS: tuple[tuple[str, Harm, Callable[[Path, Any], Outcome], Kind, str], ...] = (
-    ("as it should be", lambda data: data, check, "accepted", ALL),
+_SHARDS: tuple[tuple[str, Damage, Callable[[Path, Any], Outcome], Kind, str], ...] = (
+    ("undamaged", lambda data: data, check, "accepted", ALL),
     *(
-        (f"cut to {share:.1%} of its bytes", cut(share), look, kind, pattern)
+        (f"cut to {share:.1%} of its bytes", cut(share), process, kind, pattern)
         for share in (0, 0.001, 0.25, 0.5, 0.75, 0.999)
-        for look, kind, pattern in ((read, "refused", "cannot be read"), (check, "found", "it is cut"))
+        for process, kind, pattern in ((read, "refused", "cannot be read"), (check, "found", "it is cut"))
     ),
     *((f"a byte flipped at {share:.1%}", flipped(share), check, "found", "checksum") for share in (0, 0.3, 0.6, 0.999)),
-    ("longer than it was", lambda data: data + b"x", check, "found", "it is cut, or another file"),
+    ("extra bytes at the end", lambda data: data + b"x", check, "found", "it is cut short, or another file"),
     ("zeros of the same length", lambda data: bytes(len(data)), check, "found", "checksum"),
     ("a footer of 2 GB", lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1", read, "refused", "cannot be read"),
-    ("without a column", without_column, read_shard, "refused", "objects|no column"),
+    ("a missing column", without_column, read_shard, "refused", "objects|no column"),
     ("of a later version", table(lambda whole: whole.replace_schema_metadata({"sgpipe.schema_version": "2"})), read,
      "refused", "schema version 2, this sgpipe reads version 1"),
 )  # fmt: skip
 
-_MANIFESTS: tuple[tuple[str, Harm, Callable[[Path, Any], Outcome], Kind, str], ...] = (
+_MANIFESTS: tuple[tuple[str, Damage, Callable[[Path, Any], Outcome], Kind, str], ...] = (
     ("empty", lambda data: b"", read, "refused", "is damaged"),
     ("binary zeros", lambda data: bytes(len(data)), check, "found", "cannot be repaired"),
-    ("cut in its first line", cut(0.03), check, "found", "cannot be repaired"),
-    ("cut within its last line: as a crash leaves it", lambda data: data[:-20], read, "accepted", FIRST_TWO),
-    ("cut within its last line", lambda data: data[:-20], check, "found", "the manifest does not list it$"),
+    ("cut short in its first line", cut(0.03), check, "found", "cannot be repaired"),
+    ("cut short in its last line, as after a crash", lambda data: data[:-20], read, "accepted", FIRST_TWO),
+    ("cut short in its last line", lambda data: data[:-20], check, "found", "the manifest does not list it$"),
     ("cut between lines", lines(lambda every: every[:-1]), check, "found", "the manifest does not list it$"),
-    ("zeros after its end", lambda data: data + bytes(512), check, "accepted", ALL),
-    ("half a line after its end", lambda data: data + b'{"crc32": "00', check, "accepted", ALL),
-    ("a line twice", lines(lambda every: [*every, every[-1]]), check, "accepted", ALL),
-    ("lines in another order", lines(lambda every: [every[0], *every[:0:-1]]), check, "accepted", ALL),
-    ("a line in the middle gone", lines(lambda every: [*every[:2], every[3]]), check, "found", "does not list it$"),
-    ("its first line gone", lines(lambda every: every[1:]), read, "refused", "its first line is not as it was"),
+    ("zeros after the end", lambda data: data + bytes(512), check, "accepted", ALL),
+    ("half a line after the end", lambda data: data + b'{"crc32": "00', check, "accepted", ALL),
+    ("a duplicate line", lines(lambda every: [*every, every[-1]]), check, "accepted", ALL),
+    ("reordered lines", lines(lambda every: [every[0], *every[:0:-1]]), check, "accepted", ALL),
+    ("a missing line", lines(lambda every: [*every[:2], every[3]]), check, "found", "does not list it$"),
+    ("a missing first line", lines(lambda every: every[1:]), read, "refused", "its first line has changed"),
     ("an empty line", lines(lambda every: [*every[:2], b"\n", *every[2:]]), read, "refused", "damaged .line 3"),
     ("a number edited", edited(b'"relations": 4', b'"relations": 9'), read, "refused", "damaged .line 2"),
-    ("a number edited", edited(b'"relations": 4', b'"relations": 9'), check, "found", "line 2 is not as"),
-    ("Windows line endings", edited(b"\n", b"\r\n"), read, "refused", "its first line is not as it was written"),
+    ("a number edited", edited(b'"relations": 4', b'"relations": 9'), check, "found", "line 2 has changed"),
+    ("Windows line endings", edited(b"\n", b"\r\n"), read, "refused", "its first line has changed"),
     ("a byte order mark", lambda data: b"\xef\xbb\xbf" + data, read, "refused", "is damaged"),
     ("two lines joined", lines(lambda every: [every[0], every[1].strip(), *every[2:]]), read, "refused", "line 2"),
-    ("no JSON under the right checksum", lambda data: data + checked(b"}{"), read, "refused", "line 5"),
-    ("a shard outside the run", says(file="data/../../x.parquet"), read, "refused", "damaged .line 3"),
-    ("an absolute shard", says(file="/etc/x.parquet"), read, "refused", "damaged .line 3"),
-    ("a size in words", says(bytes="many"), read, "refused", "damaged .line 3"),
+    ("invalid JSON with a valid checksum", lambda data: data + checked(b"}{"), read, "refused", "line 5"),
+    ("a shard path outside the run", says(file="data/../../x.parquet"), read, "refused", "damaged .line 3"),
+    ("an absolute shard path", says(file="/etc/x.parquet"), read, "refused", "damaged .line 3"),
+    ("a word for the size", says(bytes="many"), read, "refused", "damaged .line 3"),
     ("a negative start", says(start=-2), read, "refused", "damaged .line 3"),
     ("a shard without rows", says(stop=2), read, "refused", "damaged .line 3"),
-    ("a list for counts", says(counts=[1]), read, "refused", "damaged .line 3"),
+    ("a list for the counts", says(counts=[1]), read, "refused", "damaged .line 3"),
     ("a number for the split", says(split=1), read, "refused", "damaged .line 3"),
-    ("more rows than the shard has", says(stop=4000), check, "found", "2 rows, the manifest says 3,998"),
-    ("another split than the rows'", says(split="train"), check, "found", "not of split 'train'"),
-    ("a shard listed as another's rows", says(file=SHARD, start=1, stop=3), check, "found", "rows are those of an ear"),
+    ("more rows than in the shard", says(stop=4000), check, "found", "2 rows, the manifest says 3,998"),
+    ("a split that differs from the rows", says(split="train"), check, "found", "not of split 'train'"),
+    ("a shard listed for other rows", says(file=SHARD, start=1, stop=3), check, "found", "rows overlap those of an"),
     ("a list for the run", lines(lambda every: [sealed({"run": [1]}), *every[1:]]), read, "refused", "its first line"),
     ("of a later version", lines(lambda every: [sealed({"run": {"schema_version": 2}}), *every[1:]]), read, "refused",
      "schema version 2, this sgpipe reads version 1"),
@@ -178,7 +189,10 @@ _MANIFESTS: tuple[tuple[str, Harm, Callable[[Path, Any], Outcome], Kind, str], .
 
 def _cases(group: str, file: str, rows: tuple[Any, ...]) -> list[Case]:
     verified = {check: f"{group}, verified", read: group, read_shard: group}
-    return [Case(verified[look], what, harmed(file, harm), look, kind, text) for what, harm, look, kind, text in rows]
+    return [
+        Case(verified[process], name, damaged(file, damage), process, kind, pattern)
+        for name, damage, process, kind, pattern in rows
+    ]
 
 
 CASES = [*_cases("shard", SHARD, _SHARDS), *_cases("manifest", MANIFEST, _MANIFESTS)]

@@ -1,4 +1,4 @@
-"""The one table of bad inputs."""
+"""All cases of bad input."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Inputs that nobody thought of: whatever stands in a file, it becomes rows, counts, or one line of error.
+"""Random damage: whatever a file contains, it becomes rows, problem counts, or a one-line error.
 
-`SGPIPE_FUZZ=20000` tries so many of each kind instead of a few.
+`SGPIPE_FUZZ=20000` tries 20,000 examples per test instead of a few.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def fuzz(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, good: bytes) -> bytes:
-    """The bytes with up to three places cut out, put in, doubled, or flipped; or cut off."""
-    data = good
+def damaged(draw: st.DrawFn, valid: bytes) -> bytes:
+    """The bytes with up to three parts removed, inserted, duplicated or flipped, or cut short."""
+    data = valid
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
         stop = start + draw(st.sampled_from((0, 1, 2, 5, 20)))
@@ -66,16 +66,16 @@ def spoilt(draw: st.DrawFn, good: bytes) -> bytes:
     return data
 
 
-def one_line(error: UserError) -> None:
+def assert_one_line(error: UserError) -> None:
     assert len(str(error).splitlines()) == 1, str(error)
 
 
-def right(records: list[Record], split: str) -> None:
+def assert_valid(records: list[Record], split: str) -> None:
     assert not list(row_faults(to_table(records), split))
 
 
 @fuzz(150)
-@given(data=spoilt(json.dumps({**GOOD, "info": {"a": [1, "\u00e9"]}}).encode()))
+@given(data=damaged(json.dumps({**GOOD, "info": {"a": [1, "\u00e9"]}}).encode()))
 def test_json_is_read_if_and_only_if_it_is_json(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(data)
@@ -87,15 +87,15 @@ def test_json_is_read_if_and_only_if_it_is_json(tmp_path: Path, data: bytes) -> 
         for _ in JsonStream(path):
             pass
     except UserError as error:
-        one_line(error)
+        assert_one_line(error)
         assert not known
     else:
         assert known
 
 
 @fuzz(60)
-@given(data=spoilt(json.dumps({**GOOD, "annotations": [BOX, {**BOX, "bbox": [90, 70, 50, 50]}]}).encode()))
-def test_detections_become_rows_counts_or_one_line(tmp_path: Path, data: bytes) -> None:
+@given(data=damaged(json.dumps({**GOOD, "annotations": [BOX, {**BOX, "bbox": [90, 70, 50, 50]}]}).encode()))
+def test_detections_become_rows_counts_or_a_one_line_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(data)
     source = SourceConfig(splits={"val": SplitConfig(annotations=path, images=tmp_path)})
@@ -103,61 +103,66 @@ def test_detections_become_rows_counts_or_one_line(tmp_path: Path, data: bytes) 
     try:
         index = open_source(source, "val", tmp_path / "index.arrow")
     except UserError as error:
-        one_line(error)
+        assert_one_line(error)
     else:
-        right(index.records(0, len(index)), "val")
+        assert_valid(index.records(0, len(index)), "val")
 
 
 @pytest.mark.parametrize("kind", [*imports.CONTENTS, "rel.json"])
 @fuzz(12)
 @given(data=st.data())
-def test_relations_become_rows_counts_or_one_line(tmp_path_factory: pytest.TempPathFactory, kind: str, data) -> None:
+def test_relations_become_rows_counts_or_a_one_line_error(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     content = imports.CONTENTS["coco-rel" if kind == "rel.json" else kind]
     files = {"a.json": json.dumps(content).encode(), "rel.json": json.dumps(TRIPLETS).encode()}
     target = "rel.json" if kind == "rel.json" else "a.json"
-    files[target] = data.draw(spoilt(files[target]))
+    files[target] = data.draw(damaged(files[target]))
     for name, text in files.items():
         (folder / name).write_bytes(text)
     try:
         source = imports.open_source("coco-rel" if kind == "rel.json" else kind, folder / "a.json")
         import_annotations(source, folder, folder / "out", QUIET)
     except UserError as error:
-        one_line(error)
+        assert_one_line(error)
     else:
-        right(list(iter_records(folder / "out")), "train")
+        assert_valid(list(iter_records(folder / "out")), "train")
 
 
 @fuzz(100)
 @given(
-    data=spoilt(b"name: a\nseed: 3\nlimit: 5\ntag: {threshold: 0.1, resources: {actors: 2}}\ncaption:\n  samples: 2\n")
+    data=damaged(b"name: a\nseed: 3\nlimit: 5\ntag: {threshold: 0.1, resources: {actors: 2}}\ncaption:\n  samples: 2\n")
 )
-def test_recipes_are_read_or_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+def test_recipes_are_read_or_refused_with_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(data)
     try:
         assert isinstance(load_recipe(str(path)), Recipe)
     except UserError as error:
-        one_line(error)
+        assert_one_line(error)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    manifest = Manifest.create(tmp_path_factory.mktemp("run"), {"name": "x"})
+    for start in range(0, 32, 8):
+        manifest.commit(ShardEntry("val", start, start + 8, f"data/{start}.parquet", "0" * 64, start, {"images": 8}))
+    return manifest
 
 
 @fuzz(200)
 @given(data=st.data())
-def test_a_spoilt_manifest_is_refused_or_says_nothing_wrong(tmp_path: Path, data) -> None:
-    manifest = Manifest.create(tmp_path, {"name": "x"})
-    entries = [ShardEntry("val", i, i + 8, f"data/{i}.parquet", "0" * 64, i, {"images": 8}) for i in range(0, 32, 8)]
-    for entry in entries:
-        manifest.commit(entry)
-    path = tmp_path / MANIFEST
-    path.write_bytes(data.draw(spoilt(path.read_bytes())))
+def test_a_damaged_manifest_is_refused_or_lists_only_original_shards(manifest: Manifest, tmp_path: Path, data) -> None:
+    (tmp_path / MANIFEST).write_bytes(data.draw(damaged((manifest.root / MANIFEST).read_bytes())))
     try:
         loaded = Manifest.load(tmp_path)
     except UserError as error:
-        one_line(error)
+        assert_one_line(error)
         return
     assert loaded.run == manifest.run
-    assert all(shard in entries for shard in loaded.shards)
-    # What is gone is done again, at the place where it is missing.
+    assert all(shard in manifest.shards for shard in loaded.shards)
+    # A missing shard can be committed again.
     loaded.commit(ShardEntry("val", 0, 8, "data/again.parquet", "1" * 64, 1))
     assert Manifest.load(tmp_path).shards == loaded.shards
 
@@ -168,12 +173,12 @@ BBOX = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)
 
 @fuzz(150)
 @given(bboxes=st.lists(BBOX, max_size=6), ends=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=6))
-def test_clipped_boxes_lie_in_their_image_and_keep_their_relations(bboxes, ends) -> None:
+def test_clipped_boxes_are_inside_their_image_and_keep_their_relations(bboxes, ends) -> None:
     boxes = [Box(f"class {number}", number, bbox) for number, bbox in enumerate(bboxes)]
     relations = [Relation(s, o, f"{s} on {o}") for s, o in ends if max(s, o) < len(boxes)]
     record, problems = Record("1", "d", "val", "1.jpg", 100, 60, boxes, relations=list(relations)), Counter[str]()
     clip_objects(record, problems)
-    right([record], "val")
+    assert_valid([record], "val")
     assert problems["degenerate"] == len(boxes) - len(record.objects)
     assert problems["relations_of_dropped_boxes"] == len(relations) - len(record.relations)
     for relation in record.relations:
@@ -186,8 +191,8 @@ def test_clipped_boxes_lie_in_their_image_and_keep_their_relations(bboxes, ends)
 
 @fuzz(150)
 @given(bboxes=st.lists(BBOX, min_size=1, max_size=6))
-@example(bboxes=[(0.0, 1.0, 1.0, 6e-230)])  # too thin for its place: 1 + 6e-230 is 1
-def test_detections_and_imports_clip_alike(bboxes) -> None:
+@example(bboxes=[(0.0, 1.0, 1.0, 6e-230)])  # thinner than the rounding at its position: 1 + 6e-230 is 1
+def test_detections_and_imports_clip_identically(bboxes) -> None:
     detections, problems, expected = Detections("coco", "val"), Counter[str](), []
     detections.add_category({"id": 1, "name": "dog"})
     for number, bbox in enumerate(bboxes):
@@ -214,9 +219,9 @@ TEXT = st.text(max_size=60) | st.lists(WORDS, max_size=25).map(" ".join)
 
 @fuzz(15)
 @given(captions=st.lists(TEXT, max_size=8))
-def test_any_text_is_parsed(parser: CaptionParser, captions: list[str]) -> None:
-    for number, found in enumerate(parser.parse(captions)):
-        for triplet in found:
+def test_any_text_can_be_parsed(parser: CaptionParser, captions: list[str]) -> None:
+    for number, triplets in enumerate(parser.parse(captions)):
+        for triplet in triplets:
             assert triplet.caption == number
             assert triplet.predicate.strip()
             assert triplet.subject.strip()

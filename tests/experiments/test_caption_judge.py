@@ -4,13 +4,13 @@ import pytest
 
 from experiments.miniworld.caption_quality import (
     CaptionJudge,
+    HitRate,
     ObjectsOnlyGuess,
-    Share,
-    Truth,
+    SceneTruth,
     by_predicate,
-    covered_share,
+    correct_rate,
+    coverage,
     is_true,
-    true_share,
     truth_of,
 )
 from sgpipe.miniworld.captions import canonical_caption, scene_captions
@@ -50,12 +50,12 @@ def test_every_caption_of_the_world_is_true_of_its_own_scene(judge: CaptionJudge
         for caption in plain:
             assert judge.statements([caption.text]) == [(scene.statement(caption.facts[0]),)]
         varied = [caption.text for caption in scene_captions(scene, scene_generator(9, "val", number, 1))]
-        share = true_share([judge.statements(varied)], [truth_of(scene)])
+        share = correct_rate([judge.statements(varied)], [truth_of(scene)])
         assert share.hits >= share.total - 1  # compound sentences are at times misparsed
 
 
 def test_a_caption_is_true_if_it_states_something_and_all_of_it_holds() -> None:
-    truth = Truth(frozenset({RIDING, SITTING}), frozenset({RIDING}))
+    truth = SceneTruth(frozenset({RIDING, SITTING}), frozenset({RIDING}))
     assert is_true([RIDING], truth)
     assert is_true([RIDING, SITTING], truth)
     assert not is_true([RIDING, CHASING], truth)
@@ -65,18 +65,18 @@ def test_a_caption_is_true_if_it_states_something_and_all_of_it_holds() -> None:
 
 def test_shares_count_captions_and_statements() -> None:
     truths = [
-        Truth(frozenset({RIDING, SITTING}), frozenset({RIDING})),
-        Truth(frozenset({CHASING, BESIDE}), frozenset({CHASING, BESIDE})),
+        SceneTruth(frozenset({RIDING, SITTING}), frozenset({RIDING})),
+        SceneTruth(frozenset({CHASING, BESIDE}), frozenset({CHASING, BESIDE})),
     ]
     captions = [[(RIDING,), (SITTING,), ()], [(CHASING,), (CHASING,), (RIDING,)]]
-    assert true_share(captions, truths) == Share(4, 6)
-    assert covered_share(captions, [truth.composed for truth in truths]) == Share(2, 3)
-    assert covered_share(captions, [truth.everything for truth in truths]) == Share(3, 4)
+    assert correct_rate(captions, truths) == HitRate(4, 6)
+    assert coverage(captions, [truth.composed for truth in truths]) == HitRate(2, 3)
+    assert coverage(captions, [truth.everything for truth in truths]) == HitRate(3, 4)
     assert by_predicate(captions, truths) == {
-        "riding": (Share(1, 2), Share(1, 1)),
-        "sitting on": (Share(1, 1), Share(0, 0)),
-        "next to": (Share(0, 0), Share(0, 1)),
-        "chasing": (Share(2, 2), Share(1, 1)),
+        "riding": (HitRate(1, 2), HitRate(1, 1)),
+        "sitting on": (HitRate(1, 1), HitRate(0, 0)),
+        "next to": (HitRate(0, 0), HitRate(0, 1)),
+        "chasing": (HitRate(2, 2), HitRate(1, 1)),
     }
 
 

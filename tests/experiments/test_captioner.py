@@ -1,4 +1,4 @@
-"""The tiny captioner: its words, its lessons, its training, and the trained one that ships."""
+"""The tiny captioner: its words, its data, its training, and the trained one that ships."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from transformers import BertTokenizerFast
 
 from experiments.miniworld.captioner import (
     CaptionerConfig,
-    ModelConfig,
+    CaptionerModelConfig,
     build_captioner,
     caption_words,
     prompt_ids,
@@ -21,20 +21,20 @@ from experiments.miniworld.captioner import (
 )
 from experiments.miniworld.captioner_data import (
     NOUNS,
-    TAUGHT,
+    TAUGHT_PREDICATES,
     dense_labels,
-    draw_lessons,
-    seen_in_patches,
+    render_captioner_data,
     taught_facts,
+    visible_in_patches,
 )
-from experiments.miniworld.train_captioner import Trainer, caption_loss
+from experiments.miniworld.train_captioner import CaptionerTrainer, caption_loss
 from sgpipe.miniworld.captions import canonical_caption, noun_of
 from sgpipe.miniworld.relations import SPLITS
 from sgpipe.miniworld.render import render
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.stages.caption.blip import load_blip
 
-SMALL = ModelConfig(
+SMALL = CaptionerModelConfig(
     image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2
 )
 CONFIG = CaptionerConfig(model=SMALL, train_images=6, steps=4, batch_size=4, dense_share=0.5, warmup=1)
@@ -77,7 +77,7 @@ def test_patches_see_what_lies_in_them() -> None:
     owners = np.zeros((8, 12), np.uint8)
     owners[:4, 6:] = 1
     owners[3:8, :6] = 2
-    seen = seen_in_patches(owners, 3, 2)
+    seen = visible_in_patches(owners, 3, 2)
     assert seen.tolist() == [[False, True, False], [True, False, False], [False, True, False], [False, False, False]]
 
 
@@ -86,15 +86,17 @@ def test_dense_labels_say_who_does_what_to_whom() -> None:
         scene = random_scene(2, "train", number)
         image = render(scene)
         labels = dense_labels(scene, image, 8)
-        nouns, doing, done, with_, by = labels.split([len(NOUNS), len(TAUGHT), len(TAUGHT), len(NOUNS), len(NOUNS)], 1)
-        seen = seen_in_patches(image.owners, len(scene.things), 8)
+        nouns, doing, done, with_, by = labels.split(
+            [len(NOUNS), len(TAUGHT_PREDICATES), len(TAUGHT_PREDICATES), len(NOUNS), len(NOUNS)], 1
+        )
+        seen = visible_in_patches(image.owners, len(scene.things), 8)
         for fact in taught_facts(scene):
             subject, object_ = noun_of(scene.things[fact.subject]), noun_of(scene.things[fact.object])
             at_subject, at_object = seen[:, fact.subject], seen[:, fact.object]
             assert nouns[at_subject, NOUNS.index(subject)].all()
-            assert doing[at_subject, TAUGHT.index(fact.predicate)].all()
+            assert doing[at_subject, TAUGHT_PREDICATES.index(fact.predicate)].all()
             assert with_[at_subject, NOUNS.index(object_)].all()
-            assert done[at_object, TAUGHT.index(fact.predicate)].all()
+            assert done[at_object, TAUGHT_PREDICATES.index(fact.predicate)].all()
             assert by[at_object, NOUNS.index(subject)].all()
         assert not labels[~seen.any(1)].any()
 
@@ -128,8 +130,8 @@ def test_the_loss_of_captions_is_that_of_each_by_itself(tokenizer: BertTokenizer
 
 
 def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(tokenizer: BertTokenizerFast) -> None:
-    lessons = draw_lessons(SMALL, tokenizer, CONFIG.images, CONFIG.seed)
-    first, second = (Trainer(CONFIG, tokenizer, lessons) for _ in range(2))
+    data = render_captioner_data(SMALL, tokenizer, CONFIG.train_images, CONFIG.seed)
+    first, second = (CaptionerTrainer(CONFIG, tokenizer, data) for _ in range(2))
     losses = [first.step() for _ in range(4)]
     assert losses == [second.step() for _ in range(4)]
     assert [loss.caption > 0 for loss in losses] == [False, False, True, True]
@@ -139,15 +141,17 @@ def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(tokenizer
 
 def test_a_few_images_can_be_learned_by_heart(tokenizer: BertTokenizerFast) -> None:
     config = CONFIG.model_copy(update={"steps": 90, "dense_share": 0.1, "learning_rate": 3e-3})
-    trainer = Trainer(config, tokenizer, draw_lessons(SMALL, tokenizer, config.images, config.seed))
+    trainer = CaptionerTrainer(
+        config, tokenizer, render_captioner_data(SMALL, tokenizer, config.train_images, config.seed)
+    )
     losses = [trainer.step() for _ in range(config.steps)]
     assert losses[-1].dense < 0.7 * losses[0].dense
     assert losses[-1].caption < 0.5 * losses[15].caption
 
 
 def test_mirrored_images_take_their_labels_with_them(tokenizer: BertTokenizerFast) -> None:
-    lessons = draw_lessons(SMALL, tokenizer, 2, 0)
-    trainer = Trainer(CONFIG, tokenizer, lessons)
+    data = render_captioner_data(SMALL, tokenizer, 2, 0)
+    trainer = CaptionerTrainer(CONFIG, tokenizer, data)
     both, flipped = torch.tensor([0, 0]), torch.tensor([False, True])
     pixels = trainer.pixels(both, flipped)
     torch.testing.assert_close(pixels[0], pixels[1].flip(2))
@@ -173,6 +177,6 @@ def test_a_saved_captioner_is_small_and_loads_as_blip(folder: Path, tokenizer: B
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValidationError, match="multiple of patch_size"):
-        ModelConfig(image_size=100, patch_size=14)
+        CaptionerModelConfig(image_size=100, patch_size=14)
     with pytest.raises(ValidationError, match="multiples of heads"):
-        ModelConfig(vision_width=132, heads=8)
+        CaptionerModelConfig(vision_width=132, heads=8)

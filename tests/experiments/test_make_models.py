@@ -1,4 +1,4 @@
-"""The making of the models, with far fewer images and steps than it takes."""
+"""Training all models, with far fewer images and steps than the real ones."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from sgpipe.training.initial_model import CLASSES
 
 def test_a_folder_that_is_there_is_refused(tmp_path):
     (tmp_path / "something").touch()
-    with pytest.raises(UserError, match="name a new folder"):
+    with pytest.raises(UserError, match="choose a new folder"):
         make_models.main(tmp_path)
 
 
@@ -25,8 +25,8 @@ def test_all_models_are_made_measured_and_described(tmp_path, monkeypatch, capsy
         assert words in printed
     weights = tmp_path / "out" / "weights"
     for name in ("captioner", "tagger", "parseda"):
-        assert "In " in (weights / name / "README.md").read_text()
+        assert "CPU-seconds" in (weights / name / "README.md").read_text()
     for name in make_models.NETWORKS:
         assert CLASSES[network_recipe(name).model.kind].from_pretrained(weights / name).num_parameters() > 500_000
     assert "first 12 images" in (weights / "tagger" / "README.md").read_text()
-    assert "4 steps of 16 images" in (weights / "captioner" / "README.md").read_text()
+    assert "4 steps with 16 images" in (weights / "captioner" / "README.md").read_text()

@@ -6,7 +6,17 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from sgpipe.images import ImageError, decode, image_exists, open_image, open_row_image, resolve, upright_rgb
+from sgpipe.images import (
+    ImageError,
+    decode,
+    image_exists,
+    open_image,
+    open_row_image,
+    read_image,
+    read_size,
+    resolve,
+    upright_rgb,
+)
 from sgpipe.records import Record
 
 
@@ -50,7 +60,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
 
 def test_exif_rotation_follows_the_annotated_size(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to show
+    exif[0x0112] = 6  # displayed after a turn of 90 degrees
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif)
     assert open_image({"val": tmp_path}, record("a.jpg", 8, 6)).size == (8, 6)
     assert open_image({"val": tmp_path}, record("a.jpg", 6, 8)).size == (6, 8)
@@ -58,8 +68,8 @@ def test_exif_rotation_follows_the_annotated_size(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(8, 6), (6, 6)])
-def test_own_images_are_seen_as_people_see_them(tmp_path, orientation, size):
-    """Also those whose size does not tell that they were turned."""
+def test_images_of_a_folder_are_turned_as_exif_says(tmp_path, orientation, size):
+    """Even if their size does not show that they are turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.effect_noise(size, 50).save(tmp_path / "a.png", exif=exif)
@@ -72,13 +82,13 @@ def test_own_images_are_seen_as_people_see_them(tmp_path, orientation, size):
     assert annotated.convert("L").tobytes() == stored.tobytes()
 
 
-def test_images_in_memory_that_cannot_be_used_say_why(tmp_path):
+def test_unusable_images_in_memory_are_refused_with_a_reason(tmp_path):
     Image.effect_noise((80, 60), 50).save(tmp_path / "a.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-300])
     for image, reason in (
         (Image.open(tmp_path / "cut.jpg"), "truncated"),
         (Image.new("RGB", (0, 5)), "no pixels"),
-        (Image.new("F", (4, 4)), "fractions"),
+        (Image.new("F", (4, 4)), "floating-point"),
     ):
         with pytest.raises(ImageError, match=reason):
             upright_rgb(image)
@@ -93,7 +103,7 @@ def test_images_in_memory_that_cannot_be_used_say_why(tmp_path):
         ("cut", "cannot be read"),
     ],
 )
-def test_broken_images_say_why(tmp_path, content, reason):
+def test_broken_images_are_refused_with_a_reason(tmp_path, content, reason):
     path = tmp_path / "a.jpg"
     if content == "cut":
         Image.effect_noise((8, 6), 50).save(path)
@@ -105,13 +115,13 @@ def test_broken_images_say_why(tmp_path, content, reason):
     assert str(path) in str(caught.value)
 
 
-def test_another_size_than_annotated_is_refused(tmp_path):
+def test_a_size_that_differs_from_the_annotation_is_refused(tmp_path):
     Image.new("RGB", (16, 12)).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match="it is 16x12, the annotation says 8x6"):
         open_image({"val": tmp_path}, record("a.png"))
 
 
-def test_links_that_the_owner_of_the_folder_made_are_followed(tmp_path):
+def test_symbolic_links_are_followed(tmp_path):
     (tmp_path / "disk2").mkdir()
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 6)).save(tmp_path / "disk2" / "a.png")
@@ -120,7 +130,7 @@ def test_links_that_the_owner_of_the_folder_made_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("codec"), MemoryError(), struct.error("unpack"), KeyError("tag")])
-def test_whatever_a_decoder_raises_is_the_images_fault(tmp_path, monkeypatch, fault):
+def test_every_error_of_a_decoder_is_an_image_error(tmp_path, monkeypatch, fault):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
 
     def decode(self):
@@ -132,7 +142,7 @@ def test_whatever_a_decoder_raises_is_the_images_fault(tmp_path, monkeypatch, fa
 
 
 @pytest.mark.parametrize("name", ["\ud800.jpg", "loop/a.jpg", "x" * 5000])
-def test_impossible_names_are_the_images_fault(tmp_path, name):
+def test_impossible_names_are_an_image_error(tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ImageError):
         open_image({"val": tmp_path}, record(name))
@@ -157,7 +167,7 @@ def test_an_image_in_memory_is_read_like_a_file(tmp_path):
             decode(BytesIO(broken), size, "a.png")
 
 
-def test_a_rows_image_comes_from_the_given_folder_then_the_row_then_the_folder_of_the_run(tmp_path):
+def test_an_image_is_taken_from_the_given_folder_then_the_row_then_the_folder_of_the_run(tmp_path):
     for name in ("run", "moved"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 6), "red" if name == "run" else "blue").save(tmp_path / name / "a.png")
@@ -171,9 +181,58 @@ def test_a_rows_image_comes_from_the_given_folder_then_the_row_then_the_folder_o
         open_row_image({}, record("a.png"))
 
 
-def test_whether_an_image_is_there(tmp_path):
+def test_image_exists(tmp_path):
     (tmp_path / "a.png").touch()
     assert image_exists(tmp_path, "a.png")
     assert not image_exists(tmp_path, "b.png")
     assert not image_exists(tmp_path / "b", "../a.png")
     assert not image_exists(tmp_path / "a.png", "b.png")
+
+
+def save(folder, name="1.jpg", size=(40, 30), orientation=None):
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.new("RGB", size).save(folder / name, exif=exif)
+
+
+def test_read_size_ignores_exif_orientation(tmp_path):
+    save(tmp_path, orientation=6)
+    assert read_size(tmp_path, "1.jpg") == (40, 30)
+
+
+def test_read_size_needs_only_the_header(tmp_path):
+    save(tmp_path, size=(400, 300))
+    path = tmp_path / "1.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+    assert read_size(tmp_path, "1.jpg") == (400, 300)
+
+
+def test_read_image_returns_the_file_unchanged(tmp_path):
+    save(tmp_path)
+    assert read_image(tmp_path, record("1.jpg", 40, 30)) == (tmp_path / "1.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(("orientation", "fits"), [(6, True), (3, False), (None, False)])
+def test_read_image_accepts_the_annotated_size_of_a_turned_image(tmp_path, orientation, fits):
+    save(tmp_path, orientation=orientation)
+    if fits:
+        assert read_image(tmp_path, record("1.jpg", 30, 40))
+    else:
+        with pytest.raises(ImageError, match="is 40x30, the annotation says 30x40"):
+            read_image(tmp_path, record("1.jpg", 30, 40))
+
+
+def test_errors_name_the_file(tmp_path, monkeypatch):
+    (tmp_path / "text.jpg").write_text("no image")
+    for read in (lambda name: read_size(tmp_path, name), lambda name: read_image(tmp_path, record(name, 4, 3))):
+        with pytest.raises(ImageError, match=r"not found: .*none\.jpg"):
+            read("none.jpg")
+        with pytest.raises(ImageError, match=r"cannot be read: .*text\.jpg"):
+            read("text.jpg")
+        with pytest.raises(ImageError, match="is not inside"):
+            read("../text.jpg")
+    save(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="larger than Pillow's safety limit"):
+        read_size(tmp_path, "1.jpg")

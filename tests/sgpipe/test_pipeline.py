@@ -13,25 +13,25 @@ from sgpipe.records import Box, Record, Relation
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("drawn") / "world"
+def miniworld(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("miniworld") / "world"
     render_dataset(out, 3, seed=5)
     return out
 
 
 @pytest.fixture(scope="module")
-def pipeline(drawn) -> Pipeline:
-    return Pipeline(boxes=drawn / INSTANCES)
+def pipeline(miniworld) -> Pipeline:
+    return Pipeline(boxes=miniworld / INSTANCES)
 
 
 @pytest.fixture(scope="module")
-def graphs(pipeline, drawn) -> list[SceneGraph]:
-    return list(pipeline.label(sorted((drawn / IMAGES).iterdir())))
+def graphs(pipeline, miniworld) -> list[SceneGraph]:
+    return list(pipeline.label(sorted((miniworld / IMAGES).iterdir())))
 
 
-def test_the_packaged_models_find_relations_between_given_boxes(graphs, drawn):
-    wanted = json.loads((drawn / INSTANCES).read_text())
-    assert sum(len(graph.objects) for graph in graphs) == len(wanted["annotations"])
+def test_the_packaged_models_find_relations_between_given_boxes(graphs, miniworld):
+    instances = json.loads((miniworld / INSTANCES).read_text())
+    assert sum(len(graph.objects) for graph in graphs) == len(instances["annotations"])
     assert sum(len(graph.triplets()) for graph in graphs) >= 2
     for graph in graphs:
         confidences = [triplet.confidence for triplet in graph.triplets(0.5)]
@@ -40,32 +40,32 @@ def test_the_packaged_models_find_relations_between_given_boxes(graphs, drawn):
         assert len(graph.captions) == 10
 
 
-def test_labels_do_not_depend_on_the_other_images(pipeline, graphs, drawn):
-    last = sorted((drawn / IMAGES).iterdir())[-1]
+def test_labels_do_not_depend_on_the_other_images(pipeline, graphs, miniworld):
+    last = sorted((miniworld / IMAGES).iterdir())[-1]
     assert pipeline(last).record == graphs[-1].record
     assert pipeline(str(last)).record == graphs[-1].record
 
 
-def test_paths_may_go_up_and_over_links(pipeline, graphs, drawn, tmp_path, monkeypatch):
-    last = sorted((drawn / IMAGES).iterdir())[-1]
-    monkeypatch.chdir(drawn)
-    (tmp_path / "link").symlink_to(drawn / IMAGES)
-    for path in (f"../{drawn.name}/{IMAGES}/{last.name}", tmp_path / "link" / ".." / IMAGES / last.name):
+def test_paths_may_contain_dots_and_links(pipeline, graphs, miniworld, tmp_path, monkeypatch):
+    last = sorted((miniworld / IMAGES).iterdir())[-1]
+    monkeypatch.chdir(miniworld)
+    (tmp_path / "link").symlink_to(miniworld / IMAGES)
+    for path in (f"../{miniworld.name}/{IMAGES}/{last.name}", tmp_path / "link" / ".." / IMAGES / last.name):
         assert pipeline(path).record == graphs[-1].record
 
 
-def test_images_in_memory_are_as_good_as_files(drawn):
-    """Their names are not known, so they get boxes of a detector."""
-    file = sorted((drawn / IMAGES).iterdir())[0]
+def test_images_in_memory_give_the_same_as_files(miniworld):
+    """They have no names, so their boxes come from a detector."""
+    file = sorted((miniworld / IMAGES).iterdir())[0]
     pipeline = Pipeline()
-    inside, outside = pipeline(Image.open(file)), pipeline(file)
-    assert inside.objects == outside.objects
-    assert inside.objects
-    assert inside.draw().size == outside.draw().size
-    assert inside.draw().getcolors(1 << 20) is not None
+    in_memory, on_disk = pipeline(Image.open(file)), pipeline(file)
+    assert in_memory.objects == on_disk.objects
+    assert in_memory.objects
+    assert in_memory.draw().size == on_disk.draw().size
+    assert in_memory.draw().getcolors(1 << 20) is not None
 
 
-def test_a_graph_tells_and_draws_what_is_in_it():
+def test_a_graph_gives_triplets_drawings_and_json():
     objects = [Box("dog", 1, (0.0, 0.0, 20.0, 20.0)), Box("dog", 1, (30.0, 5.0, 20.0, 20.0))]
     relations = [Relation(0, 1, "next to", 0.3), Relation(1, 0, "chasing", 0.9), Relation(0, 1, "on", 0.1)]
     graph = SceneGraph(Record("a", "d", "all", "nowhere.png", 60, 40, objects, relations=relations))
@@ -84,7 +84,7 @@ def test_a_graph_tells_and_draws_what_is_in_it():
         ({"detector": "nowhere"}, "no detector nowhere"),
     ],
 )
-def test_what_is_missing_is_said(options, reason, monkeypatch, tmp_path):
+def test_missing_models_and_boxes_are_refused(options, reason, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=reason):
@@ -95,10 +95,10 @@ def invoke(*arguments: object):
     return CliRunner().invoke(app, ["label", *(str(argument) for argument in arguments)])
 
 
-def test_the_command_draws_images_and_prints_relations(drawn, tmp_path):
+def test_the_command_draws_images_and_prints_relations(miniworld, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    images, out = drawn / IMAGES, tmp_path / "out"
-    result = invoke(images, tmp_path / "bad.png", "--boxes", drawn / INSTANCES, "--out", out)
+    images, out = miniworld / IMAGES, tmp_path / "out"
+    result = invoke(images, tmp_path / "bad.png", "--boxes", miniworld / INSTANCES, "--out", out)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert f"{tmp_path / 'bad.png'}: source: image cannot be read" in result.stdout
@@ -108,64 +108,65 @@ def test_the_command_draws_images_and_prints_relations(drawn, tmp_path):
         f"{path.name}.relations.png" for path in sorted(images.iterdir())
     ]
     assert all(Image.open(path).width == 960 for path in out.iterdir())
-    again = invoke(tmp_path / "bad.png", "--boxes", drawn / INSTANCES, "--out", out, "--json")
+    again = invoke(tmp_path / "bad.png", "--boxes", miniworld / INSTANCES, "--out", out, "--json")
     assert again.exit_code == 3
-    said = json.loads(again.stdout)
-    assert (said["status"], said["file_name"]) == ("error", str(tmp_path / "bad.png"))
+    row = json.loads(again.stdout)
+    assert (row["status"], row["file_name"]) == ("error", str(tmp_path / "bad.png"))
 
 
-def test_a_image_in_memory_that_cannot_be_read_is_an_error(pipeline, tmp_path):
+def test_an_unreadable_image_in_memory_is_an_error(pipeline, tmp_path):
     graph = pipeline(Image.new("F", (8, 8)))
     assert "its pixels are floating-point numbers" in str(graph.error)
     assert graph.triplets() == []
     assert graph.draw().width > 0
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_work(drawn, tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_refused_before_the_work(miniworld, tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.pipeline.Pipeline", None)
     (tmp_path / "file").touch()
     for out, reason in (("file", "is a file; name a folder"), ("file/out", "cannot be written: Not a directory")):
-        result = invoke(drawn / IMAGES, "--out", tmp_path / out)
+        result = invoke(miniworld / IMAGES, "--out", tmp_path / out)
         assert result.exit_code == 2
         assert result.stderr == f"error: --out {tmp_path / out} {reason}\n"
 
 
-def test_an_interruption_promises_nothing_that_is_not_kept(drawn, tmp_path, monkeypatch):
+def test_an_interrupted_command_does_not_promise_to_resume(miniworld, tmp_path, monkeypatch):
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sgpipe.pipeline.Pipeline", stop)
-    result = invoke(drawn / IMAGES, "--out", tmp_path / "out")
-    assert (result.exit_code, result.stderr) == (130, "interrupted. Run the same command again to start from the beginning.\n")
+    result = invoke(miniworld / IMAGES, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted. Run the same command again to start from the beginning.\n"
 
 
-def test_names_do_not_steer_the_terminal(drawn, tmp_path):
+def test_names_do_not_control_the_terminal(miniworld, tmp_path):
     (tmp_path / "a\x1b[31m\nb.png").write_bytes(b"no image")
-    said = invoke(tmp_path, "--boxes", drawn / INSTANCES, "--out", tmp_path / "out").stdout
-    assert "\x1b" not in said
-    assert said.count("\n") == 1
+    output = invoke(tmp_path, "--boxes", miniworld / INSTANCES, "--out", tmp_path / "out").stdout
+    assert "\x1b" not in output
+    assert output.count("\n") == 1
 
 
-def test_what_was_drawn_is_no_image_of_the_next_run(drawn, tmp_path):
-    """The folder of the drawn images may lie among the images, or be theirs."""
+def test_drawings_are_not_images_of_the_next_run(miniworld, tmp_path):
+    """The folder of the drawings may be inside the folder of the images, or the same."""
     own, out = tmp_path / "own.relations.png", tmp_path / "labelled"
     out.mkdir()
     for path in (own, out / "a.png.relations.png", out / "a.png.relations-2.png", out / "b.png"):
         Image.new("RGB", (8, 6)).save(path)
-    result = invoke(tmp_path, "--boxes", drawn / INSTANCES, "--out", out)
+    result = invoke(tmp_path, "--boxes", miniworld / INSTANCES, "--out", out)
     assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [str(out / "b.png"), str(own)]
 
 
-def test_images_of_one_name_do_not_overwrite_each_other(drawn, tmp_path):
-    file = sorted((drawn / IMAGES).iterdir())[0]
+def test_drawings_of_images_of_the_same_name_are_both_kept(miniworld, tmp_path):
+    file = sorted((miniworld / IMAGES).iterdir())[0]
     (tmp_path / file.name).write_bytes(file.read_bytes())
-    result = invoke(file, tmp_path / file.name, "--boxes", drawn / INSTANCES, "--out", tmp_path / "out")
+    result = invoke(file, tmp_path / file.name, "--boxes", miniworld / INSTANCES, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     first, second = sorted(path.read_bytes() for path in (tmp_path / "out").iterdir())
     assert first == second
 
 
-def test_images_that_are_not_there_are_refused(tmp_path):
+def test_missing_images_are_refused(tmp_path):
     assert "image not found" in invoke(tmp_path / "a.png").stderr
     (tmp_path / "empty").mkdir()
     assert invoke(tmp_path / "empty").exit_code == 2

@@ -13,7 +13,7 @@ def test_packaged_recipes_are_valid(path):
     assert load_recipe(str(path)) == load_recipe(path.stem)
 
 
-def test_overrides_beat_the_file_and_keep_their_neighbours():
+def test_overrides_replace_only_their_key():
     recipe = load_recipe("coco", {"caption.samples": 3, "tag.resources.cpus": 2})
     assert recipe.caption.samples == 3
     assert recipe.caption.captioner == load_recipe("coco").caption.captioner
@@ -44,7 +44,7 @@ def test_overrides_beat_the_file_and_keep_their_neighbours():
         ("{a: b", "not valid YAML"),
     ],
 )
-def test_faults_name_the_file_the_key_and_what_was_expected(tmp_path, text, message):
+def test_errors_name_the_file_the_key_and_what_was_expected(tmp_path, text, message):
     path = tmp_path / "my.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
@@ -53,19 +53,19 @@ def test_faults_name_the_file_the_key_and_what_was_expected(tmp_path, text, mess
     assert "\n" not in str(caught.value)
 
 
-def test_a_fault_in_an_option_is_blamed_on_the_option():
+def test_an_error_in_an_option_names_the_option():
     with pytest.raises(UserError, match=r"^option: unknown key 'tag.treshold'; did you mean 'threshold'"):
         load_recipe("coco", {"tag.treshold": 0.1})
 
 
-def test_unknown_recipes_list_the_known_ones(tmp_path):
+def test_an_unknown_recipe_is_refused_with_the_list_of_packaged_ones(tmp_path):
     with pytest.raises(UserError, match=r"coco, folder, miniworld, objects365"):
         load_recipe("cocoo")
     with pytest.raises(UserError, match="neither a file"):
         load_recipe(str(tmp_path / "no.yaml"))
 
 
-def test_set_values_are_yaml():
+def test_values_of_set_are_yaml():
     assert parse_set(["a.b=1", "c=[x, y]", "d=null", "e=a=b", "f="]) == {
         "a.b": 1,
         "c": ["x", "y"],
@@ -76,12 +76,12 @@ def test_set_values_are_yaml():
 
 
 @pytest.mark.parametrize("bad", ["a", "=1", "a..b=1", "a=[1"])
-def test_set_needs_key_and_value(bad):
+def test_set_requires_a_key_and_a_value(bad):
     with pytest.raises(UserError, match=re.escape(repr(bad))):
         parse_set([bad])
 
 
-def test_an_empty_recipe_is_all_defaults(tmp_path):
+def test_an_empty_recipe_has_default_settings(tmp_path):
     path = tmp_path / "empty.yaml"
     path.write_text("")
     assert load_recipe(str(path)) == Recipe()

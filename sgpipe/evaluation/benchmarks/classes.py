@@ -1,7 +1,4 @@
-"""The classes that a benchmark or a dataset has, and their numbers in files.
-
-Shards as the annotations of a benchmark.
-"""
+"""Class lists and class numbers of benchmarks and datasets, and shards read as a benchmark's annotations."""
 
 from __future__ import annotations
 
@@ -30,11 +27,11 @@ _KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))
 
 
 def read_classes(path: Path) -> HoiaSchema:
-    """`{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
+    """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
 
-    Also VG-SGG-dicts.json, which calls them `idx_to_label` and `idx_to_predicate`.
+    VG-SGG-dicts.json, with `idx_to_label` and `idx_to_predicate`, is accepted, too.
 
-    Raises UserError: the file is missing, or another.
+    Raises UserError: the file is missing or is no such file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -55,12 +52,12 @@ def _numbered(names: Any) -> Mapping[int, str]:
     if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
         raise ValueError("a name is missing")
     if len(set(numbered.values())) < len(numbered):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return numbered
 
 
 def data_classes(root: Path) -> DatasetClasses:
-    """All classes of shards: their closed lists, or else the names that occur, most frequent first.
+    """All classes of a run: its closed lists, or else the names that occur, the most frequent first.
 
     Raises UserError: the folder is no run, or has neither.
     """
@@ -72,7 +69,7 @@ def data_classes(root: Path) -> DatasetClasses:
             values = pc.struct_field(pc.list_flatten(table[column]), key)
             names.update({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
     if not objects or not relations:
-        raise UserError(f"{root} has no objects or no relations to learn the classes from; give --classes")
+        raise UserError(f"{root} has no objects or no relations from which to list the classes; give --classes")
     return DatasetClasses(_most_frequent_first(objects), _most_frequent_first(relations))
 
 
@@ -81,7 +78,7 @@ def _most_frequent_first(names: Counter[str]) -> tuple[str, ...]:
 
 
 def numbering_of(classes: DatasetClasses) -> HoiaSchema:
-    """The official numbers, if the classes are HICO-DET's or Open Images'; others count from 1."""
+    """The official numbers of HICO-DET's and Open Images' classes; other classes count from 1."""
     for official in (HICO, OPEN_IMAGES):
         if official.classes == classes:
             return official
@@ -91,16 +88,16 @@ def numbering_of(classes: DatasetClasses) -> HoiaSchema:
 _COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status", "error")
 
 
-def shard_truth(
+def shard_annotations(
     root: Path, classes: DatasetClasses, split: str | None = None, *, persons_only: bool
 ) -> AnnotationSource:
-    """The images of shards that are no error rows, to be read by `read_truths`.
+    """The images of a run without error rows, to be read by `read_annotations`.
 
     Args:
-        persons_only: leave out relations whose subject is no person, as HICO-DET has none.
+        persons_only: leave out relations whose subject is no person, which HICO-DET does not have.
 
     Raises:
-        UserError, also while it is read: the folder is no run, is damaged, or has names that are no classes.
+        UserError, also while reading: the folder is no run, is damaged, or has names that are no classes.
     """
     Manifest.load(root)
     read = partial(_records, root, classes, split, persons_only)
@@ -125,9 +122,9 @@ def _records(
                 "relation": {item.predicate for item in record.relations},
             }
             for kind, own in names.items():
-                if strange := sorted(own - known[kind]):
+                if unknown := sorted(own - known[kind]):
                     raise UserError(
-                        f"{root}: image {record.image_id}: {kind} {strange[0]!r} is none of the {len(known[kind])} "
-                        "classes; give others by --classes"
+                        f"{root}: image {record.image_id}: {kind} {unknown[0]!r} is not a listed class; "
+                        "list all classes in --classes"
                     )
             yield record

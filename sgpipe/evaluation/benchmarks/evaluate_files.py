@@ -31,14 +31,18 @@ from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
 
-SPLIT = "test"  # of records that are only evaluated
+SPLIT = "test"  # the split of records that are only evaluated
 
 Suppression = Literal["none", "published", "repaired"]
 
 
 @dataclass(frozen=True)
 class HicoOptions:
-    """setting: which classes are told apart; known_object: a class is judged only where its object is; pair_nms."""
+    """HICO-DET's protocol.
+
+    setting: how classes are grouped. known_object: evaluate a class only on images with its object.
+    pair_nms: suppress overlapping pairs.
+    """
 
     setting: Setting = "default"
     known_object: bool = False
@@ -49,8 +53,8 @@ class HicoOptions:
             raise UserError(f"unknown setting {self.setting!r}: expected one of {', '.join(SETTINGS)}")
 
 
-class Images(Protocol):
-    """Annotated images with what was found in them; notes: filled by reading."""
+class EvaluationImages(Protocol):
+    """Annotated images with their predictions; reading fills `notes`."""
 
     notes: list[str]
 
@@ -60,10 +64,10 @@ class Images(Protocol):
 def evaluate_hico_files(
     predictions: Path, annotations: Path, options: HicoOptions, classes: Path | None = None
 ) -> EvaluationResult:
-    """HICO-DET; or, as HICO-DET, files in its form with other classes.
+    """HICO-DET, or files in its format with other classes.
 
     Raises:
-        UserError: a file is missing or wrong, or has something in it that would make numbers wrong.
+        UserError: a file is missing or invalid, or has values that would falsify the result.
     """
     if classes is None:
         source, numbering = hico_source(annotations, SPLIT), HICO
@@ -75,11 +79,11 @@ def evaluate_hico_files(
     return hico_result(files, numbering.classes, options, str(predictions))
 
 
-def hico_result(images: Images, classes: DatasetClasses, options: HicoOptions, name: str) -> EvaluationResult:
-    """As HICO-DET counts. `name`: of where the predictions come from. Raises UserError, as above."""
+def hico_result(images: EvaluationImages, classes: DatasetClasses, options: HicoOptions, name: str) -> EvaluationResult:
+    """HICO-DET's protocol. `name`: the source of the predictions. Raises UserError: as `evaluate_hico_files`."""
     official = classes == HICO.classes
     if not official and options.setting != "default":
-        raise UserError(f"--setting {options.setting} divides HICO-DET's classes, and these are others")
+        raise UserError(f"--setting {options.setting} groups HICO-DET's classes, but these are others")
     possible = possible_interactions() if official else np.ones((len(classes.relations), len(classes.objects)))
     settings = HicoSettings(possible, PairSuppression() if options.pair_nms else None, options.known_object)
     with _explained(name):
@@ -98,7 +102,7 @@ def hico_result(images: Images, classes: DatasetClasses, options: HicoOptions, n
 
 
 def _hico_groups(setting: Setting) -> tuple[dict[str, Array], dict[str, str]]:
-    """The classes by group, and the measures' names where they are not the usual ones."""
+    """The classes by group, and the names of measures that are renamed."""
     names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
     parts = split(setting)
     renamed = {f"mAP {old}": f"mAP {new}" for old, new in zip(("rare", "non-rare"), names, strict=True)}
@@ -108,16 +112,16 @@ def _hico_groups(setting: Setting) -> tuple[dict[str, Array], dict[str, str]]:
 def evaluate_open_images_files(
     predictions: Path, annotations: Path, suppression: Suppression = "none"
 ) -> EvaluationResult:
-    """Open Images V6 scene graphs; classes are listed for relations. Raises UserError, as above."""
+    """Open Images V6 scene graphs. Raises UserError: as `evaluate_hico_files`."""
     source = OpenImages(annotations, SPLIT).source()
     files = PairFiles(source, predictions, OPEN_IMAGES, "rel_prediction")
     return open_images_result(files, OPEN_IMAGES.classes, suppression, str(predictions))
 
 
 def open_images_result(
-    images: Images, classes: DatasetClasses, suppression: Suppression, name: str
+    images: EvaluationImages, classes: DatasetClasses, suppression: Suppression, name: str
 ) -> EvaluationResult:
-    """As Open Images counts; arguments as of `hico_result`."""
+    """Open Images' protocol; arguments as for `hico_result`."""
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
     settings = OpenImagesSettings(
         len(classes.objects),
@@ -135,21 +139,21 @@ def open_images_result(
 
 
 def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> EvaluationResult:
-    """V-COCO, from its own files: vcoco_test.json and the COCO instances it refers to. Raises UserError, as above."""
-    actions, people = vcoco_truth(annotations, coco)
+    """V-COCO, with its own vcoco_test.json and the COCO instances. Raises UserError: as `evaluate_hico_files`."""
+    actions, people = read_vcoco(annotations, coco)
     detections = _read_json(predictions)
     if not isinstance(detections, list) or not detections:
-        raise UserError(f"{predictions} holds no predictions: expected a list of detections")
+        raise UserError(f"{predictions} contains no predictions: expected a list of detections")
     with _explained(predictions):
         try:
-            found = read_predicted_people(detections, actions)
+            predicted = read_predicted_people(detections, actions)
         except (KeyError, TypeError) as error:
-            raise UserError(f"{predictions}: expected detections as V-COCO's evaluator takes them: {error!r}") from None
-    return vcoco_result(people, found, actions, [], str(predictions))
+            raise UserError(f"{predictions}: expected detections in V-COCO's format: {error!r}") from None
+    return vcoco_result(people, predicted, actions, [], str(predictions))
 
 
-def vcoco_truth(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
-    """The actions, and the persons of each annotated image. Raises UserError: a file is missing or wrong."""
+def read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
+    """The actions, and the persons of each annotated image. Raises UserError: a file is missing or invalid."""
     verbs, instances = _read_json(annotations), _read_json(coco)
     try:
         annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
@@ -167,13 +171,17 @@ def vcoco_truth(annotations: Path, coco: Path) -> tuple[Actions, dict[int, Peopl
 
 
 def vcoco_result(
-    people: Mapping[int, People], found: Mapping[int, PredictedPeople], actions: Actions, notes: list[str], name: str
+    people: Mapping[int, People],
+    predicted: Mapping[int, PredictedPeople],
+    actions: Actions,
+    notes: list[str],
+    name: str,
 ) -> EvaluationResult:
-    """As V-COCO counts. `name`: of where the predictions come from. Raises UserError, as above."""
+    """V-COCO's protocol; arguments as for `hico_result`. Raises UserError: as `evaluate_hico_files`."""
     with _explained(name):
-        scores = evaluate_vcoco(people_images(people, found, actions), actions)
-    if empty := len(people) - len(found):
-        notes.append(f"{empty:,} of {len(people):,} annotated images have no predictions: all missed")
+        scores = evaluate_vcoco(people_images(people, predicted, actions), actions)
+    if empty := len(people) - len(predicted):
+        notes.append(f"no predictions for {empty:,} of {len(people):,} annotated images: counted as missed")
     curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
     curves["agent"] = class_curve(scores.agents)
     return EvaluationResult("V-COCO", {}, _vcoco_summary(scores), _vcoco_rows(scores), notes, curves=curves)
@@ -182,7 +190,7 @@ def vcoco_result(
 def evaluate_graph_files(
     predictions: Path, annotations: Path, mode: Mode, classes: Path | None = None
 ) -> EvaluationResult:
-    """Visual Genome (VG150) scene graphs, or others; classes are predicates. Raises UserError, as above."""
+    """Scene graphs of Visual Genome (VG150) or of other classes. Raises UserError: as `evaluate_hico_files`."""
     graph_classes = GraphClasses.of(read_classes(classes).classes) if classes else VG150_CLASSES
     files = GraphFiles(annotations, predictions, len(graph_classes.predicates))
     return graph_result(files.images(), graph_classes, mode, files.notes, str(predictions))
@@ -191,7 +199,7 @@ def evaluate_graph_files(
 def graph_result(
     images: Iterable[GraphImage], classes: GraphClasses, mode: Mode, notes: list[str], name: str
 ) -> EvaluationResult:
-    """As Visual Genome's scene graphs are counted. Raises UserError, as above."""
+    """The protocol of Visual Genome's scene graphs. Raises UserError: as `evaluate_hico_files`."""
     names = classes.predicates
     official = classes == VG150_CLASSES
     zero_shot = vg150_zero_shot() if official else None
@@ -211,7 +219,7 @@ def graph_result(
 
 @dataclass(frozen=True)
 class GraphClasses:
-    """How many objects there are, and the predicates, in the order of their numbers from 1."""
+    """The number of object classes, and the predicates in the order of their numbers from 1."""
 
     num_objects: int
     predicates: tuple[str, ...]
@@ -264,7 +272,7 @@ def _read_json(path: Path) -> Any:
 
 @contextmanager
 def _explained(predictions: Path | str) -> Iterator[None]:
-    """Raises UserError for what an evaluator refuses."""
+    """Turn an error of an evaluator into a UserError."""
     try:
         yield
     except EvaluationError as error:

@@ -1,4 +1,4 @@
-"""True and predicted scene graphs of Visual Genome, one JSON object per image, joined by `image_id`."""
+"""Annotated and predicted scene graphs of Visual Genome, one JSON object per image, joined by `image_id`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sgpipe.utils.json_stream import JsonStream
 
 @dataclass
 class GraphFiles:
-    """An annotation file and one of predictions, with scores of so many predicates. notes: filled by reading."""
+    """An annotation file and a prediction file; reading fills `notes`."""
 
     annotations: Path
     predictions: Path
@@ -26,28 +26,28 @@ class GraphFiles:
     notes: list[str] = field(default_factory=list)
 
     def images(self) -> Iterator[GraphImage]:
-        """Every annotated image that has predictions, in the order of the predictions.
+        """The annotated images that have predictions, in the order of the predictions.
 
         Raises:
-            UserError: a file is missing or wrong, or predictions are of images that are not annotated.
+            UserError: a file is missing or invalid, or a predicted image is not annotated.
         """
-        truths = read_graphs(self.annotations)
+        annotated = read_graphs(self.annotations)
         seen: set[str] = set()
         for name, item in _items(self.predictions):
-            if name not in truths:
+            if name not in annotated:
                 raise UserError(f"{self.predictions}: image {name} is not in {self.annotations}")
             if name in seen:
-                raise UserError(f"{self.predictions}: image {name} is there twice; leave one out")
+                raise UserError(f"{self.predictions}: image {name} occurs twice; remove one")
             seen.add(name)
-            yield GraphImage(f"image {name}", truths[name], self._found(name, item))
+            yield GraphImage(f"image {name}", annotated[name], self._prediction(name, item))
         if not seen:
-            raise UserError(f"{self.predictions} holds no predictions")
-        if missing := len(truths) - len(seen):
+            raise UserError(f"{self.predictions} contains no predictions")
+        if missing := len(annotated) - len(seen):
             self.notes.append(
-                f"{missing:,} of {len(truths):,} annotated images have no predictions: left out, as officially"
+                f"no predictions for {missing:,} of {len(annotated):,} annotated images: left out (official protocol)"
             )
 
-    def _found(self, name: str, item: Mapping[str, Any]) -> PredictedGraph:
+    def _prediction(self, name: str, item: Mapping[str, Any]) -> PredictedGraph:
         try:
             return PredictedGraph(
                 table(required_field(item, "boxes"), (-1, 4), np.float32),
@@ -63,16 +63,16 @@ class GraphFiles:
 def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
     """The annotated scene graphs by image id.
 
-    Raises UserError: the file is missing, wrong or empty, or an image is there twice.
+    Raises UserError: the file is missing, invalid or empty, or an image occurs twice.
     """
-    truths: dict[str, GroundTruthGraph] = {}
+    annotated: dict[str, GroundTruthGraph] = {}
     for name, item in _items(annotations):
-        if name in truths:
-            raise UserError(f"{annotations}: image {name} is there twice; leave one out")
-        truths[name] = _graph(annotations, name, item)
-    if not truths:
-        raise UserError(f"{annotations} holds no images")
-    return truths
+        if name in annotated:
+            raise UserError(f"{annotations}: image {name} occurs twice; remove one")
+        annotated[name] = _graph(annotations, name, item)
+    if not annotated:
+        raise UserError(f"{annotations} contains no images")
+    return annotated
 
 
 def _items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

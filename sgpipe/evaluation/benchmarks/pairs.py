@@ -233,9 +233,7 @@ def _numbers(path: Path, names: pa.Array, images: Array, known: Sequence[str]) -
     numbers = pc.index_in(names, pa.array(known, names.type))
     if numbers.null_count:
         place = numbers.is_null().index(True).as_py()
-        raise UserError(
-            f"{path}: image {images[place]!r}: {names[place].as_py()!r} is not one of the dataset's classes"
-        )
+        raise UserError(f"{path}: image {images[place]!r}: {names[place].as_py()!r} is no class of the dataset")
     return np.asarray(numbers.to_numpy(), dtype=int)
 
 

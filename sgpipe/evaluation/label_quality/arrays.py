@@ -16,6 +16,7 @@ from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.synonyms import Vocabulary
 from sgpipe.storage.shards import iter_tables
+from sgpipe.utils.boxes import xywh_to_xyxy
 
 Source = Literal["relations", "candidates"]
 
@@ -25,7 +26,7 @@ _COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
 
 @dataclass(frozen=True)
 class ImageName:
-    """What tells an image: its dataset and id there, and its image's name, without COCO's prefix and its ending."""
+    """What identifies an image: its dataset, its id there, and its file name without COCO's prefix and extension."""
 
     dataset: str
     image_id: str
@@ -36,16 +37,16 @@ class ImageName:
 class Graphs:
     """Images with their objects and relations.
 
-    names, ok `[images]`; starts `[images + 1]`, where each image's objects begin;
-    image, label, crowd `[objects]` and boxes `[objects, 4]`, xyxy as shares of the image;
-    subject, object `[relations]`, places among all objects; predicate and confidence `[relations]`.
+    names, ok `[images]`; starts `[images + 1]`, where the objects of each image begin;
+    image, category, crowd `[objects]` and boxes `[objects, 4]`, xyxy as shares of the image;
+    subject, object `[relations]`, indices into the objects; predicate and confidence `[relations]`.
     """
 
     names: list[ImageName]
     ok: Array
     starts: Array
     image: Array
-    label: Array
+    category: Array
     crowd: Array
     boxes: Array
     subject: Array
@@ -55,27 +56,27 @@ class Graphs:
 
     @property
     def relation_image(self) -> Array:
-        """`[relations]`, the image of each."""
+        """`[relations]`, the image of each relation."""
         return self.image[self.subject]
 
 
-def iter_graphs(root: Path, labels: Vocabulary, predicates: Vocabulary, source: Source) -> Iterator[Graphs]:
-    """The shards of a folder, one after the other.
+def iter_graphs(root: Path, classes: Vocabulary, predicates: Vocabulary, source: Source) -> Iterator[Graphs]:
+    """The shards of a run, one at a time.
 
     Args:
         source: the relations, or every candidate pair with each of its predicates and confidence 1.
 
     Raises:
-        UserError: it is no run, a shard is missing or damaged, or what stands in it is out of range.
+        UserError: the folder is no run, a shard is missing or damaged, or a value is out of range.
     """
     column = "relations" if source == "relations" else "pairs"
     for table in iter_tables(root, (*_COLUMNS, column)):
         if table.num_rows:
-            yield _graphs(root, table.combine_chunks(), labels, predicates, column)
+            yield _graphs(root, table.combine_chunks(), classes, predicates, column)
 
 
 def joined(parts: list[Graphs]) -> Graphs:
-    """All images of several, in their order."""
+    """The images of all parts, in order."""
     images = np.cumsum([0, *(len(part.names) for part in parts)])
     objects = np.cumsum([0, *(len(part.image) for part in parts)])
     shifts = {"image": images, "starts": objects, "subject": objects, "object": objects}
@@ -91,14 +92,14 @@ def joined(parts: list[Graphs]) -> Graphs:
 
 
 def class_names(root: Path) -> set[str]:
-    """The class names of all objects. Raises UserError, as above."""
-    found: set[str] = set()
+    """The class names of all objects. Raises UserError: as `iter_graphs`."""
+    names: set[str] = set()
     for table in iter_tables(root, ("objects.list.element.category",)):
-        found.update(pc.unique(_member(_flat(table["objects"]), "category")).to_pylist())
-    return found
+        names.update(pc.unique(_member(_flat(table["objects"]), "category")).to_pylist())
+    return names
 
 
-def _graphs(root: Path, table: pa.Table, labels: Vocabulary, predicates: Vocabulary, column: str) -> Graphs:
+def _graphs(root: Path, table: pa.Table, classes: Vocabulary, predicates: Vocabulary, column: str) -> Graphs:
     objects = _flat(table["objects"])
     counts = _lengths(table["objects"])
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -107,7 +108,7 @@ def _graphs(root: Path, table: pa.Table, labels: Vocabulary, predicates: Vocabul
     relations = _flat(table[column])
     ends = [_numbers(_member(relations, end), np.int64) for end in ("subject", "object")]
     if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
-        raise UserError(f"{root}: {column} point to objects that do not exist; make the shards anew")
+        raise UserError(f"{root}: {column} refer to objects that do not exist; regenerate the shards")
     if column == "relations":
         texts, confidence = _member(relations, "predicate"), _confidence(root, relations)
     else:
@@ -120,7 +121,7 @@ def _graphs(root: Path, table: pa.Table, labels: Vocabulary, predicates: Vocabul
         ok=_numbers(pc.equal(table["status"], "ok"), bool),
         starts=starts,
         image=image,
-        label=labels.numbers(_member(objects, "category")),
+        category=classes.numbers(_member(objects, "category")),
         crowd=_numbers(pc.fill_null(_member(objects, "iscrowd"), False), bool),
         boxes=_boxes(root, objects, table, image),
         subject=starts[owner] + ends[0],
@@ -136,17 +137,16 @@ def _names(table: pa.Table) -> list[ImageName]:
 
 
 def image_base_name(file_name: str) -> str:
-    """The file's name without folder and ending, and without what COCO 2014 put before its number."""
+    """The file name without folder, extension, and the prefix that COCO 2014 puts before the number."""
     return _COCO_PREFIX.sub("", PurePosixPath(file_name).stem)
 
 
 def _boxes(root: Path, objects: pa.Array, table: pa.Table, image: Array) -> Array:
-    """`[objects, 4]` xyxy as shares of the image: the same image may have another size in another dataset."""
+    """`[objects, 4]` xyxy as shares of the image, whose size may differ between datasets."""
     boxes = _numbers(_member(objects, "bbox").flatten(), np.float64)
     if len(boxes) != 4 * len(objects) or not np.isfinite(boxes).all():
-        raise UserError(f"{root}: a bbox is not four finite numbers; make the shards anew")
-    boxes = boxes.reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
+        raise UserError(f"{root}: a bbox is not four finite numbers; regenerate the shards")
+    boxes = xywh_to_xyxy(boxes.reshape(-1, 4))
     sides = np.stack([_numbers(table[side], np.float64) for side in ("width", "height")], axis=1)
     return boxes / np.maximum(np.tile(sides, 2), 1)[image]
 
@@ -154,7 +154,7 @@ def _boxes(root: Path, objects: pa.Array, table: pa.Table, image: Array) -> Arra
 def _confidence(root: Path, relations: pa.Array) -> Array:
     confidence = _numbers(pc.fill_null(_member(relations, "confidence"), 1.0), np.float32)
     if not np.isfinite(confidence).all():
-        raise UserError(f"{root}: a confidence is NaN or infinite; make the shards anew")
+        raise UserError(f"{root}: a confidence is NaN or infinite; regenerate the shards")
     return confidence
 
 
@@ -172,5 +172,5 @@ def _lengths(column: pa.Array | pa.ChunkedArray) -> Array:
 
 
 def _numbers(column: pa.Array | pa.ChunkedArray, kind: Any) -> Array:
-    """A copy that may be written to."""
+    """A writable copy."""
     return np.array(column, dtype=kind)

@@ -1,23 +1,28 @@
-"""Label quality: the relations of shards compared with the truth about the same images.
+"""Label quality: the relations of a run compared with ground truth for the same images.
 
-    from sgpipe.evaluation.labels import label_quality
+    from sgpipe.evaluation.label_quality.comparison import label_quality
+    from sgpipe.evaluation.label_quality.report import label_report
+    from sgpipe.storage.run_folder import GroundTruth
 
-    found = label_quality(Path("run"), Path("truth"), wanted=Path("composed"), threshold=0.2)
-    found.at_threshold.precision, found.at_threshold.recall, found.average_precision
-    label_report(found).print(Console())               # of label_report.py; also .write_json, _csv and _plot
+    ground_truth = GroundTruth(relations=Path("truth"), required=Path("targets"))
+    result = label_quality(Path("run"), ground_truth, threshold=0.2)
+    result.at_threshold.precision, result.at_threshold.recall, result.average_precision
+    label_report(result).print(Console())  # also .write_json, .write_csv and .write_plot
 
-    everything = label_quality(Path("run"), Path("truth"), source="candidates")   # all matching pairs, as a baseline
+    baseline = label_quality(Path("run"), ground_truth, source="candidates")  # all candidate pairs
 
-* A relation is right if the truth has it: the same subject, predicate and object. Objects are the same if they have
-  the same class (or, in the truth, a synonym of it) and the same box; predicates if their verbs' lemmas are.
-* `wanted` decides what must be found: recall counts its relations. By default it is the truth. What is true but not
-  wanted ("on", of a man riding a horse) is right, and left out of average precision, as a mistake as well as a find.
+* A relation is a true positive if the ground truth has it: same subject, predicate and object. Objects are the same
+  if they have the same class (or, in the ground truth, a synonym of it) and the same box; predicates if their verbs
+  have the same lemma.
+* Targets are the relations that recall counts: those of `GroundTruth.required`, by default the whole ground truth.
+  A true positive that is no target ("on", for a man riding a horse) counts for precision, and is ignored by average
+  precision.
 * Average precision needs everything that was scored: make the run with `tag.threshold=0`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +30,11 @@ import numpy as np
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.arrays import Graphs, Source, class_names, iter_graphs
-from sgpipe.evaluation.label_quality.ground_truth import NO_IMAGE, Truth, read_coco_ids
+from sgpipe.evaluation.label_quality.ground_truth import NO_IMAGE, GroundTruthIndex, read_coco_ids
 from sgpipe.evaluation.label_quality.measures import (
     BANDS,
     NO_MATCH,
-    Band,
+    FrequencyBand,
     Quality,
     Relations,
     area,
@@ -40,19 +45,20 @@ from sgpipe.evaluation.label_quality.measures import (
 )
 from sgpipe.evaluation.label_quality.synonyms import ClassTable, PredicateSynonyms, Vocabulary, predicate_vocabulary
 from sgpipe.stages.pair.matching import normalise_predicate
+from sgpipe.storage.run_folder import GroundTruth
 
 CURVE = tuple(round(0.05 * step, 2) for step in range(20))
 
 
 @dataclass(frozen=True)
 class PredicateQuality:
-    """One predicate at the threshold, and its average precision; band is None where it is never wanted.
+    """One predicate at the threshold, and its average precision; band is None without targets.
 
     curve: recall and monotone precision, `[points]` each.
     """
 
     predicate: str
-    band: Band | None
+    band: FrequencyBand | None
     quality: Quality
     average_precision: float
     curve: tuple[Array, Array]
@@ -62,7 +68,7 @@ class PredicateQuality:
 class BandQuality:
     """The predicates of one frequency band together, and the mean of their average precisions."""
 
-    band: Band
+    band: FrequencyBand
     predicates: int
     quality: Quality
     mean_average_precision: float
@@ -70,16 +76,15 @@ class BandQuality:
 
 @dataclass(frozen=True)
 class LabelQuality:
-    """What the labels of a run are worth.
+    """How good the relations of a run are.
 
-    counts: images, objects and relations, also of what could not be compared.
-    at_threshold: all predicates together, at the threshold; average_precision: of all relations in one ranking;
-    mean_average_precision: over the wanted predicates, each by itself.
-    related_precision: of the relations at the threshold whose pair the truth relates in some way, so many are right;
-    it says more than precision where the truth leaves pairs out, as Visual Genome does.
-    reachable: so many of the wanted relations have both their objects among the run's.
-    curve: by threshold, from 0 up. relations, wanted: what all is computed from; wanted `[predicates]`, whose names
-    are `names`.
+    counts: images, objects and relations, including those that could not be compared.
+    at_threshold: all predicates together, at the threshold. curve: the same by threshold, from 0 up.
+    average_precision: all relations in one ranking. mean_average_precision: over the predicates with targets.
+    related_precision: precision over the pairs that the ground truth relates in some way; it is more telling where
+    the ground truth is incomplete, as Visual Genome's is.
+    reachable: share of the targets whose two objects the run has.
+    relations, targets: what all of this is computed from; targets `[predicates]`, named by `names`.
     """
 
     threshold: float
@@ -94,124 +99,125 @@ class LabelQuality:
     predicates: tuple[PredicateQuality, ...]
     bands: tuple[BandQuality, ...]
     relations: Relations
-    wanted: Array
+    targets: Array
     names: tuple[str, ...]
 
 
 def label_quality(
-    pred: Path,
-    truth: Path,
+    run: Path,
+    ground_truth: GroundTruth,
     *,
-    wanted: Path | None = None,
     source: Source = "relations",
     threshold: float = 0.2,
     synonyms: PredicateSynonyms | None = None,
     iou: float = 0.5,
-    image_data: Path | None = None,
 ) -> LabelQuality:
-    """Compare the relations of a run with the truth.
+    """Compare the relations of a run with ground truth.
 
     Args:
-        pred, truth, wanted: folders of shards.
-        source: the run's relations, or all its candidates: every pair with each of its predicates, confidence 1.
-        synonyms: `{predicate: [other texts]}` that count as the same.
-        iou: the least overlap of two boxes of one object.
-        image_data: Visual Genome's image_data.json, where the truth is Visual Genome's and `pred` COCO's: it knows
-            which images are the same.
+        source: the run's relations, or its candidates: every pair with each of its predicates, confidence 1.
+        synonyms: `{predicate: [other texts]}` that count as the same predicate.
+        iou: least overlap of two boxes of the same object.
 
     Raises:
-        UserError: a folder is no run, or damaged, they have no image in common, or an option is out of range.
+        UserError: a folder is no run or is damaged, the two have no image in common, or an option is out of range.
     """
     if not 0 <= threshold <= 1 or not 0 < iou <= 1:
         raise UserError(f"threshold {threshold} and iou {iou}: expected numbers up to 1, iou above 0")
-    labels, predicates = Vocabulary(normalise_predicate), predicate_vocabulary(synonyms)
-    coco_ids = None if image_data is None else read_coco_ids(image_data)
-    truths = [Truth(root, labels, predicates, coco_ids) for root in (truth, wanted) if root is not None]
-    comparison = _Comparison(truths[0], truths[-1], ClassTable(labels, class_names(pred)), iou)
-    for graphs in iter_graphs(pred, labels, predicates, source):
+    classes, predicates = Vocabulary(normalise_predicate), predicate_vocabulary(synonyms)
+    coco_ids = None if ground_truth.image_data is None else read_coco_ids(ground_truth.image_data)
+    folders = [root for root in (ground_truth.relations, ground_truth.required) if root is not None]
+    indexes = [GroundTruthIndex(root, classes, predicates, coco_ids) for root in folders]
+    comparison = _Comparison(indexes[0], indexes[-1], ClassTable(classes, class_names(run)), iou)
+    for graphs in iter_graphs(run, classes, predicates, source):
         comparison.add(graphs)
     if not comparison.images["images"]:
-        raise UserError(f"{pred} holds no images; is the run finished?")
+        raise UserError(f"{run} holds no images; is the run finished?")
     if not comparison.images["images compared"]:
-        raise UserError(comparison.strangers(pred, truth))
+        raise UserError(comparison.why_nothing_was_compared(run, ground_truth.relations))
     return comparison.result(predicates.names, threshold, source)
 
 
 class _Comparison:
-    """Collects a run shard by shard."""
+    """Compares a run with ground truth, shard by shard."""
 
-    def __init__(self, truth: Truth, wanted: Truth, classes: ClassTable, iou: float) -> None:
-        self._truth, self._wanted, self._classes, self._iou = truth, wanted, classes, iou
+    def __init__(self, truth: GroundTruthIndex, targets: GroundTruthIndex, classes: ClassTable, iou: float) -> None:
+        self._truth, self._targets, self._classes, self._iou = truth, targets, classes, iou
         self._seen = np.zeros(len(truth.graphs.names), dtype=bool)
-        self._wanted_seen = np.zeros(len(wanted.graphs.names), dtype=bool)
-        self._covered = np.zeros(len(wanted.graphs.image), dtype=bool)
+        self._targets_seen = np.zeros(len(targets.graphs.names), dtype=bool)
+        self._covered = np.zeros(len(targets.graphs.image), dtype=bool)
         self._parts: list[Relations] = []
         self._example = ""
-        names = ("images", "images compared", "images without truth", "images failed", "images of failed truth")
+        names = (
+            "images",
+            "images compared",
+            "images without ground truth",
+            "images failed",
+            "images failed in ground truth",
+        )
         self.images = dict.fromkeys((*names, "images repeated"), 0)
         self._others = dict.fromkeys(("objects", "objects matched", "relations", "relations not compared"), 0)
 
     def add(self, graphs: Graphs) -> None:
         images = self._choose(graphs)
-        wanted_images = np.where(images == NO_IMAGE, NO_IMAGE, self._wanted.find(graphs.names))
-        self._wanted_seen[wanted_images[wanted_images != NO_IMAGE]] = True
+        target_images = np.where(images == NO_IMAGE, NO_IMAGE, self._targets.find(graphs.names))
+        self._targets_seen[target_images[target_images != NO_IMAGE]] = True
         matches = self._truth.match(graphs, images, self._classes, self._iou)
-        wanted_matches = matches
-        if self._wanted is not self._truth:
-            wanted_matches = self._wanted.match(graphs, wanted_images, self._classes, self._iou)
-        self._covered[wanted_matches[wanted_matches != NO_MATCH]] = True
+        target_matches = matches
+        if self._targets is not self._truth:
+            target_matches = self._targets.match(graphs, target_images, self._classes, self._iou)
+        self._covered[target_matches[target_matches != NO_MATCH]] = True
         compared = images[graphs.relation_image] != NO_IMAGE
         rows = _distinct(graphs, np.flatnonzero(compared))
         subject, object_, predicate = graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]
-        right, related = self._truth.judge(matches[subject], matches[object_], predicate)
-        found, _ = self._wanted.judge(wanted_matches[subject], wanted_matches[object_], predicate)
-        self._parts.append(Relations(predicate, graphs.confidence[rows], right | found, found, related | found))
+        true, related = self._truth.judge(matches[subject], matches[object_], predicate)
+        matched, _ = self._targets.judge(target_matches[subject], target_matches[object_], predicate)
+        self._parts.append(Relations(predicate, graphs.confidence[rows], true | matched, matched, related | matched))
         self._others["objects"] += int((images[graphs.image] != NO_IMAGE).sum())
         self._others["objects matched"] += int((matches != NO_MATCH).sum())
         self._others["relations"] += len(rows)
         self._others["relations not compared"] += int((~compared).sum())
 
     def _choose(self, graphs: Graphs) -> Array:
-        """`[images]` of the truth; `NO_IMAGE` for those that cannot be compared, which are counted."""
+        """`[images]` of the ground truth, or `NO_IMAGE` for those that cannot be compared, which are counted."""
         images = self._truth.find(graphs.names)
-        there = images != NO_IMAGE
+        known = images != NO_IMAGE
         sound = self._truth.graphs.ok[images]
         first = np.zeros(len(images), dtype=bool)
         first[np.unique(images, return_index=True)[1]] = True
-        fresh = first & ~self._seen[images]
-        usable = graphs.ok & there & sound & fresh
-        self._seen[images[there]] = True
+        new = first & ~self._seen[images]
+        usable = graphs.ok & known & sound & new
+        self._seen[images[known]] = True
         self._example = self._example or graphs.names[0].base_name
         counts = {
             "images": len(images),
             "images failed": (~graphs.ok).sum(),
-            "images without truth": (graphs.ok & ~there).sum(),
-            "images of failed truth": (graphs.ok & there & ~sound).sum(),
-            "images repeated": (graphs.ok & there & sound & ~fresh).sum(),
+            "images without ground truth": (graphs.ok & ~known).sum(),
+            "images failed in ground truth": (graphs.ok & known & ~sound).sum(),
+            "images repeated": (graphs.ok & known & sound & ~new).sum(),
             "images compared": usable.sum(),
         }
         for name, count in counts.items():
             self.images[name] += int(count)
         return np.where(usable, images, NO_IMAGE)
 
-    def strangers(self, pred: Path, truth: Path) -> str:
-        """Why nothing was compared."""
+    def why_nothing_was_compared(self, run: Path, truth: Path) -> str:
         if self.images["images failed"] == self.images["images"]:
-            return f"{pred} holds failed images only; see `sgpipe stats`"
+            return f"{run} holds only failed images; `sgpipe stats` shows why they failed"
         return (
-            f"{pred} and {truth} have no image in common: one has {self._example!r}, the other "
+            f"{run} and {truth} have no image in common: one has {self._example!r}, the other "
             f"{self._truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, give --image-data"
         )
 
     def result(self, names: list[str], threshold: float, source: Source) -> LabelQuality:
-        columns = ("predicate", "confidence", "right", "found", "related")
+        columns = ("predicate", "confidence", "true_positive", "matched", "related")
         relations = Relations(*(np.concatenate([getattr(part, name) for part in self._parts]) for name in columns))
-        graphs, statements = self._wanted.graphs, self._wanted.statements
-        statements = statements[self._wanted_seen[graphs.relation_image[statements]]]
-        wanted = np.bincount(graphs.predicate[statements], minlength=len(names))
+        graphs, statements = self._targets.graphs, self._targets.statements
+        statements = statements[self._targets_seen[graphs.relation_image[statements]]]
+        targets = np.bincount(graphs.predicate[statements], minlength=len(names))
         reachable = self._covered[graphs.subject[statements]] & self._covered[graphs.object[statements]]
-        rows = _by_predicate(relations, wanted, names, threshold)
-        total, kept = int(wanted.sum()), relations.above(threshold)
+        rows = _by_predicate(relations, targets, names, threshold)
+        total, kept = int(targets.sum()), relations.above(threshold)
         return LabelQuality(
             threshold=threshold,
             source=source,
@@ -219,13 +225,13 @@ class _Comparison:
             at_threshold=quality(kept, total),
             average_precision=area(*precision_recall(relations, total), total),
             mean_average_precision=mean([row.average_precision for row in rows if row.band]),
-            related_precision=mean(kept.right[kept.related]),
+            related_precision=mean(kept.true_positive[kept.related]),
             reachable=mean(reachable),
             curve={level: quality(relations.above(level), total) for level in sorted({*CURVE, threshold})},
             predicates=rows,
             bands=tuple(_band(name, rows) for name in BANDS),
             relations=relations,
-            wanted=wanted,
+            targets=targets,
             names=tuple(names),
         )
 
@@ -235,16 +241,16 @@ class _Comparison:
         lost = unseen[truth.graphs.relation_image[truth.statements]]
         return {
             **self.images,
-            "true images without run": int((unseen & truth.graphs.ok).sum()) - truth.repeated,
-            "true images failed": int((~truth.graphs.ok).sum()),
-            "true images repeated": truth.repeated,
+            "ground truth images not in run": int((unseen & truth.graphs.ok).sum()) - truth.repeated,
+            "ground truth images failed": int((~truth.graphs.ok).sum()),
+            "ground truth images repeated": truth.repeated,
             **self._others,
-            "true relations without run": int(lost.sum()),
+            "ground truth relations not in run": int(lost.sum()),
         }
 
 
 def _distinct(graphs: Graphs, rows: Array) -> Array:
-    """Of relations with the same subject, object and predicate the most confident."""
+    """The rows without repeated relations; of those with the same ends and predicate, the most confident remains."""
     keys = (graphs.predicate[rows], graphs.object[rows], graphs.subject[rows])
     rows = rows[np.lexsort((-graphs.confidence[rows], *keys))]
     statements = np.stack((graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]), axis=1)
@@ -252,16 +258,16 @@ def _distinct(graphs: Graphs, rows: Array) -> Array:
 
 
 def _by_predicate(
-    relations: Relations, wanted: Array, names: list[str], threshold: float
+    relations: Relations, targets: Array, names: list[str], threshold: float
 ) -> tuple[PredicateQuality, ...]:
-    """Every predicate that is wanted or said, the most wanted first."""
-    bands = frequency_bands(wanted)
+    """Every predicate that is predicted or has targets, the one with the most targets first."""
+    bands = frequency_bands(targets)
     by_predicate = relations[np.argsort(relations.predicate, kind="stable")]
     ends = np.searchsorted(by_predicate.predicate, np.arange(len(names) + 1))
-    said = np.diff(ends)
+    predicted = np.diff(ends)
     rows = []
-    for number in np.lexsort((-said, -wanted)).tolist():
-        own, count = by_predicate[ends[number] : ends[number + 1]], int(wanted[number])
+    for number in np.lexsort((-predicted, -targets)).tolist():
+        own, count = by_predicate[ends[number] : ends[number + 1]], int(targets[number])
         if count or len(own):
             at_threshold = quality(own.above(threshold), count)
             curve = precision_recall(own, count)
@@ -269,7 +275,7 @@ def _by_predicate(
     return tuple(rows)
 
 
-def _band(name: Band, rows: tuple[PredicateQuality, ...]) -> BandQuality:
+def _band(name: FrequencyBand, rows: tuple[PredicateQuality, ...]) -> BandQuality:
     own = [row for row in rows if row.band == name]
-    counts = (sum(getattr(row.quality, part) for row in own) for part in ("said", "right", "found", "wanted"))
-    return BandQuality(name, len(own), Quality(*counts), mean([row.average_precision for row in own]))
+    total = Quality(*(sum(getattr(row.quality, field.name) for row in own) for field in fields(Quality)))
+    return BandQuality(name, len(own), total, mean([row.average_precision for row in own]))

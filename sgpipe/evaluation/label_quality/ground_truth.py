@@ -151,12 +151,12 @@ def read_coco_ids(image_data: Path) -> dict[str, str]:
     Raises UserError: the file is missing or is not Visual Genome's image_data.json.
     """
     require_format(image_data, VG_IMAGES)
-    found: dict[str, str] = {}
+    coco_ids: dict[str, str] = {}
     for _, item in JsonStream(image_data):
         if (
             isinstance(item, dict)
             and (own := parse_id(item.get("image_id")))
             and (coco := parse_id(item.get("coco_id")))
         ):
-            found[own] = coco
-    return found
+            coco_ids[own] = coco
+    return coco_ids

@@ -1,10 +1,8 @@
-"""Label quality as tables, JSON and CSV.
-
-How good the labels of a run are whose truth is known because its images were drawn.
-"""
+"""Label quality as tables, JSON and CSV, and the quality of a run with ground truth."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +10,63 @@ from rich.console import Console
 from rich.table import Table
 
 from rlip_model.evaluation.inputs import Array
-from sgpipe.evaluation.curves import mean_curve, precision_at
 from sgpipe.evaluation.label_quality.arrays import Source
 from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality
 from sgpipe.evaluation.label_quality.measures import Quality
-from sgpipe.evaluation.result import EvaluationResult, Rows
-from sgpipe.records import TRAINED_ON
+from sgpipe.evaluation.result import EvaluationResult, Rows, mean_curve, precision_at
+from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.storage.run_folder import RunFolder
+from sgpipe.utils.console import count
 
-_NOTES = {  # what was left out, by its count
-    "images failed": "images failed in the run: left out",
-    "images without truth": "images of the run are not in the truth: left out",
-    "images of failed truth": "images of the run failed in the truth: left out",
-    "images repeated": "images are in the run again: only the first of each counts",
-    "relations not compared": "relations are of images that were left out",
-    "true images without run": "images of the truth are not in the run: left out, not counted as missed",
-    "true images failed": "images failed in the truth",
-    "true images repeated": "images are in the truth again: only the first of each counts",
-    "true relations without run": "true relations are of images that are not in the run",
+_NOTES = {  # by the count they report
+    "images failed": ("image failed in the run: left out", "images failed in the run: left out"),
+    "images without ground truth": (
+        "image of the run has no ground truth: left out",
+        "images of the run have no ground truth: left out",
+    ),
+    "images failed in ground truth": (
+        "image of the run failed in the ground truth: left out",
+        "images of the run failed in the ground truth: left out",
+    ),
+    "images repeated": (
+        "image occurs again in the run: only its first occurrence counts",
+        "images occur again in the run: only their first occurrences count",
+    ),
+    "relations not compared": (
+        "relation is in an image that was left out",
+        "relations are in images that were left out",
+    ),
+    "ground truth images not in run": (
+        "image of the ground truth is not in the run: left out, not counted as missed",
+        "images of the ground truth are not in the run: left out, not counted as missed",
+    ),
+    "ground truth images failed": ("image failed in the ground truth", "images failed in the ground truth"),
+    "ground truth images repeated": (
+        "image occurs again in the ground truth: only its first occurrence counts",
+        "images occur again in the ground truth: only their first occurrences count",
+    ),
+    "ground truth relations not in run": (
+        "relation of the ground truth is in an image that is not in the run",
+        "relations of the ground truth are in images that are not in the run",
+    ),
 }
 
 
-def label_report(found: LabelQuality, **settings: Any) -> EvaluationResult:
-    """All of it. `settings`: what else to say in the JSON of how it was found."""
-    at, threshold = found.at_threshold, found.threshold
+def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
+    """The full report; `settings` are added to those in the JSON."""
+    at, threshold = result.at_threshold, result.threshold
     summary = {
         f"precision at {threshold:g}": at.precision,
         f"recall at {threshold:g}": at.recall,
         f"F1 at {threshold:g}": at.f1,
-        f"precision at {threshold:g}, related pairs": found.related_precision,
-        "recall at 0": found.curve[0].recall,
-        "AP": found.average_precision,
-        "mean AP of predicates": found.mean_average_precision,
-        "wanted relations whose objects are there": found.reachable,
+        f"precision at {threshold:g}, related pairs": result.related_precision,
+        "recall at 0": result.curve[0].recall,
+        "AP": result.average_precision,
+        "mean AP of predicates": result.mean_average_precision,
+        "share of targets with both objects in the run": result.reachable,
     }
     tables: dict[str, Rows] = {
-        "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in found.curve.items()],
+        "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in result.curve.items()],
         "by frequency": [
             {
                 "band": band.band,
@@ -55,55 +74,49 @@ def label_report(found: LabelQuality, **settings: Any) -> EvaluationResult:
                 **_row(band.quality),
                 "mean_AP": band.mean_average_precision,
             }
-            for band in found.bands
+            for band in result.bands
         ],
     }
     rows: Rows = [
         {
             "predicate": row.predicate,
-            "band": row.band or "never wanted",
+            "band": row.band or "no targets",
             **_row(row.quality),
             "average_precision": row.average_precision,
         }
-        for row in found.predicates
+        for row in result.predicates
     ]
-    options = {"source": found.source, "threshold": threshold, **settings}
-    title = f"Labels ({found.source})"
-    return EvaluationResult(title, options, summary, rows, _notes(found), tables, found.counts, _curves(found))
+    options = {"source": result.source, "threshold": threshold, **settings}
+    title = f"Label quality ({result.source})"
+    return EvaluationResult(title, options, summary, rows, _notes(result), tables, result.counts, _curves(result))
 
 
-def _curves(found: LabelQuality) -> dict[str, Array]:
-    """Of the frequency bands, means over their predicates."""
+def _curves(result: LabelQuality) -> dict[str, Array]:
+    """One curve per frequency band: the mean over its predicates."""
     by_band: dict[str, list[Array]] = {}
-    for row in found.predicates:
+    for row in result.predicates:
         if row.band:
             by_band.setdefault(row.band, []).append(precision_at(*row.curve))
-    return {f"{band} ({len(curves)} predicates)": mean_curve(curves) for band, curves in by_band.items()}
+    return {f"{band} ({count(len(curves), 'predicate')})": mean_curve(curves) for band, curves in by_band.items()}
 
 
 def _row(quality: Quality) -> dict[str, Any]:
-    return {
-        "said": quality.said,
-        "right": quality.right,
-        "found": quality.found,
-        "wanted": quality.wanted,
-        "precision": quality.precision,
-        "recall": quality.recall,
-        "F1": quality.f1,
-    }
+    return {**asdict(quality), "precision": quality.precision, "recall": quality.recall, "F1": quality.f1}
 
 
-def _notes(found: LabelQuality) -> list[str]:
-    counts = found.counts
+def _notes(result: LabelQuality) -> list[str]:
+    counts = result.counts
     notes = [
-        f"compared {counts['relations']:,} relations in {counts['images compared']:,} images; "
-        f"{counts['objects matched']:,} of {counts['objects']:,} objects are in the truth"
+        f"compared {count(counts['relations'], 'relation')} in {count(counts['images compared'], 'image')}; "
+        f"{counts['objects matched']:,} of {count(counts['objects'], 'object')} match the ground truth"
     ]
-    notes += [f"{counts[name]:,} {text}" for name, text in _NOTES.items() if counts[name]]
+    notes += [
+        f"{counts[name]:,} {one if counts[name] == 1 else many}" for name, (one, many) in _NOTES.items() if counts[name]
+    ]
     if not counts["relations"]:
-        notes.append(f"the run has no {found.source} there: precision is undefined")
-    elif (least := float(found.relations.confidence.min())) >= 0.01 and found.source == "relations":
-        notes.append(f"the least confidence in the run is {least:.3f}: AP counts what is below as not found")
+        notes.append(f"the run has no {result.source} in these images: precision is undefined")
+    elif (lowest := float(result.relations.confidence.min())) >= 0.01 and result.source == "relations":
+        notes.append(f"the lowest confidence in the run is {lowest:.3f}: AP counts relations below it as missed")
     return notes
 
 
@@ -111,45 +124,38 @@ LABELS, ALL_PAIRS = "labels", "all matching pairs"
 _SOURCES: dict[str, Source] = {LABELS: "relations", ALL_PAIRS: "candidates"}
 
 
-def known_quality(run: Path, threshold: float = TRAINED_ON) -> dict[str, LabelQuality]:
-    """The run's labels and, as a baseline, all its candidates, compared with the truth; empty if it is not known.
+def run_quality(run: Path, threshold: float = TRAINING_CONFIDENCE) -> dict[str, LabelQuality]:
+    """Compare a run's relations and, as a baseline, all its candidates with its ground truth; empty if it has none.
 
-    threshold: least confidence of a label.
+    threshold: least confidence of a relation.
 
     Raises UserError: as `label_quality`.
     """
-    truth = RunFolder(run).ground_truth
-    if truth is None:
+    ground_truth = RunFolder(run).ground_truth
+    if ground_truth is None:
         return {}
     return {
-        name: label_quality(
-            run,
-            truth.relations,
-            wanted=truth.required,
-            source=source,
-            threshold=threshold,
-            image_data=truth.image_data,
-        )
-        for name, source in _SOURCES.items()
+        name: label_quality(run, ground_truth, source=source, threshold=threshold) for name, source in _SOURCES.items()
     }
 
 
-def print_quality(found: dict[str, LabelQuality], console: Console, *, predicates: bool = True) -> None:
-    """A row for each way to label, and one for each predicate of the first."""
-    first = next(iter(found.values()))
-    table = Table("", "relations", "precision", "recall", title=f"Labels of confidence {first.threshold:g} or more")
-    for name, own in found.items():
+def print_run_quality(qualities: dict[str, LabelQuality], console: Console, *, predicates: bool = True) -> None:
+    """Print one row per source of relations, and one for each predicate of the first source."""
+    first = next(iter(qualities.values()))
+    title = f"Relations of confidence {first.threshold:g} or more"
+    table = Table("", "relations", "precision", "recall", title=title)
+    for name, own in qualities.items():
         table.add_row(name, *_cells(own.at_threshold))
     table.add_section()
-    for row in sorted(first.predicates if predicates else (), key=lambda row: -row.quality.wanted):
-        if row.quality.wanted or row.quality.said:
+    for row in sorted(first.predicates if predicates else (), key=lambda row: -row.quality.targets):
+        if row.quality.targets or row.quality.predicted:
             table.add_row(row.predicate, *_cells(row.quality))
     console.print(table)
 
 
 def _cells(quality: Quality) -> list[str]:
     return [
-        f"{quality.said:,}",
-        f"{quality.precision:.1%}" if quality.said else "",
-        f"{quality.recall:.1%}" if quality.wanted else "",
+        f"{quality.predicted:,}",
+        f"{quality.precision:.1%}" if quality.predicted else "",
+        f"{quality.recall:.1%}" if quality.targets else "",
     ]

@@ -1,4 +1,4 @@
-"""When two words mean the same: predicates by their verb, class names by the synonyms of a detection dataset."""
+"""Which words mean the same: predicates by their verb, class names by the synonyms of a detection dataset."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sgpipe.sources.vocabulary import category_names, packaged_synonyms
 from sgpipe.stages.pair.matching import HeadMatcher, normalise_predicate
 from sgpipe.stages.parse.grammar.clauses import verb_lemma
 
-PredicateSynonyms: TypeAlias = Mapping[str, Iterable[str]]  # other texts by the one they count as
+PredicateSynonyms: TypeAlias = Mapping[str, Iterable[str]]  # the other texts that count as each predicate
 
 _AUXILIARIES = frozenset({"am", "is", "are", "was", "were", "be", "been", "being"})
-_DATASETS = ("coco", "objects365")  # those with synonyms
+_DATASETS = ("coco", "objects365")  # the datasets that have synonyms
 
 
 def predicate_lemma(text: str) -> str:
-    """A predicate in lower case, its verb as a lemma: "is Sitting  on", "sits on" and "sitting on" are "sit on"."""
+    """A predicate in lower case with its verb as a lemma: "is Sitting  on" and "sits on" become "sit on"."""
     words = normalise_predicate(text).split()
     while len(words) > 1 and words[0] in _AUXILIARIES:
         del words[0]
@@ -33,10 +33,10 @@ def predicate_lemma(text: str) -> str:
 
 
 def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
-    """A table `{predicate: [other texts]}` from a YAML or JSON file.
+    """Read a table `{predicate: [other texts]}` from a YAML or JSON file.
 
     Raises:
-        UserError: no such file, or not such a table.
+        UserError: the file is missing or is no such table.
     """
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -58,11 +58,11 @@ def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
 
 
 class Vocabulary:
-    """Numbers for texts; texts that mean the same have the same one."""
+    """Numbers for texts; texts with the same meaning share a number."""
 
     def __init__(self, meaning: Callable[[str], str]) -> None:
-        """`meaning`: equal for texts that mean the same."""
-        self.names: list[str] = []  # by number: the text that was seen first
+        """`meaning` returns the same key for texts with the same meaning."""
+        self.names: list[str] = []  # by number: the first text with this meaning
         self._meaning = meaning
         self._by_meaning: dict[str, int] = {}
         self._by_text: dict[str, int] = {}
@@ -84,15 +84,15 @@ class Vocabulary:
 
 
 def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabulary:
-    """Predicates; the keys of the table and their texts are one.
+    """A vocabulary of predicates in which each key of the table and its texts share a number.
 
-    Raises UserError: a text stands for two predicates.
+    Raises UserError: a text belongs to two predicates.
     """
     canonical: dict[str, str] = {}
     for name, texts in (synonyms or {}).items():
         for lemma in map(predicate_lemma, (name, *texts)):
             if canonical.setdefault(lemma, predicate_lemma(name)) != predicate_lemma(name):
-                raise UserError(f"synonyms: {lemma!r} stands for {canonical[lemma]!r} and for {name!r}; leave one out")
+                raise UserError(f"synonyms: {lemma!r} stands for both {canonical[lemma]!r} and {name!r}; remove one")
     vocabulary = Vocabulary(lambda text: canonical.get(predicate_lemma(text), predicate_lemma(text)))
     for name in synonyms or {}:
         vocabulary.number(name)
@@ -100,10 +100,10 @@ def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabular
 
 
 class ClassTable:
-    """Which classes of a prediction an object of the truth may be, by numbers of one vocabulary."""
+    """Which classes of a run an object of the ground truth may have; classes are numbers of one vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, predicted: Iterable[str]) -> None:
-        """`predicted`: all class names of the prediction. If they are COCO's or Objects365's, its synonyms count."""
+        """`predicted`: all class names of the run. If they are COCO's or Objects365's, its synonyms count."""
         self._vocabulary = vocabulary
         names = {normalise_predicate(name) for name in predicted}
         dataset = next((one for one in _DATASETS if names <= set(category_names(one).values())), "")
@@ -112,7 +112,7 @@ class ClassTable:
         self._matcher = HeadMatcher(synonyms)
 
     def classes(self, number: int) -> list[int]:
-        """A class means itself; another name ("man") what it is a synonym of ("person")."""
+        """A class of the run stands for itself; any other name ("man") also for the class it names ("person")."""
         if number in self._known:
             return [number]
         fitting = self._matcher.classes(self._vocabulary.names[number])

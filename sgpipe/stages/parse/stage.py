@@ -1,8 +1,8 @@
 """The parse stage: captions to relation triplets, by a spaCy dependency parse and the rules of `grammar`.
 
 A caption's triplets never depend on the captions parsed with it: thinc's matrix product (BLIS) computes each row in
-the same order of operations for any number of rows, so spaCy's analysis of a caption is bit-for-bit the same in every
-batch (a test holds this). numpy's product (OpenBLAS) has this property on some processors only, so it is not used.
+the same order of operations for any number of rows, so spaCy's hidden states of a caption are bit-for-bit the same in
+every batch (checked by a test). numpy's product (OpenBLAS) does not have this property, so it is not used.
 
 BLIS has several kernels, which round differently, so equal parses on all processors cannot be proved. A parse changes
 only where the parser scores two actions equally to within this rounding. Measured on 64,344 captions of COCO and Visual

@@ -14,8 +14,12 @@ const cards = [...document.querySelectorAll(".card")].map((card) => ({
   })),
 }));
 
-function show(elements, wanted) {
-  for (const element of elements) element.toggleAttribute("hidden", !wanted(element));
+function show(elements, isShown) {
+  for (const element of elements) element.toggleAttribute("hidden", !isShown(element));
+}
+
+function counted(number, noun) {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
 }
 
 function filter() {
@@ -31,12 +35,12 @@ function filter() {
     const graph = card.querySelector(".graph");
     if (graph) graph.toggleAttribute("hidden", !kept.length);
     card.querySelector(".none").hidden = kept.length > 0 || !all.length;
-    const asked = predicate.value || category.value;
-    card.hidden = Boolean(asked) && !kept.length;
+    const filtered = predicate.value || category.value;
+    card.hidden = Boolean(filtered) && !kept.length;
     images += !card.hidden;
     relations += kept.length;
   }
-  document.getElementById("count").textContent = `${images} images, ${relations} relations`;
+  document.getElementById("count").textContent = `${counted(images, "image")}, ${counted(relations, "relation")}`;
 }
 
 function point(card, item) {

@@ -18,7 +18,7 @@ function keep() {
   try {
     localStorage.setItem(key, JSON.stringify(answers));
   } catch {
-    document.getElementById("status").textContent = "This browser keeps nothing: export before you close the page.";
+    document.getElementById("status").textContent = "This browser does not store answers: export them before you close the page.";
   }
 }
 

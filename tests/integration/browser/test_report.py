@@ -43,7 +43,7 @@ def test_the_filters_show_what_they_say(open_page, report):
     page = open_page(report)
     assert shown(page)["0"] == ["on", "near"]
     assert shown(page)["2"] == []  # its relation is below 0.2
-    assert page.locator(".card:visible .graph .edge:visible").count() == 6  # a line and a label each
+    assert page.locator(".card:visible .graph .edge:visible").count() == 6  # a line and a text each
     page.locator("#by-confidence").fill("0.5")
     assert shown(page)["0"] == ["on"]
     page.select_option("#by-predicate", "near")
@@ -52,7 +52,7 @@ def test_the_filters_show_what_they_say(open_page, report):
     assert shown(page)["2"] == ["under"]
     page.select_option("#by-category", "cup")
     assert shown(page) == {"0": ["near"]}
-    assert page.locator("#count").inner_text() == "1 images, 1 relations"
+    assert page.locator("#count").inner_text() == "1 image, 1 relation"
 
 
 def test_names_with_markup_are_text(open_page, report):
@@ -68,7 +68,7 @@ def test_pointing_at_a_relation_by_keyboard_lights_it_up(open_page, report):
     page = open_page(report)
     page.locator("li[data-relation]").first.focus()
     card = page.locator(".card").first
-    assert card.locator(".edge.lit").count() == 3  # on the image; line and label in the graph
+    assert card.locator(".edge.lit").count() == 3  # on the image; line and text in the graph
     page.keyboard.press("Tab")
     assert card.locator("li[data-relation='1']").evaluate("element => element === document.activeElement")
 

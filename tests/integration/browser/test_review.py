@@ -33,11 +33,11 @@ def test_answers_by_key_are_kept_and_exported(open_page, page_file, tmp_path):
     download.value.save_as(tmp_path / "verdicts.json")
     found = measure_verdicts(tmp_path / "verdicts.json", "drawn", 0.8, (0.2,))
     assert (found.judged, found.unsure, found.open) == (3, 1, 0)
-    assert (found.bands[0].precision.right, found.bands[0].precision.judged) == (2, 3)
+    assert (found.bands[0].precision.correct, found.bands[0].precision.judged) == (2, 3)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_goes_on_where_it_was_and_fits_a_phone(open_page, page_file, scheme):
+def test_it_resumes_where_it_was_and_fits_a_phone(open_page, page_file, scheme):
     page = open_page(page_file, width=360, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.keyboard.press("w")
@@ -45,5 +45,5 @@ def test_it_goes_on_where_it_was_and_fits_a_phone(open_page, page_file, scheme):
     page.reload()
     page.get_by_text("2 of 4, 1 judged").wait_for()
     assert page.locator(".question:visible").count() == 1
-    page.get_by_role("button", name="Back").click()
+    page.get_by_role("button", name="Previous").click()
     assert page.locator("[data-answer=wrong]").get_attribute("aria-pressed") == "true"

@@ -18,7 +18,7 @@ def states(checks) -> dict[str, str]:
     return {check.name: check.state for check in checks}
 
 
-def test_a_machine_that_runs_the_tests_has_what_it_needs(tmp_path):
+def test_this_machine_has_what_sgpipe_needs(tmp_path):
     result = CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.stdout
     found = json.loads(result.stdout)
@@ -69,7 +69,7 @@ def test_a_folder_that_is_not_writable_is_bad(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "state"), [("2147483648\n", "note"), ("max\n", "ok")])
-def test_the_memory_is_the_container_s(monkeypatch, tmp_path, limit, state):
+def test_the_memory_limit_of_a_container_counts(monkeypatch, tmp_path, limit, state):
     monkeypatch.setattr(os, "sysconf", lambda name: 64 << 10 if name == "SC_PAGE_SIZE" else 1 << 20)
     monkeypatch.setattr(doctor, "_MEMORY_LIMIT", tmp_path / "memory.max")
     (tmp_path / "memory.max").write_text(limit)

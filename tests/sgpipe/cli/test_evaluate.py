@@ -33,7 +33,7 @@ def predicted(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more
 
 
 def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str) -> Result:
-    """`contents` by option; the options that are files are written first."""
+    """Write the contents of each option to a file, and evaluate the files."""
     arguments = ["eval", benchmark, "--json", str(folder / "out.json"), "--csv", str(folder / "out.csv"), *options]
     for option, content in contents.items():
         path = folder / f"{option}.json"
@@ -50,11 +50,11 @@ def written(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "out.json").read_text()))
 
 
-def test_hico_on_screen_as_json_and_as_csv(tmp_path: Path) -> None:
+def test_hico_as_tables_json_and_csv(tmp_path: Path) -> None:
     result = hico(tmp_path, [annotated(), annotated("HICO_test2015_00000002.jpg", HOLD)], [predicted()])
     assert result.exit_code == 0, result.output
     assert "mAP rare" in result.output
-    assert "1 of 2 annotated images have no predictions" in result.output
+    assert "no predictions for 1 of 2 annotated images" in result.output
     content = written(tmp_path)
     assert content["summary"]["mAP"] == pytest.approx(0.5)
     assert content["summary"]["mAP rare"] is None
@@ -77,24 +77,24 @@ def test_zero_shot_settings_have_their_own_names(tmp_path: Path) -> None:
     assert set(written(tmp_path)["summary"]) == {"mAP", "mAP unseen", "mAP seen", "mean max recall"}
 
 
-def test_what_is_not_predicted_is_not_found_with_score_0(tmp_path: Path) -> None:
+def test_a_class_without_predictions_has_recall_0(tmp_path: Path) -> None:
     hico(tmp_path, [annotated()], [predicted(verb=WASH)])
     assert written(tmp_path)["summary"]["mean max recall"] == 0
 
 
-def test_images_predicted_twice_are_told(tmp_path: Path) -> None:
+def test_images_predicted_twice_are_reported(tmp_path: Path) -> None:
     result = hico(tmp_path, [annotated()], [predicted(verb=WASH), predicted()])
-    assert "1 predictions are of images that had some" in result.output
+    assert "1 prediction of an image that already had one" in result.output
     assert written(tmp_path)["summary"]["mAP"] == 0
 
 
 @pytest.mark.parametrize(
-    ("prediction", "told"),
+    ("prediction", "message"),
     [
         (predicted("HICO_test2015_00000009.jpg"), "image 'HICO_test2015_00000009.jpg' is not in"),
         (predicted(score=float("nan")), "a 'score' is NaN"),
         (predicted(score="high"), "not a table of numbers"),
-        (predicted(verb=118), "category_id 118 of a relation is none"),
+        (predicted(verb=118), "category_id 118 of a relation is not one"),
         (predicted(object_id=2), "a box of a relation is 2, expected 0 to 1"),
         (predicted(subject_id=None), "not a table of numbers"),
         ({**predicted(), "predictions": [PERSON, {**BIKE, "category_id": 12}]}, "category_id 12 of an object"),
@@ -105,36 +105,36 @@ def test_images_predicted_twice_are_told(tmp_path: Path) -> None:
         ({**predicted(), "hoi_prediction": {}}, "'hoi_prediction' is not a list"),
         (predicted(subject_id=0.5), "not a table of integers"),
         (predicted(score=[0.9]), "not a table of numbers"),
-        ({"file_name": "HICO_test2015_00000001.jpg"}, "there is no 'predictions'"),
-        (7, "there is no 'file_name'"),
+        ({"file_name": "HICO_test2015_00000001.jpg"}, "'predictions' is missing"),
+        (7, "'file_name' is missing"),
     ],
 )
-def test_wrong_predictions_are_one_line(tmp_path: Path, prediction: Any, told: str) -> None:
+def test_wrong_predictions_are_refused_in_one_line(tmp_path: Path, prediction: Any, message: str) -> None:
     result = hico(tmp_path, [annotated()], [prediction])
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("annotations", "told"),
+    ("annotations", "message"),
     [
-        ([annotated(), annotated()], "is there twice"),
+        ([annotated(), annotated()], "occurs twice"),
         ([annotated(verb=118)], "category_id 118 of a relation"),
         ([], "is not HICO-DET in HOIA form"),
         ([{**annotated(), "annotations": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}], "is inside out"),
     ],
 )
-def test_wrong_annotations_are_one_line(tmp_path: Path, annotations: list[Any], told: str) -> None:
+def test_wrong_annotations_are_refused_in_one_line(tmp_path: Path, annotations: list[Any], message: str) -> None:
     result = hico(tmp_path, annotations, [predicted()])
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--json", "--csv", "--plot"])
-def test_results_are_not_written_over_a_folder(tmp_path: Path, option: str) -> None:
+def test_results_do_not_overwrite_a_folder(tmp_path: Path, option: str) -> None:
     (tmp_path / "folder").mkdir()
     result = hico(tmp_path, [annotated()], [predicted()], option, str(tmp_path / "folder"))
     assert result.exit_code == 2
@@ -144,7 +144,7 @@ def test_results_are_not_written_over_a_folder(tmp_path: Path, option: str) -> N
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     result = hico(tmp_path, [annotated()], [])
-    assert (result.exit_code, "holds no predictions" in result.stderr) == (2, True)
+    assert (result.exit_code, "contains no predictions" in result.stderr) == (2, True)
     result = CliRunner().invoke(app, ["eval", "hico", "--predictions", "none.json", "--annotations", "none.json"])
     assert (result.exit_code, "not found: none.json" in result.stderr) == (2, True)
 
@@ -160,8 +160,8 @@ def boxes(part: dict[str, Any], categories: list[int]) -> list[dict[str, Any]]:
     return [{"bbox": box, "category_id": categories[label]} for box, label in pairs]
 
 
-def hundred_best(found: dict[str, Any], scores: np.ndarray, first: int) -> list[dict[str, Any]]:
-    """As published evaluators cut them off: those scored 0 fill up. `first`: the first predicate's category_id."""
+def best_hundred(found: dict[str, Any], scores: np.ndarray, first: int) -> list[dict[str, Any]]:
+    """The best 100, as the official evaluators keep them, padded with score 0; `first`: category_id of predicate 0."""
     best = np.argsort(-scores.reshape(-1), kind="stable")[:100]
     pairs, predicates = np.divmod(best, scores.shape[1])
     return [
@@ -199,7 +199,7 @@ def test_hico_gives_the_official_figures(oracle: Path, tmp_path: Path, setting: 
         name, truth, found = image["filename"], image["gt"], image["pred"]
         relations = true_relations(truth["hois"], 1)
         annotations.append({"file_name": name, "annotations": boxes(truth, categories), "hoi_annotation": relations})
-        best = hundred_best(found, hico_scores(found), 1)
+        best = best_hundred(found, hico_scores(found), 1)
         predictions.append({"file_name": name, "predictions": boxes(found, categories), "hoi_prediction": best})
     result = hico(tmp_path, annotations, predictions, *options)
     assert result.exit_code == 0, result.output
@@ -218,7 +218,7 @@ def test_open_images_gives_the_official_figures(oracle: Path, tmp_path: Path, se
         relations = true_relations(truth["rels"], 0)
         annotations.append({"file_name": name, "annotations": boxes(truth, categories), "rel_annotations": relations})
         scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, 30)
-        best = hundred_best(found, scores, 0)
+        best = best_hundred(found, scores, 0)
         predictions.append({"file_name": name, "predictions": boxes(found, categories), "rel_prediction": best})
     contents = {"annotations": annotations, "predictions": predictions}
     assert run(tmp_path, "openimages", contents, "--nms", nms).exit_code == 0
@@ -258,9 +258,9 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"predictions": []}, "holds no predictions"),
+        ({"predictions": []}, "contains no predictions"),
         ({"predictions": [{**DETECTION, "image_id": 8}]}, "1 image with detections but without annotations; first: 8"),
         (
             {"predictions": [{**DETECTION, "image_id": name} for name in (8, "8")]},
@@ -273,7 +273,7 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
         ),
         ({"predictions": [{**DETECTION, "person_box": []}]}, "1 action scores of predicted persons, expected 0"),
         ({"predictions": [{"image_id": 7}]}, "a detection has no 'person_box'"),
-        ({"predictions": [7]}, "expected detections as V-COCO's evaluator takes them"),
+        ({"predictions": [7]}, "expected detections in V-COCO's format"),
         ({"coco": {}}, "are not V-COCO's annotations with the COCO instances"),
         ({"coco": {**COCO, "images": [], "annotations": []}}, "lacks image 7"),
         (
@@ -289,14 +289,14 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
         ({"annotations": [{}]}, "are not V-COCO's annotations with the COCO instances"),
     ],
 )
-def test_wrong_vcoco_files_are_one_line(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    right = {"annotations": [VERB], "coco": COCO, "predictions": [DETECTION]}
-    result = run(tmp_path, "vcoco", right)
+def test_wrong_vcoco_files_are_refused_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    valid = {"annotations": [VERB], "coco": COCO, "predictions": [DETECTION]}
+    result = run(tmp_path, "vcoco", valid)
     assert result.exit_code == 0, result.output
     assert written(tmp_path)["summary"]["role AP, scenario 1"] == 1
-    result = run(tmp_path, "vcoco", {**right, **change})
+    result = run(tmp_path, "vcoco", {**valid, **change})
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -328,11 +328,11 @@ FOUND = {**GRAPH, "scores": [1, 1], "pairs": [[0, 1]], "predicate_scores": [[0.1
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ([], "holds no predictions"),
+        ([], "contains no predictions"),
         ([{**FOUND, "image_id": 4}], "image 4 is not in"),
-        ([FOUND, FOUND], "image 3 is there twice"),
+        ([FOUND, FOUND], "image 3 occurs twice"),
         ([{**FOUND, "labels": [5, 151]}], "label of a predicted box is 151"),
         ([{**FOUND, "labels": [5.5, 6]}], "not a table of integers"),
         ([{**FOUND, "labels": [5, 10**30]}], "not a table of numbers"),
@@ -340,22 +340,22 @@ FOUND = {**GRAPH, "scores": [1, 1], "pairs": [[0, 1]], "predicate_scores": [[0.1
         ([{**FOUND, "pairs": [[0, 1, 1], [1, 0, 0]]}], "not a table of integers"),
         ([{**FOUND, "predicate_scores": [[0.5] * 50]}], "not a table of numbers"),
         ([{**FOUND, "predicate_scores": [[None] * 51]}], "a score of a predicate is NaN"),
-        ([{"image_id": 3}], "there is no 'boxes'"),
+        ([{"image_id": 3}], "'boxes' is missing"),
         ([7], "an item has no 'image_id'"),
     ],
 )
-def test_wrong_scene_graphs_are_one_line(tmp_path: Path, change: list[Any], told: str) -> None:
+def test_wrong_scene_graphs_are_refused_in_one_line(tmp_path: Path, change: list[Any], message: str) -> None:
     contents = {"annotations": [GRAPH, {**GRAPH, "image_id": "4x"}], "predictions": [FOUND]}
     result = run(tmp_path, "vg", contents, "--mode", "sgdet")
-    assert "1 of 2 annotated images have no predictions" in result.output
+    assert "no predictions for 1 of 2 annotated images" in result.output
     assert written(tmp_path)["summary"]["R@20"] == 1
     result = run(tmp_path, "vg", {**contents, "predictions": change}, "--mode", "sgdet")
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 def test_scene_graphs_annotated_twice_are_refused(tmp_path: Path) -> None:
     result = run(tmp_path, "vg", {"annotations": [GRAPH, GRAPH], "predictions": [FOUND]}, "--mode", "sgdet")
     assert result.exit_code == 2
-    assert "image 3 is there twice" in result.stderr
+    assert "image 3 occurs twice" in result.stderr

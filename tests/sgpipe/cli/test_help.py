@@ -41,7 +41,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("path", paths())
-def test_every_command_has_examples_that_it_understands(path):
+def test_every_command_has_valid_examples(path):
     shown = CliRunner().invoke(app, [*path.split(), "--help"]).stdout
     assert EXAMPLES[path]
     for example in EXAMPLES[path]:
@@ -73,7 +73,7 @@ def test_the_version_is_printed():
     assert CliRunner().invoke(app, ["--version"]).stdout == f"{__version__}\n"
 
 
-def test_quiet_leaves_only_results(tmp_path):
+def test_quiet_prints_only_results(tmp_path):
     shards = make_shards(tmp_path / "run", records(8))
     exported = export_run(shards, "hf", tmp_path / "hub").root
     words = ["import", "hf", str(exported), "--split", "val", "--json", "--out", str(tmp_path / "in")]
@@ -85,7 +85,7 @@ def test_quiet_leaves_only_results(tmp_path):
     assert wrong.stderr.startswith("error: ")
 
 
-def test_shells_complete_commands():
+def test_shells_complete_command_names():
     done = run(_SGPIPE_COMPLETE="complete_bash", COMP_WORDS="sgpipe ex", COMP_CWORD="1")
     assert done.stdout.split() == ["export"]
 

@@ -78,8 +78,8 @@ def test_each_kind_is_imported_and_counted(folder, kind):
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("file", FILES)
-def test_the_files_of_others_are_refused_by_name(folder, kind, file):
-    if kind == file or (kind, file) == ("rlipv2", "vg"):  # scene graphs without confidences are of RLIPv2's form
+def test_files_in_another_format_are_refused_by_name(folder, kind, file):
+    if kind == file or (kind, file) == ("rlipv2", "vg"):  # RLIPv2's format includes scene graphs without confidences
         return
     result = invoke(*options(folder, kind, file), "--out", folder / "out")
     assert result.exit_code == 2
@@ -109,30 +109,30 @@ def test_options_reach_the_import(folder):
     assert "options.preprocess: False then, True now" in result.stderr
 
 
-def test_if_every_image_fails_the_exit_code_says_so(folder):
+def test_exit_code_3_if_every_image_fails(folder):
     (folder / "vg_train.json").write_text(json.dumps([{**GRAPH, "width": None}]))
     result = invoke(*options(folder, "vg"), "--out", folder / "out")
     assert result.exit_code == 3
     assert "--retry-failed tries again" in result.stdout
 
 
-def test_the_drawn_world_is_imported_with_all_its_relations(tmp_path):
-    assert invoke("miniworld", "--images", 5, "--out", tmp_path / "drawn").exit_code == 0
-    graphs = json.loads((tmp_path / "drawn/scene_graphs.json").read_text())
-    command = ["import", "vg", "--annotations", tmp_path / "drawn/scene_graphs.json"]
-    result = invoke(*command, "--images", tmp_path / "drawn/images", "--out", tmp_path / "out", "--embed")
+def test_the_miniworld_is_imported_with_all_its_relations(tmp_path):
+    assert invoke("miniworld", "--images", 5, "--out", tmp_path / "miniworld").exit_code == 0
+    graphs = json.loads((tmp_path / "miniworld/scene_graphs.json").read_text())
+    command = ["import", "vg", "--annotations", tmp_path / "miniworld/scene_graphs.json"]
+    result = invoke(*command, "--images", tmp_path / "miniworld/images", "--out", tmp_path / "out", "--embed")
     assert result.exit_code == 0
     for record, graph in zip(iter_records(tmp_path / "out"), graphs, strict=True):
         ids = [thing["object_id"] for thing in graph["objects"]]
-        drawn = [
+        expected = [
             (ids.index(r["subject_id"]), ids.index(r["object_id"]), r["predicate"]) for r in graph["relationships"]
         ]
-        assert [(r.subject, r.object, r.predicate) for r in record.relations] == drawn
+        assert [(r.subject, r.object, r.predicate) for r in record.relations] == expected
         assert [box.bbox for box in record.objects] == [tuple(thing[k] for k in "xywh") for thing in graph["objects"]]
 
 
 @pytest.mark.slow
-def test_an_import_killed_at_any_moment_goes_on(tmp_path):
+def test_an_import_killed_at_any_moment_resumes(tmp_path):
     items = [{**GRAPH, "image_id": number} for number in range(20_000)]
     (tmp_path / "vg_train.json").write_text(json.dumps(items))
     command = [

@@ -58,7 +58,7 @@ def test_bad_input_is_one_line_and_exit_code_2(coco, tmp_path, options, reason):
     assert reason in one_line(result)
 
 
-def test_truncated_annotations_and_foreign_folders_are_refused(coco, tmp_path):
+def test_truncated_annotations_and_other_folders_are_refused(coco, tmp_path):
     coco.annotations.write_text(coco.annotations.read_text()[:-100])
     options = [*coco.options, "--tagger", "t", "--out"]
     result = invoke("generate", "coco", *options, tmp_path / "out")
@@ -70,7 +70,7 @@ def test_truncated_annotations_and_foreign_folders_are_refused(coco, tmp_path):
     assert sorted(path.suffix for path in coco.images.iterdir()) == [".png", ".png"]
 
 
-def test_unknown_recipe_and_recipe_faults_exit_with_2(tmp_path):
+def test_unknown_recipes_and_settings_exit_with_2(tmp_path):
     recipe = tmp_path / "my.yaml"
     recipe.write_text("tag: {treshold: 0.1}")
     for name, reason in (("nope", "no recipe 'nope'"), (recipe, "did you mean 'threshold'")):
@@ -95,7 +95,7 @@ def test_parse_into_a_closed_pipe_is_silent():
     assert result.stderr == ""
 
 
-def test_convert_refuses_what_is_no_checkpoint(tmp_path):
+def test_convert_refuses_other_files(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"not a checkpoint")
     for name in ("a.pth", "missing.pth"):
         result = invoke("convert", tmp_path / name, "--out", tmp_path / "out")
@@ -118,7 +118,7 @@ def test_the_split_is_guessed_from_the_file_name(name, split):
     assert guess_split(Path("train") / name) == split
 
 
-def test_convert_from_a_detector_says_what_does_not_fit(tmp_path):
+def test_convert_names_what_does_not_fit(tmp_path):
     torch.save({"model": {"backbone.weight": torch.zeros(2)}}, tmp_path / "detector.pth")
     tokenizer = build_tokenizer(["person dog riding next to holding under above near behind on in with at"])
     tokenizer.save_pretrained(tmp_path / "roberta")

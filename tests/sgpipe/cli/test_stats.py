@@ -1,4 +1,4 @@
-"""`sgpipe stats` by the command line."""
+"""`sgpipe stats` on the command line."""
 
 import json
 from pathlib import Path
@@ -56,13 +56,13 @@ def test_stats_counts_what_the_shards_hold(run_folder):
 
 
 @pytest.mark.parametrize("option", ["--shown", "--pictures"])
-def test_the_number_of_images_shown_has_an_old_name(run_folder, tmp_path, option):
+def test_shown_has_an_old_name(run_folder, tmp_path, option):
     result = invoke("stats", run_folder, "--html", tmp_path / "report.html", option, 1)
     assert result.exit_code == 0, result.output
     assert "with 1 image in its gallery" in " ".join(result.stderr.split())
 
 
-def test_stats_of_what_is_no_run(tmp_path):
+def test_stats_refuses_other_folders(tmp_path):
     result = invoke("stats", tmp_path)
     assert result.exit_code == 2
     assert "holds no sgpipe run" in one_line(result)
@@ -79,13 +79,13 @@ def test_stats_of_what_is_no_run(tmp_path):
         ("--image-data", "image_data.json"),
     ],
 )
-def test_options_that_cannot_be_meant(run_folder, options):
+def test_options_out_of_range_are_refused(run_folder, options):
     result = invoke("stats", run_folder, *options)
     assert result.exit_code == 2
     assert options[0] in result.stderr
 
 
-def test_stats_of_a_run_with_a_lost_shard(run_folder):
+def test_stats_refuses_a_run_with_a_missing_shard(run_folder):
     next((run_folder / "data").iterdir()).unlink()
     result = invoke("stats", run_folder)
     assert result.exit_code == 2

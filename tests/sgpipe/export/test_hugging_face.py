@@ -74,7 +74,7 @@ def test_unknown_licences_are_not_guessed(tmp_path):
     made = [replace(record, dataset="my-own") for record in records(5)]
     text = (export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out").root / "README.md").read_text()
     assert yaml.safe_load(text.split("---\n")[1])["license"] == "other"
-    assert "`my-own`: not known to sgpipe" in text
+    assert "`my-own`: unknown to sgpipe" in text
 
 
 def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
@@ -97,11 +97,11 @@ def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
 
 def test_what_others_made_of_it_is_checked(tmp_path):
     out = export_run(make_shards(tmp_path / "run", records(20)), "hf", tmp_path / "out").root
-    with pytest.raises(UserError, match="several splits: say --split train or val"):
+    with pytest.raises(UserError, match="several splits: give --split train or val"):
         HuggingFace(out).source()
     with pytest.raises(UserError, match="no split 'test'"):
         HuggingFace(out, "test").source()
-    with pytest.raises(UserError, match="it is no exported dataset"):
+    with pytest.raises(UserError, match="it is not an exported dataset"):
         HuggingFace(tmp_path).source()
     path = out / "data/val-00000-of-00001.parquet"
     table = pq.read_table(path)

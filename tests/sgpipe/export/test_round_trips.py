@@ -120,8 +120,8 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
     kept = [Relation(0, 1, "walk"), Relation(0, 2, "hold")]
     assert found == replace(record, objects=[person, dog, cup], relations=kept)
     assert written.left_out == {
-        "objects that the form cannot hold": 1,
-        "relations that the form cannot hold": 3,
+        "objects that the format cannot hold": 1,
+        "relations that the format cannot hold": 3,
         "relations below the threshold": 1,
     }
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export import run as module
-from sgpipe.export.run import FORMS, export_run, new_folder
+from sgpipe.export.run import FORMATS, export_run, new_folder
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
@@ -22,20 +22,20 @@ def invoke(*arguments: object):
     return CliRunner().invoke(app, ["export", *(str(argument) for argument in arguments)])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_nothing_is_overwritten(run, tmp_path, form):
     out = tmp_path / "out"
     out.mkdir()
-    assert export_run(run, form, out).files  # an empty folder is a place
+    assert export_run(run, form, out).files  # an empty folder will do
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists and is not overwritten"):
         export_run(run, form, out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists and is not overwritten"):
         export_run(run, form, run)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_equal_runs_give_equal_files(run, tmp_path, form):
     files = [export_run(run, form, tmp_path / name).files for name in ("a", "b")]
     assert files[0] == files[1]
@@ -59,7 +59,7 @@ def test_a_damaged_shard_leaves_nothing_behind(tmp_path):
     run = make_shards(tmp_path / "run", records(8))
     shard = run / Manifest.load(run).shards[-1].file
     shard.write_bytes(shard.read_bytes()[:-9])
-    for form in FORMS:
+    for form in FORMATS:
         with pytest.raises(UserError, match="cannot be read"):
             export_run(run, form, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -70,7 +70,7 @@ def test_the_command_says_what_was_written_and_left_out(run, tmp_path):
     said = json.loads(written.stdout)
     assert sorted(said["files"]) == sorted(path.name for path in (tmp_path / "a").iterdir())
     relations = sum(shard.counts["relations"] for shard in Manifest.load(run).shards)
-    assert 0 < said["left_out"]["relations that the form cannot hold"] <= relations
+    assert 0 < said["left_out"]["relations that the format cannot hold"] <= relations
     assert "left out: " in invoke(run, "--to", "coco", "--out", tmp_path / "b").stdout
 
 

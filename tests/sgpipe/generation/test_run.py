@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, known_quality, print_quality
+from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, print_run_quality, run_quality
 from sgpipe.generation.pools import Pool
 from sgpipe.generation.ray_engine import _graph
 from sgpipe.generation.run import Summary, generate
@@ -308,19 +308,19 @@ def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_
     out = tmp_path / "out"
     recipe = load_recipe("miniworld", {"source.drawn.images": 5, "caption.samples": 3})
     assert generate(recipe, out, QUIET).complete
-    found = known_quality(out)
+    found = run_quality(out)
     composed = [fact for number in range(5) for fact in random_scene(0, "val", number).facts if not fact.implied]
-    assert found[LABELS].at_threshold.wanted == found[ALL_PAIRS].at_threshold.wanted == len(composed)
+    assert found[LABELS].at_threshold.targets == found[ALL_PAIRS].at_threshold.targets == len(composed)
     stored = [relation for record in rows(out) for relation in record.relations if relation.confidence >= 0.2]
-    assert found[LABELS].at_threshold.said == len(stored) > 0
-    assert found[ALL_PAIRS].at_threshold.said == sum(len(p.predicates) for record in rows(out) for p in record.pairs)
+    assert found[LABELS].at_threshold.predicted == len(stored) > 0
+    assert found[ALL_PAIRS].at_threshold.predicted == sum(len(p.predicates) for record in rows(out) for p in record.pairs)
     assert found[LABELS].at_threshold.precision > found[ALL_PAIRS].at_threshold.precision
     screen = io.StringIO()
-    print_quality(found, Console(file=screen, width=100))
+    print_run_quality(found, Console(file=screen, width=100))
     for name, own in found.items():
         figures = rf"{name} .*{own.at_threshold.precision:.1%}.*{own.at_threshold.recall:.1%}"
         assert re.search(figures, screen.getvalue())
 
 
 def test_what_was_not_drawn_has_no_known_truth(finished):
-    assert known_quality(finished) == {}
+    assert run_quality(finished) == {}

@@ -24,17 +24,7 @@ from sgpipe.inference.rows import list_row_groups
 from sgpipe.inference.workers import predict
 from sgpipe.stages.detect.trained_networks import load_detector, network_folder, trained_sides
 from sgpipe.storage.manifest import Manifest
-from sgpipe.training.initial_model import make_initial_model
-from tests.sgpipe.training.trainings import IMAGES, recipe
-
-
-@pytest.fixture(scope="module")
-def network(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ParSeDA."""
-    folder = tmp_path_factory.mktemp("network") / "parseda"
-    classes = data_classes(drawn_run)
-    make_initial_model(recipe(drawn_run, "pretrain").model, [*classes.objects, *classes.relations], 0, folder)
-    return folder
+from tests.sgpipe.training.trainings import IMAGES
 
 
 def config(run: Path, network: Path, **changes: object) -> PredictConfig:
@@ -46,7 +36,7 @@ def predicted(run: Path, network: Path, **changes: object) -> list[ImagePredicti
     return list(predict(config(run, network, **changes), list_row_groups(run)))
 
 
-def test_batches_and_threads_change_nothing_but_rounding(drawn_run: Path, network: Path) -> None:
+def test_batch_size_and_threads_change_only_rounding(drawn_run: Path, network: Path) -> None:
     first = predicted(drawn_run, network)
     assert [one.row.image_id for one in first] == [str(1_000_000 + number) for number in range(IMAGES)]
     for one, other in zip(first, predicted(drawn_run, network, batch=5, threads=1), strict=True):
@@ -58,7 +48,7 @@ def test_batches_and_threads_change_nothing_but_rounding(drawn_run: Path, networ
         assert one.pairs.scores.shape == (8, len(data_classes(drawn_run).relations))
 
 
-def test_images_of_other_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
+def test_other_image_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
     trained = Path(str(files("sgpipe.miniworld") / "weights" / "parseda"))
     alone, together = (predicted(drawn_run, trained, sides=None, batch=batch) for batch in (1, 4))
     assert len({(one.row.width, one.row.height) for one in alone}) > 1

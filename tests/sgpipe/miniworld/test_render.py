@@ -36,7 +36,7 @@ def test_a_box_is_tight_around_the_pixels_its_thing_is_seen_in(split: str) -> No
 
 def test_boxes_lie_in_the_image_and_most_of_each_thing_is_seen() -> None:
     for split in SPLITS:
-        for number in range(60):
+        for number in range(30):
             scene = random_scene(2, split, number)
             rendered = render(scene)
             assert rendered.image.size == (scene.width, scene.height)

@@ -4,7 +4,19 @@ from collections import Counter
 import pytest
 
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.sources.annotated import clip_objects
+from sgpipe.sources.annotated import (
+    FieldError,
+    clip_objects,
+    integer_field,
+    parse_id,
+    parse_integer,
+    parse_numbers,
+    parse_side,
+    replace_surrogates,
+    required_field,
+    text_field,
+    xyxy_to_xywh,
+)
 
 
 def record(*boxes, relations=()) -> Record:
@@ -26,10 +38,10 @@ def record(*boxes, relations=()) -> Record:
         ((0, 0, math.inf, 5), None, "degenerate"),
     ],
 )
-def test_boxes_end_where_the_image_does(box, clipped, problem):
+def test_boxes_are_clipped_to_the_image(box, clipped, problem):
     image, problems = record(box), Counter()
     clip_objects(image, problems)
-    assert [found.bbox for found in image.objects] == ([clipped] if clipped else [])
+    assert [box.bbox for box in image.objects] == ([clipped] if clipped else [])
     assert +problems == ({problem: 1} if problem else {})
 
 
@@ -43,10 +55,44 @@ def test_relations_follow_their_boxes():
     assert problems == {"degenerate": 1, "relations_of_dropped_boxes": 2}
 
 
-def test_the_object_that_is_not_there_stays():
+def test_the_box_of_a_missing_object_is_kept():
     image = record((0, 0, 5, 5), relations=[(0, 1, "smile")])
     image.objects.append(Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0)))
     clip_objects(image, Counter())
     assert image.objects[1].is_nothing
     assert image.relations == [Relation(0, 1, "smile")]
     assert not image.objects[0].is_nothing
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(7, "7"), (7.0, "7"), ("a7", "a7"), (7.5, None), (None, None), ([7], None)]
+)
+def test_parse_id(value, text):
+    assert parse_id(value) == text
+
+
+@pytest.mark.parametrize(("value", "length"), [(640, 640), ("640", 640), (0, 0), (-3, 0), (math.nan, 0), (None, 0)])
+def test_parse_side(value, length):
+    assert parse_side(value) == length
+
+
+@pytest.mark.parametrize("value", [1.5, "x", None, 2**40, math.inf])
+def test_values_that_are_not_integers_are_refused(value):
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        parse_integer(value)
+    with pytest.raises(FieldError, match=r"'n' is .*expected an integer"):
+        integer_field({"n": value}, "n")
+
+
+def test_errors_name_the_field():
+    assert integer_field({"n": "12"}, "n") == 12
+    assert text_field({"t": "a \ud800"}, "t") == replace_surrogates("a \ud800") == "a ?"
+    assert xyxy_to_xywh([1, 2, 4, 8.5]) == (1, 2, 3, 6.5)
+    for item in ({}, None, ["n"], "n"):
+        with pytest.raises(FieldError, match="'n' is missing"):
+            required_field(item, "n")
+    with pytest.raises(FieldError, match="expected text"):
+        text_field({"t": 3}, "t")
+    for value in ([1, 2, 3], [1, 2, 3, "x"], "1234", None, [1, 2, 3, 10**400]):
+        with pytest.raises(FieldError, match="expected 4 numbers"):
+            parse_numbers(value, 4)

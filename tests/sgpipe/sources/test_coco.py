@@ -129,7 +129,7 @@ def test_category_ids_are_whole_numbers(tmp_path):
     assert index.meta["problems"]["malformed"] == 1
 
 
-def test_half_surrogates_do_not_stop_a_run(tmp_path):
+def test_half_surrogate_pairs_are_replaced(tmp_path):
     index = index_of(
         tmp_path,
         [],
@@ -141,7 +141,7 @@ def test_half_surrogates_do_not_stop_a_run(tmp_path):
     assert (record.file_name, record.captions[0].text) == ("?.jpg", "a ? dog")
 
 
-def test_many_slices_keep_every_box_with_its_image(tmp_path, monkeypatch):
+def test_slices_keep_every_box_with_its_image(tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.sources.detections._SLICE", 7)
     rng = np.random.default_rng(0)
     owners = rng.integers(0, 50, 400)
@@ -152,7 +152,7 @@ def test_many_slices_keep_every_box_with_its_image(tmp_path, monkeypatch):
         assert [list(b.bbox) for b in record.objects] == [b["bbox"] for b in boxes if b["image_id"] == owner]
 
 
-def test_a_damaged_index_is_built_again(tmp_path):
+def test_a_damaged_index_is_rebuilt(tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps({"images": [IMAGE], "annotations": [], "categories": [DOG]}))
     source = SourceConfig(splits={"val": SplitConfig(annotations=path, images=tmp_path)})
@@ -162,7 +162,7 @@ def test_a_damaged_index_is_built_again(tmp_path):
     assert len(open_source(source, "val", tmp_path / "i.arrow")) == 1
 
 
-def test_captions_join_their_images(tmp_path):
+def test_captions_are_attached_to_their_images(tmp_path):
     captions = [
         {"image_id": 1, "caption": "  a dog\n runs "},
         {"image_id": 5, "caption": "elsewhere"},
@@ -190,11 +190,11 @@ def test_any_range_of_rows_can_be_read(tmp_path):
         ({"a": 1}, "no images and no categories"),
         (
             {"images": [IMAGE], "categories": [DOG], "annotations": [{"caption": "x"}]},
-            "none of its 1 annotations",
+            "it has 1 annotation, none with image_id",
         ),
     ],
 )
-def test_what_is_not_an_instances_file_is_refused(tmp_path, document, reason):
+def test_other_files_are_refused(tmp_path, document, reason):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document))
     with pytest.raises(UserError, match=reason):
@@ -202,18 +202,18 @@ def test_what_is_not_an_instances_file_is_refused(tmp_path, document, reason):
 
 
 def test_captions_of_other_images_are_refused(tmp_path):
-    with pytest.raises(UserError, match="belong together"):
+    with pytest.raises(UserError, match="is it of another split"):
         index_of(tmp_path, [], captions=[{"image_id": 9, "caption": "a dog"}])
     with pytest.raises(UserError, match="not a COCO captions file"):
         index_of(tmp_path, [], captions=[box([1, 2, 3, 4])])
 
 
-def test_the_annotation_file_is_read_once(tmp_path, monkeypatch):
+def test_the_annotation_file_is_read_only_after_a_change(tmp_path, monkeypatch):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps({"images": [IMAGE], "annotations": [], "categories": [DOG]}))
     source = SourceConfig(splits={"val": SplitConfig(annotations=path, images=tmp_path)})
     open_source(source, "val", tmp_path / "i.arrow")
-    monkeypatch.setattr("sgpipe.sources.read_coco", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr("sgpipe.sources.read_coco", lambda *a, **k: pytest.fail("the file was read again"))
     assert len(open_source(source, "val", tmp_path / "i.arrow")) == 1
     monkeypatch.undo()
     path.write_text(json.dumps({"images": [IMAGE, IMAGE | {"id": 2}], "annotations": [], "categories": [DOG]}))

@@ -32,7 +32,7 @@ def read(*arguments):
     return list(source.read(problems)), +problems
 
 
-def test_relations_count_the_boxes_that_are_no_crowds(tmp_path):
+def test_relations_refer_to_boxes_without_crowds(tmp_path):
     annotations = [box(8, 1), box(7, 2, iscrowd=1), box(7, 3), box(8, 4), box(7, 5, 1)]
     (first, second), problems = read(tmp_path, annotations, {"7": [[1, 0, 1], [0, 1, 2]]})
     assert not problems
@@ -47,7 +47,7 @@ def test_relations_count_the_boxes_that_are_no_crowds(tmp_path):
     assert (len(second.objects), second.relations) == (2, [])
 
 
-def test_class_lists_are_those_of_the_files(tmp_path):
+def test_classes_come_from_the_files(tmp_path):
     classes = write(tmp_path, [box(7, 0)], {}).source().classes
     assert classes.objects == ("person", "dog")
     assert classes.relations == ("on", "by")
@@ -56,32 +56,32 @@ def test_class_lists_are_those_of_the_files(tmp_path):
 @pytest.mark.parametrize(
     ("annotations", "triplets", "reason"),
     [
-        ([box(7, 0)], [[0, 1, 1]], "points to none of 1 objects"),
-        ([box(7, 0)], [[-1, 0, 1]], "points to none of 1 objects"),
+        ([box(7, 0)], [[0, 1, 1]], "out of range: the image has 1 object"),
+        ([box(7, 0)], [[-1, 0, 1]], "out of range: the image has 1 object"),
         ([box(7, 0)], [[0, 0, 0]], "label 0 of a relation"),
         ([box(7, 0)], [[0, 0, 3]], "label 3 of a relation"),
-        ([box(7, 0)], [[0, 0]], "are not 3 numbers"),
-        ([box(7, 0)], {"a": 1}, "are not 3 numbers"),
+        ([box(7, 0)], [[0, 0]], "expected 3 numbers"),
+        ([box(7, 0)], {"a": 1}, "expected 3 numbers"),
         ([box(7, 0, 99)], [], "category_id 99 of an object"),
-        ([box(7, 0, None), box(7, 1)], [[0, 0, 1]], "no usable category_id and bbox"),
-        ([box(7, 0) | {"bbox": [1]}, box(7, 1)], [[0, 0, 1]], "no usable category_id and bbox"),
+        ([box(7, 0, None), box(7, 1)], [[0, 0, 1]], "no valid category_id and bbox"),
+        ([box(7, 0) | {"bbox": [1]}, box(7, 1)], [[0, 0, 1]], "no valid category_id and bbox"),
     ],
 )
-def test_an_image_out_of_order_is_an_error_row(tmp_path, annotations, triplets, reason):
+def test_an_invalid_image_is_an_error_row(tmp_path, annotations, triplets, reason):
     (broken, good), _ = read(tmp_path, [*annotations, box(8, 0)], {"7": triplets, "8": [[0, 0, 1]]})
     assert reason in broken.error
     assert good.relations == [Relation(0, 0, "on")]
 
 
-def test_what_belongs_to_nothing_is_counted(tmp_path):
-    found, problems = read(tmp_path, [box(7, 0), None, {"bbox": [0, 0, 1, 1]}], {"7": [], "9": [[0, 0, 1]]})
-    assert [record.ok for record in found] == [True, True]
+def test_malformed_and_unlisted_items_are_counted(tmp_path):
+    records, problems = read(tmp_path, [box(7, 0), None, {"bbox": [0, 0, 1, 1]}], {"7": [], "9": [[0, 0, 1]]})
+    assert [record.ok for record in records] == [True, True]
     assert problems == {"malformed": 2, "unlisted_images": 1}
 
 
-def test_the_split_must_be_one_of_the_relations(tmp_path):
+def test_an_unknown_split_is_refused(tmp_path):
     source = write(tmp_path, [box(7, 0)], {})
-    with pytest.raises(UserError, match=r"rel\.json has no split 'test': say --split train or val"):
+    with pytest.raises(UserError, match=r"rel\.json has no split 'test': give --split train or val"):
         CocoRelations(source.annotations, source.relations, "test").source()
     with pytest.raises(UserError, match=r"val\.json is a COCO instances file, not relation triplets"):
         CocoRelations(source.annotations, source.annotations, "val").source()

@@ -33,7 +33,7 @@ def index(photos, tmp_path):
     return open_source(config, "all", tmp_path / "index.arrow")
 
 
-def test_images_are_found_and_measured_as_people_see_them(photos, tmp_path):
+def test_images_are_found_with_their_displayed_size(photos, tmp_path):
     found = index(photos, tmp_path).records(0, 6)
     assert [(record.image_id, record.width, record.height) for record in found] == [
         ("a.PNG", 40, 30),
@@ -48,7 +48,7 @@ def test_images_are_found_and_measured_as_people_see_them(photos, tmp_path):
     assert {(record.dataset, record.split) for record in found} == {("folder", "all")}
 
 
-def test_a_folder_that_changes_is_read_again(photos, tmp_path):
+def test_a_changed_folder_is_read_again(photos, tmp_path):
     before = index(photos, tmp_path).meta
     assert index(photos, tmp_path).meta == before
     save(photos / "d.png")
@@ -59,6 +59,6 @@ def test_a_folder_that_changes_is_read_again(photos, tmp_path):
 
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         index(tmp_path / "empty", tmp_path)
     assert not list(iter_images(tmp_path / "empty"))

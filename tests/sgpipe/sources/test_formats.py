@@ -42,22 +42,22 @@ def write(folder, content):
     return path
 
 
-@pytest.mark.parametrize(("content", "form"), SAMPLES)
-def test_files_are_recognised_by_their_items(tmp_path, content, form):
-    assert detect_format(write(tmp_path, content)) is form
+@pytest.mark.parametrize(("content", "expected"), SAMPLES)
+def test_formats_are_detected_by_items(tmp_path, content, expected):
+    assert detect_format(write(tmp_path, content)) is expected
 
 
-def test_odd_items_before_good_ones_do_not_hide_the_form(tmp_path):
+def test_invalid_items_before_valid_ones_are_skipped(tmp_path):
     assert detect_format(write(tmp_path, [None, {"image_id": 1}, GRAPH])) is formats.SCENE_GRAPHS
 
 
-def test_a_wrong_file_is_named_and_what_reads_it(tmp_path):
+def test_a_file_of_another_format_is_refused_with_a_hint(tmp_path):
     path = write(tmp_path, {"images": [], "annotations": [{"image_id": 1, **BOX}]})
     with pytest.raises(
-        UserError, match=r"file.json is a COCO instances file, not HICO-DET in HOIA form .*generate coco"
+        UserError, match=r"file.json is a COCO instances file, not HICO-DET in HOIA format .*generate coco"
     ):
         require_format(path, formats.HICO_HOIA, formats.HICO_PAIRS)
-    with pytest.raises(UserError, match=r"is not V-COCO in HOIA form .*: no item of it looks like that"):
+    with pytest.raises(UserError, match=r"is not V-COCO in HOIA format .*: none of its items has the keys"):
         require_format(write(tmp_path, [{"some": "thing"}]), formats.VCOCO_HOIA)
     assert require_format(write(tmp_path, [GRAPH]), formats.RELATIONSHIPS, formats.SCENE_GRAPHS) is formats.SCENE_GRAPHS
 
@@ -73,7 +73,7 @@ def test_a_wrong_file_is_named_and_what_reads_it(tmp_path):
         (json.dumps([GRAPH])[1:], "JSON"),
     ],
 )
-def test_what_is_not_whole_json_is_refused(tmp_path, content, reason):
+def test_damaged_json_is_refused(tmp_path, content, reason):
     path = tmp_path / "file.json"
     path.write_text(content)
     with pytest.raises(UserError, match=reason) as caught:
@@ -81,14 +81,14 @@ def test_what_is_not_whole_json_is_refused(tmp_path, content, reason):
     assert str(path) in str(caught.value)
 
 
-def test_missing_files_and_folders_are_named(tmp_path):
+def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"not found: .*none\.json"):
         require_format(tmp_path / "none.json", formats.SCENE_GRAPHS)
     with pytest.raises(UserError, match="found a folder"):
         require_format(tmp_path, formats.SCENE_GRAPHS)
 
 
-def test_real_files_are_recognised(oracle):
+def test_formats_of_real_files(oracle):
     data = oracle / "data"
     assert detect_format(data / "objects365/real_record_fragments.json") is formats.COCO_INSTANCES
     assert detect_format(data / "coco_mini/captions_val2017.json") is formats.COCO_CAPTIONS

@@ -11,6 +11,12 @@ MAN = {"bbox": [10, 20, 30, 60], "category_id": 1}
 BIKE = {"bbox": [0, 0, 100, 50], "category_id": 2}
 
 
+@pytest.fixture(scope="module")
+def hico_test(oracle):
+    """All test images of HICO-DET, from box pairs."""
+    return list(hico_source(oracle / "data/hicodet/instances_test2015.json", "test").read(Counter()))
+
+
 def hoi(subject, object_, verb):
     return {"subject_id": subject, "object_id": object_, "category_id": verb}
 
@@ -30,7 +36,7 @@ def records(source) -> tuple[list, Counter]:
     return list(source.read(problems)), +problems
 
 
-def test_boxes_become_objects_and_numbers_names(tmp_path):
+def test_boxes_become_objects_and_ids_become_names(tmp_path):
     source = hico_source(write(tmp_path, ([MAN, BIKE], [hoi(0, 1, 77), hoi(0, 1, 88)])), "test")
     (record,), problems = records(source)
     assert not problems
@@ -43,18 +49,18 @@ def test_boxes_become_objects_and_numbers_names(tmp_path):
 @pytest.mark.parametrize(
     ("boxes", "relations", "reason"),
     [
-        ([MAN], [hoi(0, 1, 77)], "object_id 1 of a relation points to none of 1 objects"),
-        ([MAN], [hoi(-1, 0, 77)], "subject_id -1 of a relation points to none"),
-        ([MAN], [hoi(0, -1, 77)], "object_id -1 of a relation points to none"),
-        ([MAN, BIKE], [hoi(0, 1, 0)], "category_id 0 of a relation is none of the dataset's"),
+        ([MAN], [hoi(0, 1, 77)], "object_id 1 of a relation is out of range: the image has 1 object"),
+        ([MAN], [hoi(-1, 0, 77)], "subject_id -1 of a relation is out of range"),
+        ([MAN], [hoi(0, -1, 77)], "object_id -1 of a relation is out of range"),
+        ([MAN, BIKE], [hoi(0, 1, 0)], "category_id 0 of a relation is not a category of the dataset"),
         ([MAN, BIKE], [hoi(0, 1, 118)], "category_id 118 of a relation"),
         ([MAN, {**BIKE, "category_id": 12}], [], "category_id 12 of an object"),
-        ([MAN, {**BIKE, "bbox": [1, 2, 3]}], [], "are not 4 numbers"),
-        ([MAN, BIKE], [{"subject_id": 0, "object_id": 1}], "there is no 'category_id'"),
+        ([MAN, {**BIKE, "bbox": [1, 2, 3]}], [], "expected 4 numbers"),
+        ([MAN, BIKE], [{"subject_id": 0, "object_id": 1}], "'category_id' is missing"),
         ({}, [], "'annotations' is not a list"),
     ],
 )
-def test_an_image_out_of_order_is_an_error_row(tmp_path, boxes, relations, reason):
+def test_an_invalid_image_is_an_error_row(tmp_path, boxes, relations, reason):
     good = ([MAN, BIKE], [hoi(0, 1, 77)])
     found, problems = records(hico_source(write(tmp_path, good, (boxes, relations), good), "train"))
     assert not problems
@@ -64,14 +70,14 @@ def test_an_image_out_of_order_is_an_error_row(tmp_path, boxes, relations, reaso
     assert (found[1].objects, found[1].relations) == ([], [])
 
 
-def test_items_that_are_no_images_are_counted(tmp_path):
+def test_malformed_items_are_counted(tmp_path):
     path = write(tmp_path, ([MAN], []))
     path.write_text(json.dumps([*json.loads(path.read_text()), None, {"annotations": []}]))
     found, problems = records(hico_source(path, "train"))
     assert (len(found), problems) == (1, {"malformed": 2})
 
 
-def test_relations_without_object_share_one_that_is_not_there(tmp_path):
+def test_relations_without_object_share_a_box(tmp_path):
     path = write(tmp_path, ([MAN, BIKE], [hoi(0, -1, 23), hoi(0, 1, 3), hoi(0, -1, 1)]), prefix="COCO_val2014_")
     (record,), _ = records(vcoco_source(path, "val"))
     assert record.image_id == "1"
@@ -80,7 +86,7 @@ def test_relations_without_object_share_one_that_is_not_there(tmp_path):
     assert record.relations == [Relation(0, 2, "smile"), Relation(0, 1, "ride on"), Relation(0, 2, "stand")]
 
 
-def test_a_dataset_is_not_taken_for_the_other(tmp_path):
+def test_the_other_dataset_is_refused_if_names_show_it(tmp_path):
     items = ([MAN, BIKE], [hoi(0, 1, 5)])
     with pytest.raises(UserError, match=r"is HICO-DET .*use `sgpipe import hico`"):
         vcoco_source(write(tmp_path, items), "train")
@@ -104,12 +110,10 @@ def test_class_lists_are_the_official_ones(oracle):
     assert (len(objects), len(verbs), len(VCOCO.classes.objects), len(VCOCO.classes.relations)) == (80, 117, 81, 29)
 
 
-def test_the_same_images_in_both_forms_hold_the_same_relations(oracle):
-    """300 test images of HICO-DET in HOIA form, and all 9,658 as pairs."""
-    data = oracle / "data/hicodet"
-    hoia, _ = records(hico_source(data / "test_hico_sample300.qpic_format.json", "test"))
-    pairs, _ = records(hico_source(data / "instances_test2015.json", "test"))
-    by_id = {record.image_id: record for record in pairs}
+def test_both_formats_have_the_same_relations(oracle, hico_test):
+    """300 test images of HICO-DET in HOIA format, and all 9,658 as box pairs."""
+    hoia, _ = records(hico_source(oracle / "data/hicodet/test_hico_sample300.qpic_format.json", "test"))
+    by_id = {record.image_id: record for record in hico_test}
     assert len(hoia) == 300
     assert all(record.ok for record in hoia)
     assert [_facts(record) for record in hoia] == [_facts(by_id[record.image_id]) for record in hoia]
@@ -120,3 +124,111 @@ def _facts(record) -> Counter:
         (record.objects[r.subject].bbox, r.predicate, record.objects[r.object].category, record.objects[r.object].bbox)
         for r in record.relations
     )
+
+
+MAN_BOX, BIKE_BOX, CUP_BOX = [10, 20, 30, 60], [0, 0, 100, 50], [5, 5, 9, 9]
+HICO_PAIRS = {
+    "annotation": [
+        {
+            "boxes_h": [MAN_BOX, MAN_BOX],
+            "boxes_o": [BIKE_BOX, CUP_BOX],
+            "object": [1, 0],
+            "verb": [1, 0],
+            "hoi": [0, 0],
+        },
+        {"boxes_h": [], "boxes_o": [], "object": [], "verb": [], "hoi": []},
+    ],
+    "filenames": ["HICO_train2015_00000001.jpg", "HICO_train2015_00000002.jpg"],
+    "objects": ["wine_glass", "bicycle"],
+    "verbs": ["drink_with", "ride"],
+    "size": [[640, 480], [320, 240]],
+}
+VCOCO_PAIRS = {
+    "annotations": [
+        {
+            "boxes_h": [MAN_BOX, MAN_BOX],
+            "boxes_o": [BIKE_BOX, MAN_BOX],
+            "objects": [2, 1],
+            "actions": [1, 0],
+            "file_name": "COCO_train2014_000000000165.jpg",
+        },
+    ],
+    "classes": ["talk_on_phone instr", "sit instr"],
+    "objects": ["background", "person", "bicycle"],
+}
+
+
+def read_pairs(folder, content, open_source):
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(content))
+    return list(open_source(path, "train").read(Counter()))
+
+
+def test_equal_boxes_of_hico_pairs_are_one_object(tmp_path):
+    record, empty = read_pairs(tmp_path, HICO_PAIRS, hico_source)
+    assert (record.image_id, record.width, record.height) == ("HICO_train2015_00000001", 640, 480)
+    assert record.objects == [
+        Box("person", 1, (10, 20, 20, 40)), Box("bicycle", 2, (0, 0, 100, 50)), Box("wine glass", 46, (5, 5, 4, 4))
+    ]  # fmt: skip
+    assert record.relations == [Relation(0, 1, "ride"), Relation(0, 2, "drink with")]
+    assert (empty.ok, empty.objects, empty.relations, empty.width) == (True, [], [], 320)
+
+
+def test_vcoco_pairs_get_the_names_of_sgpipe(tmp_path):
+    (record,) = read_pairs(tmp_path, VCOCO_PAIRS, vcoco_source)
+    assert (record.image_id, record.width) == ("165", 0)
+    assert [box.category for box in record.objects] == ["person", "bicycle"]
+    assert record.relations == [Relation(0, 1, "sit on/at"), Relation(0, 0, "talk on phone")]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"object": [1]}, "differ in length"),
+        ({"object": [1, 9]}, "'object' contains 9"),
+        ({"verb": [1, None]}, "'verb' contains None"),
+        ({"boxes_h": [MAN_BOX, [1, 2]]}, "expected 4 numbers"),
+        ({"boxes_h": None}, "differ in length"),
+    ],
+)
+def test_invalid_pairs_are_an_error_row(tmp_path, change, reason):
+    content = {**HICO_PAIRS, "annotation": [HICO_PAIRS["annotation"][0] | change, HICO_PAIRS["annotation"][1]]}
+    broken, good = read_pairs(tmp_path, content, hico_source)
+    assert good.ok
+    assert reason in broken.error
+    assert not broken.objects
+
+
+def test_background_is_not_an_object(tmp_path):
+    annotation = VCOCO_PAIRS["annotations"][0] | {"objects": [2, 0]}
+    (record,) = read_pairs(tmp_path, {**VCOCO_PAIRS, "annotations": [annotation]}, vcoco_source)
+    assert "'objects' contains 0" in record.error
+
+
+@pytest.mark.parametrize(
+    ("content", "open_source", "reason"),
+    [
+        ({**HICO_PAIRS, "objects": ["unicorn"]}, hico_source, "its list 'objects' contains 'unicorn'"),
+        ({**HICO_PAIRS, "verbs": ["levitate"]}, hico_source, "its list 'verbs' contains 'levitate'"),
+        ({**HICO_PAIRS, "verbs": []}, hico_source, "no list 'verbs'"),
+        ({**HICO_PAIRS, "filenames": ["1.jpg"]}, hico_source, "differ in length"),
+        ({**VCOCO_PAIRS, "classes": ["sit"]}, vcoco_source, "its list 'classes' contains 'sit'"),
+        ({**VCOCO_PAIRS, "objects": []}, vcoco_source, "no list 'objects'"),
+    ],
+)
+def test_names_of_another_dataset_are_refused(tmp_path, content, open_source, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        read_pairs(tmp_path, content, open_source)
+    assert "pairs.json" in str(caught.value)
+
+
+def test_counts_of_the_real_files(oracle, hico_test):
+    assert all(record.ok for record in hico_test)
+    counts = [len(record.relations) for record in hico_test]
+    assert (len(hico_test), counts.count(0), sum(counts)) == (9658, 112, 33405)
+    for split, count in (("train", 2533), ("val", 2867), ("test", 4946)):
+        path = oracle / f"data/vcoco/fredzzhang_instances_vcoco_{split}.json"
+        images = list(vcoco_source(path, split).read(Counter()))
+        assert len(images) == count
+        pairs = [len(image["actions"]) for image in json.loads(path.read_text())["annotations"]]
+        assert [len(record.relations) for record in images] == pairs

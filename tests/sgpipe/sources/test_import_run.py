@@ -24,7 +24,7 @@ IMAGES = 1100  # three shards
 
 
 def graph(number: int) -> dict:
-    """An image of 90 x 60 with one box clipped, one without area, and a relation to each."""
+    """A 90 x 60 image with a box to clip, a box without area inside it, and a relation to each."""
     boxes = [(0, 0, 30, 30), (80, 10, 30, 30), (95, 0, 5, 5)]
     objects = [
         {"object_id": i, "x": x, "y": y, "w": w, "h": h, "names": ["dog"]} for i, (x, y, w, h) in enumerate(boxes)
@@ -36,7 +36,7 @@ def graph(number: int) -> dict:
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory) -> Path:
-    """Images 3 and 700 have no size, and there is no image that would tell; item 600 is no image."""
+    """Images 3 and 700 have neither a size nor a file; item 600 is not an image."""
     folder = tmp_path_factory.mktemp("vg")
     (folder / "images").mkdir()
     items = [graph(number) for number in range(IMAGES)]
@@ -62,7 +62,7 @@ def rows(out: Path) -> list[Record]:
 
 
 def state(out: Path) -> dict:
-    """Every file of a run and when it was written."""
+    """The modification time of every file of a run."""
     return {path: path.stat().st_mtime_ns for path in (*out.glob("data/*"), out / "manifest.jsonl")}
 
 
@@ -83,7 +83,7 @@ def test_shards_are_as_large_as_those_of_generate(finished):
     assert shards[0].rows == ROWS_PER_SHARD
 
 
-def test_the_header_says_what_training_needs(finished, annotations, tmp_path, oracle):
+def test_the_manifest_has_what_training_needs(finished, annotations, tmp_path, oracle):
     assert Manifest.load(finished).run["images"] == {"val": str(annotations.parent / "images")}
     assert Manifest.load(finished).run["labels"] is None
     source = hico_source(oracle / "data/hicodet/test_hico_sample300.qpic_format.json", "test")
@@ -104,24 +104,24 @@ def test_the_summary_counts_rows_and_problems(annotations, tmp_path):
     assert run(annotations, tmp_path / "out").problems == expected
 
 
-def test_the_same_command_does_nothing_more(finished, annotations):
+def test_repeating_a_finished_import_changes_nothing(finished, annotations):
     before = state(finished)
     run(annotations, finished)
     assert state(finished) == before
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_a_killed_import_goes_on(finished, annotations, tmp_path, monkeypatch, at):
-    """Killed after a shard has been renamed into place, before the manifest knows of it."""
+def test_a_killed_import_resumes(finished, annotations, tmp_path, monkeypatch, at):
+    """Killed after a shard was renamed into place, before it was committed to the manifest."""
     written = []
 
     def write_and_die(*arguments):
-        written.append(importing_write(*arguments))
+        written.append(write_shard(*arguments))
         if len(written) > at:
             raise KeyboardInterrupt
         return written[-1]
 
-    importing_write = import_run.write_shard
+    write_shard = import_run.write_shard
     monkeypatch.setattr(import_run, "write_shard", write_and_die)
     with pytest.raises(KeyboardInterrupt):
         run(annotations, tmp_path / "out")
@@ -147,7 +147,7 @@ def test_another_import_is_refused(finished, annotations, tmp_path):
     assert len(rows(finished)) == IMAGES
 
 
-def test_moved_images_and_files_are_no_other_import(finished, annotations, tmp_path):
+def test_an_import_resumes_after_images_and_files_moved(finished, annotations, tmp_path):
     before = state(finished)
     moved = tmp_path / "elsewhere.json"
     shutil.copy(annotations, moved)
@@ -164,7 +164,7 @@ def test_a_limit_can_be_raised(finished, annotations, tmp_path):
     assert [shard.start for shard in Manifest.load(out).shards] == [0, 100, 612, 700]
 
 
-def test_lost_shards_are_made_again(finished, annotations, tmp_path):
+def test_lost_shards_are_imported_again(finished, annotations, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     first, second, _ = (out / shard.file for shard in Manifest.load(out).shards)
@@ -175,7 +175,7 @@ def test_lost_shards_are_made_again(finished, annotations, tmp_path):
     assert len(list(out.glob("data/*"))) == 3
 
 
-def test_error_rows_are_tried_again_on_request(annotations, tmp_path):
+def test_error_rows_are_retried_on_request(annotations, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     out = tmp_path / "out"
@@ -207,7 +207,7 @@ def test_embedded_images_make_shards_self_contained(annotations, tmp_path):
     assert "image file not found" in errors[4]
 
 
-def test_dataset_loaders_show_embedded_images(annotations, tmp_path, monkeypatch):
+def test_datasets_loads_embedded_images(annotations, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     images = tmp_path / "images"
@@ -219,7 +219,7 @@ def test_dataset_loaders_show_embedded_images(annotations, tmp_path, monkeypatch
     assert loaded["relations"][0]["predicate"] == "p0"
 
 
-def test_statistics_work_on_imports(finished):
+def test_imports_can_be_measured(finished):
     measures = measure(finished)
     assert measures.images == {"val": IMAGES}
     assert sum(measures.predicates.values()) == measures.thresholds[-1].relations == IMAGES - 2
@@ -240,7 +240,7 @@ def test_bad_options_leave_nothing_behind(annotations, tmp_path, options, reason
     assert not (tmp_path / "out").exists()
 
 
-def test_a_split_must_be_a_word(annotations, tmp_path):
+def test_an_invalid_split_is_refused(annotations, tmp_path):
     source = VisualGenome(annotations, tmp_path, "../x").source()
     with pytest.raises(UserError, match=r"--split '\.\./x'"):
         import_annotations(source, tmp_path, tmp_path / "out", QUIET)
@@ -249,18 +249,18 @@ def test_a_split_must_be_a_word(annotations, tmp_path):
 def test_a_file_without_images_is_refused(tmp_path):
     path = tmp_path / "graphs.json"
     path.write_text(json.dumps([{"objects": [], "relationships": []}]))
-    with pytest.raises(UserError, match=r"graphs\.json holds no image that can be imported"):
+    with pytest.raises(UserError, match=r"graphs\.json contains no image that can be imported"):
         run(path, tmp_path / "out", tmp_path)
 
 
 def test_real_images_of_hico_keep_all_relations(oracle, tmp_path):
-    """In HOIA form, which gives no sizes: they come from the images, here blank ones."""
+    """In HOIA format, which has no sizes: they come from the images, here blank ones."""
     path = oracle / "data/hicodet/test_hico_sample300.qpic_format.json"
-    wanted = {item["file_name"]: len(item["hoi_annotation"]) for item in json.loads(path.read_text())}
+    expected = {item["file_name"]: len(item["hoi_annotation"]) for item in json.loads(path.read_text())}
     pairs = json.loads((oracle / "data/hicodet/instances_test2015.json").read_text())
     for name, size in zip(pairs["filenames"], pairs["size"], strict=True):
-        if name in wanted:
+        if name in expected:
             Image.new("L", size).save(tmp_path / name)
     summary = import_annotations(hico_source(path, "test"), tmp_path, tmp_path / "out", QUIET)
     assert (summary.counts["images"], summary.counts["errors"], +Counter(summary.problems)) == (300, 0, {})
-    assert {record.file_name: len(record.relations) for record in rows(tmp_path / "out")} == wanted
+    assert {record.file_name: len(record.relations) for record in rows(tmp_path / "out")} == expected

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.report import known_quality
+from sgpipe.evaluation.label_quality.report import run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import MiniworldConfig, load_recipe
@@ -42,7 +42,7 @@ def true_facts(config: MiniworldConfig, implied_too: bool) -> list[Counter]:
     return [Counter(fact[:3] for fact in scene.facts if implied_too or not fact.implied) for scene in scenes]
 
 
-def test_shards_hold_all_that_is_true_and_all_that_was_composed(miniworld):
+def test_shards_have_all_relations_and_the_composed_ones(miniworld):
     assert miniworld.settings == CONFIG.model_dump()
     assert facts(miniworld.all_relations) == true_facts(CONFIG, implied_too=True)
     assert facts(miniworld.composed_relations) == true_facts(CONFIG, implied_too=False)
@@ -52,7 +52,7 @@ def test_shards_hold_all_that_is_true_and_all_that_was_composed(miniworld):
         assert record.split == "test_compositional"
 
 
-def test_other_images_or_half_of_them_are_drawn_over(tmp_path):
+def test_images_of_other_settings_and_incomplete_ones_are_replaced(tmp_path):
     files = MiniworldFiles(tmp_path / "drawn")
     for seed in (1, 2):
         config = MiniworldConfig(images=3, seed=seed)
@@ -66,7 +66,7 @@ def test_other_images_or_half_of_them_are_drawn_over(tmp_path):
 
 
 def labelled(miniworld: MiniworldFiles, out: Path) -> RunFolder:
-    """A run on these images, labelled with the relations they were composed of."""
+    """A run on these images, whose labels are the composed relations."""
     folder = RunFolder(out)
     shutil.copytree(miniworld.root, folder.private / "drawn")
     (out / "data").mkdir()
@@ -77,7 +77,7 @@ def labelled(miniworld: MiniworldFiles, out: Path) -> RunFolder:
     return folder
 
 
-def test_a_run_of_other_images_is_refused_before_anything_is_touched(miniworld, tmp_path):
+def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_path):
     folder = labelled(miniworld, tmp_path / "run")
     for changes, refusal in (
         ({"source.drawn.seed": 4}, r"\n  drawn.seed: 3 then, 4 now"),
@@ -92,14 +92,14 @@ def test_a_run_of_other_images_is_refused_before_anything_is_touched(miniworld, 
     assert facts(folder.ground_truth.relations) == true_facts(CONFIG, implied_too=True)
 
 
-def test_the_miniworld_is_not_for_other_images():
+def test_the_miniworld_recipe_accepts_no_other_images():
     other = {"source.splits": {"val": {"annotations": "a.json", "images": "b"}}}
     with pytest.raises(UserError, match="generates its own images"):
         generate(load_recipe("miniworld", other), Path("nowhere"), QUIET)
     assert not Path("nowhere").exists()
 
 
-def test_commands_find_the_truth_and_the_images_in_a_run_wherever_it_is(miniworld, tmp_path):
+def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_path):
     labelled(miniworld, tmp_path / "run").root.rename(tmp_path / "moved")
     run = str(tmp_path / "moved")
     result = CliRunner().invoke(app, ["eval", "labels", "--pred", run, "--json", str(tmp_path / "scores.json")])
@@ -108,11 +108,14 @@ def test_commands_find_the_truth_and_the_images_in_a_run_wherever_it_is(miniworl
     assert scores["counts"]["images compared"] == CONFIG.images
     assert scores["summary"]["precision at 0.2"] == scores["summary"]["recall at 0.2"] == 1
     report = CliRunner().invoke(app, ["stats", run])
-    assert f"By the truth of {CONFIG.images} images, 100.0%" in report.stdout
+    assert (
+        f"Ground truth of {CONFIG.images} images: the precision of relations of confidence 0.20 or more is 100.0%"
+        in report.stdout
+    )
     assert Manifest.load(tmp_path / "moved").image_folders["test_compositional"].is_dir()
 
 
-def test_without_truth_there_is_nothing_to_compare_with(miniworld):
+def test_label_quality_requires_ground_truth(miniworld):
     result = CliRunner().invoke(app, ["eval", "labels", "--pred", str(miniworld.composed_relations)])
     assert result.exit_code == 2
     assert "give --truth" in result.stderr
@@ -124,11 +127,11 @@ def test_any_source_can_have_ground_truth(miniworld, tmp_path):
     shutil.rmtree(folder.private / "drawn")
     assert folder.ground_truth is None
     folder.set_ground_truth(GroundTruth(miniworld.all_relations))
-    [(_, quality), *_] = known_quality(folder.root).items()
+    [(_, quality), *_] = run_quality(folder.root).items()
     assert quality.at_threshold.precision == 1
     assert quality.at_threshold.recall < 1  # recall counts all relations, not only the composed ones
     folder.set_ground_truth(None)
-    assert known_quality(folder.root) == {}
+    assert run_quality(folder.root) == {}
 
 
 def test_a_recipe_names_the_ground_truth_of_its_source(tmp_path):

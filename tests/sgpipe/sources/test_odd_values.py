@@ -1,4 +1,4 @@
-"""Whatever stands in an annotation file, it becomes rows, counts, or one line of error."""
+"""Unexpected values in an annotation file become rows, problem counts, or a one-line error."""
 
 import copy
 import json
@@ -21,14 +21,14 @@ from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS
-from tests.sgpipe.sources.test_hoi_pairs import HICO, VCOCO
+from tests.sgpipe.sources.test_hoi import HICO_PAIRS, VCOCO_PAIRS
 from tests.sgpipe.sources.test_open_images import VRD
 
 INLINE = {
     "image_id": 2,
     "relationships": [{"predicate": "on", "subject": GRAPH["objects"][0], "object": GRAPH["objects"][1]}],
 }
-CONTENTS = {**FILES, "hico pairs": HICO, "vcoco pairs": VCOCO, "vrd": [VRD], "vg inline": [INLINE]}
+CONTENTS = {**FILES, "hico pairs": HICO_PAIRS, "vcoco pairs": VCOCO_PAIRS, "vrd": [VRD], "vg inline": [INLINE]}
 ODD = (None, [], {}, "", "x", "-1", -1, 0, 2.5, 1e400, math.nan, 10**30, True, [None], [[]], {"a": 1}, "\ud800", " ")
 ROUNDS = 15
 QUIET = Progress(Console(quiet=True))
@@ -48,11 +48,11 @@ def open_source(kind: str, path: Path) -> AnnotationSource:
     return {"hico": hico_source, "vcoco": vcoco_source}[kind](path, "train")
 
 
-def spoil(content: Any, rng: random.Random) -> Any:
-    """The content with one of its values replaced by an odd one, or missing."""
+def replace_value(content: Any, rng: random.Random) -> Any:
+    """The content with one value replaced by an unexpected one, or removed."""
     content = copy.deepcopy(content)
-    places = list(_places(content))
-    holder, key = rng.choice(places)
+    positions = list(_positions(content))
+    holder, key = rng.choice(positions)
     if rng.random() < 0.15:
         del holder[key]
     else:
@@ -60,23 +60,23 @@ def spoil(content: Any, rng: random.Random) -> Any:
     return content
 
 
-def _places(value: Any):
+def _positions(value: Any):
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield value, key
-        yield from _places(value[key])
+        yield from _positions(value[key])
 
 
 @pytest.mark.parametrize("kind", [*CONTENTS, "rel.json"])
-def test_odd_values_make_no_traceback(tmp_path, kind):
+def test_unexpected_values_cause_no_traceback(tmp_path, kind):
     rng = random.Random(kind)
     path, errors = tmp_path / "annotations.json", []
     for number in range(ROUNDS):
         content, triplets = CONTENTS.get(kind, FILES["coco-rel"]), TRIPLETS
         if kind == "rel.json":
-            triplets = spoil(triplets, rng)
+            triplets = replace_value(triplets, rng)
         else:
-            content = spoil(content, rng)
+            content = replace_value(content, rng)
         path.write_text(json.dumps(content))
         (tmp_path / "rel.json").write_text(json.dumps(triplets))
         out = tmp_path / f"out{number}"

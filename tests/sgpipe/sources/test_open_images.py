@@ -36,7 +36,7 @@ def read(folder, items, categories=None):
 
 
 @pytest.mark.parametrize(("item", "size"), [(HOIA, (0, 0)), (VRD, (1024, 768))])
-def test_both_forms_say_the_same(tmp_path, item, size):
+def test_both_formats_give_the_same_record(tmp_path, item, size):
     source, (record,), problems = read(tmp_path, [item])
     assert not problems
     assert (record.image_id, record.file_name) == ("003e363ce1f302cd", "003e363ce1f302cd.jpg")
@@ -48,8 +48,8 @@ def test_both_forms_say_the_same(tmp_path, item, size):
 
 
 @pytest.mark.parametrize("item", [HOIA, VRD])
-def test_only_the_classes_used_are_kept(tmp_path, item):
-    """The annotations count all 601 classes, not those of the list that is used."""
+def test_only_the_given_classes_are_kept(tmp_path, item):
+    """The ids of the annotations refer to all 601 classes, not to the given list."""
     categories = {"obj": ["sink", "bird"], "rel": list(RELATIONS.values())}
     source, (record,), problems = read(tmp_path, [item], categories)
     assert source.classes.objects == ("sink", "bird")
@@ -73,7 +73,7 @@ def test_only_the_classes_used_are_kept(tmp_path, item):
         {**HOIA, "annotations": [{"bbox": [1, 2, 11, 22], "category_id": 601}]},
     ],
 )
-def test_an_image_out_of_order_is_an_error_row(tmp_path, item):
+def test_an_invalid_image_is_an_error_row(tmp_path, item):
     good = VRD if "img_fn" in item else HOIA
     _, found, problems = read(tmp_path, [good, item])
     assert not problems
@@ -95,12 +95,12 @@ def test_images_without_a_name_are_counted(tmp_path):
         ([1], "expected"),
     ],
 )
-def test_other_lists_of_classes_are_refused(tmp_path, categories, reason):
+def test_invalid_class_lists_are_refused(tmp_path, categories, reason):
     with pytest.raises(UserError, match=r"categories\.json.*" + reason):
         read(tmp_path, [VRD], categories)
 
 
-def test_names_are_the_published_ones(oracle):
+def test_names_equal_the_published_ones(oracle):
     published = json.loads((oracle / "data/openimages/categories_dict.json").read_text())
     assert list(NAMES.values()) == published["obj"]
     assert list(RELATIONS.values()) == published["rel"]

@@ -7,7 +7,7 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import clip_objects
-from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
+from sgpipe.sources.scene_graphs import PseudoLabels, drop_nameless, graph_record, iter_graphs
 
 
 def thing(number, **more):
@@ -19,8 +19,8 @@ def read(item) -> tuple[Record | None, Counter]:
     return graph_record(item, "d", "val", problems), +problems
 
 
-def test_both_forms_of_relations_and_all_forms_of_names():
-    """The last of several objects with the same id counts, in the place of the first."""
+def test_relations_by_id_and_inline_and_all_kinds_of_names():
+    """The last of several objects with the same id replaces the first."""
     relationships = [
         {"predicate": "ON", "subject_id": 5, "object_id": 7},
         {"predicate": "by", "subject": thing(9, names="Cat"), "object": {**thing(5), "names": ["man", "person"]}},
@@ -35,7 +35,7 @@ def test_both_forms_of_relations_and_all_forms_of_names():
     assert record.relations == [Relation(0, 1, "ON"), Relation(2, 0, "by")]
 
 
-def test_sizes_names_and_confidences_are_taken_where_there_are_any():
+def test_optional_sizes_names_and_confidences_are_read():
     relationships = [{"predicate": "on", "subject_id": 1, "object_id": 1, "confidence": 0.25}]
     item = {"image_id": 3.0, "file_name": "a/b.png", "width": 8, "height": 6, "objects": [thing(1)]}
     record, _ = read({**item, "relationships": relationships})
@@ -60,7 +60,7 @@ def test_sizes_names_and_confidences_are_taken_where_there_are_any():
         ({"objects": [thing(1), thing(2), thing(None)]}, "malformed"),
     ],
 )
-def test_what_cannot_be_understood_is_counted_and_left_out(broken, problem):
+def test_malformed_items_are_dropped_and_counted(broken, problem):
     record, problems = read({"image_id": 1, "objects": [thing(1), thing(2)], "relationships": [], **broken})
     assert problems == {problem: 1}
     assert len(record.objects) == 2
@@ -68,11 +68,11 @@ def test_what_cannot_be_understood_is_counted_and_left_out(broken, problem):
 
 
 @pytest.mark.parametrize("item", [None, [], "x", {}, {"image_id": None}, {"image_id": [1]}])
-def test_without_an_id_there_is_no_record(item):
+def test_a_graph_without_an_image_id_is_no_record(item):
     assert read(item) == (None, {"malformed": 1})
 
 
-def test_what_has_no_name_is_dropped():
+def test_nameless_objects_and_relations_are_dropped():
     record = Record("1", "d", "val", "1.jpg", 9, 9, objects=[Box(name, 0, (0, 0, 1, 1)) for name in ("a", " ", "b")])
     record.relations = [Relation(0, 2, "on"), Relation(0, 2, " "), Relation(0, 1, "by")]
     problems: Counter[str] = Counter()
@@ -81,7 +81,7 @@ def test_what_has_no_name_is_dropped():
     assert problems == {"nameless": 2, "relations_of_dropped_boxes": 1}
 
 
-def test_a_file_may_hold_one_graph(tmp_path):
+def test_a_file_may_be_a_single_graph(tmp_path):
     path = tmp_path / "one.json"
     path.write_text(json.dumps({"relationships": [{"predicate": "on"}], "image_id": 7}))
     assert list(iter_graphs(path)) == [{"image_id": 7, "relationships": [{"predicate": "on"}]}]
@@ -91,7 +91,7 @@ def test_a_file_may_hold_one_graph(tmp_path):
 
 
 def test_real_records_become_the_published_scene_graphs(oracle):
-    """Visual Genome's images 1 to 3: relations with the objects inside, and the same as a scene graph."""
+    """Visual Genome's images 1 to 3, with inline objects, equal the published scene graphs."""
     with gzip.open(oracle / "golden/candidates/inputs_vg_preprocessed.json.gz") as file:
         published = {graph["image_id"]: graph for graph in json.load(file)}
     for suffix, count in (("", 41), ("2", 23), ("3", 50)):
@@ -118,3 +118,73 @@ def test_targets_agree_with_the_published_ones(oracle):
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in kept)
     assert [normalised[subject] for subject, _ in pairs] == [pytest.approx(b, abs=1e-6) for b in target["sub_boxes"]]
     assert [normalised[object_] for _, object_ in pairs] == [pytest.approx(b, abs=1e-6) for b in target["obj_boxes"]]
+
+
+COCO = {
+    "image_id": 4242,
+    "dataset": "coco2017",
+    "data_split": "val2017",
+    "objects": [{"object_id": 10000000, "x": 1.5, "y": 2.5, "w": 3.5, "h": 4.5, "names": "Person"}],
+    "relationships": [
+        {"predicate": "Near", "subject_id": 10000000, "object_id": 10000000, "confidence": 0.25},
+        {"predicate": "Near", "subject_id": 10000000, "object_id": 10000000, "confidence": 0.06},
+    ],
+}
+O365 = {**COCO, "image_id": 420917, "dataset": "o365", "data_split": "train"}
+
+
+def read_labels(folder, items, paths=None):
+    path = folder / "labels.json"
+    path.write_text(json.dumps(items))
+    if paths is not None:
+        (folder / "paths.json").write_text(json.dumps(paths))
+        paths = folder / "paths.json"
+    (folder / "images").mkdir(exist_ok=True)
+    return list(PseudoLabels(path, folder / "images", "train", paths).source().read(Counter()))
+
+
+def test_pseudo_labels_are_not_changed(tmp_path):
+    (record,) = read_labels(tmp_path, [COCO])
+    assert (record.image_id, record.dataset, record.split) == ("4242", "coco2017", "train")
+    assert record.objects == [Box("Person", 0, (1.5, 2.5, 3.5, 4.5))]
+    assert record.relations == [Relation(0, 0, "Near", 0.25), Relation(0, 0, "Near", 0.06)]
+
+
+def test_coco_images_are_found_with_and_without_a_folder_of_their_split(tmp_path):
+    name = "000000004242.jpg"
+    assert read_labels(tmp_path, [COCO])[0].file_name == name
+    (tmp_path / "images/val2017").mkdir()
+    (tmp_path / "images/val2017" / name).touch()
+    assert read_labels(tmp_path, [COCO])[0].file_name == f"val2017/{name}"
+
+
+def test_objects365_images_need_image_paths(tmp_path):
+    with pytest.raises(UserError, match=r"image 420917 is of Objects365.*--image-paths"):
+        read_labels(tmp_path, [O365])
+    known, unknown = read_labels(tmp_path, [O365, {**O365, "image_id": 1}], {"420917": "train/patch8/a.jpg"})
+    assert known.file_name == "train/patch8/a.jpg"
+    assert "has no path for the image" in unknown.error
+    for wrong in ({"1": 2}, ["a"], {"1": ["a"]}):
+        with pytest.raises(UserError, match=r"paths\.json is not an image_id_to_filepath"):
+            read_labels(tmp_path, [O365], wrong)
+
+
+def test_confidences_are_optional(tmp_path):
+    relationship = {key: value for key, value in COCO["relationships"][0].items() if key != "confidence"}
+    graph = {"image_id": 4242, "objects": COCO["objects"], "relationships": [relationship]}
+    (record,) = read_labels(tmp_path, [graph])
+    assert (record.dataset, record.file_name) == ("rlipv2", "4242.jpg")
+    assert record.relations == [Relation(0, 0, "Near", None)]
+
+
+@pytest.mark.parametrize("tagger", ["tagger_glip", "tagger_vxac"])
+def test_published_pseudo_labels_are_read_completely(oracle, tmp_path, tagger):
+    golden = json.loads((oracle / f"golden/model/{tagger}/small/generation.json").read_text())
+    for case in golden["cases"].values():
+        annotations = case["annotation"]
+        records = read_labels(tmp_path, annotations)
+        assert len(records) == len(annotations) > 0
+        for record, item in zip(records, annotations, strict=True):
+            confidences = [relation["confidence"] for relation in item["relationships"]]
+            assert confidences == [relation.confidence for relation in record.relations]
+            assert [box.bbox for box in record.objects] == [tuple(o[k] for k in "xywh") for o in item["objects"]]

@@ -4,8 +4,15 @@ from collections import Counter
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.records import Relation
-from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.visual_genome import (
+    MAX_RELATIONS,
+    AliasTables,
+    VisualGenome,
+    load_aliases,
+    pixel_iou,
+    remove_redundant,
+)
 
 GRAPH = {
     "image_id": 7,
@@ -40,7 +47,7 @@ def read(genome: VisualGenome):
     return record, +problems
 
 
-def test_preprocessing_is_the_default_and_can_be_left_out(genome):
+def test_preprocessing_is_the_default_and_can_be_switched_off(genome):
     record, problems = read(genome())
     assert record.relations == [Relation(0, 1, "on"), Relation(0, 2, "on")]
     assert problems == {"repeated_relations": 1, "nameless": 1}
@@ -50,7 +57,7 @@ def test_preprocessing_is_the_default_and_can_be_left_out(genome):
     assert record.objects[0].category == "Man"
 
 
-def test_aliases_are_part_of_what_a_source_is_made_of(genome, tmp_path):
+def test_aliases_are_files_of_the_source(genome, tmp_path):
     aliases = tmp_path / "alias.txt"
     aliases.write_text("man,men\n")
     record, problems = read(genome(object_aliases=aliases))
@@ -58,7 +65,7 @@ def test_aliases_are_part_of_what_a_source_is_made_of(genome, tmp_path):
     assert problems["redundant_relations"] == 1
     assert genome(object_aliases=aliases).source().files["object_aliases"] == aliases
     assert genome().source().options != genome(preprocess=False).source().options
-    with pytest.raises(UserError, match="leave out --no-preprocess or the alias files"):
+    with pytest.raises(UserError, match="omit --no-preprocess or the alias files"):
         genome(object_aliases=aliases, preprocess=False).source()
 
 
@@ -73,19 +80,19 @@ def test_sizes_come_from_image_data(genome, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["7.jpg", "VG_100K/7.jpg", "VG_100K_2/7.jpg"])
-def test_images_are_found_where_the_downloads_unpack_to(genome, place):
+def test_images_are_found_in_the_folders_of_the_downloads(genome, place):
     image = genome().images / place
     image.parent.mkdir(exist_ok=True)
     image.touch()
     assert read(genome())[0].file_name == place
 
 
-def test_images_that_are_not_there_keep_their_plain_name(genome):
+def test_missing_images_keep_their_name(genome):
     assert read(genome())[0].file_name == "7.jpg"
 
 
-def test_real_records_lose_only_what_is_counted(oracle, tmp_path):
-    """As many relations stay as the published preprocessing leaves, run on these records with these aliases."""
+def test_real_records_lose_only_counted_relations(oracle, tmp_path):
+    """As many relations remain as after the published preprocessing of these records with these aliases."""
     data = oracle / "data/vg"
     (tmp_path / "images").mkdir()
     for suffix, count, left in (("", 41, 35), ("2", 23, 22), ("3", 50, 44)):
@@ -98,3 +105,95 @@ def test_real_records_lose_only_what_is_counted(oracle, tmp_path):
         facts = [(relation.subject, relation.object, relation.predicate) for relation in record.relations]
         assert len(set(facts)) == len(facts)
         assert problems["repeated_relations"] > 0
+
+
+def record(objects, relations) -> Record:
+    boxes = [Box(name, 0, box) for name, box in objects]
+    return Record("1", "d", "val", "1.jpg", 500, 500, objects=boxes, relations=[Relation(*r) for r in relations])
+
+
+def removed(image: Record, aliases: AliasTables | None = None) -> tuple[list, dict]:
+    problems: Counter[str] = Counter()
+    remove_redundant(image, aliases or AliasTables(), problems)
+    return [(r.subject, r.object, r.predicate) for r in image.relations], dict(+problems)
+
+
+HERE, NEARLY, THERE = (0, 0, 99, 99), (0, 0, 99, 74), (200, 200, 50, 50)
+
+
+def test_repeated_relations_are_removed_regardless_of_case():
+    image = record([("Man", HERE), ("hat", THERE)], [(0, 1, "Wears"), (1, 0, "on"), (0, 1, "wears"), (0, 1, "WEARS")])
+    assert removed(image) == ([(0, 1, "wears"), (1, 0, "on")], {"repeated_relations": 2})
+    assert [box.category for box in image.objects] == ["man", "hat"]
+
+
+def test_redundant_relations_of_overlapping_boxes_are_removed():
+    image = record([("man", HERE), ("man", NEARLY), ("man", THERE), ("hat", THERE)],
+                   [(0, 3, "wears"), (1, 3, "wears"), (2, 3, "wears"), (1, 3, "has")])  # fmt: skip
+    assert removed(image) == ([(0, 3, "wears"), (2, 3, "wears"), (1, 3, "has")], {"redundant_relations": 1})
+
+
+def test_relations_of_other_boxes_or_classes_are_kept():
+    objects = [("man", HERE), ("man", NEARLY), ("boy", HERE), ("hat", THERE), ("hat", HERE), ("cap", THERE)]
+    relations = [(0, 3, "wears"), (1, 4, "wears"), (2, 3, "wears"), (0, 5, "wears")]
+    assert removed(record(objects, relations)) == (relations, {})
+
+
+def test_aliases_compare_as_equal_but_keep_their_words():
+    objects = [("man", HERE), ("men", NEARLY), ("hat", THERE), ("cap", THERE)]
+    aliases = AliasTables({"man": "man", "men": "man", "cap": "hat"}, {"wearing": "wears"})
+    kept, problems = removed(record(objects, [(1, 3, "wearing"), (0, 2, "wears"), (0, 2, "has")]), aliases)
+    assert kept == [(1, 3, "wearing"), (0, 2, "has")]
+    assert problems == {"redundant_relations": 1}
+
+
+def test_a_removed_relation_does_not_remove_others():
+    """Boxes a, b, c in a row, each overlapping the next: b is removed because of a, and c is kept."""
+    a, b, c = (0, 0, 99, 99), (0, 15, 99, 99), (0, 30, 99, 99)
+    image = record([("man", a), ("man", b), ("man", c), ("hat", THERE)], [(i, 3, "wears") for i in range(3)])
+    assert [relation[0] for relation in removed(image)[0]] == [0, 2]
+
+
+def test_at_most_a_hundred_relations_are_kept():
+    objects = [("man", HERE), ("hat", THERE)]
+    relations = [(0, 1, f"p{i // 2}") for i in range(230)]
+    kept, problems = removed(record(objects, relations))
+    assert kept == [(0, 1, f"p{i}") for i in range(MAX_RELATIONS)]
+    assert problems == {"repeated_relations": 115, "relations_beyond_100": 15}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "value"),
+    [
+        ((0, 0, 9, 9), (0, 0, 9, 9), 1.0),
+        ((0, 0, 9, 9), (0, 0, 9, 4), 0.5),  # 10 x 10 pixels and 10 x 5
+        ((0, 0, 9, 9), (5, 0, 9, 9), 50 / 150),
+        ((0, 0, 9, 9), (9, 0, 9, 9), 0.0),  # one common column of pixels, which the published code ignores
+        ((0, 0, 9, 9), (50, 50, 9, 9), 0.0),
+    ],
+)
+def test_pixel_iou(a, b, value):
+    assert pixel_iou(Box("x", 0, a), Box("x", 0, b)) == pytest.approx(value)
+    assert pixel_iou(Box("x", 0, b), Box("x", 0, a)) == pytest.approx(value)
+
+
+def test_alias_tables(tmp_path):
+    path = tmp_path / "alias.txt"
+    path.write_text("tree,trees,tree is\nbush\nplant,trees\n")
+    assert load_aliases(path) == {"tree": "tree", "trees": "plant", "tree is": "tree", "bush": "bush", "plant": "plant"}
+    assert load_aliases(None) == {}
+    path.write_text("tree\nbush\n")
+    with pytest.raises(UserError, match="found no comma"):
+        load_aliases(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_aliases(tmp_path / "none.txt")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not a text file"):
+        load_aliases(path)
+
+
+def test_published_alias_tables(oracle):
+    objects = load_aliases(oracle / "data/vg/danfeix_object_alias.txt")
+    predicates = load_aliases(oracle / "data/vg/danfeix_predicate_alias.txt")
+    assert objects["bikes are"] == objects["bikes"] == "bike"
+    assert predicates["carrying a kite on a"] == "carrying a kite on"

@@ -25,7 +25,7 @@ def test_coco_ids_have_the_gaps_of_the_annotation_files() -> None:
     assert (names[1], names[13], names[67], names[90]) == ("person", "stop sign", "dining table", "toothbrush")
 
 
-def test_objects365_names_are_mended_and_in_lower_case() -> None:
+def test_objects365_names_are_corrected_and_in_lower_case() -> None:
     names, official = category_names("objects365"), official_names("objects365")
     assert list(names) == list(official) == list(range(1, 366))
     assert (official[38], names[38]) == ("Moniter/TV", "monitor/tv")
@@ -34,13 +34,13 @@ def test_objects365_names_are_mended_and_in_lower_case() -> None:
     assert all(name == name.lower().strip() for name in names.values())
 
 
-def test_a_dataset_that_is_not_packaged_has_no_names() -> None:
+def test_other_datasets_have_no_packaged_names() -> None:
     assert category_names("miniworld") == {}
     assert packaged_synonyms("miniworld") == {}
 
 
 @pytest.mark.parametrize("dataset", ["coco", "objects365"])
-def test_packaged_tables_cover_every_class_and_no_phrase_twice(dataset: str) -> None:
+def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: str) -> None:
     table = packaged_synonyms(dataset)
     assert list(table) == list(category_names(dataset).values())
     for name, phrases in table.items():
@@ -50,7 +50,7 @@ def test_packaged_tables_cover_every_class_and_no_phrase_twice(dataset: str) -> 
         assert len(phrases) == len(set(phrases)), f"a phrase is listed twice under {name}"
 
 
-def test_any_table_can_be_read(tmp_path: Path) -> None:
+def test_a_table_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text('{"cup": ["Mug", "!cup board"]}')
     assert load_synonyms(path) == {"cup": ("Mug", "!cup board")}
@@ -60,16 +60,16 @@ def test_any_table_can_be_read(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ('{"cup": ["mug"', "not valid JSON"),
-        ("[]", "found a list that is empty"),
-        ("{}", "found an object that is empty"),
+        ("[]", "found an empty list"),
+        ("{}", "found an empty object"),
         ('{"cup": "mug"}', "key 'cup': expected a list of phrases, found 'mug'"),
-        ('{"cup": []}', "key 'cup': expected a list of phrases, found a list that is empty"),
+        ('{"cup": []}', "key 'cup': expected a list of phrases, found an empty list"),
         ('{"cup": ["mug", 3]}', "key 'cup': expected phrases, found 3"),
         ('{"cup": ["!"]}', "key 'cup': expected phrases, found '!'"),
         ('{" ": ["mug"]}', "expected a class name"),
     ],
 )
-def test_a_bad_table_is_one_clear_line(tmp_path: Path, content: str, expected: str) -> None:
+def test_an_invalid_table_is_refused_with_one_line(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "table.json"
     path.write_text(content)
     with pytest.raises(UserError) as error:
@@ -79,19 +79,19 @@ def test_a_bad_table_is_one_clear_line(tmp_path: Path, content: str, expected: s
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_table_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_table_is_refused_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.json cannot be read: No such file"):
         load_synonyms(tmp_path / "nowhere.json")
 
 
-def test_a_table_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_table_in_utf_16_is_refused_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_bytes(json.dumps({"a": ["b"]}).encode("utf-16"))
     with pytest.raises(UserError, match="not valid JSON"):
         load_synonyms(path)
 
 
-def test_relation_names_have_the_official_numbers():
+def test_relation_names_have_the_official_ids():
     hico, vcoco, open_images = (relation_names(dataset) for dataset in ("hico", "vcoco", "open_images"))
     assert (list(hico), list(vcoco), list(open_images)) == (
         list(range(1, 118)),
@@ -102,7 +102,7 @@ def test_relation_names_have_the_official_numbers():
     assert relation_names("coco") == {}
 
 
-def test_relations_are_found_by_what_their_authors_call_them():
+def test_relations_by_official_name():
     assert official_relation_names("vcoco")["sit_instr"] == "sit on/at"
     assert official_relation_names("hico")["no_interaction"] == "no interaction"
     assert list(official_relation_names("hico").values()) == list(relation_names("hico").values())

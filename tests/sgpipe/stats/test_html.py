@@ -41,15 +41,15 @@ def test_the_page_is_one_file_and_shows_markup_as_text(tmp_path):
 def test_findings_follow_from_the_measures(tmp_path):
     good = [scene(str(n), [(0, "near", 1, 0.9), (1, "beside", 2, 0.9)]) for n in range(4)]
     texts = [f.text for f in find(measure(make_shards(tmp_path / "good", good)))]
-    assert texts[-1] == "Nothing here speaks against it."
+    assert texts[-1] == "No problems found."
     bad = [scene(str(n), [(0, "near", 0, 0.9)]) for n in range(2)] + [scene("9"), scene("8"), scene("7")]
     bad[2].fail("load", "gone")
-    training = [f for f in find(measure(make_shards(tmp_path / "bad", bad))) if f.question == "May I train on it?"]
+    training = [f for f in find(measure(make_shards(tmp_path / "bad", bad))) if f.question == "Can I train on it?"]
     assert [f.grade for f in training] == ["fair", "fair"]
     assert "20% of the images are error rows" in training[0].text
-    assert "an object related to itself (100.0% of relations)" in training[1].text
+    assert "objects related to themselves (100.0% of relations)" in training[1].text
     none = find(measure(make_shards(tmp_path / "none", [scene("0", [(0, "near", 1, 0.01)])])))
-    assert none[-1].text == "No: there is no relation of confidence 0.20 or more."
+    assert none[-1].text == "No: no relation has a confidence of 0.20 or more."
     for empty in (measure(make_shards(tmp_path / "empty", [])), measure(make_shards(tmp_path / "bare", [scene()]))):
         assert find(empty)[-1].grade == "bad"
 
@@ -64,7 +64,7 @@ def test_two_runs_are_compared(tmp_path):
     assert counts["captions"] == (0, 0, "–")
     assert [row.name for row in changes.predicates] == ["at", "near", "on"]
     assert (changes.gained, changes.lost) == (1, 1)
-    assert [(row.name, row.after) for row in changes.health] == [("an object related to itself", 1 / 3)]
+    assert [(row.name, row.after) for row in changes.health] == [("objects related to themselves", 1 / 3)]
 
 
 def test_what_changed_is_in_all_three_forms(tmp_path):
@@ -81,7 +81,7 @@ def test_what_changed_is_in_all_three_forms(tmp_path):
     for row in (
         ["relations", "2", "3", "+1 (+50%)"],
         ["at", "0.0%", "66.7%"],
-        ["an object related to itself", "0.0%", "33.3%"],
+        ["objects related to themselves", "0.0%", "33.3%"],
     ):
         assert any(cells[: len(row)] == row for cells in rows)
         assert any(cells[1 : 1 + len(row)] == row for cells in terminal)
@@ -97,11 +97,11 @@ def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
         assert_forms_agree(root, tmp_path)
         said = json.loads(invoke(root, "--json").stdout)
         assert [finding["text"] for finding in said["findings"] if finding["question"] == "How good is it?"] == [
-            "There are no labels that could be good."
+            "There are no relations or captions to check."
         ]
-        assert "bad" in [f["grade"] for f in said["findings"] if f["question"] == "May I train on it?"]
+        assert "bad" in [f["grade"] for f in said["findings"] if f["question"] == "Can I train on it?"]
         page = (tmp_path / "r.html").read_text(encoding="utf-8")
-        assert ("There is no image that could be shown." in page) == (name != "bare")
+        assert ("There are no images to show." in page) == (name != "bare")
         assert "people annotated them" not in page
 
 

@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 from sgpipe import miniworld
 from sgpipe.cli.main import app
 from sgpipe.stats.audit import audit
-from sgpipe.stats.ground_truth import KnownTruth
 from sgpipe.storage.database import open_run
 from sgpipe.storage.run_folder import RunFolder
 from tests.sgpipe.stats.agreement import (
@@ -53,12 +52,11 @@ def test_all_forms_agree_with_each_other_and_with_pyarrow(name, request, tmp_pat
     assert_thresholds_are_numpys(root, rows)
 
 
-def test_the_default_labels_are_healthy_and_known_to_be_good(drawn):
+def test_the_default_labels_are_healthy_and_good_by_the_ground_truth(drawn):
     with open_run(drawn) as database:
-        known = RunFolder(drawn).truth
-        found = audit(database, truth=KnownTruth(known.true, known.composed))
+        found = audit(database, ground_truth=RunFolder(drawn).ground_truth)
     assert [check.name for check in found.measures.health if check.count] == []
-    assert found.truth.precision.low > 0.9
-    assert found.truth.recall > 0.8
-    assert found.truth.suggested.kept == found.truth.relations > 300
-    assert [finding.text for finding in found.findings][-1] == "Nothing here speaks against it."
+    assert found.ground_truth.precision.low > 0.9
+    assert found.ground_truth.recall > 0.8
+    assert found.ground_truth.suggested.kept == found.ground_truth.relations > 300
+    assert [finding.text for finding in found.findings][-1] == "No problems found."

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from sgpipe.records import SCHEMA, to_table
-from sgpipe.stats.distributions import measure_tail
+from sgpipe.stats.distributions import measure_long_tail
 from sgpipe.stats.measures import measure
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import shard_name, write_table
@@ -27,7 +27,7 @@ def frequencies(oracle) -> dict[float, dict[str, int]]:
 
 
 def test_few_predicates_have_most(frequencies):
-    tails = {threshold: measure_tail(list(counts.values())) for threshold, counts in frequencies.items()}
+    tails = {threshold: measure_long_tail(list(counts.values())) for threshold, counts in frequencies.items()}
     assert (tails[0.2].total, tails[0.2].kinds) == (5_828_544, 1_141)
     assert 2.95e6 < tails[0.25].total < 3.05e6
     assert tails[0.25].kinds <= tails[0.2].kinds

@@ -66,7 +66,7 @@ def test_verdicts_become_precision_weighted_by_the_bands(run, tmp_path):
     assert found.low < 300 / 340 < found.high
     assert found.high - found.low < 0.25
     assert found.covered == pytest.approx(340 / 345)
-    assert [(verdict.precision.right, verdict.precision.judged) for verdict in found.bands] == [
+    assert [(verdict.precision.correct, verdict.precision.judged) for verdict in found.bands] == [
         (0, 0),
         (0, 30),
         (30, 30),
@@ -92,18 +92,18 @@ def test_what_is_no_export_is_refused(run, tmp_path):
     review = written(run, tmp_path / "r.html", 10)
     [question, *_] = review["questions"]
     for content, reason in (
-        ("{", "exports .the file: Invalid JSON"),
+        ("{", "--review`.*the file: Invalid JSON"),
         ("[" * 100_000, "Invalid JSON"),
-        ("[]", "exports"),
-        (json.dumps(review), "exports"),
-        (json.dumps(review | {"answers": ["right"]}), "exports"),
+        ("[]", "was not exported"),
+        (json.dumps(review), "was not exported"),
+        (json.dumps(review | {"answers": ["right"]}), "was not exported"),
         (json.dumps(review | {"answers": ["maybe"] * 10}), "answers.0: Input should be 'right', 'wrong' or 'unsure'"),
         (json.dumps(review | {"answers": [["right"]] * 10}), "answers.0"),
         (
             json.dumps(review | {"answers": [None] * 10, "questions": [question | {"confidence": "high"}] * 10}),
             "questions.0.confidence",
         ),
-        (json.dumps(review | {"answers": [None] * 10, "bands": []}), "exports"),
+        (json.dumps(review | {"answers": [None] * 10, "bands": []}), "was not exported"),
         (json.dumps(review | {"answers": [None] * 10, "fingerprint": "x"}), "another run"),
     ):
         file.write_text(content)

@@ -4,8 +4,9 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
-from sgpipe.stats.samples import open_image, open_records, spread, write_sheet
+from sgpipe.stats.samples import open_records, sample_images, write_sheet
 from sgpipe.storage.database import open_run
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
@@ -17,10 +18,10 @@ def run_of(root, confidences, **options):
 
 def chosen(root, count, threshold=0.2) -> list[str]:
     with open_run(root) as database:
-        return [record.image_id for record, _ in open_records(database, spread(database, count, threshold))]
+        return [record.image_id for record, _ in open_records(database, sample_images(database, count, threshold))]
 
 
-def test_images_are_spread_over_those_with_relations_and_the_others_fill_up(tmp_path):
+def test_samples_are_evenly_spaced_among_images_with_relations_and_others_fill_up(tmp_path):
     root = run_of(tmp_path / "run", [0.9, 0.1, 0.2, None, 0.3, 0.0, 0.5, 0.6])
     assert chosen(root, 2) == ["0", "4"]
     assert chosen(root, 6) == ["0", "2", "3", "4", "6", "7"]
@@ -43,13 +44,13 @@ def test_error_rows_are_left_out_and_later_row_groups_read(tmp_path):
 def test_images_are_found_where_they_are_and_missing_ones_are_none(tmp_path, embedded):
     root = run_of(tmp_path / "a [b] *", [0.9, 0.9, 0.9], embedded=embedded, spoilt={"1": b"no image", "2": None})
     with open_run(root) as database:
-        images = [image for _, image in open_records(database, spread(database, 3, 0.2))]
+        images = [image for _, image in open_records(database, sample_images(database, 3, 0.2))]
         assert [image is not None for image in images] == [True, False, False]
     elsewhere = tmp_path / "moved"
     elsewhere.mkdir()
     Image.new("RGB", (24, 16), "red").save(elsewhere / "1.png")
     with open_run(root) as database:
-        images = [image for _, image in open_records(database, spread(database, 3, 0.2), elsewhere)]
+        images = [image for _, image in open_records(database, sample_images(database, 3, 0.2), elsewhere)]
     assert [image is not None for image in images] == [False, True, False]
 
 
@@ -57,9 +58,10 @@ def test_a_file_name_that_leaves_the_image_folder_is_not_opened(tmp_path):
     Image.new("RGB", (24, 16)).save(tmp_path / "secret.png")
     record = plain_record("1", file_name="../secret.png")
     (tmp_path / "images").mkdir()
-    assert open_image({}, record, None, tmp_path / "images") is None
+    with pytest.raises(ImageError, match="is not inside the image folder"):
+        open_row_image({}, record, None, tmp_path / "images")
     record.file_name = "secret.png"
-    assert open_image({"train": tmp_path}, record, None) is not None
+    assert open_row_image({"train": tmp_path}, record).size == (24, 16)
 
 
 def test_the_sheet_is_an_image_with_a_card_for_each_image(tmp_path):
@@ -77,7 +79,7 @@ def test_a_run_without_usable_images_and_a_file_that_cannot_be_written(tmp_path)
     make_run(tmp_path / "failed", [failed])
     make_run(tmp_path / "empty", [])
     for name in ("failed", "empty"):
-        with pytest.raises(UserError, match="no image that could be drawn"):
+        with pytest.raises(UserError, match="has no image to draw"):
             write_sheet(tmp_path / name, tmp_path / "sheet.png")
     root = run_of(tmp_path / "run", [0.9])
     with pytest.raises(UserError, match="cannot be written"):
@@ -97,7 +99,7 @@ def test_what_terminals_act_on_is_not_printed_and_missing_images_are_counted(tmp
 
 def test_stats_draws_a_sheet_besides_its_tables(tmp_path):
     root = run_of(tmp_path / "run", [0.9, 0.8])
-    result = CliRunner().invoke(app, ["stats", str(root), "--sheet", str(tmp_path / "s.png"), "--images", "1"])
+    result = CliRunner().invoke(app, ["stats", str(root), "--sheet", str(tmp_path / "s.png"), "--shown", "1"])
     assert result.exit_code == 0
     assert "relations by threshold" in result.stdout
     assert f"drew 1 image into {tmp_path}/s.png" in result.stderr.replace("\n", "")

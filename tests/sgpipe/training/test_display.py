@@ -23,7 +23,7 @@ def shown(*rows: dict[str, Any]) -> list[str]:
     return console.export_text().splitlines()
 
 
-def test_the_first_and_the_last_step_and_every_validation_are_lines() -> None:
+def test_the_first_step_the_last_step_and_validations_are_shown() -> None:
     validation = {"event": "validation", "epoch": 1, "step": 30, "loss": 1.0, "ap": 0.25, "recall@20": 0.5}
     assert shown(row(1), row(2), row(29), validation, row(30, skipped=4)) == [
         "step 1/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, ? left",
@@ -32,7 +32,7 @@ def test_the_first_and_the_last_step_and_every_validation_are_lines() -> None:
     ]
 
 
-def test_time_left_follows_from_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_follows_from_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 400))
     monkeypatch.setattr(display.time, "monotonic", lambda: float(next(clock)))
     lines = shown(row(1), row(2))
@@ -43,11 +43,11 @@ def test_time_left_follows_from_the_pace(monkeypatch: pytest.MonkeyPatch) -> Non
     assert pace > 0
 
 
-def test_a_validation_of_nothing_says_so() -> None:
+def test_a_validation_without_images() -> None:
     assert shown({"event": "validation", "epoch": 2, "step": 4}) == ["epoch 2/3 validation: no images"]
 
 
-def test_the_last_screen() -> None:
+def test_the_final_summary() -> None:
     summary = TrainSummary(Path("out[1]"), "tagger", 3, 30, 1234, row(30), {"ap": 0.25, "loss": 1.0}, -0.75, "loss")
     console = Console(record=True, width=80)
     print_training(summary, "the network is in out[1]/best", console)

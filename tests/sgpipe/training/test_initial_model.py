@@ -29,14 +29,14 @@ def test_a_new_network_is_of_its_kind_and_size(tmp_path: Path, kind: str) -> Non
     assert {name: getattr(network.config, name) for name in SIZES} == SIZES
 
 
-def test_a_new_network_knows_the_words_and_tells_the_texts_apart(tmp_path: Path) -> None:
+def test_a_new_network_knows_all_words_and_distinguishes_all_texts(tmp_path: Path) -> None:
     network = made(tmp_path / "start").eval()
     assert "<unk>" not in network.tokenizer.convert_ids_to_tokens(network.tokenizer(" ".join(TEXTS))["input_ids"])
     features = torch.nn.functional.normalize(network.encode_texts(TEXTS), dim=1)
     assert (features @ features.T - torch.eye(len(TEXTS))).max() < 0.8
 
 
-def test_weights_follow_from_the_seed_and_nothing_else(tmp_path: Path) -> None:
+def test_initial_weights_depend_only_on_the_seed(tmp_path: Path) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     first = made(tmp_path / "first").state_dict()
@@ -51,7 +51,7 @@ def test_weights_follow_from_the_seed_and_nothing_else(tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_single_settings_of_the_text_encoder_can_differ(tmp_path: Path) -> None:
+def test_single_settings_of_the_text_encoder_can_change(tmp_path: Path) -> None:
     text = made(tmp_path / "new", config={**SIZES, "text_config": {"hidden_dropout_prob": 0.25}}).config.text_config
     tiny = tiny_sizes(len(TEXTS))["text_config"]
     assert (text.hidden_dropout_prob, text.hidden_size) == (0.25, tiny.hidden_size)

@@ -101,7 +101,7 @@ def test_shards_of_another_version(drawn_run: Path, tmp_path: Path) -> None:
     assert shard.name in refused(invoke(tmp_path / "run", tmp_path / "out"))
 
 
-def test_networks_of_another_kind_are_refused_by_name(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
+def test_networks_of_another_kind_are_refused(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
     said = refused(invoke(drawn_run, tmp_path / "out", kind="pretrain", model__init=str(trained_tagger / "last")))
     assert f"{trained_tagger / 'last'} is no" in said
     assert "'rlip_tagger'" in said

@@ -1,4 +1,4 @@
-"""Metrics in files: what is done again is written once."""
+"""Metrics in files; repeated steps are written once."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def written(out: Path, start: int, *rows: dict[str, Any], tensorboard: bool = Fa
             log.write(each)
 
 
-def test_lines_after_the_checkpoint_are_done_again(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
     written(tmp_path, 0, row(1), row(2), row(2, event="validation"), row(3, loss=5.0))
     written(tmp_path, 2, row(3), row(4))
     assert [(r["event"], r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
@@ -33,7 +33,7 @@ def test_lines_after_the_checkpoint_are_done_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ['{"event": "step", "st', '{"event": "step", "epoch": 1, "step": 3, "steps": 9}'])
-def test_a_line_cut_short_is_ignored_and_then_gone(tmp_path: Path, torn: str) -> None:
+def test_an_incomplete_line_is_ignored_and_then_removed(tmp_path: Path, torn: str) -> None:
     written(tmp_path, 0, row(1), row(2))
     with (tmp_path / METRICS).open("a") as file:
         file.write(torn)
@@ -43,7 +43,7 @@ def test_a_line_cut_short_is_ignored_and_then_gone(tmp_path: Path, torn: str) ->
     assert torn + "{" not in (tmp_path / METRICS).read_text()
 
 
-def test_every_line_is_there_at_once(tmp_path: Path) -> None:
+def test_every_line_is_written_at_once(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, 0, tensorboard=False) as log:
         log.write(row(1))
         assert [r["step"] for r in read_metrics(tmp_path)] == [1]
@@ -57,7 +57,7 @@ def test_other_workers_write_nothing(tmp_path: Path) -> None:
 
 
 def events(file: Path) -> list[Event]:
-    """By the format of TFRecord: length, its checksum, an event, its checksum."""
+    """Read TFRecords: length, its checksum, an event, its checksum."""
     content, found = file.read_bytes(), []
     while content:
         length = int.from_bytes(content[:8], "little")
@@ -68,7 +68,7 @@ def events(file: Path) -> list[Event]:
     return found
 
 
-def test_tensorboard_gets_the_measures_and_forgets_what_is_done_again(tmp_path: Path) -> None:
+def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
     written(tmp_path, 0, row(1), row(3), tensorboard=True)
     written(tmp_path, 2, row(3, loss=2.0), {**row(3), "event": "validation", "ap": 0.5}, tensorboard=True)
     first, second = (events(tmp_path / "tensorboard" / name) for name in sorted(_names(tmp_path / "tensorboard")))

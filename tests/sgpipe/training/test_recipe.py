@@ -23,7 +23,7 @@ PUBLISHED = {
 NAMES = sorted(path.stem for path in train_recipe_folder().glob("*.yaml"))
 
 
-def test_the_recipes_are_those_of_the_publication():
+def test_the_recipes_are_the_published_ones():
     assert sorted({"tagger", *PUBLISHED}) == NAMES
 
 
@@ -58,7 +58,7 @@ def check_optimisation(options: Optimisation, epochs: int, drop: int, rate: floa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_all_have_in_common(name):
+def test_settings_shared_by_all_recipes(name):
     recipe = load_train_recipe(name)
     assert recipe.name == name
     assert load_train_recipe(str(train_recipe_folder() / f"{name}.yaml")) == recipe
@@ -80,7 +80,7 @@ def test_what_all_have_in_common(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_comment_tells_what_the_recipe_needs(name):
+def test_a_comment_says_what_a_recipe_needs(name):
     comment = [line for line in (train_recipe_folder() / f"{name}.yaml").read_text().splitlines() if line[:1] == "#"]
     text = " ".join(comment)
     assert 2 <= len(comment) <= 4
@@ -88,7 +88,7 @@ def test_a_comment_tells_what_the_recipe_needs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_miniature_keeps_what_is_the_recipes_own(name):
+def test_a_miniature_keeps_the_settings_of_its_recipe(name):
     overlay = yaml.safe_load((train_recipe_folder() / "miniature" / "overlay.yaml").read_text())
     recipe, small = load_train_recipe(name), load_train_recipe(name, miniature=True)
     assert small.model.config == {**recipe.model.config, **overlay["model"]["config"]}
@@ -105,7 +105,7 @@ def test_overrides_beat_the_miniature_and_keep_their_neighbours():
     assert recipe.seed == 7
 
 
-def test_rates_can_be_written_without_a_point():
+def test_learning_rates_can_be_written_without_a_decimal_point():
     options = load_train_recipe("hico", parse_set(["optimisation.lr=2e-4", "optimisation.batch=8"])).optimisation
     assert (options.lr, options.batch, options.lr_drop) == (2e-4, 8, 15)
 
@@ -130,7 +130,7 @@ def test_augmentation_can_be_changed_or_left_out():
         ("data.train=[{shards: a, weigth: 2}]", "unknown key 'data.train.0.weigth'; did you mean 'weight'"),
     ],
 )
-def test_faults_name_the_key_and_what_was_expected(assignment, message):
+def test_errors_name_the_key_and_the_expected_value(assignment, message):
     with pytest.raises(UserError, match=f"^option: {message}") as caught:
         load_train_recipe("hico", parse_set([assignment]))
     assert "\n" not in str(caught.value)
@@ -144,7 +144,7 @@ def test_faults_name_the_key_and_what_was_expected(assignment, message):
         ("optimisation.batch=0", "key 'optimisation': batch is 0, expected at least 1"),
     ],
 )
-def test_faults_of_a_recipe_and_options_together_are_blamed_on_both(assignment, message):
+def test_errors_caused_by_recipe_and_options_name_both(assignment, message):
     with pytest.raises(UserError) as caught:
         load_train_recipe("hico", parse_set([assignment]))
     assert str(caught.value) == f"recipe {train_recipe_folder() / 'hico.yaml'} with the given options: {message}"

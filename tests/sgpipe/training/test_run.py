@@ -194,9 +194,7 @@ def test_a_finished_training_is_left_alone(trained_tagger: Path, drawn_run: Path
     assert summary.best == max(r["ap"] for r in read_metrics(tmp_path / "out") if r["event"] == "validation")
 
 
-def test_another_training_in_the_same_folder_is_refused_and_the_difference_named(
-    drawn_run: Path, trained_tagger: Path
-) -> None:
+def test_other_settings_in_the_same_folder_are_refused_and_named(drawn_run: Path, trained_tagger: Path) -> None:
     before = weights(trained_tagger)
     with pytest.raises(UserError, match=r"was made with other settings.*\n  optimisation.lr: 0.001 then, 0.002 now"):
         training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__lr=0.002)

@@ -1,4 +1,4 @@
-"""Several workers on Ray: the same numbers as one, and what happens when one is lost."""
+"""Trainings with several workers on Ray: the same losses as with one, and lost workers are replaced."""
 
 import os
 import signal
@@ -22,10 +22,10 @@ from tests.sgpipe.training.trainings import SIZES, command, curve, different, st
 
 pytestmark = pytest.mark.slow
 
-LOSS_TOLERANCE = 1e-4  # relative, in float32 over some steps; 1.1e-7 is what was measured
+LOSS_TOLERANCE = 1e-4  # relative, in float32 over some steps; measured: 1.1e-7
 DETERMINED = {"dropout": 0.0, "fusion_dropout": 0.0}
 TEXTS = {"text_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
-# Equal pairs hide each other only where every image of a batch fills all slots: here none does.
+# Equal pairs are masked from each other only if every image of a batch fills all slots; here none does.
 NOISELESS = {"box_noise": 0.0, "label_noise": 0.0, "num_queries": 64}
 TWO: dict[str, Any] = {"workers__count": 2, "data__long_side": 96}
 
@@ -41,12 +41,14 @@ def ray_engine() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def equal_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of one size: Swin does not mask padding, so how images are put together would matter."""
+    """Images of one size: Swin does not mask padding, so with several sizes the batch would matter."""
     return make_run(tmp_path_factory.mktemp("equal") / "run", make_records(30)).shards
 
 
 @pytest.mark.parametrize("kind", ["tagger", "pretrain"])
-def test_two_workers_lose_as_much_as_one(ray_engine: None, equal_images: Path, tmp_path: Path, kind: str) -> None:
+def test_two_workers_have_the_same_losses_as_one(
+    ray_engine: None, equal_images: Path, tmp_path: Path, kind: str
+) -> None:
     config = {**SIZES, **DETERMINED, **TEXTS, **(NOISELESS if kind == "tagger" else {})}
     settings = {"model__config": config, "data__long_side": 96, "optimisation__epochs": 3}
     for count in (1, 2):
@@ -57,7 +59,7 @@ def test_two_workers_lose_as_much_as_one(ray_engine: None, equal_images: Path, t
 
 
 def descendants(process: int) -> Iterator[tuple[int, str]]:
-    """Id and name of the processes that it started, and they."""
+    """Ids and names of all descendants of a process."""
     for entry in Path("/proc").iterdir():
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
@@ -92,7 +94,7 @@ def test_a_lost_worker_is_replaced_and_changes_nothing(ray_engine: None, equal_i
     assert not different(weights(tmp_path / "lost"), weights(tmp_path / "whole"))
 
 
-def test_what_a_worker_refuses_is_one_line(ray_engine: None, tmp_path: Path) -> None:
+def test_a_refusal_of_a_worker_is_one_line(ray_engine: None, tmp_path: Path) -> None:
     run = trainings.make_run(tmp_path)
     for image in (tmp_path / "drawn" / "images").iterdir():
         image.write_bytes(b"")
@@ -104,18 +106,14 @@ def test_what_a_worker_refuses_is_one_line(ray_engine: None, tmp_path: Path) -> 
     assert "Traceback" not in result.output
 
 
-def test_more_processors_than_there_are_are_refused_at_once(
-    ray_engine: None, equal_images: Path, tmp_path: Path
-) -> None:
+def test_too_few_cpus_or_gpus_are_refused_at_once(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"4 workers need 4 CPUs, Ray has 2; lower --workers or workers\.cpus"):
         training(equal_images, tmp_path / "out", workers__count=4)
     with pytest.raises(UserError, match="2 workers need 2 GPUs, Ray has 0"):
         training(equal_images, tmp_path / "out", workers__count=2, workers__gpus=1)
 
 
-def test_a_network_spread_over_workers_goes_on_from_whole_checkpoints(
-    ray_engine: None, equal_images: Path, tmp_path: Path
-) -> None:
+def test_fsdp_resumes_from_complete_checkpoints(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
     config = {**SIZES, **DETERMINED, **TEXTS}
     settings = {"model__config": config, "data__long_side": 96, "optimisation__schedule": "step"}
     settings |= {"data__val": [{"shards": str(equal_images)}]}

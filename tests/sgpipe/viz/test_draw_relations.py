@@ -5,7 +5,7 @@ from PIL import Image, ImageChops
 
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.viz.draw_relations import colour_of, draw_card, draw_relations, fit, font, object_names, shown
-from sgpipe.viz.link_geometry import LabelRoom, arrow_head, curve, overlap
+from sgpipe.viz.link_geometry import TextPlacer, arrow_head, curve, overlap
 
 
 def record(*relations: Relation, size=(320, 240)) -> Record:
@@ -65,7 +65,7 @@ def test_small_images_are_enlarged_and_odd_shapes_kept():
 
 def test_labels_stay_in_the_image_and_apart_while_there_is_room():
     rng = random.Random(3)
-    room = LabelRoom(400, 300)
+    room = TextPlacer(400, 300)
     spots = [[(rng.uniform(-50, 450), rng.uniform(-50, 350)) for _ in range(60)] for _ in range(12)]
     placed = [room.place((80, 20), choice) for choice in spots]
     assert all(left >= 0 and top >= 0 and right <= 400 and bottom <= 300 for left, top, right, bottom in placed)

@@ -247,7 +247,7 @@ def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:
         (("--model", "any", "--data", "RUN", "--predictions", "p.json"), "give --predictions"),
         (("--model", "any", "--data", "RUN", "--setting", "UO"), "these are others"),
         (("--model", "any", "--data", "RUN", "--annotations", "a.json"), "other classes than HICO-DET"),
-        (("--model", "any", "--data", "RUN", "--classes", "few.json"), "is none of the 1 classes"),
+        (("--model", "any", "--data", "RUN", "--classes", "few.json"), "is not a listed class"),
         (("--model", "any", "--data", "RUN", "--classes", "bad.json"), "classes file .*bad.json: expected"),
         (("--model", "any", "--data", "nowhere"), "holds no sgpipe run"),
     ],

@@ -68,8 +68,8 @@ def test_what_is_not_listed_is_not_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"object": "unicorn"}, "'unicorn' is none of the dataset's classes"),
-        ({"predicate": "horse"}, "'horse' is none of the dataset's classes"),
+        ({"object": "unicorn"}, "'unicorn' is no class of the dataset"),
+        ({"predicate": "horse"}, "'horse' is no class of the dataset"),
         ({"score": float("nan")}, "a score is NaN or infinite"),
         ({"score": None}, "a triplet has no 'score'"),
         ({"subject_box": [0.0, 1.0, 2.0]}, "a box is not four numbers"),
@@ -89,11 +89,11 @@ def test_other_files_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"found.parquet cannot be read: No such file or directory$"):
         list(read_prediction_table(path, CLASSES))
     pq.write_table(pa.table({"file_name": ["a.jpg"]}), path)
-    with pytest.raises(UserError, match="not a file of `sgpipe predict"):
+    with pytest.raises(UserError, match="not written by `sgpipe predict"):
         list(read_prediction_table(path, CLASSES))
     pq.write_table(pa.table({"file_name": ["a.jpg"], "triplets": [[{"score": 1.0}]]}), path)
-    with pytest.raises(UserError, match="not a file of `sgpipe predict"):
+    with pytest.raises(UserError, match="not written by `sgpipe predict"):
         list(read_prediction_table(path, CLASSES))
     path.write_bytes(b"PAR1 but not really")
-    with pytest.raises(UserError, match="not a file of `sgpipe predict"):
+    with pytest.raises(UserError, match="not written by `sgpipe predict"):
         list(read_prediction_table(path, CLASSES))

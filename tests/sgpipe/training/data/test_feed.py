@@ -52,7 +52,7 @@ def test_batches_do_not_depend_on_threads(config, most_pairs):
 
 
 @pytest.mark.parametrize("most_pairs", [None, 3])
-def test_going_on_from_a_step_gives_the_same_batches(config, most_pairs):
+def test_resuming_from_a_step_gives_the_same_batches(config, most_pairs):
     fed = feed(config, most_pairs=most_pairs)
     whole = training(fed, fed.steps_per_epoch + 4)
     assert plain_steps(training(fed, 2, epoch=1, step=2)) == plain_steps(whole[-2:])
@@ -85,7 +85,7 @@ def joined(batches: list[TrainingBatch], name: str) -> list:
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2)])
-def test_the_parts_of_all_workers_are_a_step_cut_evenly(config, world, accumulate):
+def test_the_parts_of_all_workers_make_up_the_step(config, world, accumulate):
     shares = [training(feed(config, share=WorkerShare(rank, world, accumulate)), 10) for rank in range(world)]
     for [whole], *workers in zip(training(feed(config), 10), *shares, strict=True):
         parts = [part for worker in workers for part in worker]
@@ -97,13 +97,13 @@ def test_the_parts_of_all_workers_are_a_step_cut_evenly(config, world, accumulat
             assert all(map(torch.equal, cut, uncut))
 
 
-def test_parts_that_cannot_be_equal_are_refused(config):
+def test_unequal_parts_are_refused(config):
     with pytest.raises(UserError, match="2 images per step cannot be divided into 3 equal parts"):
         feed(config, share=WorkerShare(0, 2, 3))
 
 
-def test_images_are_those_of_the_rows_and_flipped_with_their_boxes(tmp_path):
-    """Without other changes a flipped image, turned back, is the image; so are its boxes."""
+def test_images_are_flipped_together_with_their_boxes(tmp_path):
+    """Without other augmentation, flipping an image and its boxes back gives the originals."""
     plain_size = {"width": 48, "height": 32}
     config = make_run(tmp_path, [plain_record(str(n), **plain_size) for n in range(8)])
     only_flip = {"jitter": 0.0, "crop_probability": 0.0, "short_sides": (32,), "long_side": 48}
@@ -123,7 +123,7 @@ def test_images_are_those_of_the_rows_and_flipped_with_their_boxes(tmp_path):
         assert torch.allclose(mirrored.subject_boxes, expected)
 
 
-def test_images_in_the_shards_give_the_same_batches(tmp_path):
+def test_embedded_images_give_the_same_batches(tmp_path):
     records = make_records(30)
     files = make_run(tmp_path / "files", records)
     shards = make_run(tmp_path / "shards", records, embedded=True, images=tmp_path / "nothing")
@@ -131,7 +131,7 @@ def test_images_in_the_shards_give_the_same_batches(tmp_path):
 
 
 @pytest.mark.parametrize("embedded", [True, False])
-def test_a_image_that_cannot_be_read_is_skipped_and_counted(tmp_path, embedded):
+def test_an_unreadable_image_is_skipped_and_counted(tmp_path, embedded):
     records = [plain_record(str(n), width=24 + n) for n in range(12)]
     spoilt = {"3": None, "5": b"no image", "7": image(records[8])}
     config = make_run(tmp_path, records, rows=12, embedded=embedded, spoilt=spoilt)
@@ -155,7 +155,7 @@ def test_a_batch_may_lose_all_its_images(tmp_path):
     assert plain_steps(again[2:]) == plain_steps(whole[2:])
 
 
-def test_many_missing_images_do_not_end_the_training_if_others_are_there(tmp_path):
+def test_many_missing_images_do_not_end_the_training_if_others_are_readable(tmp_path):
     records = [plain_record(str(n)) for n in range(80)]
     config = make_run(tmp_path, records, spoilt={str(n): None for n in range(0, 80, 2)})
     read = [batch for [batch] in training(feed(config, batch=8), 10)]
@@ -187,7 +187,7 @@ def test_without_a_validation_set_there_is_no_validation(config):
     assert feed(config, val=()).validation() is None
 
 
-def test_no_thread_is_left(config, monkeypatch):
+def test_no_thread_is_left_running(config, monkeypatch):
     before = set(threading.enumerate())
     training(feed(config), 2)
     validation(feed(config))
@@ -209,7 +209,7 @@ def refuse(*_) -> None:
     raise UserError("enough")
 
 
-def test_the_network_reads_the_other_words_and_the_labels_stay(config):
+def test_the_network_reads_reworded_texts_with_the_same_labels(config):
     ways = {name: (f"{name} it",) for name in ("on", "left of", "holding", "next to", "under")}
     plainly, reworded = (training(feed(config, wordings=wordings), 10) for wordings in ({}, ways))
     for [batch], [other] in zip(plainly, reworded, strict=True):

@@ -37,7 +37,7 @@ sizes = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1
 
 
 @given(sizes, st.integers(1, 4), st.integers(0, 3))
-def test_an_epoch_goes_through_every_row_once(sizes: Sizes, window: int, number: int) -> None:
+def test_an_epoch_visits_every_row_once(sizes: Sizes, window: int, number: int) -> None:
     found = training_set(sizes)
     epoch = shuffled_epoch(found, window, 0, number)
     assert len(epoch) == found.rows
@@ -55,7 +55,7 @@ def test_a_position_is_found_in_its_window(sizes: Sizes, window: int, choice: st
     assert place < sum(visit.rows for visit in epoch.visits_of(number)) or position == len(epoch)
 
 
-def test_a_window_holds_so_many_chunks_and_mixes_them():
+def test_the_row_groups_of_a_window_are_mixed():
     found = training_set([[50] * 6])
     ordered = rows(found, shuffled_epoch(found, 2, 0, 0))
     windows = [ordered[at : at + 100] for at in range(0, 300, 100)]
@@ -65,21 +65,21 @@ def test_a_window_holds_so_many_chunks_and_mixes_them():
         assert 10 < sum(row_group == window[0][0] for row_group, _ in window[:50]) < 40
 
 
-def test_epochs_and_seeds_differ_and_can_be_repeated():
+def test_epochs_and_seeds_differ_and_are_reproducible():
     found = training_set([[20] * 5])
     orders = [rows(found, shuffled_epoch(found, 2, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
     assert all(one != other for n, one in enumerate(orders) for other in orders[:n])
     assert orders[3] == rows(found, shuffled_epoch(found, 2, 1, 1))
 
 
-def test_epochs_go_through_the_chunks_in_other_orders():
+def test_the_order_of_row_groups_differs_between_epochs():
     found = training_set([[1] * 20, [1] * 20])
     orders = {shuffled_epoch(found, 2, seed, epoch).visits for seed in (0, 1) for epoch in (0, 1)}
     assert len(orders) == 4
 
 
 @given(sizes, st.lists(st.floats(0.01, 3.5), min_size=3, max_size=3), st.integers(0, 5))
-def test_a_folder_counts_as_often_as_it_weighs(sizes: Sizes, weights: list[float], number: int) -> None:
+def test_a_folder_is_visited_as_often_as_its_weight_says(sizes: Sizes, weights: list[float], number: int) -> None:
     found = training_set(sizes, weights)
     epoch = shuffled_epoch(found, 2, 0, number)
     times = Counter(rows(found, epoch))
@@ -90,7 +90,7 @@ def test_a_folder_counts_as_often_as_it_weighs(sizes: Sizes, weights: list[float
     assert len(epoch) == len(shuffled_epoch(found, 2, 7, number + 1))
 
 
-def test_a_share_is_of_other_rows_in_every_epoch():
+def test_a_fraction_has_different_rows_in_every_epoch():
     found = training_set([[10, 10]], [0.5])
     shares = [frozenset(rows(found, shuffled_epoch(found, 1, 0, epoch))) for epoch in range(40)]
     assert all(len(share) == 10 for share in shares)
@@ -99,6 +99,6 @@ def test_a_share_is_of_other_rows_in_every_epoch():
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [3.0, 0.2]])
-def test_one_pass_is_in_order_whatever_the_weights(weights):
+def test_one_pass_ignores_weights(weights):
     found = training_set([[3, 2], [4]], weights)
     assert rows(found, one_pass(found)) == every_row(found)

@@ -31,7 +31,7 @@ def test_results_come_in_order_and_end():
         assert list(results) == []
 
 
-def test_only_so_much_is_made_ahead():
+def test_at_most_the_room_is_prefetched():
     made: list[int] = []
     with Prefetcher(numbers(made), room=3) as results:
         wait_for(lambda: len(made) == 3)
@@ -41,7 +41,7 @@ def test_only_so_much_is_made_ahead():
         wait_for(lambda: len(made) == 4)
 
 
-def test_an_error_comes_after_what_was_made_before_it():
+def test_an_error_comes_after_the_results_before_it():
     with Prefetcher(numbers([], fail_at=5)) as results:
         assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
         for _ in range(2):
@@ -50,7 +50,7 @@ def test_an_error_comes_after_what_was_made_before_it():
 
 
 @pytest.mark.parametrize("taken", [0, 4])
-def test_closing_closes_the_generator_and_its_thread(taken):
+def test_closing_ends_the_generator_and_its_thread(taken):
     before, closed = threading.active_count(), threading.Event()
     with Prefetcher(numbers([], closed)) as results:
         assert [next(results) for _ in range(taken)] == list(range(taken))
@@ -60,7 +60,7 @@ def test_closing_closes_the_generator_and_its_thread(taken):
     assert list(results) == []
 
 
-def test_the_time_that_the_consumer_waits_is_added_up(monkeypatch):
+def test_waiting_times_are_added_up(monkeypatch):
     ticks = iter([0.0, 5.0, 6.0, 8.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     with Prefetcher(numbers([])) as results:

@@ -22,8 +22,8 @@ from sgpipe.training.recipe import ShardsConfig
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
 
-def counted(record: Record, threshold: float) -> list[Relation]:
-    """The relations that count, by the definition in plain words."""
+def usable_relations(record: Record, threshold: float) -> list[Relation]:
+    """The usable relations of a record, computed in the simplest way."""
     return [
         relation
         for relation in record.relations
@@ -36,18 +36,18 @@ def counted(record: Record, threshold: float) -> list[Relation]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.2, 0.7, 1.0]))
-def test_counts_are_those_of_a_loop_over_the_records(seed: int, count: int, rows: int, threshold: float) -> None:
+def test_counts_equal_those_of_a_loop_over_the_records(seed: int, count: int, rows: int, threshold: float) -> None:
     records = [*make_records(count, seed), plain_record("last")]
     with TemporaryDirectory() as folder:
         found = scan([make_run(Path(folder), records, rows=rows)], threshold)
-    relations = [relation for record in records for relation in counted(record, threshold)]
+    relations = [relation for record in records for relation in usable_relations(record, threshold)]
     objects = [box for record in records if record.ok for box in record.objects if not box.iscrowd]
     for names, vocabulary in (
         (Counter(box.category for box in objects), found.objects),
         (Counter(relation.predicate for relation in relations), found.relations),
     ):
         assert list(zip(vocabulary.names, vocabulary.counts, strict=True)) == names.most_common()
-    usable = [bool(counted(record, threshold)) for record in records]
+    usable = [bool(usable_relations(record, threshold)) for record in records]
     assert found.rows == sum(usable)
     assert found.error_rows == sum(not record.ok for record in records)
     assert found.rows_without_relations == len(records) - found.rows - found.error_rows
@@ -57,10 +57,10 @@ def test_counts_are_those_of_a_loop_over_the_records(seed: int, count: int, rows
 
 
 @pytest.mark.parametrize("limit", [1, 4, 9, 10_000])
-def test_a_limit_is_as_if_the_shards_ended_there(tmp_path, limit):
+def test_a_limit_ends_the_scan(tmp_path, limit):
     records = make_records(60)
     config = make_run(tmp_path / "all", records)
-    usable = [number for number, record in enumerate(records) if counted(record, 0.2)]
+    usable = [number for number, record in enumerate(records) if usable_relations(record, 0.2)]
     shorter = records[: usable[limit - 1] + 1] if limit <= len(usable) else records
     expected = scan([make_run(tmp_path / "short", shorter)], 0.2)
     found = scan([config], 0.2, limit=limit)
@@ -68,7 +68,7 @@ def test_a_limit_is_as_if_the_shards_ended_there(tmp_path, limit):
         assert getattr(found, name) == getattr(expected, name)
 
 
-def test_a_graph_holds_what_counts(tmp_path):
+def test_a_scene_graph_has_only_usable_objects_and_relations(tmp_path):
     records = make_records(40)
     found = scan([make_run(tmp_path, records, rows=40)], 0.2)
     table = read_row_group(Path(found.row_groups[0].file), 0, ["image_id", "objects", "relations"])
@@ -77,29 +77,29 @@ def test_a_graph_holds_what_counts(tmp_path):
         assert len(graph.objects) == sum(not box.iscrowd for box in record.objects)
         if record.ok:
             assert [(item.subject_id, item.object_id, item.predicate) for item in graph.relations] == [
-                (item.subject, item.object, item.predicate) for item in counted(record, 0.2)
+                (item.subject, item.object, item.predicate) for item in usable_relations(record, 0.2)
             ]
 
 
-def test_a_confidence_equal_to_the_threshold_counts_though_stored_as_a_float32(tmp_path):
+def test_a_confidence_equal_to_the_threshold_is_usable_although_stored_as_float32(tmp_path):
     config = make_run(tmp_path, [plain_record("a", confidence=0.7), plain_record("b", confidence=0.69)])
     assert scan([config], 0.7).rows == 1  # the float32 nearest to 0.7 is less than 0.7
 
 
-def test_a_set_is_plain_and_does_not_grow_with_its_rows(tmp_path):
+def test_a_training_set_is_plain_and_its_size_does_not_depend_on_the_rows(tmp_path):
     few, many = ([plain_record(str(number)) for number in range(count)] for count in (2, 200))
     small, large = (scan([make_run(tmp_path / name, rows, rows=200)], 0.2) for name, rows in (("a", few), ("b", many)))
     assert len(json.dumps(asdict(large))) - len(json.dumps(asdict(small))) < 20
     assert len(pickle.dumps(large)) - len(pickle.dumps(small)) < 20
 
 
-def test_only_the_splits_that_are_named_are_read(tmp_path):
+def test_only_the_named_splits_are_read(tmp_path):
     make_run(tmp_path, [plain_record("a"), plain_record("b", split="val"), plain_record("c", split="val")])
     assert scan([ShardsConfig(shards=tmp_path)], 0.2).rows == 3
     assert scan([ShardsConfig(shards=tmp_path, splits=("val",))], 0.2).rows == 2
 
 
-def test_images_are_looked_for_where_the_recipe_says_then_where_the_run_says(tmp_path):
+def test_the_image_folder_of_the_recipe_takes_precedence(tmp_path):
     make_run(tmp_path / "run", [plain_record("a")], images=tmp_path / "images")
     config = ShardsConfig(shards=tmp_path / "run")
     assert scan([config], 0.2).folders[0].images == {"train": str(tmp_path / "images")}
@@ -110,7 +110,7 @@ def test_images_are_looked_for_where_the_recipe_says_then_where_the_run_says(tmp
 LABELS = {"objects": ["person", "dog"], "relations": ["on", "left of"]}
 
 
-def test_closed_labels_are_those_of_the_run(tmp_path):
+def test_closed_labels_come_from_the_run(tmp_path):
     config = make_run(tmp_path, [plain_record("a")], run={"labels": LABELS})
     settings = data(config, labels="full")
     found = scan_training(settings)
@@ -122,7 +122,7 @@ def test_closed_labels_are_those_of_the_run(tmp_path):
     assert validation.rows == 1
 
 
-def test_labels_that_do_not_fit_are_refused(tmp_path):
+def test_different_closed_labels_are_refused(tmp_path):
     plain = make_run(tmp_path / "plain", [plain_record("a")])
     closed = make_run(tmp_path / "closed", [plain_record("a")], run={"labels": LABELS})
     other = make_run(tmp_path / "other", [plain_record("a")], run={"labels": {**LABELS, "relations": ["on"]}})
@@ -192,7 +192,7 @@ def images_moved(root: Path) -> None:
         (images_moved, "if the images moved, give --images"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_named(tmp_path, harm, message):
+def test_an_unusable_folder_is_named(tmp_path, harm, message):
     config = make_run(tmp_path, [plain_record("a")])
     harm(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
@@ -223,19 +223,19 @@ def test_a_split_without_usable_rows_is_named(tmp_path, records, message):
         scan([make_run(tmp_path, records)], 0.2)
 
 
-def test_a_split_that_is_not_there_is_named(tmp_path):
+def test_a_missing_split_is_named(tmp_path):
     make_run(tmp_path, [plain_record("a")])
     with pytest.raises(UserError, match="has no split 'val'; it has train"):
         scan([ShardsConfig(shards=tmp_path, splits=("val",))], 0.2)
 
 
-def test_no_shards_at_all_are_refused():
+def test_a_training_without_shards_is_refused():
     with pytest.raises(UserError, match=r"data\.train"):
         scan_training(data())
 
 
 @pytest.mark.parametrize("end", [2, -1])
-def test_a_relation_of_an_object_that_is_not_there_is_an_error(tmp_path, end):
+def test_a_relation_with_a_missing_object_is_an_error(tmp_path, end):
     record = plain_record("a")
     record.relations.append(Relation(0, end, "on"))
     with pytest.raises(UserError, match=f"image a has a relation with object {end}, which does not exist"):

@@ -28,7 +28,7 @@ def stream(*configs, rank=0, world=1, batch=4, seed=0, training=True, most_relat
 
 
 def plain(item: TrainingItem) -> tuple:
-    """Everything that an item says."""
+    """All fields of an item that can be compared."""
     return item.image_id, item.flip, item.graph, item.rng.getstate()
 
 
@@ -52,7 +52,7 @@ def ids(steps: list[tuple]) -> list[str]:
     return [item[0] for step in steps for item in step[3]]
 
 
-def test_workers_together_go_through_what_one_goes_through(config):
+def test_several_workers_together_see_what_one_sees(config):
     alone = stream(config)
     count = alone.steps_per_epoch + 3
     for world in (2, 4):
@@ -76,7 +76,7 @@ def test_resuming_from_a_step_gives_the_same_steps(
         assert first(found, at + 1 - step, 1, step) == whole[at + step :]
 
 
-def test_an_epoch_has_every_usable_image_once_but_for_the_last_few(config):
+def test_an_epoch_has_every_usable_image_once_except_an_incomplete_batch(config):
     found = stream(config)
     rows = found.training_set.rows
     assert rows % 4
@@ -89,6 +89,16 @@ def test_an_epoch_has_every_usable_image_once_but_for_the_last_few(config):
 def test_epochs_and_seeds_differ(config):
     orders = [ids(first(stream(config, seed=seed), 10, epoch)) for seed in (0, 1) for epoch in (0, 1)]
     assert all(one != other for n, one in enumerate(orders) for other in orders[:n])
+
+
+def test_random_choices_stay_as_in_earlier_versions(config):
+    """Otherwise a training that was interrupted before an update would not resume exactly."""
+    steps = islice(stream(config).steps(), 3)
+    assert [[(item.image_id, item.flip) for item in step.items] for step in steps] == [
+        [("0-46", False), ("0-88", True), ("0-44", False), ("0-48", True)],
+        [("0-87", False), ("0-77", False), ("0-81", True), ("0-43", False)],
+        [("0-80", True), ("0-45", True), ("0-86", True), ("0-2", True)],
+    ]
 
 
 def test_no_two_images_share_their_random_numbers(config):
@@ -104,7 +114,7 @@ def test_a_limit_keeps_the_first_images(config, limit):
     assert {item.image_id for step in limited.epoch(0) for item in step.items} == set(whole[:limit])
 
 
-def test_weights_say_how_often_a_folder_is_seen(tmp_path):
+def test_weights_decide_how_often_a_folder_is_seen(tmp_path):
     twice = make_run(tmp_path / "a", [plain_record(f"a{n}") for n in range(10)])
     half = make_run(tmp_path / "b", [plain_record(f"b{n}") for n in range(10)])
     configs = [twice.model_copy(update={"weight": 2.0}), half.model_copy(update={"weight": 0.5})]
@@ -112,7 +122,7 @@ def test_weights_say_how_often_a_folder_is_seen(tmp_path):
     assert seen == {"a": 20, "b": 5}
 
 
-def test_texts_name_everything_in_the_step_then_others_of_the_data(config):
+def test_texts_are_the_names_of_the_step_then_sampled_ones(config):
     for step in stream(config, negative_texts=9).epoch(0):
         own = {name for item in step.items for name in objects(item)}
         assert set(step.texts.objects[: len(own)]) == own
@@ -123,7 +133,7 @@ def test_texts_name_everything_in_the_step_then_others_of_the_data(config):
         assert len(set(step.texts.relations)) == len(step.texts.relations) == max(3, len(own))
 
 
-def test_negative_texts_are_drawn_anew_in_every_step(tmp_path):
+def test_negative_texts_are_sampled_for_every_step(tmp_path):
     records = [plain_record(f"{n}", f"relation {n % 30}") for n in range(60)]
     config = make_run(tmp_path, records, rows=30)
     drawn = {step.texts.relations for step in stream(config, batch=1, negative_texts=6).epoch(0)}
@@ -132,13 +142,13 @@ def test_negative_texts_are_drawn_anew_in_every_step(tmp_path):
     assert {len(step.texts.relations) for step in unextended} == {1}
 
 
-def test_all_names_are_taken_if_all_are_wanted(config):
+def test_all_names_are_used_if_there_are_fewer_than_requested(config):
     for step in stream(config, negative_texts=600, augment=None).epoch(0):
         assert set(step.texts.objects) == {*NAMES, NO_OBJECTS}
         assert set(step.texts.relations) == set(PREDICATES)
 
 
-def test_flips_are_drawn_per_image_and_mirror_names(tmp_path):
+def test_flips_are_random_per_image_and_change_names(tmp_path):
     record = plain_record("a", "left of")
     record.objects[1].category = "right hand"
     records = [plain_record("a", "left of", file_name=f"{n}.png") for n in range(40)]
@@ -158,7 +168,7 @@ def test_nothing_is_flipped_without_augmentation_or_training(config, changes):
     assert not any(item.flip for step in stream(config, **changes).epoch(0) for item in step.items)
 
 
-def test_closed_labels_are_the_texts_and_no_flip_leaves_them(tmp_path):
+def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
     records = [plain_record(str(n), ("on", "left of")[n % 2]) for n in range(40)]
     config = make_run(tmp_path, records, run={"labels": LABELS})
     steps = list(stream(config, labels="full").epoch(0))
@@ -171,14 +181,14 @@ def test_closed_labels_are_the_texts_and_no_flip_leaves_them(tmp_path):
     assert flips == {"on": {True, False}, "left of": {False}}
 
 
-def test_a_image_gives_as_many_relations_as_there_are_queries(config):
+def test_an_image_has_at_most_as_many_relations_as_queries(config):
     cut, whole = stream(config, most_relations=2, augment=None), stream(config, augment=None)
     for few, all_ in zip(cut.epoch(0), whole.epoch(0), strict=True):
         assert [relations(item) for item in few.items] == [relations(item)[:2] for item in all_.items]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_a_validation_goes_through_all_images_once_in_order(config, world):
+def test_a_validation_visits_all_images_once_in_order(config, world):
     whole = [plain_step(step) for step in stream(config, training=False).epoch(0)]
     shares = [
         [plain_step(step) for step in stream(config, rank=rank, world=world, training=False).epoch(0)]
@@ -192,7 +202,7 @@ def test_a_validation_goes_through_all_images_once_in_order(config, world):
         assert all(part[2] == step[2] for part in parts)
 
 
-def test_batches_that_cannot_be_shared_or_filled_are_refused(config):
+def test_batches_that_cannot_be_divided_or_filled_are_refused(config):
     with pytest.raises(UserError, match="a batch of 4 cannot be divided evenly between 3 workers"):
         stream(config, world=3)
     with pytest.raises(UserError, match=r"only \d\d images, fewer than a batch of 200"):
@@ -207,7 +217,7 @@ def test_shards_that_changed_after_the_scan_are_named(tmp_path):
         next(found.steps())
 
 
-def test_relations_are_said_in_other_words_only_in_training(config):
+def test_relations_are_reworded_only_in_training(config):
     wordings = {"left of": ("to the left of", "on"), "under": ("below",)}
     own = stream(config, wordings=wordings)
     steps = list(islice(own.steps(), 40))

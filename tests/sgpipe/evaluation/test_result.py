@@ -1,3 +1,4 @@
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import ClassScores
-from sgpipe.evaluation.curves import class_curve, precision_at, precision_recall_svg
+from sgpipe.evaluation.result import EvaluationResult, class_curve, precision_at
 
 
 def scores(*classes: tuple[int, list[bool]]) -> ClassScores:
@@ -46,11 +47,15 @@ def test_classes_are_equally_important_and_can_be_chosen() -> None:
     assert class_curve(both, np.array([7])).max() == 0
 
 
-def test_a_image_has_a_line_for_each_group_and_no_markup_of_names() -> None:
-    svg = precision_recall_svg("A & B", {"<script>": np.ones(101), "rare": np.zeros(101)})
-    root = ElementTree.fromstring(svg)
+def test_the_plot_has_a_line_and_a_legend_entry_for_each_group_and_escapes_names(tmp_path: Path) -> None:
+    curves = {"<script>": np.ones(101), "rare": np.zeros(101)}
+    EvaluationResult("A & B", {}, {}, [], [], curves=curves).write_plot(tmp_path / "plot.svg")
+    root = ElementTree.parse(tmp_path / "plot.svg").getroot()
     name = root.tag.removesuffix("svg")
-    assert len(root.findall(f"{name}polyline")) == 2
-    texts = [text.text for text in root.findall(f"{name}text")]
-    assert "A & B" in texts
-    assert "<script>: 1.000" in texts
+    lines = [line.get("points", "").split() for line in root.iter(f"{name}polyline")]
+    assert [len(line) for line in lines] == [101, 101]
+    top, bottom = (float(line[0].split(",")[1]) for line in lines)
+    assert top < bottom
+    texts = [text.text for text in root.iter(f"{name}text")]
+    assert {"A & B", "recall", "precision", "<script>: 1.000", "rare: 0.000"} <= set(texts)
+    assert list(tmp_path.iterdir()) == [tmp_path / "plot.svg"]
