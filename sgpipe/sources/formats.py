@@ -32,7 +32,9 @@ HICO_PAIRS = AnnotationFormat("HICO-DET as box pairs (instances_train2015.json)"
 VCOCO_HOIA = AnnotationFormat("V-COCO in HOIA format (trainval_vcoco.json)", "use `sgpipe import vcoco`")
 VCOCO_PAIRS = AnnotationFormat("V-COCO as box pairs (instances_vcoco_train.json)", "use `sgpipe import vcoco`")
 HOIA = AnnotationFormat("human-object interactions in HOIA format", "use `sgpipe import hico` or `vcoco`")
-OPEN_IMAGES = AnnotationFormat("Open Images relations (OI_SGG_train_finetuning.json)", "use `sgpipe import openimages`")
+OPEN_IMAGES_HOIA = AnnotationFormat(
+    "Open Images relations (OI_SGG_train_finetuning.json)", "use `sgpipe import openimages`"
+)
 OPEN_IMAGES_VRD = AnnotationFormat("Open Images relations (vrd-train-anno.json)", "use `sgpipe import openimages`")
 SCENE_GRAPHS = AnnotationFormat("scene graphs in Visual Genome format (scene_graphs.json)", "use `sgpipe import vg`")
 RELATIONSHIPS = AnnotationFormat("Visual Genome's relationships.json", "use `sgpipe import vg`")
@@ -57,7 +59,7 @@ _RULES: tuple[tuple[str, frozenset[str], AnnotationFormat], ...] = tuple(
     (array, frozenset(keys.split()), file_format)
     for array, keys, file_format in (
         ("", "annotations hoi_annotation", HOIA),
-        ("", "annotations rel_annotations", OPEN_IMAGES),
+        ("", "annotations rel_annotations", OPEN_IMAGES_HOIA),
         ("", "bbox det_labels rel", OPEN_IMAGES_VRD),
         ("", "objects relationships dataset", PSEUDO_LABELS),
         ("", "objects relationships data_split", PSEUDO_LABELS),

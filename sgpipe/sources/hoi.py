@@ -62,6 +62,7 @@ class HoiaSchema:
 
 HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
 VCOCO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("vcoco"), objectless=True)
+OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 
 
 def hico_source(annotations: Path, split: str) -> AnnotationSource:

@@ -24,12 +24,9 @@ from sgpipe.sources.annotated import (
     text_field,
     xyxy_to_xywh,
 )
-from sgpipe.sources.formats import OPEN_IMAGES, OPEN_IMAGES_VRD, require_format
-from sgpipe.sources.hoi import HoiaSchema, read_hoia
-from sgpipe.sources.vocabulary import category_names, relation_names
+from sgpipe.sources.formats import OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD, require_format
+from sgpipe.sources.hoi import OPEN_IMAGES, read_hoia
 from sgpipe.utils.json_stream import JsonStream
-
-_SCHEMA = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class OpenImages:
 
     def source(self) -> AnnotationSource:
         """Raises UserError: a file is missing or of another format."""
-        require_format(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD)
+        require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD)
         files = {"annotations": self.annotations, "categories": self.categories}
         return AnnotationSource(
             dataset="open_images",
@@ -68,8 +65,8 @@ class OpenImages:
             yield record
 
     def _read(self, problems: ProblemCounts) -> Iterator[Record]:
-        if require_format(self.annotations, OPEN_IMAGES, OPEN_IMAGES_VRD) is OPEN_IMAGES:
-            yield from read_hoia(self.annotations, _SCHEMA, "open_images", self.split, problems)
+        if require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA:
+            yield from read_hoia(self.annotations, OPEN_IMAGES, "open_images", self.split, problems)
             return
         for _, item in JsonStream(self.annotations):
             record = _vrd_record(item, self.split)
@@ -79,7 +76,7 @@ class OpenImages:
                 yield record
 
     def _classes(self) -> DatasetClasses:
-        everything = _SCHEMA.classes
+        everything = OPEN_IMAGES.classes
         if self.categories is None:
             return everything
         try:
@@ -107,7 +104,7 @@ def _vrd_record(item: Any, split: str) -> Record | None:
         width, height = parse_numbers(required_field(item, "img_size"), 2)
         record.width, record.height = parse_side(width), parse_side(height)
         pairs = zip(required_field(item, "bbox"), required_field(item, "det_labels"), strict=True)
-        record.objects = [Box(_SCHEMA.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
+        record.objects = [Box(OPEN_IMAGES.objects[label], int(label), xyxy_to_xywh(bbox)) for bbox, label in pairs]
         record.relations = [_vrd_relation(entry, len(record.objects)) for entry in required_field(item, "rel")]
     except FieldError as error:
         return mark_failed(record, str(error))
@@ -120,6 +117,6 @@ def _vrd_relation(entry: Any, objects: int) -> Relation:
     subject, object_, label = parse_numbers(entry, 3)
     for index in (subject, object_):
         check_object_index(index, objects, f"object {index:g} of a relation")
-    if label not in _SCHEMA.relations:
+    if label not in OPEN_IMAGES.relations:
         raise FieldError(f"label {label:g} of a relation is not a relation of the dataset")
-    return Relation(int(subject), int(object_), _SCHEMA.relations[int(label)])
+    return Relation(int(subject), int(object_), OPEN_IMAGES.relations[int(label)])

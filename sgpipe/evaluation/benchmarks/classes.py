@@ -15,12 +15,10 @@ import pyarrow.compute as pc
 from sgpipe.errors import UserError
 from sgpipe.records import Record, from_table
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, replace_surrogates
-from sgpipe.sources.hoi import HICO, HoiaSchema
-from sgpipe.sources.vocabulary import category_names, relation_names
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file
 
-OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 PERSON = "person"
 
 _KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))

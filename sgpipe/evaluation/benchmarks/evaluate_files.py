@@ -23,12 +23,12 @@ from rlip_model.evaluation.vcoco import Actions, People, PredictedPeople, Scenar
 from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
 from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, Mode, evaluate_graphs, vg150_zero_shot
 from sgpipe.errors import UserError
-from sgpipe.evaluation.benchmarks.classes import OPEN_IMAGES, read_classes
+from sgpipe.evaluation.benchmarks.classes import read_classes
 from sgpipe.evaluation.benchmarks.graphs import GraphFiles
 from sgpipe.evaluation.benchmarks.pairs import PairFiles
 from sgpipe.evaluation.result import EvaluationResult, Rows, class_curve, class_rows
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
-from sgpipe.sources.hoi import HICO, hico_source, read_hoia
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
 
 SPLIT = "test"  # the split of records that are only evaluated

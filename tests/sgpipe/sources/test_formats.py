@@ -12,7 +12,7 @@ SAMPLES: list[tuple[object, AnnotationFormat | None]] = [
     ([{"file_name": "HICO_1.jpg", "annotations": [], "hoi_annotation": []}], formats.HICO_HOIA),
     ([{"file_name": "COCO_val2014_1.jpg", "annotations": [], "hoi_annotation": []}], formats.VCOCO_HOIA),
     ([{"file_name": "1.jpg", "annotations": [], "hoi_annotation": []}], formats.HOIA),
-    ([{"file_name": "1.jpg", "annotations": [], "rel_annotations": []}], formats.OPEN_IMAGES),
+    ([{"file_name": "1.jpg", "annotations": [], "rel_annotations": []}], formats.OPEN_IMAGES_HOIA),
     ([{"img_fn": "1", "bbox": [], "det_labels": [], "rel": []}], formats.OPEN_IMAGES_VRD),
     ([GRAPH], formats.SCENE_GRAPHS),
     ([{**GRAPH, "dataset": "coco2017"}], formats.PSEUDO_LABELS),

@@ -10,11 +10,10 @@ from rich.console import Console
 
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.hoi import HICO, VCOCO, HoiaSchema, hico_source, vcoco_source
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, VCOCO, HoiaSchema, hico_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.open_images import OpenImages
 from sgpipe.sources.visual_genome import VisualGenome
-from sgpipe.sources.vocabulary import category_names, relation_names
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import load_train_recipe, train_recipe_folder
 from sgpipe.training.run import train
@@ -22,7 +21,6 @@ from sgpipe.utils.console import Progress
 
 QUIET = Progress(Console(quiet=True))
 IMAGES, BATCH = 4, 2
-OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 SHARDS_OF = {
     "tagger": "vg",
     "pretrain": "vg",
