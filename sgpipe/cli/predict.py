@@ -85,7 +85,7 @@ def _sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | N
 
 def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, zero_shot: bool) -> WriteSummary:
     import rlip_model.evaluation.hico_classes as hico
-    from sgpipe.evaluation.benchmarks.classes import numbering_of
+    from sgpipe.evaluation.benchmarks.classes import hoia_schema_of
     from sgpipe.inference.workers import predict as predict_images
     from sgpipe.inference.writers.hoia import write_hoia
     from sgpipe.inference.writers.parquet import write_parquet
@@ -108,8 +108,8 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
     possible = hico.possible_interactions() if hico_det else None
     if parquet:
         return write_parquet(predict_images(config, run.row_groups()), out, config.classes, most, possible)
-    numbering = run.numbering() or numbering_of(config.classes)
-    return write_hoia(predict_images(config, run.row_groups()), out, numbering, key, most, possible)
+    schema = run.hoia_schema() or hoia_schema_of(config.classes)
+    return write_hoia(predict_images(config, run.row_groups()), out, schema, key, most, possible)
 
 
 def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: int) -> WriteSummary:

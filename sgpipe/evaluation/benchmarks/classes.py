@@ -75,7 +75,7 @@ def _most_frequent_first(names: Counter[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (-names[name], name)))
 
 
-def numbering_of(classes: DatasetClasses) -> HoiaSchema:
+def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
     """The official numbers of HICO-DET's and Open Images' classes; other classes count from 1."""
     for official in (HICO, OPEN_IMAGES):
         if official.classes == classes:

@@ -70,13 +70,13 @@ def evaluate_hico_files(
         UserError: a file is missing or invalid, or has values that would falsify the result.
     """
     if classes is None:
-        source, numbering = hico_source(annotations, SPLIT), HICO
+        source, schema = hico_source(annotations, SPLIT), HICO
     else:
-        numbering = read_classes(classes)
-        read = partial(read_hoia, annotations, numbering, "hico", SPLIT)
-        source = AnnotationSource("hico", SPLIT, read, {"annotations": annotations}, classes=numbering.classes)
-    files = PairFiles(source, predictions, numbering, "hoi_prediction")
-    return hico_result(files, numbering.classes, options, str(predictions))
+        schema = read_classes(classes)
+        read = partial(read_hoia, annotations, schema, "hico", SPLIT)
+        source = AnnotationSource("hico", SPLIT, read, {"annotations": annotations}, classes=schema.classes)
+    files = PairFiles(source, predictions, schema, "hoi_prediction")
+    return hico_result(files, schema.classes, options, str(predictions))
 
 
 def hico_result(images: EvaluationImages, classes: DatasetClasses, options: HicoOptions, name: str) -> EvaluationResult:

@@ -57,14 +57,14 @@ class ModelRun(InferenceConfig):
     annotations: Path | None = None
     classes: Path | None = None
 
-    def numbering(self) -> HoiaSchema | None:
-        """The numbering of the classes, if it is not the benchmark's. Raises UserError: as `read_classes`."""
+    def hoia_schema(self) -> HoiaSchema | None:
+        """The HOIA schema of `classes`, if given. Raises UserError: as `read_classes`."""
         return read_classes(self.classes) if self.classes else None
 
     def config(self, task: Task) -> PredictConfig:
         """Raises UserError: the data has no classes."""
-        numbering = self.numbering()
-        classes = numbering.classes if numbering else data_classes(self.data)
+        schema = self.hoia_schema()
+        classes = schema.classes if schema else data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
         return PredictConfig(self.model, classes, task, **how)
 
@@ -86,9 +86,9 @@ def evaluate_hico_model(run: ModelRun, options: HicoOptions, *, zero_shot: bool 
     config = run.config("zero-shot hoi" if zero_shot else "hoi")
     if run.annotations is None:
         source = shard_annotations(run.data, config.classes, run.split, persons_only=True)
-    elif numbering := run.numbering():
-        read = partial(read_hoia, run.annotations, numbering, "hico", SPLIT)
-        source = AnnotationSource("hico", SPLIT, read, {"annotations": run.annotations}, classes=numbering.classes)
+    elif schema := run.hoia_schema():
+        read = partial(read_hoia, run.annotations, schema, "hico", SPLIT)
+        source = AnnotationSource("hico", SPLIT, read, {"annotations": run.annotations}, classes=schema.classes)
     else:
         _must_be(config, HICO, run)
         source = hico_source(run.annotations, SPLIT)
@@ -109,8 +109,8 @@ def evaluate_open_images_model(run: ModelRun, suppression: Suppression) -> Evalu
     )
 
 
-def _must_be(config: PredictConfig, numbering: HoiaSchema, run: ModelRun) -> None:
-    if config.classes != numbering.classes:
+def _must_be(config: PredictConfig, schema: HoiaSchema, run: ModelRun) -> None:
+    if config.classes != schema.classes:
         raise UserError(
             f"{run.data} has other classes than HICO-DET: omit --annotations, or list the classes in --classes"
         )
@@ -173,9 +173,9 @@ def predict_readable(
 
 
 def _nothing(num_predicates: int) -> PredictedPairs:
-    boxes, labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=int)
+    boxes, objects = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=int)
     scores: Array = np.zeros((0, num_predicates), dtype=np.float32)
-    return PredictedPairs(boxes, boxes, labels, labels, scores)
+    return PredictedPairs(boxes, boxes, objects, objects, scores)
 
 
 MOST_PAIRS = 100  # per image, as the evaluator considers 100 triplets
@@ -253,11 +253,11 @@ def _images(
 
 def _shard_graphs(source: AnnotationSource, classes: DatasetClasses) -> dict[str, GroundTruthGraph]:
     """The annotated scene graphs by image id."""
-    places = [{name: place for place, name in enumerate(names, 1)} for names in (classes.objects, classes.relations)]
+    indices = [{name: index for index, name in enumerate(names, 1)} for names in (classes.objects, classes.relations)]
     graphs = {}
     for record in source.read(Counter()):
         boxes = xywh_to_xyxy(np.array([box.bbox for box in record.objects], dtype=np.float32).reshape(-1, 4))
-        labels = np.array([places[0][box.category] for box in record.objects], dtype=int)
-        relations = [(item.subject, item.object, places[1][item.predicate]) for item in record.relations]
-        graphs[record.image_id] = GroundTruthGraph(boxes, labels, np.array(relations, dtype=int).reshape(-1, 3))
+        objects = np.array([indices[0][box.category] for box in record.objects], dtype=int)
+        relations = [(item.subject, item.object, indices[1][item.predicate]) for item in record.relations]
+        graphs[record.image_id] = GroundTruthGraph(boxes, objects, np.array(relations, dtype=int).reshape(-1, 3))
     return graphs

@@ -39,12 +39,12 @@ from sgpipe.utils.json_stream import JsonStream
 class PairFiles:
     """An annotation file and a prediction file; reading fills `notes`.
 
-    numbering: of the category_ids in the predictions. key: the name of their list of relations.
+    schema: the category ids of the predictions. key: the key of their list of relations.
     """
 
     source: AnnotationSource
     predictions: Path
-    numbering: HoiaSchema
+    schema: HoiaSchema
     key: str
     notes: list[str] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ class PairFiles:
             )
         nothing = Prediction(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
         for name, ground_truth in annotated.items():
-            yield EvaluationImage(name, ground_truth, predicted.get(name, nothing).pairs(len(self.numbering.relations)))
+            yield EvaluationImage(name, ground_truth, predicted.get(name, nothing).pairs(len(self.schema.relations)))
 
     def _read_predictions(self, annotated: Mapping[str, ImageGroundTruth]) -> dict[str, Prediction]:
         predicted: dict[str, Prediction] = {}
@@ -86,9 +86,9 @@ class PairFiles:
     def _predictions(self) -> Iterator[tuple[str, Prediction]]:
         """The predictions of each image, with its file name."""
         if self.predictions.suffix == ".parquet":
-            yield from read_prediction_table(self.predictions, self.numbering.classes)
+            yield from read_prediction_table(self.predictions, self.schema.classes)
             return
-        reader = _PredictionReader(self.predictions, self.numbering, self.key)
+        reader = _PredictionReader(self.predictions, self.schema, self.key)
         for _, item in JsonStream(self.predictions):
             yield reader.read(item)
 
@@ -96,7 +96,7 @@ class PairFiles:
 @dataclass(frozen=True)
 class _PredictionReader:
     path: Path
-    numbering: HoiaSchema
+    schema: HoiaSchema
     key: str
 
     def read(self, item: Any) -> tuple[str, Prediction]:
@@ -114,11 +114,11 @@ class _PredictionReader:
             ) from None
 
     def _prediction(self, name: str, boxes: Sequence[Any], relations: Sequence[Any]) -> Prediction:
-        objects = {number: place for place, number in enumerate(self.numbering.objects)}
-        predicates = {number: place for place, number in enumerate(self.numbering.relations)}
-        labels = [_place(objects, box["category_id"], "an object") for box in boxes]
+        objects = {number: index for index, number in enumerate(self.schema.objects)}
+        predicates = {number: index for index, number in enumerate(self.schema.relations)}
+        classes = [_index(objects, box["category_id"], "an object") for box in boxes]
         triplets = [
-            (item["subject_id"], item["object_id"], _place(predicates, item["category_id"], "a relation"))
+            (item["subject_id"], item["object_id"], _index(predicates, item["category_id"], "a relation"))
             for item in relations
         ]
         ends = table(triplets, (-1, 3), int)
@@ -127,13 +127,13 @@ class _PredictionReader:
         if not np.isfinite(scores).all():
             raise FieldError("a 'score' is NaN or infinite; remove the relation or fix the model's output")
         corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
-        return Prediction(corners, table(labels, (-1,), int), ends, scores)
+        return Prediction(corners, table(classes, (-1,), int), ends, scores)
 
 
-def _place(places: Mapping[int, int], category: Any, what: str) -> int:
-    if category not in places:
-        raise FieldError(f"category_id {category!r} of {what} is not one of the dataset's")
-    return places[category]
+def _index(indices: Mapping[int, int], category: Any, what: str) -> int:
+    if category not in indices:
+        raise FieldError(f"category_id {category!r} of {what} is no class of the dataset")
+    return indices[category]
 
 
 def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
@@ -143,8 +143,8 @@ def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
         UserError: an image cannot be used or occurs twice, or there are no images.
     """
     assert source.classes is not None
-    objects = {name: place for place, name in enumerate(source.classes.objects)}
-    predicates = {name: place for place, name in enumerate(source.classes.relations)}
+    objects = {name: index for index, name in enumerate(source.classes.objects)}
+    predicates = {name: index for index, name in enumerate(source.classes.relations)}
     path, problems = source.files["annotations"], Counter[str]()
     annotated: dict[str, ImageGroundTruth] = {}
     for record in source.read(problems):
@@ -153,9 +153,9 @@ def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
         if record.file_name in annotated:
             raise UserError(f"{path}: image {record.file_name!r} occurs twice")
         corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
-        labels = [objects[box.category] for box in record.objects]
+        classes = [objects[box.category] for box in record.objects]
         triplets = [(item.subject, item.object, predicates[item.predicate]) for item in record.relations]
-        annotated[record.file_name] = ImageGroundTruth.from_lists(corners, labels, triplets)
+        annotated[record.file_name] = ImageGroundTruth.from_lists(corners, classes, triplets)
     if problems:
         counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in problems.items())
         raise UserError(f"{path} cannot be used for evaluation: {counts}")
@@ -173,7 +173,7 @@ class Prediction:
     """The prediction for one image: boxes and their classes `[boxes]`, and triplets `[triplets, 3]` with scores."""
 
     boxes: Array
-    labels: Array
+    classes: Array
     triplets: Array
     scores: Array
 
@@ -184,7 +184,7 @@ class Prediction:
         np.maximum.at(scores, (number.reshape(-1), self.triplets[:, 2]), self.scores)
         subjects, objects = ends.T
         return PredictedPairs(
-            self.boxes[subjects], self.boxes[objects], self.labels[subjects], self.labels[objects], scores
+            self.boxes[subjects], self.boxes[objects], self.classes[subjects], self.classes[objects], scores
         )
 
 

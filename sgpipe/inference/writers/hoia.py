@@ -17,7 +17,7 @@ from sgpipe.sources.hoi import HoiaSchema
 def write_hoia(
     predictions: Iterable[ImagePrediction],
     out: Path,
-    numbering: HoiaSchema,
+    schema: HoiaSchema,
     key: str,
     most: int,
     possible: Array | None = None,
@@ -25,12 +25,12 @@ def write_hoia(
     """Write the best triplets of each image; images that could not be read are left out.
 
     Args:
-        numbering: category numbers of the classes, in the order of the classes.
+        schema: category ids, in the order of the classes.
         key: name of the list of relations in the file.
         most: triplets per image.
         possible: see `TopTriplets.of`.
     """
-    objects, relations = list(numbering.objects), list(numbering.relations)
+    objects, relations = list(schema.objects), list(schema.relations)
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
         top = TopTriplets.of(pairs, most, possible)

@@ -34,25 +34,25 @@ SHARDS_OF = {
 }
 
 
-def hoia(scene: dict, numbering: HoiaSchema, rng: random.Random) -> dict:
+def hoia(scene: dict, schema: HoiaSchema, rng: random.Random) -> dict:
     """A scene as an item of a HOIA file; the first object is a person, other classes and relations are random."""
     ids = {item["object_id"]: place for place, item in enumerate(scene["objects"])}
     boxes = [[item["x"], item["y"], item["x"] + item["w"], item["y"] + item["h"]] for item in scene["objects"]]
-    classes = [1, *rng.choices(list(numbering.objects), k=len(boxes) - 1)]
+    classes = [1, *rng.choices(list(schema.objects), k=len(boxes) - 1)]
     relations = [
         {
             "subject_id": ids[fact["subject_id"]],
             "object_id": ids[fact["object_id"]],
-            "category_id": rng.choice(list(numbering.relations)),
+            "category_id": rng.choice(list(schema.relations)),
         }
         for fact in scene["relationships"]
     ]
-    if numbering.objectless:
-        relations.append({"subject_id": 0, "object_id": -1, "category_id": next(iter(numbering.relations))})
+    if schema.objectless:
+        relations.append({"subject_id": 0, "object_id": -1, "category_id": next(iter(schema.relations))})
     return {
         "file_name": f"{scene['image_id']}.jpg",
         "annotations": [{"bbox": box, "category_id": number} for box, number in zip(boxes, classes, strict=True)],
-        numbering.key: relations,
+        schema.key: relations,
     }
 
 
@@ -64,9 +64,9 @@ def shards(tmp_path_factory) -> dict[str, Path]:
     images, graphs = root / "drawn" / "images", root / "drawn" / "scene_graphs.json"
     scenes = json.loads(graphs.read_text())
     sources: dict[str, AnnotationSource] = {"vg": VisualGenome(graphs, images, "train").source()}
-    for name, numbering in (("hico", HICO), ("vcoco", VCOCO), ("openimages", OPEN_IMAGES)):
+    for name, schema in (("hico", HICO), ("vcoco", VCOCO), ("openimages", OPEN_IMAGES)):
         path = root / f"trainval_{name}.json"
-        path.write_text(json.dumps([hoia(scene, numbering, random.Random(name)) for scene in scenes]))
+        path.write_text(json.dumps([hoia(scene, schema, random.Random(name)) for scene in scenes]))
         make = {"hico": hico_source, "vcoco": vcoco_source, "openimages": lambda *a: OpenImages(*a).source()}[name]
         sources[name] = make(path, "train")
     for name, source in sources.items():
