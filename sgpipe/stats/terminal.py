@@ -85,8 +85,8 @@ def tail_sentence(measures: Measures) -> str:
     tail = measures.tail
     rare = ", ".join(list(measures.predicates)[: -_TAIL - 1 : -1])
     return (
-        f"The 10 most frequent predicates account for {tail.head_share:.0%} of the relations; half of the relations "
-        f"have one of {count(tail.half, 'predicate')}; {tail.singletons:,} of {tail.kinds:,} occur once. "
+        f"The 10 most frequent predicates account for {tail.head_share:.0%} of the relations, the {tail.half:,} most "
+        f"frequent for half; {tail.singletons:,} of {tail.kinds:,} occur once. "
         f"Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits (like {tail.effective_kinds:.0f} equally frequent "
         f"predicates). Rarest: {rare}."
     )

@@ -94,7 +94,7 @@ def test_images_predicted_twice_are_reported(tmp_path: Path) -> None:
         (predicted("HICO_test2015_00000009.jpg"), "image 'HICO_test2015_00000009.jpg' is not in"),
         (predicted(score=float("nan")), "a 'score' is NaN"),
         (predicted(score="high"), "not a table of numbers"),
-        (predicted(verb=118), "category_id 118 of a relation is not one"),
+        (predicted(verb=118), "category_id 118 of a relation is no class of the dataset"),
         (predicted(object_id=2), "a box of a relation is 2, expected 0 to 1"),
         (predicted(subject_id=None), "not a table of numbers"),
         ({**predicted(), "predictions": [PERSON, {**BIKE, "category_id": 12}]}, "category_id 12 of an object"),

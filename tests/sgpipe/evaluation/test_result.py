@@ -10,11 +10,11 @@ from sgpipe.evaluation.result import EvaluationResult, class_curve, precision_at
 
 
 def scores(*classes: tuple[int, list[bool]]) -> ClassScores:
-    """Of classes with so many true ones and these detections."""
-    truths, correct = (np.array([count for count, _ in classes]), np.concatenate([found for _, found in classes]))
+    """Scores of classes with a number of targets and the correctness of their detections."""
+    targets, correct = (np.array([count for count, _ in classes]), np.concatenate([found for _, found in classes]))
     return ClassScores(
         classes=np.arange(10, 10 + len(classes)),
-        targets=truths,
+        targets=targets,
         detections=np.array([len(found) for _, found in classes]),
         true_positives=np.array([sum(found) for _, found in classes]),
         average_precision=np.zeros(len(classes)),

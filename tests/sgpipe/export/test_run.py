@@ -67,10 +67,10 @@ def test_a_damaged_shard_leaves_nothing_behind(tmp_path):
 
 def test_the_command_says_what_was_written_and_left_out(run, tmp_path):
     written = invoke(run, "--to", "coco", "--out", tmp_path / "a", "--json")
-    said = json.loads(written.stdout)
-    assert sorted(said["files"]) == sorted(path.name for path in (tmp_path / "a").iterdir())
+    report = json.loads(written.stdout)
+    assert sorted(report["files"]) == sorted(path.name for path in (tmp_path / "a").iterdir())
     relations = sum(shard.counts["relations"] for shard in Manifest.load(run).shards)
-    assert 0 < said["left_out"]["relations that the format cannot hold"] <= relations
+    assert 0 < report["left_out"]["relations that the format cannot hold"] <= relations
     assert "left out: " in invoke(run, "--to", "coco", "--out", tmp_path / "b").stdout
 
 

@@ -115,7 +115,7 @@ def test_scoring_goes_on_and_refuses_another_model(model, run, tmp_path, monkeyp
     assert len(calls) == 4
     other = score(run, tmp_path / "scored", model, "--contrasts", "1")
     assert other.exit_code == 2
-    assert "scores of another model" in other.stderr
+    assert "contrasts: ['near', 'on', 'smiling'] then, ['near'] now" in other.stderr
 
 
 def test_models_that_cannot_be_had(run, tmp_path):

@@ -57,25 +57,25 @@ def invoke(*arguments: object):
 
 def assert_forms_agree(root: Path, folder: Path, *options: object) -> None:
     """The JSON of a run, its page and its tables say the same."""
-    said = json.loads(invoke(root, "--json", "--html", folder / "r.html", *options).stdout)
+    report = json.loads(invoke(root, "--json", "--html", folder / "r.html", *options).stdout)
     text = (folder / "r.html").read_text(encoding="utf-8")
     page = {tuple(" ".join(cell.split()) for cell in row) for row in Texts(text).rows}
     terminal = invoke(root, *options).stdout
     table = {
         tuple(cell.strip() for cell in line.strip("│").split("│")) for line in terminal.splitlines() if "│" in line
     }
-    for row in _rows(said):
+    for row in _rows(report):
         for rows in (page, table):
             assert any(cells[0].startswith(row[0]) and cells[1 : len(row)] == row[1:] for cells in rows if cells), row
-    for finding in said["findings"]:
+    for finding in report["findings"]:
         assert str(escape(finding["text"])) in text
         assert finding["text"] in terminal
 
 
-def _rows(said: dict) -> list[tuple[str, ...]]:
+def _rows(report: dict) -> list[tuple[str, ...]]:
     """The first cells of rows that both kinds of tables must have."""
-    totals, yields = said["totals"], said["yields"]
-    counts = [("error rows", f"{sum(said['errors'].values()):,}"), ("boxes", f"{totals['objects']:,}")]
+    totals, yields = report["totals"], report["yields"]
+    counts = [("error rows", f"{sum(report['errors'].values()):,}"), ("boxes", f"{totals['objects']:,}")]
     for name, key, unit in (
         ("triplets parsed", "triplets", "caption"),
         ("triplets with both ends matched", "matched_triplets", "triplet"),
@@ -87,17 +87,17 @@ def _rows(said: dict) -> list[tuple[str, ...]]:
     levels = [
         (f"{t['threshold']:.2f}", f"{t['relations']:,}", f"{t['predicate_kinds']:,}", f"{t['images']:,}",
          f"{t['per_image']:.2f}", f"{t['per_pair']:.2f}")
-        for t in said["thresholds"] if t["relations"]
+        for t in report["thresholds"] if t["relations"]
     ]  # fmt: skip
     predicates = [
         (name, f"{count:,}", f"{count / totals['relations']:.1%}")
-        for name, count in list(said["predicates"].items())[:15]
+        for name, count in list(report["predicates"].items())[:15]
     ]
-    triplets = [(t["subject"], t["predicate"], t["object"], f"{t['relations']:,}") for t in said["triplets"][:10]]
-    reasons = [(reason, f"{count:,}") for reason, count in (said["without_relations"] | said["errors"]).items()]
+    triplets = [(t["subject"], t["predicate"], t["object"], f"{t['relations']:,}") for t in report["triplets"][:10]]
+    reasons = [(reason, f"{count:,}") for reason, count in (report["without_relations"] | report["errors"]).items()]
     health = [
         (check["title"], f"{check['count']:,}", f"{check['share']:.1%} of {check['of']}")
-        for check in said["health"] if check["count"]
+        for check in report["health"] if check["count"]
     ]  # fmt: skip
     return [*counts, *levels, *predicates, *triplets, *reasons, *health]
 

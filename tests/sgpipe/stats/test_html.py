@@ -71,8 +71,8 @@ def test_what_changed_is_in_all_three_forms(tmp_path):
     before = make_shards(tmp_path / "a", [scene("0", [(0, "on", 1), (0, "near", 2)])])
     after = make_shards(tmp_path / "b", [scene("0", [(0, "on", 1), (2, "at", 0), (1, "at", 1)])])
     result = invoke(after, "--compare", before, "--json", "--html", tmp_path / "r.html")
-    said = json.loads(result.stdout)["comparison"]
-    [relations] = [row for row in said["counts"] if row["name"] == "relations"]
+    report = json.loads(result.stdout)["comparison"]
+    [relations] = [row for row in report["counts"] if row["name"] == "relations"]
     assert (relations["before"], relations["after"], relations["text"]) == (2, 3, "+1 (+50%)")
     rows = [[cell.strip() for cell in row] for row in Texts((tmp_path / "r.html").read_text(encoding="utf-8")).rows]
     terminal = [
@@ -95,11 +95,11 @@ def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
     for name, records in runs.items():
         root = make_shards(tmp_path / name, records)
         assert_forms_agree(root, tmp_path)
-        said = json.loads(invoke(root, "--json").stdout)
-        assert [finding["text"] for finding in said["findings"] if finding["question"] == "How good is it?"] == [
+        report = json.loads(invoke(root, "--json").stdout)
+        assert [finding["text"] for finding in report["findings"] if finding["question"] == "How good is it?"] == [
             "There are no relations or captions to check."
         ]
-        assert "bad" in [f["grade"] for f in said["findings"] if f["question"] == "Can I train on it?"]
+        assert "bad" in [f["grade"] for f in report["findings"] if f["question"] == "Can I train on it?"]
         page = (tmp_path / "r.html").read_text(encoding="utf-8")
         assert ("There are no images to show." in page) == (name != "bare")
         assert "people annotated them" not in page

@@ -74,7 +74,7 @@ def test_other_images_and_odd_targets_are_refused(tmp_path, runs):
         compare(*runs, 0.2, 2, THRESHOLDS)
 
 
-def test_visual_genome_is_the_truth_of_coco(tmp_path, runs):
+def test_visual_genome_is_ground_truth_for_coco(tmp_path, runs):
     """Its image ids differ from COCO's; image_data.json maps them."""
     true = [scene(str(n + 900), [(0, "holding", 2), (1, "near", 2)], dataset="visual_genome") for n in range(10)]
     genome = make_shards(tmp_path / "genome", true)

@@ -63,7 +63,7 @@ def test_precision_recall_and_curve_by_hand(tmp_path: Path) -> None:
     assert (result.curve[0.9].precision, result.curve[0.9].recall) == (1, 1 / 3)
     assert result.average_precision == pytest.approx((1 + 2 / 3) / 3)
     assert result.mean_average_precision == pytest.approx((1 + 1 + 0) / 3)  # riding: its one is result first
-    assert result.related_precision == 1  # nothing is known of the man and the horse behind
+    assert result.related_precision == 1  # the ground truth does not relate the man and the horse behind
 
 
 def test_true_positives_that_are_no_targets_count_for_precision_and_are_not_ranked(tmp_path: Path) -> None:
