@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgpipe.cli.options import Captioner, Detector, Json, Limit, RayAddress, Seed, Settings, Tagger
+from sgpipe.cli.options import Captioner, Detector, ImageData, Json, Limit, RayAddress, Seed, Settings, Tagger
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
@@ -33,6 +33,11 @@ def generate(
     annotations: Annotated[Path | None, typer.Option(help="Annotation file for --images.")] = None,
     captions: Annotated[Path | None, typer.Option(help="COCO captions file; the captioner does not run.")] = None,
     split: Annotated[str | None, typer.Option(help="Name of the split. Default: guessed from --annotations.")] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Run or import with ground truth of the same images; prints precision and recall."),
+    ] = None,
+    image_data: ImageData = None,
     detector: Detector = None,
     captioner: Captioner = None,
     tagger: Tagger = None,
@@ -55,6 +60,8 @@ def generate(
 
     options = {
         "source.root": root,
+        "source.ground_truth": truth and truth.absolute(),
+        "source.image_data": image_data and image_data.absolute(),
         "detect.detector": detector,
         "caption.captioner": captioner,
         "tag.tagger": tagger,

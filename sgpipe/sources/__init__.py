@@ -13,6 +13,7 @@ from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import write_detections
 from sgpipe.sources.folder import fingerprint_folder, read_folder
 from sgpipe.sources.vocabulary import category_names
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
@@ -26,7 +27,9 @@ def prepare_source(
     Args:
         private: the run's folder for files of its own; a source that makes its images puts them there.
 
-    Raises OSError: the disk is full, or the folder cannot be written.
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+        UserError: the ground truth is not a run or an import, or image_data is missing.
     """
     made = miniworld.prepare(source.drawn if source.synthetic else None, private, say)
     if made is not None:
@@ -34,8 +37,13 @@ def prepare_source(
         return source.model_copy(update={"root": None, "splits": splits}), ground_truth
     if source.ground_truth is None:
         return source, None
-    image_data = source.image_data and source.path(source.image_data)
-    return source, GroundTruth(source.path(source.ground_truth), image_data=image_data)
+    ground_truth = GroundTruth(
+        source.path(source.ground_truth), image_data=source.image_data and source.path(source.image_data)
+    )
+    Manifest.load(ground_truth.relations)  # now, and not only when the labels are compared with it
+    if ground_truth.image_data and not ground_truth.image_data.is_file():
+        raise UserError(f"image_data file not found: {ground_truth.image_data}")
+    return source, ground_truth
 
 
 def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:

@@ -14,9 +14,9 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.report import run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.scene import random_scene
-from sgpipe.recipe import MiniworldConfig, load_recipe
+from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
 from sgpipe.sources import prepare_source
-from sgpipe.sources.miniworld import MiniworldFiles
+from sgpipe.sources.miniworld import MiniworldFiles, import_graphs, render_dataset
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
@@ -134,8 +134,31 @@ def test_any_source_can_have_ground_truth(miniworld, tmp_path):
     assert run_quality(folder.root) == {}
 
 
-def test_a_recipe_names_the_ground_truth_of_its_source(tmp_path):
-    recipe = load_recipe("coco", {"source.root": tmp_path, "source.ground_truth": "vg", "source.image_data": "i.json"})
-    source, ground_truth = prepare_source(recipe.source, tmp_path / ".sgpipe", print)
-    assert source == recipe.source
-    assert ground_truth == GroundTruth(tmp_path / "vg", image_data=tmp_path / "i.json")
+def test_a_recipe_names_the_ground_truth_of_its_source(miniworld, tmp_path):
+    names = {"source.root": tmp_path, "source.ground_truth": miniworld.all_relations, "source.image_data": "i.json"}
+    source = load_recipe("coco", names).source
+    with pytest.raises(UserError, match=r"image_data file not found: .*i\.json"):
+        prepare_source(source, tmp_path / ".sgpipe", print)
+    (tmp_path / "i.json").touch()
+    prepared, ground_truth = prepare_source(source, tmp_path / ".sgpipe", print)
+    assert prepared == source
+    assert ground_truth == GroundTruth(miniworld.all_relations, image_data=tmp_path / "i.json")
+    with pytest.raises(UserError, match="holds no sgpipe run"):
+        prepare_source(source.model_copy(update={"ground_truth": tmp_path}), tmp_path / ".sgpipe", print)
+
+
+@pytest.mark.slow
+def test_generate_prints_precision_and_recall_of_any_source_with_ground_truth(tmp_path):
+    render_dataset(tmp_path / "world", 8, seed=3)
+    import_graphs(tmp_path / "world" / "scene_graphs.json", "val", tmp_path / "vg")
+    names = ("--images", "images", "--annotations", "instances.json", "--captions", "captions.json")
+    files = [str(tmp_path / "world" / name) if name[0] != "-" else name for name in names]
+    size = ("--set", "tag.short_side=96", "--set", "tag.long_side=144", "--tagger", str(packaged_model("tagger")))
+    command = ["generate", "coco", *files, *size, "--split", "val", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "--truth", str(tmp_path / "vg"), "--json"])
+    assert result.exit_code == 0, result.output
+    quality = json.loads(result.stdout)["quality"]["labels"]
+    assert quality["true_positives"] > 0.8 * quality["predicted"] > 5
+    result = CliRunner().invoke(app, [*command, "--truth", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "holds no sgpipe run" in result.stderr
