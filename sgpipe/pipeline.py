@@ -1,9 +1,11 @@
 """The pipeline in one process, for a few images; `sgpipe label` uses it.
 
+```python
 from sgpipe import Pipeline
 
 graph = Pipeline()("image.jpg")
 graph.draw().save("relations.png")
+```
 """
 
 from __future__ import annotations

@@ -202,12 +202,12 @@ def _object_names(path: Path, arrays: Mapping[str, list[Any]]) -> list[str]:
 
 def _relation_names(path: Path, arrays: Mapping[str, list[Any]], key: str, dataset: str) -> list[str]:
     """The file's relation names in sgpipe's spelling."""
-    ours, names = official_relation_names(dataset), [str(name).replace(" ", "_") for name in arrays.get(key, [])]
+    known, names = official_relation_names(dataset), [str(name).replace(" ", "_") for name in arrays.get(key, [])]
     if not names:
         raise UserError(_missing_list(path, key))
-    if unknown := [name for name in names if name not in ours]:
+    if unknown := [name for name in names if name not in known]:
         raise UserError(f"{path}: its list {key!r} contains {unknown[0]!r}, which is not a relation of the dataset")
-    return [ours[name] for name in names]
+    return [known[name] for name in names]
 
 
 def _missing_list(path: Path, key: str) -> str:

@@ -35,19 +35,19 @@ def process(folder: Path, made: Any) -> Outcome:
     return Outcome("accepted", f"{image.mode} {image.width}x{image.height} {mean}")
 
 
-def noise(form: str, size: tuple[int, int] = (64, 48), **options: Any) -> bytes:
+def noise(image_format: str, size: tuple[int, int] = (64, 48), **options: Any) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
-    return encoded(Image.fromarray(pixels), form, **options)
+    return encoded(Image.fromarray(pixels), image_format, **options)
 
 
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, form, **options)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
-def flat(mode: str, colour: Any, form: str, size: tuple[int, int] = SIZE, **options: Any) -> bytes:
-    return encoded(Image.new(mode, size, colour), form, **options)
+def flat(mode: str, colour: Any, image_format: str, size: tuple[int, int] = SIZE, **options: Any) -> bytes:
+    return encoded(Image.new(mode, size, colour), image_format, **options)
 
 
 def holds(data: bytes, name: str = NAME, size: tuple[int, int] = SIZE) -> Callable[[Path], Any]:
@@ -92,10 +92,10 @@ def with_text_bomb() -> bytes:
     return flat("RGB", "white", "PNG", pnginfo=text)
 
 
-def animated(form: str) -> bytes:
+def animated(image_format: str) -> bytes:
     frames = [Image.new("RGB", SIZE, colour) for colour in ("red", "blue")]
-    options: dict[str, Any] = {"lossless": True} if form == "WEBP" else {}
-    return encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    options: dict[str, Any] = {"lossless": True} if image_format == "WEBP" else {}
+    return encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
 
 
 def linked_to_itself(folder: Path) -> None:
