@@ -22,6 +22,7 @@ from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import open_shard
 from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils.console import count
 from sgpipe.utils.hashing import file_sha256
 
 Advance = Callable[[int, dict[str, int]], None]
@@ -183,7 +184,7 @@ def _repeated(root: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
     with scratch() as connection:
         rows = connection.execute(_REPEATED.format(", ".join(map(quoted, names)))).fetchall()
     for name, first, images in sorted(rows):
-        yield names[name], f"{images:,} images that already occur in the run, such as {first!r}"
+        yield names[name], f"{count(images, 'image')} already in the run, such as {first!r}"
 
 
 def _check_leftovers(folder: RunFolder, manifest: Manifest, found: Verification) -> None:

@@ -90,13 +90,13 @@ def test_a_flipped_byte_is_found_wherever_it_is(run):
         (lambda root: (root / FIRST).write_bytes((root / FIRST).read_bytes()[:-5]), FIRST, "it is cut"),
         (lambda root: flip(root / SECOND, 100), SECOND, "checksum"),
         (lambda root: shutil.copy(root / FIRST, root / shard_name("val", 5, 8)), shard_name("val", 5, 8), "not list"),
-        (lambda root: flip(root / MANIFEST, -40), MANIFEST, "line 3 is not as it was written"),
+        (lambda root: flip(root / MANIFEST, -40), MANIFEST, "line 3 has changed"),
         (lambda root: flip(root / MANIFEST, 40), MANIFEST, "cannot be repaired"),
         (lambda root: (root / MANIFEST).unlink(), MANIFEST, "cannot be repaired"),
         (lambda root: (root / "recipe.yaml").write_text("nmae: x"), "recipe.yaml", "did you mean 'name'"),
-        (lambda root: commit(root, 4, [full_record(9)]), shard_name("val", 4, 5), "rows are those of an earlier shard"),
-        (lambda root: commit(root, 5, [full_record(1)]), shard_name("val", 5, 6), "in the run already, such as '1'"),
-        (lambda root: commit(root, 5, [full_record(7)] * 2), shard_name("val", 5, 7), "1 images that are in the run"),
+        (lambda root: commit(root, 4, [full_record(9)]), shard_name("val", 4, 5), "rows overlap those of an earlier shard"),
+        (lambda root: commit(root, 5, [full_record(1)]), shard_name("val", 5, 6), "1 image already in the run, such as '1'"),
+        (lambda root: commit(root, 5, [full_record(7)] * 2), shard_name("val", 5, 7), "1 image already in the run"),
     ],
 )
 def test_what_is_off_is_listed(run, harm: Harm, file, problem):
@@ -126,7 +126,7 @@ def claim(root: Path, entry: ShardEntry, **values: object) -> None:
     ("change", "problem"),
     [
         (lambda table: table.drop_columns(["pairs"]), "no column 'pairs'"),
-        (lambda table: table.set_column(4, "width", table["width"].cast(pa.int64())), "column 'width' is not"),
+        (lambda table: table.set_column(4, "width", table["width"].cast(pa.int64())), "column 'width' has the wrong type"),
         (lambda table: table.replace_schema_metadata({"sgpipe.schema_version": "9"}), "schema version 9"),
         (lambda table: table.slice(1), "2 rows, the manifest says 3"),
     ],
@@ -231,7 +231,7 @@ def test_repairing_a_whole_run_changes_nothing(run):
 
 def test_a_run_at_work_is_not_repaired_and_its_latest_shard_not_judged(run):
     script = (
-        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import GroundTruth, RunFolder\n"
+        "import sys; from pathlib import Path; from sgpipe.storage.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock():\n print('locked', flush=True); sys.stdin.read()"
     )
     shutil.copy(run / SECOND, run / shard_name("val", 5, 7))
