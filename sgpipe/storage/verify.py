@@ -167,9 +167,9 @@ def _content_faults(path: Path, shard: ShardEntry) -> Iterator[str]:
                 if (kind := fault.partition(" (")[0]) not in kinds:
                     kinds.add(kind)
                     yield fault
-    for name, count in shard.counts.items():
-        if name in counts and counts[name] != count:
-            yield f"{counts[name]:,} {name.replace('_', ' ')}, the manifest says {count:,}"
+    for name, number in shard.counts.items():
+        if name in counts and counts[name] != number:
+            yield f"{counts[name]:,} {name.replace('_', ' ')}, the manifest says {number:,}"
 
 
 def _fits(column: pa.Field) -> bool:

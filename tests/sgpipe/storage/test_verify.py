@@ -94,8 +94,16 @@ def test_a_flipped_byte_is_found_wherever_it_is(run):
         (lambda root: flip(root / MANIFEST, 40), MANIFEST, "cannot be repaired"),
         (lambda root: (root / MANIFEST).unlink(), MANIFEST, "cannot be repaired"),
         (lambda root: (root / "recipe.yaml").write_text("nmae: x"), "recipe.yaml", "did you mean 'name'"),
-        (lambda root: commit(root, 4, [full_record(9)]), shard_name("val", 4, 5), "rows overlap those of an earlier shard"),
-        (lambda root: commit(root, 5, [full_record(1)]), shard_name("val", 5, 6), "1 image already in the run, such as '1'"),
+        (
+            lambda root: commit(root, 4, [full_record(9)]),
+            shard_name("val", 4, 5),
+            "rows overlap those of an earlier shard",
+        ),
+        (
+            lambda root: commit(root, 5, [full_record(1)]),
+            shard_name("val", 5, 6),
+            "1 image already in the run, such as '1'",
+        ),
         (lambda root: commit(root, 5, [full_record(7)] * 2), shard_name("val", 5, 7), "1 image already in the run"),
     ],
 )
@@ -126,7 +134,10 @@ def claim(root: Path, entry: ShardEntry, **values: object) -> None:
     ("change", "problem"),
     [
         (lambda table: table.drop_columns(["pairs"]), "no column 'pairs'"),
-        (lambda table: table.set_column(4, "width", table["width"].cast(pa.int64())), "column 'width' has the wrong type"),
+        (
+            lambda table: table.set_column(4, "width", table["width"].cast(pa.int64())),
+            "column 'width' has the wrong type",
+        ),
         (lambda table: table.replace_schema_metadata({"sgpipe.schema_version": "9"}), "schema version 9"),
         (lambda table: table.slice(1), "2 rows, the manifest says 3"),
     ],
