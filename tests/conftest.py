@@ -7,7 +7,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("sgpipe", deadline=None)  # no test may depend on the load of the machine
+hypothesis.settings.load_profile("sgpipe")
 
 INTEGRATION = Path(__file__).parent / "integration"
 

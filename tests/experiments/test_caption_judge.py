@@ -1,4 +1,4 @@
-"""The judge of captions, on captions and truths written by hand."""
+"""The caption judge, on captions and ground truth written by hand."""
 
 import pytest
 
@@ -39,11 +39,11 @@ def judge() -> CaptionJudge:
         ("a horse", []),
     ],
 )
-def test_captions_are_read_in_any_words(judge: CaptionJudge, caption: str, statements: list) -> None:
+def test_captions_are_read_in_any_wording(judge: CaptionJudge, caption: str, statements: list) -> None:
     assert judge.statements([caption]) == [tuple(statements)]
 
 
-def test_every_caption_of_the_world_is_true_of_its_own_scene(judge: CaptionJudge) -> None:
+def test_every_caption_of_the_miniworld_is_true_of_its_scene(judge: CaptionJudge) -> None:
     for number in range(40):
         scene = random_scene(9, "val", number)
         plain = [canonical_caption(scene, fact) for fact in scene.facts]
@@ -54,7 +54,7 @@ def test_every_caption_of_the_world_is_true_of_its_own_scene(judge: CaptionJudge
         assert share.hits >= share.total - 1  # compound sentences are at times misparsed
 
 
-def test_a_caption_is_true_if_it_states_something_and_all_of_it_holds() -> None:
+def test_a_caption_is_correct_if_all_its_statements_are_true() -> None:
     truth = SceneTruth(frozenset({RIDING, SITTING}), frozenset({RIDING}))
     assert is_true([RIDING], truth)
     assert is_true([RIDING, SITTING], truth)
@@ -63,7 +63,7 @@ def test_a_caption_is_true_if_it_states_something_and_all_of_it_holds() -> None:
     assert not is_true([], truth)
 
 
-def test_shares_count_captions_and_statements() -> None:
+def test_rates_count_captions_and_statements() -> None:
     truths = [
         SceneTruth(frozenset({RIDING, SITTING}), frozenset({RIDING})),
         SceneTruth(frozenset({CHASING, BESIDE}), frozenset({CHASING, BESIDE})),
@@ -80,7 +80,7 @@ def test_shares_count_captions_and_statements() -> None:
     }
 
 
-def test_who_knows_the_objects_says_what_is_likeliest_of_them() -> None:
+def test_the_objects_only_baseline_ranks_by_likelihood() -> None:
     scenes = [random_scene(1, "train", number) for number in range(200)]
     guess = ObjectsOnlyGuess((scene, truth_of(scene)) for scene in scenes)
     for number in range(20):

@@ -1,4 +1,4 @@
-"""The tiny captioner: its words, its data, its training, and the trained one that ships."""
+"""The tiny captioner: its vocabulary, data and training."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def test_the_tokenizer_knows_every_plain_caption_of_every_split(tokenizer: BertT
                 assert tokenizer.decode(ids) == text
 
 
-def test_what_is_taught_is_true_and_holds_all_that_was_composed() -> None:
+def test_taught_facts_are_true_and_include_all_composed_ones() -> None:
     for number in range(60):
         scene = random_scene(5, "train", number)
         taught = {(fact.subject, fact.predicate, fact.object) for fact in taught_facts(scene)}
@@ -73,7 +73,7 @@ def test_what_is_taught_is_true_and_holds_all_that_was_composed() -> None:
                 assert (object_, "in front of", subject) in taught
 
 
-def test_patches_see_what_lies_in_them() -> None:
+def test_things_are_assigned_to_the_patches_they_cover() -> None:
     owners = np.zeros((8, 12), np.uint8)
     owners[:4, 6:] = 1
     owners[3:8, :6] = 2
@@ -81,7 +81,7 @@ def test_patches_see_what_lies_in_them() -> None:
     assert seen.tolist() == [[False, True, False], [True, False, False], [False, True, False], [False, False, False]]
 
 
-def test_dense_labels_say_who_does_what_to_whom() -> None:
+def test_dense_labels_hold_subjects_objects_and_predicates() -> None:
     for number in range(30):
         scene = random_scene(2, "train", number)
         image = render(scene)
@@ -101,7 +101,7 @@ def test_dense_labels_say_who_does_what_to_whom() -> None:
         assert not labels[~seen.any(1)].any()
 
 
-def test_positions_tell_all_patches_apart_and_neighbours_are_alike() -> None:
+def test_positions_are_distinct_and_similar_for_neighbours() -> None:
     positions = sine_positions(8, 64)
     likeness = torch.nn.functional.cosine_similarity(positions[:, None], positions[None], dim=-1)
     assert (likeness - torch.eye(64)).max() < 0.99
@@ -109,7 +109,7 @@ def test_positions_tell_all_patches_apart_and_neighbours_are_alike() -> None:
     assert likeness[0, 8] > likeness[0, 32]
 
 
-def test_the_loss_of_captions_is_that_of_each_by_itself(tokenizer: BertTokenizerFast) -> None:
+def test_the_caption_loss_equals_the_loss_of_single_captions(tokenizer: BertTokenizerFast) -> None:
     torch.manual_seed(0)
     model = build_captioner(SMALL, tokenizer).eval()
     states = torch.randn(2, 1 + SMALL.grid**2, SMALL.vision_width)
@@ -139,7 +139,7 @@ def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(tokenizer
         torch.testing.assert_close(one, two, rtol=0, atol=0, msg=name)
 
 
-def test_a_few_images_can_be_learned_by_heart(tokenizer: BertTokenizerFast) -> None:
+def test_a_few_images_can_be_overfitted(tokenizer: BertTokenizerFast) -> None:
     config = CONFIG.model_copy(update={"steps": 90, "dense_share": 0.1, "learning_rate": 3e-3})
     trainer = CaptionerTrainer(
         config, tokenizer, render_captioner_data(SMALL, tokenizer, config.train_images, config.seed)
@@ -149,7 +149,7 @@ def test_a_few_images_can_be_learned_by_heart(tokenizer: BertTokenizerFast) -> N
     assert losses[-1].caption < 0.5 * losses[15].caption
 
 
-def test_mirrored_images_take_their_labels_with_them(tokenizer: BertTokenizerFast) -> None:
+def test_dense_labels_are_mirrored_with_their_image(tokenizer: BertTokenizerFast) -> None:
     data = render_captioner_data(SMALL, tokenizer, 2, 0)
     trainer = CaptionerTrainer(CONFIG, tokenizer, data)
     both, flipped = torch.tensor([0, 0]), torch.tensor([False, True])
@@ -175,7 +175,7 @@ def test_a_saved_captioner_is_small_and_loads_as_blip(folder: Path, tokenizer: B
     )
 
 
-def test_sizes_that_do_not_fit_are_refused() -> None:
+def test_incompatible_sizes_are_refused() -> None:
     with pytest.raises(ValidationError, match="multiple of patch_size"):
         CaptionerModelConfig(image_size=100, patch_size=14)
     with pytest.raises(ValidationError, match="multiples of heads"):

@@ -9,14 +9,14 @@ from sgpipe.errors import UserError
 from sgpipe.training.initial_model import CLASSES
 
 
-def test_a_folder_that_is_there_is_refused(tmp_path):
+def test_a_nonempty_folder_is_refused(tmp_path):
     (tmp_path / "something").touch()
     with pytest.raises(UserError, match="choose a new folder"):
         make_models.main(tmp_path)
 
 
 @pytest.mark.slow
-def test_all_models_are_made_measured_and_described(tmp_path, monkeypatch, capsys):
+def test_all_models_are_trained_evaluated_and_described(tmp_path, monkeypatch, capsys):
     brief = CaptionerConfig(train_images=24, steps=4)
     monkeypatch.setattr(make_models, "captioner_recipe", lambda: brief)
     make_models.main(tmp_path / "out", images=8, train_images=12)

@@ -1,4 +1,4 @@
-"""The captioner that ships with sgpipe: it is the recipe's, and says what is true of images it has not seen."""
+"""The packaged captioner matches its recipe and is correct on new images."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def packaged() -> Path:
     return Path(__file__).parents[2] / "sgpipe" / "miniworld" / "weights" / "captioner"
 
 
-def test_the_packaged_captioner_is_that_of_the_recipe() -> None:
+def test_the_packaged_captioner_matches_its_recipe() -> None:
     config = load(CaptionerConfig, "captioner", recipe_folder() / "miniworld", {})
     blip = load_blip(str(packaged()), None, torch.device("cpu"), torch.float32)
     assert blip.model.config.vision_config.image_size == config.model.image_size
@@ -24,7 +24,7 @@ def test_the_packaged_captioner_is_that_of_the_recipe() -> None:
 
 
 @pytest.mark.slow
-def test_the_packaged_captioner_says_what_is_true_of_new_images() -> None:
+def test_the_packaged_captioner_is_correct_on_new_images() -> None:
     quality = measure(str(packaged()), 60, counted=1000)
     greedy, samples, shuffled, *_ = quality.rows
     assert greedy.true.value > 0.8

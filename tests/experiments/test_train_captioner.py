@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Captio
     return folder, messages.getvalue(), quality
 
 
-def test_training_says_how_far_it_is(trained: tuple[Path, str, CaptionQuality]) -> None:
+def test_training_reports_progress(trained: tuple[Path, str, CaptionQuality]) -> None:
     _, messages, _ = trained
     assert "rendered 5 of 5 images" in messages
     assert "step 3 of 3: dense loss" in messages
@@ -49,7 +49,7 @@ def test_quality_has_a_row_per_way_to_caption(trained: tuple[Path, str, CaptionQ
     assert ten.composed.value > best.composed.value
 
 
-def test_the_card_says_what_was_measured_and_how_it_was_made(trained: tuple[Path, str, CaptionQuality]) -> None:
+def test_the_card_states_the_recipe_and_the_measured_figures(trained: tuple[Path, str, CaptionQuality]) -> None:
     folder, _, quality = trained
     card = (folder / "README.md").read_text(encoding="utf-8")
     for row in quality.rows:
@@ -65,7 +65,7 @@ def test_the_card_says_what_was_measured_and_how_it_was_made(trained: tuple[Path
         assert row.name in printed.getvalue()
 
 
-def test_without_its_optimizer_it_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_pytorch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(UserError, match=r"torch 2\.9 or newer"):
         train_captioner(CONFIG, tmp_path, Progress(Console(file=io.StringIO())))

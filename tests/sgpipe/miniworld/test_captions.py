@@ -1,4 +1,4 @@
-"""Captions state only what is true, in words that the parser and the class names understand."""
+"""Captions are true, and the parser and the class matcher understand their words."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_sentences_are_true(sentences: Sentences, understood: list[set[Statement
     assert len(false) <= 0.01 * len(sentences), false
 
 
-def test_all_that_was_composed_is_said_and_nothing_twice(sentences: Sentences) -> None:
+def test_every_composed_fact_is_stated_and_captions_are_distinct(sentences: Sentences) -> None:
     by_scene: dict[int, tuple[Scene, list[SceneCaption]]] = {}
     for scene, caption in sentences:
         by_scene.setdefault(id(scene), (scene, []))[1].append(caption)
@@ -91,7 +91,7 @@ def test_wordings_vary(sentences: Sentences) -> None:
     assert any(len(caption.facts) == 2 for _, caption in sentences)
 
 
-def test_the_canonical_sentence_is_the_plainest(train_scenes: list[Scene]) -> None:
+def test_canonical_captions(train_scenes: list[Scene]) -> None:
     said = set()
     for scene in train_scenes:
         for fact in scene.facts:
@@ -103,7 +103,7 @@ def test_the_canonical_sentence_is_the_plainest(train_scenes: list[Scene]) -> No
     assert not any("a umbrella" in text or "an dog" in text for text in said)
 
 
-def test_two_of_a_kind_are_one_and_another(train_scenes: list[Scene]) -> None:
+def test_a_second_thing_of_the_same_name_is_another(train_scenes: list[Scene]) -> None:
     for scene in train_scenes:
         for fact in scene.facts:
             if fact.predicate == "chasing" and {scene.things[end].kind for end in ends(fact)} == {"dog"}:
@@ -116,5 +116,5 @@ def ends(fact: Fact) -> tuple[int, int]:
     return fact.subject, fact.object
 
 
-def test_every_predicate_has_words() -> None:
+def test_every_predicate_has_a_wording() -> None:
     assert set(WORDINGS) == set(PREDICATES)

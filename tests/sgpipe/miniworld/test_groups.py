@@ -1,4 +1,4 @@
-"""Groups: only what the split allows, and nothing true by accident."""
+"""Groups: only statements of the split, and no accidental relations."""
 
 from itertools import combinations
 
@@ -43,7 +43,7 @@ def test_nothing_is_under_an_umbrella_by_accident() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", COMPOSITIONAL])
-def test_groups_state_only_what_their_split_has_and_are_connected(split: str) -> None:
+def test_groups_are_connected_and_use_only_statements_of_their_split(split: str) -> None:
     allowed = statements_of(split)
     sizes = set()
     for seed in range(150):

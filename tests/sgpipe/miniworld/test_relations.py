@@ -1,4 +1,4 @@
-"""Each relation, composed between each pair of classes it is for, looks like what it says."""
+"""Every relation, composed for every pair of its classes, has the expected geometry."""
 
 from itertools import pairwise
 
@@ -27,12 +27,12 @@ def of(predicate: str) -> list[tuple[CompositionRule, Statement]]:
 
 
 def gap(a: Extent, b: Extent) -> float:
-    """What lies between two boxes from left to right; negative if they overlap."""
+    """The horizontal gap between two boxes; negative if they overlap."""
     return max(a.left, b.left) - min(a.right, b.right)
 
 
 @pytest.mark.parametrize(("rule", "statement"), CASES, ids=NAMES)
-def test_two_things_are_bound_and_stand_on_the_ground_or_above(rule: CompositionRule, statement: Statement) -> None:
+def test_compositions_bind_two_things_on_or_above_the_ground(rule: CompositionRule, statement: Statement) -> None:
     group, subject, object_ = compose(rule, statement, 1)
     (bond,) = group.bonds
     assert (group.actors[bond.subject], bond.predicate, group.actors[bond.object]) == (
@@ -117,7 +117,7 @@ def test_what_is_held_is_at_the_hand(seed: int) -> None:
 
 
 @pytest.mark.parametrize("predicate", ["looking at", "kicking", "pushing"])
-def test_who_does_something_faces_it(predicate: str) -> None:
+def test_actors_face_what_they_act_on(predicate: str) -> None:
     for rule, statement in of(predicate):
         _, subject, object_ = compose(rule, statement, 2)
         box, other = subject.extent(), object_.extent()
@@ -150,7 +150,7 @@ def test_a_leash_and_a_string_lead_from_the_hand_to_the_other_end() -> None:
             assert (inside & (points[:, 1] > box.bottom) & (points[:, 1] < box.top)).any()
 
 
-def test_every_class_and_some_twenty_predicates_are_used() -> None:
+def test_every_class_and_at_least_twenty_predicates_are_used() -> None:
     used = {name for _, (subject, _, object_) in CASES for name in (subject, object_)}
     assert used == set(KINDS)
     assert len(PREDICATES) == 21

@@ -1,4 +1,4 @@
-"""Images and boxes: a box holds exactly the pixels that its thing changes."""
+"""Images and boxes: a box contains exactly the pixels that its thing changes."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def changed(with_thing: Image.Image, without: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_box_is_tight_around_the_pixels_its_thing_is_seen_in(split: str) -> None:
+def test_boxes_are_tight_around_visible_pixels(split: str) -> None:
     loose = things = 0
     for number in range(8):
         scene = random_scene(11, split, number)
@@ -34,7 +34,7 @@ def test_a_box_is_tight_around_the_pixels_its_thing_is_seen_in(split: str) -> No
     assert loose <= 0.05 * things
 
 
-def test_boxes_lie_in_the_image_and_most_of_each_thing_is_seen() -> None:
+def test_boxes_are_in_the_image_and_things_mostly_visible() -> None:
     for split in SPLITS:
         for number in range(30):
             scene = random_scene(2, split, number)
@@ -48,7 +48,7 @@ def test_boxes_lie_in_the_image_and_most_of_each_thing_is_seen() -> None:
             assert (rendered.boxes[:, 2] * rendered.boxes[:, 3] > 0.3 * full_areas(scene)).all()
 
 
-def test_owners_name_the_thing_seen_at_each_pixel() -> None:
+def test_owners_are_the_things_visible_at_each_pixel() -> None:
     for number in range(8):
         scene = random_scene(4, "train", number)
         rendered = render(scene)
@@ -64,7 +64,7 @@ def test_owners_name_the_thing_seen_at_each_pixel() -> None:
 
 
 def full_areas(scene: Scene) -> np.ndarray:
-    """Areas in pixels of the boxes that things would have if nothing hid them, [things]."""
+    """Areas in pixels [things] of the boxes around things including hidden parts."""
     areas = []
     for placed in scene.placed:
         for actor in placed.group.actors:
@@ -73,11 +73,11 @@ def full_areas(scene: Scene) -> np.ndarray:
     return np.array(areas)
 
 
-def test_boxes_have_the_precision_of_the_painting() -> None:
+def test_box_coordinates_are_multiples_of_a_painted_pixel() -> None:
     boxes = render(random_scene(0, "val", 0)).boxes * OVERSAMPLING
     assert boxes == pytest.approx(boxes.round())
 
 
-def test_a_scene_looks_the_same_every_time() -> None:
+def test_rendering_is_deterministic() -> None:
     scene = random_scene(5, "val", 1)
     assert render(scene).image.tobytes() == render(random_scene(5, "val", 1)).image.tobytes()

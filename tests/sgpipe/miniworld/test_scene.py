@@ -1,4 +1,4 @@
-"""Scenes: the same for the same numbers, inside the image, groups apart."""
+"""Scenes are deterministic and inside the image, with groups apart."""
 
 from collections import Counter
 

@@ -25,7 +25,7 @@ def test_tilting_turns_counter_clockwise() -> None:
     assert math.degrees(math.atan2(tip[1], tip[0])) == pytest.approx(30, abs=3)
 
 
-def test_one_sees_through_a_ring() -> None:
+def test_a_ring_has_a_hole() -> None:
     points = ring((0, 0, 0), (0, 0), 1.0, 0.8, corners=200).points
     assert area(points) == pytest.approx(math.pi * (1 - 0.64), rel=1e-2)
 
@@ -57,7 +57,7 @@ def test_moving_flips_before_it_turns() -> None:
     assert shape.points == pytest.approx(np.array([[10, -2], [10, -4], [8, -2]]), abs=1e-9)
 
 
-def test_shades_stay_colours() -> None:
+def test_shades_are_valid_colours() -> None:
     assert shade((10, 100, 250), 0.5) == (5, 50, 125)
     assert shade((10, 100, 250), 1.0) == (10, 100, 250)
     assert all(0 <= channel <= 255 for channel in shade((0, 128, 255), 9.0))

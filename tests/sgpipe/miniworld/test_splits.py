@@ -1,4 +1,4 @@
-"""Nothing the compositional split states occurs in the others."""
+"""No statement of the compositional split occurs in the others."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def stated(split: str) -> set[Statement]:
     return {statement for composed in statements_of(split) for statement in closure(composed)}
 
 
-def test_what_the_compositional_split_states_is_never_stated_in_train_or_val() -> None:
+def test_compositional_statements_never_occur_in_train_or_val() -> None:
     for split in set(SPLITS) - {COMPOSITIONAL}:
         assert not stated(split) & stated(COMPOSITIONAL)
 
@@ -30,7 +30,7 @@ def test_every_relation_belongs_to_one_side() -> None:
     assert 0.1 < len(statements_of(COMPOSITIONAL)) / len(every) < 0.25
 
 
-def test_train_knows_the_words_of_what_is_held_out() -> None:
+def test_train_covers_the_words_of_held_out_statements() -> None:
     train = stated("train")
     classes = {name for subject, _, object_ in train for name in (subject, object_)}
     predicates = {predicate for _, predicate, _ in train}

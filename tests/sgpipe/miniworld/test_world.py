@@ -1,4 +1,4 @@
-"""The files of a split: the same bytes for the same numbers, read back without a problem."""
+"""The files of a split: deterministic, and readable without problems."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> No
     assert contents(tmp_path) != contents(world / "val")
 
 
-def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
+def test_another_process_renders_the_same_bytes(world: Path, tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from sgpipe.miniworld.dataset import render_dataset as draw; "
     code += "draw(Path(sys.argv[1]), 10, 3, 'val')"
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
@@ -64,7 +64,7 @@ def test_another_process_draws_the_same(world: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == contents(world / "val")
 
 
-def test_fewer_images_are_the_first_of_more(world: Path, tmp_path: Path) -> None:
+def test_fewer_images_are_a_prefix(world: Path, tmp_path: Path) -> None:
     render_dataset(tmp_path, 5, 3, "train")
     whole = contents(world / "train")
     part = contents(tmp_path)
@@ -79,7 +79,7 @@ def test_fewer_images_are_the_first_of_more(world: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_coco_reader_finds_nothing_wrong(world: Path, split: str) -> None:
+def test_the_coco_reader_reports_no_problem(world: Path, split: str) -> None:
     folder = world / split
     detections, _ = read_coco(folder / "instances.json", folder / "captions.json", dataset="coco", split=split)
     records = [record for table in detections.tables() for record in from_table(table)]
@@ -142,7 +142,7 @@ def test_ids_differ_between_splits(world: Path) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_an_interrupted_world_has_no_annotations(world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_dataset_has_no_annotations(world: Path, tmp_path: Path) -> None:
     render_dataset(tmp_path, 3, 3, "val")
     drawn = 0
 
@@ -169,13 +169,13 @@ def test_an_interrupted_world_has_no_annotations(world: Path, tmp_path: Path) ->
         (1, 0, "test", "no split 'test': expected one of train, val, test-compositional"),
     ],
 )
-def test_impossible_wishes_are_refused(images: int, seed: int, split: str, message: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(images: int, seed: int, split: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         render_dataset(tmp_path / "new", images, seed, split)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"contains other files \(thesis.txt\)"):
         render_dataset(tmp_path, 1, 0)

@@ -52,7 +52,7 @@ def image(width=50, height=37):
     return Image.fromarray(pixels)
 
 
-def test_images_are_prepared_as_the_authors_do(original):
+def test_image_preparation_equals_the_reference(original):
     blip = load(original)
     authors = transforms.Compose(
         [
@@ -64,7 +64,7 @@ def test_images_are_prepared_as_the_authors_do(original):
     torch.testing.assert_close(blip.prepare(image()), authors(image()), atol=1e-6, rtol=0)
 
 
-def test_preparation_follows_the_checkpoint_and_else_clips(folder):
+def test_preparation_uses_the_checkpoint_or_clip_defaults(folder):
     settings = folder / "preprocessor_config.json"
     change(settings, image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3], resample=2)
     prepare = load(folder).prepare
@@ -103,14 +103,14 @@ def test_text_has_no_special_tokens_and_single_spaces(original):
     assert blip.text([10_000]) == ""
 
 
-def test_the_prompt_begins_with_the_decoders_start(original):
+def test_the_prompt_starts_with_dec(original):
     blip = load(original)
     words = blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("A picture of"))
     assert words == ["[DEC]", "a", "picture", "of"]
     assert blip.tokenizer.convert_ids_to_tokens(blip.prompt_ids("")) == ["[DEC]"]
 
 
-def test_a_tokenizer_without_blips_two_tokens_is_fine(folder):
+def test_a_tokenizer_without_dec_and_enc_is_accepted(folder):
     """As in the checkpoints on the hub, whose tokenizer is BERT's."""
     drop_tokenizer(folder)
     tokenizer = make_tokenizer(folder, blip_tokens=False)
@@ -124,13 +124,13 @@ def test_no_such_folder(name):
     assert "no such folder" in error_of(name)
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
     assert "no such folder" in error_of(path)
 
 
-def test_a_hub_id_is_looked_for_in_the_local_cache(original, tmp_path, monkeypatch):
+def test_a_hub_id_is_looked_up_in_the_local_cache(original, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "no such model in the local Hugging Face cache" in error_of("somebody/captioner")
@@ -148,7 +148,7 @@ def test_an_empty_folder(tmp_path):
     assert "no config.json" in error_of(tmp_path)
 
 
-def test_another_kind_of_model_is_named(tmp_path):
+def test_another_model_type_is_refused_by_name(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     assert "is not BLIP: model_type is 'bert'" in error_of(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -156,18 +156,18 @@ def test_another_kind_of_model_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"blip"', "\xff\xfe"])
-def test_a_config_that_is_no_json_object(folder, text):
+def test_a_config_that_is_not_a_json_object(folder, text):
     (folder / "config.json").write_text(text, encoding="latin-1")
     assert "config.json" in error_of(folder)
 
 
-def test_a_blip_of_another_task_is_named(folder):
+def test_a_blip_for_another_task_is_refused_by_name(folder):
     config = BlipConfig.from_pretrained(folder)
     BlipForQuestionAnswering(config).save_pretrained(folder)
     assert "it is a BlipForQuestionAnswering, expected BlipForConditionalGeneration" in error_of(folder)
 
 
-def test_missing_weights_are_never_made_up(folder):
+def test_missing_weights_are_refused(folder):
     weights = folder / "model.safetensors"
     kept = load_file(weights)
     name = next(key for key in kept if key.endswith("crossattention.self.key.weight"))
@@ -193,7 +193,7 @@ def test_damaged_absent_and_misshapen_weights(folder):
     assert "cannot load its weights" in error_of(folder)
 
 
-def test_a_tokenizer_that_silently_lost_its_vocabulary(folder):
+def test_a_tokenizer_without_its_vocabulary(folder):
     drop_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     message = error_of(folder)
@@ -216,7 +216,7 @@ def test_start_and_end_tokens_outside_the_vocabulary(folder):
     assert "bos_token_id is 30522" in error_of(folder)
 
 
-def test_image_sizes_that_leave_a_rest_of_a_patch(original):
+def test_image_sizes_that_are_no_multiple_of_the_patch_size(original):
     assert "image_size 50 is not a multiple of its patch size 8" in error_of(original, image_size=50)
 
 

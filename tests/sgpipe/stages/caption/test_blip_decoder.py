@@ -26,7 +26,7 @@ def image_states(model, images):
 
 @torch.no_grad()
 def reference_scores(model, ids, states):
-    """transformers' own scores of every next token, without any cache: [rows, tokens, vocabulary]."""
+    """transformers' scores of every next token without a cache: [rows, tokens, vocabulary]."""
     return model.text_decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).logits
 
 
@@ -47,7 +47,7 @@ def test_scores_are_those_of_transformers_token_by_token(model, samples):
         torch.testing.assert_close(scores, expected[:, 3 + step], atol=1e-5, rtol=1e-5)
 
 
-def test_sequences_left_over_score_as_before(model):
+def test_remaining_sequences_keep_their_scores(model):
     states = image_states(model, images=1)
     decoder = BlipDecoder(model)
     state = decoder.start(states, capacity=5)

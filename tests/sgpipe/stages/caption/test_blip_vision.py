@@ -10,7 +10,7 @@ from tests.factories import make_blip
 
 @pytest.mark.parametrize(("vision_width", "heads", "image_size"), [(48, 4, 32), (32, 2, 40)])
 @torch.no_grad()
-def test_fused_attention_changes_no_state(tmp_path, vision_width, heads, image_size):
+def test_fused_attention_gives_the_same_states(tmp_path, vision_width, heads, image_size):
     make_blip(tmp_path, vision_width=vision_width, heads=heads, image_size=image_size)
     reference = BlipForConditionalGeneration.from_pretrained(tmp_path).eval()
     fused = copy.deepcopy(reference)

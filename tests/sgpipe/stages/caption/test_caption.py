@@ -90,7 +90,7 @@ def test_padded_groups_as_on_a_gpu_give_the_same_captions(captioner, images):
     assert captions(stage) == alone
 
 
-def test_more_scopes_samples_or_crops_leave_the_others_as_they_were(captioner, images):
+def test_other_scopes_samples_and_crops_do_not_change_a_caption(captioner, images):
     wide = captions(make_stage(captioner, images, scopes=("pair", "image"), samples=6))
     narrow = captions(make_stage(captioner, images))
     for image_id, each in narrow.items():
@@ -101,7 +101,7 @@ def test_more_scopes_samples_or_crops_leave_the_others_as_they_were(captioner, i
         assert Counter(map(repr, each)) <= Counter(map(repr, wide[image_id]))
 
 
-def test_the_seed_the_image_and_the_dataset_choose_the_captions(captioner, images):
+def test_captions_depend_on_seed_image_and_dataset(captioner, images):
     base = captions(make_stage(captioner, images))
     assert captions(make_stage(captioner, images)) == base
     assert captions(make_stage(captioner, images, seed=1)) != base
@@ -110,7 +110,7 @@ def test_the_seed_the_image_and_the_dataset_choose_the_captions(captioner, image
         assert stage([dataclasses.replace(records(1)[0], **change)])[0].captions != base["0"]
 
 
-def test_scopes_name_their_boxes_and_see_their_region(captioner, images):
+def test_captions_record_their_boxes_and_use_their_region(captioner, images):
     stage = make_stage(captioner, images, scopes=("image", "box", "pair"), samples=2)
     found = captions(stage)["0"]
     assert [(caption.scope, caption.boxes) for caption in found[::2]] == [
@@ -133,7 +133,7 @@ def test_scopes_name_their_boxes_and_see_their_region(captioner, images):
 
 
 @pytest.mark.parametrize("decoding", ["nucleus", "beam"])
-def test_the_vision_tower_sees_each_image_once(captioner, images, decoding):
+def test_each_region_is_encoded_once(captioner, images, decoding):
     stage = make_stage(captioner, images, samples=10, scopes=("image", "box"), decoding=decoding)
     seen = []
     stage.blip.model.vision_model.register_forward_hook(lambda *call: seen.append(len(call[2].last_hidden_state)))
@@ -142,7 +142,7 @@ def test_the_vision_tower_sees_each_image_once(captioner, images, decoding):
     assert seen == [1] * 3 * (1 + 3)
 
 
-def test_beam_search_gives_one_caption_and_no_chance(captioner, images):
+def test_beam_search_gives_one_deterministic_caption(captioner, images):
     found = captions(make_stage(captioner, images, decoding="beam", batch_size=1), records(4))
     assert all(len(each) == 1 for each in found.values())
     assert captions(make_stage(captioner, images, decoding="beam", seed=5, batch_size=8), records(4)) == found
@@ -151,7 +151,7 @@ def test_beam_search_gives_one_caption_and_no_chance(captioner, images):
     assert greedy == captions(make_stage(captioner, images, samples=1, top_p=1e-9), records(4))
 
 
-def test_the_prompt_is_no_part_of_the_caption(captioner, images):
+def test_the_prompt_is_removed_from_the_caption(captioner, images):
     stage = make_stage(captioner, images, prompt="a picture of", min_tokens=0)
     tokens = []
     text = stage.blip.text
@@ -168,7 +168,7 @@ def test_the_prompt_is_no_part_of_the_caption(captioner, images):
     assert captions(make_stage(captioner, images, prompt="")) != captions(make_stage(captioner, images))
 
 
-def test_lengths_are_kept(captioner, images):
+def test_caption_lengths_are_within_limits(captioner, images):
     for least, most in ((9, 9), (5, 12)):
         stage = make_stage(captioner, images, min_tokens=least, max_tokens=most)
         counts = []
@@ -182,7 +182,7 @@ def test_lengths_are_kept(captioner, images):
         assert max(counts) <= most - 4
 
 
-def test_an_unusable_image_becomes_an_error_row_alone(captioner, images, tmp_path):
+def test_an_unreadable_image_becomes_an_error_row(captioner, images, tmp_path):
     for name in os.listdir(images):
         (tmp_path / name).write_bytes((images / name).read_bytes())
     (tmp_path / "1.png").unlink()
@@ -200,7 +200,7 @@ def test_an_unusable_image_becomes_an_error_row_alone(captioner, images, tmp_pat
     assert all(found[number].captions == good[number] for number in "026")
 
 
-def test_bfloat16_on_the_cpu_is_reproducible_too(captioner, images):
+def test_bfloat16_on_the_cpu_is_reproducible(captioner, images):
     found = captions(make_stage(captioner, images, dtype="bfloat16", batch_size=1))
     assert all(len(each) == 4 for each in found.values())
     assert captions(make_stage(captioner, images, dtype="bfloat16", batch_size=3)) == found
@@ -212,7 +212,7 @@ def test_another_image_size_is_used(captioner, images):
     assert captions(stage) != captions(make_stage(captioner, images))
 
 
-def test_the_stage_travels_to_its_process_before_setup(captioner, images):
+def test_the_stage_can_be_pickled_before_setup(captioner, images):
     config = CaptionConfig(captioner=str(captioner), device="cpu", samples=4)
     stage = pickle.loads(pickle.dumps(CaptionStage(config, {"val": images}, 0)))  # noqa: S301
     stage.setup()
@@ -227,17 +227,17 @@ def test_the_stage_travels_to_its_process_before_setup(captioner, images):
         ({"max_tokens": 9, "min_tokens": 10}, "at least min_tokens"),
     ],
 )
-def test_lengths_that_leave_no_caption(captioner, images, settings, message):
+def test_limits_that_leave_no_room_are_refused(captioner, images, settings, message):
     with pytest.raises(UserError, match=message):
         make_stage(captioner, images, **settings)
 
 
-def test_no_captioner_is_an_error(images):
+def test_a_missing_captioner_is_refused(images):
     with pytest.raises(UserError, match="captioner is not set"):
         CaptionStage(CaptionConfig(), {"val": images}, 0).setup()
 
 
-def test_a_full_gpu_ends_the_run_in_one_line(captioner, images, monkeypatch):
+def test_out_of_memory_is_reported_in_one_line(captioner, images, monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 

@@ -90,12 +90,12 @@ def test_gumbel_noise_has_its_moments_and_differs_along_every_coordinate():
         ([0.6, 0.4], 1e-6, [0]),
     ],
 )
-def test_nucleus_keeps_the_fewest_tokens_that_reach_top_p(shares, top_p, kept):
+def test_nucleus_is_the_smallest_set_that_reaches_top_p(shares, top_p, kept):
     mask = nucleus(torch.tensor([shares]).log(), top_p)
     assert mask.nonzero()[:, 1].tolist() == kept
 
 
-def test_nucleus_is_that_of_a_full_sort_on_many_rows():
+def test_nucleus_equals_a_full_sort():
     scores = torch.randn(200, 500, generator=torch.manual_seed(0)) * torch.linspace(0.1, 6, 200)[:, None]
     for top_p in (0.1, 0.5, 0.9, 0.999):
         shares, order = scores.softmax(-1).double().sort(dim=-1, descending=True, stable=True)
@@ -104,7 +104,7 @@ def test_nucleus_is_that_of_a_full_sort_on_many_rows():
         assert torch.equal(nucleus(scores, top_p), expected)
 
 
-def test_draws_follow_the_renormalised_nucleus():
+def test_samples_follow_the_renormalised_nucleus():
     shares = torch.tensor([0.05, 0.3, 0.1, 0.22, 0.02, 0.18, 0.13])
     count = 20_000
     keys = torch.arange(count) * 7919 + 12_345_678_901
@@ -171,7 +171,7 @@ def test_lengths_and_greedy_choice_agree_with_transformers(model):
 
 
 @pytest.mark.parametrize(("bias", "length"), [(50.0, 5 - len(PROMPT)), (-50.0, 12 - len(PROMPT))])
-def test_a_caption_is_as_short_and_as_long_as_allowed(model, bias, length):
+def test_captions_reach_both_length_limits(model, bias, length):
     end = model.config.text_config.sep_token_id
     head = model.text_decoder.cls.predictions.decoder
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_a_caption_is_as_short_and_as_long_as_allowed(model, bias, length):
     assert [len(caption) for caption in captions[0]] == [length] * 4
 
 
-def test_images_together_are_captioned_as_alone(model):
+def test_a_batch_gives_the_same_captions_as_single_images(model):
     decoder, states = BlipDecoder(model), image_states(model, images=4)
     keys = [11, 22, 33, 44]
     together = sample_captions(decoder, states, PROMPT, keys, sampling(model, min_tokens=0))
@@ -196,14 +196,14 @@ def test_images_together_are_captioned_as_alone(model):
     assert len({len(caption) for caption in itertools.chain(*alone)}) > 1
 
 
-def test_more_samples_leave_the_first_ones_as_they_were(model):
+def test_more_samples_do_not_change_the_first_ones(model):
     decoder, states = BlipDecoder(model), image_states(model)
     few = sample_captions(decoder, states, PROMPT, [5], sampling(model, samples=3))[0]
     many = sample_captions(decoder, states, PROMPT, [5], sampling(model, samples=9))[0]
     assert many[:3] == few
 
 
-def test_beam_search_is_that_of_generate(model):
+def test_beam_search_equals_generate(model):
     """Also checks that no prompt token and no padding is left in the result."""
     pixels = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(5))
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_beam_search_is_that_of_generate(model):
         assert found
 
 
-def test_damaged_weights_are_an_error_and_no_caption(model):
+def test_damaged_weights_raise_an_error(model):
     states = image_states(model)
     states[0, 3] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite"):

@@ -16,7 +16,7 @@ def pairs(found):
     return [region.boxes for region in found if region.scope == "pair"]
 
 
-def test_scopes_come_in_turn_and_boxes_in_order():
+def test_regions_are_ordered_by_scope_and_box():
     found = regions(record((0, 0, 10, 10), (20, 20, 30, 30), (5, 5, 9, 9)), ("image", "box", "pair"), 100)
     assert [(region.scope, region.boxes) for region in found] == [
         ("image", ()),
@@ -30,7 +30,7 @@ def test_scopes_come_in_turn_and_boxes_in_order():
     assert found[0].window is None
 
 
-def test_windows_hold_every_touched_pixel_and_stay_inside():
+def test_windows_cover_the_boxes_and_stay_in_the_image():
     found = regions(record((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100)
     assert [region.window for region in found] == [(0, 1, 11, 12), (88, 70, 100, 80), (0, 1, 100, 80)]
 
@@ -42,7 +42,7 @@ def test_degenerate_boxes_still_have_a_pixel(box):
     assert 0 <= top < bottom <= 80
 
 
-def test_crowds_are_left_out_and_keep_their_index():
+def test_crowds_are_skipped_but_keep_their_index():
     found = regions(record((0, 0, 9, 9), (0, 0, 90, 70), (5, 5, 9, 9), crowd={1}), ("box", "pair"), 100)
     assert [region.boxes for region in found] == [(0,), (2,), (0, 2)]
 
@@ -87,7 +87,7 @@ def test_fewer_than_two_boxes_have_no_pair():
     assert pairs(regions(record((1, 1, 5, 5)), ("pair",), 100)) == []
 
 
-def test_a_hundred_thousand_boxes_are_no_burden():
+def test_a_hundred_thousand_boxes():
     rng = np.random.default_rng(0)
     boxes = np.concatenate([rng.uniform(0, 60, (100_000, 2)), rng.uniform(1, 30, (100_000, 2))], axis=1).tolist()
     boxes[70_000] = boxes[80_000] = [0, 0, 100, 80]

@@ -38,7 +38,7 @@ def folder(tmp_path, image) -> Path:
     return tmp_path
 
 
-def test_boxes_are_kept_once_and_cut_at_the_edge(folder):
+def test_duplicate_boxes_are_removed_and_boxes_clipped(folder):
     boxes = torch.tensor(
         [[10.0, 10, 30, 30], [11, 10, 31, 30], [11, 10, 31, 30], [-5, -5, 20, 60], [70, 0, 80, 9], [1, 1, 1, 9]]
     )
@@ -53,7 +53,7 @@ def test_boxes_are_kept_once_and_cut_at_the_edge(folder):
     assert [box.category for box in few.objects] == ["dog"]  # the others were no boxes
 
 
-def test_what_cannot_be_read_or_found_is_said(folder):
+def test_missing_images_and_nan_scores_are_reported(folder):
     nothing = DetectedBoxes(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     missing, there = stage(folder, nothing)([record(folder, "b.png"), record(folder)])
     assert "image file not found" in missing.error
@@ -63,7 +63,7 @@ def test_what_cannot_be_read_or_found_is_said(folder):
         stage(folder, broken)([record(folder)])
 
 
-def test_a_detector_s_own_classes_are_told_without_its_weights(tmp_path, image):
+def test_classes_of_a_closed_detector_are_read_without_its_weights(tmp_path, image):
     folder = make_closed(tmp_path / "d")
     (folder / "model.safetensors").rename(tmp_path / "away")
     assert detector_classes(DetectConfig(detector=str(folder))) == ("N/A", "dog", "cup")
@@ -78,7 +78,7 @@ def test_a_detector_s_own_classes_are_told_without_its_weights(tmp_path, image):
 
 
 @pytest.mark.parametrize("make", [make_owl, make_grounding_dino])
-def test_zero_shot_detectors_are_asked_for_names(tmp_path, image, make):
+def test_zero_shot_detectors_get_class_names(tmp_path, image, make):
     config = DetectConfig(detector=str(make(tmp_path / "d")), classes=ASKED)
     assert detector_classes(config) == ASKED
     assert len(detector_classes(DetectConfig(detector=config.detector))) == 80
@@ -91,7 +91,7 @@ def test_zero_shot_detectors_are_asked_for_names(tmp_path, image, make):
 @pytest.mark.parametrize(
     ("phrase", "place"), [("dog", 0), ("dining", 2), ("table", 2), ("", -1), ("do", -1), ("dog cup", -1)]
 )
-def test_phrases_mean_classes(phrase, place):
+def test_phrases_map_to_classes(phrase, place):
     detector = ZeroShotDetector.__new__(ZeroShotDetector)
     detector._classes = list(ASKED)
     assert detector._class_index(phrase) == place
@@ -104,7 +104,7 @@ def test_phrases_mean_classes(phrase, place):
         ("nowhere/no", "no detector"),
     ],
 )
-def test_what_is_no_detector_is_refused(name, reason, monkeypatch):
+def test_other_models_are_refused(name, reason, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read at import
     with pytest.raises(UserError, match=reason):
         detector_classes(DetectConfig(detector=name))

@@ -35,19 +35,19 @@ def filled(stage: GivenBoxesStage, name: str, size: tuple[int, int] = SIZE) -> R
         ("x/bare.jpg", 3),
     ],
 )
-def test_images_are_known_by_the_end_of_their_path(stage, name, entry):
+def test_images_match_by_path_suffix(stage, name, entry):
     record = filled(stage, name)
     assert record.ok
     assert [box.bbox[0] for box in record.objects] == [entry]
 
 
 @pytest.mark.parametrize(("name", "reason"), [("c/same.jpg", "has 2 images"), ("d/other.jpg", "has no image")])
-def test_what_is_not_clear_is_an_error(stage, name, reason):
+def test_ambiguous_file_names_become_error_rows(stage, name, reason):
     assert reason in str(filled(stage, name).error)
 
 
-def test_boxes_mean_the_image_that_the_file_describes(stage):
-    """Turned as EXIF says, or not; whether it has this size at all is seen when it is opened."""
+def test_the_image_size_of_the_file_is_used(stage):
+    """With or without EXIF rotation; the size is checked when the image is opened."""
     record = filled(stage, "one.jpg", (30, 40))
     assert (record.width, record.height) == SIZE
     unsized = filled(stage, "bare.jpg", (30, 40))

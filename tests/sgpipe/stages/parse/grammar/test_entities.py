@@ -52,12 +52,12 @@ def named(*words: str, tags: str = "", deps: str = "") -> Tree:
         (("orange", "cat"), "cat"),
     ],
 )
-def test_names_keep_what_says_the_kind_and_drop_attributes(words, expected):
+def test_names_keep_compounds_and_drop_attributes(words, expected):
     tree = named(*words)
     assert phrase(tree, len(words) - 1) == expected
 
 
-def test_adjectives_determiners_and_owners_are_no_part_of_the_name():
+def test_adjectives_determiners_and_owners_are_not_part_of_the_name():
     tree = named("the", "man", "big", "tennis", "racket", tags="DT NN JJ NN NN", deps="det poss amod compound")
     assert phrase(tree, 4) == "tennis racket"
     assert head_noun(tree, 4) == "racket"

@@ -10,12 +10,12 @@ def test_the_parser_sees_single_words():
 
 
 def test_stand_ins_keep_number():
-    """A plural noun stands for a plural one, so that verbs agree as before."""
+    """A plural stands in for a plural, so that verbs still agree."""
     for word, stand_in in STAND_INS.items():
         if not word.endswith("ing") and word != "graze":
             assert (singular(word) == word) == (singular(stand_in) == stand_in), word
 
 
-def test_no_expression_hides_behind_its_own_result():
+def test_no_result_is_replaced_again():
     assert not set(SPELLINGS.values()) & set(SPELLINGS)
     assert not set(STAND_INS.values()) & set(STAND_INS)

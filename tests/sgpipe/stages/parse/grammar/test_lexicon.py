@@ -22,7 +22,7 @@ def test_verbs_are_lemmas(name):
     assert [verb for verb in verbs if verb_lemma(verb) != verb] == []
 
 
-def test_animals_are_not_people_and_clothes_no_parts():
+def test_word_lists_do_not_overlap():
     assert not lexicon.PEOPLE & lexicon.ANIMALS
     assert not lexicon.CLOTHES & lexicon.BODY_PARTS
     assert not lexicon.GERUND_NOUNS & lexicon.ANIMATE_VERBS

@@ -1,4 +1,4 @@
-"""What pronouns repeat."""
+"""Pronouns and the nouns they refer to."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whole captions to relations, construction by construction."""
+"""Relations of whole captions, by grammatical construction."""
 
 import pytest
 

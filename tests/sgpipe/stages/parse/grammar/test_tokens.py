@@ -69,13 +69,13 @@ def test_the_parser_sees_stand_ins_and_the_rules_the_words():
     assert texts("a giraffe by two zebras") == ["a", "giraffe", "by", "two", "zebras"]
 
 
-def test_a_can_is_a_thing_after_what_it_holds():
+def test_can_after_its_content_is_a_noun():
     assert words("a trash can") == ["a", "trash", "box"]
     assert texts("a trash can") == ["a", "trash", "can"]
     assert words("a dog can jump") == ["a", "dog", "can", "jump"]
 
 
-def test_left_is_an_adjective_before_parts_of_which_there_are_two():
+def test_left_before_a_paired_body_part_is_an_adjective():
     assert words("left hands") == ["big", "hands"]
     assert words("left the house") == ["left", "the", "house"]
 

@@ -1,4 +1,4 @@
-"""Trees stay trees, whatever is moved where."""
+"""Trees stay valid under any change."""
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ def is_forest(tree: Tree) -> bool:
 
 
 @given(trees())
-def test_repair_keeps_any_tree_a_forest(tree):
+def test_repair_keeps_a_valid_forest(tree):
     repair(tree)
     assert is_forest(tree)
 
@@ -53,7 +53,7 @@ def test_relations_of_any_tree_join_two_of_its_words(tree):
 
 
 @given(trees(), st.data())
-def test_moves_keep_any_tree_a_forest(tree, data):
+def test_attaching_keeps_a_valid_forest(tree, data):
     index, head = (data.draw(st.integers(0, len(tree) - 1)) for _ in range(2))
     tree.attach(index, head, "dep")
     assert is_forest(tree)
@@ -65,12 +65,12 @@ def chain() -> Tree:
     return Tree.build(["man", "riding", "horse"], ["NN", "VBG", "NN"], ["ROOT", "acl", "dobj"], [0, 0, 1])
 
 
-def test_a_word_is_not_moved_below_itself(chain):
+def test_a_word_cannot_be_attached_below_itself(chain):
     chain.attach(1, 2, "dep")
     assert chain.heads == [0, 0, 1]
 
 
-def test_replace_puts_a_word_where_another_hung(chain):
+def test_replace_takes_over_the_head(chain):
     chain.replace(1, 2)
     assert (chain.heads[2], chain.deps[2], chain.children[0]) == (0, "acl", [1, 2])
 
