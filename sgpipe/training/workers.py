@@ -134,7 +134,7 @@ def wrap_fsdp(objective: Objective) -> nn.Module:
         if isinstance(module, HEAVY):
             fully_shard(module)
     fully_shard(objective, reshard_after_forward=True)  # also after validations, which have no backward pass
-    register_fsdp_forward_method(objective, "judge")
+    register_fsdp_forward_method(objective, Objective.evaluate.__name__)
     return objective
 
 
