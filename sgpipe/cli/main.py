@@ -22,8 +22,7 @@ from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.label import label
 from sgpipe.cli.predict import predict
-from sgpipe.cli.runs import export, fetch, verify
-from sgpipe.cli.stats import score, stats
+from sgpipe.cli.runs import export, fetch, score, stats, verify
 from sgpipe.cli.train import convert, train
 from sgpipe.errors import EngineError, UserError, refusal
 from sgpipe.utils import __version__, console

@@ -1,7 +1,7 @@
 """The identity of a run: everything that decides its labels. A changed identity is another run.
 
-Settings that only distribute work (actors, batch sizes, devices) are not part of it. The content of annotation files and
-models is.
+Settings that only distribute work (actors, batch sizes, devices) are not part of it. The content of annotation files
+and models is.
 """
 
 from __future__ import annotations

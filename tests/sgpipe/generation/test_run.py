@@ -313,7 +313,8 @@ def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_
     assert found[LABELS].at_threshold.targets == found[ALL_PAIRS].at_threshold.targets == len(composed)
     stored = [relation for record in rows(out) for relation in record.relations if relation.confidence >= 0.2]
     assert found[LABELS].at_threshold.predicted == len(stored) > 0
-    assert found[ALL_PAIRS].at_threshold.predicted == sum(len(p.predicates) for record in rows(out) for p in record.pairs)
+    candidates = sum(len(pair.predicates) for record in rows(out) for pair in record.pairs)
+    assert found[ALL_PAIRS].at_threshold.predicted == candidates
     assert found[LABELS].at_threshold.precision > found[ALL_PAIRS].at_threshold.precision
     screen = io.StringIO()
     print_run_quality(found, Console(file=screen, width=100))

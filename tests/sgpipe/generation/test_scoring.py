@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.generation.clip_agreement import Agreement, ClipAgreement
+from sgpipe.generation.scoring import Agreement, ClipAgreement
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
