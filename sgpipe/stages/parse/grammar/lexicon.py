@@ -1,7 +1,8 @@
-"""The word lists of the grammar: classes of words whose meaning decides a rule.
+"""The word tables of the grammar: classes of words whose meaning decides a rule, and tables of the tokeniser.
 
-The lists are deliberately small: each makes a distinction that syntax does not show, with its common members in
-captions. Nouns are singular, verbs are lemmas.
+The lists of the rules are deliberately small: each makes a distinction that syntax does not show, with its common
+members in captions. Nouns are singular, verbs are lemmas. The tokeniser has tables of multi-word expressions, of
+alternative spellings, and of stand-ins for words that the parser mistags.
 """
 
 from __future__ import annotations
@@ -162,3 +163,177 @@ STATIC_PREPOSITIONS = _words("against at behind beside by in inside near on over
 PARTICLE_PREPOSITIONS = _words("against from into onto to")
 # Prepositions that can end a caption: "the bench a man is sitting on".
 STRANDED_PREPOSITIONS = _words("at by for from in inside of on to under with")
+
+# Tables of the tokeniser.
+
+# Nouns that count or measure when followed by "of": "a group of people" is people.
+QUANTITIES = _words(
+    "amount array assortment bit bunch bunches cluster clusters collection couple crowd dozens field flock "
+    "flocks group groups herd herds hundreds kind line loads lot lots mass number pack pair pairs patch "
+    "patches pile piles plenty row rows series set sheet sort stack stacks tons type variety"
+)
+# A quantity with "of" before one of these is dropped: "a close up of a pizza" is a pizza.
+DETERMINERS = _words("a an four her his its many several some that the their these this those three two")
+# After one of these, "can" is a noun, not an auxiliary.
+CANS = _words("aluminum beer coke drink garbage metal paint pop soda spray steel tin trash water watering")
+
+# expression: (what the parser sees, what the rules read). Prepositions with the same meaning are merged.
+EXPRESSIONS: dict[str, tuple[str, str]] = {
+    "next to": ("beside", "next to"),
+    "close to": ("near", "close to"),
+    "side by side with": ("beside", "side by side with"),
+    "in between": ("between", "between"),
+    "out of": ("from", "out of"),
+    "off of": ("off", "off"),
+    "inside of": ("inside", "inside"),
+    "outside of": ("outside", "outside"),
+    "alongside of": ("along", "alongside"),
+    "along side of": ("along", "alongside"),
+    "along side": ("along", "alongside"),
+    "alongside": ("along", "alongside"),
+    "across from": ("across", "across from"),
+    "away from": ("from", "away from"),
+    "on to": ("onto", "onto"),
+    "in to": ("into", "into"),
+    "up against": ("against", "against"),
+    "ahead of": ("before", "ahead of"),
+    "in back of": ("behind", "in back of"),
+    "all over": ("over", "over"),
+    "along with": ("with", "with"),
+    "together with": ("with", "with"),
+    "as well as": ("and", "and"),
+    "full of": ("with", "full of"),
+    "each other": ("them", "each other"),
+    "eachother": ("them", "each other"),
+    "side by side": ("together", "side by side"),
+    "toward": ("towards", "towards"),
+    "one another": ("them", "each other"),
+    "beneath": ("under", "under"),
+    "underneath": ("under", "under"),
+    "below": ("under", "under"),
+    "atop of": ("on", "on top of"),
+    "atop": ("on", "on top of"),
+    "on-top of": ("on", "on top of"),
+}
+
+# Alternative spellings of a name, often as two words.
+SPELLINGS: dict[str, str] = {
+    "side walk": "sidewalk",
+    "side walks": "sidewalks",
+    "snow board": "snowboard",
+    "snow boards": "snowboards",
+    "skate board": "skateboard",
+    "skate boards": "skateboards",
+    "surf board": "surfboard",
+    "surf boards": "surfboards",
+    "snow boarder": "snowboarder",
+    "snow boarding": "snowboarding",
+    "skate boarding": "skateboarding",
+    "skate boarder": "skateboarder",
+    "wet suit": "wetsuit",
+    "wet suits": "wetsuits",
+    "tee shirt": "t-shirt",
+    "tee shirts": "t-shirts",
+    "t shirt": "t-shirt",
+    "t shirts": "t-shirts",
+    "tshirt": "t-shirt",
+    "tshirts": "t-shirts",
+    "back pack": "backpack",
+    "back packs": "backpacks",
+    "base ball": "baseball",
+    "air plane": "airplane",
+    "air planes": "airplanes",
+    "sun glasses": "sunglasses",
+    "lap top": "laptop",
+    "lap tops": "laptops",
+    "motor cycle": "motorcycle",
+    "motor cycles": "motorcycles",
+    "bath tub": "bathtub",
+    "hand bag": "handbag",
+    "suit case": "suitcase",
+    "suit cases": "suitcases",
+    "doughnut": "donut",
+    "doughnuts": "donuts",
+    "key board": "keyboard",
+    "tea pot": "teapot",
+}
+
+# Words that the parser, which was trained on news, mistags in captions, and the common word of the same form that it
+# sees instead.
+STAND_INS: dict[str, str] = {
+    "train": "car",
+    "trains": "cars",
+    "bear": "dog",
+    "bears": "dogs",
+    "sink": "table",
+    "sinks": "tables",
+    "fork": "knife",
+    "forks": "knives",
+    "leaves": "flowers",
+    "kites": "balls",
+    "sidewalk": "street",
+    "sidewalks": "streets",
+    "towel": "shirt",
+    "towels": "shirts",
+    "bench": "table",
+    "benches": "tables",
+    "mirror": "picture",
+    "mirrors": "pictures",
+    "clock": "picture",
+    "clocks": "pictures",
+    "hydrant": "machine",
+    "hydrants": "machines",
+    "extinguisher": "machine",
+    "extinguishers": "machines",
+    "skateboard": "bicycle",
+    "skateboards": "bicycles",
+    "surfboard": "boat",
+    "surfboards": "boats",
+    "snowboard": "boat",
+    "snowboards": "boats",
+    "headboard": "chair",
+    "building": "house",
+    "buildings": "houses",
+    "railing": "fence",
+    "railings": "fences",
+    "oven": "machine",
+    "urinal": "toilet",
+    "urinals": "toilets",
+    "balcony": "house",
+    "napkin": "book",
+    "napkins": "books",
+    "bookshelf": "table",
+    "kitten": "dog",
+    "kittens": "dogs",
+    "puppy": "dog",
+    "puppies": "dogs",
+    "giraffe": "dog",
+    "giraffes": "dogs",
+    "zebra": "dog",
+    "zebras": "dogs",
+    "skateboarder": "man",
+    "skateboarders": "men",
+    "snowboarder": "man",
+    "snowboarders": "men",
+    "skier": "man",
+    "skiers": "men",
+    "surfer": "man",
+    "surfers": "men",
+    "skater": "man",
+    "skaters": "men",
+    "frisbee": "ball",
+    "frisbees": "balls",
+    "donut": "cake",
+    "donuts": "cakes",
+    "broccoli": "rice",
+    "icing": "sugar",
+    "frosting": "sugar",
+    "scaffolding": "metal",
+    "vest": "shirt",
+    "vests": "shirts",
+    "feeder": "box",
+    "laying": "sitting",
+    "lying": "sitting",
+    "grazing": "eating",
+    "graze": "eat",
+}

@@ -17,15 +17,15 @@ from typing import NamedTuple
 from spacy.attrs import DEP, HEAD, TAG
 from spacy.tokens import Doc
 
-from sgpipe.stages.parse.grammar.expressions import (
+from sgpipe.stages.parse.grammar.lexicon import (
     CANS,
     DETERMINERS,
     EXPRESSIONS,
     QUANTITIES,
+    SIDED_PARTS,
     SPELLINGS,
     STAND_INS,
 )
-from sgpipe.stages.parse.grammar.lexicon import SIDED_PARTS
 
 NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
 VERB_TAGS = frozenset({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})

@@ -5,6 +5,7 @@ import pytest
 from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.clauses import verb_lemma
 from sgpipe.stages.parse.grammar.entities import singular
+from sgpipe.stages.parse.grammar.lexicon import EXPRESSIONS, SPELLINGS, STAND_INS
 
 NOUNS = ("PEOPLE", "ANIMALS", "CLOTHES", "BODY_PARTS", "PLACES", "CONTAINERS_IN", "CONTAINERS_ON", "DEPICTIONS")
 VERBS = ("ANIMATE_VERBS", "PASSIVE_STATES", "POSTURE_VERBS", "HOLDING_VERBS", "LOCATIVE_BY", "PERCEPTION")
@@ -26,3 +27,20 @@ def test_word_lists_do_not_overlap():
     assert not lexicon.PEOPLE & lexicon.ANIMALS
     assert not lexicon.CLOTHES & lexicon.BODY_PARTS
     assert not lexicon.GERUND_NOUNS & lexicon.ANIMATE_VERBS
+
+
+def test_the_parser_sees_single_words():
+    assert all(" " not in stand_in for stand_in, _ in EXPRESSIONS.values())
+    assert all(" " not in word for word in (*SPELLINGS.values(), *STAND_INS.values(), *STAND_INS))
+
+
+def test_stand_ins_keep_number():
+    """A plural stands in for a plural, so that verbs still agree."""
+    for word, stand_in in STAND_INS.items():
+        if not word.endswith("ing") and word != "graze":
+            assert (singular(word) == word) == (singular(stand_in) == stand_in), word
+
+
+def test_no_result_is_replaced_again():
+    assert not set(SPELLINGS.values()) & set(SPELLINGS)
+    assert not set(STAND_INS.values()) & set(STAND_INS)
