@@ -20,7 +20,7 @@ from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
 from sgpipe.utils.atomic import write_text
-from sgpipe.viz.link_geometry import Point
+from sgpipe.viz.draw_relations import Point
 from sgpipe.viz.svg import unit_square
 
 Rows = list[dict[str, Any]]

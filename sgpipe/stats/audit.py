@@ -10,7 +10,7 @@ from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.findings import QUALITY, Finding, find, find_precision, level_at
 from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
 from sgpipe.stats.measures import THRESHOLDS, TOTALS, Measures, measure_database
-from sgpipe.stats.verdicts import Verdicts, measure_verdicts
+from sgpipe.stats.review import Verdicts, measure_verdicts
 from sgpipe.storage.database import Database
 from sgpipe.storage.run_folder import GroundTruth
 

@@ -11,7 +11,7 @@ from sgpipe.stats.calibration import ThresholdChoice
 from sgpipe.stats.distributions import AgreementMeasures
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Level, Measures
-from sgpipe.stats.verdicts import Verdicts
+from sgpipe.stats.review import Verdicts
 from sgpipe.utils.console import count
 
 Grade = Literal["good", "fair", "bad", "plain"]

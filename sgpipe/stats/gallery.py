@@ -15,8 +15,20 @@ from PIL import Image
 from sgpipe.records import Record, Relation
 from sgpipe.stats.samples import open_records, sample_images
 from sgpipe.storage.database import Database
-from sgpipe.viz.draw_relations import colour_of, fit, font, object_names, shown
-from sgpipe.viz.link_geometry import Point, Rectangle, TextPlacer, along, arrow_head, curve, middle
+from sgpipe.viz.draw_relations import (
+    Point,
+    Rectangle,
+    TextPlacer,
+    along,
+    arrow_head,
+    colour_of,
+    curve,
+    fit,
+    font,
+    middle,
+    object_names,
+    shown,
+)
 
 WIDTH = 480  # of an image and of a graph, in units of their SVG
 _RELATIONS, _CAPTIONS = 10, 5

@@ -14,8 +14,8 @@ from sgpipe.stats.gallery import Card
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Measures
 from sgpipe.stats.pages import render, save_page
+from sgpipe.stats.review import Verdicts
 from sgpipe.stats.terminal import overview, tail_sentence
-from sgpipe.stats.verdicts import Verdicts
 from sgpipe.utils.console import count
 from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
 

@@ -16,7 +16,7 @@ from sgpipe.stats.calibration import ThresholdChoice
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.health import Check
 from sgpipe.stats.measures import TOTALS, Measures
-from sgpipe.stats.verdicts import Verdicts
+from sgpipe.stats.review import Verdicts
 from sgpipe.utils.console import count
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10

@@ -7,8 +7,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.stats.review import write_review
-from sgpipe.stats.verdicts import measure_verdicts
+from sgpipe.stats.review import measure_verdicts, write_review
 from sgpipe.storage.database import open_run
 from tests.sgpipe.stats.runs import make_shards, scene
 

@@ -4,8 +4,19 @@ import pytest
 from PIL import Image, ImageChops
 
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.viz.draw_relations import colour_of, draw_card, draw_relations, fit, font, object_names, shown
-from sgpipe.viz.link_geometry import TextPlacer, arrow_head, curve, overlap
+from sgpipe.viz.draw_relations import (
+    TextPlacer,
+    arrow_head,
+    colour_of,
+    curve,
+    draw_card,
+    draw_relations,
+    fit,
+    font,
+    object_names,
+    overlap,
+    shown,
+)
 
 
 def record(*relations: Relation, size=(320, 240)) -> Record:
