@@ -16,7 +16,7 @@ from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
-    from sgpipe.inference.writers.base import WriteSummary
+    from sgpipe.inference.writers import WriteSummary
 
 
 class PredictionFormat(str, Enum):

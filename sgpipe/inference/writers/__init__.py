@@ -1,1 +1,89 @@
-"""Write predictions to files, one module per format."""
+"""Predictions as files, one module per format. What all of them share is here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, PredictedPairs
+from rlip_model.evaluation.triplets import largest
+from sgpipe.errors import UserError
+from sgpipe.inference.predictor import ImagePrediction
+from sgpipe.utils.atomic import atomic_write
+
+Items = Callable[[ImagePrediction, PredictedPairs], list[dict[str, Any]]]
+
+
+@dataclass
+class WriteSummary:
+    """How many images were written and how many failed; reason: of the first failure."""
+
+    images: int = 0
+    failed: int = 0
+    reason: str = ""
+
+    def add(self, prediction: ImagePrediction) -> None:
+        if prediction.pairs is None:
+            self.failed += 1
+            self.reason = self.reason or str(prediction.error)
+        else:
+            self.images += 1
+
+
+@dataclass(frozen=True)
+class TopTriplets:
+    """The best triplets of an image by descending score: indices of pairs and predicates, and scores `[triplets]`."""
+
+    pair: Array
+    predicate: Array
+    score: Array
+
+    @classmethod
+    def of(cls, pairs: PredictedPairs, most: int, possible: Array | None = None) -> TopTriplets:
+        """The `most` best triplets.
+
+        Args:
+            possible: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
+        """
+        scores = pairs.scores
+        if possible is not None:
+            scores = np.where(possible.T[pairs.object_labels] == 0, np.float32(0), scores)
+        flat = scores.reshape(-1)
+        chosen = largest(flat, most)
+        chosen = chosen[flat[chosen] != NOT_PREDICTED]
+        pair, predicate = np.divmod(chosen, max(scores.shape[1], 1))
+        return cls(pair, predicate, flat[chosen])
+
+
+def write_json_list(predictions: Iterable[ImagePrediction], out: Path, items: Items) -> WriteSummary:
+    """Write the items of all predictions as one JSON list, one item per line; failed images are left out."""
+    summary = WriteSummary()
+    with output_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        _write_items(predictions, file, items, summary)
+    return summary
+
+
+def _write_items(predictions: Iterable[ImagePrediction], file: TextIO, items: Items, summary: WriteSummary) -> None:
+    separator = "[\n"
+    for prediction in predictions:
+        summary.add(prediction)
+        for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
+            file.write(separator + json.dumps(item, allow_nan=False))
+            separator = ",\n"
+    file.write("\n]\n" if separator != "[\n" else "[]\n")
+
+
+@contextmanager
+def output_file(out: Path) -> Iterator[Path]:
+    """A temporary file that replaces `out` when it is complete. Raises UserError: `out` is a folder."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as temporary:
+        yield temporary

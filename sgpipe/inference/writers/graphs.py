@@ -12,7 +12,7 @@ from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.evaluation.triplets import largest
 from rlip_model.evaluation.visual_genome import PredictedGraph
 from sgpipe.inference.predictor import ImagePrediction
-from sgpipe.inference.writers.base import WriteSummary, write_json_list
+from sgpipe.inference.writers import WriteSummary, write_json_list
 
 
 def write_graphs(predictions: Iterable[ImagePrediction], out: Path, most: int) -> WriteSummary:

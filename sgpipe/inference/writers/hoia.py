@@ -10,7 +10,7 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array, PredictedPairs
 from sgpipe.inference.predictor import ImagePrediction
-from sgpipe.inference.writers.base import TopTriplets, WriteSummary, write_json_list
+from sgpipe.inference.writers import TopTriplets, WriteSummary, write_json_list
 from sgpipe.sources.hoi import HoiaSchema
 
 

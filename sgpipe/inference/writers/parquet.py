@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rlip_model.evaluation.inputs import Array, PredictedPairs
 from sgpipe import records
 from sgpipe.inference.predictor import ImagePrediction
-from sgpipe.inference.writers.base import TopTriplets, WriteSummary, output_file
+from sgpipe.inference.writers import TopTriplets, WriteSummary, output_file
 from sgpipe.sources.annotated import DatasetClasses
 
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height")  # as in shards

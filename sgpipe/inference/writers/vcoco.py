@@ -16,7 +16,7 @@ from rlip_model.evaluation.vcoco_files import AGENT
 from sgpipe.errors import UserError
 from sgpipe.inference.predictor import ImagePrediction
 from sgpipe.inference.rows import coco_image_id
-from sgpipe.inference.writers.base import WriteSummary, write_json_list
+from sgpipe.inference.writers import WriteSummary, write_json_list
 from sgpipe.records import NO_OBJECT
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.vocabulary import official_relation_names
