@@ -19,7 +19,7 @@ install: .venv/.installed
 demo: install
 	$(BIN)/sgpipe generate --out demo-out/labels
 	$(BIN)/sgpipe train tagger --miniature --data demo-out/labels --epochs 4 --out demo-out/tagger
-	$(BIN)/sgpipe stats demo-out/labels --html demo-out/report.html --sheet demo-out/pictures.png
+	$(BIN)/sgpipe stats demo-out/labels --html demo-out/report.html --sheet demo-out/images.png
 	@$(BIN)/python -m experiments.miniworld.demo demo-out
 
 # The models that ship with sgpipe, from nothing: about 75 minutes of one core.
