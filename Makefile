@@ -28,7 +28,7 @@ miniworld-models: install
 
 # Unit tests: everything outside tests/integration that is not marked slow. Integration tests: the rest.
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not integration'
+	$(BIN)/python -m pytest -m 'not slow and not integration' -n 2 --dist loadfile
 
 test-integration: install
 	$(BIN)/python -m pytest -m 'slow or integration'

@@ -24,4 +24,4 @@ def test_every_problem_that_importers_count_has_words():
     for count in problems.values():
         assert f"{count:,}" in text
     assert re.search(r"different predicates +│ +4 ", text)
-    assert "1 error rows" in text
+    assert "1 error row:" in text
