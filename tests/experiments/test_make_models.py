@@ -28,5 +28,5 @@ def test_all_models_are_trained_evaluated_and_described(tmp_path, monkeypatch, c
         assert "CPU-seconds" in (weights / name / "README.md").read_text()
     for name in make_models.NETWORKS:
         assert CLASSES[network_recipe(name).model.kind].from_pretrained(weights / name).num_parameters() > 500_000
-    assert "first 12 images" in (weights / "tagger" / "README.md").read_text()
+    assert "\n12 images of the train split" in (weights / "tagger" / "README.md").read_text()
     assert "4 steps with 16 images" in (weights / "captioner" / "README.md").read_text()

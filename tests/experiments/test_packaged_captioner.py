@@ -27,7 +27,7 @@ def test_the_packaged_captioner_matches_its_recipe() -> None:
 def test_the_packaged_captioner_is_correct_on_new_images() -> None:
     quality = measure(str(packaged()), 60, counted=1000)
     greedy, samples, shuffled, *_ = quality.rows
-    assert greedy.true.value > 0.8
-    assert samples.true.value > 0.75
+    assert greedy.correct.value > 0.8
+    assert samples.correct.value > 0.75
     assert samples.composed.value > 0.75
-    assert shuffled.true.value < 0.3
+    assert shuffled.correct.value < 0.3
