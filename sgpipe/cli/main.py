@@ -17,10 +17,9 @@ import typer
 
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
-from sgpipe.cli.generate import generate, miniworld, parse
+from sgpipe.cli.generate import generate, label, miniworld, parse
 from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.imports import app as import_app
-from sgpipe.cli.label import label
 from sgpipe.cli.predict import predict
 from sgpipe.cli.runs import export, fetch, score, stats, verify
 from sgpipe.cli.train import convert, train

@@ -90,7 +90,7 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
     from sgpipe.inference.writers.hoia import write_hoia
     from sgpipe.inference.writers.parquet import write_parquet
     from sgpipe.sources.hoi import HICO
-    from sgpipe.stages.detect.trained_networks import load_detector
+    from sgpipe.stages.detect.detectors import load_detector
 
     parquet = out.suffix == ".parquet"
     if form in (PredictionFormat.VG, PredictionFormat.VCOCO):

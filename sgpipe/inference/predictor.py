@@ -23,7 +23,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError
 from sgpipe.inference.rows import ImageRow, RowGroup, iter_rows
 from sgpipe.sources.annotated import DatasetClasses
-from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
+from sgpipe.stages.detect.detectors import load_detector, trained_sides
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 
 PERSON = "person"

@@ -7,7 +7,7 @@ import pytest
 from experiments.miniworld.network_quality import measure_tagger, network_recipe, quality_rows
 from sgpipe.miniworld.captions import WORDINGS
 from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, with_packaged_models
-from sgpipe.stages.detect.trained_networks import trained_sides
+from sgpipe.stages.detect.detectors import trained_sides
 from sgpipe.training.initial_model import CLASSES
 
 MAX_BYTES = 12_000_000

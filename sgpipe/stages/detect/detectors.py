@@ -1,4 +1,4 @@
-"""Object detectors: an image in, classified boxes out. Models of transformers, or a trained ParSeDA or ParSeD."""
+"""Object detectors, an image in and boxes out: those of transformers, and trained ParSeDAs and ParSeDs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -25,12 +26,54 @@ from transformers import (
 
 from rlip_model.boxes import to_corners
 from rlip_model.image import to_pixel_values
-from rlip_model.model import TripletDetector
-from rlip_model.text import NO_OBJECTS
+from rlip_model.model import ParSeD, ParSeDA, TripletDetector
+from rlip_model.pretrained import CheckpointError
+from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig
 from sgpipe.sources.vocabulary import category_names
-from sgpipe.stages.detect.trained_networks import load_detector, trained_sides
+
+_KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
+_DEFAULT_SIDES = (800, 1333)
+
+
+def load_detector(model: Path) -> TripletDetector:
+    """Load a ParSeDA or ParSeD from its folder, or the best checkpoint from the folder of a training.
+
+    Raises UserError: the folder has no such network.
+    """
+    folder = network_folder(model)
+    if not folder.exists():  # otherwise the name would be looked up on the hub
+        raise UserError(f"no folder {model}; expected the folder of a trained network")
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    if kind == "rlip_tagger":
+        raise UserError(f"{model} is an R-Tagger, which needs boxes: use it with `sgpipe generate --tagger`")
+    try:
+        return _KINDS.get(str(kind), ParSeDA).from_pretrained(folder).eval()
+    except (CheckpointError, TokenizerError) as reason:
+        raise UserError(str(reason)) from None
+
+
+def network_folder(model: Path) -> Path:
+    """The folder itself, or the best or last checkpoint in the folder of a training."""
+    folders = (model, model / "best", model / "last")
+    return next((folder for folder in folders if (folder / "config.json").is_file()), model)
+
+
+def trained_sides(model: Path) -> tuple[int, int]:
+    """Short and long side in pixels of the images in validation; 800 and 1333 if the recipe is missing."""
+    checkpoint = network_folder(model).resolve()
+    for folder in (checkpoint, *checkpoint.parents[:2], model):
+        try:
+            data = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["data"]
+            return int(data["short_side"]), int(data["long_side"])
+        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+            continue
+    return _DEFAULT_SIDES
+
 
 _RLIP_MODEL_TYPES = ("rlip_parseda", "rlip_parsed")
 # Zero-shot detectors that return the index of a class, and those that return a phrase of the prompt.

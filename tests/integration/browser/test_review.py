@@ -2,8 +2,7 @@
 
 import pytest
 
-from sgpipe.stats.review import write_review
-from sgpipe.stats.review import measure_verdicts
+from sgpipe.stats.review import measure_verdicts, write_review
 from sgpipe.storage.database import open_run
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run

@@ -136,7 +136,9 @@ def test_what_is_there_is_not_fetched_again(
     (tmp_path / "fetched" / shards[1].file).write_bytes(b"x" * shards[1].bytes)
     got: list[str] = []
     original = Store.get_file
-    monkeypatch.setattr(ObjectStore, "get_file", lambda self, name, path: (got.append(name), original(self, name, path)))
+    monkeypatch.setattr(
+        ObjectStore, "get_file", lambda self, name, path: (got.append(name), original(self, name, path))
+    )
     fetch(store, tmp_path / "fetched", ignore)
     assert got == [shards[1].file]
     assert_whole(tmp_path / "fetched", labelled(machine))
@@ -292,7 +294,9 @@ def test_the_store_of_another_recipe_leaves_the_folder_as_it_was(
     assert len(elsewhere.work(units=1).shards) == 1
 
 
-def test_a_damaged_copy_is_fetched_again_and_not_repaired(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
+def test_a_damaged_copy_is_fetched_again_and_not_repaired(
+    store: ObjectStore, dataset: list[str], tmp_path: Path
+) -> None:
     machine = Machine(dataset, tmp_path / "out", store)
     shard = machine.work(units=6).shards[0]
     fetch(store, tmp_path / "fetched", ignore)

@@ -22,7 +22,7 @@ from sgpipe.evaluation.benchmarks.classes import data_classes
 from sgpipe.inference.predictor import ImagePrediction, PredictConfig
 from sgpipe.inference.rows import list_row_groups
 from sgpipe.inference.workers import predict
-from sgpipe.stages.detect.trained_networks import load_detector, network_folder, trained_sides
+from sgpipe.stages.detect.detectors import load_detector, network_folder, trained_sides
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.training.trainings import IMAGES
 
