@@ -135,7 +135,7 @@ def test_what_is_there_is_not_fetched_again(
     fetch(store, tmp_path / "fetched", ignore)
     (tmp_path / "fetched" / shards[1].file).write_bytes(b"x" * shards[1].bytes)
     got: list[str] = []
-    original = Store.get_file
+    original = ObjectStore.get_file
     monkeypatch.setattr(
         ObjectStore, "get_file", lambda self, name, path: (got.append(name), original(self, name, path))
     )
