@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/sgpipe stats demo-out/labels --html demo-out/report.html --sheet demo-out/images.png
 	@$(BIN)/python -m experiments.miniworld.demo demo-out
 
-# The models that ship with sgpipe, from nothing: about 75 minutes of one core.
+# The models that ship with sgpipe, from scratch: about 75 minutes on one core.
 miniworld-models: install
 	$(BIN)/python -m experiments.miniworld.make_models --out build/miniworld-models
 
@@ -42,7 +42,7 @@ lint: install lint-github
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# actionlint is no Python program: its PyPI package downloads it from GitHub, so it is used where it is installed.
+# actionlint is not a Python program: its PyPI package downloads it from GitHub, so it runs only if it is installed.
 lint-github: install
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
@@ -60,7 +60,7 @@ docs: .venv/.docs-installed
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	touch $@
 
-# Each benchmark prints the page that is kept of it; one thread, unless it says otherwise.
+# Each benchmark prints its page; one thread, unless it says otherwise.
 bench: install
 	@for script in benchmarks/bench_*.py; do \
 		name=$$(basename $$script .py); page=benchmarks/results/$${name#bench_}.md; echo $$page; \
