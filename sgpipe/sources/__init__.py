@@ -1,4 +1,4 @@
-"""Sources: annotation files in, records out, without holding a single pixel."""
+"""Sources: annotation files in, records out, without decoding any image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepare_source(
     ground_truth = GroundTruth(
         source.path(source.ground_truth), image_data=source.image_data and source.path(source.image_data)
     )
-    Manifest.load(ground_truth.relations)  # now, and not only when the labels are compared with it
+    Manifest.load(ground_truth.relations)  # fails now, not at the end of a long run
     if ground_truth.image_data and not ground_truth.image_data.is_file():
         raise UserError(f"image_data file not found: {ground_truth.image_data}")
     return source, ground_truth
@@ -59,7 +59,7 @@ def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
     files = _stamp(source, config)
     try:
         index = SourceIndex(path)
-    except UserError:  # none yet, or a damaged one: it is only a cache
+    except UserError:  # missing or damaged: it is only a cache
         index = None
     if index is None or index.meta.get("files") != files or not index.meta.get("located") or not index.is_whole():
         _build(source, split, path, files)
@@ -86,7 +86,7 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) 
 
 
 def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
-    """What tells that the annotation files are still the ones that were read."""
+    """What identifies the files that an index was read from; if it changes, they are read again."""
     images = str(source.path(config.images).resolve())
     stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": images}
     if config.annotations is None:
