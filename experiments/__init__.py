@@ -1,1 +1,1 @@
-"""Experiments: models that are trained from nothing, and what they are worth. Run from a clone."""
+"""Experiments: models trained from scratch, and their quality. Run from a clone."""

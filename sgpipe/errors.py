@@ -64,4 +64,4 @@ def refusal(error: OSError) -> str:
     """A system error in one line: what and where, without the words that libraries put around it."""
     if isinstance(error, StoreError):
         return str(error)
-    return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or 'no file named'}"
+    return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or 'unknown file'}"

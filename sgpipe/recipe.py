@@ -44,7 +44,7 @@ class MiniworldConfig(Config):
     images: int = Field(200, ge=1, description="number of images")
     seed: int = Field(0, ge=0, description="another seed gives other images")
     split: Literal["train", "val", "test-compositional"] = Field(
-        "val", description="test-compositional has only combinations that the others never show"
+        "val", description="test-compositional contains only combinations that never occur in the other splits"
     )
 
 
@@ -68,7 +68,7 @@ class SourceConfig(Config):
 
     @property
     def synthetic(self) -> dict[str, Any] | None:
-        """The settings of a source that makes its own images; None of any other."""
+        """The settings of a source that generates its own images; None for any other."""
         return self.drawn.model_dump() if self.format == "miniworld" else None
 
     def path(self, path: Path) -> Path:
@@ -87,7 +87,7 @@ class DetectConfig(Config):
     overlap: float = Field(
         0.5, gt=0, le=1, description="of boxes of one class with a larger IoU, keep the one with the highest score"
     )
-    max_boxes: int = Field(100, ge=1, description="keep at most so many boxes per image")
+    max_boxes: int = Field(100, ge=1, description="maximum number of boxes per image")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     resources: Resources = Resources()
 
@@ -108,7 +108,7 @@ class CaptionConfig(Config):
     scopes: tuple[Literal["image", "box", "pair"], ...] = Field(
         ("image",), description="what is captioned: whole images, boxes, regions of box pairs"
     )
-    max_crops: int = Field(100, ge=1, description="caption at most so many box and pair regions per image")
+    max_crops: int = Field(100, ge=1, description="maximum number of captioned box and pair regions per image")
     batch_size: int = Field(8, ge=1, description="images per forward pass; does not change the captions")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -138,7 +138,7 @@ class PairConfig(Config):
     synonyms: Path | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
     prior: Path | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
     require_overlap: bool = Field(False, description="only pairs of overlapping boxes")
-    max_pairs: int = Field(10_000, ge=1, description="keep at most so many candidate pairs per image")
+    max_pairs: int = Field(10_000, ge=1, description="maximum number of candidate pairs per image")
     resources: Resources = Resources()
 
 
@@ -161,14 +161,14 @@ class TagConfig(Config):
 class EngineConfig(Config):
     """How the work is distributed. Nothing here changes a label."""
 
-    unit_size: int = Field(512, ge=1, description="most images per work unit, and so per shard")
+    unit_size: int = Field(512, ge=1, description="maximum number of images per work unit, and so per shard")
     address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
     store: str | None = Field(None, description="object store for the shards, such as s3://bucket/labels")
     cpus: int | None = Field(None, ge=1, description="CPUs that Ray may use on this machine; null: all")
 
 
 class Recipe(Config):
-    """What runs on what with which models. Every setting that changes a label is here."""
+    """The data, the models and all settings of a run. Every setting that changes a label is here."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f]+$")] = Field(
         "sgpipe", description="name of the run"

@@ -70,7 +70,7 @@ def evaluate_hico(images: Iterable[EvaluationImage], settings: HicoSettings | No
             of another class list given by `settings`.
 
     Raises:
-        EvaluationError: labels out of range, values that are not finite, boxes inside out.
+        EvaluationError: labels out of range, values that are not finite, inverted boxes.
     """
     settings = settings or HicoSettings()
     classes = settings.classes

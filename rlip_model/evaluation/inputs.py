@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rlip_model.postprocess import TripletDetections
 
 Array = NDArray[Any]
-NOT_PREDICTED = -np.inf  # the score of a triplet that is no detection at all, unlike a detection with score 0
+NOT_PREDICTED = -np.inf  # the score of a triplet that is not a detection, unlike a detection with score 0
 NO_BOX = -1  # object index of a triplet that has a subject only (V-COCO)
 
 
@@ -140,7 +140,7 @@ def check_boxes(image: str, what: str, boxes: Array) -> None:
     inverted = (boxes[:, 2:] < boxes[:, :2]).any(1)
     if inverted.any():
         box = boxes[inverted.argmax()].tolist()
-        raise EvaluationError(f"{image}: {what} {box} is inside out, expected xyxy: left, top, right, bottom")
+        raise EvaluationError(f"{image}: {what} {box} has inverted corners, expected xyxy: left, top, right, bottom")
 
 
 def check_finite(image: str, what: str, values: Array) -> None:

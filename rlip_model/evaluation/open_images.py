@@ -107,7 +107,7 @@ def evaluate_open_images(
         images: scores are final (predicate x object x subject).
 
     Raises:
-        EvaluationError: labels out of range, values that are not finite, boxes inside out.
+        EvaluationError: labels out of range, values that are not finite, inverted boxes.
     """
     settings = settings or OpenImagesSettings()
     classes = settings.classes

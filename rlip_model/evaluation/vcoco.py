@@ -161,7 +161,7 @@ def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScor
             them. Predictions in images without annotated persons are wrong (the official evaluator fails there).
 
     Raises:
-        EvaluationError: arrays that do not fit `actions`, scores that are not finite, boxes inside out.
+        EvaluationError: arrays that do not fit `actions`, scores that are not finite, inverted boxes.
     """
     agents = Tally()
     roles: dict[Scenario, Tally] = {1: Tally(), 2: Tally()}

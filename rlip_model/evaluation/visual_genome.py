@@ -182,7 +182,7 @@ def evaluate_graphs(
             `vg150_zero_shot()`; default: none.
 
     Raises:
-        EvaluationError: labels out of range, values that are not finite, boxes inside out.
+        EvaluationError: labels out of range, values that are not finite, inverted boxes.
     """
     unseen = {tuple(row) for row in np.reshape([] if zero_shot is None else zero_shot, (-1, 3)).astype(int).tolist()}
     constrained, unconstrained = RecallTally.empty(num_predicates), RecallTally.empty(num_predicates)

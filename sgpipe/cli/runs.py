@@ -57,7 +57,8 @@ def stats(
             asked, lost = write_review(database, review_file, review, seed, images)
             questions = f"{count(asked, 'question')} to {review_file}{_missing(lost)}"
             err.print(f"wrote {questions}; open it in a browser", soft_wrap=True)
-            return
+            if not (json_ or html or sheet):
+                return
         ground_truth = GroundTruth(truth, None, image_data) if truth else RunFolder(run).ground_truth
         report = audit(database, threshold, ground_truth, verdicts, precision, before)
         gallery = list(cards(database, shown, threshold, images)) if html else []
@@ -194,4 +195,4 @@ def export(
     screen = console.output()
     screen.print(f"wrote {count(len(written.files), 'file')} to {out}", soft_wrap=True)
     for what, number in written.left_out.items():
-        screen.print(f"left out: {number:,} {what}", soft_wrap=True)
+        screen.print(f"left out: {what} ({number:,})", soft_wrap=True)

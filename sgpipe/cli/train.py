@@ -82,7 +82,7 @@ def convert(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Make a model from an official checkpoint or a detector."""
+    """Convert an official checkpoint or a detector to a model."""
     from rlip_model.checkpoint import CheckpointError, TokenizerError, convert_detector
     from rlip_model.checkpoint import convert as run
 

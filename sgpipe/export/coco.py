@@ -77,7 +77,7 @@ class _Instances:
 
 
 def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[str, Any], Record]]:
-    """COCO's entry of each image, and its record. If ids are no numbers, they go to `image_id` and `id` counts."""
+    """COCO's entry of each image, and its record. Ids that are not numbers go to `image_id`, and `id` counts."""
     for number, record in enumerate(rows.records(split, *columns), 1):
         image: dict[str, Any] = {"id": as_number(record.image_id)}
         if not rows.census.numbered:

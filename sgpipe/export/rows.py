@@ -24,19 +24,19 @@ _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "statu
 
 
 class ExportRows:
-    """The rows of a run, and the least confidence of the relations to export.
+    """The rows of a run, and the minimum confidence of the relations to export.
 
     `left_out` counts what an export has to leave out, by kind; the formats add to it.
     """
 
     def __init__(self, root: Path, threshold: float) -> None:
-        """Raises UserError: the folder is no run, or an empty one."""
+        """Raises UserError: the folder is not a run, or is an empty one."""
         self.root = root
         self.threshold = float(np.float32(threshold))  # rounded as stored confidences are, so that 0.7 is not below 0.7
         self.manifest = Manifest.load(root)
         self.left_out: Counter[str] = Counter()
         if not self.manifest.shards:
-            raise UserError(f"{root} holds no images yet")
+            raise UserError(f"{root} contains no images yet")
 
     @property
     def splits(self) -> list[str]:

@@ -54,11 +54,11 @@ def export_run(
     """Write the run in `root` to the new folder `out`.
 
     Args:
-        threshold: least confidence of relations; by default 0 for the hub, and the one of training for other formats.
+        threshold: minimum confidence of relations; by default 0 for the hub, and that of training for other formats.
         images, embed: as for `write_hugging_face`; only for the hub.
 
     Raises:
-        UserError: the folder is no run, a shard cannot be read, or `out` exists; nothing is written.
+        UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is written.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
@@ -84,7 +84,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     If the process is killed the folder remains; the next export of this name empties it.
 
-    Raises UserError: `out` exists and is no empty folder, cannot be made, or another export is writing it.
+    Raises UserError: `out` exists and is not an empty folder, cannot be created, or another export is writing it.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not overwritten; name a new folder")

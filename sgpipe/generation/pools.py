@@ -65,7 +65,10 @@ def unused_gpus(stages: Sequence[Stage]) -> str | None:
     gpus = ray.cluster_resources().get("GPU", 0)
     if not gpus or any(stage.resources.gpus for stage in stages):
         return None
-    return f"NOTE: Ray has {gpus:g} GPUs and no stage asks for one: see caption.resources.gpus, tag.resources.gpus"
+    return (
+        f"NOTE: Ray has {gpus:g} {'GPU' if gpus == 1 else 'GPUs'}, but no stage uses one: "
+        "set caption.resources.gpus and tag.resources.gpus"
+    )
 
 
 def _total(pools: Sequence[Pool], kind: str) -> float:

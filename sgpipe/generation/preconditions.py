@@ -30,4 +30,4 @@ def _check_data(recipe: Recipe) -> None:
             f"no boxes for {', '.join(unannotated)}: give --annotations, or label a folder: generate folder"
         )
     if len(unannotated) < len(splits) and recipe.source.format == "folder":
-        raise UserError("format folder is for images without annotations; leave --annotations out")
+        raise UserError("the recipe is for images without annotations (source.format: folder); omit --annotations")

@@ -65,7 +65,7 @@ def generate(recipe: Recipe, out: Path, progress: Progress | None = None, *, ret
 def _prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
     """The recipe with the images of its source in place.
 
-    Raises UserError: the folder holds labels of other images that the source made; they are not touched.
+    Raises UserError: the folder contains labels of other images that the source made; they are not touched.
     """
     now = {"drawn": recipe.source.synthetic}
     if (folder.root / MANIFEST).exists() and (manifest := Manifest.load(folder.root)).shards:

@@ -82,7 +82,7 @@ def plan_units(
     units = [WorkUnit(split, *gap) for split, count in rows.items() for gap in manifest.missing(split, count)]
     lost = folder.lost(manifest)
     for shard in lost:
-        say(f"{shard.file} is missing or damaged; it is generated again")
+        say(f"{shard.file} is missing or damaged; regenerating it")
     units += [_again(shard) for shard in lost]
     if retry_failed:
         taken = {shard.file for shard in lost}

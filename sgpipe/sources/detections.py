@@ -1,7 +1,7 @@
 """Detection annotations as columns: a COCO-like file, cleaned, without a Python object per box.
 
-25 million boxes are held in a few flat arrays, at about 50 bytes per box. After the whole file was read, numpy sorts
-them by image, clips and filters them; they become Arrow records, a slice of images at a time.
+25 million boxes are held in a few flat arrays, at about 50 bytes per box. After the whole file has been read, numpy
+sorts them by image, clips and filters them; they become Arrow records, a slice of images at a time.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Detections:
             self.captions.setdefault(row, []).append(cleaned)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The records in file order, in tables of at most 8,192 rows. Call it once, after everything was added."""
+        """The records in file order, in tables of at most 8,192 rows. Call it once, after everything has been added."""
         order, rows = self._sorted_by_image()
         starts = np.searchsorted(rows, np.arange(len(self.file_names) + 1))
         ids = list(self.position)

@@ -98,7 +98,7 @@ def prepare(
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
-    """What makes the labels worthless, or look better than they are, where the miniworld's models are used."""
+    """Warnings about using the miniworld's models: labels that mean nothing, or that look better than they are."""
     if MINIWORLD not in (recipe.caption.captioner, recipe.tag.tagger):
         return []
     if recipe.source.synthetic is None:

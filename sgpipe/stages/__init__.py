@@ -1,1 +1,1 @@
-"""Stages: records in, records out. A stage knows nothing of Ray."""
+"""Stages: records in, records out. A stage knows nothing about Ray."""

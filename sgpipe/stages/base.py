@@ -1,6 +1,6 @@
 """The `Stage` protocol (records in, records out) and `LoadStage`, which only opens images.
 
-A stage runs in a plain `for` loop and knows nothing of Ray.
+A stage runs in a plain `for` loop and knows nothing about Ray.
 """
 
 from __future__ import annotations

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from sgpipe.errors import UserError
 
-_Z = 1.959964  # 95 %
+_Z = 1.959964  # 95%
 _FEWEST = 10  # judged relations that a suggested threshold needs
 _BINS = 10
 
 
 @dataclass(frozen=True)
 class PrecisionEstimate:
-    """How many judged relations are correct; `low` and `high` are Wilson's 95 % interval of their share."""
+    """How many judged relations are correct; `low` and `high` are Wilson's 95% interval of their share."""
 
     correct: int
     judged: int

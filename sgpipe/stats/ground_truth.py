@@ -64,7 +64,7 @@ def measure_against_ground_truth(
         target: the precision for which thresholds are suggested.
         thresholds: those of the curve.
 
-    Raises UserError: a folder is no run, the two have no image in common, or a number is out of range.
+    Raises UserError: a folder is not a run, the two have no image in common, or a number is out of range.
     """
     # Imports torch and spaCy, which takes seconds that other audits need not spend.
     from sgpipe.evaluation.label_quality.comparison import label_quality

@@ -58,7 +58,7 @@ def _uneven(name: str, table: str) -> str:
         uneven as (select name, max(share) as high, min(share) as low from uses group by 1
             having high > {_UNEVEN} * low)
         select min(image) as image,
-            printf('%s: %.1f %% of one, %.1f %% of another', name, 100 * any_value(high), 100 * any_value(low)) as text,
+            printf('%s: %.1f%% of one, %.1f%% of another', name, 100 * any_value(high), 100 * any_value(low)) as text,
             sum(times) as number
         from counts join uneven using (name) group by name having number >= {_ENOUGH}"""
 

@@ -136,7 +136,7 @@ def measure(root: Path, threshold: float = TRAINING_CONFIDENCE) -> Measures:
     Args:
         threshold: minimum confidence of the relations whose health is checked.
 
-    Raises UserError: the folder is no run, or a shard is missing or damaged.
+    Raises UserError: the folder is not a run, or a shard is missing or damaged.
     """
     with open_run(root) as database:
         return measure_database(database, threshold)
@@ -174,7 +174,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
 def distinct_predicates(root: Path) -> set[str]:
     """The predicates that occur in a run.
 
-    Raises UserError: the folder is no run, or a shard is missing or damaged.
+    Raises UserError: the folder is not a run, or a shard is missing or damaged.
     """
     predicates: set[str] = set()
     for table in iter_tables(root, ("relations",)):

@@ -99,7 +99,7 @@ def write_review(
     """
     bands = _bands(database, count)
     if not bands:
-        raise UserError(f"{database.root} holds no relations to review")
+        raise UserError(f"{database.root} contains no relations to review")
     indices = {key: number for number, key in enumerate(bands)}
     database.execute("create or replace table quotas (band int, quota int)")
     database.insert("quotas", [(key, band.sampled) for key, band in bands.items()])
@@ -150,7 +150,7 @@ def _bands(database: Database, count: int) -> dict[int, ConfidenceBand]:
 def load_review(file: Path) -> Review:
     """Read what a review page exported.
 
-    Raises UserError: the file cannot be read or is no such export.
+    Raises UserError: the file cannot be read or is not such an export.
     """
     try:
         review = TypeAdapter(Review).validate_json(file.read_bytes())
@@ -190,7 +190,7 @@ class Verdicts:
 
     Attributes:
         judged: relations judged right or wrong; those that are `unsure` or `open` do not count.
-        precision: estimate for the run, the mean over bands weighted by their relations. `low` and `high`: its 95 %
+        precision: estimate for the run, the mean over bands weighted by their relations. `low` and `high`: its 95%
             interval, Wilson's for the sample size with the variance of this mean. None if no band was judged.
         covered: share of the run's relations that are in judged bands.
         curve: of the judged relations, by threshold.
@@ -217,7 +217,7 @@ def measure_verdicts(file: Path, fingerprint: str, target: float, thresholds: Se
         fingerprint: of the run that they must belong to.
         target: the precision for which a threshold is suggested.
 
-    Raises UserError: the file is no such export, or belongs to another run.
+    Raises UserError: the file is not such an export, or belongs to another run.
     """
     review = load_review(file)
     if review.fingerprint != fingerprint:

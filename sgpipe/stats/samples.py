@@ -94,7 +94,7 @@ def write_sheet(
     Returns:
         the number of images on the sheet, and how many of them could not be opened.
 
-    Raises UserError: the folder is no run or has no image, a shard cannot be read, or the file cannot be written.
+    Raises UserError: the folder is not a run or has no image, a shard cannot be read, or the file cannot be written.
     """
     with open_run(root) as database:
         numbers = sample_images(database, count, threshold)

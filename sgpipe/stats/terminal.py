@@ -190,7 +190,7 @@ def ground_truth_tables(truth: GroundTruthMeasures | None) -> Iterator[Table]:
         (f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision))
         for part in truth.reliability
     ]
-    yield table(title, ["confidence", ">mean", ">precision (95 % interval, judged)"], bins)
+    yield table(title, ["confidence", ">mean", ">precision (95% interval, judged)"], bins)
 
 
 def verdict_tables(verdicts: Verdicts | None) -> Iterator[Table]:
@@ -199,10 +199,10 @@ def verdict_tables(verdicts: Verdicts | None) -> Iterator[Table]:
         return
     title = f"human verdicts on {count(verdicts.judged, 'relation')}"
     bands = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in verdicts.bands]
-    yield table(title, ["confidence", ">relations", ">precision (95 % interval, judged)"], bands)
+    yield table(title, ["confidence", ">relations", ">precision (95% interval, judged)"], bands)
     yield _curve("judged relations by threshold", verdicts.curve)
 
 
 def _curve(title: str, curve: Sequence[ThresholdChoice]) -> Table:
     rows = [(f"{choice.threshold:.2f}", f"{choice.kept:,}", str(choice.precision)) for choice in curve]
-    return table(title, ["confidence ≥", ">kept", ">precision (95 % interval, kept)"], rows)
+    return table(title, ["confidence ≥", ">kept", ">precision (95% interval, kept)"], rows)

@@ -55,7 +55,7 @@ class StoreLock:
     def check(self) -> None:
         """Raises StoreError: another run took over the lock."""
         if not self._is_held():
-            raise StoreError(f"{self.store.location}: another run took over after minutes without a sign of this one")
+            raise StoreError(f"{self.store.location}: another run took over: this lock was not renewed for minutes")
 
     def _is_held(self) -> bool:
         return self.store.read(LOCK) == self._content

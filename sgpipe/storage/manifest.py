@@ -2,7 +2,7 @@
 
 It is a file of JSON lines: the first describes the run, each further one a committed shard. A line is appended and
 synced after its shard has been renamed into place. It carries a checksum, so that a line cut short by a crash or a full
-disk is recognised and dropped. A shard that is generated again (`--retry-failed`) supersedes its earlier line.
+disk is recognised and dropped. A regenerated shard (`--retry-failed`) supersedes its earlier line.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ class Manifest:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{root} holds no sgpipe run: it has no {MANIFEST}") from None
+            why = f"it has no {MANIFEST}" if root.is_dir() else "there is no such folder"
+            raise UserError(f"{root} is not an sgpipe run: {why}") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         end = data.rfind(b"\n") + 1

@@ -118,7 +118,7 @@ def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, in
     folder = RunFolder(out)
     remote = store.read(MANIFEST)
     if remote is None:
-        raise UserError(f"{store.location} holds no sgpipe run: it has no {MANIFEST}")
+        raise UserError(f"{store.location} is not an sgpipe run: it has no {MANIFEST}")
     with folder.lock():
         content = later(whole_lines(out / MANIFEST), remote, folder)
         with TemporaryDirectory() as temporary:
@@ -141,11 +141,11 @@ def _fetch_shard(store: ObjectStore, out: Path, shard: ShardEntry) -> None:
     if path.is_file() and file_sha256(path) == shard.sha256:
         return
     if not store.has(shard.file):
-        raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run generates it again")
+        raise StoreError(f"{store.location}: {shard.file} is missing; resuming the run regenerates it")
     with atomic_write(path) as temporary:
         with naming(path):
             store.get_file(shard.file, temporary)
         if file_sha256(temporary) != shard.sha256:
             raise StoreError(
-                f"{store.location}: {shard.file} differs from the manifest; resuming the run generates it again"
+                f"{store.location}: {shard.file} differs from the manifest; resuming the run regenerates it"
             )

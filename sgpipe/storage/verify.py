@@ -68,7 +68,7 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
     Of a run in progress only what it has committed is checked.
 
     Args:
-        repair: remove bad shards from the manifest and move their files away; resuming the run generates them again.
+        repair: remove bad shards from the manifest and move their files away; resuming the run regenerates them.
         advance: called with the number of images checked.
 
     Raises:
@@ -214,7 +214,7 @@ def _check_private(folder: RunFolder, found: Verification) -> Iterator[Path]:
 
 
 def _check_ground_truth(folder: RunFolder, found: Verification) -> Iterator[Path]:
-    """The folder with the ground truth, if that is part of the run and damaged: the next run makes it again."""
+    """The folder with the ground truth, if that is part of the run and damaged: the next run regenerates it."""
     truth, private = folder.ground_truth, folder.private.absolute()
     if truth is None or not truth.relations.is_relative_to(private):
         return
@@ -307,7 +307,7 @@ def _status(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
     yield "status is neither ok nor error", np.flatnonzero(~failed & (status != "ok"))
     yield "error row without a reason", np.flatnonzero(failed & (reason == ""))
     yield "error row with relations", np.flatnonzero(failed & (_lengths(table["relations"]) > 0))
-    yield "reason of an error in a row that is ok", np.flatnonzero((status == "ok") & (reason != ""))
+    yield "error reason in a row with status ok", np.flatnonzero((status == "ok") & (reason != ""))
 
 
 def _boxes(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:

@@ -48,7 +48,7 @@ class ShardsConfig(Config):
     splits: tuple[SplitName, ...] | None = Field(None, description="splits to use; null: all")
     images: Path | None = Field(None, description="image folder, if the images moved; null: as the run says")
     weight: float = Field(
-        1.0, gt=0, le=1000, description="passes over these shards per epoch; 0.5: half of the images, others each epoch"
+        1.0, gt=0, le=1000, description="passes over these shards per epoch; 0.5: half of them, another half each epoch"
     )
 
 
@@ -61,7 +61,7 @@ class DataConfig(Config):
         0.2,
         ge=0,
         le=1,
-        description="least confidence of a relation; relations without confidence are always used",
+        description="minimum confidence of a relation; relations without confidence are always used",
     )
     labels: Literal["sampled", "full"] = Field(
         "sampled",
@@ -89,7 +89,7 @@ class DataConfig(Config):
     short_side: int = Field(
         800, ge=32, description="shorter side of validation images, and of all images with augment: null, in pixels"
     )
-    long_side: int = Field(1333, ge=32, description="greatest length of their longer side, in pixels")
+    long_side: int = Field(1333, ge=32, description="maximum length of their longer side, in pixels")
     limit: int | None = Field(None, ge=1, description="use only the first N training images; null: all")
     shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
     threads: int = Field(2, ge=1, description="threads per worker that read images")
@@ -147,7 +147,7 @@ class WorkersConfig(Config):
 
 
 class TrainRecipe(Config):
-    """WHAT network is trained HOW on WHICH shards."""
+    """The network, the data and all settings of a training."""
 
     name: str = Field("train", description="name of the recipe")
     seed: int = Field(

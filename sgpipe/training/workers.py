@@ -144,7 +144,7 @@ def _check_resources(config: WorkersConfig) -> None:
     for name, each in (("CPU", config.cpus), ("GPU", config.gpus)):
         if each * config.count > resources.get(name, 0) + 1e-6:
             raise UserError(
-                f"{config.count} workers need {each * config.count:g} {name}s, Ray has {resources.get(name, 0):g}; "
+                f"{config.count} workers need {each * config.count:g} {name}s, but Ray has {resources.get(name, 0):g}; "
                 f"lower --workers or workers.{name.lower()}s"
             )
 

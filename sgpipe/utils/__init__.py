@@ -1,3 +1,3 @@
-"""Small tools that know nothing of datasets or models."""
+"""Small tools that know nothing about datasets or models."""
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ FAULT_VARIABLE = "SGPIPE_FAULT"
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it when the block ends without an error.
+    """A temporary file next to `path` that replaces it when the block ends without an error.
 
     Its name starts with a dot and ends in `.tmp`. Two writers never share one, on whichever machines they run.
 

@@ -22,13 +22,13 @@ _shown.maxlevel, _shown.maxstring, _shown.maxother = 3, 200, 200
 
 
 def recipe_folder() -> Path:
-    """Where the packaged recipes lie: in the wheel, or beside the packages in a checkout."""
+    """The folder of the packaged recipes: in the wheel, or next to the packages in a checkout."""
     here = Path(__file__).parents[1]
     return here / "pipelines" if (here / "pipelines").is_dir() else here.parent / "pipelines"
 
 
 def load(kind: type[Kind], name: str, folder: Path, overrides: Mapping[str, Any], *overlays: Path) -> Kind:
-    """The recipe of a packaged name or a YAML file, with overlays and then overrides laid over it.
+    """The recipe of a packaged name or a YAML file, with overlays and then overrides applied.
 
     Args:
         folder: of the packaged recipes of this kind.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from sgpipe.errors import UserError
+from sgpipe.utils.console import count
 
 
 def pick_device(name: str) -> torch.device:
@@ -21,7 +22,7 @@ def pick_device(name: str) -> torch.device:
     if name != "cpu" and (kind != "cuda" or (":" in name and not number.isdecimal())):
         raise UserError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+        raise UserError(f"device {name!r}: PyTorch sees {count(torch.cuda.device_count(), 'GPU')} here")
     return torch.device(name)
 
 

@@ -29,7 +29,7 @@ def read_classes(path: Path) -> HoiaSchema:
 
     VG-SGG-dicts.json, with `idx_to_label` and `idx_to_predicate`, is accepted, too.
 
-    Raises UserError: the file is missing or is no such file.
+    Raises UserError: the file is missing or has another format.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -57,7 +57,7 @@ def _numbered(names: Any) -> Mapping[int, str]:
 def data_classes(root: Path) -> DatasetClasses:
     """All classes of a run: its closed lists, or else the names that occur, the most frequent first.
 
-    Raises UserError: the folder is no run, or has neither.
+    Raises UserError: the folder is not a run, or has neither.
     """
     if lists := Manifest.load(root).run.get("labels"):
         return DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
@@ -92,10 +92,10 @@ def shard_annotations(
     """The images of a run without error rows, to be read by `read_annotations`.
 
     Args:
-        persons_only: leave out relations whose subject is no person, which HICO-DET does not have.
+        persons_only: leave out relations whose subject is not a person, which HICO-DET does not have.
 
     Raises:
-        UserError, also while reading: the folder is no run, is damaged, or has names that are no classes.
+        UserError, also while reading: the folder is not a run, is damaged, or has names that are not classes.
     """
     Manifest.load(root)
     read = partial(_records, root, classes, split, persons_only)

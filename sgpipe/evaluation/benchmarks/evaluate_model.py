@@ -207,7 +207,7 @@ def evaluate_vcoco_model(
 def occurring(root: Path, classes: DatasetClasses) -> Array:
     """`[relations, objects]`, True for combinations that occur in a run, such as the training set.
 
-    Raises UserError: the folder is no run.
+    Raises UserError: the folder is not a run.
     """
     occurs = np.zeros((len(classes.relations), len(classes.objects)), dtype=bool)
     for record in iter_records(root):

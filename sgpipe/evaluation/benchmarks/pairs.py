@@ -132,7 +132,7 @@ class _PredictionReader:
 
 def _index(indices: Mapping[int, int], category: Any, what: str) -> int:
     if category not in indices:
-        raise FieldError(f"category_id {category!r} of {what} is no class of the dataset")
+        raise FieldError(f"category_id {category!r} of {what} is not a class of the dataset")
     return indices[category]
 
 
@@ -233,7 +233,7 @@ def _numbers(path: Path, names: pa.Array, images: Array, known: Sequence[str]) -
     numbers = pc.index_in(names, pa.array(known, names.type))
     if numbers.null_count:
         place = numbers.is_null().index(True).as_py()
-        raise UserError(f"{path}: image {images[place]!r}: {names[place].as_py()!r} is no class of the dataset")
+        raise UserError(f"{path}: image {images[place]!r}: {names[place].as_py()!r} is not a class of the dataset")
     return np.asarray(numbers.to_numpy(), dtype=int)
 
 

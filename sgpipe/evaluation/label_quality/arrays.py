@@ -67,7 +67,7 @@ def iter_graphs(root: Path, classes: Vocabulary, predicates: Vocabulary, source:
         source: the relations, or every candidate pair with each of its predicates and confidence 1.
 
     Raises:
-        UserError: the folder is no run, a shard is missing or damaged, or a value is out of range.
+        UserError: the folder is not a run, a shard is missing or damaged, or a value is out of range.
     """
     column = "relations" if source == "relations" else "pairs"
     for table in iter_tables(root, (*_COLUMNS, column)):

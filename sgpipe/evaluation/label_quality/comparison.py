@@ -15,7 +15,7 @@
   if they have the same class (or, in the ground truth, a synonym of it) and the same box; predicates if their verbs
   have the same lemma.
 * Targets are the relations that recall counts: those of `GroundTruth.required`, by default the whole ground truth.
-  A true positive that is no target ("on", for a man riding a horse) counts for precision, and is ignored by average
+  A true positive that is not a target ("on", for a man riding a horse) counts for precision, and is ignored by average
   precision.
 * Average precision needs everything that was scored: make the run with `tag.threshold=0`.
 """
@@ -117,10 +117,10 @@ def label_quality(
     Args:
         source: the run's relations, or its candidates: every pair with each of its predicates, confidence 1.
         synonyms: `{predicate: [other texts]}` that count as the same predicate.
-        iou: least overlap of two boxes of the same object.
+        iou: minimum overlap of two boxes of the same object.
 
     Raises:
-        UserError: a folder is no run or is damaged, the two have no image in common, or an option is out of range.
+        UserError: a folder is not a run or is damaged, the two have no image in common, or an option is out of range.
     """
     if not 0 <= threshold <= 1 or not 0 < iou <= 1:
         raise UserError(f"threshold {threshold} and iou {iou}: expected numbers up to 1, iou above 0")
@@ -132,7 +132,7 @@ def label_quality(
     for graphs in iter_graphs(run, classes, predicates, source):
         comparison.add(graphs)
     if not comparison.images["images"]:
-        raise UserError(f"{run} holds no images; is the run finished?")
+        raise UserError(f"{run} contains no images; is the run finished?")
     if not comparison.images["images compared"]:
         raise UserError(comparison.why_nothing_was_compared(run, ground_truth.relations))
     return comparison.result(predicates.names, threshold, source)
@@ -203,7 +203,7 @@ class _Comparison:
 
     def why_nothing_was_compared(self, run: Path, truth: Path) -> str:
         if self.images["images failed"] == self.images["images"]:
-            return f"{run} holds only failed images; `sgpipe stats` shows why they failed"
+            return f"{run} contains only failed images; `sgpipe stats` shows why they failed"
         return (
             f"{run} and {truth} have no image in common: one has {self._example!r}, the other "
             f"{self._truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, give --image-data"

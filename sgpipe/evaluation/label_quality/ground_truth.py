@@ -34,11 +34,11 @@ class GroundTruthIndex:
             coco_ids: COCO's image ids by those of the ground truth; if given, images are found only by these.
 
         Raises:
-            UserError: the folder is no run, or holds no images or no relations.
+            UserError: the folder is not a run, or contains no images or no relations.
         """
         parts = list(iter_graphs(root, classes, predicates, "relations"))
         if not any(len(part.subject) for part in parts):
-            raise UserError(f"{root} holds no relations to compare with")
+            raise UserError(f"{root} contains no relations to compare with")
         self.graphs = joined(parts)
         self._find = ImageFinder(self.graphs.names, coco_ids)
         self.repeated = self._find.repeated
@@ -56,7 +56,7 @@ class GroundTruthIndex:
 
         Args:
             images: `[images]`, the ground truth image of each image of `graphs`, or `NO_IMAGE`.
-            iou: least overlap of the two boxes.
+            iou: minimum overlap of the two boxes.
 
         Returns:
             `[objects]`, an object of the ground truth or `NO_MATCH`.

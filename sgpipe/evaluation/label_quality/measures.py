@@ -78,7 +78,7 @@ def quality(relations: Relations, targets: int) -> Quality:
 def precision_recall(relations: Relations, targets: int) -> tuple[Array, Array]:
     """Recall and monotone precision at each distinct confidence, in falling order; recall is 0 without targets.
 
-    True positives that are no targets are left out: they are neither mistakes nor matches. Equal confidences
+    True positives that are not targets are left out: they are neither mistakes nor matches. Equal confidences
     are one step, so the order of relations does not matter.
     """
     ranked = relations[relations.matched | ~relations.true_positive]
@@ -96,7 +96,7 @@ def area(recall: Array, precision: Array, targets: int) -> float:
 def frequency_bands(targets: Array) -> list[FrequencyBand | None]:
     """The band of each predicate by its number of targets `[predicates]`; None without any.
 
-    The most frequent predicates with 80 % of all targets are the head, those up to 95 % the body, the others the
+    The most frequent predicates with 80% of all targets are the head, those up to 95% the body, the others the
     tail. A predicate belongs to the band in which its first target falls. Ties keep their order.
     """
     order = np.argsort(-targets, kind="stable")

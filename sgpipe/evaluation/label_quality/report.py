@@ -127,7 +127,7 @@ _SOURCES: dict[str, Source] = {LABELS: "relations", ALL_PAIRS: "candidates"}
 def run_quality(run: Path, threshold: float = TRAINING_CONFIDENCE) -> dict[str, LabelQuality]:
     """Compare a run's relations and, as a baseline, all its candidates with its ground truth; empty if it has none.
 
-    threshold: least confidence of a relation.
+    threshold: minimum confidence of a relation.
 
     Raises UserError: as `label_quality`.
     """

@@ -36,7 +36,7 @@ def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
     """Read a table `{predicate: [other texts]}` from a YAML or JSON file.
 
     Raises:
-        UserError: the file is missing or is no such table.
+        UserError: the file is missing or is not such a table.
     """
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8-sig"))

@@ -75,7 +75,7 @@ def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
     Boxes are xywh in pixels of the original image. An object's id is its index in the row.
 
     Args:
-        threshold: least confidence of a relation, rounded to float32.
+        threshold: minimum confidence of a relation, rounded to float32.
     """
     objects = tuple(
         SceneObject(index, item["category"], tuple(item["bbox"]))
@@ -110,7 +110,7 @@ class TrainingFilter:
 
     Args:
         table: with the columns image_id, objects, relations and status.
-        threshold: least confidence of a relation; relations without confidence are always usable.
+        threshold: minimum confidence of a relation; relations without confidence are always usable.
     """
 
     table: pa.Table

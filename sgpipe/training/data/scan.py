@@ -50,7 +50,7 @@ def scan(
     """Read the annotations of every row group once, with one row group in memory at a time.
 
     Args:
-        threshold: least confidence of a relation.
+        threshold: minimum confidence of a relation.
         closed: use the closed class lists of the datasets, which must agree.
         limit: number of usable rows after which the scan ends.
 

@@ -204,7 +204,7 @@ def test_a_store_of_another_run_is_refused(store: ObjectStore, dataset: list[str
             ManifestMirror(other).reconciled().__enter__()
     with pytest.raises(UserError, match="are of different runs"):
         fetch(store, tmp_path / "other", ignore)
-    with pytest.raises(UserError, match="holds no sgpipe run"):
+    with pytest.raises(UserError, match="is not an sgpipe run"):
         fetch(ObjectStore(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)
 
 

@@ -85,7 +85,7 @@ def evaluate_vcoco_training(
         verbs: "<action>_<role>" or "<action>".
 
     Raises:
-        EvaluationError: labels out of range, values that are not finite, boxes inside out.
+        EvaluationError: labels out of range, values that are not finite, inverted boxes.
     """
     possible = np.append(possible, np.ones((len(verbs), 1)), 1)
     tally = Tally()

@@ -25,7 +25,7 @@ def test_right_input_is_let_through() -> None:
     [
         (image(found=[(PERSON, THING, 80, {3: 0.5})]), "a.jpg: predicted object label is 80, expected 0 to 79"),
         (image(found=[(PERSON, THING, -1, {3: 0.5})]), "predicted object label is -1"),
-        (image(found=[(PERSON, [59, 50, 50, 59], 1, {})]), "box [59.0, 50.0, 50.0, 59.0] is inside out"),
+        (image(found=[(PERSON, [59, 50, 50, 59], 1, {})]), "box [59.0, 50.0, 50.0, 59.0] has inverted corners"),
         (image(found=[(PERSON, THING, 1, {3: float("nan")})]), "a.jpg: a score is NaN or infinite"),
         (image(found=[([0, 0, float("inf"), 1], THING, 1, {})]), "a predicted subject box is NaN or infinite"),
         (image([(0, 2, 3)]), "object of a ground-truth triplet is 2"),
@@ -34,7 +34,7 @@ def test_right_input_is_let_through() -> None:
         (image([(0, 1, 117)]), "predicate of a ground-truth triplet is 117"),
         (image(labels=(0, 80)), "label of a ground-truth box is 80"),
         (image(labels=(0,)), "1 labels of ground-truth boxes, expected 2"),
-        (image(boxes=([5, 0, 4, 9], THING)), "ground-truth box [5.0, 0.0, 4.0, 9.0] is inside out"),
+        (image(boxes=([5, 0, 4, 9], THING)), "ground-truth box [5.0, 0.0, 4.0, 9.0] has inverted corners"),
         (image(found=[(PERSON, THING, 1, {})], num_predicates=5), "shape (1, 5), expected (1, 117)"),
     ],
 )

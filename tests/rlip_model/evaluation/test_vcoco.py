@@ -147,7 +147,7 @@ def test_blocks_do_not_show() -> None:
     ("wrong", "told"),
     [
         (scene([(PERSON, THING, math.nan)]), "1: a score of an agent is NaN"),
-        (scene([([59, 10, 10, 109], THING, 0.9)]), "is inside out"),
+        (scene([([59, 10, 10, 109], THING, 0.9)]), "has inverted corners"),
         (scene([], persons=[[0, 0, math.inf, 1]]), "box of an annotated person is NaN or infinite"),
         (
             replace(scene([]), predicted=PredictedPeople(*(np.zeros((0, size)) for size in (4, 2, 2, 2)))),

@@ -94,11 +94,11 @@ def test_images_predicted_twice_are_reported(tmp_path: Path) -> None:
         (predicted("HICO_test2015_00000009.jpg"), "image 'HICO_test2015_00000009.jpg' is not in"),
         (predicted(score=float("nan")), "a 'score' is NaN"),
         (predicted(score="high"), "not a table of numbers"),
-        (predicted(verb=118), "category_id 118 of a relation is no class of the dataset"),
+        (predicted(verb=118), "category_id 118 of a relation is not a class of the dataset"),
         (predicted(object_id=2), "a box of a relation is 2, expected 0 to 1"),
         (predicted(subject_id=None), "not a table of numbers"),
         ({**predicted(), "predictions": [PERSON, {**BIKE, "category_id": 12}]}, "category_id 12 of an object"),
-        ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}, "is inside out"),
+        ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}, "has inverted corners"),
         ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [1, 2, 3]}]}, "not a table of numbers"),
         ({**predicted(), "predictions": [PERSON, {}]}, "KeyError('category_id')"),
         ({**predicted(), "predictions": [7]}, "expected boxes with 'bbox'"),
@@ -124,7 +124,7 @@ def test_wrong_predictions_are_refused_in_one_line(tmp_path: Path, prediction: A
         ([annotated(), annotated()], "occurs twice"),
         ([annotated(verb=118)], "category_id 118 of a relation"),
         ([], "is not HICO-DET in HOIA form"),
-        ([{**annotated(), "annotations": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}], "is inside out"),
+        ([{**annotated(), "annotations": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}], "has inverted corners"),
     ],
 )
 def test_wrong_annotations_are_refused_in_one_line(tmp_path: Path, annotations: list[Any], message: str) -> None:
@@ -269,7 +269,7 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
         ({"predictions": [{**DETECTION, "cut_agent": None}]}, "a score of an agent is NaN"),
         (
             {"predictions": [{**DETECTION, "cut_obj": [59, 20, 50, 29, 0.5]}]},
-            "box of a predicted role [59.0, 20.0, 50.0, 29.0] is inside out",
+            "box of a predicted role [59.0, 20.0, 50.0, 29.0] has inverted corners",
         ),
         ({"predictions": [{**DETECTION, "person_box": []}]}, "1 action scores of predicted persons, expected 0"),
         ({"predictions": [{"image_id": 7}]}, "a detection has no 'person_box'"),

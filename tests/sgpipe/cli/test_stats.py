@@ -65,7 +65,7 @@ def test_shown_has_an_old_name(run_folder, tmp_path, option):
 def test_stats_refuses_other_folders(tmp_path):
     result = invoke("stats", tmp_path)
     assert result.exit_code == 2
-    assert "holds no sgpipe run" in one_line(result)
+    assert "is not an sgpipe run" in one_line(result)
 
 
 @pytest.mark.parametrize(

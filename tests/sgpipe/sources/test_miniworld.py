@@ -143,7 +143,7 @@ def test_a_recipe_names_the_ground_truth_of_its_source(miniworld, tmp_path):
     prepared, ground_truth = prepare_source(source, tmp_path / ".sgpipe", print)
     assert prepared == source
     assert ground_truth == GroundTruth(miniworld.all_relations, image_data=tmp_path / "i.json")
-    with pytest.raises(UserError, match="holds no sgpipe run"):
+    with pytest.raises(UserError, match="is not an sgpipe run"):
         prepare_source(source.model_copy(update={"ground_truth": tmp_path}), tmp_path / ".sgpipe", print)
 
 
@@ -161,4 +161,4 @@ def test_generate_prints_precision_and_recall_of_any_source_with_ground_truth(tm
     assert quality["true_positives"] > 0.8 * quality["predicted"] > 5
     result = CliRunner().invoke(app, [*command, "--truth", str(tmp_path / "nowhere")])
     assert result.exit_code == 2
-    assert "holds no sgpipe run" in result.stderr
+    assert "is not an sgpipe run" in result.stderr

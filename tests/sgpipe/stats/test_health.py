@@ -84,8 +84,8 @@ def test_datasets_that_use_other_predicates(tmp_path):
     assert "uneven_predicates" not in found(tmp_path / "few", records)
     check = found(tmp_path / "many", [record for record in records for _ in range(3)])["uneven_predicates"]
     assert [example.text for example in check.examples] == [
-        "has: 33.3 % of one, 0.0 % of another",
-        "riding: 33.3 % of one, 0.0 % of another",
+        "has: 33.3% of one, 0.0% of another",
+        "riding: 33.3% of one, 0.0% of another",
     ]
     assert check.count == 120
 
@@ -95,8 +95,8 @@ def test_datasets_that_have_other_classes(tmp_path):
     dogs = [scene(f"two{n}", objects=[PERSON, Box("dog", 2, (0, 0, 30, 30))], dataset="two") for n in range(60)]
     check = found(tmp_path, cats + dogs)["uneven_classes"]
     assert [(example.image_id, example.text) for example in check.examples] == [
-        ("one0", "cat: 50.0 % of one, 0.0 % of another"),
-        ("two0", "dog: 50.0 % of one, 0.0 % of another"),
+        ("one0", "cat: 50.0% of one, 0.0% of another"),
+        ("two0", "dog: 50.0% of one, 0.0% of another"),
     ]
     assert (check.count, check.total, check.of) == (120, 240, "boxes")
 

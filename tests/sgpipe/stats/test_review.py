@@ -114,4 +114,11 @@ def test_a_run_without_relations(tmp_path):
     root = make_shards(tmp_path / "run", [scene()])
     result = CliRunner().invoke(app, ["stats", str(root), "--review", "5", "--review-file", str(tmp_path / "r.html")])
     assert result.exit_code == 2
-    assert "holds no relations to review" in result.stderr
+    assert "contains no relations to review" in result.stderr
+
+
+def test_a_review_and_a_report_in_one_command(run, tmp_path):
+    files = tmp_path / "review.html", tmp_path / "report.html"
+    options = ["--review", "5", "--review-file", str(files[0]), "--html", str(files[1])]
+    assert CliRunner().invoke(app, ["stats", str(run), *options]).exit_code == 0
+    assert all(file.is_file() for file in files)

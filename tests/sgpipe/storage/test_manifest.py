@@ -81,7 +81,7 @@ def test_a_failed_append_leaves_the_manifest_as_it_was(tmp_path, monkeypatch):
 
 
 def test_no_manifest_and_another_schema_are_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no sgpipe run"):
+    with pytest.raises(UserError, match="is not an sgpipe run"):
         Manifest.load(tmp_path)
     Manifest.create(tmp_path, {"schema_version": 99})
     with pytest.raises(UserError, match="schema version 99"):

@@ -188,7 +188,7 @@ TRIPLET = full_record(0).triplets[0]
         (spoilt(status="failed"), "status is neither ok nor error"),
         (spoilt(status="error", relations=[]), "error row without a reason"),
         (spoilt(status="error", error="x"), "error row with relations"),
-        (spoilt(error="x"), "reason of an error in a row that is ok"),
+        (spoilt(error="x"), "error reason in a row with status ok"),
         (spoilt(split="train"), "not of split 'val'"),
     ],
 )
@@ -300,7 +300,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     for place in (tmp_path, tmp_path / "no"):
         result = CliRunner().invoke(app, ["verify", str(place), "--repair"])
         assert result.exit_code == 2
-        assert "holds no sgpipe run" in result.stderr
+        assert "is not an sgpipe run" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

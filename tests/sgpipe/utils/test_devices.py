@@ -17,6 +17,9 @@ def test_numbered_gpus(monkeypatch):
     assert pick_device("cuda") == torch.device("cuda")
     with pytest.raises(UserError, match="'cuda:2': PyTorch sees 2 GPUs"):
         pick_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="PyTorch sees 1 GPU here"):
+        pick_device("cuda:1")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "mps", "meta"])

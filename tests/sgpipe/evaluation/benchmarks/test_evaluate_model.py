@@ -249,7 +249,7 @@ def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:
         (("--model", "any", "--data", "RUN", "--annotations", "a.json"), "other classes than HICO-DET"),
         (("--model", "any", "--data", "RUN", "--classes", "few.json"), "is not a listed class"),
         (("--model", "any", "--data", "RUN", "--classes", "bad.json"), "classes file .*bad.json: expected"),
-        (("--model", "any", "--data", "nowhere"), "holds no sgpipe run"),
+        (("--model", "any", "--data", "nowhere"), "is not an sgpipe run"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -249,10 +249,10 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
     failed.fail("tag", "broken")
     cases: Mapping[str, tuple[Path, Path]] = {
         "no image in common: one has '2', the other '1'": (other, truth),
-        "holds no sgpipe run": (tmp_path / "missing", truth),
-        "holds no relations to compare with": (truth, nothing),
-        "holds only failed images": (run(tmp_path, "failed", failed), truth),
-        "holds no images": (run(tmp_path, "empty"), truth),
+        "is not an sgpipe run": (tmp_path / "missing", truth),
+        "contains no relations to compare with": (truth, nothing),
+        "contains only failed images": (run(tmp_path, "failed", failed), truth),
+        "contains no images": (run(tmp_path, "empty"), truth),
     }
     for message, (pred, true) in cases.items():
         with pytest.raises(UserError, match=message) as refused:

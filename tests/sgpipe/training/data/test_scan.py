@@ -186,7 +186,7 @@ def images_moved(root: Path) -> None:
         (cut_shard, "cannot be read"),
         (other_version, "has schema version 7, this sgpipe reads version 1"),
         (without_relations, "has no column 'relations'"),
-        (remove_manifest, "holds no sgpipe run"),
+        (remove_manifest, "is not an sgpipe run"),
         (no_shard, "has no shards yet"),
         (no_images, "does not say where the images of train are: give --images"),
         (images_moved, "if the images moved, give --images"),
