@@ -57,3 +57,10 @@ def test_every_command_and_option_is_on_the_page() -> None:
         for param in command.params:
             assert any(option in section for option in param.opts), (path, param.name)
         commands |= {f"{path} {name}": each for name, each in getattr(command, "commands", {}).items()}
+
+
+def test_ranges_are_readable() -> None:
+    """Markdown does not unescape every character: a backslash before "<" would be shown."""
+    page = docs_hook("commands").command_page()
+    assert "0&lt;=x&lt;=1" in page
+    assert "\\<" not in page

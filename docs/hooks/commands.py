@@ -52,7 +52,9 @@ def _options(command: Any, context: Any) -> Iterator[str]:
 def _cell(text: str, *, escape: bool = False) -> str:
     """Text that may stand in a cell of a table."""
     text = " ".join(text.split())
-    return re.sub(r"([<>*_|\[\]])", r"\\\1", text) if escape else text
+    if not escape:
+        return text
+    return re.sub(r"([*_|\[\]])", r"\\\1", text.replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def _examples(epilog: str | None) -> Iterator[str]:
