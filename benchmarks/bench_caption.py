@@ -135,7 +135,7 @@ def main() -> None:
         "Share of peak: the time that the matrix products would take at the rate of large square ones, as a share of "
         "the measured time. The rest: each token multiplies ten rows by all weights, which must be read from memory; "
         "attention, the noise and the nuclei of ten samples add to that.",
-        f"Reading images is no bottleneck: {decoding_rate():.0f} JPEGs of 640x480 are decoded and resized per CPU "
+        f"Reading images is not a bottleneck: {decoding_rate():.0f} JPEGs of 640x480 are decoded and resized per CPU "
         "second.",
     )
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_deformable [--rounds N] [--threads N]
 
-At the shape of an image of 800x1066: 17,821 tokens on 4 levels, 8 heads of 32, 4 points. Both ways run in turn in
-one process, after answers, and the gradients of all three arguments, were compared with grid_sample's in double
-precision; times are medians, and CPU time, of all threads, as other work on the machine counts less in it.
-The limit is what the sum of weighted rows takes alone, when rows and weights are already there.
+At the shape of an image of 800x1066: 17,821 tokens on 4 levels, 8 heads of 32, 4 points. Both methods
+alternate in one process, after their outputs and the gradients of all three arguments have been compared with those of
+grid_sample in double precision. Times are medians of the CPU time of all threads, which other work on the machine
+affects less than wall time. The limit is the time of the weighted sums alone, with rows and weights given.
 """
 
 from __future__ import annotations
@@ -151,15 +151,15 @@ def main() -> None:
             f"Largest difference from double precision, {name}: {difference}."
             for name, difference in differences.items()
         ),
-        f"Summing the weighted rows of the encoder alone, which lie in the cache, takes {alone * 1e3:.0f} ms, "
+        f"Summing the weighted rows of the encoder alone, from the cache, takes {alone * 1e3:.0f} ms, "
         f"{alone / forward:.0%} of the forward pass; reading its arguments once, at the rate of copying memory, "
-        f"{moved * 1e3:.0f} ms. In the way: rows are picked out of a table of {encoder[0].nbytes / 1e6:.0f} MB, and "
-        "which, and with which weights, is computed first. Of the backward pass about a third is picking rows and "
-        "multiplying them with gradients, a fifth is summing bags, and less than a tenth is sorting.",
+        f"{moved * 1e3:.0f} ms. The rest: rows are gathered from a table of {encoder[0].nbytes / 1e6:.0f} MB, after "
+        "their indices and weights have been computed. Of the backward pass, about a third is gathering rows and "
+        "multiplying them by gradients, a fifth is summing bags, and less than a tenth is sorting.",
         f"The matrix products of the whole layer would take {products * 1e3:.0f} ms at the rate of large square ones, "
         f"{products / layer:.0%} of it; sampling is most of the rest.",
-        "For the decoder's 200 queries less is gained: most of the table's gradient stays zero, and writing these "
-        "zeros takes much of the time in both ways.",
+        "For the decoder's 200 queries the gain is smaller: most of the table's gradient stays zero, and writing these "
+        "zeros takes much of the time with both methods.",
     )
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_hico_eval [--images N] [--queries N] [--seed N]
 
-Images, annotations and detections are drawn at random, but as large as the real test set: 9,546 images with 33,405
-true interactions of the 600 classes, 100 pairs each scored for 117 verbs; a pair is the jittered boxes of a true
-interaction with its class, or anything. They are drawn while they are evaluated, as predictions come out of a network;
-the seconds of drawing are measured alone and left out, its memory is not.
+Images, annotations and detections are random, but as large as the real test set: 9,546 images with 33,405 ground-truth
+interactions of the 600 classes, 100 pairs each scored for 117 verbs; a pair is the jittered boxes of a ground-truth
+interaction with its class, or random. They are generated during the evaluation, as predictions come out of a network;
+the time for generating them is measured separately and left out, its memory is not.
 """
 
 from __future__ import annotations
@@ -131,10 +131,10 @@ def main() -> None:
         __doc__,
         table,
         "RLIPv2's evaluator took 168 s to build and 42 s to evaluate data of this size, and 3.2 GB, on a machine of "
-        "two cores with much else to do. The means of drawn detections mean nothing.",
-        "Nearly all of the memory is Python, PyTorch and numpy: predictions are read as a stream, and what is kept of "
-        "each image is the class, score and claim of its 100 best triplets. In the way: sorting the scores of each "
-        "image, 11,700 of them.",
+        "two cores that was busy. The scores of synthetic detections are meaningless.",
+        "Nearly all of the memory is Python, PyTorch and numpy: predictions are read as a stream, and only the "
+        "class, score and match of the 100 best triplets of each image are kept. The bottleneck is sorting the 11,700 "
+        "scores of each image.",
     )
 
 

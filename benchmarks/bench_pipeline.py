@@ -1,10 +1,10 @@
-"""How busy the models of a whole run are: `sgpipe generate` on drawn images, from captions to shards.
+"""Utilization of the models in a whole run: `sgpipe generate` on synthetic images, from captions to shards.
 
     python -m benchmarks.bench_pipeline [--images N]
 
 The miniworld's recipe with its own captioner and tagger, ten captions for each image, on all cores. A stage's
-seconds include reading and decoding its images. The busy share counts from when the first unit was begun; what is
-left out is starting Ray and loading the models.
+seconds include reading and decoding its images. Utilization counts from the start of the first unit, without the time
+for starting Ray and loading the models.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ def main() -> None:
         images = next(out.rglob("*.jpg")).parent
         decoding = 2 * decoding_seconds(records, {records[0].split: images})
     whole = sum(summary["seconds"].values())
-    table = Table("stage", "seconds of all actors", "share", title=f"{options.images:,} drawn images")
+    table = Table("stage", "seconds of all actors", "share", title=f"{options.images:,} synthetic images")
     for stage, seconds in summary["seconds"].items():
         table.add_row(stage, f"{seconds:.1f}", f"{seconds / whole:.0%}")
     report(
         __doc__,
         table,
-        f"{busy[0].upper()}{busy[1:]}. The command took {elapsed:.0f} s, with drawing, starting and summing up.",
+        f"{busy[0].upper()}{busy[1:]}. The command took {elapsed:.0f} s, including image generation, "
+        "startup and the summary.",
         f"Decoding each image twice, once for each model, takes {decoding:.1f} CPU seconds, {decoding / whole:.0%} "
-        "of the stages' time: the limit, if models cost nothing. In the way: nothing but the models. All stages run in "
-        "the same actors, one for each core, and the last unit of one ends a little before the other's.",
+        "of the stages' time: this would be the limit if the models cost nothing. All stages run in the same actors, "
+        "one for each core, and the last unit of one ends a little before the other's.",
     )
 
 

@@ -1,10 +1,10 @@
-"""`sgpipe generate` with made-up labels, on more and more images: the cost of everything but the models.
+"""`sgpipe generate` with synthetic labels and a growing number of images: the cost of everything but the models.
 
     python -m benchmarks.bench_scale [--images 10000 100000 1000000] [--actors 2]
 
 Images have 8 boxes, 10 captions, 10 triplets and 12 relations, whose texts repeat only after 40,009 others. CPU time is
-that of all processes of the run, from the first shard to the last, also by quarters of the run. Driver: the peak of its
-resident memory, of which 0.7 GB are the libraries; reading: of the process that reads the annotations first.
+that of all processes of the run, from the first shard to the last, also by quarters of the run. Driver: its peak
+resident memory, of which the libraries take 0.7 GB. Reading: that of the process that reads the annotations first.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def main() -> None:
     report(
         __doc__,
         table,
-        "The limit is no time at all: the models are left out. In the way: Python objects of records on their way to "
-        "Arrow and back, the compression of shards, and what Ray does for a unit.",
+        "The models are left out. The time goes into the Python objects of records on their way to Arrow and back, the "
+        "compression of shards, and Ray's work for each unit.",
     )
 
 

@@ -1,4 +1,4 @@
-"""`sgpipe stats` on 6 million made-up relations in 120,000 images: seconds and memory.
+"""`sgpipe stats` on 6 million synthetic relations in 120,000 images: seconds and memory.
 
 python -m benchmarks.bench_stats [--images N] [--run FOLDER]
 """
@@ -30,7 +30,7 @@ def make_run(root: Path, images: int, seed: int = 0) -> None:
     """A run of `images` rows with 50 relations each."""
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    manifest = Manifest.create(root, {"name": "made up", "fingerprint": "made-up"})
+    manifest = Manifest.create(root, {"name": "made up", "fingerprint": "synthetic"})
     for start in range(0, images, ROWS):
         stop = min(start + ROWS, images)
         name = shard_name("train", start, stop)

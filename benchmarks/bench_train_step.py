@@ -3,9 +3,9 @@
     python -m benchmarks.bench_train_step [--rounds N] [--threads N]
 
 One image of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50, dropout as
-published. The reference pads all texts to the longest, samples by one `grid_sample` per level and uses AdamW as it is
-by default. Each measurement is a process of its own, by turns: first a step without dropout and noise, whose loss and
-gradient are compared, then the one that is timed (CPU time of all threads). Peak is the most memory that it ever had.
+published. The reference pads all texts to the longest, samples by one `grid_sample` per level and uses AdamW with its
+defaults. Measurements alternate, each in its own process: first a step without dropout and noise, whose loss and
+gradient are compared, then the step that is timed (CPU time of all threads). Peak is the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -180,11 +180,11 @@ def main() -> None:
     report(
         __doc__,
         table,
-        f"Loss and gradient norm, without dropout and noise, differ by {difference:.0e} of themselves.",
-        f"At the rate of large square ones, all its matrix products and convolutions would take {limit:.1f} s, "
-        f"{limit / taken:.0%} of forward and backward. In the way: what is sampled by deformable attention is picked "
-        "row by row, forwards and backwards; dropout, norms and activations move memory; so does AdamW, which reads "
-        "and writes four arrays of the size of the weights.",
+        f"Loss and gradient norm, without dropout and noise, differ by {difference:.0e} (relative).",
+        f"At the rate of large square products, all its matrix products and convolutions would take {limit:.1f} s, "
+        f"{limit / taken:.0%} of forward and backward. The rest: deformable attention gathers its samples row by "
+        "row, forwards and backwards; dropout, norms and activations are memory-bound; so is AdamW, which reads and "
+        "writes four arrays of the size of the weights.",
     )
 
 

@@ -70,7 +70,7 @@ def records(images: int, size: tuple[int, int]) -> Iterator[Record]:
 
 
 def make_run(root: Path, images: int, size: tuple[int, int], embedded: bool) -> None:
-    """A run of made-up images, whose images lie beside or in the shards."""
+    """A run of made-up images, whose images are next to or in the shards."""
     folder = root / "images"
     folder.mkdir(parents=True)
     contents = {f"{number}.jpg": _image(number, size) for number in range(DISTINCT)}
@@ -157,8 +157,8 @@ def main() -> None:
         __doc__,
         memory,
         speed,
-        "Memory does not grow with the number of images: what more of them add are their names. The limit of the "
-        "second table is decoding, resizing and jittering the images, which is nearly all that there is.",
+        "Memory does not grow with the number of images, except for their names. Nearly all of the time in the "
+        "second table goes into decoding, resizing and jittering the images.",
     )
 
 

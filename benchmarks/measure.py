@@ -1,4 +1,4 @@
-"""How benchmarks measure, by turns, in CPU time, beside what the machine can do at all; and how they report."""
+"""How benchmarks measure (alternating, in CPU time, relative to the peak rate of the machine) and how they report."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def machine() -> str:
 
 
 def medians(ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, float]:
-    """CPU seconds of all threads, by turns; a first turn that warms up does not count."""
+    """CPU seconds of all threads, alternating; a first round that warms up does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(-warm_up, rounds):
         for name, way in ways.items():
