@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models test test-integration test-all lint lint-github format docs bench clean
+.PHONY: install demo miniworld-models test test-integration test-all test-soak lint lint-github format docs bench clean
 
 install: .venv/.installed
 
@@ -28,13 +28,17 @@ miniworld-models: install
 
 # Unit tests: everything outside tests/integration that is not marked slow. Integration tests: the rest.
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not integration' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow and not integration and not soak' -n 2 --dist loadfile
 
 test-integration: install
-	$(BIN)/python -m pytest -m 'slow or integration'
+	$(BIN)/python -m pytest -m '(slow or integration) and not soak'
 
 test-all: install
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -m 'not soak'
+
+# Two hundred kills over twenty runs: half an hour.
+test-soak: install
+	$(BIN)/python -m pytest -m soak
 
 lint: install lint-github
 	$(BIN)/ruff check .

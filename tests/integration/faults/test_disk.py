@@ -99,8 +99,8 @@ def test_images_are_not_drawn_on_a_full_disk(disk: Disk) -> None:
     out = disk.place / "out"
     done = CliRunner().invoke(app, ["generate", "--out", str(out), "--set", "source.drawn.images=50"])
     assert done.exit_code == 1
-    assert done.stderr.splitlines() == ["drawing 50 images", f"{FULL}{out}"]
-    assert RunFolder(out).truth is None
+    assert done.stderr.splitlines() == ["generating 50 images", f"{FULL}{out}"]
+    assert RunFolder(out).ground_truth is None
 
 
 @pytest.mark.slow

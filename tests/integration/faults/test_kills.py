@@ -75,7 +75,7 @@ def test_a_run_killed_twice_gives_the_same_rows(tmp_path: Path) -> None:
     assert kills.total() == 2
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_hundred_kills_over_twenty_runs(tmp_path: Path) -> None:
     dataset, expected = uninterrupted(tmp_path)
     kills: Counter[str] = Counter()
