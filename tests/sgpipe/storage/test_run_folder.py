@@ -8,7 +8,7 @@ import yaml
 from sgpipe.errors import UserError
 from sgpipe.recipe import Recipe
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import RunFolder, settings_changed
 from sgpipe.storage.shards import shard_name
 
 
@@ -56,6 +56,19 @@ def test_leftovers_of_a_killed_run_are_swept(tmp_path):
     assert {path.name for path in (folder.root / "data").iterdir()} == {Path(kept).name, "notes.csv"}
 
 
+def test_only_temporary_files_of_a_run_are_swept(tmp_path):
+    """`sgpipe stats --html RUN/report.html` may be writing into the folder while a run starts or ends."""
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock():
+        left = [".report.html.1f.tmp", "data/notes.tmp"]
+        swept = [".manifest.jsonl.1f.tmp", ".recipe.yaml.tmp", ".README.md.1f.tmp", "data/.val.1f.tmp"]
+        swept += [".sgpipe/.ground_truth.json.1f.tmp", ".sgpipe/index-val.arrow.tmp"]
+        for name in (*left, *swept):
+            (folder.root / name).touch()
+        folder.sweep(Manifest.create(folder.root, {}))
+    assert sorted(str(path.relative_to(folder.root)) for path in folder.root.rglob("*tmp")) == sorted(left)
+
+
 def test_lost_and_cut_shards_are_noticed(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.lock():
@@ -73,3 +86,9 @@ def test_the_recipe_beside_the_shards_is_complete(tmp_path):
     with folder.lock():
         folder.describe(Recipe(name="mine"), Manifest.create(folder.root, {}))
     assert Recipe.model_validate(yaml.safe_load((folder.root / "recipe.yaml").read_text())) == Recipe(name="mine")
+
+
+def test_an_import_and_a_run_are_told_apart_without_listing_every_setting():
+    imported, labelled = {"import": "visual_genome", "options": {}}, {"tag": {"threshold": 0.05}}
+    assert "contains a run, not an import; choose another --out" in str(settings_changed("out", labelled, imported))
+    assert "contains an import, not a run" in str(settings_changed("out", imported, labelled))
