@@ -137,7 +137,7 @@ def _gpu() -> Iterator[DoctorCheck]:
         yield DoctorCheck("gpu", "ok", f"{gpus} ({names})", fix)
     else:
         cuda = torch.version.cuda
-        detail = f"PyTorch {torch.__version__} sees none" + (f" (built for CUDA {cuda})" if cuda else "")
+        detail = f"PyTorch {torch.__version__} sees no GPU" + (f" (built for CUDA {cuda})" if cuda else "")
         yield DoctorCheck("gpu", "note", detail, "everything runs on the CPU, but more slowly")
 
 

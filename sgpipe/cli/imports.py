@@ -25,7 +25,7 @@ app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Import human ann
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationOptions:
-    """What is imported."""
+    """The input of an import."""
 
     annotations: Annotations
     images: Images
@@ -41,7 +41,7 @@ class AnnotationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """How it is imported."""
+    """Options of every import."""
 
     out: Annotated[Path, typer.Option(help="Folder for the shards; an unfinished import in it is resumed.")]
     limit: Limit = None
@@ -51,7 +51,7 @@ class ImportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryOptions(ImportOptions):
-    """How it is imported from files in which single images may be wrong."""
+    """Options of imports from files in which individual images may be invalid."""
 
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the shards with error rows.")] = False
 

@@ -52,7 +52,7 @@ def predict(
     inference: InferenceOptions,
     json_: Json = False,
 ) -> None:
-    """Write the predictions of a trained model for shards."""
+    """Predict relations in the images of shards with a trained model."""
     import json
 
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun

@@ -21,7 +21,9 @@ def check_recipe(recipe: Recipe) -> None:
 def _check_data(recipe: Recipe) -> None:
     splits = recipe.source.splits
     if splits and recipe.source.synthetic is not None:
-        raise UserError("the miniworld generates its own images; for others name a recipe: sgpipe generate coco …")
+        raise UserError(
+            "the miniworld generates its own images; to label others, name a recipe: sgpipe generate coco …"
+        )
     if not splits and recipe.source.synthetic is None:
         raise UserError("the recipe names no data: give --images and --annotations, or --root")
     unannotated = [name for name, split in splits.items() if split.annotations is None]

@@ -26,7 +26,7 @@ from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.storage import ObjectStore
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, count
 from sgpipe.utils.ray_cluster import start_ray
 
 
@@ -131,7 +131,7 @@ def _run(
     if note := unused_gpus(stages):
         progress.say(note)
     for pool in pools:
-        progress.say(f"{pool.actors} x {pool.name}")
+        progress.say(f"{count(pool.actors, 'actor')}: {pool.name}")
     reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in indexes})
     utilization = Utilization(pools)
     with (

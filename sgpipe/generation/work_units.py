@@ -1,4 +1,4 @@
-"""Work units: consecutive images that become one shard, the grain of retry, resume and commit."""
+"""Work units: consecutive images that become one shard, the unit of retry, resume and commit."""
 
 from __future__ import annotations
 

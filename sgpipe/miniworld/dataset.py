@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, making_folder
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
@@ -204,7 +204,7 @@ def _check(images: int, seed: int, split: str) -> None:
 def _prepare(out: Path) -> None:
     """Create the folders, and remove annotations of earlier images.
 
-    Raises UserError: `out` is a file, or contains files that `render_dataset` does not write.
+    Raises UserError: `out` is a file, cannot be written, or contains files that `render_dataset` does not write.
     """
     annotations = (INSTANCES, CAPTIONS, SCENE_GRAPHS, INTERACTIONS, INTERACTION_CLASSES)
     try:
@@ -215,7 +215,8 @@ def _prepare(out: Path) -> None:
         raise UserError(f"{out} is a file; expected a folder for images and annotations") from None
     if strangers:
         raise UserError(f"{out} contains other files ({strangers[0]}); use an empty or new folder")
-    (out / IMAGES).mkdir(parents=True, exist_ok=True)
+    with making_folder(out):
+        (out / IMAGES).mkdir(parents=True, exist_ok=True)
     for name in annotations:
         (out / name).unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -140,10 +141,17 @@ def _explain(error: ValidationError, kind: type[BaseModel], path: Path, override
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: unknown key {key!r}{_suggest(first, kind)}{more}"
-    expected = first["msg"].replace("Input should be", "expected").removeprefix("Value error, ")
+    expected = _expected(first["msg"])
     says_it_all = first["type"] == "value_error" and isinstance(first["input"], dict)
     got = "" if says_it_all else f", got {_shown.repr(first['input'])}"
     return f"{where}: key {key!r}: {expected}{got}{more}"
+
+
+def _expected(message: str) -> str:
+    """What pydantic expected, in few words."""
+    message = re.sub("Input should be (greater|less)", r"expected a number \1", message)
+    message = message.replace("Input should be", "expected").removeprefix("Value error, ")
+    return message.partition(", unable to parse string")[0]
 
 
 def _blame(key: str, path: Path, overrides: Mapping[str, Any]) -> str:
@@ -162,7 +170,9 @@ def _suggest(error: ErrorDetails, kind: Any) -> str:
         kind = _settings(kind) if is_collection else _keys(_settings(kind)).get(str(part))
     known = sorted(_keys(_settings(kind)))
     close = difflib.get_close_matches(str(leaf), known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
+    if not close:
+        return f"; expected one of {', '.join(known)}"
+    return f"; did you mean {'.'.join([*map(str, parents), close[0]])!r}?"
 
 
 def _settings(kind: Any) -> Any:

@@ -24,17 +24,17 @@ def test_overrides_replace_only_their_key():
     ("text", "message"),
     [
         ("captoin: {}", "unknown key 'captoin'; did you mean 'caption'"),
-        ("caption: {sample: 3}", "unknown key 'caption.sample'; did you mean 'samples'"),
+        ("caption: {sample: 3}", "unknown key 'caption.sample'; did you mean 'caption.samples'"),
         ("caption: {zzz: 3}", "unknown key 'caption.zzz'; expected one of batch_size, beams"),
         ("caption: {samples: many}", "key 'caption.samples': expected a valid integer.*got 'many'"),
-        ("caption: {top_p: 2}", "key 'caption.top_p': expected less than or equal to 1, got 2"),
+        ("caption: {top_p: 2}", "key 'caption.top_p': expected a number less than or equal to 1, got 2"),
         (
             "caption: {scopes: [imag]}",
             "key 'caption.scopes.0': expected 'image', 'box' or 'pair', got 'imag'",
         ),
         (
             "source: {splits: {val: {annotations: a, images: b, caption: c}}}",
-            "unknown key 'source.splits.val.caption'; did you mean 'captions'",
+            "unknown key 'source.splits.val.caption'; did you mean 'source.splits.val.captions'",
         ),
         ("tag: {tagger: 3, threshold: x}", r"key 'tag.tagger'.*\(and 1 more\)"),
         ("source: {splits: {val: {annotations: a}}}", "key 'source.splits.val.images': Field required"),
@@ -54,7 +54,7 @@ def test_errors_name_the_file_the_key_and_what_was_expected(tmp_path, text, mess
 
 
 def test_an_error_in_an_option_names_the_option():
-    with pytest.raises(UserError, match=r"^option: unknown key 'tag.treshold'; did you mean 'threshold'"):
+    with pytest.raises(UserError, match=r"^option: unknown key 'tag.treshold'; did you mean 'tag.threshold'"):
         load_recipe("coco", {"tag.treshold": 0.1})
 
 

@@ -73,7 +73,7 @@ def test_truncated_annotations_and_other_folders_are_refused(coco, tmp_path):
 def test_unknown_recipes_and_settings_exit_with_2(tmp_path):
     recipe = tmp_path / "my.yaml"
     recipe.write_text("tag: {treshold: 0.1}")
-    for name, reason in (("nope", "no recipe 'nope'"), (recipe, "did you mean 'threshold'")):
+    for name, reason in (("nope", "no recipe 'nope'"), (recipe, "did you mean 'tag.threshold'")):
         result = invoke("generate", name, "--out", tmp_path / "out")
         assert result.exit_code == 2
         assert reason in one_line(result)

@@ -44,7 +44,7 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
         (["coco", "--annotations", "a.json", "--tagger", "t"], "need --images"),
         (
             ["folder", "--images", "{images}", "--annotations", "a.json", "--tagger", "t"],
-            "format folder is for images without annotations",
+            "is for images without annotations",
         ),
         (
             ["folder", "--images", "{images}", "--tagger", "t", "--set", "detect.detector=null"],

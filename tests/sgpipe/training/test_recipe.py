@@ -119,12 +119,12 @@ def test_augmentation_can_be_changed_or_left_out():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("optimisation.lr_dropp=3", "unknown key 'optimisation.lr_dropp'; did you mean 'lr_drop'"),
-        ("data.augment.jiter=0", "unknown key 'data.augment.jiter'; did you mean 'jitter'"),
+        ("optimisation.lr_dropp=3", "unknown key 'optimisation.lr_dropp'; did you mean 'optimisation.lr_drop'"),
+        ("data.augment.jiter=0", "unknown key 'data.augment.jiter'; did you mean 'data.augment.jitter'"),
         ("data.augment.zzz=0", "unknown key 'data.augment.zzz'; expected one of crop_probability, crop_range"),
         ("data.augment.flip=often", "key 'data.augment.flip': expected a valid number.*got 'often'"),
         ("optimisation.schedule=linear", "key 'optimisation.schedule': expected 'step' or 'cosine', got 'linear'"),
-        ("loss.quality_label=true", "unknown key 'loss.quality_label'; did you mean 'quality_labels'"),
+        ("loss.quality_label=true", "unknown key 'loss.quality_label'; did you mean 'loss.quality_labels'"),
         ("model.kind=taggr", "key 'model.kind': expected 'tagger', 'parseda', 'parsed' or 'rlipv1', got 'taggr'"),
         ("data.labels=some", "key 'data.labels': expected 'sampled' or 'full', got 'some'"),
         ("data.train=[{shards: a, weigth: 2}]", "unknown key 'data.train.0.weigth'; did you mean 'weight'"),
