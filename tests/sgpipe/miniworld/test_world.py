@@ -189,5 +189,5 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: p
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(UserError, match="--out .*new cannot be written: Permission denied"):
+    with pytest.raises(UserError, match=r"--out .*new cannot be written: Permission denied"):
         render_dataset(tmp_path / "new", 1, 0)
