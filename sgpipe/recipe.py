@@ -52,7 +52,7 @@ class SourceConfig(Config):
     """The dataset to label."""
 
     format: Literal["coco", "objects365", "folder", "miniworld"] = Field(
-        "coco", description="form of the annotations; folder: images without annotations; miniworld: synthetic images"
+        "coco", description="format of the annotations; folder: images without annotations; miniworld: synthetic images"
     )
     root: Path | None = Field(None, description="folder that the paths are relative to; null: the working folder")
     splits: dict[SplitName, SplitConfig] = Field(

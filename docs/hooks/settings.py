@@ -18,12 +18,12 @@ MEANINGS = Path(__file__).with_name("meanings.yml")
 RECIPES: dict[str, type[BaseModel]] = {"labelling": Recipe, "training": TrainRecipe}
 
 _HEADS = {
-    "labelling": """# Settings of labelling
+    "labelling": """# Labelling settings
 
 Every setting of a [recipe](label.md) of `sgpipe generate` and `sgpipe label`, by dotted key. `--set KEY=VALUE` changes
 one; a recipe file is YAML with those that differ from the defaults. A run saves all of them in `recipe.yaml`.
 """,
-    "training": """# Settings of training
+    "training": """# Training settings
 
 Every setting of a [training recipe](train.md), by dotted key. `--set KEY=VALUE` changes one; a recipe file is YAML with
 those that differ from the defaults. A training saves all of them in `recipe.yaml`. `data.val` has the settings of
@@ -104,7 +104,7 @@ def _in_words(kind: Any) -> str:
         return f"list ({_in_words(arguments[0])})"
     if origin is dict:
         return "mapping"
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
     return names.get(kind, "settings below")
 
 

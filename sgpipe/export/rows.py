@@ -90,7 +90,7 @@ class Census:
     Attributes:
         categories: number of objects by (id, name) of their class.
         predicates: number of exported relations by predicate.
-        numbered: whether all image ids are whole numbers.
+        numbered: whether all image ids are integers.
     """
 
     categories: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -118,7 +118,7 @@ def iter_groups(path: Path, columns: Iterable[str] = ()) -> Iterator[pa.Table]:
 
 
 def as_number(image_id: str) -> int | str:
-    """An id as a whole number if it is one; otherwise unchanged."""
+    """An id as an integer if it is one; otherwise unchanged."""
     number = int(image_id) if image_id.isascii() and image_id.isdigit() and len(image_id) < 19 else image_id
     return number if str(number) == image_id else image_id
 

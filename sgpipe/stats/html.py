@@ -64,7 +64,7 @@ def _tiles(measures: Measures) -> list[tuple[str, str]]:
         ("images", f"{measures.rows:,}"),
         ("relations", f"{measures.totals['relations']:,}"),
         (f"of confidence ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
-        ("per image with any", f"{level.per_image:.1f}"),
+        ("per image with relations", f"{level.per_image:.1f}"),
         ("predicates", f"{measures.tail.kinds:,}"),
         ("health checks that found problems", f"{failed} of {len(measures.health)}"),
     ]

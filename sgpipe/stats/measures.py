@@ -59,12 +59,12 @@ class Level:
 
     @property
     def per_image(self) -> float:
-        """Relations per image with any."""
+        """Relations per image that has any."""
         return self.relations / self.images if self.images else 0.0
 
     @property
     def per_pair(self) -> float:
-        """Relations per pair with any."""
+        """Relations per pair that has any."""
         return self.relations / self.pairs if self.pairs else 0.0
 
 
