@@ -14,7 +14,7 @@ from sgpipe.generation.preconditions import check_recipe
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.utilization import Utilization
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
-from sgpipe.recipe import Recipe, with_packaged_models
+from sgpipe.recipe import Recipe, SourceConfig, with_packaged_models
 from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.miniworld import recipe_warnings
 from sgpipe.stages.base import Stage
@@ -23,7 +23,7 @@ from sgpipe.stages.detect.detectors import detector_classes
 from sgpipe.stages.detect.stage import DetectStage
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.console import Progress, count
@@ -45,9 +45,11 @@ def generate(recipe: Recipe, out: Path, progress: Progress | None = None, *, ret
     with folder.lock():
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
-            recipe = with_packaged_models(_prepare(recipe, folder, progress))
+            source, ground_truth = _prepare(recipe, folder, progress)
+            recipe = with_packaged_models(recipe.model_copy(update={"source": source}))
             indexes = _open_sources(recipe, folder, progress)
             manifest = folder.open(_description(recipe, folder, indexes))
+            folder.set_ground_truth(ground_truth)
         folder.sweep(manifest)
         folder.describe(recipe, manifest)
         mirror.copy()
@@ -62,8 +64,8 @@ def generate(recipe: Recipe, out: Path, progress: Progress | None = None, *, ret
         return summarise(manifest, sum(rows.values()), indexes)
 
 
-def _prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
-    """The recipe with the images of its source in place.
+def _prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> tuple[SourceConfig, GroundTruth | None]:
+    """The source with its images in place, and its ground truth.
 
     Raises UserError: the folder contains labels of other images that the source made; they are not touched.
     """
@@ -72,9 +74,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> Recipe:
         before = {"drawn": manifest.run["identity"].get("drawn")}
         if before != now:
             raise folder.changed(before, now)
-    source, ground_truth = prepare_source(recipe.source, folder.private, progress.say)
-    folder.set_ground_truth(ground_truth)
-    return recipe.model_copy(update={"source": source})
+    return prepare_source(recipe.source, folder.private, progress.say)
 
 
 def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict[str, SourceIndex]:

@@ -25,6 +25,7 @@ from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import Resources, load_recipe
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
@@ -166,6 +167,16 @@ def test_another_recipe_is_refused_and_the_difference_named(finished, coco, tagg
         run(coco, tagger, finished, tag__threshold=0.3)
     with pytest.raises(UserError, match=r"seed: 0 then, 5 now"):
         run(coco, tagger, finished, seed=5)
+
+
+def test_a_refused_recipe_leaves_the_ground_truth_of_the_run_as_it_is(finished, coco, tagger):
+    folder = RunFolder(finished)
+    folder.set_ground_truth(GroundTruth(finished))
+    with pytest.raises(UserError, match="made with other settings"):
+        run(coco, tagger, finished, tag__threshold=0.3)
+    assert folder.ground_truth == GroundTruth(finished)
+    run(coco, tagger, finished)  # the same recipe, but no ground truth any more
+    assert folder.ground_truth is None
 
 
 def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, tmp_path):
