@@ -159,7 +159,7 @@ _NOTE = "NOTE: the packaged miniworld models know only synthetic images; for pho
 
 def label(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for the images with their relations drawn on them.")] = Path("labelled"),
+    out: Annotated[Path, typer.Option(help="Folder for images with drawn relations.")] = Path("labelled"),
     boxes: Annotated[Path | None, typer.Option(help="COCO instances file with boxes; no detector runs.")] = None,
     detector: Detector = None,
     captioner: Captioner = None,

@@ -72,9 +72,12 @@ def convert(
     gating: Annotated[
         str | None, typer.Option(help="Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")
     ] = None,
-    verb_query: Annotated[str | None, typer.Option(help="Type of relation query, if the checkpoint does not name it.")] = None,
+    verb_query: Annotated[
+        str | None, typer.Option(help="Type of relation query, if the checkpoint does not name it.")
+    ] = None,
     kind: Annotated[
-        str | None, typer.Option("--as", help="Type of model to initialise from a detector: parseda, parsed, tagger or rlipv1.")
+        str | None,
+        typer.Option("--as", help="Type of model to initialise from a detector: parseda, parsed, tagger or rlipv1."),
     ] = None,
     queries: Annotated[int | None, typer.Option(help="Keep only the first N queries, such as 128.")] = None,
     first_rows: Annotated[
