@@ -205,7 +205,7 @@ RULES = (
         "degenerate_captions",
         "captions that repeat themselves, are one word, or are very long",
         "captions",
-        "The captioner failed: raise `caption.repetition_penalty`, or use another captioner.",
+        "The captioner failed: change `caption.temperature` or `caption.min_tokens`, or use another captioner.",
         f"""select image, caption as text, 1 as number from (select *, {_WORDS} as words from captions)
         where len(words) < {_FEW_WORDS} or len(words) > {_MANY_WORDS}
         or (len(words) >= 6 and len(list_distinct(words)) < 0.5 * len(words))

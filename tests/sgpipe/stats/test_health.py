@@ -1,7 +1,10 @@
 import json
+import re
 
+from sgpipe.recipe import Recipe
 from sgpipe.records import NO_OBJECT, Box, Caption, Record
 from sgpipe.stats.health import Check, check_health
+from sgpipe.stats.health_rules import RULES
 from sgpipe.stats.measures import measure
 from sgpipe.storage.database import open_run
 from sgpipe.storage.shards import iter_records
@@ -134,3 +137,10 @@ def test_the_drawn_world_is_clean(drawn_run, tmp_path):
         ]
     assert sum(len(record.captions) for record in records) == len(spoken["annotations"]) > 20
     assert not found(tmp_path, records)
+
+
+def test_advice_names_settings_that_exist():
+    named = re.findall(r"`(\w+)\.(\w+)`", " ".join(rule.advice for rule in RULES))
+    settings = Recipe().model_dump()
+    assert named
+    assert [f"{part}.{name}" for part, name in named if name not in settings[part]] == []
