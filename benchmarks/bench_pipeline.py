@@ -38,8 +38,12 @@ def generate(images: int, out: Path) -> tuple[dict, str]:
     ]
     command += ["--set", f"source.drawn.images={images}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    busy = next(line for line in done.stderr.splitlines() if line.startswith("busy"))
-    return json.loads(done.stdout), busy
+    return json.loads(done.stdout), utilization_line(done.stderr)
+
+
+def utilization_line(notes: str) -> str:
+    """The line in which `sgpipe generate` says how busy its actors were."""
+    return next(line for line in notes.splitlines() if line.startswith("utilization: "))
 
 
 def decoding_seconds(records: list[Record], roots: dict[str, Path]) -> float:
@@ -54,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "out"
         began = time.perf_counter()
-        summary, busy = generate(options.images, out)
+        summary, utilization = generate(options.images, out)
         elapsed = time.perf_counter() - began
         records = list(iter_records(out))
         images = next(out.rglob("*.jpg")).parent
@@ -66,7 +70,7 @@ def main() -> None:
     report(
         __doc__,
         table,
-        f"{busy[0].upper()}{busy[1:]}. The command took {elapsed:.0f} s, including image generation, "
+        f"{utilization.capitalize()}. The command took {elapsed:.0f} s, including image generation, "
         "startup and the summary.",
         f"Decoding each image twice, once for each model, takes {decoding:.1f} CPU seconds, {decoding / whole:.0%} "
         "of the stages' time: this would be the limit if the models cost nothing. All stages run in the same actors, "

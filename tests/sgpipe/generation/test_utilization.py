@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+from benchmarks.bench_pipeline import utilization_line
 from sgpipe.generation.pools import Pool
 from sgpipe.generation.utilization import Utilization
 from sgpipe.recipe import Resources
@@ -22,3 +23,8 @@ def test_utilization_is_the_share_of_time_in_which_the_actors_of_a_pool_compute(
 
 def test_without_shards_utilization_is_zero():
     assert str(Utilization([Pool((TAG,), Resources(), actors=1)])) == "utilization: tag 0%"
+
+
+def test_the_benchmark_of_the_pipeline_finds_the_line():
+    line = str(Utilization([Pool((TAG,), Resources(), actors=1)]))
+    assert utilization_line(f"starting Ray\n{line}\n") == line
