@@ -176,7 +176,7 @@ def test_lost_and_unlisted_objects_are_noticed(store: ObjectStore, dataset: list
     store.put("data/val-000000900-000000902.parquet", b"of a killed run")
     store.put("data/somebody.txt", b"else's")
     assert machine.folder.lost(manifest) == manifest.shards[:2]
-    with pytest.raises(StoreError, match="is missing; the run makes it again"):
+    with pytest.raises(StoreError, match="is missing; resuming the run regenerates it"):
         fetch(store, tmp_path / "fetched", ignore)
     for shard in manifest.shards[:2]:
         machine.label(WorkUnit("val", shard.start, shard.stop))
@@ -190,7 +190,7 @@ def test_lost_and_unlisted_objects_are_noticed(store: ObjectStore, dataset: list
 def test_an_object_of_other_bytes_is_not_taken(store: ObjectStore, dataset: list[str], tmp_path: Path) -> None:
     shard = Machine(dataset, tmp_path / "out", store).work(units=1).shards[0]
     store.put(shard.file, b"x" * shard.bytes)
-    with pytest.raises(StoreError, match="is not what the manifest says"):
+    with pytest.raises(StoreError, match="differs from the manifest"):
         fetch(store, tmp_path / "fetched", ignore)
     assert not any((tmp_path / "fetched" / "data").iterdir())
 
@@ -200,9 +200,9 @@ def test_a_store_of_another_run_is_refused(store: ObjectStore, dataset: list[str
     other = RunFolder(tmp_path / "other", store)
     with other.lock():
         Manifest.create(other.root, {"store": store.uri, "name": "another"})
-        with pytest.raises(UserError, match="are of different runs"):
+        with pytest.raises(UserError, match="hold different runs"):
             ManifestMirror(other).reconciled().__enter__()
-    with pytest.raises(UserError, match="are of different runs"):
+    with pytest.raises(UserError, match="hold different runs"):
         fetch(store, tmp_path / "other", ignore)
     with pytest.raises(UserError, match="is not an sgpipe run"):
         fetch(ObjectStore(f"{store.uri}/nothing"), tmp_path / "fetched", ignore)
@@ -211,7 +211,7 @@ def test_a_store_of_another_run_is_refused(store: ObjectStore, dataset: list[str
 @pytest.mark.parametrize("now", [None, "s3://elsewhere/labels"])
 def test_shards_do_not_move_while_a_run_goes_on(store: ObjectStore, dataset: list[str], tmp_path: Path, now) -> None:
     Machine(dataset, tmp_path / "out", store).work(units=1)
-    with pytest.raises(UserError, match=f"are in {store.uri}; go on with --store {store.uri}"):
+    with pytest.raises(UserError, match=f"are in {store.uri}; resume with --store {store.uri}"):
         ManifestMirror(RunFolder(tmp_path / "out", now and ObjectStore(now))).reconciled().__enter__()
 
 
@@ -301,7 +301,7 @@ def test_a_damaged_copy_is_fetched_again_and_not_repaired(
     shard = machine.work(units=6).shards[0]
     fetch(store, tmp_path / "fetched", ignore)
     (tmp_path / "fetched" / shard.file).write_bytes(b"x")
-    with pytest.raises(UserError, match=f"get again what is bad: sgpipe fetch {store.uri}"):
+    with pytest.raises(UserError, match=f"fetch them again: sgpipe fetch {store.uri}"):
         verify(tmp_path / "fetched", repair=True)
     fetch(store, tmp_path / "fetched", ignore)
     assert_whole(tmp_path / "fetched", labelled(machine))
