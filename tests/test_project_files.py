@@ -63,10 +63,10 @@ def test_issue_forms_ask_for_what_a_fix_needs() -> None:
 @pytest.mark.parametrize(
     ("failing", "ran"),
     [
-        ("none", ["install", "lint", "test", "test-integration"]),
-        ("lint", ["install", "lint"]),
-        ("test", ["install", "lint", "test"]),
-        ("test-integration", ["install", "lint", "test", "test-integration"]),
+        ("none", ["install", "docs", "lint", "test", "test-integration"]),
+        ("lint", ["install", "docs", "lint"]),
+        ("test", ["install", "docs", "lint", "test"]),
+        ("test-integration", ["install", "docs", "lint", "test", "test-integration"]),
     ],
 )
 def test_ci_stops_at_the_first_failure(tmp_path: Path, failing: str, ran: list[str]) -> None:
