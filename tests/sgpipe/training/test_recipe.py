@@ -127,7 +127,10 @@ def test_augmentation_can_be_changed_or_left_out():
         ("loss.quality_label=true", "unknown key 'loss.quality_label'; did you mean 'loss.quality_labels'"),
         ("model.kind=taggr", "key 'model.kind': expected 'tagger', 'parseda', 'parsed' or 'rlipv1', got 'taggr'"),
         ("data.labels=some", "key 'data.labels': expected 'sampled' or 'full', got 'some'"),
-        ("data.train=[{shards: a, weigth: 2}]", "unknown key 'data.train.0.weigth'; did you mean 'weight'"),
+        (
+            "data.train=[{shards: a, weigth: 2}]",
+            "unknown key 'data.train.0.weigth'; did you mean 'data.train.0.weight'",
+        ),
     ],
 )
 def test_errors_name_the_key_and_the_expected_value(assignment, message):
