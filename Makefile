@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself; PYTHON picks the interpreter (3.10 or newer).
+# Every target sets up .venv by itself; PYTHON picks the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 ORACLE := $(wildcard ../shared)

@@ -84,8 +84,8 @@ def run_checks(folder: Path) -> list[DoctorCheck]:
 
 def _python() -> Iterator[DoctorCheck]:
     detail = f"sgpipe {__version__}, Python {sys.version.split()[0]}"
-    supported = sys.version_info >= (3, 10)
-    yield DoctorCheck("python", "ok" if supported else "bad", detail, "" if supported else "use Python 3.10 or newer")
+    supported = sys.version_info >= (3, 11)
+    yield DoctorCheck("python", "ok" if supported else "bad", detail, "" if supported else "use Python 3.11 or newer")
 
 
 def _packages() -> Iterator[DoctorCheck]:

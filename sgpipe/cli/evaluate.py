@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +27,7 @@ _FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
 app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Evaluate predictions as the official evaluators do.")
 
 
-class HicoSetting(str, Enum):
+class HicoSetting(StrEnum):
     """How HICO-DET's classes are grouped."""
 
     DEFAULT = "default"
@@ -37,7 +37,7 @@ class HicoSetting(str, Enum):
     UO = "UO"
 
 
-class PhraseSuppression(str, Enum):
+class PhraseSuppression(StrEnum):
     """How overlapping pairs and phrases are suppressed."""
 
     NONE = "none"
@@ -45,14 +45,14 @@ class PhraseSuppression(str, Enum):
     REPAIRED = "repaired"
 
 
-class LabelSource(str, Enum):
+class LabelSource(StrEnum):
     """The part of a run that is evaluated."""
 
     RELATIONS = "relations"
     CANDIDATES = "candidates"
 
 
-class GraphMode(str, Enum):
+class GraphMode(StrEnum):
     """The three tasks of scene graph generation."""
 
     PREDCLS = "predcls"

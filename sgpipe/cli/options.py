@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -41,7 +41,7 @@ Classes = Annotated[Path | None, typer.Option(help="JSON: the names of objects a
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """The number format that a model computes in."""
 
     AUTO = "auto"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sgpipe.inference.writers import WriteSummary
 
 
-class PredictionFormat(str, Enum):
+class PredictionFormat(StrEnum):
     """The benchmark whose evaluator reads the file."""
 
     HICO = "hico"

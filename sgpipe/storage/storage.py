@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -143,7 +143,7 @@ class ObjectStore:
 
     def modified(self, name: str) -> datetime:
         """When an object was written, by the store's clock."""
-        return self._info(name).mtime or datetime.now(timezone.utc)
+        return self._info(name).mtime or datetime.now(UTC)
 
     def sizes(self, folder: str) -> dict[str, int]:
         with self.naming():

@@ -73,7 +73,7 @@ def sgpipe(written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def in_a_process(*arguments: str) -> str:
     """The same for commands that start Ray."""
-    python = (sys.executable, "-c", "from sgpipe.cli import main; main()")
+    python = (sys.executable, "-c", "from sgpipe.cli.main import main; main()")
     done = subprocess.run([*python, *arguments], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
     assert done.returncode == 0, done.stderr
     return done.stdout
