@@ -51,7 +51,7 @@ def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) 
     lost = next(iter(cluster.worker_nodes))
     cluster.remove_node(lost, allow_graceful=False)
     finish(run)
-    assert "3 x stub" in run.said
+    assert "3 actors: stub" in run.said
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_stages_run_where_their_resources_are(cluster: Cluster, tmp_path: Path) 
     run.environment = {MARKS: str(marks), GPUS: "1"}
     run.start()
     assert run.wait() == 0, run.said
-    assert "2 x stub" in run.said, run.said
+    assert "2 actors: stub" in run.said, run.said
     assert {mark.read_text() for mark in marks.iterdir()} <= {"0", "1"}
     assert len(list(marks.iterdir())) == len(rows(run.out)) == IMAGES
 
