@@ -86,11 +86,13 @@ def _image(record: Record) -> dict[str, Any]:
 
 
 def _graph(rows: ExportRows, record: Record, numbers: _Numbers) -> dict[str, Any]:
-    """The objects and relations of an image, without crowds."""
-    indices = rows.renumber(record, [not box.iscrowd for box in record.objects])
+    """The objects and relations of an image, without crowds and without blank names, which readers drop."""
+    indices = rows.renumber(record, [not box.iscrowd and bool(box.category.strip()) for box in record.objects])
     things = [_thing(record.objects[index], next(numbers.objects)) for index in indices]
     relations = rows.relations(record, indices)
-    return {"objects": things, "relationships": [_relationship(r, things, next(numbers.relations)) for r in relations]}
+    named = [relation for relation in relations if relation.predicate.strip()]
+    rows.left_out["relations that the format cannot hold"] += len(relations) - len(named)
+    return {"objects": things, "relationships": [_relationship(r, things, next(numbers.relations)) for r in named]}
 
 
 def _thing(box: Box, number: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from sgpipe.sources.annotated import (
 from sgpipe.sources.formats import COCO_CAPTIONS, COCO_INSTANCES, RELATION_TRIPLETS, require_format
 from sgpipe.utils.json_stream import JsonStream
 
-NO_RELATION = "__background__"  # the first relation category of RelTR
+NO_RELATION = "__background__"  # RelTR's relation category 0; at any other position it is a predicate like others
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CocoRelations:
         require_format(self.annotations, COCO_INSTANCES)
         require_format(self.relations, RELATION_TRIPLETS)
         names, _ = self._triplets
-        used = tuple(name for name in names if name != NO_RELATION)
+        used = tuple(names[1:] if names[:1] == [NO_RELATION] else names)
         return AnnotationSource(
             dataset="coco_rel",
             split=self.split,
@@ -103,7 +103,7 @@ def _relations(triplets: Any, names: list[str], annotated: list[int]) -> list[Re
         subject, object_, label = parse_numbers(triplet, 3)
         for index in (subject, object_):
             check_object_index(index, len(annotated), f"object {index:g} of a relation")
-        if label not in range(len(names)) or names[int(label)] == NO_RELATION:
+        if label not in range(len(names)) or (label == 0 and names[0] == NO_RELATION):
             raise FieldError(f"label {label:g} of a relation is not in the file's rel_categories")
         relations.append(Relation(annotated[int(subject)], annotated[int(object_)], names[int(label)]))
     return relations
@@ -185,7 +185,7 @@ def _add_box(instances: CocoInstances, item: Any) -> None:
 
 
 def _add_category(instances: CocoInstances, item: Any) -> None:
-    instances.names[integer_field(item, "id")] = to_single_line(text_field(item, "name"))
+    instances.names[integer_field(item, "id")] = text_field(item, "name")
 
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
@@ -215,7 +215,7 @@ def _read_captions(path: Path, problems: ProblemCounts) -> dict[str, list[Captio
     for key, item in JsonStream(path):
         if key == "annotations":
             try:
-                caption = Caption(to_single_line(text_field(item, "caption")))
+                caption = Caption(text_field(item, "caption"))
                 captions.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(caption)
             except FieldError:
                 problems["malformed"] += 1

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from sgpipe.export.run import export_run
-from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation
 from sgpipe.sources.coco_relations import CocoRelations, coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hugging_face import HuggingFace
@@ -187,3 +190,73 @@ def test_rows_of_people_have_no_threshold(tmp_path):
     out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=0.9).root
     assert imported(HuggingFace(out, "val").source(), out, tmp_path / "in") == only(made, "val")
     assert list(iter_records(tmp_path / "in"))
+
+
+ODD_NAMES = (
+    "__background__",
+    " dog",
+    "dog ",
+    "dog",
+    "Dog",
+    "",
+    " ",
+    "a\nb",
+    "é",
+    "e\u0301",
+    "\u202eon",
+    "\x00",
+    '"`',
+    "\\",
+)
+NAMES = st.one_of(st.sampled_from(ODD_NAMES), st.text(st.characters(exclude_categories=["Cs"]), max_size=5))
+PAIR = ("  7", " a/b .jpg ")  # an image id and a file name with outer spaces
+
+
+def named_record(classes: Sequence[str], predicates: Sequence[str], texts: Sequence[str]) -> Record:
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(classes), 3)}
+    boxes = [Box(name, numbers[name], (8.0, 4.0, 20.0, 30.0)) for name in classes]
+    relations = [Relation(0, index % len(boxes), predicate) for index, predicate in enumerate(predicates)]
+    return Record(
+        PAIR[0], "coco", "val", PAIR[1], WIDTH, HEIGHT, boxes, [Caption(text) for text in texts], [], [], relations
+    )
+
+
+def blank_names_left_out(record: Record) -> Record:
+    """Scene graphs call things without a name nameless: their readers drop them."""
+    named = [index for index, box in enumerate(record.objects) if box.category.strip()]
+    kept = [r for r in record.relations if r.predicate.strip() and {r.subject, r.object} <= set(named)]
+    kept = [replace(r, subject=named.index(r.subject), object=named.index(r.object)) for r in kept]
+    return replace(record, objects=[record.objects[index] for index in named], relations=kept)
+
+
+@pytest.mark.parametrize("form", ["coco", "coco-rel", "vg", "rlipv2", "hf"])
+@given(st.lists(NAMES, min_size=1, max_size=4), st.lists(NAMES, max_size=4), st.lists(NAMES, max_size=3))
+@example(list(ODD_NAMES), list(ODD_NAMES), list(ODD_NAMES))
+@settings(max_examples=8, deadline=None)
+def test_every_name_survives(form, classes, predicates, texts):
+    """Also names with outer spaces, without characters, on several lines, and equal but for case or normalisation."""
+    record = named_record(classes, predicates, texts)
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        written = export_run(make_shards(root / "run", [record]), form, root / "out")
+        out = written.root
+        sources = {
+            "coco": lambda: coco_source(
+                out / "instances_val.json", "val", out / "captions_val.json" if record.captions else None
+            ),
+            "coco-rel": lambda: CocoRelations(out / "val.json", out / "rel.json", "val").source(),
+            "vg": lambda: VisualGenome(out / "scene_graphs_val.json", root, "val", preprocess=False).source(),
+            "rlipv2": lambda: PseudoLabels(out / "val.json", root, "val").source(),
+            "hf": lambda: HuggingFace(out).source(),
+        }
+        (found,) = imported(sources[form](), root, root / "in")
+    expected = blank_names_left_out(record) if form in ("vg", "rlipv2") else record
+    assert (found.image_id, found.file_name) == PAIR
+    assert [box.category for box in found.objects] == [box.category for box in expected.objects]
+    assert found.relations == ([] if form == "coco" else expected.relations)
+    assert found.captions == (record.captions if form in ("coco", "hf") else [])
+    lost = {
+        "objects": len(record.objects) - len(found.objects),
+        "relations": len(record.relations) - len(found.relations),
+    }
+    assert {kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost} == lost

@@ -73,6 +73,20 @@ def test_an_invalid_image_is_an_error_row(tmp_path, annotations, triplets, reaso
     assert good.relations == [Relation(0, 0, "on")]
 
 
+@pytest.mark.parametrize(
+    ("names", "label", "used"),
+    [
+        (["__background__", "__background__", "on"], 1, ("__background__", "on")),
+        (["on", "__background__"], 1, ("on", "__background__")),
+        (["on", "by"], 0, ("on", "by")),
+    ],
+)
+def test_only_category_0_is_no_relation(tmp_path, names, label, used):
+    source = write(tmp_path, [box(7, 0)], {"7": [[0, 0, label]]}, names).source()
+    assert source.classes.relations == used
+    assert next(iter(source.read(Counter()))).relations == [Relation(0, 0, names[label])]
+
+
 def test_malformed_and_unlisted_items_are_counted(tmp_path):
     records, problems = read(tmp_path, [box(7, 0), None, {"bbox": [0, 0, 1, 1]}], {"7": [], "9": [[0, 0, 1]]})
     assert [record.ok for record in records] == [True, True]
