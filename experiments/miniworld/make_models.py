@@ -20,7 +20,7 @@ from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import PackagedModel
 from sgpipe.sources.miniworld import import_graphs
 from sgpipe.training.initial_model import CLASSES
-from sgpipe.training.run import train, trained_network
+from sgpipe.training.run import train
 from sgpipe.utils.console import Progress, run_command
 
 NETWORKS: tuple[PackagedModel, ...] = ("tagger", "parseda")
@@ -39,9 +39,9 @@ def make_shards(out: Path, split: str, images: int, progress: Progress) -> Path:
 def train_network(name: PackagedModel, shards: Path, out: Path, folder: Path, progress: Progress) -> TrainingCost:
     """Train a network with its recipe, and save it in `folder` in half precision, with the recipe."""
     start = time.process_time()
-    train(network_recipe(name, shards), out, progress)
+    trained = train(network_recipe(name, shards), out, progress)
     seconds = time.process_time() - start
-    network = CLASSES[network_recipe(name).model.kind].from_pretrained(trained_network(out))
+    network = CLASSES[network_recipe(name).model.kind].from_pretrained(trained.network)
     network.half().save_pretrained(folder)
     write_recipe(name, folder)
     return TrainingCost(seconds, sum(value.numel() for value in network.parameters()))

@@ -6,6 +6,7 @@ killed therefore repeats the lost steps exactly, and continues as if it had not 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -70,6 +71,7 @@ class Trainer:
         wrap: wraps the objective for distributed training (DDP, FSDP).
         report: called in every process, with metrics over all processes; see `StepMeter`.
         best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
+            Of equal ones, the latest is best.
         log_every, checkpoint_every: interval in steps; checkpoints are also written after every epoch.
         validate_every: interval in epochs.
     """
@@ -211,7 +213,8 @@ class Trainer:
         if self.best_by not in measures:
             return False
         score = -measures["loss"] if self.best_by == "loss" else measures[self.best_by]
-        if self.position.best is not None and score <= self.position.best:
+        # Equal scores: the later network, which has learned more. A score that is not finite is no reason to prefer it.
+        if not math.isfinite(score) or (self.position.best is not None and score < self.position.best):
             return False
         self.position = replace(self.position, best=score)
         return True

@@ -38,7 +38,6 @@ def train(
     from sgpipe.training.display import print_training
     from sgpipe.training.recipe import load_train_recipe, shards_options
     from sgpipe.training.run import train as run
-    from sgpipe.training.run import trained_network
     from sgpipe.utils.config_file import parse_set
 
     options = {
@@ -56,11 +55,12 @@ def train(
     overrides = {key: value for key, value in options.items() if value is not None} | parse_set(assign or [])
     loaded = load_train_recipe(recipe, overrides, miniature=miniature)
     summary = run(loaded, out, console.Progress(console.progress()))
+    network = out / summary.network.name
     if json_:
-        print(json.dumps({**asdict(summary), "out": str(out), "network": str(trained_network(out))}, indent=2))
+        print(json.dumps({**asdict(summary), "out": str(out), "network": str(network)}, indent=2))
         return
     option = "--tagger" if summary.kind == "tagger" else "--init"
-    print_training(summary, f"saved the model; use it with {option} {trained_network(out)}", console.output())
+    print_training(summary, f"saved the model; use it with {option} {network}", console.output())
 
 
 def convert(

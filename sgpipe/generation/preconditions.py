@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Recipe
+from sgpipe.utils.devices import ANY_NUMBER, check_devices
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises UserError: data or a model is missing, or options contradict each other; the message names the option."""
     _check_data(recipe)
+    for name in ("detect", "caption", "tag"):
+        stage = getattr(recipe, name)
+        names = (f"{name}.device", f"{name}.resources.gpus")
+        check_devices(stage.device, stage.resources.gpus, ANY_NUMBER, names)
     if recipe.source.format == "folder" and recipe.detect.detector is None:
         raise UserError("no detector: give --detector FOLDER_OR_ID, an object detector of transformers")
     if recipe.tag.tagger is None:

@@ -40,8 +40,9 @@ class InferenceConfig:
         batch: images per batch.
         sides: shorter and longer side of the resized images, in pixels; None: as in the network's training.
         threads: threads that read images.
+        device: auto, cpu (whatever `gpus` says), cuda, or cuda:N for a single process.
         workers: processes that predict; more than one run on Ray.
-        gpus: GPUs per process, if there are several processes.
+        gpus: GPUs per process, at most 1; 0: a single process takes a GPU if there is one, several do not.
     """
 
     batch: int = 4
@@ -88,7 +89,7 @@ class Predictor:
     def __init__(self, config: PredictConfig) -> None:
         """Raises UserError: the network is missing or invalid, or does not support the task or the classes."""
         self.config = config
-        self._device = pick_device(config.device)
+        self._device = pick_device(config.device, config.gpus)
         self._dtype = pick_dtype(config.dtype, self._device)
         self._sides = config.sides or trained_sides(config.model)
         self._network = load_detector(config.model)

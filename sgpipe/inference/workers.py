@@ -8,6 +8,8 @@ from typing import Any
 from sgpipe.errors import EngineError, UserError
 from sgpipe.inference.predictor import ImagePrediction, PredictConfig, Predictor
 from sgpipe.inference.rows import RowGroup
+from sgpipe.utils.console import Progress
+from sgpipe.utils.devices import check_devices
 
 
 def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
@@ -17,6 +19,7 @@ def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[I
         UserError: the network or a shard is missing or invalid.
         EngineError: workers could not be started, or were lost.
     """
+    check_devices(config.device, config.gpus, config.workers, ("--device", "--gpus"))
     if config.workers > 1:
         yield from _predict_on_ray(config, row_groups)
         return
@@ -42,12 +45,16 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
     from ray.exceptions import RayError, RayTaskError
     from ray.util import ActorPool
 
-    from sgpipe.utils.ray_cluster import start_ray, worker_failure
+    from sgpipe.utils.ray_cluster import check_workers, start_ray, worker_failure
 
     start_ray()
-    worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=config.gpus, max_restarts=2, max_task_retries=2)
+    workers = min(config.workers, len(row_groups))
+    gpus = 0 if config.device == "cpu" else config.gpus
+    if note := check_workers(workers, 1, gpus, {"CPU": "--workers", "GPU": "--workers or --gpus"}):
+        Progress().say(note)
+    worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)
     try:
-        pool = ActorPool([worker.remote(config) for _ in range(min(config.workers, len(row_groups)))])
+        pool = ActorPool([worker.remote(config) for _ in range(workers)])
         for predictions in pool.map(lambda actor, row_group: actor.run.remote(row_group), list(row_groups)):
             yield from predictions
     except RayTaskError as error:

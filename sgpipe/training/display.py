@@ -25,6 +25,10 @@ class TrainSummary:
         last: the last line of step metrics.
         validation: the last line of validation metrics.
         best: the best score of a validation, by the measure `best_by`.
+        network: the folder of the network to use: that of the best validation if one is better than others, otherwise
+            the last one.
+        tied: the value of `best_by` that all validations have, to three decimals, so that none of them is best; None if
+            they differ.
     """
 
     out: Path
@@ -36,6 +40,8 @@ class TrainSummary:
     validation: dict[str, Any]
     best: float | None
     best_by: str
+    network: Path
+    tied: float | None = None
 
 
 class TrainingDisplay:
@@ -117,7 +123,13 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     for name in MEASURES:
         if name in summary.validation:
             table.add_row(f"validation {name}", f"{summary.validation[name]:.3f}")
-    if summary.best is not None:
+    if summary.best is not None and summary.tied is None:
         table.add_row(f"best validation {summary.best_by}", f"{abs(summary.best):.3f}")
     console.print(table)
+    if summary.tied is not None:
+        console.print(
+            f"NOTE: validation {summary.best_by} was {summary.tied:.3f} each time, which does not tell the epochs apart: "
+            "use the last one, not the best",
+            soft_wrap=True,
+        )
     console.print(use, soft_wrap=True)

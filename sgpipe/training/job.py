@@ -78,7 +78,7 @@ def run_job(
     try:
         network = CLASSES[recipe.model.kind].from_pretrained(latest or job.initial_model)
         objective = make_objective(network, recipe)
-        device = device or pick_device(recipe.workers.device)
+        device = device or pick_device(recipe.workers.device, recipe.workers.gpus)
         nn.Module.to(objective, device)
         step = read_position(latest).step if latest else 0
         with MetricsLog(job.out, step, recipe.output.tensorboard, enabled=share[0] == 0) as log:

@@ -71,6 +71,12 @@ class DataConfig(Config):
     negative_texts: int = Field(
         500, ge=0, description="with labels: sampled, number of texts per batch, two thirds of them object classes"
     )
+    text_group: int | None = Field(
+        None,
+        ge=1,
+        description="with labels: sampled, images of a step that share a list of texts, whatever the number of workers; "
+        "as published, the images of one GPU; null: all",
+    )
     object_strategy: Strategy = Field(
         "frequency",
         description="sampling of object classes: by their frequency in the data, or uniform",
@@ -137,8 +143,14 @@ class WorkersConfig(Config):
 
     count: int = Field(1, ge=1, description="processes that train together; more than one run on Ray")
     cpus: float = Field(1, gt=0, description="CPUs per worker, and its number of torch threads; with several workers")
-    gpus: float = Field(0, ge=0, description="GPUs per worker, with several workers")
-    device: str = Field("auto", description="device of a single worker: auto, cpu, cuda or cuda:N")
+    gpus: float = Field(
+        0,
+        ge=0,
+        description="GPUs per worker, at most 1; 0: a single worker takes a GPU if there is one, several do not",
+    )
+    device: str = Field(
+        "auto", description="device of a worker: auto, cpu (whatever gpus says), cuda, or cuda:N for a single worker"
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="ddp: every worker has all parameters; fsdp: parameters are divided between the workers"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, count
+from sgpipe.utils.devices import check_devices
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import only_process
 
@@ -48,6 +49,8 @@ def train(recipe: TrainRecipe, out: Path, progress: Progress | None = None) -> T
     """
     progress = progress or Progress()
     disable_progress_bar()
+    workers = recipe.workers
+    check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))
     _make_folder(out)
     with only_process(out / PRIVATE / "lock", out):
         progress.say("reading the shards")
@@ -84,6 +87,7 @@ def _position(checkpoint: Path) -> Position:
 
 def _run(job: TrainingJob, progress: Progress) -> None:
     if _is_done(job):
+        progress.say(f"nothing left to do: {job.out} has trained {count(_epochs(job), 'epoch')}")
         return
     with TrainingDisplay(progress.console, job.recipe.optimisation.epochs) as display:
         if job.recipe.workers.count > 1:
@@ -98,8 +102,13 @@ def _run(job: TrainingJob, progress: Progress) -> None:
 
 
 def _is_done(job: TrainingJob) -> bool:
+    return job.checkpoints.latest() is not None and _epochs(job) >= job.recipe.optimisation.epochs
+
+
+def _epochs(job: TrainingJob) -> int:
+    """The epochs that are done."""
     latest = job.checkpoints.latest()
-    return latest is not None and _position(latest).epoch >= job.recipe.optimisation.epochs
+    return _position(latest).epoch if latest else 0
 
 
 def _make_folder(out: Path) -> None:
@@ -161,6 +170,8 @@ def _summarise(job: TrainingJob) -> TrainSummary:
     position = _position(latest)
     steps = [row for row in rows if row["event"] == "step"]
     validations = [row for row in rows if row["event"] == "validation"]
+    best_by = job.recipe.output.best
+    tied = _tied([row[best_by] for row in validations if best_by in row])
     return TrainSummary(
         job.out,
         job.recipe.model.kind,
@@ -170,10 +181,14 @@ def _summarise(job: TrainingJob) -> TrainSummary:
         steps[-1] if steps else {},
         validations[-1] if validations else {},
         position.best,
-        job.recipe.output.best,
+        best_by,
+        job.out / (BEST if tied is None and (job.out / BEST).exists() else LAST),
+        tied,
     )
 
 
-def trained_network(out: Path) -> Path:
-    """The folder of the network to use from a training: the best one after a validation, otherwise the last one."""
-    return out / (BEST if (out / BEST).exists() else LAST)
+def _tied(scores: Sequence[float]) -> float | None:
+    """The score that all validations have as they are shown; None if they differ, or if only one is above 0."""
+    if len({f"{score:.3f}" for score in scores}) != 1 or (len(scores) == 1 and round(scores[0], 3)):
+        return None
+    return scores[-1]

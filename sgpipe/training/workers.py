@@ -30,7 +30,8 @@ from sgpipe.training.metrics import METRICS
 from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
-from sgpipe.utils.ray_cluster import start_ray, worker_failure
+from sgpipe.utils.devices import pick_device
+from sgpipe.utils.ray_cluster import check_workers, start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
 _POLL_SECONDS = 0.5
@@ -48,7 +49,9 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
     refusal.unlink(missing_ok=True)
     progress.say("starting Ray")
     start_ray(config.address)
-    _check_resources(config)
+    lower = {"CPU": "--workers or workers.cpus", "GPU": "--workers or workers.gpus"}
+    if note := check_workers(config.count, config.cpus, _gpus(config), lower):
+        progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:
         with _following(job.out / METRICS, display.show):
@@ -89,7 +92,7 @@ def _fit(trainer: TorchTrainer, refusal: Path) -> None:
 def _trainer(job: TrainingJob, config: WorkersConfig) -> TorchTrainer:
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    gpu = config.gpus > 0
+    gpu = _gpus(config) > 0
     return TorchTrainer(
         _worker,
         train_loop_config={"job": job},
@@ -97,7 +100,7 @@ def _trainer(job: TrainingJob, config: WorkersConfig) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=config.count,
             use_gpu=gpu,
-            resources_per_worker={"CPU": config.cpus, **({"GPU": config.gpus} if gpu else {})},
+            resources_per_worker={"CPU": config.cpus, **({"GPU": _gpus(config)} if gpu else {})},
         ),
         run_config=RunConfig(
             name="workers",
@@ -117,10 +120,17 @@ def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(workers.cpus)))
     share = context.get_world_rank(), context.get_world_size()
     try:
-        run_job(job, device=get_device(), share=share, wrap=wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp)
+        gpus = _gpus(workers)
+        device = get_device() if gpus and torch.cuda.is_available() else pick_device(workers.device, gpus)
+        run_job(job, device=device, share=share, wrap=wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp)
     except (UserError, DivergenceError, EngineError, OSError) as error:
         write_text(refusal, json.dumps([type(error).__name__, str(error)]))
         raise
+
+
+def _gpus(config: WorkersConfig) -> float:
+    """GPUs per worker; none if the device is set to the CPU."""
+    return 0 if config.device == "cpu" else config.gpus
 
 
 def wrap_ddp(objective: Objective) -> nn.Module:
@@ -134,19 +144,9 @@ def wrap_fsdp(objective: Objective) -> nn.Module:
         if isinstance(module, HEAVY):
             fully_shard(module)
     fully_shard(objective, reshard_after_forward=True)  # also after validations, which have no backward pass
-    register_fsdp_forward_method(objective, Objective.evaluate.__name__)
+    for method in (Objective.evaluate, Objective.count):
+        register_fsdp_forward_method(objective, method.__name__)
     return objective
-
-
-def _check_resources(config: WorkersConfig) -> None:
-    """Raises UserError: Ray has too few CPUs or GPUs."""
-    resources = ray.cluster_resources()
-    for name, each in (("CPU", config.cpus), ("GPU", config.gpus)):
-        if each * config.count > resources.get(name, 0) + 1e-6:
-            raise UserError(
-                f"{config.count} workers need {each * config.count:g} {name}s, but Ray has {resources.get(name, 0):g}; "
-                f"lower --workers or workers.{name.lower()}s"
-            )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,20 +11,70 @@ import torch
 from sgpipe.errors import UserError
 from sgpipe.utils.console import count
 
+ANY_NUMBER = 2  # of workers on Ray
 
-def pick_device(name: str) -> torch.device:
+_NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
+
+
+def pick_device(name: str, gpus: float = 0) -> torch.device:
     """The device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+
+    Args:
+        gpus: how many GPUs were asked for; if any, "auto" is a GPU.
 
     Raises UserError: unknown name, or a GPU that this machine or process does not have.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (":" in name and not number.isdecimal())):
+    number = _gpu_number(name)
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        if gpus and name == "auto":
+            raise UserError(f"a GPU is asked for, but {_visible_gpus()}; set the device to cpu to compute without one")
+        return torch.device("cpu")
+    if name != "auto" and (number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: {_visible_gpus()}")
+    return torch.device("cuda") if number is None else torch.device("cuda", number)
+
+
+def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]) -> None:
+    """Refuse a device or a number of GPUs that would silently be ignored, before any work.
+
+    Args:
+        device, gpus: of each worker.
+        workers: one in this process, or several on Ray, whatever machines these are on.
+        names: of both settings, for the messages.
+
+    Raises UserError.
+    """
+    device_name, gpus_name = names
+    number = _gpu_number(device)
+    if gpus > 1:
+        raise UserError(f"{gpus_name} is {gpus:g}, but a worker computes on one GPU: set it to 1, and use more workers")
+    if workers == 1:
+        if gpus and device == "auto" and not torch.cuda.is_available():
+            raise UserError(
+                f"{gpus_name} is {gpus:g}, but {_visible_gpus()}; to compute on the CPU, set {device_name} to cpu"
+            )
+        pick_device(device)
+    elif number is not None:
+        raise UserError(
+            f"{device_name} is {device}, but Ray chooses the GPU of each worker: set {gpus_name} to 1 instead"
+        )
+    elif device == "cuda" and not gpus:
+        raise UserError(f"{device_name} is cuda, but {gpus_name} is 0, so Ray gives the workers no GPU: set it to 1")
+
+
+def _gpu_number(name: str) -> int | None:
+    """The N of "cuda:N". Raises UserError: not the name of a device."""
+    known = _NAME.fullmatch(name)
+    if known is None:
         raise UserError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r}: PyTorch sees {count(torch.cuda.device_count(), 'GPU')} here")
-    return torch.device(name)
+    return None if known[1] is None else int(known[1])
+
+
+def _visible_gpus() -> str:
+    gpus = torch.cuda.device_count()
+    if gpus:
+        return f"PyTorch sees {count(gpus, 'GPU')} here"
+    return f"PyTorch sees no GPU here{'' if torch.version.cuda else ': it is built for the CPU only'}"
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

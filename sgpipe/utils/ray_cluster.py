@@ -8,14 +8,15 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sgpipe.errors import EngineError
+from sgpipe.errors import EngineError, UserError
+from sgpipe.utils.console import count
 
 _CONNECT_SECONDS = 5
 
@@ -38,6 +39,29 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
+
+
+def check_workers(workers: int, cpus: float, gpus: float, lower: Mapping[str, str]) -> str | None:
+    """Refuse workers that would wait for ever; return a note if Ray has GPUs that they do not use.
+
+    Args:
+        cpus, gpus: of each worker.
+        lower: by "CPU" and "GPU", the settings to lower or raise.
+
+    Raises UserError: Ray has too few CPUs or GPUs.
+    """
+    resources = ray.cluster_resources()
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        available = resources.get(name, 0)
+        if each * workers > available + 1e-6:
+            needed = f"{each * workers:g} {name}{'' if each * workers == 1 else 's'}"
+            raise UserError(
+                f"{count(workers, 'worker')} need{'s' if workers == 1 else ''} {needed}, but Ray has {available:g}; "
+                f"lower {lower[name]}"
+            )
+    if gpus or not (unused := resources.get("GPU", 0)):
+        return None
+    return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none: give --gpus 1"
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:

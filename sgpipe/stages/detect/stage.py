@@ -42,7 +42,7 @@ class DetectStage:
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         disable_progress_bar()
         self.classes = detector_classes(self.config)
-        self.detector = load(self.config, pick_device(self.config.device))
+        self.detector = load(self.config, pick_device(self.config.device, self.config.resources.gpus))
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:

@@ -177,7 +177,7 @@ class TagStage:
         if self.config.tagger is None:
             raise UserError("tag.tagger is not set: expected the folder of a converted R-Tagger")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        self.device = pick_device(self.config.device)
+        self.device = pick_device(self.config.device, self.config.resources.gpus)
         self.dtype = pick_dtype(self.config.dtype, self.device)
         disable_progress_bar()
         try:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlip_model.model import AutoModel, RLIPModel
+from rlip_model.training import loop
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
@@ -138,6 +139,30 @@ def test_the_best_by_a_measure(tmp_path: Path) -> None:
     losses = {int(row["step"]): float(row["loss"]) for row in rows if row["event"] == "validation"}
     best = (tmp_path / "best").resolve().name
     assert best == f"step-{min(losses, key=losses.__getitem__):08d}"
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.0, 0.0, 0.0], 3),
+        ([0.5, 0.5, 0.25], 2),
+        ([0.0, 0.25, 0.0], 2),
+        ([float("nan"), 0.1, float("nan")], 2),
+        ([0.1, float("inf"), 0.1], 3),
+    ],
+)
+def test_of_equal_epochs_the_latest_is_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], best: int
+) -> None:
+    measured = iter(scores)
+    monkeypatch.setattr(loop, "validate", lambda *_: {"loss": 1.0, "ap": next(measured)})
+    Trainer(objective(), options(epochs=2), folder(tmp_path)).fit(ToyFeed(1, validate=True))
+    resumed = Trainer(objective(), options(epochs=3), folder(tmp_path))
+    latest = resumed.checkpoints.latest()
+    assert latest is not None
+    resumed.restore(latest)
+    resumed.fit(ToyFeed(1, validate=True))
+    assert (tmp_path / "best").resolve().name == f"step-{best:08d}"
 
 
 def broken(batch: TrainingBatch, image: int) -> TrainingBatch:

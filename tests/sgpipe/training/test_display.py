@@ -48,7 +48,9 @@ def test_a_validation_without_images() -> None:
 
 
 def test_the_final_summary() -> None:
-    summary = TrainSummary(Path("out[1]"), "tagger", 3, 30, 1234, row(30), {"ap": 0.25, "loss": 1.0}, -0.75, "loss")
+    measured = {"ap": 0.25, "loss": 1.0}
+    best = Path("out[1]/best")
+    summary = TrainSummary(best.parent, "tagger", 3, 30, 1234, row(30), measured, -0.75, "loss", best)
     console = Console(record=True, width=80)
     print_training(summary, "the network is in out[1]/best", console)
     said = console.export_text()
@@ -56,5 +58,5 @@ def test_the_final_summary() -> None:
         assert expected in said
     assert said.splitlines()[-1] == "the network is in out[1]/best"
     console = Console(record=True, width=80)
-    print_training(TrainSummary(Path("out"), "tagger", 0, 0, 5, {}, {}, None, "ap"), "go", console)
+    print_training(TrainSummary(Path("out"), "tagger", 0, 0, 5, {}, {}, None, "ap", Path("out/last")), "go", console)
     assert "best" not in console.export_text()

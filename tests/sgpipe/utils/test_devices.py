@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sgpipe.errors import UserError
-from sgpipe.utils.devices import pick_device, pick_dtype
+from sgpipe.utils.devices import check_devices, pick_device, pick_dtype
 
 
 def test_auto_takes_a_gpu_if_there_is_one(monkeypatch):
@@ -22,7 +22,9 @@ def test_numbered_gpus(monkeypatch):
         pick_device("cuda:1")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "mps", "meta"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cuda:٣", "CUDA", "mps", "meta"]
+)
 def test_other_words_are_refused(name):
     with pytest.raises(UserError, match="expected auto, cpu, cuda or cuda:N"):
         pick_device(name)
@@ -35,3 +37,50 @@ def test_dtypes(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able: able)
         assert pick_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if able else torch.float32)
         assert pick_dtype("float32", torch.device("cuda")) == torch.float32
+
+
+NAMES = ("the.device", "the.gpus")
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "gpus", "workers", "message"),
+    [
+        (0, "auto", 1, 1, r"the\.gpus is 1, but PyTorch sees no GPU here.*set the\.device to cpu"),
+        (0, "auto", 0.5, 1, r"the\.gpus is 0\.5, but PyTorch sees no GPU here"),
+        (0, "cuda", 0, 1, "device 'cuda': PyTorch sees no GPU here"),
+        (0, "cuda:7", 1, 1, "device 'cuda:7': PyTorch sees no GPU here"),
+        (2, "cuda:7", 0, 1, "device 'cuda:7': PyTorch sees 2 GPUs here"),
+        (2, "auto", 4, 1, "a worker computes on one GPU: set it to 1, and use more workers"),
+        (2, "auto", 2, 3, "a worker computes on one GPU"),
+        (0, "mps", 0, 3, "expected auto, cpu, cuda or cuda:N"),
+        (2, "cuda:1", 1, 3, r"Ray chooses the GPU of each worker: set the\.gpus to 1 instead"),
+        (2, "cuda", 0, 3, r"the\.gpus is 0, so Ray gives the workers no GPU"),
+    ],
+)
+def test_gpus_that_would_be_ignored_are_refused(
+    monkeypatch: pytest.MonkeyPatch, there: int, device: str, gpus: float, workers: int, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    with pytest.raises(UserError, match=message) as caught:
+        check_devices(device, gpus, workers, NAMES)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "gpus", "workers"),
+    [(0, "auto", 0, 1), (0, "cpu", 1, 1), (1, "auto", 1, 1), (2, "cuda:1", 1, 1), (0, "auto", 1, 8), (0, "cuda", 1, 8)],
+)
+def test_gpus_that_are_there_or_on_other_machines(
+    monkeypatch: pytest.MonkeyPatch, there: int, device: str, gpus: float, workers: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    check_devices(device, gpus, workers, NAMES)
+
+
+def test_a_process_that_was_promised_a_gpu_does_not_use_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="a GPU is asked for, but PyTorch sees no GPU here"):
+        pick_device("auto", gpus=0.5)
+    assert pick_device("cpu", gpus=1).type == "cpu"
