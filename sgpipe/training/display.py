@@ -128,8 +128,8 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     console.print(table)
     if summary.tied is not None:
         console.print(
-            f"NOTE: validation {summary.best_by} was {summary.tied:.3f} each time, which does not tell the epochs apart: "
-            "use the last one, not the best",
+            f"NOTE: validation {summary.best_by} was {summary.tied:.3f} each time, so no epoch is better than another: "
+            "use the last one",
             soft_wrap=True,
         )
     console.print(use, soft_wrap=True)
