@@ -1,7 +1,8 @@
 """The identity of a run: everything that decides its labels. A changed identity is another run.
 
 Settings that only distribute work (actors, batch sizes, devices) are not part of it. The content of annotation files
-and models is.
+and models is. A setting that did not exist in older versions is part of it only where it changes labels, so that runs
+of those versions keep their identity.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgpipe.recipe import CaptionConfig, Recipe, TagConfig
+from sgpipe.recipe import ADDED_SETTINGS, CaptionConfig, Recipe, TagConfig
 from sgpipe.stages.parse.stage import model_version
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
@@ -39,11 +40,19 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         parts["caption"] = {"captioner": None}
     else:
         parts["caption"] |= {"captioner": _model(recipe.caption.captioner), "dtype": _dtype(recipe.caption)}
+        for name in _without_effect(recipe.caption):
+            del parts["caption"][name]
     parts["tag"] |= {"tagger": _model(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
     for name in ("synonyms", "prior"):
         path = getattr(recipe.pair, name)
         parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
     return parts
+
+
+def _without_effect(config: CaptionConfig) -> list[str]:
+    """The added settings that change no caption: those that are off, and all of them with beam search."""
+    added = {key.removeprefix("caption."): off for key, off in ADDED_SETTINGS.items()}
+    return [name for name, off in added.items() if config.decoding == "beam" or getattr(config, name) == off]
 
 
 def _dtype(config: CaptionConfig | TagConfig) -> str:

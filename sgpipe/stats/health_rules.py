@@ -125,7 +125,7 @@ RULES = (
         "lifeless_actors",
         "things that act like people or animals, such as a skateboard wearing something",
         "relations",
-        "Subject and object are probably swapped or belong to another pair: drop them, or use `pair.prior`.",
+        "Subject and object are probably swapped or belong to another pair: drop them, or use `pair.candidates=prior`.",
         f"""select image, {_TRIPLET} as text, 1 as number from kept join claims using (predicate)
         where claim = 'alive' and lower(subject_category) in ({_names(LIFELESS)})""",
     ),
@@ -205,7 +205,8 @@ RULES = (
         "degenerate_captions",
         "captions that repeat themselves, are one word, or are very long",
         "captions",
-        "The captioner failed: change `caption.temperature` or `caption.min_tokens`, or use another captioner.",
+        "The captioner failed: raise `caption.repetition_penalty`, change `caption.temperature` or "
+        "`caption.min_tokens`, or use another captioner.",
         f"""select image, caption as text, 1 as number from (select *, {_WORDS} as words from captions)
         where len(words) < {_FEW_WORDS} or len(words) > {_MANY_WORDS}
         or (len(words) >= 6 and len(list_distinct(words)) < 0.5 * len(words))

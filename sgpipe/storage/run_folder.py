@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sgpipe.errors import UserError, making_folder, naming
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import ADDED_SETTINGS, Recipe
 from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA
@@ -222,5 +222,5 @@ def settings_changed(
     if ("import" in before) != ("import" in now):
         kinds = ("an import", "a run") if "import" in before else ("a run", "an import")
         return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
-    lines = "".join(f"\n  {line}" for line in differences(before, now))
+    lines = "".join(f"\n  {line}" for line in differences(before, now, ADDED_SETTINGS))
     return UserError(f"{place} was made with other settings; choose another {option}, or revert these settings:{lines}")

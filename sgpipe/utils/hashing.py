@@ -25,9 +25,11 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings in which two identities differ, one line each."""
-    old, new = dict(_flatten(before)), dict(_flatten(now))
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], absent: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The settings in which two identities differ, one line each; `absent`: values of keys that one may lack."""
+    old, new = ({**(absent or {}), **dict(_flatten(identity))} for identity in (before, now))
     keys = sorted({*old, *new}, key=str)
     return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
 

@@ -32,10 +32,21 @@ CLASSES = (
 DETECTION = ("--set", f"detect.classes=[{CLASSES}]", "--set", "detect.threshold=0.3", "--set", "detect.overlap=0.3")
 IMAGES = ("--images", "drawn/images")
 TEXTS = ("--annotations", "drawn/instances.json", "--captions", "drawn/captions.json")
+# The published captioner's, which the recipe has had since; a run without them goes on without them.
+PLAIN_SAMPLING = ("--set", "caption.repetition_penalty=1", "--set", "caption.top_k=0")
 GENERATE: dict[str, tuple[str, ...]] = {
     "run": ("miniworld", "--set", "source.drawn.images=6", "--set", "caption.samples=3"),
     "run-coco": ("coco", *IMAGES, *TEXTS, "--tagger", "MINIWORLD", *SMALL_IMAGES),
-    "run-folder": ("folder", *IMAGES, *MODELS, *DETECTION, "--set", "caption.samples=3", *SMALL_IMAGES),
+    "run-folder": (
+        "folder",
+        *IMAGES,
+        *MODELS,
+        *DETECTION,
+        "--set",
+        "caption.samples=3",
+        *SMALL_IMAGES,
+        *PLAIN_SAMPLING,
+    ),
 }
 LABELED = {"run": 4, "run-coco": 2, "run-folder": 2}
 IMPORT = ("import", "vg", "--annotations", "drawn/scene_graphs.json", *IMAGES, "--split", "train", "--out", "import")
@@ -123,6 +134,29 @@ def test_the_command_of_a_run_finds_nothing_to_do(written: Path, sgpipe: Sgpipe,
     summary = json.loads(sgpipe("generate", *GENERATE[name], "--out", name, "--limit", str(LABELED[name]), "--json"))
     assert summary["counts"]["images"] == LABELED[name]
     assert ((written / name / "manifest.jsonl").read_bytes(), shards(written / name)) == before
+
+
+def test_the_recipe_in_a_run_goes_on_without_the_settings_that_it_lacks(written: Path, sgpipe: Sgpipe) -> None:
+    needs_the_parser_of(written / "run-folder")
+    command = ("generate", "run-folder/recipe.yaml", *MODELS, "--out", "run-folder", "--json")
+    assert json.loads(sgpipe(*command))["counts"]["images"] == LABELED["run-folder"]
+
+
+def test_settings_that_a_recipe_got_since_are_named_with_the_values_that_go_on(
+    written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs_the_parser_of(written / "run-folder")
+    published = GENERATE["run-folder"][: -len(PLAIN_SAMPLING)]
+    monkeypatch.setattr(sys, "argv", ["sgpipe", "generate", *published, "--out", "run-folder"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "  caption.repetition_penalty: 1.0 then, 1.1 now",
+        "  caption.top_k: 0 then, 50 now",
+    ]
 
 
 @pytest.mark.slow

@@ -53,6 +53,36 @@ def test_errors_name_the_file_the_key_and_what_was_expected(tmp_path, text, mess
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("caption.repetition_penalty=0", "expected a number greater than 0, got 0"),
+        ("caption.repetition_penalty=-1.1", "expected a number greater than 0, got -1.1"),
+        ("caption.repetition_penalty=.nan", "expected a finite number, got nan"),
+        ("caption.repetition_penalty=high", "expected a valid number.*got 'high'"),
+        ("caption.top_k=-1", "expected a number greater than or equal to 0, got -1"),
+        ("caption.top_k=2.5", "expected a valid integer.*got 2.5"),
+        ("caption.top_k=all", "expected a valid integer.*got 'all'"),
+    ],
+)
+def test_impossible_settings_of_the_sampling_are_refused_in_one_line(setting, message):
+    key = setting.partition("=")[0]
+    with pytest.raises(UserError, match=f"^option: key '{key}': {message}$"):
+        load_recipe("coco", parse_set([setting]))
+
+
+def test_recipes_of_photographs_sample_as_the_published_captioner_and_the_miniworld_as_ever():
+    def sampling(name):
+        caption = load_recipe(name).caption
+        return caption.top_p, caption.top_k, caption.repetition_penalty, caption.samples
+
+    assert {name: sampling(name) for name in ("coco", "objects365", "folder")} == dict.fromkeys(
+        ("coco", "objects365", "folder"), (0.9, 50, 1.1, 10)
+    )
+    assert sampling("miniworld") == (0.9, 0, 1.0, 10)
+    assert (Recipe().caption.top_k, Recipe().caption.repetition_penalty) == (0, 1.0)
+
+
 def test_an_error_in_an_option_names_the_option():
     with pytest.raises(UserError, match=r"^option: unknown key 'tag.treshold'; did you mean 'tag.threshold'"):
         load_recipe("coco", {"tag.treshold": 0.1})

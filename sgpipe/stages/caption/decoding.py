@@ -22,7 +22,10 @@ _UINT32 = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class NucleusSampling:
-    """Settings of nucleus sampling. Lengths count every token of the decoder: [DEC], prompt, words and [SEP]."""
+    """Settings of nucleus sampling. Lengths count every token of the decoder: [DEC], prompt, words and [SEP].
+
+    A `repetition_penalty` of 1 and a `top_k` of 0 are off.
+    """
 
     samples: int
     top_p: float
@@ -30,6 +33,8 @@ class NucleusSampling:
     min_tokens: int
     max_tokens: int
     end: int
+    repetition_penalty: float = 1.0
+    top_k: int = 0
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -56,11 +61,34 @@ def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
+def process(scores: Tensor, tokens: Tensor, sampling: NucleusSampling) -> Tensor:
+    """The scores [rows, vocabulary] from which a nucleus is taken; -inf for tokens that cannot follow.
+
+    Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code), minimum
+    length, temperature, top_k. Tokens that tie with the last of the top_k stay.
+
+    Args:
+        tokens: all tokens so far, int64 [rows, length], with [DEC] and the prompt; the penalty counts each once.
+    """
+    if sampling.repetition_penalty != 1:
+        seen, penalty = scores.gather(1, tokens), sampling.repetition_penalty
+        scores = scores.scatter(1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
+    if tokens.shape[1] < sampling.min_tokens:
+        scores = scores.index_fill(1, torch.tensor([sampling.end], device=scores.device), -torch.inf)
+    scores = scores / sampling.temperature
+    if sampling.top_k:
+        last = scores.topk(min(sampling.top_k, scores.shape[1]), dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < last, -torch.inf)
+    return scores
+
+
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
     """The kept tokens, bool [rows, vocabulary]: the smallest set of most likely tokens that reaches `top_p`.
 
     Equally likely tokens at the edge are taken in the order of their ids.
     """
+    if top_p == 1:  # rounded sums may reach 1 before the last token
+        return scores > -torch.inf
     probabilities = scores.softmax(dim=-1)
     # All tokens below this probability sum to less than 1 - top_p, so none is kept and none needs sorting.
     negligible = (1 - top_p) / scores.shape[-1]
@@ -75,7 +103,15 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 def draw(scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int) -> Tensor:
-    """Sample a token of the nucleus for each row of [rows, vocabulary]; `keys` and `samples` select the noise."""
+    """Sample a token of the nucleus for each row of [rows, vocabulary]; `keys` and `samples` select the noise.
+
+    Raises FloatingPointError: a row has no finite largest score.
+    """
+    if not bool(scores.amax(dim=-1).isfinite().all()):
+        raise FloatingPointError(
+            "the captioner's scores are not finite: its weights are damaged, or caption.temperature or "
+            "caption.repetition_penalty is close to 0"
+        )
     rows, tokens = nucleus(scores, top_p).nonzero(as_tuple=True)
     noisy = torch.full_like(scores, -torch.inf, dtype=torch.float64)
     noisy[rows, tokens] = scores[rows, tokens].double() + gumbel(keys[rows], samples[rows], step, tokens)
@@ -102,6 +138,7 @@ def sample_captions(
     row_keys = torch.tensor(keys, device=device).repeat_interleave(sampling.samples)
     row_samples = rows % sampling.samples
     drawn = torch.full((len(rows), sampling.max_tokens), sampling.end, device=device)
+    drawn[:, : len(prompt)] = torch.tensor(prompt, device=device)
 
     state = decoder.start(image_states, sampling.max_tokens)
     scores = decoder(torch.tensor([prompt] * images, device=device), state)
@@ -110,10 +147,8 @@ def sample_captions(
     state.fork(sampling.samples)
     scores = scores.repeat_interleave(sampling.samples, dim=0)
     for length in range(len(prompt), sampling.max_tokens):
-        if length < sampling.min_tokens:
-            scores[:, sampling.end] = -torch.inf
-        step = length - len(prompt)
-        tokens = draw(scores / sampling.temperature, sampling.top_p, row_keys[rows], row_samples[rows], step)
+        scores = process(scores, drawn[rows, :length], sampling)
+        tokens = draw(scores, sampling.top_p, row_keys[rows], row_samples[rows], length - len(prompt))
         drawn[rows, length] = tokens
         active = (drawn[rows, len(prompt) : length + 1] != sampling.end).all(dim=-1)
         if length + 1 == sampling.max_tokens or not bool(active.any()):

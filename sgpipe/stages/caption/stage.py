@@ -78,7 +78,7 @@ class CaptionStage:
         if self.config.captioner is None:
             raise UserError("caption.captioner is not set: expected the folder or hub id of a BLIP captioner")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        self.device = pick_device(self.config.device)
+        self.device = pick_device(self.config.device, self.config.resources.gpus)
         dtype = pick_dtype(self.config.dtype, self.device)
         self.blip: Blip = load_blip(self.config.captioner, self.config.image_size, self.device, dtype)
         self.decoder = BlipDecoder(self.blip.model)
@@ -140,6 +140,8 @@ class CaptionStage:
             config.min_tokens,
             config.max_tokens,
             end=self.blip.text_config.sep_token_id,
+            repetition_penalty=config.repetition_penalty,
+            top_k=config.top_k,
         )
         try:
             return sample_captions(self.decoder, states, self.prompt, keys, sampling)

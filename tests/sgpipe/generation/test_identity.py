@@ -2,6 +2,7 @@ import pytest
 
 from sgpipe.generation.identity import identity
 from sgpipe.recipe import Recipe
+from sgpipe.storage.run_folder import settings_changed
 from sgpipe.utils.hashing import differences, fingerprint
 
 
@@ -48,6 +49,26 @@ def test_sampling_settings_count_only_where_there_is_a_captioner():
     assert fingerprint(parts(caption__samples=3)) == fingerprint(parts())
     with_captioner = {"caption__captioner": "hub/blip"}
     assert fingerprint(parts(**with_captioner, caption__samples=3)) != fingerprint(parts(**with_captioner))
+
+
+@pytest.mark.parametrize("off", [{}, {"caption__repetition_penalty": 1}, {"caption__top_k": 0}])
+def test_a_run_without_the_settings_added_since_had_them_off(off):
+    """So it keeps its identity, and its message names the value that goes on from it."""
+    captioner = {"caption__captioner": "hub/blip"}
+    old = parts(**captioner, **off)
+    assert not {"repetition_penalty", "top_k"} & old["caption"].keys()
+    now = parts(**captioner, caption__repetition_penalty=1.1, caption__top_k=50)
+    told = str(settings_changed("out", old, now))
+    assert "caption.repetition_penalty: 1.0 then, 1.1 now" in told
+    assert "caption.top_k: 0 then, 50 now" in told
+    one = parts(**captioner, caption__top_k=50)
+    assert len({fingerprint(each) for each in (old, now, one)}) == 3
+
+
+def test_what_sampling_alone_uses_does_not_count_with_beam_search():
+    beam = {"caption__captioner": "hub/blip", "caption__decoding": "beam"}
+    published = parts(**beam, caption__repetition_penalty=1.1, caption__top_k=50)
+    assert fingerprint(published) == fingerprint(parts(**beam))
 
 
 def test_the_bytes_of_a_model_count_and_its_place_does_not(tmp_path):

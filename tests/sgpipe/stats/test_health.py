@@ -1,13 +1,15 @@
 import json
 import re
+from operator import attrgetter
 
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import NO_OBJECT, Box, Caption, Record
 from sgpipe.stats.health import Check, check_health
 from sgpipe.stats.health_rules import RULES
 from sgpipe.stats.measures import measure
 from sgpipe.storage.database import open_run
 from sgpipe.storage.shards import iter_records
+from sgpipe.utils.config_file import parse_set
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
 
 UP, DOWN = Box("cup", 3, (10, 10, 20, 20)), Box("table", 4, (10, 100, 60, 40))
@@ -139,8 +141,11 @@ def test_the_drawn_world_is_clean(drawn_run, tmp_path):
     assert not found(tmp_path, records)
 
 
-def test_advice_names_settings_that_exist():
-    named = re.findall(r"`(\w+)\.(\w+)`", " ".join(rule.advice for rule in RULES))
-    settings = Recipe().model_dump()
-    assert named
-    assert [f"{part}.{name}" for part, name in named if name not in settings[part]] == []
+def test_every_setting_that_an_advice_names_is_accepted_by_the_recipe():
+    named = [setting for rule in RULES for setting in re.findall(r"`(\w+(?:\.\w+)+(?:=[^`]*)?)`", rule.advice)]
+    assert {"caption.repetition_penalty", "pair.candidates=prior"} <= set(named)
+    for setting in named:
+        key, _, value = setting.partition("=")
+        default = attrgetter(key)(Recipe())
+        changed = load_recipe("coco", parse_set([setting]) if value else {key: default})
+        assert not value or attrgetter(key)(changed) != default

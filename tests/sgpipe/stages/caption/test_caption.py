@@ -142,6 +142,23 @@ def test_each_region_is_encoded_once(captioner, images, decoding):
     assert seen == [1] * 3 * (1 + 3)
 
 
+def test_the_settings_of_the_recipe_reach_the_sampler(captioner, images):
+    likeliest = captions(make_stage(captioner, images, top_k=1), records(2))
+    assert all(len({caption.text for caption in each}) == 1 for each in likeliest.values())
+    repeated = {}
+    for penalty in (1e-2, 1.0, 1e2):
+        found = captions(make_stage(captioner, images, repetition_penalty=penalty, min_tokens=20), records(2))
+        texts = [caption.text.split() for each in found.values() for caption in each]
+        repeated[penalty] = max(count for words in texts for count in Counter(words).values())
+    assert repeated[1e-2] > repeated[1.0] > repeated[1e2]
+
+
+def test_beam_search_does_not_use_what_only_sampling_has(captioner, images):
+    beam = captions(make_stage(captioner, images, decoding="beam"), records(2))
+    others = {"repetition_penalty": 5.0, "top_k": 1, "top_p": 0.1, "temperature": 3.0}
+    assert captions(make_stage(captioner, images, decoding="beam", **others), records(2)) == beam
+
+
 def test_beam_search_gives_one_deterministic_caption(captioner, images):
     found = captions(make_stage(captioner, images, decoding="beam", batch_size=1), records(4))
     assert all(len(each) == 1 for each in found.values())

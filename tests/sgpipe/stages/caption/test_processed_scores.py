@@ -1,0 +1,211 @@
+"""The scores that tokens are drawn from equal those of transformers' processors and warpers, in the published order."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import (
+    BlipForConditionalGeneration,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.decoding import NucleusSampling, draw, nucleus, process, sample_captions
+from tests.factories import make_blip
+
+END = 2
+PROMPT = [5, 6, 7]
+PUBLISHED = NucleusSampling(10, 0.9, 1.0, 5, 20, END, repetition_penalty=1.1, top_k=50)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = make_blip(tmp_path_factory.mktemp("blip"), seed=3, words="a b c d e f g h i j", layers=1)
+    return BlipForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def image_states(model, images=1):
+    return torch.randn(images, 17, model.config.vision_config.hidden_size, generator=torch.manual_seed(0))
+
+
+def sampling(model, **changes):
+    small = {"end": model.config.text_config.sep_token_id, "samples": 4, "max_tokens": 12, "top_k": 6}
+    return replace(PUBLISHED, **small | changes)
+
+
+def expected_scores(scores, tokens, sampling):
+    steps = [MinLengthLogitsProcessor(sampling.min_tokens, sampling.end), TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.repetition_penalty != 1:
+        steps.insert(0, RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.top_k:
+        steps.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        steps.append(TopPLogitsWarper(sampling.top_p))
+    return LogitsProcessorList(steps)(tokens, scores.clone())
+
+
+def found_scores(scores, tokens, sampling):
+    processed = process(scores, tokens, sampling)
+    return processed.masked_fill(~nucleus(processed, sampling.top_p), -torch.inf)
+
+
+@pytest.mark.parametrize("length", [4, 5, 12])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"repetition_penalty": 1.0},
+        {"top_k": 0},
+        {"repetition_penalty": 1.0, "top_k": 0},
+        {"repetition_penalty": 2.5, "temperature": 0.7},
+        {"repetition_penalty": 0.6, "temperature": 1.4},
+        {"top_k": 1},
+        {"top_k": 400},
+        {"top_k": 10**12, "top_p": 1.0},
+        {"top_p": 0.3},
+    ],
+)
+def test_scores_equal_those_of_transformers(length, changes):
+    """Rows are flat to peaked; scores are of both signs; [DEC], prompt and repeated tokens are among the tokens."""
+    random = torch.manual_seed(length)
+    scores = torch.randn(64, 400, generator=random) * torch.linspace(0.2, 6, 64)[:, None]
+    scores[::2, END] = 9  # the end would be drawn if it were allowed
+    tokens = torch.randint(0, 12, (64, length), generator=random)
+    settings = replace(PUBLISHED, **changes)
+    before = scores.clone()
+    torch.testing.assert_close(
+        found_scores(scores, tokens, settings), expected_scores(scores, tokens, settings), rtol=0, atol=1e-6
+    )
+    assert torch.equal(scores, before)
+
+
+def test_scores_do_not_change_where_everything_is_off():
+    scores = torch.randn(3, 50, generator=torch.manual_seed(0))
+    off = replace(PUBLISHED, repetition_penalty=1.0, top_k=0, min_tokens=0)
+    assert torch.equal(process(scores, torch.zeros(3, 4, dtype=torch.long), off), scores)
+
+
+def test_a_token_is_penalised_once_by_its_sign_also_if_it_is_the_prompts():
+    scores = torch.tensor([[3.0, -3.0, 1.0, 2.0, 0.0]])
+    tokens = torch.tensor([[0, 1, 0, 0, 4, 1]])
+    found = process(scores, tokens, replace(PUBLISHED, repetition_penalty=1.5, top_k=0))
+    torch.testing.assert_close(found, torch.tensor([[2.0, -4.5, 1.0, 2.0, 0.0]]))
+
+
+def test_the_penalty_comes_before_top_k_and_top_k_before_top_p():
+    scores = torch.tensor([[4.0, 3.9, 3.8, 0.0]]).repeat(2, 1)
+    tokens = torch.tensor([[0, 0, 0, 0, 0], [3, 3, 3, 3, 3]])
+    kept = found_scores(scores, tokens, replace(PUBLISHED, top_k=2, end=3)).isfinite()
+    assert kept.tolist() == [[False, True, True, False], [True, True, False, False]]
+    # Of all tokens, 0.6 of the probability would need three; of the two likeliest, it needs two.
+    shares = torch.tensor([[0.35, 0.33, 0.32]]).log()
+    narrow = replace(PUBLISHED, top_k=2, top_p=0.6, repetition_penalty=1.0, min_tokens=0)
+    assert found_scores(shares, torch.zeros(1, 1, dtype=torch.long), narrow).isfinite().tolist() == [
+        [True, True, False]
+    ]
+    wide = replace(narrow, top_k=3, top_p=0.7)
+    assert found_scores(shares, torch.zeros(1, 1, dtype=torch.long), wide).isfinite().all()
+
+
+def test_all_tokens_that_tie_with_the_last_of_top_k_stay():
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, -1.0]])
+    settings = replace(PUBLISHED, top_k=2, top_p=1.0, repetition_penalty=1.0, min_tokens=0)
+    tokens = torch.zeros(1, 1, dtype=torch.long)
+    assert process(scores, tokens, settings).isfinite().nonzero()[:, 1].tolist() == [1, 2, 3, 4]
+    assert torch.equal(process(scores, tokens, settings), expected_scores(scores, tokens, settings))
+
+
+def test_the_end_is_not_one_of_the_top_k_before_the_shortest_length():
+    scores = torch.tensor([[1.0, 2.0, 9.0, 0.5]])
+    settings = replace(PUBLISHED, top_k=2, repetition_penalty=1.0)
+    for length, kept in ((4, [0, 1]), (5, [1, 2])):
+        tokens = torch.full((1, length), 3)
+        assert process(scores, tokens, settings).isfinite().nonzero()[:, 1].tolist() == kept
+
+
+def test_20000_tokens_follow_the_distribution_of_transformers():
+    random = torch.manual_seed(7)
+    scores = torch.randn(1, 300, generator=random) * 2
+    tokens = torch.tensor([[17, *scores[0].topk(4).indices.tolist()]])  # the likeliest ones are penalised
+    settings = replace(PUBLISHED, top_k=20)
+    shares = expected_scores(scores, tokens, settings).double().softmax(-1)[0]
+    count = 20_000
+    keys = torch.arange(count) * 7919 + 12_345_678_901
+    processed = process(scores, tokens, settings).expand(count, -1)
+    found = draw(processed, settings.top_p, keys, torch.zeros_like(keys), step=2).bincount(minlength=300)
+    kept = shares > 0
+    assert found[~kept].sum() == 0
+    assert 5 < kept.sum() < 20
+    assert chisquare(found[kept], count * shares[kept]).pvalue > 0.001
+
+
+def test_20000_first_tokens_of_a_captioner_follow_the_distribution_of_transformers(model):
+    states, count = image_states(model), 20_000
+    settings = sampling(model, samples=count, max_tokens=len(PROMPT) + 1, repetition_penalty=1.6)
+    found = sample_captions(BlipDecoder(model), states, PROMPT, [99], settings)[0]
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        scores = model.text_decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).logits[:, -1]
+    shares = expected_scores(scores, ids, settings).double().softmax(-1)[0]
+    assert not torch.equal(scores.argsort(), process(scores, ids, settings).argsort())  # the penalty matters
+    drawn = torch.tensor([caption[0] for caption in found]).bincount(minlength=len(shares))
+    kept = shares > 0
+    assert drawn[~kept].sum() == 0
+    assert kept.sum() > 2
+    assert chisquare(drawn[kept], count * shares[kept]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 3}, {"repetition_penalty": 3.0}, {"repetition_penalty": 0.5}])
+def test_every_token_of_a_caption_is_drawn_from_the_scores_of_transformers(model, changes):
+    """Later tokens see the caption so far: a whole sequence without the cache gives the scores of each step."""
+    states, settings = image_states(model), sampling(model, samples=30, **changes)
+    for caption in sample_captions(BlipDecoder(model), states, PROMPT, [4], settings)[0]:
+        for length in range(len(caption)):
+            ids = torch.tensor([[*PROMPT, *caption[:length]]])
+            with torch.no_grad():
+                scores = model.text_decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).logits[:, -1]
+            assert expected_scores(scores, ids, settings)[0, caption[length]].isfinite()
+
+
+def test_greedy_captions_with_a_penalty_equal_generate(model):
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.manual_seed(5))
+    end, begin = model.config.text_config.sep_token_id, model.config.text_config.bos_token_id
+    prompt = [begin, *PROMPT[1:]]
+    captions = {}
+    for penalty in (1.0, 1.1, 2.0):
+        with torch.no_grad():
+            states = model.vision_model(pixels).last_hidden_state
+            row = model.generate(
+                pixels,
+                input_ids=torch.tensor([[*prompt, 0]]),
+                do_sample=False,
+                repetition_penalty=penalty,
+                min_length=5,
+                max_length=12,
+            )[0].tolist()[len(prompt) :]
+        settings = sampling(model, samples=1, top_k=1, repetition_penalty=penalty)
+        [[captions[penalty]]] = sample_captions(BlipDecoder(model), states, prompt, [1], settings)
+        assert captions[penalty] == (row[: row.index(end)] if end in row else row)
+    assert captions[2.0] != captions[1.0]
+
+
+def test_captions_with_a_penalty_do_not_depend_on_who_shares_the_batch_or_on_more_samples(model):
+    decoder, states, keys = BlipDecoder(model), image_states(model, images=4), [11, 22, 33, 44]
+    settings = sampling(model, min_tokens=0, repetition_penalty=1.3)
+    together = sample_captions(decoder, states, PROMPT, keys, settings)
+    for i in range(4):
+        alone = sample_captions(decoder, states[i : i + 1], PROMPT, keys[i : i + 1], replace(settings, samples=9))[0]
+        assert alone[:4] == together[i]
+    assert together != sample_captions(decoder, states, PROMPT, keys, replace(settings, repetition_penalty=1.0))
+
+
+def test_settings_that_overflow_the_scores_are_an_error_not_a_caption(model):
+    for changes in ({"repetition_penalty": 1e-300}, {"temperature": 1e-300}):
+        with pytest.raises(FloatingPointError, match="close to 0"):
+            sample_captions(BlipDecoder(model), image_states(model), PROMPT, [1], sampling(model, **changes))
