@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_URI = re.compile(r"(\w{2,}):/+(.*)", re.DOTALL)  # as `Path` leaves it
+_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 
 
 class UserError(Exception):
@@ -44,6 +49,85 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def existing_folder(path: Path) -> Path:
+    """`path`, which is a folder. Raises UserError: it is missing, cannot be read, or is a file; see `existing_file`."""
+    if not stat.S_ISDIR(_mode(path, "folder")):
+        raise UserError(f"{path} is a file, not a folder")
+    return path
+
+
+def existing_file(path: Path) -> Path:
+    """`path`, which is a file: also a pipe, but not a folder.
+
+    Raises UserError: "no such file: …", "… is a folder, not a file", or "… cannot be read: …".
+    """
+    if stat.S_ISDIR(_mode(path, "file")):
+        raise UserError(f"{path} is a folder, not a file")
+    return path
+
+
+def existing_path(path: Path) -> Path:
+    """`path`, which is a file or a folder. Raises UserError: it is missing or cannot be read."""
+    _mode(path, "file or folder")
+    return path
+
+
+def existing_model(name: str) -> str:
+    """`name`, unless it can only be a path and is none: a hub id has at most one slash, within it.
+
+    Raises UserError: there is no such folder or file.
+    """
+    path = Path(name)
+    suffix = path.suffix in (".pth", ".pt", ".safetensors")
+    beside = path.parent != Path(".") and path.parent.is_dir()
+    if suffix or beside or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+        _mode(path, "file" if suffix else "folder")
+    return name
+
+
+def writable_folder(path: Path) -> Path:
+    """`path`, which is a folder or can become one. Raises UserError: it is a file, or cannot be written."""
+    _refuse_uri(path, "folder", "`sgpipe generate --store` writes to one")
+    nearest = path
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"{path} is a file, not a folder" if nearest == path else f"{nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
+    return path
+
+
+def writable_file(path: Path) -> Path:
+    """`path`, which is a file or can become one. Raises UserError: it is a folder, or cannot be written."""
+    _refuse_uri(path, "file", "name a file on this machine")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a file")
+    writable_folder(path.parent)
+    return path
+
+
+def _refuse_uri(path: Path, kind: str, advice: str) -> None:
+    if uri := _URI.fullmatch(str(path)):
+        scheme, rest = uri.groups()
+        what = f"an object store, not a {kind}; {advice}" if scheme in _STORES else f"a URL, not a {kind}"
+        raise UserError(f"{scheme}://{rest} is {what}")
+
+
+def _mode(path: Path, kind: str) -> int:
+    """What the system says that `path` is. `kind`: what it should be, for the message."""
+    _refuse_uri(path, kind, "`sgpipe fetch` downloads a run from one")
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        link = f" (a link to {path.readlink()})" if path.is_symlink() else ""
+        raise UserError(f"no such {kind}: {path}{link}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a name with a null character
+        raise UserError(f"no such {kind}: {str(path)!r} ({error})") from None
+
+
 @contextmanager
 def making_folder(out: Path) -> Iterator[None]:
     """Turn system errors while the folder of --out is created into one line; a full disk stays a system error.
@@ -51,7 +135,7 @@ def making_folder(out: Path) -> Iterator[None]:
     Raises UserError: it is a file, or cannot be written.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder")
+        raise UserError(f"--out {out} is a file, not a folder")
     try:
         yield
     except OSError as error:

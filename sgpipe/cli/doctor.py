@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sgpipe.cli.options import Json
+from sgpipe.cli.options import Json, writes_folder
 from sgpipe.errors import UserError
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import count
@@ -44,7 +44,9 @@ class DoctorCheck:
 
 
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Folder that runs will be written to.")] = Path("."),
+    folder: Annotated[Path, typer.Argument(help="Folder that runs will be written to.", callback=writes_folder)] = Path(
+        "."
+    ),
     json_: Json = False,
 ) -> None:
     """Check that this machine has what sgpipe needs.

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgpipe.cli.help import GroupedCommand, HelpfulGroup
-from sgpipe.cli.options import Classes, GroundTruthFolder, ImageData, InferenceOptions, with_option_groups
+from sgpipe.cli.options import (
+    Classes,
+    GroundTruthFolder,
+    ImageData,
+    InferenceOptions,
+    reads_file,
+    reads_folder,
+    with_option_groups,
+    writes_file,
+)
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
@@ -18,8 +27,10 @@ if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
     from sgpipe.evaluation.result import EvaluationResult
 
-Predictions = Annotated[Path | None, typer.Option(help="Predictions file; docs/formats.md describes the formats.")]
-Annotations = Annotated[Path | None, typer.Option(help="Annotation file; optional with --model.")]
+Predictions = Annotated[
+    Path | None, typer.Option(help="Predictions file; docs/formats.md describes the formats.", callback=reads_file)
+]
+Annotations = Annotated[Path | None, typer.Option(help="Annotation file; optional with --model.", callback=reads_file)]
 
 _STANDARD_OUTPUT = Path("-")
 _FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
@@ -64,8 +75,10 @@ class GraphMode(StrEnum):
 class ModelOptions:
     """A trained model to evaluate, instead of a predictions file."""
 
-    model: Annotated[Path | None, typer.Option(help="Folder of a trained model, instead of predictions.")] = None
-    data: Annotated[Path | None, typer.Option(help="With --model: folder of shards.")] = None
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a trained model, instead of predictions.", callback=reads_folder)
+    ] = None
+    data: Annotated[Path | None, typer.Option(help="With --model: folder of shards.", callback=reads_folder)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +86,24 @@ class TableFiles:
     """The files that the result is written to."""
 
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write the full result to this file; - prints it instead of tables.")
+        Path | None,
+        typer.Option(
+            "--json", help="Write the full result to this file; - prints it instead of tables.", callback=writes_file
+        ),
     ] = None
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write one line per class to this file.")] = None
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write one line per class to this file.", callback=writes_file)
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultFiles(TableFiles):
     """The same, with a plot."""
 
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write the precision-recall curves to this SVG file.")] = (
-        None
-    )
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Write the precision-recall curves to this SVG file.", callback=writes_file),
+    ] = None
 
 
 @app.command(cls=GroupedCommand)
@@ -128,11 +147,16 @@ def hico(
 @with_option_groups
 def vcoco(
     *,
-    annotations: Annotated[Path, typer.Option(help="V-COCO's own annotations: vcoco_test.json.")],
-    coco: Annotated[Path, typer.Option(help="The COCO instances they refer to: instances_vcoco_all_2014.json.")],
+    annotations: Annotated[Path, typer.Option(help="V-COCO's own annotations: vcoco_test.json.", callback=reads_file)],
+    coco: Annotated[
+        Path, typer.Option(help="The COCO instances they refer to: instances_vcoco_all_2014.json.", callback=reads_file)
+    ],
     predictions: Predictions = None,
     possible: Annotated[
-        Path | None, typer.Option(help="With --model: training shards; what never occurs in them is scored 0.")
+        Path | None,
+        typer.Option(
+            help="With --model: training shards; what never occurs in them is scored 0.", callback=reads_folder
+        ),
     ] = None,
     model: ModelOptions,
     inference: InferenceOptions,
@@ -212,11 +236,14 @@ def vg(
 @with_option_groups
 def labels(
     *,
-    pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.")],
+    pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.", callback=reads_folder)],
     truth: GroundTruthFolder = None,
     wanted: Annotated[
         Path | None,
-        typer.Option(help="Shards with the relations that recall counts. Default: all of the ground truth."),
+        typer.Option(
+            help="Shards with the relations that recall counts. Default: all of the ground truth.",
+            callback=reads_folder,
+        ),
     ] = None,
     source: Annotated[
         LabelSource, typer.Option(help="Evaluate the relations, or every candidate pair with each of its predicates.")
@@ -224,7 +251,7 @@ def labels(
     threshold: Annotated[float, typer.Option(help="Minimum confidence of the relations that count.")] = 0.2,
     iou: Annotated[float, typer.Option(help="Minimum IoU of matching boxes.")] = 0.5,
     synonyms: Annotated[
-        Path | None, typer.Option(help="YAML or JSON: {predicate: [texts with the same meaning]}.")
+        Path | None, typer.Option(help="YAML or JSON: {predicate: [texts with the same meaning]}.", callback=reads_file)
     ] = None,
     image_data: ImageData = None,
     files: ResultFiles,

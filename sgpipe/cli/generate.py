@@ -13,7 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgpipe.cli.options import Captioner, Detector, ImageData, Json, Limit, RayAddress, Seed, Settings, Tagger
+from sgpipe.cli.options import (
+    Captioner,
+    Detector,
+    ImageData,
+    Json,
+    Limit,
+    RayAddress,
+    Seed,
+    Settings,
+    Tagger,
+    reads_file,
+    reads_folder,
+    reads_later,
+    reads_model,
+    reads_path,
+    writes_folder,
+)
 from sgpipe.errors import UserError, making_folder
 from sgpipe.utils import console
 from sgpipe.utils.atomic import atomic_write
@@ -32,19 +48,33 @@ def generate(
         str, typer.Argument(help="Packaged recipe (miniworld, coco, objects365, folder) or YAML file.")
     ] = "miniworld",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the shards; a run in it is resumed. Default: NAME-relations.")
+        Path | None,
+        typer.Option(
+            help="Folder for the shards; a run in it is resumed. Default: NAME-relations.", callback=writes_folder
+        ),
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Object store for the shards, such as s3://bucket/labels; the rest is in --out.")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that the recipe's paths are relative to.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Image folder, instead of the recipe's splits.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Annotation file for --images.")] = None,
-    captions: Annotated[Path | None, typer.Option(help="COCO captions file; the captioner does not run.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that the recipe's paths are relative to.", callback=reads_folder)
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Image folder, instead of the recipe's splits.", callback=reads_later)
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Annotation file for --images.", callback=reads_later)
+    ] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="COCO captions file; the captioner does not run.", callback=reads_later)
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Name of the split. Default: guessed from --annotations.")] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(help="Run or import with ground truth of the same images; prints precision and recall."),
+        typer.Option(
+            help="Run or import with ground truth of the same images; prints precision and recall.",
+            callback=reads_folder,
+        ),
     ] = None,
     image_data: ImageData = None,
     detector: Detector = None,
@@ -124,7 +154,11 @@ def _report(summary: Summary, threshold: float, json_: bool, store: str | None) 
 
 def miniworld(
     out: Annotated[
-        Path, typer.Option(help="Folder for the images and for annotations in COCO, Visual Genome and HICO-DET format.")
+        Path,
+        typer.Option(
+            help="Folder for the images and for annotations in COCO, Visual Genome and HICO-DET format.",
+            callback=writes_folder,
+        ),
     ],
     images: Annotated[int, typer.Option(help="Number of images.")] = 200,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
@@ -138,7 +172,9 @@ def miniworld(
 
 
 def parse(
-    model: Annotated[str | None, typer.Option(help="spaCy model. Default: the best one installed.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="spaCy model. Default: the best one installed.", callback=reads_model)
+    ] = None,
 ) -> None:
     """Turn captions into triplets.
 
@@ -158,9 +194,13 @@ _NOTE = "NOTE: the packaged miniworld models know only synthetic images; for pho
 
 
 def label(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for images with drawn relations.")] = Path("labelled"),
-    boxes: Annotated[Path | None, typer.Option(help="COCO instances file with boxes; no detector runs.")] = None,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", callback=reads_path)],
+    out: Annotated[Path, typer.Option(help="Folder for images with drawn relations.", callback=writes_folder)] = Path(
+        "labelled"
+    ),
+    boxes: Annotated[
+        Path | None, typer.Option(help="COCO instances file with boxes; no detector runs.", callback=reads_file)
+    ] = None,
     detector: Detector = None,
     captioner: Captioner = None,
     tagger: Tagger = None,

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperGroup
+
+from sgpipe.cli.options import Command
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Label images": ("label", "generate", "miniworld"),
@@ -100,7 +102,7 @@ class HelpfulGroup(TyperGroup):
                     formatter.write_dl(rows)
 
 
-class GroupedCommand(TyperCommand):
+class GroupedCommand(Command):
     """A command whose many options are under headings."""
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgpipe.cli.help import GroupedCommand, HelpfulGroup
-from sgpipe.cli.options import GuessedSplit, Json, Limit, with_option_groups
+from sgpipe.cli.options import GuessedSplit, Json, Limit, reads_file, reads_folder, with_option_groups, writes_folder
 from sgpipe.utils import console
 
 if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
 
-Annotations = Annotated[Path, typer.Option(help="Annotation file.")]
+Annotations = Annotated[Path, typer.Option(help="Annotation file.", callback=reads_file)]
 Images = Annotated[
-    Path, typer.Option(help="Image folder; images may be missing if the annotations contain their sizes.")
+    Path,
+    typer.Option(
+        help="Image folder; images may be missing if the annotations contain their sizes.", callback=reads_folder
+    ),
 ]
 
 app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Import human annotations as shards.")
@@ -43,7 +46,9 @@ class AnnotationOptions:
 class ImportOptions:
     """Options of every import."""
 
-    out: Annotated[Path, typer.Option(help="Folder for the shards; an unfinished import in it is resumed.")]
+    out: Annotated[
+        Path, typer.Option(help="Folder for the shards; an unfinished import in it is resumed.", callback=writes_folder)
+    ]
     limit: Limit = None
     embed: Annotated[bool, typer.Option("--embed", help="Store the image files in the shards.")] = False
     json_: Json = False
@@ -61,12 +66,16 @@ class RetryOptions(ImportOptions):
 def vg(
     *,
     data: AnnotationOptions,
-    image_data: Annotated[Path | None, typer.Option(help="image_data.json, for the sizes of the images.")] = None,
+    image_data: Annotated[
+        Path | None, typer.Option(help="image_data.json, for the sizes of the images.", callback=reads_file)
+    ] = None,
     object_aliases: Annotated[
-        Path | None, typer.Option(help="File of object names with the same meaning, one group per line.")
+        Path | None,
+        typer.Option(help="File of object names with the same meaning, one group per line.", callback=reads_file),
     ] = None,
     predicate_aliases: Annotated[
-        Path | None, typer.Option(help="File of predicates with the same meaning, one group per line.")
+        Path | None,
+        typer.Option(help="File of predicates with the same meaning, one group per line.", callback=reads_file),
     ] = None,
     preprocess: Annotated[
         bool, typer.Option(help="As RLIPv2: lower case, no duplicates, at most 100 relations per image.")
@@ -114,7 +123,10 @@ def openimages(
     *,
     data: AnnotationOptions,
     categories: Annotated[
-        Path | None, typer.Option(help="OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.")
+        Path | None,
+        typer.Option(
+            help="OI_SGG_trainval_test_categories_dict.json: the classes. Default: all 601.", callback=reads_file
+        ),
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -133,7 +145,8 @@ def rlipv2(
     *,
     data: AnnotationOptions,
     image_paths: Annotated[
-        Path | None, typer.Option(help="Objects365's image_id_to_filepath.json; required for its images.")
+        Path | None,
+        typer.Option(help="Objects365's image_id_to_filepath.json; required for its images.", callback=reads_file),
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -152,7 +165,9 @@ def rlipv2(
 def coco_rel(
     *,
     data: AnnotationOptions,
-    relations: Annotated[Path, typer.Option(help="rel.json: rel_categories, and triplets by split and image.")],
+    relations: Annotated[
+        Path, typer.Option(help="rel.json: rel_categories, and triplets by split and image.", callback=reads_file)
+    ],
     options: RetryOptions,
 ) -> None:
     """Import COCO instances with RelTR's relation triplets."""
@@ -166,7 +181,9 @@ def coco_rel(
 def coco(
     *,
     data: AnnotationOptions,
-    captions: Annotated[Path | None, typer.Option(help="COCO captions file of the same images.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="COCO captions file of the same images.", callback=reads_file)
+    ] = None,
     options: RetryOptions,
 ) -> None:
     """Import COCO's objects and captions.
@@ -182,8 +199,12 @@ def coco(
 @with_option_groups
 def hf(
     *,
-    folder: Annotated[Path, typer.Argument(help="Folder with data/SPLIT-00000-of-00001.parquet …")],
-    images: Annotated[Path | None, typer.Option(help="Image folder, if the rows do not contain the images.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with data/SPLIT-00000-of-00001.parquet …", callback=reads_folder)
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Image folder, if the rows do not contain the images.", callback=reads_folder)
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split to import, if there are several.")] = None,
     options: ImportOptions,
 ) -> None:

@@ -20,6 +20,7 @@ from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.generate import generate, label, miniworld, parse
 from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.imports import app as import_app
+from sgpipe.cli.options import Command
 from sgpipe.cli.predict import predict
 from sgpipe.cli.runs import export, fetch, score, stats, verify
 from sgpipe.cli.train import convert, train
@@ -65,16 +66,16 @@ app.add_typer(eval_app, name="eval")
 app.command(cls=GroupedCommand)(label)
 app.command(cls=GroupedCommand)(generate)
 app.command(cls=GroupedCommand)(train)
-app.command()(miniworld)
-app.command()(stats)
-app.command()(score)
-app.command()(verify)
-app.command()(fetch)
-app.command()(export)
+app.command(cls=Command)(miniworld)
+app.command(cls=Command)(stats)
+app.command(cls=Command)(score)
+app.command(cls=Command)(verify)
+app.command(cls=Command)(fetch)
+app.command(cls=Command)(export)
 app.command(cls=GroupedCommand)(predict)
-app.command()(doctor)
-app.command()(convert)
-app.command()(parse)
+app.command(cls=Command)(doctor)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(parse)
 
 
 @app.callback(invoke_without_command=True)

@@ -16,28 +16,94 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run or an import.")]
+from sgpipe.errors import (
+    UserError,
+    existing_file,
+    existing_folder,
+    existing_model,
+    existing_path,
+    writable_file,
+    writable_folder,
+)
+
+_PATHS = "sgpipe.paths"  # the checks of a command's paths, in its context
+
+
+class Command(TyperCommand):
+    """A command that refuses paths by one line before it does anything: a missing one is called what it is."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Raises UserError: a path is missing, or a file where a folder is expected, or the reverse."""
+        for check in ctx.meta.get(_PATHS, ()):
+            check()
+        return super().invoke(ctx)
+
+
+def _path_option(check: Callable[[Any], Any], kind: type = Path) -> Callable[..., Any]:
+    """The callback of an option or argument whose paths `check` refuses by a UserError when the command runs."""
+
+    def callback(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+        paths = [] if value is None else value if isinstance(value, list | tuple) else [value]
+        checks = [functools.partial(_check_path, check, param.opts[0], kind(path)) for path in paths]
+        ctx.meta.setdefault(_PATHS, []).extend(checks)
+        return value
+
+    vars(callback)["check"] = check  # for the test
+    return callback
+
+
+def _check_path(check: Callable[[Any], Any], name: str, path: Path | str) -> None:
+    try:
+        check(path)
+    except UserError as error:
+        separator = ": " if str(error).startswith("no such") else " "
+        raise UserError(f"{name}{separator}{error}" if name.startswith("-") else str(error)) from None
+
+
+# What an option or argument that takes a path says of it: `typer.Option(…, callback=reads_folder)`. A test demands one
+# of these for every path. `reads_later`: the command itself checks it; `reads_model`: a folder, or a name on the hub.
+reads_folder, reads_file, reads_path = map(_path_option, (existing_folder, existing_file, existing_path))
+writes_folder, writes_file = map(_path_option, (writable_folder, writable_file))
+reads_later, reads_model = _path_option(Path), _path_option(existing_model, str)
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run or an import.", callback=reads_folder)]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N images.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change any setting of the recipe: KEY=VALUE. Repeatable.")
 ]
-Detector = Annotated[str | None, typer.Option(help="Object detector of transformers: folder or hub id.")]
-Captioner = Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.")]
-Tagger = Annotated[str | None, typer.Option(help="R-Tagger: folder made by `sgpipe convert` or `sgpipe train`.")]
+Detector = Annotated[
+    str | None, typer.Option(help="Object detector of transformers: folder or hub id.", callback=reads_model)
+]
+Captioner = Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.", callback=reads_model)]
+Tagger = Annotated[
+    str | None, typer.Option(help="R-Tagger: folder made by `sgpipe convert` or `sgpipe train`.", callback=reads_model)
+]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to connect to, such as auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-MovedImages = Annotated[Path | None, typer.Option(help="Image folder, if the images have moved.")]
+MovedImages = Annotated[
+    Path | None, typer.Option(help="Image folder, if the images have moved.", callback=reads_folder)
+]
 GroundTruthFolder = Annotated[
     Path | None,
-    typer.Option(help="Shards with the ground truth, such as `sgpipe import` writes. Default: the run's own, if any."),
+    typer.Option(
+        help="Shards with the ground truth, such as `sgpipe import` writes. Default: the run's own, if any.",
+        callback=reads_folder,
+    ),
 ]
 ImageData = Annotated[
-    Path | None, typer.Option(help="Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO.")
+    Path | None,
+    typer.Option(
+        help="Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO.", callback=reads_file
+    ),
 ]
 GuessedSplit = Annotated[str | None, typer.Option(help="Name of the split. Default: guessed from --annotations.")]
-Classes = Annotated[Path | None, typer.Option(help="JSON: the names of objects and relations, if not the data's.")]
+Classes = Annotated[
+    Path | None,
+    typer.Option(help="JSON: the names of objects and relations, if not the data's.", callback=reads_file),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 

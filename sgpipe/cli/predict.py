@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.options import Classes, InferenceOptions, Json, with_option_groups
+from sgpipe.cli.options import Classes, InferenceOptions, Json, reads_folder, with_option_groups, writes_file
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
@@ -31,9 +31,13 @@ class PredictionFormat(StrEnum):
 @with_option_groups
 def predict(
     *,
-    model: Annotated[Path, typer.Argument(help="Folder of a ParSeDA or ParSeD model, or of its training.")],
-    data: Annotated[Path, typer.Option(help="Folder of shards.")],
-    out: Annotated[Path, typer.Option(help="File to write: .json for `sgpipe eval`, or .parquet.")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder of a ParSeDA or ParSeD model, or of its training.", callback=reads_folder)
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of shards.", callback=reads_folder)],
+    out: Annotated[
+        Path, typer.Option(help="File to write: .json for `sgpipe eval`, or .parquet.", callback=writes_file)
+    ],
     form: Annotated[
         PredictionFormat | None,
         typer.Option(

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.options import Device, GroundTruthFolder, ImageData, Json, MovedImages, Run
+from sgpipe.cli.options import (
+    Device,
+    GroundTruthFolder,
+    ImageData,
+    Json,
+    MovedImages,
+    Run,
+    reads_file,
+    reads_folder,
+    reads_model,
+    writes_file,
+    writes_folder,
+)
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
@@ -18,8 +30,12 @@ if TYPE_CHECKING:
 def stats(
     run: Run,
     json_: Json = False,
-    html: Annotated[Path | None, typer.Option(help="Write the full report, with a gallery, to this file.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Draw images with their relations into this PNG file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the full report, with a gallery, to this file.", callback=writes_file)
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw images with their relations into this PNG file.", callback=writes_file)
+    ] = None,
     shown: Annotated[
         int,
         typer.Option("--shown", "--pictures", min=1, help="Images in the gallery or on the sheet; was --pictures."),
@@ -28,13 +44,19 @@ def stats(
         float, typer.Option(min=0, max=1, help="Minimum confidence of the relations that are checked and drawn.")
     ] = 0.2,
     images: MovedImages = None,
-    compare: Annotated[Path | None, typer.Option(help="Earlier run; shows what has changed since then.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Earlier run; shows what has changed since then.", callback=reads_folder)
+    ] = None,
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,
     review: Annotated[int | None, typer.Option(min=1, help="Write a page for judging N relations by hand.")] = None,
-    review_file: Annotated[Path, typer.Option(help="File for the --review page.")] = Path("review.html"),
+    review_file: Annotated[Path, typer.Option(help="File for the --review page.", callback=writes_file)] = Path(
+        "review.html"
+    ),
     seed: Annotated[int, typer.Option(help="Random seed of the --review sample.")] = 0,
-    verdicts: Annotated[Path | None, typer.Option(help="File that the --review page exported.")] = None,
+    verdicts: Annotated[
+        Path | None, typer.Option(help="File that the --review page exported.", callback=reads_file)
+    ] = None,
     precision: Annotated[float, typer.Option(min=0, max=1, help="Target precision of the suggested thresholds.")] = 0.8,
 ) -> None:
     """Count what a run contains, check its health, and show samples."""
@@ -81,9 +103,18 @@ def _missing(lost: int) -> str:
 
 def score(
     run: Run,
-    out: Annotated[Path, typer.Option(help="Folder for the shards with scores; an unfinished scoring is resumed.")],
-    model: Annotated[str, typer.Option(help="open_clip model: name, hf-hub:ID or folder.")] = "ViT-B-32",
-    weights: Annotated[str | None, typer.Option(help="Weights of a named model: file or tag.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the shards with scores; an unfinished scoring is resumed.", callback=writes_folder
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(help="open_clip model: name, hf-hub:ID or folder.", callback=reads_model)
+    ] = "ViT-B-32",
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of a named model: file or tag.", callback=reads_model)
+    ] = None,
     contrasts: Annotated[int, typer.Option(min=1, help="Number of other predicates to compare with.")] = 8,
     images: MovedImages = None,
     device: Device = "auto",
@@ -153,7 +184,9 @@ def _size(images: int, shards: int) -> str:
 
 def fetch(
     store: Annotated[str, typer.Argument(help="Object store of a run, such as s3://bucket/labels.")],
-    out: Annotated[Path, typer.Option(help="Folder for the run; files that are already there are kept.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the run; files that are already there are kept.", callback=writes_folder)
+    ],
 ) -> None:
     """Download a run from an object store.
 
@@ -171,7 +204,7 @@ def fetch(
 def export(
     run: Run,
     to: Annotated[str, typer.Option(help="Format: hf (Hugging Face), coco, coco-rel (RelTR), vg, rlipv2 or hico.")],
-    out: Annotated[Path, typer.Option(help="New folder for the files.")],
+    out: Annotated[Path, typer.Option(help="New folder for the files.", callback=writes_folder)],
     threshold: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Minimum confidence of relations. Default: 0.2; all relations for hf."),

@@ -9,20 +9,39 @@ from typing import Annotated
 
 import typer
 
-from sgpipe.cli.options import Json, Limit, MovedImages, RayAddress, Seed, Settings
+from sgpipe.cli.options import (
+    Json,
+    Limit,
+    MovedImages,
+    RayAddress,
+    Seed,
+    Settings,
+    reads_later,
+    reads_model,
+    reads_path,
+    writes_folder,
+)
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model; an unfinished training in it is resumed.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the model; an unfinished training in it is resumed.", callback=writes_folder),
+    ],
     data: Annotated[
-        list[str] | None, typer.Option(help="Folder of shards to train on, or FOLDER@WEIGHT. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Folder of shards to train on, or FOLDER@WEIGHT. Repeatable.", callback=reads_later),
     ] = None,
-    val: Annotated[list[str] | None, typer.Option(help="Folder of shards to validate on. Repeatable.")] = None,
+    val: Annotated[
+        list[str] | None, typer.Option(help="Folder of shards to validate on. Repeatable.", callback=reads_later)
+    ] = None,
     images: MovedImages = None,
-    init: Annotated[str | None, typer.Option(help="Model to start from: folder, hub id or official .pth.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Model to start from: folder, hub id or official .pth.", callback=reads_model)
+    ] = None,
     miniature: Annotated[bool, typer.Option("--miniature", help="Train a small model that fits a laptop.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per step, over all workers.")] = None,
@@ -64,10 +83,15 @@ def train(
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Official RLIP checkpoint (.pth); with --as, a detector's.")],
-    out: Annotated[Path, typer.Option(help="Folder for config.json, model.safetensors and the tokenizer.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Official RLIP checkpoint (.pth); with --as, a detector's.", callback=reads_path)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for config.json, model.safetensors and the tokenizer.", callback=writes_folder)
+    ],
     tokenizer: Annotated[
-        str, typer.Option(help="RoBERTa tokenizer, or RoBERTa itself with --as: folder or hub id.")
+        str,
+        typer.Option(help="RoBERTa tokenizer, or RoBERTa itself with --as: folder or hub id.", callback=reads_model),
     ] = "roberta-base",
     gating: Annotated[
         str | None, typer.Option(help="Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")

@@ -160,6 +160,6 @@ def _without_nan(value: Any) -> Any:
 
 def _write(path: Path, text: str) -> None:
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file")
+        raise UserError(f"{path} is a folder, not a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

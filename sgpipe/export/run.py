@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError, making_folder
+from sgpipe.errors import UserError, existing_folder, making_folder
 from sgpipe.export.coco import write_coco, write_coco_relations
 from sgpipe.export.hico import write_hico
 from sgpipe.export.hugging_face import write_hugging_face
@@ -64,8 +64,8 @@ def export_run(
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
     if (embed or images) and to != HUGGING_FACE:
         raise UserError("--embed and --images are for --to hf; the other formats refer to image files by name")
-    if images and not images.is_dir():
-        raise UserError(f"image folder not found: {images}")
+    if images:
+        existing_folder(images)
     default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
     rows = ExportRows(root, threshold if threshold is not None else default)
     with new_folder(out) as folder:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_file, existing_folder
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
@@ -41,8 +41,8 @@ def prepare_source(
         source.path(source.ground_truth), image_data=source.image_data and source.path(source.image_data)
     )
     Manifest.load(ground_truth.relations)  # fails now, not at the end of a long run
-    if ground_truth.image_data and not ground_truth.image_data.is_file():
-        raise UserError(f"image_data file not found: {ground_truth.image_data}")
+    if ground_truth.image_data:
+        existing_file(ground_truth.image_data)
     return source, ground_truth
 
 
@@ -53,9 +53,7 @@ def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
         UserError: the annotation file or the image folder is missing or not of the source's format.
     """
     config = source.splits[split]
-    images = source.path(config.images)
-    if not images.is_dir():
-        raise UserError(f"image folder not found: {images}")
+    existing_folder(source.path(config.images))
     files = _stamp(source, config)
     try:
         index = SourceIndex(path)
@@ -96,9 +94,6 @@ def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
         if path is None:
             continue
         path = source.path(path)
-        try:
-            status = path.stat()
-        except OSError:
-            raise UserError(f"{name} file not found: {path}") from None
+        status = existing_file(path).stat()
         stamps[name] = [str(path.resolve()), status.st_size, status.st_mtime_ns]
     return stamps

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_folder
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.utils.atomic import atomic_write, fault_point
 
@@ -112,8 +112,8 @@ class Manifest:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            why = f"it has no {MANIFEST}" if root.is_dir() else "there is no such folder"
-            raise UserError(f"{root} is not an sgpipe run: {why}") from None
+            existing_folder(root)
+            raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         end = data.rfind(b"\n") + 1

@@ -114,7 +114,7 @@ def _epochs(job: TrainingJob) -> int:
 def _make_folder(out: Path) -> None:
     """Raises UserError: `out` is a file, contains something else, or cannot be written."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder")
+        raise UserError(f"--out {out} is a file, not a folder")
     if out.is_dir() and not (out / PRIVATE).is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out} contains something that is not an sgpipe training; name an empty or new folder")
     try:

@@ -80,7 +80,7 @@ def test_a_graph_gives_triplets_drawings_and_json():
         ({"recipe": "folder"}, "no tagger: give --tagger"),
         ({"recipe": "coco", "tagger": "t"}, "no boxes: give --detector"),
         ({"settings": {"tag.thresh": 1}}, "unknown key 'tag.thresh'"),
-        ({"boxes": "nowhere.json"}, "not found: nowhere.json"),
+        ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
         ({"detector": "nowhere"}, "no detector nowhere"),
     ],
 )
@@ -124,7 +124,7 @@ def test_an_unreadable_image_in_memory_is_an_error(pipeline, tmp_path):
 def test_an_unwritable_folder_is_refused_before_the_work(miniworld, tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.pipeline.Pipeline", None)
     (tmp_path / "file").touch()
-    for out, reason in (("file", "is a file; name a folder"), ("file/out", "cannot be written: Not a directory")):
+    for out, reason in (("file", "is a file, not a folder"), ("file/out", "cannot be written: Not a directory")):
         result = invoke(miniworld / IMAGES, "--out", tmp_path / out)
         assert result.exit_code == 2
         assert result.stderr == f"error: --out {tmp_path / out} {reason}\n"
@@ -167,6 +167,6 @@ def test_drawings_of_images_of_the_same_name_are_both_kept(miniworld, tmp_path):
 
 
 def test_missing_images_are_refused(tmp_path):
-    assert "image not found" in invoke(tmp_path / "a.png").stderr
+    assert "no such file or folder" in invoke(tmp_path / "a.png").stderr
     (tmp_path / "empty").mkdir()
     assert invoke(tmp_path / "empty").exit_code == 2

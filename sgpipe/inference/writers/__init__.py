@@ -83,7 +83,7 @@ def _write_items(predictions: Iterable[ImagePrediction], file: TextIO, items: It
 def output_file(out: Path) -> Iterator[Path]:
     """A temporary file that replaces `out` when it is complete. Raises UserError: `out` is a folder."""
     if out.is_dir():
-        raise UserError(f"{out} is a folder; name a file")
+        raise UserError(f"{out} is a folder, not a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary:
         yield temporary

@@ -44,7 +44,7 @@ def load_detector(model: Path) -> TripletDetector:
     """
     folder = network_folder(model)
     if not folder.exists():  # otherwise the name would be looked up on the hub
-        raise UserError(f"folder not found: {model}; expected the folder of a trained network")
+        raise UserError(f"no such folder: {model}; expected the folder of a trained network")
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):

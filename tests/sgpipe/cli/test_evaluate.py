@@ -138,7 +138,7 @@ def test_results_do_not_overwrite_a_folder(tmp_path: Path, option: str) -> None:
     (tmp_path / "folder").mkdir()
     result = hico(tmp_path, [annotated()], [predicted()], option, str(tmp_path / "folder"))
     assert result.exit_code == 2
-    assert "folder is a folder; name a file" in result.stderr
+    assert "folder is a folder, not a file" in result.stderr
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -146,7 +146,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     result = hico(tmp_path, [annotated()], [])
     assert (result.exit_code, "contains no predictions" in result.stderr) == (2, True)
     result = CliRunner().invoke(app, ["eval", "hico", "--predictions", "none.json", "--annotations", "none.json"])
-    assert (result.exit_code, "not found: none.json" in result.stderr) == (2, True)
+    assert (result.exit_code, "no such file: none.json" in result.stderr) == (2, True)
 
 
 def golden(oracle: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -91,7 +91,7 @@ def test_files_in_another_format_are_refused_by_name(folder, kind, file):
 
 def test_bad_input_is_one_line_and_exit_code_2(folder):
     (folder / "cut_train.json").write_text(json.dumps([GRAPH] * 3)[:-9])
-    for file, reason in (("cut", "cut short"), ("none", "not found")):
+    for file, reason in (("cut", "cut short"), ("none", "no such file")):
         result = invoke(*options(folder, "vg", file), "--out", folder / "out")
         assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
         assert result.stderr.startswith("error: ")

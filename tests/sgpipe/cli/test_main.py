@@ -37,8 +37,8 @@ def coco(tmp_path):
     [
         (["--tagger", "t", "--images", "{images}"], "no boxes for all: give --annotations"),
         (["--tagger", "t", "--annotations", "{annotations}"], "need --images"),
-        (["--tagger", "t", "--images", "/nowhere", "--annotations", "{annotations}"], "folder not found: /nowhere"),
-        (["--tagger", "t", "--images", "{images}", "--annotations", "no.json"], "annotations file not found: no.json"),
+        (["--tagger", "t", "--images", "/nowhere", "--annotations", "{annotations}"], "no such folder: /nowhere"),
+        (["--tagger", "t", "--images", "{images}", "--annotations", "no.json"], "no such file: no.json"),
         (["--tagger", "t", "--images", "{images}", "--annotations", "{images}/0000.png"], "not a JSON text file"),
         (["--tagger", "t", "--images", "{images}", "--annotations", "{captions}"], "not a COCO instances file"),
         (["--images", "{images}", "--annotations", "{annotations}"], "no tagger: give --tagger"),

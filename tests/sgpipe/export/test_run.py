@@ -79,7 +79,7 @@ def test_the_command_says_what_was_written_and_left_out(run, tmp_path):
     [
         (["--to", "yolo"], "--to yolo: expected one of hf, coco"),
         (["--to", "vg", "--embed"], "are for --to hf"),
-        (["--to", "hf", "--images", "nowhere"], "image folder not found: nowhere"),
+        (["--to", "hf", "--images", "nowhere"], "no such folder: nowhere"),
     ],
 )
 def test_bad_options_are_one_line(run, tmp_path, arguments, reason):

@@ -113,7 +113,7 @@ def test_invalid_input_is_refused_in_one_line(
         load_detector(trained_tagger)
     with pytest.raises(UserError, match="is not an RLIPv2-ParSeDA folder"):
         load_detector(tmp_path)
-    with pytest.raises(UserError, match=r"folder not found: .*nowhere"):
+    with pytest.raises(UserError, match=r"no such folder: .*nowhere"):
         load_detector(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no split 'val'; it has train"):
         list_row_groups(drawn_run, "val")

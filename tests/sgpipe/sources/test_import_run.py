@@ -230,7 +230,7 @@ def test_imports_can_be_measured(finished):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"images": Path("nowhere")}, "image folder not found: nowhere"),
+        ({"images": Path("nowhere")}, "no such folder: nowhere"),
         ({"limit": 0}, "--limit 0"),
     ],
 )

@@ -137,7 +137,7 @@ def test_any_source_can_have_ground_truth(miniworld, tmp_path):
 def test_a_recipe_names_the_ground_truth_of_its_source(miniworld, tmp_path):
     names = {"source.root": tmp_path, "source.ground_truth": miniworld.all_relations, "source.image_data": "i.json"}
     source = load_recipe("coco", names).source
-    with pytest.raises(UserError, match=r"image_data file not found: .*i\.json"):
+    with pytest.raises(UserError, match=r"no such file: .*i\.json"):
         prepare_source(source, tmp_path / ".sgpipe", print)
     (tmp_path / "i.json").touch()
     prepared, ground_truth = prepare_source(source, tmp_path / ".sgpipe", print)
@@ -161,4 +161,4 @@ def test_generate_prints_precision_and_recall_of_any_source_with_ground_truth(tm
     assert quality["true_positives"] > 0.8 * quality["predicted"] > 5
     result = CliRunner().invoke(app, [*command, "--truth", str(tmp_path / "nowhere")])
     assert result.exit_code == 2
-    assert "is not an sgpipe run" in result.stderr
+    assert f"--truth: no such folder: {tmp_path / 'nowhere'}" in result.stderr

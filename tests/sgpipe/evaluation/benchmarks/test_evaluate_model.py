@@ -169,7 +169,7 @@ def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
     assert 0 < direct["summary"]["role AP, scenario 1"] < 1
     invoke("predict", "any", "--data", run, "--images", tmp_path, "--out", out, "--form", "vcoco")
     assert evaluated(tmp_path, "vcoco", "--predictions", out, *official) == direct
-    options = ("--model", "any", "--data", run, "--images", tmp_path, *official, "--possible", run)
+    options = ("--model", "MODEL", "--data", run, "--images", tmp_path, *official, "--possible", run)
     possible = evaluated(tmp_path, "vcoco", *options)
     assert possible["summary"]["role AP, scenario 1"] > direct["summary"]["role AP, scenario 1"]
 
@@ -243,13 +243,13 @@ def test_what_persons_do_is_what_is_annotated(drawn_run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--model", "any"), "give --predictions and --annotations, or --model and --data"),
-        (("--model", "any", "--data", "RUN", "--predictions", "p.json"), "give --predictions"),
-        (("--model", "any", "--data", "RUN", "--setting", "UO"), "these are others"),
-        (("--model", "any", "--data", "RUN", "--annotations", "a.json"), "other classes than HICO-DET"),
-        (("--model", "any", "--data", "RUN", "--classes", "few.json"), "is not a listed class"),
-        (("--model", "any", "--data", "RUN", "--classes", "bad.json"), "classes file .*bad.json: expected"),
-        (("--model", "any", "--data", "nowhere"), "is not an sgpipe run"),
+        (("--model", "MODEL"), "give --predictions and --annotations, or --model and --data"),
+        (("--model", "MODEL", "--data", "RUN", "--predictions", "few.json"), "give --predictions"),
+        (("--model", "MODEL", "--data", "RUN", "--setting", "UO"), "these are others"),
+        (("--model", "MODEL", "--data", "RUN", "--annotations", "few.json"), "other classes than HICO-DET"),
+        (("--model", "MODEL", "--data", "RUN", "--classes", "few.json"), "is not a listed class"),
+        (("--model", "MODEL", "--data", "RUN", "--classes", "bad.json"), "classes file .*bad.json: expected"),
+        (("--model", "MODEL", "--data", "nowhere"), "no such folder: .*nowhere"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -257,7 +257,7 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     (tmp_path / "few.json").write_text('{"objects": ["person"], "relations": ["riding"]}')
     (tmp_path / "bad.json").write_text('{"objects": ["person", "person"], "relations": ["riding"]}')
-    paths = {"RUN": drawn_run} | {name: tmp_path / name for name in ("few.json", "bad.json", "nowhere")}
+    paths = {"RUN": drawn_run, "MODEL": tmp_path} | {name: tmp_path / name for name in ("few.json", "bad.json", "nowhere")}
     arguments = [str(paths.get(option, option)) for option in options]
     result = CliRunner().invoke(app, ["eval", "hico", *arguments])
     assert result.exit_code == 2

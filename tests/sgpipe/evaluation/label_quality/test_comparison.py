@@ -249,7 +249,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
     failed.fail("tag", "broken")
     cases: Mapping[str, tuple[Path, Path]] = {
         "no image in common: one has '2', the other '1'": (other, truth),
-        "is not an sgpipe run": (tmp_path / "missing", truth),
+        "no such folder": (tmp_path / "missing", truth),
         "contains no relations to compare with": (truth, nothing),
         "contains only failed images": (run(tmp_path, "failed", failed), truth),
         "contains no images": (run(tmp_path, "empty"), truth),
