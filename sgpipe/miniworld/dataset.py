@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
 from sgpipe.utils.atomic import atomic_write
+from sgpipe.utils.console import count
+from sgpipe.utils.json_stream import JsonStream
+from sgpipe.utils.locking import only_process
 
 IMAGES = "images"
 INSTANCES = "instances.json"
@@ -24,6 +28,11 @@ CAPTIONS = "captions.json"
 SCENE_GRAPHS = "scene_graphs.json"
 INTERACTIONS = "hico.json"
 INTERACTION_CLASSES = "hico_classes.json"
+_ANNOTATIONS = (INSTANCES, CAPTIONS, SCENE_GRAPHS, INTERACTIONS, INTERACTION_CLASSES)
+
+_UNFINISHED = ".unfinished.json"  # which set the folder is for, until it is complete
+_LOCK = ".lock"
+_DESCRIPTION = "sgpipe miniworld: drawn scenes with exact truth"
 
 _MAX_IMAGES = 1_000_000
 _MAX_IDS_PER_IMAGE = 100
@@ -35,6 +44,19 @@ _CATEGORY_IDS = {  # COCO's
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class SetSettings:
+    """Everything that decides the files of a set."""
+
+    images: int
+    seed: int
+    split: str = "val"
+    captions: int = 5
+
+    def __str__(self) -> str:
+        return f"{count(self.images, 'image')}, seed {self.seed}, split {self.split}"
+
+
 def render_dataset(
     out: Path,
     images: int,
@@ -43,13 +65,14 @@ def render_dataset(
     *,
     captions: int = 5,
     progress: Callable[[], None] | None = None,
-) -> None:
+) -> bool:
     """Render the first `images` images of a split into `out`, with their annotations.
 
     Writes `images/*.jpg`; `instances.json` and `captions.json` (COCO); `scene_graphs.json` (Visual Genome: the complete
     ground truth, with the boxes of the instances); `hico.json` (HICO-DET in HOIA form: relations whose subject is a
     person) and `hico_classes.json`, the names of its ids. An image and its annotations depend only on the seed, the
-    split and the image number. The annotations are written last, so if they exist, all images exist.
+    split and the image number. The annotations are written last, so if they exist, all images exist. A call that was
+    interrupted is finished by an equal one.
 
     Args:
         split: "train", "val", or "test-compositional", whose (subject, predicate, object) combinations never occur in
@@ -57,23 +80,30 @@ def render_dataset(
         captions: maximum number of captions per image.
         progress: called after each image.
 
+    Returns:
+        whether anything was written; a complete set of the same settings is left as it is.
+
     Raises:
-        UserError: a number is out of range, the split is unknown, or `out` contains other files.
+        UserError: a number is out of range, the split is unknown, or `out` contains another set or other files.
         OSError: the disk is full, or the folder cannot be written.
     """
-    _check(images, seed, split)
-    _prepare(out)
-    annotations = Annotations(seed, split)
-    for number in range(images):
-        scene = random_scene(seed, split, number)
-        rendered = render(scene)
-        sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE), captions)
-        annotations.add(scene, rendered, sentences)
-        _save(out / IMAGES / file_name(split, number), _jpeg(rendered.image))
-        if progress:
-            progress()
-    for name, content in annotations.files().items():
-        _save(out / name, json.dumps(content).encode())
+    settings = SetSettings(images, seed, split, captions)
+    _check(settings)
+    if _is_complete(out, settings):
+        return False
+    with _writing(out, settings):
+        annotations = Annotations(seed, split)
+        for number in range(images):
+            scene = random_scene(seed, split, number)
+            rendered = render(scene)
+            sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE), captions)
+            annotations.add(scene, rendered, sentences)
+            _save(out / IMAGES / file_name(split, number), _jpeg(rendered.image))
+            if progress:
+                progress()
+        for name, content in annotations.files().items():
+            _save(out / name, json.dumps(content).encode())
+    return True
 
 
 def image_id(split: str, number: int) -> int:
@@ -132,7 +162,7 @@ class Annotations:
     def files(self) -> dict[str, Any]:
         """Contents by file name."""
         info = {
-            "description": "sgpipe miniworld: drawn scenes with exact truth",
+            "description": _DESCRIPTION,
             "seed": self.seed,
             "split": self.split,
         }
@@ -192,33 +222,95 @@ def _interactions(scene: Scene, rendered: RenderedScene) -> dict[str, Any]:
     }
 
 
-def _check(images: int, seed: int, split: str) -> None:
-    if split not in SPLITS:
-        raise UserError(f"the miniworld has no split {split!r}: expected one of {', '.join(SPLITS)}")
-    if not 1 <= images <= _MAX_IMAGES:
-        raise UserError(f"cannot render {images} images: expected 1 to {_MAX_IMAGES:,}")
-    if seed < 0:
-        raise UserError(f"seed {seed}: expected a non-negative number")
+def _check(settings: SetSettings) -> None:
+    if settings.split not in SPLITS:
+        raise UserError(f"the miniworld has no split {settings.split!r}: expected one of {', '.join(SPLITS)}")
+    if not 1 <= settings.images <= _MAX_IMAGES:
+        raise UserError(f"cannot render {settings.images} images: expected 1 to {_MAX_IMAGES:,}")
+    if settings.seed < 0:
+        raise UserError(f"seed {settings.seed}: expected a non-negative number")
 
 
-def _prepare(out: Path) -> None:
-    """Create the folders, and remove annotations of earlier images.
+def _is_complete(out: Path, settings: SetSettings) -> bool:
+    """Whether `out` contains the whole set; False if it may be written: empty, or with a part of the same set.
 
-    Raises UserError: `out` is a file, cannot be written, or contains files that `render_dataset` does not write.
+    Raises UserError: it is a file, or contains another set or other files.
     """
-    annotations = (INSTANCES, CAPTIONS, SCENE_GRAPHS, INTERACTIONS, INTERACTION_CLASSES)
-    try:
-        strangers = sorted({path.name for path in out.iterdir()} - {IMAGES, *annotations})
-    except FileNotFoundError:
-        strangers = []
-    except NotADirectoryError:
-        raise UserError(f"{out} is a file; expected a folder for images and annotations") from None
-    if strangers:
+    names = _entries(out)
+    if strangers := sorted(names - {IMAGES, *_ANNOTATIONS}):
         raise UserError(f"{out} contains other files ({strangers[0]}); use an empty or new folder")
+    there = _unfinished(out) or _finished(out, settings)
+    if there is None and (annotations := sorted(names - {IMAGES})):
+        raise UserError(f"{out} contains other files ({annotations[0]}); use an empty or new folder")
+    if there is None and _entries(out / IMAGES):
+        raise UserError(f"{out} contains images of an unknown set; delete it, or use an empty or new folder")
+    if there not in (None, settings):
+        raise UserError(
+            f"{out} contains another set of the miniworld ({there}), not this one ({settings}); "
+            "delete it, or use an empty or new folder"
+        )
+    if there is None or (out / _UNFINISHED).exists():
+        return False
+    images = {file_name(settings.split, number) for number in range(settings.images)}
+    return names >= set(_ANNOTATIONS) and _entries(out / IMAGES) >= images
+
+
+def _entries(folder: Path) -> set[str]:
+    """The names in a folder, without those that a killed call may leave behind; none if there is no such folder."""
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
+    except NotADirectoryError:
+        raise UserError(f"{folder} is a file; expected a folder for images and annotations") from None
+    return {name for name in names if not (name in (_UNFINISHED, _LOCK) or _is_temporary(name))}
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _unfinished(out: Path) -> SetSettings | None:
+    """The set that an interrupted call began."""
+    try:
+        return SetSettings(**json.loads((out / _UNFINISHED).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _finished(out: Path, settings: SetSettings) -> SetSettings | None:
+    """The set that the instances of `out` belong to; None if there are none, or they are not the miniworld's."""
+    if not (out / INSTANCES).exists():
+        return None
+    stream = JsonStream(out / INSTANCES)
+    images = sum(array == "images" for array, _ in stream)
+    info = stream.scalars.get("info")
+    if not isinstance(info, dict) or info.get("description") != _DESCRIPTION:
+        return None
+    return SetSettings(images, info.get("seed", -1), info.get("split", ""), settings.captions)
+
+
+@contextmanager
+def _writing(out: Path, settings: SetSettings) -> Iterator[None]:
+    """Keep other calls out of `out`, and mark it as unfinished until the block has ended.
+
+    Raises UserError: `out` cannot be written, or another call is writing it.
+    """
     with making_folder(out):
         (out / IMAGES).mkdir(parents=True, exist_ok=True)
-    for name in annotations:
-        (out / name).unlink(missing_ok=True)
+        (out / _LOCK).touch()
+    with only_process(out / _LOCK, out):
+        try:
+            _is_complete(out, settings)  # refuses what another call wrote in the meantime
+            _save(out / _UNFINISHED, json.dumps(asdict(settings)).encode())
+            for path in (*out.iterdir(), *(out / IMAGES).iterdir()):
+                if _is_temporary(path.name) or path.name in _ANNOTATIONS:
+                    path.unlink()
+            yield
+            (out / _LOCK).unlink()
+            (out / _UNFINISHED).unlink()
+        finally:
+            (out / _LOCK).unlink(missing_ok=True)
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -2,18 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.images import open_image
+from sgpipe.miniworld import dataset
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.dataset import file_name, image_id, render_dataset
 from sgpipe.miniworld.relations import COMPOSITIONAL, SPLITS, Statement
+from sgpipe.miniworld.render import render
+from sgpipe.miniworld.scene import random_scene
 from sgpipe.records import from_table
 from sgpipe.sources.coco import read_coco
 from sgpipe.sources.vocabulary import category_names
@@ -52,8 +57,8 @@ def statements(folder: Path) -> set[Statement]:
 def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> None:
     render_dataset(tmp_path, 10, 3, "val")
     assert contents(tmp_path) == contents(world / "val")
-    render_dataset(tmp_path, 10, 4, "val")
-    assert contents(tmp_path) != contents(world / "val")
+    render_dataset(tmp_path / "other", 10, 4, "val")
+    assert contents(tmp_path / "other") != contents(world / "val")
 
 
 def test_another_process_renders_the_same_bytes(world: Path, tmp_path: Path) -> None:
@@ -142,8 +147,9 @@ def test_ids_differ_between_splits(world: Path) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_an_interrupted_dataset_has_no_annotations(world: Path, tmp_path: Path) -> None:
-    render_dataset(tmp_path, 3, 3, "val")
+def test_an_interrupted_dataset_has_no_annotations_and_is_finished_by_the_same_call(
+    world: Path, tmp_path: Path
+) -> None:
     drawn = 0
 
     def interrupt() -> None:
@@ -153,10 +159,76 @@ def test_an_interrupted_dataset_has_no_annotations(world: Path, tmp_path: Path) 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        render_dataset(tmp_path, 3, 4, "val", progress=interrupt)
+        render_dataset(tmp_path, 10, 3, "val", progress=interrupt)
     assert not any((tmp_path / name).exists() for name in ANNOTATIONS)
-    render_dataset(tmp_path, 10, 3, "val")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"another set of the miniworld \(10 images, seed 3, split val\), not this one"):
+        render_dataset(tmp_path, 10, 4, "val")
+    assert contents(tmp_path) == before
+    assert render_dataset(tmp_path, 10, 3, "val")
     assert contents(tmp_path) == contents(world / "val")
+
+
+@pytest.mark.parametrize(("images", "seed", "split"), [(11, 3, "val"), (9, 3, "val"), (10, 4, "val"), (10, 3, "train")])
+def test_another_set_is_refused_and_not_touched(
+    world: Path, tmp_path: Path, images: int, seed: int, split: str
+) -> None:
+    shutil.copytree(world / "val", tmp_path / "set")
+    refusal = (
+        rf"set contains another set of the miniworld \(10 images, seed 3, split val\), .*\({images} images, seed {seed}"
+    )
+    with pytest.raises(UserError, match=refusal):
+        render_dataset(tmp_path / "set", images, seed, split)
+    assert contents(tmp_path / "set") == contents(world / "val")
+
+
+def test_a_complete_set_is_left_alone_and_missing_files_are_rendered_again(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    shutil.copytree(world / "val", out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert not render_dataset(out, 10, 3, "val")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (out / "images" / file_name("val", 4)).unlink()
+    (out / "captions.json").unlink()
+    assert render_dataset(out, 10, 3, "val")
+    assert contents(out) == contents(world / "val")
+
+
+@pytest.mark.slow
+def test_a_call_killed_at_any_write_is_finished_by_the_same_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = {number: render(random_scene(3, "val", number)) for number in range(2)}
+    monkeypatch.setattr(dataset, "render", lambda scene: rendered[scene.number])
+    render_dataset(tmp_path / "whole", 2, 3)
+    whole, kills = contents(tmp_path / "whole"), 0
+    while _killed_before(kills, out := tmp_path / str(kills)):
+        kills += 1
+        left = contents(out)
+        if any(name.endswith((".jpg", ".json")) and not name.startswith(".") for name in left):
+            with pytest.raises(UserError, match=r"another set of the miniworld \(2 images, seed 3, split val\)"):
+                render_dataset(out, 2, 4)
+        assert contents(out) == left
+        render_dataset(out, 2, 3)
+        assert contents(out) == whole
+    assert kills > 2 * len(whole)  # each file is written and renamed
+
+
+def _killed_before(number: int, out: Path) -> bool:
+    """Whether a process that renders into `out` was killed before that write, rename or removal."""
+    process = os.fork()
+    if process == 0:
+        changes = count()
+
+        def hook(event: str, arguments: tuple) -> None:
+            written = event in ("os.mkdir", "os.rename", "os.remove") or (event == "open" and arguments[2] & os.O_CREAT)
+            if written and str(arguments[0]).startswith(str(out)) and next(changes) == number:
+                os._exit(9)
+
+        sys.addaudithook(hook)
+        render_dataset(out, 2, 3)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
 
 
 @pytest.mark.parametrize(
