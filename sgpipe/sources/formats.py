@@ -14,6 +14,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.utils.json_stream import JsonStream
+from sgpipe.utils.text_files import read_ends
 
 _ITEMS_EXAMINED = 20
 _TAIL = 4096  # bytes read at both ends of a file
@@ -90,6 +91,8 @@ def require_format(path: Path, *accepted: AnnotationFormat) -> AnnotationFormat:
     if file_format in accepted:
         return file_format
     expected = " or ".join(option.name for option in accepted if option is not HOIA)
+    if file_format is None and next(iter(JsonStream(path)), None) is None:
+        raise UserError(f"{path} is not {expected}: it has no items")
     if file_format is None:
         raise UserError(f"{path} is not {expected}: none of its items has the keys of that format")
     raise UserError(f"{path} is {file_format.name}, not {expected}; {file_format.hint}")
@@ -133,12 +136,10 @@ def _hoia_format_by_name(file_name: str) -> AnnotationFormat:
 def _check_ends(path: Path) -> None:
     """Refuse a file that is cut short before its first half is used. A missing file is left to the reader."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_TAIL).removeprefix(codecs.BOM_UTF8).lstrip()
-            file.seek(max(0, file.seek(0, 2) - _TAIL))
-            tail = file.read().rstrip()
+        head, tail = read_ends(path, _TAIL)
     except OSError:
         return
+    head, tail = head.removeprefix(codecs.BOM_UTF8).lstrip(), tail.rstrip()
     if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
         raise UserError(
             f"{path} is not a JSON array or object, or is cut short: it does not begin and end with [ ] or {{ }}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_folder
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
@@ -17,7 +17,7 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
 from sgpipe.utils import __version__
 from sgpipe.utils.console import Progress
-from sgpipe.utils.hashing import file_sha256
+from sgpipe.utils.text_files import text_sha256
 
 ROWS_PER_SHARD = 512
 _PROBLEM = "problem."  # prefix of the problem counts of a shard
@@ -55,8 +55,7 @@ def import_annotations(
     Raises:
         UserError: a file or folder cannot be used; committed shards remain.
     """
-    if not images.is_dir():
-        raise UserError(f"image folder not found: {images}")
+    existing_folder(images)
     if not re.fullmatch(r"\w{1,64}", source.split):
         raise UserError(f"--split {source.split!r}: expected letters, digits and underscores")
     if limit is not None and limit < 1:
@@ -108,7 +107,7 @@ def _open_manifest(
 
 def _sha256(path: Path) -> str:
     try:
-        return file_sha256(path)
+        return text_sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 

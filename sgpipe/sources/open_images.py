@@ -27,6 +27,7 @@ from sgpipe.sources.annotated import (
 from sgpipe.sources.formats import OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD, require_format
 from sgpipe.sources.hoi import OPEN_IMAGES, read_hoia
 from sgpipe.utils.json_stream import JsonStream
+from sgpipe.utils.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,8 @@ class OpenImages:
         if self.categories is None:
             return everything
         try:
-            lists = json.loads(self.categories.read_text(encoding="utf-8"))
+            lists = json.loads(read_text(self.categories, "categories file"))
             chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
-        except OSError as error:
-            raise UserError(f"categories file {self.categories} cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError, KeyError, TypeError):
             raise UserError(f'{self.categories}: expected {{"obj": [names], "rel": [names]}}') from None
         unknown = [name for name in chosen.objects if name not in everything.objects]

@@ -18,6 +18,7 @@ from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, parse_id, 
 from sgpipe.sources.formats import RELATIONSHIPS, SCENE_GRAPHS, VG_IMAGES, require_format
 from sgpipe.sources.scene_graphs import drop_nameless, graph_record, iter_graphs
 from sgpipe.utils.json_stream import JsonStream
+from sgpipe.utils.text_files import read_text
 
 _FOLDERS = ("VG_100K", "VG_100K_2")  # folders of the two downloads of images
 
@@ -111,13 +112,7 @@ def load_aliases(path: Path | None) -> dict[str, str]:
     """
     if path is None:
         return {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"alias file {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"alias file {path} is not a text file (it is not valid UTF-8)") from None
-    groups = [line.strip().split(",") for line in lines]
+    groups = [line.strip().split(",") for line in read_text(path, "alias file").splitlines()]
     if not any(len(group) > 1 for group in groups):
         raise UserError(f"alias file {path}: expected lines such as 'tree,trees', found no comma")
     return {word: group[0] for group in groups for word in group}

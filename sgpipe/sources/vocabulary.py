@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.utils.text_files import read_text
 
 Synonyms = Mapping[str, tuple[str, ...]]
 
@@ -69,9 +70,7 @@ def load_synonyms(path: Path) -> Synonyms:
         UserError: the file is missing, not JSON, or not such a table; the message names the key and what was expected.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"synonyms file {path} cannot be read: {error.strerror}") from None
+        table = json.loads(read_text(path, "synonyms file"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"synonyms file {path} is not valid JSON ({error})") from None
     if not isinstance(table, dict) or not table:

@@ -12,9 +12,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.utils.text_files import TextFile, open_text
 
 _CHUNK = 4 << 20
 _LOOKAHEAD = 4 << 20  # an error further than this from the end of the buffer is not caused by the end
@@ -27,7 +28,7 @@ class JsonStream:
 
     `for key, item in stream` yields every item of every array of the top-level object, in file order; other values are
     collected in `scalars`. If the file is an array, its items have the key "". After the last item, `sha256` is the
-    hash of the file.
+    hash of the content. The file may be compressed by gzip.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,16 +42,16 @@ class JsonStream:
         self._eof = False
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Raises UserError: the file is missing, unreadable, not UTF-8, not JSON, or cut short."""
+        """Raises UserError: the file is missing, unreadable, empty, not UTF-8, not JSON, or cut short."""
         try:
-            with self.path.open("rb") as file:
-                self._file: IO[bytes] = file
+            with open_text(self.path) as file:
+                self._file: TextFile = file
                 self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
                 yield from self._members()
-        except FileNotFoundError:
-            raise UserError(f"annotation file not found: {self.path}") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"no such file: {self.path}") from None
         except IsADirectoryError:
-            raise UserError(f"expected a JSON file but found a folder: {self.path}") from None
+            raise UserError(f"{self.path} is a folder, not a file") from None
         except PermissionError:
             raise UserError(f"no permission to read {self.path}") from None
         except UnicodeDecodeError:
@@ -60,6 +61,8 @@ class JsonStream:
         self.sha256 = self._hash.hexdigest()
 
     def _members(self) -> Iterator[tuple[str, Any]]:
+        if not self._peek():
+            raise UserError(f"{self.path} contains only white space; copy or download it again")
         if self._peek() == "[":
             for item in self._items():
                 yield "", item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -88,15 +89,21 @@ def captioned(*captions: Any) -> Make:
 
 MANY = [{**BOX, "bbox": [i % 300 * 0.3, i // 300 * 0.2, 9, 9]} for i in range(100_000)]
 TEXT = json.dumps(GOOD)
+FLIPPED = gzip.compress(TEXT.encode())[:-5] + b"\xff" + gzip.compress(TEXT.encode())[-4:]  # in its checksum
 
 _FILES: tuple[Row, ...] = (
-    ("no file", lambda folder: None, "refused", "annotations file not found"),
-    ("an empty file", holds(""), "refused", "does not contain a JSON object"),
+    ("no file", lambda folder: None, "refused", "no such file"),
+    ("an empty file", holds(""), "refused", "is empty; copy or download it again"),
+    ("white space only", holds(" \n"), "refused", "contains only white space"),
     ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused", "found a folder"),
     ("an image", holds(b"\xff\xd8\xff\xe0 an image"), "refused", "not valid UTF-8"),
-    ("gzip", holds(b"\x1f\x8b\x08\x00\xff\xff\xff\xff"), "refused", "not valid UTF-8"),
+    ("gzip", holds(gzip.compress(TEXT.encode())), "accepted", NAMED),
+    ("gzip cut short", holds(gzip.compress(TEXT.encode())[:-9]), "refused", "its gzip data end in the middle"),
+    ("gzip with a flipped byte", holds(FLIPPED), "refused", "its gzip data are damaged"),
+    ("gzip of gzip", holds(gzip.compress(gzip.compress(TEXT.encode()))), "refused", "by gzip more than once"),
+    ("a zip archive", holds(b"PK\x03\x04" + b"\0" * 99), "refused", "is a zip archive; unpack it: unzip"),
     ("a web page", holds("<!doctype html>"), "refused", "does not contain a JSON object"),
-    ("UTF-16", holds(TEXT.encode("utf-16")), "refused", "not valid UTF-8"),
+    ("UTF-16", holds(TEXT.encode("utf-16")), "refused", "is UTF-16 text; convert it"),
     ("UTF-8 with a byte order mark", holds(b"\xef\xbb\xbf" + TEXT.encode()), "accepted", NAMED),
     ("cut short in the middle", holds(TEXT[: len(TEXT) // 2]), "refused", "cut short"),
     ("without the last brace", holds(TEXT[:-1]), "refused", "cut short"),

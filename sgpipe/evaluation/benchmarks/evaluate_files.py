@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,16 +21,17 @@ from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
 from rlip_model.evaluation.vcoco import Actions, People, PredictedPeople, Scenario, VcocoScores, evaluate_vcoco
-from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
-from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, Mode, evaluate_graphs, vg150_zero_shot
+from rlip_model.evaluation.vcoco_files import AGENT, people_images, read_actions, read_people, read_predicted_people
+from rlip_model.evaluation.visual_genome import GraphImage, Mode, evaluate_graphs, vg150_zero_shot
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import read_classes
-from sgpipe.evaluation.benchmarks.graphs import GraphFiles
+from sgpipe.evaluation.benchmarks.graphs import VG150_CLASSES, GraphClasses, GraphFiles
 from sgpipe.evaluation.benchmarks.pairs import PairFiles
-from sgpipe.evaluation.result import EvaluationResult, Rows, class_curve, class_rows
+from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
+from sgpipe.utils.text_files import read_text
 
 SPLIT = "test"  # the split of records that are only evaluated
 
@@ -53,10 +55,15 @@ class HicoOptions:
             raise UserError(f"unknown setting {self.setting!r}: expected one of {', '.join(SETTINGS)}")
 
 
-class EvaluationImages(Protocol):
-    """Annotated images with their predictions; reading fills `notes`."""
+class ReadingNotes(Protocol):
+    """What reading annotated images with their predictions fills."""
 
     notes: list[str]
+    counts: ScoredImages
+
+
+class EvaluationImages(ReadingNotes, Protocol):
+    """Annotated images with their predictions."""
 
     def images(self) -> Iterator[EvaluationImage]: ...
 
@@ -75,8 +82,24 @@ def evaluate_hico_files(
         schema = read_classes(classes)
         read = partial(read_hoia, annotations, schema, "hico", SPLIT)
         source = AnnotationSource("hico", SPLIT, read, {"annotations": annotations}, classes=schema.classes)
-    files = PairFiles(source, predictions, schema, "hoi_prediction")
+    files = PairFiles(source, predictions, schema, "hoi_prediction", _advice("hico", predictions, annotations, classes))
     return hico_result(files, schema.classes, options, str(predictions))
+
+
+def _advice(
+    benchmark: str, predictions: Path, annotations: Path, classes: Path | None = None, coco: Path | None = None
+) -> str:
+    """The two commands that predict and evaluate the classes of the annotations."""
+    beside = annotations.with_name(f"{annotations.stem}_classes.json")  # as `sgpipe miniworld` writes it
+    names = classes or (beside if beside.is_file() else Path("CLASSES.json"))
+    files = f"--predictions {quote(str(predictions))} --annotations {quote(str(annotations))}"
+    files += f" --coco {quote(str(coco))}" if coco else ""
+    what, option = "list its classes for both commands", f" --classes {quote(str(names))}"
+    if benchmark in ("openimages", "vcoco"):
+        what, option = f"predict on shards of `sgpipe import {benchmark}`", ""
+    predict = f"sgpipe predict MODEL --data SHARDS --form {benchmark}{option} --out {quote(str(predictions))}"
+    mode = " --mode sgdet" if benchmark == "vg" else ""
+    return f"{what}: `{predict}`, then `sgpipe eval {benchmark}{mode} {files}{option}`"
 
 
 def hico_result(images: EvaluationImages, classes: DatasetClasses, options: HicoOptions, name: str) -> EvaluationResult:
@@ -98,7 +121,9 @@ def hico_result(images: EvaluationImages, classes: DatasetClasses, options: Hico
     rows = class_rows(per_class, _triplet_names(per_class, settings.classes, classes))
     settings_row = {"setting": options.setting, "known_object": options.known_object, "pair_nms": options.pair_nms}
     title = "HICO-DET" if official else "HICO-DET's protocol"
-    return EvaluationResult(title, settings_row, summary, rows, images.notes, curves=curves)
+    return EvaluationResult(
+        title, settings_row, summary, rows, images.notes, curves=curves, **images.counts.as_result()
+    )
 
 
 def _hico_groups(setting: Setting) -> tuple[dict[str, Array], dict[str, str]]:
@@ -114,7 +139,8 @@ def evaluate_open_images_files(
 ) -> EvaluationResult:
     """Open Images V6 scene graphs. Raises UserError: as `evaluate_hico_files`."""
     source = OpenImages(annotations, SPLIT).source()
-    files = PairFiles(source, predictions, OPEN_IMAGES, "rel_prediction")
+    advice = _advice("openimages", predictions, annotations)
+    files = PairFiles(source, predictions, OPEN_IMAGES, "rel_prediction", advice)
     return open_images_result(files, OPEN_IMAGES.classes, suppression, str(predictions))
 
 
@@ -135,7 +161,15 @@ def open_images_result(
     rows = class_rows(relations, _triplet_names(relations, settings.classes, classes))
     curves = {"relations": class_curve(relations), "phrases": class_curve(phrases)}
     title = "Open Images V6" if classes == OPEN_IMAGES.classes else "Open Images' protocol"
-    return EvaluationResult(title, {"nms": suppression}, scores.summary(), rows, images.notes, curves=curves)
+    return EvaluationResult(
+        title,
+        {"nms": suppression},
+        scores.summary(),
+        rows,
+        images.notes,
+        curves=curves,
+        **images.counts.as_result(),
+    )
 
 
 def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> EvaluationResult:
@@ -144,6 +178,10 @@ def evaluate_vcoco_files(predictions: Path, annotations: Path, coco: Path) -> Ev
     detections = _read_json(predictions)
     if not isinstance(detections, list) or not detections:
         raise UserError(f"{predictions} contains no predictions: expected a list of detections")
+    own = [key for key in detections[0] if str(key).endswith(f"_{AGENT}")] if isinstance(detections[0], dict) else []
+    if own and (missing := {f"{name}_{AGENT}" for name in actions.names} - set(own)):
+        advice = _advice("vcoco", predictions, annotations, coco=coco)
+        raise UserError(f"{predictions} has no {min(missing)!r}, which is an action of {annotations}; {advice}")
     with _explained(predictions):
         try:
             predicted = read_predicted_people(detections, actions)
@@ -180,11 +218,14 @@ def vcoco_result(
     """V-COCO's protocol; arguments as for `hico_result`. Raises UserError: as `evaluate_hico_files`."""
     with _explained(name):
         scores = evaluate_vcoco(people_images(people, predicted, actions), actions)
-    if empty := len(people) - len(predicted):
-        notes.append(f"no predictions for {empty:,} of {len(people):,} annotated images: counted as missed")
+    counts = ScoredImages(len(predicted), missing=len(people) - len(predicted))
+    if counts.missing:
+        notes.append(f"no predictions for {counts.missing:,} of {len(people):,} annotated images: counted as missed")
     curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
     curves["agent"] = class_curve(scores.agents)
-    return EvaluationResult("V-COCO", {}, _vcoco_summary(scores), _vcoco_rows(scores), notes, curves=curves)
+    return EvaluationResult(
+        "V-COCO", {}, _vcoco_summary(scores), _vcoco_rows(scores), notes, curves=curves, **counts.as_result()
+    )
 
 
 def evaluate_graph_files(
@@ -192,14 +233,21 @@ def evaluate_graph_files(
 ) -> EvaluationResult:
     """Scene graphs of Visual Genome (VG150) or of other classes. Raises UserError: as `evaluate_hico_files`."""
     graph_classes = GraphClasses.of(read_classes(classes).classes) if classes else VG150_CLASSES
-    files = GraphFiles(annotations, predictions, len(graph_classes.predicates))
-    return graph_result(files.images(), graph_classes, mode, files.notes, str(predictions))
+    advice = _advice("vg", predictions, annotations, classes)
+    files = GraphFiles(annotations, predictions, graph_classes, advice)
+    return graph_result(files.images(), graph_classes, mode, files, str(predictions))
 
 
 def graph_result(
-    images: Iterable[GraphImage], classes: GraphClasses, mode: Mode, notes: list[str], name: str
+    images: Iterable[GraphImage], classes: GraphClasses, mode: Mode, read: ReadingNotes, name: str
 ) -> EvaluationResult:
-    """The protocol of Visual Genome's scene graphs. Raises UserError: as `evaluate_hico_files`."""
+    """The protocol of Visual Genome's scene graphs.
+
+    Args:
+        read: what reading the images fills.
+
+    Raises UserError: as `evaluate_hico_files`.
+    """
     names = classes.predicates
     official = classes == VG150_CLASSES
     zero_shot = vg150_zero_shot() if official else None
@@ -214,22 +262,7 @@ def graph_result(
                 row[f"{prefix}R@{most}"] = share
     summary = {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
     title = "Visual Genome" if official else "Visual Genome's protocol"
-    return EvaluationResult(title, {"mode": mode}, summary, rows, notes)
-
-
-@dataclass(frozen=True)
-class GraphClasses:
-    """The number of object classes, and the predicates in the order of their numbers from 1."""
-
-    num_objects: int
-    predicates: tuple[str, ...]
-
-    @classmethod
-    def of(cls, classes: DatasetClasses) -> GraphClasses:
-        return cls(len(classes.objects), classes.relations)
-
-
-VG150_CLASSES = GraphClasses(150, VG150_PREDICATES)
+    return EvaluationResult(title, {"mode": mode}, summary, rows, read.notes, **read.counts.as_result())
 
 
 def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:
@@ -263,9 +296,7 @@ def _triplet_names(scores: ClassScores, numbers: TripletClasses, classes: Datase
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        return json.loads(read_text(path, "file"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
 

@@ -17,6 +17,7 @@ from sgpipe.errors import UserError
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
 from sgpipe.stages.pair.matching import HeadMatcher, normalise_predicate
 from sgpipe.stages.parse.grammar.clauses import verb_lemma
+from sgpipe.utils.text_files import read_text
 
 PredicateSynonyms: TypeAlias = Mapping[str, Iterable[str]]  # the other texts that count as each predicate
 
@@ -39,9 +40,7 @@ def load_predicate_synonyms(path: Path) -> PredicateSynonyms:
         UserError: the file is missing or is not such a table.
     """
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"synonyms file {path} cannot be read: {error.strerror}") from None
+        table = yaml.safe_load(read_text(path, "synonyms file"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"synonyms file {path} is neither YAML nor JSON ({reason})") from None

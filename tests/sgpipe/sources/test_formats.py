@@ -69,7 +69,10 @@ def test_a_file_of_another_format_is_refused_with_a_hint(tmp_path):
         (json.dumps([GRAPH] * 5)[:-30], "cut short"),
         ("tree,trees\n", "not a JSON array or object"),
         ("]", "JSON"),
-        ("", "JSON"),
+        ("", "is empty"),
+        (" ", "only white space"),
+        ("[]", "it has no items"),
+        ('{"images": []}', "it has no items"),
         (json.dumps([GRAPH])[1:], "JSON"),
     ],
 )

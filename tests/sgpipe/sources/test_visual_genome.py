@@ -187,7 +187,7 @@ def test_alias_tables(tmp_path):
         load_aliases(path)
     with pytest.raises(UserError, match="cannot be read"):
         load_aliases(tmp_path / "none.txt")
-    path.write_bytes(b"\xff\xfe")
+    path.write_bytes(b"\xff\xfd")
     with pytest.raises(UserError, match="not a text file"):
         load_aliases(path)
 

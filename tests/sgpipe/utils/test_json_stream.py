@@ -56,7 +56,7 @@ def test_accepts_nan_which_exporters_write(tmp_path):
         (b'{"a": [1, 2', "cut short"),
         (b'{"a": [1, {"b": "c', "cut short"),
         (b'{"a": [1], "b"', "cut short"),
-        (b"", "does not contain a JSON object"),
+        (b"", "is empty"),
         (b"3", "does not contain a JSON object"),
         (b'{"a": [1 2]}', "expected ','"),
         (b'{"a": [1,]}', "comma"),

@@ -1,0 +1,152 @@
+import gzip
+import io
+import json
+import lzma
+import os
+import tarfile
+import threading
+import tracemalloc
+import zipfile
+
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.utils.hashing import file_sha256
+from sgpipe.utils.json_stream import JsonStream
+from sgpipe.utils.text_files import open_text, read_ends, read_text, text_sha256
+
+TEXT = json.dumps({"a": list(range(3000)), "b": ["x"] * 100}).encode()
+GZIP = gzip.compress(TEXT)
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.json", TEXT)
+    return buffer.getvalue()
+
+
+def tarred() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("a.json")
+        member.size = len(TEXT)
+        archive.addfile(member, io.BytesIO(TEXT))
+    return buffer.getvalue()
+
+
+def flipped(at: int) -> bytes:
+    return GZIP[:at] + bytes([GZIP[at] ^ 0xFF]) + GZIP[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GZIP,
+        gzip.compress(TEXT[:50]) + gzip.compress(TEXT[50:]),
+        GZIP + b"\0" * 512,
+        gzip.compress(b"\xef\xbb\xbf" + TEXT),
+    ],
+    ids=["one member", "two members", "padded", "byte order mark"],
+)
+@pytest.mark.parametrize("name", ["a.json.gz", "a.json"])
+def test_gzip_is_read_whatever_its_name(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert [item for key, item in JsonStream(path) if key == "a"] == list(range(3000))
+    assert json.loads(read_text(path, "file")) == json.loads(TEXT)
+
+
+def test_the_hash_is_that_of_the_content(tmp_path):
+    plain, compressed = tmp_path / "a.json", tmp_path / "a.json.gz"
+    plain.write_bytes(TEXT)
+    compressed.write_bytes(GZIP)
+    stream = JsonStream(compressed)
+    list(stream)
+    assert stream.sha256 == text_sha256(compressed) == text_sha256(plain) == file_sha256(plain)
+    assert read_ends(compressed, 100) == read_ends(plain, 100) == (TEXT[:100], TEXT[-100:])
+
+
+def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.json.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"[1")
+        for _ in range(64):
+            file.write(b" " * (1 << 20))
+        file.write(b"]")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    tracemalloc.start()
+    assert [item for _, item in JsonStream(path)] == [1]
+    text_sha256(path)
+    read_ends(path, 100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 << 20
+    assert os.listdir(tmp_path) == ["a.json.gz"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (GZIP[:-1], "cut short: its gzip data end in the middle"),
+        (GZIP[:-9], "cut short: its gzip data end in the middle"),
+        (GZIP[: len(GZIP) // 2], "cut short: its gzip data end in the middle"),
+        (GZIP[:3], "cut short: its gzip data end in the middle"),
+        (flipped(-5), "corrupt: its gzip data are damaged"),
+        (flipped(2), "corrupt: its gzip data are damaged"),
+        (flipped(len(GZIP) // 2), "corrupt: its gzip data are damaged|not valid|cut short"),
+        (GZIP + b"rest", "corrupt: its gzip data are damaged"),
+        (gzip.compress(TEXT[:-5]), "cut short"),
+        (gzip.compress(GZIP), "compressed by gzip more than once; decompress it: gunzip '.*a file.json'"),
+        (gzip.compress(b""), "is empty when decompressed"),
+        (b"", "is empty; copy or download it again"),
+        (b" \n\t ", "contains only white space"),
+        (b"\xef\xbb\xbf", "contains only white space"),
+        (b"\0" * 4096, "zero bytes: it is incomplete"),
+        (zipped(), "is a zip archive; unpack it: unzip '.*a file.json'"),
+        (lzma.compress(TEXT), "is compressed by xz; decompress it: xz -dk"),
+        (b"\x28\xb5\x2f\xfd" + TEXT, "is compressed by Zstandard; decompress it: zstd -d"),
+        (tarred(), "is a tar archive; unpack it: tar xf"),
+        (gzip.compress(tarred()), "is a tar archive inside gzip; unpack it: tar xf"),
+        (TEXT.decode().encode("utf-16"), "is UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
+        (TEXT.decode().encode("utf-16-le"), "is UTF-16LE text"),
+        (TEXT.decode().encode("utf-16-be"), "is UTF-16BE text"),
+        (TEXT.decode().encode("utf-32"), "is UTF-32 text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
+    ],
+)
+def test_what_is_not_text_is_refused_by_one_line(tmp_path, content, reason):
+    path = tmp_path / "a file.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        list(JsonStream(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_small_files_are_refused_in_the_same_words(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xff\xfealiases")
+    with pytest.raises(UserError, match="UTF-16"):
+        read_text(path, "alias file")
+    path.write_bytes(b"tr\xe4e")
+    with pytest.raises(UserError, match=r"alias file .* is not a text file"):
+        read_text(path, "alias file")
+    with pytest.raises(UserError, match=r"alias file .* cannot be read: No such file"):
+        read_text(tmp_path / "none", "alias file")
+
+
+def test_a_pipe_can_be_read_once(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for content in (TEXT, GZIP):
+        writer = threading.Thread(target=path.write_bytes, args=(content,))
+        writer.start()
+        with open_text(path) as file:
+            assert file.read() == TEXT
+        writer.join()
+    writer = threading.Thread(target=path.write_bytes, args=(b"[]",))
+    writer.start()
+    with pytest.raises(UserError, match="is a pipe, but it is read more than once"):
+        read_ends(path, 100)
+    writer.join()
