@@ -9,7 +9,7 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.inference.predictor import ImagePrediction, PredictConfig, Predictor
 from sgpipe.inference.rows import RowGroup
 from sgpipe.utils.console import Progress
-from sgpipe.utils.devices import check_devices
+from sgpipe.utils.devices import check_devices, check_workers
 
 
 def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
@@ -45,12 +45,14 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
     from ray.exceptions import RayError, RayTaskError
     from ray.util import ActorPool
 
-    from sgpipe.utils.ray_cluster import check_workers, start_ray, worker_failure
+    from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
     start_ray()
     workers = min(config.workers, len(row_groups))
     gpus = 0 if config.device == "cpu" else config.gpus
-    if note := check_workers(workers, 1, gpus, {"CPU": "--workers", "GPU": "--workers or --gpus"}):
+    if note := check_workers(
+        ray.cluster_resources(), workers, 1, gpus, {"CPU": "--workers", "GPU": "--workers or --gpus"}
+    ):
         Progress().say(note)
     worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)
     try:

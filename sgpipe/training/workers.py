@@ -30,8 +30,8 @@ from sgpipe.training.metrics import METRICS
 from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
-from sgpipe.utils.devices import pick_device
-from sgpipe.utils.ray_cluster import check_workers, start_ray, worker_failure
+from sgpipe.utils.devices import check_workers, pick_device
+from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
 _POLL_SECONDS = 0.5
@@ -50,7 +50,7 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
     progress.say("starting Ray")
     start_ray(config.address)
     lower = {"CPU": "--workers or workers.cpus", "GPU": "--workers or workers.gpus"}
-    if note := check_workers(config.count, config.cpus, _gpus(config), lower):
+    if note := check_workers(ray.cluster_resources(), config.count, config.cpus, _gpus(config), lower):
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -60,6 +60,30 @@ def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]
         )
     elif device == "cuda" and not gpus:
         raise UserError(f"{device_name} is cuda, but {gpus_name} is 0, so Ray gives the workers no GPU: set it to 1")
+
+
+def check_workers(
+    resources: Mapping[str, float], workers: int, cpus: float, gpus: float, lower: Mapping[str, str]
+) -> str | None:
+    """Refuse workers that would wait for ever; return a note if there are GPUs that they do not use.
+
+    Args:
+        resources: `ray.cluster_resources()`.
+        cpus, gpus: of each worker.
+        lower: by "CPU" and "GPU", the settings to lower.
+
+    Raises UserError: Ray has too few CPUs or GPUs.
+    """
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        needed, available = each * workers, resources.get(name, 0)
+        if needed > available + 1e-6:
+            raise UserError(
+                f"{count(workers, 'worker needs', 'workers need')} {needed:g} {name}{'' if needed == 1 else 's'}, "
+                f"but Ray has {available:g}; lower {lower[name]}"
+            )
+    if gpus or not (unused := resources.get("GPU", 0)):
+        return None
+    return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none: give --gpus 1"
 
 
 def _gpu_number(name: str) -> int | None:

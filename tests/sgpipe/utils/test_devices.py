@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sgpipe.errors import UserError
-from sgpipe.utils.devices import check_devices, pick_device, pick_dtype
+from sgpipe.utils.devices import check_devices, check_workers, pick_device, pick_dtype
 
 
 def test_auto_takes_a_gpu_if_there_is_one(monkeypatch):
@@ -84,3 +84,28 @@ def test_a_process_that_was_promised_a_gpu_does_not_use_the_cpu(monkeypatch: pyt
     with pytest.raises(UserError, match="a GPU is asked for, but PyTorch sees no GPU here"):
         pick_device("auto", gpus=0.5)
     assert pick_device("cpu", gpus=1).type == "cpu"
+
+
+LOWER = {"CPU": "--workers", "GPU": "--workers or --gpus"}
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "gpus", "message"),
+    [
+        ({"CPU": 2.0}, 3, 0, "3 workers need 3 CPUs, but Ray has 2; lower --workers"),
+        ({"CPU": 2.0}, 1, 1, "1 worker needs 1 GPU, but Ray has 0; lower --workers or --gpus"),
+        ({"CPU": 8.0, "GPU": 2.0}, 4, 1, "4 workers need 4 GPUs, but Ray has 2"),
+        ({"CPU": 8.0, "GPU": 2.0}, 5, 0.5, "5 workers need 2.5 GPUs, but Ray has 2"),
+    ],
+)
+def test_workers_that_would_wait_for_ever_are_refused(
+    resources: dict[str, float], workers: int, gpus: float, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_workers(resources, workers, 1, gpus, LOWER)
+
+
+def test_gpus_that_workers_do_not_use_are_noted() -> None:
+    assert check_workers({"CPU": 4.0, "GPU": 2.0}, 4, 1, 0.5, LOWER) is None
+    assert check_workers({"CPU": 4.0}, 4, 1, 0, LOWER) is None
+    assert "Ray has 1 GPU, but the workers use none" in (check_workers({"CPU": 4.0, "GPU": 1.0}, 4, 1, 0, LOWER) or "")
