@@ -122,6 +122,7 @@ def generate(
 def _source_overrides(
     images: Path | None, annotations: Path | None, captions: Path | None, split: str | None
 ) -> dict[str, Any]:
+    from sgpipe.recipe import WHOLE
     from sgpipe.sources.formats import guess_split
 
     if images is None:
@@ -129,7 +130,7 @@ def _source_overrides(
             raise UserError("--annotations, --captions and --split need --images")
         return {}
     config = {"annotations": annotations, "images": images, "captions": captions}
-    name = split or (guess_split(annotations) if annotations else "all")
+    name = split or (guess_split(annotations) if annotations else WHOLE)
     overrides: dict[str, Any] = {"source.splits": {name: config}}
     if captions is not None:
         overrides["caption.captioner"] = None
@@ -152,6 +153,9 @@ def _report(summary: Summary, threshold: float, json_: bool, store: str | None) 
         print_run_quality(quality, screen)
 
 
+_MINIWORLD_IMAGES = 200
+
+
 def miniworld(
     out: Annotated[
         Path,
@@ -160,15 +164,26 @@ def miniworld(
             callback=writes_folder,
         ),
     ],
-    images: Annotated[int, typer.Option(help="Number of images.")] = 200,
+    number: Annotated[int | None, typer.Option("--count", help="Number of images. Default: 200.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     split: Annotated[str, typer.Option(help="train, val or test-compositional.")] = "val",
+    images: Annotated[int | None, typer.Option("--images", hidden=True, help="The old name of --count.")] = None,
 ) -> None:
-    """Generate a synthetic dataset with exact ground truth."""
+    """Generate a synthetic dataset with exact ground truth.
+
+    The same command finishes an interrupted dataset. A folder that contains another one is refused.
+    """
     from sgpipe.sources.miniworld import render_dataset
 
-    render_dataset(out, images, seed, split)
-    console.output().print(f"generated {console.count(images, 'image')} in {out}", soft_wrap=True)
+    if number is not None and images is not None:
+        raise UserError("--images is the old name of --count; give one of them")
+    wanted = number if number is not None else images if images is not None else _MINIWORLD_IMAGES
+    if render_dataset(out, wanted, seed, split):
+        message = f"generated {console.count(wanted, 'image')} in {out}"
+    else:
+        message = f"nothing left to do: {out} already contains {'this' if wanted == 1 else 'these'} "
+        message += console.count(wanted, "image")
+    console.output().print(message, soft_wrap=True)
 
 
 def parse(

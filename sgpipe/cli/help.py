@@ -31,7 +31,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "generate coco --tagger tagger/ --limit 100 --set tag.threshold=0.1",
         "generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco",
     ),
-    "miniworld": ("miniworld --images 200 --out miniworld/",),
+    "miniworld": ("miniworld --count 200 --out miniworld/",),
     "stats": ("stats coco-relations/", "stats coco-relations/ --html report.html --sheet sheet.png"),
     "score": ("score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k",),
     "verify": ("verify coco-relations/", "verify coco-relations/ --repair"),
@@ -46,7 +46,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "import coco": (
         "import coco --annotations instances_val.json --captions captions_val.json --images coco --out imported/",
     ),
-    "import hf": ("import hf for-the-hub/ --split val --out imported/",),
+    "import hf": ("import hf --annotations for-the-hub/ --split val --out imported/",),
     "export": (
         "export coco-relations/ --to hf --embed --out for-the-hub/",
         "export coco-relations/ --to rlipv2 --threshold 0.2 --out rlipv2/",
@@ -78,6 +78,9 @@ _COMPUTE = ("device", "dtype", "workers", "gpus", "ray_address")
 OPTION_SECTIONS = {"Data": _DATA, "Models": _MODELS, "Compute": _COMPUTE}
 
 
+_WHOLE_SENTENCE = 1000  # characters: the table of commands wraps what does not fit its width, and cuts nothing
+
+
 class HelpfulGroup(TyperGroup):
     """Commands under headings, each with examples."""
 
@@ -94,9 +97,10 @@ class HelpfulGroup(TyperGroup):
         sections = SECTIONS if ctx.parent is None else {}
         grouped = {name for names in sections.values() for name in names}
         others = {"Commands": tuple(name for name in commands if name not in grouped)}
-        width = formatter.width - 6 - max(map(len, commands), default=0)
         for title, names in {**sections, **others}.items():
-            rows = [(name, command.get_short_help_str(width)) for name in names if (command := commands.get(name))]
+            rows = [
+                (name, command.get_short_help_str(_WHOLE_SENTENCE)) for name in names if (command := commands.get(name))
+            ]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
@@ -104,6 +108,10 @@ class HelpfulGroup(TyperGroup):
 
 class GroupedCommand(Command):
     """A command whose many options are under headings."""
+
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Without hidden arguments, whose metavar is empty."""
+        return [piece for piece in super().collect_usage_pieces(ctx) if piece != "[]"]
 
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{title: [] for title in OPTION_SECTIONS}}

@@ -10,6 +10,7 @@ import typer
 
 from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.options import GuessedSplit, Json, Limit, reads_file, reads_folder, with_option_groups, writes_folder
+from sgpipe.errors import UserError
 from sgpipe.utils import console
 
 if TYPE_CHECKING:
@@ -199,9 +200,11 @@ def coco(
 @with_option_groups
 def hf(
     *,
-    folder: Annotated[
-        Path, typer.Argument(help="Folder with data/SPLIT-00000-of-00001.parquet …", callback=reads_folder)
-    ],
+    folder: Annotated[Path | None, typer.Argument(hidden=True, metavar="", callback=reads_folder)] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="Folder with data/SPLIT-00000-of-00001.parquet and so on; required.", callback=reads_folder),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Image folder, if the rows do not contain the images.", callback=reads_folder)
     ] = None,
@@ -214,7 +217,10 @@ def hf(
     """
     from sgpipe.sources.hugging_face import HuggingFace
 
-    _import(HuggingFace(folder, split).source(), images or folder, options)
+    dataset = annotations or folder  # the folder alone is the form of earlier versions
+    if dataset is None or (annotations and folder):
+        raise UserError("give the dataset by --annotations FOLDER, a folder that `sgpipe export --to hf` wrote")
+    _import(HuggingFace(dataset, split).source(), images or dataset, options)
 
 
 def _import(source: AnnotationSource, images: Path, options: ImportOptions) -> None:

@@ -63,6 +63,25 @@ def test_commands_that_print_a_report_can_print_json(path):
     assert "--json" in [option for param in command(path).params for option in param.opts]
 
 
+@pytest.mark.parametrize("path", ["", "import", "eval"])
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_description_is_cut(path, width):
+    shown = CliRunner().invoke(app, [*path.split(), "--help"], terminal_width=width).stdout
+    listed = shown[shown.index("\nOptions:") :]  # the line of usage ends in dots of its own
+    assert not any(line.endswith(("...", "…")) for line in listed.splitlines())
+    joined = "".join(shown.split())
+    for name in typer.main.get_command(app).commands if not path else command(path).commands:
+        sentence = command(f"{path} {name}".strip()).get_short_help_str(1000)
+        assert "".join(f"{name}{sentence}".split()) in joined
+
+
+def test_every_import_takes_annotations():
+    for name, member in command("import").commands.items():
+        options = {option for param in member.params for option in param.opts if not getattr(param, "hidden", False)}
+        assert {"--annotations", "--images", "--split", "--out"} <= options, name
+        assert not [option for option in options if not option.startswith("-")], name
+
+
 def test_options_of_large_commands_are_under_headings():
     shown = CliRunner().invoke(app, ["generate", "--help"]).stdout
     assert shown.index("\nData:") < shown.index("--annotations") < shown.index("\nModels:") < shown.index("--tagger")

@@ -9,8 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.export.run import export_run
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import iter_records
+from tests.sgpipe.export.runs import records
+from tests.sgpipe.stats.runs import make_shards
 
 MAN, BIKE = {"bbox": [1, 2, 30, 40], "category_id": 1}, {"bbox": [0, 0, 64, 48], "category_id": 2}
 RELATION = {"subject_id": 0, "object_id": 1, "category_id": 3}
@@ -117,7 +120,7 @@ def test_exit_code_3_if_every_image_fails(folder):
 
 
 def test_the_miniworld_is_imported_with_all_its_relations(tmp_path):
-    assert invoke("miniworld", "--images", 5, "--out", tmp_path / "miniworld").exit_code == 0
+    assert invoke("miniworld", "--count", 5, "--out", tmp_path / "miniworld").exit_code == 0
     graphs = json.loads((tmp_path / "miniworld/scene_graphs.json").read_text())
     command = ["import", "vg", "--annotations", tmp_path / "miniworld/scene_graphs.json"]
     result = invoke(*command, "--images", tmp_path / "miniworld/images", "--out", tmp_path / "out", "--embed")
@@ -129,6 +132,30 @@ def test_the_miniworld_is_imported_with_all_its_relations(tmp_path):
         ]
         assert [(r.subject, r.object, r.predicate) for r in record.relations] == expected
         assert [box.bbox for box in record.objects] == [tuple(thing[k] for k in "xywh") for thing in graph["objects"]]
+
+
+def test_the_hub_s_form_is_named_as_other_annotations_are_and_the_folder_alone_still_works(tmp_path):
+    dataset = export_run(make_shards(tmp_path / "run", records(8)), "hf", tmp_path / "hub").root
+    by_name = invoke("import", "hf", "--annotations", dataset, "--split", "val", "--out", tmp_path / "a")
+    alone = invoke("import", "hf", "--split", "val", dataset, "--out", tmp_path / "b")
+    assert (by_name.exit_code, alone.exit_code) == (0, 0)
+    assert list(iter_records(tmp_path / "a")) == list(iter_records(tmp_path / "b")) != []
+    for folders in ((), (dataset, "--annotations", dataset)):
+        refused = invoke("import", "hf", *folders, "--out", tmp_path / "c")
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith("error: give the dataset by --annotations FOLDER")
+    missing = invoke("import", "hf", "--annotations", tmp_path / "none", "--out", tmp_path / "c")
+    assert missing.stderr == f"error: --annotations: no such folder: {tmp_path / 'none'}\n"
+
+
+def test_the_miniworld_counts_its_images(tmp_path):
+    assert invoke("miniworld", "--count", 2, "--out", tmp_path / "a").stdout == f"generated 2 images in {tmp_path}/a\n"
+    again = invoke("miniworld", "--images", 2, "--out", tmp_path / "a")  # the old name
+    assert again.stdout == f"nothing left to do: {tmp_path}/a already contains these 2 images\n"
+    for options in (("--count", 3), ("--count", 2, "--images", 2), ("--count", 2, "--seed", 1)):
+        refused = invoke("miniworld", *options, "--out", tmp_path / "a")
+        assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    assert "--images" not in invoke("miniworld", "--help").stdout
 
 
 @pytest.mark.slow
