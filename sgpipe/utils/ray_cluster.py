@@ -1,24 +1,37 @@
-"""Starting or joining Ray, and what its errors come down to."""
+"""Starting or joining Ray, the token that a cluster may require, and what Ray's errors come down to.
+
+From 2.52 on, Ray can require a token of everyone who joins; from 2.60 on, `ray start --head` does so by itself as soon
+as its machine has a token. Ray looks for it in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, and in
+~/.ray/auth_token, but presents it to a cluster at HOST:PORT only if RAY_AUTH_MODE=token is set.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray import _raylet
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sgpipe.errors import EngineError, UserError
-from sgpipe.utils.console import count
+from sgpipe.errors import EngineError
 
 _CONNECT_SECONDS = 5
+_MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
+# Ray's own names for how long it waits for an answer, by version.
+_WAITS = ("RAY_py_gcs_connect_timeout_s", "RAY_gcs_rpc_server_connect_timeout_s")
+_LOOPBACK = "127.0.0.1"
 
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> None:
@@ -28,40 +41,19 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
-    local: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        _connect(address)
-        with _quiet_stderr():
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        if address:
+            _join(address)
+        else:
+            _start_here(cpus)
+    except EngineError:
+        raise
     except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception on a machine that is too slow for it
         what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start here"
         raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
-
-
-def check_workers(workers: int, cpus: float, gpus: float, lower: Mapping[str, str]) -> str | None:
-    """Refuse workers that would wait for ever; return a note if Ray has GPUs that they do not use.
-
-    Args:
-        cpus, gpus: of each worker.
-        lower: by "CPU" and "GPU", the settings to lower or raise.
-
-    Raises UserError: Ray has too few CPUs or GPUs.
-    """
-    resources = ray.cluster_resources()
-    for name, each in (("CPU", cpus), ("GPU", gpus)):
-        available = resources.get(name, 0)
-        if each * workers > available + 1e-6:
-            needed = f"{each * workers:g} {name}{'' if each * workers == 1 else 's'}"
-            raise UserError(
-                f"{count(workers, 'worker')} need{'s' if workers == 1 else ''} {needed}, but Ray has {available:g}; "
-                f"lower {lower[name]}"
-            )
-    if gpus or not (unused := resources.get("GPU", 0)):
-        return None
-    return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none: give --gpus 1"
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:
@@ -76,11 +68,130 @@ def worker_failure(error: BaseException) -> str:
     return f"a worker failed: {(inner or [_first_line(error)])[0]}"
 
 
-def _connect(address: str | None) -> None:
+@dataclass(frozen=True)
+class RayToken:
+    """The token that Ray finds on this machine (empty: none), and the file or variable that it is in."""
+
+    value: str
+    origin: str
+
+
+def ray_token() -> RayToken:
+    """Look for a token where Ray does, in its order."""
+    if value := os.environ.get(_TOKEN, "").strip():
+        return RayToken(value, _TOKEN)
+    if named := os.environ.get(_TOKEN_PATH):
+        return RayToken(_read(Path(named)), f"{named} ({_TOKEN_PATH})")
+    return RayToken(_read(Path(_TOKEN_FILE).expanduser()), _TOKEN_FILE)
+
+
+def cluster_mode(address: str) -> str:
+    """How to join the cluster at HOST:PORT, as RAY_AUTH_MODE has it: "token" or "disabled".
+
+    Raises EngineError: nothing there answers as Ray does, or the cluster requires a token that is not on this machine.
+    """
+    if _is_admitted(address, "disabled"):
+        return "disabled"
+    token, machine = ray_token(), f"this machine ({socket.gethostname()})"
+    if os.environ.get(_MODE, "token").lower() != "token":
+        raise EngineError(
+            f"the Ray cluster at {address} requires a token, but {_MODE}={os.environ[_MODE]} on {machine} withholds "
+            f"it: unset {_MODE}"
+        )
+    advice = f"{_TOKEN_FILE} of the cluster's head, or set {_TOKEN} to what `ray get-auth-token` prints there"
+    if not token.value:
+        raise EngineError(
+            f"the Ray cluster at {address} requires a token, and {machine} has none: {token.origin} is missing or "
+            f"empty; copy {advice}"
+        )
+    if not _is_admitted(address, "token"):
+        raise EngineError(
+            f"the Ray cluster at {address} does not accept the token of {machine} in {token.origin}; replace it by "
+            f"{advice}"
+        )
+    return "token"
+
+
+def running_cluster() -> str | None:
+    """HOST:PORT of the cluster that `auto` stands for: that of RAY_ADDRESS, or the last that `ray start` began here."""
+    try:
+        address: str | None = services.canonicalize_bootstrap_address("auto")
+    except (ConnectionError, ValueError):
+        return None
+    return address
+
+
+def _join(address: str) -> None:
+    if address.startswith("ray://"):
+        _check_port(address.removeprefix("ray://"))
+        _init(address, os.environ.get(_MODE) or ("token" if ray_token().value else "disabled"))
+        return
+    found = running_cluster() if address == "auto" else address
+    if found is None:
+        raise EngineError(
+            "no Ray cluster runs on this machine: start one with `ray start --head`, or name another as HOST:PORT"
+        )
+    _check_port(found)
+    _init(found, cluster_mode(found))
+
+
+def _start_here(cpus: int | None) -> None:
+    """Ray listens on all interfaces, so whoever connects needs a token. One that is made for a single run stays in
+    memory: in ~/.ray/auth_token, where Ray would write it, it would also lock the clusters that are started later.
+    """
+    mode, token = os.environ.get(_MODE, "token"), ray_token().value
+    if mode.lower() == "token" and _MODE not in os.environ:
+        token = token or secrets.token_hex(32)
+    local = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": _LOOPBACK}
+    _init("local", mode, token, **local)
+
+
+def _init(address: str, mode: str, token: str = "", **options: Any) -> None:
+    with _environment(**{_MODE: mode} | ({_TOKEN: token} if token else {})), _quiet_stderr():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+def _check_port(address: str) -> None:
     """Raises OSError: nothing answers at HOST:PORT. Ray itself would try for a minute, and then end the process."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+
+
+def _is_admitted(address: str, mode: str) -> bool:
+    """Whether the cluster answers in this mode. Raises EngineError: it does not answer at all."""
+    waits = {name: str(_CONNECT_SECONDS) for name in _WAITS}
+    try:
+        with _environment(**{_MODE: mode}, **waits), _quiet_stderr():
+            _raylet.GcsClient(address=address)
+    except Exception as error:  # noqa: BLE001 - the class for a refused token is not in every version of Ray
+        if type(error).__name__ == "AuthenticationError":
+            return False
+        if "InvalidAuthToken" in str(error):
+            raise EngineError(
+                f"the Ray cluster at {address} requires a token, which Ray {ray.__version__} does not have: install "
+                "the Ray version of the cluster"
+            ) from None
+        raise EngineError(f"the Ray cluster at {address} cannot be joined: {_first_line(error)}") from None
+    return True
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for a while, and have Ray read them; it keeps what it read."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    _raylet.Config.initialize("")
+    if loader := getattr(_raylet, "AuthenticationTokenLoader", None):
+        loader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -96,5 +207,14 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(saved)
 
 
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line; all of them if it announces the others, as that of two versions which differ."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines) if lines[0].endswith(":") else lines[0]

@@ -92,7 +92,7 @@ class Run:
 
     def processes(self, title: str) -> list[int]:
         """Processes that the run has started, and these in turn, whose title has `title` in it."""
-        return [pid for pid in _descendants(self.process.pid) if title in _title(pid)]
+        return [pid for pid in descendants(self.process.pid) if title in _title(pid)]
 
 
 def _command(arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -108,7 +108,8 @@ def _command(arguments: list[str], environment: dict[str, str], log: str) -> Non
         atexit._run_exitfuncs()  # which a forked process leaves out
 
 
-def _descendants(pid: int | None) -> list[int]:
+def descendants(pid: int | None) -> list[int]:
+    """The processes that a process has started, and these in turn."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:

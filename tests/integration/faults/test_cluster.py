@@ -1,15 +1,27 @@
-"""Several machines: raylets of their own on this one, with the output folder shared."""
+"""Several machines: raylets of their own on this one, with the output folder shared; and joining them."""
 
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from ray.cluster_utils import Cluster
 
-from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
+from tests.integration.faults.runs import Run, assert_whole, descendants, make_dataset, rows
 from tests.integration.faults.stage import GPUS, MARKS, SECONDS
 
 IMAGES = 60
+STARTS_WITH_TOKEN = Version(version("ray")) >= Version("2.60")  # `ray start --head` requires it if there is one
+needs_tokens = pytest.mark.skipif(Version(version("ray")) < Version("2.52"), reason="this Ray has no tokens")
 
 
 @pytest.fixture
@@ -92,3 +104,150 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
         "error: the Ray cluster at 127.0.0.1:1 cannot be joined: Connection refused",
         "Committed work is kept; run the same command again to resume.",
     ]
+
+
+class Machine:
+    """A machine of its own as far as Ray can tell: a home, a folder for sessions, and what `ray start` runs there."""
+
+    def __init__(self, folder: Path, token: str = "") -> None:
+        self.folder, self.log = folder, folder / "ray.log"
+        self.token = folder / "home" / ".ray" / "auth_token"
+        self.token.parent.mkdir(parents=True)
+        if token:
+            self.token.write_text(token)
+        self.environment = {"HOME": str(folder / "home"), "RAY_TMPDIR": str(folder), "RAY_worker_niceness": "0"}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start_head(self) -> str:
+        """HOST:PORT of a cluster that `ray start --head` begins here."""
+        port = free_port()
+        self.ray("start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--block")
+        return f"127.0.0.1:{port}"
+
+    def ray(self, *arguments: str) -> None:
+        """Run the `ray` command until it says that it stays."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+        environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **self.environment}
+        command = [str(Path(sys.executable).with_name("ray")), *arguments]
+        with self.log.open("wb") as log:
+            self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        end = time.monotonic() + 120
+        while "will now block" not in self.log.read_text():
+            assert self.processes[-1].poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End what was started here, and nothing else of Ray's."""
+        for process in self.processes:
+            for pid in [process.pid, *descendants(process.pid)]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, str]]:
+    """A cluster begun by `ray start --head` on a machine with a token, and its address."""
+    machine = Machine(tmp_path_factory.mktemp("g"), token="a" * 64)
+    machine.environment |= {} if STARTS_WITH_TOKEN else {"RAY_AUTH_MODE": "token"}
+    yield machine, machine.start_head()
+    machine.stop()
+
+
+@pytest.fixture(scope="module")
+def open_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, str]]:
+    """A cluster begun by `ray start --head` on a machine without a token, and its address."""
+    machine = Machine(tmp_path_factory.mktemp("o"))
+    yield machine, machine.start_head()
+    machine.stop()
+
+
+def join(machine: Machine, address: str, tmp_path: Path, home: Machine | None = None, **environment: str) -> Run:
+    """A run that joins a cluster, on a machine of the cluster with the home of `home`; it has ended."""
+    run = Run(make_dataset(tmp_path / "data", 4), tmp_path / "out", ("--ray-address", address))
+    run.environment = {**machine.environment, **(home or machine).environment, **environment}
+    run.environment |= {"RAY_TMPDIR": machine.environment["RAY_TMPDIR"]}
+    run.start()
+    run.wait()
+    return run
+
+
+@needs_tokens
+@pytest.mark.slow
+@pytest.mark.parametrize("auto", [False, True])
+def test_the_token_of_the_machine_opens_a_cluster(guarded: tuple[Machine, str], tmp_path: Path, auto: bool) -> None:
+    machine, address = guarded
+    run = join(machine, "auto" if auto else address, tmp_path)
+    assert run.process.exitcode == 0, run.said
+    assert len(rows(run.out)) == 4
+
+
+@needs_tokens
+@pytest.mark.slow
+def test_the_token_may_be_elsewhere(guarded: tuple[Machine, str], tmp_path: Path) -> None:
+    machine, address = guarded
+    empty = Machine(tmp_path / "empty")
+    (tmp_path / "there").write_text(machine.token.read_text())
+    for number, variables in enumerate(
+        ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "there")}, {"RAY_AUTH_TOKEN": machine.token.read_text()})
+    ):
+        (tmp_path / str(number)).mkdir()
+        run = join(machine, address, tmp_path / str(number), empty, **variables)
+        assert run.process.exitcode == 0, run.said
+
+
+@needs_tokens
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("token", "variables", "told"),
+    [
+        ("", {}, "requires a token, and this machine .* has none: ~/.ray/auth_token is missing or empty; copy "),
+        ("", {"RAY_AUTH_MODE": "token"}, "requires a token, and this machine .* has none"),
+        ("a" * 64, {"RAY_AUTH_TOKEN_PATH": "/nowhere"}, r"has none: /nowhere \(RAY_AUTH_TOKEN_PATH\) is missing"),
+        ("b" * 64, {}, "does not accept the token of this machine .* in ~/.ray/auth_token"),
+        ("a" * 64, {"RAY_AUTH_TOKEN": "b"}, "does not accept the token of this machine .* in RAY_AUTH_TOKEN;"),
+        ("a" * 64, {"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=disabled on this machine .* withholds it"),
+    ],
+)
+def test_what_is_missing_for_a_cluster_with_a_token_is_told(
+    guarded: tuple[Machine, str], tmp_path: Path, token: str, variables: dict[str, str], told: str
+) -> None:
+    machine, address = guarded
+    run = join(machine, address, tmp_path, Machine(tmp_path / "other", token), **variables)
+    assert run.process.exitcode == 1, run.said
+    assert re.match(f"error: the Ray cluster at {address} .*{told}", run.said.splitlines()[-2]), run.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_token_does_not_keep_a_machine_out_of_an_open_cluster(
+    open_cluster: tuple[Machine, str], tmp_path: Path, auto: bool
+) -> None:
+    machine, address = open_cluster
+    run = join(machine, "auto" if auto else address, tmp_path, Machine(tmp_path / "other", "a" * 64))
+    assert run.process.exitcode == 0, run.said
+
+
+@pytest.mark.slow
+def test_a_local_run_leaves_no_token_that_locks_later_clusters(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "machine")
+    home = {"HOME": machine.environment["HOME"]}  # Ray's sessions stay where they are: paths of sockets must be short
+    run = Run(make_dataset(tmp_path / "data", 4), tmp_path / "out", environment=home)
+    run.start()
+    assert run.wait() == 0, run.said
+    assert not machine.token.exists()
+
+
+@pytest.mark.slow
+def test_what_is_no_ray_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        run = join(Machine(tmp_path / "machine"), address, tmp_path)
+    assert run.process.exitcode == 1
+    assert run.said.splitlines()[-2].startswith(f"error: the Ray cluster at {address} cannot be joined: Timed out")
