@@ -68,6 +68,11 @@ class RLIPPreTrainedModel(PreTrainedModel):
         """Do nothing: every module initialises its own parameters."""
 
     @classmethod
+    def check(cls, name: str) -> None:
+        """Read only the configuration. Raises CheckpointError: there is no network, or one of another kind."""
+        _check_kind(name, cls)
+
+    @classmethod
     def from_pretrained(  # type: ignore[override]
         cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> Model:

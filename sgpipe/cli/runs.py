@@ -175,7 +175,8 @@ def _verdict(verification: Verification) -> str:
     if verification.repaired:
         return f"{verification.root}: repaired; run the command that wrote it again to regenerate what is missing"
     problems = count(len(verification.problems), "problem")
-    return f"{verification.root}: {problems} in {size}{running}; --repair removes what is damaged"
+    advice = "--repair removes what is damaged" if verification.repairable else "restore it from a copy"
+    return f"{verification.root}: {problems} in {size}{running}; {advice}"
 
 
 def _size(images: int, shards: int) -> str:
@@ -227,5 +228,7 @@ def export(
         return
     screen = console.output()
     screen.print(f"wrote {count(len(written.files), 'file')} to {out}", soft_wrap=True)
+    if written.is_bare:
+        console.progress().print("NOTE: no relation reaches the confidence of --threshold; lower it", soft_wrap=True)
     for what, number in written.left_out.items():
         screen.print(f"left out: {what} ({number:,})", soft_wrap=True)

@@ -46,8 +46,12 @@ def prepare_source(
     return source, ground_truth
 
 
-def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
-    """The index of a split, built at `path` from its annotation file unless it is already there.
+def open_source(source: SourceConfig, split: str, path: Path, new: Path | None = None) -> SourceIndex:
+    """The index of a split, built from its annotation file unless it is already there.
+
+    Args:
+        path: where it is.
+        new: where it is built, by default in its place; `SourceIndex.move` then replaces the one at `path`.
 
     Raises:
         UserError: the annotation file or the image folder is missing or not of the source's format.
@@ -60,6 +64,7 @@ def open_source(source: SourceConfig, split: str, path: Path) -> SourceIndex:
     except UserError:  # missing or damaged: it is only a cache
         index = None
     if index is None or index.meta.get("files") != files or not index.meta.get("located") or not index.is_whole():
+        path = new or path
         _build(source, split, path, files)
         index = SourceIndex(path)
     return index

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import Resources
@@ -35,6 +35,14 @@ class Stage(Protocol):
         """Load models. Called once, in the process that runs the stage."""
 
     def __call__(self, records: list[Record]) -> list[Record]: ...
+
+
+@runtime_checkable
+class ModelStage(Stage, Protocol):
+    """A stage whose model can be checked before workers are started."""
+
+    def check(self) -> None:
+        """Raises UserError: there is no such model, or one of another kind, as far as its configuration tells."""
 
 
 class LoadStage:

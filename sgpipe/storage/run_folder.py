@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA
 from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
-from sgpipe.utils.atomic import write_text
+from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.hashing import differences, fingerprint
-from sgpipe.utils.locking import is_locked, only_process
+from sgpipe.utils.locking import FolderLock, is_locked, locked_folder
 
-_PRIVATE = ".sgpipe"
+_PRIVATE, _NEW = ".sgpipe", "new-"
 _GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 _URI = re.compile(r"\w{2,}:/")  # as `Path` leaves it
@@ -59,6 +60,7 @@ class RunFolder:
         self._store_lock = StoreLock(store) if store else None
         self.private = root / _PRIVATE
         self._lock = self.private / "lock"
+        self._held: FolderLock | None = None
 
     def index(self, split: str) -> Path:
         """The source index of a split."""
@@ -67,6 +69,21 @@ class RunFolder:
     def index_name(self, split: str) -> str:
         """The name of the source index of a split within the run."""
         return f"{_PRIVATE}/index-{split}.arrow"
+
+    def new_index(self, split: str) -> Path:
+        """Where the source index of a split is built; a refused run leaves the one that is there alone."""
+        return self.private / f"{_NEW}index-{split}.arrow"
+
+    @property
+    def source_images(self) -> int | None:
+        """How many images the sources of a generated run have; None: unknown, as in an import or a fetched run."""
+        counts = []
+        for meta in self.private.glob("index-*.json"):
+            try:
+                counts.append(int(json.loads(meta.read_text(encoding="utf-8"))["images"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+        return sum(counts) if counts else None
 
     @property
     def location(self) -> str:
@@ -107,29 +124,41 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Create the folder if needed, and keep every other run out of it.
 
+        A block that fails before it has written a shard leaves the folder as it was, and none where there was none.
+
         Raises:
             UserError: it is a file, holds something else, cannot be written, or another run is writing into it.
         """
+        self._refuse_other_content()
         with self._store_lock.held() if self._store_lock else nullcontext():
-            self._make()
-            with naming(self.root), only_process(self._lock, self.root):
+            before = FolderBefore(self.root, (_PRIVATE, DATA, *_ROOT_FILES))
+            new_shards = partial(self._holds_other_than, set(self._shards()))
+            with naming(self.root), locked_folder(self._lock, before, self._make, new_shards) as self._held:
+                (self.root / DATA).mkdir(exist_ok=True)  # a refused run may have just removed it
                 yield
 
     def check_lock(self) -> None:
-        """Raises StoreError: another run took over the store. That cannot happen in a folder."""
+        """Raises StoreError or EngineError: another run took over the store or the folder."""
         if self._store_lock:
             self._store_lock.check()
+        if self._held:
+            self._held.check()
+
+    def _holds_other_than(self, shards: Set[str]) -> bool:
+        return bool(self._shards().keys() - shards)
 
     def _make(self) -> None:
+        with making_folder(self.root):
+            self.private.mkdir(parents=True, exist_ok=True)
+            (self.root / DATA).mkdir(exist_ok=True)
+            self._lock.touch()
+
+    def _refuse_other_content(self) -> None:
         if _URI.match(str(self.root)):
             raise UserError(f"--out {self.root} is not a folder; name one, and the store with --store s3://bucket/name")
         ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
         if self.root.is_dir() and not ours and any(self.root.iterdir()):
             raise UserError(f"--out {self.root} holds something that is not an sgpipe run; name an empty or new folder")
-        with making_folder(self.root):
-            self.private.mkdir(parents=True, exist_ok=True)
-            (self.root / DATA).mkdir(exist_ok=True)
-            self._lock.touch()
 
     def open(self, run: Mapping[str, Any]) -> Manifest:
         """The manifest of the folder if it was made with the same identity; a new one where there are no shards yet.
@@ -143,7 +172,7 @@ class RunFolder:
         """
         run = {**run, "fingerprint": fingerprint(run["identity"])}
         if not (self.root / MANIFEST).exists():
-            if self.holds_shards():
+            if self.shard_files():
                 raise UserError(f"{self.location} holds shards but no {MANIFEST}; restore it, or choose another")
             return Manifest.create(self.root, run)
         manifest = Manifest.load(self.root)
@@ -176,9 +205,9 @@ class RunFolder:
             "`data/`; a run in progress may have others. Statistics: `sgpipe stats` on this folder.\n",
         )
 
-    def holds_shards(self) -> bool:
-        """Whether there is any shard, listed in the manifest or not."""
-        return bool(self._shards())
+    def shard_files(self) -> list[str]:
+        """Every shard, listed in the manifest or not."""
+        return sorted(self._shards())
 
     def unlisted(self, manifest: Manifest) -> list[str]:
         """Shards that the manifest does not list, such as those of a killed run."""
@@ -202,11 +231,12 @@ class RunFolder:
         self.check_lock()
         for file in self.unlisted(manifest):
             self.storage.delete(file)
-        for path in [
+        for path in {
             *(self.root / DATA).glob(".*.tmp"),
             *self.private.glob("*.tmp"),
+            *self.private.glob(f"{_NEW}*"),
             *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*tmp")),
-        ]:
+        }:
             path.unlink()
 
     def lost(self, manifest: Manifest) -> list[ShardEntry]:

@@ -8,6 +8,7 @@ and origin are in a JSON file next to it, which is written last.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
@@ -44,6 +45,14 @@ class SourceIndex:
     def is_whole(self) -> bool:
         """Whether every byte of the records is unchanged."""
         return bool(file_sha256(self._path) == self.meta.get("sha256"))
+
+    def move(self, path: Path) -> None:
+        """Rename the file and its description, in place of an earlier index."""
+        if path != self._path:
+            _meta_path(path).unlink(missing_ok=True)
+            os.replace(self._path, path)
+            os.replace(_meta_path(self._path), _meta_path(path))
+            self._path = path
 
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_folder
 from sgpipe.recipe import load_recipe
 from sgpipe.records import NO_OBJECT, SCHEMA
 from sgpipe.storage.database import quoted, scratch
@@ -44,7 +44,13 @@ class Problem:
 
 @dataclass
 class Verification:
-    """What was checked, and the problems found; `dropped` are the files that a repair moved away."""
+    """What was checked, and the problems found.
+
+    Attributes:
+        at_work: a run is in progress; only what it has committed was checked.
+        dropped: files that a repair moved away.
+        repairable: whether a repair can remove what is damaged.
+    """
 
     root: Path
     shards: int = 0
@@ -53,6 +59,7 @@ class Verification:
     problems: list[Problem] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     repaired: bool = False
+    repairable: bool = True
 
     @property
     def ok(self) -> bool:
@@ -75,14 +82,15 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
         UserError: it is not a run, its shards are in an object store, or it is to be repaired while in progress.
     """
     folder = RunFolder(root)
-    if not (root / MANIFEST).exists() and not folder.private.is_dir():
-        Manifest.load(root)  # raises the error that says so
+    if not (root / MANIFEST).exists():
+        return _without_manifest(folder)
     with folder.lock() if repair else nullcontext():
         found = Verification(root, at_work=not repair and folder.is_locked)
         try:
             manifest, lines = Manifest.salvage(root)
         except UserError as error:
             found.problems.append(Problem(MANIFEST, f"{error}; it cannot be repaired"))
+            found.repairable = False
             return found
         _check_place(manifest, repair)
         found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
@@ -93,6 +101,25 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
             manifest.rewrite(bad)
             _set_aside(folder, manifest, found, further)
     return found
+
+
+def _without_manifest(folder: RunFolder) -> Verification:
+    """What a folder is that has no manifest. Raises UserError: no run."""
+    root = folder.root
+    existing_folder(root)
+    if shards := len(folder.shard_files()):
+        problem = Problem(
+            MANIFEST,
+            f"missing, but there {'is' if shards == 1 else 'are'} {count(shards, 'shard')}; it cannot be repaired",
+        )
+        return Verification(root, problems=[problem], repairable=False)
+    if folder.is_locked:
+        return Verification(root, at_work=True)
+    if folder.private.is_dir():
+        raise UserError(
+            f"{root} holds no run: one was stopped before it wrote anything; start it again, or delete the folder"
+        )
+    raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
 
 
 def _check_place(manifest: Manifest, repair: bool) -> None:

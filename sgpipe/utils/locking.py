@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sgpipe.errors import EngineError, UserError
+from sgpipe.utils.atomic import FolderBefore
 
 RENEW_SECONDS, STALE_SECONDS = 30.0, 150.0
 _TRIES, _SECONDS_BETWEEN_TRIES = 3, 0.1
@@ -177,6 +178,34 @@ def only_process(file: Path, folder: Path) -> Iterator[FolderLock]:
         with lock, suppress(OSError):
             if held.is_held():
                 lock.truncate(0)
+
+
+@contextmanager
+def locked_folder(
+    file: Path, before: FolderBefore, make: Callable[[], None], has_work: Callable[[], bool]
+) -> Iterator[FolderLock]:
+    """As `only_process`, in a folder that is left as it was if the block fails before it has done any work.
+
+    Args:
+        before: what the folder holds now.
+        make: makes the folder, or refuses it.
+        has_work: called after an error: whether the folder holds work to keep.
+
+    Raises UserError: as `only_process` and `make`.
+    """
+    try:
+        make()
+        with only_process(file, before.root) as lock:
+            try:
+                yield lock
+            except BaseException:
+                with suppress(OSError):  # the error that ended the block matters more
+                    if not has_work():
+                        before.restore()
+                raise
+    except BaseException:
+        before.remove_empty_folders()
+        raise
 
 
 def _acquired(held: FolderLock) -> TextIO:

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import logging
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_model
 
 ARCHITECTURE = "BlipForConditionalGeneration"
 
@@ -118,6 +118,12 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     return Blip(model.eval(), tokenizer, prepare)
 
 
+def check_captioner(source: str) -> None:
+    """Raises UserError: no such model, or one of another kind, as far as its configuration tells."""
+    with _quiet():
+        _check_config(source)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the progress bars and load reports of transformers; problems are raised as errors instead."""
@@ -148,8 +154,9 @@ def _read_config(source: str) -> Any:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"captioner {source!r}: the folder has no config.json, so it is not a BLIP checkpoint")
-    if path.is_file() or (not path.is_dir() and source.startswith(("/", ".", "~"))):
-        raise UserError(f"captioner {source!r}: no such folder")
+    if path.is_file():
+        raise UserError(f"captioner {source!r} is a file, not a folder")
+    existing_model(source)
     try:
         return BlipConfig.get_config_dict(source, local_files_only=path.is_dir())[0]
     except _UNREADABLE as reason:

@@ -25,7 +25,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
-from sgpipe.stages.caption.blip import Blip, load_blip
+from sgpipe.stages.caption.blip import Blip, check_captioner, load_blip
 from sgpipe.stages.caption.blip_decoder import BlipDecoder
 from sgpipe.stages.caption.decoding import NucleusSampling, beam_captions, sample_captions
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
@@ -69,6 +69,11 @@ class CaptionStage:
         self.roots = roots
         self.seed = seed
         self.resources = config.resources
+
+    def check(self) -> None:
+        """Raises UserError: there is no such captioner, or it is another kind of model."""
+        if self.config.captioner is not None:
+            check_captioner(self.config.captioner)
 
     def setup(self) -> None:
         """Load the captioner.

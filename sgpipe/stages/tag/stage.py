@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, TokenizerError
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_model
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
@@ -165,8 +166,26 @@ class TagStage:
         self.config, self.roots = config, roots
         self.pair = pair or PairConfig()
         self.resources = config.resources
+        self._set_classes(object_names)
+
+    def _set_classes(self, object_names: Sequence[str]) -> None:
         self.object_names = list(dict.fromkeys(object_names))
         self._labels = {name: index for index, name in enumerate(self.object_names)}
+
+    def with_classes(self, object_names: Sequence[str]) -> TagStage:
+        """The same stage, with the same loaded tagger, for boxes of other classes."""
+        other = copy(self)
+        other._set_classes(object_names)
+        return other
+
+    def check(self) -> None:
+        """Raises UserError: there is no such tagger, or it is another kind of model."""
+        if self.config.tagger is not None:
+            existing_model(self.config.tagger)
+            try:
+                RTagger.check(self.config.tagger)
+            except CheckpointError as reason:
+                raise UserError(str(reason)) from reason
 
     def setup(self) -> None:
         """Load the tagger.

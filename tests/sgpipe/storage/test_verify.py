@@ -304,6 +304,34 @@ def test_what_is_no_run_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_without_a_manifest_is_called_one_true_thing(run, tmp_path):
+    """Empty, left by a killed start, with shards but no manifest, or of a run that has just started."""
+    started, shards = RunFolder(tmp_path / "started"), tmp_path / "shards"
+    (tmp_path / "empty").mkdir()
+    (started.private).mkdir(parents=True)
+    (started.private / "lock").touch()
+    shutil.copytree(run, shards)
+    (shards / MANIFEST).unlink()
+    for folder, reason in ((tmp_path / "empty", "is not an sgpipe run: it has no manifest.jsonl"),
+                           (started.root, "holds no run: one was stopped before it wrote anything; start it again, or "
+                            "delete the folder")):  # fmt: skip
+        for option in ([], ["--repair"], ["--json"]):
+            result = CliRunner().invoke(app, ["verify", str(folder), *option])
+            assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {folder} {reason}\n")
+    number = len(RunFolder(shards).shard_files())
+    for option in ([], ["--repair"]):
+        result = CliRunner().invoke(app, ["verify", str(shards), *option])
+        assert (result.exit_code, result.stdout) == (
+            1,
+            f"manifest.jsonl: missing, but there are {number} shards; it cannot be repaired\n"
+            f"{shards}: 1 problem in 0 images in 0 shards; restore it from a copy\n",
+        )
+    with started.lock():
+        result = CliRunner().invoke(app, ["verify", str(started.root)])
+        there = f"{started.root}: 0 images in 0 shards, no problems found so far; a run is in progress\n"
+        assert (result.exit_code, result.stdout) == (0, there)
+
+
 def test_ground_truth_within_a_run_is_verified_too(run):
     folder = RunFolder(run)
     truth = GroundTruth(folder.private / "drawn" / "true", folder.private / "drawn" / "composed")

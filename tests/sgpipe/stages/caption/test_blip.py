@@ -127,7 +127,7 @@ def test_no_such_folder(name):
 def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"weights")
-    assert "no such folder" in error_of(path)
+    assert "is a file, not a folder" in error_of(path)
 
 
 def test_a_hub_id_is_looked_up_in_the_local_cache(original, tmp_path, monkeypatch):
