@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sgpipe.utils import __version__
 
 if TYPE_CHECKING:
+    from sgpipe.errors import EngineError as EngineError
+    from sgpipe.errors import ImageError as ImageError
+    from sgpipe.errors import UserError as UserError
     from sgpipe.generation.run import generate as generate
     from sgpipe.pipeline import Pipeline as Pipeline
     from sgpipe.pipeline import SceneGraph as SceneGraph
@@ -18,8 +21,11 @@ if TYPE_CHECKING:
 
 # Imported when they are asked for: they take seconds, and the command line must start without them.
 _PUBLIC = {
+    "EngineError": "sgpipe.errors",
+    "ImageError": "sgpipe.errors",
     "Pipeline": "sgpipe.pipeline",
     "SceneGraph": "sgpipe.pipeline",
+    "UserError": "sgpipe.errors",
     "generate": "sgpipe.generation.run",
     "iter_records": "sgpipe.storage.shards",
     "load_recipe": "sgpipe.recipe",
@@ -28,8 +34,11 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "EngineError",
+    "ImageError",
     "Pipeline",
     "SceneGraph",
+    "UserError",
     "__version__",
     "generate",
     "iter_records",

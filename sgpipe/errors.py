@@ -6,12 +6,19 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 _URI = re.compile(r"(\w{2,}):/+(.*)", re.DOTALL)  # as `Path` leaves it
 _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
+
+# An option in a message, and the value that follows it. Commands of the shell in backticks stay as they are.
+_NOT_A_VALUE = "and|are|but|by|can|cannot|contains|exists|for|from|holds|if|in|is|needs?|of|on|or|to|with"
+_OPTION = re.compile(
+    rf"`sgpipe [^`]*`|(?<![\w/-])--(?P<option>[a-z][a-z0-9-]*)(?P<value> (?!(?:{_NOT_A_VALUE})\b)(?=[\w'\"/.~-]))?"
+)
+_PREFIX = "option: "  # of an error in an override of a recipe
 
 
 class UserError(Exception):
@@ -19,6 +26,10 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class ImageError(UserError):
+    """An image cannot be used: missing, broken, too large, or not of the annotated size; the message says why."""
 
 
 class EngineError(Exception):
@@ -35,6 +46,44 @@ class MachinesLostError(WorkersLostError):
 
 class StoreError(OSError):
     """An object store refused an operation; the message is one line that names the store."""
+
+
+@contextmanager
+def in_python(words: Mapping[str, str]) -> Iterator[None]:
+    """Errors of the body, or of a decorated function, speak to Python users: of arguments and settings, not options.
+
+    Messages are written for the command line, which gets them back by `on_command_line`.
+
+    Args:
+        words: the word for an option ("--tagger"), such as "tagger=" (an argument) or "tag.tagger" (a setting), and for
+            "option: ". An option without a word is the argument of the same name.
+    """
+    try:
+        yield
+    except (UserError, EngineError) as error:
+        vars(error).setdefault("on_command_line", str(error))
+        error.args = (to_python(on_command_line(error), words),)
+        raise
+
+
+def on_command_line(error: Exception) -> str:
+    """The message in the words of the command line."""
+    return str(vars(error).get("on_command_line", error))
+
+
+def to_python(message: str, words: Mapping[str, str]) -> str:
+    """A message for Python users; `words`: see `in_python`."""
+
+    def replace(found: re.Match[str]) -> str:
+        option = found["option"]
+        if option is None:
+            return found[0]
+        word = words.get(f"--{option}", option.replace("-", "_") + "=")
+        return word.removesuffix("=") + "=" if found["value"] else word
+
+    if message.startswith(_PREFIX):
+        message = words.get(_PREFIX, _PREFIX) + message.removeprefix(_PREFIX)
+    return _OPTION.sub(replace, message)
 
 
 @contextmanager
@@ -81,7 +130,7 @@ def existing_model(name: str) -> str:
     suffix = path.suffix in (".pth", ".pt", ".safetensors")
     beside = path.parent != Path(".") and path.parent.is_dir()
     if suffix or beside or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
-        _mode(path, "file" if suffix else "folder")
+        _mode(path, "file" if suffix else "folder", name)
     return name
 
 
@@ -114,14 +163,14 @@ def _refuse_uri(path: Path, kind: str, advice: str) -> None:
         raise UserError(f"{scheme}://{rest} is {what}")
 
 
-def _mode(path: Path, kind: str) -> int:
-    """What the system says that `path` is. `kind`: what it should be, for the message."""
+def _mode(path: Path, kind: str, name: str = "") -> int:
+    """What the system says that `path` is. `kind`: what it should be, and `name`: what it is called in messages."""
     _refuse_uri(path, kind, "`sgpipe fetch` downloads a run from one")
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         link = f" (a link to {path.readlink()})" if path.is_symlink() else ""
-        raise UserError(f"no such {kind}: {path}{link}") from None
+        raise UserError(f"no such {kind}: {name or path}{link}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # a name with a null character

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from sgpipe.errors import ImageError as ImageError
 from sgpipe.records import FOLDER_DATASET, Record
 
 # `decode` refuses such images itself, with a message that names them.
@@ -24,10 +26,6 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _ALLOWED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
 Image.init()
 _FORMATS = [name for name in _ALLOWED_FORMATS if name in Image.OPEN]
-
-
-class ImageError(Exception):
-    """The image of a record cannot be used; the message says why."""
 
 
 def resolve(root: Path, file_name: str) -> Path:
@@ -126,6 +124,29 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         if not image.width * image.height:
             raise ValueError("it has no pixels")
         return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def from_array(values: Any) -> Image.Image:
+    """A NumPy array as an image: uint8 `[height, width]` (grey), `[height, width, 3]` (RGB) or 4 (RGBA).
+
+    Raises ImageError: another shape or type of numbers; the message says how to convert it.
+    """
+    shape = "x".join(map(str, values.shape)) or "no"
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 and not (values.ndim == 3 and values.shape[-1] in (3, 4)):
+        transposed = values.ndim == 3 and values.shape[0] in (1, 3, 4)
+        advice = "array.transpose(1, 2, 0) puts the channels last" if transposed else "a list is several images"
+        raise ImageError(
+            f"an array of shape {shape} is not an image: expected height x width, with 3 (RGB) or 4 channels; {advice}"
+        )
+    if values.dtype != np.uint8:
+        scaled = "(array * 255).astype('uint8') if its values are 0 to 1"
+        advice = f"; {scaled}" if values.dtype.kind == "f" else ""
+        raise ImageError(f"an array of {values.dtype} is not an image: expected uint8, values from 0 to 255{advice}")
+    if not values.size:
+        raise ImageError(f"an array of shape {shape} is not an image: it has no pixels")
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 @contextmanager

@@ -6,6 +6,9 @@ from sgpipe import Pipeline
 graph = Pipeline()("image.jpg")
 graph.draw().save("relations.png")
 ```
+
+An image is a path, a PIL image, or a NumPy array of uint8: `[height, width]`, or `[height, width, 3]` in RGB order, or
+`[height, width, 4]` (RGBA).
 """
 
 from __future__ import annotations
@@ -13,31 +16,39 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, overload
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sgpipe.errors import UserError
-from sgpipe.images import ImageError, decode, is_upright, read_size, read_upright_size, upright_rgb
-from sgpipe.recipe import MINIWORLD, Recipe, load_recipe, with_packaged_models
+from sgpipe.errors import ImageError, UserError, in_python
+from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
+from sgpipe.recipe import MINIWORLD, PYTHON_WORDS, Recipe, load_recipe, with_packaged_models
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
 from sgpipe.sources.annotated import replace_surrogates
+from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
-from sgpipe.stages.build import build_stages
+from sgpipe.stages.build import build_stages, with_classes
 from sgpipe.stages.detect.detectors import detector_classes
-from sgpipe.stages.detect.stage import DetectStage, GivenBoxesStage
+from sgpipe.stages.detect.stage import DetectStage, GivenBoxes, GivenBoxesStage, parse_boxes
+from sgpipe.utils.console import count
 from sgpipe.viz.draw_relations import draw_card, object_names, shown
 
-ImageInput: TypeAlias = "str | Path | Image.Image"
+ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+ImageList: TypeAlias = "list[ImageInput] | tuple[ImageInput, ...]"
 
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
 _ROOTS = {_SPLIT: Path("/")}  # images may be anywhere
 _WIDTH, _MAX_RELATIONS = 960, 30
+_ARGUMENTS = ("detector", "captioner", "tagger", "boxes")
+_WORDS = {**PYTHON_WORDS, "option: ": "settings: ", **{f"--{name}": f"{name}=" for name in _ARGUMENTS}}
 
 
 class RelationTriplet(NamedTuple):
@@ -54,7 +65,14 @@ class SceneGraph:
     """The objects, captions and relations of an image. `error` says why there are none, or is None."""
 
     record: Record
-    image: Image.Image | None = None  # None: read it from its file
+    image: Image.Image | None = field(default=None, repr=False)  # None: read it from its file
+
+    def __repr__(self) -> str:
+        name, record = Path(self.record.file_name).name, self.record
+        if record.error is not None:
+            return f"<SceneGraph of {name!r}: {record.error}>"
+        counts = ((record.objects, "object"), (record.captions, "caption"), (record.relations, "relation"))
+        return f"<SceneGraph of {name!r}: {', '.join(count(len(each), noun) for each, noun in counts)}>"
 
     @property
     def objects(self) -> list[Box]:
@@ -99,9 +117,10 @@ class SceneGraph:
 class Pipeline:
     """Detects, captions, parses, pairs and tags images one by one, with the stages of `sgpipe generate`."""
 
+    @in_python(_WORDS)
     def __init__(
         self,
-        recipe: str | Recipe = "miniworld",
+        recipe: str | Path | Recipe = "miniworld",
         *,
         detector: str | Path | None = None,
         captioner: str | Path | None = None,
@@ -114,17 +133,19 @@ class Pipeline:
             recipe: a packaged recipe ("miniworld", "folder", "coco"), a YAML file, or a loaded recipe. Its source is
                 ignored.
             detector, captioner, tagger: folder or hub id of models that replace those of the recipe.
-            boxes: a COCO instances file with boxes that replace the detector; images are matched by file name.
+            boxes: a COCO instances file with boxes that replace the detector; images are matched by file name. Boxes
+                can also be given with each image.
             settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
 
         Raises:
             UserError: the recipe or a file is invalid, or a model is missing.
         """
-        given = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
-        changes = {key: str(value) for key, value in given.items() if value is not None} | dict(settings or {})
+        models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
+        changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})
+        self._described = _describe(recipe, changes, boxes)
         if detector is not None:
             changes.setdefault("detect.classes", None)  # the classes in the recipe are those of its detector
-        if isinstance(recipe, str):
+        if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe, changes)
         elif changes:
             raise UserError("models and settings cannot be given with a loaded recipe: change the recipe instead")
@@ -134,70 +155,175 @@ class Pipeline:
             if value is None:
                 raise UserError(f"no {what}: give --{what} FOLDER_OR_ID")
         self._boxes = Path(boxes) if boxes else None
-        if self._boxes is None and self.recipe.detect.detector is None:
-            raise UserError("no boxes: give --detector FOLDER_OR_ID or --boxes FILE")
+        self._loaded: dict[tuple[str, ...], list[Stage]] = {}
 
-    def __call__(self, image: ImageInput) -> SceneGraph:
-        """The scene graph of an image file, or of an image in memory. Raises UserError: a model cannot be used."""
-        [graph] = self.label([image])
+    def __repr__(self) -> str:
+        return f"Pipeline({self._described})"
+
+    @overload
+    def __call__(
+        self, image: ImageInput, *, boxes: ArrayLike | None = None, classes: Sequence[str] | None = None
+    ) -> SceneGraph: ...
+
+    @overload
+    def __call__(
+        self,
+        image: ImageList,
+        *,
+        boxes: Sequence[ArrayLike | None] | None = None,
+        classes: Sequence[Sequence[str] | None] | None = None,
+    ) -> list[SceneGraph]: ...
+
+    @in_python(_WORDS)
+    def __call__(self, image: Any, *, boxes: Any = None, classes: Any = None) -> SceneGraph | list[SceneGraph]:
+        """The scene graph of an image, or those of a list of images, in order; each depends only on its own image.
+
+        Args:
+            boxes: `[boxes, 4]` as x1, y1, x2, y2 in pixels of the image as displayed (turned as EXIF says); no detector
+                runs. For a list of images, a list with the boxes of each; None: those of the detector.
+            classes: the class name of each box; for a list of images, a list for each.
+
+        Raises:
+            ImageError: the image cannot be used. In a list, it gets a graph whose `error` says why instead.
+            UserError: a model cannot be used, or boxes: of another shape or number, not finite, outside the image.
+        """
+        if isinstance(image, list | tuple):
+            return list(self._label(image, _parse_lists(boxes, classes, len(image))))
+        [graph] = self._label([image], [parse_boxes(boxes, classes)])
+        if graph.error is not None:
+            raise ImageError(graph.error.partition(": ")[2])
         return graph
 
     def label(self, images: Iterable[ImageInput]) -> Iterator[SceneGraph]:
-        """The scene graphs, in order; each depends only on its own image. Raises UserError: a model cannot be used."""
-        for image in images:
-            if isinstance(image, Image.Image):
-                yield self._label_image(image)
-            else:
-                yield SceneGraph(self._label_file(_absolute_path(Path(image))))
+        """The scene graphs of images, one by one and in order; of one that cannot be used, `error` says why.
 
-    def _label_image(self, given: Image.Image) -> SceneGraph:
+        Raises UserError: a model cannot be used.
+        """
+        with in_python(_WORDS):
+            yield from self._label(images, repeat(None))
+
+    def _label(self, images: Iterable[ImageInput], given: Iterable[GivenBoxes | None]) -> Iterator[SceneGraph]:
+        for image, boxes in zip(images, given, strict=False):
+            try:
+                file = _to_file(image)
+                yield (
+                    SceneGraph(self._label_file(file, boxes))
+                    if isinstance(file, Path)
+                    else self._label_memory(file, boxes)
+                )
+            except ImageError as error:
+                yield SceneGraph(_failed(Record("", FOLDER_DATASET, _SPLIT, "", 0, 0), error))
+
+    def _label_memory(self, image: Image.Image, boxes: GivenBoxes | None) -> SceneGraph:
         """Label an image in memory, from a temporary file: stages read files."""
-        try:
-            image = upright_rgb(given)
-        except ImageError as error:
-            return SceneGraph(_failed(Record("", FOLDER_DATASET, _SPLIT, "", 0, 0), error))
+        if self._boxes and boxes is None:
+            raise ImageError(f"an image in memory has no name to find in {self._boxes}: give --boxes with it")
         with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
             file = Path(folder) / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
             image.save(file)
-            record = self._label_file(file)
+            record = self._label_file(file, boxes)
         record.file_name = file.name
         return SceneGraph(record, image)
 
-    def _label_file(self, file: Path) -> Record:
-        """Label a file as `sgpipe generate` does: as one of a folder, or as an annotated image if boxes are given."""
+    def _label_file(self, file: Path, boxes: GivenBoxes | None) -> Record:
+        """Label a file as `sgpipe generate` does: as one of a folder, or as annotated if a file has its boxes."""
         root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
-        dataset, measure = (_GIVEN, read_size) if self._boxes else (FOLDER_DATASET, read_upright_size)
+        annotated = self._boxes is not None and boxes is None
+        dataset, measure = (_GIVEN, read_size) if annotated else (FOLDER_DATASET, read_upright_size)
         record = Record(replace_surrogates(file.name), dataset, _SPLIT, name, 0, 0)
         try:
             record.width, record.height = measure(root, name)
+            for stage in self._stages(record, boxes):
+                [record] = stage([record])
         except ImageError as error:
             _failed(record, error)
-        record = self._run(record)
         record.file_name = str(file)
         return record
 
-    @cached_property
-    def _stages(self) -> list[Stage]:
-        first: DetectStage | GivenBoxesStage
-        if self._boxes:
-            first = GivenBoxesStage(self._boxes)
-            names = first.classes
-        else:
-            first, names = DetectStage(self.recipe.detect, _ROOTS), detector_classes(self.recipe.detect)
-        stages = [first, *build_stages(self.recipe, _ROOTS, names)]
-        for stage in stages:
-            stage.setup()
-        return stages
+    def _stages(self, record: Record, boxes: GivenBoxes | None) -> list[Stage]:
+        """What is left to do for a record, which gets its boxes if they are given. Models are loaded once."""
+        if boxes is None:
+            return [self._finder, *self._labellers(self._classes)]
+        record.objects = boxes.objects(record.width, record.height)
+        return self._labellers((*self._classes, *sorted(set(boxes.classes) - set(self._classes))))
 
-    def _run(self, record: Record) -> Record:
-        records = [record]
-        for stage in self._stages:
-            records = stage(records)
-        return records[0]
+    @cached_property
+    def _finder(self) -> DetectStage | GivenBoxesStage:
+        """Finds boxes where none are given. Raises UserError: there are no boxes, or the detector cannot be loaded."""
+        stage = self._boxes_file or DetectStage(self.recipe.detect, _ROOTS)
+        if self._boxes_file is None and self.recipe.detect.detector is None:
+            raise UserError("no boxes: give --detector FOLDER_OR_ID or --boxes FILE")
+        stage.setup()
+        return stage
+
+    @cached_property
+    def _boxes_file(self) -> GivenBoxesStage | None:
+        return GivenBoxesStage(self._boxes) if self._boxes else None
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        """The classes of boxes without other ones: of the file, of the detector, or else of the recipe's dataset."""
+        if self._boxes_file:
+            return self._boxes_file.classes
+        if self.recipe.detect.detector is not None:
+            return detector_classes(self.recipe.detect)
+        return tuple(category_names(self.recipe.source.format).values())
+
+    def _labellers(self, classes: tuple[str, ...]) -> list[Stage]:
+        """The stages for boxes of these classes."""
+        if not self._loaded:
+            stages = build_stages(self.recipe, _ROOTS, classes)
+            for stage in stages:
+                stage.setup()
+            self._loaded[classes] = stages
+        elif classes not in self._loaded:
+            first = next(iter(self._loaded))
+            others = with_classes(self._loaded[first], self.recipe, classes)
+            self._loaded = {first: self._loaded[first], classes: others}
+        return self._loaded[classes]
+
+
+def _describe(recipe: object, changes: Mapping[str, Any], boxes: object) -> str:
+    """The arguments of a pipeline that are not the default, as they are written."""
+    names = {"detect.detector": "detector", "caption.captioner": "captioner", "tag.tagger": "tagger"}
+    arguments = {names[key]: value for key, value in changes.items() if key in names}
+    arguments |= {"boxes": str(boxes)} if boxes else {}
+    settings = {key: value for key, value in changes.items() if key not in names}
+    arguments |= {"settings": settings} if settings else {}
+    first = f"<Recipe {recipe.name!r}>" if isinstance(recipe, Recipe) else repr(str(recipe))
+    return ", ".join([first, *(f"{name}={value!r}" for name, value in arguments.items())])
+
+
+def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | None]:
+    """The boxes of each image of a list. Raises UserError: see `parse_boxes`."""
+    lists = []
+    for name, values in (("boxes", boxes), ("classes", classes)):
+        if values is not None and (isinstance(values, str) or not hasattr(values, "__len__") or len(values) != images):
+            found = f"{len(values)}" if hasattr(values, "__len__") else repr(values)
+            raise UserError(f"{name}=: expected a list with an entry for each of {count(images, 'image')}, got {found}")
+        lists.append([None] * images if values is None else list(values))
+    pairs = zip(*lists, strict=True)
+    return [parse_boxes(given, names, f" of image {number}") for number, (given, names) in enumerate(pairs)]
+
+
+def _to_file(image: ImageInput) -> Path | Image.Image:
+    """An input as the absolute path of a file, or as an upright RGB image. Raises ImageError: it is neither."""
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if isinstance(image, np.ndarray):
+        return upright_rgb(from_array(image))
+    if isinstance(image, str | os.PathLike):
+        return _absolute_path(Path(image))
+    raise ImageError(f"{type(image).__name__} is not an image: expected a path, a PIL image or a NumPy array")
 
 
 def _absolute_path(file: Path) -> Path:
-    """The absolute path without "..", which file names of records must not contain; a symbolic link keeps its name."""
+    """The absolute path without "..", which file names of records must not contain; a symbolic link keeps its name.
+
+    Raises ImageError: no file can have this name.
+    """
+    if "\0" in str(file):
+        raise ImageError(f"image file not found: {str(file)!r}, which contains a null character")
     return Path(os.path.realpath(file.parent)) / file.name
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from sgpipe.errors import in_python
 from sgpipe.utils.config_file import load, recipe_folder
 
 
@@ -197,7 +198,29 @@ class Recipe(Config):
     engine: EngineConfig = EngineConfig()
 
 
-def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+# What Python users write for the options of `sgpipe generate` in messages; see `errors.in_python`.
+PYTHON_WORDS: Mapping[str, str] = {
+    "option: ": "overrides: ",
+    "--root": "source.root",
+    "--images": "source.splits.NAME.images",
+    "--annotations": "source.splits.NAME.annotations",
+    "--captions": "source.splits.NAME.captions",
+    "--split": "source.splits.NAME",
+    "--truth": "source.ground_truth",
+    "--image-data": "source.image_data",
+    "--detector": "detect.detector",
+    "--captioner": "caption.captioner",
+    "--tagger": "tag.tagger",
+    "--limit": "limit",
+    "--seed": "seed",
+    "--ray-address": "engine.address",
+    "--store": "engine.store",
+    "--retry-failed": "retry_failed=True",
+}
+
+
+@in_python(PYTHON_WORDS)
+def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a packaged name ("coco") or a YAML file, with `{"tag.threshold": 0.1}`-style overrides.
 
     Raises UserError: as `config_file.load`.
@@ -206,6 +229,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
 
 
 MINIWORLD = "MINIWORLD"  # in a recipe: the packaged model of the miniworld
+WHOLE = "all"  # the split of images that have no other
 
 PackagedModel = Literal["captioner", "tagger", "parseda"]
 

@@ -24,7 +24,7 @@ from sgpipe.cli.options import Command
 from sgpipe.cli.predict import predict
 from sgpipe.cli.runs import export, fetch, score, stats, verify
 from sgpipe.cli.train import convert, train
-from sgpipe.errors import EngineError, UserError, refusal
+from sgpipe.errors import EngineError, UserError, on_command_line, refusal
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -41,9 +41,9 @@ class _Group(HelpfulGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            _fail(f"error: {error}", EXIT_BAD_INPUT)
+            _fail(f"error: {on_command_line(error)}", EXIT_BAD_INPUT)
         except EngineError as error:
-            _fail(f"error: {error}\n{_RESUME}", EXIT_FAILED)
+            _fail(f"error: {on_command_line(error)}\n{_RESUME}", EXIT_FAILED)
         except KeyboardInterrupt:
             advice = _RESUME if ctx.invoked_subcommand in _RESUMABLE else _START_AGAIN
             _fail(f"interrupted. {advice}", EXIT_INTERRUPTED)

@@ -6,18 +6,20 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
+from sgpipe.errors import in_python
 from sgpipe.generation.identity import identity
-from sgpipe.generation.pools import plan_pools, unused_gpus
+from sgpipe.generation.pools import Pool, plan_pools, unused_gpus
 from sgpipe.generation.preconditions import check_recipe
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.utilization import Utilization
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
-from sgpipe.recipe import Recipe, SourceConfig, with_packaged_models
+from sgpipe.recipe import PYTHON_WORDS, Recipe, SourceConfig, with_packaged_models
 from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.miniworld import recipe_warnings
-from sgpipe.stages.base import Stage
+from sgpipe.stages.base import ModelStage, Stage
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.detect.detectors import detector_classes
 from sgpipe.stages.detect.stage import DetectStage
@@ -26,18 +28,23 @@ from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.storage import ObjectStore
+from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.ray_cluster import start_ray
 
 
-def generate(recipe: Recipe, out: Path, progress: Progress | None = None, *, retry_failed: bool = False) -> Summary:
-    """Label the recipe's source into `out`; an earlier run of the same recipe there is resumed.
+@in_python(PYTHON_WORDS)
+def generate(
+    recipe: Recipe, out: str | Path, progress: Progress | None = None, *, retry_failed: bool = False
+) -> Summary:
+    """Label the recipe's source into the folder `out`; an earlier run of the same recipe there is resumed.
 
     Raises:
         UserError: something is wrong with the recipe, its files or the folder; nothing was lost.
         EngineError: the work could not be finished; what is committed stays.
     """
-    progress = progress or Progress()
+    require_loaded(recipe, Recipe, "load_recipe")
+    progress, out = progress or Progress(), Path(out)
     check_recipe(recipe)
     for warning in recipe_warnings(recipe):
         progress.say(f"NOTE: {warning}")
@@ -50,18 +57,36 @@ def generate(recipe: Recipe, out: Path, progress: Progress | None = None, *, ret
             indexes = _open_sources(recipe, folder, progress)
             manifest = folder.open(_description(recipe, folder, indexes))
             folder.set_ground_truth(ground_truth)
+        for split, index in indexes.items():
+            index.move(folder.index(split))
+        rows = _planned_rows(recipe, indexes)
+        units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
+        work = _Work.plan(recipe, indexes, units, progress) if units else None
         folder.sweep(manifest)
         folder.describe(recipe, manifest)
         mirror.copy()
-        rows = _planned_rows(recipe, indexes)
-        units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
-        if units:
+        if work is None:
+            progress.say(_nothing_left(folder, manifest, rows, retry_failed))
+        else:
             for split in indexes:
                 mirror.copy_index(folder.index(split))
             with mirror:
-                _run(recipe, folder, manifest, indexes, units, progress, mirror)
+                _run(work, recipe, folder, manifest, progress, mirror)
             folder.sweep(manifest)
         return summarise(manifest, sum(rows.values()), indexes)
+
+
+def _nothing_left(folder: RunFolder, manifest: Manifest, rows: Mapping[str, int], retry_failed: bool) -> str:
+    """Where the finished run is, and how much of it was asked for."""
+    asked, there = sum(rows.values()), sum(shard.rows for shard in manifest.shards)
+    have = "has" if there == 1 else "have"
+    parts = [f"nothing left to do: {count(there, 'image')} in {folder.location} {have} been processed"]
+    if asked < there:
+        parts.append(f"the first {asked:,} were asked for" if asked > 1 else "the first one was asked for")
+    errors = sum(shard.counts.get("errors", 0) for shard in manifest.shards)
+    if retry_failed and not errors:
+        parts.append("none failed")
+    return "; ".join(parts)
 
 
 def _prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> tuple[SourceConfig, GroundTruth | None]:
@@ -81,7 +106,7 @@ def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict
     indexes = {}
     for split in recipe.source.splits:
         progress.say(f"reading the annotations of {split}")
-        indexes[split] = open_source(recipe.source, split, folder.index(split))
+        indexes[split] = open_source(recipe.source, split, folder.index(split), folder.new_index(split))
     return indexes
 
 
@@ -113,30 +138,43 @@ def _planned_rows(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[st
     return rows
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is left to do, and on what it will run."""
+
+    stages: Sequence[Stage]
+    units: Sequence[WorkUnit]
+    pools: Sequence[Pool]
+
+    @classmethod
+    def plan(
+        cls, recipe: Recipe, indexes: Mapping[str, SourceIndex], units: Sequence[WorkUnit], progress: Progress
+    ) -> _Work:
+        """Start Ray. Raises UserError: a model is missing, or the actors do not fit; EngineError: Ray did not start."""
+        stages = _stages(recipe, indexes)
+        for stage in stages:
+            if isinstance(stage, ModelStage):
+                stage.check()
+        progress.say("starting Ray")
+        start_ray(recipe.engine.address, recipe.engine.cpus)
+        actors = max(pool.actors for pool in plan_pools(stages, sum(unit.rows for unit in units)))
+        units = cut_units(units, recipe.engine.unit_size, actors)
+        pools = plan_pools(stages, len(units))
+        if note := unused_gpus(stages):
+            progress.say(note)
+        for pool in pools:
+            progress.say(f"{count(pool.actors, 'actor')}: {pool.name}")
+        return cls(stages, units, pools)
+
+
 def _run(
-    recipe: Recipe,
-    folder: RunFolder,
-    manifest: Manifest,
-    indexes: Mapping[str, SourceIndex],
-    units: Sequence[WorkUnit],
-    progress: Progress,
-    mirror: ManifestMirror,
+    work: _Work, recipe: Recipe, folder: RunFolder, manifest: Manifest, progress: Progress, mirror: ManifestMirror
 ) -> None:
-    stages = _stages(recipe, indexes)
-    progress.say("starting Ray")
-    start_ray(recipe.engine.address, recipe.engine.cpus)
-    actors = max(pool.actors for pool in plan_pools(stages, sum(unit.rows for unit in units)))
-    units = cut_units(units, recipe.engine.unit_size, actors)
-    pools = plan_pools(stages, len(units))
-    if note := unused_gpus(stages):
-        progress.say(note)
-    for pool in pools:
-        progress.say(f"{count(pool.actors, 'actor')}: {pool.name}")
-    reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in indexes})
-    utilization = Utilization(pools)
+    reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in recipe.source.splits})
+    utilization = Utilization(work.pools)
     with (
-        progress.images(sum(unit.rows for unit in units)) as advance,
-        closing(run_units(stages, units, reader, UnitWriter(folder.storage))) as shards,
+        progress.images(sum(unit.rows for unit in work.units)) as advance,
+        closing(run_units(work.stages, work.units, reader, UnitWriter(folder.storage))) as shards,
     ):
         described = {shard.split for shard in manifest.shards}
         for shard in shards:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sgpipe.recipe import Recipe
@@ -26,10 +26,26 @@ def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]
         first = LoadStage(roots, recipe.parse.resources)
     else:
         first = CaptionStage(recipe.caption, roots, recipe.seed)
-    synonyms = "objects365" if recipe.source.format == "objects365" else "coco"
     return [
         first,
         ParseStage(recipe.parse),
-        PairStage(recipe.pair, synonyms, names),
+        PairStage(recipe.pair, _synonyms(recipe), names),
         TagStage(recipe.tag, roots, names, recipe.pair),
     ]
+
+
+def with_classes(stages: Sequence[Stage], recipe: Recipe, names: Sequence[str]) -> list[Stage]:
+    """The stages of `build_stages`, which are set up, for boxes of other classes; they share the loaded models."""
+    pair = PairStage(recipe.pair, _synonyms(recipe), names)
+    pair.setup()
+    replaced: list[Stage] = []
+    for stage in stages:
+        if isinstance(stage, TagStage):
+            stage = stage.with_classes(names)
+        replaced.append(pair if isinstance(stage, PairStage) else stage)
+    return replaced
+
+
+def _synonyms(recipe: Recipe) -> str:
+    """The dataset whose synonyms are used."""
+    return "objects365" if recipe.source.format == "objects365" else "coco"

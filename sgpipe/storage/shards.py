@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.errors import UserError, naming
+from sgpipe.errors import UserError, in_python, naming
 from sgpipe.records import SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
@@ -66,6 +69,22 @@ def write_shard(
         fault_point("before rename")
     fault_point("after rename")
     sync_folder(path.parent)
+    return _entry(name, split, start, records, seconds, digest, size)
+
+
+def encode_shard(
+    name: str, split: str, start: int, records: list[Record], seconds: dict[str, float]
+) -> tuple[bytes, ShardEntry]:
+    """A shard as `write_shard` writes it, in memory."""
+    buffer = io.BytesIO()
+    _encode(buffer, to_table(records))
+    data = buffer.getvalue()
+    return data, _entry(name, split, start, records, seconds, hashlib.sha256(data).hexdigest(), len(data))
+
+
+def _entry(
+    name: str, split: str, start: int, records: list[Record], seconds: dict[str, float], digest: str, size: int
+) -> ShardEntry:
     return ShardEntry(
         split=split,
         start=start,
@@ -99,11 +118,15 @@ def embedded_images(table: pa.Table) -> list[bytes | None]:
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file and sync it to the disk."""
     with path.open("wb") as file:
-        with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
-            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
-            fault_point("mid write")  # the footer is missing
+        _encode(file, table)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _encode(file: BinaryIO, table: pa.Table) -> None:
+    with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+        fault_point("mid write")  # the footer is missing
 
 
 def count(records: list[Record]) -> dict[str, int]:
@@ -123,12 +146,15 @@ def count(records: list[Record]) -> dict[str, int]:
     }
 
 
-def read_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_file(path: Path, columns: Sequence[str] | None = None, content: pa.NativeFile | None = None) -> pa.Table:
     """One shard file as a table.
+
+    Args:
+        content: the file, if it is open or lies elsewhere; `path` only names it then.
 
     Raises UserError: as `open_shard`.
     """
-    with open_shard(path, [name.partition(".")[0] for name in columns or ()]) as file:
+    with open_shard(path, [name.partition(".")[0] for name in columns or ()], content) as file:
         return file.read(columns=list(columns) if columns else None)
 
 
@@ -138,23 +164,34 @@ def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa
         yield read_file(root / shard.file, columns)
 
 
-def iter_records(root: Path) -> Iterator[Record]:
-    """Every record of a run, by split and position, one shard without its images in memory at a time."""
-    for table in iter_tables(root, SCHEMA.names):
-        yield from from_table(table)
+@in_python({})
+def iter_records(root: str | Path) -> Iterator[Record]:
+    """Every record of a run, by split and position, one shard without its images in memory at a time.
+
+    Raises UserError: not the folder of a run; while reading, a shard that is missing or damaged.
+    """
+    return _iter_records(Path(root), Manifest.load(Path(root)))
+
+
+def _iter_records(root: Path, manifest: Manifest) -> Iterator[Record]:
+    with in_python({}):
+        for shard in manifest.shards:
+            yield from from_table(read_file(root / shard.file, SCHEMA.names))
 
 
 _VERSION_KEY = b"sgpipe.schema_version"
 
 
 @contextmanager
-def open_shard(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """Open a shard file and check that it has these columns.
+def open_shard(
+    path: Path, columns: Sequence[str] = (), content: pa.NativeFile | None = None
+) -> Iterator[pq.ParquetFile]:
+    """Open a shard file, or the file `content` of that name, and check that it has these columns.
 
     Raises UserError: missing, damaged (also while it is read), of another schema version, or without a column.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(content or path) as file:
             _check(path, file.schema_arrow, columns)
             yield file
     except FileNotFoundError:

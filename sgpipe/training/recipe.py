@@ -12,7 +12,7 @@ from rlip_model.losses import LossWeights
 from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, in_python
 from sgpipe.recipe import Config, SplitName
 from sgpipe.utils.config_file import load, recipe_folder
 
@@ -74,8 +74,8 @@ class DataConfig(Config):
     text_group: int | None = Field(
         None,
         ge=1,
-        description="with labels: sampled, images of a step that share a list of texts, whatever the number of workers; "
-        "as published, the images of one GPU; null: all",
+        description="with labels: sampled, images of a step that share a list of texts, however many workers train; "
+        "published: the images of one GPU; null: all",
     )
     object_strategy: Strategy = Field(
         "frequency",
@@ -178,7 +178,29 @@ def train_recipe_folder() -> Path:
     return recipe_folder() / "train"
 
 
-def load_train_recipe(name: str, overrides: Mapping[str, Any] | None = None, *, miniature: bool = False) -> TrainRecipe:
+# What Python users write for the options of `sgpipe train` in messages; see `errors.in_python`.
+PYTHON_WORDS: Mapping[str, str] = {
+    "option: ": "overrides: ",
+    "--data": "data.train",
+    "--val": "data.val",
+    "--images": "images in data.train",
+    "--init": "model.init",
+    "--miniature": "miniature=True",
+    "--epochs": "optimisation.epochs",
+    "--batch": "optimisation.batch",
+    "--limit": "data.limit",
+    "--seed": "seed",
+    "--workers": "workers.count",
+    "--gpus": "workers.gpus",
+    "--device": "workers.device",
+    "--ray-address": "workers.address",
+}
+
+
+@in_python(PYTHON_WORDS)
+def load_train_recipe(
+    name: str | Path, overrides: Mapping[str, Any] | None = None, *, miniature: bool = False
+) -> TrainRecipe:
     """The training recipe of a packaged name ("tagger") or a YAML file, with overrides by dotted key.
 
     Args:

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlip_model.pretrained import CheckpointError
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.state import BEST, LAST, Position, read_position
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import EngineError, UserError, in_python
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.data.scan import scan_training, scan_validation
@@ -28,9 +28,10 @@ from sgpipe.training.display import TrainingDisplay, TrainSummary
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
 from sgpipe.training.metrics import read_metrics
-from sgpipe.training.recipe import TrainRecipe
+from sgpipe.training.recipe import PYTHON_WORDS, TrainRecipe
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
+from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices
 from sgpipe.utils.hashing import fingerprint
@@ -39,15 +40,17 @@ from sgpipe.utils.locking import only_process
 _RUN = "run.json"
 
 
-def train(recipe: TrainRecipe, out: Path, progress: Progress | None = None) -> TrainSummary:
-    """Train a recipe's network into `out`; an earlier training of the same recipe in `out` is resumed.
+@in_python(PYTHON_WORDS)
+def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None) -> TrainSummary:
+    """Train a recipe's network into the folder `out`; an earlier training of the same recipe in `out` is resumed.
 
     Raises:
         UserError: the recipe, the shards, the network or the folder is invalid.
         EngineError: workers were lost and could not be replaced, or a loss is not finite.
         OSError: a checkpoint could not be written; earlier checkpoints are kept.
     """
-    progress = progress or Progress()
+    require_loaded(recipe, TrainRecipe, "load_train_recipe")
+    progress, out = progress or Progress(), Path(out)
     disable_progress_bar()
     workers = recipe.workers
     check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))

@@ -28,7 +28,7 @@ def recipe_folder() -> Path:
     return here / "pipelines" if (here / "pipelines").is_dir() else here.parent / "pipelines"
 
 
-def load(kind: type[Kind], name: str, folder: Path, overrides: Mapping[str, Any], *overlays: Path) -> Kind:
+def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[str, Any], *overlays: Path) -> Kind:
     """The recipe of a packaged name or a YAML file, with overlays and then overrides applied.
 
     Args:
@@ -40,16 +40,24 @@ def load(kind: type[Kind], name: str, folder: Path, overrides: Mapping[str, Any]
         UserError: no such recipe, not YAML, or a key that is unknown or of the wrong type; the message names
             the file, the key and what was expected.
     """
-    path = _find(name, folder)
+    path = _find(str(name), folder)
     values = read_yaml(path)
     for overlay in overlays:
         _lay_over(values, read_yaml(overlay))
+    if not isinstance(overrides, Mapping) or not all(isinstance(key, str) for key in overrides):
+        raise UserError(f"{_shown.repr(overrides)} are no overrides; expected values by key: {{'tag.threshold': 0.1}}")
     for key, value in overrides.items():
         _override(values, key, value)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, kind, path, overrides)) from None
+
+
+def require_loaded(recipe: object, kind: type[BaseModel], load: str) -> None:
+    """Raises UserError: `recipe` is not of this kind, such as the name of one; `load`: the function that makes one."""
+    if not isinstance(recipe, kind):
+        raise UserError(f"recipe: expected a {kind.__name__}, as {load}(…) returns, got {_shown.repr(recipe)}")
 
 
 def parse_set(assignments: list[str]) -> dict[str, Any]:

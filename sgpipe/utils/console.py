@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import EngineError, UserError, on_command_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,10 +154,10 @@ def run_command(function: Callable[..., None]) -> None:
     try:
         typer.run(function)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_command_line(error)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except (EngineError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_command_line(error)}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -77,9 +77,9 @@ def test_a_graph_gives_triplets_drawings_and_json():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"recipe": "folder"}, "no tagger: give --tagger"),
-        ({"recipe": "coco", "tagger": "t"}, "no boxes: give --detector"),
-        ({"settings": {"tag.thresh": 1}}, "unknown key 'tag.thresh'"),
+        ({"recipe": "folder"}, "no tagger: give tagger=FOLDER_OR_ID"),
+        ({"recipe": "coco", "tagger": "t"}, "no boxes: give detector=FOLDER_OR_ID or boxes=FILE"),
+        ({"settings": {"tag.thresh": 1}}, "^settings: unknown key 'tag.thresh'"),
         ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
         ({"detector": "nowhere"}, "no detector nowhere"),
     ],
@@ -115,7 +115,7 @@ def test_the_command_draws_images_and_prints_relations(miniworld, tmp_path):
 
 
 def test_an_unreadable_image_in_memory_is_an_error(pipeline, tmp_path):
-    graph = pipeline(Image.new("F", (8, 8)))
+    [graph] = pipeline.label([Image.new("F", (8, 8))])
     assert "its pixels are floating-point numbers" in str(graph.error)
     assert graph.triplets() == []
     assert graph.draw().width > 0

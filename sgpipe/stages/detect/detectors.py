@@ -50,7 +50,7 @@ def load_detector(model: Path) -> TripletDetector:
     except (OSError, ValueError, AttributeError):
         kind = None
     if kind == "rlip_tagger":
-        raise UserError(f"{model} is an R-Tagger, which needs boxes: use it with `sgpipe generate --tagger`")
+        raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as --tagger, and another detector")
     try:
         return _KINDS.get(str(kind), ParSeDA).from_pretrained(folder).eval()
     except (CheckpointError, TokenizerError) as reason:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 from transformers.utils.logging import disable_progress_bar
 
@@ -18,6 +23,8 @@ from sgpipe.sources.annotated import ProblemCounts, clip_objects
 from sgpipe.sources.coco_relations import load_coco_instances
 from sgpipe.sources.formats import COCO_INSTANCES, require_format
 from sgpipe.stages.detect.detectors import DetectedBoxes, detector_classes, load
+from sgpipe.utils.boxes import clip_box
+from sgpipe.utils.console import count
 from sgpipe.utils.devices import pick_device
 
 
@@ -115,6 +122,80 @@ class GivenBoxesStage:
             record.width, record.height = given.width, given.height
         record.objects = given.objects
         clip_objects(record, ProblemCounts())
+
+
+@dataclass(frozen=True)
+class GivenBoxes:
+    """Boxes of one image from a Python user: `corners` are x1, y1, x2, y2 in pixels, `[boxes, 4]` float64."""
+
+    corners: NDArray[np.float64]
+    classes: tuple[str, ...]
+    where: str  # of messages: " of image 3"
+
+    def objects(self, width: int, height: int) -> list[Box]:
+        """The boxes, clipped to the image by at most a pixel.
+
+        Raises UserError: a box is farther outside, or all boxes are within the first pixel.
+        """
+        size = f"the image, which has {width}x{height} pixels"
+        if len(self.corners) and self.corners.max() <= 1 < max(width, height):
+            raise UserError(f"the boxes{self.where} are within the first pixel of {size}: expected pixels, not shares")
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(self.classes), start=1)}
+        boxes = []
+        for index, (name, corners) in enumerate(zip(self.classes, self.corners.tolist(), strict=True)):
+            left, top, right, bottom = corners
+            bbox = clip_box((left, top, right - left, bottom - top), width, height)
+            if bbox is None or min(left, top) < -1 or right > width + 1 or bottom > height + 1:
+                raise UserError(f"{_box(index, self.where, corners)} is not inside {size}")
+            boxes.append(Box(name, numbers[name], bbox))
+        return boxes
+
+
+def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
+    """Boxes as x1, y1, x2, y2 in pixels, anything that NumPy makes `[boxes, 4]` of, and their class names.
+
+    None: no boxes are given, which differs from an empty list.
+
+    Raises UserError: boxes without classes or the reverse, another shape, another number of classes than of boxes, an
+    empty class name, or a box that is not finite or has no area.
+    """
+    if boxes is None and classes is None:
+        return None
+    if boxes is None or classes is None:
+        raise UserError(f"boxes= and classes={where} belong together: give a class name for each box")
+    corners = _corners(boxes, where)
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise UserError(f"classes={where}: expected a list of class names, got {classes!r}")
+    names = tuple(classes)
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"classes={where}: expected class names, got {name!r}")
+    if len(names) != len(corners):
+        found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
+        raise UserError(f"{found}{where}: expected a class name for each box")
+    return GivenBoxes(corners, tuple(map(str, names)), where)
+
+
+def _corners(boxes: Any, where: str) -> NDArray[np.float64]:
+    expected = "expected x1, y1, x2, y2 in pixels of each box"
+    try:
+        corners = np.asarray(boxes, dtype=np.float64)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"boxes={where} are not numbers ({str(error).splitlines()[0]}): {expected}") from None
+    if not corners.size and corners.shape[-1:] in ((0,), (4,)):
+        corners = corners.reshape(0, 4)
+    if corners.ndim != 2 or corners.shape[1] != 4:
+        raise UserError(f"boxes={where} have shape {'x'.join(map(str, corners.shape)) or 'no'}: {expected}, Nx4")
+    for index, (left, top, right, bottom) in enumerate(corners.tolist()):
+        if not all(map(math.isfinite, (left, top, right, bottom))):
+            raise UserError(f"{_box(index, where, corners[index])} is not finite")
+        if left >= right or top >= bottom:
+            raise UserError(f"{_box(index, where, corners[index])} has no area: {expected}, with x1 < x2 and y1 < y2")
+    return corners
+
+
+def _box(index: int, where: str, corners: Iterable[float]) -> str:
+    return f"box {index}{where} ({', '.join(f'{value:g}' for value in corners)})"
 
 
 def _path_suffixes(name: str) -> list[str]:
