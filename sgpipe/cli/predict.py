@@ -123,7 +123,8 @@ def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: i
     from sgpipe.inference.writers.vcoco import PeopleConverter, vcoco_actions, write_vcoco
 
     if form is PredictionFormat.VG:
-        return write_graphs(predict_images(run.config("scene graph"), run.row_groups()), out, most)
+        graphs = run.config("scene graph")
+        return write_graphs(predict_images(graphs, run.row_groups()), out, graphs.classes, most)
     config = run.config("hoi")
     converter = PeopleConverter(config.classes, vcoco_actions(config.classes.relations))
     return write_vcoco(predict_images(config, run.row_groups()), out, converter)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
 from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import count
 from sgpipe.viz.draw_relations import Point
 from sgpipe.viz.svg import unit_square
 
@@ -34,7 +35,7 @@ class EvaluationResult:
 
     summary: its measures by their usual names. per_class: one row per class. notes: remarks for the reader.
     tables: further tables by title. counts: what was compared and what was not.
-    curves: precision `[101]` at `RECALLS`, by class group.
+    curves: precision `[101]` at `RECALLS`, by class group. scored: in words, how many images were scored.
     """
 
     benchmark: str
@@ -45,12 +46,15 @@ class EvaluationResult:
     tables: Mapping[str, Rows] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     curves: Mapping[str, Array] = field(default_factory=dict)
+    scored: str = ""
 
     def print(self, console: Console) -> None:
         summary = [{"measure": name, "value": value} for name, value in self.summary.items()]
         console.print(_table(f"{self.benchmark}, {len(self.per_class)} classes", summary))
         for title, rows in self.tables.items():
             console.print(_table(title, rows))
+        if self.scored:
+            console.print(self.scored, soft_wrap=True)
         for note in self.notes:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
@@ -90,6 +94,54 @@ class EvaluationResult:
             for name, precision in self.curves.items()
         ]
         _write(path, unit_square(self.benchmark, lines, "recall", "precision", (400, 400)).file())
+
+
+@dataclass
+class ScoredImages:
+    """Counts of annotated images.
+
+    predicted: with predictions. empty: whose predictions are an empty list. missing: without predictions, which the
+    benchmark counts as missed. left_out: without predictions, which the benchmark leaves out.
+    """
+
+    predicted: int = 0
+    empty: int = 0
+    missing: int = 0
+    left_out: int = 0
+
+    def add(self, predictions: Sized) -> None:
+        """Count an image that has predictions, or an empty list of them."""
+        if len(predictions):
+            self.predicted += 1
+        else:
+            self.empty += 1
+
+    @property
+    def scored(self) -> int:
+        return self.predicted + self.empty + self.missing
+
+    def __str__(self) -> str:
+        parts = {
+            f"{self.predicted:,} with predictions": True,
+            f"{self.empty:,} with an empty list of predictions": self.empty,
+            f"{self.missing:,} without predictions": self.missing,
+            f"{self.left_out:,} without predictions left out": self.left_out,
+        }
+        return f"scored {count(self.scored, 'image')}: {', '.join(part for part, shown in parts.items() if shown)}"
+
+    def as_counts(self) -> dict[str, int]:
+        """As in the JSON of a result."""
+        return {
+            "images": self.scored,
+            "images with predictions": self.predicted,
+            "images with an empty list": self.empty,
+            "images without predictions": self.missing,
+            "images left out": self.left_out,
+        }
+
+    def as_result(self) -> dict[str, Any]:
+        """The arguments of `EvaluationResult` that tell the counts."""
+        return {"counts": self.as_counts(), "scored": str(self)}
 
 
 def precision_at(recall: Array, precision: Array) -> Array:

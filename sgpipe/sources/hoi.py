@@ -59,6 +59,30 @@ class HoiaSchema:
         nothing = (NO_OBJECT,) if self.objectless else ()
         return DatasetClasses((*self.objects.values(), *nothing), tuple(self.relations.values()))
 
+    @property
+    def class_list(self) -> dict[str, dict[str, str]]:
+        """All names by number, as files list their classes."""
+        parts = {"objects": self.objects, "relations": self.relations}
+        return {key: {str(number): name for number, name in names.items()} for key, names in parts.items()}
+
+    @classmethod
+    def of_class_list(cls, objects: Any, relations: Any) -> HoiaSchema:
+        """The inverse of `class_list`. Names may also be lists, which count from 1.
+
+        Raises ValueError, TypeError, AttributeError: another form, or a name is missing or occurs twice.
+        """
+        return cls("hoi_annotation", _numbered(objects), _numbered(relations))
+
+
+def _numbered(names: Any) -> Mapping[int, str]:
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
+    numbered = dict(sorted((int(number), name) for number, name in pairs))
+    if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
+        raise ValueError("a name is missing")
+    if len(set(numbered.values())) < len(numbered):
+        raise ValueError("a name occurs twice")
+    return numbered
+
 
 HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
 VCOCO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("vcoco"), objectless=True)

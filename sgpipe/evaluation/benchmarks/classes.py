@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 
@@ -34,7 +33,7 @@ def read_classes(path: Path) -> HoiaSchema:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         keys = next(keys for keys in _KEYS if keys[0] in content)
-        return HoiaSchema(HICO.key, _numbered(content[keys[0]]), _numbered(content[keys[1]]))
+        return HoiaSchema.of_class_list(*(content[key] for key in keys))
     except OSError as error:
         raise UserError(f"classes file {path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
@@ -42,16 +41,6 @@ def read_classes(path: Path) -> HoiaSchema:
             f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
             f"({replace_surrogates(str(error))[:80]})"
         ) from None
-
-
-def _numbered(names: Any) -> Mapping[int, str]:
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
-    numbered = dict(sorted((int(number), name) for number, name in pairs))
-    if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
-        raise ValueError("a name is missing")
-    if len(set(numbered.values())) < len(numbered):
-        raise ValueError("a name occurs twice")
-    return numbered
 
 
 def data_classes(root: Path) -> DatasetClasses:

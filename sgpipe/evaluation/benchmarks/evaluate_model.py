@@ -17,7 +17,6 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import data_classes, read_classes, shard_annotations
 from sgpipe.evaluation.benchmarks.evaluate_files import (
     SPLIT,
-    GraphClasses,
     HicoOptions,
     Suppression,
     graph_result,
@@ -26,9 +25,9 @@ from sgpipe.evaluation.benchmarks.evaluate_files import (
     read_vcoco,
     vcoco_result,
 )
-from sgpipe.evaluation.benchmarks.graphs import read_graphs
+from sgpipe.evaluation.benchmarks.graphs import GraphClasses, read_graphs
 from sgpipe.evaluation.benchmarks.pairs import read_annotations
-from sgpipe.evaluation.result import EvaluationResult
+from sgpipe.evaluation.result import EvaluationResult, ScoredImages
 from sgpipe.inference.predictor import InferenceConfig, PredictConfig, Task
 from sgpipe.inference.rows import ImageRow, RowGroup, coco_image_id, list_row_groups
 from sgpipe.inference.workers import predict
@@ -118,12 +117,13 @@ def _must_be(config: PredictConfig, schema: HoiaSchema, run: ModelRun) -> None:
 
 @dataclass
 class ModelImages:
-    """Annotated images with predictions that a model makes while they are read; reading fills `notes`."""
+    """Annotated images with predictions that a model makes while they are read; reading fills `notes` and `counts`."""
 
     source: AnnotationSource
     config: PredictConfig
     row_groups: Sequence[RowGroup]
     notes: list[str] = field(default_factory=list)
+    counts: ScoredImages = field(default_factory=ScoredImages)
 
     def images(self) -> Iterator[EvaluationImage]:
         """All annotated images; those that the shards lack or that cannot be read have no predictions.
@@ -139,8 +139,10 @@ class ModelImages:
             if name in seen:
                 raise UserError(f"image {name!r} occurs twice; choose a split with --split")
             seen.add(name)
+            self.counts.add(pairs)
             yield EvaluationImage(name, annotated[name], pairs)
-        if missing := len(annotated) - len(seen):
+        self.counts.missing = missing = len(annotated) - len(seen)
+        if missing:
             self.notes.append(
                 f"no predictions for {missing:,} of {len(annotated):,} annotated images: counted as missed"
             )
@@ -223,7 +225,7 @@ def evaluate_graphs_model(run: ModelRun) -> EvaluationResult:
 
     Raises: UserError, EngineError: as `evaluate_hico_model`.
     """
-    config, notes = run.config("scene graph"), list[str]()
+    config = run.config("scene graph")
     classes = GraphClasses.of(config.classes)
     if run.annotations is not None:
         annotated = read_graphs(run.annotations)
@@ -231,24 +233,35 @@ def evaluate_graphs_model(run: ModelRun) -> EvaluationResult:
         annotated = _shard_graphs(
             shard_annotations(run.data, config.classes, run.split, persons_only=False), config.classes
         )
-    return graph_result(_images(run, config, annotated, notes), classes, "sgdet", notes, str(run.model))
+    images = _ModelGraphs(run, config, annotated)
+    return graph_result(images.images(), classes, "sgdet", images, str(run.model))
 
 
-def _images(
-    run: ModelRun, config: PredictConfig, annotated: dict[str, GroundTruthGraph], notes: list[str]
-) -> Iterator[GraphImage]:
-    seen: set[str] = set()
-    for row, pairs in predict_readable(config, run.row_groups(), notes):
-        if row.image_id not in annotated:
-            raise UserError(f"image {row.image_id} is not annotated; choose a split with --split")
-        if row.image_id in seen:
-            raise UserError(f"image {row.image_id} occurs twice; choose a split with --split")
-        seen.add(row.image_id)
-        yield GraphImage(f"image {row.image_id}", annotated[row.image_id], predicted_graph(pairs, MOST_PAIRS))
-    if missing := len(annotated) - len(seen):
-        notes.append(
-            f"no predictions for {missing:,} of {len(annotated):,} annotated images: left out (official protocol)"
-        )
+@dataclass
+class _ModelGraphs:
+    """As `ModelImages`, for scene graphs. Images without predictions are left out."""
+
+    run: ModelRun
+    config: PredictConfig
+    annotated: dict[str, GroundTruthGraph]
+    notes: list[str] = field(default_factory=list)
+    counts: ScoredImages = field(default_factory=ScoredImages)
+
+    def images(self) -> Iterator[GraphImage]:
+        seen: set[str] = set()
+        for row, pairs in predict_readable(self.config, self.run.row_groups(), self.notes):
+            name = row.image_id
+            if name not in self.annotated:
+                raise UserError(f"image {name} is not annotated; choose a split with --split")
+            if name in seen:
+                raise UserError(f"image {name} occurs twice; choose a split with --split")
+            seen.add(name)
+            self.counts.add(pairs)
+            yield GraphImage(f"image {name}", self.annotated[name], predicted_graph(pairs, MOST_PAIRS))
+        self.counts.left_out = missing = len(self.annotated) - len(seen)
+        if missing:
+            total = f"{len(self.annotated):,} annotated images"
+            self.notes.append(f"no predictions for {missing:,} of {total}: left out (official protocol)")
 
 
 def _shard_graphs(source: AnnotationSource, classes: DatasetClasses) -> dict[str, GroundTruthGraph]:

@@ -29,6 +29,8 @@ from rlip_model.evaluation.inputs import (
     table,
 )
 from sgpipe.errors import UserError
+from sgpipe.evaluation.result import ScoredImages
+from sgpipe.inference.writers import CLASSES
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, FieldError, list_field, text_field
 from sgpipe.sources.hoi import HoiaSchema
 from sgpipe.utils.console import count
@@ -37,16 +39,19 @@ from sgpipe.utils.json_stream import JsonStream
 
 @dataclass
 class PairFiles:
-    """An annotation file and a prediction file; reading fills `notes`.
+    """An annotation file and a prediction file; reading fills `notes` and `counts`.
 
-    schema: the category ids of the predictions. key: the key of their list of relations.
+    schema: the classes, and the category ids of predictions that do not list their own. key: the key of their list of
+    relations. advice: what to do about predictions of other classes.
     """
 
     source: AnnotationSource
     predictions: Path
     schema: HoiaSchema
     key: str
+    advice: str
     notes: list[str] = field(default_factory=list)
+    counts: ScoredImages = field(default_factory=ScoredImages)
 
     def images(self) -> Iterator[EvaluationImage]:
         """All annotated images in the order of the annotations, with their predictions.
@@ -54,12 +59,15 @@ class PairFiles:
         Raises:
             UserError: a file is missing or invalid, or a predicted image is not annotated.
         """
-        annotated = read_annotations(self.source)
+        annotated = read_annotations(self.source, self.advice)
         predicted = self._read_predictions(annotated)
         if missing := len(annotated) - len(predicted):
             self.notes.append(
                 f"no predictions for {missing:,} of {len(annotated):,} annotated images: counted as missed"
             )
+            self.counts.missing = missing
+        for prediction in predicted.values():
+            self.counts.add(prediction.scores)
         nothing = Prediction(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
         for name, ground_truth in annotated.items():
             yield EvaluationImage(name, ground_truth, predicted.get(name, nothing).pairs(len(self.schema.relations)))
@@ -86,24 +94,37 @@ class PairFiles:
     def _predictions(self) -> Iterator[tuple[str, Prediction]]:
         """The predictions of each image, with its file name."""
         if self.predictions.suffix == ".parquet":
-            yield from read_prediction_table(self.predictions, self.schema.classes)
+            yield from read_prediction_table(self.predictions, self.schema.classes, self.advice)
             return
-        reader = _PredictionReader(self.predictions, self.schema, self.key)
+        reader = _PredictionReader(self.predictions, self.schema.classes, self.key, self.advice)
+        reader.use(self.schema)
         for _, item in JsonStream(self.predictions):
             yield reader.read(item)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _PredictionReader:
+    """Reads the items of a file. Items from one with a class list on have the category ids of that list."""
+
     path: Path
-    schema: HoiaSchema
+    classes: DatasetClasses
     key: str
+    advice: str
+
+    def use(self, schema: HoiaSchema) -> None:
+        """Map the category ids of a schema to the classes: to an index, or to the name of another class."""
+        self.objects, self.predicates = (
+            {number: names.index(name) if name in names else name for number, name in listed.items()}
+            for listed, names in ((schema.objects, self.classes.objects), (schema.relations, self.classes.relations))
+        )
 
     def read(self, item: Any) -> tuple[str, Prediction]:
         """Raises UserError."""
         name = "?"
         try:
             name = text_field(item, "file_name")
+            if CLASSES in item:
+                self.use(listed_schema(item[CLASSES]))
             return name, self._prediction(name, list_field(item, "predictions"), list_field(item, self.key))
         except (FieldError, EvaluationError) as error:
             raise UserError(f"{self.path}: image {name!r}: {error}") from None
@@ -114,11 +135,9 @@ class _PredictionReader:
             ) from None
 
     def _prediction(self, name: str, boxes: Sequence[Any], relations: Sequence[Any]) -> Prediction:
-        objects = {number: index for index, number in enumerate(self.schema.objects)}
-        predicates = {number: index for index, number in enumerate(self.schema.relations)}
-        classes = [_index(objects, box["category_id"], "an object") for box in boxes]
+        classes = [self._index(self.objects, box["category_id"], "an object") for box in boxes]
         triplets = [
-            (item["subject_id"], item["object_id"], _index(predicates, item["category_id"], "a relation"))
+            (item["subject_id"], item["object_id"], self._index(self.predicates, item["category_id"], "a relation"))
             for item in relations
         ]
         ends = table(triplets, (-1, 3), int)
@@ -129,15 +148,31 @@ class _PredictionReader:
         corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
         return Prediction(corners, table(classes, (-1,), int), ends, scores)
 
+    def _index(self, indices: Mapping[int, int | str], category: Any, what: str) -> int:
+        index = indices.get(category)
+        if isinstance(index, int):
+            return index
+        other = f"category_id {category!r} of {what}" if index is None else repr(index)
+        raise FieldError(f"{other} is not a class of the dataset; {self.advice}")
 
-def _index(indices: Mapping[int, int], category: Any, what: str) -> int:
-    if category not in indices:
-        raise FieldError(f"category_id {category!r} of {what} is not a class of the dataset")
-    return indices[category]
+
+def listed_schema(content: Any) -> HoiaSchema:
+    """The class list of a file of predictions. Raises FieldError: it has another form."""
+    try:
+        return HoiaSchema.of_class_list(content["objects"], content["relations"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise FieldError(
+            f'its {CLASSES!r} are not {{"objects": {{number: name}}, "relations": {{number: name}}}}, each name once'
+        ) from None
 
 
-def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
+def read_annotations(
+    source: AnnotationSource, advice: str = "list its classes in --classes"
+) -> dict[str, ImageGroundTruth]:
     """The annotations by file name of the image.
+
+    Args:
+        advice: what to do about annotations of other classes.
 
     Raises:
         UserError: an image cannot be used or occurs twice, or there are no images.
@@ -149,7 +184,8 @@ def read_annotations(source: AnnotationSource) -> dict[str, ImageGroundTruth]:
     annotated: dict[str, ImageGroundTruth] = {}
     for record in source.read(problems):
         if not record.ok:
-            raise UserError(f"{path}: image {record.file_name!r}: {record.error}")
+            other = f"; if the file has other classes, {advice}" if "category_id" in str(record.error) else ""
+            raise UserError(f"{path}: image {record.file_name!r}: {record.error}{other}")
         if record.file_name in annotated:
             raise UserError(f"{path}: image {record.file_name!r} occurs twice")
         corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
@@ -188,15 +224,20 @@ class Prediction:
         )
 
 
-def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple[str, Prediction]]:
+def read_prediction_table(
+    path: Path, classes: DatasetClasses, advice: str = "predict with its classes"
+) -> Iterator[tuple[str, Prediction]]:
     """The file name and prediction of each image, except for images that could not be read.
+
+    Args:
+        advice: what to do about predictions of other classes.
 
     Raises UserError: the file is missing, damaged or of another kind, or has missing values or unknown names.
     """
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"]):
-                yield from _images(path, batch, classes)
+                yield from _images(path, batch, classes, advice)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from None
@@ -206,34 +247,38 @@ def read_prediction_table(path: Path, classes: DatasetClasses) -> Iterator[tuple
         ) from None
 
 
-def _images(path: Path, batch: pa.RecordBatch, classes: DatasetClasses) -> Iterator[tuple[str, Prediction]]:
+def _images(
+    path: Path, batch: pa.RecordBatch, classes: DatasetClasses, advice: str
+) -> Iterator[tuple[str, Prediction]]:
     names = batch.column("file_name").to_pylist()
     lists = batch.column("triplets")
     counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    columns = _columns(path, pc.list_flatten(lists), np.repeat(np.array(names, dtype=object), counts), classes)
+    images = np.repeat(np.array(names, dtype=object), counts)
+    columns = _columns(path, pc.list_flatten(lists), images, classes, advice)
     starts = np.cumsum(counts) - counts
     for name, start, length, valid in zip(names, starts, counts, lists.is_valid().to_pylist(), strict=True):
         if valid:
             yield name, _prediction(path, name, [column[start : start + length] for column in columns])
 
 
-def _columns(path: Path, triplets: pa.StructArray, images: Array, classes: DatasetClasses) -> list[Array]:
+def _columns(path: Path, triplets: pa.StructArray, images: Array, classes: DatasetClasses, advice: str) -> list[Array]:
     """Columns of all triplets: pair, score, numbers of subject, predicate and object, and both boxes."""
     arrays = {name: triplets.field(name) for name in (field.name for field in triplets.type)}
     for name, array in arrays.items():
         if array.null_count:
             raise UserError(f"{path}: image {images[array.is_null().index(True).as_py()]!r}: a triplet has no {name!r}")
     known = {"subject": classes.objects, "predicate": classes.relations, "object": classes.objects}
-    numbers = [_numbers(path, arrays[name], images, names) for name, names in known.items()]
+    numbers = [_numbers(path, arrays[name], images, names, advice) for name, names in known.items()]
     boxes = [_boxes(path, arrays[name], images) for name in ("subject_box", "object_box")]
     return [arrays["pair"].to_numpy(), arrays["score"].to_numpy(), *numbers, *boxes]
 
 
-def _numbers(path: Path, names: pa.Array, images: Array, known: Sequence[str]) -> Array:
+def _numbers(path: Path, names: pa.Array, images: Array, known: Sequence[str], advice: str) -> Array:
     numbers = pc.index_in(names, pa.array(known, names.type))
     if numbers.null_count:
         place = numbers.is_null().index(True).as_py()
-        raise UserError(f"{path}: image {images[place]!r}: {names[place].as_py()!r} is not a class of the dataset")
+        other = f"{names[place].as_py()!r} is not a class of the dataset"
+        raise UserError(f"{path}: image {images[place]!r}: {other}; {advice}")
     return np.asarray(numbers.to_numpy(), dtype=int)
 
 

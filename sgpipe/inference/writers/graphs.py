@@ -13,15 +13,18 @@ from rlip_model.evaluation.triplets import largest
 from rlip_model.evaluation.visual_genome import PredictedGraph
 from sgpipe.inference.predictor import ImagePrediction
 from sgpipe.inference.writers import WriteSummary, write_json_list
+from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.sources.hoi import HICO, HoiaSchema
 
 
-def write_graphs(predictions: Iterable[ImagePrediction], out: Path, most: int) -> WriteSummary:
+def write_graphs(predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses, most: int) -> WriteSummary:
     """Write the `most` best pairs of each image with the scores of all predicates."""
+    schema = HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
         return [_graph_item(prediction.row.image_id, predicted_graph(pairs, most))]
 
-    return write_json_list(predictions, out, items)
+    return write_json_list(predictions, out, items, schema)
 
 
 def predicted_graph(pairs: PredictedPairs, most: int) -> PredictedGraph:

@@ -50,4 +50,4 @@ def write_hoia(
         ]
         return [{"file_name": prediction.row.file_name, "predictions": boxes, key: listed}]
 
-    return write_json_list(predictions, out, items)
+    return write_json_list(predictions, out, items, schema)

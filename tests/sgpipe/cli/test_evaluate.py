@@ -149,6 +149,60 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     assert (result.exit_code, "no such file: none.json" in result.stderr) == (2, True)
 
 
+NAMED = {"objects": {"1": "bicycle", "2": "person"}, "relations": {"1": "hold", "3": "ride"}}
+SWAPPED = [{**PERSON, "category_id": 2}, {**BIKE, "category_id": 1}]
+
+
+def test_predictions_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> None:
+    images = [f"HICO_test2015_{number:08}.jpg" for number in (1, 2, 3)]
+    first = {**predicted(images[0], verb=3), "predictions": SWAPPED}
+    listed = [{**first, "classes": NAMED}, {**first, "file_name": images[1]}]
+    result = hico(tmp_path, [annotated(name) for name in images], [*listed, {**first, "file_name": images[2]}])
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path)["summary"]["mAP"] == 1
+    assert hico(tmp_path, [annotated(images[0])], [first]).exit_code == 0
+    assert written(tmp_path)["summary"]["mAP"] == 0  # without the list, the numbers are HICO-DET's
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ({**NAMED, "relations": {"3": "fly over"}}, "'fly over' is not a class of the dataset; "),
+        ({**NAMED, "objects": {"1": "unicorn", "2": "person"}}, "'unicorn' is not a class of the dataset; "),
+        ({**NAMED, "objects": ["bicycle"]}, "category_id 2 of an object is not a class of the dataset; "),
+        ({"objects": ["person"]}, "its 'classes' are not"),
+        ({"objects": ["person", "person"], "relations": ["ride"]}, "each name once"),
+        (7, "its 'classes' are not"),
+    ],
+)
+def test_other_classes_are_refused_with_the_commands_to_use(tmp_path: Path, listed: Any, message: str) -> None:
+    item = {**predicted(verb=3), "predictions": SWAPPED, "classes": listed}
+    result = hico(tmp_path, [annotated()], [item])
+    assert (result.exit_code, message in result.stderr, result.stderr.count("\n")) == (2, True, 1), result.stderr
+    files = f"--predictions {tmp_path}/predictions.json --annotations {tmp_path}/annotations.json"
+    if message.endswith("; "):
+        assert "`sgpipe predict MODEL --data SHARDS --form hico --classes CLASSES.json --out" in result.stderr
+        assert f"then `sgpipe eval hico {files} --classes CLASSES.json`" in result.stderr
+
+
+def test_commands_name_the_class_list_beside_the_annotations(tmp_path: Path) -> None:
+    (tmp_path / "annotations_classes.json").write_text("{}")
+    for annotations, predictions in (([annotated()], [predicted(verb=118)]), ([annotated(verb=118)], [predicted()])):
+        result = hico(tmp_path, annotations, predictions)
+        assert f"--classes {tmp_path}/annotations_classes.json" in result.stderr
+
+
+def test_the_number_of_scored_images_is_told(tmp_path: Path) -> None:
+    images = [f"HICO_test2015_{number:08}.jpg" for number in range(1, 5)]
+    empty = {"file_name": images[2], "predictions": [], "hoi_prediction": []}
+    result = hico(tmp_path, [annotated(name) for name in images], [predicted(images[0]), predicted(images[1]), empty])
+    told = "scored 4 images: 2 with predictions, 1 with an empty list of predictions, 1 without predictions"
+    assert told in result.stdout
+    counts = written(tmp_path)["counts"]
+    assert (counts["images"], counts["images with predictions"], counts["images without predictions"]) == (4, 2, 1)
+    assert "scored 1 image: 1 with predictions\n" in hico(tmp_path, [annotated()], [predicted()]).stdout
+
+
 def golden(oracle: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = oracle / "golden" / "evaluation"
     inputs = json.loads(gzip.decompress((folder / f"{name}.inputs.json.gz").read_bytes()))
@@ -273,6 +327,10 @@ DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_o
         ),
         ({"predictions": [{**DETECTION, "person_box": []}]}, "1 action scores of predicted persons, expected 0"),
         ({"predictions": [{"image_id": 7}]}, "a detection has no 'person_box'"),
+        (
+            {"predictions": [{"image_id": 7, "person_box": [0, 0, 9, 9], "ride_agent": 0.5}]},
+            "has no 'cut_agent', which is an action of",
+        ),
         ({"predictions": [7]}, "expected detections in V-COCO's format"),
         ({"coco": {}}, "are not V-COCO's annotations with the COCO instances"),
         ({"coco": {**COCO, "images": [], "annotations": []}}, "lacks image 7"),
@@ -348,11 +406,30 @@ def test_wrong_scene_graphs_are_refused_in_one_line(tmp_path: Path, change: list
     contents = {"annotations": [GRAPH, {**GRAPH, "image_id": "4x"}], "predictions": [FOUND]}
     result = run(tmp_path, "vg", contents, "--mode", "sgdet")
     assert "no predictions for 1 of 2 annotated images" in result.output
+    assert "scored 1 image: 1 with predictions, 1 without predictions left out" in result.output
     assert written(tmp_path)["summary"]["R@20"] == 1
     result = run(tmp_path, "vg", {**contents, "predictions": change}, "--mode", "sgdet")
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_scene_graphs_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text(json.dumps({"objects": ["dog", "man"], "relations": ["on", "near"]}))
+    true = {**GRAPH, "labels": [2, 1], "relations": [[0, 1, 2]]}
+    listed = {"objects": ["man", "dog"], "relations": ["near"]}
+    found = {**FOUND, "labels": [1, 2], "predicate_scores": [[0.1, 0.9]], "classes": listed}
+    options = ("--mode", "sgdet", "--classes", str(tmp_path / "classes.json"))
+    result = run(tmp_path, "vg", {"annotations": [true], "predictions": [found]}, *options)
+    assert result.exit_code == 0, result.output
+    assert written(tmp_path)["summary"]["R@20"] == 1
+    for changed in ({**listed, "relations": ["under"]}, {**listed, "objects": ["man", "cat"]}, {"objects": []}):
+        found["classes"] = changed
+        result = run(tmp_path, "vg", {"annotations": [true], "predictions": [found]}, *options)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert ("sgpipe predict MODEL --data SHARDS --form vg --classes" in result.stderr) == ("relations" in changed)
+    result = run(tmp_path, "vg", {"annotations": [GRAPH], "predictions": [found | {"classes": listed}]}, *options[:2])
+    assert "has 2 object classes, the dataset 150; list its classes" in result.stderr
 
 
 def test_scene_graphs_annotated_twice_are_refused(tmp_path: Path) -> None:

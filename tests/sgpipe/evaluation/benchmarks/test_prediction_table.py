@@ -68,8 +68,8 @@ def test_what_is_not_listed_is_not_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"object": "unicorn"}, "'unicorn' is not a class of the dataset"),
-        ({"predicate": "horse"}, "'horse' is not a class of the dataset"),
+        ({"object": "unicorn"}, "'unicorn' is not a class of the dataset; predict with its classes"),
+        ({"predicate": "horse"}, "'horse' is not a class of the dataset; predict with its classes"),
         ({"score": float("nan")}, "a score is NaN or infinite"),
         ({"score": None}, "a triplet has no 'score'"),
         ({"subject_box": [0.0, 1.0, 2.0]}, "a box is not four numbers"),
