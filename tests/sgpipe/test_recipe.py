@@ -67,7 +67,7 @@ def test_errors_name_the_file_the_key_and_what_was_expected(tmp_path, text, mess
 )
 def test_impossible_settings_of_the_sampling_are_refused_in_one_line(setting, message):
     key = setting.partition("=")[0]
-    with pytest.raises(UserError, match=f"^option: key '{key}': {message}$"):
+    with pytest.raises(UserError, match=f"^overrides: key '{key}': {message}$"):
         load_recipe("coco", parse_set([setting]))
 
 
@@ -84,7 +84,7 @@ def test_recipes_of_photographs_sample_as_the_published_captioner_and_the_miniwo
 
 
 def test_an_error_in_an_option_names_the_option():
-    with pytest.raises(UserError, match=r"^option: unknown key 'tag.treshold'; did you mean 'tag.threshold'"):
+    with pytest.raises(UserError, match=r"^overrides: unknown key 'tag.treshold'; did you mean 'tag.threshold'"):
         load_recipe("coco", {"tag.treshold": 0.1})
 
 

@@ -134,7 +134,7 @@ def test_augmentation_can_be_changed_or_left_out():
     ],
 )
 def test_errors_name_the_key_and_the_expected_value(assignment, message):
-    with pytest.raises(UserError, match=f"^option: {message}") as caught:
+    with pytest.raises(UserError, match=f"^overrides: {message}") as caught:
         load_train_recipe("hico", parse_set([assignment]))
     assert "\n" not in str(caught.value)
 
@@ -179,5 +179,5 @@ def test_weights_are_numbers_above_zero():
     with pytest.raises(UserError, match=r"--data vg@much: 'much' is not a number; expected FOLDER or FOLDER@WEIGHT"):
         shards_options(["vg@much"], None)
     for weight in ("0", "-1", "nan", "inf"):
-        with pytest.raises(UserError, match=r"option: key 'data.train.0.weight'"):
+        with pytest.raises(UserError, match=r"overrides: key 'data.train.0.weight'"):
             load_train_recipe("pretrain", {"data.train": shards_options([f"vg@{weight}"], None)})
