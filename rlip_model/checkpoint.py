@@ -23,6 +23,7 @@ from transformers import RobertaModel as Roberta
 from rlip_model.config import RLIPConfig
 from rlip_model.detector import Initialised, detector_config, initialise_from_detector
 from rlip_model.model import RLIPModel, build_model
+from rlip_model.noise import initial_seed
 from rlip_model.official import infer_config, is_ignored, renamed
 from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
@@ -172,7 +173,7 @@ def convert_detector(
     try:
         config = detector_config(state, kind, args, num_queries=num_queries, text_config=roberta_sizes(roberta.config))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(initial_seed(seed))
             model = build_model(config)
         initialised = initialise_from_detector(model, state)
     except (CheckpointError, ValueError) as reason:

@@ -16,7 +16,7 @@ from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.matcher import Assignment, MatchingCosts, match
 from rlip_model.position import at_least_float32
 from rlip_model.relation_losses import focal_loss, pseudo_labels, quality_focal_loss, relation_quality
-from rlip_model.targets import TripletBatch, Triplets, join
+from rlip_model.targets import TargetCounts, TripletBatch, Triplets, join
 
 NO_OBJECT_WEIGHT = 0.1
 SMALLEST_COUNT = 1e-4
@@ -103,7 +103,11 @@ class DetectionCriterion:
     no_object_weight: float = NO_OBJECT_WEIGHT
 
     def __call__(
-        self, output: RelationOutput, targets: Sequence[Triplets], relation_features: Tensor | None = None
+        self,
+        output: RelationOutput,
+        targets: Sequence[Triplets],
+        relation_features: Tensor | None = None,
+        totals: TargetCounts | None = None,
     ) -> ModelLosses:
         """Match the queries of every decoder layer with the targets, and sum the losses, in at least float32.
 
@@ -111,6 +115,7 @@ class DetectionCriterion:
             targets: one per image; any may be empty.
             relation_features: `[relations, label_dim]`, the encoded relation texts before fusion; required for
                 pseudo-labels.
+            totals: the counts of a whole step of which this batch is a part, see `global_mean`.
 
         Raises:
             ValueError: predictions are not finite, or features are missing for the pseudo-labels.
@@ -118,7 +123,28 @@ class DetectionCriterion:
         batch = join(targets, output.final.relation_logits.shape[-1])
         with torch.autocast(batch.device.type, enabled=False):
             labels = self._relation_labels(batch.triplets.relation_labels, relation_features)
-            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, labels))
+            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, labels, totals))
+
+    def count(
+        self, targets: Sequence[Triplets], slots: int, relations: int, relation_features: Tensor | None = None
+    ) -> TargetCounts:
+        """The counts of a batch before its forward pass. Every triplet counts as matched, with a quality above 0.
+
+        Args:
+            slots: pairs of queries per image.
+            relations: number of relation texts.
+            relation_features: as in a call.
+        """
+        batch = join(targets, relations)
+        with torch.autocast(batch.device.type, enabled=False):
+            labels = self._relation_labels(batch.triplets.relation_labels, relation_features)
+        matched = sum(min(count, slots) for count in batch.counts)
+        classes = matched + self.no_object_weight * (len(batch.counts) * slots - matched)
+        return _counts(batch, classes, labels > 0 if self._has_soft_labels else labels == 1)
+
+    @property
+    def _has_soft_labels(self) -> bool:
+        return self.quality_labels or self.pseudo_labels
 
     def _relation_labels(self, labels: Tensor, features: Tensor | None) -> Tensor:
         if not self.pseudo_labels:
@@ -128,26 +154,30 @@ class DetectionCriterion:
         features = at_least_float32(features if self.pseudo_label_gradient else features.detach())
         return labels + pseudo_labels(labels, features)
 
-    def _layer(self, layer: LayerOutput, batch: TripletBatch, relation_labels: Tensor) -> LayerLosses:
+    def _layer(
+        self, layer: LayerOutput, batch: TripletBatch, relation_labels: Tensor, totals: TargetCounts | None
+    ) -> LayerLosses:
         assignment = match(layer, batch, self.costs)
         labels = relation_labels[assignment.triplets]
         if self.quality_labels:
             labels = labels * relation_quality(layer, batch, assignment).unsqueeze(1)
         expected = torch.zeros_like(layer.relation_logits)
         expected = expected.index_put((assignment.images, assignment.queries), labels.to(expected.dtype))
-        soft = self.quality_labels or self.pseudo_labels
-        relation = (quality_focal_loss if soft else focal_loss)(layer.relation_logits, expected)
-        entity = self._entities(layer.object_logits, batch.triplets.object_labels, assignment)
+        loss, total = quality_focal_loss if self._has_soft_labels else focal_loss, totals.relations if totals else None
+        relation = loss(layer.relation_logits, expected, total)
+        entity = self._entities(layer.object_logits, batch.triplets.object_labels, assignment, totals)
         if layer.subject_logits is not None:
-            entity = entity + self._entities(layer.subject_logits, batch.triplets.subject_labels, assignment)
-        boxes = box_losses(layer, batch, assignment)
+            entity = entity + self._entities(layer.subject_logits, batch.triplets.subject_labels, assignment, totals)
+        boxes = box_losses(layer, batch, assignment, totals)
         return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
 
-    def _entities(self, logits: Tensor, labels: Tensor, assignment: Assignment) -> Tensor:
+    def _entities(self, logits: Tensor, labels: Tensor, assignment: Assignment, totals: TargetCounts | None) -> Tensor:
         """Classify every query; the target of unmatched queries is "no objects"."""
         expected = torch.full(logits.shape[:2], logits.shape[-1] - 1, device=logits.device)
         expected[assignment.images, assignment.queries] = labels[assignment.triplets]
-        return class_loss(logits.flatten(0, 1), expected.flatten(), self.no_object_weight)
+        return class_loss(
+            logits.flatten(0, 1), expected.flatten(), self.no_object_weight, totals.classes if totals else None
+        )
 
 
 @dataclass(frozen=True)
@@ -157,22 +187,37 @@ class TaggerCriterion:
     weights: LossWeights = field(default_factory=LossWeights)
     no_object_weight: float = NO_OBJECT_WEIGHT
 
-    def __call__(self, output: RelationOutput, targets: Sequence[Triplets]) -> ModelLosses:
-        """Compute the losses; `targets` are the given pairs before noise, one per image."""
+    def __call__(
+        self, output: RelationOutput, targets: Sequence[Triplets], totals: TargetCounts | None = None
+    ) -> ModelLosses:
+        """Compute the losses.
+
+        Args:
+            targets: the given pairs before noise, one per image.
+            totals: see `DetectionCriterion`.
+        """
         batch = join(targets, output.final.relation_logits.shape[-1])
         given = torch.arange(len(batch), device=batch.device)
         assignment = Assignment(batch.images, batch.slots, given)
         with torch.autocast(batch.device.type, enabled=False):
-            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, assignment))
+            return _sum_up(output, self.weights, lambda layer: self._layer(layer, batch, assignment, totals))
 
-    def _layer(self, layer: LayerOutput, batch: TripletBatch, assignment: Assignment) -> LayerLosses:
-        labels = batch.triplets
-        entity = class_loss(assignment.of(layer.object_logits), labels.object_labels, self.no_object_weight)
+    def count(self, targets: Sequence[Triplets], relations: int) -> TargetCounts:
+        """The counts of a batch with this number of relation texts."""
+        batch = join(targets, relations)
+        return _counts(batch, len(batch), batch.triplets.relation_labels == 1)
+
+    def _layer(
+        self, layer: LayerOutput, batch: TripletBatch, assignment: Assignment, totals: TargetCounts | None
+    ) -> LayerLosses:
+        labels, weight, classes = batch.triplets, self.no_object_weight, totals.classes if totals else None
+        entity = class_loss(assignment.of(layer.object_logits), labels.object_labels, weight, classes)
         if layer.subject_logits is not None:
             subjects = assignment.of(layer.subject_logits)
-            entity = entity + class_loss(subjects, labels.subject_labels, self.no_object_weight)
-        relation = focal_loss(assignment.of(layer.relation_logits), labels.relation_labels)
-        boxes = box_losses(layer, batch, assignment)
+            entity = entity + class_loss(subjects, labels.subject_labels, weight, classes)
+        relation_logits = assignment.of(layer.relation_logits)
+        relation = focal_loss(relation_logits, labels.relation_labels, totals.relations if totals else None)
+        boxes = box_losses(layer, batch, assignment, totals)
         return LayerLosses(entity, relation, *boxes, prediction_errors(layer, batch, assignment))
 
 
@@ -184,24 +229,31 @@ def _sum_up(
     return ModelLosses(final, tuple(auxiliary), total)
 
 
-def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float) -> Tensor:
+def _counts(batch: TripletBatch, classes: float, positive: Tensor) -> TargetCounts:
+    """`positive` `[triplets, relations]`: True for the relation labels that count."""
+    counts = (len(batch), batch.has_object.sum(), classes, positive.sum())
+    return TargetCounts(*(torch.as_tensor(count, dtype=torch.float32, device=batch.device) for count in counts))
+
+
+def class_loss(logits: Tensor, labels: Tensor, no_object_weight: float, total: Tensor | None = None) -> Tensor:
     """Cross-entropy of `logits` `[n, classes]` as a weighted mean; 0 (with gradient 0) if `n` is 0.
 
-    The last class is "no objects". The mean is taken over the labels of all training processes.
+    The last class is "no objects". The mean is taken over the labels of all training processes, whose weights add up
+    to `total`, if given (see `global_mean`).
     """
     weights = logits.new_ones(logits.shape[-1])
     weights[-1] = no_object_weight
     summed = F.cross_entropy(logits, labels, weights, reduction="sum")
-    return global_mean(summed, weights[labels].sum(), least=torch.finfo(logits.dtype).tiny)
+    return global_mean(summed, weights[labels].sum(), torch.finfo(logits.dtype).tiny, total)
 
 
 def box_losses(
-    output: LayerOutput, targets: TripletBatch, assignment: Assignment
+    output: LayerOutput, targets: TripletBatch, assignment: Assignment, totals: TargetCounts | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """L1 distances of subjects and of objects, then 1 - GIoU of subjects and of objects, in normalised coordinates.
 
     Sums over subjects are divided by the number of triplets, sums over objects by the number of matched triplets that
-    have an object; both numbers are those of all training processes.
+    have an object; both numbers are those of all training processes, or `totals` (see `global_mean`).
     """
     chosen = assignment.triplets
     subjects, objects = assignment.of(output.subject_boxes), assignment.of(output.object_boxes)
@@ -211,17 +263,19 @@ def box_losses(
     subject_giou = 1 - generalized_iou(to_corners(subjects), to_corners(target_subjects))
     object_giou = 1 - generalized_iou(to_corners(objects), to_corners(target_objects))
     triplets, with_object = present.new_tensor(float(len(targets))), present.sum()
+    total, total_with_object = (totals.triplets, totals.objects) if totals else (None, None)
     return (
-        global_mean((subjects - target_subjects).abs().sum(), triplets),
-        _mean_of_objects(((objects - target_objects).abs().sum(-1) * present).sum(), with_object),
-        global_mean(subject_giou.sum(), triplets),
-        _mean_of_objects((object_giou * present).sum(), with_object),
+        global_mean((subjects - target_subjects).abs().sum(), triplets, total=total),
+        _mean_of_objects(((objects - target_objects).abs().sum(-1) * present).sum(), with_object, total_with_object),
+        global_mean(subject_giou.sum(), triplets, total=total),
+        _mean_of_objects((object_giou * present).sum(), with_object, total_with_object),
     )
 
 
-def _mean_of_objects(summed: Tensor, count: Tensor) -> Tensor:
+def _mean_of_objects(summed: Tensor, count: Tensor, total: Tensor | None) -> Tensor:
     """As published, safe for a count of 0; the small constant is shared among the processes."""
-    return global_mean(summed, count + SMALLEST_COUNT / world_size(), least=0.0)
+    total = None if total is None else total + SMALLEST_COUNT
+    return global_mean(summed, count + SMALLEST_COUNT / world_size(), least=0.0, total=total)
 
 
 @torch.no_grad()

@@ -1,12 +1,33 @@
-"""Training noise on the boxes and labels given to the R-Tagger (denoising queries, DN-DETR)."""
+"""Randomness in training: seeds, and the noise on boxes and labels given to the R-Tagger (denoising, DN-DETR)."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+_PRIME = 1_000_003
+_LARGEST_SEED = 2**32 - 1  # torch's generator on a CPU ignores all higher bits
+
+
+def torch_seed(seed: int, step: int = 0, rank: int = 0, part: int = 0) -> int:
+    """The seed of torch's generator for a part of a step in one process, whatever the size of a run's seed.
+
+    Where the plain formula of the first versions has room in 64 bits, it stays.
+    """
+    plain = (seed * _PRIME + step) * _PRIME + rank
+    if part == 0 and plain < 2**64:
+        return plain
+    digest = hashlib.sha256(f"{seed} {step} {rank} {part}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def initial_seed(seed: int) -> int:
+    """The seed of torch's generator for initial weights. Seeds are told apart beyond the bits that torch looks at."""
+    return seed if seed <= _LARGEST_SEED else torch_seed(seed, part=1)
 
 
 class Noise(Protocol):

@@ -16,28 +16,28 @@ DISTANCE_OFFSET = 1e-6  # added to every difference by torch's pairwise_distance
 PSEUDO_LABEL_THRESHOLD = 0.3
 
 
-def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def focal_loss(logits: Tensor, labels: Tensor, total: Tensor | None = None) -> Tensor:
     """Focal loss per positive entry of all training processes (as in CornerNet, exponents 2 and 4).
 
     Without positive entries, it is the sum.
 
-    `logits` and `labels` (0 or 1): `[..., relations]`.
+    `logits` and `labels` (0 or 1): `[..., relations]`; `total`: number of positive entries, see `global_mean`.
     """
     probability = _probabilities(logits)
     positive = labels == 1
     of_positives = probability.log() * (1 - probability) ** 2
     of_negatives = (1 - probability).log() * probability**2 * (1 - labels) ** 4
-    return global_mean(-torch.where(positive, of_positives, of_negatives).sum(), positive.sum())
+    return global_mean(-torch.where(positive, of_positives, of_negatives).sum(), positive.sum(), total=total)
 
 
-def quality_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def quality_focal_loss(logits: Tensor, labels: Tensor, total: Tensor | None = None) -> Tensor:
     """Quality focal loss (Li et al., NeurIPS 2020, beta 2) per entry of all training processes with a label above 0.
 
-    `logits` and `labels` (0 to 1): `[..., relations]`.
+    `logits` and `labels` (0 to 1): `[..., relations]`; `total`: number of labels above 0, see `global_mean`.
     """
     probability = _probabilities(logits)
     entropy = -(labels * probability.log() + (1 - labels) * (1 - probability).log())
-    return global_mean(((labels - probability) ** 2 * entropy).sum(), (labels > 0).sum())
+    return global_mean(((labels - probability) ** 2 * entropy).sum(), (labels > 0).sum(), total=total)
 
 
 def relation_quality(output: LayerOutput, targets: TripletBatch, assignment: Assignment) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training targets: the annotated triplets of one image, and of a whole batch."""
+"""Training targets: the annotated triplets of one image, of a whole batch, and their numbers in a step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlip_model.distributed import global_sum
 from rlip_model.queries import GivenPairs
 
 
@@ -89,3 +90,23 @@ def join(batch: Sequence[Triplets], relations: int) -> TripletBatch:
         torch.cat(labels),
     )
     return TripletBatch(triplets, tuple(len(image) for image in batch))
+
+
+@dataclass(frozen=True)
+class TargetCounts:
+    """What the losses are divided by; each a scalar.
+
+    triplets: number of triplets; objects: those with an object; classes: sum of the weights of the class labels of all
+    queries; relations: number of relation labels above 0.
+    """
+
+    triplets: Tensor
+    objects: Tensor
+    classes: Tensor
+    relations: Tensor
+
+
+def total_counts(parts: Sequence[TargetCounts]) -> TargetCounts:
+    """The counts of a step: of all its parts, in all processes. The parts must not be none."""
+    own = [torch.stack(tuple(vars(part).values())) for part in parts]
+    return TargetCounts(*global_sum(torch.stack(own).sum(0)).unbind())

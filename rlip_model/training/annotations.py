@@ -163,9 +163,14 @@ class SceneTargets:
         )
         return LabelledTriplets(triplets, self.object_texts, self.relation_texts)
 
-    def labelled_triplets(self, width: float, height: float) -> LabelledTriplets:
-        """The target triplets in an image of this size; relations of the same two objects become one triplet."""
-        return self.triplets(*self.related(), width, height)
+    def labelled_triplets(self, width: float, height: float, most: int | None = None) -> LabelledTriplets:
+        """The target triplets in an image of this size; relations of the same two objects become one triplet.
+
+        Args:
+            most: maximum number of triplets, the first ones; the network's number of query pairs. None: all.
+        """
+        pairs, labels = self.related()
+        return self.triplets(pairs[:most], labels[:most], width, height)
 
 
 def label_scene(graph: SceneAnnotation, width: int, height: int, most_relations: int) -> SceneTargets:

@@ -27,11 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rlip_model.distributed import gather, rank
 from rlip_model.matcher import NonFiniteError
+from rlip_model.noise import torch_seed
+from rlip_model.targets import TargetCounts, total_counts
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.divergence import DivergenceError, explain
 from rlip_model.training.ema import EMA
 from rlip_model.training.meter import Metrics, StepMeter
-from rlip_model.training.objective import Objective
+from rlip_model.training.objective import Objective, sum_parts
 from rlip_model.training.optimisation import Optimisation, make_optimizer, set_rates
 from rlip_model.training.state import Checkpoints, Position, TrainingState, flatten, read_state, unflatten
 from rlip_model.training.validation import validate
@@ -39,7 +41,6 @@ from rlip_model.training.validation import validate
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process only
 _EVERYWHERE = StateDictOptions(full_state_dict=True)
 _PARAMETER = "parameter."
-_PRIME = 1_000_003
 
 
 class Feed(Protocol):
@@ -53,7 +54,8 @@ class Feed(Protocol):
     def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
         """An endless iterator over steps, from a step of an epoch on.
 
-        Each item holds the batches of one step for this process, computed one after another.
+        Each item holds the parts of one step for this process, computed one after another; each has texts of its own.
+        All processes have equally many parts, some of which may be empty.
         """
         ...
 
@@ -152,30 +154,44 @@ class Trainer:
         return every is not None and self.position.step % every == 0
 
     def _step(self, parts: Sequence[TrainingBatch], share: float) -> tuple[dict[str, Tensor], Tensor]:
-        """Make one optimiser step; return the losses, averaged over the parts, and the norm of the gradient."""
-        step = self.position.step
-        torch.manual_seed((self.seed * _PRIME + step) * _PRIME + rank())
-        set_rates(self.optimizer, self.options.factor(step, self.position.epoch, share))
+        """Make one optimiser step; return the losses of all its parts together, and the norm of the gradient.
+
+        The gradient is that of one batch with all images of the step, each with the texts of its part.
+        """
+        set_rates(self.optimizer, self.options.factor(self.position.step, self.position.epoch, share))
         self.optimizer.zero_grad()
-        summed: dict[str, Tensor] = {}
+        totals = self._totals(parts) if len(parts) > 1 else None
+        all_losses: list[dict[str, Tensor]] = []
         for number, part in enumerate(parts):
+            self._seed(number)
             batch = part.to(self.device)
             with self._synchronised(number == len(parts) - 1):
-                losses = self._losses(batch)
-                (losses["loss"] / len(parts)).backward()
-            for name, value in losses.items():
-                summed[name] = summed.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
+                losses = self._losses(batch, totals)
+                losses["loss"].backward()
+            all_losses.append({name: value.detach() for name, value in losses.items()})
         norm = self._clip()
         if not bool(norm.isfinite()):
             raise self._diverged(parts[-1].to(self.device), "the gradient is not finite")
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
-        return summed, norm
+        return sum_parts(parts, all_losses), norm
 
-    def _losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
+    def _seed(self, part: int) -> None:
+        """Seed the random numbers of one part of the current step."""
+        torch.manual_seed(torch_seed(self.seed, self.position.step, rank(), part))
+
+    def _totals(self, parts: Sequence[TrainingBatch]) -> TargetCounts:
+        """What the losses of a step in several parts are divided by, before the first forward pass."""
+        counts = []
+        for number, part in enumerate(parts):
+            self._seed(number)
+            counts.append(self.objective.count(part.to(self.device)))
+        return total_counts(counts)
+
+    def _losses(self, batch: TrainingBatch, totals: TargetCounts | None) -> dict[str, Tensor]:
         try:
-            losses: dict[str, Tensor] = self.module(batch)
+            losses: dict[str, Tensor] = self.module(batch, totals)
         except NonFiniteError as reason:
             raise self._diverged(batch, str(reason)) from None
         if not bool(losses["loss"].isfinite()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
@@ -14,12 +14,13 @@ from torchvision.models.resnet import Bottleneck
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from rlip_model.decoder import DecoderLayer
+from rlip_model.distributed import counting_nothing
 from rlip_model.encoder import EncoderLayer
 from rlip_model.heads import RelationOutput
 from rlip_model.losses import DetectionCriterion, LayerLosses, ModelLosses, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger, TripletDetector
 from rlip_model.swin import SwinBlock
-from rlip_model.targets import Triplets
+from rlip_model.targets import TargetCounts, Triplets
 from rlip_model.text import LabelFeatures
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.optimisation import ComputePrecision
@@ -56,17 +57,39 @@ class Objective(nn.Module):
         self.network, self.criterion = network, criterion
         self.tokenizer, self.precision, self.mask_by_sum = network.tokenizer, precision, mask_by_sum
 
-    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
+    def forward(self, batch: TrainingBatch, totals: TargetCounts | None = None) -> dict[str, Tensor]:
         """Return `loss`, to be minimised, and its parts, without gradient; zeros for an empty batch.
+
+        Args:
+            totals: the counts of the whole step, if the batch is one of several parts: the losses of all parts then add
+                up to those of the step.
 
         Raises:
             ValueError: predictions are not finite.
         """
         if not len(batch):
-            return {name: 0 * value for name, value in self.forward(_blank(batch)).items()}
+            with counting_nothing():
+                return {name: 0 * value for name, value in self.forward(_blank(batch), totals).items()}
         with autocast(batch.pixel_values.device, self.precision):
             output, labels = self.predict(batch)
-        return self.losses(output, labels, batch)
+        return self.losses(output, labels, batch, totals)
+
+    @torch.no_grad()
+    def count(self, batch: TrainingBatch) -> TargetCounts:
+        """What the losses of a batch are divided by, for `total_counts`; zeros for an empty batch.
+
+        Pseudo-labels need the encoded texts. With the same random numbers as `forward`, these are the same.
+        """
+        features, slots, relations = None, self.network.config.num_pairs, len(batch.texts.relations)
+        if isinstance(self.criterion, DetectionCriterion) and self.criterion.pseudo_labels:
+            with autocast(batch.pixel_values.device, self.precision):
+                labels = self._encode(batch)
+            features = labels.features[0, labels.num_objects :]
+        if not len(batch):
+            return TargetCounts(*torch.zeros(4, device=batch.pixel_values.device))
+        if isinstance(self.criterion, TaggerCriterion):
+            return self.criterion.count(batch.triplets, relations)
+        return self.criterion.count(batch.triplets, slots, relations, features)
 
     def evaluate(self, batch: TrainingBatch) -> tuple[RelationOutput, Tensor]:
         """The predictions of the network, and their loss."""
@@ -74,12 +97,14 @@ class Objective(nn.Module):
             output, labels = self.predict(batch)
         return output, self.losses(output, labels, batch)["loss"]
 
-    def losses(self, output: RelationOutput, labels: LabelFeatures, batch: TrainingBatch) -> dict[str, Tensor]:
+    def losses(
+        self, output: RelationOutput, labels: LabelFeatures, batch: TrainingBatch, totals: TargetCounts | None = None
+    ) -> dict[str, Tensor]:
         """`loss` and its parts, for the output of `predict`."""
         if isinstance(self.criterion, TaggerCriterion):
-            return _named(self.criterion(output, batch.triplets))
+            return _named(self.criterion(output, batch.triplets, totals))
         relations = labels.features[0, labels.num_objects :]
-        return _named(self.criterion(output, batch.triplets, relations))
+        return _named(self.criterion(output, batch.triplets, relations, totals))
 
     def predict(self, batch: TrainingBatch) -> tuple[RelationOutput, LabelFeatures]:
         """The predictions of the network, and the encoded texts."""
@@ -97,6 +122,26 @@ class Objective(nn.Module):
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         ids, mask = (tokens[name].to(batch.pixel_values.device) for name in ("input_ids", "attention_mask"))
         return self.network.encode_tokens(ids, mask, len(batch.texts.objects), self.mask_by_sum)
+
+
+def sum_parts(parts: Sequence[TrainingBatch], losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The losses of a step from those of its parts: sums of the losses, means of the errors over what they count."""
+    if len(parts) == 1:
+        return dict(losses[0])
+    shares = {
+        "cardinality_error": _shares([len(part) for part in parts]),
+        "class_error": _shares([sum(map(len, part.triplets)) for part in parts]),
+    }
+    summed = {}
+    for name in losses[0]:
+        weights = next((share for kind, share in shares.items() if name.endswith(kind)), [1.0] * len(parts))
+        summed[name] = torch.stack([w * part[name] for w, part in zip(weights, losses, strict=True)]).sum(0)
+    return summed
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    total = sum(counts)
+    return [count / total if total else 1 / len(counts) for count in counts]
 
 
 def autocast(device: torch.device, precision: ComputePrecision) -> AbstractContextManager[object]:

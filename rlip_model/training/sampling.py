@@ -50,14 +50,14 @@ class LabelledBatch:
 
 @dataclass(frozen=True)
 class LabelVocabulary:
-    """The names in a dataset, most frequent first, and their counts.
+    """The names in a dataset, most frequent first, and their counts, which may be weighted.
 
     Raises:
         ValueError: a name occurs twice, or a count is not positive.
     """
 
     names: tuple[str, ...]
-    counts: tuple[int, ...]
+    counts: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or len(self.names) != len(self.counts):
@@ -66,7 +66,7 @@ class LabelVocabulary:
             raise ValueError("every name of a vocabulary needs a positive count")
 
     @classmethod
-    def from_counts(cls, counts: Mapping[str, int]) -> LabelVocabulary:
+    def from_counts(cls, counts: Mapping[str, float]) -> LabelVocabulary:
         """Sort by descending count; names of equal count keep their order."""
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         return cls(tuple(name for name, _ in ordered), tuple(count for _, count in ordered))
@@ -160,7 +160,7 @@ def extend(
     return extended
 
 
-def _draw(names: Sequence[str], cumulative: Sequence[int], strategy: Strategy, rng: random.Random) -> str:
+def _draw(names: Sequence[str], cumulative: Sequence[float], strategy: Strategy, rng: random.Random) -> str:
     if strategy == "uniform":
         return rng.choice(names)
     place = bisect_left(cumulative, rng.uniform(0, 1) * cumulative[-1])

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, RobertaModel
 from rlip_model.checkpoint import convert, load_roberta, roberta_sizes, save_atomically
 from rlip_model.config import RLIPConfig
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger, build_model
+from rlip_model.noise import initial_seed
 from rlip_model.presets import KINDS, preset, tiny_sizes
 from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
@@ -90,7 +91,7 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
     else:
         settings = preset(config.kind, config.backbone, **changes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(initial_seed(seed))
         network = build_model(settings)
     network.set_tokenizer(tokenizer)
     if roberta is None:

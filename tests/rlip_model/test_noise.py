@@ -1,8 +1,8 @@
-"""Noise stays within its scale and its probability."""
+"""Noise stays within its scale and its probability; seeds of any size give random numbers of their own."""
 
 import torch
 
-from rlip_model.noise import TorchNoise, perturb_boxes, perturb_labels
+from rlip_model.noise import TorchNoise, initial_seed, perturb_boxes, perturb_labels, torch_seed
 
 
 def seeded() -> TorchNoise:
@@ -37,3 +37,19 @@ def test_scale_zero_draws_nothing() -> None:
     assert torch.equal(perturb_boxes(boxes, 0.0, noise), boxes)
     assert torch.equal(perturb_labels(labels, 0.0, 9, noise), labels)
     assert torch.equal(noise.generator.get_state(), before)
+
+
+def test_seeds_of_earlier_trainings_stay() -> None:
+    assert torch_seed(0) == 0
+    assert torch_seed(42, 1000, 3) == (42 * 1_000_003 + 1000) * 1_000_003 + 3
+    assert [initial_seed(seed) for seed in (0, 42, 2**32 - 1)] == [0, 42, 2**32 - 1]
+
+
+def test_large_seeds_give_numbers_of_their_own() -> None:
+    """On a CPU, torch's generator looks at 32 bits only: 2**32 would be 0."""
+    seeds = (0, 1, 42, 20240131, 2**31, 2**32, 2**32 + 1, 2**32 + 42, 2**63 - 1, 2**63)
+    drawn = []
+    for seed in seeds:
+        for number in (initial_seed(seed), torch_seed(seed), torch_seed(seed, 1), torch_seed(seed, 1, 1)):
+            drawn.append(tuple(torch.rand(4, generator=torch.Generator().manual_seed(number)).tolist()))
+    assert len(set(drawn)) == len(drawn) - 1  # 0 starts and steps with 0, as ever

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -21,7 +21,7 @@ from rlip_model.training.sampling import Texts, relabelled
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.training.data.prefetcher import Prefetcher
-from sgpipe.training.data.stream import StepStream, TrainingItem, TrainingStep
+from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
 from sgpipe.training.data.training_set import TrainingSet
 from sgpipe.training.recipe import DataConfig
 
@@ -72,7 +72,10 @@ class ShardFeed:
     def stream(self) -> StepStream:
         """The steps of the training."""
         rank, world_size = self.share.rank, self.share.world_size
-        return StepStream(self.training_set, self.data, self.batch, self.seed, self.most_relations, rank, world_size)
+        return StepStream(
+            *(self.training_set, self.data, self.batch, self.seed, self.most_relations, rank, world_size),
+            accumulate=self.share.accumulate,
+        )
 
     @cached_property
     def reader(self) -> ImageReader:
@@ -86,11 +89,15 @@ class ShardFeed:
     def read(self, epoch: int = 0, step: int = 0) -> Prefetcher[list[TrainingBatch]]:
         """The parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
         data = self.data
-        preparation = ExamplePreparation(
-            self.reader, data.augment, data.short_side, data.long_side, self.most_pairs, data.related_first
+        preparation = self._preparation(self.reader, data.augment)
+        return Prefetcher(batches(self.stream.steps(epoch, step), preparation, data.threads, data.prefetch))
+
+    def _preparation(self, reader: ImageReader, augment: Augmentation | None) -> ExamplePreparation:
+        data = self.data
+        return ExamplePreparation(
+            *(reader, augment, data.short_side, data.long_side, self.most_relations, self.most_pairs),
+            related_first=data.related_first,
         )
-        steps = self.stream.steps(epoch, step)
-        return Prefetcher(batches(steps, preparation, data.threads, data.prefetch, self.share.accumulate))
 
     def validation(self) -> Prefetcher[TrainingBatch] | None:
         """This worker's share of all validation images; None without a validation set.
@@ -100,18 +107,11 @@ class ShardFeed:
         return None if self.validation_set is None else Prefetcher(self._validation(self.validation_set))
 
     def _validation(self, validation_set: TrainingSet) -> Generator[TrainingBatch, None, None]:
-        data, rank, world_size = self.data, self.share.rank, self.share.world_size
-        batch = self.batch // self.share.accumulate
-        stream = StepStream(
-            validation_set, data, batch, self.seed, self.most_relations, rank, world_size, training=False
-        )
-        reader = ImageReader(validation_set, world_size)
-        preparation = ExamplePreparation(
-            reader, None, data.short_side, data.long_side, self.most_pairs, data.related_first
-        )
-        with closing(batches(stream.epoch(0), preparation, data.threads, data.prefetch)) as steps:
-            for [whole] in steps:
-                yield whole
+        stream = replace(self.stream, training_set=validation_set, training=False)
+        preparation = self._preparation(ImageReader(validation_set, self.share.world_size), None)
+        with closing(batches(stream.epoch(0), preparation, self.data.threads, self.data.prefetch)) as steps:
+            for parts in steps:
+                yield from parts
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class ExamplePreparation:
 
     Args:
         augment: None: images are only resized, to `short_side` and at most `long_side` pixels.
+        most_triplets: a detector learns from the first ones of an image, whose relations are merged before.
         most_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: another network.
         related_first: see `tagger_triplets`.
     """
@@ -128,6 +129,7 @@ class ExamplePreparation:
     augment: Augmentation | None
     short_side: int
     long_side: int
+    most_triplets: int
     most_pairs: int | None = None
     related_first: bool = False
 
@@ -142,7 +144,7 @@ class ExamplePreparation:
         )
         height, width = pixel_values.shape[1:]
         if self.most_pairs is None:
-            triplets = targets.labelled_triplets(width, height)
+            triplets = targets.labelled_triplets(width, height, self.most_triplets)
         else:
             triplets = tagger_triplets(
                 targets, width, height, self.most_pairs, item.rng, related_first=self.related_first
@@ -151,35 +153,34 @@ class ExamplePreparation:
 
 
 def batches(
-    steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int, parts: int = 1
+    steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int
 ) -> Generator[list[TrainingBatch], None, None]:
-    """The batches of each step in `parts` equal parts, while threads read the next `prefetch` steps.
+    """The parts of each step, while threads read the next `prefetch` steps.
 
     The batches do not depend on the number of threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
-    pending: deque[tuple[TrainingStep, list[Future[TrainingExample | None]]]] = deque()
+    pending: deque[list[tuple[StepPart, list[Future[TrainingExample | None]]]]] = deque()
     try:
         for step in steps:
-            pending.append((step, [pool.submit(preparation.example, item, step.texts) for item in step.items]))
+            pending.append(
+                [
+                    (part, [pool.submit(preparation.example, item, part.texts) for item in part.items])
+                    for part in step.parts
+                ]
+            )
             if len(pending) > prefetch:
-                yield _collated(*pending.popleft(), parts)
+                yield [_batch(*part) for part in pending.popleft()]
         while pending:
-            yield _collated(*pending.popleft(), parts)
+            yield [_batch(*part) for part in pending.popleft()]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _collated(step: TrainingStep, examples: list[Future[TrainingExample | None]], parts: int) -> list[TrainingBatch]:
-    """The parts of a step; a validation step without any item becomes an empty batch."""
-    size = max(1, len(examples) // parts)
-    slices = [examples[at : at + size] for at in range(0, len(examples), size)] or [[]]
-    return [_batch([future.result() for future in part], step.network_texts) for part in slices]
-
-
-def _batch(examples: list[TrainingExample | None], texts: Texts) -> TrainingBatch:
+def _batch(part: StepPart, futures: list[Future[TrainingExample | None]]) -> TrainingBatch:
+    examples = [future.result() for future in futures]
     readable = [example for example in examples if example is not None]
-    return collate(readable, texts, skipped=len(examples) - len(readable))
+    return collate(readable, part.network_texts, skipped=len(examples) - len(readable))
 
 
 _MOST_REASONS = 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -83,8 +82,8 @@ class _Scanner:
         self.left = limit
         self.folders: list[ShardFolder] = []
         self.row_groups: list[UsableRowGroup] = []
-        self.objects: Counter[str] = Counter()
-        self.relations: Counter[str] = Counter()
+        self.objects: dict[str, float] = {}
+        self.relations: dict[str, float] = {}
         self.rows = self.errors = 0
 
     def scan_folder(self, manifest: Manifest, config: ShardsConfig) -> None:
@@ -131,8 +130,10 @@ class _Scanner:
                 usable = self.left
                 filtered = TrainingFilter(table.slice(0, int(filtered.usable_rows[usable - 1]) + 1), self.threshold)
             self.left -= usable
-        self.objects.update(filtered.object_names())
-        self.relations.update(filtered.relation_names())
+        weight = self.folders[-1].weight
+        for total, names in ((self.objects, filtered.object_names()), (self.relations, filtered.relation_names())):
+            for name, count in names.items():
+                total[name] = total.get(name, 0) + weight * count
         self.rows += len(filtered.ok)
         self.errors += int((~filtered.ok).sum())
         if usable:

@@ -1,6 +1,7 @@
-"""The steps of a training or a validation: which images, their annotations, and the label texts of each step.
+"""The steps of a training or a validation: which images, their annotations, and the label texts of each image.
 
-All workers visit the same rows and choose the same texts; each worker keeps its share of every step.
+All workers visit the same rows. A step is cut into groups of images that share one list of texts; the groups do not
+depend on the workers, who choose the same texts and keep their shares of every step.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.annotations import SceneAnnotation
@@ -54,19 +55,32 @@ class TrainingItem:
 
 
 @dataclass(frozen=True)
-class TrainingStep:
-    """A worker's share of the images of a step, and the texts of the whole step.
+class StepPart:
+    """Images of one group, which a worker computes together.
 
     Args:
-        texts: the names that label the step.
+        texts: the names that label the group.
         network_texts: the same texts as the network reads them, possibly reworded.
+        items: may be empty, so that all workers have equally many parts.
     """
 
-    epoch: int
-    index: int
     texts: Texts
     network_texts: Texts
     items: tuple[TrainingItem, ...]
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A worker's share of a step, in the parts that it computes one after another."""
+
+    epoch: int
+    index: int
+    parts: tuple[StepPart, ...]
+
+    @property
+    def items(self) -> tuple[TrainingItem, ...]:
+        """The images of all parts."""
+        return tuple(item for part in self.parts for item in part.items)
 
 
 @dataclass(frozen=True)
@@ -76,9 +90,10 @@ class StepStream:
     Args:
         batch: images per step, over all workers.
         most_relations: only the first ones of an image are used: as many as the network has pairs of queries or, for
-            the R-Tagger, queries.
+            the R-Tagger, queries. With closed class lists all are used, as published.
         rank, world_size: index of this worker, and number of workers.
         training: False: visit all images once per epoch, in the order of the shards, unchanged.
+        accumulate: parts into which a worker cuts its share, besides those of different groups.
 
     Raises:
         UserError: the batch cannot be divided evenly between the workers, or an epoch has fewer images than a batch.
@@ -92,6 +107,7 @@ class StepStream:
     rank: int = 0
     world_size: int = 1
     training: bool = True
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if self.training and self.batch % self.world_size:
@@ -133,27 +149,38 @@ class StepStream:
         for index in range(step, self.steps_per_epoch):
             yield self._step(epoch, index, list(islice(rows, self.batch)))
 
+    @cached_property
+    def group(self) -> int:
+        """Images that share a list of texts. With closed class lists, all lists are the same."""
+        group = self.data.text_group if self.training_set.closed_labels is None else None
+        return min(group or self.batch, self.batch)
+
     def _step(self, epoch: int, index: int, rows: list[TrainingRow]) -> TrainingStep:
         first = index * self.batch
         # "picture" is part of the seed: another word would change every training.
         items = [self._item(row, generator("picture", self.seed, epoch, first + n)) for n, row in enumerate(rows)]
-        rng = generator("texts", self.seed, epoch, index)
-        texts = self._texts.choose([item.graph for item in items], rng)
-        network_texts = reworded(texts, self.data.wordings, rng) if self.training else texts
-        own = tuple(replace(items[n], embedded=rows[n].embedded()) for n in self._share(first, len(rows)))
-        return TrainingStep(epoch, index, texts, network_texts, own)
+        texts: dict[int, tuple[Texts, Texts]] = {}
+        parts = []
+        for part in cut(len(rows), self.group, self.rank, self.world_size, self.accumulate):
+            group = min(part.start, len(rows) - 1) // self.group
+            if group not in texts:
+                members = items[group * self.group : (group + 1) * self.group]
+                texts[group] = self._choose(members, epoch, index * -(-self.batch // self.group) + group)
+            own = tuple(replace(items[n], embedded=rows[n].embedded()) for n in part)
+            parts.append(StepPart(*texts[group], own))
+        return TrainingStep(epoch, index, tuple(parts))
 
-    def _share(self, first: int, rows: int) -> Sequence[int]:
-        """This worker's rows of a step. In a validation, whose last step may be short: every `world_size`-th row."""
-        if self.training:
-            share = self.batch // self.world_size
-            return range(self.rank * share, (self.rank + 1) * share)
-        return [n for n in range(rows) if (first + n) % self.world_size == self.rank]
+    def _choose(self, group: Sequence[TrainingItem], epoch: int, number: int) -> tuple[Texts, Texts]:
+        """The texts of a group, the `number`-th of the epoch, and how the network reads them."""
+        rng = generator("texts", self.seed, epoch, number)
+        texts = self._texts.choose([item.graph for item in group], rng)
+        return texts, reworded(texts, self.data.wordings, rng) if self.training else texts
 
     def _item(self, row: TrainingRow, rng: random.Random) -> TrainingItem:
         values = row.values()
         graph = scene_graph(values, self.training_set.threshold)
-        graph = replace(graph, relations=graph.relations[: self.most_relations])
+        if self.training_set.closed_labels is None:
+            graph = replace(graph, relations=graph.relations[: self.most_relations])
         augment = self.data.augment if self.training else None
         flip = rng.random() < (augment.flip if augment else 0)
         if flip:
@@ -165,9 +192,28 @@ class StepStream:
         return TrainingItem(*image, size, None, graph, flip, rng)
 
 
+def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:
+    """The parts of a worker's share of the images of a step: none has images of two groups.
+
+    All workers get equally many parts; the last ones may be empty. Shares differ only if the images cannot be divided
+    evenly.
+    """
+    every = [_cut(images, group, worker, world_size, accumulate) for worker in range(world_size)]
+    own, most = every[rank], max(map(len, every))
+    stop = min((rank + 1) * -(-images // world_size), images)
+    return own + [range(stop, stop)] * (most - len(own))
+
+
+def _cut(images: int, group: int, rank: int, world_size: int, accumulate: int) -> list[range]:
+    share = -(-images // world_size)
+    start, stop = (min(end * share, images) for end in (rank, rank + 1))
+    starts = sorted({*range(start, stop, -(-share // accumulate)), *range(-(-start // group) * group, stop, group)})
+    return [range(*ends) for ends in pairwise([*starts, stop])]
+
+
 @dataclass(frozen=True)
 class ClosedTexts:
-    """The texts of every step are all classes of the dataset."""
+    """The texts of every group are all classes of the dataset."""
 
     labels: ClosedLabels
 
@@ -182,7 +228,7 @@ class ClosedTexts:
 
 @dataclass(frozen=True)
 class SampledTexts:
-    """The texts of a step are the names of its images by first occurrence, then names sampled from the vocabulary."""
+    """The texts of a group are the names of its images by first occurrence, then names sampled from the vocabulary."""
 
     sampling: NegativeSampling
 
@@ -201,7 +247,7 @@ class SampledTexts:
 
 
 def make_text_choice(training_set: TrainingSet, data: DataConfig) -> ClosedTexts | SampledTexts:
-    """How the texts of a step are chosen: from closed lists, if the training set has them, or by sampling."""
+    """How the texts of a group are chosen: from closed lists, if the training set has them, or by sampling."""
     if training_set.closed_labels is not None:
         return ClosedTexts(training_set.closed_labels)
     return SampledTexts(

@@ -1,7 +1,9 @@
 """The training loop: going on exactly, averages, parts of steps, validation, and losses that are no numbers."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlip_model.model import AutoModel, RLIPModel
+from rlip_model.losses import DetectionCriterion, TaggerCriterion
+from rlip_model.model import AutoModel, RTagger
+from rlip_model.targets import Triplets
 from rlip_model.training import loop
-from rlip_model.training.batches import TrainingBatch
+from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
 from rlip_model.training.meter import Metrics
 from rlip_model.training.objective import Objective, checkpoint_activations
-from tests.rlip_model.training.worlds import ToyFeed, folder, objective, options
+from tests.rlip_model.training.worlds import TEXTS, ToyFeed, example, folder, objective, options
 
 
 class KilledError(Exception):
@@ -77,30 +81,80 @@ def test_training_learns(tmp_path: Path) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
-    """Of images with equally many triplets the parts' mean is the whole, up to rounding."""
+CRITERIA = {
+    "tagger": TaggerCriterion(),
+    "pre-training": DetectionCriterion(),
+    "HICO": DetectionCriterion(pseudo_labels=False),
+    "V-COCO": DetectionCriterion(quality_labels=False, pseudo_labels=False),
+}
+TRIPLETS = (3, 0, 1, 2, 0, 4, 1, 1)  # of the images: a mean of means would be another number
 
-    def moved(parts: int) -> RLIPModel:
-        target = objective()
-        for module in target.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+
+def uneven(images: int, kind: str) -> list[TrainingExample]:
+    """Examples with different numbers of triplets; with V-COCO, some have no object."""
+    examples = []
+    for number in range(images):
+        whole = example(number)
+        rows = torch.zeros(TRIPLETS[number], dtype=torch.long)
+        triplets = Triplets(*(value[rows] for value in vars(whole.triplets).values()))
+        if len(rows) > 1:
+            triplets.relation_labels[1] = 1
+            if kind == "V-COCO":
+                triplets.object_boxes[0] = 0
+        examples.append(replace(whole, triplets=triplets))
+    return examples
+
+
+def undisturbed(target: Objective) -> Objective:
+    """Without dropout and noise, whose random numbers differ between parts."""
+    for module in target.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    if isinstance(target.network, RTagger):
         target.network.queries.box_noise = target.network.queries.label_noise = 0.0
-        for layer in target.network.modules():
-            if hasattr(layer, "dropout") and isinstance(layer.dropout, float):
-                layer.dropout = 0.0
-        trainer = Trainer(target, options(epochs=1), folder(tmp_path / str(parts)))
-        parts_of = next(ToyFeed(1, batch=4, parts=parts)._endless(0, 0))
-        trainer.module.train()
-        trainer.optimizer.zero_grad()
-        for part in parts_of:
-            (trainer.module(part)["loss"] / len(parts_of)).backward()
-        return target.network
+    return target
 
-    whole, halves = (dict(moved(parts).named_parameters()) for parts in (1, 2))
-    for name, parameter in whole.items():
-        if parameter.grad is not None and parameter.grad.abs().max() > 1e-4:
-            torch.testing.assert_close(halves[name].grad, parameter.grad, rtol=2e-2, atol=2e-4)
+
+@pytest.mark.parametrize("kind", CRITERIA)
+def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
+    def step(cuts: Sequence[int]) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        target = objective("tagger" if kind == "tagger" else "parseda")
+        target.criterion = CRITERIA[kind]
+        trainer = Trainer(undisturbed(target), options(clip_norm=0), folder(tmp_path))
+        trainer.module.train()
+        parts = [collate(images[slice(*ends)], TEXTS) for ends in pairwise((0, *cuts, len(images)))]
+        losses, norm = trainer._step(parts, 0.0)
+        return losses, norm, {name: p.grad for name, p in target.named_parameters() if p.grad is not None}
+
+    images = uneven(8, kind)
+    losses, norm, gradients = step(())
+    for cuts in ((4,), (2, 4, 6), (1, 4), (5, 8)):  # the last part of the last one is empty
+        found, found_norm, found_gradients = step(cuts)
+        torch.testing.assert_close(found, losses, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found_norm, norm, rtol=1e-4, atol=0)
+        for name, gradient in found_gradients.items():
+            scale = float(gradients[name].abs().max())
+            torch.testing.assert_close(gradient, gradients[name], rtol=1e-3, atol=1e-3 * scale + 1e-6)
+
+
+def test_parts_are_random_in_their_own_ways(tmp_path: Path) -> None:
+    """Equal images in two parts get different noise; the same step has the same again."""
+    trainer = Trainer(objective(), options(), folder(tmp_path))
+    drawn = []
+    for part in (0, 1, 0):
+        trainer._seed(part)
+        drawn.append(torch.rand(3))
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("seed", [0, 20240131, 2**31, 2**32, 2**63 - 1, 2**63])
+def test_any_seed_trains(tmp_path: Path, seed: int) -> None:
+    trainer = Trainer(objective(), options(epochs=1), folder(tmp_path), seed=seed)
+    trainer.fit(ToyFeed(1))
+    assert trainer.position.step == 1
 
 
 def test_checkpointed_activations_change_nothing() -> None:

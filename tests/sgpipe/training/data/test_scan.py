@@ -1,5 +1,6 @@
 import json
 import pickle
+import random
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlip_model.training.sampling import extend
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
@@ -54,6 +56,19 @@ def test_counts_equal_those_of_a_loop_over_the_records(seed: int, count: int, ro
     assert [row_group.rows for row_group in found.row_groups] == [
         total for start in range(0, len(records), rows) if (total := sum(usable[start : start + rows]))
     ]
+
+
+def test_names_count_as_often_as_an_epoch_visits_their_folder(tmp_path):
+    often = make_run(tmp_path / "a", [plain_record(f"a{n}", "on") for n in range(4)])
+    seldom = make_run(tmp_path / "b", [plain_record(f"b{n}", ("under", "on")[n > 4]) for n in range(6)])
+    weighted = [config.model_copy(update={"weight": each}) for config, each in ((often, 2.5), (seldom, 0.5))]
+    found = scan(weighted, 0.2)
+    assert dict(zip(found.relations.names, found.relations.counts, strict=True)) == {"on": 10.5, "under": 2.5}
+    assert dict(zip(found.objects.names, found.objects.counts, strict=True)) == {"person": 13, "dog": 13}
+    drawn = Counter[str]()
+    for seed in range(2000):
+        drawn.update(extend([], found.relations, 1, "frequency", random.Random(seed)))
+    assert drawn["on"] / 2000 == pytest.approx(10.5 / 13, abs=0.04)
 
 
 @pytest.mark.parametrize("limit", [1, 4, 9, 10_000])
@@ -248,8 +263,7 @@ def test_warnings_name_left_out_rows_and_small_vocabularies(tmp_path):
     assert data_warnings(scan_training(settings), settings) == [
         "2 of 4 rows are error rows: left out",
         "1 of 4 rows has no relation with confidence >= 0.2: left out",
-        "object classes: data.negative_texts=500 asks for 333, but the data has only 2: all are used",
-        "predicates: data.negative_texts=500 asks for 167, but the data has only 1: all are used",
+        "the data has only 2 object classes and 1 predicate, so every step compares its images with all of them",
     ]
     settings = data(make_run(tmp_path / "whole", [plain_record("a")]), negative_texts=0)
     assert data_warnings(scan_training(settings), settings) == []

@@ -1,4 +1,6 @@
 from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,11 +11,19 @@ from hypothesis import strategies as st
 
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.flip_text import flip_text
+from rlip_model.training.sampling import Texts
 from sgpipe.errors import UserError
+from sgpipe.records import Relation
 from sgpipe.training.data.scan import scan_training
-from sgpipe.training.data.stream import StepStream, TrainingItem, TrainingStep
+from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
 from tests.sgpipe.training.data.runs import NAMES, PREDICATES, data, make_records, make_run, plain_record
 
+TEXTS_OF_0_1 = [
+    ("car", "dog", "tree", "cup", "right hand", "left hand"),
+    ("under", "left of", "holding", "next to", "on"),
+    ("cup", "car", "dog", "tree", "left hand", "person"),
+    ("holding", "left of", "on", "under"),
+]
 LABELS = {"objects": ["person", "dog", "cat"], "relations": ["on", "left of"]}
 
 
@@ -22,9 +32,12 @@ def config(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), make_records(90), rows=7)
 
 
-def stream(*configs, rank=0, world=1, batch=4, seed=0, training=True, most_relations=10, **changes) -> StepStream:
+def stream(
+    *configs, rank=0, world=1, batch=4, seed=0, training=True, most_relations=10, accumulate=1, **changes
+) -> StepStream:
     settings = data(*configs, **changes)
-    return StepStream(scan_training(settings), settings, batch, seed, most_relations, rank, world, training)
+    scanned = scan_training(settings)
+    return StepStream(scanned, settings, batch, seed, most_relations, rank, world, training, accumulate)
 
 
 def plain(item: TrainingItem) -> tuple:
@@ -41,7 +54,8 @@ def relations(item: TrainingItem) -> tuple[str, ...]:
 
 
 def plain_step(step: TrainingStep) -> tuple:
-    return step.epoch, step.index, step.texts, [plain(item) for item in step.items]
+    texts = [part.texts for part in step.parts if part.items]
+    return step.epoch, step.index, texts, [plain(item) for item in step.items]
 
 
 def first(found: StepStream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
@@ -123,29 +137,104 @@ def test_weights_decide_how_often_a_folder_is_seen(tmp_path):
 
 
 def test_texts_are_the_names_of_the_step_then_sampled_ones(config):
-    for step in stream(config, negative_texts=9).epoch(0):
-        own = {name for item in step.items for name in objects(item)}
-        assert set(step.texts.objects[: len(own)]) == own
-        assert step.texts.objects[-1] == NO_OBJECTS
-        assert len(set(step.texts.objects)) == len(step.texts.objects) == max(6, len(own)) + 1
-        own = {name for item in step.items for name in relations(item)}
-        assert set(step.texts.relations[: len(own)]) == own
-        assert len(set(step.texts.relations)) == len(step.texts.relations) == max(3, len(own))
+    for [part] in (step.parts for step in stream(config, negative_texts=9).epoch(0)):
+        check_texts(part, part.items)
+
+
+def check_texts(part: StepPart, group: Sequence[TrainingItem]) -> None:
+    """The names of the group come first, then sampled ones up to 6 objects and 3 relations."""
+    own = {name for item in group for name in objects(item)}
+    assert set(part.texts.objects[: len(own)]) == own
+    assert part.texts.objects[-1] == NO_OBJECTS
+    assert len(set(part.texts.objects)) == len(part.texts.objects) == max(6, len(own)) + 1
+    own = {name for item in group for name in relations(item)}
+    assert set(part.texts.relations[: len(own)]) == own
+    assert len(set(part.texts.relations)) == len(part.texts.relations) == max(3, len(own))
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 12, 13])
+def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, group):
+    """Groups of the 12 images of a step, of which the last may be smaller; more than a batch: one group."""
+    expected = [min(group, 12 - at) for at in range(0, 12, group)]
+    for world, accumulate in [(1, 1), (1, 3), (2, 1), (3, 2), (4, 1), (6, 2), (12, 1)]:
+        workers = [
+            stream(config, batch=12, rank=rank, world=world, accumulate=accumulate, text_group=group, negative_texts=9)
+            for rank in range(world)
+        ]
+        for steps in zip(*(each.epoch(0) for each in workers), strict=True):
+            assert len({len(step.parts) for step in steps}) == 1
+            parts = [part for step in steps for part in step.parts if part.items]
+            items = [item for part in parts for item in part.items]
+            assert len(items) == 12
+            if (world, accumulate) == (1, 1):
+                assert [len(part.items) for part in parts] == expected
+            at = 0
+            for part in parts:
+                first = at // group * group
+                assert (at + len(part.items) - 1) // group * group == first
+                check_texts(part, items[first : first + group])
+                assert part.texts == whole(config, group)[steps[0].index][first // group]
+                at += len(part.items)
+
+
+@cache
+def whole(config, group: int) -> list[list[Texts]]:
+    """The texts of every group of an epoch, as one worker chooses them."""
+    found = stream(config, batch=12, text_group=group, negative_texts=9)
+    return [[part.texts for part in step.parts] for step in found.epoch(0)]
+
+
+def test_groups_of_the_last_short_step_of_a_validation(config):
+    rows = scan_training(data(config)).rows
+    assert 4 < rows % 10 < 10
+    for world in (1, 2, 3):
+        shares = [
+            list(stream(config, batch=10, rank=rank, world=world, training=False, text_group=4).epoch(0))
+            for rank in range(world)
+        ]
+        last = [share[-1] for share in shares]
+        assert len({len(step.parts) for step in last}) == 1
+        parts = [part for step in last for part in step.parts if part.items]
+        items = [item for part in parts for item in part.items]
+        whole_epoch = [item.image_id for step in stream(config, training=False).epoch(0) for item in step.items]
+        assert [item.image_id for item in items] == whole_epoch[rows - rows % 10 :]
+        at = 0
+        for part in parts:
+            group = at // 4 * 4
+            own = {name for item in items[group : group + 4] for name in relations(item)}
+            assert own <= set(part.texts.relations)
+            at += len(part.items)
+
+
+def test_with_a_group_for_the_whole_step_texts_stay_as_in_earlier_versions(config):
+    """Otherwise a training that was interrupted before an update would not resume exactly."""
+    steps = list(islice(stream(config, negative_texts=9).steps(), 2))
+    texts = [step.parts[0].texts for step in steps]
+    assert [names for each in texts for names in (each.objects[:-1], each.relations)] == TEXTS_OF_0_1
+    for group in (4, 5, None):
+        same = islice(stream(config, negative_texts=9, text_group=group).steps(), 2)
+        assert [plain_step(step) for step in same] == [plain_step(step) for step in steps]
+
+
+def test_closed_labels_need_no_groups(tmp_path):
+    records = [plain_record(str(n), ("on", "left of")[n % 2]) for n in range(20)]
+    config = make_run(tmp_path, records, run={"labels": LABELS})
+    assert all(len(step.parts) == 1 for step in stream(config, labels="full", text_group=1).epoch(0))
 
 
 def test_negative_texts_are_sampled_for_every_step(tmp_path):
     records = [plain_record(f"{n}", f"relation {n % 30}") for n in range(60)]
     config = make_run(tmp_path, records, rows=30)
-    drawn = {step.texts.relations for step in stream(config, batch=1, negative_texts=6).epoch(0)}
+    drawn = {step.parts[0].texts.relations for step in stream(config, batch=1, negative_texts=6).epoch(0)}
     assert len(drawn) > 50
     unextended = stream(config, batch=1, negative_texts=0).epoch(0)
-    assert {len(step.texts.relations) for step in unextended} == {1}
+    assert {len(step.parts[0].texts.relations) for step in unextended} == {1}
 
 
 def test_all_names_are_used_if_there_are_fewer_than_requested(config):
     for step in stream(config, negative_texts=600, augment=None).epoch(0):
-        assert set(step.texts.objects) == {*NAMES, NO_OBJECTS}
-        assert set(step.texts.relations) == set(PREDICATES)
+        assert set(step.parts[0].texts.objects) == {*NAMES, NO_OBJECTS}
+        assert set(step.parts[0].texts.relations) == set(PREDICATES)
 
 
 def test_flips_are_random_per_image_and_change_names(tmp_path):
@@ -172,8 +261,8 @@ def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
     records = [plain_record(str(n), ("on", "left of")[n % 2]) for n in range(40)]
     config = make_run(tmp_path, records, run={"labels": LABELS})
     steps = list(stream(config, labels="full").epoch(0))
-    assert {step.texts.objects for step in steps} == {("person", "dog", "cat", NO_OBJECTS)}
-    assert {step.texts.relations for step in steps} == {("on", "left of")}
+    assert {step.parts[0].texts.objects for step in steps} == {("person", "dog", "cat", NO_OBJECTS)}
+    assert {step.parts[0].texts.relations for step in steps} == {("on", "left of")}
     flips = {name: set[bool]() for name in ("on", "left of")}
     for step in steps:
         for item in step.items:
@@ -187,6 +276,16 @@ def test_an_image_has_at_most_as_many_relations_as_queries(config):
         assert [relations(item) for item in few.items] == [relations(item)[:2] for item in all_.items]
 
 
+def test_with_closed_labels_relations_are_merged_before_anything_is_cut(tmp_path):
+    records = [plain_record(str(n)) for n in range(4)]
+    for record in records:
+        record.relations = [Relation(*ends, name) for ends in ((0, 1), (1, 0)) for name in ("on", "left of")]
+    config = make_run(tmp_path, records, run={"labels": LABELS})
+    for labels, kept in (("full", 4), ("sampled", 2)):
+        [step] = stream(config, labels=labels, most_relations=2, augment=None).epoch(0)
+        assert {len(item.graph.relations) for item in step.items} == {kept}
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_a_validation_visits_all_images_once_in_order(config, world):
     whole = [plain_step(step) for step in stream(config, training=False).epoch(0)]
@@ -197,9 +296,9 @@ def test_a_validation_visits_all_images_once_in_order(config, world):
     order = ids(whole)
     assert len(order) == scan_training(data(config)).rows
     assert len(order) % 4
-    assert [ids(share) for share in shares] == [order[rank::world] for rank in range(world)]
     for step, *parts in zip(whole, *shares, strict=True):
-        assert all(part[2] == step[2] for part in parts)
+        assert [image for part in parts for image in ids([part])] == ids([step])
+        assert all(part[2] == step[2] for part in parts if part[2])
 
 
 def test_batches_that_cannot_be_divided_or_filled_are_refused(config):
@@ -221,14 +320,15 @@ def test_relations_are_reworded_only_in_training(config):
     wordings = {"left of": ("to the left of", "on"), "under": ("below",)}
     own = stream(config, wordings=wordings)
     steps = list(islice(own.steps(), 40))
+    parts = [step.parts for step in steps]
     said = Counter(
-        pair for step in steps for pair in zip(step.texts.relations, step.network_texts.relations, strict=True)
+        pair for [part] in parts for pair in zip(part.texts.relations, part.network_texts.relations, strict=True)
     )
-    assert all(step.network_texts.objects == step.texts.objects for step in steps)
+    assert all(part.network_texts.objects == part.texts.objects for [part] in parts)
     assert {("left of", "left of"), ("left of", "to the left of"), ("under", "under"), ("under", "below")} < set(said)
     assert {spoken for known, spoken in said if known == "on"} == {"on"}
-    for step in steps:  # never said as another relation of the step
-        assert len(set(step.network_texts.relations)) == len(step.texts.relations)
+    for [part] in parts:  # never said as another relation of the group
+        assert len(set(part.network_texts.relations)) == len(part.texts.relations)
     assert [plain_step(step) for step in steps] == first(stream(config, wordings=wordings), 40)
     checked = stream(config, wordings=wordings, training=False)
-    assert all(step.network_texts == step.texts for step in checked.epoch(0))
+    assert all(part.network_texts == part.texts for step in checked.epoch(0) for part in step.parts)
