@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from sgpipe.errors import in_python
 from sgpipe.utils.config_file import load, recipe_folder
@@ -25,7 +25,15 @@ class Resources(Config):
         None, ge=1, description="parallel copies of the stage; null: as many as fit on the machine"
     )
     cpus: float = Field(1, gt=0, description="CPUs per actor, and its number of torch threads")
-    gpus: float = Field(0, ge=0, description="GPUs per actor")
+    gpus: float = Field(0, ge=0, description="GPUs per actor: a part of one, or whole ones")
+    memory: float = Field(0, ge=0, description="GiB of memory per actor that Ray keeps free for it; 0: not counted")
+
+    @field_validator("gpus")
+    @classmethod
+    def _part_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("expected a part of one GPU, such as 0.5, or a whole number")
+        return gpus
 
 
 class SplitConfig(Config):

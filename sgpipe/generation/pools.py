@@ -11,53 +11,70 @@ import ray
 from sgpipe.errors import UserError
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import Stage
+from sgpipe.utils.console import count
+from sgpipe.utils.machines import Machine, Need, amounts, best_place, describe, machines_of, place
 
-_KINDS = {"cpus": "CPU", "gpus": "GPU"}  # of resources, and Ray's names for them
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Stages that run in the same actors."""
+    """Stages that run in the same actors. `nodes`: the machine of each actor, by Ray's id."""
 
     stages: tuple[Stage, ...]
     resources: Resources
     actors: int
+    nodes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return " + ".join(stage.name for stage in self.stages)
 
+    @property
+    def need(self) -> Need:
+        """Of each actor."""
+        return Need(self.resources.cpus, self.resources.gpus, self.resources.memory)
 
-def plan_pools(stages: Sequence[Stage], units: int) -> list[Pool]:
-    """Group consecutive stages of equal resources and size their pools to the cluster.
+
+def cluster_machines() -> list[Machine]:
+    """The machines of the cluster, as it is now."""
+    return machines_of(ray.nodes())
+
+
+def plan_pools(stages: Sequence[Stage], units: int, machines: Sequence[Machine] | None = None) -> list[Pool]:
+    """Group consecutive stages of equal resources, size their pools to the cluster, and place every actor on a machine.
 
     Pools without a fixed number of actors share what the others leave, so that all pools run at once.
 
-    Raises UserError: the recipe asks for more than the cluster has.
+    Args:
+        machines: those of the cluster; by default, as it is now.
+
+    Raises UserError: the actors do not fit on the machines; the message names their sizes and the setting to change.
     """
+    free = list(cluster_machines() if machines is None else machines)
     groups = [(resources, tuple(group)) for resources, group in groupby(stages, key=lambda stage: stage.resources)]
     pools = [Pool(members, resources, resources.actors or 1) for resources, members in groups]
-    free = {kind: ray.cluster_resources().get(name, 0.0) for kind, name in _KINDS.items()}
+    nodes = place(required_resources(pools), free)
+    if nodes is None:
+        raise UserError(_refusal(pools, free))
+    places, used = iter(nodes), {machine.node: number for number, machine in enumerate(free)}
+    pools = [replace(pool, nodes=tuple(next(places) for _ in range(pool.actors))) for pool in pools]
     for pool in pools:
-        for kind in free:
-            free[kind] -= getattr(pool.resources, kind) * pool.actors
-            if free[kind] < -_ROUNDING:
-                raise UserError(_too_much(pools, kind, pool))
+        for node in pool.nodes:
+            free[used[node]] = _after(free[used[node]], pool.need)
     while grown := _grow(pools, free, units):
         pools = grown
     return pools
 
 
-def required_resources(pools: Sequence[Pool]) -> dict[str, float]:
-    """What all actors together take, by Ray's names."""
-    return {name: _total(pools, kind) for kind, name in _KINDS.items()}
+def required_resources(pools: Sequence[Pool]) -> list[Need]:
+    """What each of all actors takes."""
+    return [pool.need for pool in pools for _ in range(pool.actors)]
 
 
-def cluster_has(required: Mapping[str, float]) -> bool:
-    """Whether the cluster, as it is now, has these resources in total."""
-    available = ray.cluster_resources()
-    return all(available.get(name, 0.0) >= amount - _ROUNDING for name, amount in required.items())
+def cluster_has(required: Sequence[Need]) -> bool:
+    """Whether these actors fit on the machines of the cluster, as it is now."""
+    return place(required, cluster_machines()) is not None
 
 
 def unused_gpus(stages: Sequence[Stage]) -> str | None:
@@ -71,25 +88,55 @@ def unused_gpus(stages: Sequence[Stage]) -> str | None:
     )
 
 
-def _total(pools: Sequence[Pool], kind: str) -> float:
-    return sum(getattr(pool.resources, kind) * pool.actors for pool in pools)
-
-
-def _grow(pools: list[Pool], free: dict[str, float], units: int) -> list[Pool] | None:
-    """One more actor for the smallest growable pool that fits into what is free; None if there is no such pool."""
+def _grow(pools: list[Pool], free: list[Machine], units: int) -> list[Pool] | None:
+    """One more actor for the smallest growable pool that fits on a machine; None if there is no such pool."""
     for pool in sorted(pools, key=lambda pool: pool.actors):
-        need = {kind: getattr(pool.resources, kind) for kind in free}
-        if pool.resources.actors or pool.actors >= units or any(need[k] > free[k] + _ROUNDING for k in free):
+        if pool.resources.actors or pool.actors >= units or (number := best_place(pool.need, free)) is None:
             continue
-        for kind in free:
-            free[kind] -= need[kind]
-        return [replace(each, actors=each.actors + 1) if each is pool else each for each in pools]
+        free[number] = _after(free[number], pool.need)
+        grown = replace(pool, actors=pool.actors + 1, nodes=(*pool.nodes, free[number].node))
+        return [grown if each is pool else each for each in pools]
     return None
 
 
-def _too_much(pools: Sequence[Pool], kind: str, pool: Pool) -> str:
-    available = ray.cluster_resources().get(_KINDS[kind], 0.0)
-    return (
-        f"the recipe asks for {_total(pools, kind):g} {kind} at once, Ray has {available:g}; "
-        f"lower {pool.stages[0].name}.resources.{kind} or .actors"
-    )
+def _after(machine: Machine, need: Need) -> Machine:
+    after = machine.without(need)
+    assert after is not None  # it was placed there
+    return after
+
+
+def _refusal(pools: Sequence[Pool], machines: Sequence[Machine]) -> str:
+    """Which actors do not fit on which machines, and the settings to lower."""
+    has = f"Ray has {describe(machines, memory=any(pool.need.memory for pool in pools))}"
+    for pool in pools:
+        if best_place(pool.need, machines) is None:
+            kinds = _excess(vars(pool.need), [_sizes(machine) for machine in machines]) or _kinds(pool)
+            lower = " and ".join(f"{pool.stages[0].name}.resources.{kind}" for kind in kinds)
+            return f"an actor of {pool.name} takes {pool.need}, more than any machine has: {has}; lower {lower}"
+    total = {kind: sum(vars(pool.need)[kind] * pool.actors for pool in pools) for kind in vars(Need())}
+    sums = {kind: sum(_sizes(machine)[kind] for machine in machines) for kind in total}
+    excess = _excess(total, [sums])
+    chosen = max(pools, key=lambda pool: [vars(pool.need)[kind] * pool.actors for kind in excess or _kinds(pool)])
+    lower = " and ".join(f"{chosen.stages[0].name}.resources.{kind}" for kind in excess or _kinds(chosen))
+    if excess:
+        asked = amounts(**{kind: amount if kind in excess else 0 for kind, amount in total.items()})
+        return f"the recipe asks for {asked} at once, more than there are: {has}; lower {lower} or .actors"
+    actors = ", ".join(f"{count(pool.actors, 'actor')} of {pool.need} ({pool.name})" for pool in pools)
+    return f"{actors} do not fit on the machines, as each actor runs on one: {has}; lower {lower} or .actors"
+
+
+def _sizes(machine: Machine) -> dict[str, float]:
+    return {"cpus": machine.cpus, "gpus": machine.free_gpus, "memory": machine.memory}
+
+
+def _kinds(pool: Pool) -> list[str]:
+    return [kind for kind, amount in vars(pool.need).items() if amount]
+
+
+def _excess(needed: Mapping[str, float], available: Sequence[Mapping[str, float]]) -> list[str]:
+    """The kinds of resources of which none has enough."""
+    return [
+        kind
+        for kind, amount in needed.items()
+        if amount > max((each[kind] for each in available), default=0) + _ROUNDING
+    ]

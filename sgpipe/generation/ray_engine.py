@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +21,7 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, refusal
 from sgpipe.generation.backpressure import start_unit_limit
@@ -30,10 +31,12 @@ from sgpipe.records import Record, from_table, to_table
 from sgpipe.stages.base import Stage
 from sgpipe.stages.runner import IsolatedRunner, StageRunner
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.machines import Need
 from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
 
 _UNIT, _SECONDS, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "seconds", "records", "entry", "refusal", "failure"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
+_GIB = 1 << 30
 _POLL_SECONDS, _POLLS_WITHOUT_ROOM = 5, 6
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 
@@ -46,7 +49,7 @@ class Entrance:
     cluster has no room for them, no unit might ever leave.
     """
 
-    def __init__(self, limit: ActorHandle, required: Mapping[str, float]) -> None:
+    def __init__(self, limit: ActorHandle, required: Sequence[Need]) -> None:
         self.limit = limit
         self.required = required
 
@@ -168,10 +171,10 @@ def _graph(
     dataset: ray.data.Dataset = ray.data.from_arrow([_block(unit, {}) for unit in units])
     if limit:
         entrance = (limit, required_resources(pools))
-        dataset = _mapped(dataset, Entrance, entrance, 1, 0, 0, scheduling_strategy=on_driver_node())
+        dataset = _mapped(dataset, Entrance, entrance, 1, Need(), partial(dict, scheduling_strategy=on_driver_node()))
     for i, pool in enumerate(pools):
         arguments = (runner(pool.stages), reader if i == 0 else None, writer if i == len(pools) - 1 else None)
-        dataset = _mapped(dataset, Worker, arguments, pool.actors, pool.resources.cpus, pool.resources.gpus)
+        dataset = _mapped(dataset, Worker, arguments, pool.actors, pool.need, _PlannedNodes(pool.nodes))
     return dataset
 
 
@@ -180,11 +183,10 @@ def _mapped(
     worker: type[Worker] | type[Entrance],
     arguments: tuple[Any, ...],
     actors: int,
-    cpus: float,
-    gpus: float,
-    **options: Any,
+    need: Need,
+    options: Callable[[], dict[str, Any]],
 ) -> ray.data.Dataset:
-    """The units, mapped by a pool of actors; `options` are further ones of Ray's for an actor."""
+    """The units, mapped by a pool of actors; `options`: called for each actor, further ones of Ray's."""
     with warnings.catch_warnings():
         # Ray offers no other way to limit the retries of a unit that kills its worker.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -194,10 +196,27 @@ def _mapped(
             batch_size=1,  # one unit; Ray requires a number where there are GPUs
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=cpus,
-            num_gpus=gpus or None,
-            ray_remote_args_fn=partial(dict, **_WORKER_OPTIONS, **options),
+            num_cpus=need.cpus,
+            num_gpus=need.gpus or None,
+            memory=need.memory * _GIB or None,
+            ray_remote_args_fn=lambda: {**_WORKER_OPTIONS, **options()},
         )
+
+
+class _PlannedNodes:
+    """Ray's options for each actor of a pool: the machine it was planned on.
+
+    If that machine is lost, the actor may restart on any other.
+    """
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self.nodes = nodes
+        self.started = 0
+
+    def __call__(self) -> dict[str, Any]:
+        node = self.nodes[self.started % len(self.nodes)]
+        self.started += 1
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
 
 
 def _key(unit: WorkUnit | ShardEntry) -> str:

@@ -15,6 +15,7 @@ from sgpipe.records import Caption, Record, Relation
 SECONDS = "SGPIPE_STUB_SECONDS"
 MARKS = "SGPIPE_STUB_MARKS"
 GPUS = "SGPIPE_STUB_GPUS"
+CPUS = "SGPIPE_STUB_CPUS"
 
 
 @dataclass

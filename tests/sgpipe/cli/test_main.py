@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from typer.testing import CliRunner
 
 from rlip_model.text import build_tokenizer
 from sgpipe.cli.main import app
-from sgpipe.sources.formats import guess_split
 from tests.detections import make_coco
 from tests.factories import tiny_config
 
@@ -35,7 +33,7 @@ def coco(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--tagger", "t", "--images", "{images}"], "no boxes for all: give --annotations"),
+        (["--tagger", "t", "--images", "{images}"], "no boxes: give --annotations"),
         (["--tagger", "t", "--annotations", "{annotations}"], "need --images"),
         (["--tagger", "t", "--images", "/nowhere", "--annotations", "{annotations}"], "no such folder: /nowhere"),
         (["--tagger", "t", "--images", "{images}", "--annotations", "no.json"], "no such file: no.json"),
@@ -104,18 +102,20 @@ def test_convert_refuses_other_files(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("instances_val2017.json", "val"),
-        ("zhiyuan_objv2_train.json", "train"),
-        ("train_then_val.json", "val"),
-        ("TEST.json", "test"),
-        ("boxes.json", "train"),
-    ],
-)
-def test_the_split_is_guessed_from_the_file_name(name, split):
-    assert guess_split(Path("train") / name) == split
+def test_generate_asks_for_a_split_that_nothing_is_named_after(coco, tmp_path):
+    annotations = coco.annotations.rename(coco.annotations.with_name("inst.json"))
+    options = ["--tagger", "t", "--captions", coco.captions, "--out", tmp_path / "out"]
+    result = invoke("generate", "coco", "--images", coco.images, "--annotations", annotations, *options)
+    assert result.exit_code == 2
+    assert "give --split NAME" in one_line(result)
+    assert not (tmp_path / "out").exists()
+    images = coco.images.rename(coco.images.with_name("images_val2017"))
+    training = annotations.rename(annotations.with_name("instances_train2017.json"))
+    result = invoke("generate", "coco", "--images", images, "--annotations", training, *options)
+    assert result.exit_code == 2
+    assert "give --split train or --split val" in one_line(result)
+    result = invoke("generate", "folder", "--images", coco.images, "--annotations", annotations, *options)
+    assert "omit --annotations" in one_line(result)
 
 
 def test_convert_names_what_does_not_fit(tmp_path):

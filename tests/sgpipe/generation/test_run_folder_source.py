@@ -38,7 +38,7 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["coco", "--images", "{images}", "--tagger", "t"], "no boxes for all: give --annotations"),
+        (["coco", "--images", "{images}", "--tagger", "t"], "no boxes: give --annotations"),
         (["folder", "--images", "{images}"], "no tagger: give --tagger"),
         (["folder", "--tagger", "t"], "the recipe names no data"),
         (["coco", "--annotations", "a.json", "--tagger", "t"], "need --images"),
