@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.pretrained import CheckpointError
 from rlip_model.training.divergence import DivergenceError
-from rlip_model.training.state import BEST, LAST, Position, read_position
+from rlip_model.training.state import BEST, CHECKPOINTS, LAST, Position, read_position
 from sgpipe.errors import EngineError, UserError, in_python
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
@@ -27,17 +28,17 @@ from sgpipe.training.data.training_set import TrainingSet, data_warnings
 from sgpipe.training.display import TrainingDisplay, TrainSummary
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
-from sgpipe.training.metrics import read_metrics
+from sgpipe.training.metrics import METRICS, read_metrics
 from sgpipe.training.recipe import PYTHON_WORDS, TrainRecipe
 from sgpipe.utils import __version__
-from sgpipe.utils.atomic import write_text
+from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices
 from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.locking import only_process
+from sgpipe.utils.locking import locked_folder
 
-_RUN = "run.json"
+_RUN, _RECIPE, _TENSORBOARD = "run.json", "recipe.yaml", "tensorboard"
 
 
 @in_python(PYTHON_WORDS)
@@ -54,8 +55,9 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     disable_progress_bar()
     workers = recipe.workers
     check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))
-    _make_folder(out)
-    with only_process(out / PRIVATE / "lock", out):
+    before = FolderBefore(out, (PRIVATE, _RECIPE, METRICS, _TENSORBOARD, CHECKPOINTS))
+    make, has_work = partial(_make_folder, out), partial(_has_work, out)
+    with locked_folder(out / PRIVATE / "lock", before, make, has_work):
         progress.say("reading the shards")
         training = scan_training(recipe.data)
         validation = scan_validation(recipe.data, training)
@@ -126,6 +128,11 @@ def _make_folder(out: Path) -> None:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
 
 
+def _has_work(out: Path) -> bool:
+    """Whether a training that failed has something to keep."""
+    return (out / LAST).exists() or bool(read_metrics(out))
+
+
 def _check_identity(job: TrainingJob) -> None:
     """Raises UserError: the folder belongs to a training with other settings."""
     now = json.loads(json.dumps(_identity(job)))
@@ -138,7 +145,7 @@ def _check_identity(job: TrainingJob) -> None:
             for folder in job.private.glob(f"{job.initial_model.name}*"):
                 shutil.rmtree(folder)
     write_text(path, json.dumps(now))
-    write_text(job.out / "recipe.yaml", yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(job.out / _RECIPE, yaml.safe_dump(job.recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def _identity(job: TrainingJob) -> dict[str, Any]:

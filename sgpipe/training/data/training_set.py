@@ -9,6 +9,7 @@ from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.training.recipe import DataConfig, ShardsConfig
+from sgpipe.utils.console import count
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class TrainingSet:
 
     Args:
         threshold: rounded to float32, the type in which confidences are stored.
-        objects: class names of the objects of all rows but error rows.
-        relations: predicates of the usable relations.
+        objects: class names of the objects of all rows but error rows, counted as often as an epoch visits them.
+        relations: predicates of the usable relations, likewise.
         closed_labels: the class lists of the datasets, if the recipe uses closed lists.
         error_rows: number of error rows.
         rows_without_relations: number of other rows without a usable relation.
@@ -144,14 +145,13 @@ def _left_out(training_set: TrainingSet) -> list[str]:
 
 
 def _small_vocabularies(training_set: TrainingSet, texts: int) -> list[str]:
-    objects = int(texts * 2 / 3)
-    kinds: tuple[tuple[str, LabelVocabulary, int], ...] = (
-        ("object classes", training_set.objects, objects),
-        ("predicates", training_set.relations, texts - objects),
-    )
-    return [
-        f"{kind}: data.negative_texts={texts:,} asks for {target:,}, but the data has only {len(known.names):,}: "
-        "all are used"
-        for kind, known, target in kinds
-        if len(known.names) < target
+    """Of a list of texts, two thirds are object classes; see `data.negative_texts`."""
+    objects, predicates = len(training_set.objects.names), len(training_set.relations.names)
+    wanted = int(texts * 2 / 3)
+    few = [
+        *([count(objects, "object class", "object classes")] if objects < wanted else []),
+        *([count(predicates, "predicate")] if predicates < texts - wanted else []),
     ]
+    if not few:
+        return []
+    return [f"the data has only {' and '.join(few)}, so every step compares its images with all of them"]

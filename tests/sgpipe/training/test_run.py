@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from typer.testing import CliRunner
@@ -306,4 +307,26 @@ def test_an_existing_network_can_lose_queries(drawn_run: Path, trained_detector:
 def test_a_warning_names_small_vocabularies(drawn_run: Path, tmp_path: Path) -> None:
     console = Console(record=True, width=300)
     train(recipe(drawn_run, data__negative_texts=5000, optimisation__epochs=1), tmp_path / "out", Progress(console))
-    assert "NOTE: object classes: data.negative_texts=5,000 asks for 3,333, but" in console.export_text()
+    assert " predicates, so every step compares its images with all of them" in console.export_text()
+
+
+def test_a_refused_training_leaves_no_folder(drawn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    out = tmp_path / "new" / "out"
+    for refused in ({"data__threshold": 0.99, "model__init": "nowhere"}, {"workers__device": "cuda:77"}):
+        with pytest.raises(UserError):
+            training(drawn_run, out, **refused)
+        assert not out.parent.exists()
+    with pytest.raises(UserError, match="no GPU here"):
+        training(drawn_run, out, workers__gpus=1)
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    with pytest.raises(UserError, match="nowhere"):
+        training(drawn_run, out, model__init="nowhere")
+    assert not list(out.iterdir())
+
+
+def test_a_training_that_asks_for_a_gpu_may_mean_the_cpu(drawn_run: Path, tmp_path: Path) -> None:
+    settings = {"workers__gpus": 1, "workers__device": "cpu", "optimisation__epochs": 1}
+    assert training(drawn_run, tmp_path / "out", **settings).epochs == 1
