@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from sgpipe.errors import StoreError, UserError, naming
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest, whole_lines
@@ -17,6 +17,7 @@ from sgpipe.utils.hashing import file_sha256
 
 DESCRIPTIONS = ("recipe.yaml", "README.md")
 _SECONDS_BETWEEN_COPIES = 30.0
+_FETCHED = "fetched"
 
 
 class ManifestMirror:
@@ -70,7 +71,8 @@ class ManifestMirror:
         self._copied = time.monotonic()
 
     def copy_soon(self) -> None:
-        """As `copy`, if the last copy is half a minute old."""
+        """As `copy`, if the last copy is half a minute old. Raises StoreError: the lock of the store is lost."""
+        self.folder.check_lock()
         if time.monotonic() - self._copied > _SECONDS_BETWEEN_COPIES:
             self.copy()
 
@@ -121,9 +123,7 @@ def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, in
         raise UserError(f"{store.location} is not an sgpipe run: it has no {MANIFEST}")
     with folder.lock():
         content = later(whole_lines(out / MANIFEST), remote, folder)
-        with TemporaryDirectory() as temporary:
-            replace_manifest(Path(temporary), content)
-            shards = Manifest.load(Path(temporary)).shards
+        shards = _shards(content, folder.private / _FETCHED)
         for shard in shards:
             _fetch_shard(store, out, shard)
             advance(shard.rows, shard.counts)
@@ -134,6 +134,16 @@ def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, in
         manifest = Manifest.load(out)
         folder.sweep(manifest)
     return manifest
+
+
+def _shards(content: bytes, place: Path) -> list[ShardEntry]:
+    """The shards of a manifest, read in a folder of its own, which the next fetch deletes if this one is killed."""
+    place.mkdir(exist_ok=True)
+    try:
+        replace_manifest(place, content)
+        return Manifest.load(place).shards
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _fetch_shard(store: ObjectStore, out: Path, shard: ShardEntry) -> None:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
@@ -22,9 +21,14 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSy
 from sgpipe.errors import StoreError, UserError, naming
 from sgpipe.records import Record
 from sgpipe.storage.manifest import ShardEntry
-from sgpipe.storage.shards import read_file, write_shard
+from sgpipe.storage.shards import encode_shard, read_file, write_shard
+from sgpipe.storage.writes import FAILURES, ObjectWriter, failure
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
 
 _KINDS = {"s3": "s3://", "gcs": "gs://", "abfs": "abfs://"}
+_UPLOAD_SECONDS, _LOCK_SECONDS = 1800.0, 10.0  # of one request
 
 
 class Storage(Protocol):
@@ -96,14 +100,24 @@ class ObjectStore:
         return self.uri.partition("?")[0].rstrip("/")
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a small object, replacing an earlier one."""
-        with self.naming(), self._files.open_output_stream(self._path(name)) as stream:
-            stream.write(data)
+        """Write an object, replacing an earlier one."""
+        with self.naming():
+            self._uploads.put(self._path(name), data)
 
     def put_file(self, name: str, path: Path) -> None:
-        """Upload a file; Arrow does it, so that a Python exception cannot cut it short."""
+        """Upload a file."""
         with self.naming():
-            copy_files(str(path), self._path(name), LocalFileSystem(), self._files)
+            self._uploads.put(self._path(name), path)
+
+    def put_if(self, name: str, data: bytes, version: UpdateVersion | None) -> UpdateVersion | None:
+        """As `ObjectWriter.put_if`: write a small object if it still has this version (None: if there is none)."""
+        with self.naming():
+            return self._conditional.put_if(self._path(name), data, version)
+
+    def get(self, name: str) -> tuple[bytes, UpdateVersion] | None:
+        """A small object and its version; None if it does not exist."""
+        with self.naming():
+            return self._conditional.get(self._path(name))
 
     def get_file(self, name: str, path: Path) -> None:
         """Download an object into a file."""
@@ -123,19 +137,17 @@ class ObjectStore:
             return bytes(file.read())
 
     def read_shard(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        with TemporaryDirectory() as folder:
-            path = Path(folder, Path(name).name)
-            self.get_file(name, path)
-            return read_file(path, columns)
+        with self.open(name) as file:
+            content = pa.BufferReader(file.read_buffer())
+        return read_file(Path(name), columns, content)
 
     def write_shard(
         self, name: str, split: str, start: int, records: list[Record], seconds: dict[str, float]
     ) -> ShardEntry:
-        """The shard is written on the worker's own disk and uploaded whole."""
-        with TemporaryDirectory() as folder:
-            entry = write_shard(Path(folder), name, split, start, records, seconds)
-            self.put_file(name, Path(folder, name))
-            return entry
+        """The shard is made in memory and uploaded whole; a killed worker leaves nothing on its disk."""
+        data, entry = encode_shard(name, split, start, records, seconds)
+        self.put(name, data)
+        return entry
 
     def has(self, name: str) -> bool:
         """Whether the object exists."""
@@ -157,16 +169,20 @@ class ObjectStore:
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Shorten Arrow's errors of many lines to one that names the store."""
+        """Shorten errors of many lines to one that names the store."""
         try:
             yield
         except StoreError:
             raise
-        except OSError as error:
+        except FAILURES as error:
             raise self._error(error) from None
 
-    def _error(self, error: OSError) -> StoreError:
-        return StoreError(f"{self.location}: {str(error).splitlines()[0]}")
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to workers: connections do not."""
+        return {name: value for name, value in vars(self).items() if name in ("uri", "_opened")}
+
+    def _error(self, error: Exception) -> StoreError:
+        return StoreError(f"{self.location}: {failure(error)}")
 
     def _info(self, name: str) -> FileInfo:
         with self.naming():
@@ -178,6 +194,14 @@ class ObjectStore:
     @property
     def _files(self) -> FileSystem:
         return self._opened[0]
+
+    @cached_property
+    def _uploads(self) -> ObjectWriter:
+        return ObjectWriter(self.uri, *self._opened, _UPLOAD_SECONDS)
+
+    @cached_property
+    def _conditional(self) -> ObjectWriter:
+        return ObjectWriter(self.uri, *self._opened, _LOCK_SECONDS)
 
     @cached_property
     def _opened(self) -> tuple[FileSystem, str]:

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import _raylet
 from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgpipe.errors import EngineError
 
+_core: Any = ray._raylet  # has no types
 _CONNECT_SECONDS = 5
 _MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
 # Ray's own names for how long it waits for an answer, by version.
@@ -163,7 +163,7 @@ def _is_admitted(address: str, mode: str) -> bool:
     waits = {name: str(_CONNECT_SECONDS) for name in _WAITS}
     try:
         with _environment(**{_MODE: mode}, **waits), _quiet_stderr():
-            _raylet.GcsClient(address=address)
+            _core.GcsClient(address=address)
     except Exception as error:  # noqa: BLE001 - the class for a refused token is not in every version of Ray
         if type(error).__name__ == "AuthenticationError":
             return False
@@ -181,8 +181,8 @@ def _environment(**variables: str) -> Iterator[None]:
     """Set environment variables for a while, and have Ray read them; it keeps what it read."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    _raylet.Config.initialize("")
-    if loader := getattr(_raylet, "AuthenticationTokenLoader", None):
+    _core.Config.initialize("")
+    if loader := getattr(_core, "AuthenticationTokenLoader", None):
         loader.instance().reset_cache()
     try:
         yield
