@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -38,6 +37,7 @@ from sgpipe.stages.build import build_stages, with_classes
 from sgpipe.stages.detect.detectors import detector_classes
 from sgpipe.stages.detect.stage import DetectStage, GivenBoxes, GivenBoxesStage, parse_boxes
 from sgpipe.utils.console import count
+from sgpipe.utils.locking import temporary_folder
 from sgpipe.viz.draw_relations import draw_card, object_names, shown
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
@@ -218,8 +218,8 @@ class Pipeline:
         """Label an image in memory, from a temporary file: stages read files."""
         if self._boxes and boxes is None:
             raise ImageError(f"an image in memory has no name to find in {self._boxes}: give --boxes with it")
-        with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
-            file = Path(folder) / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
+        with temporary_folder() as folder:
+            file = folder / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
             image.save(file)
             record = self._label_file(file, boxes)
         record.file_name = file.name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -17,6 +16,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, open_shard
+from sgpipe.utils.locking import temporary_folder
 
 _MEMORY = "800MB"  # beyond it, DuckDB spills to disk
 _THREADS = 8  # more do not fit into that memory
@@ -171,11 +171,11 @@ def open_run(root: Path) -> Iterator[Database]:
 @contextmanager
 def scratch() -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty database that spills to a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="sgpipe-") as folder:
+    with temporary_folder() as folder:
         settings: dict[str, str | bool | int | float | list[str]] = {
             "preserve_insertion_order": False,
             "memory_limit": _MEMORY,
-            "temp_directory": folder,
+            "temp_directory": str(folder),
             "autoinstall_known_extensions": False,
         }
         with duckdb.connect(config=settings) as connection:

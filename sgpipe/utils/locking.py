@@ -10,7 +10,9 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -27,6 +29,7 @@ from sgpipe.utils.atomic import FolderBefore
 RENEW_SECONDS, STALE_SECONDS = 30.0, 150.0
 _TRIES, _SECONDS_BETWEEN_TRIES = 3, 0.1
 _GUARD_SECONDS = 10.0  # within it, whoever reads and writes a record has done so, or has died
+_TEMPORARY, _LOCK, _NEW_LOCK = "sgpipe-", ".lock", ".new-lock"
 _NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -206,6 +209,34 @@ def locked_folder(
     except BaseException:
         before.remove_empty_folders()
         raise
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in the system's place for temporary ones, deleted at the end of the block.
+
+    If the process is killed, the next call deletes it, as nobody holds the lock in it any more.
+    """
+    for place in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        if _is_left(place):
+            shutil.rmtree(place, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, ignore_cleanup_errors=True) as name:
+        place, new = Path(name), Path(name, _NEW_LOCK)
+        with new.open("w") as lock:
+            _flock(lock, fcntl.LOCK_EX)
+            new.rename(place / _LOCK)  # it is locked from its first moment
+            yield place
+
+
+def _is_left(place: Path) -> bool:
+    """Whether this is a temporary folder of this user's whose process is gone."""
+    try:
+        if place.is_symlink() or place.stat().st_uid != os.getuid():
+            return False
+        with (place / _LOCK).open("r") as lock:
+            return _flock(lock, fcntl.LOCK_SH)
+    except OSError:  # locked, of another kind, or gone by now
+        return False
 
 
 def _acquired(held: FolderLock) -> TextIO:

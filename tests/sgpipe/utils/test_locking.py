@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.utils import locking
-from sgpipe.utils.locking import LockOwner, is_locked, only_process
+from sgpipe.utils.locking import LockOwner, is_locked, only_process, temporary_folder
 
 HOLD = """
 import sys, time
@@ -201,3 +202,26 @@ def test_a_dead_process_that_nobody_has_waited_for_has_ended() -> None:
         time.sleep(0.01)
     assert replace(ME, process=process.pid).has_ended()
     process.wait()
+
+
+def test_the_temporary_folder_of_a_killed_process_is_deleted_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os, pathlib, sys; from sgpipe.utils.locking import temporary_folder\n"
+        "with temporary_folder() as folder:\n    (folder / 'spilled').write_text('x' * 1000)\n"
+        "    print(folder, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    left, somebody_elses = Path(other.stdout.readline().strip()), tmp_path / "sgpipe-new"
+    somebody_elses.mkdir()
+    with temporary_folder() as folder:
+        assert folder.parent == left.parent
+        assert (left / "spilled").exists()  # its process is at work
+    assert not folder.exists()
+    other.communicate()
+    with temporary_folder():
+        assert not left.exists()
+    assert somebody_elses.exists()
