@@ -20,6 +20,7 @@ from sgpipe.cli.options import (
     writes_file,
     writes_folder,
 )
+from sgpipe.recipe import LARGEST_SEED
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
@@ -53,7 +54,7 @@ def stats(
     review_file: Annotated[Path, typer.Option(help="File for the --review page.", callback=writes_file)] = Path(
         "review.html"
     ),
-    seed: Annotated[int, typer.Option(help="Random seed of the --review sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the --review sample.")] = 0,
     verdicts: Annotated[
         Path | None, typer.Option(help="File that the --review page exported.", callback=reads_file)
     ] = None,

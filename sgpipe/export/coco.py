@@ -16,7 +16,9 @@ from sgpipe.sources.vocabulary import category_names
 def write_coco(rows: ExportRows, out: Path) -> None:
     """Write instances_SPLIT.json and, if the images have captions, captions_SPLIT.json; no relations."""
     _Instances(rows, with_nothing=False).write(out, "instances_{}.json")
-    rows.left_out["relations that the format cannot hold"] += rows.census.predicates.total()
+    rows.left_out["relations that the format cannot hold"] += sum(
+        shard.counts.get("relations", 0) for shard in rows.manifest.shards
+    )
     for split in rows.splits:
         captions = _captions(rows, split)
         if (first := next(captions, None)) is not None:

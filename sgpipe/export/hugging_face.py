@@ -8,22 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from sgpipe.evaluation.label_quality.report import LABELS, run_quality
+from sgpipe.errors import naming
+from sgpipe.export.card import write_card
 from sgpipe.export.rows import ExportRows, iter_groups
 from sgpipe.images import ImageError, read_image
-from sgpipe.records import TRAINING_CONFIDENCE, Record, from_table
-from sgpipe.sources.hugging_face import CLASSES
-from sgpipe.stats.measures import Measures, measure_database
-from sgpipe.storage.database import open_run
-from sgpipe.storage.manifest import ShardEntry
+from sgpipe.records import Record, from_table
+from sgpipe.sources.hugging_face import CLASSES, ORIGIN
+from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import AGREEMENT, DATA, IMAGE_COLUMN, open_shard, with_images
-from sgpipe.utils import __version__
 
 _ROWS_PER_GROUP = 512
 _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
@@ -91,7 +86,7 @@ def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows) -> None:
     first = next(tables)
     schema = first.schema.with_metadata(_metadata(first.schema, rows))
     group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
-    with path.open("xb") as file:
+    with naming(path), path.open("xb") as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for table in (first, *tables):
                 writer.write_table(table.cast(schema), row_group_size=group_size)
@@ -100,10 +95,11 @@ def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows) -> None:
 
 
 def _metadata(schema: pa.Schema, rows: ExportRows) -> dict[bytes | str, bytes | str]:
-    """The metadata of the shard, a description for `datasets`, and the class lists of the run."""
+    """The metadata of the shard, a description for `datasets`, and the class lists and origin of the run."""
     described = {
         "huggingface": json.dumps({"info": {"features": {field.name: _feature(field) for field in schema}}}),
         CLASSES: json.dumps(rows.manifest.run.get("labels")),
+        ORIGIN: json.dumps([*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]),
     }
     return {**(schema.metadata or {}), **described}
 
@@ -120,70 +116,3 @@ def _of_type(kind: pa.DataType) -> Any:
         return {inner.name: _of_type(inner.type) for inner in kind}
     names = {pa.float32(): "float32", pa.float64(): "float64"}
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
-
-
-_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
-_MOST = 10  # names in a list
-
-# By dataset: the identifier of its licence on the hub, and a sentence about it.
-_LICENCES = {
-    "coco": ("cc-by-4.0", "COCO's annotations are CC BY 4.0; its images keep the licences of their owners on Flickr"),
-    "visual_genome": ("cc-by-4.0", "Visual Genome is CC BY 4.0"),
-    "open_images": ("cc-by-4.0", "Open Images' annotations are CC BY 4.0, its images are listed as CC BY 2.0"),
-    "objects365": ("cc-by-4.0", "Objects365's annotations are CC BY 4.0; its images are not its own"),
-    "miniworld": ("apache-2.0", "the synthetic images and their annotations come from sgpipe, which is Apache-2.0"),
-}
-_UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
-
-
-def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
-    """Write README.md; `embedded`: whether the rows hold the images. Raises UserError: a shard cannot be read."""
-    with open_run(rows.root) as database:
-        measures = measure_database(database)
-    run = rows.manifest.run
-    licences = {dataset: _licence(dataset) for dataset in measures.datasets}
-    quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold))
-    text = _template().render(
-        header=yaml.safe_dump(_header(rows, measures, {name for name, _ in licences.values()}), sort_keys=False),
-        name=run["name"],
-        version=__version__,
-        imported="import" in run.get("identity", {}),
-        identity=yaml.safe_dump(run.get("identity", {}), sort_keys=False),
-        licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
-        measures=measures,
-        levels=[level for level in measures.thresholds if np.float32(level.threshold) > rows.threshold],
-        predicates=sorted(rows.census.predicates.items(), key=lambda item: (-item[1], item[0])),
-        most=_MOST,
-        quality=quality[LABELS] if quality else None,
-        embedded=embedded,
-    )
-    (out / "README.md").write_text(text, encoding="utf-8")
-
-
-def _header(rows: ExportRows, measures: Measures, licences: set[str]) -> dict[str, object]:
-    """The metadata that the hub reads."""
-    files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
-    size = next((name for limit, name in _SIZES.items() if measures.rows < limit), "n>10M")
-    return {
-        "license": licences.pop() if len(licences) == 1 else "other",
-        "pretty_name": f"{rows.manifest.run['name']} relations",
-        "task_categories": ["object-detection"],
-        "tags": ["scene-graph-generation", "visual-relationship-detection", "sgpipe"],
-        "size_categories": [size],
-        "configs": [{"config_name": "default", "data_files": files}],
-    }
-
-
-def _licence(dataset: str) -> tuple[str, str]:
-    return _LICENCES.get({"coco2017": "coco", "o365": "objects365"}.get(dataset, dataset), _UNKNOWN)
-
-
-def _template() -> jinja2.Template:
-    # The card is Markdown: names are in backticks and need no HTML escapes.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sgpipe.export", "."),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("card.md.jinja")

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, naming
 from sgpipe.records import SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import open_shard
@@ -37,6 +37,13 @@ class ExportRows:
         self.left_out: Counter[str] = Counter()
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an export changes of a run, for whoever imports it."""
+        of = sum(shard.counts.get("relations", 0) for shard in self.manifest.shards)
+        relations = self.census.predicates.total()
+        return {"exported": {"threshold": self.threshold, "relations": relations, "of": of}}
 
     @property
     def splits(self) -> list[str]:
@@ -89,12 +96,13 @@ class Census:
 
     Attributes:
         categories: number of objects by (id, name) of their class.
-        predicates: number of exported relations by predicate.
+        predicates: number of exported relations by predicate. `scored`: how many of them have a confidence.
         numbered: whether all image ids are integers.
     """
 
     categories: Counter[tuple[int, str]] = field(default_factory=Counter)
     predicates: Counter[str] = field(default_factory=Counter)
+    scored: int = 0
     numbered: bool = True
 
     def add(self, table: pa.Table, threshold: float) -> None:
@@ -102,7 +110,9 @@ class Census:
         classes = pa.table({name: pc.struct_field(objects, name) for name in ("category_id", "category")})
         for row in classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist():
             self.categories[row["category_id"], row["category"]] += row["count_all"]
-        certain = pc.fill_null(pc.struct_field(relations, "confidence"), 1.0)
+        confidences = pc.struct_field(relations, "confidence")
+        certain = pc.fill_null(confidences, 1.0)
+        self.scored += pc.sum(pc.greater_equal(confidences, threshold)).as_py() or 0
         predicates = pc.struct_field(relations, "predicate").filter(pc.greater_equal(certain, threshold))
         for row in pc.value_counts(predicates).to_pylist():
             self.predicates[row["values"]] += row["counts"]
@@ -139,7 +149,7 @@ def write_json(path: Path, value: Members | Iterator[Any]) -> None:
 
     Raises UserError: a number is not finite.
     """
-    with path.open("x", encoding="utf-8") as file:
+    with naming(path), path.open("x", encoding="utf-8") as file:
         _write(file, value)
         file.write("\n")
         file.flush()

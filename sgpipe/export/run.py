@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError, existing_folder, making_folder
+from sgpipe.export.card import exported_relations, write_readme
 from sgpipe.export.coco import write_coco, write_coco_relations
 from sgpipe.export.hico import write_hico
 from sgpipe.export.hugging_face import write_hugging_face
@@ -32,14 +33,20 @@ FORMATS = (HUGGING_FACE, *_WRITERS)
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, its files, and counts of what was left out."""
+    """What was written: the folder, its files, the number of relations, and counts of what was left out."""
 
     root: Path
     files: list[str]
     left_out: dict[str, int]
+    relations: int
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the threshold left no relation."""
+        return not self.relations and "relations below the threshold" in self.left_out
 
     def as_json(self) -> dict[str, Any]:
-        return {"root": str(self.root), "files": self.files, "left_out": self.left_out}
+        return {"root": str(self.root), "files": self.files, "relations": self.relations, "left_out": self.left_out}
 
 
 def export_run(
@@ -66,6 +73,8 @@ def export_run(
         raise UserError("--embed and --images are for --to hf; the other formats refer to image files by name")
     if images:
         existing_folder(images)
+    if threshold is not None and not 0 <= threshold <= 1:  # also refuses NaN, which passes the check of the option
+        raise UserError(f"--threshold {threshold}: expected a number from 0 to 1")
     default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
     rows = ExportRows(root, threshold if threshold is not None else default)
     with new_folder(out) as folder:
@@ -74,8 +83,9 @@ def export_run(
         else:
             _WRITERS[to](rows, folder)
             rows.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in rows.manifest.shards)
+            write_readme(rows, folder, to)
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return Exported(out, files, dict(+rows.left_out))
+    return Exported(out, files, dict(+rows.left_out), exported_relations(rows))
 
 
 @contextmanager
@@ -86,14 +96,17 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises UserError: `out` exists and is not an empty folder, cannot be created, or another export is writing it.
     """
+    named, out = out, Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out} exists and is not overwritten; name a new folder")
+        raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
+    if out.is_mount():
+        raise UserError(f"--out {named} is a mount point, which cannot appear whole; name a new folder in it")
     folder = out.parent / f".{out.name}.tmp"
     lock = folder / ".lock"
-    with making_folder(out):
+    with making_folder(named):
         folder.mkdir(parents=True, exist_ok=True)
         lock.touch()
-    with only_process(lock, out):
+    with only_process(lock, named):
         try:
             for path in set(folder.iterdir()) - {lock}:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -212,7 +212,8 @@ def model_identity(name: str | None) -> str | None:
 def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Manifest:
     parts = {"scored": source.run.get("fingerprint"), **identity}
     images = {split: str(folder) for split, folder in source.image_folders.items()}
-    return folder.open({**source.run, "images": images, "identity": parts})
+    origin = {"origin": Manifest.identities(source.run), "source_images": RunFolder(source.root).source_images}
+    return folder.open({**source.run, **origin, "images": images, "identity": parts})
 
 
 def _scored(source: Manifest, file: Path, scorer: Scorer, images: Path | None, counts: dict[str, int]) -> pa.Table:

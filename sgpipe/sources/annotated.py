@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,6 +42,7 @@ class AnnotationSource:
         read: yields the records in file order and counts problems. Boxes are as annotated, not yet clipped; a
             record whose image size is not annotated has width and height 0.
         image: returns the image file of a record that was read, if the source contains images.
+        origin: identities of the runs that the rows come from, if the source records them.
     """
 
     dataset: str
@@ -51,6 +52,7 @@ class AnnotationSource:
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: DatasetClasses | None = None
     image: Callable[[Record], bytes | None] | None = None
+    origin: Sequence[Mapping[str, Any]] = ()
 
 
 def image_id_from_name(file_name: str) -> str:

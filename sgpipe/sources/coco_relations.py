@@ -169,6 +169,9 @@ def _add_image(instances: CocoInstances, item: Any) -> None:
     number = parse_id(required_field(item, "id"))
     if number is None:
         raise FieldError("'id' is not a number or text")
+    if number in instances.images:
+        instances.problems["duplicate_images"] += 1
+        return
     instances.images[number] = (
         text_field(item, "file_name"),
         parse_side(item.get("width")),

@@ -18,7 +18,8 @@ from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCo
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, open_shard, read_row_group
 from sgpipe.storage.verify import row_faults
 
-CLASSES = "sgpipe.classes"  # key of the file metadata: the closed class lists, or null
+# Keys of the file metadata: the closed class lists, or null; and the identities of the runs that the rows come from.
+CLASSES, ORIGIN = "sgpipe.classes", "sgpipe.origin"
 
 _FILE = re.compile(r"(?P<split>\w+)-\d+-of-\d+\.parquet")
 
@@ -41,14 +42,15 @@ class HuggingFace:
         split, files = self._files()
         with open_shard(files[0], SCHEMA.names) as file:
             schema = file.schema_arrow
-        classes = json.loads((schema.metadata or {}).get(CLASSES.encode(), b"null"))
+        classes, origin = _classes(files[0], schema), _metadata(schema, ORIGIN)
         return AnnotationSource(
             dataset="hf",
             split=split,
             read=partial(self._records, split, files),
             files={"annotations": files[0], **{file.name: file for file in files[1:]}},
-            classes=classes and DatasetClasses(tuple(classes["objects"]), tuple(classes["relations"])),
+            classes=classes,
             image=self._image if IMAGE_COLUMN in schema.names else None,
+            origin=[each for each in origin if isinstance(each, dict)] if isinstance(origin, list) else (),
         )
 
     def _files(self) -> tuple[str, list[Path]]:
@@ -84,3 +86,22 @@ class HuggingFace:
             self._group = (file, group), table[IMAGE_COLUMN]
         image = self._group[1][row].as_py()
         return image and image["bytes"]
+
+
+def _metadata(schema: pa.Schema, key: str) -> Any:
+    """A value of the file metadata, which others may have changed; None if it is missing or not JSON."""
+    try:
+        return json.loads((schema.metadata or {}).get(key.encode(), b"null"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _classes(file: Path, schema: pa.Schema) -> DatasetClasses | None:
+    """Raises UserError: the class lists are not lists of names."""
+    lists = _metadata(schema, CLASSES)
+    if lists is None:
+        return None
+    names: list[Any] = [lists.get(kind) for kind in ("objects", "relations")] if isinstance(lists, dict) else [None]
+    if not all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names):
+        raise UserError(f"{file}: the metadata {CLASSES!r} is not the lists of names objects and relations")
+    return DatasetClasses(*map(tuple, names))

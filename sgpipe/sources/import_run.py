@@ -77,6 +77,7 @@ def import_annotations(
                     advance(shard.rows, shard.counts)
         folder.sweep(manifest)
         _write_readme(source, folder, manifest)
+        _finish(manifest, limit if read == limit else None)
     if not read:
         raise UserError(f"{source.files['annotations']} contains no image that can be imported")
     return _summarise(manifest, read)
@@ -101,8 +102,18 @@ def _open_manifest(
         "identity": identity,
         "images": {source.split: str(images.resolve())},
         "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
+        "origin": [dict(identity) for identity in source.origin],
+        "finished": False,
     }
     return folder.open(run)
+
+
+def _finish(manifest: Manifest, limit: int | None) -> None:
+    """Keep that the import is complete, up to `limit` images."""
+    finished = {"finished": True, "limit": limit}
+    if manifest.run | finished != manifest.run:
+        manifest.run |= finished
+        manifest.rewrite()
 
 
 def _sha256(path: Path) -> str:

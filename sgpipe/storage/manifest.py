@@ -79,6 +79,11 @@ class Manifest:
         """The image folder of a split, or `images` if they moved. Raises UserError: it is unknown or missing."""
         return existing_images(self.root, split, images or self.image_folders.get(split))
 
+    @staticmethod
+    def identities(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What decided the rows of a run, by its header: the identities of runs that it was made from, then its own."""
+        return [*run.get("origin", []), run.get("identity", {})]
+
     @classmethod
     def create(cls, root: Path, run: dict[str, Any]) -> Manifest:
         """Start a new run in `root`; `run` describes it."""

@@ -126,5 +126,5 @@ def test_a_place_that_cannot_be_written_is_one_line(run, tmp_path):
     result = invoke(run, "--to", "vg", "--out", tmp_path / "file/out")
     assert (result.exit_code, result.stderr) == (
         2,
-        f"error: --out {tmp_path / 'file/out'} cannot be written: Not a directory\n",
+        f"error: --out {tmp_path / 'file'} is a file, not a folder\n",
     )

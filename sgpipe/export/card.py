@@ -1,0 +1,197 @@
+"""The README of an export: where its rows come from, what was left out of them, and, for the hub, how good they are.
+
+Everything it says of how the rows were made comes from the identity of the run, which is what decided them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from sgpipe.evaluation.label_quality.report import LABELS, run_quality
+from sgpipe.export.provenance import describe_origin
+from sgpipe.export.rows import ExportRows
+from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.sources.annotated import to_single_line
+from sgpipe.stats.measures import Measures, measure_database
+from sgpipe.storage.database import open_run
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import DATA
+from sgpipe.utils import __version__
+from sgpipe.utils.console import count
+
+README = "README.md"
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+_MOST = 10  # names in a list
+
+# By dataset: the identifier of its licence on the hub, and a sentence about it.
+_LICENCES = {
+    "coco": ("cc-by-4.0", "COCO's annotations are CC BY 4.0; its images keep the licences of their owners on Flickr"),
+    "visual_genome": ("cc-by-4.0", "Visual Genome is CC BY 4.0"),
+    "open_images": ("cc-by-4.0", "Open Images' annotations are CC BY 4.0, its images are listed as CC BY 2.0"),
+    "objects365": ("cc-by-4.0", "Objects365's annotations are CC BY 4.0; its images are not its own"),
+    "miniworld": ("apache-2.0", "the synthetic images and their annotations come from sgpipe, which is Apache-2.0"),
+}
+_UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """How many of something the run has, and how many the export."""
+
+    what: str
+    before: int
+    after: int
+
+
+def write_readme(rows: ExportRows, out: Path, form: str) -> None:
+    """Write the README of a form other than the hub's, after its files."""
+    before = totals(rows)
+    objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
+    table = [
+        _Row("images", before["images"], before["images"] - before["errors"]),
+        _Row("objects", before["boxes"], objects),
+        _Row("relations", before["relations"], exported_relations(rows)),
+    ]
+    text = _template("readme.md.jinja").render(_common(rows), form=form, table=table)
+    (out / README).write_text(text, encoding="utf-8")
+
+
+def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
+    """Write the dataset card of the hub, after the data; `embedded`: whether the rows hold the images.
+
+    Raises UserError: a shard cannot be read.
+    """
+    with open_run(rows.root) as database:
+        measures = measure_database(database)
+        [(related,)] = database.rows("select count(*) from related_images where certainty >= ?::float", rows.threshold)
+    before, exported = totals(rows), rows.census.predicates.total()
+    licences = {dataset: _licence(dataset) for dataset in measures.datasets}
+    quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold))
+    text = _template("card.md.jinja").render(
+        _common(rows),
+        header=yaml.safe_dump(_header(rows, measures, {name for name, _ in licences.values()}), sort_keys=False),
+        table=[
+            _Row("images", before["images"], measures.rows),
+            _Row("images with relations", before["images_with_relations"], related),
+            _Row("relations", before["relations"], exported),
+        ],
+        licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
+        measures=measures,
+        levels=[level for level in measures.thresholds if np.float32(level.threshold) > rows.threshold],
+        predicates=sorted(rows.census.predicates.items(), key=lambda item: (-item[1], item[0])),
+        relations=exported,
+        scored=rows.census.scored,
+        most=_MOST,
+        quality=quality[LABELS] if quality else None,
+        embedded=embedded,
+    )
+    (out / README).write_text(text, encoding="utf-8")
+
+
+def exported_relations(rows: ExportRows) -> int:
+    """How many relations an export has, once its files are written."""
+    lost = ("below the threshold", "that the format cannot hold")
+    return totals(rows)["relations"] - sum(rows.left_out[f"relations {why}"] for why in lost)
+
+
+def totals(rows: ExportRows) -> dict[str, int]:
+    """The counts of the whole run."""
+    names = ("images", "errors", "boxes", "relations", "images_with_relations")
+    return {name: sum(shard.counts.get(name, 0) for shard in rows.manifest.shards) for name in names}
+
+
+def _common(rows: ExportRows) -> dict[str, Any]:
+    """What both templates show."""
+    origin = describe_origin(rows.manifest.run)
+    return {
+        "name": rows.manifest.run.get("name", "sgpipe"),
+        "version": __version__,
+        "generated": origin.generated,
+        "steps": origin.steps,
+        "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in origin.identities],
+        "left_out": list(_left_out(rows)),
+    }
+
+
+def _left_out(rows: ExportRows) -> Iterator[str]:
+    """One sentence for each reason why something is missing."""
+    before = totals(rows)
+    if rows.threshold:
+        below = rows.left_out["relations below the threshold"]
+        yield (
+            f"Relations of confidence below {rows.threshold:g} (`--threshold`): {below:,} of "
+            f"{count(before['relations'], 'relation')} of the run."
+        )
+    run = rows.manifest.run
+    total = RunFolder(rows.root).source_images or run.get("source_images")
+    if total is not None and before["images"] < total:
+        yield f"The run has {before['images']:,} of the {count(total, 'image')} of its source."
+    elif run.get("finished") is False:
+        yield f"The import was not finished: it has only the first {count(before['images'], 'image')} of its source."
+    elif run.get("limit") == before["images"]:
+        yield f"The import was limited to the first {count(before['images'], 'image')} of its source (`--limit`)."
+    if errors := before["errors"]:
+        rows_of = "its row has" if errors == 1 else "their rows have"
+        yield f"{count(errors, 'image')} could not be processed: {rows_of} no relations."
+    without = before["images"] - before["errors"] - before["images_with_relations"]
+    if without:
+        yield f"{count(without, 'image')} of the run {'has' if without == 1 else 'have'} no relations."
+    for what, number in rows.left_out.items():
+        if number and what not in ("relations below the threshold", "error rows"):
+            yield f"{what[0].upper()}{what[1:]}: {number:,}."
+    problems = _problems(rows)
+    if problems:
+        listed = ", ".join(f"{name.replace('_', ' ')} ({number:,})" for name, number in problems.items())
+        yield f"Dropped or repaired while the source was read: {listed}."
+
+
+def _problems(rows: ExportRows) -> Mapping[str, int]:
+    """What reading the source dropped or repaired, by kind."""
+    prefix, found = "problem.", dict[str, int]()
+    for shard in rows.manifest.shards:
+        for key, number in shard.counts.items():
+            if key.startswith(prefix) and number:
+                found[key.removeprefix(prefix)] = found.get(key.removeprefix(prefix), 0) + number
+    return found
+
+
+def _header(rows: ExportRows, measures: Measures, licences: set[str]) -> dict[str, object]:
+    """The metadata that the hub reads."""
+    files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
+    size = next((name for limit, name in _SIZES.items() if measures.rows < limit), "n>10M")
+    return {
+        "license": licences.pop() if len(licences) == 1 else "other",
+        "pretty_name": f"{rows.manifest.run.get('name', 'sgpipe')} relations",
+        "task_categories": ["object-detection"],
+        "tags": ["scene-graph-generation", "visual-relationship-detection", "sgpipe"],
+        "size_categories": [size],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+
+
+def _licence(dataset: str) -> tuple[str, str]:
+    return _LICENCES.get({"coco2017": "coco", "o365": "objects365"}.get(dataset, dataset), _UNKNOWN)
+
+
+def _template(name: str) -> jinja2.Template:
+    # The README is Markdown: names are in backticks and need no HTML escapes.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sgpipe.export", "."),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["code"] = _code
+    return environment.get_template(name)
+
+
+def _code(name: str) -> str:
+    """A name as Markdown's code, on one line."""
+    return f"`{to_single_line(name).replace('`', chr(39)) or ' '}`"

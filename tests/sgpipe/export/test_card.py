@@ -1,0 +1,203 @@
+"""The README of an export says where its rows come from, by the identity of the run, and what was left out."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from sgpipe.export.run import FORMATS, export_run
+from sgpipe.generation.scoring import score_run
+from sgpipe.records import Record
+from sgpipe.sources.coco_relations import CocoRelations
+from sgpipe.sources.hugging_face import ORIGIN, HuggingFace
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.storage.manifest import Manifest
+from tests.sgpipe.export.runs import imported, records
+from tests.sgpipe.sources.test_import_run import QUIET
+from tests.sgpipe.stats.runs import make_shards
+
+BLIP, TAGGER = "sha256:0123456789abcdef", "sha256:fedcba9876543210"
+IDENTITY: dict[str, Any] = {
+    "sgpipe": "0.1.0",
+    "seed": 1234,
+    "format": "coco",
+    "source": {"val": {"annotations": "a" * 64, "captions": None}},
+    "drawn": None,
+    "caption": {"captioner": BLIP, "decoding": "nucleus", "samples": 10, "top_p": 0.9, "scopes": ["image", "box"]},
+    "parse": {"model": "en_core_web_sm 3.8.0"},
+    "pair": {"candidates": "captions", "prior": None},
+    "tag": {"tagger": TAGGER, "threshold": 0.05},
+}
+CAPTIONED = {"source": {"val": {"annotations": "a" * 64, "captions": "c" * 64}}}
+NO_CAPTIONER = {"caption": {"captioner": None}}
+
+
+def run_of(root: Path, made: list[Record], identity: Mapping[str, Any], **header: Any) -> Path:
+    make_shards(root, made, rows=5)
+    manifest = Manifest.load(root)
+    manifest.run |= {"identity": dict(identity), **header}
+    manifest.rewrite()
+    return root
+
+
+def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
+    return (export_run(root, form, out, **options).root / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("identity", "present", "absent"),
+    [
+        (IDENTITY, (f"by a BLIP captioner (`{BLIP}`), nucleus sampling, 10 captions of each image and each box",), ()),
+        (
+            {**IDENTITY, "caption": {"captioner": BLIP, "decoding": "beam", "beams": 3, "scopes": ["image"]}},
+            ("beam search with 3 beams, one caption of each image",),
+            ("nucleus sampling",),
+        ),
+        (
+            {**IDENTITY, **CAPTIONED, **NO_CAPTIONER},
+            ("those of the source's captions file; no captioner ran", TAGGER),
+            ("BLIP",),
+        ),
+        (
+            {**IDENTITY, **NO_CAPTIONER, "pair": {"candidates": "prior", "prior": "9" * 64}},
+            ("Captions: none", "scene graphs of another dataset (`999"),
+            ("BLIP", "parsed from the captions"),
+        ),
+        (
+            {**IDENTITY, "drawn": {"images": 8, "seed": 5, "split": "val"}, "format": "miniworld"},
+            ("synthetic, drawn by sgpipe's miniworld (8 images, seed 5, split `val`)",),
+            ("annotations of the source",),
+        ),
+        (
+            {**IDENTITY, "detect": {"detector": "sha256:11", "threshold": 0.3}, "format": "folder"},
+            ("predicted by an object detector (`sha256:11`, above score 0.3); people have not reviewed them",),
+            ("annotations of the source",),
+        ),
+        ({**IDENTITY, "tag": {"tagger": None}}, ("all candidates; no tagger ran",), ("scored every candidate",)),
+        (
+            {"sgpipe": "0.1.0", "import": "visual_genome", "files": {"annotations": "f" * 64}, "options": {}},
+            ("imported by sgpipe 0.1.0 from Visual Genome's format", "f" * 64),
+            ("Tagger (", "captioner ", "Not measured"),
+        ),
+        ({}, ("How the rows were made is not recorded.",), ("captioner", "Tagger (", "People annotated")),
+    ],
+)
+@pytest.mark.parametrize("form", ["hf", "vg"])
+def test_provenance_comes_from_the_identity(tmp_path, identity, present, absent, form):
+    text = card(run_of(tmp_path / "run", records(8), identity), tmp_path / "out", form)
+    assert not [sentence for sentence in present if sentence not in text]
+    assert not [word for word in absent if word in text]
+    if "tag" in identity:
+        assert "with seed 1234" in text
+        assert "**People have not reviewed them.**" in text
+
+
+def test_provenance_survives_scoring_and_the_hub(tmp_path):
+    run = run_of(tmp_path / "run", records(8), {**IDENTITY, **CAPTIONED, **NO_CAPTIONER})
+    scored = {"model": "ViT-B-32", "weights": None, "contrasts": []}
+    score_run(run, tmp_path / "scored", lambda: lambda record, _: [None] * len(record.relations), scored, QUIET)
+    hub = export_run(tmp_path / "scored", "hf", tmp_path / "hub", threshold=0.5).root
+    imported(HuggingFace(hub, "val").source(), hub, tmp_path / "in")
+    text = card(tmp_path / "in", tmp_path / "again")
+    total, kept = _counts(tmp_path / "run", 0.5)
+    for sentence in (
+        "those of the source's captions file; no captioner ran",
+        f"a Relation Tagger (`{TAGGER}`)",
+        "(model `ViT-B-32`)",
+        f"Exported with {kept} of {total} relations: those of confidence 0.5 or more",
+        "a dataset that `sgpipe export --to hf` wrote",
+    ):
+        assert sentence in text
+
+
+@pytest.mark.parametrize(
+    "origin", ["{", "5", "[5]", '[{"tag": 5}]', '[{"import": {}, "options": 5}]', '[{"exported": 5}]']
+)
+def test_an_origin_that_others_changed_is_no_traceback(tmp_path, origin):
+    hub = export_run(make_shards(tmp_path / "run", records(4)), "hf", tmp_path / "hub").root
+    for path in (hub / "data").iterdir():
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, ORIGIN: origin}), path)
+    split = next(iter({record.split for record in records(4)}))
+    imported(HuggingFace(hub, split).source(), hub, tmp_path / "in")
+    assert "a dataset that `sgpipe export --to hf` wrote" in card(tmp_path / "in", tmp_path / "out", "vg")
+
+
+def _counts(root: Path, threshold: float) -> tuple[int, int]:
+    confidences = [item.confidence for record in _rows(root) for item in record.relations]
+    return len(confidences), sum(confidence >= threshold for confidence in confidences)
+
+
+def _rows(root: Path) -> list[Record]:
+    from sgpipe.storage.shards import iter_records
+
+    return list(iter_records(root))
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("coco", "hico")])
+def test_the_threshold_and_what_it_left_out_are_stated(tmp_path, form):
+    made = records(20, crowds=False)
+    made[0].relations = []
+    made[1].fail("caption", "image file not found")
+    made[1].relations = []
+    run = run_of(tmp_path / "run", made, IDENTITY)
+    (tmp_path / "run/.sgpipe").mkdir()
+    (tmp_path / "run/.sgpipe/index-val.json").write_text(json.dumps({"images": 30}))
+    total, kept = _counts(run, 0.5)
+    text = card(run, tmp_path / "out", form, threshold=0.5)
+    assert f"| relations | {total} | {kept} |" in text
+    assert f"Relations of confidence below 0.5 (`--threshold`): {total - kept} of {total} relations of the run." in text
+    assert "The run has 20 of the 30 images of its source." in text
+    assert "1 image could not be processed: its row has no relations." in text
+    bare = sum(record.ok and not record.relations for record in made)
+    assert f"{bare} image{'s' * (bare > 1)} of the run ha{'ve' if bare > 1 else 's'} no relations." in text
+    related = sum(any(item.confidence >= 0.5 for item in record.relations) for record in made)
+    if form == "hf":
+        assert f"| images with relations | {sum(bool(r.relations) for r in made)} | {related} |" in text
+    else:
+        assert f"| images | 20 | {sum(record.ok for record in made)} |" in text
+
+
+def test_a_complete_export_says_that_nothing_was_left_out(tmp_path):
+    made = [record for record in records(20) if record.relations]
+    assert "\nNothing was left out.\n" in card(run_of(tmp_path / "run", made, IDENTITY), tmp_path / "out")
+
+
+def test_imports_say_their_limit_and_what_was_dropped(tmp_path):
+    exported = export_run(make_shards(tmp_path / "run", records(9)), "coco-rel", tmp_path / "files").root
+    instances = json.loads((exported / "val.json").read_text())
+    count = len(instances["images"])
+    instances["images"] *= 2
+    (exported / "val.json").write_text(json.dumps(instances))
+    for limit, sentence in (
+        (2, "limited to the first 2 images of its source (`--limit`)"),
+        (None, ""),
+    ):
+        source = CocoRelations(exported / "val.json", exported / "rel.json", "val").source()
+        import_annotations(source, exported, tmp_path / "in", QUIET, limit=limit)
+        text = card(tmp_path / "in", tmp_path / f"out-{limit}")
+        assert sentence in text
+        assert ("`--limit`" in text) == bool(limit)
+    assert count > 2
+    assert f"Dropped or repaired while the source was read: duplicate images ({count})." in text
+    assert "human" not in text.lower()
+
+
+def test_names_cannot_break_the_card(tmp_path):
+    made = records(4)
+    made = [replace(record, relations=[replace(r, predicate="a`b\n## x") for r in record.relations]) for record in made]
+    text = card(run_of(tmp_path / "run", made, IDENTITY, name="a\n# b"), tmp_path / "out")
+    assert "`a'b ## x` (" in text
+    assert "\n# b" not in text
+    assert "\n## x" not in text
+
+
+def test_a_threshold_that_leaves_nothing_leaves_a_card_with_no_empty_lists(tmp_path):
+    text = card(run_of(tmp_path / "run", records(8), IDENTITY), tmp_path / "out", threshold=1.0)
+    assert "Most frequent predicates" not in text
+    assert "| relations | 0 |" in text
+    assert "nan" not in text
