@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from sgpipe.cli.options import (
     GroundTruthFolder,
     ImageData,
     InferenceOptions,
+    Json,
     reads_file,
     reads_folder,
     with_option_groups,
@@ -32,8 +34,26 @@ Predictions = Annotated[
 ]
 Annotations = Annotated[Path | None, typer.Option(help="Annotation file; optional with --model.", callback=reads_file)]
 
-_STANDARD_OUTPUT = Path("-")
 _FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
+
+
+class EvalCommand(GroupedCommand):
+    """A command that still takes the earlier forms `--json FILE` and `--json -` of `--json-file FILE` and `--json`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        return super().parse_args(ctx, list(_present_form(args)))
+
+
+def _present_form(args: list[str]) -> Iterator[str]:
+    """The options after `--json` begin with a dash, as no command here has arguments, so another word is a file."""
+    for before, word, after in zip(["", *args], args, [*args[1:], "--"], strict=False):
+        if word.startswith("--json="):
+            yield "--json" if word == "--json=-" else word.replace("--json=", "--json-file=", 1)
+        elif word == "--json" and not after.startswith("-"):
+            yield "--json-file"
+        elif (before, word) != ("--json", "-"):
+            yield word
+
 
 app = typer.Typer(cls=HelpfulGroup, no_args_is_help=True, help="Evaluate predictions as the official evaluators do.")
 
@@ -83,13 +103,12 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TableFiles:
-    """The files that the result is written to."""
+    """How the result is printed, and the files that it is written to."""
 
-    json: Annotated[
+    json: Json = False
+    json_file: Annotated[
         Path | None,
-        typer.Option(
-            "--json", help="Write the full result to this file; - prints it instead of tables.", callback=writes_file
-        ),
+        typer.Option("--json-file", help="Write the full result as JSON to this file.", callback=writes_file),
     ] = None
     csv: Annotated[
         Path | None, typer.Option("--csv", help="Write one line per class to this file.", callback=writes_file)
@@ -106,7 +125,7 @@ class ResultFiles(TableFiles):
     ] = None
 
 
-@app.command(cls=GroupedCommand)
+@app.command(cls=EvalCommand)
 @with_option_groups
 def hico(
     *,
@@ -127,10 +146,7 @@ def hico(
     inference: InferenceOptions,
     files: ResultFiles,
 ) -> None:
-    """HICO-DET: mean average precision.
-
-    Over full, rare and non-rare classes, or over unseen and seen classes.
-    """
+    """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and seen classes."""
     from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions, evaluate_hico_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_hico_model
 
@@ -143,7 +159,7 @@ def hico(
     _show(result, files, files.plot)
 
 
-@app.command(cls=GroupedCommand)
+@app.command(cls=EvalCommand)
 @with_option_groups
 def vcoco(
     *,
@@ -173,7 +189,7 @@ def vcoco(
     _show(result, files, files.plot)
 
 
-@app.command(cls=GroupedCommand)
+@app.command(cls=EvalCommand)
 @with_option_groups
 def openimages(
     *,
@@ -186,10 +202,7 @@ def openimages(
     inference: InferenceOptions,
     files: ResultFiles,
 ) -> None:
-    """Open Images V6: R@50, wmAP and score_wtd.
-
-    wmAP is computed for relations and for phrases.
-    """
+    """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_open_images_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_open_images_model
 
@@ -200,7 +213,7 @@ def openimages(
     _show(result, files, files.plot)
 
 
-@app.command(cls=GroupedCommand)
+@app.command(cls=EvalCommand)
 @with_option_groups
 def vg(
     *,
@@ -214,10 +227,7 @@ def vg(
     inference: InferenceOptions,
     files: TableFiles,
 ) -> None:
-    """Visual Genome (VG150): recall and mean recall.
-
-    And zero-shot recall; each with and without graph constraint (ng-).
-    """
+    """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-)."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_graph_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_graphs_model
 
@@ -232,7 +242,7 @@ def vg(
     _show(result, files)
 
 
-@app.command(cls=GroupedCommand)
+@app.command(cls=EvalCommand)
 @with_option_groups
 def labels(
     *,
@@ -256,10 +266,7 @@ def labels(
     image_data: ImageData = None,
     files: ResultFiles,
 ) -> None:
-    """Compare a run's relations with ground truth.
-
-    Precision, recall and AP, by threshold, predicate and frequency.
-    """
+    """Compare a run's relations with ground truth: precision, recall and AP, by threshold, predicate and frequency."""
     from sgpipe.evaluation.label_quality.comparison import label_quality
     from sgpipe.evaluation.label_quality.report import label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
@@ -309,12 +316,12 @@ def _model_run(
 
 
 def _show(result: EvaluationResult, files: TableFiles, plot: Path | None = None) -> None:
-    if files.json == _STANDARD_OUTPUT:
+    if files.json:
         print(result.as_json())
     else:
         _print(result)
-        if files.json:
-            result.write_json(files.json)
+    if files.json_file:
+        result.write_json(files.json_file)
     if files.csv:
         result.write_csv(files.csv)
     if plot:

@@ -58,7 +58,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "predict": ("predict detector/ --data hico-test/ --out predictions.json",),
     "eval": ("eval hico --predictions predictions.json --annotations test_hico.json",),
-    "eval hico": ("eval hico --predictions predictions.json --annotations test_hico.json --json scores.json",),
+    "eval hico": ("eval hico --predictions predictions.json --annotations test_hico.json --json",),
     "eval vcoco": ("eval vcoco --predictions predictions.json --annotations vcoco_test.json --coco instances.json",),
     "eval openimages": ("eval openimages --predictions predictions.json --annotations vrd-test-anno.json",),
     "eval vg": ("eval vg --predictions predictions.json --annotations vg150.json --mode sgdet",),

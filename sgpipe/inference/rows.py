@@ -24,11 +24,13 @@ class RowGroup:
     Args:
         group: its index in the shard.
         images: the folder of its images; None if the shard contains them.
+        rows: how many images it has.
     """
 
     file: Path
     group: int
     images: Path | None
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def list_row_groups(root: Path, split: str | None = None, images: Path | None = 
     for shard in manifest.shards:
         if split in (None, shard.split):
             with open_shard(root / shard.file, _COLUMNS) as file:
-                embedded, groups = IMAGE_COLUMN in file.schema_arrow.names, file.num_row_groups
+                embedded = IMAGE_COLUMN in file.schema_arrow.names
+                rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             folder = None if embedded else manifest.image_folder(shard.split, images)
-            row_groups += [RowGroup(root / shard.file, group, folder) for group in range(groups)]
+            row_groups += [RowGroup(root / shard.file, group, folder, number) for group, number in enumerate(rows)]
     if not row_groups:
         raise UserError(f"{root} contains no images; is the run finished?")
     return row_groups

@@ -13,7 +13,7 @@ from sgpipe.utils.devices import check_devices, check_workers
 
 
 def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
-    """The prediction for every image of the shards, error rows included, in the order of the shards.
+    """The prediction for every image of the shards, error rows included, in the order of the shards, with progress.
 
     Raises:
         UserError: the network or a shard is missing or invalid.
@@ -21,11 +21,14 @@ def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[I
     """
     check_devices(config.device, config.gpus, config.workers, ("--device", "--gpus"))
     if config.workers > 1:
-        yield from _predict_on_ray(config, row_groups)
-        return
-    predictor = Predictor(config)
-    for row_group in row_groups:
-        yield from predictor(row_group)
+        predictions = _predict_on_ray(config, row_groups)
+    else:
+        predictor = Predictor(config)
+        predictions = (prediction for row_group in row_groups for prediction in predictor(row_group))
+    with Progress().images(sum(group.rows for group in row_groups), "predicting") as advance:
+        for prediction in predictions:
+            yield prediction
+            advance(1, {"errors": int(prediction.pairs is None)})
 
 
 class _Worker:
@@ -47,13 +50,15 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
 
     from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
+    progress = Progress()
+    progress.say("starting Ray")
     start_ray()
     workers = min(config.workers, len(row_groups))
     gpus = 0 if config.device == "cpu" else config.gpus
     if note := check_workers(
         ray.cluster_resources(), workers, 1, gpus, {"CPU": "--workers", "GPU": "--workers or --gpus"}
     ):
-        Progress().say(note)
+        progress.say(note)
     worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)
     try:
         pool = ActorPool([worker.remote(config) for _ in range(workers)])

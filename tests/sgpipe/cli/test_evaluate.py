@@ -32,9 +32,10 @@ def predicted(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more
     }
 
 
-def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str) -> Result:
+def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str, json_file: bool = True) -> Result:
     """Write the contents of each option to a file, and evaluate the files."""
-    arguments = ["eval", benchmark, "--json", str(folder / "out.json"), "--csv", str(folder / "out.csv"), *options]
+    outputs = ["--csv", str(folder / "out.csv"), *(["--json-file", str(folder / "out.json")] if json_file else [])]
+    arguments = ["eval", benchmark, *outputs, *options]
     for option, content in contents.items():
         path = folder / f"{option}.json"
         path.write_text(json.dumps(content))
@@ -66,10 +67,26 @@ def test_hico_as_tables_json_and_csv(tmp_path: Path) -> None:
     assert [row["predicate"] for row in content["per_class"]] == ["hold", "ride"]
 
 
-def test_hico_as_json_on_standard_output(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", [["--json"], ["--json", "-"], ["--json=-"]])
+def test_hico_as_json_on_standard_output(tmp_path: Path, flag: list[str]) -> None:
+    """`--json` is a flag as everywhere; its earlier forms still work."""
     hico(tmp_path, [annotated()], [predicted()])
-    result = hico(tmp_path, [annotated()], [predicted()], "--json", "-")
-    assert json.loads(result.stdout) == written(tmp_path)
+    expected = written(tmp_path)
+    (tmp_path / "out.json").unlink()
+    result = hico(tmp_path, [annotated()], [predicted()], *flag)
+    assert json.loads(result.stdout) == expected
+
+
+@pytest.mark.parametrize("name", ["out.json", "-out.json"])
+def test_json_goes_to_a_file(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"annotations": [annotated()], "predictions": [predicted()]}
+    forms = [["--json-file", name], [f"--json-file={name}"], [f"--json={name}"]] + [["--json", name]] * (name[0] != "-")
+    for form in forms:
+        result = run(tmp_path, "hico", files, *form, json_file=False)
+        assert "mAP" in result.stdout
+        assert json.loads(Path(name).read_text())["benchmark"] == "HICO-DET"
+        Path(name).unlink()
 
 
 def test_zero_shot_settings_have_their_own_names(tmp_path: Path) -> None:
