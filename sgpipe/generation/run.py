@@ -188,7 +188,7 @@ def _run(
             if shard.split not in described:
                 described.add(shard.split)
                 folder.describe(recipe, manifest)
-            advance(shard.rows, shard.counts)
+            advance(shard.rows, shard.counts, sum(shard.seconds.values()))
     progress.say(str(utilization))
 
 
