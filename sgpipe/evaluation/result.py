@@ -50,7 +50,7 @@ class EvaluationResult:
 
     def print(self, console: Console) -> None:
         summary = [{"measure": name, "value": value} for name, value in self.summary.items()]
-        console.print(_table(f"{self.benchmark}, {len(self.per_class)} classes", summary))
+        console.print(_table(f"{self.benchmark}, {count(len(self.per_class), 'class', 'classes')}", summary))
         for title, rows in self.tables.items():
             console.print(_table(title, rows))
         if self.scored:

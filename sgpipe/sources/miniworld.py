@@ -17,7 +17,7 @@ from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, count
 
 _FOLDER = "drawn"  # within a run's private folder
 
@@ -90,7 +90,7 @@ def prepare(
         shutil.rmtree(files.root, ignore_errors=True)
         return None
     if files.settings != config.model_dump():
-        say(f"generating {config.images:,} images")
+        say(f"generating {count(config.images, 'image')}")
         files.make(config)
     world = files.world
     split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)

@@ -166,7 +166,7 @@ def _shard_faults(root: Path, shard: ShardEntry) -> list[str]:
     try:
         size = path.stat().st_size
         if size != shard.bytes:
-            return [f"{size:,} bytes, the manifest says {shard.bytes:,}: it is cut short, or another file"]
+            return [f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: it is cut short, or another file"]
         if file_sha256(path) != shard.sha256:
             return ["its content has changed: the checksum differs from the manifest's"]
         return list(_content_faults(path, shard))
@@ -184,7 +184,7 @@ def _content_faults(path: Path, shard: ShardEntry) -> Iterator[str]:
             yield f"column {wrong[0]!r} has the wrong type"
             return
         if file.metadata.num_rows != shard.rows:
-            yield f"{file.metadata.num_rows:,} rows, the manifest says {shard.rows:,}"
+            yield f"{count(file.metadata.num_rows, 'row')}, the manifest says {shard.rows:,}"
         counts: Counter[str] = Counter()
         kinds = set()
         for batch in file.iter_batches(_ROWS, columns=SCHEMA.names):
@@ -196,7 +196,13 @@ def _content_faults(path: Path, shard: ShardEntry) -> Iterator[str]:
                     yield fault
     for name, number in shard.counts.items():
         if name in counts and counts[name] != number:
-            yield f"{counts[name]:,} {name.replace('_', ' ')}, the manifest says {number:,}"
+            yield f"{_counted(counts[name], name)}, the manifest says {number:,}"
+
+
+def _counted(number: int, name: str) -> str:
+    """A count of the manifest in words, such as "1 matched triplet"."""
+    one = {"boxes": "box", "images_with_relations": "image with relations"}.get(name, name.removesuffix("s"))
+    return count(number, one.replace("_", " "), name.replace("_", " "))
 
 
 def _fits(column: pa.Field) -> bool:

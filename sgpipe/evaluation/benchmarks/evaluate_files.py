@@ -31,6 +31,7 @@ from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages
+from sgpipe.utils.console import count
 from sgpipe.utils.text_files import read_text
 
 SPLIT = "test"  # the split of records that are only evaluated
@@ -220,7 +221,8 @@ def vcoco_result(
         scores = evaluate_vcoco(people_images(people, predicted, actions), actions)
     counts = ScoredImages(len(predicted), missing=len(people) - len(predicted))
     if counts.missing:
-        notes.append(f"no predictions for {counts.missing:,} of {len(people):,} annotated images: counted as missed")
+        total = count(len(people), "annotated image")
+        notes.append(f"no predictions for {counts.missing:,} of {total}: counted as missed")
     curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
     curves["agent"] = class_curve(scores.agents)
     return EvaluationResult(

@@ -144,7 +144,7 @@ class ModelImages:
         self.counts.missing = missing = len(annotated) - len(seen)
         if missing:
             self.notes.append(
-                f"no predictions for {missing:,} of {len(annotated):,} annotated images: counted as missed"
+                f"no predictions for {missing:,} of {count(len(annotated), 'annotated image')}: counted as missed"
             )
         nothing = _nothing(len(self.config.classes.relations))
         yield from (
@@ -260,7 +260,7 @@ class _ModelGraphs:
             yield GraphImage(f"image {name}", self.annotated[name], predicted_graph(pairs, MOST_PAIRS))
         self.counts.left_out = missing = len(self.annotated) - len(seen)
         if missing:
-            total = f"{len(self.annotated):,} annotated images"
+            total = count(len(self.annotated), "annotated image")
             self.notes.append(f"no predictions for {missing:,} of {total}: left out (official protocol)")
 
 

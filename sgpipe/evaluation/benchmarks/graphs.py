@@ -77,7 +77,8 @@ class GraphFiles:
         self.counts.left_out = missing = len(annotated) - len(seen)
         if missing:
             self.notes.append(
-                f"no predictions for {missing:,} of {len(annotated):,} annotated images: left out (official protocol)"
+                f"no predictions for {missing:,} of {count(len(annotated), 'annotated image')}: "
+                "left out (official protocol)"
             )
 
     def _prediction(self, name: str, item: Mapping[str, Any], numbers: _Numbers) -> PredictedGraph:

@@ -63,7 +63,7 @@ class PairFiles:
         predicted = self._read_predictions(annotated)
         if missing := len(annotated) - len(predicted):
             self.notes.append(
-                f"no predictions for {missing:,} of {len(annotated):,} annotated images: counted as missed"
+                f"no predictions for {missing:,} of {count(len(annotated), 'annotated image')}: counted as missed"
             )
             self.counts.missing = missing
         for prediction in predicted.values():

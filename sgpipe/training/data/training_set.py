@@ -137,10 +137,14 @@ def _left_out(training_set: TrainingSet) -> list[str]:
     total = training_set.rows + errors + without
     lines = []
     if errors:
-        lines.append(f"{errors:,} of {total:,} rows {'is an error row' if errors == 1 else 'are error rows'}: left out")
+        lines.append(
+            f"{errors:,} of {count(total, 'row')} {'is an error row' if errors == 1 else 'are error rows'}: left out"
+        )
     if without:
         relation = f"relation with confidence >= {training_set.threshold:.4g}"
-        lines.append(f"{without:,} of {total:,} rows {'has' if without == 1 else 'have'} no {relation}: left out")
+        lines.append(
+            f"{without:,} of {count(total, 'row')} {'has' if without == 1 else 'have'} no {relation}: left out"
+        )
     return lines
 
 
