@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -503,6 +504,29 @@ def test_a_store_is_no_folder(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["generate", "--out", "s3://bucket/labels"])
     assert said.exit_code == 2
     assert "is an object store, not a folder; `sgpipe generate --store` writes to one" in said.stderr
+
+
+@pytest.mark.parametrize("point", ["mid write", "mid upload"])
+def test_a_worker_killed_while_writing_leaves_nothing_behind(
+    store: ObjectStore, server: str, tmp_path: Path, point: str
+) -> None:
+    """Neither in the folder for temporary files, nor in the store: what is uploaded in parts stays there invisibly."""
+    (place := tmp_path / "temporary").mkdir()
+    (charge := tmp_path / "charge").touch()
+    code = (
+        "import os, sys; from sgpipe.records import Record; from sgpipe.storage.storage import ObjectStore\n"
+        "from sgpipe.storage import writes\n"
+        "if sys.argv[2] == 'mid upload':\n    writes.obstore.put = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+        "ObjectStore(sys.argv[1]).write_shard('data/val-000000000-000000001.parquet', 'val', 0,"
+        " [Record('1', 'COCO', 'val', '1.png', 8, 8)], {})\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(place), "SGPIPE_FAULT": f"{point}:{charge}"}
+    killed = subprocess.run([sys.executable, "-c", code, store.uri, point], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    assert not any(place.iterdir())
+    bucket = store.uri.split("/")[2]
+    assert "<Upload>" not in urllib.request.urlopen(f"{server}/{bucket}?uploads").read().decode()
+    assert store.sizes("data") == {}
 
 
 @pytest.mark.slow
