@@ -30,12 +30,13 @@ from sgpipe.cli.options import (
     reads_path,
     writes_folder,
 )
-from sgpipe.errors import UserError, making_folder
+from sgpipe.errors import UserError, existing_file, existing_folder, making_folder
 from sgpipe.utils import console
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
+    from sgpipe.recipe import SourceConfig
     from sgpipe.storage.manifest import Summary
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +69,10 @@ def generate(
     captions: Annotated[
         Path | None, typer.Option(help="COCO captions file; the captioner does not run.", callback=reads_later)
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Name of the split. Default: guessed from --annotations.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Name of the split. Default: what --annotations or --images are named after (val2017)."),
+    ] = None,
     truth: Annotated[
         Path | None,
         typer.Option(
@@ -109,9 +113,15 @@ def generate(
         "engine.address": ray_address,
         "engine.store": store,
     }
-    overrides = _source_overrides(images, annotations, captions, split)
-    overrides |= {key: value for key, value in options.items() if value is not None}
-    loaded = load_recipe(recipe, overrides | parse_set(assign or []))
+    overrides = {key: value for key, value in options.items() if value is not None}
+    assigned = parse_set(assign or [])
+    loaded = load_recipe(recipe, overrides | assigned)
+    if images is not None:
+        name = split or _split_name(loaded.source, images, annotations, out or Path(f"{loaded.name}-relations"))
+        overrides |= _source_overrides(name, images, annotations, captions)
+        loaded = load_recipe(recipe, overrides | assigned)
+    elif annotations is not None or captions is not None or split is not None:
+        raise UserError("--annotations, --captions and --split need --images")
     progress = console.Progress(console.progress())
     summary = run(loaded, out or Path(f"{loaded.name}-relations"), progress, retry_failed=retry_failed)
     _report(summary, max(TRAINING_CONFIDENCE, loaded.tag.threshold), json_, loaded.engine.store)
@@ -119,22 +129,21 @@ def generate(
         raise typer.Exit(console.EXIT_ALL_FAILED)
 
 
-def _source_overrides(
-    images: Path | None, annotations: Path | None, captions: Path | None, split: str | None
-) -> dict[str, Any]:
+def _split_name(source: SourceConfig, images: Path, annotations: Path | None, out: Path) -> str:
+    """What the split of --images is called. Raises UserError: a path is missing, or nothing names the split."""
     from sgpipe.recipe import WHOLE
-    from sgpipe.sources.formats import guess_split
+    from sgpipe.sources.formats import infer_split, run_split
 
-    if images is None:
-        if annotations is not None or captions is not None or split is not None:
-            raise UserError("--annotations, --captions and --split need --images")
-        return {}
+    if annotations is None or source.format == "folder":
+        return WHOLE
+    existing_folder(source.path(images))
+    existing_file(source.path(annotations))
+    return infer_split(annotations, images, run_split(out))
+
+
+def _source_overrides(split: str, images: Path, annotations: Path | None, captions: Path | None) -> dict[str, Any]:
     config = {"annotations": annotations, "images": images, "captions": captions}
-    name = split or (guess_split(annotations) if annotations else WHOLE)
-    overrides: dict[str, Any] = {"source.splits": {name: config}}
-    if captions is not None:
-        overrides["caption.captioner"] = None
-    return overrides
+    return {"source.splits": {split: config}} | ({"caption.captioner": None} if captions is not None else {})
 
 
 def _report(summary: Summary, threshold: float, json_: bool, store: str | None) -> None:

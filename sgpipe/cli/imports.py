@@ -35,12 +35,21 @@ class AnnotationOptions:
     images: Images
     split: GuessedSplit = None
 
-    @property
-    def split_name(self) -> str:
-        """The split that is given, or the one that the annotation file is named after."""
-        from sgpipe.sources.formats import guess_split
+    def split_name(self, out: Path, *, unsplit: bool = False, own_splits: bool = False) -> str:
+        """The split that is given, or the one that the annotation file or the image folder is named after.
 
-        return self.split or guess_split(self.annotations)
+        Args:
+            out: an unfinished import in it keeps its split, if neither says another.
+            unsplit: the dataset is published without splits.
+            own_splits: its splits are not those of its image folders.
+
+        Raises UserError: neither is named after a split, or they contradict each other.
+        """
+        from sgpipe.recipe import WHOLE
+        from sgpipe.sources.formats import infer_split, run_split
+
+        default = run_split(out) or (WHOLE if unsplit else None)
+        return self.split or infer_split(self.annotations, None if own_splits else self.images, default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +99,9 @@ def vg(
     from sgpipe.sources.visual_genome import VisualGenome
 
     aliases = (object_aliases, predicate_aliases)
-    genome = VisualGenome(data.annotations, data.images, data.split_name, image_data, *aliases, preprocess)
+    genome = VisualGenome(
+        data.annotations, data.images, data.split_name(options.out, unsplit=True), image_data, *aliases, preprocess
+    )
     _import(genome.source(), data.images, options)
 
 
@@ -103,7 +114,7 @@ def hico(data: AnnotationOptions, options: RetryOptions) -> None:
     """
     from sgpipe.sources.hoi import hico_source
 
-    _import(hico_source(data.annotations, data.split_name), data.images, options)
+    _import(hico_source(data.annotations, data.split_name(options.out)), data.images, options)
 
 
 @app.command(cls=GroupedCommand)
@@ -115,7 +126,7 @@ def vcoco(data: AnnotationOptions, options: RetryOptions) -> None:
     """
     from sgpipe.sources.hoi import vcoco_source
 
-    _import(vcoco_source(data.annotations, data.split_name), data.images, options)
+    _import(vcoco_source(data.annotations, data.split_name(options.out, own_splits=True)), data.images, options)
 
 
 @app.command(cls=GroupedCommand)
@@ -137,7 +148,7 @@ def openimages(
     """
     from sgpipe.sources.open_images import OpenImages
 
-    _import(OpenImages(data.annotations, data.split_name, categories).source(), data.images, options)
+    _import(OpenImages(data.annotations, data.split_name(options.out), categories).source(), data.images, options)
 
 
 @app.command(cls=GroupedCommand)
@@ -157,7 +168,7 @@ def rlipv2(
     """
     from sgpipe.sources.scene_graphs import PseudoLabels
 
-    labels = PseudoLabels(data.annotations, data.images, data.split_name, image_paths)
+    labels = PseudoLabels(data.annotations, data.images, data.split_name(options.out), image_paths)
     _import(labels.source(), data.images, options)
 
 
@@ -174,7 +185,7 @@ def coco_rel(
     """Import COCO instances with RelTR's relation triplets."""
     from sgpipe.sources.coco_relations import CocoRelations
 
-    _import(CocoRelations(data.annotations, relations, data.split_name).source(), data.images, options)
+    _import(CocoRelations(data.annotations, relations, data.split_name(options.out)).source(), data.images, options)
 
 
 @app.command(cls=GroupedCommand)
@@ -193,7 +204,7 @@ def coco(
     """
     from sgpipe.sources.coco_relations import coco_source
 
-    _import(coco_source(data.annotations, data.split_name, captions), data.images, options)
+    _import(coco_source(data.annotations, data.split_name(options.out), captions), data.images, options)
 
 
 @app.command(cls=GroupedCommand)

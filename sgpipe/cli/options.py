@@ -99,7 +99,10 @@ ImageData = Annotated[
         help="Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO.", callback=reads_file
     ),
 ]
-GuessedSplit = Annotated[str | None, typer.Option(help="Name of the split. Default: guessed from --annotations.")]
+GuessedSplit = Annotated[
+    str | None,
+    typer.Option(help="Name of the split. Default: what --annotations or --images are named after (val2017)."),
+]
 Classes = Annotated[
     Path | None,
     typer.Option(help="JSON: the names of objects and relations, if not the data's.", callback=reads_file),

@@ -1,6 +1,6 @@
 """Detecting the format of an annotation file by its first items, so that a wrong file is refused by its name.
 
-Also the default name of a split, which follows from the file name.
+Also the default name of a split, which follows from the names of the annotation file and the image folder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.recipe import WHOLE
+from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.json_stream import JsonStream
 from sgpipe.utils.text_files import read_ends
 
@@ -146,7 +148,76 @@ def _check_ends(path: Path) -> None:
         )
 
 
-def guess_split(annotations: Path) -> str:
-    """The split in the name of an annotation file ("instances_val2017.json" → "val"), or "train" if there is none."""
-    names = re.findall(r"(?<![a-z])(?:train|val|test)(?![a-z])", annotations.stem.lower())
-    return names[-1] if names else "train"
+# Words for splits in the names of published files and folders, and the split that each means.
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trainval", "minitrain"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "minival"), "val"),
+    **dict.fromkeys(("test", "testing", "testdev", "test-dev", "test_dev"), "test"),
+}
+_WORD = rf"(?<![a-z])(?P<word>{'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z])"
+_IN_FILE_NAME = re.compile(_WORD)
+# "images_val2017" and "val_images", but not "test_of_my_camera". Alone: "val2017".
+_IN_FOLDER_NAME = re.compile(
+    rf"(.*[-_. ])?{_WORD}[-_]?(\d{{4}})?([-_. ]?(images?|imgs?|photos?|jpe?gs?|data|set|split))?"
+)
+_ALONE = re.compile(rf"{_WORD}[-_]?(\d{{4}})?")
+_WHOLE = re.compile(r"(^|[^a-z])all$")  # "instances_all.json", as `sgpipe export` names what is not split
+
+
+def infer_split(annotations: Path, images: Path | None, default: str | None = None) -> str:
+    """The split that the names of an annotation file and of its image folder say: "instances_val2017.json" is "val".
+
+    "valid" and "validation" are "val", "test-dev2017" is "test", "trainval" is "train". If neither says a split, the
+    folder that contains them does if it is named after nothing else ("val2017/labels.json").
+
+    Args:
+        images: None: the image folder says nothing of the split, as V-COCO's, which are COCO's.
+        default: the split of a dataset that is published without splits, or of the run that is to be resumed.
+
+    Raises UserError: the two names contradict each other, or neither says a split and there is no default; or the file
+        is not JSON.
+    """
+    stem = annotations.name.removesuffix(".gz").removesuffix(".json")
+    by_file, by_folder = _last_split(stem), images and _folder_split(images, _IN_FOLDER_NAME)
+    if by_file and by_folder and by_file != by_folder:
+        raise UserError(
+            f"{annotations.name} is named after the split {by_file!r}, the image folder {images} after {by_folder!r}: "
+            f"give --split {by_file} or --split {by_folder}, or the folder of these annotations"
+        )
+    if split := by_file or (WHOLE if _WHOLE.search(stem.lower()) else by_folder):
+        return split
+    around = {_folder_split(path.resolve().parent, _ALONE) for path in (annotations, images) if path} - {None}
+    if split := around.pop() if len(around) == 1 else default:
+        return split
+    if annotations.exists():
+        detect_format(annotations)  # a file that is not JSON is to be called that
+    beside = f" nor of the image folder {images}" if images else ""
+    raise UserError(
+        f"the split is unknown: neither the name of {annotations}{beside} says train, val or test; give --split NAME"
+    )
+
+
+def run_split(root: Path) -> str | None:
+    """The split of the run or import in a folder; None: there is none, or it has several."""
+    try:
+        splits = Manifest.load(root).run["images"]
+    except (UserError, KeyError, OSError):
+        return None
+    return next(iter(splits)) if len(splits) == 1 else None
+
+
+def _last_split(name: str) -> str | None:
+    """The last split in the name of a file."""
+    words = _IN_FILE_NAME.findall(_lower(name))
+    return _SPLITS[words[-1]] if words else None
+
+
+def _folder_split(folder: Path, form: re.Pattern[str]) -> str | None:
+    """The split that a folder is named after."""
+    match = form.fullmatch(_lower(folder.resolve().name))
+    return _SPLITS[match["word"]] if match else None
+
+
+def _lower(name: str) -> str:
+    """A name in lower case, with its words apart: "valImages" is "val_images"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

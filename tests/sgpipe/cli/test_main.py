@@ -37,7 +37,7 @@ def coco(tmp_path):
         (["--tagger", "t", "--annotations", "{annotations}"], "need --images"),
         (["--tagger", "t", "--images", "/nowhere", "--annotations", "{annotations}"], "no such folder: /nowhere"),
         (["--tagger", "t", "--images", "{images}", "--annotations", "no.json"], "no such file: no.json"),
-        (["--tagger", "t", "--images", "{images}", "--annotations", "{images}/0000.png"], "not a JSON text file"),
+        (["--tagger", "t", "--images", "{images}", "--annotations", "{images}/0000.png"], "is not a JSON array"),
         (["--tagger", "t", "--images", "{images}", "--annotations", "{captions}"], "not a COCO instances file"),
         (["--images", "{images}", "--annotations", "{annotations}"], "no tagger: give --tagger"),
         (["--tagger", "t", "--split", "a/b", "--images", "{images}", "--annotations", "{annotations}"], "splits"),

@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.sources import formats
-from sgpipe.sources.formats import AnnotationFormat, detect_format, require_format
+from sgpipe.sources.formats import AnnotationFormat, detect_format, infer_split, require_format, run_split
+from sgpipe.storage.manifest import Manifest
 
 BOX = {"bbox": [0, 0, 1, 1], "category_id": 1}
 GRAPH = {"image_id": 1, "objects": [], "relationships": []}
@@ -100,3 +102,61 @@ def test_formats_of_real_files(oracle):
     assert detect_format(data / "hicodet/instances_test2015.json") is formats.HICO_PAIRS
     assert detect_format(data / "hicodet/test_hico_sample300.qpic_format.json") is formats.HICO_HOIA
     assert detect_format(data / "vcoco/fredzzhang_instances_vcoco_val.json") is formats.VCOCO_PAIRS
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "split"),
+    [
+        ("instances_val2017.json", "images", "val"),
+        ("instances_val2017.json.gz", "images", "val"),
+        ("train/instances_val2017.json", "images", "val"),
+        ("zhiyuan_objv2_train.json", "images", "train"),
+        ("trainval_hico.json", "train2015", "train"),
+        ("train_then_val.json", "images", "val"),
+        ("image_info_test-dev2017.json", "images", "test"),
+        ("TEST.json", "images", "test"),
+        ("inst.json", "images_val2017", "val"),
+        ("inst.json", "data/val2017", "val"),
+        ("inst.json", "valid", "val"),
+        ("inst.json", "my-own-val", "val"),
+        ("inst.json", "test_photos", "test"),
+        ("instances_val2017.json", "test_of_a_camera", "val"),
+        ("inst.json", "Validation", "val"),
+        ("inst.json", "test-dev2017", "test"),
+        ("inst.json", "trainImages", "train"),
+        ("val/inst.json", "val/images", "val"),
+        ("labels/inst.json", "train2014/images", "train"),
+        ("instances_all.json", "train2017", "all"),
+    ],
+)
+def test_the_split_is_what_file_and_folder_are_named_after(annotations, images, split):
+    assert infer_split(Path(annotations), Path(images)) == split
+    assert infer_split(Path(annotations), Path(images), default="other") == split
+
+
+@pytest.mark.parametrize(
+    "images", ["images", "interval", "my_tests", "trainers", "test_of_a_camera", "data/test_photos/images"]
+)
+def test_a_split_that_nothing_is_named_after_is_asked_for(images):
+    with pytest.raises(UserError, match=r"of boxes.json nor of the image folder .* says .*; give --split NAME"):
+        infer_split(Path("boxes.json"), Path(images))
+    assert infer_split(Path("boxes.json"), Path(images), default="other") == "other"
+
+
+def test_a_file_that_is_empty_is_called_so_before_its_split_is_asked_for(tmp_path):
+    (tmp_path / "boxes.json").touch()
+    with pytest.raises(UserError, match=r"boxes.json is empty"):
+        infer_split(tmp_path / "boxes.json", tmp_path)
+
+
+def test_a_split_that_file_and_folder_name_differently_is_asked_for():
+    with pytest.raises(UserError, match="give --split train or --split val"):
+        infer_split(Path("instances_train2017.json"), Path("images_val2017"))
+    assert infer_split(Path("instances_vcoco_test.json"), None) == "test"
+
+
+def test_the_split_of_a_run_is_known_to_the_command_that_resumes_it(tmp_path):
+    assert run_split(tmp_path) is None
+    run = {"name": "coco", "identity": {}, "images": {"first": "a"}}
+    Manifest.create(tmp_path, run)
+    assert run_split(tmp_path) == "first"
