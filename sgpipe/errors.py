@@ -13,10 +13,12 @@ from pathlib import Path
 _URI = re.compile(r"(\w{2,}):/+(.*)", re.DOTALL)  # as `Path` leaves it
 _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 
-# An option in a message, and the value that follows it. Commands of the shell in backticks stay as they are.
+# An option in a message, and what follows it: the name of a value ("FOLDER"), a value, or nothing. Commands of the
+# shell in backticks stay as they are.
 _NOT_A_VALUE = "and|are|but|by|can|cannot|contains|exists|for|from|holds|if|in|is|needs?|of|on|or|to|with"
 _OPTION = re.compile(
-    rf"`sgpipe [^`]*`|(?<![\w/-])--(?P<option>[a-z][a-z0-9-]*)(?P<value> (?!(?:{_NOT_A_VALUE})\b)(?=[\w'\"/.~-]))?"
+    rf"`sgpipe [^`]*`|(?<![\w/-])--(?P<option>[a-z][a-z0-9-]*)"
+    rf"(?P<value> (?!(?:{_NOT_A_VALUE})\b)(?=[\w'\"/.~-])(?P<name>[A-Z_]{{2,}}\b)?)?"
 )
 _PREFIX = "option: "  # of an error in an override of a recipe
 
@@ -56,7 +58,7 @@ def in_python(words: Mapping[str, str]) -> Iterator[None]:
 
     Args:
         words: the word for an option ("--tagger"), such as "tagger=" (an argument) or "tag.tagger" (a setting), and for
-            "option: ". An option without a word is the argument of the same name.
+            "option: "; "{}" is where the name of a value goes. An option without a word is the argument of this name.
     """
     try:
         yield
@@ -78,8 +80,10 @@ def to_python(message: str, words: Mapping[str, str]) -> str:
         option = found["option"]
         if option is None:
             return found[0]
-        word = words.get(f"--{option}", option.replace("-", "_") + "=")
-        return word.removesuffix("=") + "=" if found["value"] else word
+        word, name = words.get(f"--{option}", option.replace("-", "_") + "="), found["name"] or ""
+        if "{}" in word:
+            return word.replace("{}", name) if name else word.partition("=")[0] + (found["value"] or "")
+        return word.removesuffix("=") + "=" + name if found["value"] else word
 
     if message.startswith(_PREFIX):
         message = words.get(_PREFIX, _PREFIX) + message.removeprefix(_PREFIX)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -38,11 +39,13 @@ from sgpipe.stages.detect.detectors import detector_classes
 from sgpipe.stages.detect.stage import DetectStage, GivenBoxes, GivenBoxesStage, parse_boxes
 from sgpipe.utils.console import count
 from sgpipe.utils.locking import temporary_folder
+from sgpipe.utils.devices import check_devices
 from sgpipe.viz.draw_relations import draw_card, object_names, shown
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 ImageList: TypeAlias = "list[ImageInput] | tuple[ImageInput, ...]"
 
+_ON_DEVICES = ("detect", "caption", "tag")  # the stages with a model
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
 _ROOTS = {_SPLIT: Path("/")}  # images may be anywhere
@@ -126,6 +129,7 @@ class Pipeline:
         captioner: str | Path | None = None,
         tagger: str | Path | None = None,
         boxes: str | Path | None = None,
+        device: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """
@@ -135,13 +139,22 @@ class Pipeline:
             detector, captioner, tagger: folder or hub id of models that replace those of the recipe.
             boxes: a COCO instances file with boxes that replace the detector; images are matched by file name. Boxes
                 can also be given with each image.
+            device: where the models compute: auto, cpu, cuda or cuda:N; None: as the recipe says.
             settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
 
         Raises:
-            UserError: the recipe or a file is invalid, or a model is missing.
+            UserError: the recipe or a file is invalid, or a model or the device is missing.
         """
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
+        if not isinstance(settings, Mapping | None):
+            raise UserError(f"settings=: expected values by key, such as {{'tag.threshold': 0.1}}, got {settings!r}")
+        if not isinstance(boxes, str | os.PathLike | None):
+            raise UserError(
+                "boxes=: expected a COCO instances file; give the boxes of an image together with the image"
+            )
         changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})
+        if device is not None:
+            changes = {f"{stage}.device": device for stage in _ON_DEVICES} | changes
         self._described = _describe(recipe, changes, boxes)
         if detector is not None:
             changes.setdefault("detect.classes", None)  # the classes in the recipe are those of its detector
@@ -151,6 +164,9 @@ class Pipeline:
             raise UserError("models and settings cannot be given with a loaded recipe: change the recipe instead")
         self.uses_miniworld_models = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
         self.recipe = with_packaged_models(recipe)
+        for name in _ON_DEVICES:
+            stage = getattr(self.recipe, name)
+            check_devices(stage.device, stage.resources.gpus, 1, (f"{name}.device", f"{name}.resources.gpus"))
         for value, what in ((self.recipe.caption.captioner, "captioner"), (self.recipe.tag.tagger, "tagger")):
             if value is None:
                 raise UserError(f"no {what}: give --{what} FOLDER_OR_ID")
@@ -197,8 +213,16 @@ class Pipeline:
     def label(self, images: Iterable[ImageInput]) -> Iterator[SceneGraph]:
         """The scene graphs of images, one by one and in order; of one that cannot be used, `error` says why.
 
-        Raises UserError: a model cannot be used.
+        Raises UserError: a model cannot be used, or this is a single image.
         """
+        single = isinstance(images, str | os.PathLike | Image.Image) or (
+            isinstance(images, np.ndarray) and images.ndim < 4
+        )
+        if single or not isinstance(images, Iterable):
+            raise UserError(f"label: expected several images, got {type(images).__name__}; pipeline(image) labels one")
+        return self._label_each(images)
+
+    def _label_each(self, images: Iterable[ImageInput]) -> Iterator[SceneGraph]:
         with in_python(_WORDS):
             yield from self._label(images, repeat(None))
 
@@ -313,17 +337,20 @@ def _to_file(image: ImageInput) -> Path | Image.Image:
     if isinstance(image, np.ndarray):
         return upright_rgb(from_array(image))
     if isinstance(image, str | os.PathLike):
-        return _absolute_path(Path(image))
+        return _absolute_path(os.fsdecode(image))
     raise ImageError(f"{type(image).__name__} is not an image: expected a path, a PIL image or a NumPy array")
 
 
-def _absolute_path(file: Path) -> Path:
+def _absolute_path(name: str) -> Path:
     """The absolute path without "..", which file names of records must not contain; a symbolic link keeps its name.
 
     Raises ImageError: no file can have this name.
     """
-    if "\0" in str(file):
-        raise ImageError(f"image file not found: {str(file)!r}, which contains a null character")
+    if re.match(r"\w+://", name):
+        raise ImageError(f"{name} is a URL, not a file: download the image first")
+    file = Path(name)
+    if "\0" in name:
+        raise ImageError(f"image file not found: {name!r}, which contains a null character")
     return Path(os.path.realpath(file.parent)) / file.name
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlip_model.losses import LossWeights
 from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
 from sgpipe.errors import UserError, in_python
-from sgpipe.recipe import Config, SplitName
+from sgpipe.recipe import LARGEST_SEED, Config, SplitName
 from sgpipe.utils.config_file import load, recipe_folder
 
 Kind = Literal["tagger", "parseda", "parsed", "rlipv1"]
@@ -33,12 +33,22 @@ class ModelConfig(Config):
         description="folder or hub id of the RoBERTa of a new network, or of the tokenizer of a .pth; null: a small "
         "text encoder whose tokenizer knows the words of the data (.pth: roberta-base)",
     )
-    frozen_norms: bool | None = Field(
-        None, description="freeze the norms and the first stages of the backbone, as published; null: only with init"
+    frozen_norms: bool = Field(
+        True,
+        description="freeze the norms and the first stages of the backbone, as published, with and without init; "
+        "false: train them, which a new backbone needs",
     )
     config: dict[str, Any] = Field(
         default_factory=dict, description="settings of the network to change, such as num_queries: 128"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _frozen_in_0_1(cls, values: Any) -> Any:
+        """In recipes that the first versions wrote, null means: only with init."""
+        if isinstance(values, Mapping) and values.get("frozen_norms", True) is None:
+            return {**values, "frozen_norms": values.get("init") is not None}
+        return values
 
 
 class ShardsConfig(Config):
@@ -163,7 +173,10 @@ class TrainRecipe(Config):
 
     name: str = Field("train", description="name of the recipe")
     seed: int = Field(
-        42, description="seed of the initial weights, the order of the images and all other random choices"
+        42,
+        ge=0,
+        le=LARGEST_SEED,
+        description="seed of the initial weights, the order of the images and all other random choices",
     )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -171,6 +184,23 @@ class TrainRecipe(Config):
     optimisation: Optimisation = Optimisation()
     output: OutputConfig = OutputConfig()
     workers: WorkersConfig = WorkersConfig()
+
+
+def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a training that an earlier version started, with the values of settings that it did not have."""
+    model, data = identity["model"], identity["data"]
+    frozen = model["init"] is not None if model["frozen_norms"] is None else model["frozen_norms"]
+    return {**identity, "model": {**model, "frozen_norms": frozen}, "data": {"text_group": None, **data}}
+
+
+def as_started(recipe: TrainRecipe, identity: Mapping[str, Any]) -> TrainRecipe:
+    """The recipe with which a training that an earlier version started goes on as it began."""
+    if "text_group" in identity["data"]:
+        return recipe
+    frozen = in_todays_settings(identity)["model"]["frozen_norms"]
+    model = recipe.model.model_copy(update={"frozen_norms": frozen})
+    data = recipe.data.model_copy(update={"text_group": None})
+    return recipe.model_copy(update={"model": model, "data": data})
 
 
 def train_recipe_folder() -> Path:
@@ -181,8 +211,8 @@ def train_recipe_folder() -> Path:
 # What Python users write for the options of `sgpipe train` in messages; see `errors.in_python`.
 PYTHON_WORDS: Mapping[str, str] = {
     "option: ": "overrides: ",
-    "--data": "data.train",
-    "--val": "data.val",
+    "--data": "data.train=[{'shards': {}}]",
+    "--val": "data.val=[{'shards': {}}]",
     "--images": "images in data.train",
     "--init": "model.init",
     "--miniature": "miniature=True",

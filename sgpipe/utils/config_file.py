@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
@@ -133,6 +133,7 @@ def _lay_over(values: dict[str, Any], overlay: Mapping[str, Any]) -> None:
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    value = str(value) if isinstance(value, PurePath) else value
     *parents, leaf = key.split(".")
     for parent in parents:
         inner = values.get(parent)

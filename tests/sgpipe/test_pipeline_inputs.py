@@ -49,6 +49,7 @@ def test_a_missing_image_raises_an_error(pipeline):
         ("x" * 5000, "cannot be read"),
         (Path(__file__).parent, "not a regular file"),
         (Path(__file__), "unknown format"),
+        ("https://a.org/b.jpg", r"^https://a\.org/b\.jpg is a URL, not a file"),
         (None, "NoneType is not an image: expected a path, a PIL image or a NumPy array"),
         (3, "int is not an image"),
         (BytesIO(), "BytesIO is not an image"),
@@ -184,6 +185,8 @@ def test_less_than_a_pixel_outside_is_clipped(pipeline, array):
         (BOXES, 7, "expected a list of class names, got 7"),
         (BOXES, ["dog", ""], "expected class names, got ''"),
         (BOXES, ["dog", 3], "expected class names, got 3"),
+        (BOXES, ["dog", "\ud800"], "expected class names, got"),
+        (BOXES, ["dog", "a\nb"], "expected class names, got"),
         ([1, 2, 3, 4], ["dog"], r"boxes= have shape 4: expected x1, y1, x2, y2 in pixels of each box, Nx4"),
         ([[1, 2, 3]], ["dog"], "boxes= have shape 1x3"),
         (np.zeros((1, 2, 4)), ["dog"], "boxes= have shape 1x2x4"),
@@ -235,3 +238,24 @@ def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):
     with pytest.raises(ImageError, match=r"an image in memory has no name to find in .*: give boxes= with it"):
         pipeline(array)
     assert len(pipeline(array, boxes=BOXES, classes=CLASSES).objects) == 2
+
+
+@pytest.mark.parametrize("single", ["a.jpg", Path("a.jpg"), Image.new("RGB", (8, 8)), np.zeros((8, 8, 3)), None])
+def test_label_takes_several_images(pipeline, single):
+    with pytest.raises(UserError, match=r"label: expected several images, got .*; pipeline\(image\) labels one"):
+        pipeline.label(single)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"settings": ["tag.threshold"]}, "settings=: expected values by key"),
+        ({"settings": "tag.threshold=1"}, "settings=: expected values by key"),
+        ({"settings": {1: 2}}, "are no overrides"),
+        ({"boxes": [[1, 2, 3, 4]]}, "boxes=: expected a COCO instances file"),
+        ({"recipe": None}, "no recipe 'None'"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments, reason):
+    with pytest.raises(UserError, match=reason):
+        Pipeline(**arguments)

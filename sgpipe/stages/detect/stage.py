@@ -19,7 +19,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import DetectConfig, Resources
 from sgpipe.records import Box, Record
-from sgpipe.sources.annotated import ProblemCounts, clip_objects
+from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
 from sgpipe.sources.coco_relations import load_coco_instances
 from sgpipe.sources.formats import COCO_INSTANCES, require_format
 from sgpipe.stages.detect.detectors import DetectedBoxes, detector_classes, load
@@ -168,7 +168,7 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
         raise UserError(f"classes={where}: expected a list of class names, got {classes!r}")
     names = tuple(classes)
     for name in names:
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or to_single_line(name) != name.strip():
             raise UserError(f"classes={where}: expected class names, got {name!r}")
     if len(names) != len(corners):
         found = f"{count(len(corners), 'box', 'boxes')} and {count(len(names), 'class', 'classes')}"
