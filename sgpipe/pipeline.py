@@ -38,8 +38,8 @@ from sgpipe.stages.build import build_stages, with_classes
 from sgpipe.stages.detect.detectors import detector_classes
 from sgpipe.stages.detect.stage import DetectStage, GivenBoxes, GivenBoxesStage, parse_boxes
 from sgpipe.utils.console import count
-from sgpipe.utils.locking import temporary_folder
 from sgpipe.utils.devices import check_devices
+from sgpipe.utils.locking import temporary_folder
 from sgpipe.viz.draw_relations import draw_card, object_names, shown
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"

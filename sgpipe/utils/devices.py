@@ -16,21 +16,22 @@ ANY_NUMBER = 2  # of workers on Ray
 _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 
 
-def pick_device(name: str, gpus: float = 0) -> torch.device:
+def pick_device(name: str, gpus: float = 0, setting: str = "device") -> torch.device:
     """The device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
 
     Args:
         gpus: how many GPUs were asked for; if any, "auto" is a GPU.
+        setting: its name, for messages.
 
     Raises UserError: unknown name, or a GPU that this machine or process does not have.
     """
-    number = _gpu_number(name)
+    number = _gpu_number(name, setting)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         if gpus and name == "auto":
             raise UserError(f"a GPU is asked for, but {_visible_gpus()}; set the device to cpu to compute without one")
         return torch.device("cpu")
     if name != "auto" and (number or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r}: {_visible_gpus()}")
+        raise UserError(f"{setting} {name!r}: {_visible_gpus()}")
     return torch.device("cuda") if number is None else torch.device("cuda", number)
 
 
@@ -45,7 +46,7 @@ def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]
     Raises UserError.
     """
     device_name, gpus_name = names
-    number = _gpu_number(device)
+    number = _gpu_number(device, device_name)
     if gpus > 1:
         raise UserError(f"{gpus_name} is {gpus:g}, but a worker computes on one GPU: set it to 1, and use more workers")
     if workers == 1:
@@ -53,7 +54,7 @@ def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]
             raise UserError(
                 f"{gpus_name} is {gpus:g}, but {_visible_gpus()}; to compute on the CPU, set {device_name} to cpu"
             )
-        pick_device(device)
+        pick_device(device, setting=device_name)
     elif number is not None:
         raise UserError(
             f"{device_name} is {device}, but Ray chooses the GPU of each worker: set {gpus_name} to 1 instead"
@@ -86,11 +87,11 @@ def check_workers(
     return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none: give --gpus 1"
 
 
-def _gpu_number(name: str) -> int | None:
+def _gpu_number(name: str, setting: str) -> int | None:
     """The N of "cuda:N". Raises UserError: not the name of a device."""
     known = _NAME.fullmatch(name)
     if known is None:
-        raise UserError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+        raise UserError(f"{setting} {name!r}: expected auto, cpu, cuda or cuda:N")
     return None if known[1] is None else int(known[1])
 
 

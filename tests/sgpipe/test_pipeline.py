@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -170,3 +171,17 @@ def test_missing_images_are_refused(tmp_path):
     assert "no such file or folder" in invoke(tmp_path / "a.png").stderr
     (tmp_path / "empty").mkdir()
     assert invoke(tmp_path / "empty").exit_code == 2
+
+
+def test_a_device_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for device, message in (("cuda", "PyTorch sees no GPU"), ("cuda:7", "no GPU"), ("mps", "expected auto, cpu, cuda")):
+        with pytest.raises(UserError, match=rf"^detect\.device '{device}': .*{message}"):
+            Pipeline(device=device)
+    with pytest.raises(UserError, match=r"tag\.device 'gpu': expected auto"):
+        Pipeline(settings={"tag.device": "gpu"})
+    with pytest.raises(UserError, match=r"caption\.resources\.gpus is 1, but PyTorch sees no GPU"):
+        Pipeline(settings={"caption.resources.gpus": 1})
+    assert Pipeline(device="cpu", settings={"tag.device": "auto"}).recipe.tag.device == "auto"
+    assert Pipeline(device="cpu").recipe.caption.device == "cpu"

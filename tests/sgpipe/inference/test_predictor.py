@@ -190,8 +190,8 @@ def test_progress_is_told_in_plain_lines(drawn_run: Path, network: Path, tmp_pat
     arguments += ["--short-side", "48", "--long-side", "64", "--device", "cpu"]
     rows = Manifest.load(drawn_run).shards[0].rows
     loud, quiet = (CliRunner().invoke(app, [*first, *arguments]) for first in ([], ["--quiet"]))
-    assert re.search(rf"^{rows}/{rows} images, [\d.]+ (images/s|s/image), 0:00:00 left$", loud.stderr, re.MULTILINE)
-    assert not quiet.stderr
+    assert re.search(rf"^{rows}/{rows} images, [\d.]+ (images/s|s/image)(, .* left)?$", loud.stderr, re.MULTILINE)
+    assert "images" not in quiet.stderr
     assert quiet.stdout == loud.stdout
 
 
@@ -200,7 +200,7 @@ def test_gpus_that_are_not_there_are_refused(drawn_run: Path, network: Path, tmp
     for options, message in (
         (["--gpus", "4"], "--gpus is 4, but a worker computes on one GPU"),
         (["--workers", "2", "--device", "cuda"], "--device is cuda, but --gpus is 0"),
-        (["--device", "cuda:77"], "device 'cuda:77': PyTorch sees"),
+        (["--device", "cuda:77"], "--device 'cuda:77': PyTorch sees"),
     ):
         result = CliRunner().invoke(app, [*arguments, *options])
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output

@@ -47,9 +47,9 @@ NAMES = ("the.device", "the.gpus")
     [
         (0, "auto", 1, 1, r"the\.gpus is 1, but PyTorch sees no GPU here.*set the\.device to cpu"),
         (0, "auto", 0.5, 1, r"the\.gpus is 0\.5, but PyTorch sees no GPU here"),
-        (0, "cuda", 0, 1, "device 'cuda': PyTorch sees no GPU here"),
+        (0, "cuda", 0, 1, "the.device 'cuda': PyTorch sees no GPU here"),
         (0, "cuda:7", 1, 1, "device 'cuda:7': PyTorch sees no GPU here"),
-        (2, "cuda:7", 0, 1, "device 'cuda:7': PyTorch sees 2 GPUs here"),
+        (2, "cuda:7", 0, 1, "the.device 'cuda:7': PyTorch sees 2 GPUs here"),
         (2, "auto", 4, 1, "a worker computes on one GPU: set it to 1, and use more workers"),
         (2, "auto", 2, 3, "a worker computes on one GPU"),
         (0, "mps", 0, 3, "expected auto, cpu, cuda or cuda:N"),
