@@ -99,6 +99,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     named, out = out, Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
+    if out == Path.cwd():
+        raise UserError(f"--out {named} is the working folder; name a new folder in it")
     if out.is_mount():
         raise UserError(f"--out {named} is a mount point, which cannot appear whole; name a new folder in it")
     folder = out.parent / f".{out.name}.tmp"

@@ -12,11 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from sgpipe.errors import UserError, making_folder
+from sgpipe.errors import UserError, making_folder, naming
 from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
+from sgpipe.recipe import LARGEST_SEED
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
 from sgpipe.utils.json_stream import JsonStream
@@ -227,8 +228,8 @@ def _check(settings: SetSettings) -> None:
         raise UserError(f"the miniworld has no split {settings.split!r}: expected one of {', '.join(SPLITS)}")
     if not 1 <= settings.images <= _MAX_IMAGES:
         raise UserError(f"cannot render {settings.images} images: expected 1 to {_MAX_IMAGES:,}")
-    if settings.seed < 0:
-        raise UserError(f"seed {settings.seed}: expected a non-negative number")
+    if not 0 <= settings.seed <= LARGEST_SEED:
+        raise UserError(f"seed {settings.seed}: expected a number from 0 to {LARGEST_SEED}")
 
 
 def _is_complete(out: Path, settings: SetSettings) -> bool:
@@ -320,5 +321,5 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _save(path: Path, content: bytes) -> None:
-    with atomic_write(path) as temporary:
+    with naming(path), atomic_write(path) as temporary:
         temporary.write_bytes(content)

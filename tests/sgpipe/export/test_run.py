@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,51 @@ def test_a_failure_leaves_nothing_behind(run, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out"):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(run, tmp_path, monkeypatch, form):
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    result = invoke(run, "--to", form, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: No space left on device: {tmp_path / '.out.tmp'}")
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_appear_whole_are_refused(run, tmp_path, monkeypatch):
+    """A link to an empty folder is written through."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert export_run(run, "vg", tmp_path / "link").files == sorted(p.name for p in (tmp_path / "empty").iterdir())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"--out \. is the working folder; name a new folder in it"):
+        export_run(run, "vg", Path())
+    with pytest.raises(UserError, match=r"--out \.\. exists"):
+        export_run(run, "vg", Path(".."))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "here")
+    with pytest.raises(UserError, match="--out here is a mount point"):
+        export_run(run, "vg", Path("here"))
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), -0.1, 1.1])
+def test_thresholds_that_are_no_confidences_are_refused(run, tmp_path, threshold):
+    with pytest.raises(UserError, match=r"--threshold .*: expected a number from 0 to 1"):
+        export_run(run, "vg", tmp_path / "out", threshold=threshold)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_threshold_that_leaves_nothing_is_said(run, tmp_path):
+    result = invoke(run, "--to", "vg", "--threshold", "1", "--out", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "NOTE: no relation reaches the confidence of --threshold; lower it\n",
+    )
 
 
 def test_a_damaged_shard_leaves_nothing_behind(tmp_path):

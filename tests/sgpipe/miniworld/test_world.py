@@ -263,3 +263,15 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(UserError, match=r"--out .*new cannot be written: Permission denied"):
         render_dataset(tmp_path / "new", 1, 0)
+
+
+def test_a_full_disk_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        if path.name.startswith(".2000000.jpg"):
+            raise OSError(28, "No space left on device")
+        path.open("wb").write(content)
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        render_dataset(tmp_path / "new", 1, 0)
+    assert caught.value.filename == str(tmp_path / "new/images/2000000.jpg")
