@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sgpipe.cli.options import Json, writes_folder
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import count
 
@@ -79,6 +79,7 @@ def run_checks(folder: Path) -> list[DoctorCheck]:
         lambda: _disk(folder),
         _memory,
         _ray,
+        _cluster,
         _hub,
     )
     return [result for check in checks for result in check()]
@@ -193,14 +194,30 @@ def _ray() -> Iterator[DoctorCheck]:
     """Whether Ray can be imported and its shared memory is large enough. Ray is not started."""
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
-    cluster = f", cluster {address}" if address else ""
-    detail = f"{ray.__version__}, {shared / 2**30:.1f} GiB of shared memory{cluster}"
+    detail = f"{ray.__version__}, {shared / 2**30:.1f} GiB of shared memory"
     if shared < _SMALL_SHARED_MEMORY:
         yield DoctorCheck("ray", "note", detail, "increase it: docker run --shm-size=2g")
     else:
         yield DoctorCheck("ray", "ok", detail)
+
+
+def _cluster() -> Iterator[DoctorCheck]:
+    """Whether the cluster that `--ray-address auto` stands for can be joined, and with which token."""
+    from sgpipe.utils.ray_cluster import check_cluster, ray_token, running_cluster
+
+    token, address = ray_token(), running_cluster()
+    held = f"token in {token.origin}" if token.value else "no token"
+    if address is None:
+        yield DoctorCheck("cluster", "ok", f"none on this machine; {held}")
+        return
+    try:
+        mode = check_cluster(address)
+        yield DoctorCheck("cluster", "ok", f"{address}, " + (held if mode == "token" else "open without a token"))
+    except EngineError as error:
+        yield DoctorCheck("cluster", "note", *str(error).split("; ", 1))
+    except OSError as error:
+        yield DoctorCheck("cluster", "note", f"{address} cannot be reached: {error.strerror or error}; {held}")
 
 
 def _hub() -> Iterator[DoctorCheck]:

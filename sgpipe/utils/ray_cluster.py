@@ -85,11 +85,14 @@ def ray_token() -> RayToken:
     return RayToken(_read(Path(_TOKEN_FILE).expanduser()), _TOKEN_FILE)
 
 
-def cluster_mode(address: str) -> str:
+def check_cluster(address: str) -> str:
     """How to join the cluster at HOST:PORT, as RAY_AUTH_MODE has it: "token" or "disabled".
 
-    Raises EngineError: nothing there answers as Ray does, or the cluster requires a token that is not on this machine.
+    Raises:
+        OSError: nothing answers there.
+        EngineError: what answers is not Ray, or requires a token that is not on this machine.
     """
+    _check_port(address)
     if _is_admitted(address, "disabled"):
         return "disabled"
     token, machine = ray_token(), f"this machine ({socket.gethostname()})"
@@ -114,6 +117,7 @@ def cluster_mode(address: str) -> str:
 
 def running_cluster() -> str | None:
     """HOST:PORT of the cluster that `auto` stands for: that of RAY_ADDRESS, or the last that `ray start` began here."""
+    logging.getLogger(services.__name__).setLevel(logging.ERROR)  # it warns of other clusters
     try:
         address: str | None = services.canonicalize_bootstrap_address("auto")
     except (ConnectionError, ValueError):
@@ -131,8 +135,7 @@ def _join(address: str) -> None:
         raise EngineError(
             "no Ray cluster runs on this machine: start one with `ray start --head`, or name another as HOST:PORT"
         )
-    _check_port(found)
-    _init(found, cluster_mode(found))
+    _init(found, check_cluster(found))
 
 
 def _start_here(cpus: int | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from packaging.version import Version
 
 from docker.try_run_lines import FILES, harmless, make_system, steps
 from sgpipe.cli.main import app
@@ -81,6 +82,19 @@ def test_the_cluster_file_names_a_shared_folder():
     cluster = yaml.safe_load((DOCKER / "ray-cluster.yaml").read_text())
     assert cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
     assert any("/data:/data" in option for option in cluster["docker"]["run_options"])
+
+
+def test_every_machine_of_a_cluster_has_its_token_and_no_file_does():
+    services = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"].values()
+    for variables in (service["environment"] for service in services):
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert variables["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
+    machines = yaml.safe_load((DOCKER / "ray-cluster.yaml").read_text())
+    assert machines["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "--env=RAY_AUTH_MODE=token" in machines["docker"]["run_options"]
+    cluster = yaml.safe_load((DOCKER / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert Version("2.52") <= Version(cluster["rayVersion"])  # KubeRay refuses older ones
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "ray-cluster.yaml", "rayjob.yaml"])

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli import doctor
 from sgpipe.cli.main import app
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
+from sgpipe.utils import ray_cluster
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -23,7 +24,7 @@ def test_this_machine_has_what_sgpipe_needs(tmp_path):
     assert result.exit_code == 0, result.stdout
     found = json.loads(result.stdout)
     assert [item["what"] for item in found] == [
-        *("python", "packages", "gpu", "parser", "models", "disk", "memory", "ray", "hub")
+        *("python", "packages", "gpu", "parser", "models", "disk", "memory", "ray", "cluster", "hub")
     ]
     assert all(item["mend"] for item in found if item["state"] == "bad")
     lines = CliRunner().invoke(app, ["doctor", str(tmp_path)]).stdout.splitlines()
@@ -81,3 +82,29 @@ def test_small_shared_memory_is_noted(monkeypatch):
     monkeypatch.setattr(Path, "is_dir", lambda self: True)
     [found] = doctor._ray()
     assert (found.state, "--shm-size" in found.fix) == ("note", True)
+
+
+def test_the_cluster_and_its_token_are_told(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray_cluster, "running_cluster", lambda: None)
+    assert [check.detail for check in doctor._cluster()] == ["none on this machine; no token"]
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    assert [check.detail for check in doctor._cluster()] == ["none on this machine; token in ~/.ray/auth_token"]
+    monkeypatch.setattr(ray_cluster, "running_cluster", lambda: "head:6379")
+    monkeypatch.setattr(ray_cluster, "check_cluster", lambda address: "token")
+    assert [check.detail for check in doctor._cluster()] == ["head:6379, token in ~/.ray/auth_token"]
+    monkeypatch.setattr(ray_cluster, "check_cluster", lambda address: "disabled")
+    assert [check.detail for check in doctor._cluster()] == ["head:6379, open without a token"]
+
+    def refuse(address: str) -> str:
+        raise EngineError("the Ray cluster at head:6379 requires a token; copy it")
+
+    monkeypatch.setattr(ray_cluster, "check_cluster", refuse)
+    [found] = doctor._cluster()
+    assert (found.state, found.fix) == ("note", "copy it")
+    monkeypatch.setattr(ray_cluster, "check_cluster", lambda address: (_ for _ in ()).throw(OSError(111, "refused")))
+    [found] = doctor._cluster()
+    assert (found.state, found.detail.startswith("head:6379 cannot be reached: refused")) == ("note", True)
