@@ -10,7 +10,7 @@ from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.findings import QUALITY, Finding, find, find_precision, level_at
 from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
 from sgpipe.stats.measures import THRESHOLDS, TOTALS, Measures, measure_database
-from sgpipe.stats.review import Verdicts, measure_verdicts
+from sgpipe.stats.verdicts import Verdicts, measure_verdicts
 from sgpipe.storage.database import Database
 from sgpipe.storage.run_folder import GroundTruth
 
@@ -58,14 +58,13 @@ def audit(
 
     Raises UserError: a shard or file cannot be read or used, or a number is out of range.
     """
-    fingerprint = str(database.run.get("fingerprint", ""))
     measures = measure_database(database, threshold)
     parts = Audit(measures)
     if ground_truth is not None:
         against = measure_against_ground_truth(database.root, ground_truth, threshold, target, THRESHOLDS)
         parts = replace(parts, ground_truth=against)
     if verdicts is not None:
-        parts = replace(parts, verdicts=measure_verdicts(verdicts, fingerprint, target, THRESHOLDS))
+        parts = replace(parts, verdicts=measure_verdicts(database, verdicts, target, THRESHOLDS))
     return parts if other is None else replace(parts, comparison=compare(other, measures))
 
 

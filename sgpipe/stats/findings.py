@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stats.calibration import ThresholdChoice
+from sgpipe.stats.calibration import FEWEST, ThresholdChoice
 from sgpipe.stats.distributions import AgreementMeasures
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Level, Measures
-from sgpipe.stats.review import Verdicts
+from sgpipe.stats.verdicts import Verdicts
 from sgpipe.utils.console import count
 
 Grade = Literal["good", "fair", "bad", "plain"]
@@ -43,21 +43,72 @@ def find_precision(ground_truth: GroundTruthMeasures | None, verdicts: Verdicts 
                       f"relations of confidence {ground_truth.threshold:.2f} or more is "
                       f"{ground_truth.precision}.")  # fmt: skip
         yield Finding(QUALITY, "plain", _advice(ground_truth.suggested, ground_truth.target))
-    if verdicts is not None and verdicts.precision is not None:
-        grade = "good" if (verdicts.low or 0) >= verdicts.target else "fair"
-        yield Finding(QUALITY, grade, f"Human verdicts on {count(verdicts.judged, 'relation')}: the precision of "
-                      f"{verdicts.covered:.0%} of the run is {verdicts.precision:.1%} "
-                      f"({verdicts.low:.1%} to {verdicts.high:.1%}).")  # fmt: skip
-        yield Finding(QUALITY, "plain", _advice(verdicts.suggested, verdicts.target))
+    if verdicts is not None:
+        yield from _judged(verdicts)
 
 
 def _advice(suggested: ThresholdChoice | None, target: float) -> str:
     if suggested is None:
-        return f"No threshold reaches a precision of {target:.0%}."
+        return f"No threshold reaches a precision of {percent(target)}."
     return (
-        f"A threshold of {suggested.threshold:.3f} reaches a precision of {target:.0%} and keeps "
+        f"A threshold of {suggested.text} reaches a precision of {percent(target)} and keeps "
         f"{count(suggested.kept, 'judged relation')}."
     )
+
+
+def _judged(verdicts: Verdicts) -> Iterator[Finding]:
+    if verdicts.precision is None:
+        yield Finding(QUALITY, "fair", "The file of verdicts says of no relation whether it is right or wrong.")
+        return
+    grade: Grade = "good" if (verdicts.low or 0) >= verdicts.target else "fair"
+    value, interval = f"{verdicts.precision:.1%}", f"{verdicts.low:.1%} to {verdicts.high:.1%}"
+    if verdicts.covered == 1:
+        text = f"the precision of the run is {value} ({interval})"
+    else:
+        share = f"{verdicts.covered:.0%}" if verdicts.covered < 0.995 else "more than 99%"
+        text = f"the precision of the judged bands, {share} of the run, is {value}; that of the run is {interval}"
+    yield Finding(QUALITY, grade, f"Human verdicts on {count(verdicts.judged, 'relation')}: {text}. Bands are weighted "
+                  "by their number of relations.")  # fmt: skip
+    yield Finding(QUALITY, "plain", _weighted_advice(verdicts))
+    yield from (Finding(QUALITY, "fair", text) for text in verdict_caveats(verdicts))
+
+
+def _weighted_advice(verdicts: Verdicts) -> str:
+    target, choice = percent(verdicts.target), verdicts.suggested
+    if choice is not None and verdicts.sure:
+        return (f"A threshold of {choice.text} keeps {_kept(choice, verdicts)}; at least {target} of them are correct: "
+                f"{choice.precision}.")  # fmt: skip
+    if verdicts.judged < FEWEST:
+        return f"A suggested threshold needs at least {FEWEST} judged relations."
+    if choice is None:
+        return f"No threshold reaches a precision of {target}."
+    return (f"No threshold is sure to reach a precision of {target}. One of {choice.text} keeps "
+            f"{_kept(choice, verdicts)} and may reach it: {choice.precision}.")  # fmt: skip
+
+
+def _kept(choice: ThresholdChoice, verdicts: Verdicts) -> str:
+    return f"{choice.relations or 0:,} of {count(verdicts.relations_now, 'relation')}"
+
+
+def verdict_caveats(verdicts: Verdicts) -> Iterator[str]:
+    """What a reader must know about the sample, in sentences."""
+    if verdicts.unsure and verdicts.if_unsure_wrong is not None:
+        answers = count(verdicts.unsure, "unsure answer does", "unsure answers do")
+        yield (f"{answers} not count: with all of them wrong the precision would be {verdicts.if_unsure_wrong:.1%}, "
+               f"with all right {verdicts.if_unsure_right:.1%}.")  # fmt: skip
+    if verdicts.open:
+        yield (f"{count(verdicts.open, 'question has', 'questions have')} no answer. They come in random order, so "
+               "the answered ones are a random sample unless difficult ones were skipped.")  # fmt: skip
+    if not verdicts.sized:
+        yield "The file does not say how many relations each band had: those of the run as it is now are the weights."
+    elif verdicts.relations != verdicts.relations_now:
+        yield (f"The run had {count(verdicts.relations, 'relation')} when the page was written and has "
+               f"{verdicts.relations_now:,} now: the figures hold for those of then.")  # fmt: skip
+
+
+def percent(share: float) -> str:
+    """A target with all its digits: 80%, 99.5%."""
+    return f"{100 * share:.6g}%"
 
 
 def level_at(measures: Measures, threshold: float = TRAINING_CONFIDENCE) -> Level:

@@ -23,6 +23,7 @@ from sgpipe.viz.draw_relations import (
     arrow_head,
     colour_of,
     curve,
+    drawn_objects,
     fit,
     font,
     middle,
@@ -124,7 +125,9 @@ def data_uri(image: Image.Image, width: int) -> str:
 
 def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[dict[int, Node], float]:
     """The objects of the relations by index, and the height of the graph."""
-    used = sorted({end for relation in relations for end in (relation.subject, relation.object)})
+    used = drawn_objects(record, relations)
+    if not relations:
+        used = [index for index in used if not record.objects[index].is_nothing]
     boxes = {index: _corners(record.objects[index].bbox, scale, height) for index in used}
     names = object_names(record.objects)
     graph_height = 110.0 + 34 * max(len(used) - 1, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgpipe.stats.calibration import CalibrationBin, JudgedRelations, PrecisionEstimate, ThresholdChoice
+from sgpipe.stats.calibration import CalibrationBin, JudgedRelations, Precision, ThresholdChoice
 from sgpipe.storage.run_folder import GroundTruth
 
 
@@ -19,7 +19,7 @@ class PredicateThreshold:
 
     predicate: str
     relations: int
-    at_threshold: PrecisionEstimate
+    at_threshold: Precision
     suggested: ThresholdChoice | None
 
 
@@ -39,7 +39,7 @@ class GroundTruthMeasures:
     images: int
     relations: int
     threshold: float
-    precision: PrecisionEstimate
+    precision: Precision
     recall: float | None
     related_precision: float | None
     average_precision: float | None

@@ -9,13 +9,13 @@ from pathlib import Path
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.audit import Audit
 from sgpipe.stats.calibration import ThresholdChoice
-from sgpipe.stats.findings import level_at
+from sgpipe.stats.findings import level_at, percent, verdict_caveats
 from sgpipe.stats.gallery import Card
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Measures
 from sgpipe.stats.pages import render, save_page
-from sgpipe.stats.review import Verdicts
-from sgpipe.stats.terminal import overview, tail_sentence
+from sgpipe.stats.terminal import overview, rarest, tail_sentence
+from sgpipe.stats.verdicts import Verdicts
 from sgpipe.utils.console import count
 from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
 
@@ -42,11 +42,13 @@ def write_report(
         "findings": [(question, list(group)) for question, group in groupby(audit.findings, lambda f: f.question)],
         "overview": overview(measures),
         "tail": tail_sentence(measures) if measures.predicates else "There are no relations.",
+        "rarest": rarest(measures),
         "predicates": list(measures.predicates.items()),
         "categories": list(measures.categories.items()),
         "plots": _plots(measures),
         "confidence_plots": [*_confidence_plots(measures), *_judged_plots(audit.ground_truth, audit.verdicts)],
         "ground_truth": audit.ground_truth,
+        "caveats": [] if audit.verdicts is None else list(verdict_caveats(audit.verdicts)),
         "verdicts": audit.verdicts,
         "comparison": audit.comparison,
         "cards": cards,
@@ -54,6 +56,7 @@ def write_report(
         "shown_categories": _shown_categories(cards),
         "threshold": threshold,
         "trained_on": TRAINING_CONFIDENCE,
+        "percent": percent,
     }
     save_page(file, render("report", values))
 
@@ -112,8 +115,9 @@ def _threshold_plot(name: str, curve: list[ThresholdChoice]) -> Plot:
     known = [choice for choice in curve if choice.kept]
     points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
     texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
-    kept = [(choice.threshold, choice.kept / known[0].kept) for choice in known]
-    counts = [f"keeps {choice.kept:,}" for choice in known]
+    sizes = [choice.kept if choice.relations is None else choice.relations for choice in known]
+    kept = [(choice.threshold, size / max(sizes)) for choice, size in zip(known, sizes, strict=True)]
+    counts = [f"keeps {size:,}" for size in sizes]
     lines = [("main", "precision", points, texts), ("second", "share kept", kept, counts)]
     return unit_square(name, lines, "minimum confidence", "share")
 

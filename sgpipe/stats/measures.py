@@ -87,7 +87,8 @@ class Measures:
         images: by split. `datasets`: images by dataset. `errors`: error rows by kind.
         totals: objects, captions, different_captions (of one image, summed), distinct_captions (of all), triplets,
             matched_triplets, pairs, candidate_texts, relations, kept_relations (that training uses),
-            images_without_relations.
+            images_without_relations. All rows count, also error rows.
+        in_error_rows: how much of the totals is in error rows, which the stages did not finish.
         without_relations: images without relations, by the first stage that left nothing.
         predicates, categories: relations by predicate and objects by class, the most frequent first.
         relations_per_image: images by number of relations, in ranges.
@@ -103,6 +104,7 @@ class Measures:
     datasets: dict[str, int]
     errors: dict[str, int]
     totals: dict[str, int]
+    in_error_rows: dict[str, int]
     without_relations: dict[str, int]
     predicates: dict[str, int]
     categories: dict[str, int]
@@ -123,9 +125,10 @@ class Measures:
 
     @property
     def yields(self) -> dict[str, float | None]:
-        """The output of each stage per output of the stage before; None if that had none."""
+        """The output of each stage per output of the stage before, without error rows; None if that had none."""
+        finished = {name: self.totals[name] - self.in_error_rows[name] for name in _STAGES}
         return {
-            after: self.totals[after] / self.totals[before] if self.totals[before] else None
+            after: finished[after] / finished[before] if finished[before] else None
             for before, after in pairwise(_STAGES)
         }
 
@@ -156,6 +159,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         datasets=_counts(database, "select dataset, count(*) from images group by 1"),
         errors=_counts(database, _ERRORS),
         totals=_totals(database) | {"kept_relations": kept},
+        in_error_rows=_totals(database, "where status = 'error'") | {"kept_relations": _kept_in_error_rows(database)},
         without_relations=_counts(database, _WITHOUT),
         predicates=predicates,
         categories=_counts(database, "select category, count(*) from objects group by 1"),
@@ -213,15 +217,23 @@ def _counts(database: Database, query: str) -> dict[str, int]:
     return dict(rows)
 
 
-def _totals(database: Database) -> dict[str, int]:
+def _totals(database: Database, where: str = "") -> dict[str, int]:
     names = ("objects", "captions", "different_captions", "triplets", "matched_triplets", "pairs", "candidate_texts",
              "relations")  # fmt: skip
     sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
     [row] = database.rows(
         f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
-        (select count(distinct caption) from captions) from images"""
+        (select count(distinct caption) from captions join images using (image) {where}) from images {where}"""
     )
     return dict(zip((*names, "images_without_relations", "distinct_captions"), row, strict=True))
+
+
+def _kept_in_error_rows(database: Database) -> int:
+    [(kept,)] = database.rows(
+        f"""select count(*) from relations join images using (image)
+        where status = 'error' and certainty >= {TRAINING_CONFIDENCE}::float"""
+    )
+    return int(kept)
 
 
 def _levels(database: Database) -> list[Level]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
@@ -10,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.sources.annotated import to_single_line
 from sgpipe.stats.audit import Audit, Comparison
-from sgpipe.stats.calibration import ThresholdChoice
+from sgpipe.stats.findings import percent
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.health import Check
 from sgpipe.stats.measures import TOTALS, Measures
-from sgpipe.stats.review import Verdicts
-from sgpipe.utils.console import count
+from sgpipe.stats.verdicts import Verdicts
+from sgpipe.utils.console import count, json_text, single_line
 
 _TOP, _TAIL, _TRIPLETS = 15, 5, 10
+_LONGEST = 48  # letters of a name in a table
 
 
 def print_tables(audit: Audit, console: Console) -> None:
@@ -28,8 +27,9 @@ def print_tables(audit: Audit, console: Console) -> None:
     console.print(_overview(measures))
     console.print(_levels(measures))
     if measures.predicates:
-        console.print(_ranking("predicate", "relations", measures.predicates))
-        console.print(to_single_line(tail_sentence(measures)), soft_wrap=True)
+        console.print(_ranking("predicate", "relations", measures.predicates, _LONGEST))
+        rare = ", ".join(single_line(name, _LONGEST) for name in rarest(measures))
+        console.print(f"{tail_sentence(measures)} Rarest: {rare}.", soft_wrap=True)
         console.print(_triplets(measures))
     if measures.without_relations:
         console.print(_ranking("reason", "images without relations", measures.without_relations))
@@ -45,12 +45,12 @@ def print_tables(audit: Audit, console: Console) -> None:
     for question, group in groupby(audit.findings, lambda finding: finding.question):
         console.print(question, style="bold")
         for finding in group:
-            console.print(f"  {to_single_line(finding.text)}", soft_wrap=True)
+            console.print(f"  {single_line(finding.text)}", soft_wrap=True)
 
 
 def print_json(audit: Audit) -> None:
     """Print the audit for a program."""
-    print(json.dumps(audit.as_dict(), indent=1, ensure_ascii=False))
+    print(json_text(audit.as_dict(), indent=1))
 
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:
@@ -77,19 +77,26 @@ _BEFORE = {
 
 def _each(measures: Measures, key: str) -> str:
     share = measures.yields.get(key)
-    return "" if share is None else f"{share:.2f} per {_BEFORE[key]}"
+    if share is not None:
+        return f"{share:.2f} per {_BEFORE[key]}"
+    lost = measures.in_error_rows[key]
+    return f"{lost:,} in error rows" if lost else ""
 
 
 def tail_sentence(measures: Measures) -> str:
     """The long tail of the predicates, in words."""
     tail = measures.tail
-    rare = ", ".join(list(measures.predicates)[: -_TAIL - 1 : -1])
     return (
         f"The 10 most frequent predicates account for {tail.head_share:.0%} of the relations, the {tail.half:,} most "
         f"frequent for half; {tail.singletons:,} of {tail.kinds:,} occur once. "
         f"Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits (like {tail.effective_kinds:.0f} equally frequent "
-        f"predicates). Rarest: {rare}."
+        "predicates)."
     )
+
+
+def rarest(measures: Measures) -> list[str]:
+    """A few of the least frequent predicates."""
+    return list(measures.predicates)[: -_TAIL - 1 : -1]
 
 
 def _overview(measures: Measures) -> Table:
@@ -109,19 +116,19 @@ def _levels(measures: Measures) -> Table:
     return table("relations by threshold", names, rows)
 
 
-def _ranking(what: str, unit: str, counts: Mapping[str, int]) -> Table:
-    total = sum(counts.values())
-    rows = [(name, f"{count:,}", f"{count / total:.1%}") for name, count in list(counts.items())[:_TOP]]
+def _ranking(what: str, unit: str, counts: Mapping[str, int], longest: int | None = None) -> Table:
+    total, first = sum(counts.values()), list(counts.items())[:_TOP]
+    rows = [(single_line(name, longest), f"{number:,}", f"{number / total:.1%}") for name, number in first]
     return table(f"most frequent of {count(len(counts), what)}", [what, f">{unit}", ">share"], rows)
 
 
 def _triplets(measures: Measures) -> Table:
-    rows = [
-        (t.subject, t.predicate, t.object, f"{t.relations:,}", "-" if t.confidence is None else f"{t.confidence:.2f}")
-        for t in measures.triplets[:_TRIPLETS]
-    ]
-    names = ["subject", "predicate", "object", ">relations", ">mean confidence"]
-    return table(f"most frequent of {count(measures.triplet_kinds, 'triplet')}", names, rows)
+    rows = []
+    for t in measures.triplets[:_TRIPLETS]:
+        names = (single_line(name or "(missing)", _LONGEST) for name in (t.subject, t.predicate, t.object))
+        rows.append((*names, f"{t.relations:,}", "-" if t.confidence is None else f"{t.confidence:.2f}"))
+    heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
+    return table(f"most frequent of {count(measures.triplet_kinds, 'triplet')}", heads, rows)
 
 
 def _health(measures: Measures) -> Table | str:
@@ -136,7 +143,10 @@ def _health(measures: Measures) -> Table | str:
 
 
 def _example(check: Check) -> str:
-    return f"{check.examples[0].text} (image {check.examples[0].image_id})" if check.examples else ""
+    if not check.examples:
+        return ""
+    text, image = (single_line(part, 2 * _LONGEST) for part in (check.examples[0].text, check.examples[0].image_id))
+    return f"{text} (image {image})"
 
 
 _ROWS = 15
@@ -145,11 +155,11 @@ _ROWS = 15
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table of plain text. Columns whose name starts with `>` are right-aligned; without names there is no header."""
     names = [name.removeprefix(">") for name in columns]
-    made = Table(title=Text(to_single_line(title)), show_header=any(names))
+    made = Table(title=Text(single_line(title)), show_header=any(names))
     for column, name in zip(columns, names, strict=True):
         made.add_column(Text(name), justify="right" if column.startswith(">") else "left")
     for row in rows:
-        made.add_row(*(Text(to_single_line(cell)) for cell in row))
+        made.add_row(*(Text(single_line(cell)) for cell in row))
     return made
 
 
@@ -157,11 +167,13 @@ def comparison_tables(comparison: Comparison | None) -> Iterator[Table]:
     """What changed compared with another run."""
     if comparison is None:
         return
-    columns = [f">{comparison.other}", ">this run"]
+    columns = [f">{single_line(comparison.other, _LONGEST)}", ">this run"]
     counts = [(row.name, f"{row.before:,}", f"{row.after:,}", row.text) for row in comparison.counts]
     yield table("what changed", ["", *columns, ">change"], counts)
     only = f"{comparison.gained:,} only in this run, {comparison.lost:,} only in the other"
-    shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.predicates]
+    shares = [
+        (single_line(row.name, _LONGEST), f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.predicates
+    ]
     yield table(f"predicates whose share changed most; {only}", ["predicate", *columns], shares)
     if comparison.health:
         shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in comparison.health]
@@ -176,11 +188,11 @@ def ground_truth_tables(truth: GroundTruthMeasures | None) -> Iterator[Table]:
     choices += [(row.predicate, row.relations, row.at_threshold, row.suggested) for row in truth.predicates[:_ROWS]]
     rows = []
     for predicate, relations, precision, suggested in choices:
-        choice = ("none", "0") if suggested is None else (f"{suggested.threshold:.3f}", f"{suggested.kept:,}")
-        rows.append((predicate, f"{relations:,}", str(precision), *choice))
+        choice = ("none", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
+        rows.append((single_line(predicate, _LONGEST), f"{relations:,}", str(precision), *choice))
     names = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
     yield table(
-        f"thresholds for a precision of {truth.target:.0%}, by the ground truth of {count(truth.images, 'image')}",
+        f"thresholds for a precision of {percent(truth.target)}, by the ground truth of {count(truth.images, 'image')}",
         names,
         rows,
     )
@@ -197,12 +209,12 @@ def verdict_tables(verdicts: Verdicts | None) -> Iterator[Table]:
     """Human verdicts by confidence, and what thresholds keep of the judged relations."""
     if verdicts is None:
         return
-    title = f"human verdicts on {count(verdicts.judged, 'relation')}"
+    error = "" if verdicts.calibration_error is None else f" (calibration error {verdicts.calibration_error:.3f})"
+    title = f"human verdicts on {count(verdicts.judged, 'relation')}{error}"
     bands = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in verdicts.bands]
     yield table(title, ["confidence", ">relations", ">precision (95% interval, judged)"], bands)
-    yield _curve("judged relations by threshold", verdicts.curve)
-
-
-def _curve(title: str, curve: Sequence[ThresholdChoice]) -> Table:
-    rows = [(f"{choice.threshold:.2f}", f"{choice.kept:,}", str(choice.precision)) for choice in curve]
-    return table(title, ["confidence ≥", ">kept", ">precision (95% interval, kept)"], rows)
+    rows = [
+        (f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in verdicts.curve
+    ]
+    names = ["confidence ≥", ">relations", ">precision (95% interval, judged)"]
+    yield table("precision by threshold, weighted by the relations of each band", names, rows)

@@ -6,13 +6,15 @@ commands start fast.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sgpipe.errors import EngineError, UserError, on_command_line
 
@@ -27,23 +29,62 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 def output() -> Console:
     """The console for results."""
-    from rich.console import Console
-
-    return Console(markup=False, highlight=False)
+    return _console()
 
 
 def errors() -> Console:
     """The console for errors, which are printed even with --quiet."""
-    from rich.console import Console
-
-    return Console(markup=False, highlight=False, stderr=True)
+    return _console(stderr=True)
 
 
 def progress() -> Console:
     """The console for progress, notes and hints; `sgpipe --quiet …` silences it."""
-    from rich.console import Console
+    return _console(stderr=True, quiet=QUIET in os.environ)
 
-    return Console(markup=False, highlight=False, stderr=True, quiet=QUIET in os.environ)
+
+def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that prints no character which the terminal would act on, wherever a text comes from."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class SafeConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(_printable(item) if isinstance(item, str) else item for item in objects), **options)
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=_printable(segment.text, ""))
+
+    return SafeConsole(markup=False, highlight=False, stderr=stderr, quiet=quiet)
+
+
+def _printable(text: str, instead: str = " ") -> str:
+    """Text without what a terminal acts on: control characters become `instead`, those that format are removed.
+
+    The latter are Unicode's category Cf: zero-width characters and those that change the direction of writing.
+    """
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    kinds = {"Cc": instead, "Zl": instead, "Zp": instead, "Cs": "?", "Cf": ""}
+    return "".join(letter if letter == "\n" else kinds.get(unicodedata.category(letter), letter) for letter in text)
+
+
+def single_line(text: str, limit: int | None = None) -> str:
+    """Text of data as a terminal can show it on one line, cut with an ellipsis after `limit` characters."""
+    line = " ".join(_printable(text).split())
+    return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON for standard output, in which letters are themselves and what a terminal acts on is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(
+        json.dumps(letter)[1:-1] if unicodedata.category(letter) in _ACTED_ON and letter != "\n" else letter
+        for letter in text
+    )
+
+
+_ACTED_ON = ("Cc", "Zl", "Zp", "Cs", "Cf")
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -115,7 +156,7 @@ class Progress:
             meter.add(images, counts, seconds)
             if meter.done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                done = count(meter.done, "image") if total is None else f"{meter.done}/{total} images"
+                done = count(meter.done, "image") if total is None else f"{meter.done:,}/{count(total, 'image')}"
                 left = f"{meter.left_text} left" if meter.left_text else ""
                 self.say(", ".join(part for part in (done, meter.rate_text, left, meter.note) if part))
 
@@ -203,10 +244,10 @@ def run_command(function: Callable[..., None]) -> None:
     try:
         typer.run(function)
     except UserError as error:
-        print(f"error: {on_command_line(error)}", file=sys.stderr)
+        errors().print(f"error: {on_command_line(error)}", soft_wrap=True)
         sys.exit(EXIT_BAD_INPUT)
     except (EngineError, OSError) as error:
-        print(f"error: {on_command_line(error)}", file=sys.stderr)
+        errors().print(f"error: {on_command_line(error)}", soft_wrap=True)
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from PIL import Image, ImageDraw, ImageFont
 
 from sgpipe.records import Box, Record, Relation
-from sgpipe.utils.console import count
+from sgpipe.utils.console import count, single_line
 
 Point = tuple[float, float]
 Rectangle = tuple[float, float, float, float]
@@ -128,6 +128,12 @@ def object_names(objects: Sequence[Box]) -> list[str]:
     return names
 
 
+def drawn_objects(record: Record, relations: Sequence[Relation]) -> list[int]:
+    """The objects to draw with their names: those of the relations, or all if there are no relations."""
+    ends = {end for relation in relations for end in (relation.subject, relation.object)}
+    return sorted(ends) if relations else list(range(len(record.objects)))
+
+
 def colour_of(index: int) -> str:
     """The colour of an object, by its index in the record."""
     return COLOURS[index % len(COLOURS)]
@@ -136,7 +142,8 @@ def colour_of(index: int) -> str:
 def draw_relations(image: Image.Image, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
     """The image with the objects and arrows of these relations, `width` pixels wide, or narrower if it is very tall.
 
-    Other objects get a thin outline. All text stays inside the image and overlaps as little as possible.
+    Other objects get a thin outline; without relations, all objects get their names. All text stays inside the image
+    and overlaps as little as possible.
     """
     scale = _SCALE * _fit_scale(record, width)
     size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))
@@ -169,7 +176,7 @@ def font(size: float) -> Font:
 
 def fit(text: str, letters: Font, width: float) -> str:
     """The text on one line, shortened with an ellipsis if it is wider than `width` pixels."""
-    text = " ".join(text.split())
+    text = single_line(text)
     if letters.getlength(text) <= width:
         return text
     low, high = 0, len(text)  # bisection for the longest prefix that fits
@@ -199,8 +206,7 @@ class _Drawing:
         self._names = object_names(record.objects)
 
     def draw(self, relations: Sequence[Relation]) -> None:
-        used = sorted({end for relation in relations for end in (relation.subject, relation.object)})
-        used = [index for index in used if not self._record.objects[index].is_nothing]
+        used = [index for index in drawn_objects(self._record, relations) if not self._record.objects[index].is_nothing]
         for index, box in enumerate(self._record.objects):
             if index not in used and not box.is_nothing:
                 self._pen.rectangle(self._corners(index), outline=(255, 255, 255, 130), width=_SCALE)

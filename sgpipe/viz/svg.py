@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escape_markup
 
+from sgpipe.utils.console import single_line
 from sgpipe.viz.draw_relations import Point
 
 WIDTH, HEIGHT = 560, 260
@@ -113,6 +114,11 @@ def _body(plot: Plot, colours: Sequence[str] = ()) -> Iterator[str]:
     yield _text(plot.x_title, (plot.left + plot.right) / 2, plot.height - 6)
     middle = (plot.top + plot.bottom) / 2
     yield f'<text transform="translate(14 {middle:.1f}) rotate(-90)" text-anchor="middle">{escape(plot.y_title)}</text>'
+
+
+def escape(text: str) -> str:
+    """Text of data inside SVG: without the control characters that XML forbids and those that turn text round."""
+    return escape_markup(single_line(text))
 
 
 def _text(text: str, x: float, y: float, anchor: str = "middle") -> str:

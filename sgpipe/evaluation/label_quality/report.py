@@ -16,7 +16,7 @@ from sgpipe.evaluation.label_quality.measures import Quality
 from sgpipe.evaluation.result import EvaluationResult, Rows, mean_curve, precision_at
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.utils.console import count
+from sgpipe.utils.console import count, single_line
 
 _NOTES = {  # by the count they report
     "images failed": ("image failed in the run: left out", "images failed in the run: left out"),
@@ -149,7 +149,7 @@ def print_run_quality(qualities: dict[str, LabelQuality], console: Console, *, p
     table.add_section()
     for row in sorted(first.predicates if predicates else (), key=lambda row: -row.quality.targets):
         if row.quality.targets or row.quality.predicted:
-            table.add_row(row.predicate, *_cells(row.quality))
+            table.add_row(single_line(row.predicate, 48), *_cells(row.quality))
     console.print(table)
 
 

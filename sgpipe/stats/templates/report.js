@@ -31,7 +31,7 @@ function filter() {
       && (!category.value || r.categories.includes(category.value)) && r.confidence + 1e-6 >= least);
     const numbers = new Set(kept.map((r) => r.number)), ends = new Set(kept.flatMap((r) => r.ends));
     show(card.querySelectorAll("[data-relation]"), (element) => numbers.has(element.dataset.relation));
-    show(card.querySelectorAll(".node"), (element) => ends.has(element.dataset.object));
+    show(card.querySelectorAll(".node"), (element) => !all.length || ends.has(element.dataset.object));
     const graph = card.querySelector(".graph");
     if (graph) graph.toggleAttribute("hidden", !kept.length);
     card.querySelector(".none").hidden = kept.length > 0 || !all.length;

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sgpipe.stats.review import measure_verdicts, write_review
+from sgpipe.stats.review import write_review
+from sgpipe.stats.verdicts import measure_verdicts
 from sgpipe.storage.database import open_run
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
@@ -30,7 +31,8 @@ def test_answers_by_key_are_kept_and_exported(open_page, page_file, tmp_path):
     with page.expect_download() as download:
         page.keyboard.press("e")
     download.value.save_as(tmp_path / "verdicts.json")
-    found = measure_verdicts(tmp_path / "verdicts.json", "drawn", 0.8, (0.2,))
+    with open_run(page_file.parent / "run") as database:
+        found = measure_verdicts(database, tmp_path / "verdicts.json", 0.8, (0.2,))
     assert (found.judged, found.unsure, found.open) == (3, 1, 0)
     assert (found.bands[0].precision.correct, found.bands[0].precision.judged) == (2, 3)
 

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.stats.calibration import JudgedRelations, PrecisionEstimate, wilson
+from sgpipe.stats.calibration import (
+    JudgedRelations,
+    PrecisionEstimate,
+    estimate_stratified,
+    short_threshold,
+    stratified_interval,
+    threshold_text,
+    wilson,
+)
 
 
 def judged(*pairs: tuple[float, bool]) -> JudgedRelations:
@@ -44,3 +52,99 @@ def test_calibration_is_measured_by_bins():
     assert [(part.start, part.precision.correct) for part in perfect.reliability()] == [(0.2, 1), (0.7, 3)]
     assert judged((1.0, False)).calibration_error() == 1
     assert judged().calibration_error() is None
+
+
+def simulated_coverage(sizes, precisions, verdicts: int, reviews: int, seed: int) -> tuple[float, float]:
+    """How often the 95% interval holds the truth, and its mean width, over reviews of a run with these bands.
+
+    Verdicts are allotted as `write_review` does: equally, and a band that is smaller than its part is judged whole.
+    """
+    rng = np.random.default_rng(seed)
+    sizes, judged, left = np.array(sizes), np.zeros(len(sizes), int), verdicts
+    for done, band in enumerate(np.argsort(sizes, kind="stable")):
+        judged[band] = min(sizes[band], left // (len(sizes) - done))
+        left -= judged[band]
+    correct = np.round(sizes * np.array(precisions)).astype(int)
+    drawn = zip(correct, sizes - correct, judged, strict=True)
+    samples = np.stack([rng.hypergeometric(*numbers, reviews) for numbers in drawn], 1)
+    kinds, times = np.unique(samples, axis=0, return_counts=True)
+    low, high = stratified_interval(*(np.broadcast_to(v, kinds.shape) for v in (sizes.astype(float), judged)), kinds)
+    truth = correct.sum() / sizes.sum()
+    inside = (low <= truth + 1e-9) & (truth <= high + 1e-9)
+    return (inside * times).sum() / reviews, ((high - low) * times).sum() / reviews
+
+
+RISING = (0.1, 0.3, 0.45, 0.6, 0.75, 0.92)
+SKEWED = (50_000, 9_000, 5_000, 3_000, 1_500, 600)
+ORDINARY = {
+    "even, 20": ((5_000,) * 6, RISING, 20),
+    "even, 200": ((5_000,) * 6, RISING, 200),
+    "even, 500": ((5_000,) * 6, RISING, 500),
+    "skewed, 300": (SKEWED, RISING, 300),
+    "skewed, 500": (SKEWED, RISING, 500),
+    "mostly right, 100": (SKEWED[::-1], RISING, 100),
+    "one band judged whole": ((500, 12, 8, 5), (0.6, 0.5, 0.5, 0.8), 60),
+    "one band": ((100_000,), (0.9,), 500),
+    "one all right": ((1_000, 1_000), (1.0, 0.5), 40),
+    "small run": ((116, 3, 2, 2), (0.4, 0.67, 1.0, 1.0), 30),
+}
+EXTREME = {
+    "few judged": ((116, 3, 2, 2), (0.4, 0.67, 1.0, 1.0), 12),
+    "very uneven, 20": ((1_000_000, 20_000, 3_000, 800, 90, 10), (0.3, 0.2, 0.4, 0.6, 0.8, 0.9), 20),
+    "very uneven, 200": ((1_000_000, 20_000, 3_000, 800, 90, 10), (0.05, 0.2, 0.4, 0.6, 0.8, 0.9), 200),
+    "all right": ((3_000, 200, 40, 8), (1.0,) * 4, 60),
+    "all wrong": ((3_000, 200, 40, 8), (0.0,) * 4, 60),
+    "nearly all right": ((3_000,) * 6, (0.97,) * 6, 100),
+    "one in two thousand wrong": ((100_000,), (0.9995,), 300),
+    "one verdict each": (SKEWED, RISING, 6),
+    "small bands": ((15, 12, 9, 8, 7, 6), (0.2, 0.4, 0.5, 0.6, 0.8, 0.9), 30),
+    "nearly all judged": ((40, 30, 20, 10), (0.4, 0.5, 0.7, 0.8), 95),
+}
+
+
+@pytest.mark.parametrize("name", ["even, 20", "skewed, 300", "one band judged whole", "small run"])
+def test_the_interval_of_a_stratified_sample_holds_the_truth_in_95_of_100_reviews(name):
+    coverage, _ = simulated_coverage(*ORDINARY[name], reviews=300, seed=1)
+    assert 0.91 < coverage < 0.99
+    assert simulated_coverage(*EXTREME["nearly all right"], reviews=300, seed=1)[0] >= 0.91
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ORDINARY, *EXTREME])
+def test_coverage_over_many_reviews(name):
+    """Three standard errors of 4,000 reviews are 1%."""
+    coverage, width = simulated_coverage(*(ORDINARY | EXTREME)[name], reviews=4000, seed=2)
+    assert coverage > 0.92
+    if name in ORDINARY:
+        assert coverage < 0.98
+    elif name != "one verdict each":
+        assert width < 0.85
+
+
+def test_the_interval_of_a_stratified_sample_in_known_cases():
+    # One large stratum: between the mid-p and the exact (Clopper-Pearson) interval.
+    [found] = estimate_stratified([[1e9]], [[263]], [[81]])
+    assert 0.2527 < found.low < 0.2553 < 0.3662 < found.high < 0.3700
+    # A census has no error, and half of one less than a sample of a large run.
+    assert str(estimate_stratified([[20, 4]], [[20, 4]], [[15, 1]])[0]) == "66.7% (66.7% to 66.7%, of 24)"
+    [small, large] = estimate_stratified([[40], [1e6]], [[20], [20]], [[10], [10]])
+    assert large.low < small.low < 0.5 < small.high < large.high
+    # Weights: 10 of 10 in a band of 90 and 0 of 10 in a band of 10.
+    [found] = estimate_stratified([[90, 10]], [[10, 10]], [[10, 0]])
+    assert found.value == pytest.approx(0.9)
+    assert found.high == pytest.approx(0.9)  # the band of 10 was judged whole
+    # What no verdict covers may be correct or not.
+    [found] = estimate_stratified([[50, 50]], [[50, 0]], [[50, 0]])
+    assert (found.value, found.low, found.high, found.covered) == (1, 0.5, 1, 0.5)
+    [nothing] = estimate_stratified([[50]], [[0]], [[0]])
+    assert (nothing.value, nothing.low, nothing.high, str(nothing)) == (None, 0, 1, "–")
+
+
+@pytest.mark.parametrize("digits", ["0.9", "0.7", "0.1", "0.60412", "0.0043", "0.00041234", "1", "0", "0.9999"])
+def test_a_short_threshold_keeps_its_confidence_and_is_shown_as_it_is(digits):
+    confidence = np.float32(digits)
+    short = short_threshold(float(confidence))
+    assert np.float32(short) <= confidence
+    assert short == pytest.approx(float(digits), rel=1e-2)
+    assert float(threshold_text(short)) == short
+    assert len(threshold_text(short).lstrip("0.")) <= 3 or short == 1

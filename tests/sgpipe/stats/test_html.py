@@ -1,4 +1,6 @@
 import json
+import re
+import unicodedata
 
 import pytest
 
@@ -131,3 +133,56 @@ def test_plots_have_room_for_their_values():
 def test_a_page_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         save_page(tmp_path / "nowhere" / "page.html", "")
+
+
+TURNED = "on \u202edeppils\u202c"
+HEBREW = "על"
+
+
+def test_text_that_runs_the_other_way_turns_nothing_round(tmp_path):
+    """In pages it is isolated, by <bdi> or, where no element can be, by Unicode's isolates."""
+    objects = [PERSON, Box(f"{HEBREW}\u202e", 2, (50, 50, 50, 50)), Box(TURNED, 3, (10, 60, 50, 50))]
+    records = [scene(TURNED, [(0, TURNED, 1, 0.9), (2, HEBREW, 0, 0.8)], objects, [TURNED]) for _ in range(1)]
+    make_run(tmp_path / "run", records, run={"name": f"{HEBREW}{TURNED}"})
+    invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", tmp_path / "run")
+    invoke(tmp_path / "run", "--review", 2, "--review-file", tmp_path / "review.html")
+    for name in ("r.html", "review.html"):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        page = re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
+        page = re.sub(r'(value|data-\w+)="[^"]*"', "", page)  # not shown
+        assert "<bdi>" in page
+        page = re.sub(r"<bdi>[^<]*</bdi>|\u2068[^<\u2069]*\u2069", "", page)
+        outside = [part for part in re.split(r"\s{2,}|[<>]", page) if HEBREW in part or "\u202e" in part]
+        assert outside == []
+
+
+def test_terminals_get_no_text_that_they_would_act_on(tmp_path):
+    evil = f"{TURNED}\x1b[2J\x9b31m\u200b\nnew"
+    objects = [PERSON, Box(evil, 2, (50, 50, 50, 50))]
+    make_run(
+        tmp_path / "run", [scene(evil, [(0, evil, 1, 0.9)] * 2, objects, [evil], dataset=evil)], run={"name": evil}
+    )
+    for options in ((), ("--compare", tmp_path / "run"), ("--json",)):
+        out = invoke(tmp_path / "run", *options).stdout
+        assert not [letter for letter in out if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter != "\n"]
+    assert json.loads(out)["predicates"] == {evil: 2}
+
+
+def test_long_names_are_cut_in_tables_and_whole_in_pages(tmp_path):
+    long = "a very long predicate " * 20
+    make_run(tmp_path / "run", [scene("0", [(0, long, 1, 0.9)])])
+    lines = invoke(tmp_path / "run", "--html", tmp_path / "r.html").stdout.splitlines()
+    rows = [line for line in lines if "│" in line and "a very long predicate" in line and "filler" not in line]
+    assert rows
+    assert all("…" in line and len(line) < 110 for line in rows)
+    assert long.strip() in " ".join((tmp_path / "r.html").read_text(encoding="utf-8").split())
+
+
+def test_images_without_relations_show_their_boxes(tmp_path):
+    card = make_card(scene("0"), None, [])
+    assert [node.name for node in card.nodes] == ["person", "dog", "cup"]
+    make_run(tmp_path / "run", [scene("0")])
+    invoke(tmp_path / "run", "--html", tmp_path / "r.html")
+    tags = Texts((tmp_path / "r.html").read_text(encoding="utf-8")).tags
+    assert [given["data-object"] for tag, given in tags if given.get("class") == "node"] == ["0", "1", "2"]
+    assert not any(given.get("class") == "graph" for _, given in tags)

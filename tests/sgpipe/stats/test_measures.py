@@ -7,6 +7,7 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import Pair, Triplet
 from sgpipe.stats.measures import measure
+from sgpipe.stats.terminal import overview
 from tests.sgpipe.stats.agreement import assert_thresholds_are_numpys, assert_totals_are_pyarrows, column, read
 from tests.sgpipe.stats.runs import labelled_records, make_shards, scene
 
@@ -119,3 +120,24 @@ def test_a_run_without_shards_and_one_that_is_damaged(tmp_path):
     shard.write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
         measure(tmp_path / "run")
+
+
+def test_yields_leave_out_what_no_stage_has_finished(tmp_path):
+    """The captions of an image that could not be read were never parsed."""
+    triplet = Triplet("a man", "on", "a dog", "man", "dog", "on", 0, "person", "dog")
+    records = [scene(str(n), [(0, "on", 1, 0.9)] * 3, captions=["a", "b"]) for n in range(4)]
+    for record in records:
+        record.triplets, record.pairs = [triplet] * 4, [Pair(0, 1, ["on"] * 5)]
+    for record in records[1:]:
+        record.fail("caption", "no image")
+        record.triplets, record.pairs, record.relations = [], [], []
+    measures = measure(make_shards(tmp_path / "run", records))
+    assert measures.totals["captions"] == 8
+    assert measures.in_error_rows["captions"] == 6
+    assert measures.yields == {
+        "triplets": 2, "matched_triplets": 1, "candidate_texts": 5 / 4, "relations": 3 / 5, "kept_relations": 1,
+    }  # fmt: skip
+    assert ("captions", "8", "6 in error rows") in overview(measures)
+    for record in records:
+        record.fail("caption", "no image")
+    assert set(measure(make_shards(tmp_path / "failed", records)).yields.values()) == {None}

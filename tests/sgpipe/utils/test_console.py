@@ -1,9 +1,14 @@
 import io
+import json
+import unicodedata
 
 import pytest
+from rich.color import ColorSystem
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from sgpipe.utils.console import Meter, Progress, count
+from sgpipe.utils.console import Meter, Progress, count, errors, json_text, output, progress, single_line
 
 
 @pytest.mark.parametrize(
@@ -113,3 +118,44 @@ def test_the_first_line_has_no_estimate_and_the_last_one_no_rest(
     shown = text.getvalue()
     assert "3 relations, 1 error" in shown
     assert "left" not in shown.splitlines()[-1]
+
+
+EVIL = "on\x1b[31m\x07\x9b2J \u202edeen\u200b \ud800 \u2028ok\u2066"
+
+
+def test_text_of_data_is_one_line_without_what_a_terminal_acts_on() -> None:
+    assert single_line(EVIL) == "on [31m 2J deen ? ok"
+    assert single_line("a\n b\tc") == "a b c"
+    assert single_line("on the left of", 10) == "on the le…"
+    assert single_line("على · 日本 · naïve – 🐕") == "على · 日本 · naïve – 🐕"
+
+
+@pytest.mark.parametrize("make", [output, errors, progress])
+def test_every_console_prints_only_what_is_seen(make, capsys) -> None:
+    table = Table(title=EVIL)
+    table.add_column(EVIL)
+    table.add_row(EVIL)
+    console = make()
+    console.print(EVIL, soft_wrap=True)
+    console.print(Text(EVIL), table)
+    Progress(console).say(f"first\n{EVIL}")
+    printed = "".join(capsys.readouterr())
+    assert printed.count("deen") == 6
+    assert {unicodedata.category(letter) for letter in printed if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})
+    assert "first\non" in printed
+
+
+def test_colours_of_a_terminal_remain() -> None:
+    console = output()
+    console._color_system, console._force_terminal = ColorSystem.STANDARD, True
+    console.file = io.StringIO()
+    console.print("a\x1b[2J", style="red")
+    assert console.file.getvalue() == "\x1b[31ma [2J\x1b[0m\n"
+
+
+def test_json_for_a_terminal_is_the_same_json() -> None:
+    value = {EVIL: [1, "naïve\n"], "b": None}
+    text = json_text(value, indent=1)
+    assert json.loads(text) == value
+    assert "naïve" in text
+    assert {unicodedata.category(letter) for letter in text if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})

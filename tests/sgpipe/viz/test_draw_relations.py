@@ -113,3 +113,17 @@ def test_there_and_back_are_apart_and_heads_point_forward():
     assert tip == there[-1]
     assert all(x < tip[0] for x, _ in wings)
     assert curve(left, left, short=24)[0] == (10, 5)
+
+
+def test_without_relations_all_objects_get_their_names():
+    scene = record()
+    scene.objects = [Box("dog", 2, (40, 40, 200, 150))]
+    grey = Image.new("RGB", (320, 240), "#808080")
+    named = draw_relations(grey, scene, [], 640)
+    assert colour_of(0) in {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in named.getcolors(999_999)}
+    scene.objects[0].category = "a much longer name"
+    assert ImageChops.difference(named, draw_relations(grey, scene, [], 640)).getbbox()
+
+
+def test_what_turns_text_round_is_not_drawn():
+    assert fit("on \u202edeppils\x1b[0m", font(13), 400) == "on deppils [0m"

@@ -1,0 +1,248 @@
+"""What the verdicts of a review say about the run: each one stands for the relations of its confidence band."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgpipe.errors import UserError
+from sgpipe.stats.calibration import (
+    JudgedRelations,
+    StratifiedEstimate,
+    ThresholdChoice,
+    check_target,
+    estimate_stratified,
+)
+from sgpipe.stats.review import ConfidenceBand, Review, load_review, sample_bands
+from sgpipe.storage.database import Database
+
+
+@dataclass(frozen=True)
+class BandVerdict:
+    """A band of confidence and the precision of its judged relations."""
+
+    band: ConfidenceBand
+    precision: StratifiedEstimate
+
+
+@dataclass(frozen=True)
+class PredicateVerdict:
+    """A predicate and its precision, weighted by its relations in each band."""
+
+    predicate: str
+    precision: StratifiedEstimate
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Human verdicts on a sample of relations; all but the plain counts are weighted by the relations of the bands.
+
+    Attributes:
+        judged: relations judged right or wrong; those that are `unsure` or `open` do not count.
+        precision: of the relations in judged bands. None if no band was judged.
+        low, high: the 95% interval of the precision of the run; relations of bands without a verdict may be correct or
+            not.
+        covered: share of the run's relations that are in judged bands.
+        if_unsure_wrong, if_unsure_right: the precision if all unsure answers were wrong, or right.
+        relations: the run's when the page was written. `relations_now`: the run's now.
+        sized: whether the file says how many relations each band had; if not, those of the run count.
+        calibration_error: mean distance between the mean confidence and the precision of each band.
+        suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
+            the lowest threshold whose precision is not below it.
+    """
+
+    judged: int
+    unsure: int
+    open: int
+    precision: float | None
+    low: float | None
+    high: float | None
+    covered: float
+    if_unsure_wrong: float | None
+    if_unsure_right: float | None
+    relations: int
+    relations_now: int
+    sized: bool
+    bands: list[BandVerdict]
+    predicates: list[PredicateVerdict]
+    calibration_error: float | None
+    curve: list[ThresholdChoice]
+    target: float
+    suggested: ThresholdChoice | None
+    sure: bool
+
+
+def measure_verdicts(database: Database, file: Path, target: float, thresholds: Sequence[float]) -> Verdicts:
+    """Estimate the precision of an open run from exported verdicts.
+
+    Args:
+        target: the precision for which a threshold is suggested.
+        thresholds: those of the curve.
+
+    Raises UserError: the file is not such an export, belongs to another run, or the target is out of range.
+    """
+    check_target(target)
+    review = load_review(file)
+    if review.fingerprint != str(database.run.get("fingerprint", "")):
+        raise UserError(f"{file} belongs to another run ({review.run}, fingerprint {review.fingerprint})")
+    sample = _Sample(database, review)
+    [whole, wrong, right, *bands] = estimate_stratified(*sample.run_and_bands())
+    names = [name for name, _ in Counter(sample.names[sample.is_judged].tolist()).most_common()]
+    predicates = estimate_stratified(*sample.by_predicate(names)) if names else []
+    candidates = sample.judged.candidates()
+    choices = sample.choices([*thresholds, *candidates])
+    curve, candidate_choices = choices[: len(thresholds)], choices[len(thresholds) :]
+    sure = next((choice for choice in candidate_choices if choice.precision.low >= target), None)
+    return Verdicts(
+        judged=whole.judged,
+        unsure=review.answers.count("unsure"),
+        open=review.answers.count(None),
+        precision=whole.value,
+        low=None if whole.value is None else whole.low,
+        high=None if whole.value is None else whole.high,
+        covered=whole.covered,
+        if_unsure_wrong=wrong.value,
+        if_unsure_right=right.value,
+        relations=round(sample.weights.sum()),
+        relations_now=int(sample.counts.sum()),
+        sized=sample.sized,
+        bands=[BandVerdict(band, precision) for band, precision in zip(sample.bands, bands, strict=True)],
+        predicates=[PredicateVerdict(name, found) for name, found in zip(names, predicates, strict=True)],
+        calibration_error=sample.calibration_error(bands),
+        curve=curve,
+        target=target,
+        suggested=sure or next((c for c in candidate_choices if (c.precision.value or 0) >= target), None),
+        sure=sure is not None,
+    )
+
+
+_Table = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
+
+
+class _Sample:
+    """The judged relations of a review and the relations of the run that they stand for.
+
+    The strata are the bands of the review, and last the relations that are in none.
+
+    Attributes:
+        counts: the run's relations now, `[strata]`.
+        weights: the relations that the verdicts stand for, as the file says, `[strata]`.
+    """
+
+    def __init__(self, database: Database, review: Review) -> None:
+        self._database = database
+        self.sized = review.bands is not None and all(band.relations is not None for band in review.bands)
+        bands = list(sample_bands(database, 0).values()) if review.bands is None else review.bands
+        self._stratum = _stratum(bands)
+        self.counts, self._means = self._count_bands(len(bands))
+        relations = [n if b.relations is None else b.relations for b, n in zip(bands, self.counts[:-1], strict=True)]
+        self.bands = [replace(band, relations=int(n)) for band, n in zip(bands, relations, strict=True)]
+        self.weights = np.array([*relations, self.counts[-1]], np.float64)
+        self._scale = self.weights / np.maximum(self.counts, 1)
+        numbers = [_band_of(question.confidence, bands) if question.band is None else question.band
+                   for question in review.questions]  # fmt: skip
+        self._band = np.array(numbers, int)
+        answers = np.array(review.answers, object)
+        self.names = np.array([question.predicate for question in review.questions], object)
+        self._right, self._unsure = answers == "right", answers == "unsure"
+        self.is_judged = self._right | (answers == "wrong")
+        confidence = [1.0 if question.confidence is None else question.confidence for question in review.questions]
+        self._confidence = np.array(confidence, np.float32)
+        self.judged = JudgedRelations(self._confidence[self.is_judged], self._right[self.is_judged])
+
+    def run_and_bands(self) -> _Table:
+        """The run, the run if the unsure answers were wrong, the same if they were right, and each band."""
+        judged, right, unsure = (self._tally(chosen) for chosen in (self.is_judged, self._right, self._unsure))
+        each = np.eye(len(self.bands), len(self.weights), dtype=int)
+        population = np.concatenate([[self.weights] * 3, each * self.weights])
+        return (
+            population,
+            np.concatenate([[judged, judged + unsure, judged + unsure], each * judged]),
+            np.concatenate([[right, right, right + unsure], each * right]),
+        )
+
+    def by_predicate(self, names: Sequence[str]) -> _Table:
+        """The relations of each predicate."""
+        at = {name: number for number, name in enumerate(names)}
+        population = np.zeros((len(names), len(self.weights)))
+        query = f"select predicate::varchar, {self._stratum} as stratum, count(*) from relations group by all"
+        for name, stratum, number in self._database.rows(query):
+            if name in at:
+                population[at[name], stratum] = number * self._scale[stratum]
+        judged = np.array([self._tally(self.is_judged & (self.names == name)) for name in names])
+        return population, judged, np.array([self._tally(self._right & (self.names == name)) for name in names])
+
+    def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
+        """What each threshold keeps; relations without a confidence pass every one."""
+        if not len(thresholds):
+            return []
+        above = self._count_above(np.array(thresholds, np.float32))
+        kept = [self._confidence >= np.float32(threshold) for threshold in thresholds]
+        judged = np.array([self._tally(self.is_judged & keeps) for keeps in kept])
+        right = np.array([self._tally(self._right & keeps) for keeps in kept])
+        estimates = estimate_stratified(above * self._scale, judged, right)
+        return [
+            ThresholdChoice(threshold, estimate.judged, estimate, int(counts.sum()))
+            for threshold, estimate, counts in zip(thresholds, estimates, above, strict=True)
+        ]
+
+    def calibration_error(self, estimates: Sequence[StratifiedEstimate]) -> float | None:
+        """The mean over bands, weighted by their relations, without those that have no verdict or no confidence."""
+        rows = [
+            (weight, abs(mean - estimate.value))
+            for weight, mean, estimate in zip(self.weights, self._means, estimates, strict=False)
+            if estimate.value is not None and mean is not None
+        ]
+        total = sum(weight for weight, _ in rows)
+        return sum(weight * distance for weight, distance in rows) / total if total else None
+
+    def _tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(self._band[chosen], minlength=len(self.weights))
+
+    def _count_bands(self, bands: int) -> tuple[NDArray[np.int64], list[float | None]]:
+        counts = np.zeros(bands + 1, np.int64)
+        means: list[float | None] = [None] * (bands + 1)
+        query = f"select {self._stratum} as stratum, count(*), avg(confidence)::double from relations group by all"
+        for stratum, number, mean in self._database.rows(query):
+            counts[stratum], means[stratum] = number, mean
+        return counts, means
+
+    def _count_above(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The run's relations of at least each threshold, `[thresholds, strata]`."""
+        cuts = np.unique(thresholds)
+        self._database.execute("create or replace table cuts (cut float)")
+        self._database.insert("cuts", [(float(cut),) for cut in cuts])
+        counts = np.zeros((len(cuts), len(self.weights)), np.int64)
+        query = f"""select cut, stratum, count(*)
+            from (select certainty, {self._stratum} as stratum from relations) placed
+            asof join cuts on certainty >= cut group by all"""
+        for cut, stratum, number in self._database.rows(query):
+            counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
+        return np.cumsum(counts[::-1], axis=0)[::-1][np.searchsorted(cuts, thresholds)]
+
+
+def _stratum(bands: Sequence[ConfidenceBand]) -> str:
+    """SQL for the number of a relation's band; that after the last if it is in none."""
+    cases = [
+        "confidence is null" if band.start is None or band.stop is None else
+        f"confidence >= {band.start}::float" + (f" and confidence < {band.stop}::float" if band.stop < 1 else "")
+        for band in bands
+    ]  # fmt: skip
+    whens = " ".join(f"when {case} then {number}" for number, case in enumerate(cases))
+    return f"(case {whens} else {len(bands)} end)" if cases else "0"
+
+
+def _band_of(confidence: float | None, bands: Sequence[ConfidenceBand]) -> int:
+    """The band of a confidence, or the number after the last if it is in none."""
+    for number, band in enumerate(bands):
+        if confidence is None or band.start is None or band.stop is None:
+            if confidence is None and band.start is None:
+                return number
+        elif np.float32(confidence) >= np.float32(band.start) and (band.stop >= 1 or confidence < band.stop):
+            return number
+    return len(bands)
