@@ -1,6 +1,6 @@
 """Starting or joining Ray, the token that a cluster may require, and what Ray's errors come down to.
 
-From 2.52 on, Ray can require a token of everyone who joins; from 2.60 on, `ray start --head` does so by itself as soon
+From 2.52 on, Ray can require a token of everyone who joins; from 2.59 on, `ray start --head` does so by itself as soon
 as its machine has a token. Ray looks for it in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, and in
 ~/.ray/auth_token, but presents it to a cluster at HOST:PORT only if RAY_AUTH_MODE=token is set.
 """

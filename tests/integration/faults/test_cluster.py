@@ -20,7 +20,7 @@ from tests.integration.faults.runs import Run, assert_whole, descendants, make_d
 from tests.integration.faults.stage import CPUS, GPUS, MARKS, SECONDS
 
 IMAGES = 60
-STARTS_WITH_TOKEN = Version(version("ray")) >= Version("2.60")  # `ray start --head` requires it if there is one
+STARTS_WITH_TOKEN = Version(version("ray")) >= Version("2.59")  # `ray start --head` requires it if there is one
 needs_tokens = pytest.mark.skipif(Version(version("ray")) < Version("2.52"), reason="this Ray has no tokens")
 
 

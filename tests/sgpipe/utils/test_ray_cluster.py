@@ -40,7 +40,7 @@ def test_a_token_is_looked_for_where_ray_does(monkeypatch, tmp_path):
 
 def test_the_lines_of_a_version_mismatch_become_one():
     text = (
-        "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\nThis process was started with:\n Ray: 2.60.0"
+        "Version mismatch: The cluster was started with:\n  Ray: 2.50.0\nThis process was started with:\n  Ray: 2.60.0"
     )
     expected = "Version mismatch: The cluster was started with: Ray: 2.50.0 This process was started with: Ray: 2.60.0"
     assert ray_cluster._first_line(RuntimeError(text)) == expected

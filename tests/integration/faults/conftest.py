@@ -1,0 +1,44 @@
+"""An object store: a server of moto's that speaks S3."""
+
+import re
+import threading
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+from moto.s3.responses import S3Response
+from moto.server import ThreadedMotoServer
+
+from sgpipe.storage.storage import ObjectStore
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Moto tests the conditions of a request and carries it out in two steps: one request at a time, it is as S3 is."""
+    one_at_a_time, put_object = threading.Lock(), S3Response.put_object
+
+    def put_alone(self: S3Response) -> Any:
+        with one_at_a_time:
+            return put_object(self)
+
+    with mock.patch.object(S3Response, "put_object", put_alone):
+        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture
+def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ObjectStore:
+    """A place of its own in a bucket of its own."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:50].strip("-") + f"-{uuid.uuid4().hex[:8]}"
+    urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"))
+    return ObjectStore(f"s3://{bucket}/some/labels")
