@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sgpipe.errors import in_python
-from sgpipe.generation.identity import identity
+from sgpipe.generation.identity import as_started, identity, in_todays_settings
 from sgpipe.generation.pools import Pool, plan_pools, unused_gpus
 from sgpipe.generation.preconditions import check_recipe
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.utilization import Utilization
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
-from sgpipe.recipe import PYTHON_WORDS, Recipe, SourceConfig, with_packaged_models
+from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, Recipe, SourceConfig, with_packaged_models
 from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.miniworld import recipe_warnings
 from sgpipe.stages.base import ModelStage, Stage
@@ -30,6 +31,7 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
+from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.ray_cluster import start_ray
 
 
@@ -52,10 +54,11 @@ def generate(
     with folder.lock():
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
-            source, ground_truth = _prepare(recipe, folder, progress)
-            recipe = with_packaged_models(recipe.model_copy(update={"source": source}))
+            before = _identity_there(folder)
+            source, ground_truth = _prepare(recipe, before, folder, progress)
+            recipe = with_packaged_models(_going_on(recipe, before, progress).model_copy(update={"source": source}))
             indexes = _open_sources(recipe, folder, progress)
-            manifest = folder.open(_description(recipe, folder, indexes))
+            manifest = folder.open(_description(recipe, before, folder, indexes))
             folder.set_ground_truth(ground_truth)
         for split, index in indexes.items():
             index.move(folder.index(split))
@@ -63,7 +66,8 @@ def generate(
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
         work = _Work.plan(recipe, indexes, units, progress) if units else None
         folder.sweep(manifest)
-        folder.describe(recipe, manifest)
+        if work is not None or not folder.is_described:  # a finished run is not described by a smaller --limit
+            folder.describe(recipe, manifest)
         mirror.copy()
         if work is None:
             progress.say(_nothing_left(folder, manifest, rows, retry_failed))
@@ -89,16 +93,34 @@ def _nothing_left(folder: RunFolder, manifest: Manifest, rows: Mapping[str, int]
     return "; ".join(parts)
 
 
-def _prepare(recipe: Recipe, folder: RunFolder, progress: Progress) -> tuple[SourceConfig, GroundTruth | None]:
+def _identity_there(folder: RunFolder) -> Mapping[str, Any]:
+    """The identity of the run in the folder; empty if it has no shards yet."""
+    if (folder.root / MANIFEST).exists() and (manifest := Manifest.load(folder.root)).shards:
+        there: Mapping[str, Any] = manifest.run["identity"]
+        return there
+    return {}
+
+
+def _going_on(recipe: Recipe, before: Mapping[str, Any], progress: Progress) -> Recipe:
+    """The recipe; of a run that an earlier version started, without the settings that packaged recipes got since."""
+    started = as_started(recipe, before)
+    if started != recipe:
+        now, then = ({f"caption.{name}": value for name, value in each.caption} for each in (recipe, started))
+        values = " and ".join(f"{key}={then[key]:g}" for key in ADDED_SETTINGS if then[key] != now[key])
+        progress.say(f"NOTE: an earlier version started this run: it continues with {values}")
+    return started
+
+
+def _prepare(
+    recipe: Recipe, there: Mapping[str, Any], folder: RunFolder, progress: Progress
+) -> tuple[SourceConfig, GroundTruth | None]:
     """The source with its images in place, and its ground truth.
 
     Raises UserError: the folder contains labels of other images that the source made; they are not touched.
     """
     now = {"drawn": recipe.source.synthetic}
-    if (folder.root / MANIFEST).exists() and (manifest := Manifest.load(folder.root)).shards:
-        before = {"drawn": manifest.run["identity"].get("drawn")}
-        if before != now:
-            raise folder.changed(before, now)
+    if there and (before := {"drawn": there.get("drawn")}) != now:
+        raise folder.changed(before, now)
     return prepare_source(recipe.source, folder.private, progress.say)
 
 
@@ -107,13 +129,20 @@ def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict
     for split in recipe.source.splits:
         progress.say(f"reading the annotations of {split}")
         indexes[split] = open_source(recipe.source, split, folder.index(split), folder.new_index(split))
+        for note in indexes[split].meta.get("notes", ()):
+            progress.say(f"NOTE: {note}")
     return indexes
 
 
-def _description(recipe: Recipe, folder: RunFolder, indexes: Mapping[str, SourceIndex]) -> dict[str, object]:
-    """What the manifest says of the run."""
+def _description(
+    recipe: Recipe, before: Mapping[str, Any], folder: RunFolder, indexes: Mapping[str, SourceIndex]
+) -> dict[str, object]:
+    """What the manifest says of the run, which keeps the identity that an earlier version gave it."""
+    now = identity(recipe, indexes)
+    if fingerprint(in_todays_settings(before)) == fingerprint(now):
+        now = dict(before)
     images = {split: _image_folder(root, folder) for split, root in _image_roots(recipe).items()}
-    run: dict[str, object] = {"name": recipe.name, "identity": identity(recipe, indexes), "images": images}
+    run: dict[str, object] = {"name": recipe.name, "identity": now, "images": images}
     return run | ({"store": folder.store.location} if folder.store else {})
 
 

@@ -186,6 +186,11 @@ class RunFolder:
         """The error for a folder that was made with another identity."""
         return settings_changed(self.location, before, now, "--store" if self.store else "--out")
 
+    @property
+    def is_described(self) -> bool:
+        """Whether the recipe and the README are there."""
+        return all((self.root / name).is_file() for name in (_RECIPE, _README))
+
     def describe(self, recipe: Recipe, manifest: Manifest) -> None:
         """Write the resolved recipe and the README."""
         dumped = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
@@ -249,8 +254,13 @@ def settings_changed(
     place: object, before: Mapping[str, Any], now: Mapping[str, Any], option: str = "--out"
 ) -> UserError:
     """The error for a place that was made with other settings; `option` is how the user names another place."""
-    if ("import" in before) != ("import" in now):
-        kinds = ("an import", "a run") if "import" in before else ("a run", "an import")
+    kinds = _kind(before), _kind(now)
+    if kinds[0] != kinds[1]:
         return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
     lines = "".join(f"\n  {line}" for line in differences(before, now, ADDED_SETTINGS))
     return UserError(f"{place} was made with other settings; choose another {option}, or revert these settings:{lines}")
+
+
+def _kind(identity: Mapping[str, Any]) -> str:
+    """What an identity is of."""
+    return "an import" if "import" in identity else "a scored copy of a run" if "scored" in identity else "a run"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, print_run_quality, run_quality
+from sgpipe.generation import run as generation_run
 from sgpipe.generation.pools import Pool
 from sgpipe.generation.ray_engine import _graph
 from sgpipe.generation.run import Summary, generate
@@ -62,11 +64,11 @@ def coco(tmp_path_factory) -> Files:
     return make_coco(tmp_path_factory.mktemp("coco"), images=IMAGES, missing=(4, 7))
 
 
-def run(files: Files, tagger: Path, out: Path, retry_failed: bool = False, **options) -> Summary:
+def run(files: Files, tagger: Path, out: Path, retry_failed: bool = False, progress=QUIET, **options) -> Summary:
     splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
     overrides = {"source.splits": splits, "caption.captioner": None, "tag.tagger": str(tagger), **SMALL}
     overrides |= {key.replace("__", "."): value for key, value in options.items()}
-    return generate(load_recipe("coco", overrides), out, QUIET, retry_failed=retry_failed)
+    return generate(load_recipe("coco", overrides), out, progress, retry_failed=retry_failed)
 
 
 def rows(out: Path) -> list[Record]:
@@ -130,6 +132,67 @@ def test_rows_do_not_depend_on_units_or_actors(finished, coco, tagger, tmp_path)
 
 
 @pytest.mark.slow
+def said(do: Callable[[Progress], object]) -> str:
+    text = io.StringIO()
+    do(Progress(Console(file=text, width=300)))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        (None, "{images} images in {out} have been processed"),
+        (10, "{images} images in {out} have been processed; the first 10 were asked for"),
+        (1, "{images} images in {out} have been processed; the first one was asked for"),
+    ],
+)
+def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, monkeypatch, limit, reason):
+    """Without Ray and without models."""
+    monkeypatch.setattr(generation_run, "start_ray", None)
+    monkeypatch.setattr(generation_run, "build_stages", None)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != "lock"}
+    told = said(lambda progress: run(coco, tagger, finished, False, progress, **({"limit": limit} if limit else {})))
+    assert told.splitlines()[-1] == f"nothing left to do: {reason.format(images=IMAGES, out=finished)}"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tag__resources": {"cpus": 900}}, "takes 900 CPUs, more than any machine has"),
+        ({"tag__tagger": "nowhere/at/all"}, "no such folder: nowhere/at/all"),
+        ({"tag__tagger": "no-such-tagger"}, "no R-Tagger at no-such-tagger"),
+        ({"pair__synonyms": "no.json"}, "no such file: no.json"),
+        ({"source__ground_truth": "no"}, "no such folder: no"),
+        ({"caption__captioner": "no-such-captioner"}, "no such folder, and no such model"),
+    ],
+)
+@pytest.mark.parametrize("before", ["nothing", "empty", "a run"])
+def test_what_is_refused_leaves_no_trace(ray_engine, coco, tagger, finished, tmp_path, options, message, before):
+    out = tmp_path / "deep" / "out"
+    if before == "empty":
+        out.mkdir(parents=True)
+    if before == "a run":
+        shutil.copytree(finished, out)
+        (out / next(iter((out / "data").glob("*.parquet"))).relative_to(out)).unlink()  # there is something to do
+    there = {path: path.read_bytes() if path.is_file() else b"" for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=message if before != "a run" or "resources" in str(options) else None):
+        run(coco, tagger, out, **options)
+    now = {path: path.read_bytes() if path.is_file() else b"" for path in tmp_path.rglob("*")}
+    assert now == there
+
+
+def test_a_refused_recipe_leaves_the_source_index_of_the_run_as_it_is(finished, coco, tagger, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    index = (out / ".sgpipe" / "index-val.arrow").read_bytes()
+    other = make_coco(tmp_path / "other", images=3)
+    with pytest.raises(UserError, match="made with other settings"):
+        run(other, tagger, out)
+    assert (out / ".sgpipe" / "index-val.arrow").read_bytes() == index
+    assert not list((out / ".sgpipe").glob("new-*"))
+
+
 def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
     out = tmp_path / "out"
     assert run(coco, tagger, out, limit=3).counts["images"] == 3
