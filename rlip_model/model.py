@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from rlip_model.backbone import ImageEncoder, ImageFeatures
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
-from rlip_model.decoder import DecodedEntities, DecodedRelations, EntityDecoder, RelationDecoder
+from rlip_model.decoder import AnchorPositions, DecodedEntities, DecodedRelations, EntityDecoder, RelationDecoder
 from rlip_model.encoder import ALIFEncoder, DeformableEncoder, Memory
-from rlip_model.fusion import LabelResizer
+from rlip_model.fusion import Gate, LabelResizer
 from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
 from rlip_model.late_fusion import LateFusion, ReadOutStates
 from rlip_model.noise import Noise, TorchNoise
@@ -46,6 +46,18 @@ class RLIPModel(RLIPPreTrainedModel):
         self.queries = self._make_queries(config)
         self._label_cache: LabelCache | None = None
         self.post_init()
+        self._initialise_as_published()
+
+    def _initialise_as_published(self) -> None:
+        """Xavier, as in all of the published transformer, for the layers that others start in another way.
+
+        It comes last, so that a seed gives all other parameters the values that it gave in earlier versions.
+        """
+        for module in self.modules():
+            if isinstance(module, AnchorPositions | Gate):
+                for parameter in module.parameters():
+                    if parameter.dim() > 1:
+                        nn.init.xavier_uniform_(parameter)
 
     def _make_queries(self, config: RLIPConfig) -> LearnedQueries | AnchorQueries | PairQueries:
         raise TypeError(f"{type(self).__name__} has no queries; use ParSeD, ParSeDA or RTagger")

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from sgpipe.errors import in_python
 from sgpipe.utils.config_file import load, recipe_folder
 
+LARGEST_SEED = 2**63
+
 
 class Config(BaseModel):
     """Base of every section of a recipe: frozen; unknown keys are errors."""
@@ -51,7 +53,7 @@ class MiniworldConfig(Config):
     """The images that format: miniworld generates."""
 
     images: int = Field(200, ge=1, description="number of images")
-    seed: int = Field(0, ge=0, description="another seed gives other images")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="another seed gives other images")
     split: Literal["train", "val", "test-compositional"] = Field(
         "val", description="test-compositional contains only combinations that never occur in the other splits"
     )
@@ -133,8 +135,9 @@ class CaptionConfig(Config):
     resources: Resources = Resources()
 
 
-# Settings that recipes and runs of older versions do not name, and their value there: off.
+# Settings that recipes and runs of 0.1.0 do not name: their value there (off), and in the packaged recipes since.
 ADDED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.0, "caption.top_k": 0}
+PUBLISHED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.1, "caption.top_k": 50}
 
 
 class ParseConfig(Config):
@@ -195,7 +198,7 @@ class Recipe(Config):
     name: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f]+$")] = Field(
         "sgpipe", description="name of the run"
     )
-    seed: int = Field(0, description="seed of the caption sampling")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the caption sampling")
     limit: int | None = Field(None, ge=1, description="only the first N images")
     source: SourceConfig = SourceConfig()
     detect: DetectConfig = DetectConfig()

@@ -101,7 +101,7 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
     """The network with its criterion; parts are frozen as configured. Raises UserError: there is no such part."""
     loss, options = recipe.loss, recipe.optimisation
     network.requires_grad_(True)
-    if recipe.model.frozen_norms if recipe.model.frozen_norms is not None else recipe.model.init is not None:
+    if recipe.model.frozen_norms:
         network.freeze()
     try:
         freeze(network, options.frozen)

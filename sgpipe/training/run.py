@@ -29,7 +29,7 @@ from sgpipe.training.display import TrainingDisplay, TrainSummary
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
 from sgpipe.training.metrics import METRICS, read_metrics
-from sgpipe.training.recipe import PYTHON_WORDS, TrainRecipe
+from sgpipe.training.recipe import PYTHON_WORDS, TrainRecipe, as_started, in_todays_settings
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.config_file import require_loaded
@@ -58,6 +58,7 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     before = FolderBefore(out, (PRIVATE, _RECIPE, METRICS, _TENSORBOARD, CHECKPOINTS))
     make, has_work = partial(_make_folder, out), partial(_has_work, out)
     with locked_folder(out / PRIVATE / "lock", before, make, has_work):
+        recipe = _going_on(recipe, out, progress)
         progress.say("reading the shards")
         training = scan_training(recipe.data)
         validation = scan_validation(recipe.data, training)
@@ -133,12 +134,25 @@ def _has_work(out: Path) -> bool:
     return (out / LAST).exists() or bool(read_metrics(out))
 
 
+def _going_on(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainRecipe:
+    """The recipe; of a training in `out` that an earlier version started, with what it did then."""
+    path = out / PRIVATE / _RUN
+    if not path.exists() or not (out / LAST).exists():
+        return recipe
+    started = as_started(recipe, json.loads(path.read_text(encoding="utf-8")))
+    if started != recipe:
+        group, frozen = started.data.text_group, started.model.frozen_norms
+        values = f"data.text_group={json.dumps(group)} and model.frozen_norms={json.dumps(frozen)}"
+        progress.say(f"NOTE: an earlier version started this training: it continues with {values}")
+    return started
+
+
 def _check_identity(job: TrainingJob) -> None:
     """Raises UserError: the folder belongs to a training with other settings."""
     now = json.loads(json.dumps(_identity(job)))
     path = job.private / _RUN
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = in_todays_settings(json.loads(path.read_text(encoding="utf-8")))
         if before != now and job.checkpoints.latest():
             raise settings_changed(job.out, _as_shown(before), _as_shown(now))
         if before != now:  # nothing has been trained yet: create the network again

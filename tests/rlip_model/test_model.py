@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlip_model.model import ParSeD, ParSeDA, RTagger
+from rlip_model.config import ParSeDAConfig
+from rlip_model.decoder import AnchorPositions
+from rlip_model.fusion import Gate
+from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
+from rlip_model.presets import tiny_sizes
 from rlip_model.queries import GivenPairs
 from tests.factories import tiny_config
 from tests.rlip_model.conftest import random_pairs
@@ -182,3 +186,31 @@ def test_subjects_need_not_be_classified() -> None:
     tokens = torch.randint(5, 100, (7, 4))
     labels = network.encode_tokens(tokens, torch.ones_like(tokens), num_objects=4)
     assert network(PIXELS, None, labels, [random_pairs(2)]).final.subject_logits is None
+
+
+@pytest.mark.parametrize("gating", ["VXAc", "SDFXAc", "MBF"])
+def test_anchor_positions_and_gates_start_as_in_the_published_transformer(
+    monkeypatch: pytest.MonkeyPatch, gating: str
+) -> None:
+    """Xavier: every weight is uniform up to sqrt(6 / (inputs + outputs)). All others stay those of a seed."""
+
+    def built() -> ParSeDA:
+        torch.manual_seed(0)
+        return ParSeDA(ParSeDAConfig(**{**tiny_sizes(20), "gating": gating}))
+
+    network = built()
+    changed = set()
+    for prefix, module in network.named_modules():
+        if isinstance(module, AnchorPositions | Gate):
+            for name, weight in module.named_parameters(prefix):
+                if weight.dim() > 1:
+                    changed.add(name)
+                    bound = (6 / sum(weight.shape)) ** 0.5
+                    assert weight.abs().max() <= bound
+                    if weight.numel() > 500:
+                        assert float(weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert {name.split(".")[0] for name in changed} >= {"entity_decoder", "relation_decoder"}
+    monkeypatch.setattr(RLIPModel, "_initialise_as_published", lambda self: None)
+    earlier = built().state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, earlier[name]) == (name not in changed), name

@@ -181,3 +181,38 @@ def test_weights_are_numbers_above_zero():
     for weight in ("0", "-1", "nan", "inf"):
         with pytest.raises(UserError, match=r"overrides: key 'data.train.0.weight'"):
             load_train_recipe("pretrain", {"data.train": shards_options([f"vg@{weight}"], None)})
+
+
+@pytest.mark.parametrize("init", [None, "start"])
+def test_norms_are_frozen_with_and_without_init(init):
+    for name in NAMES:
+        assert load_train_recipe(name, {"model.init": init}).model.frozen_norms is True
+        assert load_train_recipe(name, {"model.init": init}, miniature=True).model.frozen_norms is False
+    assert load_train_recipe("hico", {"model.init": init, "model.frozen_norms": False}).model.frozen_norms is False
+
+
+def test_recipes_of_the_first_versions_freeze_as_they_did():
+    for init in (None, "start"):
+        old = {"model.init": init, "model.frozen_norms": None}
+        assert load_train_recipe("hico", old).model.frozen_norms is (init is not None)
+
+
+def test_label_texts_are_those_of_one_gpu_as_published():
+    groups = {name: load_train_recipe(name).data.text_group for name in NAMES}
+    assert {name: group for name, group in groups.items() if group} == {"pretrain": 4, "tagger": 4}
+    assert all(load_train_recipe(name).data.labels == "full" for name, group in groups.items() if not group)
+    assert {load_train_recipe(name, miniature=True).data.text_group for name in NAMES} == {None}
+
+
+@pytest.mark.parametrize("seed", [0, 20240131, 2**31, 2**32, 2**63 - 1, 2**63])
+def test_seeds_up_to_2_to_the_63(seed):
+    assert load_train_recipe("hico", {"seed": seed}).seed == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63 + 1, 2**64])
+def test_other_seeds_are_refused(seed):
+    with pytest.raises(
+        UserError, match=r"key 'seed': expected a number (greater|less) than or equal to \d+, got"
+    ) as caught:
+        load_train_recipe("hico", {"seed": seed})
+    assert "\n" not in str(caught.value)

@@ -26,12 +26,13 @@ from sgpipe.records import Pair
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.shards import iter_records
 from sgpipe.training.metrics import read_metrics
-from sgpipe.training.recipe import TrainRecipe
+from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
 from sgpipe.utils.console import Progress
 from sgpipe.utils.locking import only_process
 from tests.sgpipe.training.trainings import (
     EPOCHS,
+    QUIET,
     SIZES,
     STEPS,
     command,
@@ -330,3 +331,35 @@ def test_a_refused_training_leaves_no_folder(drawn_run: Path, tmp_path: Path, mo
 def test_a_training_that_asks_for_a_gpu_may_mean_the_cpu(drawn_run: Path, tmp_path: Path) -> None:
     settings = {"workers__gpus": 1, "workers__device": "cpu", "optimisation__epochs": 1}
     assert training(drawn_run, tmp_path / "out", **settings).epochs == 1
+
+
+@pytest.mark.parametrize("recipe_of", ["command", "folder"])
+def test_a_training_of_an_earlier_version_goes_on_as_it_began(
+    drawn_run: Path, trained_tagger: Path, tmp_path: Path, killed_at: Callable[[int], None], recipe_of: str
+) -> None:
+    """Before `data.text_group`, texts were those of the step, and norms were frozen only with init."""
+    init, out = str(trained_tagger / "best"), tmp_path / "out"
+    begun = {"model__init": init, "output__checkpoint_every": 1}
+    training(drawn_run, tmp_path / "whole", **begun, data__text_group=None, model__frozen_norms=True)
+    killed_at(3)
+    with pytest.raises(KilledError):
+        training(drawn_run, out, **begun, data__text_group=None, model__frozen_norms=True)
+    killed_at(0)
+    for path, read, write in (
+        (out / ".training" / "run.json", json.loads, json.dumps),
+        (out / "recipe.yaml", yaml.safe_load, yaml.safe_dump),
+    ):
+        written = read(path.read_text())
+        del written["data"]["text_group"]
+        written["model"]["frozen_norms"] = None
+        path.write_text(write(written))
+    console = Console(record=True, width=300)
+    if recipe_of == "folder":
+        train(load_train_recipe(str(out / "recipe.yaml")), out, Progress(console))
+    else:
+        train(recipe(drawn_run, **begun, data__text_group=2), out, Progress(console))
+        assert "continues with data.text_group=null and model.frozen_norms=true" in console.export_text()
+    assert not different(weights(out), weights(tmp_path / "whole"))
+    train(recipe(drawn_run, **begun, model__frozen_norms=True), out, QUIET)  # from now on it has today's settings
+    with pytest.raises(UserError, match=r"data\.text_group: None then, 2 now"):
+        train(recipe(drawn_run, **begun, data__text_group=2, model__frozen_norms=True), out, QUIET)
