@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import pathlib
 import pickle
 import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +31,7 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from rlip_model.text import TokenizerError, load_tokenizer
 
+_WRITING, _LEFT_SECONDS = ".writing", 24 * 3600
 _SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     pathlib.PosixPath,
@@ -225,11 +228,16 @@ def load_roberta(name: str) -> Roberta:
 def save_atomically(model: RLIPModel, out: Path) -> None:
     """Write to a temporary folder next to `out`, then rename it, so that `out` is never incomplete.
 
+    Such folders that killed writers left a day ago or earlier are deleted.
+
     Raises:
         OSError: writing fails, for example because the disk is full.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*{_WRITING}"):
+        if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_WRITING, dir=out.parent))
     try:
         temporary.chmod(0o755)
         model.save_pretrained(temporary)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import signal
+import time
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +14,7 @@ from pathlib import Path
 
 FAULT_VARIABLE = "SGPIPE_FAULT"
 _SMALL = 1 << 20  # bytes
+_LEFT_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -28,6 +31,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def delete_leftovers(path: Path) -> None:
+    """Delete the temporary files of `path` that killed writers left: those which nobody has written to for a day."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.tmp"):
+        with suppress(OSError):
+            if time.time() - temporary.stat().st_mtime > _LEFT_SECONDS:
+                temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any, get_args
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaTokenizerFast
 
-from rlip_model.checkpoint import convert, load_official, read_checkpoint
+from rlip_model.checkpoint import convert, load_official, read_checkpoint, save_atomically
 from rlip_model.config import Fusion, Gating, ParSeDConfig, RTaggerConfig
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger, build_model
 from rlip_model.official import infer_config, is_ignored, renamed
@@ -242,6 +243,17 @@ def test_an_occupied_output_folder_is_left_alone(tmp_path: Path, tagger: RTagger
     with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
         convert(path, out, words)
     assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_folders_of_killed_writers_are_deleted_after_a_day(tmp_path: Path, tagger: RTagger) -> None:
+    left, young, other = (tmp_path / name for name in (".out.a.writing", ".out.b.writing", ".out.mine"))
+    for folder in (left, young, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"x")
+    for folder in (left, other):
+        os.utime(folder, (0, 0))
+    save_atomically(tagger, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", young.name, other.name}
 
 
 def test_tokenizers_that_do_not_fit(tmp_path: Path, tagger: RTagger) -> None:
