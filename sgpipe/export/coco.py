@@ -45,7 +45,11 @@ class _Instances:
         names = rows.manifest.run.get("labels")
         self._rows = rows
         self._with_nothing = with_nothing
-        self._numbers = number_categories(rows.census.categories, names and names["objects"])
+        seen = rows.census.categories
+        if not with_nothing:
+            rows.left_out["objects that the format cannot hold"] += rows.census.nothing.total()
+            seen = seen - rows.census.nothing
+        self._numbers = number_categories(seen, names and names["objects"])
         self._categories = [{"id": number, "name": name} for name, number in self._numbers.items()]
 
     def write(self, out: Path, file_name: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import UserError, naming
-from sgpipe.records import SCHEMA, Record, Relation, from_table
+from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import open_shard
 
@@ -96,11 +96,13 @@ class Census:
 
     Attributes:
         categories: number of objects by (id, name) of their class.
+        nothing: those of `categories` that stand for the missing object of a relation.
         predicates: number of exported relations by predicate. `scored`: how many of them have a confidence.
         numbered: whether all image ids are integers.
     """
 
     categories: Counter[tuple[int, str]] = field(default_factory=Counter)
+    nothing: Counter[tuple[int, str]] = field(default_factory=Counter)
     predicates: Counter[str] = field(default_factory=Counter)
     scored: int = 0
     numbered: bool = True
@@ -110,6 +112,8 @@ class Census:
         classes = pa.table({name: pc.struct_field(objects, name) for name in ("category_id", "category")})
         for row in classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist():
             self.categories[row["category_id"], row["category"]] += row["count_all"]
+        for item in objects.filter(pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)).to_pylist():
+            self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
         confidences = pc.struct_field(relations, "confidence")
         certain = pc.fill_null(confidences, 1.0)
         self.scored += pc.sum(pc.greater_equal(confidences, threshold)).as_py() or 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch import Tensor
@@ -177,15 +178,18 @@ def score_run(
     scorer, counts = None, {"scored": 0, "unscored": 0}
     with folder.lock():
         manifest = _open(source, folder, identity)
-        done = {(shard.split, shard.start): shard.stop for shard in manifest.shards}
+        done = {shard.file for shard in manifest.shards}  # the name of a shard that was processed again is another one
         folder.sweep(manifest)
         with progress.images(None, "scoring") as advance:
             for shard in source.shards:
-                if done.get((shard.split, shard.start)) != shard.stop:
-                    scorer = scorer or make_scorer()
-                    table = _scored(source, root / shard.file, scorer, images, counts)
-                    manifest.commit(_write(out, shard, table))
-                    advance(shard.rows, shard.counts)
+                if shard.file in done:
+                    _add_earlier(out / shard.file, counts)
+                    continue
+                scorer = scorer or make_scorer()
+                table = _scored(source, root / shard.file, scorer, images, counts)
+                manifest.commit(_write(out, shard, table))
+                advance(shard.rows, shard.counts)
+        folder.sweep(manifest)
         folder.write_readme(f"{source.run.get('name', '')}: scored by sgpipe", "Scores are CLIP's.", manifest)
     return counts
 
@@ -214,6 +218,13 @@ def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Mani
     images = {split: str(folder) for split, folder in source.image_folders.items()}
     origin = {"origin": Manifest.identities(source.run), "source_images": RunFolder(source.root).source_images}
     return folder.open({**source.run, **origin, "images": images, "identity": parts})
+
+
+def _add_earlier(file: Path, counts: dict[str, int]) -> None:
+    """Add the relations of a shard that an earlier call scored."""
+    agreements = pc.list_flatten(read_file(file, [AGREEMENT])[AGREEMENT])
+    counts["scored"] += len(agreements) - agreements.null_count
+    counts["unscored"] += agreements.null_count
 
 
 def _scored(source: Manifest, file: Path, scorer: Scorer, images: Path | None, counts: dict[str, int]) -> pa.Table:

@@ -4,7 +4,7 @@ import pytest
 
 from sgpipe.export.coco import number_categories
 from sgpipe.export.run import export_run
-from sgpipe.records import Box, Record
+from sgpipe.records import NO_OBJECT, Box, Record
 from tests.sgpipe.export.runs import COCO_IDS, only, records
 from tests.sgpipe.stats.runs import make_shards
 
@@ -48,6 +48,17 @@ def test_images_whose_ids_are_no_numbers_are_numbered(tmp_path):
     written = json.loads((tmp_path / "out/instances_train.json").read_text())
     assert [(image["id"], image["image_id"]) for image in written["images"]] == [(1, "7"), (2, "HICO_1")]
     assert [item["image_id"] for item in written["annotations"]] == [1, 2]
+
+
+def test_the_missing_object_of_a_relation_is_no_class(tmp_path):
+    nothing = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
+    made = [Record("7", "vcoco", "val", "7.jpg", 10, 10, [Box("dog", 3, (1.0, 2.0, 3.0, 4.0)), nothing])]
+    written = export_run(make_shards(tmp_path / "run", made), "coco", tmp_path / "out")
+    assert written.left_out == {"objects that the format cannot hold": 1}
+    content = json.loads((tmp_path / "out/instances_val.json").read_text())
+    assert content["categories"] == [{"id": 3, "name": "dog"}]
+    assert [item["category_id"] for item in content["annotations"]] == [3]
+    assert "| objects | 2 | 1 |" in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sgpipe.errors import UserError
 from sgpipe.generation.scoring import Agreement, ClipAgreement
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
 
@@ -116,6 +116,29 @@ def test_scoring_goes_on_and_refuses_another_model(model, run, tmp_path, monkeyp
     other = score(run, tmp_path / "scored", model, "--contrasts", "1")
     assert other.exit_code == 2
     assert "contrasts: ['near', 'on', 'smiling'] then, ['near'] now" in other.stderr
+
+
+def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_counted(model, run, tmp_path):
+    first = json.loads(score(run, tmp_path / "out", model, "--json").stdout)
+    assert json.loads(score(run, tmp_path / "out", model, "--json").stdout) == first
+    manifest = Manifest.load(run)
+    old, kept = manifest.shards[0], list(iter_records(run))[: manifest.shards[0].rows]
+    kept[0].relations = kept[0].relations[:1]
+    name = shard_name(old.split, old.start, old.stop, revision=1)
+    manifest.commit(write_shard(run, name, old.split, old.start, kept, {}))
+    (run / old.file).unlink()
+    again = json.loads(score(run, tmp_path / "out", model, "--json").stdout)
+    assert again == {**first, "scored": first["scored"] - 1}
+    assert [len(record.relations) for record in iter_records(tmp_path / "out")] == [
+        len(row) for row in columns(tmp_path / "out")
+    ]
+    assert not (tmp_path / "out" / old.file).exists()
+
+
+def test_a_run_is_not_scored_into_itself(model, run):
+    result = score(run, run, model)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "contains a run, not a scored copy of a run; choose another --out" in result.stderr
 
 
 def test_models_that_cannot_be_had(run, tmp_path):

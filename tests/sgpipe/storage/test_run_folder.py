@@ -169,3 +169,7 @@ def test_an_import_and_a_run_are_told_apart_without_listing_every_setting():
     imported, labelled = {"import": "visual_genome", "options": {}}, {"tag": {"threshold": 0.05}}
     assert "contains a run, not an import; choose another --out" in str(settings_changed("out", labelled, imported))
     assert "contains an import, not a run" in str(settings_changed("out", imported, labelled))
+    scored = {"scored": "0123", "model": "ViT-B-32"}
+    assert str(settings_changed("out", labelled, scored)) == (
+        "out contains a run, not a scored copy of a run; choose another --out"
+    )
