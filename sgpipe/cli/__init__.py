@@ -1,1 +1,19 @@
 """The command line."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+_WHILE_IMPORTING = b"interrupted. Run the same command again.\n"
+
+
+def stop_while_importing(number: int, frame: FrameType | None) -> None:
+    """End the process while its modules are imported, when it has done nothing yet."""
+    os.write(2, _WHILE_IMPORTING)
+    os._exit(130)  # sgpipe.utils.console.EXIT_INTERRUPTED
+
+
+# Of the command `sgpipe` only: whoever imports this package handles signals as they like. `sgpipe.cli.main` takes over.
+if os.path.basename(sys.argv[0]) == "sgpipe" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, stop_while_importing)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from sgpipe.cli import stop_while_importing
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.generate import generate, label, miniworld, parse
@@ -98,6 +99,8 @@ def root(
     if version:
         print(__version__)
         raise typer.Exit()
+    if signal.getsignal(signal.SIGINT) is stop_while_importing:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if ctx.invoked_subcommand in _STOPPED_IN_ORDER:
         _handle_signals()
 

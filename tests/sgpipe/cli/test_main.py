@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 
@@ -135,3 +136,29 @@ def test_convert_names_what_does_not_fit(tmp_path):
     assert result.exit_code == 2
     assert "unknown network 'detr', expected one of parseda, parsed, tagger, rlipv1" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+STARTED = """
+import os, signal, sys
+sys.argv[0] = {program!r}
+import sgpipe.cli
+{then}
+os.kill(os.getpid(), signal.SIGINT)
+"""
+RUN = "from sgpipe.cli.main import app; from typer.testing import CliRunner; CliRunner().invoke(app, ['parse', '--x'])"
+
+
+@pytest.mark.parametrize(
+    ("program", "then", "code", "said"),
+    [
+        ("/usr/bin/sgpipe", "", 130, "interrupted. Run the same command again.\n"),
+        ("/usr/bin/sgpipe", RUN, -signal.SIGINT, "KeyboardInterrupt\n"),  # from here on, `_Group` handles it
+        ("another.py", "", -signal.SIGINT, "KeyboardInterrupt\n"),
+    ],
+)
+def test_ctrl_c_while_the_command_is_imported_is_one_line(program, then, code, said):
+    script = STARTED.format(program=program, then=then)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == code
+    assert process.stderr.endswith(said)
+    assert code < 0 or process.stderr == said
