@@ -1,8 +1,7 @@
 """The identity of a run: everything that decides its labels. A changed identity is another run.
 
 Settings that only distribute work (actors, batch sizes, devices) are not part of it. The content of annotation files
-and models is. A setting that did not exist in older versions is part of it only where it changes labels, so that runs
-of those versions keep their identity.
+and models is. Runs of earlier versions keep their identity, which lacks the settings that were added since.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgpipe.recipe import ADDED_SETTINGS, CaptionConfig, Recipe, TagConfig
+from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, CaptionConfig, Recipe, TagConfig
 from sgpipe.stages.parse.stage import model_version
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
@@ -40,8 +39,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         parts["caption"] = {"captioner": None}
     else:
         parts["caption"] |= {"captioner": _model(recipe.caption.captioner), "dtype": _dtype(recipe.caption)}
-        for name in _without_effect(recipe.caption):
-            del parts["caption"][name]
+        if recipe.caption.decoding == "beam":
+            for key in ADDED_SETTINGS:  # of sampling
+                del parts["caption"][key.removeprefix("caption.")]
     parts["tag"] |= {"tagger": _model(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
     for name in ("synonyms", "prior"):
         path = getattr(recipe.pair, name)
@@ -49,10 +49,29 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     return parts
 
 
-def _without_effect(config: CaptionConfig) -> list[str]:
-    """The added settings that change no caption: those that are off, and all of them with beam search."""
-    added = {key.removeprefix("caption."): off for key, off in ADDED_SETTINGS.items()}
-    return [name for name, off in added.items() if config.decoding == "beam" or getattr(config, name) == off]
+def in_todays_settings(before: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a run that an earlier version may have started, with the settings that were added since, off."""
+    if not _samples(before):
+        return dict(before)
+    off = {key.removeprefix("caption."): value for key, value in ADDED_SETTINGS.items()}
+    return {**before, "caption": {**off, **before["caption"]}}
+
+
+def as_started(recipe: Recipe, before: Mapping[str, Any]) -> Recipe:
+    """The recipe with which a run that an earlier version started goes on: without what packaged recipes got since."""
+    if not _samples(before):
+        return recipe
+    off = {}
+    for key, value in ADDED_SETTINGS.items():
+        name = key.removeprefix("caption.")
+        if name not in before["caption"] and getattr(recipe.caption, name) == PUBLISHED_SETTINGS[key]:
+            off[name] = value
+    return recipe.model_copy(update={"caption": recipe.caption.model_copy(update=off)}) if off else recipe
+
+
+def _samples(identity: Mapping[str, Any]) -> bool:
+    """Whether the captions of a run are sampled."""
+    return identity.get("caption", {}).get("decoding") == "nucleus"
 
 
 def _dtype(config: CaptionConfig | TagConfig) -> str:
