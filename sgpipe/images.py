@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
@@ -23,9 +23,21 @@ from sgpipe.records import FOLDER_DATASET, Record
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # Formats of images. Pillow supports others that start other programs (EPS) or are not images (PDF).
-_ALLOWED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF")
+_ALLOWED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
 Image.init()
+with suppress(ImportError):  # the extra sgpipe[heif]; here, so that every worker process has it that opens images
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 _FORMATS = [name for name in _ALLOWED_FORMATS if name in Image.OPEN]
+
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def reads_heif() -> bool:
+    """Whether HEIC images can be opened, which needs pillow-heif."""
+    return "HEIF" in _FORMATS
 
 
 def resolve(root: Path, file_name: str) -> Path:
@@ -162,9 +174,34 @@ def open_header(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     with _as_image_errors(name):
         if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
             raise ValueError("it is not a regular file")
-        with Image.open(file, formats=_FORMATS) as image:
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except UnidentifiedImageError:
+            if _is_heif(file) and not reads_heif():
+                raise ValueError("it is HEIC, which pip install 'sgpipe[heif]' reads") from None
+            raise
+        with image:
             _check_pixels(image)
             yield image
+
+
+def _is_heif(file: Path | BinaryIO) -> bool:
+    """Whether the content of a file is HEIC or HEIF."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return _is_heif(opened)
+    file.seek(0)
+    head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
+
+
+def is_image(path: Path) -> bool:
+    """Whether the content of a file is that of an image, whatever its name."""
+    try:
+        with open_header(path, str(path)):
+            return True
+    except ImageError:
+        return False
 
 
 @contextmanager

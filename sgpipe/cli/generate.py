@@ -30,9 +30,9 @@ from sgpipe.cli.options import (
     reads_path,
     writes_folder,
 )
-from sgpipe.errors import UserError, existing_file, existing_folder, making_folder
+from sgpipe.errors import UserError, existing_file, existing_folder, existing_path, making_folder
 from sgpipe.utils import console
-from sgpipe.utils.atomic import atomic_write
+from sgpipe.utils.atomic import atomic_write, removed_if_empty
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def parse(
     parser = CaptionParser(ParseConfig(model=model))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     for result in parse_lines(sys.stdin, parser):
-        print(json.dumps(result, ensure_ascii=False))
+        print(console.json_text(result))
 
 
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
@@ -239,30 +239,29 @@ def label(
     ] = False,
 ) -> None:
     """Find the relations in images, print them, and draw them. No annotations are needed."""
-    import json
-
     from sgpipe.pipeline import Pipeline
     from sgpipe.utils.config_file import parse_set
 
     screen = console.output()
     files = list(_files(images, out))
-    with making_folder(out):
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()  # fail before minutes of work
-    chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
-    models = {"detector": detector, "captioner": captioner, "tagger": tagger}
-    pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
-    if pipeline.uses_miniworld_models:
-        console.progress().print(_NOTE, style="dim", soft_wrap=True)
-    failed = 0
-    for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
-        failed += graph.error is not None
-        if graph.error is None:
-            _save(graph, out / name, threshold)
-        if json_:
-            print(json.dumps(graph.as_json(), ensure_ascii=False))
-        else:
-            _print(graph, file, out / name, threshold, screen)
+    with removed_if_empty(out):
+        with making_folder(out):
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()  # fail before minutes of work
+        chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
+        models = {"detector": detector, "captioner": captioner, "tagger": tagger}
+        pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
+        if pipeline.uses_miniworld_models:
+            console.progress().print(_NOTE, style="dim", soft_wrap=True)
+        failed = 0
+        for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
+            failed += graph.error is not None
+            if graph.error is None:
+                _save(graph, out / name, threshold)
+            if json_:
+                print(console.json_text(graph.as_json()))
+            else:
+                _print(graph, file, out / name, threshold, screen)
     if failed == len(files):
         raise typer.Exit(console.EXIT_ALL_FAILED)
 
@@ -272,18 +271,20 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
 
     Raises UserError: a path does not exist, or a folder contains no images.
     """
-    from sgpipe.sources.folder import iter_images
+    from sgpipe.sources.folder import list_folder, no_images
 
     drawings = out.resolve()
     for path in images:
-        if not path.exists():
-            raise UserError(f"image not found: {path}")
+        existing_path(path)
         files = [path]
         if path.is_dir():
-            inside = (path / name for name in iter_images(path))
+            found = list_folder(path)
+            inside = (path / name for name in found.images)
             files = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)]
-        if not files:
-            raise UserError(f"no images in {path}")
+            if not files:
+                raise UserError(no_images(path, found.notes))
+            for note in found.notes:
+                console.progress().print(f"NOTE: {path}: {note}", style="dim", soft_wrap=True)
         yield from files
 
 

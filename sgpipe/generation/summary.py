@@ -19,6 +19,7 @@ _PROBLEMS = {
     "unknown_image": "boxes of unlisted images dropped",
     "unsized_image": "boxes of images without a size dropped",
     "malformed": "unreadable annotations dropped",
+    "unread_files": "files that are not images left out",
     "nameless": "objects and relations without a name dropped",
     "unknown_object": "relations of unlisted objects dropped",
     "unlisted_images": "images with relations but without instances left out",

@@ -44,6 +44,7 @@ class Problems:
     unknown_image: int = 0
     unsized_image: int = 0
     malformed: int = 0
+    unread_files: int = 0
 
 
 @dataclass

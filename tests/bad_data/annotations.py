@@ -95,7 +95,7 @@ _FILES: tuple[Row, ...] = (
     ("no file", lambda folder: None, "refused", "no such file"),
     ("an empty file", holds(""), "refused", "is empty; copy or download it again"),
     ("white space only", holds(" \n"), "refused", "contains only white space"),
-    ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused", "found a folder"),
+    ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused", "is a folder, not a file"),
     ("an image", holds(b"\xff\xd8\xff\xe0 an image"), "refused", "not valid UTF-8"),
     ("gzip", holds(gzip.compress(TEXT.encode())), "accepted", NAMED),
     ("gzip cut short", holds(gzip.compress(TEXT.encode())[:-9]), "refused", "its gzip data end in the middle"),

@@ -2,9 +2,10 @@ import pytest
 from PIL import Image
 
 from sgpipe.errors import UserError
+from sgpipe.images import ImageError, decode, reads_heif
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources import open_source
-from sgpipe.sources.folder import iter_images
+from sgpipe.sources.folder import iter_images, list_folder
 
 
 def save(path, size=(40, 30), **options):
@@ -62,3 +63,61 @@ def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="contains no images"):
         index(tmp_path / "empty", tmp_path)
     assert not list(iter_images(tmp_path / "empty"))
+    (tmp_path / "empty/a.raw").touch()
+    with pytest.raises(UserError, match=r"contains no images .*; 1 file is not an image that sgpipe reads: a\.raw"):
+        index(tmp_path / "empty", tmp_path)
+
+
+def test_files_that_are_not_read_are_counted_and_named(photos, tmp_path):
+    names = ("b/d.RAW", "e.raw", "none", "video.mp4", "o\ndd.psd", "readme.md", "a.json", "b/2.jpg.xmp")
+    for name in (*names, ".DS_Store", "Thumbs.db", ".hidden/4.raw", "__MACOSX/a.raw"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"no image")
+    (photos / "linked").symlink_to(photos / "b")
+    read = index(photos, tmp_path)
+    assert read.meta["notes"] == [
+        "7 files are not images that sgpipe reads: b/d.RAW, e.raw, none, o dd.psd, video.mp4 and 2 others",
+        "1 folder is a link or may not be read, and left out: linked",
+    ]
+    assert list_folder(photos).unread[-2:] == ["notes.txt", "readme.md"]
+    assert read.meta["problems"]["unread_files"] == 7
+    (photos / "new.raw").touch()
+    assert index(photos, tmp_path).meta["problems"]["unread_files"] == 8
+
+
+def test_images_without_an_ending_are_read_by_their_content(tmp_path):
+    root = tmp_path / "photos"
+    save(root / "png", format="PNG")
+    save(root / "b" / "jpg", format="JPEG")
+    save(root / "c.jfif", format="JPEG")
+    (root / "text").write_text("P6 is a format of images")
+    assert list(iter_images(root)) == ["b/jpg", "c.jfif", "png"]
+    assert list_folder(root).notes == ["1 file is not an image that sgpipe reads: text"]
+    assert [record.ok for record in index(root, tmp_path).records(0, 3)] == [True] * 3
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heic_without_its_package_is_named_with_the_command_that_installs_it(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("sgpipe.sources.folder.SUFFIXES", (".jpg", ".png"))
+    monkeypatch.setattr("sgpipe.images._FORMATS", ["JPEG", "PNG"])
+    (photos / "x.heic").write_bytes(HEIC)
+    assert "notes.txt" in list_folder(photos).notes[0]
+    assert list_folder(photos).notes[0].endswith("x.heic, notes.txt; pip install 'sgpipe[heif]' reads .heic and .heif")
+    with pytest.raises(ImageError, match=r"x\.heic \(it is HEIC, which pip install 'sgpipe\[heif\]' reads\)"):
+        decode(photos / "x.heic", (1, 1), "x.heic")
+
+
+@pytest.mark.skipif(not reads_heif(), reason="needs pillow-heif")
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a"])
+def test_heic_is_read_within_pillows_limit_and_not_rotated_again(tmp_path, monkeypatch, name):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # in HEIC this only repeats what the container says, which the decoder has done
+    save(tmp_path / "photos" / name, (64, 48), format="HEIF", exif=turned)
+    (record,) = index(tmp_path / "photos", tmp_path).records(0, 1)
+    assert (record.ok, record.width, record.height) == (True, 64, 48)
+    assert decode(tmp_path / "photos" / name, (64, 48), name, upright=True).size == (64, 48)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="safety limit of pixels"):
+        decode(tmp_path / "photos" / name, (64, 48), name, upright=True)

@@ -87,9 +87,9 @@ def test_damaged_json_is_refused(tmp_path, content, reason):
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"not found: .*none\.json"):
+    with pytest.raises(UserError, match=r"no such file: .*none\.json"):
         require_format(tmp_path / "none.json", formats.SCENE_GRAPHS)
-    with pytest.raises(UserError, match="found a folder"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         require_format(tmp_path, formats.SCENE_GRAPHS)
 
 
