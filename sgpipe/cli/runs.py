@@ -80,7 +80,7 @@ def stats(
             asked, lost = write_review(database, review_file, review, seed, images)
             questions = f"{count(asked, 'question')} to {review_file}{_missing(lost)}"
             err.print(f"wrote {questions}; open it in a browser", soft_wrap=True)
-            if not (json_ or html or sheet):
+            if not (json_ or html or sheet or compare or truth or verdicts):
                 return
         ground_truth = GroundTruth(truth, None, image_data) if truth else RunFolder(run).ground_truth
         report = audit(database, threshold, ground_truth, verdicts, precision, before)

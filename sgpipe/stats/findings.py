@@ -12,12 +12,13 @@ from sgpipe.stats.distributions import AgreementMeasures
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Level, Measures
 from sgpipe.stats.verdicts import Verdicts
-from sgpipe.utils.console import count
+from sgpipe.utils.console import count, single_line
 
 Grade = Literal["good", "fair", "bad", "plain"]
 
 CONTENT, QUALITY = "What does it contain?", "How good is it?"
 DROP, TRAINING = "What should I drop?", "Can I train on it?"
+_ONE_PREDICATE = "All relations have the same predicate"
 _MANY_ERRORS, _MANY_BARE, _ILL = 0.05, 0.5, 0.05
 
 
@@ -65,8 +66,8 @@ def _judged(verdicts: Verdicts) -> Iterator[Finding]:
     if verdicts.covered == 1:
         text = f"the precision of the run is {value} ({interval})"
     else:
-        share = f"{verdicts.covered:.0%}" if verdicts.covered < 0.995 else "more than 99%"
-        text = f"the precision of the judged bands, {share} of the run, is {value}; that of the run is {interval}"
+        text = f"the precision of the judged bands, {share_text(verdicts.covered)} of the run, is {value}; "
+        text += f"that of the run is {interval}"
     yield Finding(QUALITY, grade, f"Human verdicts on {count(verdicts.judged, 'relation')}: {text}. Bands are weighted "
                   "by their number of relations.")  # fmt: skip
     yield Finding(QUALITY, "plain", _weighted_advice(verdicts))
@@ -106,6 +107,13 @@ def verdict_caveats(verdicts: Verdicts) -> Iterator[str]:
                f"{verdicts.relations_now:,} now: the figures hold for those of then.")  # fmt: skip
 
 
+def share_text(share: float) -> str:
+    """A share as a whole percentage that says 0% and 100% only of none and all."""
+    if 0 < share < 0.005:
+        return "less than 1%"
+    return "more than 99%" if 0.995 <= share < 1 else f"{share:.0%}"
+
+
 def percent(share: float) -> str:
     """A target with all its digits: 80%, 99.5%."""
     return f"{100 * share:.6g}%"
@@ -121,22 +129,35 @@ def _content(measures: Measures) -> Iterator[Finding]:
     if not measures.rows:
         yield Finding(CONTENT, "bad", "Nothing: the run has no images yet.")
         return
-    names = ", ".join(measures.datasets)
-    splits = ", ".join(f"{split} {images:,}" for split, images in measures.images.items())
-    yield Finding(CONTENT, "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with "
-                  f"{count(totals['objects'], 'box', 'boxes')} of "
-                  f"{count(len(measures.categories), 'class', 'classes')}.")  # fmt: skip
-    yield Finding(CONTENT, "plain", f"{count(totals['relations'], 'relation')} with "
-                  f"{count(measures.tail.kinds, 'predicate')}; {level.relations:,} of confidence "
-                  f"{TRAINING_CONFIDENCE:.2f} or more, in {count(level.images, 'image')}, "
-                  f"{level.per_image:.1f} per image.")  # fmt: skip
+    names = ", ".join(single_line(name) for name in measures.datasets)
+    splits = ", ".join(f"{single_line(split)} {images:,}" for split, images in measures.images.items())
+    boxes = count(totals["objects"], "box", "boxes")
+    of_classes = f" of {count(len(measures.categories), 'class', 'classes')}" if measures.categories else ""
+    yield Finding(CONTENT, "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}{of_classes}.")
+    yield Finding(CONTENT, "plain", _relations(measures, level))
     if totals["captions"]:
-        yield Finding(CONTENT, "plain", f"{count(totals['captions'], 'caption')}, of which "
-                      f"{totals['different_captions']:,} are distinct within their image.")  # fmt: skip
+        distinct = f", of which {totals['different_captions']:,} are distinct within their image"
+        yield Finding(CONTENT, "plain", f"{count(totals['captions'], 'caption')}"
+                      f"{distinct if totals['different_captions'] > 1 else ''}.")  # fmt: skip
     if measures.tail.kinds:
         most = count(measures.tail.half, "predicate accounts", "predicates account")
-        yield Finding(CONTENT, "plain", f"{most} for half of the relations; "
-                      f"{measures.person_subject_share:.0%} of the relations have a person as subject.")  # fmt: skip
+        half = f"{most} for half of the relations" if measures.tail.kinds > 1 else _ONE_PREDICATE
+        yield Finding(CONTENT, "plain", f"{half}; {share_text(measures.person_subject_share)} of the relations have a "
+                      "person as subject.")  # fmt: skip
+
+
+def _relations(measures: Measures, level: Level) -> str:
+    """How many relations there are, and how many of them training uses."""
+    total = measures.totals["relations"]
+    if not total:
+        return "No relations."
+    text = f"{count(total, 'relation')} with {count(measures.tail.kinds, 'predicate')}"
+    where = f"in {count(level.images, 'image')}, {level.per_image:.1f} per image that has any"
+    if not measures.confidence.scored:
+        return f"{text}, {where}."
+    if not level.relations:
+        return f"{text}; none of confidence {TRAINING_CONFIDENCE:.2f} or more."
+    return f"{text}; {level.relations:,} of confidence {TRAINING_CONFIDENCE:.2f} or more, {where}."
 
 
 def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
@@ -148,7 +169,8 @@ def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
                       f"{confidence.highest:.2f}.")  # fmt: skip
     if confidence.unscored:
         have = count(confidence.unscored, "relation has", "relations have")
-        yield Finding(QUALITY, "plain", f"{have} no confidence: people annotated them.")
+        them = "it" if confidence.unscored == 1 else "them"
+        yield Finding(QUALITY, "plain", f"{have} no confidence: people annotated {them}.")
     if confidence.scored and precision_unknown:
         yield Finding(QUALITY, "fair", "A confidence says how sure the tagger is, not how often it is correct: review "
                       "a sample with --review, or compare with annotations with --truth.")  # fmt: skip
@@ -159,10 +181,18 @@ def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
         grade = "fair" if worst.share < _ILL else "bad"
         yield Finding(QUALITY, grade, f"{len(ill)} of {len(measures.health)} health checks found problems, most often: "
                       f"{worst.title} ({worst.share:.1%} of {worst.of}).")  # fmt: skip
-    elif any(check.total for check in measures.health if check.of != "boxes"):
+    elif is_checked(measures):
         yield Finding(QUALITY, "good", f"All {len(measures.health)} health checks passed.")
+    elif measures.totals["relations"] and measures.rows > sum(measures.errors.values()):
+        yield Finding(QUALITY, "plain", "There are no captions to check, and the relations are below the threshold.")
     else:
         yield Finding(QUALITY, "plain", "There are no relations or captions to check.")
+
+
+def is_checked(measures: Measures) -> bool:
+    """Whether there is anything that the health checks could find wrong, besides boxes and error rows."""
+    usable = measures.rows > sum(measures.errors.values())
+    return usable and any(check.total for check in measures.health if check.of != "boxes")
 
 
 def _agreement(agreement: AgreementMeasures | None) -> Iterator[Finding]:
@@ -185,7 +215,11 @@ def _to_drop(measures: Measures) -> Iterator[Finding]:
     for check in sorted(measures.health, key=lambda check: -check.share):
         if check.count:
             yield Finding(DROP, "fair", f"{check.count:,} × {check.title}. {check.advice}")
-    if measures.rows and not below and not any(check.count for check in measures.health):
+    if (
+        measures.rows > sum(measures.errors.values())
+        and not below
+        and not any(check.count for check in measures.health)
+    ):
         yield Finding(DROP, "good", "Nothing.")
 
 
@@ -202,9 +236,12 @@ def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:
     if not level.relations:
         yield "bad", f"No: no relation has a confidence of {TRAINING_CONFIDENCE:.2f} or more."
     elif level.images < (1 - _MANY_BARE) * usable:
-        yield "fair", f"Only {level.images / usable:.0%} of the images have a relation that training uses."
+        yield "fair", f"Only {share_text(level.images / usable)} of the images have a relation that training uses."
     if errors > _MANY_ERRORS * measures.rows:
-        yield "fair", f"{errors / measures.rows:.0%} of the images are error rows: fix the cause, then --retry-failed."
+        yield (
+            "fair",
+            f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause, then --retry-failed.",
+        )
     for check in measures.health:
         if check.share > _ILL and check.of in ("relations", "pairs"):
             yield "fair", f"Check this first: {check.title} ({check.share:.1%} of {check.of})."

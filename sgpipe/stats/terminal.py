@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgpipe.stats.audit import Audit, Comparison
-from sgpipe.stats.findings import percent
+from sgpipe.stats.findings import is_checked, percent, share_text
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.health import Check
 from sgpipe.stats.measures import TOTALS, Measures
@@ -29,7 +29,7 @@ def print_tables(audit: Audit, console: Console) -> None:
     if measures.predicates:
         console.print(_ranking("predicate", "relations", measures.predicates, _LONGEST))
         rare = ", ".join(single_line(name, _LONGEST) for name in rarest(measures))
-        console.print(f"{tail_sentence(measures)} Rarest: {rare}.", soft_wrap=True)
+        console.print(tail_sentence(measures) + (f" Rarest: {rare}." if rare else ""), soft_wrap=True)
         console.print(_triplets(measures))
     if measures.without_relations:
         console.print(_ranking("reason", "images without relations", measures.without_relations))
@@ -86,16 +86,21 @@ def _each(measures: Measures, key: str) -> str:
 def tail_sentence(measures: Measures) -> str:
     """The long tail of the predicates, in words."""
     tail = measures.tail
+    if tail.kinds == 1:
+        return "All relations have the same predicate."
+    most = count(tail.half, "most frequent predicate accounts", "most frequent predicates account")
+    head = f", the 10 most frequent for {share_text(tail.head_share)}" if tail.kinds > 10 else ""
     return (
-        f"The 10 most frequent predicates account for {tail.head_share:.0%} of the relations, the {tail.half:,} most "
-        f"frequent for half; {tail.singletons:,} of {tail.kinds:,} occur once. "
-        f"Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits (like {tail.effective_kinds:.0f} equally frequent "
-        "predicates)."
+        f"The {most} for half of the relations{head}; {tail.singletons:,} of {count(tail.kinds, 'predicate')} "
+        f"{'occurs' if tail.singletons == 1 else 'occur'} once. Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits "
+        f"(like {count(round(tail.effective_kinds), 'equally frequent predicate')})."
     )
 
 
 def rarest(measures: Measures) -> list[str]:
-    """A few of the least frequent predicates."""
+    """A few of the least frequent predicates; none if there is only one."""
+    if measures.tail.kinds < 2:
+        return []
     return list(measures.predicates)[: -_TAIL - 1 : -1]
 
 
@@ -133,8 +138,10 @@ def _triplets(measures: Measures) -> Table:
 
 def _health(measures: Measures) -> Table | str:
     failed = [check for check in measures.health if check.count]
-    if not any(check.total for check in measures.health):
+    if not failed and not any(check.total for check in measures.health):
         return "There are no relations, boxes or captions to check."
+    if not failed and not is_checked(measures):
+        return "The boxes passed the health checks; there are no relations or captions to check."
     if not failed:
         return f"All {len(measures.health)} health checks passed."
     rows = [(check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", _example(check)) for check in failed]

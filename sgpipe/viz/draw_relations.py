@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeAlias
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sgpipe.records import Box, Record, Relation
@@ -114,7 +115,8 @@ _PAPER, _INK, _QUIET = "#ffffff", "#1a1a1a", "#6b6b6b"
 
 def shown(relations: Iterable[Relation], threshold: float, limit: int) -> list[Relation]:
     """The most confident relations of at least `threshold`, at most `limit`; human annotations come first."""
-    kept = [relation for relation in relations if relation.confidence is None or relation.confidence >= threshold]
+    least = np.float32(threshold)  # as shards store confidences, so that 0.7 is not below 0.7
+    kept = [relation for relation in relations if relation.confidence is None or relation.confidence >= least]
     return sorted(kept, key=lambda r: -1.0 if r.confidence is None else -r.confidence)[:limit]
 
 

@@ -7,7 +7,7 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.stats.audit import compare
-from sgpipe.stats.findings import find
+from sgpipe.stats.findings import find, share_text
 from sgpipe.stats.gallery import make_card
 from sgpipe.stats.html import save_page
 from sgpipe.stats.measures import measure
@@ -186,3 +186,30 @@ def test_images_without_relations_show_their_boxes(tmp_path):
     tags = Texts((tmp_path / "r.html").read_text(encoding="utf-8")).tags
     assert [given["data-object"] for tag, given in tags if given.get("class") == "node"] == ["0", "1", "2"]
     assert not any(given.get("class") == "graph" for _, given in tags)
+
+
+def test_sentences_on_odd_runs(tmp_path):
+    failed = scene("0", captions=["a man"])
+    failed.fail("load", "gone")
+    runs = {
+        "failed": ([failed], {"No relations.", "1 caption."}),
+        "bare": ([scene("0", objects=[])], {"1 image of drawn (val 1) with 0 boxes.", "No relations."}),
+        "weak": ([scene("0", [(0, "on", 1, 0.1)])], {"1 relation with 1 predicate; none of confidence 0.20 or more."}),
+        "annotated": (
+            [scene("0", [(0, "on", 1)])],
+            {
+                "1 relation with 1 predicate, in 1 image, 1.0 per image that has any.",
+                "1 relation has no confidence: people annotated it.",
+            },
+        ),
+    }
+    for name, (records, sentences) in runs.items():
+        texts = {finding.text for finding in find(measure(make_shards(tmp_path / name, records)))}
+        assert sentences <= texts, name
+        assert not any(text == "All 15 health checks passed." for text in texts) or name == "annotated"
+        table = invoke(tmp_path / name).stdout
+        assert "the 1 most" not in table
+        assert ("All relations have the same predicate." in table) == (name in ("weak", "annotated"))
+    assert [share_text(share) for share in (0, 0.001, 0.5, 0.999, 1)] == [
+        "0%", "less than 1%", "50%", "more than 99%", "100%",
+    ]  # fmt: skip

@@ -1,5 +1,6 @@
 import random
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
@@ -42,6 +43,8 @@ def test_people_come_first_then_the_most_confident_and_only_so_many():
     relations = [Relation(0, 1, name, c) for name, c in (("a", 0.2), ("b", 0.9), ("c", None), ("d", 0.1), ("e", 0.5))]
     assert [r.predicate for r in shown(relations, 0.2, 10)] == ["c", "b", "e", "a"]
     assert [r.predicate for r in shown(relations, 0.2, 2)] == ["c", "b"]
+    stored = [Relation(0, 1, "a", float(np.float32(0.7)))]
+    assert shown(stored, 0.7, 10) == stored
 
 
 def test_objects_of_one_category_are_numbered():
