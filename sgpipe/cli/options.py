@@ -128,7 +128,9 @@ class InferenceOptions:
     dtype: Annotated[Dtype, typer.Option(help="Number format. auto: bfloat16 on GPUs that support it.")] = Dtype.AUTO
     device: Device = "auto"
     workers: Annotated[int, typer.Option(min=1, help="Worker processes; Ray starts them if more than one.")] = 1
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs per worker, with more than one worker.")] = 0
+    gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs per worker, 0 to 1. One worker takes a GPU anyway, if there is one.")
+    ] = 0
 
     def as_arguments(self) -> dict[str, Any]:
         """The arguments of `ModelRun` that these options set."""

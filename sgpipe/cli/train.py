@@ -48,7 +48,9 @@ def train(
     limit: Limit = None,
     seed: Seed = None,
     workers: Annotated[int | None, typer.Option(help="Training processes; Ray starts them if more than one.")] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs per worker, with more than one worker.")] = None,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs per worker, 0 to 1. One worker takes a GPU anyway, if there is one.")
+    ] = None,
     ray_address: RayAddress = None,
     assign: Settings = None,
     json_: Json = False,

@@ -18,6 +18,7 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from rlip_model.text import NO_OBJECTS, TokenizerError, build_tokenizer, load_tokenizer, spread
 from sgpipe.errors import UserError
+from sgpipe.stages.detect.detectors import network_folder
 from sgpipe.training.recipe import Kind, ModelConfig
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
@@ -46,7 +47,8 @@ def _existing(config: ModelConfig, folder: Path) -> RLIPModel:
         if not (converted / "config.json").exists():
             convert(source, converted, config.text_encoder or "roberta-base")
         source = converted
-    network = CLASSES[config.kind].from_pretrained(str(source) if source.exists() else str(config.init))
+    known = str(network_folder(source)) if source.exists() else str(config.init)  # a training: its best network
+    network = CLASSES[config.kind].from_pretrained(known)
     return _reconfigured(network, config.config)
 
 

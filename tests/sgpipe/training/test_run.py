@@ -287,9 +287,9 @@ def test_other_folders_are_refused(drawn_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_training_starts_from_an_existing_network(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
-    init = str(trained_tagger / "best")
+    init = str(trained_tagger / "best")  # given as the training that it is of
     still = {"optimisation__lr": 0, "optimisation__lr_backbone": 0, "optimisation__lr_text": 0}
-    training(drawn_run, tmp_path / "out", model__init=init, **still, optimisation__epochs=1)
+    training(drawn_run, tmp_path / "out", model__init=str(trained_tagger), **still, optimisation__epochs=1)
     before, after = (RTagger.from_pretrained(path).state_dict() for path in (init, tmp_path / "out" / "last"))
     assert not different(after, before)
 
