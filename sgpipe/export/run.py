@@ -18,6 +18,7 @@ from sgpipe.export.hugging_face import write_hugging_face
 from sgpipe.export.rows import ExportRows
 from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
 from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.utils.atomic import removed_if_empty
 from sgpipe.utils.locking import only_process
 
 HUGGING_FACE = "hf"
@@ -105,15 +106,16 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"--out {named} is a mount point, which cannot appear whole; name a new folder in it")
     folder = out.parent / f".{out.name}.tmp"
     lock = folder / ".lock"
-    with making_folder(named):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    with only_process(lock, named):
-        try:
-            for path in set(folder.iterdir()) - {lock}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            yield folder
-            lock.unlink()
-            os.replace(folder, out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with removed_if_empty(out):
+        with making_folder(named):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+        with only_process(lock, named):
+            try:
+                for path in set(folder.iterdir()) - {lock}:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                yield folder
+                lock.unlink()
+                os.replace(folder, out)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,7 @@ from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import AGREEMENT, embedded_images, read_file, write_table
 from sgpipe.utils.atomic import atomic_write
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.hashing import file_sha256, fingerprint
 
@@ -189,6 +189,9 @@ def score_run(
                 table = _scored(source, root / shard.file, scorer, images, counts)
                 manifest.commit(_write(out, shard, table))
                 advance(shard.rows, shard.counts)
+        if scorer is None:
+            there = count(sum(shard.rows for shard in manifest.shards), "image")
+            progress.say(f"nothing left to do: the relations of {there} in {out} have been scored")
         folder.sweep(manifest)
         folder.write_readme(f"{source.run.get('name', '')}: scored by sgpipe", "Scores are CLIP's.", manifest)
     return counts

@@ -16,7 +16,7 @@ from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
 from sgpipe.utils import __version__
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, count
 from sgpipe.utils.text_files import text_sha256
 
 ROWS_PER_SHARD = 512
@@ -64,23 +64,43 @@ def import_annotations(
     folder = RunFolder(out)
     with folder.lock():
         manifest = _open_manifest(source, images, folder, embed, progress)
+        schedule = _Schedule(folder, manifest, retry_failed)
+        if _is_finished(manifest, limit) and not schedule.repeats:
+            return _nothing_left(manifest, limit, progress)
         folder.sweep(manifest)
         _write_readme(source, folder, manifest)
-        schedule = _Schedule(folder, manifest, retry_failed)
-        units, read = _read_units(source, schedule, limit), 0
+        units, read, written = _read_units(source, schedule, limit), 0, 0
         with progress.images(None, "importing") as advance:
             for unit in units:
                 read += len(unit.records)
                 if schedule.needs(unit.start):
                     shard = _write(unit, source, images, folder.root, embed, schedule.revision(unit.start))
                     schedule.commit(shard)
+                    written += 1
                     advance(shard.rows, shard.counts)
+        if not read:
+            raise UserError(f"{source.files['annotations']} contains no image that can be imported")
         folder.sweep(manifest)
         _write_readme(source, folder, manifest)
         _finish(manifest, limit if read == limit else None)
-    if not read:
-        raise UserError(f"{source.files['annotations']} contains no image that can be imported")
+        if not written:
+            _nothing_left(manifest, limit, progress)
     return _summarise(manifest, read)
+
+
+def _is_finished(manifest: Manifest, limit: int | None) -> bool:
+    """Whether the import is complete, up to `limit` images, so that the source need not be read again."""
+    whole = manifest.run.get("limit")
+    return manifest.run.get("finished") is True and (whole is None or (limit is not None and limit <= whole))
+
+
+def _nothing_left(manifest: Manifest, limit: int | None, progress: Progress) -> Summary:
+    """Say where the finished import is, and how much of it was asked for."""
+    there = sum(shard.rows for shard in manifest.shards)
+    asked = f"; the first {limit:,} were asked for" if limit is not None and limit < there else ""
+    have = "has" if there == 1 else "have"
+    progress.say(f"nothing left to do: {count(there, 'image')} in {manifest.root} {have} been imported{asked}")
+    return _summarise(manifest, there)
 
 
 def _open_manifest(
@@ -133,6 +153,11 @@ class _Schedule:
         repeat = folder.lost(manifest)
         repeat += [shard for shard in manifest.shards if retry_failed and shard.counts.get("errors")]
         self._repeat = {shard.start for shard in repeat}
+
+    @property
+    def repeats(self) -> bool:
+        """Whether there is a shard to write again."""
+        return bool(self._repeat)
 
     def stop(self, start: int) -> int:
         """The end of the range that begins at row `start`."""

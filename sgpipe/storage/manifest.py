@@ -140,6 +140,8 @@ class Manifest:
         """Replace the file with a manifest of the live shards without the dropped ones, atomically."""
         for shard in dropped:
             del self._shards[shard.split, shard.start]
+        if dropped and self.run.get("finished"):  # of an import: which rows there were is no longer known
+            self.run["finished"] = False
         lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
         self._end = replace_manifest(self.root, b"".join(lines))
 

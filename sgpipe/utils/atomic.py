@@ -47,6 +47,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Delete a folder and its parents if the block makes them, fails, and leaves nothing in them."""
+    before = FolderBefore(folder, ())
+    try:
+        yield
+    except BaseException:
+        before.remove_empty_folders()
+        raise
+
+
 class FolderBefore:
     """What a folder held before a command, to leave it like that if the command is refused.
 

@@ -167,6 +167,13 @@ def test_drawings_of_images_of_the_same_name_are_both_kept(miniworld, tmp_path):
     assert first == second
 
 
+def test_a_refused_label_leaves_no_folder(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    result = invoke(tmp_path / "a.png", "--set", "tag.short_side=0", "--out", tmp_path / "deep" / "out")
+    assert result.exit_code == 2
+    assert not (tmp_path / "deep").exists()
+
+
 def test_missing_images_are_refused(tmp_path):
     assert "no such file or folder" in invoke(tmp_path / "a.png").stderr
     (tmp_path / "empty").mkdir()

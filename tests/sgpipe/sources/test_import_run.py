@@ -1,7 +1,9 @@
+import io
 import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,3 +266,45 @@ def test_real_images_of_hico_keep_all_relations(oracle, tmp_path):
     summary = import_annotations(hico_source(path, "test"), tmp_path, tmp_path / "out", QUIET)
     assert (summary.counts["images"], summary.counts["errors"], +Counter(summary.problems)) == (300, 0, {})
     assert {record.file_name: len(record.relations) for record in rows(tmp_path / "out")} == expected
+
+
+def test_a_finished_import_says_so_without_reading_its_source_again(tmp_path):
+    graphs = [{"image_id": number, "width": 9, "height": 9, "objects": [], "relationships": []} for number in range(24)]
+    (tmp_path / "graphs.json").write_text(json.dumps(graphs))
+    (tmp_path / "images").mkdir()
+    text, reads = io.StringIO(), []
+
+    def run(limit: int | None = None) -> int:
+        source = VisualGenome(tmp_path / "graphs.json", tmp_path / "images", "val").source()
+
+        def read(problems, inner=source.read):
+            reads.append(limit)
+            return inner(problems)
+
+        progress = Progress(Console(file=text, width=300))
+        counted = replace(source, read=read)
+        return import_annotations(counted, tmp_path / "images", tmp_path / "out", progress, limit=limit).counts[
+            "images"
+        ]
+
+    assert run(20) == 20
+    for limit, told in ((20, ""), (10, "; the first 10 were asked for")):
+        assert run(limit) == 20
+        last = text.getvalue().splitlines()[-1]
+        assert last == f"nothing left to do: 20 images in {tmp_path / 'out'} have been imported{told}"
+    assert (run(), run(), run(30)) == (24, 24, 24)
+    assert reads == [20, None]
+    manifest = Manifest.load(tmp_path / "out")
+    manifest.rewrite(manifest.shards[-1:])  # as a repair does: how many there were is no longer known
+    assert run() == 24
+    assert reads == [20, None, None]
+
+
+def test_an_import_without_images_leaves_no_folder(tmp_path):
+    (tmp_path / "graphs.json").write_text(json.dumps([graph(1)]))
+    (tmp_path / "images").mkdir()
+    source = VisualGenome(tmp_path / "graphs.json", tmp_path / "images", "val").source()
+    source = replace(source, read=lambda problems: iter(()))
+    with pytest.raises(UserError, match="contains no image"):
+        import_annotations(source, tmp_path / "images", tmp_path / "a" / "out", QUIET)
+    assert not (tmp_path / "a").exists()
