@@ -32,8 +32,11 @@ _MOST = 10  # names in a list
 
 # By dataset: the identifier of its licence on the hub, and a sentence about it.
 _LICENCES = {
-    "coco": ("cc-by-4.0", "COCO's annotations are CC BY 4.0; its images keep the licences of their owners on Flickr"),
-    "visual_genome": ("cc-by-4.0", "Visual Genome is CC BY 4.0"),
+    "coco": (
+        "cc-by-4.0",
+        "COCO's own annotations are CC BY 4.0; its images keep the licences of their owners on Flickr",
+    ),
+    "visual_genome": ("cc-by-4.0", "Visual Genome itself is CC BY 4.0; other scene graphs in its format may not be"),
     "open_images": ("cc-by-4.0", "Open Images' annotations are CC BY 4.0, its images are listed as CC BY 2.0"),
     "objects365": ("cc-by-4.0", "Objects365's annotations are CC BY 4.0; its images are not its own"),
     "miniworld": ("apache-2.0", "the synthetic images and their annotations come from sgpipe, which is Apache-2.0"),
@@ -54,12 +57,16 @@ def write_readme(rows: ExportRows, out: Path, form: str) -> None:
     """Write the README of a form other than the hub's, after its files."""
     before = totals(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
+    unheld = ("triplets", "pairs") if form == "coco" else ("captions", "triplets", "pairs")
     table = [
         _Row("images", before["images"], before["images"] - before["errors"]),
         _Row("objects", before["boxes"], objects),
         _Row("relations", before["relations"], exported_relations(rows)),
     ]
-    text = _template("readme.md.jinja").render(_common(rows), form=form, table=table)
+    common = _common(rows)
+    if listed := ", ".join(f"{name} ({before[name]:,})" for name in unheld if before[name]):
+        common["left_out"].append(f"What the format has no place for: {listed}.")
+    text = _template("readme.md.jinja").render(common, form=form, table=table)
     (out / README).write_text(text, encoding="utf-8")
 
 
@@ -103,7 +110,7 @@ def exported_relations(rows: ExportRows) -> int:
 
 def totals(rows: ExportRows) -> dict[str, int]:
     """The counts of the whole run."""
-    names = ("images", "errors", "boxes", "relations", "images_with_relations")
+    names = ("images", "errors", "boxes", "captions", "triplets", "pairs", "relations", "images_with_relations")
     return {name: sum(shard.counts.get(name, 0) for shard in rows.manifest.shards) for name in names}
 
 
@@ -135,8 +142,8 @@ def _left_out(rows: ExportRows) -> Iterator[str]:
         yield f"The run has {before['images']:,} of the {count(total, 'image')} of its source."
     elif run.get("finished") is False:
         yield f"The import was not finished: it has only the first {count(before['images'], 'image')} of its source."
-    elif run.get("limit") == before["images"]:
-        yield f"The import was limited to the first {count(before['images'], 'image')} of its source (`--limit`)."
+    elif run.get("limit", _recipe_limit(rows.root)) == before["images"]:
+        yield f"The run was limited to the first {count(before['images'], 'image')} of its source (`--limit`)."
     if errors := before["errors"]:
         rows_of = "its row has" if errors == 1 else "their rows have"
         yield f"{count(errors, 'image')} could not be processed: {rows_of} no relations."
@@ -150,6 +157,15 @@ def _left_out(rows: ExportRows) -> Iterator[str]:
     if problems:
         listed = ", ".join(f"{name.replace('_', ' ')} ({number:,})" for name, number in problems.items())
         yield f"Dropped or repaired while the source was read: {listed}."
+
+
+def _recipe_limit(root: Path) -> int | None:
+    """The limit in the recipe beside the shards, which a fetched run has, but not the index of its source."""
+    try:
+        recipe = yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return recipe.get("limit") if isinstance(recipe, dict) else None
 
 
 def _problems(rows: ExportRows) -> Mapping[str, int]:

@@ -10,13 +10,13 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
 
 _FORMATS = {  # of imports, by the name of their dataset
-    "visual_genome": "Visual Genome's format",
-    "hico": "HICO-DET's format",
-    "vcoco": "V-COCO's format",
-    "open_images": "Open Images' format",
-    "coco": "COCO's format",
-    "coco_rel": "COCO's format, with relations in RelTR's format",
-    "rlipv2": "the format of RLIPv2's pseudo-labels",
+    "visual_genome": "files in Visual Genome's format",
+    "hico": "files in HICO-DET's format",
+    "vcoco": "files in V-COCO's format",
+    "open_images": "files in Open Images' format",
+    "coco": "files in COCO's format",
+    "coco_rel": "files in COCO's format, with relations in RelTR's format",
+    "rlipv2": "files in the format of RLIPv2's pseudo-labels",
     "hf": "a dataset that `sgpipe export --to hf` wrote",
 }
 
@@ -73,7 +73,7 @@ def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
 
 def _import_steps(identity: Mapping[str, Any]) -> Iterator[str]:
     name = identity["import"]
-    source = _FORMATS.get(name, f"the format of `{name}`")
+    source = _FORMATS.get(name, f"files in the format of `{name}`")
     version = identity.get("sgpipe", "")
     yield f"Objects and relations: imported by sgpipe {version} from {source}, as the files state them."
     yield "A relation without a confidence was annotated; one with a confidence was predicted by a model."

@@ -80,7 +80,7 @@ def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
         ({**IDENTITY, "tag": {"tagger": None}}, ("all candidates; no tagger ran",), ("scored every candidate",)),
         (
             {"sgpipe": "0.1.0", "import": "visual_genome", "files": {"annotations": "f" * 64}, "options": {}},
-            ("imported by sgpipe 0.1.0 from Visual Genome's format", "f" * 64),
+            ("imported by sgpipe 0.1.0 from files in Visual Genome's format", "f" * 64),
             ("Tagger (", "captioner ", "Not measured"),
         ),
         ({}, ("How the rows were made is not recorded.",), ("captioner", "Tagger (", "People annotated")),
@@ -160,6 +160,20 @@ def test_the_threshold_and_what_it_left_out_are_stated(tmp_path, form):
         assert f"| images with relations | {sum(bool(r.relations) for r in made)} | {related} |" in text
     else:
         assert f"| images | 20 | {sum(record.ok for record in made)} |" in text
+
+
+def test_a_fetched_run_says_the_limit_of_its_recipe(tmp_path):
+    run = run_of(tmp_path / "run", records(6), IDENTITY)
+    (run / "recipe.yaml").write_text("limit: 6\n")
+    assert "limited to the first 6 images of its source (`--limit`)" in card(run, tmp_path / "out", "coco")
+    (run / "recipe.yaml").write_text("[")
+    text = card(run, tmp_path / "other", "coco")
+    assert "limited" not in text
+    captions, triplets, pairs = (
+        sum(len(getattr(r, name)) for r in _rows(run)) for name in ("captions", "triplets", "pairs")
+    )
+    assert f"What the format has no place for: triplets ({triplets}), pairs ({pairs})." in text
+    assert f"captions ({captions}), triplets ({triplets}), pairs ({pairs})." in card(run, tmp_path / "third", "vg")
 
 
 def test_a_complete_export_says_that_nothing_was_left_out(tmp_path):
