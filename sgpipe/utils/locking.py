@@ -212,15 +212,16 @@ def locked_folder(
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder in the system's place for temporary ones, deleted at the end of the block.
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder in `parent` (None: the system's place for temporary ones), deleted at the end of the block.
 
     If the process is killed, the next call deletes it, as nobody holds the lock in it any more.
     """
-    for place in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+    parent = parent or Path(tempfile.gettempdir())
+    for place in parent.glob(f"{_TEMPORARY}*"):
         if _is_left(place):
             shutil.rmtree(place, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=parent, ignore_cleanup_errors=True) as name:
         place, new = Path(name), Path(name, _NEW_LOCK)
         with new.open("w") as lock:
             _flock(lock, fcntl.LOCK_EX)

@@ -7,15 +7,17 @@ as its machine has a token. Ray looks for it in RAY_AUTH_TOKEN, in the file that
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgpipe.errors import EngineError
+from sgpipe.utils.locking import temporary_folder
 
 _core: Any = ray._raylet  # has no types
 _CONNECT_SECONDS = 5
@@ -146,7 +149,20 @@ def _start_here(cpus: int | None) -> None:
     if mode.lower() == "token" and _MODE not in os.environ:
         token = token or secrets.token_hex(32)
     local = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": _LOOPBACK}
-    _init("local", mode, token, **local)
+    _init("local", mode, token, **local, **_spilling())
+
+
+def _spilling() -> dict[str, str]:
+    """Where Ray moves objects that do not fit into memory, perhaps gigabytes: after a kill Ray would leave them."""
+    if any(name in os.environ for name in ("RAY_object_spilling_config", "RAY_object_spilling_directory")):
+        return {}
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    until_exit = ExitStack()
+    folder = until_exit.enter_context(temporary_folder(parent))
+    atexit.register(until_exit.close)
+    atexit.register(ray.shutdown)  # comes first: it would make the folder again
+    return {"object_spilling_directory": str(folder)}
 
 
 def _init(address: str, mode: str, token: str = "", **options: Any) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -274,6 +275,21 @@ def test_a_local_run_leaves_no_token_that_locks_later_clusters(tmp_path: Path) -
     run.start()
     assert run.wait() == 0, run.said
     assert not machine.token.exists()
+
+
+@pytest.mark.slow
+def test_what_ray_spilled_before_a_kill_is_deleted_by_the_next_run(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from sgpipe.utils.ray_cluster import start_ray; start_ray(cpus=1)\n"
+        "import numpy, ray; kept = [ray.put(numpy.ones(40_000_000, numpy.uint8)) for _ in range(int(sys.argv[1]))]\n"
+        "if kept: os.kill(os.getpid(), 9)\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="r") as place:  # paths of sockets must be short
+        environment = {**os.environ, "RAY_TMPDIR": place, "HOME": str(tmp_path)}
+        for objects, code_of_exit in ((1, -signal.SIGKILL), (0, 0)):
+            run = subprocess.run([sys.executable, "-c", code, str(objects)], env=environment)
+            assert run.returncode == code_of_exit
+            assert len(list(Path(place).glob("sgpipe-*"))) == objects
 
 
 @pytest.mark.slow
