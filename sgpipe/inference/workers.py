@@ -10,6 +10,7 @@ from sgpipe.inference.predictor import ImagePrediction, PredictConfig, Predictor
 from sgpipe.inference.rows import RowGroup
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers
+from sgpipe.utils.machines import machines_of
 
 
 def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
@@ -55,9 +56,8 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
     start_ray()
     workers = min(config.workers, len(row_groups))
     gpus = 0 if config.device == "cpu" else config.gpus
-    if note := check_workers(
-        ray.cluster_resources(), workers, 1, gpus, {"CPU": "--workers", "GPU": "--workers or --gpus"}
-    ):
+    lower, machines = {"CPU": "--workers", "GPU": "--workers or --gpus"}, machines_of(ray.nodes())
+    if note := check_workers(ray.cluster_resources(), workers, 1, gpus, lower, machines):
         progress.say(note)
     worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)
     try:

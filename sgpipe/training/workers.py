@@ -31,6 +31,7 @@ from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_workers, pick_device
+from sgpipe.utils.machines import machines_of
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
@@ -50,7 +51,8 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
     progress.say("starting Ray")
     start_ray(config.address)
     lower = {"CPU": "--workers or workers.cpus", "GPU": "--workers or workers.gpus"}
-    if note := check_workers(ray.cluster_resources(), config.count, config.cpus, _gpus(config), lower):
+    machines = machines_of(ray.nodes())
+    if note := check_workers(ray.cluster_resources(), config.count, config.cpus, _gpus(config), lower, machines):
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from sgpipe.errors import UserError
 from sgpipe.utils.console import count
+from sgpipe.utils.machines import Machine, Need, describe, place
 
 ANY_NUMBER = 2  # of workers on Ray
 
@@ -64,7 +65,12 @@ def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]
 
 
 def check_workers(
-    resources: Mapping[str, float], workers: int, cpus: float, gpus: float, lower: Mapping[str, str]
+    resources: Mapping[str, float],
+    workers: int,
+    cpus: float,
+    gpus: float,
+    lower: Mapping[str, str],
+    machines: Sequence[Machine] = (),
 ) -> str | None:
     """Refuse workers that would wait for ever; return a note if there are GPUs that they do not use.
 
@@ -72,8 +78,9 @@ def check_workers(
         resources: `ray.cluster_resources()`.
         cpus, gpus: of each worker.
         lower: by "CPU" and "GPU", the settings to lower.
+        machines: those of the cluster: each worker needs room on one of them.
 
-    Raises UserError: Ray has too few CPUs or GPUs.
+    Raises UserError: Ray has too few CPUs or GPUs, or too few on its machines.
     """
     for name, each in (("CPU", cpus), ("GPU", gpus)):
         needed, available = each * workers, resources.get(name, 0)
@@ -82,6 +89,13 @@ def check_workers(
                 f"{count(workers, 'worker needs', 'workers need')} {needed:g} {name}{'' if needed == 1 else 's'}, "
                 f"but Ray has {available:g}; lower {lower[name]}"
             )
+    need = Need(cpus, gpus)
+    if machines and place([need] * workers, machines) is None:
+        kind = "GPU" if gpus else "CPU"
+        raise UserError(
+            f"{count(workers, 'worker needs', 'workers need')} {need} each on one machine, but Ray has "
+            f"{describe(machines)}; lower {lower[kind]}"
+        )
     if gpus or not (unused := resources.get("GPU", 0)):
         return None
     return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none: give --gpus 1"

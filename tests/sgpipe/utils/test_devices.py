@@ -3,6 +3,7 @@ import torch
 
 from sgpipe.errors import UserError
 from sgpipe.utils.devices import check_devices, check_workers, pick_device, pick_dtype
+from sgpipe.utils.machines import Machine
 
 
 def test_auto_takes_a_gpu_if_there_is_one(monkeypatch):
@@ -103,6 +104,17 @@ def test_workers_that_would_wait_for_ever_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         check_workers(resources, workers, 1, gpus, LOWER)
+
+
+def test_workers_need_room_on_single_machines() -> None:
+    machines = [Machine("a", 2, (1.0,)), Machine("b", 3, (1.0,)), Machine("c", 3)]
+    resources = {"CPU": 8.0, "GPU": 2.0}
+    check_workers(resources, 4, 2, 0, LOWER)  # in sum they fit
+    with pytest.raises(UserError, match=r"^4 workers need 2 CPUs each on one machine, but Ray has 1 machine with 3 CPUs and 1 GPU, "):
+        check_workers(resources, 4, 2, 0, LOWER, machines)
+    with pytest.raises(UserError, match=r"^1 worker needs 1 CPU and 2 GPUs each on one machine, .*; lower --workers or --gpus$"):
+        check_workers(resources, 1, 1, 2, LOWER, machines)
+    assert check_workers(resources, 2, 2, 1, LOWER, machines) is None
 
 
 def test_gpus_that_workers_do_not_use_are_noted() -> None:
