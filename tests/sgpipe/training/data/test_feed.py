@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -66,6 +67,45 @@ def test_a_tagger_learns_from_unrelated_pairs_too(tmp_path):
         assert (len(one), len(more)) == (1, 2)
         assert torch.equal(more.subject_boxes[1], one.object_boxes[0])
         assert more.relation_labels.sum(1).tolist() == [1, 0]
+
+
+def test_relations_of_a_pair_are_merged_before_pairs_are_cut(tmp_path):
+    """As published with closed class lists; the predicates of the first pairs all stay."""
+    pairs = [(0, 1), (1, 0), (0, 2), (2, 0)]
+    records = [plain_record(str(n)) for n in range(4)]
+    for record in records:
+        record.objects.append(Box("cat", 3, (1, 1, 6, 6)))
+        record.relations = [Relation(*ends, name) for name in ("on", "under", "left of") for ends in pairs]
+    labels = {"objects": ["person", "dog", "cat"], "relations": ["on", "under", "left of"]}
+    config = make_run(tmp_path, records, run={"labels": labels})
+    fed = feed(config, augment=None, labels="full", val=())
+    for most, kept in ((2, 2), (3, 3), (4, 4), (9, 4)):
+        [[batch]] = training(replace(fed, most_relations=most), 1)
+        for triplets in batch.triplets:
+            assert triplets.relation_labels.tolist() == [[1, 1, 1]] * kept
+            assert triplets.object_labels.tolist() == [1, 0, 2, 0][:kept]
+
+
+def test_every_group_is_a_batch_with_texts_of_its_own(config):
+    [whole], parts = (training(feed(config, text_group=group), 1)[0] for group in (None, 3))
+    assert [len(part) for part in parts] == [3, 1]
+    assert joined(parts, "image_ids") == list(whole.image_ids)
+    for part in parts:
+        assert part.texts != whole.texts
+        for triplets in part.triplets:
+            assert triplets.relation_labels.shape[1] == len(part.texts.relations)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (3, 2)])
+def test_validations_of_groups_do_not_depend_on_workers_and_parts(config, world, accumulate):
+    whole = validation(feed(config, batch=6, text_group=4))
+    texts = {name: batch.texts for batch in whole for name in batch.image_ids}
+    shares = [
+        validation(feed(config, batch=6, text_group=4, share=WorkerShare(rank, world, accumulate)))
+        for rank in range(world)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    assert {name: batch.texts for share in shares for batch in share for name in batch.image_ids} == texts
 
 
 def test_a_relation_without_object_stays_one(tmp_path):
