@@ -306,14 +306,12 @@ def _save(graph: SceneGraph, path: Path, threshold: float) -> None:
 
 
 def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float, screen: Console) -> None:
-    from sgpipe.sources.annotated import to_single_line
-
     if graph.error is not None:
-        screen.print(to_single_line(f"{file}: {graph.error}"), soft_wrap=True)
+        screen.print(console.single_line(f"{file}: {graph.error}"), soft_wrap=True)
         return
     triplets = graph.triplets(threshold)
     counts = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')}"
-    screen.print(to_single_line(f"{file}: {counts} → {drawing}"), soft_wrap=True)
+    screen.print(console.single_line(f"{file}: {counts} → {drawing}"), soft_wrap=True)
     for subject, predicate, object_, confidence in triplets:
         score = "" if confidence is None else f"{confidence:.2f}  "
-        screen.print(f"  {score}{subject} · {predicate} · {object_}", soft_wrap=True)
+        screen.print(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}", soft_wrap=True)

@@ -20,13 +20,14 @@ from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import count
+from sgpipe.utils.console import count, single_line
 from sgpipe.viz.draw_relations import Point
 from sgpipe.viz.svg import unit_square
 
 Rows = list[dict[str, Any]]
 
 RECALLS = np.linspace(0, 1, 101)
+_LONGEST = 60  # letters of a name in a table
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _table(title: str, rows: Rows) -> Table:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if math.isnan(value) else f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else single_line(str(value), _LONGEST)
 
 
 def _without_nan(value: Any) -> Any:
