@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from sgpipe.errors import in_python
+from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
-
-LARGEST_SEED = 2**63
 
 
 class Config(BaseModel):

@@ -20,8 +20,7 @@ from sgpipe.cli.options import (
     writes_file,
     writes_folder,
 )
-from sgpipe.recipe import LARGEST_SEED
-from sgpipe.utils import console
+from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:

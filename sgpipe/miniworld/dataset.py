@@ -17,7 +17,7 @@ from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
-from sgpipe.recipe import LARGEST_SEED
+from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
 from sgpipe.utils.json_stream import JsonStream

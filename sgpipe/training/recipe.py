@@ -13,7 +13,8 @@ from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
 from sgpipe.errors import UserError, in_python
-from sgpipe.recipe import LARGEST_SEED, Config, SplitName
+from sgpipe.recipe import Config, SplitName
+from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
 
 Kind = Literal["tagger", "parseda", "parsed", "rlipv1"]

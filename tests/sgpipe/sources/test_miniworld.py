@@ -86,7 +86,10 @@ def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_
         recipe = load_recipe("miniworld", {"source.drawn": CONFIG.model_dump(), **changes})
         with pytest.raises(UserError, match=refusal):
             generate(recipe, folder.root, QUIET)
-    other = {"source.splits": {"val": {"annotations": "a.json", "images": "b", "captions": "c.json"}}}
+    for name in ("a.json", "c.json"):
+        (tmp_path / name).touch()
+    files = {"annotations": tmp_path / "a.json", "images": tmp_path, "captions": tmp_path / "c.json"}
+    other = {"source.splits": {"val": files}}
     with pytest.raises(UserError, match=r"\n  drawn.* now"):
         generate(load_recipe("coco", {**other, "tag.tagger": "x"}), folder.root, QUIET)
     assert facts(folder.ground_truth.relations) == true_facts(CONFIG, implied_too=True)
