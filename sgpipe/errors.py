@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _URI = re.compile(r"(\w{2,}):/+(.*)", re.DOTALL)  # as `Path` leaves it
+_WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 
 # An option in a message, and what follows it: the name of a value ("FOLDER"), a value, or nothing. Commands of the
@@ -128,10 +129,12 @@ def existing_path(path: Path) -> Path:
 def existing_model(name: str) -> str:
     """`name`, unless it can only be a path and is none: a hub id has at most one slash, within it.
 
-    Raises UserError: there is no such folder or file.
+    Raises UserError: there is no such folder or file, or it is a file that has no suffix of weights.
     """
     path = Path(name)
-    suffix = path.suffix in (".pth", ".pt", ".safetensors")
+    suffix = path.suffix in _WEIGHTS
+    if not suffix and path.is_file():
+        raise UserError(f"{name} is a file, not a folder")
     beside = path.parent != Path(".") and path.parent.is_dir()
     if suffix or beside or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
         _mode(path, "file" if suffix else "folder", name)

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_file
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -117,8 +117,8 @@ def _find(name: str, folder: Path) -> Path:
     packaged = folder / f"{name}.yaml"
     if "/" not in name and not name.endswith((".yaml", ".yml")) and packaged.is_file():
         return packaged
-    if Path(name).is_file():
-        return Path(name)
+    if Path(name).exists() or "/" in name or name.endswith((".yaml", ".yml")):
+        return existing_file(Path(name))
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise UserError(f"no recipe {name!r}: it is neither a file nor one of the packaged recipes ({names})")
 

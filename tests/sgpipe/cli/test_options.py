@@ -114,6 +114,36 @@ def test_a_missing_path_is_called_what_it_is(words: Any, command: Any, param: An
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+@pytest.mark.parametrize(("words", "command", "param"), path_params(existing_model))
+def test_a_file_is_no_folder_of_a_model(words: Any, command: Any, param: Any, tmp_path: Path) -> None:
+    given = arguments(command, param, tmp_path)
+    result = CliRunner().invoke(app, [*words, *given, param.opts[0], str(tmp_path / "file")])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: {param.opts[0]} {tmp_path / 'file'} is a file, not a folder\n",
+    )
+
+
+@pytest.mark.parametrize("command", [("generate",), ("train", "--out", "new")])
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ("nowhere.yaml", "no such file: nowhere.yaml"),
+        ("my/recipe", "no such file: my/recipe"),
+        ("docs", "docs is a folder, not a file"),
+        ("nowhere", "no recipe 'nowhere': it is neither a file nor one of the packaged recipes"),
+    ],
+)
+def test_a_missing_recipe_is_called_what_it_is(
+    command: tuple[str, ...], recipe: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    result = CliRunner().invoke(app, [*command, recipe])
+    assert (result.exit_code, reason in result.stderr) == (2, True), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
+
+
 @pytest.mark.parametrize(("words", "command", "param"), path_params(writable_folder, writable_file))
 def test_a_path_that_cannot_be_written_is_refused_before_any_work(
     words: Any, command: Any, param: Any, tmp_path: Path

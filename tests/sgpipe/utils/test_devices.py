@@ -110,9 +110,9 @@ def test_workers_need_room_on_single_machines() -> None:
     machines = [Machine("a", 2, (1.0,)), Machine("b", 3, (1.0,)), Machine("c", 3)]
     resources = {"CPU": 8.0, "GPU": 2.0}
     check_workers(resources, 4, 2, 0, LOWER)  # in sum they fit
-    with pytest.raises(UserError, match=r"^4 workers need 2 CPUs each on one machine, but Ray has 1 machine with 3 CPUs and 1 GPU, "):
+    with pytest.raises(UserError, match=r"^4 workers need 2 CPUs each on one machine, .* 1 machine with 3 CPUs"):
         check_workers(resources, 4, 2, 0, LOWER, machines)
-    with pytest.raises(UserError, match=r"^1 worker needs 1 CPU and 2 GPUs each on one machine, .*; lower --workers or --gpus$"):
+    with pytest.raises(UserError, match=r"^1 worker needs 1 CPU and 2 GPUs each .*; lower --workers or --gpus$"):
         check_workers(resources, 1, 1, 2, LOWER, machines)
     assert check_workers(resources, 2, 2, 1, LOWER, machines) is None
 
