@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgpipe.cli.help import GroupedCommand, HelpfulGroup
-from sgpipe.cli.options import GuessedSplit, Json, Limit, reads_file, reads_folder, with_option_groups, writes_folder
+from sgpipe.cli.options import (
+    Classes,
+    GuessedSplit,
+    Json,
+    Limit,
+    reads_file,
+    reads_folder,
+    with_option_groups,
+    writes_folder,
+)
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
@@ -107,26 +116,27 @@ def vg(
 
 @app.command(cls=GroupedCommand)
 @with_option_groups
-def hico(data: AnnotationOptions, options: RetryOptions) -> None:
+def hico(*, data: AnnotationOptions, classes: Classes = None, options: RetryOptions) -> None:
     """Import HICO-DET.
 
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
     """
     from sgpipe.sources.hoi import hico_source
 
-    _import(hico_source(data.annotations, data.split_name(options.out)), data.images, options)
+    _import(hico_source(data.annotations, data.split_name(options.out), classes), data.images, options)
 
 
 @app.command(cls=GroupedCommand)
 @with_option_groups
-def vcoco(data: AnnotationOptions, options: RetryOptions) -> None:
+def vcoco(*, data: AnnotationOptions, classes: Classes = None, options: RetryOptions) -> None:
     """Import V-COCO.
 
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
     """
     from sgpipe.sources.hoi import vcoco_source
 
-    _import(vcoco_source(data.annotations, data.split_name(options.out, own_splits=True)), data.images, options)
+    split = data.split_name(options.out, own_splits=True)
+    _import(vcoco_source(data.annotations, split, classes), data.images, options)
 
 
 @app.command(cls=GroupedCommand)

@@ -7,7 +7,7 @@ Box pairs (instances_train2015.json, instances_vcoco_train.json): parallel lists
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import (
     AnnotationSource,
-    DatasetClasses,
     FieldError,
     ProblemCounts,
     check_object_index,
@@ -31,82 +30,64 @@ from sgpipe.sources.annotated import (
     text_field,
     xyxy_to_xywh,
 )
-from sgpipe.sources.formats import HICO_HOIA, HICO_PAIRS, HOIA, VCOCO_HOIA, VCOCO_PAIRS, require_format
-from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
+from sgpipe.sources.formats import (
+    HICO_HOIA,
+    HICO_PAIRS,
+    HOIA,
+    VCOCO_HOIA,
+    VCOCO_PAIRS,
+    AnnotationFormat,
+    require_format,
+)
+from sgpipe.sources.hoia_classes import HICO as HICO
+from sgpipe.sources.hoia_classes import OPEN_IMAGES as OPEN_IMAGES
+from sgpipe.sources.hoia_classes import VCOCO as VCOCO
+from sgpipe.sources.hoia_classes import HoiaSchema as HoiaSchema
+from sgpipe.sources.hoia_classes import check_classes, read_classes
+from sgpipe.sources.vocabulary import category_names, official_relation_names
 from sgpipe.utils.json_stream import JsonStream
 
+OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
 _NOTHING = -1  # object_id of a relation without an object, and category_id of the box that stands for it
 
 
-@dataclass(frozen=True)
-class HoiaSchema:
-    """How a dataset's HOIA files are to be read.
+def hico_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
+    """HICO-DET in HOIA format or as box pairs, or a file in HOIA format with the classes of another file.
 
-    Attributes:
-        key: the key of the list of relations.
-        objects, relations: class names and predicates by category_id.
-        objectless: whether a relation may have no object.
+    Raises UserError: the file is of another format, or of other classes.
     """
-
-    key: str
-    objects: Mapping[int, str]
-    relations: Mapping[int, str]
-    objectless: bool = False
-
-    @property
-    def classes(self) -> DatasetClasses:
-        """All names in order, including the name of the missing object."""
-        nothing = (NO_OBJECT,) if self.objectless else ()
-        return DatasetClasses((*self.objects.values(), *nothing), tuple(self.relations.values()))
-
-    @property
-    def class_list(self) -> dict[str, dict[str, str]]:
-        """All names by number, as files list their classes."""
-        parts = {"objects": self.objects, "relations": self.relations}
-        return {key: {str(number): name for number, name in names.items()} for key, names in parts.items()}
-
-    @classmethod
-    def of_class_list(cls, objects: Any, relations: Any) -> HoiaSchema:
-        """The inverse of `class_list`. Names may also be lists, which count from 1.
-
-        Raises ValueError, TypeError, AttributeError: another form, or a name is missing or occurs twice.
-        """
-        return cls("hoi_annotation", _numbered(objects), _numbered(relations))
+    return _source(annotations, split, classes, "hico", HICO, (HICO_HOIA, HICO_PAIRS, HOIA))
 
 
-def _numbered(names: Any) -> Mapping[int, str]:
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
-    numbered = dict(sorted((int(number), name) for number, name in pairs))
-    if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
-        raise ValueError("a name is missing")
-    if len(set(numbered.values())) < len(numbered):
-        raise ValueError("a name occurs twice")
-    return numbered
+def vcoco_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
+    """V-COCO in HOIA format or as box pairs; otherwise as `hico_source`."""
+    return _source(annotations, split, classes, "vcoco", VCOCO, (VCOCO_HOIA, VCOCO_PAIRS, HOIA))
 
 
-HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
-VCOCO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("vcoco"), objectless=True)
-OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
-
-
-def hico_source(annotations: Path, split: str) -> AnnotationSource:
-    """HICO-DET in HOIA format or as box pairs. Raises UserError: the file is of another format."""
-    file_format = require_format(annotations, HICO_HOIA, HICO_PAIRS, HOIA)
-    if file_format is HICO_PAIRS:
-        read = partial(read_hico_pairs, annotations, split)
+def _source(
+    annotations: Path,
+    split: str,
+    classes: Path | None,
+    dataset: str,
+    schema: HoiaSchema,
+    formats: tuple[AnnotationFormat, ...],
+) -> AnnotationSource:
+    file_format = require_format(annotations, *formats)
+    files = {"annotations": annotations}
+    if file_format in (HICO_PAIRS, VCOCO_PAIRS):
+        if classes is not None:
+            raise UserError(f"{annotations} names its classes itself; omit --classes")
+        pairs = read_hico_pairs if file_format is HICO_PAIRS else read_vcoco_pairs
+        return AnnotationSource(dataset, split, partial(pairs, annotations, split), files, classes=schema.classes)
+    if classes is None:
+        check_classes(annotations, schema, dataset)
     else:
-        read = partial(read_hoia, annotations, HICO, "hico", split)
-    return AnnotationSource("hico", split, read, {"annotations": annotations}, classes=HICO.classes)
-
-
-def vcoco_source(annotations: Path, split: str) -> AnnotationSource:
-    """V-COCO in HOIA format or as box pairs. Raises UserError: the file is of another format."""
-    file_format = require_format(annotations, VCOCO_HOIA, VCOCO_PAIRS, HOIA)
-    if file_format is VCOCO_PAIRS:
-        read = partial(read_vcoco_pairs, annotations, split)
-    else:
-        read = partial(read_hoia, annotations, VCOCO, "vcoco", split)
-    return AnnotationSource("vcoco", split, read, {"annotations": annotations}, classes=VCOCO.classes)
+        own = replace(read_classes(classes), objectless=schema.objectless)
+        dataset, schema = (dataset, schema) if own == schema else (OTHER_CLASSES, own)
+        check_classes(annotations, schema, dataset, classes)
+        files["classes"] = classes
+    read = partial(read_hoia, annotations, schema, dataset, split)
+    return AnnotationSource(dataset, split, read, files, classes=schema.classes)
 
 
 def read_hoia(

@@ -26,6 +26,7 @@ from sgpipe.sources.annotated import (
 )
 from sgpipe.sources.formats import OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD, require_format
 from sgpipe.sources.hoi import OPEN_IMAGES, read_hoia
+from sgpipe.sources.hoia_classes import check_classes
 from sgpipe.utils.json_stream import JsonStream
 from sgpipe.utils.text_files import read_text
 
@@ -45,7 +46,8 @@ class OpenImages:
 
     def source(self) -> AnnotationSource:
         """Raises UserError: a file is missing or of another format."""
-        require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD)
+        if require_format(self.annotations, OPEN_IMAGES_HOIA, OPEN_IMAGES_VRD) is OPEN_IMAGES_HOIA:
+            check_classes(self.annotations, OPEN_IMAGES, "open_images")
         files = {"annotations": self.annotations, "categories": self.categories}
         return AnnotationSource(
             dataset="open_images",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,34 +12,13 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import UserError
 from sgpipe.records import Record, from_table
-from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, replace_surrogates
-from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
+from sgpipe.sources.hoia_classes import HICO, OPEN_IMAGES, HoiaSchema
+from sgpipe.sources.hoia_classes import read_classes as read_classes
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file
 
 PERSON = "person"
-
-_KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))
-
-
-def read_classes(path: Path) -> HoiaSchema:
-    """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1.
-
-    VG-SGG-dicts.json, with `idx_to_label` and `idx_to_predicate`, is accepted, too.
-
-    Raises UserError: the file is missing or has another format.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        keys = next(keys for keys in _KEYS if keys[0] in content)
-        return HoiaSchema.of_class_list(*(content[key] for key in keys))
-    except OSError as error:
-        raise UserError(f"classes file {path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
-        raise UserError(
-            f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
-            f"({replace_surrogates(str(error))[:80]})"
-        ) from None
 
 
 def data_classes(root: Path) -> DatasetClasses:

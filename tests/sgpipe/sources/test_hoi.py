@@ -232,3 +232,56 @@ def test_counts_of_the_real_files(oracle, hico_test):
         assert len(images) == count
         pairs = [len(image["actions"]) for image in json.loads(path.read_text())["annotations"]]
         assert [len(record.relations) for record in images] == pairs
+
+
+def drawn(tmp_path, relations, objects=(1, 37)):
+    """A file in HOIA format with four images."""
+    boxes = [{"bbox": [0, 0, 9, 9], "category_id": category} for category in objects]
+    items = [{"subject_id": 0, "object_id": 1, "category_id": verb} for verb in relations]
+    images = [
+        {"file_name": f"{n}.jpg", "width": 9, "height": 9, "annotations": boxes, "hoi_annotation": items}
+        for n in range(4)
+    ]
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(images))
+    return path
+
+
+OWN = {"objects": {"1": "person", "37": "kite"}, "relations": ["holding", "flying"]}
+
+
+@pytest.mark.parametrize(
+    ("relations", "objects", "reason"),
+    [
+        ((1, 3), (1, 38), "'adjust' of 'kite' is not an interaction"),
+        ((150, 200), (1, 38), "there is no relation 150"),
+        ((0,), (1, 38), "there is no relation 0"),
+        ((37,), (1, 200), "there is no object class 200"),
+    ],
+)
+def test_a_file_of_other_classes_than_hico_det_is_refused(tmp_path, relations, objects, reason):
+    with pytest.raises(UserError, match=rf"are not those of HICO-DET: .*({reason}).*give --classes FILE"):
+        hico_source(drawn(tmp_path, relations, objects), "train")
+
+
+def test_a_class_list_beside_the_file_is_named(tmp_path):
+    path = drawn(tmp_path, (37,), (1, 38))
+    hico_source(path, "train")
+    (tmp_path / "own_classes.json").write_text(json.dumps(OWN))
+    with pytest.raises(UserError, match=r"give --classes .*own_classes\.json"):
+        hico_source(path, "train")
+
+
+def test_a_file_of_other_classes_is_read_with_their_list(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps(OWN))
+    source = hico_source(drawn(tmp_path, (1, 2)), "train", tmp_path / "list.json")
+    records = list(source.read(Counter()))
+    assert source.dataset == "hoia"
+    assert set(source.files) == {"annotations", "classes"}
+    assert source.classes.relations == ("holding", "flying")
+    assert [[relation.predicate for relation in record.relations] for record in records] == [["holding", "flying"]] * 4
+    assert {box.category for box in records[0].objects} == {"person", "kite"}
+    with pytest.raises(UserError, match=r"are not those of .*list\.json.*there is no relation 9"):
+        hico_source(drawn(tmp_path, (9,)), "train", tmp_path / "list.json")
+    vcoco = vcoco_source(drawn(tmp_path, (1,)), "train", tmp_path / "list.json")
+    assert next(iter(vcoco.read(Counter()))).relations[0].predicate == "holding"
