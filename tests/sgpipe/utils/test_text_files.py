@@ -16,7 +16,7 @@ from sgpipe.utils.json_stream import JsonStream
 from sgpipe.utils.text_files import open_text, read_ends, read_text, text_sha256
 
 TEXT = json.dumps({"a": list(range(3000)), "b": ["x"] * 100}).encode()
-GZIP = gzip.compress(TEXT)
+GZIP = gzip.compress(TEXT, mtime=0)
 
 
 def zipped() -> bytes:
@@ -43,9 +43,9 @@ def flipped(at: int) -> bytes:
     "content",
     [
         GZIP,
-        gzip.compress(TEXT[:50]) + gzip.compress(TEXT[50:]),
+        gzip.compress(TEXT[:50], mtime=0) + gzip.compress(TEXT[50:], mtime=0),
         GZIP + b"\0" * 512,
-        gzip.compress(b"\xef\xbb\xbf" + TEXT),
+        gzip.compress(b"\xef\xbb\xbf" + TEXT, mtime=0),
     ],
     ids=["one member", "two members", "padded", "byte order mark"],
 )
@@ -96,9 +96,9 @@ def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):
         (flipped(2), "corrupt: its gzip data are damaged"),
         (flipped(len(GZIP) // 2), "corrupt: its gzip data are damaged|not valid|cut short"),
         (GZIP + b"rest", "corrupt: its gzip data are damaged"),
-        (gzip.compress(TEXT[:-5]), "cut short"),
-        (gzip.compress(GZIP), "compressed by gzip more than once; decompress it: gunzip '.*a file.json'"),
-        (gzip.compress(b""), "is empty when decompressed"),
+        (gzip.compress(TEXT[:-5], mtime=0), "cut short"),
+        (gzip.compress(GZIP, mtime=0), "compressed by gzip more than once; decompress it: gunzip '.*a file.json'"),
+        (gzip.compress(b"", mtime=0), "is empty when decompressed"),
         (b"", "is empty; copy or download it again"),
         (b" \n\t ", "contains only white space"),
         (b"\xef\xbb\xbf", "contains only white space"),
@@ -107,7 +107,7 @@ def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):
         (lzma.compress(TEXT), "is compressed by xz; decompress it: xz -dk"),
         (b"\x28\xb5\x2f\xfd" + TEXT, "is compressed by Zstandard; decompress it: zstd -d"),
         (tarred(), "is a tar archive; unpack it: tar xf"),
-        (gzip.compress(tarred()), "is a tar archive inside gzip; unpack it: tar xf"),
+        (gzip.compress(tarred(), mtime=0), "is a tar archive inside gzip; unpack it: tar xf"),
         (TEXT.decode().encode("utf-16"), "is UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
         (TEXT.decode().encode("utf-16-le"), "is UTF-16LE text"),
         (TEXT.decode().encode("utf-16-be"), "is UTF-16BE text"),
