@@ -6,8 +6,8 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ import typer
 from sgpipe.cli.options import (
     Captioner,
     Detector,
+    GuessedSplit,
     ImageData,
     Json,
     Limit,
@@ -28,6 +29,7 @@ from sgpipe.cli.options import (
     reads_later,
     reads_model,
     reads_path,
+    with_option_groups,
     writes_folder,
 )
 from sgpipe.errors import UserError, existing_file, existing_folder, existing_path, making_folder
@@ -36,15 +38,57 @@ from sgpipe.utils.atomic import atomic_write, removed_if_empty
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
-    from sgpipe.recipe import SourceConfig
-    from sgpipe.storage.manifest import Summary
-if TYPE_CHECKING:
     from rich.console import Console
 
     from sgpipe.pipeline import SceneGraph
+    from sgpipe.recipe import Recipe, SourceConfig
+    from sgpipe.storage.manifest import Summary
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """The images to label, and what is known of them, instead of those of the recipe."""
+
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that the recipe's paths are relative to.", callback=reads_folder)
+    ] = None
+    images: Annotated[
+        Path | None, typer.Option(help="Image folder, instead of the recipe's splits.", callback=reads_later)
+    ] = None
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file for --images.", callback=reads_later)] = None
+    captions: Annotated[
+        Path | None, typer.Option(help="COCO captions file; the captioner does not run.", callback=reads_later)
+    ] = None
+    split: GuessedSplit = None
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run or import with ground truth of the same images; prints precision and recall.",
+            callback=reads_folder,
+        ),
+    ] = None
+    image_data: ImageData = None
+
+    def split_name(self, source: SourceConfig, out: Path) -> str:
+        """What the split of --images is called. Raises UserError: a path is missing, or nothing names the split."""
+        from sgpipe.recipe import WHOLE
+        from sgpipe.sources.formats import infer_split, run_split
+
+        if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
+            return self.split or WHOLE
+        existing_folder(source.path(self.images))
+        existing_file(source.path(self.annotations))
+        return infer_split(self.annotations, self.images, run_split(out))
+
+    def of_split(self, name: str) -> dict[str, Any]:
+        """The settings for a single split of --images."""
+        config = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
+        return {"source.splits": {name: config}} | ({} if self.captions is None else {"caption.captioner": None})
+
+
+@with_option_groups
 def generate(
+    *,
     recipe: Annotated[
         str, typer.Argument(help="Packaged recipe (miniworld, coco, objects365, folder) or YAML file.")
     ] = "miniworld",
@@ -57,30 +101,7 @@ def generate(
     store: Annotated[
         str | None, typer.Option(help="Object store for the shards, such as s3://bucket/labels; the rest is in --out.")
     ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that the recipe's paths are relative to.", callback=reads_folder)
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Image folder, instead of the recipe's splits.", callback=reads_later)
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="Annotation file for --images.", callback=reads_later)
-    ] = None,
-    captions: Annotated[
-        Path | None, typer.Option(help="COCO captions file; the captioner does not run.", callback=reads_later)
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Name of the split. Default: what --annotations or --images are named after (val2017)."),
-    ] = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run or import with ground truth of the same images; prints precision and recall.",
-            callback=reads_folder,
-        ),
-    ] = None,
-    image_data: ImageData = None,
+    data: SourceOptions,
     detector: Detector = None,
     captioner: Captioner = None,
     tagger: Tagger = None,
@@ -96,15 +117,10 @@ def generate(
     Without arguments, generates 200 synthetic images and labels them with the tiny models that ship with sgpipe;
     --set source.drawn.seed=1 gives other images.
     """
-    from sgpipe.generation.run import generate as run
-    from sgpipe.recipe import load_recipe
-    from sgpipe.records import TRAINING_CONFIDENCE
-    from sgpipe.utils.config_file import parse_set
-
     options = {
-        "source.root": root,
-        "source.ground_truth": truth and truth.absolute(),
-        "source.image_data": image_data and image_data.absolute(),
+        "source.root": data.root,
+        "source.ground_truth": data.truth and data.truth.absolute(),
+        "source.image_data": data.image_data and data.image_data.absolute(),
         "detect.detector": detector,
         "caption.captioner": captioner,
         "tag.tagger": tagger,
@@ -113,37 +129,40 @@ def generate(
         "engine.address": ray_address,
         "engine.store": store,
     }
-    overrides = {key: value for key, value in options.items() if value is not None}
-    assigned = parse_set(assign or [])
-    loaded = load_recipe(recipe, overrides | assigned)
-    if images is not None:
-        name = split or _split_name(loaded.source, images, annotations, out or Path(f"{loaded.name}-relations"))
-        overrides |= _source_overrides(name, images, annotations, captions)
-        loaded = load_recipe(recipe, overrides | assigned)
-    elif annotations is not None or captions is not None or split is not None:
-        raise UserError("--annotations, --captions and --split need --images")
-    progress = console.Progress(console.progress())
-    summary = run(loaded, out or Path(f"{loaded.name}-relations"), progress, retry_failed=retry_failed)
-    _report(summary, max(TRAINING_CONFIDENCE, loaded.tag.threshold), json_, loaded.engine.store)
+    loaded = _load(recipe, {key: value for key, value in options.items() if value is not None}, data, assign or [], out)
+    _run(loaded, out or _default_folder(loaded), retry_failed, json_)
+
+
+def _load(
+    recipe: str, overrides: Mapping[str, Any], data: SourceOptions, assigned: list[str], out: Path | None
+) -> Recipe:
+    """The recipe with the options of the command line. Raises UserError: it is not valid, or does not fit them."""
+    from sgpipe.recipe import load_recipe
+    from sgpipe.utils.config_file import parse_set
+
+    changes = parse_set(assigned)
+    loaded = load_recipe(recipe, {**overrides, **changes})
+    if data.images is None:
+        if data.annotations is not None or data.captions is not None or data.split is not None:
+            raise UserError("--annotations, --captions and --split need --images")
+        return loaded
+    name = data.split_name(loaded.source, out or _default_folder(loaded))
+    return load_recipe(recipe, {**overrides, **data.of_split(name), **changes})
+
+
+def _default_folder(recipe: Recipe) -> Path:
+    return Path(f"{recipe.name}-relations")
+
+
+def _run(recipe: Recipe, out: Path, retry_failed: bool, json_: bool) -> None:
+    """Label, and print what the run contains."""
+    from sgpipe.generation.run import generate as run
+    from sgpipe.records import TRAINING_CONFIDENCE
+
+    summary = run(recipe, out, console.Progress(console.progress()), retry_failed=retry_failed)
+    _report(summary, max(TRAINING_CONFIDENCE, recipe.tag.threshold), json_, recipe.engine.store)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(console.EXIT_ALL_FAILED)
-
-
-def _split_name(source: SourceConfig, images: Path, annotations: Path | None, out: Path) -> str:
-    """What the split of --images is called. Raises UserError: a path is missing, or nothing names the split."""
-    from sgpipe.recipe import WHOLE
-    from sgpipe.sources.formats import infer_split, run_split
-
-    if annotations is None or source.format == "folder":
-        return WHOLE
-    existing_folder(source.path(images))
-    existing_file(source.path(annotations))
-    return infer_split(annotations, images, run_split(out))
-
-
-def _source_overrides(split: str, images: Path, annotations: Path | None, captions: Path | None) -> dict[str, Any]:
-    config = {"annotations": annotations, "images": images, "captions": captions}
-    return {"source.splits": {split: config}} | ({"caption.captioner": None} if captions is not None else {})
 
 
 def _report(summary: Summary, threshold: float, json_: bool, store: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from sgpipe.cli.options import (
     reads_file,
     reads_folder,
     reads_model,
+    with_option_groups,
     writes_file,
     writes_folder,
 )
@@ -24,10 +26,26 @@ from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
+    from sgpipe.stats.audit import Audit
+    from sgpipe.stats.gallery import Card
+    from sgpipe.storage.database import Database
     from sgpipe.storage.verify import Verification
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReviewOptions:
+    """A page for judging relations by hand."""
+
+    review: Annotated[int | None, typer.Option(min=1, help="Write a page for judging N relations by hand.")] = None
+    review_file: Annotated[Path, typer.Option(help="File for the --review page.", callback=writes_file)] = Path(
+        "review.html"
+    )
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the --review sample.")] = 0
+
+
+@with_option_groups
 def stats(
+    *,
     run: Run,
     json_: Json = False,
     html: Annotated[
@@ -49,11 +67,7 @@ def stats(
     ] = None,
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,
-    review: Annotated[int | None, typer.Option(min=1, help="Write a page for judging N relations by hand.")] = None,
-    review_file: Annotated[Path, typer.Option(help="File for the --review page.", callback=writes_file)] = Path(
-        "review.html"
-    ),
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the --review sample.")] = 0,
+    page: ReviewOptions,
     verdicts: Annotated[
         Path | None, typer.Option(help="File that the --review page exported.", callback=reads_file)
     ] = None,
@@ -62,39 +76,61 @@ def stats(
     """Count what a run contains, check its health, and show samples."""
     from sgpipe.stats.audit import audit
     from sgpipe.stats.gallery import cards
-    from sgpipe.stats.html import write_report
     from sgpipe.stats.measures import measure
-    from sgpipe.stats.review import write_review
-    from sgpipe.stats.samples import write_sheet
-    from sgpipe.stats.terminal import print_json, print_tables
     from sgpipe.storage.database import open_run
     from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
-    err = console.progress()
     if image_data is not None and truth is None:
         raise typer.BadParameter("--image-data finds COCO's images in Visual Genome: give --truth, too")
     before = measure(compare, threshold) if compare else None
     with open_run(run) as database:
-        if review is not None:
-            asked, lost = write_review(database, review_file, review, seed, images)
-            questions = f"{count(asked, 'question')} to {review_file}{_missing(lost)}"
-            err.print(f"wrote {questions}; open it in a browser", soft_wrap=True)
+        if page.review is not None:
+            _write_review(database, page.review_file, page.review, page.seed, images)
             if not (json_ or html or sheet or compare or truth or verdicts):
                 return
         ground_truth = GroundTruth(truth, None, image_data) if truth else RunFolder(run).ground_truth
         report = audit(database, threshold, ground_truth, verdicts, precision, before)
         gallery = list(cards(database, shown, threshold, images)) if html else []
+    _print_report(report, json_)
+    if html is not None:
+        _write_report(html, report, gallery, threshold)
+    if sheet is not None:
+        _write_sheet(run, sheet, shown, threshold, images)
+
+
+def _print_report(report: Audit, json_: bool) -> None:
+    from sgpipe.stats.terminal import print_json, print_tables
+
     if json_:
         print_json(report)
     else:
         print_tables(report, console.output())
-    if html is not None:
-        write_report(html, report, gallery, threshold)
-        lost = sum(card.image is None for card in gallery)
-        err.print(f"wrote {html} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}", soft_wrap=True)
-    if sheet is not None:
-        drawn, lost = write_sheet(run, sheet, shown, threshold, images)
-        err.print(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}", soft_wrap=True)
+
+
+def _write_review(database: Database, file: Path, number: int, seed: int, images: Path | None) -> None:
+    from sgpipe.stats.review import write_review
+
+    asked, lost = write_review(database, file, number, seed, images)
+    _say(f"wrote {count(asked, 'question')} to {file}{_missing(lost)}; open it in a browser")
+
+
+def _write_report(file: Path, report: Audit, gallery: list[Card], threshold: float) -> None:
+    from sgpipe.stats.html import write_report
+
+    write_report(file, report, gallery, threshold)
+    lost = sum(card.image is None for card in gallery)
+    _say(f"wrote {file} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
+
+
+def _write_sheet(run: Path, file: Path, shown: int, threshold: float, images: Path | None) -> None:
+    from sgpipe.stats.samples import write_sheet
+
+    drawn, lost = write_sheet(run, file, shown, threshold, images)
+    _say(f"drew {count(drawn, 'image')} into {file}{_missing(lost)}")
+
+
+def _say(message: str) -> None:
+    console.progress().print(message, soft_wrap=True)
 
 
 def _missing(lost: int) -> str:

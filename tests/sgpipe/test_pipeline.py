@@ -125,10 +125,10 @@ def test_an_unreadable_image_in_memory_is_an_error(pipeline, tmp_path):
 def test_an_unwritable_folder_is_refused_before_the_work(miniworld, tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.pipeline.Pipeline", None)
     (tmp_path / "file").touch()
-    for out, reason in (("file", "is a file, not a folder"), ("file/out", "cannot be written: Not a directory")):
+    for out in ("file", "file/out"):
         result = invoke(miniworld / IMAGES, "--out", tmp_path / out)
         assert result.exit_code == 2
-        assert result.stderr == f"error: --out {tmp_path / out} {reason}\n"
+        assert result.stderr == f"error: --out {tmp_path / 'file'} is a file, not a folder\n"
 
 
 def test_an_interrupted_command_does_not_promise_to_resume(miniworld, tmp_path, monkeypatch):

@@ -38,8 +38,6 @@ from tests.factories import make_blip, untrained_tagger
 IMAGES = 40
 QUIET = Progress(Console(quiet=True))
 SMALL = {"tag.short_side": 224, "tag.long_side": 320, "tag.threshold": 0.01}
-
-
 SLOWLY = ("--set", "engine.unit_size=1", "--set", "engine.cpus=1")
 
 
