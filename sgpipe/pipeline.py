@@ -29,7 +29,7 @@ from PIL import Image
 
 from sgpipe.errors import ImageError, UserError, in_python
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
-from sgpipe.recipe import MINIWORLD, PYTHON_WORDS, Recipe, load_recipe, with_packaged_models
+from sgpipe.recipe import MINIWORLD, PYTHON_WORDS, Recipe, load_recipe, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
 from sgpipe.sources.annotated import replace_surrogates
 from sgpipe.sources.vocabulary import category_names
@@ -163,7 +163,7 @@ class Pipeline:
         elif changes:
             raise UserError("models and settings cannot be given with a loaded recipe: change the recipe instead")
         self.uses_miniworld_models = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
-        self.recipe = with_packaged_models(recipe)
+        self.recipe = with_model_folders(recipe)
         for name in _ON_DEVICES:
             stage = getattr(self.recipe, name)
             check_devices(stage.device, stage.resources.gpus, 1, (f"{name}.device", f"{name}.resources.gpus"))

@@ -249,13 +249,29 @@ def packaged_model(name: PackagedModel) -> Path:
     return Path(__file__).parent / "miniworld" / "weights" / name
 
 
-def with_packaged_models(recipe: Recipe) -> Recipe:
-    """The recipe with the folders of packaged models in place of MINIWORLD."""
+def network_folder(model: Path) -> Path:
+    """The folder itself, or the best or last checkpoint in the folder of a training."""
+    folders = (model, model / "best", model / "last")
+    return next((folder for folder in folders if (folder / "config.json").is_file()), model)
+
+
+def with_model_folders(recipe: Recipe) -> Recipe:
+    """The recipe with the folders of networks in place of MINIWORLD, and of trainings whose detector or tagger it uses.
+
+    A training may go on during a run: what its `best` or `last` is now is used throughout.
+    """
     detect, caption, tag = recipe.detect, recipe.caption, recipe.tag
-    if detect.detector == MINIWORLD:
-        detect = detect.model_copy(update={"detector": str(packaged_model("parseda"))})
+    detect = detect.model_copy(update={"detector": _model_folder(detect.detector, "parseda")})
     if caption.captioner == MINIWORLD:
         caption = caption.model_copy(update={"captioner": str(packaged_model("captioner"))})
-    if tag.tagger == MINIWORLD:
-        tag = tag.model_copy(update={"tagger": str(packaged_model("tagger"))})
+    tag = tag.model_copy(update={"tagger": _model_folder(tag.tagger, "tagger")})
     return recipe.model_copy(update={"detect": detect, "caption": caption, "tag": tag})
+
+
+def _model_folder(model: str | None, packaged: PackagedModel) -> str | None:
+    """A folder of a network, or a hub id unchanged."""
+    if model == MINIWORLD:
+        return str(packaged_model(packaged))
+    if model is None or (folder := network_folder(Path(model))) == Path(model):
+        return model
+    return str(folder.resolve())

@@ -17,9 +17,9 @@ from sgpipe.generation.preconditions import check_recipe
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.utilization import Utilization
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
-from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, Recipe, SourceConfig, with_packaged_models
+from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, Recipe, SourceConfig, with_model_folders
 from sgpipe.sources import open_source, prepare_source
-from sgpipe.sources.miniworld import recipe_warnings
+from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.stages.base import ModelStage, Stage
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.detect.detectors import detector_classes
@@ -56,7 +56,7 @@ def generate(
         with mirror.reconciled():
             before = _identity_there(folder)
             source, ground_truth = _prepare(recipe, before, folder, progress)
-            recipe = with_packaged_models(_going_on(recipe, before, progress).model_copy(update={"source": source}))
+            recipe = with_model_folders(_going_on(recipe, before, progress).model_copy(update={"source": source}))
             indexes = _open_sources(recipe, folder, progress)
             manifest = folder.open(_description(recipe, before, folder, indexes))
             folder.set_ground_truth(ground_truth)
@@ -66,6 +66,7 @@ def generate(
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
         work = _Work.plan(recipe, indexes, units, progress) if units else None
         folder.sweep(manifest)
+        remove_unused(recipe.source, folder.private)
         if work is not None or not folder.is_described:  # a finished run is not described by a smaller --limit
             folder.describe(recipe, manifest)
         mirror.copy()

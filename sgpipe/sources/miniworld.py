@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS, render_dataset
-from sgpipe.recipe import MINIWORLD, MiniworldConfig, Recipe, SplitConfig
+from sgpipe.recipe import MINIWORLD, MiniworldConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
 from sgpipe.storage.run_folder import GroundTruth
@@ -21,7 +21,9 @@ from sgpipe.utils.console import Progress, count
 
 _FOLDER = "drawn"  # within a run's private folder
 
-__all__ = ["MiniworldFiles", "import_graphs", "prepare", "recipe_warnings", "render_dataset", "split_name"]
+__all__ = [
+    *("MiniworldFiles", "import_graphs", "prepare", "recipe_warnings", "remove_unused", "render_dataset", "split_name")
+]
 
 
 @dataclass(frozen=True)
@@ -80,21 +82,29 @@ def prepare(
     """The splits and the ground truth of a run's miniworld, generated unless they are already there.
 
     Args:
-        config: which images; None: the run has another source, and what an earlier one generated is removed.
+        config: which images; None: the run has another source.
         private: the run's folder for files of its own.
 
     Raises OSError: the disk is full, or the folder cannot be written.
     """
-    files = MiniworldFiles(private / _FOLDER)
     if config is None:
-        shutil.rmtree(files.root, ignore_errors=True)
         return None
+    files = MiniworldFiles(private / _FOLDER)
     if files.settings != config.model_dump():
         say(f"generating {count(config.images, 'image')}")
         files.make(config)
     world = files.world
     split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
     return {split_name(config.split): split}, files.ground_truth
+
+
+def remove_unused(source: SourceConfig, private: Path) -> None:
+    """Remove what an earlier run in the same folder generated, if the source of the present one is not the miniworld.
+
+    Not in `prepare`: a run that is refused leaves the folder as it was.
+    """
+    if source.synthetic is None:
+        shutil.rmtree(private / _FOLDER, ignore_errors=True)
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:

@@ -18,7 +18,7 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from rlip_model.text import NO_OBJECTS, TokenizerError, build_tokenizer, load_tokenizer, spread
 from sgpipe.errors import UserError
-from sgpipe.stages.detect.detectors import network_folder
+from sgpipe.recipe import network_folder
 from sgpipe.training.recipe import Kind, ModelConfig
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}

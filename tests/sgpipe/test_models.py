@@ -6,7 +6,7 @@ import pytest
 
 from experiments.miniworld.network_quality import measure_tagger, network_recipe, quality_rows
 from sgpipe.miniworld.captions import WORDINGS
-from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, with_packaged_models
+from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, with_model_folders
 from sgpipe.stages.detect.detectors import trained_sides
 from sgpipe.training.initial_model import CLASSES
 
@@ -39,14 +39,26 @@ def test_packaged_models_are_small_and_have_cards():
 
 
 def test_recipes_refer_to_packaged_models_by_one_word():
-    recipe = with_packaged_models(load_recipe("miniworld"))
+    recipe = with_model_folders(load_recipe("miniworld"))
     assert recipe.caption.captioner == str(packaged_model("captioner"))
     assert recipe.tag.tagger == str(packaged_model("tagger"))
     assert recipe.detect.detector == str(packaged_model("parseda"))
     elsewhere = {"tag.tagger": "elsewhere", "caption.captioner": None, "detect.detector": "elsewhere"}
     other = load_recipe("miniworld", elsewhere)
-    assert with_packaged_models(other) == other
+    assert with_model_folders(other) == other
     assert load_recipe("miniworld").tag.tagger == MINIWORLD
+
+
+@pytest.mark.parametrize("names", [["last"], ["best", "last"]])
+def test_the_folder_of_a_training_stands_for_its_best_network(tmp_path, names):
+    training, checkpoint = tmp_path / "training", tmp_path / "training" / "checkpoints" / "1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").touch()
+    (training / names[0]).symlink_to("checkpoints/1")
+    recipe = with_model_folders(
+        load_recipe("miniworld", {"tag.tagger": str(training), "detect.detector": str(training)})
+    )
+    assert recipe.tag.tagger == recipe.detect.detector == str(checkpoint.resolve())
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from rlip_model.model import ParSeD, ParSeDA, TripletDetector
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.errors import UserError
-from sgpipe.recipe import DetectConfig
+from sgpipe.recipe import DetectConfig, network_folder
 from sgpipe.sources.vocabulary import category_names
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
@@ -55,12 +55,6 @@ def load_detector(model: Path) -> TripletDetector:
         return _KINDS.get(str(kind), ParSeDA).from_pretrained(folder).eval()
     except (CheckpointError, TokenizerError) as reason:
         raise UserError(str(reason)) from None
-
-
-def network_folder(model: Path) -> Path:
-    """The folder itself, or the best or last checkpoint in the folder of a training."""
-    folders = (model, model / "best", model / "last")
-    return next((folder for folder in folders if (folder / "config.json").is_file()), model)
 
 
 def trained_sides(model: Path) -> tuple[int, int]:

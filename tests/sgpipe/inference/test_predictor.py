@@ -23,7 +23,8 @@ from sgpipe.evaluation.benchmarks.classes import data_classes
 from sgpipe.inference.predictor import ImagePrediction, PredictConfig
 from sgpipe.inference.rows import list_row_groups
 from sgpipe.inference.workers import predict
-from sgpipe.stages.detect.detectors import load_detector, network_folder, trained_sides
+from sgpipe.recipe import network_folder
+from sgpipe.stages.detect.detectors import load_detector, trained_sides
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.training.trainings import IMAGES
 
