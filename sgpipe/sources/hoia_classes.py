@@ -115,7 +115,7 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
         if name in seen:
             continue
         seen.add(name)
-        for fault in _faults(item, schema, _interactions() if dataset == "hico" else None):
+        for fault in _faults(item, schema, hico_interactions() if dataset == "hico" else None):
             relations += 1
             wrong += [f"image {name!r}: {fault}"] if fault else []
     if len(wrong) >= _ENOUGH and 2 * len(wrong) > relations:
@@ -180,7 +180,7 @@ def _plain(name: str) -> str:
 
 
 @cache
-def _interactions() -> frozenset[tuple[int, int]]:
+def hico_interactions() -> frozenset[tuple[int, int]]:
     """HICO-DET's 600 pairs of verb and object, by their numbers."""
     objects, verbs = list(HICO.objects), list(HICO.relations)
     pairs = CLASSES.labels(class_numbers())[:, 1:].tolist()

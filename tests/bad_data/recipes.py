@@ -27,7 +27,7 @@ def aliases(levels: int) -> str:
 
 
 _ROWS: tuple[tuple[str, Callable[[Path], object], Kind, str], ...] = (
-    ("a missing file", lambda folder: None, "refused", "neither a file nor one of the packaged"),
+    ("a missing file", lambda folder: None, "refused", "no such file: "),
     ("an empty file: the defaults", holds(""), "accepted", "sgpipe seed 0 threshold 0.05"),
     ("a list", holds("- a\n- b"), "refused", "expected keys and values, found list"),
     ("not YAML", holds("tag: [1"), "refused", "line 1: not valid YAML|not valid YAML"),

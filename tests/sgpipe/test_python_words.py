@@ -133,7 +133,7 @@ CALLS = {
     "Pipeline with an unknown setting": (lambda out: Pipeline(settings={"tag.thresh": 1}), "^settings: unknown key"),
     "load_recipe with an unknown setting": (lambda out: labelling(tag__thresh=1), "^overrides: unknown key"),
     "load_recipe with keys that are no text": (lambda out: load_recipe("coco", {1: 2}), "are no overrides"),
-    "load_recipe of no such file": (lambda out: load_recipe(out / "a.yaml"), "neither a file nor"),
+    "load_recipe of no such file": (lambda out: load_recipe(out / "a.yaml"), "no such file"),
     "load_train_recipe with an unknown setting": (lambda out: train_recipe(seeds=1), "^overrides: unknown key"),
     "generate with a name": (lambda out: generate("coco", out), r"expected a Recipe, as load_recipe\(…\) returns"),
     "train with a name": (lambda out: train("tagger", out), r"expected a TrainRecipe, as load_train_recipe\(…\)"),

@@ -11,6 +11,7 @@ from rich.console import Console
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, VCOCO, HoiaSchema, hico_source, vcoco_source
+from sgpipe.sources.hoia_classes import hico_interactions
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.open_images import OpenImages
 from sgpipe.sources.visual_genome import VisualGenome
@@ -34,6 +35,13 @@ SHARDS_OF = {
 }
 
 
+def fitting_relations(schema: HoiaSchema, category: int) -> list[int]:
+    """The relations that an object of this class can have; HICO-DET knows 600 interactions only."""
+    if schema is not HICO:
+        return list(schema.relations)
+    return [relation for relation in schema.relations if (relation, category) in hico_interactions()]
+
+
 def hoia(scene: dict, schema: HoiaSchema, rng: random.Random) -> dict:
     """A scene as an item of a HOIA file; the first object is a person, other classes and relations are random."""
     ids = {item["object_id"]: place for place, item in enumerate(scene["objects"])}
@@ -43,7 +51,7 @@ def hoia(scene: dict, schema: HoiaSchema, rng: random.Random) -> dict:
         {
             "subject_id": ids[fact["subject_id"]],
             "object_id": ids[fact["object_id"]],
-            "category_id": rng.choice(list(schema.relations)),
+            "category_id": rng.choice(fitting_relations(schema, classes[ids[fact["object_id"]]])),
         }
         for fact in scene["relationships"]
     ]

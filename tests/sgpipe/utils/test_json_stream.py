@@ -77,7 +77,7 @@ def test_faults_are_one_line_that_names_the_file(tmp_path, content, reason):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match="not found"):
+    with pytest.raises(UserError, match="no such file"):
         list(JsonStream(tmp_path / "no.json"))
     with pytest.raises(UserError, match="folder"):
         list(JsonStream(tmp_path))
