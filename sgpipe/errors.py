@@ -39,6 +39,10 @@ class EngineError(Exception):
     """The work could not be finished; what is committed stays."""
 
 
+class DivergedError(EngineError):
+    """A training whose losses are not finite: the same command would end in the same way."""
+
+
 class WorkersLostError(EngineError):
     """Ray lost workers or machines; their work units can be processed again."""
 

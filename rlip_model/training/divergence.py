@@ -17,6 +17,8 @@ from rlip_model.targets import Triplets
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.objective import Objective
 
+DIVERGED = "diverged-step-"  # begins the names of the folders of saved batches
+
 
 class DivergenceError(ValueError):
     """A loss, gradient or prediction is not finite. The message names the images and the saved batch."""
@@ -34,7 +36,7 @@ def explain(objective: Objective, batch: TrainingBatch, reason: str, step: int, 
         cause = f"caused by image {', '.join(culprits)}"
     else:
         cause = f"none of the images {', '.join(batch.image_ids)} causes it alone"
-    folder = root / f"diverged-step-{step + 1:08d}" / f"process-{rank()}"
+    folder = root / f"{DIVERGED}{step + 1:08d}" / f"process-{rank()}"
     saved = f"the batch is saved in {folder}" if _save(batch, folder, reason) else "the batch could not be saved"
     return DivergenceError(
         f"step {step + 1}: {reason}; {cause}; {saved}. A smaller learning rate (optimisation.lr) may help"

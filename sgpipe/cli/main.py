@@ -25,7 +25,7 @@ from sgpipe.cli.options import Command
 from sgpipe.cli.predict import predict
 from sgpipe.cli.runs import export, fetch, score, stats, verify
 from sgpipe.cli.train import convert, train
-from sgpipe.errors import EngineError, UserError, on_command_line, refusal
+from sgpipe.errors import DivergedError, EngineError, UserError, on_command_line, refusal
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -44,15 +44,19 @@ class _Group(HelpfulGroup):
         except UserError as error:
             _fail(f"error: {on_command_line(error)}", EXIT_BAD_INPUT)
         except EngineError as error:
-            _fail(f"error: {on_command_line(error)}\n{_RESUME}", EXIT_FAILED)
+            advice = "" if isinstance(error, DivergedError) else f"\n{_advice(ctx)}"
+            _fail(f"error: {on_command_line(error)}{advice}", EXIT_FAILED)
         except KeyboardInterrupt:
-            advice = _RESUME if ctx.invoked_subcommand in _RESUMABLE else _START_AGAIN
-            _fail(f"interrupted. {advice}", EXIT_INTERRUPTED)
+            _fail(f"interrupted. {_advice(ctx)}", EXIT_INTERRUPTED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_FAILED)
         except OSError as error:
             _fail(f"error: {refusal(error)}", EXIT_FAILED)
+
+
+def _advice(ctx: typer.Context) -> str:
+    return _RESUME if ctx.invoked_subcommand in _RESUMABLE else _START_AGAIN
 
 
 app = typer.Typer(

@@ -18,9 +18,9 @@ import yaml
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.pretrained import CheckpointError
-from rlip_model.training.divergence import DivergenceError
+from rlip_model.training.divergence import DIVERGED, DivergenceError
 from rlip_model.training.state import BEST, CHECKPOINTS, LAST, Position, read_position
-from sgpipe.errors import EngineError, UserError, in_python
+from sgpipe.errors import DivergedError, UserError, in_python
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.data.scan import scan_training, scan_validation
@@ -47,7 +47,7 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
 
     Raises:
         UserError: the recipe, the shards, the network or the folder is invalid.
-        EngineError: workers were lost and could not be replaced, or a loss is not finite.
+        EngineError: workers were lost and could not be replaced, or (DivergedError) a loss is not finite.
         OSError: a checkpoint could not be written; earlier checkpoints are kept.
     """
     require_loaded(recipe, TrainRecipe, "load_train_recipe")
@@ -104,7 +104,7 @@ def _run(job: TrainingJob, progress: Progress) -> None:
         try:
             run_job(job, display.show)
         except DivergenceError as error:
-            raise EngineError(str(error)) from None
+            raise DivergedError(str(error)) from None
 
 
 def _is_done(job: TrainingJob) -> bool:
@@ -131,7 +131,7 @@ def _make_folder(out: Path) -> None:
 
 def _has_work(out: Path) -> bool:
     """Whether a training that failed has something to keep."""
-    return (out / LAST).exists() or bool(read_metrics(out))
+    return (out / LAST).exists() or bool(read_metrics(out)) or any(out.glob(f"{DIVERGED}*"))
 
 
 def _going_on(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainRecipe:

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.objective import HEAVY, Objective
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.display import TrainingDisplay
 from sgpipe.training.job import TrainingJob, run_job
 from sgpipe.training.metrics import METRICS
@@ -35,6 +35,7 @@ from sgpipe.utils.machines import machines_of
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
+_REFUSALS = {UserError.__name__: UserError, DivergenceError.__name__: DivergedError}
 _POLL_SECONDS = 0.5
 
 
@@ -43,7 +44,7 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
 
     Raises:
         UserError: a worker refused its input, or Ray has too few CPUs or GPUs.
-        EngineError: more workers were lost than are replaced, or a loss is not finite.
+        EngineError: more workers were lost than are replaced, or (DivergedError) a loss is not finite.
     """
     config = job.recipe.workers
     refusal = job.private / _REFUSAL
@@ -63,7 +64,7 @@ def run_workers(job: TrainingJob, display: TrainingDisplay, progress: Progress) 
             raise EngineError(worker_failure(error)) from None
     if refused := _read_refusal(refusal):
         kind, message = refused
-        raise (UserError if kind == UserError.__name__ else EngineError)(message)
+        raise _REFUSALS.get(kind, EngineError)(message)
 
 
 def _fit(trainer: TorchTrainer, refusal: Path) -> None:

@@ -158,6 +158,14 @@ def test_a_diverging_training_keeps_the_batch_and_the_last_checkpoint(drawn_run:
     assert (tmp_path / "out" / "last").resolve().name == "step-00000001"
 
 
+def test_a_training_that_diverges_at_once_is_started_again_in_its_folder(drawn_run: Path, tmp_path: Path) -> None:
+    result = invoke(drawn_run, tmp_path / "out", optimisation__lr=1e30)
+    assert "step 2" in refused(result, code=1)
+    assert "same command again" not in result.output  # it would diverge again
+    assert list((tmp_path / "out").glob("diverged-step-*"))
+    assert invoke(drawn_run, tmp_path / "out", optimisation__epochs=1).exit_code == 0
+
+
 def full(*arguments: object, **options: object) -> None:
     raise OSError(28, "No space left on device")
 
