@@ -7,7 +7,9 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,7 +208,10 @@ def miniworld(
     if number is not None and images is not None:
         raise UserError("--images is the old name of --count; give one of them")
     wanted = number if number is not None else images if images is not None else _MINIWORLD_IMAGES
-    if render_dataset(out, wanted, seed, split):
+    with ExitStack() as stack:  # no progress is shown of a set that is complete or refused
+        advance = cache(lambda: stack.enter_context(console.Progress().images(wanted, "generating")))
+        is_new = render_dataset(out, wanted, seed, split, progress=lambda: advance()(1, {}))
+    if is_new:
         message = f"generated {console.count(wanted, 'image')} in {out}"
     else:
         message = f"nothing left to do: {out} already contains {'this' if wanted == 1 else 'these'} "

@@ -105,13 +105,13 @@ class Detections:
         self.boxes.extend((x, y, width, height))
 
     def add_category(self, item: Any) -> None:
-        """Add an entry of `categories`."""
+        """Add an entry of `categories`, by its exact name, so that results can be joined with the annotations."""
         try:
-            category, name = parse_integer(item["id"]), to_single_line(str(item["name"]))
+            category, name = parse_integer(item["id"]), replace_surrogates(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
             self.problems.malformed += 1
             return
-        if name:
+        if name.strip():
             self.categories[category] = name
         else:
             self.problems.malformed += 1

@@ -149,7 +149,9 @@ def test_the_hub_s_form_is_named_as_other_annotations_are_and_the_folder_alone_s
 
 
 def test_the_miniworld_counts_its_images(tmp_path):
-    assert invoke("miniworld", "--count", 2, "--out", tmp_path / "a").stdout == f"generated 2 images in {tmp_path}/a\n"
+    first = invoke("miniworld", "--count", 2, "--out", tmp_path / "a")
+    assert first.stdout == f"generated 2 images in {tmp_path}/a\n"
+    assert "2/2 images" in first.stderr
     again = invoke("miniworld", "--images", 2, "--out", tmp_path / "a")  # the old name
     assert again.stdout == f"nothing left to do: {tmp_path}/a already contains these 2 images\n"
     for options in (("--count", 3), ("--count", 2, "--images", 2), ("--count", 2, "--seed", 1)):

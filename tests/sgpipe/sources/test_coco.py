@@ -162,6 +162,12 @@ def test_a_damaged_index_is_rebuilt(tmp_path):
     assert len(open_source(source, "val", tmp_path / "i.arrow")) == 1
 
 
+def test_class_names_stay_as_the_annotations_have_them(tmp_path):
+    index = index_of(tmp_path, [box([1, 1, 5, 5])], categories=[DOG | {"name": " hot  dog\n"}, {"id": 9, "name": " "}])
+    assert [each.category for each in index.records(0, 1)[0].objects] == [" hot  dog\n"]
+    assert index.meta["problems"]["malformed"] == 1
+
+
 def test_captions_are_attached_to_their_images(tmp_path):
     captions = [
         {"image_id": 1, "caption": "  a dog\n runs "},
