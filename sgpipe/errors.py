@@ -151,10 +151,13 @@ def writable_folder(path: Path) -> Path:
     nearest = path
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
+    if nearest.is_symlink() and not nearest.exists():
+        raise UserError(f"{nearest} is a link to {nearest.readlink()}, which does not exist")
     if not nearest.is_dir():
-        raise UserError(f"{path} is a file, not a folder" if nearest == path else f"{nearest} is a file, not a folder")
+        raise UserError(f"{nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
+        read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
+        raise UserError(f"{path} cannot be written: {os.strerror(errno.EROFS if read_only else errno.EACCES)}")
     return path
 
 
