@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sgpipe.errors import ImageError, UserError, in_python
+from sgpipe.errors import ImageError, UserError, existing_file, existing_model, in_python
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
 from sgpipe.recipe import MINIWORLD, PYTHON_WORDS, Recipe, load_recipe, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
@@ -49,7 +49,7 @@ _ON_DEVICES = ("detect", "caption", "tag")  # the stages with a model
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
 _ROOTS = {_SPLIT: Path("/")}  # images may be anywhere
-_WIDTH, _MAX_RELATIONS = 960, 30
+_WIDTH, _WIDEST, _MAX_RELATIONS = 960, 16_384, 30
 _ARGUMENTS = ("detector", "captioner", "tagger", "boxes")
 _WORDS = {**PYTHON_WORDS, "option: ": "settings: ", **{f"--{name}": f"{name}=" for name in _ARGUMENTS}}
 
@@ -101,7 +101,13 @@ class SceneGraph:
         """The image with at most `most` relations drawn on it and listed below, the most confident first.
 
         The image is grey if its file can no longer be read.
+
+        Raises UserError: `width` is not 1 to 16,384 pixels, or `most` is negative.
         """
+        if not 1 <= width <= _WIDEST:
+            raise UserError(f"width={width}: expected 1 to {_WIDEST:,} pixels")
+        if most < 0:
+            raise UserError(f"most={most}: expected a number of relations, 0 or more")
         relations = shown(self.record.relations, threshold, most)
         return draw_card(self.image or self._open(), self.record, relations, width)
 
@@ -170,7 +176,10 @@ class Pipeline:
         for value, what in ((self.recipe.caption.captioner, "captioner"), (self.recipe.tag.tagger, "tagger")):
             if value is None:
                 raise UserError(f"no {what}: give --{what} FOLDER_OR_ID")
-        self._boxes = Path(boxes) if boxes else None
+        for model in (self.recipe.detect.detector, self.recipe.caption.captioner, self.recipe.tag.tagger):
+            if model is not None:
+                existing_model(model)
+        self._boxes = existing_file(Path(boxes)) if boxes else None
         self._loaded: dict[tuple[str, ...], list[Stage]] = {}
 
     def __repr__(self) -> str:

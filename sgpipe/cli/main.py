@@ -29,6 +29,7 @@ from sgpipe.errors import DivergedError, EngineError, UserError, on_command_line
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
+_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
 _RESUMABLE = ("generate", "import", "score", "train")
@@ -41,6 +42,9 @@ class _Group(HelpfulGroup):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
+        except _USAGE_ERROR as error:  # typer prints it
+            error.message = console.single_line(error.message)
+            raise
         except UserError as error:
             _fail(f"error: {on_command_line(error)}", EXIT_BAD_INPUT)
         except EngineError as error:
@@ -136,8 +140,10 @@ def _fail(message: str, code: int) -> NoReturn:
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print one line instead of a traceback, and how to get the traceback."""
     err = console.errors()
-    err.print(f"internal error: {kind.__name__}: {error}")
-    err.print("This is a bug in sgpipe. Run `sgpipe --verbose …` for a traceback, and please report it.")
+    err.print(f"internal error: {kind.__name__}: {error}", soft_wrap=True)
+    err.print(
+        "This is a bug in sgpipe. Run `sgpipe --verbose …` for a traceback, and please report it.", soft_wrap=True
+    )
 
 
 def _print_warning(message: Warning | str, *_: object, **__: object) -> None:

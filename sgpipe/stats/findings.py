@@ -12,7 +12,7 @@ from sgpipe.stats.distributions import AgreementMeasures
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Level, Measures
 from sgpipe.stats.verdicts import Verdicts
-from sgpipe.utils.console import count, single_line
+from sgpipe.utils.console import count, isolated, single_line
 
 Grade = Literal["good", "fair", "bad", "plain"]
 
@@ -129,8 +129,8 @@ def _content(measures: Measures) -> Iterator[Finding]:
     if not measures.rows:
         yield Finding(CONTENT, "bad", "Nothing: the run has no images yet.")
         return
-    names = ", ".join(single_line(name) for name in measures.datasets)
-    splits = ", ".join(f"{single_line(split)} {images:,}" for split, images in measures.images.items())
+    names = ", ".join(_name(name) for name in measures.datasets)
+    splits = ", ".join(f"{_name(split)} {images:,}" for split, images in measures.images.items())
     boxes = count(totals["objects"], "box", "boxes")
     of_classes = f" of {count(len(measures.categories), 'class', 'classes')}" if measures.categories else ""
     yield Finding(CONTENT, "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}{of_classes}.")
@@ -144,6 +144,11 @@ def _content(measures: Measures) -> Iterator[Finding]:
         half = f"{most} for half of the relations" if measures.tail.kinds > 1 else _ONE_PREDICATE
         yield Finding(CONTENT, "plain", f"{half}; {share_text(measures.person_subject_share)} of the relations have a "
                       "person as subject.")  # fmt: skip
+
+
+def _name(name: str) -> str:
+    """A name of the data within a sentence; letters that are written from right to left may turn round what follows."""
+    return single_line(name) if name.isascii() else isolated(name)
 
 
 def _relations(measures: Measures, level: Level) -> str:

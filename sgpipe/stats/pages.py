@@ -13,7 +13,7 @@ from markupsafe import Markup
 from sgpipe.errors import UserError
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import count, single_line
+from sgpipe.utils.console import count, isolated
 
 
 def render(page: str, values: dict[str, Any]) -> str:
@@ -24,21 +24,13 @@ def render(page: str, values: dict[str, Any]) -> str:
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["count"] = count
-    environment.filters["isolated"] = _isolated
+    environment.filters["isolated"] = isolated
     environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
     style, script = (_source(environment, name) for name in ("style.css", f"{page}.js"))
     # The browser runs only this script, whatever a caption contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"style": Markup(style), "script": Markup(script), "script_hash": Markup(digest), "version": __version__}
     return environment.get_template(f"{page}.html.jinja").render(values | own)
-
-
-def _isolated(text: str) -> str:
-    """Text of data whose direction of writing changes none of the text around it, where no <bdi> can be.
-
-    Isolates of Unicode end where a text closes them itself, so the text loses its own.
-    """
-    return f"\u2068{single_line(text)}\u2069"
 
 
 def save_page(file: Path, page: str) -> None:

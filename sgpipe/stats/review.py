@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from sgpipe.errors import UserError
@@ -20,6 +22,7 @@ from sgpipe.storage.database import Database
 FORMAT: Literal[1] = 1
 Answer = Literal["right", "wrong", "unsure"]
 _PIXELS = 720
+_MOST = 10**12  # relations of a run
 EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 # Within a band, every k-th relation in order of predicate: all are equally likely, and predicates keep their shares.
@@ -170,18 +173,40 @@ def load_review(file: Path) -> Review:
 
 
 def _is_consistent(review: Review) -> bool:
-    """Whether there is one answer per question, and a band for each where there are bands."""
-    if len(review.answers) != len(review.questions):
+    """Whether there is one answer per question, and, where there are bands, each is in its own, with enough relations.
+
+    Bands that overlap are not: a question in both would be in the first.
+    """
+    confidences = [question.confidence for question in review.questions]
+    if len(review.answers) != len(review.questions) or not all(c is None or 0 <= c <= 1 for c in confidences):
         return False
     if review.bands is None:
         return True
     starts = [(band.start, band.stop) for band in review.bands]
     known = all(start is stop is None or _is_range(start, stop) for start, stop in starts)
-    return known and all(question.band in range(len(review.bands)) for question in review.questions)
+    if not known or not all(question.band in range(len(review.bands)) for question in review.questions):
+        return False
+    asked = Counter(question.band for question in review.questions)
+    return all(
+        band.relations is None or asked[number] <= band.relations <= _MOST for number, band in enumerate(review.bands)
+    ) and all(band_of(question.confidence, review.bands) == question.band for question in review.questions)
 
 
 def _is_range(start: float | None, stop: float | None) -> bool:
     return start is not None and stop is not None and math.isfinite(start) and math.isfinite(stop) and start < stop
+
+
+def band_of(confidence: float | None, bands: Sequence[ConfidenceBand]) -> int:
+    """The band of a confidence, or the number after the last if it is in none."""
+    for number, band in enumerate(bands):
+        if confidence is None or band.start is None or band.stop is None:
+            if confidence is None and band.start is None:
+                return number
+        elif np.float32(confidence) >= np.float32(band.start) and (
+            band.stop >= 1 or np.float32(confidence) < np.float32(band.stop)
+        ):
+            return number
+    return len(bands)
 
 
 _NO_EXPORT = "{file} was not exported from a page of `sgpipe stats --review`"

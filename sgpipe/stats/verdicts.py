@@ -18,7 +18,7 @@ from sgpipe.stats.calibration import (
     check_target,
     estimate_stratified,
 )
-from sgpipe.stats.review import ConfidenceBand, Review, load_review, sample_bands
+from sgpipe.stats.review import ConfidenceBand, Review, band_of, load_review, sample_bands
 from sgpipe.storage.database import Database
 
 
@@ -144,7 +144,7 @@ class _Sample:
         self.bands = [replace(band, relations=int(n)) for band, n in zip(bands, relations, strict=True)]
         self.weights = np.array([*relations, self.counts[-1]], np.float64)
         self._scale = self.weights / np.maximum(self.counts, 1)
-        numbers = [_band_of(question.confidence, bands) if question.band is None else question.band
+        numbers = [band_of(question.confidence, bands) if question.band is None else question.band
                    for question in review.questions]  # fmt: skip
         self._band = np.array(numbers, int)
         answers = np.array(review.answers, object)
@@ -235,14 +235,3 @@ def _stratum(bands: Sequence[ConfidenceBand]) -> str:
     ]  # fmt: skip
     whens = " ".join(f"when {case} then {number}" for number, case in enumerate(cases))
     return f"(case {whens} else {len(bands)} end)" if cases else "0"
-
-
-def _band_of(confidence: float | None, bands: Sequence[ConfidenceBand]) -> int:
-    """The band of a confidence, or the number after the last if it is in none."""
-    for number, band in enumerate(bands):
-        if confidence is None or band.start is None or band.stop is None:
-            if confidence is None and band.start is None:
-                return number
-        elif np.float32(confidence) >= np.float32(band.start) and (band.stop >= 1 or confidence < band.stop):
-            return number
-    return len(bands)

@@ -255,7 +255,7 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        return self.counts["images"] == self.planned
+        return self.counts["images"] >= self.planned  # more after a smaller --limit
 
     def as_json(self) -> dict[str, Any]:
         """As plain values for JSON."""

@@ -160,6 +160,8 @@ def _expected(message: str) -> str:
     """What pydantic expected, in few words."""
     message = re.sub("Input should be (greater|less)", r"expected a number \1", message)
     message = message.replace("Input should be", "expected").removeprefix("Value error, ")
+    if message.startswith("String should match pattern"):
+        return "expected letters, digits and _" if r"\w" in message else "expected a name without / and \\"
     return message.partition(", unable to parse string")[0]
 
 

@@ -75,6 +75,14 @@ def single_line(text: str, limit: int | None = None) -> str:
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+def isolated(text: str) -> str:
+    """Text of data whose direction of writing changes none of the text around it, where no <bdi> can be.
+
+    Isolates of Unicode end where a text closes them itself, so the text loses its own. `single_line` removes them.
+    """
+    return f"\u2068{single_line(text)}\u2069"
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON for standard output, in which letters are themselves and what a terminal acts on is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)

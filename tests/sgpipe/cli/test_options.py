@@ -160,3 +160,15 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_work(
         result = CliRunner().invoke(app, [*words, *given, *option, value])
         assert (result.exit_code, reason in result.stderr) == (2, True), result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_link_to_nowhere_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("/nowhere")
+    result = CliRunner().invoke(app, ["generate", "--out", str(tmp_path / "out")])
+    reason = f"error: --out {tmp_path / 'out'} is a link to /nowhere, which does not exist\n"
+    assert (result.exit_code, result.stderr) == (2, reason)
+
+
+def test_what_typer_refuses_reaches_the_terminal_without_controls() -> None:
+    result = CliRunner().invoke(app, ["stats", "--no\u202e\u200bsuch"])
+    assert (result.exit_code, "No such option: --nosuch" in result.stderr) == (2, True), result.stderr

@@ -25,3 +25,10 @@ def test_every_problem_that_importers_count_has_words():
         assert f"{count:,}" in text
     assert re.search(r"different predicates +│ +4 ", text)
     assert "1 error row:" in text
+
+
+def test_a_finished_run_is_complete_also_for_a_smaller_limit():
+    def complete(images: int, planned: int) -> bool:
+        return Summary(Path("out"), planned, Counter(images=images), Counter(), Counter(), 1).as_json()["complete"]
+
+    assert (complete(24, 24), complete(24, 10), complete(9, 10)) == (True, True, False)

@@ -142,7 +142,7 @@ HEBREW = "על"
 def test_text_that_runs_the_other_way_turns_nothing_round(tmp_path):
     """In pages it is isolated, by <bdi> or, where no element can be, by Unicode's isolates."""
     objects = [PERSON, Box(f"{HEBREW}\u202e", 2, (50, 50, 50, 50)), Box(TURNED, 3, (10, 60, 50, 50))]
-    records = [scene(TURNED, [(0, TURNED, 1, 0.9), (2, HEBREW, 0, 0.8)], objects, [TURNED]) for _ in range(1)]
+    records = [scene(TURNED, [(0, TURNED, 1, 0.9), (2, HEBREW, 0, 0.8)], objects, [TURNED], HEBREW) for _ in range(1)]
     make_run(tmp_path / "run", records, run={"name": f"{HEBREW}{TURNED}"})
     invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", tmp_path / "run")
     invoke(tmp_path / "run", "--review", 2, "--review-file", tmp_path / "review.html")

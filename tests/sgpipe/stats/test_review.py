@@ -118,6 +118,20 @@ def test_what_is_no_export_is_refused(run, tmp_path):
             measured(run, file)
 
 
+@pytest.mark.parametrize("key", ["relations", "start", "confidence"])
+@pytest.mark.parametrize("value", [-5, 0.15, 1e308, None])
+def test_an_export_that_contradicts_itself_is_refused(run, tmp_path, key, value):
+    """Confidences beyond 1, bands with fewer relations than questions, and bands that overlap."""
+    review = written(run, tmp_path / "r.html", 20)
+    parts = "questions" if key == "confidence" else "bands"
+    if (key, value) == ("relations", None):
+        pytest.skip("files may lack it")
+    changed = [part | {key: value} for part in review[parts]]
+    (tmp_path / "v.json").write_text(json.dumps(review | {"answers": ["right"] * 20, parts: changed}))
+    with pytest.raises(UserError, match="was not exported"):
+        measured(run, tmp_path / "v.json")
+
+
 def test_a_run_without_relations(tmp_path):
     root = make_shards(tmp_path / "run", [scene()])
     result = CliRunner().invoke(app, ["stats", str(root), "--review", "5", "--review-file", str(tmp_path / "r.html")])
