@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is missing, is not a torch file, or has no parameters.
     """
     if not path.is_file():
-        raise CheckpointError(f"no such file: {path}")
+        raise CheckpointError(f"{path} is a folder, not a file" if path.is_dir() else f"no such file: {path}")
     try:
         with torch.serialization.safe_globals(_SAFE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")

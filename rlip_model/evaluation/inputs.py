@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,11 +128,25 @@ def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
             array = given.astype(kind)
             whole = kind is not int or bool((array == given.astype(float)).all())
     except (TypeError, ValueError, OverflowError) as reason:
-        raise EvaluationError(f"not a table of numbers with shape {shape}: {reason}") from reason
+        wrong = _first_wrong(values, shape[1:]) or str(reason)
+        raise EvaluationError(f"not a table of numbers with shape {shape}: {wrong}") from reason
     if array.ndim != len(shape) or array.shape[1:] != shape[1:] or not whole:
         numbers = "integers" if kind is int else "numbers"
-        raise EvaluationError(f"not a table of {numbers} with shape {shape}: {str(values)[:80]}")
+        wrong = _first_wrong(values, shape[1:]) or str(values)[:80]
+        raise EvaluationError(f"not a table of {numbers} with shape {shape}: {wrong}")
     return array
+
+
+def _first_wrong(values: Any, shape: tuple[int, ...]) -> str:
+    """The first item that has another shape or is not numbers; empty if there is none."""
+    for number, item in enumerate(values if isinstance(values, Sequence) and not isinstance(values, str) else ()):
+        try:
+            is_wrong = np.asarray(item, dtype=float).shape != shape
+        except (TypeError, ValueError, OverflowError):
+            is_wrong = True
+        if is_wrong:
+            return f"item {number} is {repr(item)[:80]}"
+    return ""
 
 
 def check_boxes(image: str, what: str, boxes: Array) -> None:

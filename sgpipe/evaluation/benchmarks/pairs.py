@@ -110,6 +110,7 @@ class _PredictionReader:
     classes: DatasetClasses
     key: str
     advice: str
+    has_own_list: bool = False
 
     def use(self, schema: HoiaSchema) -> None:
         """Map the category ids of a schema to the classes: to an index, or to the name of another class."""
@@ -120,11 +121,14 @@ class _PredictionReader:
 
     def read(self, item: Any) -> tuple[str, Prediction]:
         """Raises UserError."""
-        name = "?"
         try:
             name = text_field(item, "file_name")
+        except FieldError as error:
+            raise UserError(f"{self.path}: an item: {error}; expected one list with an object per image") from None
+        try:
             if CLASSES in item:
                 self.use(listed_schema(item[CLASSES]))
+                self.has_own_list = True
             return name, self._prediction(name, list_field(item, "predictions"), list_field(item, self.key))
         except (FieldError, EvaluationError) as error:
             raise UserError(f"{self.path}: image {name!r}: {error}") from None
@@ -153,6 +157,8 @@ class _PredictionReader:
         if isinstance(index, int):
             return index
         other = f"category_id {category!r} of {what}" if index is None else repr(index)
+        if index is None and self.has_own_list:
+            raise FieldError(f"{other} is not in the class list of the file itself")
         raise FieldError(f"{other} is not a class of the dataset; {self.advice}")
 
 

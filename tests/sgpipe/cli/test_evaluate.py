@@ -106,20 +106,20 @@ def test_images_predicted_twice_are_reported(tmp_path: Path) -> None:
     [
         (predicted("HICO_test2015_00000009.jpg"), "image 'HICO_test2015_00000009.jpg' is not in"),
         (predicted(score=float("nan")), "a 'score' is NaN"),
-        (predicted(score="high"), "not a table of numbers"),
+        (predicted(score="high"), "not a table of numbers with shape (-1,): item 0 is 'high'"),
         (predicted(verb=118), "category_id 118 of a relation is not a class of the dataset"),
         (predicted(object_id=2), "a box of a relation is 2, expected 0 to 1"),
         (predicted(subject_id=None), "not a table of numbers"),
         ({**predicted(), "predictions": [PERSON, {**BIKE, "category_id": 12}]}, "category_id 12 of an object"),
         ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [59, 50, 50, 59]}]}, "has inverted corners"),
-        ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [1, 2, 3]}]}, "not a table of numbers"),
+        ({**predicted(), "predictions": [PERSON, {**BIKE, "bbox": [1, 2, 3]}]}, r"shape (-1, 4): item 1 is [1, 2, 3]"),
         ({**predicted(), "predictions": [PERSON, {}]}, "KeyError('category_id')"),
         ({**predicted(), "predictions": [7]}, "expected boxes with 'bbox'"),
         ({**predicted(), "hoi_prediction": {}}, "'hoi_prediction' is not a list"),
         (predicted(subject_id=0.5), "not a table of integers"),
         (predicted(score=[0.9]), "not a table of numbers"),
         ({"file_name": "HICO_test2015_00000001.jpg"}, "'predictions' is missing"),
-        (7, "'file_name' is missing"),
+        (7, "an item: 'file_name' is missing; expected one list with an object per image"),
     ],
 )
 def test_wrong_predictions_are_refused_in_one_line(tmp_path: Path, prediction: Any, message: str) -> None:
@@ -182,7 +182,7 @@ def test_predictions_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> Non
     [
         ({**NAMED, "relations": {"3": "fly over"}}, "'fly over' is not a class of the dataset; "),
         ({**NAMED, "objects": {"1": "unicorn", "2": "person"}}, "'unicorn' is not a class of the dataset; "),
-        ({**NAMED, "objects": ["bicycle"]}, "category_id 2 of an object is not a class of the dataset; "),
+        ({**NAMED, "objects": ["bicycle"]}, "category_id 2 of an object is not in the class list of the file itself"),
         ({"objects": ["person"]}, "its 'classes' are not"),
         ({"objects": ["person", "person"], "relations": ["ride"]}, "each name once"),
         (7, "its 'classes' are not"),
