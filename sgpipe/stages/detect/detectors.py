@@ -225,7 +225,8 @@ def _settings(name: str | None) -> PretrainedConfig:
     try:
         settings = AutoConfig.from_pretrained(str(name))
     except (OSError, ValueError) as reason:
-        raise UserError(f"no detector {name}: {str(reason).strip().splitlines()[0]}") from None
+        cause = str(reason).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"no detector {name}: {cause}; give --detector FOLDER_OR_ID, or boxes") from None
     mappings = (MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING)
     if not any(type(settings) in mapping for mapping in mappings):
         raise UserError(f"{name} is not an object detector: its model_type is {settings.model_type!r}")
