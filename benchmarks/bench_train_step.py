@@ -30,6 +30,7 @@ from benchmarks.bench_tagger import OBJECTS, make_groups, make_predicates
 from benchmarks.measure import matrix_rate, operations, report
 from benchmarks.reference import PaddedTextEncoder, as_the_reference
 from rlip_model.attention import DeformableAttention
+from rlip_model.dense_head import LabelledBoxes
 from rlip_model.losses import TaggerCriterion
 from rlip_model.model import RTagger
 from rlip_model.presets import preset
@@ -70,6 +71,7 @@ def make_batch() -> TrainingBatch:
         triplets=(Triplets(**vars(pairs), relation_labels=relations),),
         texts=Texts(tuple(objects), tuple(texts[-RELATION_TEXTS:])),
         sizes=((1066, 800),),
+        boxes=(LabelledBoxes(pairs.subject_boxes, pairs.subject_labels),),
     )
 
 

@@ -1,4 +1,4 @@
-"""From images to image tokens: ResNet-50 or Swin, projections to one width, position encodings."""
+"""From images to image tokens: backbone, projections to one width, position encodings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from rlip_model.config import RLIPConfig
+from rlip_model.convolutional import ConvolutionalBackbone
 from rlip_model.position import image_positions
 from rlip_model.swin import Swin
 
@@ -79,9 +80,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
-        self.backbone: ResNet50 | Swin
+        self.backbone: ResNet50 | Swin | ConvolutionalBackbone
         if config.backbone == "resnet50":
             self.backbone, self.position_offset = ResNet50(), 0.0
+        elif config.backbone == "convolutional":
+            self.backbone, self.position_offset = ConvolutionalBackbone(config.conv_width), 0.0
         else:
             self.backbone = Swin(
                 config.swin_embed_dim,

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from transformers import PretrainedConfig, RobertaConfig
 
-Backbone = Literal["resnet50", "swin"]
+Backbone = Literal["resnet50", "swin", "convolutional"]
 Fusion = Literal["alif", "after_decoding", "none"]
 VerbQuery = Literal["vanilla", "MBF", "vanilla_MBF"]
 Gating = Literal[
@@ -29,8 +29,18 @@ Gating = Literal[
 ]
 
 SWIN_STAGES = 4
+CHANNELS_PER_NORM_GROUP = 8  # of the convolutional backbone
 _COUNTS = (
-    *("swin_embed_dim", "swin_depths", "swin_heads", "swin_window", "hidden_dim", "num_heads", "feedforward_dim"),
+    *(
+        "swin_embed_dim",
+        "swin_depths",
+        "swin_heads",
+        "swin_window",
+        "conv_width",
+        "hidden_dim",
+        "num_heads",
+        "feedforward_dim",
+    ),
     *("num_queries", "encoder_layers", "decoder_layers", "num_levels", "num_points"),
     *("fusion_interval", "fusion_dim", "fusion_heads"),
 )
@@ -40,6 +50,7 @@ class RLIPConfig(PretrainedConfig):
     """Settings common to all networks. Defaults: the paper's Swin-T model.
 
     Args:
+        conv_width: channels of the stem of the convolutional backbone, a multiple of 8.
         hidden_dim: width of image tokens and queries.
         num_queries: number of subject and object queries together, twice the number of pairs.
         num_levels, num_points: feature levels of deformable attention, and sampling points per level.
@@ -52,6 +63,8 @@ class RLIPConfig(PretrainedConfig):
         gating: how the update of a fusion is scaled before it is added.
         verb_query: initial content of the relation queries.
         subject_class: classify subjects too, not only objects.
+        dense_head: also detect boxes in the feature maps (see `rlip_model.dense_head`).
+        proposals: ParSeDA only: number of boxes of the dense head whose pairs are the queries; 0: learned anchors.
         drop_path: rate of the last Swin block; it grows linearly from 0 at the first.
         text_config: sizes of the RoBERTa label encoder (also used by the fusion's label layers).
 
@@ -68,6 +81,7 @@ class RLIPConfig(PretrainedConfig):
         swin_depths: Sequence[int] = (2, 2, 6, 2),
         swin_heads: Sequence[int] = (3, 6, 12, 24),
         swin_window: int = 7,
+        conv_width: int = 24,
         drop_path: float = 0.2,
         hidden_dim: int = 256,
         num_heads: int = 8,
@@ -87,6 +101,8 @@ class RLIPConfig(PretrainedConfig):
         gating: Gating = "VXAc",
         verb_query: VerbQuery = "vanilla_MBF",
         subject_class: bool = True,
+        dense_head: bool = False,
+        proposals: int = 0,
         text_config: RobertaConfig | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -95,6 +111,7 @@ class RLIPConfig(PretrainedConfig):
         self.swin_depths = list(swin_depths)
         self.swin_heads = list(swin_heads)
         self.swin_window = swin_window
+        self.conv_width = conv_width
         self.drop_path = drop_path
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
@@ -114,6 +131,8 @@ class RLIPConfig(PretrainedConfig):
         self.gating = gating
         self.verb_query = verb_query
         self.subject_class = subject_class
+        self.dense_head = dense_head
+        self.proposals = proposals
         self.text_config = _roberta_config(text_config)
         self._check()
         super().__init__(**kwargs)
@@ -150,6 +169,8 @@ class RLIPConfig(PretrainedConfig):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}, expected one number for each of the {SWIN_STAGES} stages"
                 )
+        if self.conv_width % CHANNELS_PER_NORM_GROUP:
+            raise ValueError(f"conv_width {self.conv_width} must be a multiple of {CHANNELS_PER_NORM_GROUP}")
         if self.hidden_dim % 32 or self.hidden_dim % self.num_heads or self.fusion_dim % self.fusion_heads:
             raise ValueError(
                 f"hidden_dim {self.hidden_dim} must be a multiple of 32 and of num_heads {self.num_heads}, "
@@ -157,6 +178,10 @@ class RLIPConfig(PretrainedConfig):
             )
         if self.num_queries % 2:
             raise ValueError(f"num_queries {self.num_queries} must be even: one half are subjects, the other objects")
+        if self.proposals and not self.dense_head:
+            raise ValueError(f"proposals {self.proposals} are boxes of the dense head; set dense_head: true")
+        if self.proposals and self.proposals * (self.proposals - 1) < self.num_pairs:
+            raise ValueError(f"proposals {self.proposals} have too few pairs for num_queries {self.num_queries}")
         if self.fusion == "alif" and self.num_fusions != self.decoder_layers:
             raise ValueError(
                 f"{self.encoder_layers} encoder layers fused every {self.fusion_interval} give "

@@ -231,7 +231,7 @@ def _sum_up(
 
 def _counts(batch: TripletBatch, classes: float, positive: Tensor) -> TargetCounts:
     """`positive` `[triplets, relations]`: True for the relation labels that count."""
-    counts = (len(batch), batch.has_object.sum(), classes, positive.sum())
+    counts = (len(batch), batch.has_object.sum(), classes, positive.sum(), 0)
     return TargetCounts(*(torch.as_tensor(count, dtype=torch.float32, device=batch.device) for count in counts))
 
 

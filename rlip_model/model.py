@@ -12,13 +12,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 from rlip_model.backbone import ImageEncoder, ImageFeatures
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
 from rlip_model.decoder import AnchorPositions, DecodedEntities, DecodedRelations, EntityDecoder, RelationDecoder
+from rlip_model.dense_head import DenseHead, DenseOutput
 from rlip_model.encoder import ALIFEncoder, DeformableEncoder, Memory
 from rlip_model.fusion import Gate, LabelResizer
 from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
 from rlip_model.late_fusion import LateFusion, ReadOutStates
 from rlip_model.noise import Noise, TorchNoise
 from rlip_model.pretrained import RLIPPreTrainedModel
-from rlip_model.queries import AnchorQueries, EntityQueries, GivenPairs, LearnedQueries, PairQueries
+from rlip_model.queries import AnchorQueries, EntityQueries, GivenPairs, LearnedQueries, PairQueries, ProposalQueries
 from rlip_model.text import LabelCache, LabelEncoder, LabelFeatures, masked_by_sum
 
 CACHED_LABELS = 20_000
@@ -30,7 +31,7 @@ class RLIPModel(RLIPPreTrainedModel):
     The forward pass is `encode_image` and `encode_labels`, then `fuse`, `decode` and `read_out`.
     """
 
-    queries: LearnedQueries | AnchorQueries | PairQueries
+    queries: LearnedQueries | AnchorQueries | ProposalQueries | PairQueries
     anchored: ClassVar[bool] = False
 
     def __init__(self, config: RLIPConfig) -> None:
@@ -44,6 +45,7 @@ class RLIPModel(RLIPPreTrainedModel):
         self.late_fusion = LateFusion(config) if config.fusion == "after_decoding" else None
         self.scorer = LabelScorer(config.hidden_dim)
         self.queries = self._make_queries(config)
+        self.dense_head = DenseHead(config) if config.dense_head else None
         self._label_cache: LabelCache | None = None
         self.post_init()
         self._initialise_as_published()
@@ -59,7 +61,7 @@ class RLIPModel(RLIPPreTrainedModel):
                     if parameter.dim() > 1:
                         nn.init.xavier_uniform_(parameter)
 
-    def _make_queries(self, config: RLIPConfig) -> LearnedQueries | AnchorQueries | PairQueries:
+    def _make_queries(self, config: RLIPConfig) -> LearnedQueries | AnchorQueries | ProposalQueries | PairQueries:
         raise TypeError(f"{type(self).__name__} has no queries; use ParSeD, ParSeDA or RTagger")
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -169,13 +171,37 @@ class RLIPModel(RLIPPreTrainedModel):
 class TripletDetector(RLIPModel):
     """Detects triplets with learned queries; the common base of ParSeD and ParSeDA."""
 
-    queries: LearnedQueries | AnchorQueries
+    queries: LearnedQueries | AnchorQueries | ProposalQueries
 
     def forward(self, pixel_values: Tensor, padding: Tensor | None, labels: LabelFeatures) -> RelationOutput:
         """Detect triplets in a batch of images; see `encode_image` for the first two arguments."""
-        memory = self.fuse(self.encode_image(pixel_values, padding), labels)
-        entities, relations = self.decode(self.queries.entities(pixel_values.shape[0]), memory)
+        return self.detect(self.encode_image(pixel_values, padding), labels)
+
+    def detect(self, image: ImageFeatures, labels: LabelFeatures, boxes: DenseOutput | None = None) -> RelationOutput:
+        """Detect triplets in encoded images.
+
+        Args:
+            boxes: the output of `detect_boxes`, if it is there already.
+        """
+        memory = self.fuse(image, labels)
+        if isinstance(self.queries, ProposalQueries):
+            boxes = boxes or self.detect_boxes(image, labels)
+            queries = self.queries.entities(boxes.proposals(self.queries.proposals))
+        else:
+            queries = self.queries.entities(image.tokens.shape[0])
+        entities, relations = self.decode(queries, memory)
         return self.read_out(entities, relations, memory)
+
+    def detect_boxes(self, image: ImageFeatures, labels: LabelFeatures) -> DenseOutput:
+        """Detect boxes in encoded images, without queries. The last object text, "no objects", is not a class.
+
+        Raises:
+            ValueError: the network has no dense head.
+        """
+        if self.dense_head is None:
+            raise ValueError("this network has no dense head; train one with model.config.dense_head: true")
+        objects = labels.features[:, : labels.num_objects - 1]
+        return self.dense_head(image, self.label_resizer(objects))
 
 
 class ParSeD(TripletDetector):
@@ -195,10 +221,10 @@ class ParSeDA(TripletDetector):
     config_class = ParSeDAConfig
     title = "RLIPv2-ParSeDA"
     anchored = True
-    queries: AnchorQueries
+    queries: AnchorQueries | ProposalQueries
 
-    def _make_queries(self, config: RLIPConfig) -> AnchorQueries:
-        return AnchorQueries(config)
+    def _make_queries(self, config: RLIPConfig) -> AnchorQueries | ProposalQueries:
+        return ProposalQueries(config) if config.proposals else AnchorQueries(config)
 
 
 class RTagger(RLIPModel):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlip_model.config import RLIPConfig, RTaggerConfig
+from rlip_model.dense_head import Proposals
 from rlip_model.fusion import MultiBranchFusion
 from rlip_model.noise import Noise, perturb_boxes, perturb_labels
 from rlip_model.position import at_least_float32, inverse_sigmoid
@@ -152,6 +153,44 @@ class AnchorQueries(nn.Module):
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
         """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
         return self.relation_builder.build(entities, self.verb_content.weight, padding)
+
+
+class ProposalQueries(nn.Module):
+    """The queries of a ParSeDA with proposals: pairs of the boxes that its dense head is most confident of.
+
+    As in two-stage detectors (Deformable DETR, section 4.2), anchors are detected boxes instead of learned ones.
+    """
+
+    def __init__(self, config: RLIPConfig) -> None:
+        super().__init__()
+        self.num_pairs, self.proposals = config.num_pairs, config.proposals
+        self.roles = nn.Embedding(2, config.hidden_dim)
+        self.features = nn.Linear(config.hidden_dim, 2 * config.hidden_dim)
+        self.verb_content = nn.Embedding(1, config.hidden_dim)
+        self.relation_builder = RelationQueryBuilder(config, anchored=True)
+        nn.init.normal_(self.roles.weight, std=0.1)
+        nn.init.zeros_(self.verb_content.weight)
+        nn.init.xavier_uniform_(self.features.weight)
+
+    def entities(self, proposals: Proposals) -> EntityQueries:
+        """Queries for the `num_pairs` ordered pairs of different boxes whose scores have the largest product."""
+        first, second = (
+            (~torch.eye(self.proposals, dtype=torch.bool, device=proposals.boxes.device)).nonzero().unbind(1)
+        )
+        best = (proposals.scores[:, first] * proposals.scores[:, second]).topk(self.num_pairs, dim=1).indices
+        subjects, objects = first[best], second[best]
+        images = torch.arange(len(best), device=best.device).unsqueeze(1)
+        as_subject, as_object = self.features(proposals.features).chunk(2, dim=-1)
+        content = (
+            self.roles.weight[0] + as_subject[images, subjects],
+            self.roles.weight[1] + as_object[images, objects],
+        )
+        anchors = torch.cat((proposals.boxes[images, subjects], proposals.boxes[images, objects]), dim=1)
+        return EntityQueries(torch.cat(content, dim=1), None, anchors)
+
+    def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
+        """The queries of the relation decoder; see `RelationQueryBuilder.build`."""
+        return self.relation_builder.build(entities, self.verb_content.weight.expand(2 * self.num_pairs, -1), padding)
 
 
 class PairQueries(nn.Module):

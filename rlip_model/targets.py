@@ -97,13 +97,14 @@ class TargetCounts:
     """What the losses are divided by; each a scalar.
 
     triplets: number of triplets; objects: those with an object; classes: sum of the weights of the class labels of all
-    queries; relations: number of relation labels above 0.
+    queries; relations: number of relation labels above 0; boxes: number of objects, with or without relations.
     """
 
     triplets: Tensor
     objects: Tensor
     classes: Tensor
     relations: Tensor
+    boxes: Tensor
 
 
 def total_counts(parts: Sequence[TargetCounts]) -> TargetCounts:

@@ -7,7 +7,7 @@ image and its `SceneTargets` (`augment`), then make triplets (`labelled_triplets
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,6 +162,13 @@ class SceneTargets:
             boxes[subjects], boxes[objects], self.labels[subjects], self.labels[objects], relation_labels
         )
         return LabelledTriplets(triplets, self.object_texts, self.relation_texts)
+
+    def boxes_and_labels(self, width: float, height: float, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """All objects but missing ones: boxes `[objects, 4]` normalised cxcywh, and labels that index `texts`."""
+        present = ~self.missing
+        boxes = box_convert(self.boxes[present], "xyxy", "cxcywh")
+        places = torch.tensor([texts.index(text) for text in self.object_texts], dtype=torch.long)
+        return boxes / boxes.new_tensor((width, height, width, height)), places[self.labels[present]]
 
     def labelled_triplets(self, width: float, height: float, most: int | None = None) -> LabelledTriplets:
         """The target triplets in an image of this size; relations of the same two objects become one triplet.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlip_model.dense_head import LabelledBoxes
 from rlip_model.targets import Triplets
 from rlip_model.training.sampling import Texts
 
@@ -17,13 +18,14 @@ class TrainingExample:
     """One image prepared for the network, and its targets.
 
     pixel_values `[3, height, width]`, normalised; triplets: labels index the texts of the whole batch; size: width and
-    height of the original image, in pixels.
+    height of the original image, in pixels; boxes: all objects, with or without relations.
     """
 
     image_id: str
     pixel_values: Tensor
     triplets: Triplets
     size: tuple[int, int]
+    boxes: LabelledBoxes
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class TrainingBatch:
     triplets: tuple[Triplets, ...]
     texts: Texts
     sizes: tuple[tuple[int, int], ...]
+    boxes: tuple[LabelledBoxes, ...]
     skipped: int = 0
 
     def __len__(self) -> int:
@@ -51,6 +54,7 @@ class TrainingBatch:
             pixel_values=self.pixel_values.to(device, non_blocking=True),
             padding=self.padding.to(device, non_blocking=True),
             triplets=tuple(image.to(device) for image in self.triplets),
+            boxes=tuple(image.to(device) for image in self.boxes),
         )
 
     def only(self, image: int) -> TrainingBatch:
@@ -62,6 +66,7 @@ class TrainingBatch:
             padding=self.padding[image : image + 1],
             triplets=self.triplets[image : image + 1],
             sizes=self.sizes[image : image + 1],
+            boxes=self.boxes[image : image + 1],
         )
 
 
@@ -82,5 +87,6 @@ def collate(examples: Sequence[TrainingExample], texts: Texts, skipped: int = 0)
         tuple(example.triplets for example in examples),
         texts,
         tuple(example.size for example in examples),
+        tuple(example.boxes for example in examples),
         skipped,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ from torchvision.models.resnet import Bottleneck
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from rlip_model.decoder import DecoderLayer
+from rlip_model.dense_head import DenseOutput, LabelledBoxes, dense_losses
 from rlip_model.distributed import counting_nothing
 from rlip_model.encoder import EncoderLayer
 from rlip_model.heads import RelationOutput
@@ -25,8 +26,18 @@ from rlip_model.text import LabelFeatures
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.optimisation import ComputePrecision
 
+DENSE_WEIGHT = 0.2
 HEAVY = (EncoderLayer, DecoderLayer, SwinBlock, Bottleneck, RobertaLayer)
 _BLANK_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network predicts for a batch: triplets, unless only boxes are trained, and boxes of the dense head."""
+
+    labels: LabelFeatures
+    triplets: RelationOutput | None
+    boxes: DenseOutput | None = None
 
 
 class Objective(nn.Module):
@@ -35,27 +46,33 @@ class Objective(nn.Module):
     It is a module, so that wrappers for distributed training see one `forward` through all trained parameters.
 
     Args:
-        criterion: a `TaggerCriterion` for an R-Tagger, a `DetectionCriterion` for the others.
+        criterion: a `TaggerCriterion` for an R-Tagger, a `DetectionCriterion` for the others; None to train only the
+            dense head, and what it needs, as a detector to start from.
+        dense_weight: weight of the losses of the dense head, if the network has one.
         mask_by_sum: see `RLIPModel.encode_tokens`.
 
     Raises:
-        ValueError: the network has no tokenizer, or the criterion is of the wrong kind.
+        ValueError: the network has no tokenizer or no head to train, or the criterion is of the wrong kind.
     """
 
     def __init__(
         self,
         network: RLIPModel,
-        criterion: DetectionCriterion | TaggerCriterion,
+        criterion: DetectionCriterion | TaggerCriterion | None,
         precision: ComputePrecision = "float32",
         mask_by_sum: bool = False,
+        dense_weight: float = DENSE_WEIGHT,
     ) -> None:
         super().__init__()
         if network.tokenizer is None:
             raise ValueError("the network has no tokenizer, so it cannot be trained; set one with set_tokenizer")
-        if isinstance(network, RTagger) != isinstance(criterion, TaggerCriterion):
+        if criterion is None and network.dense_head is None:
+            raise ValueError("only boxes are to be trained, but the network has no dense head for them")
+        if criterion is not None and isinstance(network, RTagger) != isinstance(criterion, TaggerCriterion):
             raise ValueError(f"{type(criterion).__name__} does not fit {type(network).__name__}")
         self.network, self.criterion = network, criterion
         self.tokenizer, self.precision, self.mask_by_sum = network.tokenizer, precision, mask_by_sum
+        self.dense_weight = dense_weight
 
     def forward(self, batch: TrainingBatch, totals: TargetCounts | None = None) -> dict[str, Tensor]:
         """Return `loss`, to be minimised, and its parts, without gradient; zeros for an empty batch.
@@ -71,8 +88,8 @@ class Objective(nn.Module):
             with counting_nothing():
                 return {name: 0 * value for name, value in self.forward(_blank(batch), totals).items()}
         with autocast(batch.pixel_values.device, self.precision):
-            output, labels = self.predict(batch)
-        return self.losses(output, labels, batch, totals)
+            predicted = self.predict(batch)
+        return self.losses(predicted, batch, totals)
 
     @torch.no_grad()
     def count(self, batch: TrainingBatch) -> TargetCounts:
@@ -86,33 +103,52 @@ class Objective(nn.Module):
                 labels = self._encode(batch)
             features = labels.features[0, labels.num_objects :]
         if not len(batch):
-            return TargetCounts(*torch.zeros(4, device=batch.pixel_values.device))
+            return TargetCounts(*torch.zeros(len(fields(TargetCounts)), device=batch.pixel_values.device))
         if isinstance(self.criterion, TaggerCriterion):
             return self.criterion.count(batch.triplets, relations)
-        return self.criterion.count(batch.triplets, slots, relations, features)
+        boxes = torch.tensor(float(sum(len(image.labels) for image in batch.boxes)), device=batch.pixel_values.device)
+        if self.criterion is None:
+            nothing = torch.zeros_like(boxes)
+            return TargetCounts(nothing, nothing, nothing, nothing, boxes)
+        return replace(self.criterion.count(batch.triplets, slots, relations, features), boxes=boxes)
 
-    def evaluate(self, batch: TrainingBatch) -> tuple[RelationOutput, Tensor]:
+    def evaluate(self, batch: TrainingBatch) -> tuple[Predictions, Tensor]:
         """The predictions of the network, and their loss."""
         with autocast(batch.pixel_values.device, self.precision):
-            output, labels = self.predict(batch)
-        return output, self.losses(output, labels, batch)["loss"]
+            predicted = self.predict(batch)
+        return predicted, self.losses(predicted, batch)["loss"]
 
     def losses(
-        self, output: RelationOutput, labels: LabelFeatures, batch: TrainingBatch, totals: TargetCounts | None = None
+        self, predicted: Predictions, batch: TrainingBatch, totals: TargetCounts | None = None
     ) -> dict[str, Tensor]:
         """`loss` and its parts, for the output of `predict`."""
+        losses: dict[str, Tensor] = {}
+        if predicted.triplets is not None:
+            losses = self._relation_losses(predicted.triplets, predicted.labels, batch, totals)
+        if predicted.boxes is None:
+            return losses
+        dense = dense_losses(predicted.boxes, batch.boxes, totals.boxes if totals else None)
+        total = self.dense_weight * (dense.focal + dense.giou)
+        parts = {"dense_class": dense.focal.detach(), "dense_giou": dense.giou.detach()}
+        return {**losses, "loss": losses["loss"] + total if losses else total, **parts}
+
+    def _relation_losses(
+        self, output: RelationOutput, labels: LabelFeatures, batch: TrainingBatch, totals: TargetCounts | None
+    ) -> dict[str, Tensor]:
         if isinstance(self.criterion, TaggerCriterion):
             return _named(self.criterion(output, batch.triplets, totals))
-        relations = labels.features[0, labels.num_objects :]
-        return _named(self.criterion(output, batch.triplets, relations, totals))
+        assert self.criterion is not None
+        return _named(self.criterion(output, batch.triplets, labels.features[0, labels.num_objects :], totals))
 
-    def predict(self, batch: TrainingBatch) -> tuple[RelationOutput, LabelFeatures]:
+    def predict(self, batch: TrainingBatch) -> Predictions:
         """The predictions of the network, and the encoded texts."""
-        labels = self._encode(batch)
-        if isinstance(self.network, RTagger):
-            return self.network(batch.pixel_values, batch.padding, labels, batch.triplets), labels
-        assert isinstance(self.network, TripletDetector)
-        return self.network(batch.pixel_values, batch.padding, labels), labels
+        labels, network = self._encode(batch), self.network
+        if isinstance(network, RTagger):
+            return Predictions(labels, network(batch.pixel_values, batch.padding, labels, batch.triplets))
+        assert isinstance(network, TripletDetector)
+        image = network.encode_image(batch.pixel_values, batch.padding)
+        boxes = network.detect_boxes(image, labels) if network.dense_head is not None else None
+        return Predictions(labels, None if self.criterion is None else network.detect(image, labels, boxes), boxes)
 
     def _encode(self, batch: TrainingBatch) -> LabelFeatures:
         texts = [*batch.texts.objects, *batch.texts.relations]
@@ -169,6 +205,7 @@ def _blank(batch: TrainingBatch) -> TrainingBatch:
         padding=torch.zeros(1, _BLANK_SIDE, _BLANK_SIDE, dtype=torch.bool, device=device),
         triplets=(Triplets(boxes, boxes, nothing, nothing, relations),),
         sizes=((_BLANK_SIDE, _BLANK_SIDE),),
+        boxes=(LabelledBoxes(boxes, nothing),),
     )
 
 

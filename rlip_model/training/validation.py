@@ -133,9 +133,11 @@ def validate(objective: Objective, batches: Iterable[TrainingBatch], device: tor
 
 
 def _evaluate_batch(objective: Objective, batch: TrainingBatch, scores: RelationScores) -> float:
-    output, loss = objective.evaluate(batch)
-    for predicted, target in zip(detections(objective, output.final, batch), batch.triplets, strict=True):
-        scores.add(predicted, target)
+    predictions, loss = objective.evaluate(batch)
+    if predictions.triplets is not None:
+        found = detections(objective, predictions.triplets.final, batch)
+        for predicted, target in zip(found, batch.triplets, strict=True):
+            scores.add(predicted, target)
     return float(loss)
 
 

@@ -27,6 +27,7 @@ from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils.devices import enough_memory, pick_device
 
 PRIVATE, _INITIAL_MODEL = ".training", "start"
+_BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes
 _REMEDY = "lower --batch, set optimisation.activation_checkpointing=true, or use more --workers"
 
 
@@ -100,7 +101,12 @@ def run_job(
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
     """The network with its criterion; parts are frozen as configured. Raises UserError: there is no such part."""
     loss, options = recipe.loss, recipe.optimisation
-    network.requires_grad_(True)
+    if loss.only_boxes and not network.config.dense_head:
+        raise UserError("loss.only_boxes needs a detector with a dense head; set model.config.dense_head: true")
+    network.requires_grad_(not loss.only_boxes)
+    if loss.only_boxes:
+        for part in _BOX_PARTS:
+            network.get_submodule(part).requires_grad_(True)
     if recipe.model.frozen_norms:
         network.freeze()
     try:
@@ -109,8 +115,10 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
         raise UserError(f"optimisation.frozen: {reason}") from None
     if options.activation_checkpointing:
         checkpoint_activations(network)
-    criterion: DetectionCriterion | TaggerCriterion = TaggerCriterion(loss.weights, loss.no_object_weight)
-    if not isinstance(network, RTagger):
+    criterion: DetectionCriterion | TaggerCriterion | None = None
+    if isinstance(network, RTagger):
+        criterion = TaggerCriterion(loss.weights, loss.no_object_weight)
+    elif not loss.only_boxes:
         criterion = DetectionCriterion(
             weights=loss.weights,
             quality_labels=loss.quality_labels,
@@ -118,7 +126,7 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
             pseudo_label_gradient=loss.pseudo_label_gradient,
             no_object_weight=loss.no_object_weight,
         )
-    return Objective(network, criterion, options.precision, loss.mask_by_sum)
+    return Objective(network, criterion, options.precision, loss.mask_by_sum, loss.dense)
 
 
 def make_trainer(

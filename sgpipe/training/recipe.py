@@ -131,6 +131,10 @@ class LossConfig(Config):
         False,
         description="mask label texts in attention as the published training did (see `rlip_model.text.masked_by_sum`)",
     )
+    dense: float = Field(0.2, ge=0, description="weight of the losses of the dense head (model.config.dense_head)")
+    only_boxes: bool = Field(
+        False, description="train only the dense head and the image features that it reads: a detector to start from"
+    )
     no_object_weight: float = Field(0.1, ge=0, description='weight of the class "no objects"')
 
 
@@ -191,7 +195,12 @@ def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a training that an earlier version started, with the values of settings that it did not have."""
     model, data = identity["model"], identity["data"]
     frozen = model["init"] is not None if model["frozen_norms"] is None else model["frozen_norms"]
-    return {**identity, "model": {**model, "frozen_norms": frozen}, "data": {"text_group": None, **data}}
+    return {
+        **identity,
+        "model": {**model, "frozen_norms": frozen},
+        "data": {"text_group": None, **data},
+        "loss": {**LossConfig().model_dump(include={"dense", "only_boxes"}), **identity["loss"]},
+    }
 
 
 def as_started(recipe: TrainRecipe, identity: Mapping[str, Any]) -> TrainRecipe:

@@ -178,7 +178,7 @@ class ZeroShotDetector:
 
 
 class RLIPDetector:
-    """Detects the subjects and objects of a ParSeDA or ParSeD."""
+    """Detects the boxes of the dense head of a ParSeDA or ParSeD, or else their subjects and objects."""
 
     def __init__(
         self, model: TripletDetector, classes: Sequence[str], sides: tuple[int, int], device: torch.device
@@ -191,6 +191,11 @@ class RLIPDetector:
     @torch.no_grad()
     def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
         pixels = to_pixel_values(image, *self._sides).unsqueeze(0).to(self._device)
+        sides = torch.tensor([image.width, image.height] * 2)
+        if self._model.dense_head is not None:
+            dense = self._model.detect_boxes(self._model.encode_image(pixels), self._labels)
+            boxes, scores, labels = (part.cpu() for part in dense.detections(0, threshold))
+            return DetectedBoxes(boxes * sides, scores, labels)
         no_padding = torch.zeros(1, *pixels.shape[2:], dtype=torch.bool, device=self._device)
         output = self._model(pixels, no_padding, self._labels).final
         entities = [(output.object_boxes, output.object_logits)]
@@ -199,7 +204,6 @@ class RLIPDetector:
         boxes, logits = (torch.cat([entity[part][0] for entity in entities]).float().cpu() for part in (0, 1))
         best = logits.softmax(-1)[:, :-1].max(-1)  # "no objects" is the last class
         kept = best.values > threshold
-        sides = torch.tensor([image.width, image.height] * 2)
         return DetectedBoxes((to_corners(boxes) * sides)[kept], best.values[kept], best.indices[kept])
 
 

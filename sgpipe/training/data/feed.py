@@ -13,6 +13,7 @@ from threading import Lock
 
 from PIL import Image
 
+from rlip_model.dense_head import LabelledBoxes
 from rlip_model.training.annotations import label_scene
 from rlip_model.training.augment import Augmentation, prepare
 from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
@@ -149,7 +150,8 @@ class ExamplePreparation:
             triplets = tagger_triplets(
                 targets, width, height, self.most_pairs, item.rng, related_first=self.related_first
             )
-        return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), item.size)
+        boxes = LabelledBoxes(*targets.boxes_and_labels(width, height, texts.objects))
+        return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), item.size, boxes)
 
 
 def batches(

@@ -2,6 +2,7 @@
 
 import torch
 
+from rlip_model.dense_head import LabelledBoxes
 from rlip_model.targets import Triplets
 from rlip_model.training.batches import TrainingExample, collate
 from rlip_model.training.sampling import Texts
@@ -12,7 +13,8 @@ TEXTS = Texts(("dog", "no objects"), ("on",))
 def example(name: str, height: int, width: int, pairs: int = 1) -> TrainingExample:
     labels = torch.zeros(pairs, dtype=torch.long)
     triplets = Triplets(torch.rand(pairs, 4), torch.rand(pairs, 4), labels, labels, torch.ones(pairs, 1))
-    return TrainingExample(name, torch.rand(3, height, width) + 1, triplets, (width, height))
+    objects = LabelledBoxes(triplets.subject_boxes, labels)
+    return TrainingExample(name, torch.rand(3, height, width) + 1, triplets, (width, height), objects)
 
 
 def test_images_are_padded_right_and_below() -> None:
@@ -33,6 +35,7 @@ def test_one_image_of_a_batch() -> None:
     only = batch.only(1)
     assert only.image_ids == ("b",)
     assert len(only.triplets[0]) == 3
+    assert len(only.boxes[0].labels) == 3
     assert torch.equal(only.pixel_values[0], batch.pixel_values[1])
 
 

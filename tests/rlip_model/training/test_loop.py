@@ -20,7 +20,7 @@ from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
 from rlip_model.training.meter import Metrics
 from rlip_model.training.objective import Objective, checkpoint_activations
-from tests.rlip_model.training.worlds import TEXTS, ToyFeed, example, folder, objective, options
+from tests.rlip_model.training.worlds import DENSE, TEXTS, ToyFeed, example, folder, network, objective, options
 
 
 class KilledError(Exception):
@@ -87,6 +87,7 @@ CRITERIA = {
     "HICO": DetectionCriterion(pseudo_labels=False),
     "V-COCO": DetectionCriterion(quality_labels=False, pseudo_labels=False),
 }
+DENSE_KINDS = ("dense", "boxes")  # with a dense head, also alone
 TRIPLETS = (3, 0, 1, 2, 0, 4, 1, 1)  # of the images: a mean of means would be another number
 
 
@@ -117,11 +118,14 @@ def undisturbed(target: Objective) -> Objective:
     return target
 
 
-@pytest.mark.parametrize("kind", CRITERIA)
+@pytest.mark.parametrize("kind", [*CRITERIA, *DENSE_KINDS])
 def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
     def step(cuts: Sequence[int]) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        target = objective("tagger" if kind == "tagger" else "parseda")
-        target.criterion = CRITERIA[kind]
+        if kind in DENSE_KINDS:
+            target = Objective(network("parseda", **DENSE), CRITERIA["HICO"] if kind == "dense" else None)
+        else:
+            target = objective("tagger" if kind == "tagger" else "parseda")
+            target.criterion = CRITERIA[kind]
         trainer = Trainer(undisturbed(target), options(clip_norm=0), folder(tmp_path))
         trainer.module.train()
         parts = [collate(images[slice(*ends)], TEXTS) for ends in pairwise((0, *cuts, len(images)))]

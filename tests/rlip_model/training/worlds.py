@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rlip_model.dense_head import LabelledBoxes
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, build_model
 from rlip_model.presets import KINDS, tiny_sizes
@@ -47,7 +48,8 @@ def example(number: int) -> TrainingExample:
         boxes.append(torch.tensor([[column + 8, top + 8, 16, 16]]) / SIDE)
     relations = torch.tensor([[1.0, 0.0] if left else [0.0, 1.0]])
     triplets = Triplets(boxes[0], boxes[1], torch.tensor([first]), torch.tensor([second]), relations)
-    return TrainingExample(f"toy-{number}", pixels, triplets, (SIDE, SIDE))
+    objects = LabelledBoxes(torch.cat(boxes), torch.tensor([first, second]))
+    return TrainingExample(f"toy-{number}", pixels, triplets, (SIDE, SIDE), objects)
 
 
 class ToyFeed:
@@ -76,10 +78,13 @@ class ToyFeed:
             yield [collate(chosen[at : at + size], TEXTS) for at in range(0, len(chosen), size)]
 
 
-def network(kind: str = "tagger", seed: int = 0) -> RLIPModel:
+DENSE = {"backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 3}
+
+
+def network(kind: str = "tagger", seed: int = 0, **changes: object) -> RLIPModel:
     tokenizer = build_tokenizer(WORDS)
     torch.manual_seed(seed)
-    model = build_model(KINDS[kind](**{**tiny_sizes(len(tokenizer)), **SMALLER}))
+    model = build_model(KINDS[kind](**{**tiny_sizes(len(tokenizer)), **SMALLER, **changes}))
     model.set_tokenizer(tokenizer)
     return model
 

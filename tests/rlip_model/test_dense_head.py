@@ -1,0 +1,178 @@
+"""The dense head: which tokens stand for which object, its losses, its detections, and queries from its proposals."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from rlip_model.backbone import ImageFeatures
+from rlip_model.boxes import to_corners
+from rlip_model.config import ParSeDAConfig
+from rlip_model.dense_head import DenseHead, DenseOutput, LabelledBoxes, assign, dense_losses
+from rlip_model.queries import ProposalQueries
+from rlip_model.training.batches import collate
+from rlip_model.training.objective import Objective
+from tests.rlip_model.training.worlds import DENSE, TEXTS, example, network
+
+SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2))
+CONFIG = ParSeDAConfig(hidden_dim=32, dense_head=True, num_queries=12, proposals=4)
+
+
+def features(batch: int = 2, width: float = 1.0, height: float = 1.0) -> ImageFeatures:
+    """Random tokens; only this share of the maps is image."""
+    generator = torch.Generator().manual_seed(0)
+    padding = []
+    for rows, columns in SHAPES:
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        padding.append(((y + 0.5 > height * rows) | (x + 0.5 > width * columns)).flatten())
+    padded = torch.cat(padding).expand(batch, -1)
+    tokens = torch.randn(batch, padded.shape[1], 32, generator=generator)
+    ratios = torch.tensor([width, height]).expand(batch, len(SHAPES), -1)
+    return ImageFeatures(tokens, torch.zeros_like(tokens), padded, ratios, SHAPES)
+
+
+def head_output(width: float = 1.0, height: float = 1.0) -> DenseOutput:
+    torch.manual_seed(0)
+    head = DenseHead(CONFIG)
+    return head(features(2, width, height), torch.randn(1, 5, 32))
+
+
+def objects(*boxes: tuple[float, float, float, float]) -> LabelledBoxes:
+    return LabelledBoxes(torch.tensor(boxes).reshape(-1, 4), torch.arange(len(boxes)))
+
+
+@pytest.mark.parametrize(("side", "level"), [(0.1, 0), (0.25, 0), (0.5, 1), (0.99, 2)])
+def test_boxes_belong_to_a_level_by_their_size(side: float, level: int) -> None:
+    """The finest map is 16 cells wide and 12 high, and a box is best about 4 cells large."""
+    output = head_output()
+    tokens, _ = assign(output, 0, objects((0.5, 0.5, side, side)))
+    assert output.levels[tokens].unique().tolist() == [level]
+
+
+def test_tokens_near_the_centre_stand_for_an_object() -> None:
+    output = head_output()
+    target = objects((0.5, 0.5, 0.2, 0.2))
+    tokens, chosen = assign(output, 0, target)
+    distances = (output.centres[0, tokens] - 0.5).abs() / output.cells[0, tokens]
+    assert float(distances.max()) <= 1
+    assert len(tokens) == 4
+    assert chosen.tolist() == [0] * 4
+
+
+def test_a_token_near_two_objects_stands_for_the_smaller() -> None:
+    output = head_output()
+    tokens, chosen = assign(output, 0, objects((0.5, 0.5, 0.25, 0.25), (0.5, 0.5, 0.1, 0.1)))
+    assert set(chosen[: len(tokens)].tolist()) == {1}
+
+
+def test_every_object_has_a_token_unless_another_takes_it() -> None:
+    output = head_output(width=0.5)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        size = 0.02 + 0.9 * torch.rand(2, generator=generator)
+        centre = size / 2 + (1 - size) * torch.rand(2, generator=generator)
+        tokens, _ = assign(output, 1, LabelledBoxes(torch.cat((centre, size))[None], torch.zeros(1, dtype=torch.long)))
+        assert len(tokens) >= 1
+        assert not output.padding[1, tokens].any()
+
+
+def test_without_objects_every_class_score_is_pushed_down() -> None:
+    output = head_output()
+    losses = dense_losses(output, [objects(), objects()])
+    assert losses.giou.item() == 0
+    assert losses.focal.item() > 0
+
+
+def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
+    output = head_output(0.75, 0.75)
+    targets = [objects((0.3, 0.4, 0.2, 0.3), (0.7, 0.6, 0.5, 0.4)), objects((0.5, 0.5, 0.9, 0.8))]
+    logits, boxes = torch.full_like(output.logits, -20.0), output.boxes.clone()
+    for image, target in enumerate(targets):
+        tokens, chosen = assign(output, image, target)
+        logits[image, tokens, target.labels[chosen]] = 20.0
+        boxes[image, tokens] = target.boxes[chosen]
+    perfect = replace(output, logits=logits, boxes=boxes)
+    losses = dense_losses(perfect, targets)
+    assert losses.focal.item() < 1e-4
+    assert losses.giou.item() < 1e-4
+    for image, target in enumerate(targets):
+        found, scores, labels = perfect.detections(image, 0.5)
+        order = labels.argsort()
+        torch.testing.assert_close(found[order], to_corners(target.boxes).clamp(0, 1))
+        assert labels[order].tolist() == target.labels.tolist()
+        assert bool((scores > 0.99).all())
+
+
+def test_boxes_are_shares_of_the_image_without_its_padding() -> None:
+    whole, padded = head_output(), head_output(width=0.5)
+    torch.testing.assert_close(padded.cells[0, 0], whole.cells[0, 0] * torch.tensor([2.0, 1.0]))
+    inside = padded.centres[0][~padded.padding[0]]
+    assert float(inside.max()) < 1
+
+
+def test_proposals_prefer_boxes_that_do_not_overlap() -> None:
+    output = head_output()
+    logits, boxes = torch.full_like(output.logits, -9.0), output.boxes.clone()
+    logits[:, :3, 0] = torch.tensor([3.0, 2.0, 1.0])
+    boxes[:, 0] = boxes[:, 1] = torch.tensor([0.2, 0.2, 0.2, 0.2])
+    boxes[:, 2] = torch.tensor([0.7, 0.7, 0.2, 0.2])
+    proposals = replace(output, logits=logits, boxes=boxes).proposals(4)
+    assert proposals.boxes.shape == (2, 4, 4)
+    torch.testing.assert_close(proposals.boxes[:, 1], boxes[:, 2])
+    torch.testing.assert_close(proposals.features[:, 0], output.features[:, 0])
+    assert not proposals.boxes.requires_grad
+
+
+def test_queries_are_the_most_confident_pairs_of_different_proposals() -> None:
+    torch.manual_seed(0)
+    queries = ProposalQueries(CONFIG)
+    proposals = head_output().proposals(4)
+    made = queries.entities(proposals)
+    subjects, others = made.references.chunk(2, dim=1)
+    assert subjects.shape == (2, CONFIG.num_pairs, 4)
+    pairs = {
+        (int(box_match(proposals.boxes[0], a)), int(box_match(proposals.boxes[0], b)))
+        for a, b in zip(subjects[0], others[0], strict=True)
+    }
+    assert (0, 1) in pairs
+    assert all(first != second for first, second in pairs)
+    assert len(pairs) == CONFIG.num_pairs
+
+
+def box_match(boxes: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    return box_iou(to_corners(boxes), to_corners(box[None])).argmax()
+
+
+def test_a_network_learns_boxes_alone() -> None:
+    """The loss of the dense head falls, and its detections get close to the squares of the toy images."""
+    target = Objective(network("parseda", **DENSE), None).train()
+    batch = collate([example(number) for number in range(4)], TEXTS)
+    optimizer = torch.optim.AdamW(target.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = target(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    trained = [name for name, parameter in target.named_parameters() if parameter.grad is not None]
+    parts = {name.split(".")[1] for name in trained}
+    assert parts == {"image_encoder", "text_encoder", "label_resizer", "dense_head"}
+
+
+def test_predictions_do_not_depend_on_the_padding_of_the_batch() -> None:
+    model = network("parseda", **DENSE).eval()
+    alone = example(0).pixel_values[None]
+    padded = torch.zeros(1, 3, 128, 128)
+    padded[:, :, :64, :64] = alone
+    padding = torch.ones(1, 128, 128, dtype=torch.bool)
+    padding[:, :64, :64] = False
+    labels = model.encode_labels(TEXTS.objects, TEXTS.relations)
+    with torch.no_grad():
+        first = model.detect_boxes(model.encode_image(alone), labels)
+        second = model.detect_boxes(model.encode_image(padded, padding), labels)
+    assert first.logits.shape[1] < second.logits.shape[1]
+    assert int((~second.padding).sum()) == first.logits.shape[1]
+    torch.testing.assert_close(second.centres[0][~second.padding[0]], first.centres[0])
