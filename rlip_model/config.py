@@ -110,8 +110,7 @@ class RLIPConfig(PretrainedConfig):
         self.swin_embed_dim = swin_embed_dim
         self.swin_depths = list(swin_depths)
         self.swin_heads = list(swin_heads)
-        self.swin_window = swin_window
-        self.conv_width = conv_width
+        self.swin_window, self.conv_width = swin_window, conv_width
         self.drop_path = drop_path
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
@@ -131,8 +130,7 @@ class RLIPConfig(PretrainedConfig):
         self.gating = gating
         self.verb_query = verb_query
         self.subject_class = subject_class
-        self.dense_head = dense_head
-        self.proposals = proposals
+        self.dense_head, self.proposals = dense_head, proposals
         self.text_config = _roberta_config(text_config)
         self._check()
         super().__init__(**kwargs)
