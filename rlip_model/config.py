@@ -149,6 +149,7 @@ class RLIPConfig(PretrainedConfig):
         return {**super().to_dict(), "text_config": self.text_config.to_dict()}
 
     def _check(self) -> None:
+        self._check_boxes()
         for name, value, choices in (
             ("backbone", self.backbone, get_args(Backbone)),
             ("fusion", self.fusion, get_args(Fusion)),
@@ -176,15 +177,21 @@ class RLIPConfig(PretrainedConfig):
             )
         if self.num_queries % 2:
             raise ValueError(f"num_queries {self.num_queries} must be even: one half are subjects, the other objects")
-        if self.proposals and not self.dense_head:
-            raise ValueError(f"proposals {self.proposals} are boxes of the dense head; set dense_head: true")
-        if self.proposals and self.proposals * (self.proposals - 1) < self.num_pairs:
-            raise ValueError(f"proposals {self.proposals} have too few pairs for num_queries {self.num_queries}")
         if self.fusion == "alif" and self.num_fusions != self.decoder_layers:
             raise ValueError(
                 f"{self.encoder_layers} encoder layers fused every {self.fusion_interval} give "
                 f"{self.num_fusions} label states, expected one for each of the {self.decoder_layers} decoder layers"
             )
+
+    def _check_boxes(self) -> None:
+        if self.dense_head and isinstance(self, RTaggerConfig):
+            raise ValueError("dense_head is for detectors: an R-Tagger gets its boxes")
+        if self.proposals and not isinstance(self, ParSeDAConfig):
+            raise ValueError(f"proposals {self.proposals}: only ParSeDA takes its queries from boxes")
+        if self.proposals and not self.dense_head:
+            raise ValueError(f"proposals {self.proposals} are boxes of the dense head; set dense_head: true")
+        if self.proposals and self.proposals * (self.proposals - 1) < self.num_pairs:
+            raise ValueError(f"proposals {self.proposals} have too few pairs for num_queries {self.num_queries}")
 
 
 class ParSeDConfig(RLIPConfig):

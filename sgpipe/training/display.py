@@ -84,16 +84,18 @@ class TrainingDisplay:
             self._bar.update(self._task, total=row["steps"], completed=row["step"], note=_step_note(row))
         elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES or row["step"] == row["steps"]:
             self._last = time.monotonic()
-            self._print(f"step {row['step']}/{row['steps']}, {_step_note(row)}, {self._left(row)} left")
+            self._print(f"step {row['step']}/{row['steps']}, {_step_note(row)}{self._left(row)}")
 
     def _left(self, row: dict[str, Any]) -> str:
-        """The time left at the speed since the first line."""
+        """The time left at the speed since the first line; empty: unknown, or done."""
         if not self._first_step:
             self._first_step, self._began = row["step"], time.monotonic()
-            return "?"
+            return ""
+        if row["step"] == row["steps"]:
+            return ""
         seconds_per_step = (time.monotonic() - self._began) / max(row["step"] - self._first_step, 1)
         seconds = int(seconds_per_step * (row["steps"] - row["step"]))
-        return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+        return f", {seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d} left"
 
     def _print(self, line: str) -> None:
         self.console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -1,8 +1,10 @@
 """Configurations refuse what cannot be built, and survive being stored."""
 
+from typing import Any
+
 import pytest
 
-from rlip_model.config import ParSeDConfig, RTaggerConfig
+from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
 
 
 @pytest.mark.parametrize(
@@ -14,12 +16,29 @@ from rlip_model.config import ParSeDConfig, RTaggerConfig
         ({"num_queries": 7}, "num_queries 7 must be even"),
         ({"hidden_dim": 100}, "hidden_dim 100"),
         ({"fusion_dim": 100}, "fusion_dim 100"),
+        ({"conv_width": 12}, "conv_width 12 must be a multiple of 8"),
+        ({"dense_head": True}, "an R-Tagger gets its boxes"),
         ({"decoder_layers": 4}, "3 label states, expected one for each of the 4 decoder layers"),
     ],
 )
 def test_sizes_that_contradict_each_other(sizes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RTaggerConfig(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        (ParSeDConfig, {"dense_head": True, "proposals": 20}, "only ParSeDA takes its queries from boxes"),
+        (ParSeDAConfig, {"proposals": 20}, "set dense_head: true"),
+        (ParSeDAConfig, {"dense_head": True, "proposals": 10}, "too few pairs for num_queries 200"),
+    ],
+)
+def test_proposals_need_a_detector_and_enough_pairs(
+    kind: type[RLIPConfig], sizes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**sizes)
 
 
 def test_stored_and_read_again() -> None:

@@ -26,9 +26,9 @@ def shown(*rows: dict[str, Any]) -> list[str]:
 def test_the_first_step_the_last_step_and_validations_are_shown() -> None:
     validation = {"event": "validation", "epoch": 1, "step": 30, "loss": 1.0, "ap": 0.25, "recall@20": 0.5}
     assert shown(row(1), row(2), row(29), validation, row(30, skipped=4)) == [
-        "step 1/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, ? left",
+        "step 1/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%",
         "epoch 1/3 validation: loss 1.000, ap 0.250, recall@20 0.500",
-        "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, 4 unreadable images, 0:00:00 left",
+        "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, 4 unreadable images",
     ]
 
 

@@ -14,17 +14,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rlip_model.model import ParSeDA, RTagger
 from rlip_model.training.loop import Trainer
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.recipe import TagConfig
+from sgpipe.recipe import DetectConfig, TagConfig
 from sgpipe.records import Pair
+from sgpipe.stages.detect.detectors import load
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.shards import iter_records
+from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
@@ -363,3 +367,26 @@ def test_a_training_of_an_earlier_version_goes_on_as_it_began(
     train(recipe(drawn_run, **begun, model__frozen_norms=True), out, QUIET)  # from now on it has today's settings
     with pytest.raises(UserError, match=r"data\.text_group: None then, 2 now"):
         train(recipe(drawn_run, **begun, data__text_group=2, model__frozen_norms=True), out, QUIET)
+
+
+def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(drawn_run: Path, tmp_path: Path) -> None:
+    config = {**SIZES, "backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 4}
+    sizes = {"model__config": config, "data__val": validated(drawn_run)}
+    training(drawn_run, tmp_path / "boxes", "pretrain", loss__only_boxes=True, **sizes)
+    assert {"dense_class", "dense_giou"} <= read_metrics(tmp_path / "boxes")[0].keys()
+    start = load_file(tmp_path / "boxes" / ".training" / "start" / "model.safetensors")
+    changed = {name.split(".")[0] for name in different(start, weights(tmp_path / "boxes"))}
+    assert "dense_head" in changed
+    assert changed <= set(_BOX_PARTS)
+    detector = load(
+        DetectConfig(detector=str(tmp_path / "boxes" / "last"), classes=("dog", "person")), torch.device("cpu")
+    )
+    found = detector(Image.new("RGB", (64, 48)), 0.0)
+    assert len(found.boxes) > SIZES["num_queries"]  # those of the dense head, not of queries
+    training(drawn_run, tmp_path / "relations", "pretrain", model__init=str(tmp_path / "boxes"), **sizes)
+    assert "relation" in read_metrics(tmp_path / "relations")[0]
+
+
+def test_boxes_alone_need_a_dense_head(drawn_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"set model\.config\.dense_head: true"):
+        training(drawn_run, tmp_path / "out", "pretrain", loss__only_boxes=True)
