@@ -91,7 +91,10 @@ class Relation:
 
 @dataclass(slots=True)
 class Record:
-    """One image and everything the pipeline knows about it; `file_name` is relative to the image root."""
+    """One image and everything the pipeline knows about it; `file_name` is relative to the image root.
+
+    `box_scores` has the detector's score of each of `objects`; it is None where no detector found them.
+    """
 
     image_id: str
     dataset: str
@@ -106,6 +109,7 @@ class Record:
     relations: list[Relation] = field(default_factory=list)
     status: Status = "ok"
     error: str | None = None
+    box_scores: list[float] | None = None
 
     @property
     def ok(self) -> bool:
@@ -164,6 +168,9 @@ SCHEMA = pa.schema(
     metadata={"sgpipe.schema_version": str(SCHEMA_VERSION)},
 )
 
+BOX_SCORES = "box_scores"  # a column only of shards with boxes from a detector
+_DETECTED_SCHEMA = SCHEMA.append(pa.field(BOX_SCORES, pa.list_(pa.float32())))
+
 _NESTED: dict[str, type] = {
     "objects": Box,
     "captions": Caption,
@@ -175,8 +182,11 @@ _FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, *_NESTED.va
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
-    """Records as an Arrow table of `SCHEMA`."""
-    return pa.Table.from_pylist([_to_row(record) for record in records], schema=SCHEMA)
+    """Records as an Arrow table of `SCHEMA`, and of `BOX_SCORES` if a detector found the boxes of any."""
+    records = list(records)
+    detected = any(record.box_scores is not None for record in records)
+    rows = [_to_row(record) for record in records]
+    return pa.Table.from_pylist(rows, schema=_DETECTED_SCHEMA if detected else SCHEMA)
 
 
 def _to_row(record: Record) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError, in_python, naming
-from sgpipe.records import SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
+from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.hashing import file_sha256
@@ -146,16 +146,23 @@ def count(records: list[Record]) -> dict[str, int]:
     }
 
 
-def read_file(path: Path, columns: Sequence[str] | None = None, content: pa.NativeFile | None = None) -> pa.Table:
+def read_file(
+    path: Path,
+    columns: Sequence[str] | None = None,
+    content: pa.NativeFile | None = None,
+    optional: Sequence[str] = (),
+) -> pa.Table:
     """One shard file as a table.
 
     Args:
         content: the file, if it is open or lies elsewhere; `path` only names it then.
+        optional: further columns, where the shard has them.
 
     Raises UserError: as `open_shard`.
     """
     with open_shard(path, [name.partition(".")[0] for name in columns or ()], content) as file:
-        return file.read(columns=list(columns) if columns else None)
+        present = [name for name in optional if name in file.schema_arrow.names]
+        return file.read(columns=[*columns, *present] if columns else None)
 
 
 def iter_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -176,7 +183,7 @@ def iter_records(root: str | Path) -> Iterator[Record]:
 def _iter_records(root: Path, manifest: Manifest) -> Iterator[Record]:
     with in_python({}):
         for shard in manifest.shards:
-            yield from from_table(read_file(root / shard.file, SCHEMA.names))
+            yield from from_table(read_file(root / shard.file, SCHEMA.names, optional=(BOX_SCORES,)))
 
 
 _VERSION_KEY = b"sgpipe.schema_version"

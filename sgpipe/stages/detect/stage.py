@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import DetectConfig, Resources
-from sgpipe.records import Box, Record
+from sgpipe.records import BOX_SCORES, Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
 from sgpipe.sources.coco_relations import load_coco_instances
 from sgpipe.sources.formats import COCO_INSTANCES, require_format
@@ -29,13 +30,13 @@ from sgpipe.utils.devices import pick_device
 
 
 class DetectStage:
-    """Fills `objects` with detected boxes, highest score first. Images are processed one at a time.
+    """Fills `objects` with detected boxes, highest score first, and `box_scores`. Images are processed one at a time.
 
     `roots` maps a split to its image folder. `category_id` is the 1-based index of the detector's class.
     """
 
     name = "detect"
-    fills: tuple[str, ...] = ("objects", "status", "error")
+    fills: tuple[str, ...] = ("objects", BOX_SCORES, "status", "error")
 
     def __init__(self, config: DetectConfig, roots: Mapping[str, Path]) -> None:
         self.config = config
@@ -53,28 +54,32 @@ class DetectStage:
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:
+            record.box_scores = []
             if record.ok:
                 try:
                     detected = self.detector(open_image(self.roots, record), self.config.threshold)
                 except ImageError as reason:
                     record.fail(self.name, str(reason))
                     continue
-                record.objects = self._boxes(detected)
+                record.objects, scores = self._boxes(detected)
+                inside = [clip_box(box.bbox, record.width, record.height) is not None for box in record.objects]
+                record.box_scores = list(compress(scores, inside))
                 clip_objects(record, Counter())
         return records
 
-    def _boxes(self, detected: DetectedBoxes) -> list[Box]:
-        """The boxes that remain after non-maximum suppression within each class."""
+    def _boxes(self, detected: DetectedBoxes) -> tuple[list[Box], list[float]]:
+        """The boxes that remain after non-maximum suppression within each class, and their scores."""
         boxes, scores, labels = detected.boxes, detected.scores, detected.labels
         if not bool(scores.isfinite().all()):
             raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
         kept = batched_nms(boxes, scores, labels, self.config.overlap)[: self.config.max_boxes]
-        return [
+        found = [
             Box(self.classes[label], label + 1, (left, top, right - left, bottom - top))
             for label, (left, top, right, bottom) in zip(
                 labels[kept].tolist(), boxes[kept].double().tolist(), strict=True
             )
         ]
+        return found, scores[kept].tolist()
 
 
 class GivenBoxesStage:

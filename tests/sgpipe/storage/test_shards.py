@@ -6,6 +6,7 @@ from sgpipe.records import SCHEMA, Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.storage import shards as write_module
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, read_file, revision_of, shard_name, write_shard
+from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
 
 
@@ -33,6 +34,18 @@ def test_records_survive_the_table():
     assert table.schema.equals(SCHEMA)
     assert from_table(table) == records
     assert (failed.status, failed.error) == ("error", "load: broken")
+
+
+def test_box_scores_are_a_column_only_of_shards_with_detected_boxes(tmp_path):
+    detected, empty, failed = full_record(1), Record("2", "coco", "val", "2.jpg", 1, 1), full_record(3)
+    detected.box_scores, empty.box_scores = [0.5, 0.25], []
+    records = [detected, empty, failed]
+    table = to_table(records)
+    assert table.column_names == [*SCHEMA.names, "box_scores"]
+    assert from_table(table) == records
+    Manifest.create(tmp_path, {}).commit(write_shard(tmp_path, shard_name("val", 0, 3), "val", 0, records, {}))
+    assert [record.box_scores for record in iter_records(tmp_path)] == [[0.5, 0.25], [], None]
+    assert verify(tmp_path).problems == []
 
 
 def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
