@@ -52,6 +52,10 @@ class HicoScores:
 
     per_class: ClassScores
 
+    def resampled(self, counts: Array) -> HicoScores:
+        """As `ClassScores.resampled`."""
+        return HicoScores(self.per_class.resampled(counts))
+
     def summary(self, split: ClassSplit) -> dict[str, float]:
         """Means over the classes with ground truth; NaN if there are none. In zero-shot settings "rare" is "unseen"."""
         return {
@@ -75,14 +79,15 @@ def evaluate_hico(images: Iterable[EvaluationImage], settings: HicoSettings | No
     settings = settings or HicoSettings()
     classes = settings.classes
     tally = Tally()
-    for block in blocks(images):
+    for number, block in enumerate(blocks(images)):
         for image in block:
             image.ground_truth.check(image.name, classes.num_objects, classes.num_predicates)
             image.predicted.check(image.name, classes.num_objects, classes.num_predicates)
         target = ground_truth_triplets(block)
         predicted = _judged(block, settings)
         matches = match(predicted, target, classes.within_images(predicted), classes.within_images(target))
-        tally.add(classes.of(target), classes.of(predicted), predicted.scores, matches)
+        rows = target.in_dataset(number), predicted.in_dataset(number)
+        tally.add(classes.of(target), classes.of(predicted), predicted.scores, matches, rows)
     return HicoScores(tally.class_scores())
 
 

@@ -60,6 +60,13 @@ class OpenImagesScores:
     relations: dict[int, ClassScores]
     phrases: dict[int, ClassScores]
 
+    def resampled(self, counts: Array) -> OpenImagesScores:
+        """As `ClassScores.resampled`."""
+        relations, phrases = (
+            {most: scores.resampled(counts) for most, scores in part.items()} for part in (self.relations, self.phrases)
+        )
+        return OpenImagesScores(relations, phrases)
+
     def recall(self, most: int) -> float:
         """Share of all target relations that are matched; `recall(50)` is the benchmark's R@50."""
         return _recall(self.relations[most], slice(None))
@@ -113,20 +120,23 @@ def evaluate_open_images(
     classes = settings.classes
     relations = {most: Tally() for most in MOST_DETECTIONS}
     phrases = {most: Tally() for most in MOST_DETECTIONS}
-    for block in blocks(images):
+    for number, block in enumerate(blocks(images)):
         for image in block:
             image.ground_truth.check(image.name, settings.num_objects, settings.num_predicates)
             image.predicted.check(image.name, settings.num_objects, settings.num_predicates)
         target = ground_truth_triplets(block)
+        target_images = target.in_dataset(number)
         annotated = np.array([len(image.ground_truth.boxes) > 0 for image in block])
         for most in MOST_DETECTIONS:
             predicted = best_triplets(block, most)
             predicted = settings.suppression.best(predicted, classes) if settings.suppression else predicted
             judged = predicted.where(annotated[predicted.image])
             matches = match(judged, target, classes.within_images(judged), classes.within_images(target))
-            relations[most].add(classes.of(target), classes.of(judged), judged.scores, matches)
+            images_of = target_images, judged.in_dataset(number)
+            relations[most].add(classes.of(target), classes.of(judged), judged.scores, matches, images_of)
             predicted, matches = _match_phrases(predicted, target, settings)
-            phrases[most].add(classes.of(target), classes.of(predicted), predicted.scores, matches)
+            images_of = target_images, predicted.in_dataset(number)
+            phrases[most].add(classes.of(target), classes.of(predicted), predicted.scores, matches, images_of)
     return OpenImagesScores(
         {most: tally.class_scores() for most, tally in relations.items()},
         {most: tally.class_scores() for most, tally in phrases.items()},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -17,13 +18,41 @@ NEVER = np.iinfo(np.int64).max  # the rank of a target relation that no triplet 
 class Recall:
     """Keys are `RECALL_AT`.
 
-    per_image, zero_shot_per_image: `[images]` that have (zero-shot) relations; per_predicate: `[predicates]`, the mean
-    over the images that have the predicate, 0 if none has it.
+    per_image, zero_shot_per_image: `[images]` that have (zero-shot) relations; images, zero_shot_images: their numbers.
+    occurrences: `[occurrences, 2]`, an image and a predicate that it has; recalls: `[occurrences]`.
     """
 
+    num_predicates: int
     per_image: dict[int, Array]
     zero_shot_per_image: dict[int, Array]
-    per_predicate: dict[int, Array]
+    images: Array
+    zero_shot_images: Array
+    occurrences: Array
+    recalls: dict[int, Array]
+
+    def resampled(self, counts: Array) -> Recall:
+        """The recalls of a dataset in which each image occurs `counts[image]` times."""
+        images, zero_shot_images, entries = (
+            np.repeat(np.arange(len(own)), counts[own])
+            for own in (self.images, self.zero_shot_images, self.occurrences[:, 0])
+        )
+        return Recall(
+            self.num_predicates,
+            {most: values[images] for most, values in self.per_image.items()},
+            {most: values[zero_shot_images] for most, values in self.zero_shot_per_image.items()},
+            self.images[images],
+            self.zero_shot_images[zero_shot_images],
+            self.occurrences[entries],
+            {most: values[entries] for most, values in self.recalls.items()},
+        )
+
+    @cached_property
+    def per_predicate(self) -> dict[int, Array]:
+        """`[predicates]`: the mean over the images that have the predicate, 0 if none has it."""
+        predicates = self.occurrences[:, 1]
+        images = np.maximum(np.bincount(predicates, minlength=self.num_predicates), 1)
+        sums = {most: np.bincount(predicates, own, self.num_predicates) for most, own in self.recalls.items()}
+        return {most: own / images for most, own in sums.items()}
 
     def recall(self, most: int) -> float:
         """R@K; NaN without images."""
@@ -38,50 +67,49 @@ class Recall:
         return mean(self.zero_shot_per_image[most])
 
 
-@dataclass(frozen=True)
+@dataclass
 class RecallTally:
-    """Collects the recalls of a dataset, image by image.
+    """Collects the recalls of a dataset, image by image."""
 
-    per_predicate: `[predicates]`, sums of the images' recalls; images: `[predicates]`, how many images have each.
-    """
+    num_predicates: int
+    per_image: dict[int, list[float]] = field(default_factory=lambda: {most: [] for most in RECALL_AT})
+    zero_shot_per_image: dict[int, list[float]] = field(default_factory=lambda: {most: [] for most in RECALL_AT})
+    images: list[int] = field(default_factory=list)
+    zero_shot_images: list[int] = field(default_factory=list)
+    occurrences: list[Array] = field(default_factory=lambda: [np.zeros((0, 2), dtype=int)])
+    recalls: dict[int, list[Array]] = field(default_factory=lambda: {most: [np.zeros(0)] for most in RECALL_AT})
 
-    per_image: dict[int, list[float]]
-    zero_shot_per_image: dict[int, list[float]]
-    per_predicate: dict[int, Array]
-    images: Array
-
-    @classmethod
-    def empty(cls, num_predicates: int) -> RecallTally:
-        return cls(
-            {most: [] for most in RECALL_AT},
-            {most: [] for most in RECALL_AT},
-            {most: np.zeros(num_predicates) for most in RECALL_AT},
-            np.zeros(num_predicates),
-        )
-
-    def add(self, ranks: Array, predicates: Array, unseen: Array) -> None:
+    def add(self, image: int, ranks: Array, predicates: Array, unseen: Array) -> None:
         """Add one image.
 
         Args:
+            image: its number in the dataset.
             ranks: `[relations]`, the rank (from 0) of the first triplet that matches each target, or `NEVER`.
             predicates: `[relations]`, from 0.
             unseen: `[relations]`, True for triplets that do not occur in training.
         """
-        counts = np.bincount(predicates, minlength=len(self.images))
-        self.images[counts > 0] += 1
+        counts = np.bincount(predicates, minlength=self.num_predicates)
+        present = np.flatnonzero(counts)
+        self.images.append(image)
+        self.occurrences.append(np.stack((np.full(len(present), image), present), 1))
+        if unseen.any():
+            self.zero_shot_images.append(image)
         for most in RECALL_AT:
             recalled = ranks < most
             self.per_image[most].append(float(recalled.mean()))
             if unseen.any():
                 self.zero_shot_per_image[most].append(float(recalled[unseen].mean()))
-            per_predicate = np.bincount(predicates[recalled], minlength=len(self.images))
-            self.per_predicate[most][counts > 0] += (per_predicate / np.maximum(counts, 1))[counts > 0]
+            per_predicate = np.bincount(predicates[recalled], minlength=self.num_predicates)
+            self.recalls[most].append(per_predicate[present] / counts[present])
 
     def result(self) -> Recall:
         """The recalls of all images added so far."""
-        images = np.maximum(self.images, 1)
         return Recall(
+            self.num_predicates,
             {most: np.array(values) for most, values in self.per_image.items()},
             {most: np.array(values) for most, values in self.zero_shot_per_image.items()},
-            {most: sums / images for most, sums in self.per_predicate.items()},
+            np.array(self.images, dtype=int),
+            np.array(self.zero_shot_images, dtype=int),
+            np.concatenate(self.occurrences),
+            {most: np.concatenate(values) for most, values in self.recalls.items()},
         )

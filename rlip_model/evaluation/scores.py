@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.matching import NO_MATCH, first_matches
-from rlip_model.evaluation.precision import eleven_point
+from rlip_model.evaluation.precision import AveragePrecision, eleven_point, weighted_averages
 
-# From the true positives, sorted by descending score, and the number of targets.
-AveragePrecision = Callable[[Array, int], float]
+
+@dataclass(frozen=True)
+class Occurrences:
+    """The image of each detection and of each target, for `ClassScores.resampled`.
+
+    detections `[detections]` and targets `[targets]`: numbers of images; target_rows `[targets]`: rows of the classes;
+    measure: what the average precision is.
+    """
+
+    detections: Array
+    targets: Array
+    target_rows: Array
+    measure: AveragePrecision
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,7 @@ class ClassScores:
 
     `[classes]`: classes, their numbers, ascending; targets, detections and true_positives, counts; average_precision,
     0 to 1. `[detections]`, class by class, each by descending score: scores, and correct (True for true positives), for
-    drawing curves.
+    drawing curves. occurrences: None if the images are not known.
     """
 
     classes: Array
@@ -31,6 +42,41 @@ class ClassScores:
     average_precision: Array
     scores: Array
     correct: Array
+    occurrences: Occurrences | None = None
+
+    def resampled(self, counts: Array) -> ClassScores:
+        """The scores of a dataset in which each image occurs `counts[image]` times, without scores for curves.
+
+        The same as to evaluate such a dataset, but nothing is matched or sorted again.
+        """
+        assert self.occurrences is not None
+        rows, hits = self._true_positives
+        weights = counts[self.occurrences.detections]
+        total, matched = _cumulative(weights), _cumulative(weights[hits])
+        ends = np.cumsum(self.detections)
+        before = total[ends - self.detections]
+        hit_ends = np.cumsum(self.true_positives)
+        matched_before = matched[hit_ends - self.true_positives]
+        own = self.occurrences
+        targets = np.bincount(own.target_rows, counts[own.targets], len(self.classes)).astype(int)
+        precisions = weighted_averages(
+            own.measure, total[hits + 1] - before[rows], matched[1:] - matched_before[rows], rows, targets
+        )
+        kept = targets > 0
+        return ClassScores(
+            classes=self.classes[kept],
+            targets=targets[kept],
+            detections=(total[ends] - before)[kept],
+            true_positives=(matched[hit_ends] - matched_before)[kept],
+            average_precision=precisions[kept],
+            scores=self.scores[:0],
+            correct=self.correct[:0],
+        )
+
+    @cached_property
+    def _true_positives(self) -> tuple[Array, Array]:
+        """`[true positives]`: the row of the class of each, and its place among the detections."""
+        return np.repeat(np.arange(len(self.classes)), self.true_positives), np.flatnonzero(self.correct)
 
     @property
     def max_recall(self) -> Array:
@@ -61,6 +107,11 @@ class ClassScores:
         return self.scores[own], self.correct[own]
 
 
+def _cumulative(values: Array) -> Array:
+    """`[values + 1]`: the sum of all values before each place."""
+    return np.append(0, np.cumsum(values))
+
+
 def mean(values: Array) -> float:
     """The mean; NaN of nothing, without a warning."""
     return float(values.mean()) if len(values) else float("nan")
@@ -74,21 +125,34 @@ class Tally:
     predicted_classes: list[Array] = field(default_factory=list)
     scores: list[Array] = field(default_factory=list)
     matches: list[Array] = field(default_factory=list)
+    target_images: list[Array] = field(default_factory=list)
+    predicted_images: list[Array] = field(default_factory=list)
     total: int = 0
 
-    def add(self, target_classes: Array, predicted_classes: Array, scores: Array, matches: Array) -> None:
+    def add(
+        self,
+        target_classes: Array,
+        predicted_classes: Array,
+        scores: Array,
+        matches: Array,
+        images: tuple[Array, Array] | None = None,
+    ) -> None:
         """Add one block.
 
         Args:
             target_classes: `[targets]`, class numbers.
             predicted_classes, scores, matches: `[detections]`, image by image, in the order in which detections are
                 matched. A match is an index into the block's targets, or `NO_MATCH`.
+            images: `[targets]` and `[detections]`, numbers of images in the dataset; only `resampled` needs them.
         """
         self.target_classes.append(target_classes)
         self.predicted_classes.append(predicted_classes)
         self.scores.append(scores)
         self.matches.append(np.where(matches == NO_MATCH, NO_MATCH, matches + self.total).astype(np.int32))
         self.total += len(target_classes)
+        if images is not None:
+            self.target_images.append(images[0].astype(np.int32))
+            self.predicted_images.append(images[1].astype(np.int32))
 
     def class_scores(
         self, average_precision: AveragePrecision = eleven_point, *, last_first: bool = False
@@ -100,7 +164,9 @@ class Tally:
         Args:
             last_first: sort detections of equal score from last to first, instead of in the given order.
         """
-        classes, targets = np.unique(_joined(self.target_classes, int), return_counts=True)
+        classes, target_rows, targets = np.unique(
+            _joined(self.target_classes, int), return_inverse=True, return_counts=True
+        )
         predicted = _joined(self.predicted_classes, int)
         known = np.isin(predicted, classes)
         correct = first_matches(_joined(self.matches, int)[known])
@@ -111,6 +177,11 @@ class Tally:
         true_positives = [correct[rows] for rows in parts]
         precisions = [average_precision(own, int(count)) for own, count in zip(true_positives, targets, strict=True)]
         order = _joined(parts, int)
+        occurrences = None
+        if len(self.target_images) == len(self.matches):
+            images = _joined(self.predicted_images, int)[known][order]
+            target_images = _joined(self.target_images, int)
+            occurrences = Occurrences(images, target_images, target_rows.reshape(-1), average_precision)
         return ClassScores(
             classes=classes,
             targets=targets,
@@ -119,6 +190,7 @@ class Tally:
             average_precision=np.array(precisions, dtype=float),
             scores=scores[order],
             correct=correct[order],
+            occurrences=occurrences,
         )
 
 

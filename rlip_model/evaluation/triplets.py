@@ -38,6 +38,10 @@ class TripletTable:
     def __len__(self) -> int:
         return len(self.image)
 
+    def in_dataset(self, block: int) -> Array:
+        """`[rows]`: the image of each row, numbered over all `blocks`, of which this one is number `block`."""
+        return self.image + block * IMAGES_AT_ONCE
+
     def where(self, rows: Array) -> TripletTable:
         """Select rows by a mask or by indices."""
         return TripletTable(*(getattr(self, field.name)[rows] for field in fields(self)))

@@ -20,7 +20,7 @@ from rlip_model.evaluation.matching import NO_MATCH, best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import ClassScores, Tally
-from rlip_model.evaluation.triplets import blocks
+from rlip_model.evaluation.triplets import IMAGES_AT_ONCE, blocks
 
 MATCH_OVERLAP = 0.5
 NOT_ANNOTATED = -1
@@ -121,6 +121,14 @@ class VcocoScores:
     agents: ClassScores
     positives: Array
 
+    def resampled(self, counts: Array) -> VcocoScores:
+        """As `ClassScores.resampled`."""
+        roles = {scenario: scores.resampled(counts) for scenario, scores in self.roles.items()}
+        agents = self.agents.resampled(counts)
+        positives = np.zeros_like(self.positives)
+        positives[agents.classes] = agents.targets
+        return VcocoScores(self.actions, roles, agents, positives)
+
     def role_precisions(self, scenario: Scenario) -> Array:
         """Average precision `[roles]`; NaN for actions that nobody performs."""
         return _spread(self.roles[scenario], len(self.actions.roles))
@@ -166,10 +174,10 @@ def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScor
     agents = Tally()
     roles: dict[Scenario, Tally] = {1: Tally(), 2: Tally()}
     positives = np.zeros(len(actions.names), dtype=int)
-    for block in blocks(images):
+    for number, block in enumerate(blocks(images)):
         for image in block:
             image.check(actions)
-        assigned = _AssignedPeople.from_images(block)
+        assigned = _AssignedPeople.from_images(block, number * IMAGES_AT_ONCE)
         positives += (assigned.ground_truth.actions == 1).sum(0)
         for action in range(len(actions.names)):
             assigned.count(agents, action, action, assigned.predicted.agent_scores[:, action], assigned.close)
@@ -186,8 +194,9 @@ def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScor
 class _AssignedPeople:
     """The predicted persons of a block of images, image by image, each with the annotated person assigned to it.
 
-    All `[predicted]`. image, person: indices in the block (`NO_MATCH` where nobody is annotated); close: whether the
-    IoU with that person is at least 0.5; ignored: whether an action of that person is not annotated.
+    All `[predicted]`. image: its number in the dataset; person: index in the block (`NO_MATCH` where nobody is
+    annotated); close: whether the IoU with that person is at least 0.5; ignored: whether an action of that person is
+    not annotated. owner: `[annotated persons]`, their images.
     """
 
     ground_truth: People
@@ -196,12 +205,14 @@ class _AssignedPeople:
     person: Array
     close: Array
     ignored: Array
+    owner: Array
 
     @classmethod
-    def from_images(cls, block: Sequence[PeopleImage]) -> _AssignedPeople:
+    def from_images(cls, block: Sequence[PeopleImage], first: int) -> _AssignedPeople:
+        """`first`: the number of the first image."""
         people = People(*_joined([image.ground_truth for image in block]))
         predicted = PredictedPeople(*_joined([image.predicted for image in block]))
-        numbers = np.arange(len(block))
+        numbers = first + np.arange(len(block))
         owner = np.repeat(numbers, [len(image.ground_truth.boxes) for image in block])
         place = np.repeat(numbers, [len(image.predicted.boxes) for image in block])
         rows, persons = equal_rows(place, owner)
@@ -210,7 +221,7 @@ class _AssignedPeople:
         best = np.zeros(len(place))
         np.maximum.at(best, rows, overlap)
         unknown = np.append((people.actions == NOT_ANNOTATED).any(1), False)
-        return cls(people, predicted, place, person, best >= MATCH_OVERLAP, unknown[person])
+        return cls(people, predicted, place, person, best >= MATCH_OVERLAP, unknown[person], owner)
 
     def role(self, column: int) -> tuple[Array, Array, Array, Array]:
         """Four arrays `[predicted]`: the role's score; whether the assigned person has a box for the role; whether the
@@ -237,7 +248,8 @@ class _AssignedPeople:
         judged = np.flatnonzero(~np.isnan(scores) & ~self.ignored)
         judged = judged[np.lexsort((-judged, -scores[judged], self.image[judged]))]
         single = scores[judged].astype(np.float32)  # the official evaluator compares scores in single precision
-        tally.add(np.full(targets, number), np.full(len(judged), number), single, matches[judged])
+        images = self.owner[performing], self.image[judged]
+        tally.add(np.full(targets, number), np.full(len(judged), number), single, matches[judged], images)
 
 
 def _joined(parts: Sequence[People] | Sequence[PredictedPeople]) -> list[Array]:

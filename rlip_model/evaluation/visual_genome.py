@@ -149,11 +149,24 @@ class GraphImage:
 
 @dataclass(frozen=True)
 class GraphScores:
-    """pair_accuracy: recall when only ground-truth pairs are ranked; empty in sgdet, where boxes are detected."""
+    """pair_ranks: `[relations]`, the rank of each target when only ground-truth pairs are ranked, and pair_images, the
+    number of its image; empty in sgdet, where boxes are detected."""
 
     constrained: Recall
     unconstrained: Recall
-    pair_accuracy: dict[int, float]
+    pair_ranks: Array
+    pair_images: Array
+
+    def resampled(self, counts: Array) -> GraphScores:
+        """As `Recall.resampled`."""
+        pairs = np.repeat(np.arange(len(self.pair_images)), counts[self.pair_images])
+        constrained, unconstrained = (recall.resampled(counts) for recall in (self.constrained, self.unconstrained))
+        return GraphScores(constrained, unconstrained, self.pair_ranks[pairs], self.pair_images[pairs])
+
+    @property
+    def pair_accuracy(self) -> dict[int, float]:
+        """Recall when only ground-truth pairs are ranked; empty in sgdet."""
+        return {most: mean(self.pair_ranks < most) for most in RECALL_AT} if len(self.pair_ranks) else {}
 
     def summary(self) -> dict[str, float]:
         """R@K, mR@K and zR@K, with the prefix "ng-" without graph constraint; A@K, the pair accuracy."""
@@ -185,9 +198,9 @@ def evaluate_graphs(
         EvaluationError: labels out of range, values that are not finite, inverted boxes.
     """
     unseen = {tuple(row) for row in np.reshape([] if zero_shot is None else zero_shot, (-1, 3)).astype(int).tolist()}
-    constrained, unconstrained = RecallTally.empty(num_predicates), RecallTally.empty(num_predicates)
-    pair_ranks: list[Array] = []
-    for image in images:
+    constrained, unconstrained = RecallTally(num_predicates), RecallTally(num_predicates)
+    pair_ranks, pair_images = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
+    for number, image in enumerate(images):
         image = _with_given(image, mode)
         image.check(num_objects, num_predicates)
         target, predicted = image.ground_truth, image.predicted
@@ -195,13 +208,14 @@ def evaluate_graphs(
             continue
         predicates, is_new = target.relations[:, 2] - 1, _is_unseen(target, unseen)
         best = predicted.predicate_scores[:, 1:].argmax(1) + 1
-        constrained.add(_match_ranks(image, np.arange(len(best)), best), predicates, is_new)
-        unconstrained.add(_match_ranks(image, *_best_unconstrained(predicted)), predicates, is_new)
+        constrained.add(number, _match_ranks(image, np.arange(len(best)), best), predicates, is_new)
+        unconstrained.add(number, _match_ranks(image, *_best_unconstrained(predicted)), predicates, is_new)
         if mode != "sgdet":
             is_target_pair = (predicted.pairs[:, None] == target.relations[:, :2]).all(2).any(1)
             pair_ranks.append(_match_ranks(image, np.flatnonzero(is_target_pair), best[is_target_pair]))
-    accuracy = {most: mean(np.concatenate(pair_ranks) < most) for most in RECALL_AT} if pair_ranks else {}
-    return GraphScores(constrained.result(), unconstrained.result(), accuracy)
+            pair_images.append(np.full(len(pair_ranks[-1]), number))
+    pairs = np.concatenate(pair_ranks), np.concatenate(pair_images)
+    return GraphScores(constrained.result(), unconstrained.result(), *pairs)
 
 
 def vg150_zero_shot() -> Array:

@@ -1,0 +1,129 @@
+"""Resampled scores beside the evaluation of a dataset in which images are repeated and left out.
+
+Scores are equal only between images: the order of equal scores within an image is arbitrary, and repeated images mix it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
+from rlip_model.evaluation.hico_classes import ClassSplit
+from rlip_model.evaluation.inputs import Array, EvaluationImage
+from rlip_model.evaluation.matching import NO_MATCH
+from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_images
+from rlip_model.evaluation.precision import area, coco_point, eleven_point
+from rlip_model.evaluation.scores import ClassScores, Tally
+from rlip_model.evaluation.vcoco import evaluate_vcoco
+from rlip_model.evaluation.visual_genome import evaluate_graphs
+from tests.rlip_model.evaluation.test_definitions import (
+    ACTIONS,
+    OBJECTS,
+    PREDICATES,
+    graph_scene,
+    pair_scenes,
+    people_scene,
+)
+
+SPLIT = ClassSplit(np.arange(0, 12, 2), np.arange(1, 12, 2))
+
+
+def draws(images: int) -> list[Array]:
+    """How often each image occurs: once, and as in resamples."""
+    rng = np.random.default_rng(7)
+    resamples = [np.bincount(rng.integers(0, images, images), minlength=images) for _ in range(5)]
+    return [np.ones(images, dtype=int), *resamples, np.zeros(images, dtype=int)]
+
+
+def distinct_scenes(seed: int) -> list[EvaluationImage]:
+    scenes = []
+    for image in pair_scenes(seed):
+        scores = image.predicted.scores
+        scores = scores + 1e-5 * np.arange(scores.size, dtype=np.float32).reshape(scores.shape)
+        scenes.append(replace(image, predicted=replace(image.predicted, scores=scores)))
+    return scenes
+
+
+def repeated(images: Sequence[Any], counts: Array) -> list[Any]:
+    return [image for image, count in zip(images, counts, strict=True) for _ in range(count)]
+
+
+def hold_equal(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() == expected.keys()
+    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-12, nan_ok=True)
+
+
+def test_hico() -> None:
+    images = distinct_scenes(0)
+    settings = HicoSettings(np.ones((PREDICATES, OBJECTS)))
+    scores = evaluate_hico(images, settings)
+    for counts in draws(len(images)):
+        expected = evaluate_hico(repeated(images, counts), settings).summary(SPLIT)
+        hold_equal(scores.resampled(counts).summary(SPLIT), expected)
+
+
+def test_open_images() -> None:
+    images = distinct_scenes(1)
+    settings = OpenImagesSettings(OBJECTS, PREDICATES)
+    scores = evaluate_open_images(images, settings)
+    for counts in draws(len(images)):
+        hold_equal(
+            scores.resampled(counts).summary(), evaluate_open_images(repeated(images, counts), settings).summary()
+        )
+
+
+def test_vcoco() -> None:
+    rng = np.random.default_rng(2)
+    images = [people_scene(rng, str(number)) for number in range(30)]
+    scores = evaluate_vcoco(images, ACTIONS)
+    for counts in draws(len(images)):
+        if counts.any():
+            expected, found = evaluate_vcoco(repeated(images, counts), ACTIONS), scores.resampled(counts)
+            assert found.agent_mean() == pytest.approx(expected.agent_mean(), abs=1e-12)
+            assert found.role_precisions(1) == pytest.approx(expected.role_precisions(1), abs=1e-12, nan_ok=True)
+            assert found.role_precisions(2) == pytest.approx(expected.role_precisions(2), abs=1e-12, nan_ok=True)
+            assert found.positives.tolist() == expected.positives.tolist()
+
+
+def test_visual_genome() -> None:
+    rng = np.random.default_rng(3)
+    images = [graph_scene(rng, str(number)) for number in range(30)]
+    given = {"num_objects": OBJECTS, "num_predicates": PREDICATES, "zero_shot": np.array([[1, 2, 3], [2, 2, 1]])}
+    scores = evaluate_graphs(images, "sgcls", **given)
+    assert scores.pair_accuracy
+    for counts in draws(len(images)):
+        expected = evaluate_graphs(repeated(images, counts), "sgcls", **given)
+        hold_equal(scores.resampled(counts).summary(), expected.summary())
+
+
+@pytest.mark.parametrize("measure", [eleven_point, coco_point, area])
+def test_every_average_precision_of_repeated_detections(measure) -> None:
+    """Many equal scores, and recalls that are just at the points of the measure."""
+    rng = np.random.default_rng(4)
+    images = 20
+    blocks = [(rng.integers(0, 3, 4), rng.integers(0, 4, 8), rng.permutation(12)[:8] / 12) for _ in range(images)]
+    claims = [rng.choice([NO_MATCH, 0, 1, 2, 3], 8) for _ in range(images)]
+    claims = [
+        np.where(own[claim] == classes, claim, NO_MATCH)
+        for claim, (own, classes, _) in zip(claims, blocks, strict=True)
+    ]
+
+    def scores(counts: Array) -> ClassScores:
+        tally = Tally()
+        for image, ((own, classes, confidences), claim) in enumerate(zip(blocks, claims, strict=True)):
+            for _ in range(counts[image]):
+                tally.add(own, classes, confidences, claim, (np.full(4, image), np.full(8, image)))
+        return tally.class_scores(measure)
+
+    once = scores(np.ones(images, dtype=int))
+    for counts in draws(images):
+        expected, found = scores(counts), once.resampled(counts)
+        assert found.average_precision == pytest.approx(expected.average_precision, abs=1e-12)
+        for name in ("classes", "targets", "detections", "true_positives"):
+            assert getattr(found, name).tolist() == getattr(expected, name).tolist(), name
+    assert 0 < once.mean() < 1
