@@ -61,6 +61,10 @@ class ShardsConfig(Config):
     weight: float = Field(
         1.0, gt=0, le=1000, description="passes over these shards per epoch; 0.5: half of them, another half each epoch"
     )
+    limit: int | None = Field(None, ge=1, description="use only N usable images of these shards; null: all")
+    limit_seed: int | None = Field(
+        None, ge=0, le=LARGEST_SEED, description="with limit: N random images, as data.limit_seed; null: the first N"
+    )
 
 
 class DataConfig(Config):
@@ -107,7 +111,13 @@ class DataConfig(Config):
         800, ge=32, description="shorter side of validation images, and of all images with augment: null, in pixels"
     )
     long_side: int = Field(1333, ge=32, description="maximum length of their longer side, in pixels")
-    limit: int | None = Field(None, ge=1, description="use only the first N training images; null: all")
+    limit: int | None = Field(None, ge=1, description="use only N usable training images of all folders; null: all")
+    limit_seed: int | None = Field(
+        None,
+        ge=0,
+        le=LARGEST_SEED,
+        description="with limit: N random images, among those of every higher limit with this seed; null: the first N",
+    )
     shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
     threads: int = Field(2, ge=1, description="threads per worker that read images")
     prefetch: int = Field(4, ge=1, description="steps whose images are read in advance")
@@ -195,10 +205,11 @@ def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a training that an earlier version started, with the values of settings that it did not have."""
     model, data = identity["model"], identity["data"]
     frozen = model["init"] is not None if model["frozen_norms"] is None else model["frozen_norms"]
+    parts = {name: [{"limit": None, "limit_seed": None, **part} for part in data[name]] for name in ("train", "val")}
     return {
         **identity,
         "model": {**model, "frozen_norms": frozen},
-        "data": {"text_group": None, **data},
+        "data": {"text_group": None, "limit_seed": None, **data, **parts},
         "loss": {**LossConfig().model_dump(include={"dense", "only_boxes"}), **identity["loss"]},
     }
 

@@ -64,6 +64,9 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
 
 def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: float) -> list[int]:
     rows = TrainingFilter(table, threshold).usable_rows
+    if row_group.kept is not None:
+        kept = np.unpackbits(np.frombuffer(row_group.kept, np.uint8), count=len(table))
+        rows = rows[kept[rows] == 1]
     if len(rows) < row_group.rows:
         raise UserError(f"shard {row_group.file} has changed since the training started; start it again")
     return rows[: row_group.rows].tolist()

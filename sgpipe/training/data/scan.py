@@ -28,7 +28,8 @@ from sgpipe.training.recipe import DataConfig, ShardsConfig
 
 def scan_training(data: DataConfig) -> TrainingSet:
     """Scan the shards to train on. Raises UserError: see `scan`."""
-    return scan(data.train, data.threshold, closed=data.labels == "full", limit=data.limit)
+    closed = data.labels == "full"
+    return scan(data.train, data.threshold, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
 
 
 def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:
@@ -44,14 +45,22 @@ def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | No
 
 
 def scan(
-    configs: Sequence[ShardsConfig], threshold: float, *, closed: bool = False, limit: int | None = None
+    configs: Sequence[ShardsConfig],
+    threshold: float,
+    *,
+    closed: bool = False,
+    limit: int | None = None,
+    limit_seed: int | None = None,
 ) -> TrainingSet:
-    """Read the annotations of every row group once, with one row group in memory at a time.
+    """Read the annotations of every row group with one in memory at a time: once, or twice if rows are chosen first.
+
+    A random limit shuffles all rows and keeps them up to the N-th usable one. So the rows do not depend on the sizes of
+    row groups, those of a lower limit are among them, and a row is hardly ever replaced because others became usable.
 
     Args:
         threshold: minimum confidence of a relation.
         closed: use the closed class lists of the datasets, which must agree.
-        limit: number of usable rows after which the scan ends.
+        limit: number of usable rows of all folders, after the limits of folders; see `DataConfig`.
 
     Raises:
         UserError: a folder is not a run, a shard is missing or damaged, a split does not exist or has no usable row, or
@@ -60,7 +69,10 @@ def scan(
     """
     if not configs:
         raise UserError("no shards to train on: give --data FOLDER (in a recipe: data.train)")
-    scanner = _Scanner(threshold, limit)
+    kept = None
+    if (limit and limit_seed is not None) or any(config.limit for config in configs):
+        kept = _choose_rows(configs, threshold, limit, limit_seed)
+    scanner = _Scanner(threshold, limit if kept is None else None, kept)
     labels: ClosedLabels | None = None
     for config in configs:
         manifest = Manifest.load(config.shards)
@@ -74,12 +86,19 @@ def scan(
     return scanner.result(labels)
 
 
-class _Scanner:
-    """Collects what the scanned shards contain; left: usable rows until the limit."""
+_Place = tuple[int, str, int]  # folder, file, row group
+_Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
 
-    def __init__(self, threshold: float, limit: int | None) -> None:
+
+class _Scanner:
+    """Collects what the scanned shards contain.
+
+    left: usable rows until the limit; only: rows to scan, None: all.
+    """
+
+    def __init__(self, threshold: float, limit: int | None = None, only: _Rows | None = None) -> None:
         self.threshold = float(np.float32(threshold))
-        self.left = limit
+        self.left, self.only = limit, only
         self.folders: list[ShardFolder] = []
         self.row_groups: list[UsableRowGroup] = []
         self.objects: dict[str, float] = {}
@@ -94,7 +113,7 @@ class _Scanner:
             usable, rows, errors = len(self.row_groups), self.rows, self.errors
             for entry in entries:
                 self._scan_shard(folder, split, entry.file)
-            if self.left != 0 and len(self.row_groups) == usable:
+            if self.left != 0 and self.only is None and len(self.row_groups) == usable:
                 only_errors = self.rows - rows == self.errors - errors
                 raise self._nothing_usable(f"split {split} of {config.shards}", only_errors)
 
@@ -119,10 +138,19 @@ class _Scanner:
             if IMAGE_COLUMN not in file.schema_arrow.names:
                 existing_images(folder.root, split, folder.images.get(split))
             for group in range(file.num_row_groups):
-                if self.left != 0:
+                if self.left != 0 and self._wanted(self._place(str(path), group)):
                     yield group, file.read_row_group(group, columns=list(COLUMNS))
 
+    def _place(self, file: str, group: int) -> _Place:
+        return len(self.folders) - 1, file, group
+
+    def _wanted(self, place: _Place) -> bool:
+        return self.only is None or bool(self.only.get(place, np.zeros(0, bool)).any())
+
     def _add(self, file: str, group: int, table: pa.Table) -> None:
+        kept = None if self.only is None else self.only[self._place(file, group)]
+        if kept is not None:
+            table = table.filter(pa.array(kept))
         filtered = TrainingFilter(table, self.threshold)
         usable = len(filtered.usable_rows)
         if self.left is not None:
@@ -134,10 +162,14 @@ class _Scanner:
         for total, names in ((self.objects, filtered.object_names()), (self.relations, filtered.relation_names())):
             for name, count in names.items():
                 total[name] = total.get(name, 0) + weight * count
+        bits = None if kept is None or kept.all() else np.packbits(kept).tobytes()
+        self._count(filtered, UsableRowGroup(len(self.folders) - 1, file, group, usable, bits))
+
+    def _count(self, filtered: TrainingFilter, row_group: UsableRowGroup) -> None:
         self.rows += len(filtered.ok)
         self.errors += int((~filtered.ok).sum())
-        if usable:
-            self.row_groups.append(UsableRowGroup(len(self.folders) - 1, file, group, usable))
+        if row_group.rows:
+            self.row_groups.append(row_group)
 
     def result(self, labels: ClosedLabels | None) -> TrainingSet:
         usable = sum(row_group.rows for row_group in self.row_groups)
@@ -151,3 +183,55 @@ class _Scanner:
             error_rows=self.errors,
             rows_without_relations=self.rows - self.errors - usable,
         )
+
+
+class _Survey(_Scanner):
+    """Finds out which rows are usable, and which of them the limits keep."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__(threshold)
+        self.usable: _Rows = {}
+        self.kept: _Rows = {}
+
+    def scan_folder(self, manifest: Manifest, config: ShardsConfig) -> None:
+        """Also apply the limit of the folder."""
+        self.left = config.limit if config.limit_seed is None else None
+        before = len(self.usable)
+        super().scan_folder(manifest, config)
+        self.limit(config.limit, config.limit_seed, list(self.usable)[before:])
+
+    def _add(self, file: str, group: int, table: pa.Table) -> None:
+        filtered, place = TrainingFilter(table, self.threshold), self._place(file, group)
+        rows = filtered.usable_rows
+        self.usable[place] = np.zeros(len(table), bool)
+        self.usable[place][rows] = True
+        self.kept[place] = np.ones(len(table), bool)
+        self._count(filtered, UsableRowGroup(*place, len(rows)))
+        if self.left is not None:
+            self.left = max(self.left - len(rows), 0)
+
+    def limit(self, limit: int | None, seed: int | None, places: Sequence[_Place]) -> None:
+        """Of these row groups, keep only rows up to the `limit`-th usable one: in order, or shuffled by the seed."""
+        if limit is None:
+            return
+        kept = np.concatenate([self.kept[place] for place in places])
+        usable = np.concatenate([self.usable[place] for place in places]) & kept
+        order = np.arange(len(usable)) if seed is None else _permutation(len(usable), seed)
+        last = int(np.searchsorted(usable[order].cumsum(), limit))
+        kept[order[last + 1 :]] = False
+        ends = np.cumsum([len(self.kept[place]) for place in places])
+        self.kept.update(zip(places, np.split(kept, ends[:-1]), strict=True))
+
+
+def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int | None, limit_seed: int | None) -> _Rows:
+    """The rows that the limits of the folders, and then that of all of them, keep."""
+    survey = _Survey(threshold)
+    for config in configs:
+        survey.scan_folder(Manifest.load(config.shards), config)
+    survey.limit(limit, limit_seed, list(survey.kept))
+    return survey.kept
+
+
+def _permutation(count: int, seed: int) -> np.ndarray:
+    """A permutation of `range(count)`; numpy promises that that of a RandomState never changes."""
+    return np.random.RandomState(np.random.MT19937(seed)).permutation(count)

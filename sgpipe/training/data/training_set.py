@@ -36,12 +36,14 @@ class UsableRowGroup:
         file: absolute path of the shard.
         group: index of the row group in the shard.
         rows: number of usable rows; if the row group has more, only the first ones are used.
+        kept: a bit per row of the row group, packed as by numpy: 0 for rows that a limit leaves out; None: no limit.
     """
 
     folder: int
     file: str
     group: int
     rows: int
+    kept: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import read_row_group
-from sgpipe.training.data.rows import scene_graph
+from sgpipe.training.data.order import one_pass, shuffled_epoch
+from sgpipe.training.data.rows import iter_epoch, scene_graph
 from sgpipe.training.data.scan import scan, scan_training, scan_validation
-from sgpipe.training.data.training_set import data_warnings
+from sgpipe.training.data.training_set import TrainingSet, data_warnings
 from sgpipe.training.recipe import ShardsConfig
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
@@ -83,6 +84,78 @@ def test_a_limit_ends_the_scan(tmp_path, limit):
         assert getattr(found, name) == getattr(expected, name)
 
 
+def images(found: TrainingSet) -> list[str]:
+    return [row.values()["image_id"] for row in iter_epoch(found, one_pass(found))]
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+def test_random_limits_are_nested_and_do_not_depend_on_row_groups(tmp_path, rows):
+    records = make_records(60)
+    other, config = make_run(tmp_path / "other", records, rows=7), make_run(tmp_path / "run", records, rows=rows)
+    usable = [record.image_id for record in records if usable_relations(record, 0.2)]
+    chosen = {limit: images(scan([config], 0.2, limit=limit, limit_seed=3)) for limit in (1, 5, 12, len(usable), 999)}
+    assert chosen[5] == images(scan([other], 0.2, limit=5, limit_seed=3))
+    for limit, found in chosen.items():
+        assert len(found) == min(limit, len(usable))
+        assert found == [name for name in usable if name in found]  # in the order of the shards
+    assert set(chosen[1]) < set(chosen[5]) < set(chosen[12]) < set(chosen[999])
+    assert chosen[12] != images(scan([config], 0.2, limit=12))
+    assert chosen[12] != images(scan([config], 0.2, limit=12, limit_seed=4))
+
+
+def test_a_random_limit_draws_every_image_equally_often(tmp_path):
+    config = make_run(tmp_path, [plain_record(str(number)) for number in range(8)])
+    drawn = Counter(name for seed in range(200) for name in images(scan([config], 0.2, limit=2, limit_seed=seed)))
+    assert min(drawn[str(number)] for number in range(8)) > 30  # 50 are expected
+
+
+def test_the_counts_of_a_random_limit_are_those_of_its_images(tmp_path):
+    records = [plain_record(str(number), "on" if number % 2 else "under") for number in range(40)]
+    found = scan([make_run(tmp_path, records)], 0.2, limit=7, limit_seed=0)
+    predicates = Counter("on" if int(name) % 2 else "under" for name in images(found))
+    assert dict(zip(found.relations.names, found.relations.counts, strict=True)) == predicates
+    assert dict(zip(found.objects.names, found.objects.counts, strict=True)) == {"person": 7, "dog": 7}
+    assert (found.rows, found.error_rows, found.rows_without_relations) == (7, 0, 0)
+
+
+def test_every_epoch_visits_the_images_of_a_random_limit(tmp_path):
+    found = scan([make_run(tmp_path, make_records(60))], 0.2, limit=9, limit_seed=0)
+    for epoch in range(2):
+        visited = [row.values()["image_id"] for row in iter_epoch(found, shuffled_epoch(found, 3, 0, epoch))]
+        assert sorted(visited) == sorted(images(found))
+
+
+def test_a_lower_threshold_replaces_no_more_images_than_it_makes_usable(tmp_path):
+    records = [plain_record(str(number), confidence=0.1 if number == 3 else 0.9) for number in range(20)]
+    config = make_run(tmp_path, records)
+    high, low = (set(images(scan([config], threshold, limit=8, limit_seed=1))) for threshold in (0.2, 0.05))
+    assert len(high & low) >= 7
+
+
+def test_folders_may_have_limits_of_their_own(tmp_path):
+    few = make_run(tmp_path / "few", [plain_record(f"a{number}") for number in range(20)])
+    many = make_run(tmp_path / "many", [plain_record(f"b{number}") for number in range(20)])
+    first, drawn = (few.model_copy(update={"limit": 4, "limit_seed": seed}) for seed in (None, 5))
+    assert images(scan([first, many], 0.2))[:5] == ["a0", "a1", "a2", "a3", "b0"]
+    alone = images(scan([few], 0.2, limit=4, limit_seed=5))
+    assert images(scan([drawn, many], 0.2))[:4] == alone  # whatever else is trained on
+    both = images(scan([many, drawn], 0.2))
+    assert (both[:20], both[20:]) == ([f"b{number}" for number in range(20)], alone)
+    assert images(scan([drawn, many], 0.2, limit=6)) == [*alone, "b0", "b1"]
+    whole = images(scan([drawn, many], 0.2, limit=6, limit_seed=0))
+    assert len(whole) == 6
+    assert {name for name in whole if name[0] == "a"} <= set(alone)
+    assert images(scan([drawn, first], 0.2)) == [*alone, "a0", "a1", "a2", "a3"]  # the same folder, twice
+
+
+def test_a_split_of_which_no_image_is_chosen_is_no_error_but_an_unusable_one_is(tmp_path):
+    records = [plain_record("a"), plain_record("b", split="val"), plain_record("c", split="val")]
+    assert scan([make_run(tmp_path / "run", records)], 0.2, limit=1, limit_seed=0).rows == 1
+    unsure = [plain_record("a", confidence=0.1), *records[1:]]
+    with pytest.raises(UserError, match="no image of split train"):
+        scan([make_run(tmp_path / "unsure", unsure)], 0.2, limit=1, limit_seed=0)
+
+
 def test_a_scene_graph_has_only_usable_objects_and_relations(tmp_path):
     records = make_records(40)
     found = scan([make_run(tmp_path, records, rows=40)], 0.2)
@@ -104,6 +177,8 @@ def test_a_confidence_equal_to_the_threshold_is_usable_although_stored_as_float3
 def test_a_training_set_is_plain_and_its_size_does_not_depend_on_the_rows(tmp_path):
     few, many = ([plain_record(str(number)) for number in range(count)] for count in (2, 200))
     small, large = (scan([make_run(tmp_path / name, rows, rows=200)], 0.2) for name, rows in (("a", few), ("b", many)))
+    limited = scan([ShardsConfig(shards=tmp_path / "b", limit=100, limit_seed=0)], 0.2)
+    assert len(pickle.dumps(limited)) - len(pickle.dumps(large)) < 100  # 200 bits
     assert len(json.dumps(asdict(large))) - len(json.dumps(asdict(small))) < 20
     assert len(pickle.dumps(large)) - len(pickle.dumps(small)) < 20
 
