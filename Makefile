@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models test test-integration test-all test-soak lint lint-github format docs bench clean
+.PHONY: install demo miniworld-models experiments experiment test test-integration test-all test-soak lint lint-github format docs bench clean
 
 install: .venv/.installed
 
@@ -25,6 +25,15 @@ demo: install
 # The models that ship with sgpipe, from scratch: about 75 minutes on one core.
 miniworld-models: install
 	$(BIN)/python -m experiments.miniworld.make_models --out build/miniworld-models
+
+# The claims of the paper in miniature: hours, in pieces of any length (ARGS="--minutes 60"); see docs/experiments.md.
+experiments: install
+	$(BIN)/python -m experiments.run $(ARGS)
+	$(BIN)/python -m experiments.report
+
+experiment: install
+	$(BIN)/python -m experiments.run $(NAME) $(ARGS)
+	$(BIN)/python -m experiments.report
 
 # Unit tests: everything outside tests/integration that is not marked slow. Integration tests: the rest.
 test: install

@@ -82,10 +82,10 @@ class Looks:
         """Nobody listens."""
 
     @contextmanager
-    def images(self, total: int | None, work: str = "") -> Iterator[Callable[[int, Mapping[str, int]], None]]:
+    def images(self, total: int | None, work: str = "") -> Iterator[Callable[..., None]]:
         yield self._advance
 
-    def _advance(self, images: int, counts: Mapping[str, int]) -> None:
+    def _advance(self, images: int, counts: Mapping[str, int], seconds: float = 0.0) -> None:
         self.done += images
         self.units += 1
         if self.units % _UNITS_BETWEEN_LOOKS == 1:

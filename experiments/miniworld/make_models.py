@@ -37,9 +37,13 @@ def make_shards(out: Path, split: str, images: int, progress: Progress) -> Path:
 
 
 def train_network(name: PackagedModel, shards: Path, out: Path, folder: Path, progress: Progress) -> TrainingCost:
-    """Train a network with its recipe, and save it in `folder` in half precision, with the recipe."""
+    """Train a network with its recipe, and save it in `folder` in half precision, with the recipe.
+
+    The ParSeDA starts from a detector, which is trained before.
+    """
     start = time.process_time()
-    trained = train(network_recipe(name, shards), out, progress)
+    init = train(network_recipe("detector", shards), out / "detector", progress).network if name == "parseda" else None
+    trained = train(network_recipe(name, shards, init), out / name, progress)
     seconds = time.process_time() - start
     network = CLASSES[network_recipe(name).model.kind].from_pretrained(trained.network)
     network.half().save_pretrained(folder)
@@ -70,7 +74,7 @@ def main(
         captioner = weights / "captioner"
         make_captioner(captioner_recipe(), captioner, images, progress)
     shards = make_shards(out, "train", train_images, progress)
-    costs = {name: train_network(name, shards, out / f"training-{name}", weights / name, progress) for name in NETWORKS}
+    costs = {name: train_network(name, shards, out / "training", weights / name, progress) for name in NETWORKS}
     tagger_quality = measure_tagger(captioner, weights / "tagger", network_recipe("tagger"), images)
     print_tagger_quality(tagger_quality, console)
     write_tagger_card(weights / "tagger", network_recipe("tagger"), train_images, costs["tagger"], tagger_quality)

@@ -150,9 +150,12 @@ def print_tagger_quality(quality: TaggerQuality, console: Console) -> None:
         console.print(f"{split}: average precision on given pairs: {value:.3f}", highlight=False)
 
 
-def network_recipe(name: PackagedModel, shards: Path | None = None) -> TrainRecipe:
-    """The training recipe of a packaged network, with these shards as training data."""
-    overrides = {"data.train": [{"shards": shards}]} if shards else {}
+def network_recipe(
+    name: PackagedModel | Literal["detector"], shards: Path | None = None, init: Path | None = None
+) -> TrainRecipe:
+    """The training recipe of a network of the miniworld, on these shards, from the network `init`."""
+    overrides: dict[str, Any] = {"data.train": [{"shards": shards}]} if shards else {}
+    overrides |= {"model.init": str(init)} if init else {}
     return load_train_recipe(str(recipe_folder() / "miniworld" / f"{name}.yaml"), overrides)
 
 

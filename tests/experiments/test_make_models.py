@@ -19,7 +19,7 @@ def test_a_nonempty_folder_is_refused(tmp_path):
 def test_all_models_are_trained_evaluated_and_described(tmp_path, monkeypatch, capsys):
     brief = CaptionerConfig(train_images=24, steps=4)
     monkeypatch.setattr(make_models, "captioner_recipe", lambda: brief)
-    make_models.main(tmp_path / "out", images=8, train_images=12)
+    make_models.main(tmp_path / "out", images=8, train_images=16)
     printed = capsys.readouterr().out
     for words in ("10 nucleus samples", "all matching pairs", "ParSeDA on val"):
         assert words in printed
@@ -28,5 +28,5 @@ def test_all_models_are_trained_evaluated_and_described(tmp_path, monkeypatch, c
         assert "CPU-seconds" in (weights / name / "README.md").read_text()
     for name in make_models.NETWORKS:
         assert CLASSES[network_recipe(name).model.kind].from_pretrained(weights / name).num_parameters() > 500_000
-    assert "\n12 images of the train split" in (weights / "tagger" / "README.md").read_text()
+    assert "\n16 images of the train split" in (weights / "tagger" / "README.md").read_text()
     assert "4 steps with 16 images" in (weights / "captioner" / "README.md").read_text()

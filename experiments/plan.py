@@ -1,0 +1,171 @@
+"""What the experiments compare, read from experiments.yaml: sets of shards, networks, and arms of several seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import Config, MiniworldConfig, PackagedModel, packaged_model
+from sgpipe.training.recipe import Kind, TrainRecipe, load_train_recipe
+from sgpipe.utils.config_file import read_yaml, recipe_folder
+from sgpipe.utils.hashing import fingerprint
+
+PLAN = Path(__file__).parent / "experiments.yaml"
+
+Kept = Literal["labels", "candidates", "overlapping", "true"]
+
+
+class LabelsConfig(Config):
+    """How images get pseudo-labels: by the recipe "miniworld", with `set` laid over it."""
+
+    tagger: str | None = Field(None, description="network of the plan; null: the packaged one")
+    set: dict[str, Any] = Field(default_factory=dict, description="settings of the recipe by dotted key")
+    keep: Kept = Field(
+        "labels",
+        description="relations that the shards get: the tagger's, all candidates, those between overlapping boxes, or "
+        "those that are true",
+    )
+
+
+class SetConfig(Config):
+    """Images of the miniworld, with their ground truth or with pseudo-labels."""
+
+    drawn: MiniworldConfig
+    labels: LabelsConfig | None = Field(None, description="null: the ground truth")
+    interactions: bool = Field(False, description="of the ground truth only what persons do, in HICO-DET's form")
+
+
+class Part(Config):
+    """Training images of a set."""
+
+    set: str
+    limit: int | None = Field(None, ge=1, description="as many random images, others for every seed; null: all")
+    weight: float = 1.0
+
+
+class Stage(Config):
+    """A training, which starts from the network of the stage before, from another network, or from nothing."""
+
+    name: str
+    recipe: Literal["detector", "parseda", "tagger"]
+    init: str | None = Field(None, description="network of the plan; null: the stage before, or nothing")
+    data: tuple[Part, ...]
+    steps: int = Field(ge=1)
+    validate_every: int | None = Field(None, ge=1, description="steps between the points of a curve; null: no curve")
+    set: dict[str, Any] = Field(default_factory=dict, description="settings of the training recipe by dotted key")
+    measured: bool = True
+
+    def load_recipe(self, overrides: dict[str, Any]) -> TrainRecipe:
+        """Raises UserError: as `load_train_recipe`."""
+        return load_train_recipe(self.recipe_file, {"optimisation.steps": self.steps, **self.set, **overrides})
+
+    @property
+    def recipe_file(self) -> Path:
+        return recipe_folder() / "miniworld" / f"{self.recipe}.yaml"
+
+    @property
+    def kind(self) -> Kind:
+        return "tagger" if self.recipe == "tagger" else "parseda"
+
+
+class Expected(Config):
+    """The order of arms, from best to worst, that is expected for a measure after a stage."""
+
+    measure: str
+    stage: str
+    order: tuple[str, ...] = Field(min_length=2)
+
+
+class Experiment(Config):
+    """One question: its arms, and the answer that is expected."""
+
+    title: str
+    question: str
+    seeds: int = Field(ge=1)
+    compared_sets: tuple[str, ...] = Field((), description="sets whose labels are compared with the ground truth")
+    arms: dict[str, tuple[Stage, ...]]
+    expected: tuple[Expected, ...]
+
+
+class Plan(Config):
+    """All experiments, and what they share."""
+
+    measured_images: int = Field(500, ge=1, description="images of each split on which networks are measured")
+    curve_images: int = Field(200, ge=1, description="other images, for the points of a curve")
+    sets: dict[str, SetConfig]
+    networks: dict[str, Stage]
+    experiments: dict[str, Experiment]
+
+    def set_key(self, name: str) -> str:
+        """A hash of all settings that decide the shards of a set."""
+        config = self.sets[name]
+        if config.labels is None:
+            return fingerprint({"drawn": config.drawn.model_dump(), "interactions": config.interactions})
+        return fingerprint({"run": self.run_key(config.drawn, config.labels), "keep": config.labels.keep})
+
+    def run_key(self, drawn: MiniworldConfig, labels: LabelsConfig) -> str:
+        """A hash of all settings that decide the labels of a run, and of the packaged models."""
+        tagger = _packaged("tagger") if labels.tagger is None else self.shared_key(labels.tagger)
+        recipe = {
+            "recipe": read_yaml(recipe_folder() / "miniworld.yaml"),
+            "set": labels.set,
+            "drawn": drawn.model_dump(),
+        }
+        return fingerprint({**recipe, "tagger": tagger, "captioner": _packaged("captioner")})
+
+    def shared_key(self, name: str) -> str:
+        """The hash of a network of the plan, which every seed of an arm starts from."""
+        stage = self.networks[name]
+        return self.network_key(stage, 0, None if stage.init is None else self.shared_key(stage.init))
+
+    def network_key(self, stage: Stage, seed: int, start: str | None) -> str:
+        """A hash of all settings that decide the weights. `start`: that of the network from which it starts."""
+        if stage.init is not None:
+            start = self.shared_key(stage.init)
+        settings = stage.model_dump(include={"steps", "set", "validate_every"})
+        settings["recipe"] = read_yaml(stage.recipe_file)
+        data = [{**part.model_dump(exclude={"set"}), "shards": self.set_key(part.set)} for part in stage.data]
+        return fingerprint({**settings, "data": data, "seed": seed, "start": start})
+
+    def stage_keys(self, stages: Sequence[Stage], seed: int) -> list[str]:
+        """The hash of each stage of an arm."""
+        keys: list[str] = []
+        for stage in stages:
+            keys.append(self.network_key(stage, seed, keys[-1] if keys else None))
+        return keys
+
+
+@cache
+def _packaged(name: PackagedModel) -> str:
+    """A hash of the weights of a packaged model."""
+    return hashlib.sha256((packaged_model(name) / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def load_plan(path: Path = PLAN) -> Plan:
+    """Raises UserError: the file is missing or invalid, or a name in it is unknown."""
+    try:
+        plan = Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as reason:
+        raise UserError(f"{path} is not a plan of experiments: {reason}") from None
+    for name, experiment in plan.experiments.items():
+        arms = {arm for expected in experiment.expected for arm in expected.order}
+        if unknown := sorted(arms - experiment.arms.keys()):
+            raise UserError(f"{path}: experiment {name} expects something of {unknown[0]!r}, which is not an arm")
+    stages = [
+        *plan.networks.values(),
+        *(one for each in plan.experiments.values() for arm in each.arms.values() for one in arm),
+    ]
+    networks = {stage.init for stage in stages} | {each.labels.tagger for each in plan.sets.values() if each.labels}
+    sets = {part.set for stage in stages for part in stage.data}
+    sets |= {name for experiment in plan.experiments.values() for name in experiment.compared_sets}
+    for kind, used, known in (("network", networks - {None}, plan.networks), ("set", sets, plan.sets)):
+        if missing := sorted(str(each) for each in used if each not in known):
+            raise UserError(f"{path} names the {kind} {missing[0]!r}, which does not exist")
+    return plan

@@ -1,0 +1,199 @@
+"""The page of the experiments: `python -m experiments.report` writes docs/experiments.md and its plots.
+
+A difference between two arms is shown if two intervals of 95 % exclude 0: the t-interval over the seeds, in pairs of
+equal seeds, and the bootstrap over the images, with the seeds averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+
+from scipy.stats import t
+
+from experiments.plan import Experiment, Plan, load_plan
+from experiments.results import Results, Row
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import count
+from sgpipe.viz.svg import unit_square
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, PLOTS = "experiments.md", "experiments"
+_LEVEL = 0.95
+
+INTRODUCTION = """\
+# What the labels are worth
+
+The claims of RLIPv2 in miniature: small networks, trained and measured on the [miniworld](concepts.md), whose ground
+truth is exact. `make experiments` repeats everything, in pieces of any length; `make experiment NAME=assignment` does
+one. [experiments.yaml](https://github.com/sgpipe/sgpipe/blob/main/experiments/experiments.yaml) has all arms, and the
+order that was expected before they ran. Each network is measured on 500 images of combinations that occur in training
+(*seen*) and on 500 of combinations that do not (*unseen*). *mAP*: by HICO-DET's protocol, over (person, predicate,
+object) classes. *AP*: a tagger's average precision on given pairs. ± is the 95 % interval over the seeds.
+
+A difference counts as *shown* if two 95 % intervals exclude 0: over the seeds, and over the images (paired bootstrap).
+"""
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % t-interval of a mean; NaN for a single value."""
+    if len(values) < 2:
+        return math.nan
+    return float(t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def page(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """The files of the report below docs/, by path."""
+    files = {PAGE: "\n".join([INTRODUCTION, *_summary(plan, results)])}
+    for name, experiment in plan.experiments.items():
+        rows = results[name]
+        files[PAGE] += "\n" + "\n".join(_section(name, experiment, rows)) + "\n"
+        if plot := _curves(experiment, rows):
+            files[f"{PLOTS}/{name}.svg"] = plot
+    return files
+
+
+def _summary(plan: Plan, results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    yield "| question | expected | outcome |"
+    yield "|---|---|---|"
+    for name, experiment in plan.experiments.items():
+        for expected in experiment.expected:
+            order = " > ".join(expected.order)
+            outcomes = [
+                outcome(results[name], expected.stage, expected.measure, *pair) for pair in pairwise(expected.order)
+            ]
+            title = f"[{experiment.title}](#{_anchor(experiment.title)})"
+            yield f"| {title} | {order} ({expected.measure}, {expected.stage}) | {', '.join(outcomes)} |"
+    rows = [row for each in results.values() for row in each]
+    hours = sum(row.get("cpu_seconds", 0.0) for row in rows) / 3600
+    yield ""
+    yield f"{count(len(rows), 'result')} so far, {hours:.1f} CPU-hours."
+
+
+def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
+    """Whether `better` has a higher measure than `worse`: shown, open, or the opposite shown."""
+    differences = paired(rows, stage, measure, better, worse)
+    if len(differences) < 2:
+        return "not measured"
+    mean, half = fmean(differences), interval(differences)
+    low, high = image_interval(rows, stage, measure, better, worse)
+    if mean - half > 0 and low > 0:
+        return "shown"
+    if mean + half < 0 and high < 0:
+        return "**the opposite**"
+    return "open"
+
+
+def paired(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> list[float]:
+    """The differences of a measure between two arms, one for each seed that both have."""
+    first, second = (_by_seed(rows, arm, stage, measure) for arm in (better, worse))
+    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+
+
+def image_interval(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> tuple[float, float]:
+    """The bootstrap interval over images of the difference between two arms; NaN if it was not computed."""
+    for row in rows:
+        if row.get("compared") == [better, worse] and (row["stage"], row["measure"]) == (stage, measure):
+            low, high = row["interval"]
+            return low, high
+    return math.nan, math.nan
+
+
+def _by_seed(rows: Sequence[Row], arm: str, stage: str, measure: str) -> dict[int, float]:
+    own = [
+        row for row in rows if row.get("arm") == arm and row["stage"] == stage and measure in row.get("measures", {})
+    ]
+    return {row["seed"]: row["measures"][measure] for row in own}
+
+
+def _section(name: str, experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"## {experiment.title}\n\n{experiment.question}\n"
+    if labels := [row for row in rows if "labels" in row]:
+        yield from _label_table(labels)
+    yield from _arm_table(experiment, rows)
+    yield from _differences(experiment, rows)
+    if _curves(experiment, rows):
+        yield f"\n![{experiment.title}]({PLOTS}/{name}.svg)"
+
+
+def _label_table(rows: Sequence[Row]) -> Iterator[str]:
+    names = list(rows[0]["measures"])
+    yield f"| labels | {' | '.join(names)} |"
+    yield f"|---|{'---|' * len(names)}"
+    for row in rows:
+        yield f"| {row['labels']} | {' | '.join(_figure(row['measures'][name]) for name in names)} |"
+    yield ""
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value > 1 else f"{value:.3f}"
+
+
+def _arm_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    columns = list(
+        dict.fromkeys((row["stage"], name) for row in rows for name in row.get("measures", {}) if "arm" in row)
+    )
+    stages = {stage for stage, _ in columns}
+    heads = [f"{name}, {stage}" if len(stages) > 1 else name for stage, name in columns]
+    yield f"| arm | seeds | {' | '.join(heads)} |"
+    yield f"|---|---|{'---|' * len(heads)}"
+    for arm in experiment.arms:
+        own = [row for row in rows if row.get("arm") == arm]
+        seeds = f"{len({row['seed'] for row in own})} of {experiment.seeds}"
+        if diverged := len({row["seed"] for row in own if "diverged" in row}):
+            seeds += f", {diverged} diverged"
+        cells = [_mean(list(_by_seed(rows, arm, *column).values())) for column in columns]
+        yield f"| {arm} | {seeds} | {' | '.join(cells)} |"
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    half = interval(values)
+    return f"{fmean(values):.3f}" if math.isnan(half) else f"{fmean(values):.3f} ± {half:.3f}"
+
+
+def _differences(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    yield "\n| expected | measure | difference, over seeds | over images | |"
+    yield "|---|---|---|---|---|"
+    for expected in experiment.expected:
+        for better, worse in pairwise(expected.order):
+            at = (rows, expected.stage, expected.measure, better, worse)
+            differences, (low, high) = paired(*at), image_interval(*at)
+            images = "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+            mean = f"{fmean(differences):+.3f} ± {interval(differences):.3f}" if len(differences) > 1 else ""
+            measure = f"{expected.measure}, {expected.stage}"
+            yield f"| {better} > {worse} | {measure} | {mean} | {images} | {outcome(*at)} |"
+
+
+def _curves(experiment: Experiment, rows: Sequence[Row]) -> str | None:
+    """A plot of the mean curve of each arm over its seeds; None if no arm has one."""
+    lines = []
+    for arm in experiment.arms:
+        curves = [dict(row["curve"]) for row in rows if row.get("arm") == arm and row.get("curve")]
+        if curves:
+            steps = sorted(set.intersection(*(set(each) for each in curves)))
+            points = [(float(step), fmean(each[step] for each in curves)) for step in steps]
+            lines.append(("main", arm, points, [f"{arm}, step {x:g}: {y:.3f}" for x, y in points]))
+    if not lines:
+        return None
+    end = max(x for _, _, points, _ in lines for x, _ in points)
+    return unit_square(experiment.title, lines, "steps", "average precision", (560, 360), x_end=end).file()
+
+
+def _anchor(title: str) -> str:
+    return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalnum() or letter == "-")
+
+
+def write_report(results: Results) -> None:
+    """Write the page and its plots."""
+    for path, text in page(results.plan, {name: results.current(name) for name in results.plan.experiments}).items():
+        (DOCS / path).parent.mkdir(exist_ok=True)
+        write_text(DOCS / path, text)
+
+
+if __name__ == "__main__":
+    write_report(Results(load_plan()))

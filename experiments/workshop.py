@@ -1,0 +1,244 @@
+"""Make what the experiments need, each thing once: drawn images, labels, trained networks.
+
+Everything lies in one folder, by name and a hash of all settings that decide it. A process that is killed leaves work
+that the next one resumes; of two processes that need the same thing, one waits for the other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import resource
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.plan import Kept, LabelsConfig, Part, Plan, Stage
+from sgpipe.evaluation.label_quality.synonyms import predicate_lemma
+from sgpipe.generation.run import generate
+from sgpipe.miniworld.dataset import IMAGES, INTERACTION_CLASSES, INTERACTIONS, SCENE_GRAPHS, render_dataset
+from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
+from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.annotated import AnnotationSource
+from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.miniworld import import_graphs, split_name
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.shards import iter_records
+from sgpipe.training.run import train
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import Progress
+from sgpipe.utils.hashing import fingerprint
+
+_QUIET = Progress(Console(quiet=True))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, and the hash of all that decides it."""
+
+    folder: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Drawn images with their ground truth: all relations, and those of persons in HICO-DET's form."""
+
+    root: Path
+
+    @property
+    def relations(self) -> Path:
+        return self.root / "relations"
+
+    @property
+    def interactions(self) -> Path:
+        return self.root / "interactions"
+
+    @property
+    def annotations(self) -> Path:
+        return self.root / "world" / INTERACTIONS
+
+    @property
+    def classes(self) -> Path:
+        return self.root / "world" / INTERACTION_CLASSES
+
+
+class Workshop:
+    """Makes the sets and networks of a plan in a folder."""
+
+    def __init__(self, plan: Plan, root: Path) -> None:
+        self.plan, self.root = plan, root
+
+    def drawn(self, config: MiniworldConfig) -> Drawn:
+        """The images of a configuration with their ground truth."""
+        key = fingerprint(config.model_dump())
+        return Drawn(self._once("drawn", f"{config.split}-{key}", partial(_draw, config)))
+
+    def shards(self, name: str) -> Path:
+        """The shards of a set. Raises UserError, EngineError: as `generate`."""
+        config = self.plan.sets[name]
+        if config.labels is None:
+            drawn = self.drawn(config.drawn)
+            return drawn.interactions if config.interactions else drawn.relations
+        run = self._run(config.drawn, config.labels)
+        if config.labels.keep == "labels":
+            return run
+        return self._once("sets", f"{name}-{self.plan.set_key(name)}", partial(_derive, run, config.labels.keep))
+
+    def ground_truth(self, name: str) -> GroundTruth:
+        """What the images of a pseudo-labelled set show."""
+        config = self.plan.sets[name]
+        assert config.labels is not None
+        truth = RunFolder(self._run(config.drawn, config.labels)).ground_truth
+        assert truth is not None
+        return truth
+
+    def _run(self, drawn: MiniworldConfig, labels: LabelsConfig) -> Path:
+        tagger = packaged_model("tagger")
+        if labels.tagger is not None:
+            tagger = self.network(self.plan.networks[labels.tagger], 0).folder
+        source = {f"source.drawn.{name}": value for name, value in drawn.model_dump().items()}
+        overrides = {**source, "tag.tagger": str(tagger), "engine.cpus": 1, **labels.set}
+
+        def make(out: Path) -> None:
+            generate(load_recipe("miniworld", overrides), out, _QUIET)
+
+        key = self.plan.run_key(drawn, labels)
+        return self._once("runs", f"{drawn.split}-{drawn.images}-{key}", make)
+
+    def network(self, stage: Stage, seed: int, before: Network | None = None) -> Network:
+        """The network that a stage trains.
+
+        Args:
+            before: the network of the stage before, from which the training starts unless the stage names another.
+
+        Raises:
+            UserError, EngineError: as `train`; DivergedError if the loss is not finite.
+        """
+        start = before
+        if stage.init is not None:
+            start = self.network(self.plan.networks[stage.init], 0)
+        key = self.plan.network_key(stage, seed, start.key if start else None)
+        overrides = {
+            "seed": seed,
+            "model.init": str(start.folder) if start else None,
+            "data.train": [self._training_data(part, seed) for part in stage.data],
+            "output.tensorboard": False,
+            "output.checkpoint_every": 100,
+        }
+        if stage.validate_every is not None:
+            val = self.drawn(MiniworldConfig(images=self.plan.curve_images, split="val", seed=CURVE_SEED))
+            overrides |= {
+                "data.val": [{"shards": str(val.relations)}],
+                "output.validate_every_steps": stage.validate_every,
+            }
+        recipe = stage.load_recipe(overrides)
+
+        def make(out: Path) -> None:
+            train(recipe, out, _QUIET)
+
+        folder = self._once("networks", f"{stage.name}-{seed}-{key}", make)
+        return Network(folder / "last", key)
+
+    def _training_data(self, part: Part, seed: int) -> dict[str, Any]:
+        limit = {} if part.limit is None else {"limit": part.limit, "limit_seed": seed}
+        return {"shards": str(self.shards(part.set)), "weight": part.weight, **limit}
+
+    def _once(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
+        """The folder of a thing; `make` makes or resumes it unless it is complete."""
+        folder = self.root / kind / name
+        done = folder.with_name(f"{name}.json")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(folder.with_name(f"{name}.lock")):
+            if not done.exists():
+                before = cpu_seconds()
+                make(folder)
+                write_text(done, json.dumps({"cpu_seconds": round(cpu_seconds() - before, 1)}))
+        return folder
+
+
+CURVE_SEED = 1  # the images of a curve are not those of the final figures
+
+
+@contextmanager
+def _turn(file: Path) -> Iterator[None]:
+    """Wait until no other process is in the block; the lock of a killed process ends with it."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of the children that have ended."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _draw(config: MiniworldConfig, root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    drawn, world, split = Drawn(root), root / "world", split_name(config.split)
+    render_dataset(world, config.images, config.seed, config.split)
+    import_graphs(world / SCENE_GRAPHS, config.split, drawn.relations)
+    source = hico_source(drawn.annotations, split, drawn.classes)
+    import_annotations(source, world / IMAGES, drawn.interactions, _QUIET)
+
+
+def _derive(run: Path, keep: Kept, out: Path) -> None:
+    """Write the candidates of a run, or some of them, as relations without confidence."""
+    truth = RunFolder(run).ground_truth
+    assert truth is not None
+    statements = {record.image_id: _statements(record) for record in iter_records(truth.relations)}
+    [(split, images)] = Manifest.load(run).image_folders.items()
+
+    def read(problems: Counter[str]) -> Iterator[Record]:
+        for record in iter_records(run):
+            true = statements.get(record.image_id, frozenset())
+            yield replace(
+                record, relations=[item for item in _candidates(record) if _is_kept(record, item, keep, true)]
+            )
+
+    source = AnnotationSource("miniworld", split, read, {"manifest": run / MANIFEST}, {"keep": keep})
+    import_annotations(source, images, out, _QUIET)
+
+
+Statement = tuple[str, tuple[int, ...], str, str, tuple[int, ...]]
+
+
+def _candidates(record: Record) -> Iterator[Relation]:
+    for pair in record.pairs:
+        for predicate in pair.predicates:
+            yield Relation(pair.subject, pair.object, predicate)
+
+
+def _statements(record: Record) -> frozenset[Statement]:
+    return frozenset(_statement(record, relation) for relation in record.relations)
+
+
+def _statement(record: Record, relation: Relation) -> Statement:
+    """A relation by the classes and the rounded boxes of its objects, whose order may differ between shards."""
+    subject, object_ = record.objects[relation.subject], record.objects[relation.object]
+    return (*_named(subject), predicate_lemma(relation.predicate), *_named(object_))
+
+
+def _named(box: Box) -> tuple[str, tuple[int, ...]]:
+    return box.category, tuple(round(side) for side in box.bbox)
+
+
+def _is_kept(record: Record, relation: Relation, keep: Kept, true: frozenset[Statement]) -> bool:
+    if keep == "true":
+        return _statement(record, relation) in true
+    if keep == "overlapping":
+        (x1, y1, w1, h1), (x2, y2, w2, h2) = (
+            record.objects[index].bbox for index in (relation.subject, relation.object)
+        )
+        return min(x1 + w1, x2 + w2) > max(x1, x2) and min(y1 + h1, y2 + h2) > max(y1, y2)
+    return True

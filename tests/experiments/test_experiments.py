@@ -1,0 +1,192 @@
+"""The runner of the experiments: its plan, what is left to do, and its report."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import yaml
+from scipy.stats import ttest_1samp
+
+from experiments.plan import Plan, load_plan
+from experiments.report import DOCS, interval, outcome, page
+from experiments.results import Results
+from experiments.run import Task, open_tasks
+from sgpipe.errors import UserError
+
+NEW, FEWER = {"split": "train", "seed": 1, "images": 8}, {"caption.samples": 2}
+SETS = {
+    "truth": {"drawn": {"split": "train", "images": 8}},
+    "labels": {"drawn": NEW, "labels": {"set": FEWER}},
+    "correct": {"drawn": NEW, "labels": {"keep": "true", "set": FEWER}},
+}
+TINY = {"steps": 2, "set": {"optimisation.batch": 2, "optimisation.warmup": 0}}
+START = {"name": "start", "recipe": "detector", "data": [{"set": "truth"}], **TINY}
+FIRST = {"name": "first", "recipe": "parseda", "init": "start", "data": [{"set": "labels"}], **TINY}
+SECOND = {"name": "second", "recipe": "parseda", "data": [{"set": "truth", "limit": 4}], **TINY}
+TAGGER = {"name": "first", "recipe": "tagger", "data": [{"set": "correct"}], "validate_every": 1, **TINY}
+
+
+def plan(**changes):
+    """A plan with one experiment, or with other values for some of its parts."""
+    parts = {
+        "measured_images": 4,
+        "curve_images": 3,
+        "sets": SETS,
+        "networks": {"start": START},
+        "experiments": {
+            "one": {
+                "title": "One question",
+                "question": "Is it so?",
+                "seeds": 2,
+                "compared_sets": ["labels", "correct"],
+                "arms": {"both": [FIRST, SECOND], "tagger": [TAGGER]},
+                "expected": [{"measure": "seen mAP", "stage": "first", "order": ["both", "tagger"]}],
+            }
+        },
+    }
+    return {**parts, **changes}
+
+
+def arm_row(arm, seed, stage, **values):
+    plan_ = Plan.model_validate(plan())
+    stages = plan_.experiments["one"].arms[arm]
+    index = [each.name for each in stages].index(stage)
+    return {"arm": arm, "seed": seed, "stage": stage, "key": plan_.stage_keys(stages, seed)[index], **values}
+
+
+def test_the_plan_of_the_project_is_valid_and_its_page_up_to_date():
+    results = Results(load_plan())
+    pages = page(results.plan, {name: results.current(name) for name in results.plan.experiments})
+    for name, text in pages.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == text, f"run `python -m experiments.report` for docs/{name}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sets": {}}, "names the set 'correct', which does not exist"),
+        ({"networks": {}}, "names the network 'start', which does not exist"),
+        ({"sets": {"truth": {"drawn": {"split": "nowhere"}}}}, "is not a plan of experiments"),
+    ],
+)
+def test_unknown_names_are_refused(tmp_path, changes, message):
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan(**changes)))
+    with pytest.raises(UserError, match=message):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_an_expectation_of_an_unknown_arm_is_refused(tmp_path):
+    content = plan()
+    content["experiments"]["one"]["expected"][0]["order"] = ["both", "neither"]
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="'neither', which is not an arm"):
+        load_plan(tmp_path / "plan.yaml")
+
+
+def test_a_key_changes_with_everything_that_decides_the_weights():
+    stages = Plan.model_validate(plan()).experiments["one"].arms["both"]
+    first, second = Plan.model_validate(plan()).stage_keys(stages, 0)
+    longer = Plan.model_validate(plan(networks={"start": {**START, "steps": 3}}))
+    assert longer.stage_keys(stages, 0)[0] != first
+    assert longer.stage_keys(stages, 0)[1] != second
+    other_labels = Plan.model_validate(plan(sets={**SETS, "labels": {**SETS["labels"], "labels": {}}}))
+    assert other_labels.stage_keys(stages, 0)[0] != first
+    unrelated = Plan.model_validate(plan(sets={**SETS, "correct": {**SETS["correct"], "labels": {}}}))
+    assert unrelated.stage_keys(stages, 0) == [first, second]
+    assert Plan.model_validate(plan()).stage_keys(stages, 1)[0] != first
+
+
+def test_what_has_a_result_is_not_done_again(tmp_path):
+    one = Plan.model_validate(plan())
+    results = Results(one, tmp_path)
+    every = open_tasks(results, ["one"])
+    assert every == [
+        Task("one", None, "labels"),
+        Task("one", None, "correct"),
+        *(Task("one", arm, seed) for seed in "01" for arm in ("both", "tagger")),
+    ]
+    results.append("one", {"labels": "labels", "key": one.set_key("labels"), "measures": {}})
+    results.append("one", arm_row("both", 0, "first", measures={}))
+    assert Task("one", "both", "0") in open_tasks(results, ["one"])  # its second stage is missing
+    results.append("one", arm_row("both", 0, "second", measures={}))
+    results.append("one", arm_row("tagger", 1, "first", diverged="the loss is not finite"))
+    assert open_tasks(results, ["one"]) == [every[1], Task("one", "tagger", "0"), Task("one", "both", "1")]
+    changed = Plan.model_validate(plan(networks={"start": {**START, "steps": 3}}))
+    assert Task("one", "both", "0") in open_tasks(Results(changed, tmp_path), ["one"])
+
+
+def test_a_line_that_was_cut_is_ignored(tmp_path):
+    results = Results(Plan.model_validate(plan()), tmp_path)
+    results.append("one", arm_row("both", 0, "first", measures={}))
+    with (tmp_path / "one.jsonl").open("a") as file:
+        file.write('{"arm": "both", "se')
+    assert len(results.current("one")) == 1
+
+
+def test_the_interval_of_a_mean_is_that_of_the_t_test():
+    values = [0.1, 0.4, 0.2, 0.3]
+    bounds = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx((bounds.high - bounds.low) / 2)
+    assert math.isnan(interval([0.3]))
+
+
+@pytest.mark.parametrize(
+    ("differences", "images", "expected"),
+    [
+        ([0.1, 0.12, 0.11], [0.05, 0.2], "shown"),
+        ([0.1, 0.12, 0.11], [-0.01, 0.2], "open"),
+        ([0.1, -0.3, 0.4], [0.05, 0.2], "open"),
+        ([-0.1, -0.12, -0.11], [-0.2, -0.05], "**the opposite**"),
+        ([0.1], [0.05, 0.2], "not measured"),
+        ([0.1, 0.12, 0.11], None, "open"),
+    ],
+)
+def test_a_difference_is_shown_if_both_intervals_exclude_0(differences, images, expected):
+    rows = [
+        {"arm": arm, "seed": seed, "stage": "first", "measures": {"mAP": 0.5 + (value if arm == "a" else 0)}}
+        for seed, value in enumerate(differences)
+        for arm in "ab"
+    ]
+    if images:
+        rows.append({"compared": ["a", "b"], "stage": "first", "measure": "mAP", "interval": images})
+    assert outcome(rows, "first", "mAP", "a", "b") == expected
+
+
+def test_the_page_has_every_arm_also_those_that_diverged():
+    one = Plan.model_validate(plan())
+    rows = [
+        {"labels": "labels", "measures": {"relations": 1234.0, "precision": 0.875}},
+        arm_row("both", 0, "first", measures={"seen mAP": 0.5}),
+        arm_row("both", 1, "first", measures={"seen mAP": 0.3}),
+        arm_row("tagger", 0, "first", diverged="the loss is not finite"),
+        arm_row("tagger", 1, "first", measures={"seen AP": 0.25}, curve=[[1, 0.1], [2, 0.25]], cpu_seconds=1800),
+    ]
+    files = page(one, {"one": rows})
+    text = files["experiments.md"]
+    assert "| labels | 1,234 | 0.875 |" in text
+    assert "| both | 2 of 2 | 0.400 ± 1.271 |  |" in text
+    assert "| tagger | 2 of 2, 1 diverged |  | 0.250 |" in text
+    assert "5 results so far, 0.5 CPU-hours." in text
+    assert "tagger, step 2: 0.250" in files["experiments/one.svg"]
+
+
+@pytest.mark.slow
+def test_experiments_run_to_the_end_and_once(tmp_path):
+    """Sets, labels, a detector, two stages and a curve, each tiny, in processes of their own."""
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan()))
+    command = [sys.executable, "-m", "experiments.run", "--plan", str(tmp_path / "plan.yaml")]
+    command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    logs = "".join(path.read_text() for path in (tmp_path / "work" / "logs").iterdir())
+    assert done.stdout.splitlines()[-1] == "all done", done.stdout + done.stderr + logs
+    rows = [json.loads(line) for line in (tmp_path / "results" / "one.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 + 2 * 3
+    labels = {row["labels"]: row["measures"] for row in rows if "labels" in row}
+    assert labels["correct"]["precision"] == 1.0
+    (curve, *_) = [row["curve"] for row in rows if row.get("arm") == "tagger"]
+    assert [step for step, _ in curve] == [1, 2]
+    assert all({"seen mAP", "unseen mAP"} == row["measures"].keys() for row in rows if row.get("arm") == "both")
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.stdout.splitlines() == ["all done"]
