@@ -171,17 +171,21 @@ def unit_square(
     x_title: str,
     y_title: str,
     size: tuple[int, int] = (WIDTH, HEIGHT),
+    x_end: float = 1,
 ) -> Plot:
-    """Lines between 0 and 1 on both axes, each with its kind, name, points and tooltips; `size` is in pixels."""
+    """Lines between 0 and 1 on the y axis, and 0 and `x_end` on the x axis, each with its kind, name, points and
+    tooltips; `size` is in pixels.
+    """
     width, height = size
     right, bottom = width - _RIGHT, height - _BOTTOM
-    x, y = _Scale(0, 1, _LEFT, right), _Scale(0, 1, bottom, _TOP)
+    x, y = _Scale(0, x_end, _LEFT, right), _Scale(0, 1, bottom, _TOP)
     drawn = [
         Line([(x(a), y(b)) for a, b in points], list(texts), kind, line_name)
         for kind, line_name, points, texts in lines
     ]
     marks = [step / 5 for step in range(6)]
-    x_ticks, y_ticks = ([Tick(scale(mark), f"{mark:.1f}") for mark in marks] for scale in (x, y))
+    x_ticks = [Tick(x(mark * x_end), f"{mark:.1f}" if x_end == 1 else short(mark * x_end)) for mark in marks]
+    y_ticks = [Tick(y(mark), f"{mark:.1f}") for mark in marks]
     return Plot(
         name, x_title, y_title, x_ticks, y_ticks,
         lines=drawn, width=width, height=height, right=right, bottom=bottom,
