@@ -74,8 +74,9 @@ class Trainer:
         report: called in every process, with metrics over all processes; see `StepMeter`.
         best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
             Of equal ones, the latest is best.
-        log_every, checkpoint_every: interval in steps; checkpoints are also written after every epoch.
-        validate_every: interval in epochs.
+        log_every, checkpoint_every: interval in steps; checkpoints are also written after every epoch and validation.
+        validate_every: interval in epochs, unless validate_every_steps is given: the same in steps. The end is always
+            validated.
     """
 
     def __init__(
@@ -91,10 +92,12 @@ class Trainer:
         log_every: int = 10,
         checkpoint_every: int | None = None,
         validate_every: int = 1,
+        validate_every_steps: int | None = None,
     ) -> None:
         self.objective, self.options, self.checkpoints, self.seed = objective, options, checkpoints, seed
         self.report, self.best_by, self.log_every = report, best_by, log_every
-        self.checkpoint_every, self.validate_every = checkpoint_every, validate_every
+        self.checkpoint_every = checkpoint_every
+        self.validate_every, self.validate_every_steps = validate_every, validate_every_steps
         self.device = next(objective.parameters()).device
         self.module = wrap(objective) if wrap else objective
         self.optimizer = make_optimizer(objective.network, options)
@@ -119,36 +122,41 @@ class Trainer:
             set_model_state_dict(network, {**whole, **parameters}, options=_EVERYWHERE)
 
     def fit(self, feed: Feed) -> None:
-        """Train until all epochs are done.
+        """Train until all epochs, or all steps, are done.
 
         Raises:
             DivergenceError: a loss or gradient is not finite; the message names the images.
             OSError: a checkpoint cannot be written.
         """
-        meter = StepMeter(self.options.epochs * feed.steps_per_epoch)
+        meter = StepMeter(self.options.total(feed.steps_per_epoch))
         self.module.train()
         with feed.read(self.position.epoch, self.position.done) as batches:
-            while self.position.epoch < self.options.epochs:
-                self._epoch(feed, batches, meter)
+            while not self.options.is_done(self.position.step, self.position.epoch):
+                self._advance(feed, batches, meter)
 
-    def _epoch(self, feed: Feed, batches: Iterator[Sequence[TrainingBatch]], meter: StepMeter) -> None:
-        epoch, steps = self.position.epoch, feed.steps_per_epoch
-        while self.position.done < steps:
-            began = time.perf_counter()
-            parts = next(batches)
-            meter.waited += time.perf_counter() - began
-            losses, norm = self._step(parts, self.position.done / steps)
-            self.position = replace(self.position, step=self.position.step + 1, done=self.position.done + 1)
-            meter.add(parts, losses, norm)
-            at_end = self.position.done == steps
-            if self._is_due(self.log_every) or at_end:
-                self.report(meter.read(self.position, self.optimizer))
-            if self._is_due(self.checkpoint_every) and not at_end:
-                self._save()
-        self.position = replace(self.position, epoch=epoch + 1, done=0)
-        is_last = epoch + 1 == self.options.epochs
-        better = self._validate(feed) if is_last or (epoch + 1) % self.validate_every == 0 else False
-        self._save(better)
+    def _advance(self, feed: Feed, batches: Iterator[Sequence[TrainingBatch]], meter: StepMeter) -> None:
+        """Make a step, then report, validate and save what is due."""
+        began, before = time.perf_counter(), self.position
+        parts = next(batches)
+        meter.waited += time.perf_counter() - began
+        losses, norm = self._step(parts, before.done / feed.steps_per_epoch)
+        meter.add(parts, losses, norm)
+        self.position = replace(before, step=before.step + 1, done=before.done + 1)
+        if self.position.done == feed.steps_per_epoch:
+            self.position = replace(self.position, epoch=before.epoch + 1, done=0)
+        at_end = self.options.is_done(self.position.step, self.position.epoch)
+        validate_now = at_end or self._is_validated()
+        save_now = validate_now or not self.position.done
+        if self._is_due(self.log_every) or save_now:
+            self.report(meter.read(before.epoch, self.position.step, self.optimizer))
+        better = validate_now and self._validate(feed)
+        if save_now or self._is_due(self.checkpoint_every):
+            self._save(better)
+
+    def _is_validated(self) -> bool:
+        if self.validate_every_steps is not None:
+            return self._is_due(self.validate_every_steps)
+        return not self.position.done and self.position.epoch % self.validate_every == 0
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.position.step % every == 0
@@ -225,7 +233,8 @@ class Trainer:
         finally:
             if self.ema is not None:
                 self.ema.swap()
-        self.report({"event": "validation", "epoch": self.position.epoch, "step": self.position.step, **measures})
+        epoch = self.position.epoch + (self.position.done > 0)  # that of the last step, from 1
+        self.report({"event": "validation", "epoch": epoch, "step": self.position.step, **measures})
         if self.best_by not in measures:
             return False
         score = -measures["loss"] if self.best_by == "loss" else measures[self.best_by]

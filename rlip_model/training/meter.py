@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from rlip_model.distributed import gather
 from rlip_model.training.batches import TrainingBatch
-from rlip_model.training.state import Position
 
 Metrics = dict[str, float | int | str]
 
@@ -44,8 +43,8 @@ class StepMeter:
         for name, value in {**losses, "gradient_norm": norm.detach()}.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
 
-    def read(self, position: Position, optimizer: Optimizer) -> Metrics:
-        """Read the metrics since the last reading, and reset.
+    def read(self, epoch: int, step: int, optimizer: Optimizer) -> Metrics:
+        """Read the metrics since the last reading, and reset. `epoch` of the last step counts from 0.
 
         Means of the losses; `lr_GROUP`, learning rates; `images_per_second`; `waited`, share of the time spent waiting
         for batches; `skipped`, unreadable images since the start; `memory`, peak memory of a process in bytes.
@@ -56,8 +55,8 @@ class StepMeter:
         means = {name: sum(each[0][name] for each in everyone) / len(everyone) for name in own}
         metrics: Metrics = {
             "event": "step",
-            "epoch": position.epoch + 1,
-            "step": position.step,
+            "epoch": epoch + 1,
+            "step": step,
             "steps": self.total,
             **means,
             **{f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups if group["params"]},

@@ -22,6 +22,7 @@ class Optimisation:
         batch: images per step, over all workers.
         accumulate: parts into which a worker splits its share of a step, to save memory.
         epochs: passes over the data.
+        steps: optimiser steps after which the training ends, whatever `epochs` says; None: after `epochs`.
         lr, lr_backbone, lr_text: learning rates of all other parameters, of the backbone, and of the text encoder.
         schedule: `step` divides the rates by 10 after every `lr_drop` epochs; `cosine` decays them to zero at the end.
         warmup: steps in which the rates grow linearly from zero.
@@ -40,6 +41,7 @@ class Optimisation:
     batch: int = 32
     accumulate: int = 1
     epochs: int = 20
+    steps: int | None = None
     lr: float = 1.41e-4
     lr_backbone: float = 1.41e-5
     lr_text: float = 1.41e-5
@@ -57,11 +59,21 @@ class Optimisation:
         for name in ("batch", "accumulate", "epochs", "lr_drop"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, expected at least 1, or null")
         for name in ("lr", "lr_backbone", "lr_text", "warmup", "weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a non-negative number")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}, expected 0 (none) or a decay below 1")
+
+    def total(self, steps_per_epoch: int) -> int:
+        """Number of steps of the whole training."""
+        return self.epochs * steps_per_epoch if self.steps is None else self.steps
+
+    def is_done(self, step: int, epoch: int) -> bool:
+        """Whether a training ends after so many steps and complete epochs."""
+        return epoch >= self.epochs if self.steps is None else step >= self.steps
 
     def factor(self, step: int, epoch: int, share: float) -> float:
         """The factor for the learning rates in a step.
@@ -77,7 +89,8 @@ class Optimisation:
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (epoch + share) / self.epochs))
+            done = (epoch + share) / self.epochs if self.steps is None else step / self.steps
+            return 0.5 * (1 + math.cos(math.pi * done))
         return 0.1 ** ((epoch if share else max(epoch - 1, 0)) // self.lr_drop)
 
 

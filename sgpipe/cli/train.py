@@ -44,6 +44,7 @@ def train(
     ] = None,
     miniature: Annotated[bool, typer.Option("--miniature", help="Train a small model that fits a laptop.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to train, instead of --epochs.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per step, over all workers.")] = None,
     limit: Limit = None,
     seed: Seed = None,
@@ -61,11 +62,14 @@ def train(
     from sgpipe.training.run import train as run
     from sgpipe.utils.config_file import parse_set
 
+    if epochs is not None and steps is not None:
+        raise UserError("--epochs and --steps both say when the training ends; give one of them")
     options = {
         "data.train": shards_options(data, images) if data else None,
         "data.val": shards_options(val, images) if val else None,
         "model.init": init,
         "optimisation.epochs": epochs,
+        "optimisation.steps": steps,
         "optimisation.batch": batch,
         "data.limit": limit,
         "seed": seed,
@@ -73,7 +77,9 @@ def train(
         "workers.gpus": gpus,
         "workers.address": ray_address,
     }
-    overrides = {key: value for key, value in options.items() if value is not None} | parse_set(assign or [])
+    given = {key: value for key, value in options.items() if value is not None}
+    by_epochs = {"optimisation.steps": None} if epochs is not None else {}  # also of a recipe that trains by steps
+    overrides = given | by_epochs | parse_set(assign or [])
     loaded = load_train_recipe(recipe, overrides, miniature=miniature)
     summary = run(loaded, out, console.Progress(console.progress()))
     network = out / summary.network.name

@@ -22,6 +22,7 @@ class TrainSummary:
     """The state of a training when it ends.
 
     Args:
+        epochs: complete ones.
         last: the last line of step metrics.
         validation: the last line of validation metrics.
         best: the best score of a validation, by the measure `best_by`.
@@ -45,9 +46,13 @@ class TrainSummary:
 
 
 class TrainingDisplay:
-    """Shows metrics as they arrive; use it in a `with` statement."""
+    """Shows metrics as they arrive; use it in a `with` statement.
 
-    def __init__(self, console: Console, epochs: int) -> None:
+    Args:
+        epochs: epochs of the whole training; None: a training, or its validations, by steps.
+    """
+
+    def __init__(self, console: Console, epochs: int | None) -> None:
         self.console, self.epochs = console, epochs
         self._began, self._first_step = time.monotonic(), 0
         self._last = float("-inf")
@@ -79,7 +84,8 @@ class TrainingDisplay:
         """Show one line of metrics."""
         if row["event"] == "validation":
             measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
-            self._print(f"epoch {row['epoch']}/{self.epochs} validation: {measures or 'no images'}")
+            when = f"step {row['step']}" if self.epochs is None else f"epoch {row['epoch']}/{self.epochs}"
+            self._print(f"{when} validation: {measures or 'no images'}")
         elif self._bar:
             self._bar.update(self._task, total=row["steps"], completed=row["step"], note=_step_note(row))
         elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES or row["step"] == row["steps"]:
@@ -117,7 +123,7 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     table.add_column(justify="right")
     table.add_row("network", summary.kind)
     table.add_row("images", f"{summary.images:,}")
-    table.add_row("epochs", f"{summary.epochs:,}")
+    table.add_row("complete epochs", f"{summary.epochs:,}")
     table.add_row("steps", f"{summary.steps:,}")
     if summary.last:
         table.add_row("loss", f"{summary.last['loss']:.3f}")
@@ -130,8 +136,8 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     console.print(table)
     if summary.tied is not None:
         console.print(
-            f"NOTE: validation {summary.best_by} was {summary.tied:.3f} each time, so no epoch is better than another: "
-            "use the last one",
+            f"NOTE: validation {summary.best_by} was {summary.tied:.3f} each time, so no checkpoint is better than "
+            "another: use the last one",
             soft_wrap=True,
         )
     console.print(use, soft_wrap=True)

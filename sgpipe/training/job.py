@@ -1,4 +1,4 @@
-"""The work of one training process: train from the latest checkpoint until all epochs are done."""
+"""The work of one training process: train from the latest checkpoint until all epochs, or all steps, are done."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run_job(
     share: tuple[int, int] = (0, 1),
     wrap: Callable[[Objective], nn.Module] | None = None,
 ) -> None:
-    """Train from the latest checkpoint, or from the initial model, until all epochs are done.
+    """Train from the latest checkpoint, or from the initial model, until all epochs, or all steps, are done.
 
     Args:
         show: called with every line of metrics, by the first worker.
@@ -147,6 +147,7 @@ def make_trainer(
         log_every=output.log_every,
         checkpoint_every=output.checkpoint_every,
         validate_every=output.validate_every,
+        validate_every_steps=output.validate_every_steps,
     )
 
 

@@ -156,7 +156,10 @@ class OutputConfig(Config):
         None, ge=1, description="steps between checkpoints within an epoch; null: only at the end of each epoch"
     )
     keep: int = Field(1, ge=1, description="number of latest checkpoints to keep, besides the best one")
-    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    validate_every: int = Field(1, ge=1, description="epochs between validations; the end is always validated")
+    validate_every_steps: int | None = Field(
+        None, ge=1, description="steps between validations, each with a checkpoint; null: validate_every decides"
+    )
     best: Literal["ap", "recall", "loss"] = Field(
         "ap", description="validation measure that selects the best checkpoint"
     )
@@ -211,7 +214,19 @@ def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
         "model": {**model, "frozen_norms": frozen},
         "data": {"text_group": None, "limit_seed": None, **data, **parts},
         "loss": {**LossConfig().model_dump(include={"dense", "only_boxes"}), **identity["loss"]},
+        "optimisation": _length(identity["optimisation"]),
     }
+
+
+def _length(optimisation: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the optimiser, without how long it trains if that decides nothing else.
+
+    With the step schedule, a training may be extended by more epochs or steps; with cosine, its length is that of the
+    decay.
+    """
+    settings = {"steps": None, **optimisation}
+    unused = {"epochs", "steps"} if settings["schedule"] == "step" else {"epochs"} if settings["steps"] else set()
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def as_started(recipe: TrainRecipe, identity: Mapping[str, Any]) -> TrainRecipe:
@@ -238,6 +253,7 @@ PYTHON_WORDS: Mapping[str, str] = {
     "--init": "model.init",
     "--miniature": "miniature=True",
     "--epochs": "optimisation.epochs",
+    "--steps": "optimisation.steps",
     "--batch": "optimisation.batch",
     "--limit": "data.limit",
     "--seed": "seed",

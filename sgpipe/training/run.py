@@ -93,9 +93,11 @@ def _position(checkpoint: Path) -> Position:
 
 def _run(job: TrainingJob, progress: Progress) -> None:
     if _is_done(job):
-        progress.say(f"nothing left to do: {job.out} has trained {count(_epochs(job), 'epoch')}")
+        progress.say(f"nothing left to do: {job.out} has trained {_trained(job)}")
         return
-    with TrainingDisplay(progress.console, job.recipe.optimisation.epochs) as display:
+    options = job.recipe.optimisation
+    by_steps = options.steps is not None or job.recipe.output.validate_every_steps is not None
+    with TrainingDisplay(progress.console, None if by_steps else options.epochs) as display:
         if job.recipe.workers.count > 1:
             from sgpipe.training.workers import run_workers
 
@@ -108,13 +110,18 @@ def _run(job: TrainingJob, progress: Progress) -> None:
 
 
 def _is_done(job: TrainingJob) -> bool:
-    return job.checkpoints.latest() is not None and _epochs(job) >= job.recipe.optimisation.epochs
-
-
-def _epochs(job: TrainingJob) -> int:
-    """The epochs that are done."""
     latest = job.checkpoints.latest()
-    return _position(latest).epoch if latest else 0
+    position = _position(latest) if latest else Position()
+    return job.recipe.optimisation.is_done(position.step, position.epoch)
+
+
+def _trained(job: TrainingJob) -> str:
+    """How long a training is that is done: in epochs, or in steps."""
+    latest = job.checkpoints.latest()
+    assert latest is not None
+    position = _position(latest)
+    by_epochs = job.recipe.optimisation.steps is None
+    return count(position.epoch, "epoch") if by_epochs else count(position.step, "step")
 
 
 def _make_folder(out: Path) -> None:
@@ -170,12 +177,10 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
     for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
         del part["images"]
         part["shards"] = _content(Path(part["shards"]))
-    if recipe["optimisation"]["schedule"] == "step":
-        del recipe["optimisation"]["epochs"]  # a training may be extended by more epochs
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
     # "pictures": the key in the folder of every training since 0.1.
-    return {"sgpipe": __version__, **recipe, "pictures": rows}
+    return in_todays_settings({"sgpipe": __version__, **recipe, "pictures": rows})
 
 
 def _as_shown(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from torch.optim import SGD
 
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.meter import StepMeter
-from rlip_model.training.state import Position
 from tests.rlip_model.training.worlds import ToyFeed
 
 
@@ -22,7 +21,7 @@ def test_means_since_the_last_reading() -> None:
     meter = StepMeter(total=10)
     for loss in (1.0, 4.0):
         meter.add(parts(skipped=1), {"loss": torch.tensor(loss)}, torch.tensor(2 * loss))
-    first = meter.read(Position(epoch=1, step=2), optimizer)
+    first = meter.read(1, 2, optimizer)
     assert {name: first[name] for name in ("event", "epoch", "step", "steps", "loss", "gradient_norm", "skipped")} == {
         "event": "step",
         "epoch": 2,
@@ -35,7 +34,7 @@ def test_means_since_the_last_reading() -> None:
     assert first["lr_rest"] == 0.25
     assert "lr_text" not in first  # it trains nothing
     meter.add(parts(skipped=2), {"loss": torch.tensor(7.0)}, torch.tensor(1.0))
-    second = meter.read(Position(epoch=1, step=3), optimizer)
+    second = meter.read(1, 3, optimizer)
     assert (second["loss"], second["skipped"]) == (7.0, 4)  # images are counted since the start
 
 
@@ -44,7 +43,7 @@ def test_waiting_is_a_share_of_the_time() -> None:
     meter.began -= 10.0
     meter.waited += 5.0
     meter.add(parts(0), {"loss": torch.tensor(1.0)}, torch.tensor(1.0))
-    row = meter.read(Position(), SGD([{"params": [torch.zeros(1)], "name": "rest"}], lr=1.0))
+    row = meter.read(0, 0, SGD([{"params": [torch.zeros(1)], "name": "rest"}], lr=1.0))
     assert 0.4 < float(row["waited"]) <= 0.5
     assert 0.4 < float(row["images_per_second"]) <= 0.6
     assert meter.waited == 0

@@ -27,6 +27,21 @@ def test_cosine_falls_from_one_to_nearly_zero() -> None:
     assert 0 < factors[-1] < 0.001
 
 
+def test_cosine_falls_over_the_steps_if_they_decide_the_end() -> None:
+    options = Optimisation(epochs=3, steps=25, schedule="cosine")
+    factors = [options.factor(step, step // 10, step % 10 / 10) for step in range(options.total(10))]
+    assert len(factors) == 25
+    assert factors == rates(Optimisation(epochs=1, schedule="cosine"), steps=25)
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(None, 6), (4, 4), (9, 9)])
+def test_epochs_or_steps_decide_the_end(steps: int | None, ends: int) -> None:
+    options = Optimisation(epochs=2, steps=steps)
+    assert options.total(3) == ends
+    assert not options.is_done(ends - 1, (ends - 1) // 3)
+    assert options.is_done(ends, ends // 3)
+
+
 def test_warmup_grows_to_the_full_rate() -> None:
     factors = rates(Optimisation(epochs=1, warmup=4), steps=8)
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
@@ -70,7 +85,8 @@ def test_nothing_to_train_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("batch", 0), ("epochs", 0), ("lr", -1), ("ema", 1.0), ("lr_drop", 0), ("clip_norm", -1)]
+    ("setting", "value"),
+    [("batch", 0), ("epochs", 0), ("steps", 0), ("lr", -1), ("ema", 1.0), ("lr_drop", 0), ("clip_norm", -1)],
 )
 def test_settings_that_cannot_work(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=setting):

@@ -47,6 +47,13 @@ def test_a_validation_without_images() -> None:
     assert shown({"event": "validation", "epoch": 2, "step": 4}) == ["epoch 2/3 validation: no images"]
 
 
+def test_validations_by_steps() -> None:
+    console = Console(record=True, width=60, force_terminal=False)
+    with TrainingDisplay(console, epochs=None) as display:
+        display.show({"event": "validation", "epoch": 1, "step": 4, "loss": 1.0})
+    assert console.export_text() == "step 4 validation: loss 1.000\n"
+
+
 def test_the_final_summary() -> None:
     measured = {"ap": 0.25, "loss": 1.0}
     best = Path("out[1]/best")
