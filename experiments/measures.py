@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
-from experiments.miniworld.network_quality import measure_network
+import numpy as np
+
+from experiments.miniworld.network_quality import score_network
 from experiments.plan import Stage
 from experiments.workshop import Drawn, Network, Workshop
+from rlip_model.evaluation.inputs import Array
+from rlip_model.training.validation import RelationScores
 from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions, evaluate_hico_files
 from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
+from sgpipe.evaluation.bootstrap import Interval, Resampling, paired_bootstrap
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.inference.predictor import predict
 from sgpipe.inference.writers.json_lists import write_hoia
@@ -26,17 +34,57 @@ def measure(workshop: Workshop, stage: Stage, network: Network) -> dict[str, flo
     AP: average precision of a tagger on given pairs. mAP: that of a ParSeDA by HICO-DET's protocol, the mean over
     (person, predicate, object) classes; pairs whose subject is not classified as a person are left out.
     """
-    measures = {}
-    for name, split in SPLITS.items():
-        drawn = workshop.drawn(MiniworldConfig(images=workshop.plan.measured_images, split=split))
-        if stage.kind == "tagger":
-            scores = measure_network(network.folder, stage.load_recipe({}), drawn.relations)
-            measures[f"{name} AP"] = scores["ap"]
-        else:
-            written = predictions(workshop, network, name, drawn)
-            result = evaluate_hico_files(written, drawn.annotations, HicoOptions(), drawn.classes)
-            measures[f"{name} mAP"] = result.summary["mAP"]
-    return measures
+    kind = "AP" if stage.kind == "tagger" else "mAP"
+    names = [f"{split} {kind}" for split in SPLITS]
+    return {name: _total(resampling(workshop, name, stage, network))[name] for name in names}
+
+
+def _total(scores: Resampling) -> Mapping[str, float]:
+    return scores.summary(np.ones(len(scores.images), dtype=int))
+
+
+def resampling(workshop: Workshop, measure: str, stage: Stage, network: Network) -> Resampling:
+    """A measure of a network as a function of how often each image occurs."""
+    split, _ = measure.split()
+    drawn = workshop.drawn(MiniworldConfig(images=workshop.plan.measured_images, split=SPLITS[split]))
+    if stage.kind == "tagger":
+        return of_pairs(score_network(network.folder, stage.load_recipe({}), drawn.relations), measure)
+    written = predictions(workshop, network, split, drawn)
+    result = evaluate_hico_files(written, drawn.annotations, HicoOptions(), drawn.classes)
+    assert result.resampling is not None
+    summary = result.resampling.summary
+    return replace(result.resampling, summary=lambda counts: {measure: summary(counts)["mAP"]})
+
+
+def of_pairs(scores: RelationScores, measure: str) -> Resampling:
+    """Average precision over all given pairs. Images are named by their order."""
+    image = np.repeat(np.arange(len(scores.targets)), [len(each) for each in scores.confidences])
+    confidences, correct = np.concatenate(scores.confidences), np.concatenate(scores.true_positives)
+    order, targets = np.argsort(-confidences, kind="stable"), np.array(scores.targets)
+    image, correct = image[order], correct[order]
+
+    def summary(counts: Array) -> dict[str, float]:
+        weights = counts[image]
+        hits = np.cumsum(weights * correct)
+        precision = hits / np.maximum(np.cumsum(weights), 1)
+        monotone = np.maximum.accumulate(precision[::-1])[::-1]
+        return {measure: float((monotone * weights * correct).sum() / max((counts * targets).sum(), 1))}
+
+    return Resampling([str(number) for number in range(len(targets))], summary)
+
+
+def image_interval(first: Sequence[Resampling], second: Sequence[Resampling], measure: str) -> Interval:
+    """The 95 % interval over images of the difference between the means of a measure over two groups of networks."""
+    return paired_bootstrap(_mean(first), _mean(second)).measures[measure].difference_interval
+
+
+def _mean(parts: Sequence[Resampling]) -> Resampling:
+    def summary(counts: Array) -> dict[str, float]:
+        rows = [part.summary(counts) for part in parts]
+        return {name: fmean(row[name] for row in rows) for name in rows[0]}
+
+    assert all(part.images == parts[0].images for part in parts)
+    return Resampling(parts[0].images, summary)
 
 
 def predictions(workshop: Workshop, network: Network, name: str, drawn: Drawn) -> Path:

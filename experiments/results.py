@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.plan import Experiment, Plan
+from sgpipe.utils.hashing import fingerprint
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,9 +38,18 @@ class Results:
         for row in self._lines(name):
             if "labels" in row and sets.get(row["labels"]) == row["key"]:
                 rows["labels", row["labels"]] = row
+            elif "compared" in row:
+                item = (row["stage"], row["measure"], *row["compared"])
+                if row["key"] == self.comparison_key(experiment, item):
+                    rows[item] = row
             elif "arm" in row and row["key"] in self._keys(experiment, row["arm"], row["seed"]):
                 rows[row["arm"], row["seed"], row["stage"]] = row
         return list(rows.values())
+
+    def comparison_key(self, experiment: Experiment, item: tuple[str, ...]) -> str:
+        """A hash of all networks of two arms; `item`: stage, measure and both arms."""
+        keys = [self._keys(experiment, arm, seed) for arm in item[2:] for seed in range(experiment.seeds)]
+        return fingerprint({"item": item, "networks": keys})
 
     def _keys(self, experiment: Experiment, arm: str, seed: int) -> list[str]:
         """The hashes of the stages of an arm; none if the experiment has no such arm or seed."""

@@ -12,17 +12,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
 from rich.console import Console
 
-from experiments.measures import curve, measure, measure_labels
-from experiments.plan import PLAN, load_plan
+from experiments.measures import curve, image_interval, measure, measure_labels, resampling
+from experiments.plan import PLAN, Stage, load_plan
 from experiments.results import RESULTS, Results, Row
 from experiments.workshop import Network, Workshop, cpu_seconds
 from sgpipe.errors import DivergedError, UserError
@@ -34,14 +35,16 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work for one process: an arm with a seed, or (arm None) a set of labels to compare."""
+    """A piece of work for one process: (set) to compare its labels with the ground truth, (arm, seed) to train and to
+    measure, or (stage, measure, arm, arm) to compare two arms image by image.
+    """
 
     experiment: str
-    arm: str | None
-    item: str
+    kind: Literal["labels", "arm", "comparison"]
+    item: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.experiment}: {f'{self.arm}, seed {self.item}' if self.arm else f'labels {self.item}'}"
+        return f"{self.experiment}, {self.kind}: {' | '.join(self.item)}"
 
 
 def run_arm(workshop: Workshop, results: Results, name: str, arm: str, seed: int) -> None:
@@ -77,29 +80,63 @@ def compare_labels(workshop: Workshop, results: Results, name: str, labels: str)
     results.append(name, row)
 
 
+def compare_arms(workshop: Workshop, results: Results, name: str, item: tuple[str, ...]) -> None:
+    """Write a line with the bootstrap interval over images of the difference between two arms, averaged over seeds."""
+    stage, measure, better, worse = item
+    experiment = workshop.plan.experiments[name]
+    before, sides = cpu_seconds(), []
+    for arm in (better, worse):
+        networks = [_network(workshop, experiment.arms[arm], seed, stage) for seed in range(experiment.seeds)]
+        sides.append([resampling(workshop, measure, *network) for network in networks])
+    row: Row = {"compared": [better, worse], "stage": stage, "measure": measure}
+    row |= {"key": results.comparison_key(experiment, item), "interval": image_interval(sides[0], sides[1], measure)}
+    results.append(name, {**row, "cpu_seconds": round(cpu_seconds() - before, 1)})
+
+
+def _network(workshop: Workshop, stages: Sequence[Stage], seed: int, last: str) -> tuple[Stage, Network]:
+    """The network of an arm after the stage of this name."""
+    network: Network | None = None
+    for stage in stages:
+        network = workshop.network(stage, seed, network)
+        if stage.name == last:
+            return stage, network
+    raise UserError(f"no stage {last!r}")
+
+
 def open_tasks(results: Results, names: Sequence[str]) -> list[Task]:
-    """What has no line yet: labels first, then the first seed of all arms, then the next."""
-    tasks = []
-    for name in names:
-        experiment, rows = results.plan.experiments[name], results.current(name)
-        compared = {row["labels"] for row in rows if "labels" in row}
-        tasks += [Task(name, None, each) for each in experiment.compared_sets if each not in compared]
-        for seed in range(experiment.seeds):
-            for arm, stages in experiment.arms.items():
-                own = [row for row in rows if (row.get("arm"), row.get("seed")) == (arm, seed)]
-                missing = {stage.name for stage in stages if stage.measured} - {row["stage"] for row in own}
-                if missing and not any("diverged" in row for row in own):
-                    tasks.append(Task(name, arm, str(seed)))
-    return tasks
+    """What has no line yet: labels, then the first seed of all arms, then the next; then arms that can be compared."""
+    return [task for name in names for task in _open_tasks(results, name)]
+
+
+def _open_tasks(results: Results, name: str) -> Iterator[Task]:
+    experiment, rows = results.plan.experiments[name], results.current(name)
+    compared = {row["labels"] for row in rows if "labels" in row}
+    yield from (Task(name, "labels", (each,)) for each in experiment.compared_sets if each not in compared)
+    unfinished, diverged = set(), {row["arm"] for row in rows if "diverged" in row}
+    for seed in range(experiment.seeds):
+        for arm, stages in experiment.arms.items():
+            own = [row for row in rows if (row.get("arm"), row.get("seed")) == (arm, seed)]
+            missing = {stage.name for stage in stages if stage.measured} - {row["stage"] for row in own}
+            if missing and not any("diverged" in row for row in own):
+                unfinished.add(arm)
+                yield Task(name, "arm", (arm, str(seed)))
+    known = {(row["stage"], row["measure"], *row["compared"]) for row in rows if "compared" in row}
+    for expected in experiment.expected:
+        for pair in pairwise(expected.order):
+            item = (expected.stage, expected.measure, *pair)
+            if item not in known and not (unfinished | diverged) & set(pair):
+                yield Task(name, "comparison", item)
 
 
 def run_task(workshop: Workshop, results: Results, task: Task) -> None:
     """Do a piece of work in this process, on one thread."""
     torch.set_num_threads(1)
-    if task.arm is None:
-        compare_labels(workshop, results, task.experiment, task.item)
+    if task.kind == "labels":
+        compare_labels(workshop, results, task.experiment, *task.item)
+    elif task.kind == "arm":
+        run_arm(workshop, results, task.experiment, task.item[0], int(task.item[1]))
     else:
-        run_arm(workshop, results, task.experiment, task.arm, int(task.item))
+        compare_arms(workshop, results, task.experiment, task.item)
 
 
 @dataclass(frozen=True)
@@ -134,7 +171,7 @@ class Runner:
         return failed + len(waiting)
 
     def _log(self, task: Task) -> Path:
-        return self.work / "logs" / f"{task.experiment}-{task.arm or 'labels'}-{task.item}.log"
+        return self.work / "logs" / f"{task}.log"
 
     def _start(self, task: Task) -> subprocess.Popen[bytes]:
         command = [
@@ -142,7 +179,7 @@ class Runner:
             "-m",
             "experiments.run",
             "--task",
-            json.dumps([task.experiment, task.arm, task.item]),
+            json.dumps([task.experiment, task.kind, task.item]),
         ]
         command += ["--plan", str(self.plan), "--work", str(self.work), "--results", str(self.results)]
         self._log(task).parent.mkdir(parents=True, exist_ok=True)
@@ -162,14 +199,17 @@ def main(
     """Run experiments; what is done is not done again."""
     loaded, work, lines = load_plan(plan), work.absolute(), Results(load_plan(plan), results)
     if task is not None:
-        run_task(Workshop(loaded, work), lines, Task(*json.loads(task)))
+        experiment, kind, item = json.loads(task)
+        run_task(Workshop(loaded, work), lines, Task(experiment, kind, tuple(item)))
         return
     chosen = names or list(loaded.experiments)
     if unknown := [name for name in chosen if name not in loaded.experiments]:
         raise UserError(f"no experiment {unknown[0]!r}; there are {', '.join(loaded.experiments)}")
-    tasks, console = open_tasks(lines, chosen), Console(markup=False, highlight=False, soft_wrap=True)
-    left = Runner(plan, work, results, processes, console).run(tasks, time.monotonic() + 60 * minutes)
-    console.print(f"{left} of {len(tasks)} left" if left else "all done")
+    console, stop_at = Console(markup=False, highlight=False, soft_wrap=True), time.monotonic() + 60 * minutes
+    runner, left = Runner(plan, work, results, processes, console), 0
+    while not left and (tasks := open_tasks(lines, chosen)):  # arms are compared after they were trained
+        left = runner.run(tasks, stop_at)
+    console.print(f"{left} left" if left else "all done")
 
 
 if __name__ == "__main__":

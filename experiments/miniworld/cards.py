@@ -8,9 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from experiments.miniworld import caption_quality, network_quality
+from experiments.miniworld import caption_quality, detector_quality, network_quality
 from experiments.miniworld.caption_quality import CaptionQuality
 from experiments.miniworld.captioner import CaptionerConfig
+from experiments.miniworld.detector_quality import DetectorQuality
 from experiments.miniworld.network_quality import TaggerQuality
 from sgpipe.recipe import PackagedModel
 from sgpipe.training.recipe import TrainRecipe
@@ -102,7 +103,7 @@ precision. {use}
 
 Training took {seconds:,.0f} CPU-seconds, not counting the rendering of images: {epochs} epochs on the first
 {train_images:,} images of the train split, with their complete ground truth, by
-`sgpipe train pipelines/miniworld/{name}.yaml`:
+`sgpipe train pipelines/miniworld/{name}.yaml`{start}:
 
 ```yaml
 {recipe}```
@@ -138,11 +139,16 @@ With captions of the tiny BLIP, by predicate:
 {predicates}"""
 
 PARSEDA_QUALITY = """\
-On {images} images of each split, with all classes and predicates as labels. A triplet is correct if both boxes have an
-IoU of at least 0.5 with their ground truth and all three labels are correct. R@K: share of the ground truth relations
-among the best K predictions of an image.
+    python -m experiments.miniworld.detector_quality --images {images}
 
-{rows}"""
+On {images} images of each split:
+
+{rows}
+
+*AP50*: of its boxes, by COCO's protocol. *Labels*: relations of confidence 0.2 or more that the pipeline finds between
+its boxes. *HOI mAP*: by HICO-DET's protocol, of what persons do. *Triplet AP*: of relations between any classes, whose
+boxes have an IoU of at least 0.5 with their ground truth.
+"""
 
 
 def write_tagger_card(
@@ -166,15 +172,12 @@ def write_parseda_card(
     train_images: int,
     cost: TrainingCost,
     images: int,
-    metrics: Mapping[str, Mapping[str, float]],
+    measured: Mapping[str, DetectorQuality],
 ) -> None:
-    """Write README.md into the detector's folder; `metrics`: its validation metrics by split."""
-    columns = ("recall@20", "recall@50", "recall@100", "ap")
-    rows = [["images", "R@20", "R@50", "R@100", "AP"]]
-    rows += [[split, *(f"{values[name]:.1%}" for name in columns)] for split, values in metrics.items()]
-    quality = PARSEDA_QUALITY.format(images=images, rows=markdown_table(rows))
+    """Write README.md into the detector's folder; `measured`: by split."""
+    quality = PARSEDA_QUALITY.format(images=images, rows=markdown_table(detector_quality.quality_rows(measured)))
     what = "A tiny ParSeDA that detects the things in images of sgpipe's miniworld and their relations."
-    use = "Use its folder with `sgpipe predict` and `sgpipe train --init`."
+    use = "It is the default detector of `sgpipe label` on such images, and a start for `sgpipe train --init`."
     _write(folder, "parseda", ("ParSeDA", what, use), recipe, train_images, cost, quality)
 
 
@@ -192,6 +195,7 @@ def _write(
     settings["data"].pop("train", None)
     card = NETWORK_CARD.format(
         title=title,
+        start=", from the detector of detector.yaml" if name == "parseda" else "",
         what=what,
         use=use,
         name=name,

@@ -12,11 +12,11 @@ import yaml
 from rich.console import Console
 
 from experiments.miniworld.cards import TrainingCost, write_parseda_card, write_tagger_card
-from experiments.miniworld.network_quality import measure_network, measure_tagger, network_recipe, print_tagger_quality
+from experiments.miniworld.detector_quality import SPLITS, measure_detector, print_detector_quality
+from experiments.miniworld.network_quality import measure_tagger, network_recipe, print_tagger_quality
 from experiments.miniworld.train_captioner import captioner_recipe, make_captioner
 from sgpipe.errors import UserError
 from sgpipe.miniworld.dataset import SCENE_GRAPHS, render_dataset
-from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import PackagedModel
 from sgpipe.sources.miniworld import import_graphs
 from sgpipe.training.initial_model import CLASSES
@@ -79,13 +79,9 @@ def main(
     print_tagger_quality(tagger_quality, console)
     write_tagger_card(weights / "tagger", network_recipe("tagger"), train_images, costs["tagger"], tagger_quality)
     recipe = network_recipe("parseda")
-    metrics = {
-        split: measure_network(weights / "parseda", recipe, make_shards(out, split, images, progress))
-        for split in ("val", COMPOSITIONAL)
-    }
-    for split, values in metrics.items():
-        console.print(f"ParSeDA on {split}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
-    write_parseda_card(weights / "parseda", recipe, train_images, costs["parseda"], images, metrics)
+    quality = {split: measure_detector(weights / "parseda", recipe, split, images) for split in SPLITS}
+    print_detector_quality(quality, console)
+    write_parseda_card(weights / "parseda", recipe, train_images, costs["parseda"], images, quality)
 
 
 if __name__ == "__main__":

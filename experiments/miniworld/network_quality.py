@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlip_model.training.sampling import LabelVocabulary
-from rlip_model.training.validation import validate
+from rlip_model.training.validation import RelationScores, score_batches
 from sgpipe.evaluation.label_quality.comparison import LabelQuality
 from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, run_quality
 from sgpipe.generation.run import generate
@@ -79,7 +79,12 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
 
 
 def measure_network(network: Path, recipe: TrainRecipe, shards: Path) -> dict[str, float]:
-    """The validation metrics of a network on these shards; see `validation.validate`.
+    """The measures of the relations that a network finds in these shards, see `score_network`."""
+    return score_network(network, recipe, shards).measures()
+
+
+def score_network(network: Path, recipe: TrainRecipe, shards: Path) -> RelationScores:
+    """The scores of the relations that a network finds in these shards, as in validation.
 
     All predicates of the miniworld are scored. A tagger gets all pairs of an image, up to half its number of queries,
     related pairs first.
@@ -97,7 +102,7 @@ def measure_network(network: Path, recipe: TrainRecipe, shards: Path) -> dict[st
     batches = feed.validation()
     assert batches is not None
     with batches:
-        return validate(make_objective(model, recipe), batches, torch.device("cpu"))
+        return score_batches(make_objective(model, recipe), batches, torch.device("cpu"))[0]
 
 
 @contextmanager

@@ -104,13 +104,27 @@ def _fitting_pairs(predicted: TripletDetections, target: Triplets) -> Tensor:
     return fits & ((box_iou(predicted.object_boxes, to_corners(target.object_boxes)) >= OVERLAP) | missing)
 
 
-@torch.no_grad()
 def validate(objective: Objective, batches: Iterable[TrainingBatch], device: torch.device) -> dict[str, float]:
     """Mean loss and relation measures over batches. Each process evaluates its own; all return the common result.
 
     Args:
         objective: not wrapped for distribution; its training mode is restored afterwards.
     """
+    scores, losses = score_batches(objective, batches, device)
+    total_scores = RelationScores()
+    for part in gather(scores):
+        total_scores.extend(part)
+    totals = np.array([pair for part in gather(losses) for pair in part]).reshape(-1, 2)
+    if not len(totals):
+        return {}
+    return {"loss": float(np.average(totals[:, 0], weights=totals[:, 1])), **total_scores.measures()}
+
+
+@torch.no_grad()
+def score_batches(
+    objective: Objective, batches: Iterable[TrainingBatch], device: torch.device
+) -> tuple[RelationScores, list[tuple[float, int]]]:
+    """The scores of the relations in the batches of this process, and the loss and number of images of each batch."""
     training, scores = objective.training, RelationScores()
     losses: list[tuple[float, int]] = []
     objective.eval()
@@ -123,13 +137,7 @@ def validate(objective: Objective, batches: Iterable[TrainingBatch], device: tor
                     objective(batch.to(device))  # sharded parameters need a forward pass of every process
     finally:
         objective.train(training)
-    total_scores = RelationScores()
-    for part in gather(scores):
-        total_scores.extend(part)
-    totals = np.array([pair for part in gather(losses) for pair in part]).reshape(-1, 2)
-    if not len(totals):
-        return {}
-    return {"loss": float(np.average(totals[:, 0], weights=totals[:, 1])), **total_scores.measures()}
+    return scores, losses
 
 
 def _evaluate_batch(objective: Objective, batch: TrainingBatch, scores: RelationScores) -> float:

@@ -5,15 +5,19 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from scipy.stats import ttest_1samp
 
+from experiments.measures import image_interval, of_pairs
 from experiments.plan import Plan, load_plan
 from experiments.report import DOCS, interval, outcome, page
 from experiments.results import Results
 from experiments.run import Task, open_tasks
+from rlip_model.training.validation import RelationScores
 from sgpipe.errors import UserError
+from sgpipe.evaluation.bootstrap import Resampling
 
 NEW, FEWER = {"split": "train", "seed": 1, "images": 8}, {"caption.samples": 2}
 SETS = {
@@ -24,6 +28,7 @@ SETS = {
 TINY = {"steps": 2, "set": {"optimisation.batch": 2, "optimisation.warmup": 0}}
 START = {"name": "start", "recipe": "detector", "data": [{"set": "truth"}], **TINY}
 FIRST = {"name": "first", "recipe": "parseda", "init": "start", "data": [{"set": "labels"}], **TINY}
+OTHER = {**FIRST, "data": [{"set": "truth"}]}
 SECOND = {"name": "second", "recipe": "parseda", "data": [{"set": "truth", "limit": 4}], **TINY}
 TAGGER = {"name": "first", "recipe": "tagger", "data": [{"set": "correct"}], "validate_every": 1, **TINY}
 
@@ -41,8 +46,8 @@ def plan(**changes):
                 "question": "Is it so?",
                 "seeds": 2,
                 "compared_sets": ["labels", "correct"],
-                "arms": {"both": [FIRST, SECOND], "tagger": [TAGGER]},
-                "expected": [{"measure": "seen mAP", "stage": "first", "order": ["both", "tagger"]}],
+                "arms": {"both": [FIRST, SECOND], "other": [OTHER], "tagger": [TAGGER]},
+                "expected": [{"measure": "seen mAP", "stage": "first", "order": ["both", "other"]}],
             }
         },
     }
@@ -103,18 +108,31 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
     results = Results(one, tmp_path)
     every = open_tasks(results, ["one"])
     assert every == [
-        Task("one", None, "labels"),
-        Task("one", None, "correct"),
-        *(Task("one", arm, seed) for seed in "01" for arm in ("both", "tagger")),
+        Task("one", "labels", ("labels",)),
+        Task("one", "labels", ("correct",)),
+        *(Task("one", "arm", (arm, seed)) for seed in "01" for arm in ("both", "other", "tagger")),
     ]
     results.append("one", {"labels": "labels", "key": one.set_key("labels"), "measures": {}})
     results.append("one", arm_row("both", 0, "first", measures={}))
-    assert Task("one", "both", "0") in open_tasks(results, ["one"])  # its second stage is missing
+    assert Task("one", "arm", ("both", "0")) in open_tasks(results, ["one"])  # its second stage is missing
     results.append("one", arm_row("both", 0, "second", measures={}))
     results.append("one", arm_row("tagger", 1, "first", diverged="the loss is not finite"))
-    assert open_tasks(results, ["one"]) == [every[1], Task("one", "tagger", "0"), Task("one", "both", "1")]
+    for seed in (0, 1):
+        results.append("one", arm_row("other", seed, "first", measures={}))
+    left = [("labels", ("correct",)), ("arm", ("tagger", "0")), ("arm", ("both", "1"))]
+    assert open_tasks(results, ["one"]) == [Task("one", *each) for each in left]
+    for stage in ("first", "second"):
+        results.append("one", arm_row("both", 1, stage, measures={}))
+    item = ("first", "seen mAP", "both", "other")  # both arms are complete: they can be compared
+    assert open_tasks(results, ["one"])[2:] == [Task("one", "comparison", item)]
+    key = results.comparison_key(one.experiments["one"], item)
+    row = {"compared": ["both", "other"], "stage": "first", "measure": "seen mAP", "interval": [0, 1]}
+    results.append("one", {**row, "key": "of other networks"})
+    assert len(open_tasks(results, ["one"])) == 3
+    results.append("one", {**row, "key": key})
+    assert len(open_tasks(results, ["one"])) == 2
     changed = Plan.model_validate(plan(networks={"start": {**START, "steps": 3}}))
-    assert Task("one", "both", "0") in open_tasks(Results(changed, tmp_path), ["one"])
+    assert Task("one", "arm", ("both", "0")) in open_tasks(Results(changed, tmp_path), ["one"])
 
 
 def test_a_line_that_was_cut_is_ignored(tmp_path):
@@ -182,7 +200,7 @@ def test_experiments_run_to_the_end_and_once(tmp_path):
     logs = "".join(path.read_text() for path in (tmp_path / "work" / "logs").iterdir())
     assert done.stdout.splitlines()[-1] == "all done", done.stdout + done.stderr + logs
     rows = [json.loads(line) for line in (tmp_path / "results" / "one.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 + 2 * 3
+    assert len(rows) == 2 + 2 * 4 + 1
     labels = {row["labels"]: row["measures"] for row in rows if "labels" in row}
     assert labels["correct"]["precision"] == 1.0
     (curve, *_) = [row["curve"] for row in rows if row.get("arm") == "tagger"]
@@ -190,3 +208,32 @@ def test_experiments_run_to_the_end_and_once(tmp_path):
     assert all({"seen mAP", "unseen mAP"} == row["measures"].keys() for row in rows if row.get("arm") == "both")
     again = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert again.stdout.splitlines() == ["all done"]
+
+
+def test_average_precision_of_resampled_images_is_that_of_the_repeated_images():
+    rng = np.random.default_rng(3)
+    scores = RelationScores()
+    for size in (4, 0, 7, 3):
+        scores.confidences.append(np.sort(rng.random(size))[::-1])
+        scores.true_positives.append(rng.random(size) < 0.5)
+        scores.targets.append(int(scores.true_positives[-1].sum()) + 1)
+    counts, repeated = np.array([2, 1, 0, 3]), RelationScores()
+    for image, times in enumerate(counts):
+        for _ in range(times):
+            repeated.confidences.append(scores.confidences[image])
+            repeated.true_positives.append(scores.true_positives[image])
+            repeated.targets.append(scores.targets[image])
+    resampled = of_pairs(scores, "seen AP")
+    assert len(resampled.images) == 4
+    assert resampled.summary(counts)["seen AP"] == pytest.approx(repeated.measures()["ap"])
+    assert resampled.summary(np.ones(4, dtype=int))["seen AP"] == pytest.approx(scores.measures()["ap"])
+
+
+def test_two_groups_of_networks_are_compared_by_their_means():
+    def resampling(*values):
+        return Resampling(["a", "b", "c"], lambda counts: {"AP": float((counts * values).sum() / counts.sum())})
+
+    better, worse = [resampling(0.7, 0.9, 0.8), resampling(0.9, 0.7, 0.8)], [resampling(0.5, 0.5, 0.5)] * 2
+    low, high = image_interval(better, worse, "AP")
+    assert low == pytest.approx(0.3)
+    assert high == pytest.approx(0.3)

@@ -21,7 +21,7 @@ def test_all_models_are_trained_evaluated_and_described(tmp_path, monkeypatch, c
     monkeypatch.setattr(make_models, "captioner_recipe", lambda: brief)
     make_models.main(tmp_path / "out", images=8, train_images=16)
     printed = capsys.readouterr().out
-    for words in ("10 nucleus samples", "all matching pairs", "ParSeDA on val"):
+    for words in ("10 nucleus samples", "all matching pairs", "HOI mAP"):
         assert words in printed
     weights = tmp_path / "out" / "weights"
     for name in ("captioner", "tagger", "parseda"):

@@ -1,0 +1,137 @@
+"""Evaluate a ParSeDA of the miniworld: its triplets, its boxes, and the labels of the pipeline between its boxes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from experiments.miniworld.network_quality import measure_network, network_recipe
+from sgpipe.evaluation.benchmarks.evaluate_files import HicoOptions
+from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun, evaluate_hico_model
+from sgpipe.evaluation.box_quality.report import evaluate_boxes
+from sgpipe.evaluation.label_quality.comparison import label_quality
+from sgpipe.evaluation.label_quality.measures import Quality
+from sgpipe.generation.run import generate
+from sgpipe.miniworld.dataset import IMAGES, INSTANCES, INTERACTION_CLASSES
+from sgpipe.miniworld.relations import COMPOSITIONAL
+from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
+from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.sources.miniworld import MiniworldFiles
+from sgpipe.stages.detect import detectors
+from sgpipe.training.recipe import TrainRecipe
+from sgpipe.utils.console import Progress, run_command
+
+SPLITS = ("val", COMPOSITIONAL)
+LOWEST_SCORE = 0.01
+
+
+@dataclass(frozen=True)
+class DetectorQuality:
+    """How good a ParSeDA is on the images of a split.
+
+    Args:
+        triplets: the measures of `RelationScores`.
+        interactions: mean average precision by HICO-DET's protocol, over (person, predicate, object) classes.
+        boxes: COCO's measures of its boxes, and their precision and recall at `threshold`, that of the recipe.
+        labels: of the relations of confidence 0.2 or more that captioner and tagger find between its boxes.
+    """
+
+    triplets: Mapping[str, float]
+    interactions: float
+    boxes: Mapping[str, float]
+    threshold: float
+    labels: Quality
+
+
+def measure_detector(network: Path, recipe: TrainRecipe, split: str, images: int, seed: int = 0) -> DetectorQuality:
+    """Measure a ParSeDA on the first images of a split. Raises UserError, EngineError: as `generate`."""
+    with TemporaryDirectory() as folder:
+        files = MiniworldFiles(Path(folder) / "drawn")
+        files.make(MiniworldConfig.model_validate({"images": images, "seed": seed, "split": split}))
+        model = ModelRun(model=network, data=files.all_relations, classes=files.world / INTERACTION_CLASSES)
+        interactions = evaluate_hico_model(model, HicoOptions(), zero_shot=True)
+        threshold = load_recipe("miniworld").detect.threshold
+        boxes = _detect(network, files.world, Path(folder) / "boxes.json")
+        run = _label(network, files.world, Path(folder) / "run")
+        return DetectorQuality(
+            measure_network(network, recipe, files.all_relations),
+            interactions.summary["mAP"],
+            evaluate_boxes(boxes, files.world / INSTANCES, threshold).summary,
+            threshold,
+            label_quality(run, files.ground_truth, threshold=TRAINING_CONFIDENCE).at_threshold,
+        )
+
+
+def _label(network: Path, world: Path, run: Path) -> Path:
+    """A run that labels the images between detected boxes."""
+    source = {"source.format": "folder", "source.splits": {"all": {"images": str(world / IMAGES)}}}
+    recipe = load_recipe("miniworld", {**source, "detect.detector": str(network)})
+    generate(recipe, run, Progress(Console(stderr=True)))
+    return run
+
+
+def _detect(network: Path, world: Path, out: Path) -> Path:
+    """Write all boxes that are not quite improbable as COCO results."""
+    config = load_recipe("miniworld", {"detect.detector": str(network)}).detect
+    detector = detectors.load(config, torch.device("cpu"))
+    truth = json.loads((world / INSTANCES).read_text(encoding="utf-8"))
+    numbers = {category["name"]: category["id"] for category in truth["categories"]}
+    classes = [numbers[name] for name in detectors.detector_classes(config)]
+    results = []
+    for item in truth["images"]:
+        with Image.open(world / IMAGES / item["file_name"]) as image:
+            found = detector(image.convert("RGB"), LOWEST_SCORE)
+        for (left, top, right, bottom), score, label in zip(
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        ):
+            bbox = [left, top, right - left, bottom - top]
+            results.append({"image_id": item["id"], "category_id": classes[label], "bbox": bbox, "score": score})
+    out.write_text(json.dumps(results), encoding="utf-8")
+    return out
+
+
+def quality_rows(qualities: Mapping[str, DetectorQuality]) -> list[list[str]]:
+    """Table cells by split; the first row is the header."""
+    first = next(iter(qualities.values()))
+    at = f"at {first.threshold:g}"
+    rows = [
+        ["images", "AP50", f"boxes: precision {at}", "recall", "labels: precision", "recall", "HOI mAP", "triplet AP"]
+    ]
+    for split, own in qualities.items():
+        boxes = [own.boxes[f"precision {at}"], own.boxes[f"recall {at}"], own.labels.precision, own.labels.recall]
+        figures = [f"{own.boxes['AP50']:.3f}", *(f"{value:.1%}" for value in boxes)]
+        rows.append([split.removeprefix("test-"), *figures, f"{own.interactions:.3f}", f"{own.triplets['ap']:.3f}"])
+    return rows
+
+
+def print_detector_quality(qualities: Mapping[str, DetectorQuality], console: Console) -> None:
+    head, *body = quality_rows(qualities)
+    table = Table(*head, box=None, padding=(0, 2, 0, 0))
+    for row in body:
+        table.add_row(*row)
+    console.print(table)
+
+
+def main(
+    detector: Annotated[Path | None, typer.Option(help="folder of a ParSeDA; default: the packaged one")] = None,
+    images: Annotated[int, typer.Option(min=1, help="number of images per split")] = 500,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Print the quality of a detector of the miniworld."""
+    network, recipe = detector or packaged_model("parseda"), network_recipe("parseda")
+    qualities = {split: measure_detector(network, recipe, split, images, seed) for split in SPLITS}
+    print_detector_quality(qualities, Console())
+
+
+if __name__ == "__main__":
+    run_command(main)
