@@ -16,25 +16,23 @@ from sgpipe.cli.options import (
     GroundTruthFolder,
     ImageData,
     InferenceOptions,
-    Json,
     reads_file,
     reads_folder,
+    reads_path,
     with_option_groups,
-    writes_file,
 )
+from sgpipe.cli.results import CompareOptions, ResultFiles, TableFiles, show
 from sgpipe.errors import UserError
-from sgpipe.utils import console
 
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
     from sgpipe.evaluation.result import EvaluationResult
+    from sgpipe.storage.run_folder import GroundTruth
 
 Predictions = Annotated[
     Path | None, typer.Option(help="Predictions file; docs/formats.md describes the formats.", callback=reads_file)
 ]
 Annotations = Annotated[Path | None, typer.Option(help="Annotation file; optional with --model.", callback=reads_file)]
-
-_FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
 
 
 class EvalCommand(GroupedCommand):
@@ -101,30 +99,6 @@ class ModelOptions:
     data: Annotated[Path | None, typer.Option(help="With --model: folder of shards.", callback=reads_folder)] = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableFiles:
-    """How the result is printed, and the files that it is written to."""
-
-    json: Json = False
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json-file", help="Write the full result as JSON to this file.", callback=writes_file),
-    ] = None
-    csv: Annotated[
-        Path | None, typer.Option("--csv", help="Write one line per class to this file.", callback=writes_file)
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultFiles(TableFiles):
-    """The same, with a plot."""
-
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Write the precision-recall curves to this SVG file.", callback=writes_file),
-    ] = None
-
-
 @app.command(cls=EvalCommand)
 @with_option_groups
 def hico(
@@ -144,6 +118,7 @@ def hico(
     classes: Classes = None,
     model: ModelOptions,
     inference: InferenceOptions,
+    compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
     """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and seen classes."""
@@ -151,12 +126,14 @@ def hico(
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_hico_model
 
     options = HicoOptions(setting.value, known_object, pair_nms)
-    if paths := _files(predictions, annotations, model):
-        result = evaluate_hico_files(*paths, options, classes)
-    else:
-        run = _model_run(model, inference, annotations, classes)
-        result = evaluate_hico_model(run, options, zero_shot=zero_shot)
-    _show(result, files, files.plot)
+
+    def evaluate(other: Path | None) -> EvaluationResult:
+        if paths := _files(predictions, annotations, model, other):
+            return evaluate_hico_files(*paths, options, classes)
+        run = _model_run(model, inference, annotations, classes, other)
+        return evaluate_hico_model(run, options, zero_shot=zero_shot)
+
+    show(evaluate, compare, files, files.plot)
 
 
 @app.command(cls=EvalCommand)
@@ -176,17 +153,19 @@ def vcoco(
     ] = None,
     model: ModelOptions,
     inference: InferenceOptions,
+    compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
     """V-COCO: role AP in scenarios 1 and 2, and agent AP."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_vcoco_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_vcoco_model
 
-    if paths := _files(predictions, annotations, model):
-        result = evaluate_vcoco_files(*paths, coco)
-    else:
-        result = evaluate_vcoco_model(_model_run(model, inference), annotations, coco, possible)
-    _show(result, files, files.plot)
+    def evaluate(other: Path | None) -> EvaluationResult:
+        if paths := _files(predictions, annotations, model, other):
+            return evaluate_vcoco_files(*paths, coco)
+        return evaluate_vcoco_model(_model_run(model, inference, other=other), annotations, coco, possible)
+
+    show(evaluate, compare, files, files.plot)
 
 
 @app.command(cls=EvalCommand)
@@ -200,17 +179,19 @@ def openimages(
     ] = PhraseSuppression.NONE,
     model: ModelOptions,
     inference: InferenceOptions,
+    compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
     """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_open_images_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_open_images_model
 
-    if paths := _files(predictions, annotations, model):
-        result = evaluate_open_images_files(*paths, nms.value)
-    else:
-        result = evaluate_open_images_model(_model_run(model, inference, annotations), nms.value)
-    _show(result, files, files.plot)
+    def evaluate(other: Path | None) -> EvaluationResult:
+        if paths := _files(predictions, annotations, model, other):
+            return evaluate_open_images_files(*paths, nms.value)
+        return evaluate_open_images_model(_model_run(model, inference, annotations, other=other), nms.value)
+
+    show(evaluate, compare, files, files.plot)
 
 
 @app.command(cls=EvalCommand)
@@ -225,21 +206,23 @@ def vg(
     classes: Classes = None,
     model: ModelOptions,
     inference: InferenceOptions,
+    compare: CompareOptions,
     files: TableFiles,
 ) -> None:
     """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph constraint (ng-)."""
     from sgpipe.evaluation.benchmarks.evaluate_files import evaluate_graph_files
     from sgpipe.evaluation.benchmarks.evaluate_model import evaluate_graphs_model
 
-    if paths := _files(predictions, annotations, model):
-        if mode is None:
-            raise UserError("give --mode predcls, sgcls or sgdet: what the model was given")
-        result = evaluate_graph_files(*paths, mode.value, classes)
-    else:
+    def evaluate(other: Path | None) -> EvaluationResult:
+        if paths := _files(predictions, annotations, model, other):
+            if mode is None:
+                raise UserError("give --mode predcls, sgcls or sgdet: what the model was given")
+            return evaluate_graph_files(*paths, mode.value, classes)
         if mode and mode is not GraphMode.SGDET:
             raise UserError(f"--mode {mode.value}: with --model the mode is sgdet, as the model detects its own boxes")
-        result = evaluate_graphs_model(_model_run(model, inference, annotations, classes))
-    _show(result, files)
+        return evaluate_graphs_model(_model_run(model, inference, annotations, classes, other))
+
+    show(evaluate, compare, files)
 
 
 @app.command(cls=EvalCommand)
@@ -264,72 +247,96 @@ def labels(
         Path | None, typer.Option(help="YAML or JSON: {predicate: [texts with the same meaning]}.", callback=reads_file)
     ] = None,
     image_data: ImageData = None,
+    compare: CompareOptions,
     files: ResultFiles,
 ) -> None:
     """Compare a run's relations with ground truth: precision, recall and AP, by threshold, predicate and frequency."""
     from sgpipe.evaluation.label_quality.comparison import label_quality
     from sgpipe.evaluation.label_quality.report import label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
+    from sgpipe.storage.run_folder import GroundTruth
+
+    own = _ground_truth(pred, truth)
+    ground_truth = GroundTruth(own.relations, wanted or own.required, image_data or own.image_data)
+    texts = load_predicate_synonyms(synonyms) if synonyms else None
+
+    def evaluate(other: Path | None) -> EvaluationResult:
+        run = other or pred
+        quality = label_quality(run, ground_truth, source=source.value, threshold=threshold, synonyms=texts, iou=iou)
+        truths = {"truth": ground_truth.relations, "wanted": ground_truth.required}
+        paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
+        return label_report(quality, iou=iou, **{name: str(path) for name, path in paths.items() if path})
+
+    show(evaluate, compare, files, files.plot)
+
+
+@app.command(cls=GroupedCommand)
+@with_option_groups
+def boxes(
+    *,
+    pred: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Run of `sgpipe label` or `generate`, COCO results file, or predictions.",
+            callback=reads_path,
+        ),
+    ],
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run or import with boxes, or COCO instances file. Default: the run's own, if any.",
+            callback=reads_path,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Minimum score for precision and recall. Default: the run's own.")
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Print a row for each class, too.")] = False,
+    compare: CompareOptions,
+    files: ResultFiles,
+) -> None:
+    """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the best F1."""
+    from sgpipe.evaluation.box_quality.report import evaluate_boxes
+
+    known = truth or _ground_truth(pred).relations
+    show(lambda run: evaluate_boxes(run or pred, known, threshold), compare, files, files.plot, per_class=per_class)
+
+
+def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:
+    """The ground truth that is given, or the run's own. Raises UserError: there is neither."""
     from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
-    own = RunFolder(pred).ground_truth if truth is None else GroundTruth(truth)
+    own = RunFolder(run).ground_truth if truth is None else GroundTruth(truth)
     if own is None:
-        raise UserError(f"{pred} has no ground truth of its own: give --truth")
-    ground_truth = GroundTruth(own.relations, wanted or own.required, image_data or own.image_data)
-    quality = label_quality(
-        pred,
-        ground_truth,
-        source=source.value,
-        threshold=threshold,
-        synonyms=load_predicate_synonyms(synonyms) if synonyms else None,
-        iou=iou,
-    )
-    paths = {
-        "pred": pred,
-        "truth": ground_truth.relations,
-        "wanted": ground_truth.required,
-        "synonyms": synonyms,
-        "image_data": ground_truth.image_data,
-    }
-    settings = {name: str(path) for name, path in paths.items() if path}
-    _show(label_report(quality, iou=iou, **settings), files, files.plot)
+        raise UserError(f"{run} has no ground truth of its own: give --truth")
+    return own
 
 
-def _files(predictions: Path | None, annotations: Path | None, model: ModelOptions) -> tuple[Path, Path] | None:
-    """The predictions and annotations; None if a model is to be evaluated. Raises UserError: neither is given."""
+def _files(
+    predictions: Path | None, annotations: Path | None, model: ModelOptions, other: Path | None
+) -> tuple[Path, Path] | None:
+    """The predictions (or the other ones) and annotations; None if a model is to be evaluated.
+
+    Raises UserError: neither is given.
+    """
     if predictions and annotations and not model.model and not model.data:
-        return predictions, annotations
+        return other or predictions, annotations
     if predictions or not model.model or not model.data:
         raise UserError("give --predictions and --annotations, or --model and --data")
     return None
 
 
 def _model_run(
-    model: ModelOptions, inference: InferenceOptions, annotations: Path | None = None, classes: Path | None = None
+    model: ModelOptions,
+    inference: InferenceOptions,
+    annotations: Path | None = None,
+    classes: Path | None = None,
+    other: Path | None = None,
 ) -> ModelRun:
     from sgpipe.evaluation.benchmarks.evaluate_model import ModelRun
 
     assert model.model is not None
     assert model.data is not None
     arguments = inference.as_arguments()
-    return ModelRun(model=model.model, data=model.data, annotations=annotations, classes=classes, **arguments)
-
-
-def _show(result: EvaluationResult, files: TableFiles, plot: Path | None = None) -> None:
-    if files.json:
-        print(result.as_json())
-    else:
-        _print(result)
-    if files.json_file:
-        result.write_json(files.json_file)
-    if files.csv:
-        result.write_csv(files.csv)
-    if plot:
-        result.write_plot(plot)
-
-
-def _print(result: EvaluationResult) -> None:
-    screen = console.output()
-    if not screen.is_terminal:
-        screen.width = max(screen.width, _FILE_WIDTH)
-    result.print(screen)
+    return ModelRun(model=other or model.model, data=model.data, annotations=annotations, classes=classes, **arguments)

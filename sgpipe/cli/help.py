@@ -12,7 +12,7 @@ from sgpipe.cli.options import Command
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Label images": ("label", "generate", "miniworld"),
-    "Inspect runs": ("stats", "score", "verify"),
+    "Inspect runs": ("stats", "calibrate", "score", "verify"),
     "Import and export": ("import", "export", "fetch"),
     "Train and evaluate": ("train", "predict", "eval"),
     "Tools": ("doctor", "convert", "parse"),
@@ -33,6 +33,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "miniworld": ("miniworld --count 200 --out miniworld/",),
     "stats": ("stats coco-relations/", "stats coco-relations/ --html report.html --sheet sheet.png"),
+    "calibrate": (
+        "calibrate coco-relations/ --verdicts verdicts.json",
+        "calibrate coco-relations/ --truth vg/ --image-data image_data.json --out calibration.json",
+    ),
     "score": ("score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k",),
     "verify": ("verify coco-relations/", "verify coco-relations/ --repair"),
     "fetch": ("fetch s3://bucket/coco --out coco-relations/",),

@@ -23,7 +23,7 @@ from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.options import Command
 from sgpipe.cli.predict import predict
-from sgpipe.cli.runs import export, fetch, score, stats, verify
+from sgpipe.cli.runs import calibrate, export, fetch, score, stats, verify
 from sgpipe.cli.train import convert, train
 from sgpipe.errors import DivergedError, EngineError, UserError, on_command_line, refusal
 from sgpipe.utils import __version__, console
@@ -77,6 +77,7 @@ app.command(cls=GroupedCommand)(generate)
 app.command(cls=GroupedCommand)(train)
 app.command(cls=Command)(miniworld)
 app.command(cls=Command)(stats)
+app.command(cls=Command)(calibrate)
 app.command(cls=Command)(score)
 app.command(cls=Command)(verify)
 app.command(cls=Command)(fetch)

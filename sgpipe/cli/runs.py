@@ -22,6 +22,7 @@ from sgpipe.cli.options import (
     writes_file,
     writes_folder,
 )
+from sgpipe.errors import UserError
 from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.console import count
 
@@ -135,6 +136,52 @@ def _say(message: str) -> None:
 
 def _missing(lost: int) -> str:
     return f", {lost} of them without their image (give --images FOLDER)" if lost else ""
+
+
+def calibrate(
+    run: Run,
+    truth: GroundTruthFolder = None,
+    verdicts: Annotated[
+        Path | None,
+        typer.Option(
+            "--verdicts",
+            "--judgements",
+            help="File that a page of `sgpipe stats --review` exported, instead of ground truth.",
+            callback=reads_file,
+        ),
+    ] = None,
+    image_data: ImageData = None,
+    out: Annotated[Path, typer.Option(help="File for the calibration.", callback=writes_file)] = Path(
+        "calibration.json"
+    ),
+    json_: Json = False,
+) -> None:
+    """Learn from judged relations how probable it is that a relation is correct.
+
+    Half of the images show how good that is; the file is made from all of them. With --calibration FILE, thresholds of
+    generate, stats, export and train are probabilities.
+    """
+    from sgpipe.cli.results import print_result
+    from sgpipe.stats.calibrate import calibrate as learn
+    from sgpipe.stats.calibrate import judge_by_truth, judge_by_verdicts
+    from sgpipe.storage.run_folder import GroundTruth, RunFolder
+
+    if verdicts is not None and (truth is not None or image_data is not None):
+        raise UserError("give --truth or --verdicts, not both")
+    if verdicts is not None:
+        judgements = judge_by_verdicts(run, verdicts)
+    else:
+        own = RunFolder(run).ground_truth if truth is None else GroundTruth(truth)
+        if own is None:
+            raise UserError(f"{run} has no ground truth of its own: give --truth or --verdicts")
+        judgements = judge_by_truth(run, GroundTruth(own.relations, own.required, image_data or own.image_data))
+    calibration, report = learn(run, judgements)
+    calibration.save(out)
+    if json_:
+        print(report.as_json())
+    else:
+        print_result(report)
+        console.output().print(f"wrote {out}; use it with --calibration {out}", soft_wrap=True)
 
 
 def score(

@@ -6,19 +6,16 @@ and models is. Runs of earlier versions keep their identity, which lacks the set
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, CaptionConfig, Recipe, TagConfig
 from sgpipe.stages.parse.stage import model_version
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
-from sgpipe.utils.hashing import file_sha256
+from sgpipe.utils.hashing import file_sha256, model_sha256
 
 _DISTRIBUTION = {"resources", "batch_size", "device"}
-_MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
 
 
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
@@ -31,18 +28,18 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     parts["drawn"] = recipe.source.synthetic
     if recipe.source.format == "folder":
         parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_DISTRIBUTION)
-        parts["detect"]["detector"] = _model(recipe.detect.detector)
+        parts["detect"]["detector"] = model_sha256(recipe.detect.detector)
     for stage in ("caption", "parse", "pair", "tag"):
         parts[stage] = getattr(recipe, stage).model_dump(mode="json", exclude=_DISTRIBUTION)
     parts["parse"]["model"] = model_version(recipe.parse.model)
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
     else:
-        parts["caption"] |= {"captioner": _model(recipe.caption.captioner), "dtype": _dtype(recipe.caption)}
+        parts["caption"] |= {"captioner": model_sha256(recipe.caption.captioner), "dtype": _dtype(recipe.caption)}
         if recipe.caption.decoding == "beam":
             for key in ADDED_SETTINGS:  # of sampling
                 del parts["caption"][key.removeprefix("caption.")]
-    parts["tag"] |= {"tagger": _model(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
+    parts["tag"] |= {"tagger": model_sha256(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
     for name in ("synonyms", "prior"):
         path = getattr(recipe.pair, name)
         parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
@@ -77,14 +74,3 @@ def _samples(identity: Mapping[str, Any]) -> bool:
 def _dtype(config: CaptionConfig | TagConfig) -> str:
     """What "auto" resolves to: half precision needs a GPU, and Ray shows GPUs only to actors that ask for them."""
     return config.dtype if config.dtype != "auto" else f"auto on a {'GPU' if config.resources.gpus else 'CPU'}"
-
-
-def _model(name: str | None) -> str | None:
-    """A hub id unchanged; a folder as the hash of its configuration, vocabulary and weights."""
-    if name is None or not Path(name).is_dir():
-        return name
-    digest = hashlib.sha256()
-    files = {path for pattern in _MODEL_FILES for path in Path(name).glob(pattern)}
-    for path in sorted(files):
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return f"sha256:{digest.hexdigest()[:16]}"

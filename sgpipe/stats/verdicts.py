@@ -87,9 +87,7 @@ def measure_verdicts(database: Database, file: Path, target: float, thresholds: 
     Raises UserError: the file is not such an export, belongs to another run, or the target is out of range.
     """
     check_target(target)
-    review = load_review(file)
-    if review.fingerprint != str(database.run.get("fingerprint", "")):
-        raise UserError(f"{file} belongs to another run ({review.run}, fingerprint {review.fingerprint})")
+    review = _load_own(database, file)
     sample = _Sample(database, review)
     [whole, wrong, right, *bands] = estimate_stratified(*sample.run_and_bands())
     names = [name for name, _ in Counter(sample.names[sample.is_judged].tolist()).most_common()]
@@ -119,6 +117,36 @@ def measure_verdicts(database: Database, file: Path, target: float, thresholds: 
         suggested=sure or next((c for c in candidate_choices if (c.precision.value or 0) >= target), None),
         sure=sure is not None,
     )
+
+
+def _load_own(database: Database, file: Path) -> Review:
+    """Raises UserError: the file is not an export of a review, or belongs to another run."""
+    review = load_review(file)
+    if review.fingerprint != str(database.run.get("fingerprint", "")):
+        raise UserError(f"{file} belongs to another run ({review.run}, fingerprint {review.fingerprint})")
+    return review
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedSample:
+    """The relations with a confidence that people judged right or wrong, arrays `[relations]`.
+
+    Attributes:
+        images: ids. predicates: texts.
+        weight: how many relations of its band each stands for.
+    """
+
+    images: NDArray[np.object_]
+    predicates: list[str]
+    confidence: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+
+
+def read_judgements(database: Database, file: Path) -> JudgedSample:
+    """The judged relations of exported verdicts on an open run. Raises UserError: as `measure_verdicts`."""
+    review = _load_own(database, file)
+    return _Sample(database, review).judgements(review)
 
 
 _Table = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
@@ -154,6 +182,20 @@ class _Sample:
         confidence = [1.0 if question.confidence is None else question.confidence for question in review.questions]
         self._confidence = np.array(confidence, np.float32)
         self.judged = JudgedRelations(self._confidence[self.is_judged], self._right[self.is_judged])
+
+    def judgements(self, review: Review) -> JudgedSample:
+        """The judged relations that have a confidence."""
+        scored = np.array([question.confidence is not None for question in review.questions], bool)
+        chosen = self.is_judged & scored
+        band = self._band[chosen]
+        weight = self.weights / np.maximum(self._tally(chosen), 1)
+        return JudgedSample(
+            np.array([question.image_id for question in review.questions], object)[chosen],
+            self.names[chosen].tolist(),
+            self._confidence[chosen].astype(np.float64),
+            self._right[chosen],
+            weight[band],
+        )
 
     def run_and_bands(self) -> _Table:
         """The run, the run if the unsure answers were wrong, the same if they were right, and each band."""

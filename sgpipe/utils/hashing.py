@@ -20,6 +20,20 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+_MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
+
+
+def model_sha256(name: str | None) -> str | None:
+    """A hub id unchanged; a folder as the hash of its configuration, vocabulary and weights."""
+    if name is None or not Path(name).is_dir():
+        return name
+    digest = hashlib.sha256()
+    files = {path for pattern in _MODEL_FILES for path in Path(name).glob(pattern)}
+    for path in sorted(files):
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """A short hash of plain nested values, such as the identity of a run."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

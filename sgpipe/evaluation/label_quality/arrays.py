@@ -39,7 +39,8 @@ class Graphs:
 
     names, ok `[images]`; starts `[images + 1]`, where the objects of each image begin;
     image, category, crowd `[objects]` and boxes `[objects, 4]`, xyxy as shares of the image;
-    subject, object `[relations]`, indices into the objects; predicate and confidence `[relations]`.
+    subject, object `[relations]`, indices into the objects; predicate and confidence `[relations]`; annotated
+    `[relations]`: people annotated the relation, which has no confidence and counts as certain.
     """
 
     names: list[ImageName]
@@ -53,6 +54,7 @@ class Graphs:
     object: Array
     predicate: Array
     confidence: Array
+    annotated: Array
 
     @property
     def relation_image(self) -> Array:
@@ -111,11 +113,13 @@ def _graphs(root: Path, table: pa.Table, classes: Vocabulary, predicates: Vocabu
         raise UserError(f"{root}: {column} refer to objects that do not exist; regenerate the shards")
     if column == "relations":
         texts, confidence = _member(relations, "predicate"), _confidence(root, relations)
+        annotated = _numbers(pc.is_null(_member(relations, "confidence")), bool)
     else:
         lists = _member(relations, "predicates")
         owner, ends = np.repeat(owner, _lengths(lists)), [np.repeat(end, _lengths(lists)) for end in ends]
         texts = lists.flatten()
         confidence = np.ones(len(texts), dtype=np.float32)
+        annotated = np.zeros(len(texts), dtype=bool)
     return Graphs(
         names=_names(table),
         ok=_numbers(pc.equal(table["status"], "ok"), bool),
@@ -128,6 +132,7 @@ def _graphs(root: Path, table: pa.Table, classes: Vocabulary, predicates: Vocabu
         object=starts[owner] + ends[1],
         predicate=predicates.numbers(texts),
         confidence=confidence,
+        annotated=annotated,
     )
 
 

@@ -22,14 +22,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from rlip_model.evaluation.inputs import Array
+from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
-from sgpipe.evaluation.label_quality.arrays import Graphs, Source, class_names, iter_graphs
+from sgpipe.evaluation.label_quality.arrays import Graphs, ImageName, Source, class_names, iter_graphs
 from sgpipe.evaluation.label_quality.ground_truth import NO_IMAGE, GroundTruthIndex, read_coco_ids
 from sgpipe.evaluation.label_quality.measures import (
     BANDS,
@@ -84,7 +86,8 @@ class LabelQuality:
     related_precision: precision over the pairs that the ground truth relates in some way; it is more telling where
     the ground truth is incomplete, as Visual Genome's is.
     reachable: share of the targets whose two objects the run has.
-    relations, targets: what all of this is computed from; targets `[predicates]`, named by `names`.
+    relations, targets: what all of this is computed from; targets `[predicates]`, named by `names`; `wordings`: the
+    texts of each. images: the images of the ground truth.
     """
 
     threshold: float
@@ -101,6 +104,8 @@ class LabelQuality:
     relations: Relations
     targets: Array
     names: tuple[str, ...]
+    wordings: tuple[tuple[str, ...], ...]
+    images: Sequence[ImageName]
 
 
 def label_quality(
@@ -111,6 +116,7 @@ def label_quality(
     threshold: float = 0.2,
     synonyms: PredicateSynonyms | None = None,
     iou: float = 0.5,
+    calibration: Calibration | None = None,
 ) -> LabelQuality:
     """Compare the relations of a run with ground truth.
 
@@ -118,6 +124,7 @@ def label_quality(
         source: the run's relations, or its candidates: every pair with each of its predicates, confidence 1.
         synonyms: `{predicate: [other texts]}` that count as the same predicate.
         iou: minimum overlap of two boxes of the same object.
+        calibration: of the tagger; confidences are its probabilities then.
 
     Raises:
         UserError: a folder is not a run or is damaged, the two have no image in common, or an option is out of range.
@@ -130,12 +137,18 @@ def label_quality(
     indexes = [GroundTruthIndex(root, classes, predicates, coco_ids) for root in folders]
     comparison = _Comparison(indexes[0], indexes[-1], ClassTable(classes, class_names(run)), iou)
     for graphs in iter_graphs(run, classes, predicates, source):
-        comparison.add(graphs)
+        comparison.add(graphs if calibration is None else _calibrated(graphs, calibration, predicates.names))
     if not comparison.images["images"]:
         raise UserError(f"{run} contains no images; is the run finished?")
     if not comparison.images["images compared"]:
         raise UserError(comparison.why_nothing_was_compared(run, ground_truth.relations))
-    return comparison.result(predicates.names, threshold, source)
+    return comparison.result(predicates, threshold, source)
+
+
+def _calibrated(graphs: Graphs, calibration: Calibration, names: Sequence[str]) -> Graphs:
+    """The graphs with probabilities in place of confidences; annotations, which have none, keep 1."""
+    probability = calibration.probabilities(names, graphs.predicate, graphs.confidence)
+    return replace(graphs, confidence=np.where(graphs.annotated, 1.0, probability).astype(np.float32))
 
 
 class _Comparison:
@@ -172,7 +185,9 @@ class _Comparison:
         subject, object_, predicate = graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]
         true, related = self._truth.judge(matches[subject], matches[object_], predicate)
         matched, _ = self._targets.judge(target_matches[subject], target_matches[object_], predicate)
-        self._parts.append(Relations(predicate, graphs.confidence[rows], true | matched, matched, related | matched))
+        facts = (true | matched, matched, related | matched)
+        image, annotated = images[graphs.relation_image[rows]], graphs.annotated[rows]
+        self._parts.append(Relations(predicate, graphs.confidence[rows], *facts, image, annotated))
         self._others["objects"] += int((images[graphs.image] != NO_IMAGE).sum())
         self._others["objects matched"] += int((matches != NO_MATCH).sum())
         self._others["relations"] += len(rows)
@@ -209,8 +224,8 @@ class _Comparison:
             f"{self._truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, give --image-data"
         )
 
-    def result(self, names: list[str], threshold: float, source: Source) -> LabelQuality:
-        columns = ("predicate", "confidence", "true_positive", "matched", "related")
+    def result(self, predicates: Vocabulary, threshold: float, source: Source) -> LabelQuality:
+        names, columns = predicates.names, [each.name for each in fields(Relations)]
         relations = Relations(*(np.concatenate([getattr(part, name) for part in self._parts]) for name in columns))
         graphs, statements = self._targets.graphs, self._targets.statements
         statements = statements[self._targets_seen[graphs.relation_image[statements]]]
@@ -233,6 +248,8 @@ class _Comparison:
             relations=relations,
             targets=targets,
             names=tuple(names),
+            wordings=predicates.wordings,
+            images=self._truth.graphs.names,
         )
 
     def _counts(self, relations: Relations) -> dict[str, int]:

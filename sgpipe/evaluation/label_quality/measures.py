@@ -22,7 +22,8 @@ class Relations:
     """Predicted relations of images with ground truth, all arrays `[relations]`.
 
     true_positive: the ground truth has the relation. matched: it is a target, so recall counts it.
-    related: the ground truth has some relation between the same two objects.
+    related: the ground truth has some relation between the same two objects. image: the number of the image in the
+    ground truth. annotated: it has no confidence, which counts as 1.
     """
 
     predicate: Array
@@ -30,13 +31,14 @@ class Relations:
     true_positive: Array
     matched: Array
     related: Array
+    image: Array
+    annotated: Array
 
     def __len__(self) -> int:
         return len(self.predicate)
 
     def __getitem__(self, rows: Array | slice) -> Relations:
-        columns = (self.predicate, self.confidence, self.true_positive, self.matched, self.related)
-        return Relations(*(column[rows] for column in columns))
+        return Relations(*(column[rows] for column in vars(self).values()))
 
     def above(self, threshold: float) -> Relations:
         """Those with at least this confidence, compared in float32, the type of shards."""

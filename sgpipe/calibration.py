@@ -1,0 +1,281 @@
+"""The calibration of a tagger, a small JSON file of `sgpipe calibrate`: from confidences to probabilities.
+
+    log odds of being correct = slope · log odds of the confidence + offset + offset of the predicate
+
+This is Platt scaling (Platt 1999, Probabilistic outputs for support vector machines) with an offset for each predicate.
+A minimum probability is a minimum confidence for each predicate (`Thresholds`), so shards keep the tagger's own
+confidences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, JsonValue, ValidationError
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import Config, PairConfig, TagConfig
+from sgpipe.storage.manifest import Manifest
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import count, json_text
+from sgpipe.utils.hashing import differences, model_sha256
+from sgpipe.utils.text_files import read_text
+
+Floats = NDArray[np.float64]
+_NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
+_DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The minimum confidence of a relation by its predicate; a relation without a confidence passes.
+
+    Attributes:
+        default: of predicates that `by_predicate` does not have. Both are rounded as shards store confidences, so that
+            0.7 is not below 0.7.
+    """
+
+    default: float
+    by_predicate: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        vars(self)["default"] = float(np.float32(self.default))
+        vars(self)["by_predicate"] = {text: float(np.float32(least)) for text, least in self.by_predicate.items()}
+
+    def of(self, predicate: str | None) -> float:
+        """The minimum confidence of a predicate."""
+        return self.by_predicate.get(_normalised(predicate), self.default) if self.by_predicate else self.default
+
+    def keeps(self, predicate: str, confidence: float | None) -> bool:
+        return confidence is None or bool(np.float32(confidence) >= self.of(predicate))
+
+    def of_each(self, predicates: Iterable[str | None]) -> NDArray[np.float32]:
+        """The minimum confidences of predicates, `[predicates]`."""
+        return np.array([self.of(predicate) for predicate in predicates], np.float32)
+
+
+class PredicateCalibration(Config):
+    """A predicate: its judged relations, and its offset in log odds; `texts`: the wordings that are this predicate."""
+
+    judged: int = Field(ge=0)
+    correct: int = Field(ge=0)
+    offset: float
+    texts: tuple[str, ...]
+
+
+class ExpectedPrecision(Config):
+    """What a minimum probability keeps: the expected precision, and the share of the relations."""
+
+    threshold: float = Field(ge=0, le=1)
+    precision: float = Field(ge=0, le=1)
+    kept: float = Field(ge=0, le=1)
+
+
+class HeldOut(Config):
+    """What a calibration by half of the images is worth on the other half; ECE: expected calibration error."""
+
+    images: int
+    judged: int
+    ece_before: float
+    ece_after: float
+
+
+class Calibration(Config):
+    """How probable it is that a relation is correct, by its predicate and confidence.
+
+    Attributes:
+        tagger: what decided the confidences; see `scoring_of_run`.
+        lowest: the lowest judged confidence; what has less is given the probability 0, as nothing is known of it.
+        levels: rising thresholds.
+    """
+
+    format: Literal[1] = 1
+    run: str
+    tagger: dict[str, JsonValue]
+    judged_by: Literal["ground truth", "verdicts"]
+    images: int
+    judged: int
+    correct: int
+    slope: float = Field(gt=0)
+    offset: float
+    lowest: float = Field(ge=0, le=1)
+    held_out: HeldOut | None = None
+    predicates: dict[str, PredicateCalibration]
+    levels: tuple[ExpectedPrecision, ...] = Field(min_length=1)
+
+    def offsets(self, predicates: Iterable[str | None]) -> Floats:
+        """The offset of each predicate, `[predicates]`; that of an unknown one is that of all."""
+        own = self._own_offsets
+        return np.array([self.offset + own.get(_normalised(text), 0.0) for text in predicates], np.float64)
+
+    def probabilities(self, predicates: Sequence[str | None], numbers: ArrayLike, confidence: ArrayLike) -> Floats:
+        """The probabilities that relations are correct, `[relations]`.
+
+        Args:
+            predicates: distinct ones. numbers: the index of the predicate of each relation in them, `[relations]`.
+            confidence: the tagger's, `[relations]`.
+        """
+        given = np.asarray(confidence, np.float64)
+        odds = self.slope * log_odds(given) + self.offsets(predicates)[np.asarray(numbers, np.int64)]
+        return np.where(given < self.lowest, 0.0, 1 / (1 + np.exp(-odds)))
+
+    def thresholds(self, probability: float) -> Thresholds:
+        """The minimum confidences that keep what is correct with at least this probability; 0 keeps everything."""
+        if probability <= 0:
+            return Thresholds(0.0)
+        own = self._own_offsets
+        return Thresholds(self._least(probability, 0.0), {text: self._least(probability, own[text]) for text in own})
+
+    def _least(self, probability: float, offset: float) -> float:
+        if probability >= 1:
+            return np.inf
+        odds = (np.log(probability / (1 - probability)) - self.offset - offset) / self.slope
+        least = float(1 / (1 + np.exp(-odds)))
+        return max(least, self.lowest) if least <= 1 - _NEAREST else np.inf
+
+    @property
+    def _own_offsets(self) -> dict[str, float]:
+        return {_normalised(text): each.offset for each in self.predicates.values() for text in each.texts}
+
+    def probability_for(self, precision: float) -> float:
+        """The lowest probability such that the relations that have at least this one have the expected precision.
+
+        No other thresholds by predicate keep more relations with this expected precision.
+
+        Raises UserError: no threshold has it.
+        """
+        reached = np.maximum.accumulate([level.precision for level in self.levels])
+        if not 0 < precision <= 1:
+            raise UserError(f"--precision {precision}: expected a number above 0, at most 1")
+        if reached[-1] < precision:
+            raise UserError(
+                f"--precision {precision:g}: by the calibration no threshold has this precision; the highest is "
+                f"{reached[-1]:.3f}"
+            )
+        at = int(np.searchsorted(reached, precision))
+        if not at:
+            return self.levels[0].threshold
+        share = (precision - reached[at - 1]) / (reached[at] - reached[at - 1])
+        low, high = self.levels[at - 1].threshold, self.levels[at].threshold
+        return float(low + share * (high - low))
+
+    def check_run(self, run: Mapping[str, Any], place: object) -> None:
+        """Raises UserError: the confidences of the run in `place`, by its header, are of another tagger."""
+        self.check_scoring(scoring_of_run(run), place)
+
+    def check_scoring(self, scoring: Mapping[str, Any], place: object) -> None:
+        """Raises UserError: what decides confidences in `place` is not what the calibration is for."""
+        if lines := differences(self.tagger, scoring):
+            listed = "".join(f"\n  {line.replace(' then, ', ' in the calibration, ')}" for line in lines)
+            raise UserError(
+                f"the calibration of {self.run!r} does not fit {place}, whose confidences are of another tagger; make "
+                f"one with `sgpipe calibrate`:{listed}"
+            )
+
+    def unknown_predicates(self, relations: Mapping[str, int], place: object) -> str | None:
+        """A note on predicates that the calibration does not know, which get the curve of all.
+
+        Args:
+            relations: number of relations by predicate.
+
+        Raises UserError: it knows none of them.
+        """
+        own = self._own_offsets
+        unknown = [text for text in relations if _normalised(text) not in own]
+        if own and relations and len(unknown) == len(relations):
+            raise UserError(
+                f"the calibration of {self.run!r} knows none of the predicates of {place}, such as {unknown[0]!r}; "
+                "make one with `sgpipe calibrate`"
+            )
+        if not unknown or not own:
+            return None
+        share = sum(relations[text] for text in unknown) / max(sum(relations.values()), 1)
+        return (
+            f"{count(len(unknown), 'predicate')} with {share:.1%} of the relations had too few judgements for a "
+            "calibration of their own: that of all predicates is used"
+        )
+
+    def save(self, file: Path) -> None:
+        """Write the file: one line for each predicate and threshold."""
+        values = self.model_dump(mode="json")
+        parts = [f"{json_text(name)}: {_text(value)}" for name, value in values.items()]
+        write_text(file, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def load_calibration(file: Path) -> Calibration:
+    """Read a file of `sgpipe calibrate`. Raises UserError: it cannot be read, or is something else."""
+    text = read_text(file, "calibration")
+    try:
+        return Calibration.model_validate_json(text)
+    except ValidationError as error:
+        reason, place = error.errors()[0]["msg"], ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{file} is not a file of `sgpipe calibrate` ({place or 'the file'}: {reason})") from None
+
+
+def choose_thresholds(calibration: Path | None, threshold: float, precision: float | None = None) -> Thresholds:
+    """The minimum confidences that settings ask for.
+
+    Args:
+        calibration: with it `threshold` is a probability, or instead of it `precision` the expected one.
+
+    Raises UserError: the file is not a calibration, or the precision is given without one or cannot be reached.
+    """
+    if calibration is None:
+        if precision is not None:
+            raise UserError("--precision needs --calibration FILE, which `sgpipe calibrate` writes")
+        return Thresholds(threshold)
+    loaded = load_calibration(calibration)
+    return loaded.thresholds(threshold if precision is None else loaded.probability_for(precision))
+
+
+def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
+    """What decides the confidences that the tag stage gives: the tagger's content, and the settings that it runs with.
+
+    The number format and the device are not part of it: they change confidences only slightly.
+    """
+    return _scoring(tag.model_dump() | {"tagger": model_sha256(tag.tagger)}, pair.restrict)
+
+
+def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What decided the confidences in a run, by its header; of a run without a tagger, its fingerprint."""
+    for identity in reversed(Manifest.identities(run)):
+        if "tag" in identity:
+            return _scoring(identity["tag"], identity.get("pair", {}).get("restrict"))
+    return {"run": run.get("fingerprint")}
+
+
+def _scoring(tag: Mapping[str, Any], restrict: str | None) -> dict[str, Any]:
+    names = ["tagger", "short_side", "long_side", "group_size"]
+    if restrict == "group":  # otherwise it decides only how much is computed together
+        names.append("chunk")
+    return {name: tag.get(name) for name in names} | {"restrict": restrict}
+
+
+def log_odds(confidence: ArrayLike) -> Floats:
+    """The log odds of confidences."""
+    inside = np.clip(np.asarray(confidence, np.float64), _NEAREST, 1 - _NEAREST)
+    odds: Floats = np.log(inside / (1 - inside))
+    return odds
+
+
+def rounded(value: float) -> float:
+    """A number as the file has it."""
+    return round(float(value), _DIGITS)
+
+
+def _normalised(predicate: str | None) -> str:
+    return " ".join((predicate or "").lower().split())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[\n  " + ",\n  ".join(map(json_text, value)) + "\n ]"
+    if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+        lines = [f"{json_text(name)}: {json_text(inner)}" for name, inner in value.items()]
+        return "{\n  " + ",\n  ".join(lines) + "\n }"
+    return json_text(value)

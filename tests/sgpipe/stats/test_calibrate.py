@@ -1,0 +1,200 @@
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_calibration
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.stats.calibrate import Judgements, calibrate
+from tests.sgpipe.stats.runs import make_shards, scene
+
+WORDS = ("near", "holding", "rare")
+OFFSETS = np.array([0.0, -1.5, 0.0])  # "holding" is less often correct than its confidence says
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run whose confidences are too low, and its ground truth."""
+    folder, rng = tmp_path_factory.mktemp("calibrate"), np.random.default_rng(0)
+    predicted, true = [], []
+    for n in range(900):
+        word = 2 if n % 150 == 0 else n % 2
+        confidence = float(np.float32(rng.uniform(0.02, 0.98)))
+        odds = 2 * np.log(confidence / (1 - confidence)) + 1 + OFFSETS[word]
+        correct = rng.random() < 1 / (1 + np.exp(-odds))
+        predicted.append(scene(str(n), [(0, WORDS[word], 1, confidence)]))
+        true.append(scene(str(n), [(0, WORDS[word] if correct else "under", 1)]))
+    return make_shards(folder / "run", predicted), make_shards(folder / "truth", true)
+
+
+@pytest.fixture(scope="module")
+def calibrated(runs, tmp_path_factory):
+    """The report as JSON, and the file."""
+    file = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    result = CliRunner().invoke(app, ["calibrate", str(runs[0]), "--truth", str(runs[1]), "--out", str(file), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout), file
+
+
+def test_half_of_the_images_judge_the_other_half(calibrated):
+    report, file = calibrated
+    assert report["summary"]["ECE of confidences"] > 2 * report["summary"]["ECE of probabilities"]
+    assert report["summary"]["ECE of probabilities"] < 0.06
+    for row in report["kept_for_a_target_precision"]:
+        assert abs(row["precision"] - row["target"]) < 0.05
+    held_out = load_calibration(file).held_out
+    assert 400 < held_out.judged < 500
+    assert report["counts"]["judged"] == 900
+
+
+def test_it_learns_the_curve_and_what_is_special_about_a_predicate(calibrated):
+    calibration = load_calibration(calibrated[1])
+    assert 1.7 < calibration.slope < 2.3
+    own = {name: each.offset for name, each in calibration.predicates.items()}
+    assert own.keys() == {"near", "holding"}  # "rare" has the curve of all
+    assert -2 < own["holding"] - own["near"] < -1
+    low, high = calibration.probabilities(["Holding ", "near"], [0, 1], [0.5, 0.5])
+    assert low < high
+    assert calibration.probabilities(["new"], [0], [0.5]) == calibration.probabilities(["rare"], [0], [0.5])
+
+
+def test_a_probability_is_a_minimum_confidence_of_each_predicate(calibrated):
+    calibration = load_calibration(calibrated[1])
+    thresholds = calibration.thresholds(0.8)
+    assert thresholds.of("near") < thresholds.of("rare") < thresholds.of("holding")
+    for word in WORDS:
+        assert calibration.probabilities([word], [0], [thresholds.of(word)]) == pytest.approx(0.8, abs=1e-4)
+        assert thresholds.keeps(word, thresholds.of(word))
+        assert not thresholds.keeps(word, thresholds.of(word) - 0.001)
+        assert thresholds.keeps(word, None)
+    assert calibration.thresholds(0).of("near") == 0
+    assert not calibration.thresholds(1).keeps("near", 1.0)
+    assert calibration.thresholds(1e-9).of("near") == pytest.approx(calibration.lowest)  # nothing is known below it
+    assert Thresholds(0.7).keeps("near", float(np.float32(0.7)))
+
+
+def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
+    calibration = load_calibration(calibrated[1])
+    chosen = calibration.probability_for(0.9)
+    above = [level for level in calibration.levels if level.threshold >= chosen]
+    below = [level for level in calibration.levels if level.threshold < chosen]
+    assert above[0].precision >= 0.9 > below[-1].precision
+    assert calibration.probability_for(0.01) == 0
+    assert choose_thresholds(calibrated[1], 0.5, 0.9) == calibration.thresholds(chosen)
+    assert choose_thresholds(calibrated[1], 0.5) == calibration.thresholds(0.5)
+    assert choose_thresholds(None, 0.5) == Thresholds(0.5)
+    with pytest.raises(UserError, match=r"no threshold has this precision; the highest is 0\.9"):
+        calibration.probability_for(0.99999)
+    with pytest.raises(UserError, match="--precision needs --calibration FILE"):
+        choose_thresholds(None, 0.5, 0.9)
+    for wrong in (0, 1.5, float("nan")):
+        with pytest.raises(UserError, match="expected a number above 0"):
+            calibration.probability_for(wrong)
+
+
+def judgements(confidence, correct, weight=None, images=None) -> Judgements:
+    number = len(confidence)
+    names = [str(n) for n in range(number)] if images is None else images
+    weight = np.ones(number) if weight is None else np.asarray(weight, float)
+    columns = (np.array(names, object), np.zeros(number, int), np.asarray(confidence), np.asarray(correct, bool))
+    return Judgements("verdicts", ["near"], [["near"]], *columns, weight)
+
+
+def test_relations_that_stand_for_many_count_more(runs):
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 0.7, 400)
+    correct = np.arange(400) % 2 == 0
+    plain, _ = calibrate(runs[0], judgements(confidence + 0.1 * correct, correct))
+    weighted, _ = calibrate(runs[0], judgements(confidence + 0.1 * correct, correct, np.where(correct, 3, 1) / 2))
+    assert weighted.levels[0].precision == pytest.approx(0.75, abs=0.02)
+    assert plain.levels[0].precision == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "correct", "images", "message"),
+    [
+        ([], [], None, "there is nothing to calibrate"),
+        ([0.5] * 49, [1, 0] * 24 + [1], None, "has 49 judged relations; a calibration needs at least 50"),
+        ([0.5] * 60, [1] * 60, None, "only correct ones among 60 judged relations"),
+        ([0.5] * 60, [0] * 60, None, "only incorrect ones among 60 judged relations"),
+        ([0.5] * 60, [1, 0] * 30, ["a"] * 60, "in one half of the images: a calibration needs correct and incorrect"),
+        ([0.5] * 59 + [1.5], [1, 0] * 30, None, "has a confidence of 1.5: expected numbers from 0 to 1"),
+        ([0.5] * 59 + [float("nan")], [1, 0] * 30, None, "has a confidence of nan"),
+        ([0.2, 0.8] * 30, [1, 0] * 30, None, "not more often correct"),
+    ],
+)
+def test_judgements_that_teach_nothing_are_refused(runs, confidence, correct, images, message):
+    with pytest.raises(UserError, match=message):
+        calibrate(runs[0], judgements(np.array(confidence), correct, images=images))
+
+
+def test_verdicts_of_a_review(runs, tmp_path):
+    file = tmp_path / "verdicts.json"
+    questions = [
+        {"image_id": str(n), "subject": "person", "predicate": "near", "object": "dog", "confidence": 0.1 + 0.008 * n,
+         "band": None}
+        for n in range(100)
+    ]  # fmt: skip
+    answers = ["unsure" if n % 25 == 7 else "right" if n % 10 < n / 9 else "wrong" for n in range(100)]
+    review = {"format": 1, "run": "drawn", "fingerprint": "drawn", "seed": 0, "questions": questions}
+    file.write_text(json.dumps(review | {"answers": answers}), encoding="utf-8")
+    out = tmp_path / "calibration.json"
+    options = ["calibrate", str(runs[0]), "--judgements", str(file), "--out", str(out)]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    calibration = load_calibration(out)
+    assert (calibration.judged, calibration.judged_by) == (96, "verdicts")
+    assert calibration.tagger == {"run": "drawn"}
+    assert "fewer than" not in result.output
+    file.write_text(json.dumps(review | {"fingerprint": "other", "answers": answers}), encoding="utf-8")
+    assert "belongs to another run" in CliRunner().invoke(app, options).output
+    assert "not both" in CliRunner().invoke(app, [*options, "--truth", str(runs[1])]).output
+    assert "give --truth or --verdicts" in CliRunner().invoke(app, options[:2]).output
+
+
+def test_annotations_are_not_calibrated(runs, tmp_path):
+    human = make_shards(tmp_path / "run", [scene(str(n), [(0, "near", 1)]) for n in range(60)])
+    result = CliRunner().invoke(app, ["calibrate", str(human), "--truth", str(runs[1])])
+    assert result.exit_code == 2
+    assert "there is nothing to calibrate" in result.output
+    others = make_shards(tmp_path / "others", [scene(f"x{n}", [(0, "near", 1, 0.5)]) for n in range(60)])
+    result = CliRunner().invoke(app, ["calibrate", str(others), "--truth", str(runs[1])])
+    assert "have no image in common" in result.output
+    assert not (tmp_path / "calibration.json").exists()
+
+
+def test_the_file_is_strict_json_that_a_person_can_read(calibrated):
+    text = calibrated[1].read_text(encoding="utf-8")
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert '\n  "near": {"judged": ' in text
+    assert len(text) < 6000
+    assert Calibration.model_validate_json(text).save(calibrated[1]) is None
+    assert calibrated[1].read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"slope": NaN}', "[" * 100_000, "\udc00"])
+def test_a_foreign_file_is_refused(tmp_path, text):
+    file = tmp_path / "calibration.json"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match="calibration"):
+        load_calibration(file)
+
+
+def test_a_calibration_fits_its_own_tagger_and_predicates(calibrated):
+    calibration = load_calibration(calibrated[1])
+    calibration.check_run({"fingerprint": "drawn"}, "here")
+    with pytest.raises(UserError, match="does not fit there, whose confidences are of another tagger"):
+        calibration.check_run({"fingerprint": "other"}, "there")
+    tagger = {"tagger": "sha256:1", "short_side": 96, "long_side": 144, "group_size": 100, "threshold": 0.1, "chunk": 4}
+    of_run = {"identity": {"scored": 1}, "origin": [{"tag": tagger, "pair": {"restrict": "pair"}}]}
+    other = calibration.model_copy(update={"tagger": dict(tagger, restrict="pair")})
+    del other.tagger["threshold"], other.tagger["chunk"]
+    other.check_run(of_run, "here")
+    with pytest.raises(UserError, match="short_side: 97 in the calibration, 96 now"):
+        other.model_copy(update={"tagger": other.tagger | {"short_side": 97}}).check_run(of_run, "here")
+    assert calibration.unknown_predicates({"near": 3}, "here") is None
+    assert "1 predicate with 25.0% of the relations" in calibration.unknown_predicates({"near": 3, "new": 1}, "here")
+    with pytest.raises(UserError, match="knows none of the predicates of here, such as 'new'"):
+        calibration.unknown_predicates({"new": 1}, "here")
