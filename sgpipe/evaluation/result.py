@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
+from sgpipe.evaluation.bootstrap import Comparison, Resampling, paired_bootstrap
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count, single_line
 from sgpipe.viz.draw_relations import Point
@@ -37,6 +38,7 @@ class EvaluationResult:
     summary: its measures by their usual names. per_class: one row per class. notes: remarks for the reader.
     tables: further tables by title. counts: what was compared and what was not.
     curves: precision `[101]` at `RECALLS`, by class group. scored: in words, how many images were scored.
+    resampling: the summary of any resample of the images. comparison: with another result, see `compared_with`.
     """
 
     benchmark: str
@@ -48,12 +50,29 @@ class EvaluationResult:
     counts: Mapping[str, int] = field(default_factory=dict)
     curves: Mapping[str, Array] = field(default_factory=dict)
     scored: str = ""
+    resampling: Resampling | None = None
+    comparison: Comparison | None = None
 
-    def print(self, console: Console) -> None:
+    def compared_with(self, other: EvaluationResult, name: str, resamples: int, seed: int) -> EvaluationResult:
+        """This result with the differences to another one of the same images, which is called `name`.
+
+        Raises UserError: as `paired_bootstrap`.
+        """
+        assert self.resampling is not None
+        assert other.resampling is not None
+        comparison = paired_bootstrap(self.resampling, other.resampling, other=name, resamples=resamples, seed=seed)
+        return replace(self, comparison=comparison)
+
+    def print(self, console: Console, *, per_class: bool = False) -> None:
         summary = [{"measure": name, "value": value} for name, value in self.summary.items()]
         console.print(_table(f"{self.benchmark}, {count(len(self.per_class), 'class', 'classes')}", summary))
         for title, rows in self.tables.items():
             console.print(_table(title, rows))
+        if per_class:
+            console.print(_table("by class", self.per_class))
+        if self.comparison:
+            title = f"Compared with {single_line(self.comparison.other)}: {count(self.comparison.images, 'image')}"
+            console.print(_table(f"{title}, {count(self.comparison.resamples, 'resample')}", self.comparison.rows()))
         if self.scored:
             console.print(self.scored, soft_wrap=True)
         for note in self.notes:
@@ -69,6 +88,7 @@ class EvaluationResult:
             "per_class": self.per_class,
             **{title.replace(" ", "_"): rows for title, rows in self.tables.items()},
             **({"counts": self.counts} if self.counts else {}),
+            **({"comparison": self.comparison.as_dict()} if self.comparison else {}),
         }
         return json.dumps(_without_nan(content), indent=1, allow_nan=False)
 
@@ -102,13 +122,15 @@ class ScoredImages:
     """Counts of annotated images.
 
     predicted: with predictions. empty: whose predictions are an empty list. missing: without predictions, which the
-    benchmark counts as missed. left_out: without predictions, which the benchmark leaves out.
+    benchmark counts as missed. left_out: without predictions, which the benchmark leaves out. unpredicted: the names of
+    those missing.
     """
 
     predicted: int = 0
     empty: int = 0
     missing: int = 0
     left_out: int = 0
+    unpredicted: frozenset[str] = frozenset()
 
     def add(self, predictions: Sized) -> None:
         """Count an image that has predictions, or an empty list of them."""

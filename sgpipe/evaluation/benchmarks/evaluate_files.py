@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
+from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import SETTINGS, Setting, possible_interactions, split
 from rlip_model.evaluation.inputs import Array, EvaluationError, EvaluationImage
 from rlip_model.evaluation.open_images import OpenImagesSettings, PhraseOrder, evaluate_open_images
@@ -22,11 +22,12 @@ from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
 from rlip_model.evaluation.vcoco import Actions, People, PredictedPeople, Scenario, VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import AGENT, people_images, read_actions, read_people, read_predicted_people
-from rlip_model.evaluation.visual_genome import GraphImage, Mode, evaluate_graphs, vg150_zero_shot
+from rlip_model.evaluation.visual_genome import GraphImage, GraphScores, Mode, evaluate_graphs, vg150_zero_shot
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import read_classes
 from sgpipe.evaluation.benchmarks.graphs import VG150_CLASSES, GraphClasses, GraphFiles
 from sgpipe.evaluation.benchmarks.pairs import PairFiles
+from sgpipe.evaluation.bootstrap import Resampling
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, hico_source, read_hoia
@@ -110,21 +111,47 @@ def hico_result(images: EvaluationImages, classes: DatasetClasses, options: Hico
         raise UserError(f"--setting {options.setting} groups HICO-DET's classes, but these are others")
     possible = possible_interactions() if official else np.ones((len(classes.relations), len(classes.objects)))
     settings = HicoSettings(possible, PairSuppression() if options.pair_nms else None, options.known_object)
+    scored: list[str] = []
     with _explained(name):
-        scores = evaluate_hico(images.images(), settings)
+        scores = evaluate_hico(_noting(images.images(), scored), settings)
     groups, names = _hico_groups(options.setting) if official else ({}, {})
-    summary = scores.summary(split(options.setting))
-    if not official:
-        summary = {name: summary[name] for name in ("mAP", "mean max recall")}
-    summary = {names.get(name, name): value for name, value in summary.items()}
+
+    def summary(scores: HicoScores) -> dict[str, float]:
+        measures = scores.summary(split(options.setting))
+        kept = measures if official else ("mAP", "mean max recall")
+        return {names.get(name, name): measures[name] for name in kept}
+
     per_class = scores.per_class
     curves = {name: class_curve(per_class, group) for name, group in {"all classes": None, **groups}.items()}
     rows = class_rows(per_class, _triplet_names(per_class, settings.classes, classes))
     settings_row = {"setting": options.setting, "known_object": options.known_object, "pair_nms": options.pair_nms}
     title = "HICO-DET" if official else "HICO-DET's protocol"
+    resampling = Resampling(scored, lambda counts: summary(scores.resampled(counts)), images.counts.unpredicted)
     return EvaluationResult(
-        title, settings_row, summary, rows, images.notes, curves=curves, **images.counts.as_result()
+        title,
+        settings_row,
+        summary(scores),
+        rows,
+        images.notes,
+        curves=curves,
+        resampling=resampling,
+        **images.counts.as_result(),
     )
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_AnyImage = TypeVar("_AnyImage", bound=_Named)
+
+
+def _noting(images: Iterable[_AnyImage], names: list[str]) -> Iterator[_AnyImage]:
+    """The images; their names are added to `names` as they are read."""
+    for image in images:
+        names.append(image.name)
+        yield image
 
 
 def _hico_groups(setting: Setting) -> tuple[dict[str, Array], dict[str, str]]:
@@ -156,8 +183,9 @@ def open_images_result(
         PairSuppression() if suppression != "none" else None,
         order,
     )
+    scored: list[str] = []
     with _explained(name):
-        scores = evaluate_open_images(images.images(), settings)
+        scores = evaluate_open_images(_noting(images.images(), scored), settings)
     relations, phrases = scores.relations[100], scores.phrases[100]
     rows = class_rows(relations, _triplet_names(relations, settings.classes, classes))
     curves = {"relations": class_curve(relations), "phrases": class_curve(phrases)}
@@ -169,6 +197,7 @@ def open_images_result(
         rows,
         images.notes,
         curves=curves,
+        resampling=Resampling(scored, lambda counts: scores.resampled(counts).summary(), images.counts.unpredicted),
         **images.counts.as_result(),
     )
 
@@ -217,16 +246,26 @@ def vcoco_result(
     name: str,
 ) -> EvaluationResult:
     """V-COCO's protocol; arguments as for `hico_result`. Raises UserError: as `evaluate_hico_files`."""
+    scored: list[str] = []
     with _explained(name):
-        scores = evaluate_vcoco(people_images(people, predicted, actions), actions)
+        scores = evaluate_vcoco(_noting(people_images(people, predicted, actions), scored), actions)
     counts = ScoredImages(len(predicted), missing=len(people) - len(predicted))
     if counts.missing:
         total = count(len(people), "annotated image")
         notes.append(f"no predictions for {counts.missing:,} of {total}: counted as missed")
     curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
     curves["agent"] = class_curve(scores.agents)
+    # Its format has no item for an image without persons, so which images lack predictions is not known.
+    resampling = Resampling(scored, lambda counts: _vcoco_summary(scores.resampled(counts)))
     return EvaluationResult(
-        "V-COCO", {}, _vcoco_summary(scores), _vcoco_rows(scores), notes, curves=curves, **counts.as_result()
+        "V-COCO",
+        {},
+        _vcoco_summary(scores),
+        _vcoco_rows(scores),
+        notes,
+        curves=curves,
+        resampling=resampling,
+        **counts.as_result(),
     )
 
 
@@ -253,18 +292,29 @@ def graph_result(
     names = classes.predicates
     official = classes == VG150_CLASSES
     zero_shot = vg150_zero_shot() if official else None
+    scored: list[str] = []
     with _explained(name):
         scores = evaluate_graphs(
-            images, mode, zero_shot=zero_shot, num_objects=classes.num_objects, num_predicates=len(names)
+            _noting(images, scored),
+            mode,
+            zero_shot=zero_shot,
+            num_objects=classes.num_objects,
+            num_predicates=len(names),
         )
     rows: Rows = [{"predicate": name} for name in names]
     for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
         for most, shares in recall.per_predicate.items():
             for row, share in zip(rows, shares.tolist(), strict=True):
                 row[f"{prefix}R@{most}"] = share
-    summary = {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
+
+    def summary(scores: GraphScores) -> dict[str, float]:
+        return {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
+
     title = "Visual Genome" if official else "Visual Genome's protocol"
-    return EvaluationResult(title, {"mode": mode}, summary, rows, read.notes, **read.counts.as_result())
+    resampling = Resampling(scored, lambda counts: summary(scores.resampled(counts)))
+    return EvaluationResult(
+        title, {"mode": mode}, summary(scores), rows, read.notes, resampling=resampling, **read.counts.as_result()
+    )
 
 
 def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:

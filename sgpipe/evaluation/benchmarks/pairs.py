@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class PairFiles:
                 f"no predictions for {missing:,} of {count(len(annotated), 'annotated image')}: counted as missed"
             )
             self.counts.missing = missing
+            self.counts.unpredicted = frozenset(annotated.keys() - predicted.keys())
         for prediction in predicted.values():
             self.counts.add(prediction.scores)
         nothing = Prediction(np.zeros((0, 4)), np.zeros(0, dtype=int), np.zeros((0, 3), dtype=int), np.zeros(0))
@@ -240,10 +242,20 @@ def read_prediction_table(
 
     Raises UserError: the file is missing, damaged or of another kind, or has missing values or unknown names.
     """
+    with prediction_table(path) as batches:
+        for batch in batches:
+            yield from _images(path, batch, classes, advice)
+
+
+@contextmanager
+def prediction_table(path: Path) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The columns `file_name` and `triplets` of a file of `sgpipe predict --out FILE.parquet`, a few rows at a time.
+
+    Raises UserError, also from the block: the file is missing, damaged or of another kind.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"]):
-                yield from _images(path, batch, classes, advice)
+            yield file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"])
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}") from None

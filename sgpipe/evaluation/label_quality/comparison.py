@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,7 @@ from sgpipe.evaluation.label_quality.measures import (
     FrequencyBand,
     Quality,
     Relations,
+    Targets,
     area,
     frequency_bands,
     mean,
@@ -86,8 +88,8 @@ class LabelQuality:
     related_precision: precision over the pairs that the ground truth relates in some way; it is more telling where
     the ground truth is incomplete, as Visual Genome's is.
     reachable: share of the targets whose two objects the run has.
-    relations, targets: what all of this is computed from; targets `[predicates]`, named by `names`; `wordings`: the
-    texts of each. images: the images of the ground truth.
+    relations, required: what all of this is computed from. targets `[predicates]`, named by `names`; `wordings`: the
+    texts of each. images: the images of the ground truth; compared: the numbers of those that were compared.
     """
 
     threshold: float
@@ -106,6 +108,18 @@ class LabelQuality:
     names: tuple[str, ...]
     wordings: tuple[tuple[str, ...], ...]
     images: Sequence[ImageName]
+    required: Targets
+    compared: Array
+
+    def resampled(self, counts: Array) -> LabelQuality:
+        """The quality in a dataset in which each of the `compared` images occurs `counts[image]` times."""
+        occurrences = np.zeros(len(self.images), dtype=int)
+        occurrences[self.compared] = counts
+        relations, required = (
+            rows[np.repeat(np.arange(len(rows.image)), occurrences[rows.image])]
+            for rows in (self.relations, self.required)
+        )
+        return replace(self, **_measures(relations, required, self.names, self.threshold))
 
 
 def label_quality(
@@ -157,9 +171,10 @@ class _Comparison:
     def __init__(self, truth: GroundTruthIndex, targets: GroundTruthIndex, classes: ClassTable, iou: float) -> None:
         self._truth, self._targets, self._classes, self._iou = truth, targets, classes, iou
         self._seen = np.zeros(len(truth.graphs.names), dtype=bool)
-        self._targets_seen = np.zeros(len(targets.graphs.names), dtype=bool)
+        self._image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
         self._covered = np.zeros(len(targets.graphs.image), dtype=bool)
         self._parts: list[Relations] = []
+        self._compared: list[Array] = []
         self._example = ""
         names = (
             "images",
@@ -174,7 +189,9 @@ class _Comparison:
     def add(self, graphs: Graphs) -> None:
         images = self._choose(graphs)
         target_images = np.where(images == NO_IMAGE, NO_IMAGE, self._targets.find(graphs.names))
-        self._targets_seen[target_images[target_images != NO_IMAGE]] = True
+        has_targets = target_images != NO_IMAGE
+        self._image_of_target[target_images[has_targets]] = images[has_targets]
+        self._compared.append(images[images != NO_IMAGE])
         matches = self._truth.match(graphs, images, self._classes, self._iou)
         target_matches = matches
         if self._targets is not self._truth:
@@ -228,28 +245,19 @@ class _Comparison:
         names, columns = predicates.names, [each.name for each in fields(Relations)]
         relations = Relations(*(np.concatenate([getattr(part, name) for part in self._parts]) for name in columns))
         graphs, statements = self._targets.graphs, self._targets.statements
-        statements = statements[self._targets_seen[graphs.relation_image[statements]]]
-        targets = np.bincount(graphs.predicate[statements], minlength=len(names))
+        image = self._image_of_target[graphs.relation_image[statements]]
+        statements, image = statements[image != NO_IMAGE], image[image != NO_IMAGE]
         reachable = self._covered[graphs.subject[statements]] & self._covered[graphs.object[statements]]
-        rows = _by_predicate(relations, targets, names, threshold)
-        total, kept = int(targets.sum()), relations.above(threshold)
+        required = Targets(graphs.predicate[statements], image, reachable)
         return LabelQuality(
             threshold=threshold,
             source=source,
             counts=self._counts(relations),
-            at_threshold=quality(kept, total),
-            average_precision=area(*precision_recall(relations, total), total),
-            mean_average_precision=mean([row.average_precision for row in rows if row.band]),
-            related_precision=mean(kept.true_positive[kept.related]),
-            reachable=mean(reachable),
-            curve={level: quality(relations.above(level), total) for level in sorted({*CURVE, threshold})},
-            predicates=rows,
-            bands=tuple(_band(name, rows) for name in BANDS),
-            relations=relations,
-            targets=targets,
             names=tuple(names),
             wordings=predicates.wordings,
             images=self._truth.graphs.names,
+            compared=np.concatenate(self._compared),
+            **_measures(relations, required, names, threshold),
         )
 
     def _counts(self, relations: Relations) -> dict[str, int]:
@@ -274,8 +282,28 @@ def _distinct(graphs: Graphs, rows: Array) -> Array:
     return rows[np.append(True, (statements[1:] != statements[:-1]).any(1))[: len(rows)]]
 
 
+def _measures(relations: Relations, required: Targets, names: Sequence[str], threshold: float) -> dict[str, Any]:
+    """What a `LabelQuality` says of relations and targets, and these themselves."""
+    targets = np.bincount(required.predicate, minlength=len(names))
+    rows = _by_predicate(relations, targets, names, threshold)
+    total, kept = len(required.predicate), relations.above(threshold)
+    return {
+        "at_threshold": quality(kept, total),
+        "average_precision": area(*precision_recall(relations, total), total),
+        "mean_average_precision": mean([row.average_precision for row in rows if row.band]),
+        "related_precision": mean(kept.true_positive[kept.related]),
+        "reachable": mean(required.reachable),
+        "curve": {level: quality(relations.above(level), total) for level in sorted({*CURVE, threshold})},
+        "predicates": rows,
+        "bands": tuple(_band(name, rows) for name in BANDS),
+        "relations": relations,
+        "targets": targets,
+        "required": required,
+    }
+
+
 def _by_predicate(
-    relations: Relations, targets: Array, names: list[str], threshold: float
+    relations: Relations, targets: Array, names: Sequence[str], threshold: float
 ) -> tuple[PredicateQuality, ...]:
     """Every predicate that is predicted or has targets, the one with the most targets first."""
     bands = frequency_bands(targets)

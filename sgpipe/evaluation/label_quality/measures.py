@@ -46,6 +46,21 @@ class Relations:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """The relations that recall counts, all arrays `[targets]`.
+
+    image: as of `Relations`. reachable: the run has both objects.
+    """
+
+    predicate: Array
+    image: Array
+    reachable: Array
+
+    def __getitem__(self, rows: Array) -> Targets:
+        return Targets(self.predicate[rows], self.image[rows], self.reachable[rows])
+
+
+@dataclass(frozen=True)
 class Quality:
     """Counts of relations, and the measures that follow from them; a ratio over nothing is NaN.
 

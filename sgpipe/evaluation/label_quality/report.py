@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rlip_model.evaluation.inputs import Array
+from sgpipe.calibration import Calibration
+from sgpipe.evaluation.bootstrap import Resampling
 from sgpipe.evaluation.label_quality.arrays import Source
 from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality
 from sgpipe.evaluation.label_quality.measures import Quality
@@ -54,17 +56,7 @@ _NOTES = {  # by the count they report
 
 def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     """The full report; `settings` are added to those in the JSON."""
-    at, threshold = result.at_threshold, result.threshold
-    summary = {
-        f"precision at {threshold:g}": at.precision,
-        f"recall at {threshold:g}": at.recall,
-        f"F1 at {threshold:g}": at.f1,
-        f"precision at {threshold:g}, related pairs": result.related_precision,
-        "recall at 0": result.curve[0].recall,
-        "AP": result.average_precision,
-        "mean AP of predicates": result.mean_average_precision,
-        "share of targets with both objects in the run": result.reachable,
-    }
+    threshold = result.threshold
     tables: dict[str, Rows] = {
         "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in result.curve.items()],
         "by frequency": [
@@ -87,8 +79,34 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
         for row in result.predicates
     ]
     options = {"source": result.source, "threshold": threshold, **settings}
-    title = f"Label quality ({result.source})"
-    return EvaluationResult(title, options, summary, rows, _notes(result), tables, result.counts, _curves(result))
+    return EvaluationResult(
+        f"Label quality ({result.source})",
+        options,
+        _summary(result),
+        rows,
+        _notes(result),
+        tables,
+        result.counts,
+        _curves(result),
+        resampling=Resampling(
+            [f"{image.dataset} {image.image_id}" for image in (result.images[place] for place in result.compared)],
+            lambda counts: _summary(result.resampled(counts)),
+        ),
+    )
+
+
+def _summary(result: LabelQuality) -> dict[str, float]:
+    at, threshold = result.at_threshold, result.threshold
+    return {
+        f"precision at {threshold:g}": at.precision,
+        f"recall at {threshold:g}": at.recall,
+        f"F1 at {threshold:g}": at.f1,
+        f"precision at {threshold:g}, related pairs": result.related_precision,
+        "recall at 0": result.curve[0].recall,
+        "AP": result.average_precision,
+        "mean AP of predicates": result.mean_average_precision,
+        "share of targets with both objects in the run": result.reachable,
+    }
 
 
 def _curves(result: LabelQuality) -> dict[str, Array]:
@@ -124,10 +142,12 @@ LABELS, ALL_PAIRS = "labels", "all matching pairs"
 _SOURCES: dict[str, Source] = {LABELS: "relations", ALL_PAIRS: "candidates"}
 
 
-def run_quality(run: Path, threshold: float = TRAINING_CONFIDENCE) -> dict[str, LabelQuality]:
+def run_quality(
+    run: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
+) -> dict[str, LabelQuality]:
     """Compare a run's relations and, as a baseline, all its candidates with its ground truth; empty if it has none.
 
-    threshold: minimum confidence of a relation.
+    threshold: minimum confidence of a relation, with a calibration: minimum probability.
 
     Raises UserError: as `label_quality`.
     """
@@ -135,7 +155,14 @@ def run_quality(run: Path, threshold: float = TRAINING_CONFIDENCE) -> dict[str, 
     if ground_truth is None:
         return {}
     return {
-        name: label_quality(run, ground_truth, source=source, threshold=threshold) for name, source in _SOURCES.items()
+        name: label_quality(
+            run,
+            ground_truth,
+            source=source,
+            threshold=threshold,
+            calibration=calibration if source == "relations" else None,
+        )
+        for name, source in _SOURCES.items()
     }
 
 

@@ -1,6 +1,6 @@
 """Resampled scores beside the evaluation of a dataset in which images are repeated and left out.
 
-Scores are equal only between images: the order of equal scores within an image is arbitrary, and repeated images mix it.
+Scores are equal only between images: the order of equal scores within an image is arbitrary; repeated images mix it.
 """
 
 from __future__ import annotations

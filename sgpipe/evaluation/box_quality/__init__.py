@@ -1,0 +1,1 @@
+"""Boxes of a detector compared with ground truth."""

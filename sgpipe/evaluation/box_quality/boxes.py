@@ -1,0 +1,276 @@
+"""Boxes with their classes and scores, by image: from shards, COCO files, and predictions of relations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import batched_nms
+
+from rlip_model.evaluation.inputs import Array
+from sgpipe.errors import UserError
+from sgpipe.evaluation.benchmarks.pairs import listed_schema, prediction_table
+from sgpipe.evaluation.label_quality.arrays import ImageName, image_base_name
+from sgpipe.inference.writers import CLASSES
+from sgpipe.recipe import DetectConfig
+from sgpipe.sources.annotated import (
+    FieldError,
+    integer_field,
+    list_field,
+    parse_id,
+    parse_numbers,
+    parse_side,
+    required_field,
+    text_field,
+    xyxy_to_xywh,
+)
+from sgpipe.sources.hoia_classes import HICO, OPEN_IMAGES, HoiaSchema
+from sgpipe.storage.shards import iter_records
+from sgpipe.utils.json_stream import JsonStream
+
+_RESULT = {"image_id", "category_id", "bbox", "score"}
+_FORMS = (
+    "expected the folder of a run, a COCO results file (a list of 'image_id', 'category_id', 'bbox' and 'score'), or "
+    "predictions in the formats of `sgpipe predict --form hico`, `--form openimages` or .parquet"
+)
+
+
+@dataclass(frozen=True)
+class ImageBoxes:
+    """The boxes of an image.
+
+    size: width and height, 0 if they are not known. boxes: `[boxes, 4]` xywh in pixels. The others are `[boxes]`:
+    names of classes; scores, 1 for boxes without; crowd; areas in pixels, by which COCO tells small from large.
+    """
+
+    size: tuple[int, int]
+    boxes: Array
+    classes: list[str]
+    scores: Array
+    crowd: Array
+    areas: Array
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        boxes: Any,
+        classes: list[str],
+        scores: Any = None,
+        crowd: Any = None,
+        areas: Any = None,
+    ) -> ImageBoxes:
+        """Scores default to 1, crowd to False, and areas to those of the boxes."""
+        xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        return cls(
+            size,
+            xywh,
+            [" ".join(name.lower().split()) for name in classes],
+            np.ones(len(xywh)) if scores is None else np.array(scores, dtype=np.float64),
+            np.zeros(len(xywh), dtype=bool) if crowd is None else np.array(crowd, dtype=bool),
+            xywh[:, 2] * xywh[:, 3] if areas is None else np.array(areas, dtype=np.float64),
+        )
+
+
+@dataclass
+class BoxSet:
+    """The boxes of many images.
+
+    classes: names by number. lists_images: whether images without boxes are in it; otherwise it is not known which
+    images were looked at. scored: whether all boxes have scores. failed: images that could not be used. repeated:
+    images that had been added before.
+    """
+
+    images: dict[ImageName, ImageBoxes] = field(default_factory=dict)
+    classes: dict[int, str] = field(default_factory=dict)
+    lists_images: bool = True
+    scored: bool = False
+    failed: int = 0
+    repeated: int = 0
+
+    def add(self, name: ImageName, boxes: ImageBoxes) -> None:
+        """Add an image; of an image that occurs twice, the first counts."""
+        self.repeated += name in self.images
+        self.images.setdefault(name, boxes)
+
+
+def read_truth(path: Path) -> BoxSet:
+    """The ground truth: shards, or a COCO instances file. Raises UserError: missing, damaged, or of another form."""
+    return _shard_boxes(path) if path.is_dir() else _coco_instances(path)
+
+
+def read_detected(path: Path, truth: BoxSet) -> BoxSet:
+    """The boxes to evaluate; COCO results have the class numbers of the ground truth.
+
+    Raises UserError: missing, damaged, of another form, without boxes, or with values that would falsify the result.
+    """
+    found = _read_detected(path, truth)
+    for name, image in found.images.items():
+        if not (np.isfinite(image.boxes).all() and np.isfinite(image.scores).all()):
+            raise UserError(f"{path}: image {name.image_id or name.base_name}: a box or score is NaN or infinite")
+    return found
+
+
+def _read_detected(path: Path, truth: BoxSet) -> BoxSet:
+    if path.is_dir():
+        return _shard_boxes(path)
+    if path.suffix == ".parquet":
+        return _parquet_predictions(path)
+    first = next((item for _, item in JsonStream(path)), None)
+    if isinstance(first, dict) and first.keys() >= _RESULT:
+        return _coco_results(path, truth)
+    if isinstance(first, dict) and "predictions" in first:
+        return _hoia_predictions(path)
+    raise UserError(f"{path} has no boxes to evaluate: {_FORMS}")
+
+
+def _shard_boxes(root: Path) -> BoxSet:
+    found = BoxSet()
+    unscored = 0
+    for record in iter_records(root):
+        if not record.ok:
+            found.failed += 1
+            continue
+        if record.box_scores is not None and len(record.box_scores) != len(record.objects):
+            raise UserError(f"{root}: image {record.image_id}: box_scores are not one for each box; regenerate the run")
+        unscored += record.box_scores is None
+        objects = [box for box in record.objects if not box.is_nothing]
+        scores = record.box_scores and list(compress(record.box_scores, (not box.is_nothing for box in record.objects)))
+        found.classes.update((box.category_id, box.category) for box in objects)
+        boxes, names = [box.bbox for box in objects], [box.category for box in objects]
+        size, crowd = (record.width, record.height), [box.iscrowd for box in objects]
+        name = ImageName(record.dataset, record.image_id, image_base_name(record.file_name))
+        found.add(name, ImageBoxes.of(size, boxes, names, scores or None, crowd))
+    if not found.images:
+        raise UserError(f"{root} contains no images with boxes; is the run finished?")
+    found.scored = unscored == 0
+    return found
+
+
+def _coco_instances(path: Path) -> BoxSet:
+    found = BoxSet()
+    images: dict[str, tuple[ImageName, tuple[int, int]]] = {}
+    rows: dict[str, list[Any]] = {}
+    for key, item in JsonStream(path):
+        try:
+            if key == "images":
+                number = parse_id(required_field(item, "id")) or ""
+                name = ImageName("coco", number, image_base_name(text_field(item, "file_name")))
+                images.setdefault(number, (name, (parse_side(item.get("width")), parse_side(item.get("height")))))
+            elif key == "categories":
+                found.classes[integer_field(item, "id")] = text_field(item, "name")
+            elif key == "annotations":
+                box = parse_numbers(required_field(item, "bbox"), 4)
+                crowd, area = bool(item.get("iscrowd")), item.get("area", box[2] * box[3])
+                row = (box, integer_field(item, "category_id"), crowd, float(area))
+                rows.setdefault(parse_id(required_field(item, "image_id")) or "", []).append(row)
+        except (FieldError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: an item of {key!r}: {error}") from None
+    if not images or not found.classes:
+        raise UserError(f"{path} has no 'images' and 'categories': expected a run, an import or a COCO instances file")
+    if unknown := rows.keys() - images.keys():
+        raise UserError(f"{path}: image_id {min(unknown)} of an annotation is not in its images")
+    for number, (name, size) in images.items():
+        own = rows.get(number, [])
+        columns = [[row[place] for row in own] for place in range(4)]
+        names = [_class_name(path, found.classes, each) for each in columns[1]]
+        found.add(name, ImageBoxes.of(size, columns[0], names, None, columns[2], columns[3]))
+    return found
+
+
+def _class_name(path: Path, names: Mapping[int, str], number: int) -> str:
+    if number not in names:
+        raise UserError(
+            f"{path}: category_id {number} is not a class of the ground truth; it has {listed(names.values())}"
+        )
+    return names[number]
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, for messages."""
+    first = list(names)
+    return ", ".join(map(repr, first[:8])) + (" …" if len(first) > 8 else "")
+
+
+def _coco_results(path: Path, truth: BoxSet) -> BoxSet:
+    rows: dict[str, list[Any]] = {}
+    for _, item in JsonStream(path):
+        try:
+            number = parse_id(required_field(item, "image_id")) or ""
+            name = _class_name(path, truth.classes, integer_field(item, "category_id"))
+            box = parse_numbers(required_field(item, "bbox"), 4)
+            [score] = parse_numbers([required_field(item, "score")], 1)
+            rows.setdefault(number, []).append((box, name, score))
+        except FieldError as error:
+            raise UserError(f"{path}: {error}; {_FORMS}") from None
+    by_number = {name.image_id: name for name in truth.images}
+    if unknown := rows.keys() - by_number.keys():
+        raise UserError(
+            f"{path}: image_id {min(unknown)} is not in the ground truth; give --truth of the images of the results"
+        )
+    found = BoxSet(classes=truth.classes, lists_images=False, scored=True)
+    for number, own in rows.items():
+        boxes, names, scores = zip(*own, strict=True)
+        found.add(by_number[number], ImageBoxes.of((0, 0), boxes, list(names), scores))
+    return found
+
+
+def _hoia_predictions(path: Path) -> BoxSet:
+    """Predictions in HOIA format."""
+    found = BoxSet(scored=True)
+    schema: HoiaSchema | None = None
+    for _, item in JsonStream(path):
+        try:
+            key = "hoi_prediction" if isinstance(item, dict) and "hoi_prediction" in item else "rel_prediction"
+            if isinstance(item, dict) and CLASSES in item:
+                schema = listed_schema(item[CLASSES])
+            schema = schema or (HICO if key == "hoi_prediction" else OPEN_IMAGES)
+            name, predicted = text_field(item, "file_name"), list_field(item, "predictions")
+            boxes = [xyxy_to_xywh(required_field(box, "bbox")) for box in predicted]
+            classes = [_class_name(path, schema.objects, integer_field(box, "category_id")) for box in predicted]
+            relations = [
+                (integer_field(each, end), *parse_numbers([required_field(each, "score")], 1))
+                for each in list_field(item, key)
+                for end in ("subject_id", "object_id")
+            ]
+            ends = [(boxes[place], classes[place], score) for place, score in relations if place >= 0]
+        except (FieldError, IndexError) as error:
+            raise UserError(f"{path}: an item: {error}; {_FORMS}") from None
+        found.add(ImageName("", "", image_base_name(name)), _ends_of_relations(ends))
+    return found
+
+
+def _parquet_predictions(path: Path) -> BoxSet:
+    found = BoxSet(scored=True)
+    with prediction_table(path) as batches:
+        for row in (row for batch in batches for row in batch.to_pylist()):
+            if row["triplets"] is None:
+                found.failed += 1
+                continue
+            ends = [
+                (xyxy_to_xywh(triplet[f"{end}_box"]), triplet[end], triplet["score"])
+                for triplet in row["triplets"]
+                for end in ("subject", "object")
+            ]
+            found.add(ImageName("", "", image_base_name(row["file_name"])), _ends_of_relations(ends))
+    return found
+
+
+def _ends_of_relations(ends: Sequence[tuple[Sequence[float], str, float]]) -> ImageBoxes:
+    """Subjects and objects (box xywh, class, score) as boxes: each has the score of its best relation.
+
+    A network predicts a thing once for each of its relations, so boxes of one class suppress each other as those of a
+    detector do.
+    """
+    boxes = torch.tensor([box for box, _, _ in ends], dtype=torch.float64).reshape(-1, 4)
+    scores = torch.tensor([score for _, _, score in ends], dtype=torch.float64)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for _, name, _ in ends))}
+    corners = torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
+    kept = batched_nms(corners, scores, torch.tensor([numbers[name] for _, name, _ in ends]), DetectConfig().overlap)
+    names = [ends[place][1] for place in kept.tolist()]
+    return ImageBoxes.of((0, 0), boxes[kept].numpy(), names, scores[kept].numpy())
