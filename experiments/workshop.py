@@ -206,7 +206,7 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
                 record, relations=[item for item in _candidates(record) if _is_kept(record, item, keep, true)]
             )
 
-    source = AnnotationSource("miniworld", split, read, {"manifest": run / MANIFEST}, {"keep": keep})
+    source = AnnotationSource("miniworld", split, read, {"annotations": run / MANIFEST}, {"keep": keep})
     import_annotations(source, images, out, _QUIET)
 
 
