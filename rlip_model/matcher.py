@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +22,9 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class MatchingCosts:
-    """Weights of the parts of the matching cost."""
+    """Weights of the parts of the matching cost. Defaults: as published."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
     label: float = 1.0
     relation: float = 1.0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from rlip_model.distributed import gather
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.matching import NO_MATCH, first_matches
 from rlip_model.evaluation.precision import AveragePrecision, eleven_point, weighted_averages
@@ -159,18 +161,21 @@ class Tally:
     ) -> ClassScores:
         """Score every class that has targets; detections of other classes are left out and match nothing.
 
+        Of several processes, each has images of its own; all return the common result.
+
         The first detection matched to a target is a true positive, all others are false positives.
 
         Args:
             last_first: sort detections of equal score from last to first, instead of in the given order.
         """
+        whole = _merged(gather(self))
         classes, target_rows, targets = np.unique(
-            _joined(self.target_classes, int), return_inverse=True, return_counts=True
+            _joined(whole.target_classes, int), return_inverse=True, return_counts=True
         )
-        predicted = _joined(self.predicted_classes, int)
+        predicted = _joined(whole.predicted_classes, int)
         known = np.isin(predicted, classes)
-        correct = first_matches(_joined(self.matches, int)[known])
-        predicted, scores = predicted[known], _joined(self.scores, float)[known]
+        correct = first_matches(_joined(whole.matches, int)[known])
+        predicted, scores = predicted[known], _joined(whole.scores, float)[known]
         by_class = np.argsort(predicted, kind="stable")
         ends = np.searchsorted(predicted[by_class], classes, side="right")
         parts = [_descending(rows, scores, last_first) for rows in np.split(by_class, ends)[:-1]]
@@ -178,9 +183,9 @@ class Tally:
         precisions = [average_precision(own, int(count)) for own, count in zip(true_positives, targets, strict=True)]
         order = _joined(parts, int)
         occurrences = None
-        if len(self.target_images) == len(self.matches):
-            images = _joined(self.predicted_images, int)[known][order]
-            target_images = _joined(self.target_images, int)
+        if len(whole.target_images) == len(whole.matches):
+            images = _joined(whole.predicted_images, int)[known][order]
+            target_images = _joined(whole.target_images, int)
             occurrences = Occurrences(images, target_images, target_rows.reshape(-1), average_precision)
         return ClassScores(
             classes=classes,
@@ -192,6 +197,20 @@ class Tally:
             correct=correct[order],
             occurrences=occurrences,
         )
+
+
+def _merged(parts: Sequence[Tally]) -> Tally:
+    """The tally of all images; of several parts, it does not know which ones."""
+    if len(parts) == 1:
+        return parts[0]
+    merged = Tally()
+    for part in parts:
+        merged.target_classes += part.target_classes
+        merged.predicted_classes += part.predicted_classes
+        merged.scores += part.scores
+        merged.matches += [np.where(own == NO_MATCH, NO_MATCH, own + merged.total) for own in part.matches]
+        merged.total += part.total
+    return merged
 
 
 def _descending(rows: Array, scores: Array, last_first: bool) -> Array:

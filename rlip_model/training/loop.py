@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +71,7 @@ class Trainer:
         objective: on its device; frozen parameters must not require gradients.
         checkpoints: where checkpoints are written.
         wrap: wraps the objective for distributed training (DDP, FSDP).
+        benchmark: computes more validation measures, in every process; see `report`.
         report: called in every process, with metrics over all processes; see `StepMeter`.
         best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
             Of equal ones, the latest is best.
@@ -88,6 +89,7 @@ class Trainer:
         seed: int = 0,
         wrap: Callable[[Objective], nn.Module] | None = None,
         report: Callable[[Metrics], None] = lambda metrics: None,
+        benchmark: Callable[[], Mapping[str, float]] | None = None,
         best_by: str = "ap",
         log_every: int = 10,
         checkpoint_every: int | None = None,
@@ -96,13 +98,14 @@ class Trainer:
     ) -> None:
         self.objective, self.options, self.checkpoints, self.seed = objective, options, checkpoints, seed
         self.report, self.best_by, self.log_every = report, best_by, log_every
+        self.benchmark = benchmark
         self.checkpoint_every = checkpoint_every
         self.validate_every, self.validate_every_steps = validate_every, validate_every_steps
         self.device = next(objective.parameters()).device
         self.module = wrap(objective) if wrap else objective
         self.optimizer = make_optimizer(objective.network, options)
         self.ema = EMA(objective.network, options.ema) if options.ema else None
-        self.position = Position()
+        self.position = Position(best_by=best_by)
 
     def restore(self, checkpoint: Path) -> None:
         """Resume from a checkpoint; the network must already have its parameters.
@@ -111,6 +114,10 @@ class Trainer:
             CheckpointError: the checkpoint is damaged, or other parts of the network were trained.
         """
         self.position, tensors = read_state(checkpoint)
+        if self.position.best_by != self.best_by:  # scores by another measure cannot be compared
+            unknown = self.position.best_by is None and self.benchmark is None  # 0.1 did not store it
+            best = self.position.best if unknown else None
+            self.position = replace(self.position, best=best, best_by=self.best_by)
         network = self.objective.network
         moments = {name: value for name, value in tensors.items() if not name.startswith(_PARAMETER)}
         state = unflatten(moments, get_optimizer_state_dict(network, self.optimizer, options=_EVERYWHERE))
@@ -230,6 +237,7 @@ class Trainer:
         try:
             with share as batches:
                 measures = validate(self.objective, batches, self.device)
+            measures |= self.benchmark() if self.benchmark else {}
         finally:
             if self.ema is not None:
                 self.ema.swap()

@@ -17,7 +17,7 @@ from rlip_model.decoder import DecoderLayer
 from rlip_model.dense_head import DenseOutput, LabelledBoxes, dense_losses
 from rlip_model.distributed import counting_nothing
 from rlip_model.encoder import EncoderLayer
-from rlip_model.heads import RelationOutput
+from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.losses import DetectionCriterion, LayerLosses, ModelLosses, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger, TripletDetector
 from rlip_model.swin import SwinBlock
@@ -117,6 +117,29 @@ class Objective(nn.Module):
         with autocast(batch.pixel_values.device, self.precision):
             predicted = self.predict(batch)
         return predicted, self.losses(predicted, batch)["loss"]
+
+    @torch.no_grad()
+    def detect(
+        self, pixel_values: Tensor, objects: Sequence[str], relations: Sequence[str], precision: ComputePrecision
+    ) -> LayerOutput:
+        """What a detector finds in images without padding, of the last layer, in float32.
+
+        Args:
+            pixel_values: `[images, 3, height, width]`.
+            objects: the object texts; "no objects" is the last one.
+        """
+        with autocast(pixel_values.device, precision):
+            labels = self.network.encode_labels(objects, relations)
+            padding = torch.zeros_like(pixel_values[:, 0], dtype=torch.bool)
+            output: LayerOutput = self.network(pixel_values, padding, labels).final
+        subjects = output.subject_logits
+        return LayerOutput(
+            None if subjects is None else subjects.float(),
+            output.object_logits.float(),
+            output.relation_logits.float(),
+            output.subject_boxes.float(),
+            output.object_boxes.float(),
+        )
 
     def losses(
         self, predicted: Predictions, batch: TrainingBatch, totals: TargetCounts | None = None

@@ -89,8 +89,8 @@ class Optimisation:
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.schedule == "cosine":
-            done = (epoch + share) / self.epochs if self.steps is None else step / self.steps
-            return 0.5 * (1 + math.cos(math.pi * done))
+            done, total = (epoch + share, self.epochs) if self.steps is None else (step, self.steps)
+            return 0.5 * (1 + math.cos(math.pi * done / total))
         return 0.1 ** ((epoch if share else max(epoch - 1, 0)) // self.lr_drop)
 
 

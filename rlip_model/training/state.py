@@ -36,7 +36,7 @@ _NAME = re.compile(r"step-\d{8,}")
 class Position:
     """The progress of a run: `step` optimiser steps in total, `done` of them in the current epoch.
 
-    best: the best validation score so far; averaged: number of updates of the EMA.
+    best: the best validation score so far, by the measure best_by; averaged: number of updates of the EMA.
     """
 
     epoch: int = 0
@@ -44,6 +44,7 @@ class Position:
     done: int = 0
     best: float | None = None
     averaged: int = 0
+    best_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def read_position(folder: Path) -> Position:
     """
     try:
         values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-        missing = {f.name for f in fields(Position)} - values.keys()
+        missing = {f.name for f in fields(Position)} - values.keys() - {"best_by"}
         if missing:
             raise ValueError(f"{TRAINING} has no {', '.join(sorted(missing))}")
         return Position(**values)

@@ -13,8 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from sgpipe.training.recipe import BENCHMARKS
+
 _SECONDS_BETWEEN_LINES = 10.0
-MEASURES = ("ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
+MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import Checkpoints, read_position
 from sgpipe.errors import UserError
+from sgpipe.training.benchmark import make_benchmark
 from sgpipe.training.data.feed import ShardFeed, WorkerShare
 from sgpipe.training.data.training_set import TrainingSet
 from sgpipe.training.initial_model import CLASSES
@@ -89,7 +90,8 @@ def run_job(
                     log.write(row)
                     show(row)
 
-            trainer = make_trainer(objective, job, report, wrap)
+            benchmark = make_benchmark(recipe, objective, job.validation_set, share)
+            trainer = make_trainer(objective, job, report, wrap, benchmark)
             if latest:
                 trainer.restore(latest)
             with enough_memory(device, _REMEDY):
@@ -121,6 +123,7 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
     elif not loss.only_boxes:
         criterion = DetectionCriterion(
             weights=loss.weights,
+            costs=loss.costs,
             quality_labels=loss.quality_labels,
             pseudo_labels=loss.pseudo_labels,
             pseudo_label_gradient=loss.pseudo_label_gradient,
@@ -134,6 +137,7 @@ def make_trainer(
     job: TrainingJob,
     report: Callable[[dict[str, Any]], None],
     wrap: Callable[[Objective], nn.Module] | None,
+    benchmark: Callable[[], Mapping[str, float]] | None = None,
 ) -> Trainer:
     recipe, output = job.recipe, job.recipe.output
     return Trainer(
@@ -143,6 +147,7 @@ def make_trainer(
         seed=recipe.seed,
         wrap=wrap,
         report=report,
+        benchmark=benchmark,
         best_by=output.best,
         log_every=output.log_every,
         checkpoint_every=output.checkpoint_every,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rlip_model.losses import LossWeights
+from rlip_model.matcher import MatchingCosts
 from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
@@ -17,6 +18,7 @@ from sgpipe.recipe import Config, SplitName
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
 
+BENCHMARKS = ("hico", "openimages")  # the values of `output.best` that a benchmark computes
 Kind = Literal["tagger", "parseda", "parsed", "rlipv1"]
 Backbone = Literal["resnet50", "swin_tiny", "swin_small", "swin_base", "swin_large", "miniature"]
 
@@ -129,6 +131,11 @@ class LossConfig(Config):
     weights: LossWeights = Field(
         default_factory=LossWeights, description="weights of the loss terms, also of the R-Tagger"
     )
+    costs: MatchingCosts = Field(
+        default_factory=MatchingCosts,
+        description="weights of the costs by which queries are matched to targets; the R-Tagger is given its pairs and "
+        "matches nothing",
+    )
     quality_labels: bool = Field(
         True, description="scale relation labels by how well the boxes of the pair are localised (RQL)"
     )
@@ -160,8 +167,10 @@ class OutputConfig(Config):
     validate_every_steps: int | None = Field(
         None, ge=1, description="steps between validations, each with a checkpoint; null: validate_every decides"
     )
-    best: Literal["ap", "recall", "loss"] = Field(
-        "ap", description="validation measure that selects the best checkpoint"
+    best: Literal["ap", "recall", "loss", "hico", "openimages"] = Field(
+        "ap",
+        description="validation measure that selects the best checkpoint; hico: HICO-DET's mAP, openimages: its "
+        "weighted score, both of detectors on validation shards with closed class lists",
     )
     tensorboard: bool = Field(True, description="write event files for TensorBoard")
 
@@ -213,7 +222,7 @@ def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
         **identity,
         "model": {**model, "frozen_norms": frozen},
         "data": {"text_group": None, "limit_seed": None, **data, **parts},
-        "loss": {**LossConfig().model_dump(include={"dense", "only_boxes"}), **identity["loss"]},
+        "loss": {**LossConfig().model_dump(include={"costs", "dense", "only_boxes"}), **identity["loss"]},
         "optimisation": _length(identity["optimisation"]),
     }
 

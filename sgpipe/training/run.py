@@ -23,6 +23,7 @@ from rlip_model.training.state import BEST, CHECKPOINTS, LAST, Position, read_po
 from sgpipe.errors import DivergedError, UserError, in_python
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
+from sgpipe.training.benchmark import check_benchmark
 from sgpipe.training.data.scan import scan_training, scan_validation
 from sgpipe.training.data.training_set import TrainingSet, data_warnings
 from sgpipe.training.display import TrainingDisplay, TrainSummary
@@ -62,6 +63,7 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
         progress.say("reading the shards")
         training = scan_training(recipe.data)
         validation = scan_validation(recipe.data, training)
+        check_benchmark(recipe, validation)
         for warning in data_warnings(training, recipe.data):
             progress.say(f"NOTE: {warning}")
         job = TrainingJob(recipe, out.resolve(), training, validation)

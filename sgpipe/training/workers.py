@@ -147,7 +147,7 @@ def wrap_fsdp(objective: Objective) -> nn.Module:
         if isinstance(module, HEAVY):
             fully_shard(module)
     fully_shard(objective, reshard_after_forward=True)  # also after validations, which have no backward pass
-    for method in (Objective.evaluate, Objective.count):
+    for method in (Objective.evaluate, Objective.count, Objective.detect):
         register_fsdp_forward_method(objective, method.__name__)
     return objective
 

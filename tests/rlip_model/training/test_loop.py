@@ -223,6 +223,43 @@ def test_of_equal_epochs_the_latest_is_best(
     assert (tmp_path / "best").resolve().name == f"step-{best:08d}"
 
 
+def test_scores_by_different_measures_are_not_compared(tmp_path: Path) -> None:
+    Trainer(objective(), options(epochs=1), folder(tmp_path), best_by="loss").fit(ToyFeed(1, validate=True))
+    latest = tmp_path / "last"
+
+    def best(measure: str, benchmark: bool = False) -> float | None:
+        trainer = Trainer(
+            *(objective(), options(), folder(tmp_path)), best_by=measure, benchmark=dict if benchmark else None
+        )
+        trainer.restore(latest)
+        assert trainer.position.best_by == measure
+        return trainer.position.best
+
+    stored = best("loss")
+    assert stored is not None
+    assert stored < 0
+    assert best("ap") is None
+    written = json.loads((latest / "training.json").read_text())
+    del written["best_by"]  # as 0.1 wrote it, which knew no benchmarks
+    (latest / "training.json").write_text(json.dumps(written))
+    assert best("loss") == stored
+    assert best("hico", benchmark=True) is None
+
+
+def test_a_benchmark_may_choose_the_best(tmp_path: Path) -> None:
+    found = iter([{"hico": 0.5}, {"hico": 0.25}, {}])
+    rows: list[Metrics] = []
+    trainer = Trainer(
+        *(objective(), options(epochs=3), folder(tmp_path)),
+        report=rows.append,
+        benchmark=lambda: next(found),
+        best_by="hico",
+    )
+    trainer.fit(ToyFeed(1, validate=True))
+    assert [row.get("hico") for row in rows if row["event"] == "validation"] == [0.5, 0.25, None]
+    assert (tmp_path / "best").resolve().name == "step-00000001"
+
+
 def broken(batch: TrainingBatch, image: int) -> TrainingBatch:
     pixels = batch.pixel_values.clone()
     pixels[image] = float("nan")

@@ -31,7 +31,11 @@ def test_cosine_falls_over_the_steps_if_they_decide_the_end() -> None:
     options = Optimisation(epochs=3, steps=25, schedule="cosine")
     factors = [options.factor(step, step // 10, step % 10 / 10) for step in range(options.total(10))]
     assert len(factors) == 25
-    assert factors == rates(Optimisation(epochs=1, schedule="cosine"), steps=25)
+    assert factors == pytest.approx(rates(Optimisation(epochs=1, schedule="cosine"), steps=25))
+
+
+def test_cosine_by_epochs_is_that_of_the_first_versions_to_the_last_bit() -> None:
+    assert Optimisation(epochs=3, schedule="cosine").factor(7, 2, 1 / 3) == 0.116977778440510885
 
 
 @pytest.mark.parametrize(("steps", "ends"), [(None, 6), (4, 4), (9, 9)])

@@ -125,6 +125,7 @@ def test_augmentation_can_be_changed_or_left_out():
         ("data.augment.flip=often", "key 'data.augment.flip': expected a valid number.*got 'often'"),
         ("optimisation.schedule=linear", "key 'optimisation.schedule': expected 'step' or 'cosine', got 'linear'"),
         ("loss.quality_label=true", "unknown key 'loss.quality_label'; did you mean 'loss.quality_labels'"),
+        ("loss.costs.boxes=1", "unknown key 'loss.costs.boxes'; did you mean 'loss.costs.box'"),
         ("model.kind=taggr", "key 'model.kind': expected 'tagger', 'parseda', 'parsed' or 'rlipv1', got 'taggr'"),
         ("data.labels=some", "key 'data.labels': expected 'sampled' or 'full', got 'some'"),
         (

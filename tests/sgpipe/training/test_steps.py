@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rlip_model.losses import DetectionCriterion
+from rlip_model.matcher import MatchingCosts
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.training.job import make_objective
 from sgpipe.training.metrics import read_metrics
+from sgpipe.training.recipe import load_train_recipe
 from sgpipe.training.run import train
+from tests.rlip_model.training.worlds import network
 from tests.sgpipe.training.test_run import KilledError, killed_at
 from tests.sgpipe.training.trainings import QUIET, curve, different, make_run, recipe, steps, training, weights
 
@@ -86,11 +91,19 @@ def test_a_finished_training_says_its_steps(drawn_run: Path, whole: Path, tmp_pa
     assert "--epochs and --steps both say when the training ends; give one of them" in both.stderr
 
 
+def test_matching_costs_are_those_of_the_recipe() -> None:
+    given = load_train_recipe("pretrain", {"loss.costs.box": 7})
+    criterion = make_objective(network("parseda"), given).criterion
+    assert isinstance(criterion, DetectionCriterion)
+    assert criterion.costs == MatchingCosts(box=7)
+    assert load_train_recipe("pretrain").loss.costs == MatchingCosts()
+
+
 def test_a_training_of_an_earlier_version_has_no_steps(drawn_run: Path, tmp_path: Path) -> None:
     training(drawn_run, tmp_path / "out", optimisation__epochs=1)
     path = tmp_path / "out" / ".training" / "run.json"
     written = json.loads(path.read_text())
-    del written["optimisation"]["steps"]
+    del written["optimisation"]["steps"], written["loss"]["costs"]
     path.write_text(json.dumps(written))
     assert training(drawn_run, tmp_path / "out", optimisation__epochs=1).steps == 3
     with pytest.raises(UserError, match=r"data\.train"):

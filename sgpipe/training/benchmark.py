@@ -1,0 +1,232 @@
+"""The score of a benchmark in validation: that of `sgpipe eval … --model` for the same network and shards.
+
+Unlike the batches of a validation, images are not padded, and those without relations count too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlip_model.distributed import gather
+from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
+from rlip_model.evaluation.hico_classes import possible_interactions
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, ImageGroundTruth, PredictedPairs
+from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_images
+from rlip_model.image import to_pixel_values
+from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections
+from rlip_model.text import NO_OBJECTS
+from rlip_model.training.objective import Objective
+from rlip_model.training.optimisation import ComputePrecision
+from rlip_model.training.validation import PERSON
+from sgpipe.errors import UserError
+from sgpipe.images import ImageError, open_row_image
+from sgpipe.records import Record
+from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.sources.hoia_classes import HICO
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
+from sgpipe.training.data.prefetcher import Prefetcher
+from sgpipe.training.data.rows import COLUMNS, TrainingRow
+from sgpipe.training.data.training_set import ClosedLabels, TrainingSet, UsableRowGroup, shards_by_split
+from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
+from sgpipe.utils.devices import pick_dtype
+
+_BLANK = (3, 64, 64)
+Item = TypeVar("Item")
+_Image = tuple[Mapping[str, Any], Tensor | None]  # a row, and its pixel values unless it cannot be read
+
+
+def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None:
+    """Raises UserError: `output.best` is a benchmark that the validation data or the network cannot be scored by."""
+    name = recipe.output.best
+    if name not in BENCHMARKS or validation is None:
+        return
+    labels, reason = validation.closed_labels, None
+    if recipe.model.kind == "tagger" or recipe.loss.only_boxes:
+        reason = "scores the relations that a detector finds, and this training predicts none of its own"
+    elif labels is None:
+        reason = (
+            "needs validation shards with closed class lists, as imports of HICO-DET, V-COCO and Open Images have, and "
+            "data.labels: full"
+        )
+    elif name == "hico" and PERSON not in labels.objects:
+        reason = f"scores what persons do, and {recipe.data.val[0].shards} has no class {PERSON!r}"
+    if reason:
+        raise UserError(f"output.best: {name} {reason}; use output.best: ap, recall or loss")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Scores a network on all images of the validation shards; the processes share the work.
+
+    Args:
+        name: one of `BENCHMARKS`.
+        validation: the scanned validation shards.
+        batch: images per process that are read together.
+        share: index of this process, and number of processes.
+
+    Raises:
+        UserError: the network does not classify the subjects of scene graphs.
+    """
+
+    name: str
+    objective: Objective
+    data: DataConfig
+    validation: TrainingSet
+    batch: int
+    share: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        if self.name == "openimages" and not self.objective.network.config.subject_class:
+            raise UserError("output.best: openimages needs a network that classifies subjects; use output.best: ap")
+
+    @property
+    def labels(self) -> ClosedLabels:
+        assert self.validation.closed_labels is not None
+        return self.validation.closed_labels
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """The score under the name of the benchmark, the same in every process; nothing if no class has ground truth.
+
+        Raises UserError: an annotation is not of a listed class, or a prediction is not finite.
+        """
+        training = self.objective.training
+        self.objective.eval()
+        try:
+            score = self._score()
+        except EvaluationError as error:
+            raise UserError(f"output.best: {self.name} cannot be computed: {error}") from None
+        finally:
+            self.objective.train(training)
+        return {self.name: score} if np.isfinite(score) else {}
+
+    def _score(self) -> float:
+        objects, relations = self.labels.objects, self.labels.relations
+        if self.name == "openimages":
+            return evaluate_open_images(
+                self._images(), OpenImagesSettings(len(objects), len(relations))
+            ).weighted_score()
+        official = DatasetClasses(objects, relations) == HICO.classes
+        possible = possible_interactions() if official else np.ones((len(relations), len(objects)))
+        return evaluate_hico(self._images(), HicoSettings(possible)).per_class.mean()
+
+    def _images(self) -> Iterator[EvaluationImage]:
+        nothing = ImageGroundTruth.from_lists([], [], [])
+        empty = PredictedPairs(nothing.boxes, nothing.boxes, nothing.labels, nothing.labels, self._no_scores())
+        with Prefetcher(self._batches()) as batches:
+            for batch in _lockstep(batches):
+                found = self._detect(batch or [])
+                for index, (values, _) in enumerate(batch or []):
+                    yield EvaluationImage(values["image_id"], self._targets(values), found.get(index, empty))
+
+    def _no_scores(self) -> np.ndarray:
+        return np.zeros((0, len(self.labels.relations)), dtype=np.float32)
+
+    def _batches(self) -> Generator[list[_Image], None, None]:
+        rank, world_size = self.share
+        places = list(_row_groups(self.data, self.validation))
+        own = places[len(places) * rank // world_size : len(places) * (rank + 1) // world_size]
+        with ThreadPoolExecutor(self.data.threads, thread_name_prefix="images") as pool:
+            for place in own:
+                table = read_row_group(Path(place.file), place.group, COLUMNS, (IMAGE_COLUMN,))
+                kept = np.ones(len(table), np.uint8)
+                if place.kept is not None:
+                    kept = np.unpackbits(np.frombuffer(place.kept, np.uint8), count=len(table))
+                rows = [TrainingRow(table, int(index), place.folder) for index in np.flatnonzero(kept)]
+                for start in range(0, len(rows), self.batch):
+                    yield [image for image in pool.map(self._read, rows[start : start + self.batch]) if image]
+
+    def _read(self, row: TrainingRow) -> _Image | None:
+        """None: an error row."""
+        values = row.values()
+        if values["status"] != "ok":
+            return None
+        folders = {split: Path(path) for split, path in self.validation.folders[row.folder].images.items()}
+        try:
+            image = open_row_image(folders, _record(values), row.embedded())
+        except ImageError:
+            return values, None
+        return values, to_pixel_values(image, self.data.short_side, self.data.long_side)
+
+    def _detect(self, batch: Sequence[_Image]) -> dict[int, PredictedPairs]:
+        """The pairs in each image that can be read; boxes in pixels. A forward pass has images of one size only."""
+        by_size: dict[torch.Size, list[int]] = {}
+        for index, (_, pixels) in enumerate(batch):
+            if pixels is not None:
+                by_size.setdefault(pixels.shape, []).append(index)
+        found: dict[int, PredictedPairs] = {}
+        for indices in _lockstep(iter(by_size.values())):
+            chosen = [(values, pixels) for values, pixels in (batch[index] for index in indices or [])]
+            images = torch.stack([pixels for _, pixels in chosen if pixels is not None] or [torch.zeros(_BLANK)])
+            sizes = torch.tensor([[values["height"], values["width"]] for values, _ in chosen] or [_BLANK[1:]])
+            pairs = [PredictedPairs.from_detections(each) for each in self._forward(images, sizes.float())]
+            found.update(zip(indices or [], pairs, strict=False))
+        return found
+
+    def _forward(self, images: Tensor, sizes: Tensor) -> list[TripletDetections]:
+        device = next(self.objective.parameters()).device
+        objects, relations = (*self.labels.objects, NO_OBJECTS), self.labels.relations
+        precision: ComputePrecision = "bfloat16" if pick_dtype("auto", device) == torch.bfloat16 else "float32"
+        output = self.objective.detect(images.to(device), objects, relations, precision)
+        if self.name == "openimages":
+            return scene_graph_detections(output, sizes)
+        return hoi_detections(output, sizes, self.labels.objects.index(PERSON))
+
+    def _targets(self, values: Mapping[str, Any]) -> ImageGroundTruth:
+        """All boxes and relations, in pixels; for HICO-DET, only relations of persons."""
+        objects, relations = self.labels.objects, self.labels.relations
+        names = [item["category"] for item in values["objects"] or ()]
+        corners = [(x, y, x + w, y + h) for x, y, w, h in (item["bbox"] for item in values["objects"] or ())]
+        kept = [item for item in values["relations"] or () if self.name != "hico" or names[item["subject"]] == PERSON]
+        for name, known in [*((name, objects) for name in names), *((item["predicate"], relations) for item in kept)]:
+            if name not in known:
+                raise UserError(f"output.best: {self.name}: image {values['image_id']}: {name!r} is not a listed class")
+        triplets = [(item["subject"], item["object"], relations.index(item["predicate"])) for item in kept]
+        return ImageGroundTruth.from_lists(corners, [objects.index(name) for name in names], triplets)
+
+
+def _record(values: Mapping[str, Any]) -> Record:
+    """The image of a row, without its annotations."""
+    return Record(*(values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")))
+
+
+def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRowGroup]:
+    """All row groups of the validation shards, also those without usable rows; with a limit, those that it keeps."""
+    usable = {(group.folder, group.file, group.group): group for group in validation.row_groups}
+    for number, (config, folder) in enumerate(zip(data.val, validation.folders, strict=True)):
+        for entries in shards_by_split(Manifest.load(config.shards), config).values():
+            for entry in entries:
+                path = Path(folder.root) / entry.file
+                with open_shard(path, COLUMNS) as file:
+                    places = [(number, str(path), group) for group in range(file.num_row_groups)]
+                for place in places:
+                    if place in usable:
+                        yield usable[place]
+                    elif not config.limit:
+                        yield UsableRowGroup(*place, 0)
+
+
+def _lockstep(items: Iterator[Item]) -> Iterator[Item | None]:
+    """The items; then None while other processes have more, so that sharded parameters serve equally many passes."""
+    while any(gather((item := next(items, None)) is not None)):
+        yield item
+
+
+def make_benchmark(
+    recipe: TrainRecipe, objective: Objective, validation: TrainingSet | None, share: tuple[int, int]
+) -> Callable[[], Mapping[str, float]] | None:
+    """The benchmark of `output.best`; None if it is none, or without validation data. Raises UserError."""
+    name = recipe.output.best
+    if name not in BENCHMARKS or validation is None:
+        return None
+    batch = max(recipe.optimisation.batch // (share[1] * recipe.optimisation.accumulate), 1)
+    return Benchmark(name, objective, recipe.data, validation, batch, share)

@@ -1,0 +1,176 @@
+"""The score of a benchmark in validation is that of `sgpipe predict` and `sgpipe eval`, whoever computes it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import sgpipe
+from rlip_model.distributed import gather
+from rlip_model.evaluation import scores
+from rlip_model.evaluation.scores import Tally
+from rlip_model.model import ParSeDA
+from rlip_model.training.objective import Objective
+from rlip_model.training.state import TRAINING
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.training import benchmark
+from sgpipe.training.benchmark import Benchmark, _lockstep, check_benchmark
+from sgpipe.training.data.scan import scan_training, scan_validation
+from sgpipe.training.job import make_objective
+from sgpipe.training.metrics import read_metrics
+from sgpipe.training.recipe import TrainRecipe, load_train_recipe
+from sgpipe.training.run import train
+from sgpipe.utils.console import Progress
+from tests.rlip_model.training.worlds import network
+from tests.sgpipe.training.trainings import QUIET, make_run
+
+PACKAGED = Path(sgpipe.__file__).parent / "miniworld" / "weights" / "parseda"
+SHARDS = {"short_side": 96, "long_side": 144, "labels": "full", "text_group": None, "augment": None}
+
+
+@pytest.fixture(scope="module")
+def hico_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards in HICO-DET's form of synthetic images, one of them without relations."""
+    root = tmp_path_factory.mktemp("hico")
+    make_run(root)
+    drawn = root / "drawn"
+    items = json.loads((drawn / "hico.json").read_text())
+    items[0]["hoi_annotation"] = []
+    (drawn / "hico.json").write_text(json.dumps(items))
+    source = hico_source(drawn / "hico.json", "test", drawn / "hico_classes.json")
+    import_annotations(source, drawn / "images", root / "hico", Progress(Console(quiet=True)))
+    return root / "hico"
+
+
+def still(run: Path, **changes: Any) -> TrainRecipe:
+    """One step, without learning, of the packaged network, which finds some relations."""
+    part = [{"shards": str(run)}]
+    settings = {
+        **{f"data.{name}": value for name, value in SHARDS.items()},
+        **{"data.train": part, "data.val": part, "model.init": str(PACKAGED), "model.config": {"num_queries": 40}},
+        **{f"optimisation.{name}": 0 for name in ("lr", "lr_backbone", "lr_text", "weight_decay")},
+        **{"optimisation.steps": 1, "optimisation.batch": 4, "output.best": "hico", "output.tensorboard": False},
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    return load_train_recipe("pretrain", settings)
+
+
+@pytest.fixture(scope="module")
+def trained(hico_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    train(still(hico_run), out, QUIET)
+    return out
+
+
+def test_the_score_is_that_of_predict_and_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
+    (row,) = [row for row in read_metrics(trained) if row["event"] == "validation"]
+    assert row["hico"] > 0.01
+    assert json.loads((trained / "last" / TRAINING).read_text())["best"] == row["hico"]
+    classes = ("--classes", str(hico_run.parent / "drawn" / "hico_classes.json"))
+    found, scored = str(tmp_path / "found.json"), tmp_path / "scores.json"
+    annotated = ("--annotations", str(hico_run.parent / "drawn" / "hico.json"))
+    for command in (
+        ("predict", str(trained), "--data", str(hico_run), "--out", found, *classes),
+        ("eval", "hico", "--predictions", found, *annotated, *classes, "--json", str(scored)),
+    ):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    assert json.loads(scored.read_text())["summary"]["mAP"] == row["hico"]
+
+
+def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has images of its own; what they collect is merged in the order of the shards."""
+    recipe = still(hico_run)
+    training = scan_training(recipe.data)
+    validation = scan_validation(recipe.data, training)
+    assert validation is not None
+    collected: list[Tally] = []
+
+    def kept(value: Any) -> list[Any]:
+        if isinstance(value, Tally):
+            collected.append(value)
+        return gather(value)
+
+    monkeypatch.setattr(scores, "gather", kept)
+    (row,) = [row for row in read_metrics(trained) if row["event"] == "validation"]
+    for name in ("hico", "openimages"):
+        collected.clear()
+        target = make_objective(_packaged(), recipe)
+        shares = [Benchmark(name, target, recipe.data, validation, 4, (rank, 2)) for rank in (0, 1)]
+        monkeypatch.setattr(benchmark, "_row_groups", lambda *_: _halves(validation))
+        whole = Benchmark(name, target, recipe.data, validation, 4)()
+        parts = len(collected)
+        for share in shares:
+            share()
+        merged = scores._merged([collected[parts], collected[2 * parts]]).class_scores()
+        expected = collected[0].class_scores()
+        assert merged.average_precision.tolist() == expected.average_precision.tolist()
+        assert 0 < len(collected[parts].target_classes[0]) < merged.targets.sum() == expected.targets.sum()
+        assert name == "openimages" or whole["hico"] == row["hico"] == expected.mean()
+
+
+def _packaged() -> ParSeDA:
+    return ParSeDA.from_pretrained(PACKAGED)
+
+
+def _halves(validation: Any) -> Iterator[Any]:
+    """The images of the only row group as two row groups."""
+    (group,) = validation.row_groups
+    first = np.arange(12) < 7
+    return iter([replace(group, kept=np.packbits(part).tobytes()) for part in (first, ~first)])
+
+
+def test_processes_with_fewer_images_wait_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = iter([True, True, True, False])
+    monkeypatch.setattr(benchmark, "gather", lambda more: [more, next(others)])
+    assert list(_lockstep(iter("ab"))) == ["a", "b", None]
+
+
+def test_a_blank_image_stands_in_for_none(hico_run: Path) -> None:
+    recipe = still(hico_run)
+    validation = scan_validation(recipe.data, scan_training(recipe.data))
+    assert validation is not None
+    target = make_objective(_packaged(), recipe)
+    found = Benchmark("hico", target, recipe.data, validation, 4)._forward(torch.zeros(1, 3, 64, 64), torch.ones(1, 2))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__labels": "sampled"}, "output.best: hico needs validation shards with closed class lists"),
+        ({"model__kind": "tagger"}, "output.best: hico scores the relations that a detector finds"),
+        ({"loss__only_boxes": True}, "this training predicts none of its own; use output.best: ap, recall or loss"),
+    ],
+)
+def test_a_training_that_cannot_be_scored_so_is_refused(hico_run: Path, changes: dict[str, Any], message: str) -> None:
+    recipe = still(hico_run, **changes)
+    validation = scan_validation(recipe.data, scan_training(recipe.data))
+    with pytest.raises(UserError, match=message):
+        check_benchmark(recipe, validation)
+    check_benchmark(recipe, None)  # nothing is validated
+    check_benchmark(recipe.model_copy(update={"output": recipe.output.model_copy(update={"best": "ap"})}), validation)
+
+
+def test_scene_graphs_need_a_network_that_classifies_subjects(hico_run: Path) -> None:
+    recipe = still(hico_run)
+    target = Objective(network("parseda", subject_class=False), make_objective(_packaged(), recipe).criterion)
+    validation = scan_validation(recipe.data, scan_training(recipe.data))
+    assert validation is not None
+    with pytest.raises(UserError, match="needs a network that classifies subjects"):
+        Benchmark("openimages", target, recipe.data, validation, 4)
+
+
+def test_recipes_of_benchmarks_choose_by_them() -> None:
+    best = {name: load_train_recipe(name).output.best for name in ("hico", "hico-uc-rf", "openimages", "pretrain")}
+    assert best == {"hico": "hico", "hico-uc-rf": "hico", "openimages": "openimages", "pretrain": "ap"}
