@@ -129,6 +129,8 @@ def _candidates(identity: Mapping[str, Any]) -> str:
         prior = f"scene graphs of another dataset (`{pair.get('prior')}`)"
         return f"Candidate relations: for two classes, the predicates that they have in {prior}; captions do not count."
     parser = identity.get("parse", {}).get("model")
+    if pair.get("candidates") == "image":
+        return f"Candidate relations: every predicate that the captions state (`{parser}`), for every pair of boxes."
     return f"Candidate relations: triplets parsed from the captions (`{parser}`) and matched with the boxes by class."
 
 

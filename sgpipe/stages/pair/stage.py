@@ -16,7 +16,8 @@ class PairStage:
     """Matches the nouns of triplets to classes, and lists the ordered box pairs that may be related.
 
     The predicates of a pair are those that the captions state for its two classes, without repetition and in order
-    of appearance (`candidates: captions`), or those between the two classes in Visual Genome (`candidates: prior`).
+    of appearance (`candidates: captions`), those that they state for whatever classes (`candidates: image`), or those
+    between the two classes in Visual Genome (`candidates: prior`).
     """
 
     name = "pair"
@@ -65,11 +66,17 @@ class PairStage:
         """Whether predicates keep the spelling of the parser or of VG, as in RLIPv2."""
         return self.config.match == "substring"
 
+    def _text(self, triplet: Triplet) -> str:
+        return triplet.predicate if self._verbatim else normalise_predicate(triplet.predicate)
+
     def _fill(self, record: Record) -> None:
         present = dict.fromkeys(box.category for box in record.objects)
         assign_categories(self._matcher, record.triplets, present)
         if self.config.candidates == "prior":
             predicates: Predicates = {(s, o): self._prior.get((s, o), []) for s in present for o in present}
+        elif self.config.candidates == "image":
+            texts = list(dict.fromkeys(self._text(triplet) for triplet in record.triplets))
+            predicates = {(s, o): texts for s in present for o in present}
         else:
             predicates = stated_predicates(record.triplets, verbatim=self._verbatim)
         record.pairs = candidate_pairs(

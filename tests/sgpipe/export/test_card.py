@@ -63,6 +63,11 @@ def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
             ("BLIP",),
         ),
         (
+            {**IDENTITY, "pair": {"candidates": "image"}},
+            ("every predicate that the captions state (`", "for every pair of boxes"),
+            ("matched with the boxes by class",),
+        ),
+        (
             {**IDENTITY, **NO_CAPTIONER, "pair": {"candidates": "prior", "prior": "9" * 64}},
             ("Captions: none", "scene graphs of another dataset (`999"),
             ("BLIP", "parsed from the captions"),

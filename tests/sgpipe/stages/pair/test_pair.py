@@ -130,6 +130,15 @@ def test_a_prior_needs_no_captions(tmp_path: Path) -> None:
     assert pairs(found) == [(1, 0, ["rides"])]
 
 
+def test_any_pair_of_the_image_may_have_what_its_captions_state() -> None:
+    statements = [("cat", "Riding", "skateboard"), ("dog", "near", "tree"), ("cat", "riding", "board")]
+    [found] = stage(("dog", "skateboard"), candidates="image")([record(["dog", "skateboard", "dog"], statements)])
+    assert pairs(found) == [(s, o, ["riding", "near"]) for s in range(3) for o in range(3) if s != o]
+    assert found.triplets[1].object_category is None
+    [silent] = stage(("dog",), candidates="image")([record(["dog", "dog"], [])])
+    assert silent.pairs == []
+
+
 def test_a_missing_prior_is_refused() -> None:
     with pytest.raises(UserError, match=r"set pair\.prior to"):
         stage(candidates="prior")
