@@ -90,8 +90,8 @@ def _sides(short_side: int | None, long_side: int | None) -> tuple[int, int] | N
 def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, zero_shot: bool) -> WriteSummary:
     import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.benchmarks.classes import hoia_schema_of
-    from sgpipe.inference.workers import predict as predict_images
-    from sgpipe.inference.writers.hoia import write_hoia
+    from sgpipe.inference.predictor import predict as predict_images
+    from sgpipe.inference.writers.json_lists import write_hoia
     from sgpipe.inference.writers.parquet import write_parquet
     from sgpipe.sources.hoi import HICO
     from sgpipe.stages.detect.detectors import load_detector
@@ -118,9 +118,8 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, most: int, z
 
 def _write_whole_pairs(run: ModelRun, out: Path, form: PredictionFormat, most: int) -> WriteSummary:
     """For evaluators that need the scores of all predicates of a pair."""
-    from sgpipe.inference.workers import predict as predict_images
-    from sgpipe.inference.writers.graphs import write_graphs
-    from sgpipe.inference.writers.vcoco import PeopleConverter, vcoco_actions, write_vcoco
+    from sgpipe.inference.predictor import predict as predict_images
+    from sgpipe.inference.writers.json_lists import PeopleConverter, vcoco_actions, write_graphs, write_vcoco
 
     if form is PredictionFormat.VG:
         graphs = run.config("scene graph")

@@ -1,7 +1,9 @@
-"""Pools: stages of equal resources share actors, and the pools share the machine or cluster."""
+"""Pools: stages of equal resources share actors, the pools share the machine or cluster, and how busy they were."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -86,6 +88,33 @@ def unused_gpus(stages: Sequence[Stage]) -> str | None:
         f"NOTE: Ray has {gpus:g} {'GPU' if gpus == 1 else 'GPUs'}, but no stage uses one: "
         "set caption.resources.gpus and tag.resources.gpus"
     )
+
+
+class Utilization:
+    """The share of time in which the actors of each pool compute, from the seconds of each shard.
+
+    Time counts from the start of the first unit, which leaves out starting Ray and loading models. An actor is idle
+    while it reads or writes, waits for another pool, or has no unit left.
+    """
+
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self.pools = pools
+        self.seconds: Counter[str] = Counter()
+        self.began, self.ended = math.inf, -math.inf
+
+    def add(self, written: float, seconds: Mapping[str, float]) -> None:
+        """A shard: when it was written, in seconds since the epoch, and the seconds each stage computed for it."""
+        self.began = min(self.began, written - sum(seconds.values()))
+        self.ended = max(self.ended, written)
+        self.seconds.update(seconds)
+
+    def __str__(self) -> str:
+        elapsed = max(self.ended - self.began, 1e-9)
+        shares = []
+        for pool in self.pools:
+            computed = sum(self.seconds[stage.name] for stage in pool.stages)
+            shares.append(f"{pool.name} {computed / (pool.actors * elapsed):.0%}")
+        return f"utilization: {', '.join(shares)}"
 
 
 def _grow(pools: list[Pool], free: list[Machine], units: int) -> list[Pool] | None:

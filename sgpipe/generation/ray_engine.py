@@ -7,6 +7,7 @@ they are finished.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import warnings
@@ -14,7 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -24,12 +25,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, refusal
-from sgpipe.generation.backpressure import start_unit_limit
 from sgpipe.generation.pools import Pool, cluster_has, plan_pools, required_resources
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.records import Record, from_table, to_table
-from sgpipe.stages.base import Stage
-from sgpipe.stages.runner import IsolatedRunner, StageRunner
+from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.machines import Need
 from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
@@ -39,6 +38,41 @@ _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assign
 _GIB = 1 << 30
 _POLL_SECONDS, _POLLS_WITHOUT_ROOM = 5, 6
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
+
+
+class UnitLimit:
+    """Backpressure: admits units as long as fewer than `limit` are between the first stage and the manifest.
+
+    Ray Data limits what waits between stages by bytes: up to half of its object store. Captions are small, so hours of
+    them fit, and a lost driver loses them all, since only whole units are committed. So units are counted.
+
+    A unit that comes again because its worker died is admitted at once: it is already in progress.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._in_progress: set[str] = set()
+        self._changed = asyncio.Condition()
+
+    async def enter(self, unit: str) -> None:
+        """Wait until the unit is admitted."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: unit in self._in_progress or len(self._in_progress) < self.limit)
+            self._in_progress.add(unit)
+
+    async def leave(self, unit: str) -> None:
+        """The unit is committed."""
+        async with self._changed:
+            self._in_progress.discard(unit)
+            self._changed.notify_all()
+
+
+def start_unit_limit(limit: int) -> ActorHandle:
+    """A `UnitLimit` actor on the driver's machine. If it is killed, it restarts with nothing in progress."""
+    actor = ray.remote(UnitLimit).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=on_driver_node()
+    )
+    return cast(ActorHandle, actor.remote(limit))
 
 
 class Entrance:

@@ -1,17 +1,22 @@
-"""The `Stage` protocol (records in, records out) and `LoadStage`, which only opens images.
+"""The `Stage` protocol (records in, records out), and running stages in this process or in a child that may crash.
 
 A stage runs in a plain `for` loop and knows nothing about Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
+
+StageOutput = tuple[list[Record], dict[str, float]]  # records, and seconds by stage name
 
 
 class Stage(Protocol):
@@ -69,3 +74,97 @@ class LoadStage:
                 except ImageError as error:
                     record.fail(self.name, str(error))
         return records
+
+
+class StageRunner:
+    """Sets up its stages on the first call; returns the records and the seconds spent in each stage."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages = stages
+        self._ready = False
+
+    def set_up(self) -> None:
+        """Raises UserError: a stage cannot be set up."""
+        if not self._ready:
+            for stage in self.stages:
+                stage.setup()
+            self._ready = True
+
+    def __call__(self, records: list[Record]) -> StageOutput:
+        self.set_up()
+        seconds: dict[str, float] = {}
+        for stage in self.stages:
+            began = time.perf_counter()
+            records = stage(records)
+            seconds[stage.name] = seconds.get(stage.name, 0.0) + time.perf_counter() - began
+        return records, seconds
+
+
+class IsolatedRunner:
+    """A `StageRunner` in a child process: an image that crashes the process becomes an error row.
+
+    A batch that crashes the process is split in half until the record responsible is alone. That record is tried
+    twice, because another process may have exhausted the memory.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages = stages
+        self._pipe: Connection | None = None
+
+    def __call__(self, records: list[Record]) -> StageOutput:
+        output = self._run(records)
+        if output is None and len(records) == 1:
+            output = self._run(records)
+        if output is not None:
+            return output
+        if len(records) == 1:
+            records[0].fail("worker", "the worker crashed twice on this image")
+            return records, {}
+        middle = len(records) // 2
+        (first, some), (second, more) = self(records[:middle]), self(records[middle:])
+        return first + second, {name: some.get(name, 0.0) + more.get(name, 0.0) for name in {**some, **more}}
+
+    def _run(self, records: list[Record]) -> StageOutput | None:
+        """The output of the child process, or None if it crashed. Raises whatever a stage raises."""
+        pipe = self._pipe or self._start()
+        try:
+            pipe.send(records)
+            reply = pipe.recv()
+        except (EOFError, OSError):
+            self._pipe = None
+            return None
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _start(self) -> Connection:
+        """Raises UserError: a stage cannot be set up; RuntimeError: the process crashed during setup."""
+        context = multiprocessing.get_context("spawn")
+        pipe, child_end = context.Pipe()
+        process = context.Process(target=_serve, args=(self.stages, child_end), daemon=True)
+        process.start()
+        child_end.close()
+        try:
+            failed = pipe.recv()
+        except EOFError:
+            process.join()
+            names = ", ".join(stage.name for stage in self.stages)
+            raise RuntimeError(f"a worker crashed while setting up {names} (exit code {process.exitcode})") from None
+        if failed is not None:
+            raise failed
+        self._pipe = pipe
+        return pipe
+
+
+def _serve(stages: Sequence[Stage], pipe: Connection) -> None:
+    """Answer record lists until the parent closes the pipe."""
+    runner = StageRunner(stages)
+    try:
+        runner.set_up()
+        pipe.send(None)
+        while True:
+            pipe.send(runner(pipe.recv()))
+    except EOFError:
+        return
+    except Exception as reason:  # noqa: BLE001 - the parent process raises it
+        pipe.send(reason)

@@ -28,11 +28,9 @@ from sgpipe.evaluation.benchmarks.evaluate_files import (
 from sgpipe.evaluation.benchmarks.graphs import GraphClasses, read_graphs
 from sgpipe.evaluation.benchmarks.pairs import read_annotations
 from sgpipe.evaluation.result import EvaluationResult, ScoredImages
-from sgpipe.inference.predictor import InferenceConfig, PredictConfig, Task
+from sgpipe.inference.predictor import InferenceConfig, PredictConfig, Task, predict
 from sgpipe.inference.rows import ImageRow, RowGroup, coco_image_id, list_row_groups
-from sgpipe.inference.workers import predict
-from sgpipe.inference.writers.graphs import predicted_graph
-from sgpipe.inference.writers.vcoco import PeopleConverter
+from sgpipe.inference.writers.json_lists import PeopleConverter, predicted_graph
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, HoiaSchema, hico_source, read_hoia
 from sgpipe.sources.open_images import OpenImages

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
@@ -15,11 +13,9 @@ from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, PredictedPairs
 from rlip_model.evaluation.triplets import largest
 from sgpipe.errors import UserError
 from sgpipe.inference.predictor import ImagePrediction
-from sgpipe.sources.hoi import HoiaSchema
 from sgpipe.utils.atomic import atomic_write, delete_leftovers, removed_if_empty
 
 CLASSES = "classes"  # key of the class list in the first item of a file
-Items = Callable[[ImagePrediction, PredictedPairs], list[dict[str, Any]]]
 
 
 @dataclass
@@ -61,33 +57,6 @@ class TopTriplets:
         chosen = chosen[flat[chosen] != NOT_PREDICTED]
         pair, predicate = np.divmod(chosen, max(scores.shape[1], 1))
         return cls(pair, predicate, flat[chosen])
-
-
-def write_json_list(
-    predictions: Iterable[ImagePrediction], out: Path, items: Items, schema: HoiaSchema | None = None
-) -> WriteSummary:
-    """Write the items of all predictions as one JSON list, one item per line; failed images are left out.
-
-    Args:
-        schema: what the numbers in the items mean; the first item lists its names under `CLASSES`, so that an
-            evaluation can map them to its own.
-    """
-    summary = WriteSummary()
-    with output_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        _write_items(predictions, file, items, summary, {CLASSES: schema.class_list} if schema else {})
-    return summary
-
-
-def _write_items(
-    predictions: Iterable[ImagePrediction], file: TextIO, items: Items, summary: WriteSummary, first: dict[str, Any]
-) -> None:
-    separator = "[\n"
-    for prediction in predictions:
-        summary.add(prediction)
-        for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
-            file.write(separator + json.dumps(item | first, allow_nan=False))
-            separator, first = ",\n", {}
-    file.write("\n]\n" if separator != "[\n" else "[]\n")
 
 
 @contextmanager

@@ -9,9 +9,8 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks.classes import data_classes
-from sgpipe.inference.predictor import PredictConfig
+from sgpipe.inference.predictor import PredictConfig, predict
 from sgpipe.inference.rows import list_row_groups
-from sgpipe.inference.workers import predict
 from sgpipe.utils.ray_cluster import start_ray
 
 pytestmark = pytest.mark.slow

@@ -20,10 +20,10 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.benchmarks import evaluate_model
 from sgpipe.evaluation.benchmarks.classes import data_classes, read_classes
-from sgpipe.inference import workers
+from sgpipe.inference import predictor
 from sgpipe.inference.predictor import ImagePrediction, PredictConfig
 from sgpipe.inference.rows import RowGroup, iter_rows
-from sgpipe.inference.writers.vcoco import PeopleConverter, vcoco_actions
+from sgpipe.inference.writers.json_lists import PeopleConverter, vcoco_actions
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import VCOCO, hico_source
@@ -62,7 +62,7 @@ def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[Im
 @pytest.fixture(autouse=True)
 def clumsy_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate_model, "predict", clumsy)
-    monkeypatch.setattr(workers, "predict", clumsy)
+    monkeypatch.setattr(predictor, "predict", clumsy)
 
 
 def invoke(*arguments: Any) -> Result:

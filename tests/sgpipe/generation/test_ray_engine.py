@@ -1,11 +1,11 @@
-"""Backpressure: how many units are in progress."""
+"""Backpressure: how many units the engine admits."""
 
 import asyncio
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sgpipe.generation.backpressure import UnitLimit
+from sgpipe.generation.ray_engine import UnitLimit
 
 
 def run(scenario: Coroutine[Any, Any, list[str]]) -> list[str]:

@@ -1,0 +1,232 @@
+"""Write predictions as JSON, one list per file, in the forms that the evaluators of benchmarks read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from rlip_model.evaluation.inputs import Array, PredictedPairs
+from rlip_model.evaluation.triplets import largest
+from rlip_model.evaluation.vcoco import Actions, PredictedPeople, Role
+from rlip_model.evaluation.vcoco_files import AGENT
+from rlip_model.evaluation.visual_genome import PredictedGraph
+from sgpipe.errors import UserError
+from sgpipe.inference.predictor import ImagePrediction
+from sgpipe.inference.rows import coco_image_id
+from sgpipe.inference.writers import CLASSES, TopTriplets, WriteSummary, output_file
+from sgpipe.records import NO_OBJECT
+from sgpipe.sources.annotated import DatasetClasses
+from sgpipe.sources.hoi import HICO, HoiaSchema
+from sgpipe.sources.vocabulary import official_relation_names
+
+Items = Callable[[ImagePrediction, PredictedPairs], list[dict[str, Any]]]
+_ROLES = ("obj", "instr")
+
+
+def write_hoia(
+    predictions: Iterable[ImagePrediction],
+    out: Path,
+    schema: HoiaSchema,
+    key: str,
+    most: int,
+    possible: Array | None = None,
+) -> WriteSummary:
+    """Write the best triplets of each image in the HOIA format, for `sgpipe eval hico` and `sgpipe eval openimages`.
+
+    Images that could not be read are left out.
+
+    Args:
+        schema: category ids, in the order of the classes.
+        key: name of the list of relations in the file.
+        most: triplets per image.
+        possible: see `TopTriplets.of`.
+    """
+    objects, relations = list(schema.objects), list(schema.relations)
+
+    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
+        top = TopTriplets.of(pairs, most, possible)
+        kept, index = np.unique(top.pair, return_inverse=True)  # in the order of the queries, which breaks ties
+        boxes = [
+            {"bbox": box, "category_id": objects[label]}
+            for side, labels in (
+                (pairs.subject_boxes, pairs.subject_labels),
+                (pairs.object_boxes, pairs.object_labels),
+            )
+            for box, label in zip(side[kept].tolist(), labels[kept].tolist(), strict=True)
+        ]
+        triplets = zip(index.reshape(-1).tolist(), top.predicate.tolist(), top.score.tolist(), strict=True)
+        listed = [
+            {"subject_id": pair, "object_id": pair + len(kept), "category_id": relations[predicate], "score": score}
+            for pair, predicate, score in triplets
+        ]
+        return [{"file_name": prediction.row.file_name, "predictions": boxes, key: listed}]
+
+    return write_json_list(predictions, out, items, schema)
+
+
+def write_graphs(predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses, most: int) -> WriteSummary:
+    """Write the `most` best pairs of each image with the scores of all predicates, for `sgpipe eval vg`."""
+    schema = HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
+
+    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
+        return [_graph_item(prediction.row.image_id, predicted_graph(pairs, most))]
+
+    return write_json_list(predictions, out, items, schema)
+
+
+def predicted_graph(pairs: PredictedPairs, most: int) -> PredictedGraph:
+    """The `most` best pairs by the score of their best predicate, each pair with two boxes of its own.
+
+    Labels start at 1. The scores of predicates already include those of the boxes (subject x object x predicate), so
+    boxes have score 1.
+    """
+    order = largest(pairs.scores.max(1, initial=0.0), most)
+    count = len(order)
+    scores = pairs.scores[order]
+    return PredictedGraph(
+        np.concatenate((pairs.subject_boxes[order], pairs.object_boxes[order])),
+        1 + np.concatenate((pairs.subject_labels[order], pairs.object_labels[order])),
+        np.ones(2 * count, dtype=np.float32),
+        np.stack((np.arange(count), count + np.arange(count)), -1),
+        np.concatenate((np.zeros((count, 1), dtype=scores.dtype), scores), 1),
+    )
+
+
+def _graph_item(image_id: str, graph: PredictedGraph) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "boxes": graph.boxes.tolist(),
+        "labels": graph.labels.tolist(),
+        "scores": graph.scores.tolist(),
+        "pairs": graph.pairs.tolist(),
+        "predicate_scores": graph.predicate_scores.tolist(),
+    }
+
+
+def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, converter: PeopleConverter) -> WriteSummary:
+    """Write every pair of every image as a person with the scores of all actions and roles, for `sgpipe eval vcoco`.
+
+    Raises UserError: an image id is not an integer.
+    """
+
+    def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
+        return _people_items(coco_image_id(prediction.row), converter.convert(pairs), converter.actions)
+
+    return write_json_list(predictions, out, items)
+
+
+def vcoco_actions(relations: Sequence[str]) -> Actions:
+    """V-COCO's actions for sgpipe's predicates, with their roles: "hit" and "hit with" are roles of one action."""
+    parts = [_official_role(name) for name in relations]
+    names = tuple(dict.fromkeys(action for action, _ in parts))
+    return Actions(names, tuple(Role(names.index(action), role) for action, role in parts if role))
+
+
+@dataclass(frozen=True)
+class PeopleConverter:
+    """Converts pairs to persons with actions.
+
+    Args:
+        possible: `[relations, objects]`, 0 for impossible combinations, which get score 0; a relation without an object
+            is always possible.
+    """
+
+    classes: DatasetClasses
+    actions: Actions
+    possible: Array | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError: the classes lack an action or a role of V-COCO."""
+        parts = [_official_role(name) for name in self.classes.relations]
+        roles = {f"{self.actions.names[role.action]}_{role.name}" for role in self.actions.roles}
+        missing = {*self.actions.names} - {action for action, _ in parts} | roles - {"_".join(part) for part in parts}
+        if missing:
+            raise UserError(f"the classes lack V-COCO's {min(missing)!r}; use shards of `sgpipe import vcoco`")
+
+    def convert(self, pairs: PredictedPairs) -> PredictedPeople:
+        """One person per pair. The score of an action is the best score of its roles."""
+        scores = self._scores(pairs)
+        parts = [_official_role(name) for name in self.classes.relations]
+        agents = np.full((len(pairs), len(self.actions.names)), -np.inf)
+        for column, (action, _) in enumerate(parts):
+            index = self.actions.names.index(action)
+            agents[:, index] = np.maximum(agents[:, index], scores[:, column])
+        columns = [parts.index((self.actions.names[role.action], role.name)) for role in self.actions.roles]
+        boxes = np.where(self._objectless(pairs)[:, None], np.nan, pairs.object_boxes.astype(float))
+        role_boxes = np.repeat(boxes[:, None], len(columns), axis=1)
+        return PredictedPeople(pairs.subject_boxes.astype(float), agents, scores[:, columns].astype(float), role_boxes)
+
+    def _objectless(self, pairs: PredictedPairs) -> Array:
+        """`[pairs]`: whether the object of a pair is the class "no object"."""
+        objects = self.classes.objects
+        no_object = objects.index(NO_OBJECT) if NO_OBJECT in objects else -1
+        return pairs.object_labels == no_object
+
+    def _scores(self, pairs: PredictedPairs) -> Array:
+        if self.possible is None:
+            return pairs.scores
+        allowed = (self.possible.T[pairs.object_labels] != 0) | self._objectless(pairs)[:, None]
+        return np.where(allowed, pairs.scores, np.float32(0))
+
+
+def _people_items(image_id: int, people: PredictedPeople, actions: Actions) -> list[dict[str, Any]]:
+    """Records in the format of V-COCO's evaluator; nulls stand for the box of a missing object."""
+    keys = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
+    items = []
+    for person in range(len(people.boxes)):
+        boxes = np.append(people.role_boxes[person], people.role_scores[person][:, None], 1)
+        values = [[None if value != value else value for value in row] for row in boxes.tolist()]
+        items.append(
+            {
+                "image_id": image_id,
+                "person_box": people.boxes[person].tolist(),
+                **{
+                    f"{name}_{AGENT}": score
+                    for name, score in zip(actions.names, people.agent_scores[person].tolist(), strict=True)
+                },
+                **dict(zip(keys, values, strict=True)),
+            }
+        )
+    return items
+
+
+@cache
+def _official_role(name: str) -> tuple[str, str]:
+    """V-COCO's action and role for a predicate of sgpipe; the role is empty if only the person acts."""
+    official_names = {own: official for official, own in official_relation_names("vcoco").items()}
+    official = official_names.get(name, name)
+    action, _, role = official.rpartition("_")
+    return (action, role) if role in _ROLES else (official, "")
+
+
+def write_json_list(
+    predictions: Iterable[ImagePrediction], out: Path, items: Items, schema: HoiaSchema | None = None
+) -> WriteSummary:
+    """Write the items of all predictions as one JSON list, one item per line; failed images are left out.
+
+    Args:
+        schema: what the numbers in the items mean; the first item lists its names under `CLASSES`, so that an
+            evaluation can map them to its own.
+    """
+    summary = WriteSummary()
+    with output_file(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        _write_items(predictions, file, items, summary, {CLASSES: schema.class_list} if schema else {})
+    return summary
+
+
+def _write_items(
+    predictions: Iterable[ImagePrediction], file: TextIO, items: Items, summary: WriteSummary, first: dict[str, Any]
+) -> None:
+    separator = "[\n"
+    for prediction in predictions:
+        summary.add(prediction)
+        for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
+            file.write(separator + json.dumps(item | first, allow_nan=False))
+            separator, first = ",\n", {}
+    file.write("\n]\n" if separator != "[\n" else "[]\n")
