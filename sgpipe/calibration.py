@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Config, PairConfig, TagConfig
+from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count, json_text
@@ -27,7 +29,7 @@ from sgpipe.utils.hashing import differences, model_sha256
 from sgpipe.utils.text_files import read_text
 
 Floats = NDArray[np.float64]
-_NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
+NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
 _DIGITS = 5
 
 
@@ -51,12 +53,21 @@ class Thresholds:
         """The minimum confidence of a predicate."""
         return self.by_predicate.get(_normalised(predicate), self.default) if self.by_predicate else self.default
 
-    def keeps(self, predicate: str, confidence: float | None) -> bool:
-        return confidence is None or bool(np.float32(confidence) >= self.of(predicate))
+    def keeps(self, predicate: str | None, confidence: float | None) -> bool:
+        return confidence is None or confidence >= self.of(predicate)
 
     def of_each(self, predicates: Iterable[str | None]) -> NDArray[np.float32]:
         """The minimum confidences of predicates, `[predicates]`."""
         return np.array([self.of(predicate) for predicate in predicates], np.float32)
+
+    def of_column(self, predicates: pa.Array) -> NDArray[np.float32]:
+        """The minimum confidences of the texts of an Arrow column, `[predicates]`."""
+        encoded = predicates.dictionary_encode()
+        least = self.of_each(encoded.dictionary.to_pylist())
+        return least[encoded.indices.to_numpy(zero_copy_only=False)]
+
+    def __str__(self) -> str:
+        return "the probability that is asked for" if self.by_predicate else f"confidence >= {self.default:.4g}"
 
 
 class PredicateCalibration(Config):
@@ -124,6 +135,15 @@ class Calibration(Config):
         odds = self.slope * log_odds(given) + self.offsets(predicates)[np.asarray(numbers, np.int64)]
         return np.where(given < self.lowest, 0.0, 1 / (1 + np.exp(-odds)))
 
+    def replace_confidences(self, record: Record) -> None:
+        """Replace the confidences of a record by probabilities; annotations have none."""
+        scored = [relation for relation in record.relations if relation.confidence is not None]
+        texts = [relation.predicate for relation in scored]
+        confidence = np.array([relation.confidence for relation in scored], np.float64)
+        found = self.probabilities(texts, range(len(texts)), confidence)
+        for relation, probability in zip(scored, found.tolist(), strict=True):
+            relation.confidence = probability
+
     def thresholds(self, probability: float) -> Thresholds:
         """The minimum confidences that keep what is correct with at least this probability; 0 keeps everything."""
         if probability <= 0:
@@ -136,7 +156,7 @@ class Calibration(Config):
             return np.inf
         odds = (np.log(probability / (1 - probability)) - self.offset - offset) / self.slope
         least = float(1 / (1 + np.exp(-odds)))
-        return max(least, self.lowest) if least <= 1 - _NEAREST else np.inf
+        return max(least, self.lowest) if least <= 1 - NEAREST else np.inf
 
     @property
     def _own_offsets(self) -> dict[str, float]:
@@ -225,12 +245,18 @@ def choose_thresholds(calibration: Path | None, threshold: float, precision: flo
 
     Raises UserError: the file is not a calibration, or the precision is given without one or cannot be reached.
     """
+    if precision is not None:
+        threshold = probability_for(calibration, precision, None)
+    return Thresholds(threshold) if calibration is None else load_calibration(calibration).thresholds(threshold)
+
+
+def probability_for(calibration: Path | None, precision: float, threshold: float | None) -> float:
+    """The minimum probability for an expected precision. Raises UserError: a threshold is given, or no calibration."""
+    if threshold is not None:
+        raise UserError("--threshold and --precision both choose the relations; give one of them")
     if calibration is None:
-        if precision is not None:
-            raise UserError("--precision needs --calibration FILE, which `sgpipe calibrate` writes")
-        return Thresholds(threshold)
-    loaded = load_calibration(calibration)
-    return loaded.thresholds(threshold if precision is None else loaded.probability_for(precision))
+        raise UserError("--precision needs --calibration FILE, which `sgpipe calibrate` writes")
+    return load_calibration(calibration).probability_for(precision)
 
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
@@ -258,7 +284,7 @@ def _scoring(tag: Mapping[str, Any], restrict: str | None) -> dict[str, Any]:
 
 def log_odds(confidence: ArrayLike) -> Floats:
     """The log odds of confidences."""
-    inside = np.clip(np.asarray(confidence, np.float64), _NEAREST, 1 - _NEAREST)
+    inside = np.clip(np.asarray(confidence, np.float64), NEAREST, 1 - NEAREST)
     odds: Floats = np.log(inside / (1 - inside))
     return odds
 

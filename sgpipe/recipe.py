@@ -173,7 +173,13 @@ class TagConfig(Config):
     """The R-Tagger: scores every candidate pair against its predicates."""
 
     tagger: str | None = Field(None, description="folder or hub id of an R-Tagger; or MINIWORLD")
-    threshold: float = Field(0.05, ge=0, lt=1, description="keep relations above this confidence")
+    threshold: float = Field(
+        0.05, ge=0, lt=1, description="keep relations above this confidence; with a calibration: this probability"
+    )
+    calibration: Path | None = Field(None, description="file of `sgpipe calibrate` for this tagger; null: none")
+    precision: float | None = Field(
+        None, gt=0, le=1, description="with a calibration, keep relations with this expected precision; null: threshold"
+    )
     short_side: int = Field(800, ge=32, description="resize images to this shorter side, in pixels")
     long_side: int = Field(1333, ge=32, description="and to at most this longer side, in pixels")
     group_size: int = Field(100, ge=1, description="pairs per decoder pass; at most the tagger's queries / 2")
@@ -224,6 +230,8 @@ PYTHON_WORDS: Mapping[str, str] = {
     "--detector": "detect.detector",
     "--captioner": "caption.captioner",
     "--tagger": "tag.tagger",
+    "--calibration": "tag.calibration",
+    "--precision": "tag.precision",
     "--limit": "limit",
     "--seed": "seed",
     "--ray-address": "engine.address",

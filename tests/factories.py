@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
@@ -12,6 +13,7 @@ from rlip_model.config import RTaggerConfig
 from rlip_model.model import RTagger
 from rlip_model.presets import tiny_sizes
 from rlip_model.text import build_tokenizer
+from sgpipe.calibration import Calibration, ExpectedPrecision, PredicateCalibration
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
@@ -19,6 +21,24 @@ WORDS = """
     on in under near behind holding riding sitting standing wearing with next to and is large small
     red blue white ##s ##ing ##ed . ,
 """
+
+
+def make_calibration(
+    file: Path, tagger: dict[str, Any], offsets: dict[str, float], slope: float = 1.0, offset: float = 0.0
+) -> Path:
+    """A calibration with these offsets of predicates; by it, thresholds of 0, 0.5 and 0.9 keep 60, 80 and 95% right."""
+    predicates = {
+        name: PredicateCalibration(judged=50, correct=25, offset=own, texts=(name,)) for name, own in offsets.items()
+    }
+    levels = tuple(
+        ExpectedPrecision(threshold=threshold, precision=precision, kept=1 - threshold)
+        for threshold, precision in ((0.0, 0.6), (0.5, 0.8), (0.9, 0.95))
+    )
+    Calibration(
+        run="made", tagger=tagger, judged_by="verdicts", images=50, judged=50, correct=25, slope=slope, offset=offset,
+        lowest=0.0, predicates=predicates, levels=levels,
+    ).save(file)  # fmt: skip
+    return file
 
 
 def make_tokenizer(folder: Path, words: str = WORDS, *, blip_tokens: bool = True) -> BertTokenizerFast:

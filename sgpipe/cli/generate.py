@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgpipe.cli.options import (
+    CalibrationFile,
     Captioner,
     Detector,
+    ExpectedPrecision,
     GuessedSplit,
     ImageData,
     Json,
@@ -107,6 +109,8 @@ def generate(
     detector: Detector = None,
     captioner: Captioner = None,
     tagger: Tagger = None,
+    calibration: CalibrationFile = None,
+    precision: ExpectedPrecision = None,
     limit: Limit = None,
     seed: Seed = None,
     retry_failed: Annotated[bool, typer.Option(help="Label the images of error rows again.")] = False,
@@ -126,6 +130,8 @@ def generate(
         "detect.detector": detector,
         "caption.captioner": captioner,
         "tag.tagger": tagger,
+        "tag.calibration": calibration,
+        "tag.precision": precision,
         "limit": limit,
         "seed": seed,
         "engine.address": ray_address,
@@ -162,7 +168,8 @@ def _run(recipe: Recipe, out: Path, retry_failed: bool, json_: bool) -> None:
     from sgpipe.records import TRAINING_CONFIDENCE
 
     summary = run(recipe, out, console.Progress(console.progress()), retry_failed=retry_failed)
-    _report(summary, max(TRAINING_CONFIDENCE, recipe.tag.threshold), json_, recipe.engine.store)
+    least = max(TRAINING_CONFIDENCE, recipe.tag.threshold) if recipe.tag.calibration is None else 0.0
+    _report(summary, least, json_, recipe.engine.store)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(console.EXIT_ALL_FAILED)
 

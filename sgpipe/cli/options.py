@@ -81,6 +81,14 @@ Captioner = Annotated[str | None, typer.Option(help="BLIP captioning model: fold
 Tagger = Annotated[
     str | None, typer.Option(help="R-Tagger: folder made by `sgpipe convert` or `sgpipe train`.", callback=reads_model)
 ]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(help="File of `sgpipe calibrate`; minimum confidences are probabilities then.", callback=reads_file),
+]
+ExpectedPrecision = Annotated[
+    float | None,
+    typer.Option(help="With --calibration: keep the relations with this expected precision, such as 0.9."),
+]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to connect to, such as auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 MovedImages = Annotated[

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgpipe.cli.options import (
+    CalibrationFile,
     Device,
+    ExpectedPrecision,
     GroundTruthFolder,
     ImageData,
     Json,
@@ -27,6 +29,7 @@ from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
+    from sgpipe.calibration import Calibration
     from sgpipe.stats.audit import Audit
     from sgpipe.stats.gallery import Card
     from sgpipe.storage.database import Database
@@ -44,6 +47,43 @@ class ReviewOptions:
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the --review sample.")] = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class ThresholdOptions:
+    """The relations that are checked and drawn, and the target of the suggested thresholds."""
+
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Minimum confidence of the relations that are checked and drawn. Default: 0.2."
+        ),
+    ] = None
+    calibration: CalibrationFile = None
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Target precision of the suggested thresholds, by default 0.8. With --calibration, also the expected "
+            "precision of the relations that are checked and drawn, instead of --threshold.",
+        ),
+    ] = None
+
+    def load(self) -> tuple[Calibration | None, float, float]:
+        """The calibration, the minimum confidence or probability, and the target precision.
+
+        Raises UserError: the file is no calibration, or both options choose the relations.
+        """
+        from sgpipe.calibration import load_calibration, probability_for
+        from sgpipe.records import TRAINING_CONFIDENCE
+
+        threshold = self.threshold
+        if self.calibration is not None and self.precision is not None:
+            threshold = probability_for(self.calibration, self.precision, threshold)
+        loaded = None if self.calibration is None else load_calibration(self.calibration)
+        target = 0.8 if self.precision is None else self.precision
+        return loaded, TRAINING_CONFIDENCE if threshold is None else threshold, target
+
+
 @with_option_groups
 def stats(
     *,
@@ -59,9 +99,7 @@ def stats(
         int,
         typer.Option("--shown", "--pictures", min=1, help="Images in the gallery or on the sheet; was --pictures."),
     ] = 20,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Minimum confidence of the relations that are checked and drawn.")
-    ] = 0.2,
+    chosen: ThresholdOptions,
     images: MovedImages = None,
     compare: Annotated[
         Path | None, typer.Option(help="Earlier run; shows what has changed since then.", callback=reads_folder)
@@ -72,31 +110,33 @@ def stats(
     verdicts: Annotated[
         Path | None, typer.Option(help="File that the --review page exported.", callback=reads_file)
     ] = None,
-    precision: Annotated[float, typer.Option(min=0, max=1, help="Target precision of the suggested thresholds.")] = 0.8,
 ) -> None:
     """Count what a run contains, check its health, and show samples."""
     from sgpipe.stats.audit import audit
     from sgpipe.stats.gallery import cards
     from sgpipe.stats.measures import measure
+    from sgpipe.stats.samples import write_sheet
     from sgpipe.storage.database import open_run
     from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
     if image_data is not None and truth is None:
         raise typer.BadParameter("--image-data finds COCO's images in Visual Genome: give --truth, too")
-    before = measure(compare, threshold) if compare else None
+    calibration, threshold, target = chosen.load()
+    before = measure(compare, threshold, calibration) if compare else None
     with open_run(run) as database:
         if page.review is not None:
             _write_review(database, page.review_file, page.review, page.seed, images)
             if not (json_ or html or sheet or compare or truth or verdicts):
                 return
         ground_truth = GroundTruth(truth, None, image_data) if truth else RunFolder(run).ground_truth
-        report = audit(database, threshold, ground_truth, verdicts, precision, before)
-        gallery = list(cards(database, shown, threshold, images)) if html else []
+        report = audit(database, threshold, ground_truth, verdicts, target, before, calibration)
+        gallery = list(cards(database, shown, threshold, images, calibration)) if html else []
     _print_report(report, json_)
     if html is not None:
         _write_report(html, report, gallery, threshold)
     if sheet is not None:
-        _write_sheet(run, sheet, shown, threshold, images)
+        drawn, lost = write_sheet(run, sheet, shown, threshold, images, calibration)
+        _say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 
 def _print_report(report: Audit, json_: bool) -> None:
@@ -121,13 +161,6 @@ def _write_report(file: Path, report: Audit, gallery: list[Card], threshold: flo
     write_report(file, report, gallery, threshold)
     lost = sum(card.image is None for card in gallery)
     _say(f"wrote {file} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
-
-
-def _write_sheet(run: Path, file: Path, shown: int, threshold: float, images: Path | None) -> None:
-    from sgpipe.stats.samples import write_sheet
-
-    drawn, lost = write_sheet(run, file, shown, threshold, images)
-    _say(f"drew {count(drawn, 'image')} into {file}{_missing(lost)}")
 
 
 def _say(message: str) -> None:
@@ -293,6 +326,8 @@ def export(
         float | None,
         typer.Option(min=0, max=1, help="Minimum confidence of relations. Default: 0.2; all relations for hf."),
     ] = None,
+    calibration: CalibrationFile = None,
+    precision: ExpectedPrecision = None,
     embed: Annotated[bool, typer.Option("--embed", help="Store the images in the rows (hf).")] = False,
     images: MovedImages = None,
     json_: Json = False,
@@ -305,12 +340,16 @@ def export(
 
     from sgpipe.export.run import export_run
 
-    written = export_run(run, to, out, threshold=threshold, images=images, embed=embed)
+    written = export_run(
+        run, to, out, threshold=threshold, calibration=calibration, precision=precision, images=images, embed=embed
+    )
     if json_:
         print(json.dumps(written.as_json(), indent=2))
         return
     screen = console.output()
     screen.print(f"wrote {count(len(written.files), 'file')} to {out}", soft_wrap=True)
+    if written.note:
+        console.progress().print(f"NOTE: {written.note}", soft_wrap=True)
     if written.is_bare:
         console.progress().print("NOTE: no relation reaches the confidence of --threshold; lower it", soft_wrap=True)
     for what, number in written.left_out.items():

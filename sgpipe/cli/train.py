@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sgpipe.cli.options import (
+    CalibrationFile,
+    ExpectedPrecision,
     Json,
     Limit,
     MovedImages,
@@ -19,26 +21,50 @@ from sgpipe.cli.options import (
     reads_later,
     reads_model,
     reads_path,
+    with_option_groups,
     writes_folder,
 )
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardsOptions:
+    """The shards to train on, and which of their relations."""
+
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of shards to train on, or FOLDER@WEIGHT. Repeatable.", callback=reads_later),
+    ] = None
+    val: Annotated[
+        list[str] | None, typer.Option(help="Folder of shards to validate on. Repeatable.", callback=reads_later)
+    ] = None
+    images: MovedImages = None
+    calibration: CalibrationFile = None
+    precision: ExpectedPrecision = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the recipe that they are; None: as it says."""
+        from sgpipe.training.recipe import shards_options
+
+        return {
+            "data.train": shards_options(self.data, self.images) if self.data else None,
+            "data.val": shards_options(self.val, self.images) if self.val else None,
+            "data.calibration": self.calibration,
+            "data.precision": self.precision,
+        }
+
+
+@with_option_groups
 def train(
+    *,
     recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
     out: Annotated[
         Path,
         typer.Option(help="Folder for the model; an unfinished training in it is resumed.", callback=writes_folder),
     ],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder of shards to train on, or FOLDER@WEIGHT. Repeatable.", callback=reads_later),
-    ] = None,
-    val: Annotated[
-        list[str] | None, typer.Option(help="Folder of shards to validate on. Repeatable.", callback=reads_later)
-    ] = None,
-    images: MovedImages = None,
+    shards: ShardsOptions,
     init: Annotated[
         str | None, typer.Option(help="Model to start from: folder, hub id or official .pth.", callback=reads_model)
     ] = None,
@@ -58,15 +84,14 @@ def train(
 ) -> None:
     """Train a tagger or a detector on shards."""
     from sgpipe.training.display import print_training
-    from sgpipe.training.recipe import load_train_recipe, shards_options
+    from sgpipe.training.recipe import load_train_recipe
     from sgpipe.training.run import train as run
     from sgpipe.utils.config_file import parse_set
 
     if epochs is not None and steps is not None:
         raise UserError("--epochs and --steps both say when the training ends; give one of them")
     options = {
-        "data.train": shards_options(data, images) if data else None,
-        "data.val": shards_options(val, images) if val else None,
+        **shards.settings,
         "model.init": init,
         "optimisation.epochs": epochs,
         "optimisation.steps": steps,

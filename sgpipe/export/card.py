@@ -19,7 +19,7 @@ from sgpipe.export.provenance import describe_origin
 from sgpipe.export.rows import ExportRows
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.annotated import to_single_line
-from sgpipe.stats.measures import Measures, measure_database
+from sgpipe.stats.measures import Measures, measure_database, use_probabilities
 from sgpipe.storage.database import open_run
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import DATA
@@ -76,11 +76,13 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
     Raises UserError: a shard cannot be read.
     """
     with open_run(rows.root) as database:
+        if rows.calibration is not None:
+            use_probabilities(database, rows.calibration)
         measures = measure_database(database)
         [(related,)] = database.rows("select count(*) from related_images where certainty >= ?::float", rows.threshold)
     before, exported = totals(rows), rows.census.predicates.total()
     licences = {dataset: _licence(dataset) for dataset in measures.datasets}
-    quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold))
+    quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold), rows.calibration)
     text = _template("card.md.jinja").render(
         _common(rows),
         header=yaml.safe_dump(_header(rows, measures, {name for name, _ in licences.values()}), sort_keys=False),
@@ -98,6 +100,7 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         most=_MOST,
         quality=quality[LABELS] if quality else None,
         embedded=embedded,
+        measure=rows.measure,
     )
     (out / README).write_text(text, encoding="utf-8")
 
@@ -133,7 +136,7 @@ def _left_out(rows: ExportRows) -> Iterator[str]:
     if rows.threshold:
         below = rows.left_out["relations below the threshold"]
         yield (
-            f"Relations of confidence below {rows.threshold:g} (`--threshold`): {below:,} of "
+            f"Relations of {rows.measure} below {rows.threshold:g} (`--threshold`): {below:,} of "
             f"{count(before['relations'], 'relation')} of the run."
         )
     run = rows.manifest.run

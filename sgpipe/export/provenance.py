@@ -84,7 +84,10 @@ def _import_steps(identity: Mapping[str, Any]) -> Iterator[str]:
 def _export_steps(exported: Mapping[str, Any]) -> Iterator[str]:
     if threshold := exported.get("threshold"):
         kept = f"{exported.get('relations', 0):,} of {count(exported.get('of', 0), 'relation')}"
-        yield f"Exported with {kept}: those of confidence {threshold:g} or more."
+        if sha256 := exported.get("calibration"):
+            yield f"Exported with {kept}: those of probability {threshold:g} or more, by calibration `{sha256[:16]}`."
+        else:
+            yield f"Exported with {kept}: those of confidence {threshold:g} or more."
 
 
 def _generation_steps(identity: Mapping[str, Any]) -> Iterator[str]:

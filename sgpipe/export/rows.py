@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sgpipe.calibration import Thresholds, load_calibration
 from sgpipe.errors import UserError, naming
 from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import open_shard
+from sgpipe.utils.hashing import file_sha256
 
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
@@ -26,24 +28,53 @@ _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "statu
 class ExportRows:
     """The rows of a run, and the minimum confidence of the relations to export.
 
-    `left_out` counts what an export has to leave out, by kind; the formats add to it.
+    Attributes:
+        threshold: the minimum confidence or, with a calibration, the minimum probability. `thresholds`: the minimum
+            confidence of each predicate.
+        left_out: what an export has to leave out, by kind; the formats add to it.
+        note: on predicates that the calibration does not know.
     """
 
-    def __init__(self, root: Path, threshold: float) -> None:
-        """Raises UserError: the folder is not a run, or is an empty one."""
+    def __init__(self, root: Path, threshold: float, calibration: Path | None = None) -> None:
+        """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
         self.root = root
         self.threshold = float(np.float32(threshold))  # rounded as stored confidences are, so that 0.7 is not below 0.7
         self.manifest = Manifest.load(root)
         self.left_out: Counter[str] = Counter()
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
+        self.calibration = None if calibration is None else load_calibration(calibration)
+        self.calibration_file, self.note = calibration, None
+        self.thresholds = Thresholds(threshold) if self.calibration is None else self.calibration.thresholds(threshold)
+        if self.calibration is not None and (scored := self._scored_predicates()):
+            self.calibration.check_run(self.manifest.run, root)
+            self.note = self.calibration.unknown_predicates(scored, root)
+
+    def _scored_predicates(self) -> Counter[str]:
+        """The number of relations with a confidence by predicate."""
+        counts: Counter[str] = Counter()
+        for shard in self.manifest.shards:
+            for table in iter_groups(self.root / shard.file, ("relations",)):
+                relations = pc.list_flatten(table["relations"])
+                scored = relations.filter(pc.is_valid(pc.struct_field(relations, "confidence")))
+                rows = pc.value_counts(pc.struct_field(scored, "predicate")).to_pylist()
+                counts.update({row["values"]: row["counts"] for row in rows})
+        return counts
+
+    @property
+    def measure(self) -> str:
+        """What the threshold is of."""
+        return "confidence" if self.calibration is None else "probability"
 
     @property
     def identity(self) -> dict[str, Any]:
         """What an export changes of a run, for whoever imports it."""
         of = sum(shard.counts.get("relations", 0) for shard in self.manifest.shards)
         relations = self.census.predicates.total()
-        return {"exported": {"threshold": self.threshold, "relations": relations, "of": of}}
+        exported: dict[str, Any] = {"threshold": self.threshold, "relations": relations, "of": of}
+        if self.calibration_file is not None:
+            exported["calibration"] = file_sha256(self.calibration_file)
+        return {"exported": exported}
 
     @property
     def splits(self) -> list[str]:
@@ -58,9 +89,9 @@ class ExportRows:
             for table in iter_groups(self.root / shard.file, (*_IMAGE, *columns)):
                 yield from (record for record in from_table(table) if record.ok)
 
-    def keeps(self, confidence: float | None) -> bool:
+    def keeps(self, predicate: str, confidence: float | None) -> bool:
         """Whether a relation is exported; human annotations, which have no confidence, always are."""
-        return confidence is None or confidence >= self.threshold
+        return self.thresholds.keeps(predicate, confidence)
 
     def renumber(self, record: Record, usable: Sequence[bool]) -> dict[int, int]:
         """New indices of the usable objects by their index in the record; the others are left out."""
@@ -70,7 +101,7 @@ class ExportRows:
 
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
         """The relations to export, with new indices of their objects; those of other objects are left out."""
-        confident = [relation for relation in record.relations if self.keeps(relation.confidence)]
+        confident = [relation for relation in record.relations if self.keeps(relation.predicate, relation.confidence)]
         kept = [
             Relation(indices[relation.subject], indices[relation.object], relation.predicate, relation.confidence)
             for relation in confident
@@ -86,7 +117,7 @@ class ExportRows:
         census = Census()
         for shard in self.manifest.shards:
             for table in iter_groups(self.root / shard.file, ("image_id", "objects", "relations", "status")):
-                census.add(table.filter(pc.equal(table["status"], "ok")), self.threshold)
+                census.add(table.filter(pc.equal(table["status"], "ok")), self.thresholds)
         return census
 
 
@@ -107,7 +138,7 @@ class Census:
     scored: int = 0
     numbered: bool = True
 
-    def add(self, table: pa.Table, threshold: float) -> None:
+    def add(self, table: pa.Table, thresholds: Thresholds) -> None:
         objects, relations = (pc.list_flatten(table[name].combine_chunks()) for name in ("objects", "relations"))
         classes = pa.table({name: pc.struct_field(objects, name) for name in ("category_id", "category")})
         for row in classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist():
@@ -115,9 +146,10 @@ class Census:
         for item in objects.filter(pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)).to_pylist():
             self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
         confidences = pc.struct_field(relations, "confidence")
-        certain = pc.fill_null(confidences, 1.0)
-        self.scored += pc.sum(pc.greater_equal(confidences, threshold)).as_py() or 0
-        predicates = pc.struct_field(relations, "predicate").filter(pc.greater_equal(certain, threshold))
+        predicates = pc.struct_field(relations, "predicate")
+        confident = pc.greater_equal(confidences, pa.array(thresholds.of_column(predicates)))
+        self.scored += pc.sum(confident).as_py() or 0
+        predicates = predicates.filter(pc.fill_null(confident, True))
         for row in pc.value_counts(predicates).to_pylist():
             self.predicates[row["values"]] += row["counts"]
         self.numbered &= all(isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, existing_folder, making_folder
 from sgpipe.export.card import exported_relations, write_readme
 from sgpipe.export.coco import write_coco, write_coco_relations
@@ -34,12 +35,16 @@ FORMATS = (HUGGING_FACE, *_WRITERS)
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, its files, the number of relations, and counts of what was left out."""
+    """What was written: the folder, its files, the number of relations, and counts of what was left out.
+
+    note: on predicates that the calibration does not know.
+    """
 
     root: Path
     files: list[str]
     left_out: dict[str, int]
     relations: int
+    note: str | None = None
 
     @property
     def is_bare(self) -> bool:
@@ -56,6 +61,8 @@ def export_run(
     out: Path,
     *,
     threshold: float | None = None,
+    calibration: Path | None = None,
+    precision: float | None = None,
     images: Path | None = None,
     embed: bool = False,
 ) -> Exported:
@@ -63,6 +70,8 @@ def export_run(
 
     Args:
         threshold: minimum confidence of relations; by default 0 for the hub, and that of training for other formats.
+        calibration: with this file of `sgpipe calibrate`, the threshold is a probability; or instead of it `precision`
+            is the expected one.
         images, embed: as for `write_hugging_face`; only for the hub.
 
     Raises:
@@ -77,7 +86,9 @@ def export_run(
     if threshold is not None and not 0 <= threshold <= 1:  # also refuses NaN, which passes the check of the option
         raise UserError(f"--threshold {threshold}: expected a number from 0 to 1")
     default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
-    rows = ExportRows(root, threshold if threshold is not None else default)
+    if precision is not None:
+        threshold = probability_for(calibration, precision, threshold)
+    rows = ExportRows(root, threshold if threshold is not None else default, calibration)
     with new_folder(out) as folder:
         if to == HUGGING_FACE:
             write_hugging_face(rows, folder, images, embed=embed)
@@ -86,7 +97,7 @@ def export_run(
             rows.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in rows.manifest.shards)
             write_readme(rows, folder, to)
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return Exported(out, files, dict(+rows.left_out), exported_relations(rows))
+    return Exported(out, files, dict(+rows.left_out), exported_relations(rows), rows.note)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sgpipe.errors import existing_file
 from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, CaptionConfig, Recipe, TagConfig
 from sgpipe.stages.parse.stage import model_version
 from sgpipe.storage.source_index import SourceIndex
@@ -40,6 +41,10 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
             for key in ADDED_SETTINGS:  # of sampling
                 del parts["caption"][key.removeprefix("caption.")]
     parts["tag"] |= {"tagger": model_sha256(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
+    if recipe.tag.calibration is None:  # runs of earlier versions do not name it
+        del parts["tag"]["calibration"], parts["tag"]["precision"]
+    else:
+        parts["tag"]["calibration"] = file_sha256(existing_file(recipe.tag.calibration))
     for name in ("synonyms", "prior"):
         path = getattr(recipe.pair, name)
         parts["pair"][name] = file_sha256(path) if path and path.is_file() else None

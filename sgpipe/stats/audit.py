@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sgpipe.calibration import Calibration
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.findings import QUALITY, Finding, find, find_precision, level_at
 from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
-from sgpipe.stats.measures import THRESHOLDS, TOTALS, Measures, measure_database
+from sgpipe.stats.measures import THRESHOLDS, TOTALS, Measures, measure_database, use_probabilities
 from sgpipe.stats.verdicts import Verdicts, measure_verdicts
 from sgpipe.storage.database import Database
 from sgpipe.storage.run_folder import GroundTruth
@@ -17,19 +18,25 @@ from sgpipe.storage.run_folder import GroundTruth
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit of one run; parts that were not asked for are None."""
+    """The audit of one run; parts that were not asked for are None.
+
+    calibrated: a sentence on the calibration by whose probabilities relations were chosen.
+    """
 
     measures: Measures
     ground_truth: GroundTruthMeasures | None = None
     verdicts: Verdicts | None = None
     comparison: Comparison | None = None
+    calibrated: str | None = None
 
     @property
     def findings(self) -> list[Finding]:
         """The conclusions, by question."""
-        unknown = self.ground_truth is None and self.verdicts is None
+        unknown = self.ground_truth is None and self.verdicts is None and self.calibrated is None
         findings = find(self.measures, precision_unknown=unknown)
-        precision = find_precision(self.ground_truth, self.verdicts)
+        precision = list(find_precision(self.ground_truth, self.verdicts))
+        if self.calibrated is not None:
+            precision.insert(0, Finding(QUALITY, "plain", self.calibrated))
         at = max((index for index, finding in enumerate(findings) if finding.question == QUALITY), default=0)
         return [*findings[:at], *precision, *findings[at:]]
 
@@ -47,6 +54,7 @@ def audit(
     verdicts: Path | None = None,
     target: float = 0.8,
     other: Measures | None = None,
+    calibration: Calibration | None = None,
 ) -> Audit:
     """Audit an open run.
 
@@ -55,16 +63,22 @@ def audit(
         verdicts: file that a review page exported.
         target: the precision for which thresholds are suggested.
         other: measures of another run to compare with.
+        calibration: of the tagger; thresholds are probabilities then.
 
     Raises UserError: a shard or file cannot be read or used, or a number is out of range.
     """
+    calibrated = None
+    if calibration is not None:
+        note = use_probabilities(database, calibration)
+        calibrated = f"Thresholds are probabilities, by the calibration of {calibration.run!r}."
+        calibrated += f" {note[0].upper()}{note[1:]}." if note else ""
     measures = measure_database(database, threshold)
-    parts = Audit(measures)
+    parts = Audit(measures, calibrated=calibrated)
     if ground_truth is not None:
-        against = measure_against_ground_truth(database.root, ground_truth, threshold, target, THRESHOLDS)
+        against = measure_against_ground_truth(database.root, ground_truth, threshold, target, THRESHOLDS, calibration)
         parts = replace(parts, ground_truth=against)
     if verdicts is not None:
-        parts = replace(parts, verdicts=measure_verdicts(database, verdicts, target, THRESHOLDS))
+        parts = replace(parts, verdicts=measure_verdicts(database, verdicts, target, THRESHOLDS, calibration))
     return parts if other is None else replace(parts, comparison=compare(other, measures))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sgpipe.calibration import Calibration
 from sgpipe.records import Record, Relation
 from sgpipe.stats.samples import open_records, sample_images
 from sgpipe.storage.database import Database
@@ -83,9 +84,15 @@ class Card:
     captions: list[str]
 
 
-def cards(database: Database, count: int, threshold: float, images: Path | None = None) -> Iterator[Card]:
+def cards(
+    database: Database,
+    count: int,
+    threshold: float,
+    images: Path | None = None,
+    calibration: Calibration | None = None,
+) -> Iterator[Card]:
     """Cards of `count` sample images, first those with a relation of at least `threshold`."""
-    for record, image in open_records(database, sample_images(database, count, threshold), images):
+    for record, image in open_records(database, sample_images(database, count, threshold), images, calibration):
         yield make_card(record, image, shown(record.relations, 0.0, _RELATIONS))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sgpipe.calibration import Calibration
 from sgpipe.stats.calibration import CalibrationBin, JudgedRelations, Precision, ThresholdChoice
 from sgpipe.storage.run_folder import GroundTruth
 
@@ -57,19 +58,21 @@ def measure_against_ground_truth(
     threshold: float,
     target: float,
     thresholds: Sequence[float],
+    calibration: Calibration | None = None,
 ) -> GroundTruthMeasures:
     """Compare a run with its ground truth.
 
     Args:
         target: the precision for which thresholds are suggested.
         thresholds: those of the curve.
+        calibration: of the tagger; everything is of its probabilities then.
 
     Raises UserError: a folder is not a run, the two have no image in common, or a number is out of range.
     """
     # Imports torch and spaCy, which takes seconds that other audits need not spend.
     from sgpipe.evaluation.label_quality.comparison import label_quality
 
-    result = label_quality(run, ground_truth, threshold=threshold)
+    result = label_quality(run, ground_truth, threshold=threshold, calibration=calibration)
     relations = result.relations
     judged = JudgedRelations(relations.confidence.astype(np.float32), relations.true_positive)
     numbers = {name: number for number, name in enumerate(result.names)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from sgpipe.calibration import NEAREST, Calibration
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.distributions import (
     AgreementMeasures,
@@ -133,15 +134,42 @@ class Measures:
         }
 
 
-def measure(root: Path, threshold: float = TRAINING_CONFIDENCE) -> Measures:
+def use_probabilities(database: Database, calibration: Calibration) -> str | None:
+    """Make the certainty of relations the probability that they are correct; returns a note on unknown predicates.
+
+    Annotations, which have no confidence, stay certain.
+
+    Raises UserError: the confidences are of another tagger, or the calibration knows none of their predicates.
+    """
+    rows = database.rows("select predicate::varchar, count(confidence) from relations group by 1")
+    scored = {predicate: count for predicate, count in rows if count}
+    if not scored:
+        return None
+    calibration.check_run(database.run, database.root)
+    note = calibration.unknown_predicates(scored, database.root)
+    offsets = calibration.offsets(scored).tolist()
+    database.execute("create or replace table offsets (predicate varchar, odds double)")
+    database.insert("offsets", list(zip(scored, offsets, strict=True)))
+    inside = f"least(greatest(confidence::double, {NEAREST}), {1 - NEAREST})"
+    own = "(select odds from offsets where offsets.predicate = relations.predicate::varchar)"
+    database.replace_certainty(
+        f"case when confidence is null then 1 when confidence < {calibration.lowest} then 0 "
+        f"else 1 / (1 + exp(-{calibration.slope} * ln({inside} / (1 - {inside})) - {own})) end"
+    )
+    return note
+
+
+def measure(root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None) -> Measures:
     """Measure the run in `root`.
 
     Args:
-        threshold: minimum confidence of the relations whose health is checked.
+        threshold: minimum confidence of the relations whose health is checked, with a calibration: minimum probability.
 
     Raises UserError: the folder is not a run, or a shard is missing or damaged.
     """
     with open_run(root) as database:
+        if calibration is not None:
+            use_probabilities(database, calibration)
         return measure_database(database, threshold)
 
 

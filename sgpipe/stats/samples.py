@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
+from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import SCHEMA, Record, from_table
+from sgpipe.stats.measures import use_probabilities
 from sgpipe.storage.database import Database, open_run
 from sgpipe.storage.shards import embedded_images, open_shard
 from sgpipe.utils.atomic import atomic_write
@@ -43,18 +45,21 @@ def sample_images(database: Database, count: int, threshold: float) -> list[int]
 
 
 def open_records(
-    database: Database, numbers: Iterable[int], images: Path | None = None
+    database: Database, numbers: Iterable[int], images: Path | None = None, calibration: Calibration | None = None
 ) -> Iterator[tuple[Record, Image.Image | None]]:
     """The records at these positions with their images; None for an image that cannot be opened.
 
     Args:
         images: folder of the images, if they have moved since the run.
+        calibration: of the tagger; confidences are its probabilities then.
 
     Raises UserError: a shard cannot be read.
     """
     for shard, members in groupby(numbers, key=lambda number: bisect_right(database.firsts, number) - 1):
         for table in _read_rows(database.files[shard], [number - database.firsts[shard] for number in members]):
             [record], [embedded] = from_table(table), embedded_images(table)
+            if calibration is not None:
+                calibration.replace_confidences(record)
             yield record, _open_image(database.image_folders, record, embedded, images)
 
 
@@ -83,13 +88,19 @@ _PAPER, _INK = "#e9ebee", "#1a1a1a"
 
 
 def write_sheet(
-    root: Path, file: Path, count: int = 20, threshold: float = 0.2, images: Path | None = None
+    root: Path,
+    file: Path,
+    count: int = 20,
+    threshold: float = 0.2,
+    images: Path | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[int, int]:
     """Draw sample images of a run into one PNG, each with its most confident relations.
 
     Args:
         count: number of images; those with a relation of at least `threshold` come first.
         images: folder of the images, if they have moved since the run.
+        calibration: of the tagger; the threshold, and what is drawn, is a probability then.
 
     Returns:
         the number of images on the sheet, and how many of them could not be opened.
@@ -97,9 +108,11 @@ def write_sheet(
     Raises UserError: the folder is not a run or has no image, a shard cannot be read, or the file cannot be written.
     """
     with open_run(root) as database:
+        if calibration is not None:
+            use_probabilities(database, calibration)
         numbers = sample_images(database, count, threshold)
         cards, related, lost = [], 0, 0
-        for record, opened in open_records(database, numbers, images):
+        for record, opened in open_records(database, numbers, images, calibration):
             relations = shown(record.relations, threshold, _RELATIONS)
             related += bool(relations)
             lost += opened is None
@@ -107,7 +120,8 @@ def write_sheet(
         if not cards:
             raise UserError(f"{root} has no image to draw")
         title = f"{database.run.get('name') or root.name}: {count_noun(len(cards), 'image')}"
-        title += f", {related:,} with relations of confidence {threshold:.2f} or more"
+        measure = "confidence" if calibration is None else "probability"
+        title += f", {related:,} with relations of {measure} {threshold:.2f} or more"
     _save(_grid(cards, title), file)
     return len(cards), lost
 

@@ -25,7 +25,7 @@ def print_tables(audit: Audit, console: Console) -> None:
     """Print the audit for a person."""
     measures = audit.measures
     console.print(_overview(measures))
-    console.print(_levels(measures))
+    console.print(_levels(measures, "confidence" if audit.calibrated is None else "probability"))
     if measures.predicates:
         console.print(_ranking("predicate", "relations", measures.predicates, _LONGEST))
         rare = ", ".join(single_line(name, _LONGEST) for name in rarest(measures))
@@ -108,9 +108,9 @@ def _overview(measures: Measures) -> Table:
     return table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures))
 
 
-def _levels(measures: Measures) -> Table:
+def _levels(measures: Measures, of: str) -> Table:
     names = [
-        "confidence ≥",
+        f"{of} ≥",
         *(f">{name}" for name in ("relations", "predicate kinds", "images", "per image", "per pair")),
     ]
     rows = []

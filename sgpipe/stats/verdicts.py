@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.stats.calibration import (
     JudgedRelations,
@@ -77,18 +78,25 @@ class Verdicts:
     sure: bool
 
 
-def measure_verdicts(database: Database, file: Path, target: float, thresholds: Sequence[float]) -> Verdicts:
+def measure_verdicts(
+    database: Database,
+    file: Path,
+    target: float,
+    thresholds: Sequence[float],
+    calibration: Calibration | None = None,
+) -> Verdicts:
     """Estimate the precision of an open run from exported verdicts.
 
     Args:
         target: the precision for which a threshold is suggested.
         thresholds: those of the curve.
+        calibration: whose probabilities the database has as certainties; bands stay those of confidences.
 
     Raises UserError: the file is not such an export, belongs to another run, or the target is out of range.
     """
     check_target(target)
     review = _load_own(database, file)
-    sample = _Sample(database, review)
+    sample = _Sample(database, review, calibration)
     [whole, wrong, right, *bands] = estimate_stratified(*sample.run_and_bands())
     names = [name for name, _ in Counter(sample.names[sample.is_judged].tolist()).most_common()]
     predicates = estimate_stratified(*sample.by_predicate(names)) if names else []
@@ -162,7 +170,7 @@ class _Sample:
         weights: the relations that the verdicts stand for, as the file says, `[strata]`.
     """
 
-    def __init__(self, database: Database, review: Review) -> None:
+    def __init__(self, database: Database, review: Review, calibration: Calibration | None = None) -> None:
         self._database = database
         self.sized = review.bands is not None and all(band.relations is not None for band in review.bands)
         bands = list(sample_bands(database, 0).values()) if review.bands is None else review.bands
@@ -181,6 +189,10 @@ class _Sample:
         self.is_judged = self._right | (answers == "wrong")
         confidence = [1.0 if question.confidence is None else question.confidence for question in review.questions]
         self._confidence = np.array(confidence, np.float32)
+        if calibration is not None:
+            found = calibration.probabilities(self.names.tolist(), range(len(self.names)), self._confidence)
+            certain = [question.confidence is None for question in review.questions]
+            self._confidence = np.where(certain, 1, found).astype(np.float32)
         self.judged = JudgedRelations(self._confidence[self.is_judged], self._right[self.is_judged])
 
     def judgements(self, review: Review) -> JudgedSample:
@@ -249,7 +261,8 @@ class _Sample:
     def _count_bands(self, bands: int) -> tuple[NDArray[np.int64], list[float | None]]:
         counts = np.zeros(bands + 1, np.int64)
         means: list[float | None] = [None] * (bands + 1)
-        query = f"select {self._stratum} as stratum, count(*), avg(confidence)::double from relations group by all"
+        mean = "avg(certainty) filter (confidence is not null)::double"
+        query = f"select {self._stratum} as stratum, count(*), {mean} from relations group by all"
         for stratum, number, mean in self._database.rows(query):
             counts[stratum], means[stratum] = number, mean
         return counts, means

@@ -54,16 +54,18 @@ _TABLES = (
         objects[relation.subject + 1].category::category as subject_category,
         objects[relation.object + 1].category::category as object_category
     from (select image, objects, unnest(relations) as relation from records)""",
-    """create table related_images as
-    select image, count(*) as relations, max(certainty) as certainty from relations group by all""",
-    """create table related_pairs as
-    select image, subject, object, count(*) as relations, max(certainty) as certainty from relations group by all""",
-    """create table predicates as
-    select predicate, lower(trim(predicate)) as word, count(*) as relations, max(certainty) as certainty,
-        avg(confidence) as confidence
-    from relations group by all""",
     """create table triplet_counts as
     select subject_category, predicate, object_category, count(*) as relations, avg(confidence) as confidence
+    from relations group by all""",
+)
+_BY_CERTAINTY = (
+    """create or replace table related_images as
+    select image, count(*) as relations, max(certainty) as certainty from relations group by all""",
+    """create or replace table related_pairs as
+    select image, subject, object, count(*) as relations, max(certainty) as certainty from relations group by all""",
+    """create or replace table predicates as
+    select predicate, lower(trim(predicate)) as word, count(*) as relations, max(certainty) as certainty,
+        avg(confidence) as confidence
     from relations group by all""",
 )
 
@@ -97,7 +99,7 @@ class Database:
         self.scored = False
         self.files = [self.root / shard.file for shard in manifest.shards]
         self._attach()
-        for statement in _TABLES:
+        for statement in (*_TABLES, *_BY_CERTAINTY):
             self.execute(statement)
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -131,6 +133,13 @@ class Database:
     def insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert a few rows into a table."""
         self._connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
+
+    def replace_certainty(self, expression: str) -> None:
+        """Replace the certainty of all relations by that of an SQL expression of their columns and `predicates`."""
+        self.execute(f"create or replace table relations as select * replace (({expression})::float as certainty) "
+                     "from relations")  # fmt: skip
+        for statement in _BY_CERTAINTY:
+            self.execute(statement)
 
     def _attach(self) -> None:
         shards = [_open(file) for file in self.files]

@@ -78,7 +78,14 @@ class DataConfig(Config):
         0.2,
         ge=0,
         le=1,
-        description="minimum confidence of a relation; relations without confidence are always used",
+        description="minimum confidence of a relation, with a calibration: minimum probability; relations without "
+        "confidence are always used",
+    )
+    calibration: Path | None = Field(
+        None, description="file of `sgpipe calibrate` for the tagger that labelled the shards; null: none"
+    )
+    precision: float | None = Field(
+        None, gt=0, le=1, description="with a calibration, use relations with this expected precision; null: threshold"
     )
     labels: Literal["sampled", "full"] = Field(
         "sampled",
@@ -221,7 +228,7 @@ def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **identity,
         "model": {**model, "frozen_norms": frozen},
-        "data": {"text_group": None, "limit_seed": None, **data, **parts},
+        "data": {"text_group": None, "limit_seed": None, "calibration": None, "precision": None, **data, **parts},
         "loss": {**LossConfig().model_dump(include={"costs", "dense", "only_boxes"}), **identity["loss"]},
         "optimisation": _length(identity["optimisation"]),
     }
@@ -260,6 +267,8 @@ PYTHON_WORDS: Mapping[str, str] = {
     "--val": "data.val=[{'shards': {}}]",
     "--images": "images in data.train",
     "--init": "model.init",
+    "--calibration": "data.calibration",
+    "--precision": "data.precision",
     "--miniature": "miniature=True",
     "--epochs": "optimisation.epochs",
     "--steps": "optimisation.steps",

@@ -36,7 +36,7 @@ from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices
-from sgpipe.utils.hashing import fingerprint
+from sgpipe.utils.hashing import file_sha256, fingerprint
 from sgpipe.utils.locking import locked_folder
 
 _RUN, _RECIPE, _TENSORBOARD = "run.json", "recipe.yaml", "tensorboard"
@@ -179,6 +179,8 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
     for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
         del part["images"]
         part["shards"] = _content(Path(part["shards"]))
+    if job.recipe.data.calibration is not None:
+        recipe["data"]["calibration"] = file_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
     # "pictures": the key in the folder of every training since 0.1.

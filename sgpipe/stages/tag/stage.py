@@ -19,6 +19,7 @@ from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, TokenizerError
+from sgpipe.calibration import Thresholds, choose_thresholds, load_calibration, scoring_of_recipe
 from sgpipe.errors import UserError, existing_model
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import PairConfig, TagConfig
@@ -111,11 +112,12 @@ def reference_batches(groups: Sequence[PairGroup], chunk: int) -> list[Batch]:
     return batches
 
 
-def relations_above(batch: Batch, scores: Tensor, threshold: float) -> Iterator[Relation]:
+def relations_above(batch: Batch, scores: Tensor, threshold: float | Tensor) -> Iterator[Relation]:
     """Every pair and predicate with a score strictly above the threshold, ordered by group, pair and predicate.
 
     Args:
         scores: `[groups, pairs, predicates]`; rows beyond a group's pairs are padding.
+        threshold: of all predicates, or of each, `[predicates]`.
     """
     scores = scores.float().cpu()
     for group, group_scores in zip(batch.groups, scores, strict=True):
@@ -179,22 +181,32 @@ class TagStage:
         return other
 
     def check(self) -> None:
-        """Raises UserError: there is no such tagger, or it is another kind of model."""
+        """Raises UserError: there is no such tagger, it is another kind of model, or the calibration is of another."""
         if self.config.tagger is not None:
             existing_model(self.config.tagger)
             try:
                 RTagger.check(self.config.tagger)
             except CheckpointError as reason:
                 raise UserError(str(reason)) from reason
+            self._thresholds()
+
+    def _thresholds(self) -> Thresholds:
+        config = self.config
+        if config.calibration is not None:
+            scoring = scoring_of_recipe(config, self.pair)
+            load_calibration(config.calibration).check_scoring(scoring, f"the tagger {config.tagger}")
+        return choose_thresholds(config.calibration, config.threshold, config.precision)
 
     def setup(self) -> None:
         """Load the tagger.
 
         Raises:
-            UserError: no tagger is set, it cannot be loaded, its tokenizer has no words, or the device is missing.
+            UserError: no tagger is set, it cannot be loaded, its tokenizer has no words, or the device is missing; or
+                the calibration cannot be used.
         """
         if self.config.tagger is None:
             raise UserError("tag.tagger is not set: expected the folder of a converted R-Tagger")
+        self.thresholds = self._thresholds()
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.device = pick_device(self.config.device, self.config.resources.gpus)
         self.dtype = pick_dtype(self.config.dtype, self.device)
@@ -258,7 +270,8 @@ class TagStage:
                         f"tagger {self.config.tagger} returns NaN scores in {record.file_name!r}: its training "
                         "diverged, or its weights are damaged"
                     )
-                relations += relations_above(batch, scores, self.config.threshold)
+                least = torch.from_numpy(self.thresholds.of_each(batch.predicates))
+                relations += relations_above(batch, scores, least)
         return relations
 
     def _score(self, image: ImageFeatures, boxes: Tensor, labels: Tensor, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
+from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.order import Epoch
@@ -62,7 +63,7 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
         window, skipped = window + 1, 0
 
 
-def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: float) -> list[int]:
+def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: Thresholds) -> list[int]:
     rows = TrainingFilter(table, threshold).usable_rows
     if row_group.kept is not None:
         kept = np.unpackbits(np.frombuffer(row_group.kept, np.uint8), count=len(table))
@@ -72,13 +73,13 @@ def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: float) -
     return rows[: row_group.rows].tolist()
 
 
-def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
+def scene_graph(values: Mapping[str, Any], threshold: Thresholds) -> SceneAnnotation:
     """The usable part of a row: objects that are not crowds, and confident relations between them.
 
     Boxes are xywh in pixels of the original image. An object's id is its index in the row.
 
     Args:
-        threshold: minimum confidence of a relation, rounded to float32.
+        threshold: minimum confidence of a relation.
     """
     objects = tuple(
         SceneObject(index, item["category"], tuple(item["bbox"]))
@@ -89,9 +90,9 @@ def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
     relations = tuple(
         SceneRelation(item["subject"], item["object"], item["predicate"], item["confidence"])
         for item in values["relations"] or ()
-        if item["subject"] in kept and item["object"] in kept
+        if item["subject"] in kept and item["object"] in kept and threshold.keeps(item["predicate"], item["confidence"])
     )
-    return SceneAnnotation(values["image_id"], objects, relations).confident(float(np.float32(threshold)))
+    return SceneAnnotation(values["image_id"], objects, relations)
 
 
 class FlatColumn:
@@ -117,7 +118,7 @@ class TrainingFilter:
     """
 
     table: pa.Table
-    threshold: float
+    threshold: Thresholds
 
     @cached_property
     def ok(self) -> np.ndarray:
@@ -141,7 +142,7 @@ class TrainingFilter:
     def _usable_relations(self) -> np.ndarray:
         """`[all relations]`"""
         confidence = self._relations["confidence"].to_numpy(zero_copy_only=False)  # NaN: no confidence
-        unsure = confidence < np.float32(self.threshold)
+        unsure = confidence < self.threshold.of_column(self._relations["predicate"])
         crowd = self._crowd[self._ends("subject")] | self._crowd[self._ends("object")]
         return ~unsure & ~crowd & self.ok[self._relations.rows]
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rlip_model.training.sampling import LabelVocabulary
+from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_calibration
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest, existing_images
-from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
 from sgpipe.training.data.rows import COLUMNS, TrainingFilter
 from sgpipe.training.data.training_set import (
     ClosedLabels,
@@ -29,14 +31,33 @@ from sgpipe.training.recipe import DataConfig, ShardsConfig
 def scan_training(data: DataConfig) -> TrainingSet:
     """Scan the shards to train on. Raises UserError: see `scan`."""
     closed = data.labels == "full"
-    return scan(data.train, data.threshold, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
+    return scan(data.train, thresholds(data), closed=closed, limit=data.limit, limit_seed=data.limit_seed)
+
+
+def thresholds(data: DataConfig) -> Thresholds:
+    """The minimum confidences of relations. Raises UserError: the calibration cannot be used, or fits no shards."""
+    if data.calibration is not None:
+        calibration = load_calibration(data.calibration)
+        for config in (*data.train, *data.val):
+            _check_tagger(calibration, Manifest.load(config.shards), config)
+    return choose_thresholds(data.calibration, data.threshold, data.precision)
+
+
+def _check_tagger(calibration: Calibration, manifest: Manifest, config: ShardsConfig) -> None:
+    """Raises UserError: the shards have confidences of another tagger."""
+    for shard in manifest.shards:
+        column = read_file(manifest.root / shard.file, ["relations.list.element.confidence"])["relations"]
+        confidence = pc.struct_field(pc.list_flatten(column), "confidence")
+        if confidence.null_count < len(confidence):
+            calibration.check_run(manifest.run, config.shards)
+            return
 
 
 def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:
     """Scan the shards to validate on, if any. Raises UserError: see `scan`; or their class lists differ."""
     if not data.val:
         return None
-    validation = scan(data.val, data.threshold, closed=data.labels == "full")
+    validation = scan(data.val, training.threshold, closed=data.labels == "full")
     if validation.closed_labels != training.closed_labels:
         raise UserError(
             f"{data.val[0].shards} has other classes than {data.train[0].shards}; validate on shards with the same ones"
@@ -46,7 +67,7 @@ def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | No
 
 def scan(
     configs: Sequence[ShardsConfig],
-    threshold: float,
+    threshold: Thresholds | float,
     *,
     closed: bool = False,
     limit: int | None = None,
@@ -67,6 +88,7 @@ def scan(
             an image folder is unknown. With `closed`: class lists are missing or differ, or do not have a name that
             occurs.
     """
+    threshold = Thresholds(threshold) if isinstance(threshold, float | int) else threshold
     if not configs:
         raise UserError("no shards to train on: give --data FOLDER (in a recipe: data.train)")
     kept = None
@@ -96,8 +118,8 @@ class _Scanner:
     left: usable rows until the limit; only: rows to scan, None: all.
     """
 
-    def __init__(self, threshold: float, limit: int | None = None, only: _Rows | None = None) -> None:
-        self.threshold = float(np.float32(threshold))
+    def __init__(self, threshold: Thresholds, limit: int | None = None, only: _Rows | None = None) -> None:
+        self.threshold = threshold
         self.left, self.only = limit, only
         self.folders: list[ShardFolder] = []
         self.row_groups: list[UsableRowGroup] = []
@@ -120,8 +142,7 @@ class _Scanner:
     def _nothing_usable(self, split: str, only_errors: bool) -> UserError:
         if only_errors:
             return UserError(f"{split} has only error rows; `sgpipe stats` lists the errors")
-        least = f"{self.threshold:.4g}"
-        return UserError(f"no image of {split} has a relation with confidence >= {least}; lower data.threshold")
+        return UserError(f"no image of {split} has a relation with {self.threshold}; lower data.threshold")
 
     def _scan_shard(self, folder: ShardFolder, split: str, name: str) -> None:
         path = Path(folder.root) / name
@@ -188,7 +209,7 @@ class _Scanner:
 class _Survey(_Scanner):
     """Finds out which rows are usable, and which of them the limits keep."""
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: Thresholds) -> None:
         super().__init__(threshold)
         self.usable: _Rows = {}
         self.kept: _Rows = {}
@@ -223,7 +244,9 @@ class _Survey(_Scanner):
         self.kept.update(zip(places, np.split(kept, ends[:-1]), strict=True))
 
 
-def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int | None, limit_seed: int | None) -> _Rows:
+def _choose_rows(
+    configs: Sequence[ShardsConfig], threshold: Thresholds, limit: int | None, limit_seed: int | None
+) -> _Rows:
     """The rows that the limits of the folders, and then that of all of them, keep."""
     survey = _Survey(threshold)
     for config in configs:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rlip_model.training.sampling import LabelVocabulary
+from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.training.recipe import DataConfig, ShardsConfig
@@ -62,7 +63,7 @@ class TrainingSet:
     a confidence of at least the threshold or without confidence.
 
     Args:
-        threshold: rounded to float32, the type in which confidences are stored.
+        threshold: minimum confidence of a relation.
         objects: class names of the objects of all rows but error rows, counted as often as an epoch visits them.
         relations: predicates of the usable relations, likewise.
         closed_labels: the class lists of the datasets, if the recipe uses closed lists.
@@ -72,7 +73,7 @@ class TrainingSet:
 
     folders: tuple[ShardFolder, ...]
     row_groups: tuple[UsableRowGroup, ...]
-    threshold: float
+    threshold: Thresholds
     objects: LabelVocabulary
     relations: LabelVocabulary
     closed_labels: ClosedLabels | None
@@ -143,7 +144,7 @@ def _left_out(training_set: TrainingSet) -> list[str]:
             f"{errors:,} of {count(total, 'row')} {'is an error row' if errors == 1 else 'are error rows'}: left out"
         )
     if without:
-        relation = f"relation with confidence >= {training_set.threshold:.4g}"
+        relation = f"relation with {training_set.threshold}"
         lines.append(
             f"{without:,} of {count(total, 'row')} {'has' if without == 1 else 'have'} no {relation}: left out"
         )

@@ -1,5 +1,6 @@
 import pytest
 
+from sgpipe.errors import UserError
 from sgpipe.generation.identity import as_started, identity, in_todays_settings
 from sgpipe.recipe import Recipe
 from sgpipe.storage.run_folder import settings_changed
@@ -43,6 +44,21 @@ def test_what_changes_labels_is_told_by_name(setting, line):
     assert fingerprint(changed) != fingerprint(parts())
     (told,) = differences(parts(), changed)
     assert told.startswith(line)
+
+
+def test_a_calibration_counts_by_its_content(tmp_path):
+    file, copy = tmp_path / "a.json", tmp_path / "b.json"
+    file.write_text("1", encoding="utf-8")
+    copy.write_text("1", encoding="utf-8")
+    calibrated = parts(tag__calibration=file)
+    assert "calibration" not in parts()["tag"]
+    assert fingerprint(parts(tag__calibration=copy)) == fingerprint(calibrated)
+    assert fingerprint(parts(tag__calibration=copy, tag__precision=0.9)) != fingerprint(calibrated)
+    copy.write_text("2", encoding="utf-8")
+    (told,) = differences(calibrated, parts(tag__calibration=copy))
+    assert told.startswith("tag.calibration: ")
+    with pytest.raises(UserError, match="no such file"):
+        parts(tag__calibration=tmp_path / "c.json")
 
 
 def test_sampling_settings_count_only_where_there_is_a_captioner():

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -8,6 +9,10 @@ from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.stats.calibrate import Judgements, calibrate
+from sgpipe.stats.measures import use_probabilities
+from sgpipe.stats.verdicts import measure_verdicts
+from sgpipe.storage.database import open_run
+from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.stats.runs import make_shards, scene
 
 WORDS = ("near", "holding", "rare")
@@ -198,3 +203,80 @@ def test_a_calibration_fits_its_own_tagger_and_predicates(calibrated):
     assert "1 predicate with 25.0% of the relations" in calibration.unknown_predicates({"near": 3, "new": 1}, "here")
     with pytest.raises(UserError, match="knows none of the predicates of here, such as 'new'"):
         calibration.unknown_predicates({"new": 1}, "here")
+
+
+def test_the_thresholds_of_stats_are_probabilities(runs, calibrated, tmp_path):
+    calibration = load_calibration(calibrated[1])
+    options = ["stats", *map(str, (runs[0], "--truth", runs[1], "--calibration", calibrated[1]))]
+    result = CliRunner().invoke(app, [*options, "--precision", "0.9", "--json"])
+    assert result.exit_code == 0, result.output
+    audit = json.loads(result.stdout)
+    chosen = calibration.probability_for(0.9)
+    assert audit["ground_truth"]["threshold"] == chosen
+    assert audit["ground_truth"]["calibration_error"] < 0.04
+    assert audit["ground_truth"]["precision"]["value"] == pytest.approx(0.9, abs=0.05)
+    with open_run(runs[0]) as database:
+        raw = {word: database.rows("select confidence from relations where predicate = ?", word) for word in WORDS}
+    least = calibration.thresholds(0.6)
+    kept = sum(confidence >= least.of(word) for word in WORDS for (confidence,) in raw[word])
+    assert next(level for level in audit["thresholds"] if level["threshold"] == 0.6)["relations"] == kept
+    texts = [finding["text"] for finding in audit["findings"]]
+    assert any("Thresholds are probabilities, by the calibration of 'drawn'. 1 predicate with" in t for t in texts)
+    assert not any("A confidence says how sure the tagger is" in text for text in texts)
+    files = ["--html", str(tmp_path / "r.html"), "--sheet", str(tmp_path / "s.png"), "--shown", "2"]
+    shown = CliRunner().invoke(app, [*options, *files])
+    assert shown.exit_code == 0, shown.output
+    assert "probability ≥" in shown.output
+    both = CliRunner().invoke(app, [*options, "--threshold", "0.5", "--precision", "0.9"])
+    assert (both.exit_code, "--threshold and --precision both choose" in both.output) == (2, True)
+
+
+def test_verdicts_are_measured_by_probabilities(runs, calibrated, tmp_path):
+    calibration = load_calibration(calibrated[1])
+    question = {"image_id": "0", "subject": "person", "predicate": "near", "object": "dog"}
+    questions = [question | {"confidence": 0.05 + n / 50, "band": None} for n in range(45)]
+    review = {"format": 1, "run": "drawn", "fingerprint": "drawn", "seed": 0, "questions": questions}
+    file = tmp_path / "verdicts.json"
+    file.write_text(json.dumps(review | {"answers": ["right"] * 45}), encoding="utf-8")
+    with open_run(runs[0]) as database:
+        use_probabilities(database, calibration)
+        found = measure_verdicts(database, file, 0.9, (0.5,), calibration)
+    probabilities = calibration.probabilities(["near"], [0] * 45, [question["confidence"] for question in questions])
+    assert found.curve[0].kept == (probabilities >= 0.5).sum()
+
+
+def test_runs_of_other_taggers_are_refused(runs, calibrated, tmp_path):
+    other = make_shards(tmp_path / "other", [scene("0", [(0, "near", 1, 0.5), (0, "on", 1)])])
+    manifest = Manifest.load(other)
+    manifest.run["fingerprint"] = "other"
+    manifest.rewrite()
+    for command in (["stats"], ["export", "--to", "vg", "--out", str(tmp_path / "out")]):
+        result = CliRunner().invoke(app, [*command, str(other), "--calibration", str(calibrated[1])])
+        assert result.exit_code == 2
+        assert "whose confidences are of another tagger" in result.output
+    human = make_shards(tmp_path / "human", [scene("0", [(0, "on", 1)])])
+    assert CliRunner().invoke(app, ["stats", str(human), "--calibration", str(calibrated[1])]).exit_code == 0
+    strange = make_shards(tmp_path / "strange", [scene("0", [(0, "on", 1, 0.5)])])
+    result = CliRunner().invoke(app, ["stats", str(strange), "--calibration", str(calibrated[1])])
+    assert "knows none of the predicates" in result.output
+
+
+def test_an_export_keeps_what_is_probable_enough(runs, calibrated, tmp_path):
+    calibration = load_calibration(calibrated[1])
+    for to, options in (("vg", ["--precision", "0.9"]), ("hf", ["--threshold", "0.8"])):
+        out = tmp_path / to
+        command = ["export", str(runs[0]), "--to", to, "--out", str(out), "--calibration", str(calibrated[1])]
+        result = CliRunner().invoke(app, [*command, *options, "--json"])
+        assert result.exit_code == 0, result.output
+        written = json.loads(result.stdout)
+        least = calibration.thresholds(0.8 if to == "hf" else calibration.probability_for(0.9))
+        with open_run(runs[0]) as database:
+            rows = database.rows("select predicate::varchar, confidence from relations")
+        assert written["relations"] == sum(confidence >= least.of(word) for word, confidence in rows)
+        readme = (out / "README.md").read_text(encoding="utf-8")
+        assert "Relations of probability below" in readme
+    parts = pq.read_table(out / "data")["relations"].to_pylist()
+    stored = {relation["confidence"] for row in parts for relation in row}
+    assert stored <= {confidence for _, confidence in rows}  # the tagger's own
+    refused = CliRunner().invoke(app, ["export", str(runs[0]), "--to", "vg", "--out", "x", "--precision", "0.9"])
+    assert "--precision needs --calibration FILE" in refused.output

@@ -14,6 +14,7 @@ from PIL import Image
 from rlip_model.image import to_pixel_values
 from rlip_model.model import RTagger
 from rlip_model.queries import GivenPairs
+from sgpipe.calibration import load_calibration, scoring_of_recipe
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Box, Pair, Record, Relation
@@ -30,7 +31,7 @@ from sgpipe.stages.tag.stage import (
     reference_prior_groups,
     relations_above,
 )
-from tests.factories import make_tagger
+from tests.factories import make_calibration, make_tagger
 
 NAMES = ("person", "dog", "bench")
 TEXTS = st.lists(st.sampled_from(["on", "near", "in", "by"]), min_size=1, max_size=3)
@@ -179,6 +180,25 @@ def test_only_confidences_strictly_above_the_threshold(folder: Path) -> None:
     [fewer] = stage(folder, threshold=middle)([record(0)])
     assert fewer.relations == [item for item in everything.relations if item.confidence > middle]
     assert len(fewer.relations) == len(everything.relations) - 4
+
+
+def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_path: Path) -> None:
+    scored = stage(folder, threshold=0.0)([record(0)])[0].relations
+    config = stage(folder).config
+    tagger = scoring_of_recipe(config, PairConfig())
+    first, *_ = sorted({item.predicate for item in scored})
+    file = make_calibration(tmp_path / "c.json", tagger, {first: 9.0}, offset=-9.0)
+    kept = stage(folder, calibration=file, threshold=0.0001)([record(0)])[0].relations
+    assert kept == [item for item in scored if item.predicate == first]
+    half = load_calibration(file).thresholds(0.5)
+    assert stage(folder, calibration=file, precision=0.8).thresholds == half
+    with pytest.raises(UserError, match=r"--precision 0\.99: by the calibration no threshold"):
+        stage(folder, calibration=file, precision=0.99)
+    other = make_calibration(tmp_path / "o.json", tagger | {"short_side": 7}, {first: 9.0})
+    with pytest.raises(UserError, match="short_side: 7 in the calibration, "):
+        stage(folder, calibration=other)
+    with pytest.raises(UserError, match="--precision needs --calibration"):
+        stage(folder, precision=0.9)
 
 
 def test_half_precision(folder: Path) -> None:

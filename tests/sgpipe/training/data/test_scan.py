@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlip_model.training.annotations import SceneAnnotation
 from rlip_model.training.sampling import extend
+from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
@@ -22,6 +24,7 @@ from sgpipe.training.data.rows import iter_epoch, scene_graph
 from sgpipe.training.data.scan import scan, scan_training, scan_validation
 from sgpipe.training.data.training_set import TrainingSet, data_warnings
 from sgpipe.training.recipe import ShardsConfig
+from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
 
@@ -161,7 +164,7 @@ def test_a_scene_graph_has_only_usable_objects_and_relations(tmp_path):
     found = scan([make_run(tmp_path, records, rows=40)], 0.2)
     table = read_row_group(Path(found.row_groups[0].file), 0, ["image_id", "objects", "relations"])
     for record, values in zip(records, table.to_pylist(), strict=True):
-        graph = scene_graph(values, 0.2)
+        graph = scene_graph(values, Thresholds(0.2))
         assert len(graph.objects) == sum(not box.iscrowd for box in record.objects)
         if record.ok:
             assert [(item.subject_id, item.object_id, item.predicate) for item in graph.relations] == [
@@ -342,3 +345,27 @@ def test_warnings_name_left_out_rows_and_small_vocabularies(tmp_path):
     ]
     settings = data(make_run(tmp_path / "whole", [plain_record("a")]), negative_texts=0)
     assert data_warnings(scan_training(settings), settings) == []
+
+
+def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):
+    records = [plain_record(f"{word}{n}", word, n / 10) for word in ("on", "under") for n in range(1, 10)]
+    records += [plain_record("people")]
+    shards = make_run(tmp_path / "run", records)
+    human = make_run(tmp_path / "human", [plain_record("a")], run={"fingerprint": "human"})
+    file = make_calibration(tmp_path / "c.json", {"run": "drawn"}, {"on": 2.0, "under": -2.0})
+    found = scan_training(data(shards, human, calibration=file, threshold=0.5))
+    assert found.rows == 9 - 1 + 1 + 2  # from a confidence of 0.12 on, and from 0.88 on
+    assert {graph.image_id for graph in graphs(found)} == {*(f"on{n}" for n in range(2, 10)), "under9", "people", "a"}
+    assert scan_training(data(shards, calibration=file, precision=0.8)).rows == 10
+    with pytest.raises(UserError, match=r"has a relation with the probability that is asked for; lower data.threshold"):
+        scan_training(data(make_run(tmp_path / "unsure", records[9:12]), calibration=file, threshold=0.5))
+    other = make_run(tmp_path / "other", records[:2], run={"fingerprint": "other"})
+    for changes in ({}, {"val": (other,)}):
+        with pytest.raises(UserError, match=r"does not fit .*other, whose confidences are of another tagger"):
+            scan_training(data(shards if changes else other, calibration=file, **changes))
+    with pytest.raises(UserError, match="--precision needs --calibration"):
+        scan_training(data(shards, precision=0.9))
+
+
+def graphs(found: TrainingSet) -> list[SceneAnnotation]:
+    return [scene_graph(row.values(), found.threshold) for row in iter_epoch(found, one_pass(found))]
