@@ -66,6 +66,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "eval vcoco": ("eval vcoco --predictions predictions.json --annotations vcoco_test.json --coco instances.json",),
     "eval openimages": ("eval openimages --predictions predictions.json --annotations vrd-test-anno.json",),
     "eval vg": ("eval vg --predictions predictions.json --annotations vg150.json --mode sgdet",),
+    "eval boxes": (
+        "eval boxes labelled/ --truth instances_val2017.json --per-class",
+        "eval boxes labelled/ --truth coco/ --compare labelled-by-another-detector/",
+    ),
     "eval labels": ("eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json",),
     "doctor": ("doctor", "doctor --json"),
     "convert": ("convert RLIPv2_tagger.pth --out tagger/ --tokenizer roberta-base",),

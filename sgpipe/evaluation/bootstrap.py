@@ -54,7 +54,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """The differences between an evaluation and the one named `other`, by measure."""
 
     other: str
@@ -87,7 +87,7 @@ class Comparison:
 
 def paired_bootstrap(
     first: Resampling, second: Resampling, *, other: str = "other", resamples: int = RESAMPLES, seed: int = 0
-) -> Comparison:
+) -> PairedComparison:
     """Compare two evaluations of the same images.
 
     Args:
@@ -114,7 +114,7 @@ def paired_bootstrap(
             own[order] = counts
             summary = each.summary(own)
             samples[side, row] = [summary[name] for name in names]
-    return Comparison(other, images, resamples, seed, _differences(names, samples))
+    return PairedComparison(other, images, resamples, seed, _differences(names, samples))
 
 
 def _refuse_different(first: Resampling, second: Resampling) -> None:
@@ -143,8 +143,15 @@ def _differences(names: Sequence[str], samples: Array) -> dict[str, Difference]:
     table = np.concatenate((samples, samples[:1] - samples[1:]))
     result = {}
     for column, name in enumerate(names):
-        parts = [(float(own[0]), _interval(own[1:])) for own in table[:, :, column]]
-        result[name] = Difference(*(item for part in parts for item in part))
+        first, second, difference = table[:, :, column]
+        result[name] = Difference(
+            value=float(first[0]),
+            interval=_interval(first[1:]),
+            other=float(second[0]),
+            other_interval=_interval(second[1:]),
+            difference=float(difference[0]),
+            difference_interval=_interval(difference[1:]),
+        )
     return result
 
 

@@ -19,7 +19,7 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
-from sgpipe.evaluation.bootstrap import Comparison, Resampling, paired_bootstrap
+from sgpipe.evaluation.bootstrap import PairedComparison, Resampling, paired_bootstrap
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count, single_line
 from sgpipe.viz.draw_relations import Point
@@ -51,7 +51,7 @@ class EvaluationResult:
     curves: Mapping[str, Array] = field(default_factory=dict)
     scored: str = ""
     resampling: Resampling | None = None
-    comparison: Comparison | None = None
+    comparison: PairedComparison | None = None
 
     def compared_with(self, other: EvaluationResult, name: str, resamples: int, seed: int) -> EvaluationResult:
         """This result with the differences to another one of the same images, which is called `name`.

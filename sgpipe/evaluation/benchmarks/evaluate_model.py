@@ -139,6 +139,7 @@ class ModelImages:
             seen.add(name)
             self.counts.add(pairs)
             yield EvaluationImage(name, annotated[name], pairs)
+        self.counts.unpredicted = frozenset(annotated.keys() - seen)
         self.counts.missing = missing = len(annotated) - len(seen)
         if missing:
             self.notes.append(

@@ -234,7 +234,7 @@ def _hoia_predictions(path: Path) -> BoxSet:
             boxes = [xyxy_to_xywh(required_field(box, "bbox")) for box in predicted]
             classes = [_class_name(path, schema.objects, integer_field(box, "category_id")) for box in predicted]
             relations = [
-                (integer_field(each, end), *parse_numbers([required_field(each, "score")], 1))
+                (integer_field(each, end), parse_numbers([required_field(each, "score")], 1)[0])
                 for each in list_field(item, key)
                 for end in ("subject_id", "object_id")
             ]

@@ -20,6 +20,7 @@ from rlip_model.evaluation.precision import coco_point
 from rlip_model.evaluation.scores import ClassScores, Tally, mean
 from sgpipe.errors import UserError
 from sgpipe.evaluation.box_quality.boxes import BoxSet, ImageBoxes, listed, read_detected, read_truth
+from sgpipe.evaluation.label_quality.arrays import ImageName
 from sgpipe.evaluation.label_quality.ground_truth import NO_IMAGE, ImageFinder
 
 AREAS = ("all", "small", "medium", "large")
@@ -75,7 +76,7 @@ class BoxScores:
     def at(self, threshold: float, counts: Array | None = None) -> OperatingPoint:
         """Precision, recall and F1 of the boxes with at least this score; NaN over nothing."""
         weights, targets = self._weights(counts)
-        kept = self.scores >= threshold
+        kept = self.scores >= min(threshold, float(np.float32(threshold)))  # shards have float32, other files float64
         predicted, matched = int(weights[kept].sum()), int(weights[kept & self.correct].sum())
         return _point(threshold, matched, predicted, targets)
 
@@ -165,10 +166,10 @@ def compare_boxes(detected: Path, truth: Path) -> BoxQuality:
     """
     target = read_truth(truth)
     found = read_detected(detected, target)
-    finder = ImageFinder(list(target.images))
+    names = sorted(target.images, key=_by_number)
+    finder = ImageFinder(names)
     if not any(len(each.classes) for each in found.images.values()):
         raise UserError(f"{detected} has no boxes")
-    names = list(target.images)
     places = {names[place]: image for name, image in found.images.items() if (place := finder(name)) != NO_IMAGE}
     if not places:
         raise UserError(
@@ -200,6 +201,12 @@ def compare_boxes(detected: Path, truth: Path) -> BoxQuality:
         others,
         [name for name in known if name not in detected_classes],
     )
+
+
+def _by_number(name: ImageName) -> tuple[bool, int, str]:
+    """The order of pycocotools, in which boxes of equal scores count."""
+    number = int(name.image_id) if name.image_id.isdecimal() else 0
+    return not name.image_id.isdecimal(), number, name.image_id
 
 
 def _resized(image: ImageBoxes, size: tuple[int, int]) -> ImageBoxes:

@@ -102,9 +102,7 @@ def _notes(quality: BoxQuality) -> list[str]:
 
 def _score_notes(lowest: float) -> list[str]:
     if np.isnan(lowest):
-        return [
-            "boxes without scores count as certain, so AP has one step; runs that detect boxes now keep their scores"
-        ]
+        return ["the boxes have no scores, so AP has one step; runs that detect boxes from now on keep their scores"]
     if lowest >= 0.01:
         return [
             f"the lowest score is {lowest:.3f}: AP counts boxes below it as missed; runs with --set detect.threshold=0 "

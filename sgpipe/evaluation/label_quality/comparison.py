@@ -115,10 +115,8 @@ class LabelQuality:
         """The quality in a dataset in which each of the `compared` images occurs `counts[image]` times."""
         occurrences = np.zeros(len(self.images), dtype=int)
         occurrences[self.compared] = counts
-        relations, required = (
-            rows[np.repeat(np.arange(len(rows.image)), occurrences[rows.image])]
-            for rows in (self.relations, self.required)
-        )
+        relations = self.relations[np.repeat(np.arange(len(self.relations)), occurrences[self.relations.image])]
+        required = self.required[np.repeat(np.arange(len(self.required.image)), occurrences[self.required.image])]
         return replace(self, **_measures(relations, required, self.names, self.threshold))
 
 

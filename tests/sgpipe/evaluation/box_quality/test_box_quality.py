@@ -1,0 +1,226 @@
+"""Box AP beside pycocotools called directly."""
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sgpipe.errors import UserError
+from sgpipe.evaluation.box_quality.comparison import compare_boxes
+from sgpipe.evaluation.box_quality.report import evaluate_boxes
+from sgpipe.records import Box, Record
+from tests.sgpipe.stats.runs import make_shards
+
+MEASURES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
+RECALLS = ("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large")
+CATEGORIES = {1: "person", 2: "bicycle", 18: "dog", 44: "bottle"}
+
+
+def instances(folder: Path, images: int = 15, seed: int = 0) -> Path:
+    """Boxes of all sizes, some of them crowds, in files without annotation 0; bottles occur nowhere."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image in range(images):
+        for _ in range(int(rng.integers(0, 8))):
+            corner, sides = rng.integers(0, 200, 2), rng.integers(10, 150, 2)
+            box = [*map(float, corner), *map(float, sides)]
+            area = float(sides.prod()) * 0.7  # of the segmentation
+            crowd = int(rng.random() < 0.1)
+            category = int(rng.choice([1, 2, 18]))
+            annotations.append(
+                {"image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
+            )
+    content = {
+        "images": [{"id": image, "file_name": f"{image}.jpg", "width": 400, "height": 400} for image in range(images)],
+        "categories": [{"id": number, "name": name} for number, name in CATEGORIES.items()],
+        "annotations": [{"id": number, **own} for number, own in enumerate(annotations, 1)],
+    }
+    path = folder / "instances.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def results(folder: Path, truth: Path, seed: int = 1, name: str = "results.json") -> Path:
+    """Shifted boxes, some twice, some missing, some of another class, some anywhere; many scores are equal."""
+    rng = np.random.default_rng(seed)
+    content = json.loads(truth.read_text())
+    numbers = [category["id"] for category in content["categories"]]
+    found = []
+    for item in content["annotations"]:
+        for _ in range(int(rng.integers(0, 3))):
+            box = np.array(item["bbox"]) + rng.normal(0, 0.08, 4) * max(item["bbox"][2:])
+            box[2:] = np.maximum(box[2:], 1)
+            category = item["category_id"] if rng.random() < 0.8 else int(rng.choice(numbers))
+            score = round(float(rng.random()), 2)
+            found.append({"image_id": item["image_id"], "category_id": category, "bbox": box.tolist(), "score": score})
+    path = folder / name
+    path.write_text(json.dumps(found))
+    return path
+
+
+def direct(truth: Path, found: Path) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(truth)
+        evaluation = COCOeval(coco, coco.loadRes(str(found)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def hold_equal_to_pycocotools(truth: Path, found: Path) -> dict[str, float]:
+    result = evaluate_boxes(found, truth)
+    expected = direct(truth, found)
+    stats = [np.nan if value == -1 else value for value in expected.stats]
+    assert [result.summary[name] for name in (*MEASURES, *RECALLS)] == pytest.approx(stats, abs=1e-12, nan_ok=True)
+    precision = expected.eval["precision"][:, :, :, 0, -1]
+    names = [category["name"] for category in expected.cocoGt.loadCats(expected.params.catIds)]
+    by_class = {row["class"]: row["AP"] for row in result.per_class}
+    for place, name in enumerate(names):
+        if (precision[:, :, place] > -1).all():
+            assert by_class.pop(name) == pytest.approx(precision[:, :, place].mean(), abs=1e-12)
+    assert not by_class
+    return dict(result.summary)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_to_pycocotools(tmp_path: Path, seed: int) -> None:
+    truth = instances(tmp_path, seed=seed)
+    summary = hold_equal_to_pycocotools(truth, results(tmp_path, truth, seed))
+    assert 0.1 < summary["AP"] < summary["AP50"] < 0.9
+
+
+@pytest.mark.skipif("SGPIPE_ORACLE" not in os.environ, reason="needs COCO's annotations")
+def test_equal_to_pycocotools_on_coco(tmp_path: Path) -> None:
+    truth = Path(os.environ["SGPIPE_ORACLE"]) / "data/coco_mini/instances_val2017.json"
+    summary = hold_equal_to_pycocotools(truth, results(tmp_path, truth))
+    assert 0.1 < summary["AP"] < 0.9
+
+
+def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path) -> None:
+    truth = instances(tmp_path, 8)
+    content = json.loads(truth.read_text())
+    found = json.loads(results(tmp_path, truth).read_text())
+    for number, item in enumerate(found):
+        item["score"] += 1e-6 * number  # the order of equal scores within an image is arbitrary
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    resampling = evaluate_boxes(tmp_path / "results.json", truth).resampling
+    assert resampling is not None
+    rng = np.random.default_rng(5)
+    for _ in range(3):
+        drawn = np.sort(rng.integers(0, 8, 8))
+        repeated = {
+            **content,
+            "images": [{**content["images"][image], "id": place} for place, image in enumerate(drawn)],
+            "annotations": [
+                {**item, "image_id": place}
+                for place, image in enumerate(drawn)
+                for item in content["annotations"]
+                if item["image_id"] == image
+            ],
+        }
+        again = [
+            {**item, "image_id": place}
+            for place, image in enumerate(drawn)
+            for item in found
+            if item["image_id"] == image
+        ]
+        (tmp_path / "repeated.json").write_text(json.dumps(repeated))
+        (tmp_path / "again.json").write_text(json.dumps(again))
+        expected = evaluate_boxes(tmp_path / "again.json", tmp_path / "repeated.json").summary
+        summary = resampling.summary(np.bincount(drawn, minlength=8))
+        assert summary == pytest.approx({name: expected[name] for name in summary}, abs=1e-12, nan_ok=True)
+
+
+def record(number: int, *boxes: Box, scores: list[float] | None = None, size: int = 100) -> Record:
+    return Record(str(number), "coco", "val", f"{number}.jpg", size, size, list(boxes), box_scores=scores)
+
+
+DOG, CUP = Box("dog", 18, (10.0, 10.0, 30.0, 30.0)), Box("cup", 47, (60.0, 60.0, 20.0, 20.0))
+WRONG = Box("dog", 18, (60.0, 0.0, 20.0, 20.0))
+
+
+def test_precision_and_recall_at_a_score_and_the_best_f1(tmp_path: Path) -> None:
+    truth = make_shards(tmp_path / "truth", [record(1, DOG, CUP), record(2, DOG)])
+    run = make_shards(
+        tmp_path / "run", [record(1, DOG, WRONG, CUP, scores=[0.9, 0.8, 0.4]), record(2, WRONG, scores=[0.3])]
+    )
+    summary = evaluate_boxes(run, truth, 0.5).summary
+    assert (summary["precision at 0.5"], summary["recall at 0.5"]) == (1 / 2, 1 / 3)
+    assert summary["best F1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert summary["threshold of best F1"] == pytest.approx(0.4)
+    assert summary["AP50"] == pytest.approx((1.0 + 51 / 101) / 2)
+
+
+def test_images_are_matched_by_name_and_resized_and_those_not_run_are_left_out(tmp_path: Path) -> None:
+    truth = make_shards(tmp_path / "truth", [record(1, DOG), record(2, DOG)])
+    half = Box("Dog", 1, (5.0, 5.0, 15.0, 15.0))
+    folder = Record("x", "folder", "all", "photos/1.jpg", 50, 50, [half], box_scores=[0.5])
+    quality = compare_boxes(make_shards(tmp_path / "run", [folder]), truth)
+    assert quality.scores.summary()["AP"] == pytest.approx(1)
+    assert quality.counts["ground truth images not in run"] == 1
+
+
+def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
+    truth = make_shards(tmp_path / "truth", [record(1, DOG, Box("bird", 3, (50.0, 0.0, 20.0, 20.0)))])
+    run = make_shards(tmp_path / "run", [record(1, DOG, CUP, scores=[0.9, 0.8]), record(9, DOG, scores=[0.9])])
+    notes = " ".join(evaluate_boxes(run, truth).notes)
+    assert "left out 1 box of classes without ground truth here: 'cup'" in notes
+    assert "nothing was detected of 'bird'" in notes
+    assert "1 image has no ground truth" in notes
+    assert "the lowest score is 0.800" in notes
+    given = make_shards(tmp_path / "given", [record(1, DOG)])
+    assert "the boxes have no scores" in " ".join(evaluate_boxes(given, truth).notes)
+
+
+def test_boxes_of_predicted_relations_have_their_best_score_and_suppress_each_other(tmp_path: Path) -> None:
+    truth = make_shards(tmp_path / "truth", [record(1, DOG, CUP)])
+    corners = {"dog": [10, 10, 40, 40], "again": [11, 10, 40, 40], "cup": [60, 60, 80, 80]}
+    predicted = {
+        "classes": {"objects": {"1": "dog", "2": "cup"}, "relations": {"1": "near"}},
+        "file_name": "1.jpg",
+        "predictions": [{"bbox": box, "category_id": 2 if name == "cup" else 1} for name, box in corners.items()],
+        "rel_prediction": [
+            {"subject_id": 0, "object_id": 2, "category_id": 1, "score": 0.25},
+            {"subject_id": 1, "object_id": 2, "category_id": 1, "score": 0.5},
+        ],
+    }
+    (tmp_path / "predictions.json").write_text(json.dumps([predicted]))
+    quality = compare_boxes(tmp_path / "predictions.json", truth)
+    assert quality.scores.scores.tolist() == [0.5, 0.5]
+    assert quality.scores.correct.all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "has no boxes to evaluate"),
+        ([{"image_id": 1}], "expected the folder of a run, a COCO results file"),
+        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1], "score": 1}], "expected 4 numbers"),
+        ([{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1], "score": 1}], "category_id 5 is not a class"),
+        ([{"image_id": 7, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 1}], "image_id 7 is not in the ground"),
+        ([{"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": float("nan")}], "is NaN or infinite"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, content: list[Any], message: str) -> None:
+    truth = make_shards(tmp_path / "truth", [record(1, DOG)])
+    (tmp_path / "found.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        evaluate_boxes(tmp_path / "found.json", truth)
+
+
+def test_other_classes_or_images_are_refused(tmp_path: Path) -> None:
+    truth = make_shards(tmp_path / "truth", [record(1, DOG)])
+    with pytest.raises(UserError, match="no class in common: one has 'cup', the other 'dog'"):
+        evaluate_boxes(make_shards(tmp_path / "cups", [record(1, CUP, scores=[1.0])]), truth)
+    with pytest.raises(UserError, match="no image in common: one has '2', the other '1'"):
+        evaluate_boxes(make_shards(tmp_path / "others", [record(2, DOG, scores=[1.0])]), truth)
+    with pytest.raises(UserError, match="box_scores are not one for each box"):
+        evaluate_boxes(make_shards(tmp_path / "short", [record(1, DOG, scores=[])]), truth)
