@@ -88,6 +88,18 @@ def test_the_score_is_that_of_predict_and_eval(hico_run: Path, trained: Path, tm
     assert json.loads(scored.read_text())["summary"]["mAP"] == row["hico"]
 
 
+def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
+    recipe = still(hico_run)
+    validation = scan_validation(recipe.data, scan_training(recipe.data))
+    assert validation is not None
+    found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, validation, 4)()["openimages"]
+    command = ("eval", "openimages", "--model", str(trained), "--data", str(hico_run), "--json", str(tmp_path / "out"))
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert found > 0.01
+    assert json.loads((tmp_path / "out").read_text())["summary"]["score_wtd (wmAP)"] == found
+
+
 def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process has images of its own; what they collect is merged in the order of the shards."""
     recipe = still(hico_run)
