@@ -6,10 +6,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small
 
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
 import pytest
+import typer.main
+import typer.testing
 
 hypothesis.settings.register_profile("sgpipe", deadline=None)  # no test may depend on the load of the machine
 hypothesis.settings.load_profile("sgpipe")
@@ -29,6 +32,15 @@ def interruptible() -> None:
     """Shells start jobs in the background deaf to Ctrl-C, and so would be the commands that tests start and stop."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    """What tests need not do again: build the same command line for each command, wait for a disk they do not pull."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

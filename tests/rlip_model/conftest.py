@@ -1,6 +1,7 @@
 """A miniature R-Tagger, built once."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,15 @@ def tagger_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tagger(tagger_folder: Path) -> RTagger:
+@pytest.fixture(scope="session")
+def loaded_tagger(tagger_folder: Path) -> RTagger:
     return RTagger.from_pretrained(tagger_folder).eval()
+
+
+@pytest.fixture
+def tagger(loaded_tagger: RTagger) -> RTagger:
+    """A copy, which tests may change."""
+    return deepcopy(loaded_tagger)
 
 
 def tiny_network(

@@ -25,12 +25,12 @@ from tests.rlip_model.official_names import official_state, write_official
 OBJECTS, RELATIONS = ["person", "dog", "horse", "no objects"], ["riding", "next to"]
 
 
-@pytest.fixture
-def words(tmp_path: Path, tagger: RTagger) -> str:
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory, loaded_tagger: RTagger) -> str:
     """A tokenizer with the configuration of its RoBERTa beside it."""
-    folder = tmp_path / "words"
-    tagger.tokenizer.save_pretrained(folder)
-    tagger.config.text_config.save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("words")
+    loaded_tagger.tokenizer.save_pretrained(folder)
+    loaded_tagger.config.text_config.save_pretrained(folder)
     return str(folder)
 
 
