@@ -87,6 +87,17 @@ def descendants(process: int) -> Iterator[tuple[int, str]]:
             yield from descendants(int(entry.name))
 
 
+def running(pids: list[int]) -> list[int]:
+    """Those of the processes that still run; one that has ended but was not yet reaped does not."""
+    states = {}
+    for pid in pids:
+        try:
+            states[pid] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+    return [pid for pid, state in states.items() if state not in "ZX"]
+
+
 def kill_a_worker_at_step(out: Path, step: int, killed: list[int]) -> None:
     deadline = time.monotonic() + 120
     while len(steps(out)) < step and time.monotonic() < deadline:
@@ -157,4 +168,7 @@ def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
     assert errors.splitlines()[-1].startswith("interrupted. ")
     assert "Traceback" not in said + errors
     assert len(workers) == 2
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    deadline = time.monotonic() + 60  # the command does not wait for the last breath of its workers
+    while (left := running(workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
