@@ -6,6 +6,7 @@ import glob
 import os
 import shutil
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import Collection, Iterator
@@ -21,14 +22,22 @@ _LEFT_SECONDS = 24 * 3600
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file next to `path` that replaces it when the block ends without an error.
 
-    Its name starts with a dot and ends in `.tmp`. Two writers never share one, on whichever machines they run.
+    Its name starts with a dot and ends in `.tmp`. Two writers never share one, on whichever machines they run. A link
+    stays: what it points to is replaced. A device or a pipe, such as /dev/stdout, stays too, and receives the content.
 
     Raises OSError: the disk is full, or the folder is missing or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            path.write_bytes(temporary.read_bytes())
+        return
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
