@@ -59,8 +59,9 @@ class Judgements:
         names: the predicates, `[predicates]`. wordings: the texts of each.
         held_out: whether the image is of the half that evaluates. images: the images.
         predicate: indices into the names.
-        weight: how many relations each stands for; their sum is the number of judgements that a simple random sample
-            would need to be as good (Kish 1965, Survey sampling, section 8.2).
+        weight: how many relations each stands for. Errors, precisions and what is kept are weighted. The curve is not:
+            a sample by confidence does not change how probable a confidence is, and in simulated reviews a weighted
+            curve has a larger error.
     """
 
     by: Literal["ground truth", "verdicts"]
@@ -82,7 +83,7 @@ class Judgements:
             predicate=self.predicate[chosen],
             confidence=self.confidence[chosen],
             correct=self.correct[chosen],
-            weight=_as_simple_sample(self.weight[chosen]),
+            weight=self.weight[chosen],
         )
 
     @property
@@ -115,12 +116,8 @@ def judge_by_verdicts(run: Path, file: Path) -> Judgements:
         sample = read_judgements(database, file)
     vocabulary = predicate_vocabulary()
     numbers = np.array([vocabulary.number(text) for text in sample.predicates], np.int64)
-    columns = (sample.images, numbers, sample.confidence, sample.correct, _as_simple_sample(sample.weight))
+    columns = (sample.images, numbers, sample.confidence, sample.correct, sample.weight)
     return Judgements("verdicts", vocabulary.names, vocabulary.wordings, *columns)
-
-
-def _as_simple_sample(weight: Floats) -> Floats:
-    return weight * weight.sum() / (weight**2).sum() if len(weight) else weight
 
 
 def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, EvaluationResult]:
@@ -201,16 +198,15 @@ def _fit(header: dict[str, object], judgements: Judgements) -> Calibration:
 
 def _fit_all(judgements: Judgements) -> tuple[float, float]:
     """Slope and offset of Platt scaling, by Newton's method; with Platt's targets no probability becomes 0 or 1."""
-    weight = judgements.weight
-    right = float(weight[judgements.correct].sum())
-    wrong = float(weight.sum()) - right
+    right = int(judgements.correct.sum())
+    wrong = len(judgements) - right
     target = np.where(judgements.correct, (right + 1) / (right + 2), 1 / (wrong + 2))
-    inputs = np.stack([log_odds(judgements.confidence), np.ones(len(weight))], axis=1)
+    inputs = np.stack([log_odds(judgements.confidence), np.ones(len(judgements))], axis=1)
     values = np.array([1.0, 0.0])
     for _ in range(_STEPS):
         chance = _chance(inputs @ values)
-        curvature = (inputs * (weight * chance * (1 - chance))[:, None]).T @ inputs
-        step = np.linalg.lstsq(curvature + _CLOSE * np.eye(2), inputs.T @ (weight * (target - chance)))[0]
+        curvature = (inputs * (chance * (1 - chance))[:, None]).T @ inputs
+        step = np.linalg.lstsq(curvature + _CLOSE * np.eye(2), inputs.T @ (target - chance))[0]
         values += step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < _CLOSE:
             break
@@ -223,7 +219,7 @@ def _fit_offsets(judgements: Judgements, odds: Floats, enough: NDArray[np.bool_]
     They are normally distributed around 0; the spread is the one of largest evidence (Laplace's approximation).
     """
     predicate = judgements.predicate
-    weight = np.where(enough[predicate], judgements.weight, 0)
+    weight = enough[predicate].astype(float)
     best, chosen = -np.inf, np.zeros(len(enough))
     for spread in _SPREADS:
         offsets = np.zeros(len(enough))

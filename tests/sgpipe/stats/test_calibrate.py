@@ -109,12 +109,16 @@ def judgements(confidence, correct, weight=None, images=None) -> Judgements:
 
 def test_relations_that_stand_for_many_count_more(runs):
     rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.3, 0.7, 400)
-    correct = np.arange(400) % 2 == 0
-    plain, _ = calibrate(runs[0], judgements(confidence + 0.1 * correct, correct))
-    weighted, _ = calibrate(runs[0], judgements(confidence + 0.1 * correct, correct, np.where(correct, 3, 1) / 2))
-    assert weighted.levels[0].precision == pytest.approx(0.75, abs=0.02)
-    assert plain.levels[0].precision == pytest.approx(0.5, abs=0.02)
+    confidence = rng.uniform(0.05, 0.95, 400)
+    correct, weight = rng.random(400) < confidence, np.where(confidence > 0.5, 9.0, 1.0)
+    plain, _ = calibrate(runs[0], judgements(confidence, correct))
+    weighted, report = calibrate(runs[0], judgements(confidence, correct, weight))
+    assert (weighted.slope, weighted.offset) == (plain.slope, plain.offset)
+    assert plain.levels[0].precision == pytest.approx(correct.mean(), abs=0.01)
+    assert weighted.levels[0].precision == pytest.approx(np.average(correct, weights=weight), abs=0.03)
+    assert weighted.levels[0].precision > plain.levels[0].precision + 0.1
+    rows = [row for row in report.tables["reliability"] if row["value"] == "confidence"]
+    assert sum(row["share"] for row in rows if row["from"] >= 0.5) > 0.8
 
 
 @pytest.mark.parametrize(
