@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/sgpipe stats demo-out/labels --html demo-out/report.html --sheet demo-out/images.png
 	@$(BIN)/python -m experiments.miniworld.demo demo-out
 
-# The models that ship with sgpipe, from scratch: about 75 minutes on one core.
+# The models that ship with sgpipe, from scratch: about two hours on one core.
 miniworld-models: install
 	$(BIN)/python -m experiments.miniworld.make_models --out build/miniworld-models
 

@@ -128,8 +128,9 @@ training. The boxes are given; the captions are those of the tiny BLIP, or the m
 {rows}
 
 *All matching pairs* is the same run without a tagger: every pair of boxes of the classes that a caption names, with
-every predicate it states for them. *Precision*: share of relations with confidence ≥ 0.2 that are correct. *Recall*:
-share of the composed relations that are among them. *AP*: average precision over all confidences.
+every predicate it states for them. *Any pair*: with `pair.candidates: image`, every pair of boxes may have every
+predicate that the captions state. *Precision*: share of relations with confidence ≥ 0.2 (any pair: ≥ 0.5) that are
+correct. *Recall*: share of the composed relations that are among them. *AP*: average precision over all confidences.
 
 On given pairs (all pairs of an image, up to 20, related pairs first) with all 21 predicates, against the complete
 ground truth: average precision {given_pairs}.

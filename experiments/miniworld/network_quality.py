@@ -35,6 +35,7 @@ from sgpipe.utils.config_file import recipe_folder
 from sgpipe.utils.console import Progress, run_command
 
 CaptionSource = Literal["BLIP", "oracle"]
+ANY_PAIR, ANY_PAIR_THRESHOLD = "labels, any pair", 0.5  # with `pair.candidates: image`
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
             truth = RunFolder(run).ground_truth
             if captions == "oracle" and truth:
                 given_pairs[split] = measure_network(tagger, recipe, truth.relations)["ap"]
+    for split in ("val", COMPOSITIONAL):
+        with _labelled(captioner, tagger, split, images, seed, "image") as run:
+            quality = run_quality(run, ANY_PAIR_THRESHOLD)
+            rows.append(PipelineQuality(split, "BLIP", ANY_PAIR, quality[LABELS]))
     return TaggerQuality(images, tuple(rows), given_pairs)
 
 
@@ -106,13 +111,16 @@ def score_network(network: Path, recipe: TrainRecipe, shards: Path) -> RelationS
 
 
 @contextmanager
-def _labelled(captioner: Path | None, tagger: Path, split: str, images: int, seed: int) -> Iterator[Path]:
+def _labelled(
+    captioner: Path | None, tagger: Path, split: str, images: int, seed: int, candidates: str = "captions"
+) -> Iterator[Path]:
     """A temporary run with threshold 0, which keeps all scores."""
     overrides: dict[str, Any] = {
         "source.drawn": {"images": images, "seed": seed, "split": split},
         "caption.captioner": captioner and str(captioner),
         "tag.tagger": str(tagger),
         "tag.threshold": 0,
+        "pair.candidates": candidates,
     }
     with TemporaryDirectory() as folder:
         generate(load_recipe("miniworld", overrides), Path(folder) / "run", Progress(Console(stderr=True)))

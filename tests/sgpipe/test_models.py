@@ -14,9 +14,14 @@ MAX_BYTES = 12_000_000
 NETWORKS = ("tagger", "parseda")
 
 
-def test_the_tagger_is_trained_with_all_wordings_of_captions():
+@pytest.mark.parametrize("name", [*NETWORKS, "detector"])
+def test_networks_are_trained_with_all_wordings_of_captions(name):
     finite = {name: (wording.finite,) for name, wording in WORDINGS.items() if wording.is_verb}
-    assert network_recipe("tagger").data.wordings == finite
+    assert network_recipe(name).data.wordings == finite
+
+
+def test_the_parseda_has_the_settings_of_the_detector_from_which_it_starts():
+    assert network_recipe("parseda").model == network_recipe("detector").model
 
 
 @pytest.mark.parametrize("name", NETWORKS)
