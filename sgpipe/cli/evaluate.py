@@ -278,7 +278,7 @@ def boxes(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="Run of `sgpipe label` or `generate`, COCO results file, or predictions.",
+            help="Run of `sgpipe generate`, COCO results file, or predictions.",
             callback=reads_path,
         ),
     ],

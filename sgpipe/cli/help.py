@@ -67,8 +67,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "eval openimages": ("eval openimages --predictions predictions.json --annotations vrd-test-anno.json",),
     "eval vg": ("eval vg --predictions predictions.json --annotations vg150.json --mode sgdet",),
     "eval boxes": (
-        "eval boxes labelled/ --truth instances_val2017.json --per-class",
-        "eval boxes labelled/ --truth coco/ --compare labelled-by-another-detector/",
+        "eval boxes detected/ --truth instances_val2017.json --per-class",
+        "eval boxes detected/ --truth coco/ --compare detected-by-another/",
     ),
     "eval labels": ("eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json",),
     "doctor": ("doctor", "doctor --json"),
