@@ -211,4 +211,13 @@ def refusal(error: OSError) -> str:
     """A system error in one line: what and where, without the words that libraries put around it."""
     if isinstance(error, StoreError):
         return str(error)
-    return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or 'unknown file'}"
+    return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or _unnamed()}"
+
+
+def _unnamed() -> str:
+    """What a system error that names no file is about: the current folder, or, as files are named, a stream."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current folder, which has been deleted"
+    return "standard output, or a file that the system does not name"

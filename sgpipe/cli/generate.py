@@ -238,6 +238,8 @@ def parse(
     from sgpipe.recipe import ParseConfig
     from sgpipe.stages.parse.stage import CaptionParser, parse_lines
 
+    if sys.stdin is None:
+        raise UserError("standard input is closed; `parse` reads one caption per line from it")
     parser = CaptionParser(ParseConfig(model=model))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     for result in parse_lines(sys.stdin, parser):

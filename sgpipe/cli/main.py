@@ -6,6 +6,7 @@ A command parses its arguments, calls one function and prints the result. It imp
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -158,4 +159,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they also appear for files that are already there
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # hides the output of Ray's workers; their errors reach us
     warnings.showwarning = _print_warning
-    typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook
+    except OSError as error:  # the help cannot be written
+        _fail(f"error: {refusal(error)}", EXIT_FAILED)

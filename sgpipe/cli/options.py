@@ -34,6 +34,15 @@ _PATHS = "sgpipe.paths"  # the checks of a command's paths, in its context
 class Command(TyperCommand):
     """A command that refuses paths by one line before it does anything: a missing one is called what it is."""
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Raises UserError: a value is empty, such as an unset variable of the shell, which as a path would be "."."""
+        for before, word in zip(["", *args], args, strict=False):
+            name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+            if not value and (equals or not name):
+                option = f"{name or before}: " if (name or before).startswith("--") else ""
+                raise UserError(f"{option}a value is empty; is a variable of the shell unset?")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Raises UserError: a path is missing, or a file where a folder is expected, or the reverse."""
         for check in ctx.meta.get(_PATHS, ()):

@@ -34,11 +34,12 @@ def render(page: str, values: dict[str, Any]) -> str:
 
 
 def save_page(file: Path, page: str) -> None:
-    """Write a page atomically.
+    """Write a page atomically, and make its folder.
 
     Raises UserError: the file cannot be written.
     """
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, page)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from None

@@ -146,6 +146,7 @@ def _grid(cards: Sequence[Image.Image], title: str) -> Image.Image:
 
 def _save(sheet: Image.Image, file: Path) -> None:
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as temporary:
             sheet.save(temporary, "PNG", optimize=True)
     except OSError as error:

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -93,6 +94,35 @@ def test_parse_into_a_closed_pipe_is_silent():
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert json.loads(result.stdout)["triplets"]
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("parse <&-", 2, "error: standard input is closed; `parse` reads one caption per line from it\n"),
+        (
+            "--help > /dev/full",
+            1,
+            "error: No space left on device: standard output, or a file that the system does not",
+        ),
+    ],
+)
+def test_streams_that_cannot_be_used_are_named(command, code, said):
+    script = f"{sys.executable} -c 'from sgpipe.cli.main import main; main()' {command}"
+    result = subprocess.run(script, shell=True, capture_output=True, text=True)
+    assert (result.returncode, result.stderr[: len(said)]) == (code, said), result.stderr
+
+
+def test_a_terminal_that_is_not_utf_8_gets_escapes():
+    script = """
+import atexit
+from sgpipe.cli.main import main
+atexit.register(print, "≥")
+main()
+"""
+    command = [sys.executable, "-c", script, "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stdout.splitlines()[1:], result.stderr) == (0, ["\\u2265"], "")
 
 
 def test_convert_refuses_other_files(tmp_path):

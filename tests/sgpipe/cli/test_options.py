@@ -172,3 +172,13 @@ def test_a_link_to_nowhere_is_called_one(tmp_path: Path) -> None:
 def test_what_typer_refuses_reaches_the_terminal_without_controls() -> None:
     result = CliRunner().invoke(app, ["stats", "--no\u202e\u200bsuch"])
     assert (result.exit_code, "No such option: --nosuch" in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["label", ""], ""), (["stats", "run", "--html", ""], "--html: "), (["generate", "--out="], "--out: ")],
+)
+def test_an_empty_value_is_refused_and_not_the_current_folder(words: list[str], named: str) -> None:
+    result = CliRunner().invoke(app, words)
+    reason = f"error: {named}a value is empty; is a variable of the shell unset?\n"
+    assert (result.exit_code, result.stderr) == (2, reason)

@@ -131,8 +131,9 @@ def test_plots_have_room_for_their_values():
 
 
 def test_a_page_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        save_page(tmp_path / "nowhere" / "page.html", "")
+        save_page(tmp_path / "file" / "page.html", "")
 
 
 TURNED = "on \u202edeppils\u202c"
@@ -213,3 +214,8 @@ def test_sentences_on_odd_runs(tmp_path):
     assert [share_text(share) for share in (0, 0.001, 0.5, 0.999, 1)] == [
         "0%", "less than 1%", "50%", "more than 99%", "100%",
     ]  # fmt: skip
+
+
+def test_a_page_gets_the_folder_that_it_is_written_to(tmp_path):
+    save_page(tmp_path / "new" / "folder" / "page.html", "page")
+    assert (tmp_path / "new" / "folder" / "page.html").read_text() == "page"

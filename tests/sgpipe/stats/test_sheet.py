@@ -83,7 +83,8 @@ def test_a_run_without_usable_images_and_a_file_that_cannot_be_written(tmp_path)
             write_sheet(tmp_path / name, tmp_path / "sheet.png")
     root = run_of(tmp_path / "run", [0.9])
     with pytest.raises(UserError, match="cannot be written"):
-        write_sheet(root, tmp_path / "nowhere" / "sheet.png")
+        write_sheet(root, root / "manifest.jsonl" / "sheet.png")
+    assert write_sheet(root, tmp_path / "new" / "folder" / "sheet.png")[0]
 
 
 def test_what_terminals_act_on_is_not_printed_and_missing_images_are_counted(tmp_path):
