@@ -219,6 +219,11 @@ class RunFolder:
         listed = {shard.file for shard in manifest.shards}
         return sorted(self._shards().keys() - listed)
 
+    def strangers(self) -> list[str]:
+        """Files that are not named like shards, but that readers of data/*.parquet would take for some."""
+        names = [name for name in self.storage.sizes(DATA) if name.endswith(".parquet") and not name.startswith(".")]
+        return sorted(f"{DATA}/{name}" for name in names if not _SHARD.fullmatch(name))
+
     def _shards(self) -> dict[str, int]:
         """Size in bytes of every shard, listed in the manifest or not."""
         sizes = self.storage.sizes(DATA)

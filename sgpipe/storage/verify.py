@@ -223,6 +223,8 @@ def _repeated(root: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _check_leftovers(folder: RunFolder, manifest: Manifest, found: Verification) -> None:
     if not found.at_work:
         found.problems += [Problem(file, "the manifest does not list it") for file in folder.unlisted(manifest)]
+    reason = "not a shard of this run, but programs that read data/*.parquet read it"
+    found.problems += [Problem(file, reason) for file in folder.strangers()]
 
 
 def _check_private(folder: RunFolder, found: Verification) -> Iterator[Path]:
@@ -260,7 +262,7 @@ def _check_ground_truth(folder: RunFolder, found: Verification) -> Iterator[Path
 
 
 def _set_aside(folder: RunFolder, manifest: Manifest, found: Verification, further: Sequence[Path]) -> None:
-    shards = [folder.root / file for file in folder.unlisted(manifest)]
+    shards = [folder.root / file for file in (*folder.unlisted(manifest), *folder.strangers())]
     for path in (*shards, *further):
         folder.set_aside(path)
         found.dropped.append(str(path.relative_to(folder.root)))

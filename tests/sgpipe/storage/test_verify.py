@@ -346,3 +346,10 @@ def test_ground_truth_within_a_run_is_verified_too(run):
     assert place == f".sgpipe/drawn/true/{file}"
     assert verify(run, repair=True).dropped == [".sgpipe/drawn"]
     assert not truth.relations.exists()
+
+
+def test_other_parquet_files_beside_the_shards_are_named_and_set_aside(run):
+    (run / SECOND).rename(run / "data" / "renamed.parquet")
+    assert [file for file, _ in problems(run)] == [SECOND, "data/renamed.parquet"]
+    assert "data/renamed.parquet" in verify(run, repair=True).dropped
+    assert problems(run) == []
