@@ -23,6 +23,7 @@ _PROBLEMS = {
     "nameless": "objects and relations without a name dropped",
     "unknown_object": "relations of unlisted objects dropped",
     "unlisted_images": "images with relations but without instances left out",
+    "unlisted_captions": "captions of unlisted images left out",
     "relations_of_dropped_boxes": "relations of dropped boxes dropped",
     "repeated_relations": "repeated relations dropped",
     "redundant_relations": "redundant relations dropped",

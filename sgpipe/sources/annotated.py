@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
@@ -157,6 +158,12 @@ def check_object_index(index: float, objects: int, what: str) -> None:
     """Raises FieldError, with a message that starts with `what`: the image has no object of this index."""
     if index not in range(objects):
         raise FieldError(f"{what} is out of range: the image has {count(objects, 'object')}")
+
+
+def add_name(names: dict[int, str], number: int, name: str) -> None:
+    """Add a category. Raises UserError: its id is already that of another name, so that boxes of both would get one."""
+    if names.setdefault(number, name) != name:
+        raise UserError(f"category {number} is both {names[number]!r} and {name!r}; each id must have one name")
 
 
 def required_field(item: Any, key: str) -> Any:

@@ -54,7 +54,10 @@ def _read_instances(path: Path, detections: Detections) -> str:
     for key, item in stream:
         if key in readers:
             seen[key] += 1
-            readers[key](item)
+            try:
+                readers[key](item)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
     missing = [key for key in ("images", "categories") if not seen[key]]
     if missing:
         raise UserError(

@@ -19,6 +19,7 @@ from sgpipe.sources.annotated import (
     DatasetClasses,
     FieldError,
     ProblemCounts,
+    add_name,
     check_object_index,
     integer_field,
     mark_failed,
@@ -151,17 +152,21 @@ class CocoInstances:
 
 
 def load_coco_instances(path: Path) -> CocoInstances:
-    """Raises UserError: the file is missing, cut short or not JSON."""
+    """Raises UserError: the file is missing, cut short, not JSON, or gives an id two names."""
     instances = CocoInstances()
     add = {"images": _add_image, "annotations": _add_box, "categories": _add_category}
     for key, item in JsonStream(path):
         if key in add:
             try:
                 add[key](instances, item)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
             except FieldError:
                 instances.problems["malformed"] += 1
                 if key == "annotations" and isinstance(item, Mapping):
                     instances.broken.add(parse_id(item.get("image_id")) or "")
+    unlisted = instances.boxes.keys() - instances.images.keys()
+    instances.problems["unknown_image"] = sum(len(instances.boxes[number]) // _PER_BOX for number in unlisted)
     return instances
 
 
@@ -188,7 +193,7 @@ def _add_box(instances: CocoInstances, item: Any) -> None:
 
 
 def _add_category(instances: CocoInstances, item: Any) -> None:
-    instances.names[integer_field(item, "id")] = text_field(item, "name")
+    add_name(instances.names, integer_field(item, "id"), text_field(item, "name"))
 
 
 def coco_source(annotations: Path, split: str, captions: Path | None = None) -> AnnotationSource:
@@ -205,7 +210,9 @@ def _records(annotations: Path, captions: Path | None, split: str, problems: Pro
     instances = load_coco_instances(annotations)
     problems.update(instances.problems)
     texts = _read_captions(captions, problems) if captions else {}
-    problems["unlisted_images"] += len(texts.keys() - instances.images.keys())
+    if texts and not texts.keys() & instances.images.keys():
+        raise UserError(f"{captions} has no caption for any annotated image: is it of another split?")
+    problems["unlisted_captions"] += sum(len(texts[number]) for number in texts.keys() - instances.images.keys())
     for number in instances.images:
         record = instances.record(number, "coco", split)
         record.captions = texts.get(number, []) if record.ok else []

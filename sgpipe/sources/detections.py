@@ -19,6 +19,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.sources.annotated import (
     CLIP_TOLERANCE,
+    add_name,
     parse_id,
     parse_integer,
     parse_side,
@@ -105,14 +106,17 @@ class Detections:
         self.boxes.extend((x, y, width, height))
 
     def add_category(self, item: Any) -> None:
-        """Add an entry of `categories`, by its exact name, so that results can be joined with the annotations."""
+        """Add an entry of `categories`, by its exact name, so that results can be joined with the annotations.
+
+        Raises UserError: an id has two names.
+        """
         try:
             category, name = parse_integer(item["id"]), replace_surrogates(str(item["name"]))
         except (KeyError, TypeError, ValueError, OverflowError):
             self.problems.malformed += 1
             return
         if name.strip():
-            self.categories[category] = name
+            add_name(self.categories, category, name)
         else:
             self.problems.malformed += 1
 

@@ -5,7 +5,8 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.sources.coco_relations import CocoRelations
+from sgpipe.sources.coco import read_coco
+from sgpipe.sources.coco_relations import CocoRelations, coco_source
 
 IMAGES = [
     {"id": 7, "file_name": "7.jpg", "width": 100, "height": 50},
@@ -113,3 +114,27 @@ def test_real_instances_keep_all_their_boxes(oracle, tmp_path):
     assert {record.image_id: len(record.objects) for record in found if record.objects} == boxes
     assert sum(len(record.relations) for record in found) == len(triplets)
     assert (boxes.total(), crowds.total()) == (624, 5)
+
+
+def test_boxes_and_captions_of_other_images_are_counted(tmp_path):
+    write(tmp_path, [box(7, 0), box(9, 1), box(9, 2)], {})
+    texts = [{"image_id": 7, "caption": "a dog"}, {"image_id": 9, "caption": "a cat"}]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": texts}))
+    problems: Counter[str] = Counter()
+    records = list(coco_source(tmp_path / "val.json", "val", tmp_path / "captions.json").read(problems))
+    assert [len(record.captions) for record in records] == [1, 0]
+    assert +problems == {"unknown_image": 2, "unlisted_captions": 1}
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": texts[1:]}))
+    with pytest.raises(UserError, match="has no caption for any annotated image: is it of another split"):
+        list(coco_source(tmp_path / "val.json", "val", tmp_path / "captions.json").read(problems))
+
+
+def test_a_category_id_with_two_names_is_refused(tmp_path):
+    file = tmp_path / "val.json"
+    categories = [*CATEGORIES, {"id": 3, "name": "cat"}]
+    file.write_text(json.dumps({"images": IMAGES, "annotations": [box(7, 0)], "categories": categories}))
+    reason = f"{file}: category 3 is both 'dog' and 'cat'"
+    with pytest.raises(UserError, match=reason):
+        list(coco_source(file, "val").read(Counter()))
+    with pytest.raises(UserError, match=reason):
+        read_coco(file, None, dataset="coco", split="val")
