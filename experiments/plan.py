@@ -60,6 +60,9 @@ class Stage(Config):
     steps: int = Field(ge=1)
     validate_every: int | None = Field(None, ge=1, description="steps between the points of a curve; null: no curve")
     set: dict[str, Any] = Field(default_factory=dict, description="settings of the training recipe by dotted key")
+    calibrated_by: str | None = Field(
+        None, description="pseudo-labelled set by whose ground truth confidences become probabilities"
+    )
     measured: bool = True
 
     def load_recipe(self, overrides: dict[str, Any]) -> TrainRecipe:
@@ -131,6 +134,8 @@ class Plan(Config):
             start = self.shared_key(stage.init)
         settings = stage.model_dump(include={"steps", "set", "validate_every"})
         settings["recipe"] = read_yaml(stage.recipe_file)
+        if stage.calibrated_by is not None:
+            settings["calibrated_by"] = self.set_key(stage.calibrated_by)
         data = [{**part.model_dump(exclude={"set"}), "shards": self.set_key(part.set)} for part in stage.data]
         return fingerprint({**settings, "data": data, "seed": seed, "start": start})
 
@@ -163,7 +168,8 @@ def load_plan(path: Path = PLAN) -> Plan:
         *(one for each in plan.experiments.values() for arm in each.arms.values() for one in arm),
     ]
     networks = {stage.init for stage in stages} | {each.labels.tagger for each in plan.sets.values() if each.labels}
-    sets = {part.set for stage in stages for part in stage.data}
+    sets: set[str | None] = {part.set for stage in stages for part in stage.data}
+    sets |= {stage.calibrated_by for stage in stages} - {None}
     sets |= {name for experiment in plan.experiments.values() for name in experiment.compared_sets}
     for kind, used, known in (("network", networks - {None}, plan.networks), ("set", sets, plan.sets)):
         if missing := sorted(str(each) for each in used if each not in known):

@@ -30,6 +30,7 @@ from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.miniworld import import_graphs, split_name
+from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records
@@ -135,6 +136,8 @@ class Workshop:
             "output.tensorboard": False,
             "output.checkpoint_every": 100,
         }
+        if stage.calibrated_by is not None:
+            overrides["data.calibration"] = str(self.calibration(stage.calibrated_by))
         if stage.validate_every is not None:
             val = self.drawn(MiniworldConfig(images=self.plan.curve_images, split="val", seed=CURVE_SEED))
             overrides |= {
@@ -148,6 +151,16 @@ class Workshop:
 
         folder = self._once("networks", f"{stage.name}-{seed}-{key}", make)
         return Network(folder / "last", key)
+
+    def calibration(self, name: str) -> Path:
+        """A calibration of the tagger of a set, by the ground truth of its images."""
+
+        def make(out: Path) -> None:
+            run = self.shards(name)
+            out.mkdir(exist_ok=True)
+            calibrate(run, judge_by_truth(run, self.ground_truth(name)))[0].save(out / CALIBRATION)
+
+        return self._once("calibrations", f"{name}-{self.plan.set_key(name)}", make) / CALIBRATION
 
     def _training_data(self, part: Part, seed: int) -> dict[str, Any]:
         limit = {} if part.limit is None else {"limit": part.limit, "limit_seed": seed}
@@ -166,6 +179,7 @@ class Workshop:
         return folder
 
 
+CALIBRATION = "calibration.json"
 CURVE_SEED = 1  # the images of a curve are not those of the final figures
 
 
