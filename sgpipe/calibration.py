@@ -270,8 +270,9 @@ def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
 def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
     """What decided the confidences in a run, by its header; of a run without a tagger, its fingerprint."""
     for identity in reversed(Manifest.identities(run)):
-        if "tag" in identity:
-            return _scoring(identity["tag"], identity.get("pair", {}).get("restrict"))
+        tag, pair = (identity.get(name) if isinstance(identity, Mapping) else None for name in ("tag", "pair"))
+        if isinstance(tag, Mapping):  # others may have changed what came from the hub
+            return _scoring(tag, pair.get("restrict") if isinstance(pair, Mapping) else None)
     return {"run": run.get("fingerprint")}
 
 

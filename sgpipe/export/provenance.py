@@ -140,7 +140,12 @@ def _candidates(identity: Mapping[str, Any]) -> str:
 def _relations(tag: Mapping[str, Any]) -> str:
     if not tag.get("tagger"):
         return "Relations: all candidates; no tagger ran. **People have not reviewed them.**"
-    kept = f"the run has those of confidence above {tag.get('threshold', 0):g}"
+    measure = "probability" if tag.get("calibration") else "confidence"
+    kept = f"the run has those of {measure} above {tag.get('threshold', 0):g}"
+    if tag.get("precision") is not None:
+        kept = f"the run has those with an expected precision of {tag['precision']:g}"
+    if tag.get("calibration"):
+        kept += f", by calibration `{tag['calibration'][:16]}`"
     return (
         f"Relations: a Relation Tagger (`{tag['tagger']}`) scored every candidate; {kept}. "
         "**People have not reviewed them.**"

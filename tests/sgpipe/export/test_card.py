@@ -82,6 +82,16 @@ def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
             ("predicted by an object detector (`sha256:11`, above score 0.3); people have not reviewed them",),
             ("annotations of the source",),
         ),
+        (
+            {**IDENTITY, "tag": {"tagger": TAGGER, "threshold": 0.5, "calibration": "8" * 64}},
+            ("the run has those of probability above 0.5, by calibration `8888888888888888`",),
+            ("of confidence above",),
+        ),
+        (
+            {**IDENTITY, "tag": {"tagger": TAGGER, "precision": 0.9, "calibration": "8" * 64}},
+            ("the run has those with an expected precision of 0.9, by calibration `8888888888888888`",),
+            ("of confidence above",),
+        ),
         ({**IDENTITY, "tag": {"tagger": None}}, ("all candidates; no tagger ran",), ("scored every candidate",)),
         (
             {"sgpipe": "0.1.0", "import": "visual_genome", "files": {"annotations": "f" * 64}, "options": {}},

@@ -203,6 +203,9 @@ def test_a_calibration_fits_its_own_tagger_and_predicates(calibrated):
     other.check_run(of_run, "here")
     with pytest.raises(UserError, match="short_side: 97 in the calibration, 96 now"):
         other.model_copy(update={"tagger": other.tagger | {"short_side": 97}}).check_run(of_run, "here")
+    for changed in ({"tag": 5}, {"tag": {}, "pair": 5}, 5):
+        with pytest.raises(UserError, match="does not fit there"):
+            other.check_run({"identity": changed}, "there")
     assert calibration.unknown_predicates({"near": 3}, "here") is None
     assert "1 predicate with 25.0% of the relations" in calibration.unknown_predicates({"near": 3, "new": 1}, "here")
     with pytest.raises(UserError, match="knows none of the predicates of here, such as 'new'"):
