@@ -82,8 +82,9 @@ def _plots(measures: Measures) -> list[Plot]:
         for level in levels
     ]
     points = [(level.threshold, float(level.relations)) for level in levels]
+    kept = curve("What a threshold keeps", points, "minimum confidence", "relations", texts)
     return [
-        curve("What a threshold keeps", points, "minimum confidence", "relations", texts),
+        *([kept] if measures.confidence.scored else []),
         columns("Relations per image", measures.relations_per_image, "relations", "images"),
         ranks("Predicates by rank", list(measures.predicates.values()), "rank of the predicate", "relations"),
     ]

@@ -25,7 +25,8 @@ def print_tables(audit: Audit, console: Console) -> None:
     """Print the audit for a person."""
     measures = audit.measures
     console.print(_overview(measures))
-    console.print(_levels(measures, "confidence" if audit.calibrated is None else "probability"))
+    if not _is_annotated(measures):
+        console.print(_levels(measures, "confidence" if audit.calibrated is None else "probability"))
     if measures.predicates:
         console.print(_ranking("predicate", "relations", measures.predicates, _LONGEST))
         rare = ", ".join(single_line(name, _LONGEST) for name in rarest(measures))
@@ -76,11 +77,18 @@ _BEFORE = {
 
 
 def _each(measures: Measures, key: str) -> str:
+    if key == "kept_relations" and _is_annotated(measures):
+        return "without a confidence"
     share = measures.yields.get(key)
     if share is not None:
         return f"{share:.2f} per {_BEFORE[key]}"
     lost = measures.in_error_rows[key]
     return f"{lost:,} in error rows" if lost else ""
+
+
+def _is_annotated(measures: Measures) -> bool:
+    """Whether all relations are annotations, which have no confidence and count at every threshold."""
+    return measures.confidence.unscored > 0 and not measures.confidence.scored
 
 
 def tail_sentence(measures: Measures) -> str:

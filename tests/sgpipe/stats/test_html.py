@@ -219,3 +219,12 @@ def test_sentences_on_odd_runs(tmp_path):
 def test_a_page_gets_the_folder_that_it_is_written_to(tmp_path):
     save_page(tmp_path / "new" / "folder" / "page.html", "page")
     assert (tmp_path / "new" / "folder" / "page.html").read_text() == "page"
+
+
+@pytest.mark.parametrize(("confidence", "told"), [(None, False), (0.5, True)])
+def test_annotations_without_confidence_are_not_counted_by_threshold(tmp_path, confidence, told):
+    make_shards(tmp_path / "run", [scene(relations=[(0, "near", 1, confidence)])])
+    result = invoke(tmp_path / "run", "--html", tmp_path / "report.html")
+    assert ("relations by threshold" in result.stdout) is told
+    assert ("without a confidence" in result.stdout) is not told
+    assert ("What a threshold keeps" in (tmp_path / "report.html").read_text()) is told
