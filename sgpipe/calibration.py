@@ -31,6 +31,7 @@ from sgpipe.utils.text_files import read_text
 Floats = NDArray[np.float64]
 NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
 _DIGITS = 5
+_ANY = 1e-6  # a probability that everything has but what is below the lowest judged confidence
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Calibration(Config):
             )
         at = int(np.searchsorted(reached, precision))
         if not at:
-            return self.levels[0].threshold
+            return _ANY
         share = (precision - reached[at - 1]) / (reached[at] - reached[at - 1])
         low, high = self.levels[at - 1].threshold, self.levels[at].threshold
         return float(low + share * (high - low))

@@ -86,7 +86,8 @@ def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
     above = [level for level in calibration.levels if level.threshold >= chosen]
     below = [level for level in calibration.levels if level.threshold < chosen]
     assert above[0].precision >= 0.9 > below[-1].precision
-    assert calibration.probability_for(0.01) == 0
+    everything = calibration.thresholds(calibration.probability_for(0.01))
+    assert everything.of("near") == pytest.approx(calibration.lowest)  # but nothing of which nothing is known
     assert choose_thresholds(calibrated[1], 0.5, 0.9) == calibration.thresholds(chosen)
     assert choose_thresholds(calibrated[1], 0.5) == calibration.thresholds(0.5)
     assert choose_thresholds(None, 0.5) == Thresholds(0.5)

@@ -5,8 +5,20 @@ from rlip_model.presets import preset
 from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from sgpipe.errors import UserError
-from sgpipe.training.recipe import load_train_recipe, shards_options, train_recipe_folder
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.job import TrainingJob
+from sgpipe.training.recipe import (
+    TrainRecipe,
+    in_todays_settings,
+    load_train_recipe,
+    shards_options,
+    train_recipe_folder,
+)
+from sgpipe.training.run import _identity
 from sgpipe.utils.config_file import parse_set
+from sgpipe.utils.hashing import differences
+from tests.factories import make_calibration
+from tests.sgpipe.training.data.runs import make_run, plain_record
 
 # What was published, of Swin-T where the scripts differ: epochs, drop after, rate of the rest (a tenth for backbone
 # and text encoder), images per step, queries, labels, quality labels, pseudo-labels, subjects classified.
@@ -217,3 +229,18 @@ def test_other_seeds_are_refused(seed):
     ) as caught:
         load_train_recipe("hico", {"seed": seed})
     assert "\n" not in str(caught.value)
+
+
+def test_a_training_with_another_calibration_is_another_one(tmp_path):
+    shards = make_run(tmp_path / "run", [plain_record("a", confidence=0.9)])
+    files = [make_calibration(tmp_path / f"{n}.json", {"run": "drawn"}, {"on": float(n)}) for n in (0, 1)]
+    (tmp_path / "copy.json").write_bytes(files[0].read_bytes())
+    found = []
+    for file in (*files, tmp_path / "copy.json", None):
+        recipe = TrainRecipe.model_validate({"data": {"train": [shards], "calibration": file}})
+        found.append(_identity(TrainingJob(recipe, tmp_path, scan_training(recipe.data), None)))
+    first, second, copy, without = found
+    assert copy == first
+    assert [line.partition(":")[0] for line in differences(first, second)] == ["data.calibration"]
+    old = {**without, "data": {k: v for k, v in without["data"].items() if k not in ("calibration", "precision")}}
+    assert in_todays_settings(old) == without
