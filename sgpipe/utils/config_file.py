@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except _RepeatedKeyError as error:
         raise UserError(f"recipe {path}{_line(error)}: key {error.problem!r} occurs twice") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"recipe {path}{_line(error)}: not valid YAML") from None
+        raise UserError(f"recipe {path}{_line(error)}: not valid YAML{_reason(error)}") from None
     except RecursionError:
         raise UserError(f"recipe {path}: nested too deeply to be a recipe") from None
     except OSError as error:
@@ -111,6 +111,13 @@ class _Loader(yaml.SafeLoader):
 def _line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     return f", line {mark.line + 1}" if mark else ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return " (it is not UTF-8 text)"
+    problem = getattr(error, "problem", None)
+    return f" ({problem})" if problem else ""
 
 
 def _find(name: str, folder: Path) -> Path:

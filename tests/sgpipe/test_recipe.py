@@ -42,6 +42,9 @@ def test_overrides_replace_only_their_key():
         ("- a", "expected keys and values, found list"),
         ("a: [", "line 1: not valid YAML"),
         ("{a: b", "not valid YAML"),
+        ("tag:\n\tthreshold: 1", r"line 2: not valid YAML \(found character '\\t' that cannot start any token\)"),
+        ("limit: yes", "key 'limit': expected a number, got True"),
+        ("tag: {threshold: off}", "key 'tag.threshold': expected a number, got False"),
     ],
 )
 def test_errors_name_the_file_the_key_and_what_was_expected(tmp_path, text, message):
