@@ -102,6 +102,12 @@ class PairFiles:
         reader.use(self.schema)
         for _, item in JsonStream(self.predictions):
             yield reader.read(item)
+        if not reader.has_own_list:
+            number, name = next(iter(self.schema.relations.items()))
+            self.notes.append(
+                f"{self.predictions} lists no classes: its numbers are taken for the annotations', such as {number} for "
+                f"the relation {name!r}; a model of other numbers would be scored wrongly"
+            )
 
 
 @dataclass

@@ -216,6 +216,14 @@ def test_the_number_of_scored_images_is_told(tmp_path: Path) -> None:
     assert "scored 1 image: 1 with predictions\n" in hico(tmp_path, [annotated()], [predicted()]).stdout
 
 
+def test_predictions_without_a_class_list_are_read_by_number_and_the_user_is_told(tmp_path: Path) -> None:
+    note = "lists no classes: its numbers are taken for the annotations', such as 1 for the relation 'adjust'"
+    assert note in hico(tmp_path, [annotated()], [predicted()]).stdout
+    names = {"objects": {"1": "person", "2": "bicycle"}, "relations": {str(RIDE): "ride"}}
+    listed = hico(tmp_path, [annotated()], [{**predicted(), "classes": names}])
+    assert (listed.exit_code, "lists no classes" in listed.stdout) == (0, False)
+
+
 VERB = {
     "action_name": "cut",
     "role_name": ["agent", "obj"],
