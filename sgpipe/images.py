@@ -5,6 +5,7 @@ The size and the bytes of an image file are also available without decoding it.
 
 from __future__ import annotations
 
+import os
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
@@ -172,8 +173,12 @@ def open_header(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
         ImageError: missing, broken, or too large; also for any error in the body of the `with` statement.
     """
     with _as_image_errors(name):
-        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-            raise ValueError("it is not a regular file")
+        if isinstance(file, Path):
+            status = file.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("it is not a regular file")
+            if not status.st_size:
+                raise ValueError("the file is empty")
         try:
             image = Image.open(file, formats=_FORMATS)
         except UnidentifiedImageError:
@@ -215,6 +220,9 @@ def _as_image_errors(name: str) -> Iterator[None]:
         raise ImageError(f"image is larger than Pillow's safety limit of pixels: {name}") from None
     except UnidentifiedImageError:
         raise ImageError(f"image cannot be read: {name} (unknown format)") from None
+    except OSError as reason:
+        what = os.strerror(reason.errno) if reason.errno else str(reason) or type(reason).__name__
+        raise ImageError(f"image cannot be read: {name} ({what})") from None
     # Decoders raise many errors for broken files: OSError, struct.error, RuntimeError, MemoryError…
     except Exception as reason:  # noqa: BLE001
         raise ImageError(f"image cannot be read: {name} ({str(reason) or type(reason).__name__})") from None

@@ -114,7 +114,7 @@ BIG = (64, 48)
 
 _ROWS: tuple[tuple[str, Callable[[Path], Any], Kind, str], ...] = (
     ("a missing file", lambda folder: None, "error row", "image file not found"),
-    ("an empty file", holds(b""), "error row", "unknown format"),
+    ("an empty file", holds(b""), "error row", "the file is empty"),
     ("a text file", holds(b"not an image"), "error row", "unknown format"),
     ("a web page saved as an image", holds(b"<!doctype html><title>404</title>"), "error row", "unknown format"),
     ("JPEG cut short in the middle", holds(JPEG[: len(JPEG) // 2], size=BIG), "error row", "truncated"),

@@ -14,6 +14,7 @@ from sgpipe.images import (
     open_row_image,
     read_image,
     read_size,
+    read_upright_size,
     resolve,
     upright_rgb,
 )
@@ -236,3 +237,11 @@ def test_errors_name_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="larger than Pillow's safety limit"):
         read_size(tmp_path, "1.jpg")
+
+
+def test_system_errors_of_an_image_are_in_words(tmp_path):
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "empty.jpg").touch()
+    for name, reason in (("circle.jpg", "Too many levels of symbolic links"), ("empty.jpg", "the file is empty")):
+        with pytest.raises(ImageError, match=rf"cannot be read: {tmp_path / name} \({reason}\)$"):
+            read_upright_size(tmp_path, name)

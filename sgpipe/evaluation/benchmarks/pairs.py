@@ -105,8 +105,8 @@ class PairFiles:
         if not reader.has_own_list:
             number, name = next(iter(self.schema.relations.items()))
             self.notes.append(
-                f"{self.predictions} lists no classes: its numbers are taken for the annotations', such as {number} for "
-                f"the relation {name!r}; a model of other numbers would be scored wrongly"
+                f"{self.predictions} lists no classes: its numbers are taken for the annotations', such as {number} "
+                f"for the relation {name!r}; a model of other numbers would be scored wrongly"
             )
 
 
