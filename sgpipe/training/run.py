@@ -64,7 +64,7 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
         training = scan_training(recipe.data)
         validation = scan_validation(recipe.data, training)
         check_benchmark(recipe, validation)
-        for warning in data_warnings(training, recipe.data):
+        for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
             progress.say(f"NOTE: {warning}")
         job = TrainingJob(recipe, out.resolve(), training, validation)
         _check_identity(job)

@@ -129,9 +129,12 @@ def check_closed_labels(
             )
 
 
-def data_warnings(training_set: TrainingSet, data: DataConfig) -> list[str]:
-    """One line each for rows that are left out and for vocabularies smaller than the requested number of texts."""
-    sampled = training_set.closed_labels is None
+def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: bool = False) -> list[str]:
+    """One line each for rows that are left out and for vocabularies smaller than the requested number of texts.
+
+    The data of `miniature` networks always has few texts.
+    """
+    sampled = training_set.closed_labels is None and not miniature
     return [*_left_out(training_set), *(_small_vocabularies(training_set, data.negative_texts) if sampled else [])]
 
 

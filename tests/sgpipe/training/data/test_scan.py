@@ -343,6 +343,7 @@ def test_warnings_name_left_out_rows_and_small_vocabularies(tmp_path):
         "1 of 4 rows has no relation with confidence >= 0.2: left out",
         "the data has only 2 object classes and 1 predicate, so every step compares its images with all of them",
     ]
+    assert len(data_warnings(scan_training(settings), settings, miniature=True)) == 2
     settings = data(make_run(tmp_path / "whole", [plain_record("a")]), negative_texts=0)
     assert data_warnings(scan_training(settings), settings) == []
 
