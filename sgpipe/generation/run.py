@@ -20,8 +20,6 @@ from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.stages.base import ModelStage, Stage
 from sgpipe.stages.build import build_stages
-from sgpipe.stages.detect.detectors import detector_classes
-from sgpipe.stages.detect.stage import DetectStage
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
@@ -280,6 +278,9 @@ def _run(
 def _stages(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> list[Stage]:
     roots = _image_roots(recipe)
     if recipe.source.format == "folder":
+        from sgpipe.stages.detect.detectors import detector_classes
+        from sgpipe.stages.detect.stage import DetectStage
+
         return [DetectStage(recipe.detect, roots), *build_stages(recipe, roots, detector_classes(recipe.detect))]
     # Sorted, so that the order of splits in the recipe does not matter: the tagger reads all class names together.
     return build_stages(

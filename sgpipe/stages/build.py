@@ -1,4 +1,4 @@
-"""Build the stages of a recipe."""
+"""Build the stages of a recipe. Those with models are imported when they are built: a finished run builds none."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from pathlib import Path
 
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import LoadStage, Stage
-from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.pair.stage import PairStage
-from sgpipe.stages.parse.stage import ParseStage
-from sgpipe.stages.tag.stage import TagStage
 
 
 def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]) -> list[Stage]:
@@ -20,6 +17,10 @@ def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]
         roots: image folder by split.
         names: every class that a box can have.
     """
+    from sgpipe.stages.caption.stage import CaptionStage
+    from sgpipe.stages.parse.stage import ParseStage
+    from sgpipe.stages.tag.stage import TagStage
+
     names = list(dict.fromkeys(names))
     first: Stage
     if recipe.caption.captioner is None:
@@ -36,6 +37,8 @@ def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]
 
 def with_classes(stages: Sequence[Stage], recipe: Recipe, names: Sequence[str]) -> list[Stage]:
     """The stages of `build_stages`, which are set up, for boxes of other classes; they share the loaded models."""
+    from sgpipe.stages.tag.stage import TagStage
+
     pair = PairStage(recipe.pair, _synonyms(recipe), names)
     pair.setup()
     replaced: list[Stage] = []

@@ -16,3 +16,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys, sgpipe; print(*{'torch', 'ray', 'pyarrow', 'transformers', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+def test_the_libraries_of_models_are_imported_only_for_work_that_is_left_to_do():
+    script = "import sys; import sgpipe.generation.run; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
