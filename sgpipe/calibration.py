@@ -261,11 +261,12 @@ def probability_for(calibration: Path | None, precision: float, threshold: float
 
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
-    """What decides the confidences that the tag stage gives: the tagger's content, and the settings that it runs with.
+    """What decides the confidences that the tag stage gives, and how many of them are right: the tagger's content, the
+    settings that it runs with, and what candidates it scores.
 
     The number format and the device are not part of it: they change confidences only slightly.
     """
-    return _scoring(tag.model_dump() | {"tagger": model_sha256(tag.tagger)}, pair.restrict)
+    return _scoring(tag.model_dump() | {"tagger": model_sha256(tag.tagger)}, pair.model_dump())
 
 
 def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,15 +274,15 @@ def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
     for identity in reversed(Manifest.identities(run)):
         tag, pair = (identity.get(name) if isinstance(identity, Mapping) else None for name in ("tag", "pair"))
         if isinstance(tag, Mapping):  # others may have changed what came from the hub
-            return _scoring(tag, pair.get("restrict") if isinstance(pair, Mapping) else None)
+            return _scoring(tag, pair if isinstance(pair, Mapping) else {})
     return {"run": run.get("fingerprint")}
 
 
-def _scoring(tag: Mapping[str, Any], restrict: str | None) -> dict[str, Any]:
+def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     names = ["tagger", "short_side", "long_side", "group_size"]
-    if restrict == "group":  # otherwise it decides only how much is computed together
+    if pair.get("restrict") == "group":  # otherwise it decides only how much is computed together
         names.append("chunk")
-    return {name: tag.get(name) for name in names} | {"restrict": restrict}
+    return {name: tag.get(name) for name in names} | {name: pair.get(name) for name in ("candidates", "restrict")}
 
 
 def log_odds(confidence: ArrayLike) -> Floats:
