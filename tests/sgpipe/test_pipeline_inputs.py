@@ -123,7 +123,7 @@ def test_other_classes_than_the_detectors_do_not_change_other_calls(pipeline, fi
 
 
 def test_relations_lead_from_given_boxes_to_given_boxes(file):
-    pipeline = Pipeline(settings={"tag.threshold": 0})
+    pipeline = Pipeline(settings={"tag.threshold": 0, "pair.candidates": "image"})
     found = pipeline(file)
     corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in found.objects)]
     given = pipeline(file, boxes=corners, classes=[box.category for box in found.objects])
