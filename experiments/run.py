@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -171,7 +172,7 @@ class Runner:
         return failed + len(waiting)
 
     def _log(self, task: Task) -> Path:
-        return self.work / "logs" / f"{task}.log"
+        return self.work / "logs" / (re.sub(r"\W+", "-", str(task)) + ".log")
 
     def _start(self, task: Task) -> subprocess.Popen[bytes]:
         command = [

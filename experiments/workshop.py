@@ -34,6 +34,7 @@ from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records
+from sgpipe.training.recipe import TrainRecipe
 from sgpipe.training.run import train
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
@@ -129,7 +130,15 @@ class Workshop:
         if stage.init is not None:
             start = self.network(self.plan.networks[stage.init], 0)
         key = self.plan.network_key(stage, seed, start.key if start else None)
-        overrides = {
+
+        def make(out: Path) -> None:
+            train(self._recipe(stage, seed, start), out, _QUIET)
+
+        return Network(self._once("networks", f"{stage.name}-{seed}-{key}", make) / "last", key)
+
+    def _recipe(self, stage: Stage, seed: int, start: Network | None) -> TrainRecipe:
+        """The training recipe of a stage; what it needs is made."""
+        overrides: dict[str, Any] = {
             "seed": seed,
             "model.init": str(start.folder) if start else None,
             "data.train": [self._training_data(part, seed) for part in stage.data],
@@ -140,17 +149,9 @@ class Workshop:
             overrides["data.calibration"] = str(self.calibration(stage.calibrated_by))
         if stage.validate_every is not None:
             val = self.drawn(MiniworldConfig(images=self.plan.curve_images, split="val", seed=CURVE_SEED))
-            overrides |= {
-                "data.val": [{"shards": str(val.relations)}],
-                "output.validate_every_steps": stage.validate_every,
-            }
-        recipe = stage.load_recipe(overrides)
-
-        def make(out: Path) -> None:
-            train(recipe, out, _QUIET)
-
-        folder = self._once("networks", f"{stage.name}-{seed}-{key}", make)
-        return Network(folder / "last", key)
+            overrides["data.val"] = [{"shards": str(val.relations)}]
+            overrides["output.validate_every_steps"] = stage.validate_every
+        return stage.load_recipe(overrides)
 
     def calibration(self, name: str) -> Path:
         """A calibration of the tagger of a set, by the ground truth of its images."""
