@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgpipe.calibration import choose_thresholds
 from sgpipe.errors import UserError, existing_file, existing_folder, existing_model, in_python
 from sgpipe.generation.identity import as_started, identity, in_todays_settings
 from sgpipe.generation.pools import Pool, Utilization, plan_pools, unused_gpus
@@ -90,7 +91,7 @@ def _check_recipe(recipe: Recipe) -> None:
     if recipe.tag.tagger is None:
         raise UserError("no tagger: give --tagger FOLDER (`sgpipe convert` makes one from an official checkpoint)")
     without = [name for name, split in recipe.source.splits.items() if split.captions is None]
-    if without and recipe.caption.captioner is None and recipe.pair.candidates == "captions":
+    if without and recipe.caption.captioner is None and recipe.pair.candidates != "prior":
         raise UserError(f"no captions{_of_splits(without)}: give --captioner or --captions")
     _check_paths(recipe)
 
@@ -127,6 +128,7 @@ def _check_paths(recipe: Recipe) -> None:
     for path in (pair.synonyms, pair.prior):
         if path is not None:
             existing_file(path)
+    choose_thresholds(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None:
         existing_folder(source.path(source.ground_truth))
     for model in (recipe.detect.detector, recipe.caption.captioner, recipe.tag.tagger):
