@@ -30,7 +30,7 @@ from sgpipe.training.display import TrainingDisplay, TrainSummary
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
 from sgpipe.training.metrics import METRICS, read_metrics
-from sgpipe.training.recipe import PYTHON_WORDS, TrainRecipe, as_started, in_todays_settings
+from sgpipe.training.recipe import BENCHMARKS, PYTHON_WORDS, TrainRecipe, as_started, in_todays_settings
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.config_file import require_loaded
@@ -203,7 +203,8 @@ def _summarise(job: TrainingJob) -> TrainSummary:
     position = _position(latest)
     steps = [row for row in rows if row["event"] == "step"]
     validations = [row for row in rows if row["event"] == "validation"]
-    best_by = job.recipe.output.best
+    best_by = position.best_by or job.recipe.output.best  # of a finished training, the measure that chose
+    unknown = position.best_by is None and best_by in BENCHMARKS  # 0.1 did not store it, and had none of these
     tied = _tied([row[best_by] for row in validations if best_by in row])
     return TrainSummary(
         job.out,
@@ -213,7 +214,7 @@ def _summarise(job: TrainingJob) -> TrainSummary:
         job.training_set.rows,
         steps[-1] if steps else {},
         validations[-1] if validations else {},
-        position.best,
+        None if unknown else position.best,
         best_by,
         job.out / (BEST if tied is None and (job.out / BEST).exists() else LAST),
         tied,

@@ -200,7 +200,10 @@ def test_a_finished_training_is_left_alone(trained_tagger: Path, drawn_run: Path
     assert sorted((tmp_path / "out" / "tensorboard").iterdir()) == events
     assert (summary.epochs, summary.steps, summary.last["step"]) == (EPOCHS, STEPS, STEPS)
     assert summary.validation["ap"] > 0
-    assert summary.best == max(r["ap"] for r in read_metrics(tmp_path / "out") if r["event"] == "validation")
+    best = max(r["ap"] for r in read_metrics(tmp_path / "out") if r["event"] == "validation")
+    assert summary.best == best
+    summary = training(drawn_run, tmp_path / "out", **settings, output__best="loss")
+    assert (summary.best, summary.best_by) == (best, "ap")  # not a loss of this value
 
 
 @pytest.mark.parametrize(
