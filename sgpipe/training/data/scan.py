@@ -142,7 +142,8 @@ class _Scanner:
     def _nothing_usable(self, split: str, only_errors: bool) -> UserError:
         if only_errors:
             return UserError(f"{split} has only error rows; `sgpipe stats` lists the errors")
-        return UserError(f"no image of {split} has a relation with {self.threshold}; lower data.threshold")
+        lower = "data.threshold or data.precision" if self.threshold.by_predicate else "data.threshold"
+        return UserError(f"no image of {split} has a relation with {self.threshold}; lower {lower}")
 
     def _scan_shard(self, folder: ShardFolder, split: str, name: str) -> None:
         path = Path(folder.root) / name

@@ -358,7 +358,7 @@ def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):
     assert found.rows == 9 - 1 + 1 + 2  # from a confidence of 0.12 on, and from 0.88 on
     assert {graph.image_id for graph in graphs(found)} == {*(f"on{n}" for n in range(2, 10)), "under9", "people", "a"}
     assert scan_training(data(shards, calibration=file, precision=0.8)).rows == 10
-    with pytest.raises(UserError, match=r"has a relation with the probability that is asked for; lower data.threshold"):
+    with pytest.raises(UserError, match=r"the probability that is asked for; lower data\.threshold or data\.p"):
         scan_training(data(make_run(tmp_path / "unsure", records[9:12]), calibration=file, threshold=0.5))
     other = make_run(tmp_path / "other", records[:2], run={"fingerprint": "other"})
     for changes in ({}, {"val": (other,)}):
