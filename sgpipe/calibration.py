@@ -134,7 +134,7 @@ class Calibration(Config):
         """
         given = np.asarray(confidence, np.float64)
         odds = self.slope * log_odds(given) + self.offsets(predicates)[np.asarray(numbers, np.int64)]
-        return np.where(given < self.lowest, 0.0, 1 / (1 + np.exp(-odds)))
+        return np.where(given < self.lowest, 0.0, from_log_odds(odds))
 
     def replace_confidences(self, record: Record) -> None:
         """Replace the confidences of a record by probabilities; annotations have none."""
@@ -156,7 +156,7 @@ class Calibration(Config):
         if probability >= 1:
             return np.inf
         odds = (np.log(probability / (1 - probability)) - self.offset - offset) / self.slope
-        least = float(1 / (1 + np.exp(-odds)))
+        least = float(from_log_odds(odds))
         return max(least, self.lowest) if least <= 1 - NEAREST else np.inf
 
     @property
@@ -290,6 +290,12 @@ def log_odds(confidence: ArrayLike) -> Floats:
     inside = np.clip(np.asarray(confidence, np.float64), NEAREST, 1 - NEAREST)
     odds: Floats = np.log(inside / (1 - inside))
     return odds
+
+
+def from_log_odds(odds: ArrayLike) -> Floats:
+    """The inverse of `log_odds`, for numbers of any size."""
+    chance: Floats = (1 + np.tanh(np.asarray(odds, np.float64) / 2)) / 2
+    return chance
 
 
 def rounded(value: float) -> float:

@@ -343,14 +343,14 @@ def export(
     written = export_run(
         run, to, out, threshold=threshold, calibration=calibration, precision=precision, images=images, embed=embed
     )
+    if written.note:
+        _say(f"NOTE: {written.note}")
     if json_:
         print(json.dumps(written.as_json(), indent=2))
         return
     screen = console.output()
     screen.print(f"wrote {count(len(written.files), 'file')} to {out}", soft_wrap=True)
-    if written.note:
-        console.progress().print(f"NOTE: {written.note}", soft_wrap=True)
     if written.is_bare:
-        console.progress().print("NOTE: no relation reaches the confidence of --threshold; lower it", soft_wrap=True)
+        _say("NOTE: no relation is above the threshold; lower --threshold or --precision")
     for what, number in written.left_out.items():
         screen.print(f"left out: {what} ({number:,})", soft_wrap=True)

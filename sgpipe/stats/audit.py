@@ -34,7 +34,7 @@ class Audit:
         """The conclusions, by question."""
         unknown = self.ground_truth is None and self.verdicts is None and self.calibrated is None
         findings = find(self.measures, precision_unknown=unknown)
-        precision = list(find_precision(self.ground_truth, self.verdicts))
+        precision = list(find_precision(self.ground_truth, self.verdicts, self.measures.threshold_of))
         if self.calibrated is not None:
             precision.insert(0, Finding(QUALITY, "plain", self.calibrated))
         at = max((index for index, finding in enumerate(findings) if finding.question == QUALITY), default=0)

@@ -27,6 +27,7 @@ from sgpipe.calibration import (
     Floats,
     HeldOut,
     PredicateCalibration,
+    from_log_odds,
     log_odds,
     rounded,
     scoring_of_run,
@@ -163,7 +164,7 @@ def _check_both(correct: NDArray[np.bool_], which: str) -> None:
 def _fit(header: dict[str, object], judgements: Judgements) -> Calibration:
     """Raises UserError: higher confidences are not more often correct."""
     slope, offset = _fit_all(judgements)
-    if slope <= 0:
+    if rounded(slope) <= 0:
         raise UserError(
             "relations of higher confidence are not more often correct, so nothing can be learned from confidences; "
             "judge more relations"
@@ -204,7 +205,7 @@ def _fit_all(judgements: Judgements) -> tuple[float, float]:
     inputs = np.stack([log_odds(judgements.confidence), np.ones(len(judgements))], axis=1)
     values = np.array([1.0, 0.0])
     for _ in range(_STEPS):
-        chance = _chance(inputs @ values)
+        chance = from_log_odds(inputs @ values)
         curvature = (inputs * (chance * (1 - chance))[:, None]).T @ inputs
         step = np.linalg.lstsq(curvature + _CLOSE * np.eye(2), inputs.T @ (target - chance))[0]
         values += step / max(1.0, float(np.abs(step).max()))
@@ -224,7 +225,7 @@ def _fit_offsets(judgements: Judgements, odds: Floats, enough: NDArray[np.bool_]
     for spread in _SPREADS:
         offsets = np.zeros(len(enough))
         for _ in range(_STEPS):
-            chance = _chance(odds + offsets[predicate])
+            chance = from_log_odds(odds + offsets[predicate])
             slope = np.bincount(predicate, weight * (judgements.correct - chance), len(enough)) - offsets / spread**2
             curvature = np.bincount(predicate, weight * chance * (1 - chance), len(enough)) + spread**-2
             step = np.clip(slope / curvature, -1, 1)
@@ -237,11 +238,6 @@ def _fit_offsets(judgements: Judgements, odds: Floats, enough: NDArray[np.bool_]
         if evidence > best:
             best, chosen = evidence, offsets
     return chosen
-
-
-def _chance(odds: Floats) -> Floats:
-    chance: Floats = 1 / (1 + np.exp(-odds))
-    return chance
 
 
 def _levels(probability: Floats, weight: Floats) -> tuple[ExpectedPrecision, ...]:

@@ -36,12 +36,14 @@ def find(measures: Measures, precision_unknown: bool = True) -> list[Finding]:
     return [*_content(measures), *_quality(measures, precision_unknown), *_to_drop(measures), *_training(measures)]
 
 
-def find_precision(ground_truth: GroundTruthMeasures | None, verdicts: Verdicts | None) -> Iterator[Finding]:
-    """The precision according to ground truth and to human verdicts."""
+def find_precision(
+    ground_truth: GroundTruthMeasures | None, verdicts: Verdicts | None, threshold_of: str
+) -> Iterator[Finding]:
+    """The precision according to ground truth and to human verdicts; `threshold_of`: see `Measures`."""
     if ground_truth is not None and ground_truth.precision.value is not None:
         grade: Grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
         yield Finding(QUALITY, grade, f"Ground truth of {count(ground_truth.images, 'image')}: the precision of "
-                      f"relations of confidence {ground_truth.threshold:.2f} or more is "
+                      f"relations of {threshold_of} {ground_truth.threshold:.2f} or more is "
                       f"{ground_truth.precision}.")  # fmt: skip
         yield Finding(QUALITY, "plain", _advice(ground_truth.suggested, ground_truth.target))
     if verdicts is not None:
@@ -161,8 +163,9 @@ def _relations(measures: Measures, level: Level) -> str:
     if not measures.confidence.scored:
         return f"{text}, {where}."
     if not level.relations:
-        return f"{text}; none of confidence {TRAINING_CONFIDENCE:.2f} or more."
-    return f"{text}; {level.relations:,} of confidence {TRAINING_CONFIDENCE:.2f} or more, {where}."
+        return f"{text}; none of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more."
+    of = f"of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more"
+    return f"{text}; {level.relations:,} {of}, {where}."
 
 
 def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
@@ -239,7 +242,7 @@ def _obstacles(measures: Measures) -> Iterator[tuple[Grade, str]]:
     level, errors = level_at(measures), sum(measures.errors.values())
     usable = measures.rows - errors
     if not level.relations:
-        yield "bad", f"No: no relation has a confidence of {TRAINING_CONFIDENCE:.2f} or more."
+        yield "bad", f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or more."
     elif level.images < (1 - _MANY_BARE) * usable:
         yield "fair", f"Only {share_text(level.images / usable)} of the images have a relation that training uses."
     if errors > _MANY_ERRORS * measures.rows:

@@ -11,11 +11,9 @@ from sgpipe.stats.audit import Audit
 from sgpipe.stats.calibration import ThresholdChoice
 from sgpipe.stats.findings import level_at, percent, verdict_caveats
 from sgpipe.stats.gallery import Card
-from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import Measures
 from sgpipe.stats.pages import render, save_page
 from sgpipe.stats.terminal import overview, rarest, tail_sentence
-from sgpipe.stats.verdicts import Verdicts
 from sgpipe.utils.console import count
 from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
 
@@ -46,7 +44,7 @@ def write_report(
         "predicates": list(measures.predicates.items()),
         "categories": list(measures.categories.items()),
         "plots": _plots(measures),
-        "confidence_plots": [*_confidence_plots(measures), *_judged_plots(audit.ground_truth, audit.verdicts)],
+        "confidence_plots": [*_confidence_plots(measures), *_judged_plots(audit)],
         "ground_truth": audit.ground_truth,
         "caveats": [] if audit.verdicts is None else list(verdict_caveats(audit.verdicts)),
         "verdicts": audit.verdicts,
@@ -66,7 +64,7 @@ def _tiles(measures: Measures) -> list[tuple[str, str]]:
     return [
         ("images", f"{measures.rows:,}"),
         ("relations", f"{measures.totals['relations']:,}"),
-        (f"of confidence ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
+        (f"of {measures.threshold_of} ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
         ("per image with relations", f"{level.per_image:.1f}"),
         ("predicates", f"{measures.tail.kinds:,}"),
         ("health checks that found problems", f"{failed} of {len(measures.health)}"),
@@ -82,7 +80,7 @@ def _plots(measures: Measures) -> list[Plot]:
         for level in levels
     ]
     points = [(level.threshold, float(level.relations)) for level in levels]
-    kept = curve("What a threshold keeps", points, "minimum confidence", "relations", texts)
+    kept = curve("What a threshold keeps", points, f"minimum {measures.threshold_of}", "relations", texts)
     return [
         *([kept] if measures.confidence.scored else []),
         columns("Relations per image", measures.relations_per_image, "relations", "images"),
@@ -99,20 +97,20 @@ def _confidence_plots(measures: Measures) -> list[Plot]:
     return [columns("Distribution of confidences", bins, "confidence from", "relations", every=2)]
 
 
-def _judged_plots(ground_truth: GroundTruthMeasures | None, verdicts: Verdicts | None) -> list[Plot]:
-    plots = []
+def _judged_plots(audit: Audit) -> list[Plot]:
+    plots, ground_truth, verdicts, of = [], audit.ground_truth, audit.verdicts, audit.measures.threshold_of
     if ground_truth is not None:
         points = [(part.confidence, part.precision.value or 0.0) for part in ground_truth.reliability]
         texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in ground_truth.reliability]
         lines = [("guide", "", [(0.0, 0.0), (1.0, 1.0)], ["", ""]), ("main", "", points, texts)]
-        plots.append(unit_square("Calibration", lines, "mean confidence", "precision"))
-        plots.append(_threshold_plot("Precision by threshold (ground truth)", ground_truth.curve))
+        plots.append(unit_square("Calibration", lines, f"mean {of}", "precision"))
+        plots.append(_threshold_plot("Precision by threshold (ground truth)", ground_truth.curve, of))
     if verdicts is not None and verdicts.judged:
-        plots.append(_threshold_plot("Precision by threshold (verdicts)", verdicts.curve))
+        plots.append(_threshold_plot("Precision by threshold (verdicts)", verdicts.curve, of))
     return plots
 
 
-def _threshold_plot(name: str, curve: list[ThresholdChoice]) -> Plot:
+def _threshold_plot(name: str, curve: list[ThresholdChoice], of: str) -> Plot:
     known = [choice for choice in curve if choice.kept]
     points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
     texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
@@ -120,7 +118,7 @@ def _threshold_plot(name: str, curve: list[ThresholdChoice]) -> Plot:
     kept = [(choice.threshold, size / max(sizes)) for choice, size in zip(known, sizes, strict=True)]
     counts = [f"keeps {size:,}" for size in sizes]
     lines = [("main", "precision", points, texts), ("second", "share kept", kept, counts)]
-    return unit_square(name, lines, "minimum confidence", "share")
+    return unit_square(name, lines, f"minimum {of}", "share")
 
 
 def _shown_categories(cards: list[Card]) -> list[tuple[str, int]]:

@@ -97,6 +97,7 @@ class Measures:
         triplet_kinds: number of distinct combinations.
         person_subject_share: share of the relations whose subject is a person.
         agreement: CLIP's agreement with the relations, if `sgpipe score` measured it.
+        threshold_of: what thresholds are of: confidence, or by a calibration probability.
     """
 
     run: str
@@ -118,6 +119,7 @@ class Measures:
     confidence: Confidence
     health: list[Check]
     agreement: AgreementMeasures | None = None
+    threshold_of: str = "confidence"
 
     @property
     def rows(self) -> int:
@@ -152,6 +154,7 @@ def use_probabilities(database: Database, calibration: Calibration) -> str | Non
     database.insert("offsets", list(zip(scored, offsets, strict=True)))
     inside = f"least(greatest(confidence::double, {NEAREST}), {1 - NEAREST})"
     own = "(select odds from offsets where offsets.predicate = relations.predicate::varchar)"
+    database.measure = "probability"
     database.replace_certainty(
         f"case when confidence is null then 1 when confidence < {calibration.lowest} then 0 "
         f"else 1 / (1 + exp(-{calibration.slope} * ln({inside} / (1 - {inside})) - {own})) end"
@@ -200,6 +203,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         confidence=measure_confidence(database),
         health=check_health(database, threshold),
         agreement=measure_agreement(database),
+        threshold_of=database.measure,
     )
 
 

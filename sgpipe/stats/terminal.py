@@ -26,7 +26,7 @@ def print_tables(audit: Audit, console: Console) -> None:
     measures = audit.measures
     console.print(_overview(measures))
     if not _is_annotated(measures):
-        console.print(_levels(measures, "confidence" if audit.calibrated is None else "probability"))
+        console.print(_levels(measures))
     if measures.predicates:
         console.print(_ranking("predicate", "relations", measures.predicates, _LONGEST))
         rare = ", ".join(single_line(name, _LONGEST) for name in rarest(measures))
@@ -39,8 +39,8 @@ def print_tables(audit: Audit, console: Console) -> None:
     console.print(_health(measures))
     for extra in (
         *comparison_tables(audit.comparison),
-        *ground_truth_tables(audit.ground_truth),
-        *verdict_tables(audit.verdicts),
+        *ground_truth_tables(audit.ground_truth, measures.threshold_of),
+        *verdict_tables(audit.verdicts, measures.threshold_of),
     ):
         console.print(extra)
     for question, group in groupby(audit.findings, lambda finding: finding.question):
@@ -116,9 +116,9 @@ def _overview(measures: Measures) -> Table:
     return table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures))
 
 
-def _levels(measures: Measures, of: str) -> Table:
+def _levels(measures: Measures) -> Table:
     names = [
-        f"{of} ≥",
+        f"{measures.threshold_of} ≥",
         *(f">{name}" for name in ("relations", "predicate kinds", "images", "per image", "per pair")),
     ]
     rows = []
@@ -195,7 +195,7 @@ def comparison_tables(comparison: Comparison | None) -> Iterator[Table]:
         yield table("health of both runs", ["check", *columns], shares)
 
 
-def ground_truth_tables(truth: GroundTruthMeasures | None) -> Iterator[Table]:
+def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) -> Iterator[Table]:
     """Thresholds that reach the target precision, and the calibration of the confidences."""
     if truth is None:
         return
@@ -217,10 +217,10 @@ def ground_truth_tables(truth: GroundTruthMeasures | None) -> Iterator[Table]:
         (f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision))
         for part in truth.reliability
     ]
-    yield table(title, ["confidence", ">mean", ">precision (95% interval, judged)"], bins)
+    yield table(title, [threshold_of, ">mean", ">precision (95% interval, judged)"], bins)
 
 
-def verdict_tables(verdicts: Verdicts | None) -> Iterator[Table]:
+def verdict_tables(verdicts: Verdicts | None, threshold_of: str) -> Iterator[Table]:
     """Human verdicts by confidence, and what thresholds keep of the judged relations."""
     if verdicts is None:
         return
@@ -231,5 +231,5 @@ def verdict_tables(verdicts: Verdicts | None) -> Iterator[Table]:
     rows = [
         (f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in verdicts.curve
     ]
-    names = ["confidence ≥", ">relations", ">precision (95% interval, judged)"]
+    names = [f"{threshold_of} ≥", ">relations", ">precision (95% interval, judged)"]
     yield table("precision by threshold, weighted by the relations of each band", names, rows)

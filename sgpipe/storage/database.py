@@ -97,6 +97,7 @@ class Database:
         self.run, self.image_folders = manifest.run, manifest.image_folders
         self._connection = connection
         self.scored = False
+        self.measure = "confidence"  # what the certainty of relations is
         self.files = [self.root / shard.file for shard in manifest.shards]
         self._attach()
         for statement in (*_TABLES, *_BY_CERTAINTY):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlip_model.evaluation.inputs import Array
+from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.synonyms import Vocabulary
 from sgpipe.storage.shards import iter_tables
@@ -62,11 +63,14 @@ class Graphs:
         return self.image[self.subject]
 
 
-def iter_graphs(root: Path, classes: Vocabulary, predicates: Vocabulary, source: Source) -> Iterator[Graphs]:
+def iter_graphs(
+    root: Path, classes: Vocabulary, predicates: Vocabulary, source: Source, calibration: Calibration | None = None
+) -> Iterator[Graphs]:
     """The shards of a run, one at a time.
 
     Args:
         source: the relations, or every candidate pair with each of its predicates and confidence 1.
+        calibration: of the tagger; confidences are its probabilities then. Annotations keep 1.
 
     Raises:
         UserError: the folder is not a run, a shard is missing or damaged, or a value is out of range.
@@ -74,7 +78,7 @@ def iter_graphs(root: Path, classes: Vocabulary, predicates: Vocabulary, source:
     column = "relations" if source == "relations" else "pairs"
     for table in iter_tables(root, (*_COLUMNS, column)):
         if table.num_rows:
-            yield _graphs(root, table.combine_chunks(), classes, predicates, column)
+            yield _graphs(root, table.combine_chunks(), classes, predicates, column, calibration)
 
 
 def joined(parts: list[Graphs]) -> Graphs:
@@ -101,7 +105,14 @@ def class_names(root: Path) -> set[str]:
     return names
 
 
-def _graphs(root: Path, table: pa.Table, classes: Vocabulary, predicates: Vocabulary, column: str) -> Graphs:
+def _graphs(
+    root: Path,
+    table: pa.Table,
+    classes: Vocabulary,
+    predicates: Vocabulary,
+    column: str,
+    calibration: Calibration | None,
+) -> Graphs:
     objects = _flat(table["objects"])
     counts = _lengths(table["objects"])
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -114,6 +125,8 @@ def _graphs(root: Path, table: pa.Table, classes: Vocabulary, predicates: Vocabu
     if column == "relations":
         texts, confidence = _member(relations, "predicate"), _confidence(root, relations)
         annotated = _numbers(pc.is_null(_member(relations, "confidence")), bool)
+        if calibration is not None:
+            confidence = _calibrated(texts, confidence, annotated, calibration)
     else:
         lists = _member(relations, "predicates")
         owner, ends = np.repeat(owner, _lengths(lists)), [np.repeat(end, _lengths(lists)) for end in ends]
@@ -134,6 +147,14 @@ def _graphs(root: Path, table: pa.Table, classes: Vocabulary, predicates: Vocabu
         confidence=confidence,
         annotated=annotated,
     )
+
+
+def _calibrated(texts: pa.Array, confidence: Array, annotated: Array, calibration: Calibration) -> Array:
+    """The probabilities `[relations]`, by the text of each, as a calibration may know some wordings of a predicate."""
+    encoded = texts.dictionary_encode()
+    numbers = encoded.indices.to_numpy(zero_copy_only=False)
+    found = calibration.probabilities(encoded.dictionary.to_pylist(), numbers, confidence)
+    return np.where(annotated, 1.0, found).astype(np.float32)
 
 
 def _names(table: pa.Table) -> list[ImageName]:

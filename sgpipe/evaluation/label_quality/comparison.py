@@ -148,19 +148,13 @@ def label_quality(
     folders = [root for root in (ground_truth.relations, ground_truth.required) if root is not None]
     indexes = [GroundTruthIndex(root, classes, predicates, coco_ids) for root in folders]
     comparison = _Comparison(indexes[0], indexes[-1], ClassTable(classes, class_names(run)), iou)
-    for graphs in iter_graphs(run, classes, predicates, source):
-        comparison.add(graphs if calibration is None else _calibrated(graphs, calibration, predicates.names))
+    for graphs in iter_graphs(run, classes, predicates, source, calibration):
+        comparison.add(graphs)
     if not comparison.images["images"]:
         raise UserError(f"{run} contains no images; is the run finished?")
     if not comparison.images["images compared"]:
         raise UserError(comparison.why_nothing_was_compared(run, ground_truth.relations))
     return comparison.result(predicates, threshold, source)
-
-
-def _calibrated(graphs: Graphs, calibration: Calibration, names: Sequence[str]) -> Graphs:
-    """The graphs with probabilities in place of confidences; annotations, which have none, keep 1."""
-    probability = calibration.probabilities(names, graphs.predicate, graphs.confidence)
-    return replace(graphs, confidence=np.where(graphs.annotated, 1.0, probability).astype(np.float32))
 
 
 class _Comparison:

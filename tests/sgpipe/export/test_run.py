@@ -98,7 +98,7 @@ def test_a_threshold_that_leaves_nothing_is_said(run, tmp_path):
     result = invoke(run, "--to", "vg", "--threshold", "1", "--out", tmp_path / "out")
     assert (result.exit_code, result.stderr) == (
         0,
-        "NOTE: no relation reaches the confidence of --threshold; lower it\n",
+        "NOTE: no relation is above the threshold; lower --threshold or --precision\n",
     )
 
 

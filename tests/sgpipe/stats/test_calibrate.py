@@ -8,11 +8,13 @@ from typer.testing import CliRunner
 from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_calibration
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.stats.calibrate import Judgements, calibrate
 from sgpipe.stats.measures import use_probabilities
 from sgpipe.stats.verdicts import measure_verdicts
 from sgpipe.storage.database import open_run
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import make_shards, scene
 
 WORDS = ("near", "holding", "rare")
@@ -78,6 +80,8 @@ def test_a_probability_is_a_minimum_confidence_of_each_predicate(calibrated):
     assert not calibration.thresholds(1).keeps("near", 1.0)
     assert calibration.thresholds(1e-9).of("near") == pytest.approx(calibration.lowest)  # nothing is known below it
     assert Thresholds(0.7).keeps("near", float(np.float32(0.7)))
+    flat = calibration.model_copy(update={"slope": 1e-5})  # the minimum confidence has log odds of some 100,000
+    assert (flat.thresholds(0.99).of("near"), flat.thresholds(0.01).of("near")) == (np.inf, np.float32(flat.lowest))
 
 
 def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
@@ -233,13 +237,27 @@ def test_the_thresholds_of_stats_are_probabilities(runs, calibrated, tmp_path):
     assert next(level for level in audit["thresholds"] if level["threshold"] == 0.6)["relations"] == kept
     texts = [finding["text"] for finding in audit["findings"]]
     assert any("Thresholds are probabilities, by the calibration of 'drawn'. 1 predicate with" in t for t in texts)
+    assert any(f"relations of probability {chosen:.2f} or more" in text for text in texts)
+    assert any("of probability 0.20 or more" in text for text in texts)
     assert not any("A confidence says how sure the tagger is" in text for text in texts)
     files = ["--html", str(tmp_path / "r.html"), "--sheet", str(tmp_path / "s.png"), "--shown", "2"]
     shown = CliRunner().invoke(app, [*options, *files])
     assert shown.exit_code == 0, shown.output
     assert "probability ≥" in shown.output
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "minimum probability" in page
+    assert "minimum confidence" not in page
     both = CliRunner().invoke(app, [*options, "--threshold", "0.5", "--precision", "0.9"])
     assert (both.exit_code, "--threshold and --precision both choose" in both.output) == (2, True)
+
+
+def test_another_wording_in_the_ground_truth_does_not_change_a_probability(calibrated, tmp_path):
+    calibration = load_calibration(calibrated[1])
+    run = make_shards(tmp_path / "run", [scene("0", [(0, "holding", 1, 0.5), (0, "near", 2)])])
+    truth = make_shards(tmp_path / "truth", [scene("0", [(0, "holds", 1), (0, "near", 2)])])
+    found = label_quality(run, GroundTruth(truth), calibration=calibration).relations
+    assert found.true_positive.all()
+    assert sorted(found.confidence) == pytest.approx([*calibration.probabilities(["holding"], [0], [0.5]), 1])
 
 
 def test_verdicts_are_measured_by_probabilities(runs, calibrated, tmp_path):
@@ -280,6 +298,7 @@ def test_an_export_keeps_what_is_probable_enough(runs, calibrated, tmp_path):
         result = CliRunner().invoke(app, [*command, *options, "--json"])
         assert result.exit_code == 0, result.output
         written = json.loads(result.stdout)
+        assert "NOTE: 1 predicate with" in result.stderr
         least = calibration.thresholds(0.8 if to == "hf" else calibration.probability_for(0.9))
         with open_run(runs[0]) as database:
             rows = database.rows("select predicate::varchar, confidence from relations")
