@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from experiments.miniworld.network_quality import score_network
-from experiments.plan import Stage
+from experiments.plan import SPLITS, Stage
 from experiments.workshop import Drawn, Network, Workshop
 from rlip_model.evaluation.inputs import Array
 from rlip_model.training.validation import RelationScores
@@ -20,11 +20,9 @@ from sgpipe.evaluation.bootstrap import Interval, Resampling, paired_bootstrap
 from sgpipe.evaluation.label_quality.comparison import label_quality
 from sgpipe.inference.predictor import predict
 from sgpipe.inference.writers.json_lists import write_hoia
-from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import MiniworldConfig
 from sgpipe.training.metrics import read_metrics
 
-SPLITS = {"seen": "val", "unseen": COMPOSITIONAL}  # combinations that occur in training, and others
 MOST_PAIRS = 100
 
 
@@ -34,9 +32,7 @@ def measure(workshop: Workshop, stage: Stage, network: Network) -> dict[str, flo
     AP: average precision of a tagger on given pairs. mAP: that of a ParSeDA by HICO-DET's protocol, the mean over
     (person, predicate, object) classes; pairs whose subject is not classified as a person are left out.
     """
-    kind = "AP" if stage.kind == "tagger" else "mAP"
-    names = [f"{split} {kind}" for split in SPLITS]
-    return {name: _total(resampling(workshop, name, stage, network))[name] for name in names}
+    return {name: _total(resampling(workshop, name, stage, network))[name] for name in stage.measures}
 
 
 def _total(scores: Resampling) -> Mapping[str, float]:
@@ -49,7 +45,7 @@ def resampling(workshop: Workshop, measure: str, stage: Stage, network: Network)
     drawn = workshop.drawn(MiniworldConfig(images=workshop.plan.measured_images, split=SPLITS[split]))
     if stage.kind == "tagger":
         return of_pairs(score_network(network.folder, stage.load_recipe({}), drawn.relations), measure)
-    written = predictions(workshop, network, split, drawn)
+    written = predictions(workshop, network, drawn)
     result = evaluate_hico_files(written, drawn.annotations, HicoOptions(), drawn.classes)
     assert result.resampling is not None
     summary = result.resampling.summary
@@ -87,9 +83,9 @@ def _mean(parts: Sequence[Resampling]) -> Resampling:
     return Resampling(parts[0].images, summary)
 
 
-def predictions(workshop: Workshop, network: Network, name: str, drawn: Drawn) -> Path:
-    """The predictions of a ParSeDA for the images of a split, as a file of HICO-DET's form."""
-    path = workshop.root / "predictions" / f"{network.key}-{name}.json"
+def predictions(workshop: Workshop, network: Network, drawn: Drawn) -> Path:
+    """The predictions of a ParSeDA for drawn images, as a file of HICO-DET's form."""
+    path = workshop.root / "predictions" / f"{network.key}-{drawn.root.name}.json"
     if not path.exists():
         run = ModelRun(model=network.folder, data=drawn.interactions, classes=drawn.classes)
         config, schema = run.config("zero-shot hoi"), run.hoia_schema()

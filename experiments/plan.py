@@ -12,12 +12,14 @@ import yaml
 from pydantic import Field, ValidationError
 
 from sgpipe.errors import UserError
+from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import Config, MiniworldConfig, PackagedModel, packaged_model
 from sgpipe.training.recipe import Kind, TrainRecipe, load_train_recipe
 from sgpipe.utils.config_file import read_yaml, recipe_folder
 from sgpipe.utils.hashing import fingerprint
 
 PLAN = Path(__file__).parent / "experiments.yaml"
+SPLITS = {"seen": "val", "unseen": COMPOSITIONAL}  # combinations that occur in training, and others
 
 Kept = Literal["labels", "candidates", "overlapping", "true"]
 
@@ -77,6 +79,13 @@ class Stage(Config):
     def kind(self) -> Kind:
         return "tagger" if self.recipe == "tagger" else "parseda"
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of what is measured after this stage; see `experiments.measures`."""
+        if not self.measured:
+            return ()
+        return tuple(f"{split} {'AP' if self.kind == 'tagger' else 'mAP'}" for split in SPLITS)
+
 
 class Expected(Config):
     """The order of arms, from best to worst, that is expected for a measure after a stage."""
@@ -100,7 +109,12 @@ class Experiment(Config):
 class Plan(Config):
     """All experiments, and what they share."""
 
-    measured_images: int = Field(500, ge=1, description="images of each split on which networks are measured")
+    measured_images: int = Field(
+        500,
+        ge=1,
+        description="images of each split on which networks are measured; results do not name the number, so remove "
+        "them if it changes",
+    )
     curve_images: int = Field(200, ge=1, description="other images, for the points of a curve")
     sets: dict[str, SetConfig]
     networks: dict[str, Stage]
@@ -160,9 +174,12 @@ def load_plan(path: Path = PLAN) -> Plan:
     except (OSError, yaml.YAMLError, ValidationError) as reason:
         raise UserError(f"{path} is not a plan of experiments: {reason}") from None
     for name, experiment in plan.experiments.items():
-        arms = {arm for expected in experiment.expected for arm in expected.order}
-        if unknown := sorted(arms - experiment.arms.keys()):
-            raise UserError(f"{path}: experiment {name} expects something of {unknown[0]!r}, which is not an arm")
+        for expected, arm in ((each, arm) for each in experiment.expected for arm in each.order):
+            if arm not in experiment.arms:
+                raise UserError(f"{path}: experiment {name} expects something of {arm!r}, which is not an arm")
+            measures = (stage.measures for stage in experiment.arms[arm] if stage.name == expected.stage)
+            if expected.measure not in next(measures, ()):
+                raise UserError(f"{path}: {arm!r} of {name} has no {expected.measure!r} after {expected.stage!r}")
     stages = [
         *plan.networks.values(),
         *(one for each in plan.experiments.values() for arm in each.arms.values() for one in arm),

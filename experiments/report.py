@@ -32,9 +32,12 @@ truth is exact. `make experiments` repeats everything, in pieces of any length; 
 one. [experiments.yaml](https://github.com/sgpipe/sgpipe/blob/main/experiments/experiments.yaml) has all arms, and the
 order that was expected before they ran. Each network is measured on 500 images of combinations that occur in training
 (*seen*) and on 500 of combinations that do not (*unseen*). *mAP*: by HICO-DET's protocol, over (person, predicate,
-object) classes. *AP*: a tagger's average precision on given pairs. ± is the 95 % interval over the seeds.
+object) classes. *AP*: a tagger's average precision on given pairs. ± is the 95 % interval over the seeds, which decide
+new weights, the order of the images, and which random images are used. Pseudo-labels, and networks from which several
+arms start, were made once.
 
 A difference counts as *shown* if two 95 % intervals exclude 0: over the seeds, and over the images (paired bootstrap).
+It is *open* if one of them does not, and *incomplete* if an arm has not been trained with all seeds or has diverged.
 """
 
 
@@ -80,6 +83,8 @@ def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: s
         return "not measured"
     mean, half = fmean(differences), interval(differences)
     low, high = image_interval(rows, stage, measure, better, worse)
+    if math.isnan(low):
+        return "incomplete"
     if mean - half > 0 and low > 0:
         return "shown"
     if mean + half < 0 and high < 0:
@@ -138,7 +143,7 @@ def _arm_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     )
     stages = {stage for stage, _ in columns}
     heads = [f"{name}, {stage}" if len(stages) > 1 else name for stage, name in columns]
-    yield f"| arm | seeds | {' | '.join(heads)} |"
+    yield f"| {' | '.join(('arm', 'seeds', *heads))} |"
     yield f"|---|---|{'---|' * len(heads)}"
     for arm in experiment.arms:
         own = [row for row in rows if row.get("arm") == arm]
@@ -146,7 +151,7 @@ def _arm_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
         if diverged := len({row["seed"] for row in own if "diverged" in row}):
             seeds += f", {diverged} diverged"
         cells = [_mean(list(_by_seed(rows, arm, *column).values())) for column in columns]
-        yield f"| {arm} | {seeds} | {' | '.join(cells)} |"
+        yield f"| {' | '.join((arm, seeds, *cells))} |"
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ class Results:
         self.plan, self.folder = plan, folder
 
     def append(self, name: str, row: Row) -> None:
-        """Add a line to an experiment, in one write."""
+        """Add a line to an experiment, in one write; after a line that a crash cut, on a new one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.folder / f"{name}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(self.folder / f"{name}.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, f"{json.dumps(row)}\n".encode())
+            size = os.fstat(file).st_size
+            start = b"\n" if size and os.pread(file, 1, size - 1) != b"\n" else b""
+            os.write(file, start + f"{json.dumps(row)}\n".encode())
         finally:
             os.close(file)
 
@@ -42,24 +45,27 @@ class Results:
                 item = (row["stage"], row["measure"], *row["compared"])
                 if row["key"] == self.comparison_key(experiment, item):
                     rows[item] = row
-            elif "arm" in row and row["key"] in self._keys(experiment, row["arm"], row["seed"]):
+            elif "arm" in row and row["key"] == self._keys(experiment, row["arm"], row["seed"]).get(row["stage"]):
                 rows[row["arm"], row["seed"], row["stage"]] = row
         return list(rows.values())
 
     def comparison_key(self, experiment: Experiment, item: tuple[str, ...]) -> str:
         """A hash of all networks of two arms; `item`: stage, measure and both arms."""
         keys = [self._keys(experiment, arm, seed) for arm in item[2:] for seed in range(experiment.seeds)]
-        return fingerprint({"item": item, "networks": keys})
+        return fingerprint({"item": item, "networks": [list(own.values()) for own in keys]})
 
-    def _keys(self, experiment: Experiment, arm: str, seed: int) -> list[str]:
-        """The hashes of the stages of an arm; none if the experiment has no such arm or seed."""
-        known = arm in experiment.arms and seed < experiment.seeds
-        return self.plan.stage_keys(experiment.arms[arm], seed) if known else []
+    def _keys(self, experiment: Experiment, arm: str, seed: int) -> dict[str, str]:
+        """The hash of each stage of an arm by its name; none if the experiment has no such arm or seed."""
+        if arm not in experiment.arms or seed >= experiment.seeds:
+            return {}
+        stages = experiment.arms[arm]
+        return dict(zip((stage.name for stage in stages), self.plan.stage_keys(stages, seed), strict=True))
 
     def _lines(self, name: str) -> list[Row]:
-        """All lines; an incomplete last one, left by a crash, is ignored."""
+        """All lines; those that a crash cut are ignored."""
         path = self.folder / f"{name}.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        rows: list[Row] = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            with suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows

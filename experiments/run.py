@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from rich.console import Console
 from experiments.measures import curve, image_interval, measure, measure_labels, resampling
 from experiments.plan import PLAN, Stage, load_plan
 from experiments.results import RESULTS, Results, Row
-from experiments.workshop import Network, Workshop, cpu_seconds
+from experiments.workshop import Network, Workshop, cpu_seconds, turn
 from sgpipe.errors import DivergedError, UserError
 from sgpipe.utils.console import run_command
 
@@ -46,6 +47,11 @@ class Task:
 
     def __str__(self) -> str:
         return f"{self.experiment}, {self.kind}: {' | '.join(self.item)}"
+
+    @property
+    def file_name(self) -> str:
+        """For its log and its lock."""
+        return re.sub(r"\W+", "-", str(self))
 
 
 def run_arm(workshop: Workshop, results: Results, name: str, arm: str, seed: int) -> None:
@@ -130,14 +136,17 @@ def _open_tasks(results: Results, name: str) -> Iterator[Task]:
 
 
 def run_task(workshop: Workshop, results: Results, task: Task) -> None:
-    """Do a piece of work in this process, on one thread."""
+    """Do a piece of work in this process, on one thread, unless another runner does it meanwhile."""
     torch.set_num_threads(1)
-    if task.kind == "labels":
-        compare_labels(workshop, results, task.experiment, *task.item)
-    elif task.kind == "arm":
-        run_arm(workshop, results, task.experiment, task.item[0], int(task.item[1]))
-    else:
-        compare_arms(workshop, results, task.experiment, task.item)
+    with turn(workshop.root / "tasks" / f"{task.file_name}.lock"):
+        if task not in open_tasks(results, [task.experiment]):
+            return
+        if task.kind == "labels":
+            compare_labels(workshop, results, task.experiment, *task.item)
+        elif task.kind == "arm":
+            run_arm(workshop, results, task.experiment, task.item[0], int(task.item[1]))
+        else:
+            compare_arms(workshop, results, task.experiment, task.item)
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ class Runner:
         return failed + len(waiting)
 
     def _log(self, task: Task) -> Path:
-        return self.work / "logs" / (re.sub(r"\W+", "-", str(task)) + ".log")
+        return self.work / "logs" / f"{task.file_name}.log"
 
     def _start(self, task: Task) -> subprocess.Popen[bytes]:
         command = [
@@ -184,7 +193,7 @@ class Runner:
         ]
         command += ["--plan", str(self.plan), "--work", str(self.work), "--results", str(self.results)]
         self._log(task).parent.mkdir(parents=True, exist_ok=True)
-        with self._log(task).open("wb") as output:
+        with self._log(task).open("ab") as output:
             return subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -198,7 +207,9 @@ def main(
     task: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run experiments; what is done is not done again."""
-    loaded, work, lines = load_plan(plan), work.absolute(), Results(load_plan(plan), results)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop in order, with all processes
+    loaded, work = load_plan(plan), work.absolute()
+    lines = Results(loaded, results)
     if task is not None:
         experiment, kind, item = json.loads(task)
         run_task(Workshop(loaded, work), lines, Task(experiment, kind, tuple(item)))

@@ -171,8 +171,7 @@ class Workshop:
         """The folder of a thing; `make` makes or resumes it unless it is complete."""
         folder = self.root / kind / name
         done = folder.with_name(f"{name}.json")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(folder.with_name(f"{name}.lock")):
+        with turn(folder.with_name(f"{name}.lock")):
             if not done.exists():
                 before = cpu_seconds()
                 make(folder)
@@ -185,8 +184,9 @@ CURVE_SEED = 1  # the images of a curve are not those of the final figures
 
 
 @contextmanager
-def _turn(file: Path) -> Iterator[None]:
+def turn(file: Path) -> Iterator[None]:
     """Wait until no other process is in the block; the lock of a killed process ends with it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
