@@ -297,10 +297,11 @@ def boxes(
     files: ResultFiles,
 ) -> None:
     """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the best F1."""
-    from sgpipe.evaluation.box_quality.report import evaluate_boxes
+    from sgpipe.evaluation.box_quality.report import evaluate_boxes, own_threshold
 
     known = truth or _ground_truth(pred).relations
-    show(lambda run: evaluate_boxes(run or pred, known, threshold), compare, files, files.plot, per_class=per_class)
+    level = own_threshold(pred) if threshold is None else threshold  # the same for what it is compared with
+    show(lambda run: evaluate_boxes(run or pred, known, level), compare, files, files.plot, per_class=per_class)
 
 
 def _ground_truth(run: Path, truth: Path | None = None) -> GroundTruth:

@@ -54,14 +54,15 @@ class EvaluationResult:
     comparison: PairedComparison | None = None
 
     def compared_with(self, other: EvaluationResult, name: str, resamples: int, seed: int) -> EvaluationResult:
-        """This result with the differences to another one of the same images, which is called `name`.
+        """This result with the differences to another one of the same images, which is called `name`, and its notes.
 
         Raises UserError: as `paired_bootstrap`.
         """
         assert self.resampling is not None
         assert other.resampling is not None
         comparison = paired_bootstrap(self.resampling, other.resampling, other=name, resamples=resamples, seed=seed)
-        return replace(self, comparison=comparison)
+        notes = [f"{name}: {note}" for note in other.notes if note not in self.notes]
+        return replace(self, comparison=comparison, notes=[*self.notes, *notes])
 
     def print(self, console: Console, *, per_class: bool = False) -> None:
         summary = [{"measure": name, "value": value} for name, value in self.summary.items()]

@@ -32,7 +32,7 @@ def evaluate_boxes(detected: Path, truth: Path, threshold: float | None = None) 
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold {threshold}: expected a number from 0 to 1")
     quality = compare_boxes(detected, truth)
-    level = _own_threshold(detected) if threshold is None else threshold
+    level = own_threshold(detected) if threshold is None else threshold
     scores = quality.scores
 
     def summary(counts: Array | None = None) -> dict[str, float]:
@@ -63,8 +63,8 @@ def evaluate_boxes(detected: Path, truth: Path, threshold: float | None = None) 
     )
 
 
-def _own_threshold(detected: Path) -> float:
-    """The score above which the run kept boxes."""
+def own_threshold(detected: Path) -> float:
+    """The score above which the run kept boxes; of other files that of `sgpipe label`."""
     recipe = detected / "recipe.yaml"
     return (load_recipe(recipe).detect if recipe.is_file() else DetectConfig()).threshold
 

@@ -1,4 +1,4 @@
-"""Predictions as files, one module per format. What all of them share is here."""
+"""Predictions as files: JSON lists or Parquet. What all of them share is here."""
 
 from __future__ import annotations
 

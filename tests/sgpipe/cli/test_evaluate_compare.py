@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from sgpipe.cli.main import app
+from sgpipe.recipe import load_recipe
 from sgpipe.records import Box, Record, Relation
 from tests.sgpipe.cli.test_evaluate import (
     COCO,
@@ -67,7 +69,9 @@ def test_hico_compared_as_table_and_json(tmp_path: Path) -> None:
     printed = evaluate(*options)
     assert printed.exit_code == 0, printed.output
     assert f"Compared with {files['old']}: 12 images, 40 resamples" in " ".join(printed.output.split())
-    content = json.loads(evaluate(*options, "--json").stdout)["comparison"]
+    result = json.loads(evaluate(*options, "--json").stdout)
+    assert [files["old"] in note for note in result["notes"]] == [False, True]  # each side lists no classes
+    content = result["comparison"]
     assert (content["other"], content["images"], content["resamples"], content["seed"]) == (files["old"], 12, 40, 0)
     measure = content["measures"]["mAP"]
     low, high = measure["difference_interval"]
@@ -144,6 +148,14 @@ def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> 
     result = evaluate(*options, str(few))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "2 images scored on one side are not on the other" in result.stderr
+
+
+def test_boxes_of_both_sides_are_counted_from_the_same_score(tmp_path: Path) -> None:
+    run, other = shards(tmp_path / "run", lambda _: True), shards(tmp_path / "other", lambda _: True)
+    recipe = load_recipe("folder", {"detect.threshold": 0.6}).model_dump(mode="json")
+    (other / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    result = evaluate("boxes", str(run), "--truth", str(run), "--compare", str(other), "--json")
+    assert "precision at 0.3" in json.loads(result.stdout)["comparison"]["measures"]
 
 
 def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_path: Path) -> None:
