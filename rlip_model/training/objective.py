@@ -118,28 +118,11 @@ class Objective(nn.Module):
             predicted = self.predict(batch)
         return predicted, self.losses(predicted, batch)["loss"]
 
-    @torch.no_grad()
     def detect(
         self, pixel_values: Tensor, objects: Sequence[str], relations: Sequence[str], precision: ComputePrecision
     ) -> LayerOutput:
-        """What a detector finds in images without padding, of the last layer, in float32.
-
-        Args:
-            pixel_values: `[images, 3, height, width]`.
-            objects: the object texts; "no objects" is the last one.
-        """
-        with autocast(pixel_values.device, precision):
-            labels = self.network.encode_labels(objects, relations)
-            padding = torch.zeros_like(pixel_values[:, 0], dtype=torch.bool)
-            output: LayerOutput = self.network(pixel_values, padding, labels).final
-        subjects = output.subject_logits
-        return LayerOutput(
-            None if subjects is None else subjects.float(),
-            output.object_logits.float(),
-            output.relation_logits.float(),
-            output.subject_boxes.float(),
-            output.object_boxes.float(),
-        )
+        """What the network finds; see the function."""
+        return detect(self.network, pixel_values, objects, relations, precision)
 
     def losses(
         self, predicted: Predictions, batch: TrainingBatch, totals: TargetCounts | None = None
@@ -206,6 +189,36 @@ def _shares(counts: Sequence[int]) -> list[float]:
 def autocast(device: torch.device, precision: ComputePrecision) -> AbstractContextManager[object]:
     """A context that computes in the given precision."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+@torch.no_grad()
+def detect(
+    network: RLIPModel,
+    pixel_values: Tensor,
+    objects: Sequence[str],
+    relations: Sequence[str],
+    precision: ComputePrecision,
+) -> LayerOutput:
+    """What a detector finds in images without padding, of the last layer.
+
+    Scores are float32, as they are multiplied later: in half precision, more products would be equal.
+
+    Args:
+        pixel_values: `[images, 3, height, width]`.
+        objects: the object texts; "no objects" is the last one.
+    """
+    with autocast(pixel_values.device, precision):
+        labels = network.encode_labels(objects, relations)
+        padding = torch.zeros_like(pixel_values[:, 0], dtype=torch.bool)
+        output: LayerOutput = network(pixel_values, padding, labels).final
+    subjects = output.subject_logits
+    return LayerOutput(
+        None if subjects is None else subjects.float(),
+        output.object_logits.float(),
+        output.relation_logits.float(),
+        output.subject_boxes.float(),
+        output.object_boxes.float(),
+    )
 
 
 def checkpoint_activations(network: nn.Module) -> None:

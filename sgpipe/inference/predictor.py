@@ -18,7 +18,7 @@ from rlip_model.heads import LayerOutput
 from rlip_model.image import to_pixel_values
 from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
 from rlip_model.text import NO_OBJECTS
-from rlip_model.training.objective import autocast
+from rlip_model.training.objective import detect
 from sgpipe.errors import EngineError, UserError
 from sgpipe.images import ImageError
 from sgpipe.inference.rows import ImageRow, RowGroup, iter_rows
@@ -162,16 +162,14 @@ class Predictor:
             detections.update(zip(indices, self._forward(batch), strict=True))
         return [detections[index] for index in range(len(images))]
 
-    @torch.no_grad()
     def _forward(self, pixels: Tensor) -> list[TripletDetections]:
         """pixels `[images, 3, height, width]`."""
         classes = self.config.classes
         precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
-        with enough_memory(self._device, f"lower --batch {self.config.batch}"), autocast(self._device, precision):
-            pixels = pixels.to(self._device)
-            labels = self._network.encode_labels([*classes.objects, NO_OBJECTS], classes.relations)
-            output = self._network(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool), labels).final
-        return self._postprocess(_float32(output), torch.ones(len(pixels), 2))
+        with enough_memory(self._device, f"lower --batch {self.config.batch}"):
+            texts = [*classes.objects, NO_OBJECTS], classes.relations
+            output = detect(self._network, pixels.to(self._device), *texts, precision)
+        return self._postprocess(output, torch.ones(len(pixels), 2))
 
     def _postprocess(self, output: LayerOutput, sizes: Tensor) -> list[TripletDetections]:
         if self.config.task == "scene graph":
@@ -234,14 +232,3 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
         raise EngineError(worker_failure(error)) from None
     except RayError as error:
         raise EngineError(worker_failure(error)) from None
-
-
-def _float32(output: LayerOutput) -> LayerOutput:
-    """Scores are multiplied in float32; in half precision, more products would be equal."""
-    return LayerOutput(
-        None if output.subject_logits is None else output.subject_logits.float(),
-        output.object_logits.float(),
-        output.relation_logits.float(),
-        output.subject_boxes.float(),
-        output.object_boxes.float(),
-    )
