@@ -162,9 +162,9 @@ class PairConfig(Config):
 
     candidates: Literal["captions", "image", "prior"] = Field(
         "captions",
-        description="predicates of a pair: those that the captions state for its classes, those that they state for "
-        "any classes of the image (so the tagger also sees combinations that a captioner does not say), or those that "
-        "a prior dataset has for its classes",
+        description="predicates of a pair: those that the captions state for its classes, all that they state (image: "
+        "the tagger also sees combinations that a captioner does not say), or those that a prior dataset has for its "
+        "classes",
     )
     match: Literal["head", "substring"] = Field(
         "head", description="match nouns with classes by head nouns and synonyms, or by substrings as RLIPv2's code"
