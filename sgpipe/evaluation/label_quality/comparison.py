@@ -136,7 +136,7 @@ def label_quality(
         source: the run's relations, or its candidates: every pair with each of its predicates, confidence 1.
         synonyms: `{predicate: [other texts]}` that count as the same predicate.
         iou: minimum overlap of two boxes of the same object.
-        calibration: of the tagger; confidences are its probabilities then.
+        calibration: of the tagger; the confidences of relations are its probabilities then.
 
     Raises:
         UserError: a folder is not a run or is damaged, the two have no image in common, or an option is out of range.

@@ -155,13 +155,7 @@ def run_quality(
     if ground_truth is None:
         return {}
     return {
-        name: label_quality(
-            run,
-            ground_truth,
-            source=source,
-            threshold=threshold,
-            calibration=calibration if source == "relations" else None,
-        )
+        name: label_quality(run, ground_truth, source=source, threshold=threshold, calibration=calibration)
         for name, source in _SOURCES.items()
     }
 
