@@ -27,7 +27,7 @@ from rich.console import Console
 from experiments.measures import curve, image_interval, measure, measure_labels, resampling
 from experiments.plan import PLAN, Stage, load_plan
 from experiments.results import RESULTS, Results, Row
-from experiments.workshop import Network, Workshop, cpu_seconds, turn
+from experiments.workshop import Network, Workshop, turn
 from sgpipe.errors import DivergedError, UserError
 from sgpipe.utils.console import run_command
 
@@ -64,7 +64,7 @@ def run_arm(workshop: Workshop, results: Results, name: str, arm: str, seed: int
     network: Network | None = None
     for stage, key in zip(stages, workshop.plan.stage_keys(stages, seed), strict=True):
         row: Row = {"arm": arm, "seed": seed, "stage": stage.name, "key": key, "steps": stage.steps}
-        before = cpu_seconds()
+        before = workshop.cpu_seconds()
         try:
             network = workshop.network(stage, seed, network)
         except DivergedError as reason:
@@ -74,16 +74,16 @@ def run_arm(workshop: Workshop, results: Results, name: str, arm: str, seed: int
         if stage.measured and key not in known:
             measures = measure(workshop, stage, network)
             points = {"curve": curve(network)} if stage.validate_every else {}
-            row |= {"measures": measures, **points, "cpu_seconds": round(cpu_seconds() - before, 1)}
+            row |= {"measures": measures, **points, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)}
             results.append(name, row)
 
 
 def compare_labels(workshop: Workshop, results: Results, name: str, labels: str) -> None:
     """Write a line with the quality of a pseudo-labelled set."""
-    before = cpu_seconds()
+    before = workshop.cpu_seconds()
     measures = measure_labels(workshop, labels)
     key = workshop.plan.set_key(labels)
-    row = {"labels": labels, "key": key, "measures": measures, "cpu_seconds": round(cpu_seconds() - before, 1)}
+    row = {"labels": labels, "key": key, "measures": measures, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)}
     results.append(name, row)
 
 
@@ -91,13 +91,13 @@ def compare_arms(workshop: Workshop, results: Results, name: str, item: tuple[st
     """Write a line with the bootstrap interval over images of the difference between two arms, averaged over seeds."""
     stage, measure, better, worse = item
     experiment = workshop.plan.experiments[name]
-    before, sides = cpu_seconds(), []
+    before, sides = workshop.cpu_seconds(), []
     for arm in (better, worse):
         networks = [_network(workshop, experiment.arms[arm], seed, stage) for seed in range(experiment.seeds)]
         sides.append([resampling(workshop, measure, *network) for network in networks])
     row: Row = {"compared": [better, worse], "stage": stage, "measure": measure}
     row |= {"key": results.comparison_key(experiment, item), "interval": image_interval(sides[0], sides[1], measure)}
-    results.append(name, {**row, "cpu_seconds": round(cpu_seconds() - before, 1)})
+    results.append(name, {**row, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)})
 
 
 def _network(workshop: Workshop, stages: Sequence[Stage], seed: int, last: str) -> tuple[Stage, Network]:

@@ -79,6 +79,12 @@ class Workshop:
 
     def __init__(self, plan: Plan, root: Path) -> None:
         self.plan, self.root = plan, root
+        self._labelling = 0.0
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this process and of the children that have ended, and time in which Ray's workers labelled."""
+        own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime + self._labelling
 
     def drawn(self, config: MiniworldConfig) -> Drawn:
         """The images of a configuration with their ground truth."""
@@ -112,7 +118,8 @@ class Workshop:
         overrides = {**source, "tag.tagger": str(tagger), "engine.cpus": 1, **labels.set}
 
         def make(out: Path) -> None:
-            generate(load_recipe("miniworld", overrides), out, _QUIET)
+            summary = generate(load_recipe("miniworld", overrides), out, _QUIET)
+            self._labelling += sum(summary.seconds.values())
 
         key = self.plan.run_key(drawn, labels)
         return self._once("runs", f"{drawn.split}-{drawn.images}-{key}", make)
@@ -173,9 +180,9 @@ class Workshop:
         done = folder.with_name(f"{name}.json")
         with turn(folder.with_name(f"{name}.lock")):
             if not done.exists():
-                before = cpu_seconds()
+                before = self.cpu_seconds()
                 make(folder)
-                write_text(done, json.dumps({"cpu_seconds": round(cpu_seconds() - before, 1)}))
+                write_text(done, json.dumps({"cpu_seconds": round(self.cpu_seconds() - before, 1)}))
         return folder
 
 
@@ -190,12 +197,6 @@ def turn(file: Path) -> Iterator[None]:
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and of the children that have ended."""
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def _draw(config: MiniworldConfig, root: Path) -> None:

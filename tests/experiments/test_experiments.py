@@ -4,12 +4,14 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from scipy.stats import ttest_1samp
 
+from experiments import workshop
 from experiments.measures import image_interval, of_pairs
 from experiments.plan import Plan, load_plan
 from experiments.report import DOCS, interval, outcome, page
@@ -153,6 +155,13 @@ def test_a_result_of_a_stage_that_was_renamed_is_done_again(tmp_path):
     results = Results(Plan.model_validate(plan()), tmp_path)
     results.append("one", {**arm_row("other", 0, "first", measures={}), "stage": "earlier name"})
     assert results.current("one") == []
+
+
+def test_labelling_by_ray_counts_as_cpu_time(tmp_path, monkeypatch):
+    """Its workers are not children of the process that waits for them."""
+    monkeypatch.setattr(workshop, "generate", lambda *_: SimpleNamespace(seconds={"caption": 60.0, "tag": 40.0}))
+    run = Workshop(Plan.model_validate(plan()), tmp_path).shards("labels")
+    assert json.loads(run.with_name(f"{run.name}.json").read_text())["cpu_seconds"] == pytest.approx(100, abs=5)
 
 
 def test_a_task_that_another_runner_did_meanwhile_is_not_done_again(tmp_path):
