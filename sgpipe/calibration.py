@@ -157,7 +157,9 @@ class Calibration(Config):
             return np.inf
         odds = (np.log(probability / (1 - probability)) - self.offset - offset) / self.slope
         least = float(from_log_odds(odds))
-        return max(least, self.lowest) if least <= 1 - NEAREST else np.inf
+        if least > 1 - NEAREST:
+            return np.inf
+        return max(least, self.lowest) if least > NEAREST else self.lowest  # those below have the log odds of NEAREST
 
     @property
     def _own_offsets(self) -> dict[str, float]:

@@ -80,6 +80,9 @@ def test_a_probability_is_a_minimum_confidence_of_each_predicate(calibrated):
     assert not calibration.thresholds(1).keeps("near", 1.0)
     assert calibration.thresholds(1e-9).of("near") == pytest.approx(calibration.lowest)  # nothing is known below it
     assert Thresholds(0.7).keeps("near", float(np.float32(0.7)))
+    whole = calibration.model_copy(update={"lowest": 0.0})
+    [least] = whole.probabilities(["near"], [0], [1e-7])
+    assert whole.thresholds(least / 2).of("near") == 0 < whole.thresholds(least * 2).of("near")
     flat = calibration.model_copy(update={"slope": 1e-5})  # the minimum confidence has log odds of some 100,000
     assert (flat.thresholds(0.99).of("near"), flat.thresholds(0.01).of("near")) == (np.inf, np.float32(flat.lowest))
 
