@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from experiments.miniworld.network_quality import measure_tagger, network_recipe, quality_rows
+from experiments.miniworld.network_quality import ANY_PAIR, measure_tagger, network_recipe, quality_rows
 from sgpipe.miniworld.captions import WORDINGS
+from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, with_model_folders
 from sgpipe.stages.detect.detectors import trained_sides
 from sgpipe.training.initial_model import CLASSES
@@ -75,4 +76,6 @@ def test_labels_of_new_images_are_good_and_far_better_than_all_matching_pairs():
     assert labels.quality.at_threshold.recall > 0.55
     assert found.given_pairs["val"] > 0.85
     assert found.given_pairs["test-compositional"] > 0.65
-    assert len(quality_rows(found)) == 9
+    assert len(quality_rows(found)) == 11
+    new_combinations = {row.labels: row.quality.at_threshold for row in found.rows if row.split == COMPOSITIONAL}
+    assert new_combinations[ANY_PAIR].recall > 0.4

@@ -32,7 +32,7 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
     assert again.exit_code == 0
     other = ["--set", "detect.threshold=0.6"]
     refused = invoke("miniworld", "--images", images, "--set", "source.format=folder", "--out", out, *other)
-    assert "detect.threshold: 0.3 then, 0.6 now" in refused.stderr
+    assert "detect.threshold: 0.5 then, 0.6 now" in refused.stderr
 
 
 @pytest.mark.parametrize(
