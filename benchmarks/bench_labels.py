@@ -1,6 +1,6 @@
 """`sgpipe eval labels` on 5 million synthetic relations in 100,000 images, compared with themselves: time and memory.
 
-    python -m benchmarks.bench_labels [--images N]
+python -m benchmarks.bench_labels [--images N]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`sgpipe stats` on 6 million synthetic relations in 120,000 images: seconds and memory.
 
-    python -m benchmarks.bench_stats [--images N] [--run FOLDER]
+python -m benchmarks.bench_stats [--images N] [--run FOLDER]
 """
 
 from __future__ import annotations
