@@ -26,7 +26,8 @@ SIDE, COPIED = 2048, 2**26
 def report(method: str, *parts: Table | str) -> None:
     """Print a page in Markdown: title and method, from the script's docstring, the machine, tables and remarks."""
     title, *paragraphs = inspect.cleandoc(method).split("\n\n")
-    page = [f"# {title.rstrip('.')}", *paragraphs, machine(), *(map(_markdown, parts))]
+    shown = [f"    {part}" if part.startswith("python -m ") else part for part in paragraphs]  # a command is code
+    page = [f"# {title.rstrip('.')}", *shown, machine(), *(map(_markdown, parts))]
     print("\n\n".join(page))
 
 
