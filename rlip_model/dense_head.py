@@ -116,7 +116,7 @@ class DenseHead(nn.Module):
         )
         self.classes = nn.Linear(dim, dim)
         self.labels = nn.Linear(dim, dim)
-        self.scale = nn.Parameter(torch.tensor(8.0))
+        self.scale = nn.Parameter(torch.full((1,), 8.0))  # FSDP divides no scalars
         self.boxes = nn.Linear(dim, 4)
 
     def forward(self, image: ImageFeatures, labels: Tensor) -> DenseOutput:

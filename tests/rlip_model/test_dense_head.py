@@ -176,3 +176,8 @@ def test_predictions_do_not_depend_on_the_padding_of_the_batch() -> None:
     assert first.logits.shape[1] < second.logits.shape[1]
     assert int((~second.padding).sum()) == first.logits.shape[1]
     torch.testing.assert_close(second.centres[0][~second.padding[0]], first.centres[0])
+
+
+def test_fsdp_can_divide_every_parameter() -> None:
+    """It refuses scalars."""
+    assert all(parameter.dim() for parameter in DenseHead(CONFIG).parameters())
