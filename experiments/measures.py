@@ -44,7 +44,7 @@ def resampling(workshop: Workshop, measure: str, stage: Stage, network: Network)
     split, _ = measure.split()
     drawn = workshop.drawn(MiniworldConfig(images=workshop.plan.measured_images, split=SPLITS[split]))
     if stage.kind == "tagger":
-        return of_pairs(score_network(network.folder, stage.load_recipe({}), drawn.relations), measure)
+        return of_pairs(score_network(network.folder, stage.load_recipe({}), drawn.all_relations), measure)
     written = predictions(workshop, network, drawn)
     result = evaluate_hico_files(written, drawn.annotations, HicoOptions(), drawn.classes)
     assert result.resampling is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import resource
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,13 +22,13 @@ from rich.console import Console
 from experiments.plan import Kept, LabelsConfig, Part, Plan, Stage
 from sgpipe.evaluation.label_quality.synonyms import predicate_lemma
 from sgpipe.generation.run import generate
-from sgpipe.miniworld.dataset import IMAGES, INTERACTION_CLASSES, INTERACTIONS, SCENE_GRAPHS, render_dataset
+from sgpipe.miniworld.dataset import IMAGES, INTERACTION_CLASSES, INTERACTIONS
 from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.miniworld import import_graphs, split_name
+from sgpipe.sources.miniworld import MiniworldFiles, split_name
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
@@ -51,27 +50,21 @@ class Network:
     key: str
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Drawn images with their ground truth: all relations, and those of persons in HICO-DET's form."""
-
-    root: Path
-
-    @property
-    def relations(self) -> Path:
-        return self.root / "relations"
+class Drawn(MiniworldFiles):
+    """Drawn images with their ground truth, also what persons do in HICO-DET's form."""
 
     @property
     def interactions(self) -> Path:
+        """Shards with the relations of persons."""
         return self.root / "interactions"
 
     @property
     def annotations(self) -> Path:
-        return self.root / "world" / INTERACTIONS
+        return self.world / INTERACTIONS
 
     @property
     def classes(self) -> Path:
-        return self.root / "world" / INTERACTION_CLASSES
+        return self.world / INTERACTION_CLASSES
 
 
 class Workshop:
@@ -96,7 +89,7 @@ class Workshop:
         config = self.plan.sets[name]
         if config.labels is None:
             drawn = self.drawn(config.drawn)
-            return drawn.interactions if config.interactions else drawn.relations
+            return drawn.interactions if config.interactions else drawn.all_relations
         run = self._run(config.drawn, config.labels)
         if config.labels.keep == "labels":
             return run
@@ -156,7 +149,7 @@ class Workshop:
             overrides["data.calibration"] = str(self.calibration(stage.calibrated_by))
         if stage.validate_every is not None:
             val = self.drawn(MiniworldConfig(images=self.plan.curve_images, split="val", seed=CURVE_SEED))
-            overrides["data.val"] = [{"shards": str(val.relations)}]
+            overrides["data.val"] = [{"shards": str(val.all_relations)}]
             overrides["output.validate_every_steps"] = stage.validate_every
         return stage.load_recipe(overrides)
 
@@ -200,12 +193,10 @@ def turn(file: Path) -> Iterator[None]:
 
 
 def _draw(config: MiniworldConfig, root: Path) -> None:
-    shutil.rmtree(root, ignore_errors=True)
-    drawn, world, split = Drawn(root), root / "world", split_name(config.split)
-    render_dataset(world, config.images, config.seed, config.split)
-    import_graphs(world / SCENE_GRAPHS, config.split, drawn.relations)
-    source = hico_source(drawn.annotations, split, drawn.classes)
-    import_annotations(source, world / IMAGES, drawn.interactions, _QUIET)
+    drawn = Drawn(root)
+    drawn.make(config)
+    source = hico_source(drawn.annotations, split_name(config.split), drawn.classes)
+    import_annotations(source, drawn.world / IMAGES, drawn.interactions, _QUIET)
 
 
 def _derive(run: Path, keep: Kept, out: Path) -> None:

@@ -72,7 +72,7 @@ class Optimisation:
         return self.epochs * steps_per_epoch if self.steps is None else self.steps
 
     def is_done(self, step: int, epoch: int) -> bool:
-        """Whether a training ends after so many steps and complete epochs."""
+        """Whether a training that has made `step` steps and completed `epoch` epochs is over."""
         return epoch >= self.epochs if self.steps is None else step >= self.steps
 
     def factor(self, step: int, epoch: int, share: float) -> float:

@@ -26,9 +26,17 @@ from sgpipe.viz.draw_relations import Point
 from sgpipe.viz.svg import unit_square
 
 Rows = list[dict[str, Any]]
+CountWords = Mapping[str, tuple[str, str]]  # what a count of one and of several says, by the name of the count
 
 RECALLS = np.linspace(0, 1, 101)
 _LONGEST = 60  # letters of a name in a table
+
+
+def count_notes(counts: Mapping[str, int], words: CountWords) -> list[str]:
+    """A note for each count that is not 0."""
+    return [
+        f"{counts[name]:,} {one if counts[name] == 1 else many}" for name, (one, many) in words.items() if counts[name]
+    ]
 
 
 @dataclass(frozen=True)

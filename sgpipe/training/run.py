@@ -40,6 +40,7 @@ from sgpipe.utils.hashing import file_sha256, fingerprint
 from sgpipe.utils.locking import locked_folder
 
 _RUN, _RECIPE, _TENSORBOARD = "run.json", "recipe.yaml", "tensorboard"
+_ROWS = "pictures"  # the number of images, under its name in trainings since 0.1
 
 
 @in_python(PYTHON_WORDS)
@@ -183,12 +184,11 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
         recipe["data"]["calibration"] = file_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
-    # "pictures": the key in the folder of every training since 0.1.
-    return in_todays_settings({"sgpipe": __version__, **recipe, "pictures": rows})
+    return in_todays_settings({"sgpipe": __version__, **recipe, _ROWS: rows})
 
 
 def _as_shown(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {"images" if key == "pictures" else key: value for key, value in identity.items()}
+    return {"images" if key == _ROWS else key: value for key, value in identity.items()}
 
 
 def _content(run: Path) -> str:

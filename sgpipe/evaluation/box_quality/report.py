@@ -11,7 +11,7 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.bootstrap import Resampling
 from sgpipe.evaluation.box_quality.boxes import listed
 from sgpipe.evaluation.box_quality.comparison import BoxQuality, compare_boxes
-from sgpipe.evaluation.result import EvaluationResult, class_curve
+from sgpipe.evaluation.result import EvaluationResult, class_curve, count_notes
 from sgpipe.recipe import DetectConfig, load_recipe
 from sgpipe.utils.console import count
 
@@ -89,9 +89,7 @@ def _notes(quality: BoxQuality) -> list[str]:
         f"compared {count(counts['boxes'], 'box', 'boxes')} in {count(counts['images'], 'image')} with "
         f"{counts['ground truth boxes']:,} of the ground truth; crowds left out: {counts['ground truth crowds']:,}"
     ]
-    notes += [
-        f"{counts[name]:,} {one if counts[name] == 1 else many}" for name, (one, many) in _NOTES.items() if counts[name]
-    ]
+    notes += count_notes(counts, _NOTES)
     if quality.other_classes:
         boxes = count(sum(quality.other_classes.values()), "box", "boxes")
         notes.append(f"left out {boxes} of classes without ground truth here: {listed(quality.other_classes)}")

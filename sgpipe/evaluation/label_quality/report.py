@@ -15,7 +15,7 @@ from sgpipe.evaluation.bootstrap import Resampling
 from sgpipe.evaluation.label_quality.arrays import Source
 from sgpipe.evaluation.label_quality.comparison import LabelQuality, label_quality
 from sgpipe.evaluation.label_quality.measures import Quality
-from sgpipe.evaluation.result import EvaluationResult, Rows, mean_curve, precision_at
+from sgpipe.evaluation.result import EvaluationResult, Rows, count_notes, mean_curve, precision_at
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.utils.console import count, single_line
@@ -128,9 +128,7 @@ def _notes(result: LabelQuality) -> list[str]:
         f"compared {count(counts['relations'], 'relation')} in {count(counts['images compared'], 'image')}; "
         f"{counts['objects matched']:,} of {count(counts['objects'], 'object')} match the ground truth"
     ]
-    notes += [
-        f"{counts[name]:,} {one if counts[name] == 1 else many}" for name, (one, many) in _NOTES.items() if counts[name]
-    ]
+    notes += count_notes(counts, _NOTES)
     if not counts["relations"]:
         notes.append(f"the run has no {result.source} in these images: precision is undefined")
     elif (lowest := float(result.relations.confidence.min())) >= 0.01 and result.source == "relations":
