@@ -1,0 +1,1 @@
+"""The local web explorer of runs: search, see, judge and correct relations in the browser."""
