@@ -25,7 +25,7 @@ from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
 
 if TYPE_CHECKING:
-    from sgpipe.storage.judgements import Judgements
+    from sgpipe.storage.judgements import JudgementLog
     from sgpipe.view.index import Index
 
 FOLDER = Path(__file__).parent
@@ -45,7 +45,7 @@ class Viewer:
 
     title: str
     index: Index
-    judgements: Judgements
+    judgements: JudgementLog
     other: Index | None = None
     name: str = ""
     read_only: bool = False
