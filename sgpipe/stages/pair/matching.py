@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Protocol
 
-from lemminflect import getLemma
-
 _POSSESSIVE = re.compile(r"\s*['’]s\b|['’]")
 _WORD = re.compile(r"[^\W_]+")
 _CACHED_PHRASES = 1 << 17
@@ -132,6 +130,8 @@ def normalise_predicate(text: str) -> str:
 @lru_cache(1 << 16)
 def noun_lemmas(word: str) -> tuple[str, ...]:
     """Other forms of a noun that a table may list: singulars, most likely first ("mens" → men, man)."""
+    from lemminflect import getLemma  # brings spaCy: 2 s and 200 MB that nobody pays who only splits words
+
     lemmas: dict[str, None] = {}
     for form in (word, *getLemma(word, upos="NOUN")):
         lemmas |= dict.fromkeys((form, *getLemma(form, upos="NOUN")))

@@ -1,0 +1,322 @@
+"""Why a relation is there: its confidence among its pair's candidates, the triplets that state it, and their words.
+
+Shards keep captions, triplets and candidate pairs; which triplet led to which relation follows from the rules of the
+pair stage. Where a triplet's words stand in its caption is not stored; `mark_words` finds them again.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from sgpipe.records import Record, Relation, Triplet
+from sgpipe.stages.pair.matching import normalise_predicate, split_words
+from sgpipe.storage.manifest import Manifest
+
+Place: TypeAlias = tuple[int, ...]  # the numbers of words, ascending
+Role: TypeAlias = Literal["subject", "predicate", "object"]
+Match: TypeAlias = Literal["none", "same name", "other form", "head noun", "synonym", "substring"]
+
+_WORD = re.compile(r"[^\W_]+")
+_GAP = 10  # words that may stand between two words of a predicate: "sits happily on", "sitting on a chair next to"
+_WRONG_SIDE = 8  # words of distance that a subject after its predicate counts as
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """The settings of a run that decide where candidates come from; None where the run does not say."""
+
+    candidates: str | None = None
+    match: str | None = None
+    restrict: str | None = None
+    threshold: float | None = None
+    imported: str | None = None
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any]) -> PairSettings:
+        """By the header of a run's manifest. A run made from others has the settings of the last that says."""
+        pair: dict[str, Any] = {}
+        tag: dict[str, Any] = {}
+        imported = None
+        for identity in Manifest.identities(run):
+            pair, tag = pair | (identity.get("pair") or {}), tag | (identity.get("tag") or {})
+            imported = identity.get("import", imported)
+        threshold = None if tag.get("calibration") else tag.get("threshold")  # with one, it is a probability
+        return cls(pair.get("candidates"), pair.get("match"), pair.get("restrict"), threshold, imported)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Characters `start` to `stop` of a caption, in UTF-16 units as JavaScript counts them."""
+
+    role: Role
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A noun phrase of a triplet, its head noun, and how it met the class of a box."""
+
+    phrase: str
+    head: str
+    category: str | None
+    match: Match
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A triplet as its caption states it; no marks where its words are not found."""
+
+    caption: int
+    subject: Noun
+    predicate: str
+    lemma: str
+    object: Noun
+    marks: list[Mark]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A predicate that a pair of boxes may carry.
+
+    Attributes:
+        confidence: None if it is not known: not a relation of the run, or one without confidence.
+        rank: 1 for the highest confidence of the pair; None without one.
+        relation: whether it is a relation of the run.
+        own: whether it is among the pair's candidates; False for what an annotation or another pair brought in.
+    """
+
+    predicate: str
+    confidence: float | None
+    rank: int | None
+    relation: bool
+    own: bool
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the relations of one image come from.
+
+    Attributes:
+        statements: one for each triplet of the record.
+        candidates: of each pair that has candidates or relations, by descending confidence, then as in the shard.
+    """
+
+    statements: list[Statement]
+    candidates: dict[tuple[int, int], list[Candidate]]
+    settings: PairSettings
+    _stated: dict[str, list[int]] = field(repr=False)
+    _categories: list[str] = field(repr=False)
+
+    def stating(self, relation: Relation) -> tuple[list[int], list[int]]:
+        """The statements with the relation's predicate: those about its two classes, and those about others."""
+        classes = tuple(self._categories[index] for index in (relation.subject, relation.object))
+        own: list[int] = []
+        others: list[int] = []
+        for number in self._stated.get(relation.predicate, ()):
+            found = self.statements[number]
+            (own if (found.subject.category, found.object.category) == classes else others).append(number)
+        return own, others
+
+    def origin(self, relation: Relation) -> str:
+        """One sentence: why the pair has this predicate."""
+        own, others = self.stating(relation)
+        candidates = self.candidates[relation.subject, relation.object]
+        is_candidate = any(found.own and found.predicate == relation.predicate for found in candidates)
+        if is_candidate and self.settings.candidates == "prior":
+            return "The prior dataset relates these two classes like this (pair.candidates: prior)."
+        if own:
+            return "A caption states it for these two classes."
+        if is_candidate and others:
+            return "A caption states it for other classes, and every pair may carry it (pair.candidates: image)."
+        if not is_candidate and self.settings.restrict == "group":
+            return "It is a candidate of another pair, and was scored for the whole group (pair.restrict: group)."
+        if relation.confidence is None:
+            return "It is annotated: it has no confidence, and no caption led to it."
+        if self.settings.imported:
+            return "It was imported with its confidence; no caption led to it."
+        return "The run does not say where this predicate comes from."
+
+
+def explain(record: Record, run: Mapping[str, Any]) -> Provenance:
+    """The provenance of the record's relations. `run` is the header of the run's manifest."""
+    settings = PairSettings.of(run)
+    substring = settings.match == "substring"
+    statements = [_statement(triplet, record, substring) for triplet in record.triplets]
+    stated: dict[str, list[int]] = {}
+    for number, triplet in enumerate(record.triplets):
+        text = triplet.predicate if substring else normalise_predicate(triplet.predicate)
+        stated.setdefault(text, []).append(number)
+    categories = [box.category for box in record.objects]
+    return Provenance(statements, _candidates(record), settings, stated, categories)
+
+
+def _statement(triplet: Triplet, record: Record, substring: bool) -> Statement:
+    known = triplet.caption in range(len(record.captions))
+    return Statement(
+        triplet.caption,
+        Noun(
+            triplet.subject,
+            triplet.subject_head,
+            triplet.subject_category,
+            how_matched(triplet.subject, triplet.subject_head, triplet.subject_category, substring),
+        ),
+        triplet.predicate,
+        triplet.predicate_lemma,
+        Noun(
+            triplet.object,
+            triplet.object_head,
+            triplet.object_category,
+            how_matched(triplet.object, triplet.object_head, triplet.object_category, substring),
+        ),
+        mark_words(record.captions[triplet.caption].text, triplet) if known else [],
+    )
+
+
+def _candidates(record: Record) -> dict[tuple[int, int], list[Candidate]]:
+    own = {(pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs}
+    scores: dict[tuple[int, int], dict[str, float | None]] = {}
+    for relation in record.relations:
+        known = scores.setdefault((relation.subject, relation.object), {})
+        known[relation.predicate] = max(
+            known.get(relation.predicate), relation.confidence, key=lambda score: -1.0 if score is None else score
+        )
+    found = {}
+    for pair in dict.fromkeys((*own, *scores)):
+        texts, related = own.get(pair, {}), scores.get(pair, {})
+        ordered = sorted(related, key=lambda text: 1.0 if (score := related[text]) is None else -score)
+        ranks = {text: rank for rank, text in enumerate(ordered, 1) if related[text] is not None}
+        found[pair] = [
+            Candidate(
+                text,
+                related.get(text),
+                ranks.get(text),
+                text in related,
+                text in texts,
+            )
+            for text in dict.fromkeys((*ordered, *texts))
+        ]
+    return found
+
+
+def how_matched(phrase: str, head: str, category: str | None, substring: bool = False) -> Match:
+    """How a noun phrase met a class: by its name, another form of it, the name as its head noun, or else a synonym.
+
+    Args:
+        head: the head noun of the phrase, singular.
+        substring: the run matched by substrings (`pair.match: substring`), where words do not count.
+    """
+    if category is None:
+        return "none"
+    words, name, noun = split_words(phrase), split_words(category), split_words(head)
+    if words == name:
+        return "same name"
+    if substring:
+        return "substring" if category.lower() in phrase.lower() else "synonym"
+    singular = [*words[:-1], *noun[-1:]]
+    if _is_form("".join(words), "".join(name)) or _is_form("".join(singular), "".join(name)):
+        return "other form"
+    last = len(name)
+    if _is_form("".join(words[-last:]), "".join(name)) or _is_form("".join(singular[-last:]), "".join(name)):
+        return "head noun"
+    return "synonym"
+
+
+def _is_form(word: str, noun: str) -> bool:
+    """Whether one word is the other, or its regular plural."""
+    short, long = sorted((word, noun), key=len)
+    return long in (short, f"{short}s", f"{short}es")
+
+
+def mark_words(text: str, triplet: Triplet) -> list[Mark]:
+    """Where a caption has the words of a triplet, in order; a part whose words it lacks ("he" for "man") has no mark.
+
+    Of several places, those of subject, predicate and object that lie closest together count. The words of a predicate
+    may stand apart, and have a mark for each run of words then.
+    """
+    found = [(match.start(), match.end(), _plain(match[0])) for match in _WORD.finditer(text)]
+    words = [word for _, _, word in found]
+    places = _closest(
+        _noun_places(words, triplet.subject, triplet.subject_head),
+        _places(words, _split(triplet.predicate), _GAP),
+        _noun_places(words, triplet.object, triplet.object_head),
+    )
+    marks = [
+        Mark(role, _utf16(text, found[start][0]), _utf16(text, found[stop][1]))
+        for role, place in places.items()
+        for start, stop in _runs(place)
+    ]
+    return sorted(marks, key=lambda mark: mark.start)
+
+
+def _closest(subjects: list[Place], predicates: list[Place], objects: list[Place]) -> dict[Role, Place]:
+    """One place of each role that has any, as close together as there are, on the side of the predicate expected."""
+    best: dict[Role, Place] = {}
+    least: tuple[int, int] | None = None
+    for middle in predicates or subjects:
+        parts: dict[Role, Place] = {"predicate" if predicates else "subject": middle}
+        distance = 0
+        ends: tuple[tuple[Role, list[Place], bool], ...] = (("subject", subjects, True), ("object", objects, False))
+        for role, places, before in ends:
+            free = [place for place in places if all(set(place).isdisjoint(part) for part in parts.values())]
+            if free and role not in parts:
+                parts[role] = min(free, key=lambda place: _distance(place, middle, before))
+                distance += _distance(parts[role], middle, before)
+        if least is None or (-len(parts), distance) < least:
+            best, least = parts, (-len(parts), distance)
+    return best or ({"object": objects[0]} if objects else {})
+
+
+def _distance(place: Place, middle: Place, before: bool) -> int:
+    """Words between two places, and more if the place is on the other side than expected."""
+    left, right = middle[0] - place[-1], place[0] - middle[-1]
+    between = max(left, right) if left > 0 or right > 0 else middle[-1] - middle[0]
+    return between + _WRONG_SIDE * ((left > 0) != before)
+
+
+def _noun_places(words: Sequence[str], phrase: str, head: str) -> list[Place]:
+    """Places of the phrase, or else of any form of its head noun."""
+    if places := _places(words, _split(phrase)):
+        return places
+    nouns = _split(head)[-1:]
+    return [(at,) for at, word in enumerate(words) if any(_is_form(word, noun) for noun in nouns)]
+
+
+def _places(words: Sequence[str], wanted: Sequence[str], gap: int = 0) -> list[Place]:
+    """Each place with the wanted words in order, neighbours at most `gap` words apart."""
+    places = []
+    for start, word in enumerate(words):
+        if not wanted or word != wanted[0]:
+            continue
+        place = [start]
+        for following in wanted[1:]:
+            rest = words[place[-1] + 1 : place[-1] + 2 + gap]
+            if following not in rest:
+                break
+            place.append(place[-1] + 1 + rest.index(following))
+        else:
+            places.append(tuple(place))
+    return places
+
+
+def _runs(place: Place) -> list[tuple[int, int]]:
+    """First and last word of each run of neighbouring words."""
+    starts = [word for word in place if word - 1 not in place]
+    stops = [word for word in place if word + 1 not in place]
+    return list(zip(starts, stops, strict=True))
+
+
+def _split(phrase: str) -> list[str]:
+    return [_plain(word) for word in _WORD.findall(phrase)]
+
+
+def _plain(word: str) -> str:
+    return unicodedata.normalize("NFKC", word).casefold()
+
+
+def _utf16(text: str, index: int) -> int:
+    return len(text[:index].encode("utf-16-le", "surrogatepass")) // 2
