@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
-
-from sgpipe.errors import UserError
 
 MOST_QUESTIONS = 10_000  # of a plan, which is one line
 Verdict = Literal["right", "wrong", "unsure", "skip"]
@@ -32,11 +29,6 @@ class RelationKey(NamedTuple):
 
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    @model_validator(mode="after")
-    def _is_unicode(self) -> _Line:
-        self.to_json().encode()  # JSON can escape halves of surrogate pairs
-        return self
 
     def to_json(self) -> str:
         """Strict JSON on one line."""

@@ -30,7 +30,7 @@ RENEW_SECONDS, STALE_SECONDS = 30.0, 150.0
 _TRIES, _SECONDS_BETWEEN_TRIES = 3, 0.1
 _GUARD_SECONDS = 10.0  # within it, whoever reads and writes a record has done so, or has died
 _TEMPORARY, _LOCK, _NEW_LOCK = "sgpipe-", ".lock", ".new-lock"
-_NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+NO_FLOCK = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # no such locks there
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _flock(lock: TextIO, kind: int) -> bool:
     except BlockingIOError:
         raise
     except OSError as error:
-        if error.errno not in _NO_FLOCK:
+        if error.errno not in NO_FLOCK:
             raise
         return False
     return True

@@ -1,0 +1,277 @@
+import errno
+import os
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgpipe.errors import UserError
+from sgpipe.storage.judgement_lines import (
+    Correction,
+    Judgement,
+    PlannedQuestion,
+    PlanStratum,
+    RelationKey,
+    RelationState,
+    SamplingPlan,
+)
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+
+RUN = "f" * 16
+KEY = RelationKey("val", "7", 0, 1, "on")
+RIGHT, WRONG = {"verdict": "right"}, {"verdict": "wrong"}
+
+
+def line(by: str = "anna", key: RelationKey = KEY, **values: object) -> Judgement:
+    values = {"id": uuid.uuid4().hex, "at": "2026-11-26T09:00:00Z", "run": RUN, **(values or RIGHT)}
+    if "verdict" not in values and not {"change", "undoes"} & values.keys():
+        values |= RIGHT
+    return Judgement.model_validate({**key._asdict(), "by": by, **values})
+
+
+def change(action: str, predicate: str | None = None) -> dict[str, object]:
+    return {"change": Correction.model_validate({"action": action, "predicate": predicate})}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> JudgementLog:
+    return JudgementLog(tmp_path / JUDGEMENTS, RUN)
+
+
+def states(log: JudgementLog) -> dict[RelationKey, str]:
+    return {each.key: each.state for each in log.current()}
+
+
+def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
+    first = log.append(line())
+    assert log.append(line(id=first.id, **WRONG)) == first
+    again = JudgementLog(log.file, RUN)
+    assert again.find(first.id) == first
+    assert len(log.file.read_bytes().splitlines()) == 1
+    assert not again.problems
+
+
+def test_the_latest_answer_of_each_person_counts_and_undoing_it_brings_back_the_one_before(log):
+    log.append(line("anna"))
+    second = log.append(line("anna", **WRONG))
+    assert states(log) == {KEY: "wrong"}
+    log.append(line("ben", undoes=second.id))  # somebody else's
+    assert states(log) == {KEY: "wrong"}
+    undo = log.append(line("anna", undoes=second.id))
+    assert states(log) == {KEY: "right"}
+    log.append(line("anna", verdict="skip"))
+    assert states(log) == {KEY: "right"}
+    log.append(line("ben", **WRONG))
+    assert states(log) == {KEY: "conflict"}
+    [state] = log.state("val", "7")
+    assert [(answer.by, answer.verdict) for answer in state.answers] == [("anna", "right"), ("ben", "wrong")]
+    assert log.find(undo.id) == undo
+    assert not log.state("val", "8")
+
+
+def test_an_answer_that_is_taken_back_before_any_other_leaves_nothing(log):
+    log.append(line("anna", undoes=log.append(line()).id))
+    assert states(log) == {}
+
+
+@pytest.mark.parametrize(
+    ("answers", "state", "majority", "latest"),
+    [
+        ([RIGHT], "right", {KEY}, {KEY}),
+        ([{"verdict": "unsure"}], "unsure", None, None),
+        ([RIGHT, {"verdict": "unsure"}], "right", {KEY}, {KEY}),
+        ([WRONG, change("delete")], "wrong", set(), set()),
+        ([change("predicate", "under")], "changed", {KEY._replace(predicate="under")}, ...),
+        ([change("swap")], "changed", {KEY._replace(subject=1, object=0)}, ...),
+        ([change("add")], "right", {KEY}, ...),
+        ([change("predicate", "on")], "right", {KEY}, ...),
+        ([RIGHT, WRONG], "conflict", None, set()),
+        ([WRONG, RIGHT, RIGHT, WRONG, RIGHT], "conflict", {KEY}, {KEY}),
+        ([change("swap"), WRONG, WRONG], "conflict", set(), set()),
+        ([RIGHT, change("swap"), WRONG], "conflict", None, set()),
+    ],
+)
+def test_what_is_left_of_a_relation(answers, state, majority, latest):
+    found = RelationState(KEY, tuple(line(f"person {number}", **each) for number, each in enumerate(answers)))
+    assert found.state == state
+    assert found.resolve() == majority
+    assert found.resolve("latest") == (majority if latest is ... else latest)
+    assert found.resolve("drop") == (set() if state == "conflict" else majority)
+    assert found.is_conflict == (state == "conflict")
+    assert found.is_added == (answers == [change("add")])
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"id":"x', '{"by":"ä'.encode()[:-1], b"\xff\xfe"])
+def test_a_torn_last_line_is_named_and_does_not_spoil_the_next_one(log, torn):
+    kept = log.append(line())
+    with log.file.open("ab") as file:
+        file.write(torn)
+    again = JudgementLog(log.file, RUN)
+    assert again.find(kept.id)
+    assert "cut short" in again.problems[0]
+    new = again.append(line("ben"))
+    assert [problem.partition(" of ")[0] for problem in again.problems] == ["line 2"]
+    assert log.append(line(id=new.id)) == new  # a second server on the run
+    assert log.problems == JudgementLog(log.file, RUN).problems == again.problems
+    assert len(list(log.state("val", "7")[0].answers)) == 2
+
+
+def test_a_last_line_without_its_end_counts(log):
+    kept = line()
+    log.file.write_text(kept.to_json())
+    assert log.reload()
+    new = log.append(line("ben"))
+    assert [bool(JudgementLog(log.file, RUN).find(each.id)) for each in (kept, new)] == [True, True]
+    assert not log.problems
+
+
+def test_lines_of_other_runs_and_lines_that_are_none_are_named(log):
+    other = line(run="another")
+    with pytest.raises(UserError, match="another run"):
+        log.append(other)
+    bad = [b"[]", b"no JSON", line().to_json().replace('"right"', '"perhaps"').encode(), b"{}"]
+    log.file.write_bytes(b"\n".join([line().to_json().encode(), other.to_json().encode(), *bad, b"", b""]))
+    assert log.reload()
+    assert [problem.partition(" of ")[0] for problem in log.problems[1:]] == [f"line {n}" for n in range(3, 7)]
+    assert "1 line of another run (fingerprint another)" in log.problems[0]
+    assert states(log) == {KEY: "right"}
+
+
+def test_many_bad_lines_are_named_by_the_first_ones(log):
+    log.file.write_text("x\n" * 100)
+    log.reload()
+    assert log.problems[-1] == "80 further lines left out"
+
+
+def test_a_file_that_was_replaced_is_read_anew(log):
+    log.append(line(key=KEY._replace(image_id="1")))
+    log.append(line(key=KEY._replace(image_id="2")))
+    rest = log.file.with_name("new")
+    rest.write_bytes(log.file.read_bytes().splitlines(keepends=True)[1])
+    os.replace(rest, log.file)
+    assert log.reload()
+    assert [key.image_id for key in states(log)] == ["2"]
+    log.file.unlink()
+    assert log.reload()
+    assert not states(log)
+    assert not log.reload()
+    log.append(line())
+    assert states(log) == {KEY: "right"}
+
+
+def test_a_read_only_log_writes_nothing(tmp_path):
+    log = JudgementLog(tmp_path / JUDGEMENTS, RUN, read_only=True)
+    with pytest.raises(UserError, match="read-only"):
+        log.append(line())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "short"])
+def test_what_cannot_be_saved_leaves_the_file_as_it_was_and_can_be_sent_again(log, monkeypatch, failing):
+    log.append(line())
+    before, answer, real = log.file.read_bytes(), line("ben"), os.write
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        if failing == "short":
+            patch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:10]))
+        else:
+            patch.setattr(os, failing, fail)
+        with pytest.raises(OSError, match=str(log.file)) as caught:
+            log.append(answer)
+    assert caught.value.errno == errno.ENOSPC
+    assert log.file.read_bytes() == before
+    assert log.find(answer.id) is None
+    assert log.append(answer) == answer
+    assert JudgementLog(log.file, RUN).find(answer.id) == answer
+
+
+def test_several_logs_and_threads_lose_and_repeat_nothing(tmp_path):
+    logs = [JudgementLog(tmp_path / JUDGEMENTS, RUN) for _ in range(3)]
+    answers = [line(f"person {n % 3}", KEY._replace(image_id=str(n))) for n in range(60)]
+
+    def send(log: JudgementLog, part: list[Judgement]) -> None:
+        for answer in part:
+            assert log.append(answer) == answer
+
+    threads = [
+        threading.Thread(target=send, args=(log, answers[start : start + 40])) for log in logs for start in (0, 20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    written = [Judgement.model_validate_json(text) for text in logs[0].file.read_text().splitlines()]
+    assert sorted(each.id for each in written) == sorted(each.id for each in answers)
+    for log in logs:
+        log.reload()
+        assert states(log) == {answer.key: "right" for answer in answers}
+
+
+PERSONS = st.sampled_from(["anna", "ben", "cleo"])
+STEPS = st.lists(
+    st.tuples(PERSONS, st.integers(0, 2), st.sampled_from(["right", "wrong", "unsure", "skip", "undo"])), max_size=30
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS)
+def test_replay_agrees_with_each_persons_own_list(tmp_path_factory, steps):
+    log = JudgementLog(tmp_path_factory.mktemp("log") / JUDGEMENTS, RUN)
+    given_: dict[tuple[str, int], list[str]] = {}
+    mine: dict[str, list[tuple[str, int]]] = {}
+    for by, image, what in steps:
+        if what == "undo":
+            if mine.get(by):
+                id_, at = mine[by].pop()
+                given_[by, at].pop()
+                log.append(line(by, KEY._replace(image_id=str(at)), undoes=id_))
+            continue
+        answer = log.append(line(by, KEY._replace(image_id=str(image)), verdict=what))
+        if what != "skip":
+            given_.setdefault((by, image), []).append(what)
+            mine.setdefault(by, []).append((answer.id, image))
+    expected = {place: answers[-1] for place, answers in given_.items() if answers}
+    for each in (log, JudgementLog(log.file, RUN)):
+        found = {(a.by, int(state.key.image_id)): a.verdict for state in each.current() for a in state.answers}
+        assert found == expected
+
+
+def plan(**values: object) -> SamplingPlan:
+    strata = [PlanStratum(name="0.00 to 0.10", relations=5, sampled=1, start=0.0, stop=0.1)]
+    questions = [PlannedQuestion(*KEY, "cat", "sofa", 0.05, 0)]
+    all_ = {"plan": "p1", "at": "", "by": "anna", "run": RUN, "kind": "bands", "seed": 0} | values
+    return SamplingPlan.model_validate({"strata": strata, "questions": questions} | all_)
+
+
+def test_plans_are_lines_too_and_know_what_was_answered_when_they_asked(log):
+    assert log.append(plan()) == plan()
+    log.append(line("ben"))
+    answer = log.append(line("anna", plan="p1", stratum=0))
+    log.append(line("cleo", plan="p1", stratum=0, verdict="skip"))
+    again = JudgementLog(log.file, RUN)
+    assert again.plans == {"p1": plan()}
+    assert again.answered("p1") == {KEY: {"anna"}}
+    assert again.skipped("p1") == {KEY: {"cleo"}}
+    log.append(line("anna", undoes=answer.id))
+    assert log.answered("p1") == {}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"questions": []},
+        {"questions": [PlannedQuestion(*KEY, "cat", "sofa", 0.05, 1)]},
+        {"strata": [PlanStratum(name="", relations=0, sampled=1)]},
+        {"seed": -1},
+        {"kind": "other"},
+    ],
+)
+def test_plans_that_contradict_themselves_are_refused(values):
+    with pytest.raises(ValueError, match="."):
+        plan(**values)
