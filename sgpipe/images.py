@@ -98,14 +98,24 @@ def open_row_image(
     Raises:
         ImageError: missing, outside its folder, broken, too large, or not of the annotated size.
     """
-    size, upright = (row.width, row.height), is_upright(row.dataset)
+    file = image_file(folders, row, embedded, images)
+    name = str(file) if isinstance(file, Path) else row.file_name
+    return decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
+
+
+def image_file(
+    folders: Mapping[str, Path],
+    row: ImageReference,
+    embedded: bytes | None = None,
+    images: Path | None = None,
+) -> Path | BytesIO:
+    """Where the image of a shard's row is, which need not exist; arguments and errors are those of `open_row_image`."""
     if embedded is not None and images is None:
-        return decode(BytesIO(embedded), size, row.file_name, upright=upright)
+        return BytesIO(embedded)
     folder = images or folders.get(row.split)
     if folder is None:
         raise ImageError(f"the image is neither in the shard nor in a known folder: {row.file_name}")
-    path = resolve(folder, row.file_name)
-    return decode(path, size, str(path), upright=upright)
+    return resolve(folder, row.file_name)
 
 
 def is_upright(dataset: str) -> bool:

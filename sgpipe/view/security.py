@@ -1,0 +1,154 @@
+"""Who may ask the server what: checks of every request before a page sees it, and the headers of every answer.
+
+A server on this machine can be reached by every web page that its user visits. Three checks keep these out: the name by
+which the server was called (DNS rebinding), the page that a write comes from (cross-site requests), and, where other
+machines can reach the server, a token.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Collection
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sgpipe.view.web import answer
+
+LARGEST_BODY = 64 * 1024  # bytes
+_READS = ("GET", "HEAD")
+_COOKIE_SECONDS = 30 * 24 * 3600
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a request must bring.
+
+    Attributes:
+        names: of this machine, by which the server may be called; "localhost" and IP addresses always may.
+        token: in the address that the command prints, then in a cookie. None: everybody who reaches the server.
+        read_only: refuse every write.
+    """
+
+    names: Collection[str] = ()
+    token: str | None = None
+    read_only: bool = False
+
+    def refusal(self, request: Request) -> tuple[HTTPStatus, str] | None:
+        """Why a request is refused, as status and message; None: it is not."""
+        host = request.headers.get("host", "")
+        if not self._knows(host):
+            return HTTPStatus.MISDIRECTED_REQUEST, "this server was called by a name that it does not have"
+        if self.token is not None and not self._is_admitted(request):
+            return HTTPStatus.UNAUTHORIZED, "open the address that `sgpipe view` printed: its token is needed here"
+        if request.method in _READS:
+            return None
+        if self.read_only:
+            return HTTPStatus.FORBIDDEN, "the server is read-only"
+        if not _is_same_site(request.headers, host):
+            return HTTPStatus.FORBIDDEN, "writes are only accepted from the pages of this server"
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"
+        return None
+
+    def _knows(self, host: str) -> bool:
+        """DNS rebinding needs a name of its own: an address, or the name of this machine, is safe."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name == "localhost" or name.endswith(".localhost") or name in (known.lower() for known in self.names):
+            return True
+        try:
+            return bool(ipaddress.ip_address(name))
+        except ValueError:
+            return False
+
+    def _is_admitted(self, request: Request) -> bool:
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        shown = (request.query_params.get("token"), request.cookies.get(_cookie(request)))
+        return any(map(self.is_token, (*shown, bearer if scheme.lower() == "bearer" else None)))
+
+    def is_token(self, shown: str | None) -> bool:
+        """Whether this is the token, compared in constant time."""
+        return bool(shown and self.token) and hmac.compare_digest(str(shown).encode(), str(self.token).encode())
+
+
+class Guard:
+    """The middleware: refuses requests as `access` says, and adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app = app
+        self.access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        refused = self.access.refusal(request)
+        if refused is not None:
+            await _refusal(request, *refused)(scope, receive, _with_headers(send))
+        elif self.access.token is not None and "token" in request.query_params and request.method in _READS:
+            await self._admit(request)(scope, receive, _with_headers(send))
+        else:
+            await self.app(scope, receive, _with_headers(send))
+
+    def _admit(self, request: Request) -> Response:
+        """The same address without the token, which moves into a cookie: it shall not stay in the history."""
+        query = request.url.remove_query_params("token").query
+        response = RedirectResponse("/" + request.url.path.lstrip("/") + (query and f"?{query}"))  # "//" names a host
+        if self.access.is_token(request.query_params["token"]):
+            response.set_cookie(
+                _cookie(request), str(self.access.token), max_age=_COOKIE_SECONDS, httponly=True, samesite="strict"
+            )
+        return response
+
+
+def _cookie(request: Request) -> str:
+    """The name of the cookie: browsers keep cookies by host, so those of two servers would replace each other."""
+    return f"sgpipe-view-{request.url.port or 80}"
+
+
+def _is_same_site(headers: Headers, host: str) -> bool:
+    """Whether a write comes from a page of this server, or from no page at all, as that of a program."""
+    origin = headers.get("origin")
+    if origin is not None:
+        return urlsplit(origin).netloc == host and origin.startswith(("http://", "https://"))
+    return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+
+
+def _refusal(request: Request, status: HTTPStatus, message: str) -> Response:
+    if request.url.path.startswith("/api/"):
+        return answer({"error": message}, status)
+    return PlainTextResponse(f"{message}\n", status)
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers[name] = value
+            headers.setdefault("Cache-Control", "no-cache")
+        await send(message)
+
+    return send_with_headers

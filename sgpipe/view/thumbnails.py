@@ -1,0 +1,208 @@
+"""The images of a run for the browser: small ones, kept in a folder of bounded size, and the files themselves.
+
+Only images of rows are served, and only from the folders that the run or `--images` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import textwrap
+import threading
+from contextlib import suppress
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+from PIL import ExifTags, Image
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from sgpipe.images import ImageError, ImageReference, decode, image_file, is_upright, open_header
+from sgpipe.records import Record
+from sgpipe.utils.atomic import atomic_write
+from sgpipe.utils.console import single_line
+from sgpipe.view.records import read_embedded, read_record
+from sgpipe.view.web import Viewer, viewer_of
+
+WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the disk with sizes
+_MOST_BYTES = 512 << 20
+_QUALITY = 80
+_SHOWN_BY_BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
+_KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
+_AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
+
+
+def routes() -> list[Route]:
+    """The routes of images."""
+    return [
+        Route("/thumbnail/{split}/{image_id:path}", thumbnail),
+        Route("/photo/{split}/{image_id:path}", photo),
+    ]
+
+
+class ThumbnailCache:
+    """Small files by key, at most `most` bytes of them; those go first that were not used for longest.
+
+    Threads and processes may share the folder. Where it cannot be written, nothing is kept.
+    """
+
+    def __init__(self, folder: Path, most: int = _MOST_BYTES) -> None:
+        self._folder = folder
+        self._most = most
+        self._bytes: int | None = None
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> bytes | None:
+        """What is kept under a key, a hexadecimal number."""
+        path = self._path(key)
+        with suppress(OSError):
+            data = path.read_bytes()
+            os.utime(path)
+            return data
+        return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep something."""
+        path = self._path(key)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(data)
+            self._make_room(len(data))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.jpg"
+
+    def _make_room(self, added: int) -> None:
+        with self._lock:
+            if self._bytes is None:
+                self._bytes = sum(size for _, size, _ in self._files())
+            else:
+                self._bytes += added
+            if self._bytes <= self._most:
+                return
+            files = sorted(self._files())
+            self._bytes = sum(size for _, size, _ in files)
+            for _, size, path in files:
+                if self._bytes <= 0.8 * self._most:
+                    break
+                path.unlink(missing_ok=True)
+                self._bytes -= size
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Time of the last use, size and path of every file."""
+        found = []
+        for path in self._folder.glob("??/*"):
+            with suppress(OSError):  # another server deletes, too
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        return found
+
+
+def thumbnail(request: Request) -> Response:
+    """An image, at most `width` pixels wide; a placeholder with the reason if it cannot be opened."""
+    wanted = request.query_params.get("width", "320")
+    if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 6):
+        raise HTTPException(400, "width is not a number of pixels")
+    width = next((fixed for fixed in WIDTHS if fixed >= int(wanted)), WIDTHS[-1])
+    viewer, (split, image_id) = viewer_of(request), _names(request)
+    cache: ThumbnailCache = request.app.state.thumbnails
+    of_row = _key(viewer.index.fingerprint, split, image_id, width)
+    data = None if viewer.images else cache.get(of_row)
+    if data is None:
+        row = _row(viewer, split, image_id)
+        try:
+            file = _file(viewer, row)
+            key = _key(file, _version(file), row.width, row.height, width) if isinstance(file, Path) else of_row
+            data = cache.get(key)
+            if data is None:
+                data = _jpeg(file, row, width)
+                cache.put(key, data)
+        except ImageError as error:
+            return _placeholder(row, str(error))
+    return Response(data, media_type="image/jpeg", headers=_KEPT)
+
+
+def photo(request: Request) -> Response:
+    """An image in its annotated size and orientation: the file itself, if browsers show it like that."""
+    viewer = viewer_of(request)
+    row = _row(viewer, *_names(request))
+    try:
+        file = _file(viewer, row)
+        kind = _shown_as(file, row)
+        if kind is None:
+            return Response(_jpeg(file, row, row.width), media_type="image/jpeg", headers=_KEPT)
+        if isinstance(file, Path):
+            return FileResponse(file, media_type=kind, headers=_KEPT)
+        return Response(file.getvalue(), media_type=kind, headers=_KEPT)
+    except ImageError as error:
+        return _placeholder(row, str(error))
+
+
+def _names(request: Request) -> tuple[str, str]:
+    return request.path_params["split"], request.path_params["image_id"]
+
+
+def _row(viewer: Viewer, split: str, image_id: str) -> Record:
+    found = read_record(viewer.index, split, image_id)
+    if found is None:
+        raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
+    return found.record
+
+
+def _file(viewer: Viewer, row: Record) -> Path | BytesIO:
+    embedded = None if viewer.images else read_embedded(viewer.index, row.split, row.image_id)
+    return image_file(viewer.index.image_folders, row, embedded, viewer.images)
+
+
+def _name(file: Path | BytesIO, row: ImageReference) -> str:
+    return str(file) if isinstance(file, Path) else row.file_name
+
+
+def _key(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+def _version(file: Path) -> tuple[int, int] | None:
+    """Changes with the file; None: it cannot be read, as opening it will say."""
+    with suppress(OSError):
+        status = file.stat()
+        return status.st_mtime_ns, status.st_size
+    return None
+
+
+def _jpeg(file: Path | BytesIO, row: ImageReference, width: int) -> bytes:
+    """The image as a JPEG, scaled down to at most `width` pixels. Raises ImageError: it cannot be opened."""
+    with _AT_ONCE:
+        image = decode(file, (row.width, row.height), _name(file, row), upright=is_upright(row.dataset))
+        image.thumbnail((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
+        data = BytesIO()
+        image.save(data, "JPEG", quality=_QUALITY)
+    return data.getvalue()
+
+
+def _shown_as(file: Path | BytesIO, row: ImageReference) -> str | None:
+    """The media type of a file that browsers show in the annotated frame as it is; None: it must be converted."""
+    with open_header(file, _name(file, row)) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # which browsers would do, annotations may not
+        fits = image.size == (row.width, row.height) and not turned
+        return _SHOWN_BY_BROWSERS.get(image.format or "") if fits else None
+
+
+def _placeholder(row: ImageReference, reason: str) -> Response:
+    """A grey image of the annotated shape that says why there is no other."""
+    height = min(max(round(320 * row.height / max(row.width, 1)), 120), 640)
+    lines = textwrap.wrap(single_line(reason, 200), 36)
+    texts = "".join(
+        f'<text x="160" y="{height / 2 + 20 * (number - (len(lines) - 1) / 2):.0f}">{escape(line)}</text>'
+        for number, line in enumerate(lines)
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 {height}" width="320" height="{height}">'
+        '<rect width="100%" height="100%" fill="#c9ccd1"/><g fill="#1b1f24" font-family="sans-serif" font-size="14" '
+        f'text-anchor="middle" dominant-baseline="middle">{texts}</g></svg>'
+    )
+    return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
