@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from sgpipe.stats.health_rules import PLACED, RULES, HealthRule
@@ -39,22 +39,32 @@ class Check:
 
 def check_health(database: Database, threshold: float) -> list[Check]:
     """Run all checks on the relations of at least `threshold` and on all boxes and captions."""
-    confident = f"certainty >= {float(threshold)}::float"
-    database.execute(f"create or replace view kept as select * from relations where {confident}")
-    database.execute("create or replace table claimed (word varchar, claim varchar, sign int)")
-    database.insert("claimed", list(_claims()))
-    database.execute(
-        "create or replace view claims as select predicate, claim, sign from predicates join claimed using (word)"
-    )
-    database.execute(PLACED)
+    prepare_checks(database.execute, threshold)
     sources = {
         "relations": "kept",
-        "pairs": f"related_pairs where {confident}",
+        "pairs": f"related_pairs where certainty >= {float(threshold)}::float",
         "boxes": "objects",
         "captions": "captions",
     }
     totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
     return [_run(database, rule, totals[rule.of]) for rule in RULES]
+
+
+def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
+    """Make what the rules read besides the tables of `Database`.
+
+    Args:
+        execute: runs a statement, whose `?` are the further arguments.
+        threshold: minimum certainty of the relations that are checked.
+    """
+    execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
+    words, claims, signs = zip(*_claims(), strict=True)
+    execute(
+        "create or replace table claimed as select unnest(?) as word, unnest(?) as claim, unnest(?) as sign",
+        list(words), list(claims), list(signs),
+    )  # fmt: skip
+    execute("create or replace view claims as select predicate, claim, sign from predicates join claimed using (word)")
+    execute(PLACED)
 
 
 def _claims() -> Iterator[tuple[str, str, int]]:

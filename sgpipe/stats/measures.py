@@ -225,15 +225,17 @@ _ERRORS = r"""
     from images where status = 'error' group by 1
 """
 
-_WITHOUT = """
-    select case
-        when objects = 0 then 'no objects'
-        when (select sum(captions) from images) = 0 then 'nothing annotated'
-        when captions = 0 then 'no captions'
-        when triplets = 0 then 'no triplet in the captions'
-        when matched_triplets = 0 then 'no triplet matches the objects'
-        when pairs = 0 then 'no candidate pair'
-        else 'nothing above the threshold of the tagger' end as reason, count(*)
+# Why a row of `images` without relations has none: the first stage that left nothing.
+WHY_NO_RELATIONS = """case
+    when objects = 0 then 'no objects'
+    when (select sum(captions) from images) = 0 then 'nothing annotated'
+    when captions = 0 then 'no captions'
+    when triplets = 0 then 'no triplet in the captions'
+    when matched_triplets = 0 then 'no triplet matches the objects'
+    when pairs = 0 then 'no candidate pair'
+    else 'nothing above the threshold of the tagger' end"""
+_WITHOUT = f"""
+    select {WHY_NO_RELATIONS} as reason, count(*)
     from images where status = 'ok' and relations = 0 group by 1
 """
 
