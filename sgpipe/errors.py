@@ -145,6 +145,14 @@ def existing_model(name: str) -> str:
     return name
 
 
+def existing_run(name: str) -> str:
+    """`name`, which is a folder, or the URI of an object store, which is not asked. Raises UserError: neither."""
+    scheme, separator, _ = name.partition("://")
+    if not (separator and scheme in _STORES):
+        existing_folder(Path(name))
+    return name
+
+
 def writable_folder(path: Path) -> Path:
     """`path`, which is a folder or can become one. Raises UserError: it is a file, or cannot be written."""
     _refuse_uri(path, "folder", "`sgpipe generate --store` writes to one")

@@ -12,7 +12,7 @@ from sgpipe.cli.options import Command
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Label images": ("label", "generate", "miniworld"),
-    "Inspect runs": ("stats", "calibrate", "score", "verify"),
+    "Inspect runs": ("view", "stats", "calibrate", "score", "verify"),
     "Import and export": ("import", "export", "fetch"),
     "Train and evaluate": ("train", "predict", "eval"),
     "Tools": ("doctor", "convert", "parse"),
@@ -32,6 +32,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco",
     ),
     "miniworld": ("miniworld --count 200 --out miniworld/",),
+    "view": (
+        "view coco-relations/",
+        "view coco-relations/ earlier-relations/ --as anna",
+        "view s3://bucket/coco --read-only --no-browser",
+    ),
     "stats": ("stats coco-relations/", "stats coco-relations/ --html report.html --sheet sheet.png"),
     "calibrate": (
         "calibrate coco-relations/ --verdicts verdicts.json",

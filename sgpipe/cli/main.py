@@ -26,6 +26,7 @@ from sgpipe.cli.options import Command
 from sgpipe.cli.predict import predict
 from sgpipe.cli.runs import calibrate, export, fetch, score, stats, verify
 from sgpipe.cli.train import convert, train
+from sgpipe.cli.view import view
 from sgpipe.errors import DivergedError, EngineError, UserError, on_command_line, refusal
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
@@ -77,6 +78,7 @@ app.command(cls=GroupedCommand)(label)
 app.command(cls=GroupedCommand)(generate)
 app.command(cls=GroupedCommand)(train)
 app.command(cls=Command)(miniworld)
+app.command(cls=Command)(view)
 app.command(cls=Command)(stats)
 app.command(cls=Command)(calibrate)
 app.command(cls=Command)(score)

@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
+import errno
+import sys
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from sgpipe.errors import UserError
-from sgpipe.view import image_page, judging
+from sgpipe.errors import UserError, refusal
+from sgpipe.view import gallery, image_page, judging, thumbnails
+from sgpipe.view.freshness import Freshness
+from sgpipe.view.security import LARGEST_BODY, Access, Guard
 from sgpipe.view.web import FOLDER, Viewer, answer, render
 
 
-def create_app(viewer: Viewer) -> Starlette:
-    """The application over a run."""
+def create_app(viewer: Viewer, access: Access) -> Starlette:
+    """The application over a run. Handlers find in `request.app.state`: `viewer`, `freshness` and `thumbnails`."""
     app = Starlette(
         routes=[
+            *gallery.routes(),
             *image_page.routes(),
             *judging.routes(),
+            *thumbnails.routes(),
             Mount("/static", StaticFiles(directory=FOLDER / "static")),
         ],
-        exception_handlers={UserError: _refuse, HTTPException: _refuse},
+        middleware=[
+            Middleware(Guard, access),
+            Middleware(RequestBodyLimitMiddleware, LARGEST_BODY),
+        ],
+        exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, Exception), _refuse),
     )
     app.state.viewer = viewer
+    app.state.freshness = Freshness(viewer.index, viewer.judgements)
+    app.state.thumbnails = thumbnails.ThumbnailCache(viewer.index.cache / "thumbnails")
     return app
 
 
 def _refuse(request: Request, error: Exception) -> Response:
     """One line about what is wrong, as a page, or as JSON below /api/."""
-    if isinstance(error, HTTPException):
-        status, message = error.status_code, str(error.detail)
-    else:
-        status, message = 422, str(error)
+    status, message = _describe(error)
     if request.url.path.startswith("/api/"):
         return answer({"error": message}, status)
     return render(request, "error", {"message": message, "status": status}, status)
+
+
+def _describe(error: Exception) -> tuple[int, str]:
+    if isinstance(error, HTTPException):
+        return error.status_code, str(error.detail)
+    if isinstance(error, UserError):
+        return 422, str(error)
+    if isinstance(error, OSError):
+        return 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, refusal(error)
+    sys.excepthook(type(error), error, error.__traceback__)  # as for the commands: one line, or with --verbose all
+    return 500, f"internal error: {type(error).__name__}; the terminal of `sgpipe view` says more"

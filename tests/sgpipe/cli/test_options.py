@@ -15,6 +15,7 @@ from sgpipe.errors import (
     existing_folder,
     existing_model,
     existing_path,
+    existing_run,
     writable_file,
     writable_folder,
 )
@@ -48,6 +49,7 @@ _KINDS = {
     existing_file: ("file", "folder"),
     existing_path: ("file or folder", None),
     existing_model: ("folder", None),
+    existing_run: ("folder", "file"),
 }
 
 
@@ -88,7 +90,13 @@ def arguments(command: Any, without: Any, folder: Path) -> list[str]:
     """Something for every required parameter, so that only the parameter `without` can be refused."""
     (folder / "file").touch()
     (folder / "folder").mkdir(exist_ok=True)
-    fitting = {existing_folder: "folder", existing_file: "file", existing_path: "file", existing_model: "name"}
+    fitting = {
+        existing_folder: "folder",
+        existing_file: "file",
+        existing_path: "file",
+        existing_model: "name",
+        existing_run: "folder",
+    }
     words: list[str] = []
     for param in command.params:
         if param.required and param is not without:

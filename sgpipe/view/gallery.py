@@ -1,0 +1,193 @@
+"""The gallery: a search with its facets, its histogram of confidence, and a page of hits as cards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sgpipe.view.freshness import Freshness
+from sgpipe.view.query import QueryError
+from sgpipe.view.search import ORDERS, Box, Filters, Hit, Page, facets, queues, search
+from sgpipe.view.web import answer, gallery_url, image_url, relation_key, render, viewer_of
+from sgpipe.viz.draw_relations import Rectangle, arrow_head, curve
+
+PAGE = 48  # hits
+_FACETS = {
+    "predicate": "Predicate",
+    "subject": "Subject",
+    "object": "Object",
+    "triplet": "Triplet",
+    "dataset": "Dataset",
+    "split": "Split",
+    "status": "Status",
+    "judged": "Judged",
+}
+_ORDERS = {
+    "confidence": "most confident",
+    "-confidence": "least confident",
+    "rarity": "rare triplets",
+    "agreement": "low CLIP agreement",
+    "shuffle": "shuffled",
+}
+_LONGEST_NAME = 200  # characters of a name from the data in one place
+Pairs = list[tuple[str, str]]
+
+
+def routes() -> list[Route]:
+    """The routes of the gallery."""
+    return [Route("/", gallery), Route("/api/status", status), Route("/api/predicates", predicates)]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A relation in the pixels of its image: boxes (x, y, width, height), and polylines as SVG has them."""
+
+    width: int
+    height: int
+    subject: Box | None
+    object: Box | None
+    arrow: str = ""
+    head: str = ""
+
+
+@dataclass(frozen=True)
+class HitCard:
+    """A hit, the page that it leads to, and its drawing."""
+
+    hit: Hit
+    url: str
+    drawing: Drawing
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A bar of the histogram: its bounds, its count, its height from 0 to 1, and whether the filters hold it."""
+
+    low: float
+    high: float
+    count: int
+    height: float
+    chosen: bool
+    url: str
+
+
+def gallery(request: Request) -> Response:
+    """A page of hits; with a query that cannot be understood, the place where it fails."""
+    viewer, freshness = viewer_of(request), _freshness(request)
+    freshness.look_for_shards()
+    freshness.update_judgements()
+    pairs = [(name, value) for name, value in request.query_params.multi_items() if value]
+    values = {
+        "queues": queues(viewer.index),
+        "orders": {order: _ORDERS[order] for order in ORDERS if order != "agreement" or viewer.index.scored},
+        "facet_titles": _FACETS,
+        "problems": [*viewer.index.problems, *viewer.judgements.problems, *filter(None, [freshness.failure])],
+        "generation": viewer.index.generation,
+    }
+    try:
+        filters = Filters.from_params(pairs, viewer.index.vocabulary)
+    except QueryError as error:
+        text = dict(pairs).get("q", "")
+        failed = {"before": text[: error.position], "after": text[error.position :], "message": str(error)}
+        others = [pair for pair in pairs if pair[0] not in ("q", "after")]
+        return render(request, "gallery", {**values, "failed": failed, "state": others, "filters": Filters()})
+    page = search(viewer.index, filters, request.query_params.get("after"), PAGE)
+    found = facets(viewer.index, filters)
+    state = filters.to_params()
+    shown = {
+        "failed": None,
+        "filters": filters,
+        "state": state,
+        "found": found,
+        "bins": _bins(found.histogram, filters, state),
+        "chosen": _chosen(state),
+        "cards": _cards(page, state),
+        "page": page,
+        "first": "after" not in request.query_params,
+        "toggled": _toggled,
+    }
+    return render(request, "gallery", {**values, **shown})
+
+
+def status(request: Request) -> Response:
+    """How large the run is by now; asking makes the server look for new shards."""
+    index, freshness = viewer_of(request).index, _freshness(request)
+    freshness.look_for_shards()
+    counts = {"images": index.images, "relations": index.relations, "generation": index.generation}
+    return answer({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
+
+
+def predicates(request: Request) -> Response:
+    """The run's predicates that start with `prefix`, the most frequent first, with their counts."""
+    found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""))
+    return answer([{"predicate": predicate, "count": count} for predicate, count in found])
+
+
+def _freshness(request: Request) -> Freshness:
+    freshness: Freshness = request.app.state.freshness
+    return freshness
+
+
+def _cards(page: Page, state: Pairs) -> list[HitCard]:
+    cards = []
+    for hit in page.hits:
+        key = None
+        if hit.subject is not None and hit.object is not None and hit.predicate is not None:
+            key = relation_key(hit.subject, hit.object, hit.predicate)
+        cards.append(HitCard(hit, image_url(hit.split, hit.image_id, state, key), draw(hit)))
+    return cards
+
+
+def draw(hit: Hit) -> Drawing:
+    """The boxes of a hit and the arrow between them; one box, or none, has no arrow."""
+    arrow = head = ""
+    if hit.subject_box and hit.object_box and hit.subject != hit.object and any(hit.object_box):
+        size = max(hit.width, hit.height)
+        points = curve(_corners(hit.subject_box), _corners(hit.object_box), size / 12)
+        arrow, head = _points(points), _points(arrow_head(points, size / 22))
+    return Drawing(hit.width, hit.height, hit.subject_box, hit.object_box, arrow, head)
+
+
+def _corners(box: Box) -> Rectangle:
+    left, top, width, height = box
+    return left, top, left + width, top + height
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _bins(histogram: Sequence[int], filters: Filters, state: Pairs) -> list[Bin]:
+    """Bars as high as the square root of their counts, so that small ones are seen."""
+    most, bins = max(*histogram, 1), []
+    low, high = filters.low or 0.0, 1.0 if filters.high is None else filters.high
+    for number, count in enumerate(histogram):
+        start, stop = number / len(histogram), (number + 1) / len(histogram)
+        url = gallery_url(state, low=f"{start:.2f}", high=f"{stop:.2f}")
+        chosen = (stop > low and start < high) or (start == high == 1.0)
+        bins.append(Bin(start, stop, count, (count / most) ** 0.5, chosen, url))
+    return bins
+
+
+_NAMES = {"q": "search", "low": "confidence ≥", "high": "confidence ≤"}
+_NO_FILTERS = ("order", "seed")
+
+
+def _chosen(state: Pairs) -> list[tuple[str, str, str]]:
+    """The filters of a search: name, value, and the address without it."""
+    return [
+        (_NAMES.get(name, name), value, gallery_url([pair for pair in state if pair != (name, value)]))
+        for name, value in state
+        if name not in _NO_FILTERS
+    ]
+
+
+def _toggled(state: Pairs, params: Pairs) -> str:
+    """The address with these parameters added, or removed if all are there."""
+    if all(pair in state for pair in params):
+        return gallery_url([pair for pair in state if pair not in params])
+    return gallery_url([*state, *(pair for pair in params if pair not in state)])
