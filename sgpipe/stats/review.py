@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +23,13 @@ FORMAT: Literal[1] = 1
 Answer = Literal["right", "wrong", "unsure"]
 _PIXELS = 720
 _MOST = 10**12  # relations of a run
+OTHER_PREDICATES = "other predicates"
 EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 # Within a band, every k-th relation in order of predicate: all are equally likely, and predicates keep their shares.
 _SAMPLE = """
     with banded as (
-        select *, case when confidence is null then -1 else {band} end as band,
+        select *, {band} as band,
             md5(concat_ws(' ', ?::varchar, image, subject, object, predicate)) as chance
         from relations),
     numbered as (
@@ -41,7 +42,7 @@ _SAMPLE = """
     select image, subject, object, predicate, confidence, band from chosen order by chance
 """
 _BAND = " ".join(f"when confidence < {stop}::float then {at}" for at, stop in enumerate(EDGES[1:-1]))
-_BAND = f"(case {_BAND} else {len(EDGES) - 2} end)"
+BAND = f"(case when confidence is null then -1 {_BAND} else {len(EDGES) - 2} end)"  # SQL for its number in EDGES
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,37 @@ class ConfidenceBand:
     def name(self) -> str:
         return "none" if self.start is None else f"{self.start:.2f} to {self.stop:.2f}"
 
+    def condition(self) -> str:
+        """SQL that is true for its relations."""
+        if self.start is None or self.stop is None:
+            return "confidence is null"
+        below = f" and confidence < {self.stop}::float" if self.stop < 1 else ""
+        return f"confidence >= {self.start}::float{below}"
+
+
+@dataclass(frozen=True)
+class PredicateStratum:
+    """The run's relations with a predicate; None: with any that is not among the strata before it."""
+
+    predicate: str | None
+    relations: int
+    sampled: int
+
+    @property
+    def name(self) -> str:
+        return OTHER_PREDICATES if self.predicate is None else self.predicate
+
+    def condition(self) -> str:
+        """SQL that is true for its relations."""
+        return "true" if self.predicate is None else f"predicate = '{self.predicate.replace(chr(39), chr(39) * 2)}'"
+
+
+Stratum = ConfidenceBand | PredicateStratum
+
 
 @dataclass(frozen=True)
 class Question:
-    """A relation to judge; `band` is an index into the bands of the review, None if a file has no bands."""
+    """A relation to judge; `band`: the index of its band (or other stratum), None if a file has no bands."""
 
     image_id: str
     subject: str
@@ -108,7 +136,7 @@ def write_review(
     indices = {key: number for number, key in enumerate(bands)}
     database.execute("create or replace table quotas (band int, quota int)")
     database.insert("quotas", [(key, band.sampled) for key, band in bands.items()])
-    rows = database.rows(_SAMPLE.format(band=_BAND), seed)
+    rows = database.rows(_SAMPLE.format(band=BAND), seed)
     questions, cards = [], []
     for card, values in _cards(database, rows, images):
         edge = card.edges[0]
@@ -142,17 +170,25 @@ def sample_bands(database: Database, count: int) -> dict[int, ConfidenceBand]:
 
     The keys are the numbers of the bands in `EDGES`, and -1 for relations without a confidence.
     """
-    rows = database.rows(
-        f"""select case when confidence is null then -1 else {_BAND} end as band, count(*)
-        from relations group by 1 order by 1"""
-    )
-    left, sampled = count, {}
-    for done, (band, relations) in enumerate(sorted(rows, key=lambda row: row[1])):
-        sampled[band] = min(relations, left // (len(rows) - done))
-        left -= sampled[band]
+    rows = database.rows(f"select {BAND} as band, count(*) from relations group by 1 order by 1")
+    sampled = equal_shares(dict(rows), count)
     ends: dict[int, tuple[float | None, float | None]] = {-1: (None, None)}
     ends |= {at: (EDGES[at], EDGES[at + 1]) for at in range(len(EDGES) - 1)}
     return {band: ConfidenceBand(*ends[band], relations, sampled[band]) for band, relations in rows}
+
+
+def equal_shares(sizes: Mapping[int, int], count: int) -> dict[int, int]:
+    """How many relations each stratum contributes to a sample: the same number or, if it has fewer, all of them.
+
+    Args:
+        sizes: the relations of each stratum.
+        count: of the sample.
+    """
+    left, shares = count, {}
+    for done, (stratum, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
+        shares[stratum] = min(size, left // (len(sizes) - done))
+        left -= shares[stratum]
+    return shares
 
 
 def load_review(file: Path) -> Review:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.calibration import Calibration
-from sgpipe.errors import UserError
 from sgpipe.stats.calibration import (
     JudgedRelations,
     StratifiedEstimate,
@@ -19,15 +18,16 @@ from sgpipe.stats.calibration import (
     check_target,
     estimate_stratified,
 )
-from sgpipe.stats.review import ConfidenceBand, Review, band_of, load_review, sample_bands
+from sgpipe.stats.judged import JudgementSummary, read_review
+from sgpipe.stats.review import ConfidenceBand, Review, Stratum, band_of, sample_bands
 from sgpipe.storage.database import Database
 
 
 @dataclass(frozen=True)
 class BandVerdict:
-    """A band of confidence and the precision of its judged relations."""
+    """A band of confidence, or another stratum of the sample, and the precision of its judged relations."""
 
-    band: ConfidenceBand
+    band: Stratum
     precision: StratifiedEstimate
 
 
@@ -52,9 +52,11 @@ class Verdicts:
         if_unsure_wrong, if_unsure_right: the precision if all unsure answers were wrong, or right.
         relations: the run's when the page was written. `relations_now`: the run's now.
         sized: whether the file says how many relations each band had; if not, those of the run count.
-        calibration_error: mean distance between the mean confidence and the precision of each band.
+        calibration_error: mean distance between the mean confidence and the precision of each band; None: it has none,
+            or the sample is one by predicates.
         suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
             the lowest threshold whose precision is not below it.
+        judgements: what else a file of judgements says; None for a file that a page exported.
     """
 
     judged: int
@@ -76,6 +78,12 @@ class Verdicts:
     target: float
     suggested: ThresholdChoice | None
     sure: bool
+    judgements: JudgementSummary | None = None
+
+    @property
+    def strata(self) -> str:
+        """What the strata of the sample are."""
+        return "predicate" if any(not isinstance(row.band, ConfidenceBand) for row in self.bands) else "confidence"
 
 
 def measure_verdicts(
@@ -85,18 +93,19 @@ def measure_verdicts(
     thresholds: Sequence[float],
     calibration: Calibration | None = None,
 ) -> Verdicts:
-    """Estimate the precision of an open run from exported verdicts.
+    """Estimate the precision of an open run from exported verdicts, or from a file of judgements.
 
     Args:
         target: the precision for which a threshold is suggested.
         thresholds: those of the curve.
         calibration: whose probabilities the database has as certainties; bands stay those of confidences.
 
-    Raises UserError: the file is not such an export, belongs to another run, or the target is out of range.
+    Raises UserError: the file is neither, belongs to another run, or the target is out of range.
     """
     check_target(target)
-    review = _load_own(database, file)
-    sample = _Sample(database, review, calibration)
+    read = read_review(file, str(database.run.get("fingerprint", "")))
+    review = read.review
+    sample = _Sample(database, review, read.strata, calibration)
     [whole, wrong, right, *bands] = estimate_stratified(*sample.run_and_bands())
     names = [name for name, _ in Counter(sample.names[sample.is_judged].tolist()).most_common()]
     predicates = estimate_stratified(*sample.by_predicate(names)) if names else []
@@ -124,15 +133,8 @@ def measure_verdicts(
         target=target,
         suggested=sure or next((c for c in candidate_choices if (c.precision.value or 0) >= target), None),
         sure=sure is not None,
+        judgements=read.summary,
     )
-
-
-def _load_own(database: Database, file: Path) -> Review:
-    """Raises UserError: the file is not an export of a review, or belongs to another run."""
-    review = load_review(file)
-    if review.fingerprint != str(database.run.get("fingerprint", "")):
-        raise UserError(f"{file} belongs to another run ({review.run}, fingerprint {review.fingerprint})")
-    return review
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +154,9 @@ class JudgedSample:
 
 
 def read_judgements(database: Database, file: Path) -> JudgedSample:
-    """The judged relations of exported verdicts on an open run. Raises UserError: as `measure_verdicts`."""
-    review = _load_own(database, file)
-    return _Sample(database, review).judgements(review)
+    """The judged relations of a file of verdicts or judgements on an open run. Raises UserError: as `read_review`."""
+    read = read_review(file, str(database.run.get("fingerprint", "")))
+    return _Sample(database, read.review, read.strata).judgements(read.review)
 
 
 _Table = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
@@ -170,17 +172,24 @@ class _Sample:
         weights: the relations that the verdicts stand for, as the file says, `[strata]`.
     """
 
-    def __init__(self, database: Database, review: Review, calibration: Calibration | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        review: Review,
+        strata: Sequence[Stratum] | None,
+        calibration: Calibration | None = None,
+    ) -> None:
         self._database = database
-        self.sized = review.bands is not None and all(band.relations is not None for band in review.bands)
-        bands = list(sample_bands(database, 0).values()) if review.bands is None else review.bands
+        self.sized = strata is not None and all(band.relations is not None for band in strata)
+        bands = list(sample_bands(database, 0).values()) if strata is None else strata
+        scored = [band for band in bands if isinstance(band, ConfidenceBand)]
         self._stratum = _stratum(bands)
         self.counts, self._means = self._count_bands(len(bands))
         relations = [n if b.relations is None else b.relations for b, n in zip(bands, self.counts[:-1], strict=True)]
         self.bands = [replace(band, relations=int(n)) for band, n in zip(bands, relations, strict=True)]
         self.weights = np.array([*relations, self.counts[-1]], np.float64)
         self._scale = self.weights / np.maximum(self.counts, 1)
-        numbers = [band_of(question.confidence, bands) if question.band is None else question.band
+        numbers = [band_of(question.confidence, scored) if question.band is None else question.band
                    for question in review.questions]  # fmt: skip
         self._band = np.array(numbers, int)
         answers = np.array(review.answers, object)
@@ -247,6 +256,8 @@ class _Sample:
 
     def calibration_error(self, estimates: Sequence[StratifiedEstimate]) -> float | None:
         """The mean over bands, weighted by their relations, without those that have no verdict or no confidence."""
+        if not all(isinstance(band, ConfidenceBand) for band in self.bands):
+            return None
         rows = [
             (weight, abs(mean - estimate.value))
             for weight, mean, estimate in zip(self.weights, self._means, estimates, strict=False)
@@ -281,12 +292,7 @@ class _Sample:
         return np.cumsum(counts[::-1], axis=0)[::-1][np.searchsorted(cuts, thresholds)]
 
 
-def _stratum(bands: Sequence[ConfidenceBand]) -> str:
+def _stratum(bands: Sequence[Stratum]) -> str:
     """SQL for the number of a relation's band; that after the last if it is in none."""
-    cases = [
-        "confidence is null" if band.start is None or band.stop is None else
-        f"confidence >= {band.start}::float" + (f" and confidence < {band.stop}::float" if band.stop < 1 else "")
-        for band in bands
-    ]  # fmt: skip
-    whens = " ".join(f"when {case} then {number}" for number, case in enumerate(cases))
-    return f"(case {whens} else {len(bands)} end)" if cases else "0"
+    whens = " ".join(f"when {band.condition()} then {number}" for number, band in enumerate(bands))
+    return f"(case {whens} else {len(bands)} end)" if bands else "0"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.storage.judgement_lines import (
@@ -273,5 +274,5 @@ def test_plans_are_lines_too_and_know_what_was_answered_when_they_asked(log):
     ],
 )
 def test_plans_that_contradict_themselves_are_refused(values):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValidationError):
         plan(**values)

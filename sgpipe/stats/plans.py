@@ -1,0 +1,269 @@
+"""Sampling plans: which relations people are asked about, and what their answers say about all of them.
+
+A plan is a stratified random sample: the same number of relations from each stratum. Only answers to its questions are
+used, for what people judge in passing is no random sample. Questions come in random order, so those that are answered
+are a random sample, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgpipe.errors import UserError
+from sgpipe.stats.calibration import StratifiedEstimate, estimate_stratified
+from sgpipe.stats.review import (
+    BAND,
+    EDGES,
+    OTHER_PREDICATES,
+    Answer,
+    ConfidenceBand,
+    PredicateStratum,
+    Stratum,
+    equal_shares,
+)
+from sgpipe.storage.judgement_lines import (
+    MOST_QUESTIONS,
+    Kind,
+    PlannedQuestion,
+    PlanStratum,
+    RelationKey,
+    RelationState,
+    SamplingPlan,
+)
+from sgpipe.storage.judgements import JudgementLog
+
+MARGIN = 0.03  # half of the 95% interval that is aimed for
+_PER_PREDICATE, _MOST_PREDICATES = 10, 50
+_HEX = 16
+_GRID = 48
+
+RELATIONS_OF_DATABASE = """select split, image_id, subject, object, predicate::varchar as predicate, confidence,
+    subject_category::varchar as subject_category, object_category::varchar as object_category
+    from relations join images using (image)"""
+
+# In each stratum the relations of the lowest hashes. `bound` leaves out most of the others before they are sorted.
+_SAMPLE = """
+    with hits as ({select}),
+    placed as (
+        select *, {stratum} as stratum,
+            md5(concat_ws(' ', ?::varchar, split, image_id, subject, object, predicate)) as chance
+        from hits),
+    quotas as (select unnest(?::int[]) as stratum, unnest(?::int[]) as quota, unnest(?::varchar[]) as bound)
+    select split, image_id, subject, object, predicate, subject_category, object_category, confidence, stratum
+    from placed join quotas using (stratum) where chance <= bound
+    qualify row_number() over (partition by stratum order by chance, split, image_id) <= quota
+    order by md5(chance), split, image_id
+"""
+
+
+@dataclass(frozen=True)
+class Population:
+    """The relations that a plan samples.
+
+    Attributes:
+        rows: runs SQL with its parameters, as `Database.rows`.
+        select: SQL with the columns split, image_id, subject, object, predicate, subject_category, object_category and
+            confidence. values: its parameters.
+    """
+
+    rows: Callable[..., list[tuple[Any, ...]]]
+    select: str = RELATIONS_OF_DATABASE
+    values: Sequence[Any] = ()
+
+
+def draw(
+    population: Population, kind: Kind, count: int, seed: int = 0
+) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
+    """Draw a stratified sample of `count` relations, in random order.
+
+    Args:
+        kind: strata by confidence, or, for `predicates`, the most frequent predicates, and one of all others.
+        seed: decides the sample.
+
+    Raises UserError: there are no relations, or `count` is out of range.
+    """
+    if not 1 <= count <= MOST_QUESTIONS:
+        raise UserError(f"{count} questions: expected 1 to {MOST_QUESTIONS:,}")
+    strata, expression, values = (_by_predicate if kind == "predicates" else _by_confidence)(population, count)
+    if not strata:
+        raise UserError("there are no relations to ask about")
+    sizes = {number: stratum.relations for number, stratum in strata.items()}
+    shares = {number: share for number, share in equal_shares(sizes, count).items() if share}
+    bounds = [_bound(share, sizes[number]) for number, share in shares.items()]
+    rows = population.rows(
+        _SAMPLE.format(select=population.select, stratum=expression),
+        *population.values, *values, seed, list(shares), list(shares.values()), bounds,
+    )  # fmt: skip
+    index = {number: at for at, number in enumerate(strata)}
+    questions = [PlannedQuestion(*row[:-1], index[row[-1]]) for row in rows]
+    asked = np.bincount([question.stratum for question in questions], minlength=len(strata)).tolist()
+    return [s.model_copy(update={"sampled": n}) for s, n in zip(strata.values(), asked, strict=True)], questions
+
+
+def _by_confidence(population: Population, count: int) -> tuple[dict[int, PlanStratum], str, list[Any]]:
+    """The strata with their numbers, SQL for the number of a relation, and its parameters."""
+    query = f"with hits as ({population.select}) select {BAND} as band, count(*) from hits group by 1 order by 1"
+    strata = {}
+    for band, relations in population.rows(query, *population.values):
+        ends = (None, None) if band < 0 else (EDGES[band], EDGES[band + 1])
+        name = ConfidenceBand(*ends).name
+        strata[band] = PlanStratum(name=name, relations=relations, sampled=0, start=ends[0], stop=ends[1])
+    return strata, BAND, []
+
+
+def _by_predicate(population: Population, count: int) -> tuple[dict[int, PlanStratum], str, list[Any]]:
+    query = f"with hits as ({population.select}) select predicate, count(*) from hits group by 1 order by 2 desc, 1"
+    found = population.rows(query, *population.values)
+    kept = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES, len(found))
+    strata = {
+        number: PlanStratum(name=predicate, relations=relations, sampled=0, predicate=predicate)
+        for number, (predicate, relations) in enumerate(found[:kept])
+    }
+    if others := sum(relations for _, relations in found[kept:]):
+        strata[kept] = PlanStratum(name=OTHER_PREDICATES, relations=others, sampled=0)
+    names = [predicate for predicate, _ in found[:kept]]
+    return strata, f"(coalesce(list_position(?::varchar[], predicate), {kept + 1}) - 1)", [names]
+
+
+def _bound(quota: int, relations: int) -> str:
+    """A hexadecimal number that is below all but about twice as many hashes as are asked for."""
+    share = min((2 * quota + 100) / relations, 1)
+    return f"{min(int(share * 16**_HEX), 16**_HEX - 1):0{_HEX}x}~"  # "~" is after every digit
+
+
+@dataclass(frozen=True)
+class PlanProgress:
+    """What the answers to a plan say so far.
+
+    Attributes:
+        precision: of all relations that the plan samples. strata: of each stratum.
+        unsure: questions whose answer is "unsure", or on which as many people say one thing as another (`conflicts`);
+            neither counts in the precision. open: questions without an answer.
+        more: about how many more answers it takes until the 95% interval is ± `MARGIN`; None: more than a plan can have.
+    """
+
+    plan: str
+    precision: StratifiedEstimate
+    strata: list[tuple[str, int, int, StratifiedEstimate]]
+    unsure: int
+    conflicts: int
+    open: int
+    more: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        strata = [
+            {"name": name, "relations": relations, "sampled": sampled, "precision": vars(precision)}
+            for name, relations, sampled, precision in self.strata
+        ]
+        return {**vars(self), "precision": vars(self.precision), "strata": strata, "margin": MARGIN}
+
+
+def answers(plan: SamplingPlan, log: JudgementLog) -> list[Answer | None]:
+    """The answer to each question of a plan: that of most people; "unsure" where as many say another; None: open.
+
+    A change of a relation says that it is wrong as it stands. Once a question is answered, later answers count even if
+    another page asked.
+    """
+    asked = log.answered(plan.plan)
+    states = {key: state for key, state in _states(plan, log).items() if key in asked}
+    return [_answer(question.key, states.get(question.key)) for question in plan.questions]
+
+
+def _answer(key: RelationKey, state: RelationState | None) -> Answer | None:
+    if state is None:
+        return None
+    left = state.resolve()
+    return "unsure" if left is None else "right" if key in left else "wrong"
+
+
+def _states(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
+    images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
+    return {state.key: state for image in images for state in log.state(*image)}
+
+
+def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
+    """The precision according to the answers so far, and how many more are needed."""
+    given = answers(plan, log)
+    states = _states(plan, log)
+    numbers = np.array([question.stratum for question in plan.questions], int)
+    judged, correct = (
+        np.bincount(numbers[[answer in kinds for answer in given]], minlength=len(plan.strata))
+        for kinds in (("right", "wrong"), ("right",))
+    )
+    sizes = np.array([stratum.relations for stratum in plan.strata], np.float64)
+    [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
+    each = np.eye(len(sizes), dtype=np.int64)
+    parts = estimate_stratified(each * sizes, each * judged, each * correct)
+    unsure = given.count("unsure")
+    undecided = [q.key for q, a in zip(plan.questions, given, strict=True) if a == "unsure"]
+    return PlanProgress(
+        plan=plan.plan,
+        precision=whole,
+        strata=[(s.name, s.relations, s.sampled, part) for s, part in zip(plan.strata, parts, strict=True)],
+        unsure=unsure,
+        conflicts=sum(states[key].is_conflict for key in undecided),
+        open=given.count(None),
+        more=0 if _is_narrow(whole) else _more(sizes, judged, correct, unsure),
+    )
+
+
+def _more(sizes: NDArray[np.float64], judged: NDArray[np.int64], correct: NDArray[np.int64], unsure: int) -> int | None:
+    """How many more answers narrow the interval to the margin, if the strata stay as precise as they seem."""
+    done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
+    mean = (correct.sum() + 1) / (done + 2)
+    share = (correct + mean) / (judged + 1)
+    first, last = min(done, total), total
+    while True:
+        tries = np.unique(np.linspace(first, last, _GRID).astype(int))
+        planned = np.array([_shares(sizes, number) for number in tries.tolist()])
+        planned = np.minimum(np.maximum(planned, judged), sizes.astype(int))
+        right = np.clip(np.rint(share * planned).astype(int), correct, planned - (judged - correct))
+        right = np.where(planned == judged, correct, right)
+        estimates = estimate_stratified(np.broadcast_to(sizes, planned.shape), planned, right)
+        enough = [at for at, estimate in enumerate(estimates) if _is_narrow(estimate)]
+        if not enough:
+            return None
+        at, counts = enough[0], planned.sum(1)
+        if at == 0 or tries[at] - tries[at - 1] <= 1:
+            needed = int(counts[at]) - done
+            return round(needed * (done + unsure) / done) if done else needed
+        first, last = int(tries[at - 1]), int(tries[at])
+
+
+def _is_narrow(estimate: StratifiedEstimate) -> bool:
+    return estimate.value is not None and estimate.high - estimate.low <= 2 * MARGIN
+
+
+def _shares(sizes: NDArray[np.float64], count: int) -> list[int]:
+    shares = equal_shares({number: int(size) for number, size in enumerate(sizes)}, count)
+    return [shares[number] for number in range(len(sizes))]
+
+
+def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQuestion | None:
+    """A question that nobody has answered; None: there is none left.
+
+    Each person gets them in another random order, so that several seldom answer the same one. What this person skipped
+    comes last.
+    """
+    asked, skipped = log.answered(plan.plan), log.skipped(plan.plan)
+    left = [question for question in plan.questions if question.key not in asked]
+
+    def order(question: PlannedQuestion) -> tuple[bool, str]:
+        text = "\0".join(map(str, (by, *question.key)))
+        return by in skipped.get(question.key, ()), hashlib.sha256(text.encode()).hexdigest()
+
+    return min(left, key=order, default=None)
+
+
+def strata_of(plan: SamplingPlan) -> Sequence[Stratum]:
+    """The strata of a plan as those of a review."""
+    if plan.kind == "predicates":
+        return [PredicateStratum(stratum.predicate, stratum.relations, stratum.sampled) for stratum in plan.strata]
+    return [ConfidenceBand(s.start, s.stop, s.relations, s.sampled) for s in plan.strata]

@@ -1,0 +1,268 @@
+import random
+import uuid
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.stats.judged import read_review
+from sgpipe.stats.plans import MARGIN, Population, draw, measure_plan, next_question
+from sgpipe.stats.verdicts import measure_verdicts
+from sgpipe.storage.database import open_run
+from sgpipe.storage.judgement_lines import Judgement, PlannedQuestion, PlanStratum, SamplingPlan
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from tests.sgpipe.stats.runs import make_shards, scene
+
+RUN = "drawn"  # the fingerprint of such a run
+
+
+# 300 relations of confidence 0.6 (a third of them "near"), 40 of 0.15, 5 without; the last are all "on".
+RELATIONS = [
+    *((f"a{n}", ("near", "on", "at")[n % 3], 0.6) for n in range(300)),
+    *((f"b{n}", "on", 0.15) for n in range(40)),
+    *((f"c{n}", "on", None) for n in range(5)),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The relations as a run."""
+    records = [scene(image, [(0, predicate, 1, confidence)]) for image, predicate, confidence in RELATIONS]
+    return make_shards(tmp_path_factory.mktemp("plans") / "run", records)
+
+
+@pytest.fixture(scope="module")
+def population():
+    """The relations as a table."""
+    with duckdb.connect() as connection:
+        connection.execute("""create table hits (split text, image_id text, subject int, object int, predicate text,
+            confidence float, subject_category text, object_category text)""")
+        rows = [
+            ("val", image, 0, 1, predicate, confidence, "person", "dog") for image, predicate, confidence in RELATIONS
+        ]
+        connection.executemany("insert into hits values (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        yield Population(lambda query, *values: connection.execute(query, values).fetchall(), "select * from hits")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> JudgementLog:
+    return JudgementLog(tmp_path / JUDGEMENTS, RUN)
+
+
+def stored(log: JudgementLog, kind: str, strata, questions, plan: str = "p") -> SamplingPlan:
+    line = SamplingPlan(plan=plan, at="", by="anna", run=RUN, kind=kind, seed=0, strata=strata, questions=questions)
+    return log.append(line)
+
+
+def say(log: JudgementLog, question: PlannedQuestion, verdict: str, by: str = "anna", plan: str | None = "p") -> None:
+    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": RUN, "verdict": verdict, "plan": plan}
+    log.append(Judgement.model_validate({**question.key._asdict(), **values}))
+
+
+def test_bands_get_equal_shares_in_random_order(population):
+    strata, questions = draw(population, "bands", 65)
+    assert [(s.name, s.relations, s.sampled) for s in strata] == [
+        ("none", 5, 5), ("0.10 to 0.20", 40, 30), ("0.50 to 0.70", 300, 30)
+    ]  # fmt: skip
+    assert len({question.key for question in questions}) == 65
+    assert len({question.stratum for question in questions[:15]}) > 1
+    one = questions[0]
+    assert (one.subject_category, one.object_category) == ("person", "dog")
+    assert draw(population, "bands", 65) == (strata, questions)
+    assert draw(population, "bands", 65, 1)[1] != questions
+
+
+def test_every_relation_of_a_stratum_is_drawn_equally_often(population):
+    counts = Counter(q.key for seed in range(60) for q in draw(population, "bands", 40, seed)[1] if q.stratum == 1)
+    assert len(counts) == 40
+    expected = 60 * 17 / 40  # the five without a confidence are all drawn
+    assert (
+        np.sum((np.array(list(counts.values())) - expected) ** 2 / expected) < 70
+    )  # chi-square, 39 degrees: p < 0.002
+
+
+def test_predicates_are_strata_and_the_rare_ones_are_one(population):
+    strata, questions = draw(population, "predicates", 30)
+    assert [(s.name, s.predicate, s.relations, s.sampled) for s in strata] == [
+        ("on", "on", 145, 10), ("at", "at", 100, 10), ("other predicates", None, 100, 10)
+    ]  # fmt: skip
+    assert all(strata[q.stratum].predicate in (q.predicate, None) for q in questions)
+
+
+def test_a_search_is_sampled_without_the_rest(population):
+    search = replace(population, select="select * from hits where predicate = ?", values=["on"])
+    strata, questions = draw(search, "search", 1000)
+    assert sum(s.relations for s in strata) == len(questions) == 145
+    assert {q.predicate for q in questions} == {"on"}
+
+
+@pytest.mark.parametrize("count", [0, 10_001])
+def test_other_numbers_of_questions_are_refused(population, count):
+    with pytest.raises(UserError, match="expected 1 to"):
+        draw(population, "bands", count)
+
+
+def test_a_run_without_relations_has_no_plan(population):
+    with pytest.raises(UserError, match="no relations"):
+        draw(replace(population, select="select * from hits where false"), "bands", 10)
+
+
+def test_only_answers_that_the_plan_asked_for_count(population, log):
+    strata, questions = draw(population, "bands", 60)
+    plan = stored(log, "bands", strata, questions)
+    for question in questions[:20]:
+        say(log, question, "right")
+    say(log, questions[20], "unsure")
+    say(log, questions[21], "skip")
+    for question in questions[22:]:  # found while browsing
+        say(log, question, "wrong", plan=None)
+    progress = measure_plan(plan, log)
+    assert (progress.precision.judged, progress.precision.correct) == (20, 20)
+    assert (progress.unsure, progress.conflicts, progress.open) == (1, 0, len(questions) - 21)
+
+
+def test_later_answers_and_other_people_change_an_answer_to_the_plan(population, log):
+    plan = stored(log, "bands", *draw(population, "bands", 60))
+    first, second, third = plan.questions[:3]
+    for question in (first, second, third):
+        say(log, question, "right")
+    say(log, first, "wrong", plan=None)  # on the image page
+    say(log, second, "wrong", by="ben")
+    say(log, third, "wrong", by="ben")
+    say(log, third, "wrong", by="cleo")
+    progress = measure_plan(plan, log)
+    assert (progress.precision.judged, progress.precision.correct) == (2, 0)
+    assert (progress.unsure, progress.conflicts) == (1, 1)
+
+
+def test_strata_are_weighted_by_their_relations(population, log):
+    plan = stored(log, "bands", *draw(population, "bands", 65))
+    for question in plan.questions:
+        say(log, question, "right" if question.confidence == pytest.approx(0.6) else "wrong")
+    progress = measure_plan(plan, log)
+    assert progress.precision.value == pytest.approx(300 / 345)
+    assert progress.precision.low < 300 / 345 < progress.precision.high
+    assert [part.value for *_, part in progress.strata] == [0, 0, 1]
+
+
+def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
+    """That many answers in the same proportions do, and nine tenths of them do not."""
+    strata = [PlanStratum(name=str(n), relations=20_000, sampled=1500, start=n / 2, stop=(n + 1) / 2) for n in range(2)]
+    questions = [PlannedQuestion("val", str(n), 0, 1, "on", "a", "b", 0.2 + n % 2 / 2, n % 2) for n in range(3000)]
+    plan = SamplingPlan(
+        plan="p", at="", by="anna", run=RUN, kind="bands", seed=0, strata=strata, questions=questions
+    )  # fmt: skip
+    lines = log.append(plan) and []
+    for question in questions[:100]:
+        verdict = "right" if int(question.image_id) % 10 else "wrong"
+        lines.append({**question.key._asdict(), "id": question.image_id, "verdict": verdict, "plan": "p"})
+
+    def write(lines: list[dict]) -> float:
+        texts = [Judgement.model_validate({**line, "at": "", "by": "anna", "run": RUN}).to_json() for line in lines]
+        log.file.write_text("\n".join([plan.to_json(), *texts, ""]))
+        estimate = measure_plan(plan, JudgementLog(log.file, RUN)).precision
+        return (estimate.high - estimate.low) / 2
+
+    assert write(lines) > MARGIN
+    more = measure_plan(plan, JudgementLog(log.file, RUN)).more
+    assert 100 < more < 2000
+    for question in questions[100 : 100 + more]:
+        verdict = "right" if int(question.image_id) % 10 else "wrong"
+        lines.append({**question.key._asdict(), "id": question.image_id, "verdict": verdict, "plan": "p"})
+    assert write(lines[: 100 + int(0.8 * more)]) > MARGIN
+    assert write(lines) <= MARGIN * 1.02
+    everything = measure_plan(plan, JudgementLog(log.file, RUN))
+    assert everything.more < more / 10
+
+
+@pytest.mark.slow
+def test_the_interval_holds_the_precision_of_the_run_in_95_of_100_plans(population, tmp_path):
+    held, precision = 0, (200 + 10) / 345
+    for seed in range(100):
+        strata, questions = draw(population, "bands", 60, seed)
+        log = JudgementLog(tmp_path / f"{seed}.jsonl", RUN)
+        plan = SamplingPlan(plan="p", at="", by="a", run=RUN, kind="bands", seed=0, strata=strata, questions=questions)
+        lines = [plan.to_json()]
+        for number, q in enumerate(questions[:50]):
+            right = {"a": int(q.image_id[1:]) % 3 > 0, "b": int(q.image_id[1:]) % 8 == 0, "c": True}[q.image_id[0]]
+            values = {"id": str(number), "at": "", "by": "a", "run": RUN, "plan": "p"}
+            verdict = {"verdict": "right" if right else "wrong"}
+            lines.append(Judgement.model_validate({**q.key._asdict(), **values, **verdict}).to_json())
+        log.file.write_text("\n".join([*lines, ""]))
+        log.reload()
+        estimate = measure_plan(plan, log).precision
+        held += estimate.low <= precision <= estimate.high
+    assert held >= 90
+
+
+def test_people_get_questions_in_other_orders_and_what_was_skipped_last(population, log):
+    plan = stored(log, "bands", *draw(population, "bands", 10))
+    firsts = {next_question(plan, log, by).key for by in ("anna", "ben", "cleo", "dan")}
+    assert len(firsts) > 1
+    skipped = next_question(plan, log, "anna")
+    say(log, skipped, "skip")
+    seen = []
+    while (question := next_question(plan, log, "anna")) and question.key not in seen and len(seen) < 20:
+        seen.append(question.key)
+        say(log, question, "right")
+    assert seen[-1] == skipped.key
+    assert len(seen) == 10
+    assert next_question(plan, log, "ben") is None
+
+
+def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, population, log):
+    rng = random.Random(0)
+    few = stored(log, "bands", *draw(population, "bands", 40), plan="few")
+    many = stored(log, "predicates", *draw(population, "predicates", 60), plan="many")
+    most = stored(log, "search", *draw(population, "bands", 345), plan="most")
+    for plan, number in ((few, 20), (many, 50), (most, 80)):
+        for question in plan.questions[:number]:
+            say(log, question, rng.choice(["right", "right", "wrong"]), plan=plan.plan)
+    with open_run(run) as database:
+        verdicts = measure_verdicts(database, log.file, 0.9, (0.0, 0.5))
+    summary = verdicts.judgements
+    assert (summary.plan, verdicts.judged, verdicts.strata) == ("many", 50, "predicate")
+    live = measure_plan(many, log)
+    assert (verdicts.precision, verdicts.low, verdicts.high) == (
+        live.precision.value, live.precision.low, live.precision.high
+    )  # fmt: skip
+    assert [row.band.name for row in verdicts.bands] == [name for name, *_ in live.strata]
+    assert [row.band.relations for row in verdicts.bands] == [145, 100, 100]
+    assert verdicts.curve[0].precision == live.precision
+    assert verdicts.curve[1].relations == 305
+    assert verdicts.calibration_error is None
+    assert verdicts.relations == verdicts.relations_now == 345
+
+
+def test_bands_of_a_plan_say_the_same_as_those_of_a_review(run, population, log):
+    plan = stored(log, "bands", *draw(population, "bands", 65))
+    for question in plan.questions[:50]:
+        say(log, question, "right" if int(question.image_id[1:]) % 3 else "wrong")
+    with open_run(run) as database:
+        verdicts = measure_verdicts(database, log.file, 0.5, (0.0, 0.5))
+    live = measure_plan(plan, log)
+    assert verdicts.precision == live.precision.value
+    assert verdicts.open == live.open == 15
+    assert [row.precision for row in verdicts.bands] == [part for *_, part in live.strata]
+    assert verdicts.calibration_error is not None
+
+
+def test_answers_outside_a_plan_are_counted_but_say_nothing_of_the_precision(run, population, log):
+    plan = draw(population, "bands", 60)[1]
+    for question in plan[:30]:
+        say(log, question, "right", plan=None)
+    with open_run(run) as database:
+        verdicts = measure_verdicts(database, log.file, 0.9, (0.0,))
+    assert (verdicts.precision, verdicts.judged, verdicts.judgements.plan) == (None, 0, None)
+    assert (verdicts.judgements.relations, verdicts.judgements.outside) == (30, 30)
+
+
+def test_a_file_of_another_run_is_refused(log):
+    other = PlannedQuestion("val", "1", 0, 1, "on", "a", "b", 0.5, 0)
+    say(log, other, "right")
+    with pytest.raises(UserError, match="another run"):
+        read_review(log.file, "other")
