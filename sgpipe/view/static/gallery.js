@@ -28,6 +28,7 @@ document.addEventListener("keydown", (event) => {
 
 // Orders apply at once; the button is for browsers without scripts, and to shuffle again.
 const order = document.getElementById("order");
+if (order && order.value !== "shuffle") order.form.querySelector("button").hidden = true;
 order?.addEventListener("change", () => {
   order.form.elements.seed?.remove();
   order.form.submit();
