@@ -86,7 +86,6 @@ def gallery(request: Request) -> Response:
         "orders": {order: _ORDERS[order] for order in ORDERS if order != "agreement" or viewer.index.scored},
         "facet_titles": _FACETS,
         "problems": [*viewer.index.problems, *viewer.judgements.problems, *filter(None, [freshness.failure])],
-        "generation": viewer.index.generation,
     }
     try:
         filters = Filters.from_params(pairs, viewer.index.vocabulary)
@@ -117,7 +116,7 @@ def status(request: Request) -> Response:
     """How large the run is by now; asking makes the server look for new shards."""
     index, freshness = viewer_of(request).index, _freshness(request)
     freshness.look_for_shards()
-    counts = {"images": index.images, "relations": index.relations, "generation": index.generation}
+    counts = {"images": index.images, "relations": index.relations}
     return answer({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
 
 

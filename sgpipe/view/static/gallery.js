@@ -64,7 +64,7 @@ const look = async () => {
   try {
     const response = await fetch("/api/status");
     const now = await response.json();
-    if (!response.ok || String(now.generation) === grown.dataset.generation) return;
+    if (!response.ok || `${now.images} ${now.relations}` === grown.dataset.size) return;
     const link = document.createElement("a");
     link.href = location.href;
     link.textContent = `the run has ${now.images.toLocaleString("en")} images by now: refresh`;
