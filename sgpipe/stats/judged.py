@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.stats.calibration import StratifiedEstimate
-from sgpipe.stats.plans import answers, measure_plan, strata_of
+from sgpipe.stats.plans import answers, count_states, measure_plan, strata_of
 from sgpipe.stats.review import FORMAT, ConfidenceBand, Question, Review, Stratum, load_review
 from sgpipe.storage.judgement_lines import Kind, SamplingPlan
 from sgpipe.storage.judgements import JudgementLog
@@ -35,21 +34,15 @@ class JudgementSummary:
 
     Attributes:
         plan: the plan of the whole run with the most answers, whose precision is that of the run; None: there is none.
-        relations: how many have an answer; of them `right`, `wrong`, `changed`, `unsure` and `conflicts`, where people
-            differ. `added`: those that people say the run lacks, which are right.
+        counts: how many `relations` are judged, and how: `right`, `wrong`, `changed`, `unsure`, `conflict` (people
+            differ), and `added` (the run lacks them; they are right, too).
         outside: relations that were not judged because a plan asked; they say nothing about the precision.
         problems: lines that are left out, and why.
     """
 
     plan: str | None
     plans: list[PlanSummary]
-    relations: int
-    right: int
-    wrong: int
-    changed: int
-    unsure: int
-    conflicts: int
-    added: int
+    counts: dict[str, int]
     outside: int
     problems: list[str]
 
@@ -123,18 +116,11 @@ def _read_log(log: JudgementLog) -> JudgedFile:
 
 def _summarise(log: JudgementLog, best: SamplingPlan | None, plans: list[PlanSummary]) -> JudgementSummary:
     states = list(log.current())
-    counts = Counter(state.state for state in states)
     asked = {key for plan in log.plans for key in log.answered(plan)}
     return JudgementSummary(
         plan=best.plan if best else None,
         plans=plans,
-        relations=len(states),
-        right=counts["right"],
-        wrong=counts["wrong"],
-        changed=counts["changed"],
-        unsure=counts["unsure"],
-        conflicts=counts["conflict"],
-        added=sum(state.is_added for state in states),
+        counts=count_states(states),
         outside=sum(state.key not in asked for state in states),
         problems=log.problems,
     )

@@ -8,6 +8,7 @@ are a random sample, too.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,6 @@ class PlanProgress:
         precision: of all relations that the plan samples. strata: of each stratum.
         unsure: questions whose answer is "unsure", or on which as many people say one thing as another (`conflicts`);
             neither counts in the precision. open: questions without an answer.
-        more: about how many more answers it takes until the 95% interval is ± `MARGIN`; None: more than a plan can have.
     """
 
     plan: str
@@ -154,7 +154,6 @@ class PlanProgress:
     unsure: int
     conflicts: int
     open: int
-    more: int | None
 
     def as_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -188,16 +187,19 @@ def _states(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relation
     return {state.key: state for image in images for state in log.state(*image)}
 
 
+def count_states(states: Sequence[RelationState]) -> dict[str, int]:
+    """How many relations are judged, and how: right, wrong, changed, unsure, conflict; and added, which are right."""
+    counts = Counter(state.state for state in states)
+    names = ("right", "wrong", "changed", "unsure", "conflict")
+    added = sum(state.is_added for state in states)
+    return {"relations": len(states), **{name: counts[name] for name in names}, "added": added}
+
+
 def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
-    """The precision according to the answers so far, and how many more are needed."""
+    """The precision according to the answers so far."""
     given = answers(plan, log)
     states = _states(plan, log)
-    numbers = np.array([question.stratum for question in plan.questions], int)
-    judged, correct = (
-        np.bincount(numbers[[answer in kinds for answer in given]], minlength=len(plan.strata))
-        for kinds in (("right", "wrong"), ("right",))
-    )
-    sizes = np.array([stratum.relations for stratum in plan.strata], np.float64)
+    sizes, judged, correct = _tally(plan, given)
     [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
     each = np.eye(len(sizes), dtype=np.int64)
     parts = estimate_stratified(each * sizes, each * judged, each * correct)
@@ -210,12 +212,34 @@ def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
         unsure=unsure,
         conflicts=sum(states[key].is_conflict for key in undecided),
         open=given.count(None),
-        more=0 if _is_narrow(whole) else _more(sizes, judged, correct, unsure),
     )
 
 
+def _tally(
+    plan: SamplingPlan, given: Sequence[Answer | None]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """The relations of each stratum, and how many were judged, and judged right; `[strata]` each."""
+    numbers = np.array([question.stratum for question in plan.questions], int)
+    judged, correct = (
+        np.bincount(numbers[[answer in kinds for answer in given]], minlength=len(plan.strata))
+        for kinds in (("right", "wrong"), ("right",))
+    )
+    return np.array([stratum.relations for stratum in plan.strata], np.float64), judged, correct
+
+
+def answers_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
+    """About how many more answers it takes until the 95% interval of a plan is ± `MARGIN`; 0: it is.
+
+    So many would do if the strata stay as precise as they seem, and as many answers are "unsure". They may be more than
+    the plan has open questions. None: more than any plan can have.
+    """
+    given = answers(plan, log)
+    sizes, judged, correct = _tally(plan, given)
+    [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
+    return 0 if _is_narrow(whole) else _more(sizes, judged, correct, given.count("unsure"))
+
+
 def _more(sizes: NDArray[np.float64], judged: NDArray[np.int64], correct: NDArray[np.int64], unsure: int) -> int | None:
-    """How many more answers narrow the interval to the margin, if the strata stay as precise as they seem."""
     done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
     mean = (correct.sum() + 1) / (done + 2)
     share = (correct + mean) / (judged + 1)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from sgpipe.utils import LARGEST_SEED
+
 MOST_QUESTIONS = 10_000  # of a plan, which is one line
 Verdict = Literal["right", "wrong", "unsure", "skip"]
 Kind = Literal["bands", "predicates", "search"]
@@ -160,7 +162,7 @@ class SamplingPlan(_Line):
     by: _Name
     run: _Text
     kind: Kind
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
     search: Annotated[str, StringConstraints(max_length=10_000)] | None = None
     strata: list[PlanStratum]
     questions: Annotated[list[PlannedQuestion], Field(max_length=MOST_QUESTIONS)]

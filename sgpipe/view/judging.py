@@ -1,60 +1,301 @@
 """HTTP handlers for judgements and sampling plans.
 
-| | |
-|---|---|
-| `POST /api/judgements` | write one answer: `Judgement` without `at`, and, where the server knows them, without `run`, `by`, the classes and the confidence; answered with the line as it is stored |
-| `GET /api/judgements?split=&image_id=` | `{"relations": [RelationState.as_json()], "problems": […]}` of an image |
-| `POST /api/plans` | draw a sample: `{"kind", "count", "seed", "search"}`; answered with the plan |
-| `GET /api/plans` | all plans with their precision |
-| `GET /api/plans/{plan}?by=` | one plan: its precision, how many more answers until ±3%, and the next open question |
-| `GET /judge` | the page of plans |
-"""  # noqa: E501
+- `POST /api/judgements` writes one answer: the fields of `Judgement` but `at`. `run` may be left out, and `by` (then it
+  is the name that the server was started with); an undo needs no relation. It answers with the line as it is stored.
+- `GET /api/judgements?split=&image_id=`: `{"relations": [RelationState.as_json(), …], "problems": […]}` of an image.
+- `POST /api/plans` draws a sample: `{"id", "kind", "count", "seed", "search"}`, all but `kind` optional.
+- `GET /api/plans/{plan}?by=`: precision, how many more answers until ±3%, and the next open `question`, or null.
+- `GET /judge`: the page of plans. `GET /judge/{plan}?by=` leads to the image page of the plan's next open question.
+"""
 
 from __future__ import annotations
 
+import errno
+import random
+import uuid
+from typing import Any
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
+
+from sgpipe.errors import refusal
+from sgpipe.records import Record
+from sgpipe.stats.plans import MARGIN, Population, answers_needed, count_states, draw, measure_plan, next_question
+from sgpipe.storage.judgement_lines import Judgement, Kind, PlannedQuestion, SamplingPlan, describe_invalid, utc_now
+from sgpipe.utils import LARGEST_SEED
+from sgpipe.utils.console import single_line
+from sgpipe.view import search as searching
+from sgpipe.view.records import read_record
+from sgpipe.view.search import Filters
+from sgpipe.view.web import Viewer, answer, image_url, posted, relation_key, render, viewer_of
+
+NOBODY = "anonymous"
+_QUESTIONS = 200
+_CONFLICTS_SHOWN = 100
 
 
 def routes() -> list[Route]:
     """The routes of this module."""
-    return []
+    return [
+        Route("/api/judgements", judge, methods=["POST"]),
+        Route("/api/judgements", judgements_of_image),
+        Route("/api/plans", draw_plan, methods=["POST"]),
+        Route("/api/plans/{plan}", plan_progress),
+        Route("/judge", plans_page),
+        Route("/judge/{plan}", ask_next),
+    ]
 
 
 async def judge(request: Request) -> Response:
     """Write an answer into the file of the run before it is acknowledged; one that is there already is not repeated.
 
-    Status 400: it is not a line; 403: read-only; 404: the run has no such relation, plan or answer to undo; 409: it is
-    about another run, or undoes somebody else's answer; 507: the disk is full, so nothing is saved; 500: it cannot be
-    written for another reason.
+    Status 400: it is no answer; 403: the run is read-only; 404: the run has no such relation, or there is no such plan
+    or answer to take back; 409: the page is about another run, the answer to take back is somebody else's, or the
+    relation to add is there; 507: the disk is full; 503: it cannot be written for another reason.
     """
-    raise NotImplementedError
+    values = await posted(request)
+    return await run_in_threadpool(_judge, viewer_of(request), values)
+
+
+def _judge(viewer: Viewer, values: dict[str, Any]) -> Response:
+    log = viewer.judgements
+    _check_writable(viewer, values)
+    log.reload()
+    if (stored := log.find(str(values.get("id")))) is None:
+        who = _who(viewer, str(values.get("by") or ""))
+        complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
+        if values.get("undoes") is not None:
+            complete |= _undone(viewer, str(values["undoes"]), who)
+        line = _placed(viewer, _valid(complete))
+        stored = _saved(viewer, line if line.undoes else _checked(viewer, line))
+    return answer(stored.model_dump(mode="json"))
+
+
+def _check_writable(viewer: Viewer, values: dict[str, Any]) -> None:
+    if viewer.read_only:
+        raise HTTPException(403, "this server only shows the run: nothing is saved")
+    if values.get("run", viewer.judgements.fingerprint) != viewer.judgements.fingerprint:
+        raise HTTPException(409, "this page is about another run than the server: reload it; nothing is saved")
+
+
+def _valid(values: dict[str, Any]) -> Judgement:
+    try:
+        return Judgement.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(400, f"not an answer: {single_line(describe_invalid(error), 200)}") from None
+
+
+def _undone(viewer: Viewer, undoes: str, who: str) -> dict[str, Any]:
+    """The relation of the answer that is taken back."""
+    before = viewer.judgements.find(undoes)
+    if not isinstance(before, Judgement) or before.undoes is not None:
+        raise HTTPException(404, "there is no such answer to take back")
+    if before.by != who:
+        raise HTTPException(409, f"this answer is by {before.by}, who alone can take it back")
+    of_relation = {"subject_category", "object_category", "confidence"}
+    return before.model_dump(include={*before.key._asdict(), *of_relation, "plan", "stratum"})
+
+
+def _placed(viewer: Viewer, line: Judgement) -> Judgement:
+    """The line with its stratum. What a plan did not ask about is no answer to it."""
+    if line.plan is None:
+        return line.model_copy(update={"stratum": None})
+    plan = _plan(viewer, line.plan)
+    strata = {question.key: question.stratum for question in plan.questions}
+    asked = line.key in strata
+    return line.model_copy(update={"plan": line.plan if asked else None, "stratum": strata.get(line.key)})
+
+
+def _checked(viewer: Viewer, line: Judgement) -> Judgement:
+    """The line with what the run says of its relation."""
+    view = read_record(viewer.index, line.split, line.image_id)
+    record = None if view is None else view.record
+    if record is None or max(line.subject, line.object) >= len(record.objects):
+        raise HTTPException(404, "the run has no such image or boxes")
+    found = [
+        each for each in record.relations if (each.subject, each.object, each.predicate) == line.key[2:]
+    ]  # fmt: skip
+    action = line.change and line.change.action
+    if action == "add":
+        _check_addition(record, line, there=bool(found))
+    elif not found and not _is_added(viewer, line):
+        raise HTTPException(404, "the run has no such relation")
+    if action == "swap" and record.objects[line.object].is_nothing:
+        raise HTTPException(400, "a relation without an object cannot be swapped")
+    if action == "predicate" and not _is_clean(line.change.predicate or ""):  # type: ignore[union-attr]
+        raise HTTPException(400, "a predicate is one line of text without outer spaces")
+    confidences = [each.confidence for each in found if each.confidence is not None]
+    names = (record.objects[line.subject].category, record.objects[line.object].category)
+    update = {"subject_category": names[0], "object_category": names[1], "confidence": max(confidences, default=None)}
+    return line.model_copy(update=update)
+
+
+def _check_addition(record: Record, line: Judgement, *, there: bool) -> None:
+    if there:
+        raise HTTPException(409, "the run has this relation already: judge it instead")
+    if line.subject == line.object or record.objects[line.subject].is_nothing:
+        raise HTTPException(400, "a relation needs a subject and another object")
+    if not _is_clean(line.predicate) or len(line.predicate) > 200:
+        raise HTTPException(400, "a predicate is one line of at most 200 characters without outer spaces")
+
+
+def _is_clean(predicate: str) -> bool:
+    return bool(predicate) and predicate == single_line(predicate)
+
+
+def _is_added(viewer: Viewer, line: Judgement) -> bool:
+    states = viewer.judgements.state(line.split, line.image_id)
+    return any(state.key == line.key and state.is_added for state in states)
+
+
+def _saved(viewer: Viewer, line: Judgement | SamplingPlan) -> Judgement | SamplingPlan:
+    """Raises HTTPException: it is not saved. 507: the disk is full; 503: for another reason."""
+    try:
+        return viewer.judgements.append(line)
+    except OSError as error:
+        status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503
+        raise HTTPException(status, f"not saved: {refusal(error)}") from None
 
 
 def judgements_of_image(request: Request) -> Response:
     """What people say about the relations of an image. Status 400: split or image_id is missing."""
-    raise NotImplementedError
+    log, params = viewer_of(request).judgements, request.query_params
+    if not {"split", "image_id"} <= params.keys():
+        raise HTTPException(400, "give split and image_id")
+    log.reload()
+    states = log.state(params["split"], params["image_id"])
+    return answer({"relations": [state.as_json() for state in states], "problems": log.problems})
 
 
 async def draw_plan(request: Request) -> Response:
-    """Draw a stratified sample and write it into the file of judgements. Status: as `judge`."""
-    raise NotImplementedError
+    """Draw a stratified sample and write it into the file of judgements.
+
+    Status 400: a value is none; 422: there are no such relations, or the search cannot be understood; else as `judge`.
+    """
+    values = await posted(request)
+    return await run_in_threadpool(_draw_plan, request, values)
 
 
-def plans(request: Request) -> Response:
-    """All plans, the latest first, with their precision."""
-    raise NotImplementedError
+def _draw_plan(request: Request, values: dict[str, Any]) -> Response:
+    viewer = viewer_of(request)
+    log = viewer.judgements
+    _check_writable(viewer, values)
+    try:
+        wanted = _NewPlan.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(400, f"not a plan: {single_line(describe_invalid(error), 200)}") from None
+    log.reload()
+    if wanted.id not in log.plans:
+        _saved(viewer, _drawn(request, wanted))
+    return answer(_summary(_plan(viewer, wanted.id)), 201)
 
 
-def plan(request: Request) -> Response:
+class _NewPlan(BaseModel):
+    """What a page says about a plan that is to be made; `search`: the parameters of a search, as in its URL."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Kind
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^[\w.:-]{1,64}$")
+    count: int = _QUESTIONS
+    seed: int = Field(default_factory=lambda: random.randrange(2**31), ge=0, le=LARGEST_SEED)
+    search: str = Field("", max_length=10_000)
+    by: str = Field("", max_length=200)
+    run: str = ""
+
+
+def _drawn(request: Request, wanted: _NewPlan) -> SamplingPlan:
+    viewer = viewer_of(request)
+    search = wanted.search if wanted.kind == "search" else None
+    filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
+    if filters.judged or filters.queue:
+        request.app.state.freshness.update_judgements()
+    select, parameters = searching.select_relations(viewer.index, filters)  # type: ignore[attr-defined]
+    population = Population(lambda query, *rest: viewer.index.rows(query, rest), select, parameters)
+    strata, questions = draw(population, wanted.kind, wanted.count, wanted.seed)
+    return SamplingPlan(
+        plan=wanted.id,
+        at=utc_now(),
+        by=_who(viewer, wanted.by),
+        run=viewer.judgements.fingerprint,
+        kind=wanted.kind,
+        seed=wanted.seed,
+        search=search,
+        strata=strata,
+        questions=questions,
+    )
+
+
+def _summary(plan: SamplingPlan) -> dict[str, Any]:
+    """A plan without its questions."""
+    return plan.model_dump(mode="json", exclude={"questions"})
+
+
+def plan_progress(request: Request) -> Response:
     """One plan: precision with its 95% interval, how many more answers until ±3%, and the next open question.
 
     Status 404: there is no such plan.
     """
-    raise NotImplementedError
+    viewer = viewer_of(request)
+    viewer.judgements.reload()
+    plan = _plan(viewer, request.path_params["plan"])
+    progress = measure_plan(plan, viewer.judgements)
+    question = next_question(plan, viewer.judgements, _person(request))
+    values = _summary(plan) | progress.as_json()
+    return answer(
+        {**values, "more": answers_needed(plan, viewer.judgements), "question": question and question._asdict()}
+    )
+
+
+def ask_next(request: Request) -> Response:
+    """Go to the image page of the plan's next open question, or back to the page of plans if there is none."""
+    viewer = viewer_of(request)
+    viewer.judgements.reload()
+    plan = _plan(viewer, request.path_params["plan"])
+    question = next_question(plan, viewer.judgements, _person(request))
+    return RedirectResponse(_question_url(plan, question) if question else f"/judge#{plan.plan}", 303)
 
 
 def plans_page(request: Request) -> Response:
-    """The page on which plans are made and followed."""
-    raise NotImplementedError
+    """The page on which plans are made and followed; the parameters of a search let one sample it."""
+    viewer, params = viewer_of(request), request.query_params.multi_items()
+    log = viewer.judgements
+    log.reload()
+    filters = Filters.from_params(params, viewer.index.vocabulary)
+    states = list(log.current())
+    values = {
+        "plans": [(plan, measure_plan(plan, log)) for plan in reversed(log.plans.values())],
+        "search": filters.to_params(),
+        "searches_images": filters.finds_images,
+        "questions": _QUESTIONS,
+        "counts": count_states(states),
+        "conflicts": [state for state in states if state.is_conflict][:_CONFLICTS_SHOWN],
+        "problems": log.problems,
+        "margin": MARGIN,
+    }
+    return render(request, "judge", values)
+
+
+def _plan(viewer: Viewer, name: str) -> SamplingPlan:
+    try:
+        return viewer.judgements.plans[name]
+    except KeyError:
+        raise HTTPException(404, "there is no such plan") from None
+
+
+def _person(request: Request) -> str:
+    return _who(viewer_of(request), request.query_params.get("by", ""))
+
+
+def _who(viewer: Viewer, name: str) -> str:
+    return single_line(name) or single_line(viewer.name) or NOBODY
+
+
+def _question_url(plan: SamplingPlan, question: PlannedQuestion) -> str:
+    key = relation_key(question.subject, question.object, question.predicate)
+    return image_url(question.split, question.image_id, [("plan", plan.plan)], key)
