@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -49,4 +53,36 @@ def open_page(browser: Browser) -> Iterator[Any]:
         return page
 
     yield open_
+    assert complaints == []
+
+
+@contextmanager
+def view_server(run: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of `sgpipe view` on a run, and its process."""
+    command = [Path(sys.executable).parent / "sgpipe", "view", run, "--no-browser", "--port", "0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip().rstrip("/"), server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Any]:
+    """A function that opens an address; the test fails if the page complains or loads anything from elsewhere."""
+    complaints: list[str] = []
+
+    def visit_(url: str, width: int = 1200, scheme: str = "light", **options: Any) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        page = context.new_page()
+        home = "/".join(url.split("/")[:3]) + "/"
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: request.url.startswith((home, "data:")) or complaints.append(request.url))
+        page.goto(url)
+        return page
+
+    yield visit_
     assert complaints == []
