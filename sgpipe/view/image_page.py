@@ -1,33 +1,273 @@
-"""The page of one image: its boxes, relations, provenance and scene graph, alone or beside those of another run."""
+"""The page of one image: its boxes, relations, provenance and scene graph, alone or beside those of another run.
+
+The page is drawn by scripts from plain values, which `/api/image/…` also answers with, so that they can go from one
+image to the next without loading a page.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeAlias
 
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
-from sgpipe.records import Record
+from sgpipe.records import Record, Relation, deduplicate
+from sgpipe.stats.gallery import make_card
+from sgpipe.utils.console import single_line
+from sgpipe.view.comparison import compare_images
+from sgpipe.view.index import Index
+from sgpipe.view.provenance import Provenance, explain
+from sgpipe.view.records import RecordView, read_record
+from sgpipe.view.search import Filters, Hit, neighbours
+from sgpipe.view.web import (
+    Viewer,
+    answer,
+    gallery_url,
+    image_url,
+    parse_relation,
+    photo_url,
+    relation_key,
+    render,
+    viewer_of,
+)
+from sgpipe.viz.draw_relations import colour_of, object_names
+
+Values: TypeAlias = dict[str, Any]
+
+MOST_RELATIONS = 1000  # of an image that a page lists
+_IN_GRAPH = 20
 
 
 def routes() -> list[Route]:
-    """`/image/{split}/{image_id}`, and the same values as JSON at `/api/image/{split}/{image_id}`."""
-    return []
+    """The routes of this module."""
+    place = "/{split}/{image_id:path}"
+    return [
+        Route(f"/image{place}", image_page),
+        Route(f"/api/image{place}", image_answer),
+        Route(f"/api/neighbours{place}", neighbours_answer),
+    ]
 
 
-def image_values(record: Record, run: Mapping[str, Any], relation: str | None = None) -> dict[str, Any]:
+def image_page(request: Request) -> Response:
+    """The page of an image. Status 404: the run does not have it."""
+    return render(request, "image", {"values": _values(request)})
+
+
+def image_answer(request: Request) -> Response:
+    """The values of an image as JSON. Status 404: the run does not have it."""
+    return answer(_values(request))
+
+
+def neighbours_answer(request: Request) -> Response:
+    """The addresses of the hits before and after the relation in the request's search: `{"previous", "next"}`."""
+    return answer(_neighbours(viewer_of(request).index, *_place(request), request.query_params))
+
+
+def _place(request: Request) -> tuple[str, str]:
+    return request.path_params["split"], request.path_params["image_id"]
+
+
+def _values(request: Request) -> Values:
+    viewer, params = viewer_of(request), request.query_params
+    split, image_id = _place(request)
+    view = read_record(viewer.index, split, image_id)
+    if view is None:
+        raise HTTPException(404, f"the run has no image {single_line(image_id, 80)!r} in {single_line(split, 80)!r}")
+    key = params.get("relation")
+    values = image_values(view, viewer.index.run, key)
+    others = [(name, value) for name, value in params.multi_items() if name not in ("relation", "after", "plan")]
+    return {
+        **values,
+        **_neighbours(viewer.index, split, image_id, params),
+        "gallery": gallery_url(others),
+        "run": viewer.index.fingerprint,
+        "chosen": key if any(relation["key"] == key for relation in values["relations"]) else None,
+        "other": _other_values(viewer, view.record, split, image_id),
+    }
+
+
+def _neighbours(index: Index, split: str, image_id: str, params: QueryParams) -> Values:
+    filters = Filters.from_params(params.multi_items(), index.vocabulary)
+    key = params.get("relation")
+    relation = parse_relation(key) if key else None
+    found = neighbours(index, filters, split, image_id, relation)
+    return {name: _hit_url(hit, params) for name, hit in zip(("previous", "next"), found, strict=True)}
+
+
+def _hit_url(hit: Hit | None, params: QueryParams) -> str | None:
+    if hit is None:
+        return None
+    has_relation = hit.subject is not None and hit.object is not None and hit.predicate is not None
+    key = relation_key(hit.subject, hit.object, hit.predicate) if has_relation else None  # type: ignore[arg-type]
+    return image_url(hit.split, hit.image_id, params.multi_items(), key)
+
+
+def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None) -> Values:
     """Everything that the page shows of an image, as plain JSON-able values.
 
     Args:
         run: the header of the run's manifest.
-        relation: the key of the chosen relation, which the scene graph has even if others are more confident.
+        chosen: the key of a relation that is shown even if many others are more confident.
+
+    Returns:
+        `image`, `objects`, `relations` (the most confident `MOST_RELATIONS`, those without confidence first),
+        `total` (how many there are), `captions`, `statements` (one per triplet), `candidates` (by "subject-object"),
+        `graph` (a `Card`), and `why` (why there is no relation, or None).
     """
-    raise NotImplementedError
+    record = view.record
+    relations = existing_relations(record)
+    shown = _most_confident(relations, MOST_RELATIONS, chosen)
+    provenance = explain(record, run)
+    agreement = _agreement(view)
+    pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
+    return {
+        "image": _image(view),
+        "objects": _objects(record),
+        "relations": [_relation(relation, provenance, agreement) for relation in shown],
+        "total": len(relations),
+        "captions": [asdict(caption) for caption in record.captions],
+        "statements": [asdict(statement) for statement in provenance.statements],
+        "candidates": {f"{s}-{o}": [asdict(found) for found in provenance.candidates[s, o]] for s, o in pairs},
+        "threshold": provenance.settings.threshold,
+        "graph": _graph(record, _most_confident(relations, _IN_GRAPH, chosen)),
+        "why": None if relations else without_relations(record),
+    }
 
 
-def compare(record: Record, other: Record) -> dict[str, Any]:
-    """The relations of an image in two runs: in both, only in the first, only in the second.
+def existing_relations(record: Record) -> list[Relation]:
+    """The record's relations between existing objects, without repetition."""
+    objects = range(len(record.objects))
+    return deduplicate(found for found in record.relations if found.subject in objects and found.object in objects)
 
-    Objects of the two are the same if they have the same class and an IoU of at least 0.5, best matches first.
-    """
-    raise NotImplementedError
+
+def without_relations(record: Record) -> str:
+    """Why an image has no relation."""
+    matched = any(found.subject_category and found.object_category for found in record.triplets)
+    reasons = (
+        (record.status == "error", "The image failed."),
+        (not record.objects, "It has no objects."),
+        (not record.captions and not record.pairs, "It has no captions and no candidate pairs."),
+        (not record.triplets and not record.pairs, "Its captions state no relation."),
+        (not matched and not record.pairs, "The nouns of its captions match none of its objects."),
+        (not record.pairs, "It has no candidate pair."),
+        (True, "No candidate scored above the threshold of the tagger."),
+    )
+    return next(reason for holds, reason in reasons if holds)
+
+
+def _most_confident(relations: Sequence[Relation], limit: int, chosen: str | None) -> list[Relation]:
+    ordered = enumerate(sorted(relations, key=_doubt))
+    return [relation for number, relation in ordered if number < limit or (chosen and _key(relation) == chosen)]
+
+
+def _doubt(relation: Relation) -> float:
+    """Low for confident relations; those without confidence come first."""
+    return -1.0 if relation.confidence is None else -relation.confidence
+
+
+def _agreement_of_two(relations: tuple[Relation, Relation]) -> float:
+    """Low where the confidences of two runs differ most."""
+    first, second = map(_doubt, relations)
+    return -abs(first - second)
+
+
+def _key(relation: Relation) -> str:
+    return relation_key(relation.subject, relation.object, relation.predicate)
+
+
+def _image(view: RecordView) -> Values:
+    record = view.record
+    names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
+    return {
+        **{name: getattr(record, name) for name in names},
+        "photo": photo_url(record.split, record.image_id),
+        "shard": view.shard,
+        "row": view.row,
+    }
+
+
+def _objects(record: Record) -> list[Values]:
+    scores: Sequence[float | None] = record.box_scores or [None] * len(record.objects)
+    return [
+        {
+            "name": name,
+            "category": box.category,
+            "box": box.bbox,
+            "score": score,
+            "colour": colour_of(index),
+            "crowd": box.iscrowd,
+            "missing": box.is_nothing,
+        }
+        for index, (box, name, score) in enumerate(
+            zip(record.objects, object_names(record.objects), scores, strict=True)
+        )
+    ]
+
+
+def _relation(relation: Relation, provenance: Provenance, agreement: Mapping[str, Any]) -> Values:
+    own, others = provenance.stating(relation)
+    found = next(
+        found
+        for found in provenance.candidates[relation.subject, relation.object]
+        if found.predicate == relation.predicate
+    )
+    return {
+        "key": _key(relation),
+        **asdict(relation),
+        "rank": found.rank,
+        "agreement": agreement.get(_key(relation)),
+        "origin": provenance.origin(relation),
+        "stated": own,
+        "elsewhere": others,
+    }
+
+
+def _agreement(view: RecordView) -> Values:
+    scores = view.agreement or []
+    return {_key(relation): score for relation, score in zip(view.record.relations, scores, strict=False)}
+
+
+def _graph(record: Record, relations: Sequence[Relation]) -> Values:
+    """The scene graph, laid out; edges have the keys of their relations."""
+    card = make_card(record, None, relations)
+    edges = [
+        {
+            "key": relation_key(edge.subject.index, edge.object.index, edge.predicate),
+            "subject": edge.subject.index,
+            "object": edge.object.index,
+            "line": edge.in_graph,
+            "head": edge.graph_head,
+            "box": edge.text_box,
+            "text": edge.text,
+        }
+        for edge in card.edges
+    ]
+    nodes = [{"index": node.index, "name": node.name, "box": node.pill} for node in card.nodes]
+    return {"height": card.graph_height, "nodes": nodes if edges else [], "edges": edges}
+
+
+def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> Values | None:
+    """The image in the other run, and which relations differ; None: there is no other run."""
+    if viewer.other is None:
+        return None
+    title = str(viewer.other.run.get("name") or viewer.other.root)
+    view = read_record(viewer.other, split, image_id)
+    if view is None:
+        return {"title": title, "lacks": "It does not have this image."}
+    values = image_values(view, viewer.other.run)
+    found = compare_images(
+        record.objects, existing_relations(record), view.record.objects, existing_relations(view.record)
+    )
+    return {
+        "title": title,
+        "lacks": None,
+        **{name: values[name] for name in ("image", "objects", "relations", "total", "why")},
+        "both": [[_key(first), _key(second)] for first, second in sorted(found.both, key=_agreement_of_two)],
+        "here": [_key(relation) for relation in sorted(found.here, key=_doubt)],
+        "there": [_key(relation) for relation in sorted(found.there, key=_doubt)],
+    }

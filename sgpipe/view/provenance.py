@@ -130,9 +130,9 @@ class Provenance:
         if is_candidate and self.settings.candidates == "prior":
             return "The prior dataset relates these two classes like this (pair.candidates: prior)."
         if own:
-            return "A caption states it for these two classes."
+            return "A caption states it of these two classes."
         if is_candidate and others:
-            return "A caption states it for other classes, and every pair may carry it (pair.candidates: image)."
+            return "A caption states it of other things, and every pair may carry it (pair.candidates: image)."
         if not is_candidate and self.settings.restrict == "group":
             return "It is a candidate of another pair, and was scored for the whole group (pair.restrict: group)."
         if relation.confidence is None:

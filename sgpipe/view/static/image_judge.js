@@ -1,0 +1,101 @@
+// Sending answers. An answer is pending from the moment it is given until the server says that it is in the file; it is
+// kept in the browser meanwhile, so that neither a failing server nor a closed page loses it.
+import { getJson } from "./image_dom.js";
+
+const PENDING = "sgpipe-unsaved", DONE = "sgpipe-answers", REMEMBERED = 500;
+const FIRST_WAIT = 2000, LONGEST_WAIT = 30000;
+const PERMANENT = [400, 403, 404, 409, 413, 415, 422]; // trying again cannot help
+
+function read(storage, key) {
+  try {
+    return JSON.parse(storage.getItem(key));
+  } catch {
+    return null;
+  }
+}
+
+function write(storage, key, value) {
+  try {
+    if (value === null) storage.removeItem(key);
+    else storage.setItem(key, JSON.stringify(value));
+  } catch {
+    // Without storage, answers are safe as long as the page is open.
+  }
+}
+
+// Pages that are not local and not encrypted have no crypto.randomUUID.
+const identifier = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
+export class Judge {
+  // changed(): the state is another. States: idle, saving, unsaved (tried again), refused (not tried again).
+  constructor(run, changed) {
+    this.run = run;
+    this.changed = changed;
+    this.state = "idle";
+    this.reason = "";
+    const kept = read(localStorage, PENDING);
+    this.pending = kept && kept.run === run ? kept : null;
+  }
+
+  get busy() { return this.pending !== null; }
+
+  // The answer that a closed page left unsaved.
+  resume() { return this.pending ? this.attempt() : null; }
+
+  // Resolves to the stored line once the server has it, or to null if the answer is given up.
+  save(line, text) {
+    if (this.busy) return Promise.resolve(null);
+    this.pending = { line: { id: identifier(), run: this.run, ...line }, text, run: this.run };
+    write(localStorage, PENDING, this.pending);
+    return this.attempt();
+  }
+
+  attempt() {
+    this.wait = FIRST_WAIT;
+    const promise = new Promise((resolve) => { this.resolve = resolve; });
+    this.post();
+    return promise;
+  }
+
+  async post() {
+    clearTimeout(this.timer);
+    if (this.state === "saving") return;
+    this.change("saving");
+    try {
+      const stored = await getJson("/api/judgements", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(this.pending.line) });
+      const done = read(sessionStorage, DONE) ?? [];
+      const { id, split, image_id, subject, object, predicate } = this.pending.line;
+      if (this.pending.line.undoes) write(sessionStorage, DONE, done.filter((answer) => answer.id !== this.pending.line.undoes));
+      else write(sessionStorage, DONE, [...done, { id, split, image_id, subject, object, predicate, run: this.run }].slice(-REMEMBERED));
+      this.end(stored);
+    } catch (error) {
+      const refused = PERMANENT.includes(error.status);
+      this.reason = error.status ? error.message : "the server does not answer";
+      if (!refused) {
+        this.timer = setTimeout(() => this.post(), this.wait);
+        this.wait = Math.min(2 * this.wait, LONGEST_WAIT);
+      }
+      this.change(refused ? "refused" : "unsaved");
+    }
+  }
+
+  discard() {
+    clearTimeout(this.timer);
+    this.end(null);
+  }
+
+  end(stored) {
+    this.pending = null;
+    write(localStorage, PENDING, null);
+    this.change("idle");
+    this.resolve?.(stored);
+  }
+
+  change(state) {
+    this.state = state;
+    this.changed();
+  }
+
+  // This session's answers that are not taken back, the latest last.
+  get last() { return (read(sessionStorage, DONE) ?? []).filter((answer) => answer.run === this.run).at(-1) ?? null; }
+}
