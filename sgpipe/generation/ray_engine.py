@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
+from uuid import uuid4
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError, refusal
@@ -79,23 +82,14 @@ class Entrance:
     """The actor before the first pool: it passes a unit on once the limit of units in progress admits it.
 
     Units are small here and stay with the driver. If workers waited themselves, one that has to redo a lost unit could
-    wait for that very unit to leave. Actors of a lost machine keep their units until they restart elsewhere; if the
-    cluster has no room for them, no unit might ever leave.
+    wait for that very unit to leave.
     """
 
-    def __init__(self, limit: ActorHandle, required: Sequence[Need]) -> None:
+    def __init__(self, limit: ActorHandle) -> None:
         self.limit = limit
-        self.required = required
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Raises MachinesLostError: the unit was not admitted, and for half a minute the cluster was too small."""
-        entered: ray.ObjectRef[None] = self.limit.enter.remote(_key(_unit(block)))
-        polls = 0
-        while not ray.wait([entered], timeout=_POLL_SECONDS)[0]:
-            polls = 0 if cluster_has(self.required) else polls + 1
-            if polls == _POLLS_WITHOUT_ROOM:
-                raise MachinesLostError
-        ray.get(entered)
+        ray.get(self.limit.enter.remote(_key(_unit(block))))
         return block
 
 
@@ -167,28 +161,75 @@ def _run_once(
 ) -> Generator[ShardEntry, None, None]:
     pools = plan_pools(stages, len(units))
     limit = start_unit_limit(_UNITS_PER_ACTOR * sum(pool.actors for pool in pools)) if len(pools) > 1 else None
+    name, required = f"sgpipe {uuid4().hex} ", required_resources(pools)
     try:
-        for row in _graph(pools, units, reader, writer, isolated, limit).iter_rows():
-            if _REFUSAL in row:
-                raise UserError(row[_REFUSAL])
-            if _FAILURE in row:
-                raise EngineError(row[_FAILURE])
-            shard = ShardEntry(**json.loads(row[_ENTRY]))
-            yield shard
-            if limit:
-                limit.leave.remote(_key(shard))
-    except RayTaskError as error:
-        if not cluster_has(required_resources(pools)):
-            raise MachinesLostError(worker_failure(error)) from None
-        raise EngineError(worker_failure(error)) from None
+        with _watch(name, required) as advanced:
+            for row in _graph(name, pools, units, reader, writer, isolated, limit).iter_rows():
+                advanced.set()
+                if _REFUSAL in row:
+                    raise UserError(row[_REFUSAL])
+                if _FAILURE in row:
+                    raise EngineError(row[_FAILURE])
+                shard = ShardEntry(**json.loads(row[_ENTRY]))
+                yield shard
+                if limit:
+                    limit.leave.remote(_key(shard))
     except RayError as error:
-        raise WorkersLostError(worker_failure(error)) from None
+        kill_actors(name)
+        if not cluster_has(required):
+            raise MachinesLostError(worker_failure(error)) from None
+        failure = EngineError if isinstance(error, RayTaskError) else WorkersLostError
+        raise failure(worker_failure(error)) from None
     finally:
         if limit:
             ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
 
 
+@contextmanager
+def _watch(name: str, required: Sequence[Need]) -> Iterator[threading.Event]:
+    """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster that is too small.
+
+    Actors of a lost machine keep their units until they restart elsewhere; without room for them Ray waits for ever.
+
+    Args:
+        name: that all actors of the graph have at the start of their own.
+
+    Yields: what to set whenever the graph advances.
+    """
+    advanced, ended = threading.Event(), threading.Event()
+
+    def poll() -> None:
+        polls = 0
+        while not ended.wait(_POLL_SECONDS):
+            with suppress(RayError):  # if Ray itself is lost, the graph says so
+                polls = 0 if advanced.is_set() or cluster_has(required) else polls + 1
+                advanced.clear()
+                if polls == _POLLS_WITHOUT_ROOM:
+                    kill_actors(name)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield advanced
+    finally:
+        ended.set()
+        thread.join(_POLL_SECONDS)
+
+
+def kill_actors(name: str) -> None:
+    """Kill all actors whose name starts with `name`; they do not restart.
+
+    After an error Ray Data leaves actors alive that wait for a unit which was lost with its machine. They would keep
+    their CPUs, and the actors of the next graph would wait for these without end.
+    """
+    for each in list_named_actors():
+        if each.startswith(name):
+            with suppress(ValueError):  # it has just ended
+                ray.kill(ray.get_actor(each))
+
+
 def _graph(
+    name: str,
     pools: Sequence[Pool],
     units: Sequence[WorkUnit],
     reader: UnitReader,
@@ -204,23 +245,29 @@ def _graph(
     runner = IsolatedRunner if isolated else StageRunner
     dataset: ray.data.Dataset = ray.data.from_arrow([_block(unit, {}) for unit in units])
     if limit:
-        entrance = (limit, required_resources(pools))
-        dataset = _mapped(dataset, Entrance, entrance, 1, Need(), partial(dict, scheduling_strategy=on_driver_node()))
+        on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
+        dataset = _mapped(dataset, name, Entrance, (limit,), 1, Need(), on_driver)
     for i, pool in enumerate(pools):
         arguments = (runner(pool.stages), reader if i == 0 else None, writer if i == len(pools) - 1 else None)
-        dataset = _mapped(dataset, Worker, arguments, pool.actors, pool.need, _PlannedNodes(pool.nodes))
+        dataset = _mapped(dataset, name, Worker, arguments, pool.actors, pool.need, _PlannedNodes(pool.nodes))
     return dataset
 
 
 def _mapped(
     dataset: ray.data.Dataset,
+    name: str,
     worker: type[Worker] | type[Entrance],
     arguments: tuple[Any, ...],
     actors: int,
     need: Need,
     options: Callable[[], dict[str, Any]],
 ) -> ray.data.Dataset:
-    """The units, mapped by a pool of actors; `options`: called for each actor, further ones of Ray's."""
+    """The units, mapped by a pool of actors.
+
+    Args:
+        name: that all actors have at the start of their own.
+        options: called for each actor, further ones of Ray's.
+    """
     with warnings.catch_warnings():
         # Ray offers no other way to limit the retries of a unit that kills its worker.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -233,7 +280,7 @@ def _mapped(
             num_cpus=need.cpus,
             num_gpus=need.gpus or None,
             memory=need.memory * _GIB or None,
-            ray_remote_args_fn=lambda: {**_WORKER_OPTIONS, **options()},
+            ray_remote_args_fn=lambda: {"name": name + uuid4().hex, **_WORKER_OPTIONS, **options()},
         )
 
 

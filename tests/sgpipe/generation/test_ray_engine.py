@@ -1,10 +1,14 @@
-"""Backpressure: how many units the engine admits."""
+"""Backpressure: how many units the engine admits; and a graph that stands still on a cluster that is too small."""
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
+from sgpipe.generation import ray_engine
 from sgpipe.generation.ray_engine import UnitLimit
 
 
@@ -62,3 +66,55 @@ def test_no_unit_waits_for_a_unit_that_left_before_it_was_counted():
         return await admitted(limit, "b", "c")
 
     assert run(scenario()) == ["b"]
+
+
+class Cluster:
+    """Answers whether there is room for a graph, from a list; after that always as the last answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: bool) -> None:
+        self.answers, self.polls = answers, 0
+        self.killed: list[int] = []
+        self.long_after = threading.Event()
+        monkeypatch.setattr(ray_engine, "_POLL_SECONDS", 0.001)
+        monkeypatch.setattr(ray_engine, "cluster_has", self.has)
+        monkeypatch.setattr(ray_engine, "kill_actors", self.kill)
+
+    def has(self, required: object) -> bool:
+        self.polls += 1
+        if self.polls == 30:
+            self.long_after.set()
+        return self.answers[min(self.polls, len(self.answers)) - 1]
+
+    def kill(self, name: str) -> None:
+        assert name == "graph"
+        self.killed.append(self.polls)
+
+
+def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended_once(monkeypatch: pytest.MonkeyPatch):
+    cluster = Cluster(monkeypatch, True, False, False, True, False)  # the second time the machine does not come back
+    with ray_engine._watch("graph", []):
+        assert cluster.long_after.wait(30)
+    assert cluster.killed == [4 + ray_engine._POLLS_WITHOUT_ROOM]
+
+
+def test_a_graph_on_a_cluster_that_has_room_may_take_its_time(monkeypatch: pytest.MonkeyPatch):
+    cluster = Cluster(monkeypatch, True)
+    with ray_engine._watch("graph", []):
+        assert cluster.long_after.wait(30)
+    assert cluster.killed == []
+
+
+def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(monkeypatch: pytest.MonkeyPatch):
+    cluster = Cluster(monkeypatch, False)
+    polled = cluster.has
+
+    def advance(required: object) -> bool:
+        advanced.set()
+        advanced.clear = lambda: None  # as if a row came before each poll
+        return polled(required)
+
+    monkeypatch.setattr(ray_engine, "cluster_has", advance)
+    with ray_engine._watch("graph", []) as advanced:
+        assert not cluster.long_after.wait(0.2)
+    assert cluster.killed == []
+    assert cluster.polls == 1
