@@ -1,0 +1,183 @@
+"""Where relations come from, for each way in which a run can have got them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sgpipe.recipe import PairConfig
+from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation, Triplet
+from sgpipe.stages.pair.stage import PairStage
+from sgpipe.view.provenance import PairSettings, explain, how_matched, mark_words
+
+MAN = Triplet("young man", "riding", "horses", "man", "horse", "ride", 0)
+BOXES = [Box("person", 1, (0, 0, 9, 9)), Box("horse", 2, (5, 5, 9, 9)), Box("dog", 3, (7, 7, 9, 9))]
+
+
+def header(imported: str | None = None, **pair: Any) -> dict[str, Any]:
+    """The header of a run with these settings of the pair stage."""
+    return {"identity": {"import": imported, "pair": pair, "tag": {"threshold": 0.05}}}
+
+
+def paired(triplets: list[Triplet], **settings: Any) -> Record:
+    """A record with the pairs that the pair stage finds."""
+    captions = [Caption("a young man riding horses"), Caption("a dog near a horse")]
+    record = Record("0", "coco", "val", "0.jpg", 20, 20, list(BOXES), captions, [replace(t) for t in triplets])
+    stage = PairStage(PairConfig(**settings), "coco", [])
+    stage.setup()
+    [found] = stage([record])
+    return found
+
+
+def marked(text: str, triplet: Triplet) -> list[tuple[str, str]]:
+    units = text.encode("utf-16-le")
+    return [
+        (mark.role, units[2 * mark.start : 2 * mark.stop].decode("utf-16-le")) for mark in mark_words(text, triplet)
+    ]
+
+
+@pytest.mark.parametrize("match", ["head", "substring"])
+def test_a_candidate_leads_back_to_the_triplets_that_state_it(match: str) -> None:
+    spelled = replace(MAN, predicate="Riding  On")
+    record = paired([MAN, spelled, replace(MAN, caption=1)], match=match)
+    provenance = explain(record, header(candidates="captions", match=match))
+    stated = {}
+    for pair in record.pairs:
+        for predicate in pair.predicates:
+            relation = Relation(pair.subject, pair.object, predicate, 0.5)
+            stated[predicate] = provenance.stating(relation)
+            assert provenance.origin(relation) == "A caption states it of these two classes."
+    assert stated == {"riding": ([0, 2], []), "riding on" if match == "head" else "Riding  On": ([1], [])}
+
+
+def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_others() -> None:
+    record = paired([MAN], candidates="image")
+    provenance = explain(record, header(candidates="image", match="head"))
+    own, other = Relation(0, 1, "riding", 0.9), Relation(2, 1, "riding", 0.1)
+    assert provenance.stating(own) == ([0], [])
+    assert provenance.stating(other) == ([], [0])
+    assert "pair.candidates: image" in provenance.origin(other)
+
+
+@pytest.mark.parametrize(
+    ("run", "confidence", "origin"),
+    [
+        (header(candidates="captions", restrict="group"), 0.4, "candidate of another pair"),
+        (header(imported="visual_genome"), None, "It is annotated"),
+        (header(imported="rlip"), 0.4, "imported with its confidence"),
+        ({}, 0.4, "does not say"),
+    ],
+)
+def test_a_relation_that_no_caption_states_says_so(run: dict[str, Any], confidence: float | None, origin: str) -> None:
+    record = Record("0", "vg", "val", "0.jpg", 20, 20, list(BOXES), relations=[Relation(0, 1, "on", confidence)])
+    provenance = explain(record, run)
+    assert origin in provenance.origin(record.relations[0])
+    [candidate] = provenance.candidates[0, 1]
+    assert (candidate.own, candidate.relation, candidate.rank) == (False, True, None if confidence is None else 1)
+
+
+def test_a_prior_is_named_even_if_a_caption_states_the_same() -> None:
+    record = paired([MAN])
+    assert "prior" in explain(record, header(candidates="prior")).origin(Relation(0, 1, "riding", 0.5))
+
+
+def test_candidates_are_ranked_by_confidence_and_those_without_come_last() -> None:
+    record = paired([MAN, replace(MAN, predicate="on"), replace(MAN, predicate="near"), replace(MAN, predicate="at")])
+    record.relations = [
+        Relation(0, 1, "on", 0.2), Relation(0, 1, "near", 0.7), Relation(0, 1, "near", 0.6), Relation(0, 1, "by", None)
+    ]  # fmt: skip
+    found = explain(record, header(candidates="captions")).candidates[0, 1]
+    assert [(c.predicate, c.confidence, c.rank, c.relation, c.own) for c in found] == [
+        ("near", 0.7, 1, True, True),
+        ("on", 0.2, 2, True, True),
+        ("by", None, None, True, False),
+        ("riding", None, None, False, True),
+        ("at", None, None, False, True),
+    ]
+
+
+def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
+    first, second = header(candidates="image", match="head")["identity"], {"import": "vg"}
+    settings = PairSettings.of({"origin": [first], "identity": second})
+    assert settings == PairSettings("image", "head", None, 0.05, "vg")
+    calibrated = {"identity": {"tag": {"threshold": 0.05, "calibration": "sha256:0"}}}
+    assert PairSettings.of(calibrated).threshold is None
+
+
+@pytest.mark.parametrize(
+    ("phrase", "head", "category", "match"),
+    [
+        ("dog", "dog", "dog", "same name"),
+        ("dogs", "dog", "dog", "other form"),
+        ("knives", "knife", "knife", "other form"),
+        ("surf board", "board", "surfboard", "other form"),
+        ("glove", "glove", "gloves", "other form"),
+        ("big dogs", "dog", "dog", "head noun"),
+        ("red fire hydrants", "hydrant", "fire hydrant", "head noun"),
+        ("young man", "man", "person", "synonym"),
+        ("puppy", "puppy", "dog", "synonym"),
+        ("狗", "狗", "dog", "synonym"),
+        ("", "", "dog", "synonym"),
+        ("sky", "sky", None, "none"),
+    ],
+)
+def test_how_a_noun_met_a_class(phrase: str, head: str, category: str | None, match: str) -> None:
+    assert how_matched(phrase, head, category) == match
+
+
+def test_substrings_are_called_by_their_name() -> None:
+    assert how_matched("a dogged man", "man", "dog", substring=True) == "substring"
+    assert how_matched("chair", "chair", "person", substring=True) == "synonym"  # because of "hair"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "marks"),
+    [
+        ("A man riding a horse.", ("man", "riding", "horse"), ["subject man", "predicate riding", "object horse"]),
+        (
+            "a dog near a cat near a dog",
+            ("cat", "near", "dog"),
+            ["subject cat", "predicate near", "object dog"],
+        ),
+        (
+            "people sitting happily on a bench next to the ocean",
+            ("people", "sitting next to", "ocean"),
+            ["subject people", "predicate sitting", "predicate next to", "object ocean"],
+        ),
+        ("The bus is covered in graffiti.", ("graffiti", "covering", "bus"), ["object bus", "subject graffiti"]),
+        ("He eats two apples", ("man", "eats", "apple"), ["predicate eats", "object apples"]),
+        ("Zebras standing next to each other", ("zebras", "standing next to", "zebras"),
+         ["subject Zebras", "predicate standing next to"]),
+        ("😀 a MAN, on—a 😀 horse", ("man", "on", "horse"), ["subject MAN", "predicate on", "object horse"]),
+        ("nothing of it", ("man", "on", "horse"), []),
+        ("", ("man", "on", "horse"), []),
+        ("a man", ("", "", ""), []),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_triplet_are_found_in_its_caption(
+    text: str, words: tuple[str, str, str], marks: list[str]
+) -> None:
+    triplet = Triplet(*words, words[0], words[2], words[1], 0)
+    assert [" ".join(mark) for mark in marked(text, triplet)] == marks
+
+
+def test_a_very_long_caption_is_marked() -> None:
+    text = "a man near a horse " * 500 + "and a man riding a horse"
+    assert marked(text, Triplet("man", "riding", "horse", "man", "horse", "ride", 0))[1] == ("predicate", "riding")
+    assert [mark.start for mark in mark_words(text, Triplet("man", "riding", "horse", "man", "horse", "ride", 0))] == [
+        text.rindex("man"), text.rindex("riding"), text.rindex("horse")
+    ]  # fmt: skip
+
+
+def test_a_triplet_whose_caption_is_missing_has_no_marks() -> None:
+    record = paired([replace(MAN, caption=7)])
+    assert explain(record, header(candidates="captions")).statements[0].marks == []
+
+
+def test_an_object_that_is_missing_has_provenance() -> None:
+    """V-COCO annotates "smile" without an object."""
+    boxes = [BOXES[0], Box(NO_OBJECT, 0, (0, 0, 0, 0))]
+    record = Record("0", "vcoco", "val", "0.jpg", 20, 20, boxes, relations=[Relation(0, 1, "smile")])
+    assert "annotated" in explain(record, header(imported="vcoco")).origin(record.relations[0])
