@@ -1,0 +1,123 @@
+"""The values of an image's page, and what two runs say of the same image."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
+from sgpipe.view.comparison import compare_images, match_objects
+from sgpipe.view.image_page import MOST_RELATIONS, existing_relations, image_values, without_relations
+from sgpipe.view.records import RecordView
+from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
+
+RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.05}}}
+
+
+def values(record: Record, agreement: Any = None, chosen: str | None = None) -> dict[str, Any]:
+    found = image_values(RecordView(record, agreement, "data/val.parquet", 7), RUN, chosen)
+    return json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_everything_that_the_page_shows_is_there() -> None:
+    record = scene("a/b", [(0, "on", 1, 0.4), (0, "near", 1, 0.9), (2, "under", 1)], captions=["a man on a dog"])
+    record.triplets = [Triplet("man", "on", "dog", "man", "dog", "on", 0, "person", "dog")]
+    record.pairs = [Pair(0, 1, ["on", "near", "with"]), Pair(1, 0, ["on"])]
+    found = values(record, agreement=[{"score": 0.31}, None, None])
+    assert found["image"]["photo"] == "/photo/val/a/b"
+    assert [item["key"] for item in found["relations"]] == ["2-1-under", "0-1-near", "0-1-on"]
+    on = found["relations"][2]
+    assert (on["rank"], on["stated"], on["agreement"]) == (2, [0], {"score": 0.31})
+    assert [c["predicate"] for c in found["candidates"]["0-1"]] == ["near", "on", "with"]
+    assert "1-0" not in found["candidates"]  # only pairs with relations
+    assert {edge["key"] for edge in found["graph"]["edges"]} == {"2-1-under", "0-1-near", "0-1-on"}
+    assert (found["total"], found["why"], found["threshold"]) == (3, None, 0.05)
+
+
+def test_relations_without_their_boxes_and_repeated_ones_are_left_out() -> None:
+    record = scene("0", [(0, "on", 9, 0.9), (0, "on", 1, 0.2), (0, "on", 1, 0.5), (-1, "on", 1, 0.5)])
+    assert [(r.subject, r.confidence) for r in existing_relations(record)] == [(0, 0.5)]
+    assert [item["key"] for item in values(record)["relations"]] == ["0-1-on"]
+
+
+def test_of_very_many_relations_the_most_confident_and_the_chosen_one_are_there() -> None:
+    boxes = [Box("person", 1, (i % 300, i % 200, 9, 9)) for i in range(500)]
+    relations = [(i % 500, f"p{i}", (i + 1) % 500, i / 5000) for i in range(MOST_RELATIONS + 500)]
+    found = values(scene("0", relations, boxes), chosen="3-4-p3")
+    assert (len(found["relations"]), found["total"]) == (MOST_RELATIONS + 1, MOST_RELATIONS + 500)
+    assert found["relations"][-1]["key"] == found["graph"]["edges"][-1]["key"] == "3-4-p3"
+    assert len(json.dumps(found)) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        scene("0", objects=()),
+        scene("0", [(0, "smile", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))]),
+        scene("0", [(0, "on", 0, 0.5)]),
+        Record("0", "d", "val", "x.jpg", 0, 0, [PERSON, DOG], relations=[Relation(0, 1, "on")]),
+        scene("0", [(0, "on", 1, 0.5)], captions=["x" * 10_000]),
+    ],
+)
+def test_strange_rows_have_values(record: Record) -> None:
+    assert values(record)["total"] == len(record.relations)
+
+
+def test_the_boxes_of_a_detector_have_scores() -> None:
+    record = scene()
+    record.box_scores = [0.9, 0.8, 0.7]
+    assert [item["score"] for item in values(record)["objects"]] == [0.9, 0.8, 0.7]
+
+
+def test_it_says_why_there_is_no_relation() -> None:
+    failed = scene()
+    failed.fail("caption", "no")
+    said, unmatched, paired, scored = (scene(captions=["a sky"]) for _ in range(4))
+    unmatched.triplets = [Triplet("sky", "over", "sea", "sky", "sea", "over", 0)]
+    paired.triplets = [Triplet("man", "on", "dog", "man", "dog", "on", 0, "person", "dog")]
+    scored.pairs = [Pair(0, 1, ["on"])]
+    reasons = [without_relations(r) for r in (failed, scene(objects=()), scene(), said, unmatched, paired, scored)]
+    assert reasons == [
+        "The image failed.",
+        "It has no objects.",
+        "It has no captions and no candidate pairs.",
+        "Its captions state no relation.",
+        "The nouns of its captions match none of its objects.",
+        "It has no candidate pair.",
+        "No candidate scored above the threshold of the tagger.",
+    ]
+
+
+def moved(box: Box, by: float) -> Box:
+    x, y, width, height = box.bbox
+    return Box(box.category, box.category_id, (x + by, y, width, height))
+
+
+def test_boxes_of_two_runs_are_the_same_if_they_overlap_and_have_one_class() -> None:
+    first = [PERSON, DOG, CUP, Box("dog", 2, DOG.bbox)]
+    second = [moved(DOG, 5), Box("cat", 4, CUP.bbox), moved(PERSON, 1), moved(DOG, 1)]
+    assert match_objects(first, second) == {0: 2, 1: 3, 3: 0}
+    assert match_objects(first, [moved(PERSON, 30)]) == {}
+    assert match_objects([], first) == match_objects(first, []) == {}
+
+
+def test_missing_objects_of_two_runs_are_the_same() -> None:
+    nothing = Box(NO_OBJECT, 0, (0, 0, 0, 0))
+    assert match_objects([PERSON, nothing], [nothing, PERSON]) == {0: 1, 1: 0}
+
+
+def test_relations_of_two_runs_are_sorted_by_where_they_are() -> None:
+    here = [Relation(0, 1, "on", 0.5), Relation(0, 1, "near", 0.5), Relation(2, 0, "by", 0.1)]
+    there = [Relation(1, 0, "on", 0.7), Relation(0, 1, "near", 0.2)]
+    found = compare_images([PERSON, DOG, CUP], here, [moved(DOG, 1), moved(PERSON, 1)], there)
+    assert found.both == [(here[0], there[0])]
+    assert (found.here, found.there) == (here[1:], there[1:])
+    assert found.objects == {0: 1, 1: 0}
+
+
+def test_a_caption_of_a_box_says_of_which() -> None:
+    record = scene(captions=["a man"])
+    record.captions = [Caption("a man", "box", [0])]
+    assert values(record)["captions"] == [{"text": "a man", "scope": "box", "boxes": [0]}]
