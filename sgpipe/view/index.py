@@ -1,16 +1,51 @@
-"""The search index of a run: a DuckDB file in RUN/.sgpipe/view/, opened read-only by any number of servers."""
+"""The search index of a run: a DuckDB file in RUN/.sgpipe/view/, opened read-only by any number of servers.
+
+Its name says what it is of: the shards with their checksums, sizes and times. A run that has changed has no index of
+its name yet, so a stale one is never read. One process builds it while others wait; it is renamed into place when it is
+whole, and the earlier one, which servers may still have open, is deleted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import duckdb
+
+from sgpipe.errors import UserError
 from sgpipe.utils.console import Progress
+from sgpipe.utils.locking import temporary_folder
+from sgpipe.view.build import FORMAT, build_index
 from sgpipe.view.query import Vocabulary
+from sgpipe.view.queues import DEFINITION
+from sgpipe.view.run_files import RunFiles, store_errors_named
+
+_MEMORY = "500MB"  # of searches; beyond it, DuckDB spills to disk
+_REMEMBERED = 64
+# These errors are bugs in a query; all others come from the file or the disk.
+_BUGS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 
 # split, image_id, subject, object, predicate, state: right | wrong | unsure | changed | conflict
 JudgedRow = tuple[str, str, int, int, str, str]
+Key = tuple[str, str, int, int, str]
+Value = TypeVar("Value")
+
+_RESOLVED = """
+    select r.image, r.number, state from (
+        select image, given.* exclude (split, image_id) from run.images join (
+            select unnest(?) as split, unnest(?) as image_id, unnest(?) as subject, unnest(?) as object,
+                unnest(?) as predicate, unnest(?) as state) given
+        on images.image_id = given.image_id and images.split = given.split) given
+    join run.relations r on r.image = given.image and r.subject = given.subject and r.object = given.object
+        and r.predicate = given.predicate
+"""
 
 
 class Index:
@@ -18,29 +53,28 @@ class Index:
 
     Attributes:
         root: the run's folder or URI, as given.
+        files: of the run.
         run: the header of the manifest.
         fingerprint: of the run; empty if it has none.
         images, relations: how many are indexed.
         problems: shards that are left out because they are damaged or missing, one message each.
         scored: whether `sgpipe score` measured the agreement of relations.
         annotated: whether no relation has a confidence.
+        vocabulary: the run's predicates and classes, the most frequent first.
         image_folders: of each split.
-        cache: folder for whatever else is worth keeping, such as thumbnails (RUN/.sgpipe/view, or the user's cache
-            folder for a run in a store or one that cannot be written).
-        generation: changes whenever a refresh found something.
+        cache: folder for whatever else is worth keeping, such as thumbnails: RUN/.sgpipe/view, or one in the user's
+            cache folder for a run in a store or one that cannot be written.
+        generation: changes whenever a refresh found something, and with judgements.
     """
 
-    root: Path | str
-    run: Mapping[str, Any]
-    fingerprint: str
-    images: int
-    relations: int
-    problems: list[str]
-    scored: bool
-    annotated: bool
-    image_folders: Mapping[str, Path]
-    cache: Path
-    generation: int
+    def __init__(self, root: Path | str, files: RunFiles, path: Path) -> None:
+        """Use `open`."""
+        self.root, self.files, self.cache = root, files, files.cache
+        self.generation = 0
+        self._refreshing, self._judging = threading.Lock(), threading.Lock()
+        self._judged: dict[Key, str] = {}
+        self._remembered: dict[Hashable, Any] = {}
+        self._load(path)
 
     @classmethod
     def open(cls, root: Path | str, progress: Progress | None = None) -> Index:
@@ -51,27 +85,173 @@ class Index:
 
         Raises UserError: not a run, the manifest is damaged, the store cannot be reached, or the disk is full.
         """
-        raise NotImplementedError
+        with store_errors_named():
+            files = RunFiles(root)
+            return cls(root, files, _make(files, progress or Progress()))
 
     def refresh(self) -> bool:
         """Index what was committed since; True if there was anything. Quick if nothing has changed.
 
         Raises UserError: as `open`; what was indexed before stays usable.
         """
-        raise NotImplementedError
+        with self._refreshing, store_errors_named():
+            self.files.refresh()
+            path = _make(self.files, Progress())
+            if path == self._path:
+                return False
+            self._load(path)
+            return True
 
     def close(self) -> None:
         """Close the index; the file stays."""
+        self._connection.close()
+        self._open.close()
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The run's predicates and classes, the most frequent first."""
-        raise NotImplementedError
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The result of a query over the tables of `run`; `values` replace its `?`.
+
+        Raises UserError: the file of the index is damaged.
+        """
+        try:
+            return self._connection.cursor().execute(query, list(values)).fetchall()
+        except _BUGS:
+            raise
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self._path} cannot be read ({reason}); delete it, and it is built again") from None
+
+    def remember(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """What `compute` returns, kept until the index or the judgements change or others were asked for since."""
+        key = (self.generation, key)
+        if key not in self._remembered:
+            value = compute()
+            while len(self._remembered) >= _REMEMBERED:
+                with suppress(KeyError, StopIteration, RuntimeError):  # another thread did so
+                    del self._remembered[next(iter(self._remembered))]
+            self._remembered[key] = value
+            return value
+        value = self._remembered[key]
+        return value
 
     def predicates(self, prefix: str = "", limit: int = 20) -> list[tuple[str, int]]:
         """The predicates that start with `prefix`, in any case, and how often they occur; most frequent first."""
-        raise NotImplementedError
+        query = "select predicate::varchar, times from run.predicates where starts_with(lower(predicate), lower(?))"
+        return self.rows(f"{query} order by times desc, predicate limit ?", [prefix, limit])
+
+    def times_of_triplet(self, number: int) -> int:
+        """How often the run has the triplet that is at this place by frequency, counted from 1; 0: it has fewer."""
+        return sum(times for (times,) in self.rows("select times from run.triplets where triplet = ?", [number]))
+
+    @property
+    def has_judgements(self) -> bool:
+        """Whether any relation is judged."""
+        return bool(self._judged)
 
     def set_judged(self, rows: Iterable[JudgedRow]) -> None:
         """Replace what is known of judgements; relations that the run does not have are ignored."""
-        raise NotImplementedError
+        with self._judging:
+            self._judged = {row[:5]: row[5] for row in rows}
+            self._write_judged(self._connection, self._judged, replace=True)
+            self.generation += 1
+
+    def update_judged(self, rows: Iterable[tuple[str, str, int, int, str, str | None]]) -> None:
+        """Change what is known of judgements of these relations; a state of None: not judged any more."""
+        with self._judging:
+            changed = {row[:5]: row[5] for row in rows}
+            self._judged = {key: state for key, state in {**self._judged, **changed}.items() if state is not None}
+            self._write_judged(self._connection, changed, replace=False)
+            self.generation += 1
+
+    def _load(self, path: Path) -> None:
+        """Open an index, and then let it take the place of the present one, which searches may still be reading."""
+        opened = ExitStack()
+        connection = duckdb.connect()
+        spill = opened.enter_context(temporary_folder())
+        connection.execute(f"set memory_limit = '{_MEMORY}'")
+        connection.execute("set temp_directory = ?", [str(spill)])
+        connection.execute("set autoinstall_known_extensions = false")
+        connection.execute("attach '" + str(path).replace("'", "''") + "' as run (read_only)")
+        connection.execute("create table judged (image int, number int, state varchar)")
+        with self._judging:
+            self._write_judged(connection, self._judged, replace=True)
+            self._path, self._connection, self._open = path, connection, opened
+        self.run = self.files.manifest.run
+        self.fingerprint = str(self.run.get("fingerprint", ""))
+        self.image_folders: Mapping[str, Path] = self.files.manifest.image_folders
+        self._describe()
+        self._remembered.clear()
+        self.generation += 1
+
+    def _describe(self) -> None:
+        [(self.images, self.relations)] = self.rows(
+            "select (select count(*) from run.images), (select count(*) from run.relations)"
+        )
+        [(scored, confident)] = self.rows(
+            "select coalesce(bool_or(agreement is not null), false), coalesce(bool_or(not annotated), false) "
+            "from run.relations"
+        )
+        self.scored, self.annotated = bool(scored), not confident
+        damaged = self.rows("select problem from run.shards where problem is not null order by file")
+        self.problems = [*self.files.problems, *(problem for (problem,) in damaged)]
+        names = [
+            tuple(name for (name,) in self.rows(f"select {column}::varchar from run.{table} order by times desc, 1"))
+            for table, column in (("predicates", "predicate"), ("categories", "category"))
+        ]
+        self.vocabulary = Vocabulary(*names)
+
+    def _write_judged(
+        self, connection: duckdb.DuckDBPyConnection, states: Mapping[Key, str | None], replace: bool
+    ) -> None:
+        columns = [list(column) for column in zip(*((*key, state) for key, state in states.items()), strict=True)]
+        cursor = connection.cursor()
+        cursor.execute("begin")
+        if replace:
+            cursor.execute("delete from judged")
+        if columns:
+            cursor.execute(f"create or replace temp table resolved as {_RESOLVED}", columns)
+            cursor.execute("delete from judged where (image, number) in (select (image, number) from resolved)")
+            cursor.execute("insert into judged select distinct * from resolved where state is not null")
+        cursor.execute("commit")
+
+
+def _make(files: RunFiles, progress: Progress) -> Path:
+    """The index of a run as it is now; built if there is none."""
+    states = files.states()
+    content = json.dumps([FORMAT, DEFINITION, sorted(states.items())])
+    path = files.cache / f"index-{FORMAT}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.duckdb"
+    if _is_readable(path):
+        return path
+    with _one_builder(files.cache, progress):
+        if not _is_readable(path):
+            earlier = next(filter(_is_readable, files.cache.glob(f"index-{FORMAT}-*.duckdb")), None)
+            with temporary_folder(files.cache) as folder:
+                os.replace(build_index(files, states, folder, earlier, progress), path)
+        for other in files.cache.glob("index-*.duckdb"):
+            if other != path:
+                other.unlink(missing_ok=True)
+    return path
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a file is there that DuckDB can open."""
+    if not path.exists():
+        return False
+    try:
+        with duckdb.connect(path, read_only=True):
+            return True
+    except duckdb.Error:
+        return False
+
+
+@contextmanager
+def _one_builder(folder: Path, progress: Progress) -> Iterator[None]:
+    """Wait until no other process builds in this folder; on a file system without locks, two may build the same."""
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say("another process is building the index: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield

@@ -3,18 +3,28 @@
 person riding *          relations: subject, predicate, object; `*` is anything
 dog|cat * sofa           one of several names
 riding    umbrella       a predicate; a class at either end
+sit*                     all names that start like this
 -holding                 leave out
 "a red umbrella"         images with a caption that contains this text, in any case
-'next to'                a name in quotes, where it could be read otherwise
+'next to'                a name as it is, where it could be read otherwise
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, cached_property
 
 from sgpipe.errors import UserError
+from sgpipe.utils.console import single_line
 
 Names = tuple[str, ...] | None  # one of these; None: any
+
+_LONGEST = 500  # characters of a query
+_COMPARED = 5000  # names, when one is suggested
+_FORM = "a relation is SUBJECT PREDICATE OBJECT, such as person riding *"
 
 
 class QueryError(UserError):
@@ -31,6 +41,16 @@ class Vocabulary:
 
     predicates: tuple[str, ...]
     categories: tuple[str, ...]
+
+    @cached_property
+    def names(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """The predicates and the classes as the run spells them, by their form in lower case."""
+        return {"predicate": _by_form(self.predicates), "class": _by_form(self.categories)}
+
+    @cached_property
+    def most_words(self) -> int:
+        """Of a name."""
+        return max((form.count(" ") + 1 for forms in self.names.values() for form in forms), default=1)
 
 
 @dataclass(frozen=True)
@@ -67,4 +87,199 @@ def parse(text: str, vocabulary: Vocabulary) -> Query:
 
     Raises QueryError: a quotation that does not end, or a name that the run does not know.
     """
-    raise NotImplementedError
+    if len(text) > _LONGEST:
+        raise QueryError(f"the query has more than {_LONGEST:,} characters", _LONGEST)
+    terms = _Parser(list(_tokens(text)), vocabulary, len(text)).terms()
+
+    def patterns(wanted: type[_Relation] | type[_Mention], negated: bool) -> Iterator[tuple[Pattern, ...]]:
+        return (term.patterns for term in terms if isinstance(term, wanted) and term.negated == negated)
+
+    captions = [term for term in terms if isinstance(term, _Caption)]
+    without = [*patterns(_Relation, True), *patterns(_Mention, True)]
+    return Query(
+        text=text,
+        patterns=tuple(pattern for [pattern] in patterns(_Relation, False)),
+        mentions=tuple(patterns(_Mention, False)),
+        without=tuple(pattern for several in without for pattern in several),
+        captions=tuple(term.text for term in captions if not term.negated),
+        without_captions=tuple(term.text for term in captions if term.negated),
+    )
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # word, name, caption, or one of * | , -
+    text: str
+    position: int
+
+
+@dataclass(frozen=True)
+class _Relation:
+    patterns: tuple[Pattern, ...]
+    negated: bool
+
+
+@dataclass(frozen=True)
+class _Mention:
+    patterns: tuple[Pattern, ...]
+    negated: bool
+
+
+@dataclass(frozen=True)
+class _Caption:
+    text: str
+    negated: bool
+
+
+_Term = _Relation | _Mention | _Caption
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<quoted>["“”]) (?P<caption>[^"“”]*) (?P<closed>["“”]?)
+    | '(?P<name>[^']+)'(?=[\s|,]|$)
+    | (?P<sign>[|,]|\*(?=[\s|,]|$)|-(?=\S))
+    | (?P<word>[^\s|,"“”]+))""",
+    re.VERBOSE,
+)
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    position, end = 0, len(text.rstrip())
+    while position < end:
+        found = _TOKEN.match(text, position)
+        assert found is not None  # a word is whatever is nothing else
+        kind = found.lastgroup if found.lastgroup != "closed" else "caption"
+        if found["quoted"]:
+            if not found["closed"]:
+                raise QueryError("the quotation does not end", found.start("quoted"))
+            if not found["caption"].strip():
+                raise QueryError("the quotation is empty", found.start("quoted"))
+            yield _Token("caption", found["caption"].strip(), found.start("quoted"))
+        elif found["sign"]:
+            yield _Token(found["sign"], found["sign"], found.start("sign"))
+        else:
+            assert kind is not None
+            yield _Token(kind, found[kind], found.start(kind))
+        position = found.end()
+
+
+class _Parser:
+    """Splits tokens into terms, of all ways the one whose names are longest from the left."""
+
+    def __init__(self, tokens: Sequence[_Token], vocabulary: Vocabulary, end: int) -> None:
+        self._tokens = [*tokens, _Token("end", "", end)]
+        self._vocabulary = vocabulary
+        self._furthest = 0  # the token that no reading gets past
+        self._expected: set[str] = set()  # there
+        self._terms_from = cache(self._find_terms)
+
+    def terms(self) -> tuple[_Term, ...]:
+        """Raises QueryError: there is no way."""
+        terms = self._terms_from(0)
+        if terms is None:
+            raise self._error()
+        return terms
+
+    def _find_terms(self, at: int) -> tuple[_Term, ...] | None:
+        if self._tokens[at].kind == "end":
+            return ()
+        if self._tokens[at].kind == ",":
+            return self._terms_from(at + 1)
+        for term, after in self._term(at):
+            rest = self._terms_from(after)
+            if rest is not None:
+                return (term, *rest)
+        return None
+
+    def _term(self, at: int) -> Iterator[tuple[_Term, int]]:
+        negated = self._tokens[at].kind == "-"
+        at += negated
+        if self._tokens[at].kind == "caption":
+            yield _Caption(self._tokens[at].text, negated), at + 1
+            return
+        is_relation = False
+        for subject, then in self._names(at, "class"):
+            for predicate, later in self._names(then, "predicate"):
+                for object_, after in self._names(later, "class"):
+                    is_relation = True
+                    yield _Relation((Pattern(subject, predicate, object_),), negated), after
+        if not is_relation:
+            for patterns, after in self._mentions(at):
+                yield _Mention(patterns, negated), after
+
+    def _mentions(self, at: int) -> Iterator[tuple[tuple[Pattern, ...], int]]:
+        """Names that stand alone, which may be predicates, classes, or both; the longest first."""
+        found: dict[int, list[Pattern]] = {}
+        for names, after in self._names(at, "predicate"):
+            if names is not None:
+                found.setdefault(after, []).append(Pattern(predicate=names))
+        for names, after in self._names(at, "class"):
+            if names is not None:
+                found.setdefault(after, []).extend([Pattern(subject=names), Pattern(object=names)])
+        for after in sorted(found, reverse=True):
+            yield tuple(found[after]), after
+
+    def _names(self, at: int, kind: str) -> Iterator[tuple[Names, int]]:
+        """`*`, or names joined by `|`, and the token after them; the longest first."""
+        if self._tokens[at].kind == "*":
+            yield None, at + 1
+            return
+        any_found = False
+        for names, after in self._name(at, kind):
+            any_found = True
+            if self._tokens[after].kind != "|":
+                yield names, after
+                continue
+            for more, end in self._names(after + 1, kind):
+                yield None if more is None else (*names, *more), end
+        if not any_found:
+            self._fail(at, kind)
+
+    def _name(self, at: int, kind: str) -> Iterator[tuple[tuple[str, ...], int]]:
+        known, first = self._vocabulary.names[kind], self._tokens[at]
+        if first.kind == "name":
+            if names := known.get(_form(first.text)):
+                yield names, at + 1
+            return
+        last = at
+        while self._tokens[last].kind == "word" and last - at < self._vocabulary.most_words:
+            last += 1
+        for after in range(last, at, -1):
+            form = _form(" ".join(token.text for token in self._tokens[at:after]))
+            if names := known.get(form) or _starting(known, form):
+                yield names, after
+
+    def _fail(self, at: int, kind: str) -> None:
+        if at > self._furthest:
+            self._furthest, self._expected = at, set()
+        if at == self._furthest:
+            self._expected.add(kind)
+
+    def _error(self) -> QueryError:
+        token = self._tokens[self._furthest]
+        if token.kind not in ("word", "name"):
+            where = "ends too early" if token.kind == "end" else f"has {token.text} in a wrong place"
+            return QueryError(f"the query {where}: {_FORM}", token.position)
+        kinds = sorted(self._expected)
+        known = [form for kind in kinds for form in self._vocabulary.names[kind]]
+        near = get_close_matches(_form(token.text), known[:_COMPARED], 1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        return QueryError(
+            f"the run has no {' or '.join(kinds)} {single_line(token.text, 60)!r}{advice}", token.position
+        )
+
+
+def _form(name: str) -> str:
+    return " ".join(name.casefold().split())
+
+
+def _by_form(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    forms: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        forms[_form(name)] = (*forms.get(_form(name), ()), name)
+    return forms
+
+
+def _starting(known: dict[str, tuple[str, ...]], form: str) -> tuple[str, ...]:
+    """The names that start with the form, if it ends in an asterisk."""
+    if len(form) < 2 or not form.endswith("*"):
+        return ()
+    return tuple(name for other, names in known.items() if other.startswith(form[:-1]) for name in names)

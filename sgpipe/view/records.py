@@ -1,11 +1,39 @@
-"""One image of a run, read from its shard: a folder or an object store."""
+"""One image of a run, read from its shard: in a folder or an object store."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
-from sgpipe.records import Record
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgpipe.records import Record, from_table
+from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, embedded_images
 from sgpipe.view.index import Index
+from sgpipe.view.run_files import store_errors_named
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """What the index knows of an image; as `sgpipe.images.ImageReference`.
+
+    Attributes:
+        embedded: whether its shard holds image files.
+        shard, row: where it lies: the shard's name within the run, and the row's number in it.
+    """
+
+    dataset: str
+    split: str
+    image_id: str
+    file_name: str
+    width: int
+    height: int
+    embedded: bool
+    shard: str
+    row: int
 
 
 @dataclass(frozen=True)
@@ -24,12 +52,28 @@ class RecordView:
     row: int
 
 
+def find_image(index: Index, split: str, image_id: str) -> ImageRow | None:
+    """An image by its name, from the index alone; None if the index has no such image."""
+    rows = index.rows(
+        """select dataset::varchar, split::varchar, image_id, file_name, width, height, embedded, file, row
+        from run.images join run.shards using (shard) where image_id = ? and split = ? limit 1""",
+        [image_id, split],
+    )
+    return ImageRow(*rows[0]) if rows else None
+
+
 def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
     """The row of an image; None if the index has no such image.
 
     Raises UserError: the shard is missing or damaged, or the store cannot be reached.
     """
-    raise NotImplementedError
+    image = find_image(index, split, image_id)
+    if image is None:
+        return None
+    table = _read_row(index, image, without=IMAGE_COLUMN)
+    [record] = from_table(table)
+    agreement: Any = table[AGREEMENT][0].as_py() if AGREEMENT in table.column_names else None
+    return RecordView(record, agreement, image.shard, image.row)
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:
@@ -39,4 +83,24 @@ def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:
 
     Raises UserError: as `read_record`.
     """
-    raise NotImplementedError
+    image = find_image(index, split, image_id)
+    if image is None or not image.embedded:
+        return None
+    [data] = embedded_images(_read_row(index, image, only=IMAGE_COLUMN))
+    return data
+
+
+def _read_row(index: Index, image: ImageRow, only: str | None = None, without: str | None = None) -> pa.Table:
+    """The row as a table; of the shard only the row group that holds it is read."""
+    with store_errors_named(), index.files.open(image.shard) as shard:
+        names = [name for name in shard.schema_arrow.names if name != without and only in (None, name)]
+        group, row = _row_group(shard, image.row)
+        return shard.read_row_group(group, columns=names).slice(row, 1)
+
+
+def _row_group(shard: pq.ParquetFile, row: int) -> tuple[int, int]:
+    """The row group that holds a row, and the row's number within it."""
+    sizes = (shard.metadata.row_group(number).num_rows for number in range(shard.num_row_groups))
+    starts = list(accumulate(sizes, initial=0))
+    group = bisect_right(starts, row) - 1
+    return group, row - starts[group]

@@ -1,0 +1,291 @@
+"""Building the search index of a run: from its shards, and from what an earlier index already holds of them.
+
+The rows are read into a scratch database in which names are text. From it the index is made: names are enums, and each
+relation has the numbers by which searches choose and order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+
+from sgpipe.errors import UserError
+from sgpipe.records import SCHEMA
+from sgpipe.storage.database import quoted
+from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, read_file
+from sgpipe.storage.storage import LocalFolder
+from sgpipe.utils.console import Progress
+from sgpipe.view.queues import mark_queues
+from sgpipe.view.run_files import RunFiles
+
+FORMAT = 1  # of the index; another is not read
+LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
+BINS = 20  # of the histogram of confidence
+_MEMORY = "600MB"
+_SHARDS = 16  # read at once
+
+_SCRATCH = """
+    create table shards (shard int, file varchar, state varchar, problem varchar);
+    create table raw_images (image int, shard int, row int, image_id varchar, dataset varchar, split varchar,
+        file_name varchar, width int, height int, status varchar, error varchar, embedded bool, lot uinteger,
+        objects int, captions int, triplets int, matched_triplets int, pairs int, relations int);
+    create table raw_objects (image int, number int, category varchar, iscrowd bool,
+        x double, y double, w double, h double);
+    create table captions (image int, number int, caption varchar, scope varchar, boxes int[]);
+    create table raw_relations (image int, number int, subject int, object int, predicate varchar,
+        subject_category varchar, object_category varchar, confidence float, agreement float, doubted bool);
+"""
+
+# The view `rows` has the rows of some shards, with the number of each image.
+_FROM_SHARDS = (
+    f"""insert into raw_images
+    select image, shard, row, image_id, dataset, split, file_name, width, height, status, error, embedded,
+        md5_number_lower(concat(split, chr(10), image_id)) % {LOTS},
+        coalesce(len(objects), 0), coalesce(len(captions), 0), coalesce(len(triplets), 0),
+        coalesce(len(list_filter(triplets,
+            lambda t: t.subject_category is not null and t.object_category is not null)), 0),
+        coalesce(len(pairs), 0), coalesce(len(relations), 0)
+    from rows""",
+    """insert into raw_objects select image, number, object.category, object.iscrowd,
+        object.bbox[1], object.bbox[2], object.bbox[3], object.bbox[4]
+    from (select image, unnest(objects) as object, unnest(range(len(objects))) as number from rows)""",
+    """insert into captions select image, number, caption.text, caption.scope, caption.boxes
+    from (select image, unnest(captions) as caption, unnest(range(len(captions))) as number from rows)""",
+    """insert into raw_relations select image, number, relation.subject, relation.object, relation.predicate,
+        objects[relation.subject + 1].category, objects[relation.object + 1].category, relation.confidence,
+        clip.score, 2 * (clip.rank - 1) > clip.contrasts
+    from (select image, objects, unnest(relations) as relation, unnest(range(len(relations))) as number,
+        unnest(agreement) as clip from rows) where number is not null""",
+)
+_NOT_SCORED = "null::struct(score double, rank int, contrasts int)[]"
+
+_FROM_EARLIER = (
+    "insert into shards from kept",
+    "insert into raw_images select * exclude (why, flags) from earlier.images where shard in (select shard from kept)",
+    "insert into raw_objects select o.* from earlier.objects o semi join raw_images using (image)",
+    "insert into captions select c.* from earlier.captions c semi join raw_images using (image)",
+    """insert into raw_relations select image, number, subject, object, predicate, subject_category, object_category,
+        if(annotated, null, certainty), agreement, doubted
+    from earlier.relations semi join raw_images using (image)""",
+)
+
+_NAMES = (
+    "create table run.shards as from shards order by shard",
+    """create type run.name as enum (
+        select distinct name from (select unnest([dataset, split, status]) as name from raw_images) order by 1)""",
+    """create type run.category as enum (
+        select distinct category from raw_objects where category is not null order by 1)""",
+    """create type run.predicate as enum (
+        select distinct predicate from raw_relations where predicate is not null order by 1)""",
+    """create table run.objects as
+    select * replace (category::run.category as category) from raw_objects order by image, number""",
+    "create table run.captions as from captions order by image, number",
+    """create table run.triplets as
+    select row_number() over (order by times desc, predicate, subject_category, object_category)::int as triplet, *
+    from (select subject_category::run.category as subject_category, predicate::run.predicate as predicate,
+        object_category::run.category as object_category, count(*) as times from raw_relations group by all)""",
+    """create table run.predicates as
+    select predicate, sum(times)::bigint as times from run.triplets group by 1 order by times desc, predicate""",
+    """create table run.categories as
+    select category, count(*) as times from run.objects where category is not null group by 1
+    order by times desc, category""",
+)
+_TABLES = (
+    """create table run.images as
+    select i.* replace (dataset::run.name as dataset, split::run.name as split, status::run.name as status),
+        why, coalesce(flags, 0)::bigint as flags
+    from raw_images i left join reasons using (image) left join image_flags using (image) order by image""",
+    f"""create table run.relations as
+    select image, number, subject, object, triplets.predicate, triplets.subject_category, triplets.object_category,
+        coalesce(confidence, 1)::float as certainty, confidence is null as annotated,
+        greatest(least(floor(certainty * {BINS}), {BINS - 1}), 0)::utinyint as bin, agreement, doubted, triplet,
+        ((lot::ubigint + 2654435761 * number::ubigint) % {LOTS})::uinteger as lot,
+        coalesce(f.flags, 0)::bigint as flags, dataset, split, status
+    from raw_relations r
+    join run.triplets on triplets.subject_category is not distinct from r.subject_category::run.category
+        and triplets.predicate is not distinct from r.predicate::run.predicate
+        and triplets.object_category is not distinct from r.object_category::run.category
+    join (select image, lot, dataset, split, status from run.images) using (image)
+    left join relation_flags f using (image, number)
+    order by image, number""",
+)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard to be read: its number and that of its first image, and a file with its rows."""
+
+    number: int
+    first: int
+    name: str
+    path: Path
+    rows: int
+    embedded: bool
+    scored: bool
+
+
+def build_index(
+    files: RunFiles, states: Mapping[str, str], folder: Path, earlier: Path | None, progress: Progress
+) -> Path:
+    """The index of the shards in the manifest; one that is damaged is left out, and listed with the reason.
+
+    Args:
+        states: `files.states()`.
+        folder: where the index is made, and temporary files beside it.
+        earlier: an index of the same run: what it holds of unchanged shards is taken from it.
+
+    Raises:
+        UserError: the disk is full.
+        StoreError: the store cannot be reached.
+    """
+    path = folder / "index.duckdb"
+    with duckdb.connect(folder / "scratch.duckdb") as connection:
+        try:
+            _configure(connection, folder)
+            taken = _take_over(connection, earlier, states) if earlier else set()
+            _Reader(files, states, connection, folder).read([name for name in states if name not in taken], progress)
+            connection.execute(f"attach {_text(path)} as run")
+            for statement in _NAMES:
+                connection.execute(statement)
+            mark_queues(lambda statement, *values: connection.execute(statement, values))
+            for statement in (*_TABLES, "checkpoint run", "detach run"):
+                connection.execute(statement)
+        except duckdb.Error as error:
+            raise UserError(f"the index of {files.root} cannot be built ({str(error).splitlines()[0]})") from None
+    return path
+
+
+def _configure(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    for setting in (
+        f"memory_limit = '{_MEMORY}'",
+        f"temp_directory = {_text(folder / 'spill')}",
+        "preserve_insertion_order = false",
+        "autoinstall_known_extensions = false",
+    ):
+        connection.execute(f"set {setting}")
+    connection.execute(_SCRATCH)
+
+
+def _text(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def _take_over(connection: duckdb.DuckDBPyConnection, earlier: Path, states: Mapping[str, str]) -> set[str]:
+    """Copy the rows of unchanged shards; returns the names of these."""
+    connection.execute(f"attach {_text(earlier)} as earlier (read_only)")
+    connection.execute(
+        """create temp table kept as select s.* from earlier.shards s
+            semi join (select unnest(?) as file, unnest(?) as state) using (file, state) where problem is null""",
+        [list(states), list(states.values())],
+    )
+    for statement in (*_FROM_EARLIER, "detach earlier"):
+        connection.execute(statement)
+    return {file for (file,) in connection.execute("select file from kept").fetchall()}
+
+
+class _Reader:
+    """Reads shards into the scratch database."""
+
+    def __init__(
+        self, files: RunFiles, states: Mapping[str, str], connection: duckdb.DuckDBPyConnection, folder: Path
+    ) -> None:
+        self._files = files
+        self._states = states
+        self._connection = connection
+        self._folder = folder
+        [(self._shard, self._image)] = connection.execute(
+            "select coalesce((select max(shard) from shards), -1), coalesce((select max(image) from raw_images), -1)"
+        ).fetchall()
+
+    def read(self, names: Sequence[str], progress: Progress) -> None:
+        """Read these shards, several at once."""
+        if not names:
+            return
+        rows = {shard.file: shard.rows for shard in self._files.manifest.shards}
+        with progress.images(sum(rows[name] for name in names), "indexing") as advance:
+            for start in range(0, len(names), _SHARDS):
+                batch = names[start : start + _SHARDS]
+                shards = [shard for name in batch if (shard := self._open(name))]
+                self._insert(shards)
+                if not isinstance(self._files.storage, LocalFolder):
+                    for shard in shards:
+                        shard.path.unlink()
+                advance(sum(rows[name] for name in batch), {})
+
+    def _open(self, name: str) -> _Shard | None:
+        """None if the shard cannot be read; its problem is noted."""
+        self._shard += 1
+        if self._states[name].endswith("missing"):
+            self._note(self._shard, name, f"shard {name} is in the manifest but missing: {self._files.root}")
+            return None
+        try:
+            with self._files.open(name) as file:
+                rows, columns = file.metadata.num_rows, file.schema_arrow.names
+                path = self._local(name, file)
+        except UserError as error:
+            self._note(self._shard, name, str(error))
+            return None
+        first, self._image = self._image + 1, self._image + rows
+        return _Shard(self._shard, first, name, path, rows, IMAGE_COLUMN in columns, AGREEMENT in columns)
+
+    def _local(self, name: str, file: pq.ParquetFile) -> Path:
+        """A file of this machine with the rows of a shard, without images."""
+        if isinstance(self._files.storage, LocalFolder):
+            return self._files.storage.root / name
+        path = self._folder / f"{self._shard}.parquet"
+        pq.write_table(file.read([column for column in file.schema_arrow.names if column != IMAGE_COLUMN]), path)
+        return path
+
+    def _insert(self, shards: Sequence[_Shard]) -> None:
+        if not shards:
+            return
+        self._view_rows(shards)
+        self._connection.execute("begin")
+        try:
+            for statement in _FROM_SHARDS:
+                self._connection.execute(statement)
+        except duckdb.Error:
+            self._connection.execute("rollback")
+            if len(shards) > 1:
+                for shard in shards:
+                    self._insert([shard])
+            else:
+                self._insert_damaged(shards[0])
+            return
+        for shard in shards:
+            self._note(shard.number, shard.name, None)
+        self._connection.execute("commit")
+
+    def _insert_damaged(self, shard: _Shard) -> None:
+        """Note what is wrong with a shard that could not be inserted. Raises duckdb.Error: nothing is wrong with it."""
+        try:
+            read_file(shard.path)
+        except UserError as error:
+            self._note(shard.number, shard.name, str(error))
+        else:
+            raise
+
+    def _view_rows(self, shards: Sequence[_Shard]) -> None:
+        values = [[str(shard.path) for shard in shards], *([getattr(shard, name) for shard in shards] for name in
+                  ("number", "first", "embedded"))]  # fmt: skip
+        self._connection.execute(
+            "create or replace temp table reading as "
+            "select unnest(?) as filename, unnest(?) as shard, unnest(?) as first, unnest(?) as embedded",
+            values,
+        )
+        agreement = AGREEMENT if any(shard.scored for shard in shards) else _NOT_SCORED
+        paths = ", ".join(quoted(str(shard.path)) for shard in shards)
+        self._connection.execute(
+            f"""create or replace temp view rows as
+            select (first + file_row_number)::int as image, shard, file_row_number::int as row, embedded,
+                {", ".join(SCHEMA.names)}, {agreement} as agreement
+            from read_parquet([{paths}], filename = true, file_row_number = true, union_by_name = true)
+            join reading using (filename)"""
+        )
+
+    def _note(self, shard: int, name: str, problem: str | None) -> None:
+        self._connection.execute("insert into shards values (?, ?, ?, ?)", [shard, name, self._states[name], problem])

@@ -1,0 +1,220 @@
+"""A search as the gallery's URL holds it, and as SQL over the tables of an index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from sgpipe.errors import UserError
+from sgpipe.utils.console import single_line
+from sgpipe.view.query import Pattern, Query, Vocabulary, parse
+from sgpipe.view.queues import queue_condition
+
+Order = Literal["confidence", "-confidence", "rarity", "agreement", "shuffle"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+JUDGED = ("right", "wrong", "unsure", "changed", "conflict", "none")
+
+# Parameters of a URL that can be repeated, and the fields they fill.
+FIELDS = {
+    "subject": "subjects",
+    "predicate": "predicates",
+    "object": "objects",
+    "dataset": "datasets",
+    "split": "splits",
+    "status": "statuses",
+    "judged": "judged",
+}
+_OF_RELATIONS = {"subjects": "subject_category", "predicates": "predicate", "objects": "object_category"}
+_OF_BOTH = {"datasets": "dataset", "splits": "split", "statuses": "status"}
+_LARGEST_SEED = 2**31
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A search: the whole state of the gallery's URL, apart from the page.
+
+    Attributes:
+        judged: states of judgement: right, wrong, unsure, changed, conflict, none.
+        low, high: bounds of the confidence, both included. A relation without confidence counts as 1.
+        queue: the key of one of `queues(index)`.
+        order: confidence: the most confident first; -confidence: the least; rarity: those whose triplet the run has
+            least often first; agreement: those that CLIP disagrees with most first; shuffle: by `seed`. Images are in
+            the order of the run, or shuffled.
+    """
+
+    query: Query = field(default_factory=Query)
+    subjects: tuple[str, ...] = ()
+    predicates: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    queue: str | None = None
+    order: Order = "confidence"
+    seed: int = 0
+
+    @classmethod
+    def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: Vocabulary) -> Filters:
+        """Read the parameters of a URL (q, subject, predicate, object, dataset, split, status, judged, low, high,
+        queue, order, seed); others are ignored.
+
+        Args:
+            vocabulary: `index.vocabulary`.
+
+        Raises:
+            QueryError: `q` cannot be understood.
+            UserError: another parameter has no valid value.
+        """
+        single = dict(params)
+        several = {
+            name: tuple(dict.fromkeys(value for key, value in params if key == parameter and value))
+            for parameter, name in FIELDS.items()
+        }
+        order = single.get("order") or "confidence"
+        if order not in ORDERS:
+            raise UserError(f"order={single_line(order, 40)}: expected one of {', '.join(ORDERS)}")
+        for state in several["judged"]:
+            if state not in JUDGED:
+                raise UserError(f"judged={single_line(state, 40)}: expected one of {', '.join(JUDGED)}")
+        return cls(
+            query=parse(single.get("q", ""), vocabulary),
+            low=_number("low", single),
+            high=_number("high", single),
+            queue=single.get("queue") or None,
+            order=order,
+            seed=_seed(single.get("seed") or "0"),
+            **several,
+        )
+
+    def to_params(self) -> list[tuple[str, str]]:
+        """As `from_params` reads them; defaults are left out."""
+        params = [("q", self.query.text)] if self.query.text else []
+        params += [(key, value) for key, name in FIELDS.items() for value in getattr(self, name)]
+        params += [(name, str(value)) for name in ("low", "high") if (value := getattr(self, name)) is not None]
+        params += [("queue", self.queue)] if self.queue else []
+        params += [("order", self.order)] if self.order != "confidence" else []
+        params += [("seed", str(self.seed))] if self.seed else []
+        return params
+
+    @property
+    def finds_images(self) -> bool:
+        """Whether hits are images: nothing is said of relations, but captions, error rows or a queue of images are
+        asked for. Raises UserError: there is no such queue."""
+        query = self.query
+        of_relations = (query.patterns, query.mentions, query.without, self.subjects, self.predicates, self.objects)
+        if any(of_relations) or self.judged or (self.low, self.high) != (None, None):
+            return False
+        if self.queue is not None:
+            return queue_condition(self.queue)[0] == "images"
+        return bool(query.captions or query.without_captions or self.statuses == ("error",))
+
+    def without(self, name: str) -> Filters:
+        """The search without what a parameter of the URL says; "triplet" and "confidence" are several."""
+        if name == "confidence":
+            return replace(self, low=None, high=None)
+        names = ("subject", "predicate", "object") if name == "triplet" else (name,)
+        return replace(self, **{FIELDS[one]: () for one in names})  # type: ignore[arg-type]
+
+
+def _number(name: str, params: dict[str, str]) -> float | None:
+    text = params.get(name, "").strip()
+    if not text:
+        return None
+    with suppress(ValueError):
+        number = float(text)
+        if math.isfinite(number):
+            return number
+    raise UserError(f"{name}={single_line(text, 40)}: expected a number from 0 to 1")
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:12]) < _LARGEST_SEED):
+        raise UserError(f"seed={single_line(text, 40)}: expected a whole number from 0 to {_LARGEST_SEED - 1}")
+    return int(text)
+
+
+class Where:
+    """The condition of a search on a row `hit` of `run.relations` or `run.images`; `values` replace its `?`."""
+
+    def __init__(self, filters: Filters, of_images: bool) -> None:
+        """Raises UserError: there is no such queue."""
+        self._clauses: list[str] = []
+        self.values: list[Any] = []
+        if not of_images:
+            self._add_relations(filters)
+        self._add_images(filters, of_images)
+
+    @property
+    def sql(self) -> str:
+        return " and ".join(self._clauses) or "true"
+
+    def add(self, clause: str, values: Sequence[Any] = ()) -> None:
+        """Another condition that must hold."""
+        self._clauses.append(f"({clause})")
+        self.values += values
+
+    def _add_relations(self, filters: Filters) -> None:
+        query = filters.query
+        if query.patterns:
+            self._add_any(query.patterns, "{}")
+        if len(query.patterns) > 1:
+            for pattern in query.patterns:
+                self._add_any([pattern], "image in (select image from run.relations where {})")
+        for patterns in query.mentions:
+            self._add_any(patterns, "{}")
+        if query.without:
+            self._add_any(query.without, "({}) is not true")
+        for name, column in _OF_RELATIONS.items():
+            self._add_names(column, getattr(filters, name))
+        if filters.low is not None:
+            self.add("certainty >= ?::float", [filters.low])
+        if filters.high is not None:
+            self.add("certainty <= ?::float", [filters.high])
+        self._add_judged(filters.judged)
+
+    def _add_any(self, patterns: Sequence[Pattern], form: str) -> None:
+        conditions = [_condition(pattern) for pattern in patterns]
+        sql = " or ".join(f"({clause})" for clause, _ in conditions)
+        self.add(form.format(sql), [value for _, values in conditions for value in values])
+
+    def _add_names(self, column: str, names: Sequence[str]) -> None:
+        if names:
+            self.add(f"{column} in ({_marks(names)})", names)
+
+    def _add_judged(self, states: Sequence[str]) -> None:
+        known = [state for state in states if state != "none"]
+        judged = "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
+        clauses = [judged.format(f" and state in ({_marks(known)})")] if known else []
+        clauses += [f"not {judged.format('')}"] if "none" in states else []
+        if clauses:
+            self.add(" or ".join(clauses), known)
+
+    def _add_images(self, filters: Filters, of_images: bool) -> None:
+        for name, column in _OF_BOTH.items():
+            self._add_names(column, getattr(filters, name))
+        named = "image {} (select image from run.captions where contains(lower(caption), lower(?)))"
+        for text in filters.query.captions:
+            self.add(named.format("in"), [text])
+        for text in filters.query.without_captions:
+            self.add(named.format("not in"), [text])
+        if filters.queue is not None:
+            of, condition, values = queue_condition(filters.queue)
+            inside = of == "images" and not of_images
+            self.add(f"image in (select image from run.images hit where {condition})" if inside else condition, values)
+
+
+def _condition(pattern: Pattern) -> tuple[str, list[str]]:
+    columns = {"subject_category": pattern.subject, "predicate": pattern.predicate, "object_category": pattern.object}
+    said = {column: names for column, names in columns.items() if names is not None}
+    sql = " and ".join(f"{column} in ({_marks(names)})" for column, names in said.items())
+    return sql or "true", [name for names in said.values() for name in names]
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))

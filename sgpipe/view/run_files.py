@@ -1,0 +1,119 @@
+"""The files of a run that is looked at: a folder, a folder whose shards are in an object store, or a store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from sgpipe.errors import StoreError, UserError
+from sgpipe.records import SCHEMA
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest
+from sgpipe.storage.shards import DATA, open_shard
+from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
+
+_STORE = re.compile(r"(\w{2,}):/+(?=[^/])")  # also as `Path` leaves it
+_VIEW = ".sgpipe/view"
+
+
+class RunFiles:
+    """Where the manifest and the shards of a run are.
+
+    Attributes:
+        root: as messages name it.
+        cache: a folder to keep what was derived: RUN/.sgpipe/view, or one in the user's cache for a run in a store or
+            in a folder that cannot be written.
+        storage: where the shards are.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        """Raises UserError: there is no run, its manifest is damaged, or the cache cannot be made.
+        StoreError: the store cannot be reached."""
+        found = _STORE.match(str(root))
+        self.store = ObjectStore(_STORE.sub(r"\g<1>://", str(root), count=1)) if found else None
+        self.root = self.store.location if self.store else str(root)
+        self._folder = None if self.store else Path(root)
+        self.cache = self._make_cache()
+        self.manifest, self.problems = self._read_manifest()
+        shards = self.store or (self.manifest.run.get("store") and ObjectStore(self.manifest.run["store"]))
+        self.storage: Storage = shards or LocalFolder(Path(root).absolute())
+
+    def refresh(self) -> None:
+        """Read the manifest again. Raises UserError or StoreError: as for a new object."""
+        self.manifest, self.problems = self._read_manifest()
+
+    def states(self) -> dict[str, str]:
+        """What tells whether each shard of the manifest is still the same file; "missing" where there is none.
+
+        Raises StoreError: the store cannot be reached.
+        """
+        shards, local = self.manifest.shards, isinstance(self.storage, LocalFolder)
+        sizes = {} if local else self.storage.sizes(DATA)
+        return {shard.file: f"{shard.sha256} {self._state(shard, sizes)}" for shard in shards}
+
+    def _state(self, shard: ShardEntry, sizes: dict[str, int]) -> str:
+        if not isinstance(self.storage, LocalFolder):
+            return str(sizes.get(Path(shard.file).name, "missing"))
+        with suppress(OSError):
+            status = (self.storage.root / shard.file).stat()
+            return f"{status.st_size} {status.st_mtime_ns}"
+        return "missing"
+
+    @contextmanager
+    def open(self, file: str) -> Iterator[pq.ParquetFile]:
+        """A shard; of one in a store only what is read is downloaded.
+
+        Raises:
+            UserError: it is missing, damaged (also while it is read), of another version, or not of sgpipe.
+            StoreError: the store cannot be reached.
+        """
+        if isinstance(self.storage, LocalFolder):
+            with open_shard(self.storage.root / file, SCHEMA.names) as shard:
+                yield shard
+            return
+        with self.storage.open(file) as content, open_shard(Path(file), SCHEMA.names, content) as shard:
+            yield shard
+
+    def _make_cache(self) -> Path:
+        if self._folder is not None:
+            Manifest.salvage(self._folder)  # a folder that is no run stays as it is
+            place = self._folder / _VIEW
+            with suppress(OSError):
+                place.mkdir(parents=True, exist_ok=True)
+                if os.access(place, os.W_OK | os.X_OK):
+                    return place
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        name = self.root if self._folder is None else str(self._folder.absolute())
+        place = home / "sgpipe" / "view" / hashlib.sha256(name.encode()).hexdigest()[:16]
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{place} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder") from None
+        return place
+
+    def _read_manifest(self) -> tuple[Manifest, list[str]]:
+        folder = self._folder
+        if self.store is not None:
+            content = self.store.read(MANIFEST)
+            if content is None:
+                raise UserError(f"{self.root} is not an sgpipe run: it has no {MANIFEST}")
+            folder = self.cache
+            replace_manifest(folder, content)
+        assert folder is not None
+        manifest, bad = Manifest.salvage(folder)
+        advice = f"`sgpipe verify {self.root} --repair`"
+        return manifest, [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
+
+
+@contextmanager
+def store_errors_named() -> Iterator[None]:
+    """A store that cannot be reached is something that users can see and change, not a fault of the server."""
+    try:
+        yield
+    except StoreError as error:
+        raise UserError(str(error)) from None
