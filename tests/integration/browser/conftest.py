@@ -86,3 +86,14 @@ def visit(browser: Browser) -> Iterator[Any]:
 
     yield visit_
     assert complaints == []
+
+
+def accessibility_faults(page: Page) -> list[str]:
+    """What axe-core finds on a page that keeps people from using it: rule, help, and the first elements."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        f"{fault['id']}: {fault['help']}: {[node['html'][:200] for node in fault['nodes'][:3]]}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+    ]
