@@ -1,0 +1,127 @@
+"""Images over HTTP: small ones, the files themselves, and placeholders that say why there is none."""
+
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from PIL import ExifTags, Image
+from starlette.testclient import TestClient
+
+from sgpipe.view.web import photo_url, thumbnail_url
+from tests.sgpipe.training.data.runs import image, make_run
+from tests.sgpipe.view.gallery_run import STRANGE, open_client, record
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with images of several kinds."""
+    root = tmp_path_factory.mktemp("view") / "run"
+    rows = [
+        record("a", file_name="a.png"),
+        record(STRANGE),
+        record("gone"),
+        record("outside", file_name="../outside.png"),
+        record("large", width=1000, height=500),
+        record("turned", file_name="turned.jpg"),
+        record("tiff", file_name="a.tiff"),
+    ]
+    make_run(root, rows, spoilt={"gone": None, "outside": None})
+    (root / "outside.png").write_bytes(b"secret")
+    left_red = Image.new("RGB", (24, 16), "blue")
+    left_red.paste("red", (0, 0, 8, 16))
+    left_red.save(root / "images" / "a.tiff")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    left_red.save(root / "images" / "turned.jpg", exif=exif, quality=95)
+    return root
+
+
+@pytest.fixture(scope="module")
+def client(root: Path) -> TestClient:
+    return open_client(root)
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data))
+
+
+@pytest.mark.parametrize("image_id", ["a", STRANGE])
+def test_an_image_is_served_small_and_as_it_is(client: TestClient, image_id: str) -> None:
+    small = client.get(thumbnail_url("val", image_id, 320))
+    assert (small.headers["content-type"], opened(small.content).size) == ("image/jpeg", (24, 16))
+    whole = client.get(photo_url("val", image_id))
+    assert (whole.headers["content-type"], opened(whole.content).format) == ("image/png", "PNG")
+
+
+def test_a_large_image_is_scaled_down_to_one_of_a_few_widths(client: TestClient) -> None:
+    sizes = {width: opened(client.get(thumbnail_url("val", "large", width)).content).size for width in (1, 200, 99999)}
+    assert sizes == {1: (160, 80), 200: (320, 160), 99999: (1000, 500)}
+
+
+def test_a_thumbnail_is_kept_and_follows_its_file(client: TestClient, root: Path) -> None:
+    address, kept = thumbnail_url("val", "a", 320), root / ".sgpipe" / "view" / "thumbnails"
+    before = client.get(address).content
+    assert before in {file.read_bytes() for file in kept.rglob("*.jpg")}
+    assert client.get(address).content == before
+    file = root / "images" / "a.png"
+    original = file.read_bytes()
+    Image.new("RGB", (24, 16), "red").save(file)
+    assert opened(client.get(address).content).getpixel((5, 5)) == (254, 0, 0)
+    file.write_bytes(original)
+
+
+@pytest.mark.parametrize("address", [photo_url("val", "gone"), thumbnail_url("val", "gone", 320)])
+def test_a_missing_image_is_a_placeholder_with_the_reason(client: TestClient, address: str) -> None:
+    shown = client.get(address)
+    assert (shown.status_code, shown.headers["content-type"]) == (200, "image/svg+xml")
+    assert "image file not found" in shown.text
+    assert shown.headers["cache-control"] == "no-store"  # it may come back
+
+
+@pytest.mark.parametrize("address", [photo_url("val", "outside"), thumbnail_url("val", "outside", 320)])
+def test_no_row_leads_out_of_its_folder(client: TestClient, address: str) -> None:
+    shown = client.get(address)
+    assert "inside the image folder" in shown.text
+    assert "secret" not in shown.text
+
+
+@pytest.mark.parametrize(
+    "name", ["../manifest.jsonl", "manifest.jsonl", "a.png", "..%2f..%2foutside.png", quote("/etc/passwd"), "", "A"]
+)
+def test_only_images_of_rows_are_served(client: TestClient, name: str) -> None:
+    for folder in ("photo", "thumbnail"):
+        assert client.get(f"/{folder}/val/{name}").status_code == 404
+        assert client.get(f"/{folder}/train/{name}").status_code == 404
+
+
+@pytest.mark.parametrize("width", ["x", "-1", "1.5", "", "²", "1000000"])
+def test_a_width_is_a_number_of_pixels(client: TestClient, width: str) -> None:
+    assert client.get(f"/thumbnail/val/a?width={width}").status_code == 400
+
+
+@pytest.mark.parametrize("image_id", ["tiff", "turned"])
+def test_what_a_browser_would_not_show_like_the_boxes_is_converted(client: TestClient, image_id: str) -> None:
+    """A TIFF it cannot show; a JPEG it would turn as EXIF says, but COCO's boxes are of the pixels as stored."""
+    shown = opened(client.get(photo_url("val", image_id)).content)
+    assert (shown.format, shown.size, shown.getexif().get(ExifTags.Base.Orientation)) == ("JPEG", (24, 16), None)
+    red, _, blue = shown.convert("RGB").getpixel((2, 8))
+    assert red > 200 > 60 > blue
+
+
+def test_a_folder_of_moved_images_takes_precedence(root: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (24, 16), "red").save(tmp_path / "a.png")
+    client = open_client(root, images=tmp_path)
+    assert opened(client.get(photo_url("val", "a")).content).getpixel((5, 5)) == (255, 0, 0)
+    assert opened(client.get(thumbnail_url("val", "a", 320)).content).getpixel((5, 5)) == (254, 0, 0)
+
+
+def test_images_in_the_shards_are_served(tmp_path: Path) -> None:
+    rows = [record("a"), record("b")]
+    make_run(tmp_path / "run", rows, embedded=True, spoilt={"b": b"broken"})
+    client = open_client(tmp_path / "run")
+    assert client.get(photo_url("val", "a")).content == image(rows[0])
+    first = client.get(thumbnail_url("val", "a", 320)).content
+    assert opened(first).size == (24, 16)
+    assert client.get(thumbnail_url("val", "a", 320)).content == first
+    assert "image cannot be read" in client.get(thumbnail_url("val", "b", 320)).text
