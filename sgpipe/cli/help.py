@@ -12,7 +12,7 @@ from sgpipe.cli.options import Command
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Label images": ("label", "generate", "miniworld"),
-    "Inspect runs": ("view", "stats", "calibrate", "score", "verify"),
+    "Inspect runs": ("view", "correct", "stats", "calibrate", "score", "verify"),
     "Import and export": ("import", "export", "fetch"),
     "Train and evaluate": ("train", "predict", "eval"),
     "Tools": ("doctor", "convert", "parse"),
@@ -36,6 +36,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "view coco-relations/",
         "view coco-relations/ earlier-relations/ --as anna",
         "view s3://bucket/coco --read-only --no-browser",
+    ),
+    "correct": (
+        "correct coco-relations/ --out corrected/",
+        "correct coco-relations/ --judgements judgements.jsonl --conflicts latest --out corrected/",
     ),
     "stats": ("stats coco-relations/", "stats coco-relations/ --html report.html --sheet sheet.png"),
     "calibrate": (

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sgpipe.cli import stop_while_importing
+from sgpipe.cli.corrections import correct
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.generate import generate, label, miniworld, parse
@@ -34,7 +35,7 @@ from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
-_RESUMABLE = ("generate", "import", "score", "train")
+_RESUMABLE = ("generate", "import", "score", "correct", "train")
 _STOPPED_IN_ORDER = ("generate", "train")
 
 
@@ -81,6 +82,7 @@ app.command(cls=Command)(miniworld)
 app.command(cls=Command)(view)
 app.command(cls=Command)(stats)
 app.command(cls=Command)(calibrate)
+app.command(cls=Command)(correct)
 app.command(cls=Command)(score)
 app.command(cls=Command)(verify)
 app.command(cls=Command)(fetch)

@@ -20,10 +20,9 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.storage.database import open_run
-from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import AGREEMENT, embedded_images, read_file, write_table
-from sgpipe.utils.atomic import atomic_write
+from sgpipe.storage.shards import AGREEMENT, embedded_images, read_file, write_copy
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.hashing import file_sha256, fingerprint
@@ -187,7 +186,7 @@ def score_run(
                     continue
                 scorer = scorer or make_scorer()
                 table = _scored(source, root / shard.file, scorer, images, counts)
-                manifest.commit(_write(out, shard, table))
+                manifest.commit(write_copy(out, shard, table))
                 advance(shard.rows, shard.counts)
         if scorer is None:
             there = count(sum(shard.rows for shard in manifest.shards), "image")
@@ -252,10 +251,3 @@ def _agreements(
         except ImageError:
             pass
     return [None] * len(record.relations)
-
-
-def _write(out: Path, shard: ShardEntry, table: pa.Table) -> ShardEntry:
-    with atomic_write(out / shard.file) as temporary:
-        write_table(temporary, table)
-        values = asdict(shard) | {"sha256": file_sha256(temporary), "bytes": temporary.stat().st_size}
-    return ShardEntry(**values)

@@ -89,7 +89,7 @@ def is_log(file: Path) -> bool:
 
 
 def _read_log(log: JudgementLog) -> JudgedFile:
-    if not (log.plans or next(log.current(), None)) and log.problems:
+    if log.problems and not log.plans and next(log.current(), None) is None:
         raise UserError(log.problems[0])
     progress = {plan.plan: measure_plan(plan, log) for plan in log.plans.values()}
     best = max(

@@ -77,6 +77,11 @@ class Population:
     select: str = RELATIONS_OF_DATABASE
     values: Sequence[Any] = ()
 
+    @property
+    def hits(self) -> str:
+        """SQL of the relations that can be shown: those between boxes that there are."""
+        return f"select * from ({self.select}) where subject_category is not null and object_category is not null"
+
 
 def draw(
     population: Population, kind: Kind, count: int, seed: int = 0
@@ -98,18 +103,18 @@ def draw(
     shares = {number: share for number, share in equal_shares(sizes, count).items() if share}
     bounds = [_bound(share, sizes[number]) for number, share in shares.items()]
     rows = population.rows(
-        _SAMPLE.format(select=population.select, stratum=expression),
+        _SAMPLE.format(select=population.hits, stratum=expression),
         *population.values, *values, seed, list(shares), list(shares.values()), bounds,
     )  # fmt: skip
     index = {number: at for at, number in enumerate(strata)}
-    questions = [PlannedQuestion(*row[:-1], index[row[-1]]) for row in rows]
+    questions = [PlannedQuestion._make([*row[:-1], index[row[-1]]]) for row in rows]
     asked = np.bincount([question.stratum for question in questions], minlength=len(strata)).tolist()
     return [s.model_copy(update={"sampled": n}) for s, n in zip(strata.values(), asked, strict=True)], questions
 
 
 def _by_confidence(population: Population, count: int) -> tuple[dict[int, PlanStratum], str, list[Any]]:
     """The strata with their numbers, SQL for the number of a relation, and its parameters."""
-    query = f"with hits as ({population.select}) select {BAND} as band, count(*) from hits group by 1 order by 1"
+    query = f"with hits as ({population.hits}) select {BAND} as band, count(*) from hits group by 1 order by 1"
     strata = {}
     for band, relations in population.rows(query, *population.values):
         ends = (None, None) if band < 0 else (EDGES[band], EDGES[band + 1])
@@ -119,7 +124,7 @@ def _by_confidence(population: Population, count: int) -> tuple[dict[int, PlanSt
 
 
 def _by_predicate(population: Population, count: int) -> tuple[dict[int, PlanStratum], str, list[Any]]:
-    query = f"with hits as ({population.select}) select predicate, count(*) from hits group by 1 order by 2 desc, 1"
+    query = f"with hits as ({population.hits}) select predicate, count(*) from hits group by 1 order by 2 desc, 1"
     found = population.rows(query, *population.values)
     kept = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES, len(found))
     strata = {
@@ -189,7 +194,7 @@ def _states(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relation
 
 def count_states(states: Sequence[RelationState]) -> dict[str, int]:
     """How many relations are judged, and how: right, wrong, changed, unsure, conflict; and added, which are right."""
-    counts = Counter(state.state for state in states)
+    counts = Counter[str](state.state for state in states)
     names = ("right", "wrong", "changed", "unsure", "conflict")
     added = sum(state.is_added for state in states)
     return {"relations": len(states), **{name: counts[name] for name in names}, "added": added}

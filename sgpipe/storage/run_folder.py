@@ -268,4 +268,5 @@ def settings_changed(
 
 def _kind(identity: Mapping[str, Any]) -> str:
     """What an identity is of."""
-    return "an import" if "import" in identity else "a scored copy of a run" if "scored" in identity else "a run"
+    kinds = {"import": "an import", "scored": "a scored copy of a run", "corrected": "a corrected copy of a run"}
+    return next((kind for key, kind in kinds.items() if key in identity), "a run")

@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,6 +71,20 @@ def write_shard(
     fault_point("after rename")
     sync_folder(path.parent)
     return _entry(name, split, start, records, seconds, digest, size)
+
+
+def write_copy(root: Path, shard: ShardEntry, table: pa.Table, counts: Mapping[str, int] | None = None) -> ShardEntry:
+    """Write other contents of a run's shard into the run in `root`; `counts`: those that differ.
+
+    Raises OSError: as `write_shard`.
+    """
+    path = root / shard.file
+    with atomic_write(path) as temporary:
+        with naming(path):
+            write_table(temporary, table)
+        digest, size = file_sha256(temporary), temporary.stat().st_size
+    sync_folder(path.parent)
+    return replace(shard, sha256=digest, bytes=size, counts={**shard.counts, **(counts or {})})
 
 
 def encode_shard(

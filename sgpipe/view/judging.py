@@ -29,9 +29,8 @@ from sgpipe.stats.plans import MARGIN, Population, answers_needed, count_states,
 from sgpipe.storage.judgement_lines import Judgement, Kind, PlannedQuestion, SamplingPlan, describe_invalid, utc_now
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import single_line
-from sgpipe.view import search as searching
 from sgpipe.view.records import read_record
-from sgpipe.view.search import Filters
+from sgpipe.view.search import Filters, select_relations
 from sgpipe.view.web import Viewer, answer, image_url, posted, relation_key, render, viewer_of
 
 NOBODY = "anonymous"
@@ -215,7 +214,7 @@ def _drawn(request: Request, wanted: _NewPlan) -> SamplingPlan:
     filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
     if filters.judged or filters.queue:
         request.app.state.freshness.update_judgements()
-    select, parameters = searching.select_relations(viewer.index, filters)  # type: ignore[attr-defined]
+    select, parameters = select_relations(viewer.index, filters)
     population = Population(lambda query, *rest: viewer.index.rows(query, rest), select, parameters)
     strata, questions = draw(population, wanted.kind, wanted.count, wanted.seed)
     return SamplingPlan(

@@ -1,0 +1,244 @@
+"""`sgpipe correct`: a copy of a run in which relations are as people judged them.
+
+Relations that people confirmed, changed or added have no confidence, as those that people annotated; what they called
+wrong is gone. All else stays: relations nobody judged, or is sure of, keep their confidences, and rows their captions,
+candidates and image files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from sgpipe.errors import UserError
+from sgpipe.storage.judgement_lines import Conflicts, RelationState
+from sgpipe.storage.judgements import JudgementLog
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import AGREEMENT, write_copy
+from sgpipe.storage.storage import Storage
+from sgpipe.storage.verify import count_rows
+from sgpipe.utils.console import Progress, count
+from sgpipe.utils.hashing import fingerprint
+
+Place: TypeAlias = tuple[int, int, str]  # subject, object, predicate
+_Row: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CorrectedRun:
+    """What was corrected.
+
+    Attributes:
+        counts: relations that were `confirmed`, `removed`, `changed` and `added`; and those that stay as they are:
+            `unsure`, and `undecided` conflicts.
+        conflicts: relations about which people differ.
+        missing: judged relations that the run does not have, so that nothing is done about them.
+        new_predicates: those that the closed class list of the run lacked; they are appended to it.
+    """
+
+    root: Path
+    images: int
+    shards: int
+    counts: dict[str, int]
+    conflicts: int
+    missing: int
+    new_predicates: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**vars(self), "root": str(self.root)}
+
+
+def correct_run(
+    source: Manifest,
+    storage: Storage,
+    log: JudgementLog,
+    out: Path,
+    progress: Progress,
+    conflicts: Conflicts = "majority",
+    images: Path | None = None,
+) -> CorrectedRun:
+    """Copy a run to `out` with its relations corrected; an earlier call that stopped is resumed.
+
+    Args:
+        storage: where the shards of the run are.
+        conflicts: what counts where people differ; see `RelationState.resolve`.
+        images: the image folder, if the images have moved.
+
+    Raises:
+        UserError: there are no judgements, `out` is another run, a shard cannot be read, or another process writes to
+            `out`.
+    """
+    states = list(log.current())
+    if not states:
+        raise UserError(f"{log.file} has no judgements of this run: judge relations with `sgpipe view` first")
+    corrections = Corrections(states, conflicts)
+    new = _new_predicates(source, corrections)
+    folder, found = RunFolder(out), Counter[str]()
+    with folder.lock():
+        manifest = folder.open(_header(source, corrections, new, images))
+        done = {shard.file for shard in manifest.shards}
+        folder.sweep(manifest)
+        with progress.images(None, "correcting") as advance:
+            for shard in source.shards:
+                table = corrections.apply(storage.read_shard(shard.file), found)
+                if shard.file not in done:
+                    manifest.commit(write_copy(out, shard, table, count_rows(table)))
+                advance(shard.rows, shard.counts)
+        folder.sweep(manifest)
+        title = f"{source.run.get('name', '')}: corrected by sgpipe"
+        folder.write_readme(title, "Relations without a confidence are confirmed or made by people.", manifest)
+    if done.issuperset(shard.file for shard in source.shards):
+        progress.say(f"nothing left to do: {count(len(done), 'shard')} in {out} have these corrections")
+    return CorrectedRun(
+        root=out,
+        images=sum(shard.rows for shard in manifest.shards),
+        shards=len(manifest.shards),
+        counts={name: found[name] for name in _COUNTS},
+        conflicts=sum(state.is_conflict for state in states),
+        missing=len(states) - sum(found.values()),
+        new_predicates=new,
+    )
+
+
+_COUNTS = ("confirmed", "removed", "changed", "added", "unsure", "undecided")
+
+
+class Corrections:
+    """What people's judgements leave of the relations of each image."""
+
+    def __init__(self, states: Iterable[RelationState], conflicts: Conflicts) -> None:
+        self._conflicts = conflicts
+        self._images: dict[tuple[str, str], list[RelationState]] = defaultdict(list)
+        for state in states:
+            self._images[state.key.split, state.key.image_id].append(state)
+
+    def left_of(self, state: RelationState) -> frozenset[Place] | None:
+        """What is left of a relation; None: it stays as it is."""
+        left = state.resolve(self._conflicts)
+        return None if left is None else frozenset(key[2:] for key in left)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the corrected relations."""
+        outcomes = {
+            json.dumps(state.key): None if (left := self.left_of(state)) is None else sorted(left)
+            for states in self._images.values()
+            for state in states
+        }
+        return {"judgements": fingerprint(outcomes), "conflicts": self._conflicts}
+
+    @property
+    def predicates(self) -> set[str]:
+        """Those of confirmed, changed and added relations."""
+        states = (state for states in self._images.values() for state in states)
+        return {predicate for state in states for *_, predicate in self.left_of(state) or ()}
+
+    def apply(self, table: pa.Table, found: Counter[str]) -> pa.Table:
+        """The table of a shard with corrected relations; adds to `found` what was done, by relation."""
+        images = list(zip(table["split"].to_pylist(), table["image_id"].to_pylist(), strict=True))
+        rows = [number for number, image in enumerate(images) if image in self._images]
+        if not rows:
+            return table
+        columns = [name for name in ("relations", AGREEMENT) if name in table.column_names]
+        values = {name: table[name].to_pylist() for name in columns}
+        for row in rows:
+            relations, objects = values["relations"][row] or [], len(table["objects"][row].as_py() or ())
+            outcomes = self._outcomes(images[row], relations, objects, found)
+            values["relations"][row], before = correct_relations(relations, outcomes)
+            if scores := values.get(AGREEMENT):
+                scores[row] = [None if at is None else scores[row][at] for at in before]
+        for name in columns:
+            field = table.schema.field(name)
+            table = table.set_column(table.column_names.index(name), field, pa.array(values[name], field.type))
+        return table
+
+    def _outcomes(
+        self, image: tuple[str, str], relations: Sequence[_Row], objects: int, found: Counter[str]
+    ) -> dict[Place, frozenset[Place]]:
+        """What is left of the judged relations that the image has or can have."""
+        there, outcomes = {_place(relation) for relation in relations}, {}
+        for state in self._images[image]:
+            place, left = state.key[2:], self.left_of(state)
+            possible = all(max(subject, object_) < objects for subject, object_, _ in left or ())
+            if possible and (place in there or state.is_added):
+                found[_what_is_done(place, left, state, place in there)] += 1
+                if left is not None:
+                    outcomes[place] = left
+        return outcomes
+
+
+def _what_is_done(place: Place, left: frozenset[Place] | None, state: RelationState, there: bool) -> str:
+    if left is None:
+        return "undecided" if state.is_conflict else "unsure"
+    if not there:
+        return "added" if left else "removed"
+    return "confirmed" if place in left else "changed" if left else "removed"
+
+
+def correct_relations(
+    relations: Sequence[_Row], outcomes: Mapping[Place, frozenset[Place]]
+) -> tuple[list[_Row], list[int | None]]:
+    """The relations of an image as people say they are.
+
+    What one answer takes away and another adds stays. Each that is certain is there once, without a confidence.
+
+    Args:
+        relations: rows with subject, object, predicate and confidence.
+        outcomes: what is left of each judged relation.
+
+    Returns:
+        the relations, and the index of each in the image before; None: it was not there.
+    """
+    there = {_place(relation) for relation in relations}
+    certain = {place for left in outcomes.values() for place in left}
+    waiting, corrected, before = set(certain), [], []
+
+    def put(place: Place, index: int | None) -> None:
+        if place in waiting:
+            waiting.remove(place)
+            corrected.append(dict(zip(("subject", "object", "predicate", "confidence"), (*place, None), strict=True)))
+            before.append(index)
+
+    for index, relation in enumerate(relations):
+        place = _place(relation)
+        put(place, index)
+        if place not in certain and place not in outcomes:
+            corrected.append(dict(relation))
+            before.append(index)
+        for other in sorted(outcomes.get(place, frozenset()) - there):
+            put(other, None)
+    for place in sorted(waiting):
+        put(place, None)
+    return corrected, before
+
+
+def _place(relation: _Row) -> Place:
+    return relation["subject"], relation["object"], relation["predicate"]
+
+
+def _header(source: Manifest, corrections: Corrections, new: Sequence[str], images: Path | None) -> dict[str, Any]:
+    """What the manifest of the copy says of it."""
+    run = {name: value for name, value in source.run.items() if name != "store"}
+    labels = run.get("labels")
+    return {
+        **run,
+        "origin": Manifest.identities(source.run),
+        "source_images": RunFolder(source.root).source_images,
+        "images": {split: str((images or folder).absolute()) for split, folder in source.image_folders.items()},
+        "labels": labels and {**labels, "relations": [*labels["relations"], *new]},
+        "identity": {"corrected": source.run.get("fingerprint"), **corrections.identity},
+    }
+
+
+def _new_predicates(source: Manifest, corrections: Corrections) -> list[str]:
+    """The predicates of corrections that are not in the closed class list of the run, if it has one."""
+    labels = source.run.get("labels")
+    return sorted(corrections.predicates - set(labels["relations"])) if labels else []

@@ -1,0 +1,250 @@
+import json
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.corrected import CorrectedRun, correct_relations, correct_run
+from sgpipe.storage.judgement_lines import Judgement
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import AGREEMENT, embedded_images, iter_records, read_file, write_copy
+from sgpipe.storage.storage import LocalFolder
+from sgpipe.storage.verify import verify
+from sgpipe.training.recipe import ShardsConfig
+from sgpipe.utils.console import Progress
+from tests.sgpipe.training.data.runs import make_run
+from tests.sgpipe.training.data.test_feed import feed, training
+
+QUIET = Progress(Console(quiet=True))
+RUN = "drawn"
+
+
+def judge(root: Path, image_id: str, place: tuple[int, int, str], by: str = "anna", **answer: Any) -> Judgement:
+    log = JudgementLog(root / JUDGEMENTS, RUN)
+    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": RUN, "split": "train", "image_id": image_id}
+    key = dict(zip(("subject", "object", "predicate"), place, strict=True))
+    return log.append(Judgement.model_validate({**values, **key, **answer}))
+
+
+def change(action: str, **values: str) -> dict[str, Any]:
+    return {"change": {"action": action, **values}}
+
+
+def scene(image_id: str, *relations: tuple[int, int, str, float | None]) -> Record:
+    boxes = [Box("person", 1, (2, 2, 8, 8)), Box("dog", 2, (12, 4, 8, 10)), Box("cup", 3, (1, 1, 4, 4))]
+    made = [Relation(*each) for each in relations]
+    return Record(image_id, "drawn", "train", f"{image_id}.png", 24, 16, boxes, relations=made)
+
+
+def correct(root: Path, out: Path, conflicts: str = "majority", **options: Any) -> CorrectedRun:
+    log = JudgementLog(root / JUDGEMENTS, RUN, read_only=True)
+    return correct_run(Manifest.load(root), LocalFolder(root), log, out, QUIET, conflicts, **options)
+
+
+def relations(root: Path) -> dict[str, list[tuple[int, int, str, float | None]]]:
+    return {
+        record.image_id: [
+            (r.subject, r.object, r.predicate, r.confidence and round(r.confidence, 2)) for r in record.relations
+        ]
+        for record in iter_records(root)
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Seven images of one or two relations in two shards."""
+    names = ("right", "wrong", "unsure", "predicate", "swap", "delete", "untouched")
+    records = [scene(name, (0, 1, "on", 0.8), (0, 2, "holding", 0.3)) for name in names]
+    make_run(tmp_path / "run", records, rows=4)
+    return tmp_path / "run"
+
+
+def judge_all(run: Path) -> None:
+    on = (0, 1, "on")
+    for verdict in ("right", "wrong", "unsure"):
+        judge(run, verdict, on, verdict=verdict)
+    judge(run, "predicate", on, **change("predicate", predicate="near"))
+    judge(run, "swap", on, **change("swap"))
+    judge(run, "delete", on, **change("delete"))
+    judge(run, "delete", (1, 2, "under"), **change("add"))
+
+
+def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
+    judge_all(run)
+    found = correct(run, tmp_path / "out")
+    held = (0, 2, "holding", 0.3)
+    assert relations(tmp_path / "out") == {
+        "right": [(0, 1, "on", None), held],
+        "wrong": [held],
+        "unsure": [(0, 1, "on", 0.8), held],
+        "predicate": [(0, 1, "near", None), held],
+        "swap": [(1, 0, "on", None), held],
+        "delete": [held, (1, 2, "under", None)],
+        "untouched": [(0, 1, "on", 0.8), held],
+    }
+    counts = {"confirmed": 1, "removed": 2, "changed": 2, "added": 1, "unsure": 1, "undecided": 0}
+    assert (found.counts, found.conflicts, found.missing, found.images, found.shards) == (counts, 0, 0, 7, 2)
+    assert verify(tmp_path / "out").ok
+    plain = [replace(record, relations=[]) for record in iter_records(run)]
+    assert [replace(record, relations=[]) for record in iter_records(tmp_path / "out")] == plain
+    header = Manifest.load(tmp_path / "out").run
+    assert header["identity"]["corrected"] == RUN
+    assert header["fingerprint"] != RUN
+
+
+@pytest.mark.parametrize(
+    ("conflicts", "left"),
+    [("majority", {"tie": [("on", 0.8)], "two": []}), ("latest", {"tie": [], "two": [("on", None)]}),
+     ("drop", {"tie": [], "two": []})],
+)  # fmt: skip
+def test_people_who_differ(tmp_path, conflicts, left):
+    run = make_run(tmp_path / "run", [scene("tie", (0, 1, "on", 0.8)), scene("two", (0, 1, "on", 0.8))]).shards
+    on = (0, 1, "on")
+    for image, verdicts in (("tie", ("right", "wrong")), ("two", ("wrong", "wrong", "right"))):
+        for by, verdict in zip(("anna", "ben", "cleo"), verdicts, strict=False):
+            judge(run, image, on, by, verdict=verdict)
+    found = correct(run, tmp_path / "out", conflicts)
+    kept = {name: [(r[2], r[3]) for r in own] for name, own in relations(tmp_path / "out").items()}
+    assert kept == left
+    assert found.conflicts == 2
+    assert found.counts["undecided"] == (1 if conflicts == "majority" else 0)
+
+
+PLACES = [(s, o, p) for s in range(2) for o in range(2) for p in ("on", "near")]
+OUTCOMES = st.dictionaries(st.sampled_from(PLACES), st.frozensets(st.sampled_from(PLACES), max_size=1), max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(there=st.lists(st.sampled_from(PLACES), max_size=8), outcomes=OUTCOMES)
+def test_what_is_certain_is_there_once_and_what_nobody_judged_stays(there, outcomes):
+    names = ("subject", "object", "predicate", "confidence")
+    rows = [dict(zip(names, (*place, number / 10), strict=True)) for number, place in enumerate(there)]
+    corrected, before = correct_relations(rows, outcomes)
+    certain = {place for left in outcomes.values() for place in left}
+    found = [(tuple(each[name] for name in names[:3]), each["confidence"]) for each in corrected]
+    assert sorted(place for place, confidence in found if confidence is None) == sorted(certain)
+    judged = certain | outcomes.keys()
+    assert [each for each in found if each[1] is not None] == [
+        (place, number / 10) for number, place in enumerate(there) if place not in judged
+    ]
+    for (place, _), index in zip(found, before, strict=True):
+        assert index is None or there[index] == place
+        assert (index is None) == (place not in there)
+
+
+def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_path, monkeypatch):
+    judge_all(run)
+    whole = correct(run, tmp_path / "whole")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    calls = iter([write_copy, stop])
+    with monkeypatch.context() as patch:
+        patch.setattr("sgpipe.sources.corrected.write_copy", lambda *values: next(calls)(*values))
+        with pytest.raises(KeyboardInterrupt):
+            correct(run, tmp_path / "out")
+    assert len(Manifest.load(tmp_path / "out").shards) == 1
+    assert replace(correct(run, tmp_path / "out"), root=whole.root) == whole
+    assert relations(tmp_path / "out") == relations(tmp_path / "whole")
+    judge(run, "untouched", (0, 1, "on"), verdict="unsure")  # changes no relation, but what is known of one
+    judge(run, "untouched", (0, 2, "holding"), verdict="wrong")
+    with pytest.raises(UserError, match="made with other settings"):
+        correct(run, tmp_path / "out")
+
+
+def test_a_run_without_judgements_is_not_copied(run, tmp_path):
+    with pytest.raises(UserError, match="has no judgements"):
+        correct(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_judgements_of_what_the_run_does_not_have_are_counted(run, tmp_path):
+    judge(run, "right", (0, 1, "on"), verdict="right")
+    judge(run, "right", (1, 1, "on"), verdict="right")  # no such relation
+    judge(run, "nowhere", (0, 1, "on"), verdict="right")  # no such image
+    judge(run, "right", (0, 9, "on"), **change("add"))  # no such box
+    found = correct(run, tmp_path / "out")
+    assert (found.counts["confirmed"], found.counts["added"], found.missing) == (1, 0, 3)
+    assert verify(tmp_path / "out").ok
+
+
+def test_scores_stay_with_their_relations(run, tmp_path):
+    manifest = Manifest.load(run)
+    score = pa.list_(pa.struct({"score": pa.float32()}))
+    for shard in manifest.shards:
+        table = read_file(run / shard.file)
+        column = pa.array([[{"score": 0.5}, {"score": 0.25}]] * table.num_rows, score)
+        manifest.commit(write_copy(run, shard, table.append_column(AGREEMENT, column)))
+    judge_all(run)
+    correct(run, tmp_path / "out")
+    tables = [read_file(tmp_path / "out" / shard.file) for shard in Manifest.load(tmp_path / "out").shards]
+    scores = {
+        row["image_id"]: [each and each["score"] for each in row[AGREEMENT]]
+        for table in tables
+        for row in table.to_pylist()
+    }
+    assert scores["right"] == scores["untouched"] == [0.5, 0.25]
+    assert (scores["wrong"], scores["predicate"], scores["delete"]) == ([0.25], [None, 0.25], [0.25, None])
+    assert tables[0].schema.metadata[b"sgpipe.schema_version"]
+
+
+@pytest.mark.parametrize("place", ["beside", "embedded", "moved"])
+def test_training_reads_a_corrected_run_wherever_the_images_are(tmp_path, place):
+    records = [scene(str(n), (0, 1, "on", 0.1)) for n in range(8)]
+    images = tmp_path / "images" if place == "moved" else None
+    run = make_run(tmp_path / "run", records, embedded=place == "embedded", images=images).shards
+    for number in range(8):
+        judge(run, str(number), (0, 1, "on"), **change("predicate", predicate="chasing"))
+    if place == "moved":
+        (tmp_path / "images").rename(tmp_path / "elsewhere")
+    correct(run, tmp_path / "out", images=tmp_path / "elsewhere" if place == "moved" else None)
+    batches = [batch for step in training(feed(ShardsConfig(shards=tmp_path / "out")), 2) for batch in step]
+    assert sorted(image for batch in batches for image in batch.image_ids) == [str(n) for n in range(8)]
+    assert not any(batch.skipped for batch in batches)
+    assert all("chasing" in batch.texts.relations for batch in batches)
+    [shard, *_] = Manifest.load(tmp_path / "out").shards
+    assert all(embedded_images(read_file(tmp_path / "out" / shard.file))) == (place == "embedded")
+
+
+def test_predicates_that_a_closed_list_lacks_are_appended_to_it(tmp_path):
+    labels = {"objects": ["person", "dog", "cup"], "relations": ["on"]}
+    run = make_run(tmp_path / "run", [scene("1", (0, 1, "on", None))], run={"labels": labels}).shards
+    judge(run, "1", (0, 1, "on"), **change("predicate", predicate="near"))
+    assert correct(run, tmp_path / "out").new_predicates == ["near"]
+    assert Manifest.load(tmp_path / "out").run["labels"]["relations"] == ["on", "near"]
+    assert feed(ShardsConfig(shards=tmp_path / "out"), labels="full", batch=1)
+
+
+def test_the_command(run, tmp_path):
+    judge_all(run)
+    judge(run, "right", (0, 1, "on"), "ben", verdict="wrong")
+    judge(run, "nowhere", (0, 1, "on"), verdict="right")
+    with (run / JUDGEMENTS).open("a") as file:
+        file.write("torn")
+    result = CliRunner().invoke(app, ["correct", str(run), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "7 images in 2 shards; relations: 2 removed, 2 changed, 1 added, 1 unsure, 1 undecided" in text
+    assert "people differ on 1 relation" in text
+    assert "1 judged relation left out" in text
+    assert "cut short" in text
+    again = CliRunner().invoke(app, ["-q", "correct", str(run), "--out", str(tmp_path / "out"), "--json"])
+    assert json.loads(again.output)["counts"]["changed"] == 2
+    (tmp_path / "other.jsonl").write_text((run / JUDGEMENTS).read_text().replace('"run":"drawn"', '"run":"other"'))
+    given_ = ["--judgements", str(tmp_path / "other.jsonl"), "--out", str(tmp_path / "no")]
+    refused = CliRunner().invoke(app, ["correct", str(run), *given_])
+    assert refused.exit_code == 2
+    assert "of another run" in refused.output
+    assert not (tmp_path / "no").exists()
