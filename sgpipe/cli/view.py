@@ -66,7 +66,8 @@ def view(
     if not no_browser:
         open_browser(url)
     serve(app, address)
-    _say("stopped" if read_only else f"stopped; judgements are in {viewer.judgements.file}")
+    file = viewer.judgements.file
+    _say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
 
 
 def _open(run: str, other: str | None, name: str, read_only: bool, images: Path | None) -> Viewer:

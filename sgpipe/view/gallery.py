@@ -39,7 +39,7 @@ Pairs = list[tuple[str, str]]
 
 def routes() -> list[Route]:
     """The routes of the gallery."""
-    return [Route("/", gallery), Route("/api/status", status), Route("/api/predicates", predicates)]
+    return [Route("/", gallery), Route("/api/status", status)]
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,6 @@ def status(request: Request) -> Response:
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
     return answer({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
-
-
-def predicates(request: Request) -> Response:
-    """The run's predicates that start with `prefix`, the most frequent first, with their counts."""
-    found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""))
-    return answer([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
 def _freshness(request: Request) -> Freshness:

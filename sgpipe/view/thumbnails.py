@@ -21,10 +21,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from sgpipe.images import ImageError, ImageReference, decode, image_file, is_upright, open_header
-from sgpipe.records import Record
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import single_line
-from sgpipe.view.records import read_embedded, read_record
+from sgpipe.view.records import ImageRow, find_image, read_embedded
 from sgpipe.view.web import Viewer, viewer_of
 
 WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the disk with sizes
@@ -146,15 +145,15 @@ def _names(request: Request) -> tuple[str, str]:
     return request.path_params["split"], request.path_params["image_id"]
 
 
-def _row(viewer: Viewer, split: str, image_id: str) -> Record:
-    found = read_record(viewer.index, split, image_id)
+def _row(viewer: Viewer, split: str, image_id: str) -> ImageRow:
+    found = find_image(viewer.index, split, image_id)
     if found is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
-    return found.record
+    return found
 
 
-def _file(viewer: Viewer, row: Record) -> Path | BytesIO:
-    embedded = None if viewer.images else read_embedded(viewer.index, row.split, row.image_id)
+def _file(viewer: Viewer, row: ImageRow) -> Path | BytesIO:
+    embedded = read_embedded(viewer.index, row.split, row.image_id) if row.embedded and not viewer.images else None
     return image_file(viewer.index.image_folders, row, embedded, viewer.images)
 
 

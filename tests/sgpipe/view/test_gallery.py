@@ -114,13 +114,6 @@ def test_parameters_without_sense_are_refused_in_one_line(client: TestClient, pa
     assert message
 
 
-def test_predicates_complete_a_word(client: TestClient) -> None:
-    assert client.get("/api/predicates?prefix=NE").json() == [
-        {"predicate": "near", "count": 99},
-        {"predicate": "next to", "count": 1},
-    ]
-
-
 def test_the_size_of_a_run_in_progress_is_told(client: TestClient) -> None:
     assert client.get("/api/status").json() == {"images": 105, "relations": 603, "problems": []}
 
@@ -144,7 +137,6 @@ def test_a_full_disk_is_called_one(client: TestClient, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device", "index")
 
-    monkeypatch.setattr("sgpipe.view.gallery.predicates", fail)
     monkeypatch.setattr("sgpipe.view.gallery.search", fail)
     answer = client.get("/")
     assert (answer.status_code, "No space left on device: index" in answer.text) == (507, True)

@@ -1,0 +1,112 @@
+"""The gallery of `sgpipe view` in a browser."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.browser.conftest import view_server
+from tests.sgpipe.view.gallery_run import EVIL, make_gallery_run
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    run = make_gallery_run(tmp_path_factory.mktemp("view") / "run")
+    with view_server(run, "--read-only") as (url, _):
+        yield url
+
+
+def test_a_search_is_narrowed_by_keyboard_and_mouse(visit, server):
+    page = visit(f"{server}/")
+    page.keyboard.press("/")
+    page.keyboard.type("person riding *")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?q=person+riding+*")
+    assert page.locator("#total").inner_text() == "3 relations in 3 images"
+    box = page.locator(".histogram").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.66, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.99, box["y"] + 20)
+    page.mouse.up()
+    page.wait_for_url("**low=0.65**")
+    assert page.locator("#total").inner_text() == "2 relations in 2 images"
+    page.get_by_label("Order").select_option("-confidence")
+    page.wait_for_url("**order=-confidence**")
+    assert page.locator(".card .confidence").all_inner_texts() == ["0.70", "0.90"]
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/image/val/a?**relation=0-1-riding")
+    page.go_back()
+    assert page.locator("#total").inner_text() == "2 relations in 2 images"
+
+
+def test_pages_are_turned_by_key(visit, server):
+    page = visit(f"{server}/?predicate=near")
+    first = page.locator(".card .id").first.inner_text()
+    page.keyboard.press("n")
+    page.wait_for_url("**after=**")
+    assert page.locator(".card .id").first.inner_text() != first
+    page.keyboard.press("p")
+    page.wait_for_url("**/?predicate=near&after=**")
+    page.wait_for_function("first => document.querySelector('.card .id')?.innerText === first", arg=first)
+
+
+@pytest.mark.parametrize("path", ["/", f'/?q="very long"&predicate={EVIL}', "/?q=person ridin *", "/?status=error"])
+def test_it_fits_every_screen(visit, server, path):
+    page = visit(f"{server}{path}", scheme="dark")
+    for width in (390, 560, 768, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_the_filters_are_folded(visit, server):
+    page = visit(f"{server}/", width=390)
+    predicates = page.locator("[data-facet=predicate]")
+    assert not predicates.is_visible()
+    page.get_by_text("Filters", exact=True).click()
+    predicates.get_by_text("riding").click()
+    page.wait_for_url("**/?predicate=riding")
+
+
+def test_the_theme_that_was_chosen_stays(visit, server):
+    page = visit(f"{server}/")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Switch between dark and light").click()
+    dark = page.evaluate(ground)
+    page.reload()
+    assert page.evaluate(ground) == dark != light
+
+
+def test_it_works_without_scripts(visit, server):
+    page = visit(f"{server}/", java_script_enabled=False)
+    page.get_by_label("Search relations").fill("riding")
+    page.get_by_role("button", name="Search").click()
+    page.get_by_label("Order").select_option("-confidence")
+    page.get_by_role("button", name="Sort").click()
+    page.get_by_label("from").fill("0.65")
+    page.get_by_role("button", name="Set").click()
+    assert page.locator(".card .confidence").all_inner_texts() == ["0.70", "0.90"]
+    page.locator(".histogram a").nth(14).click()
+    assert page.locator(".card .confidence").all_inner_texts() == ["0.70"]
+
+
+def test_the_focus_is_seen_and_cards_have_names(visit, server):
+    page = visit(f"{server}/?q=riding")
+    page.keyboard.press("Tab")
+    assert page.get_by_text("Skip to content").bounding_box()["x"] > 0
+    card = page.locator(".card > a").first
+    assert card.inner_text().split() == ["person", "riding", "horse"]
+    card.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_a_server_that_is_gone_is_noticed(browser, tmp_path: Path):
+    with view_server(make_gallery_run(tmp_path / "run"), "--read-only") as (url, process):
+        page = browser.new_page()
+        page.goto(url)
+        process.kill()
+        page.get_by_text("the server does not answer").wait_for(timeout=15_000)
+        page.close()
