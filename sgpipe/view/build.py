@@ -19,12 +19,12 @@ from sgpipe.storage.database import quoted
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, read_file
 from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
+from sgpipe.view.queues import DEFINITION as QUEUES
 from sgpipe.view.queues import mark_queues
 from sgpipe.view.run_files import RunFiles
 
-FORMAT = 1  # of the index; another is not read
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
-BINS = 20  # of the histogram of confidence
+BINS = 20  # of the histogram of confidence; relations without confidence are in a further one
 _MEMORY = "600MB"
 _SHARDS = 16  # read at once
 
@@ -65,7 +65,8 @@ _NOT_SCORED = "null::struct(score double, rank int, contrasts int)[]"
 
 _FROM_EARLIER = (
     "insert into shards from kept",
-    "insert into raw_images select * exclude (why, flags) from earlier.images where shard in (select shard from kept)",
+    """insert into raw_images
+    select * exclude (why, flags, first_object) from earlier.images where shard in (select shard from kept)""",
     "insert into raw_objects select o.* from earlier.objects o semi join raw_images using (image)",
     "insert into captions select c.* from earlier.captions c semi join raw_images using (image)",
     """insert into raw_relations select image, number, subject, object, predicate, subject_category, object_category,
@@ -97,12 +98,14 @@ _NAMES = (
 _TABLES = (
     """create table run.images as
     select i.* replace (dataset::run.name as dataset, split::run.name as split, status::run.name as status),
-        why, coalesce(flags, 0)::bigint as flags
+        why, coalesce(flags, 0)::bigint as flags,
+        (sum(objects) over (order by image rows unbounded preceding) - objects)::bigint as first_object
     from raw_images i left join reasons using (image) left join image_flags using (image) order by image""",
     f"""create table run.relations as
     select image, number, subject, object, triplets.predicate, triplets.subject_category, triplets.object_category,
         coalesce(confidence, 1)::float as certainty, confidence is null as annotated,
-        greatest(least(floor(certainty * {BINS}), {BINS - 1}), 0)::utinyint as bin, agreement, doubted, triplet,
+        if(annotated, {BINS}, greatest(least(floor(certainty * {BINS}), {BINS - 1}), 0))::utinyint as bin,
+        agreement, doubted, triplet,
         ((lot::ubigint + 2654435761 * number::ubigint) % {LOTS})::uinteger as lot,
         coalesce(f.flags, 0)::bigint as flags, dataset, split, status
     from raw_relations r
@@ -113,6 +116,8 @@ _TABLES = (
     left join relation_flags f using (image, number)
     order by image, number""",
 )
+# Whoever changes how an index is made makes earlier ones stale.
+DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, QUEUES, _TABLES))
 
 
 @dataclass(frozen=True)

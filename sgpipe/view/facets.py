@@ -73,7 +73,7 @@ def _count(index: Index, filters: Filters, limit: int) -> Facets:
         total=dict(counts["total"])["hits"],
         total_images=dict(counts["total"])["images"],
         histogram=tuple(histogram.get(str(number), 0) for number in range(BINS)),
-        unscored=histogram.get("none", 0),
+        unscored=histogram.get(str(BINS), 0),
     )
 
 
@@ -119,7 +119,7 @@ class _Hits:
             images = "select 'total', 'images', count(distinct image) from hits"
             return f"select 'total', 'hits', count(*) from hits union all {images}", ()
         if part == "confidence":
-            return "select 'confidence', if(annotated, 'none', bin::varchar), count(*) from hits group by 2", ()
+            return "select 'confidence', bin::varchar, count(*) from hits group by bin", ()
         if part == "judged":
             return (
                 "select 'judged', coalesce(state, 'none'), count(*) "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -128,7 +127,7 @@ def _number(name: str, params: dict[str, str]) -> float | None:
         return None
     with suppress(ValueError):
         number = float(text)
-        if math.isfinite(number):
+        if 0 <= number <= 1:
             return number
     raise UserError(f"{name}={single_line(text, 40)}: expected a number from 0 to 1")
 

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,15 +23,15 @@ import duckdb
 from sgpipe.errors import UserError
 from sgpipe.utils.console import Progress
 from sgpipe.utils.locking import temporary_folder
-from sgpipe.view.build import FORMAT, build_index
+from sgpipe.view.build import DEFINITION, build_index
 from sgpipe.view.query import Vocabulary
-from sgpipe.view.queues import DEFINITION
 from sgpipe.view.run_files import RunFiles, store_errors_named
 
 _MEMORY = "500MB"  # of searches; beyond it, DuckDB spills to disk
 _REMEMBERED = 64
-# These errors are bugs in a query; all others come from the file or the disk.
-_BUGS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
+# These errors come from the file or the disk; all others are bugs in a query.
+_FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
+           duckdb.FatalException)  # fmt: skip
 
 # split, image_id, subject, object, predicate, state: right | wrong | unsure | changed | conflict
 JudgedRow = tuple[str, str, int, int, str, str]
@@ -46,6 +47,19 @@ _RESOLVED = """
     join run.relations r on r.image = given.image and r.subject = given.subject and r.object = given.object
         and r.predicate = given.predicate
 """
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An index as `run`, and the table `judged` in memory."""
+
+    path: Path
+    connection: duckdb.DuckDBPyConnection
+    folder: ExitStack
+
+    def close(self) -> None:
+        self.connection.close()
+        self.folder.close()
 
 
 class Index:
@@ -67,14 +81,14 @@ class Index:
         generation: changes whenever a refresh found something, and with judgements.
     """
 
-    def __init__(self, root: Path | str, files: RunFiles, path: Path) -> None:
+    def __init__(self, root: Path | str, files: RunFiles, opened: _Opened) -> None:
         """Use `open`."""
         self.root, self.files, self.cache = root, files, files.cache
         self.generation = 0
         self._refreshing, self._judging = threading.Lock(), threading.Lock()
         self._judged: dict[Key, str] = {}
         self._remembered: dict[Hashable, Any] = {}
-        self._load(path)
+        self._load(opened)
 
     @classmethod
     def open(cls, root: Path | str, progress: Progress | None = None) -> Index:
@@ -96,16 +110,14 @@ class Index:
         """
         with self._refreshing, store_errors_named():
             self.files.refresh()
-            path = _make(self.files, Progress())
-            if path == self._path:
+            if self._opened.path == _path(self.files, self.files.states()):
                 return False
-            self._load(path)
+            self._load(_make(self.files, Progress()))
             return True
 
     def close(self) -> None:
         """Close the index; the file stays."""
-        self._connection.close()
-        self._open.close()
+        self._opened.close()
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The result of a query over the tables of `run`; `values` replace its `?`.
@@ -113,12 +125,12 @@ class Index:
         Raises UserError: the file of the index is damaged.
         """
         try:
-            return self._connection.cursor().execute(query, list(values)).fetchall()
-        except _BUGS:
-            raise
-        except duckdb.Error as error:
+            return self._opened.connection.cursor().execute(query, list(values)).fetchall()
+        except _FAULTS as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{self._path} cannot be read ({reason}); delete it, and it is built again") from None
+            raise UserError(
+                f"{self._opened.path} cannot be read ({reason}); delete it, and it is built again"
+            ) from None
 
     def remember(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """What `compute` returns, kept until the index or the judgements change or others were asked for since."""
@@ -147,11 +159,15 @@ class Index:
         """Whether any relation is judged."""
         return bool(self._judged)
 
+    def judgement(self, split: str, image_id: str, subject: int, object_: int, predicate: str) -> str | None:
+        """The state of judgement of a relation."""
+        return self._judged.get((split, image_id, subject, object_, predicate))
+
     def set_judged(self, rows: Iterable[JudgedRow]) -> None:
         """Replace what is known of judgements; relations that the run does not have are ignored."""
         with self._judging:
             self._judged = {row[:5]: row[5] for row in rows}
-            self._write_judged(self._connection, self._judged, replace=True)
+            self._write_judged(self._opened.connection, self._judged, replace=True)
             self.generation += 1
 
     def update_judged(self, rows: Iterable[tuple[str, str, int, int, str, str | None]]) -> None:
@@ -159,22 +175,14 @@ class Index:
         with self._judging:
             changed = {row[:5]: row[5] for row in rows}
             self._judged = {key: state for key, state in {**self._judged, **changed}.items() if state is not None}
-            self._write_judged(self._connection, changed, replace=False)
+            self._write_judged(self._opened.connection, changed, replace=False)
             self.generation += 1
 
-    def _load(self, path: Path) -> None:
-        """Open an index, and then let it take the place of the present one, which searches may still be reading."""
-        opened = ExitStack()
-        connection = duckdb.connect()
-        spill = opened.enter_context(temporary_folder())
-        connection.execute(f"set memory_limit = '{_MEMORY}'")
-        connection.execute("set temp_directory = ?", [str(spill)])
-        connection.execute("set autoinstall_known_extensions = false")
-        connection.execute("attach '" + str(path).replace("'", "''") + "' as run (read_only)")
-        connection.execute("create table judged (image int, number int, state varchar)")
+    def _load(self, opened: _Opened) -> None:
+        """Let an opened index take the place of the present one, which searches may still be reading."""
         with self._judging:
-            self._write_judged(connection, self._judged, replace=True)
-            self._path, self._connection, self._open = path, connection, opened
+            self._write_judged(opened.connection, self._judged, replace=True)
+            self._opened = opened
         self.run = self.files.manifest.run
         self.fingerprint = str(self.run.get("fingerprint", ""))
         self.image_folders: Mapping[str, Path] = self.files.manifest.image_folders
@@ -214,33 +222,62 @@ class Index:
         cursor.execute("commit")
 
 
-def _make(files: RunFiles, progress: Progress) -> Path:
+def _path(files: RunFiles, states: Mapping[str, str]) -> Path:
+    """Where the index of these shards is."""
+    return files.cache / f"index-{_digest(DEFINITION)}-{_digest(json.dumps(sorted(states.items())))}.duckdb"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _make(files: RunFiles, progress: Progress) -> _Opened:
     """The index of a run as it is now; built if there is none."""
     states = files.states()
-    content = json.dumps([FORMAT, DEFINITION, sorted(states.items())])
-    path = files.cache / f"index-{FORMAT}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.duckdb"
-    if _is_readable(path):
-        return path
+    path = _path(files, states)
+    if opened := _open(path):
+        return opened
     with _one_builder(files.cache, progress):
-        if not _is_readable(path):
-            earlier = next(filter(_is_readable, files.cache.glob(f"index-{FORMAT}-*.duckdb")), None)
+        opened = _open(path)
+        if opened is None:
+            earlier = next(filter(_is_readable, files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb")), None)
             with temporary_folder(files.cache) as folder:
                 os.replace(build_index(files, states, folder, earlier, progress), path)
+            opened = _open(path)
         for other in files.cache.glob("index-*.duckdb"):
             if other != path:
                 other.unlink(missing_ok=True)
-    return path
+    if opened is None:
+        raise UserError(f"{path} cannot be read, though it was just written: is the disk damaged?")
+    return opened
+
+
+def _open(path: Path) -> _Opened | None:
+    """Open an index; None if there is none, or it is damaged."""
+    if not path.exists():
+        return None
+    opened, connection = ExitStack(), duckdb.connect()
+    spill = opened.enter_context(temporary_folder())
+    for setting, value in (
+        ("memory_limit", _MEMORY),
+        ("temp_directory", str(spill)),
+        ("autoinstall_known_extensions", False),
+    ):
+        connection.execute(f"set {setting} = ?", [value])
+    try:
+        connection.execute("attach '" + str(path).replace("'", "''") + "' as run (read_only)")
+    except duckdb.Error:
+        connection.close()
+        opened.close()
+        return None
+    connection.execute("create table judged (image int, number int, state varchar)")
+    return _Opened(path, connection, opened)
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether a file is there that DuckDB can open."""
-    if not path.exists():
-        return False
-    try:
-        with duckdb.connect(path, read_only=True):
-            return True
-    except duckdb.Error:
-        return False
+    if opened := _open(path):
+        opened.close()
+    return opened is not None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sgpipe.errors import UserError
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.health import prepare_checks
-from sgpipe.stats.health_rules import RULES, HealthRule
+from sgpipe.stats.health_rules import PLACED, RULES, HealthRule
 from sgpipe.stats.measures import WHY_NO_RELATIONS
 from sgpipe.utils.console import single_line
 
@@ -91,8 +91,6 @@ _MARKS = (
     ),
 )
 _MARK = {mark.key: mark for mark in _MARKS}
-# Whoever changes what is found makes earlier indexes stale.
-DEFINITION = repr((_MARKS, WHY_NO_RELATIONS))
 
 _TABLES = (
     f"""create table relations as
@@ -113,6 +111,7 @@ _FLAGS = (
     f"""create table reasons as
     select image, {WHY_NO_RELATIONS} as why from images where status = 'ok' and relations = 0""",
 )
+DEFINITION = repr((_MARKS, _TABLES, PLACED, _FLAGS))  # of what is found
 
 
 def mark_queues(execute: Callable[..., object]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 from sgpipe.errors import UserError
 from sgpipe.utils.console import single_line
@@ -23,7 +23,6 @@ from sgpipe.view.queues import Queue as Queue
 from sgpipe.view.queues import count_queues
 
 Box = tuple[float, float, float, float]  # xywh in pixels
-Place = tuple[Any, int, int]  # of a hit in an order: the value that is ordered by, image, number in the image
 
 _CURSOR = re.compile(r"(?P<back>-?)(?P<value>[0-9.e+-]{1,40})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
 
@@ -65,6 +64,32 @@ class Hit:
     caption: str | None = None
 
 
+_OF_RELATION = ("subject", "object", "predicate", "subject_category", "object_category", "confidence", "agreement")
+
+
+class Place(NamedTuple):
+    """Of a hit in an order: the value that is ordered by, the image, and the relation's number in the image."""
+
+    value: Any
+    image: int
+    number: int
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A row of relations; without a relation, of images."""
+
+    place: Place
+    subject: int | None
+    object: int | None
+    predicate: str | None
+    subject_category: str | None
+    object_category: str | None
+    confidence: float | None
+    agreement: float | None
+    triplet: int | None
+
+
 @dataclass(frozen=True)
 class Page:
     """Hits in order; `next` and `previous`: what to pass as `after` for the pages beside it, None: there is none."""
@@ -80,18 +105,18 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
     Raises UserError: `after` is no cursor, the queue does not exist, or the index cannot be read.
     """
     back, place = _read_cursor(after) if after else (False, None)
-    places = _places(index, filters, place, limit + 1, back)
-    if back and len(places) <= limit:  # the start: a whole page is worth more than its rest
+    found = _found(index, filters, place, limit + 1, back)
+    if back and len(found) <= limit:  # the start: a whole page is worth more than its rest
         back, place = False, None
-        places = _places(index, filters, None, limit + 1)
-    more, places = len(places) > limit, places[:limit]
+        found = _found(index, filters, None, limit + 1)
+    more, found = len(found) > limit, found[:limit]
     if back:
-        places.reverse()
+        found.reverse()
     before, later = (more, True) if back else (place is not None, more)
     return Page(
-        hits=_hits(index, filters, places),
-        next=_cursor(places[-1]) if later and places else None,
-        previous=f"-{_cursor(places[0])}" if before and places else None,
+        hits=_hits(index, filters, found),
+        next=_cursor(found[-1].place) if later and found else None,
+        previous=f"-{_cursor(found[0].place)}" if before and found else None,
     )
 
 
@@ -104,8 +129,8 @@ def neighbours(
     Raises UserError: as `search`.
     """
     place = _place(index, filters, split, image_id, relation)
-    before = _places(index, filters, place, 1, back=True) if place else []
-    later = _places(index, filters, place, 1)
+    before = _found(index, filters, place, 1, back=True) if place else []
+    later = _found(index, filters, place, 1)
     hits = iter(_hits(index, filters, [*before, *later]))
     return next(hits) if before else None, next(hits) if later else None
 
@@ -163,29 +188,33 @@ def _order(filters: Filters) -> tuple[str, str, bool]:
     }[filters.order]
 
 
-def _places(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[Place]:
-    """The places of the hits after a place, or before it, the nearest first."""
+def _found(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[_Found]:
+    """The hits after a place, or before it, the nearest first."""
     key, kind, falling = _order(filters)
     where = Where(filters, filters.finds_images)
-    table, number = ("images", "0::int") if filters.finds_images else ("relations", "number")
+    table, number, columns = _columns(filters)
     if start is not None:
-        value, image, position = start
         less, least = ("<", "<=") if falling != back else (">", ">=")
-        later = "<" if back else ">"
+        later, at = "<" if back else ">", f"try_cast(? as {kind})"
         where.add(
-            f"{key} {least} ?::{kind} and ({key} {less} ?::{kind} or image {later} ? "
-            f"or (image = ? and {number} {later} ?))",
-            [value, value, image, image, position],
+            f"{key} {least} {at} and ({key} {less} {at} or image {later} ? or (image = ? and {number} {later} ?))",
+            [start.value, start.value, start.image, start.image, start.number],
         )
     first, rest = ("desc" if falling != back else "asc"), ("desc" if back else "asc")
-    return [
-        (value, image, position)
-        for value, image, position in index.rows(
-            f"""select {key}, image, {number} from run.{table} hit where {where.sql}
-            order by {key} {first}, image {rest}, {number} {rest} limit {int(limit)}""",
-            where.values,
-        )
-    ]
+    rows = index.rows(
+        f"""select {key}, image, {number}, {columns} from run.{table} hit where {where.sql}
+        order by {key} {first}, image {rest}, {number} {rest} limit {int(limit)}""",
+        where.values,
+    )
+    return [_Found(Place(*row[:3]), *row[3:]) for row in rows]
+
+
+def _columns(filters: Filters) -> tuple[str, str, str]:
+    """The table of the hits, their number in the image, and the further columns of `_Found`, as SQL."""
+    if filters.finds_images:
+        return "images", "0::int", ", ".join(["null"] * (len(fields(_Found)) - 1))
+    names = "predicate::varchar, subject_category::varchar, object_category::varchar"
+    return "relations", "number", f"subject, object, {names}, if(annotated, null, certainty), agreement, triplet"
 
 
 def _place(
@@ -193,59 +222,76 @@ def _place(
 ) -> Place | None:
     """The place of a relation in the order of a search, or else that of the image's first hit."""
     key, _, falling = _order(filters)
+    table, number, _ = _columns(filters)
     found = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
     if not found:
         return None
-    [(image,)] = found
-    if filters.finds_images:
-        [(value,)] = index.rows(f"select {key} from run.images where image = ?", [image])
-        return value, image, 0
-    if relation is not None:
+    any_of = Where(Filters(), filters.finds_images)
+    if relation is not None and not filters.finds_images:
+        any_of.add("subject = ? and object = ? and predicate = ?", relation)
+    tries = [Where(filters, filters.finds_images)]
+    if relation is not None or filters.finds_images:
+        tries.insert(0, any_of)
+    for where in tries:
+        where.add("image = ?", found[0])
         rows = index.rows(
-            f"""select {key}, image, number from run.relations
-            where image = ? and subject = ? and object = ? and predicate = ? order by number limit 1""",
-            [image, *relation],
+            f"""select {key}, image, {number} from run.{table} hit where {where.sql}
+            order by {key} {"desc" if falling else "asc"}, {number} limit 1""",
+            where.values,
         )
         if rows:
-            return rows[0][0], rows[0][1], rows[0][2]
-    where = Where(filters, of_images=False)
-    where.add("image = ?", [image])
-    rows = index.rows(
-        f"""select {key}, image, number from run.relations hit where {where.sql}
-        order by {key} {"desc" if falling else "asc"}, number limit 1""",
-        where.values,
-    )
-    return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
+            return Place(*rows[0])
+    return None
 
 
-_HITS = """
-    select i.split::varchar, image_id, i.dataset::varchar, file_name, width, height, i.status::varchar, error, why,
-        subject, object, r.predicate::varchar, if(annotated, null, certainty),
-        r.subject_category::varchar, r.object_category::varchar,
-        agreement, times, state,
-        if(s.image is null, null, [s.x, s.y, s.w, s.h]), if(o.image is null, null, [o.x, o.y, o.w, o.h])
-    from (select unnest(?) as image, unnest(?) as number, unnest(range(?)) as position) place
-    join run.images i using (image)
-    left join run.relations r on r.image = place.image and r.number = place.number
-    left join run.triplets t using (triplet)
-    left join run.objects s on s.image = r.image and s.number = r.subject
-    left join run.objects o on o.image = r.image and o.number = r.object
-    left join judged on judged.image = r.image and judged.number = r.number
-    order by position
-"""
-
-
-def _hits(index: Index, filters: Filters, places: Sequence[Place]) -> list[Hit]:
-    """The hits at these places."""
-    if not places:
+def _hits(index: Index, filters: Filters, found: Sequence[_Found]) -> list[Hit]:
+    """What was found, with what other tables say of it."""
+    if not found:
         return []
-    images = [image for _, image, _ in places]
-    numbers = [-1 if filters.finds_images else number for _, _, number in places]
+    images = {
+        image: values
+        for image, *values in index.rows(
+            """select image, first_object, objects,
+                split::varchar, image_id, dataset::varchar, file_name, width, height, status::varchar, error, why
+            from run.images join (select distinct unnest(?) as image) using (image)""",
+            [[each.place.image for each in found]],
+        )
+    }
+    boxes, times = _boxes(index, images, found), _times(index, found)
     captions = _captions(index, filters.query.captions[0], images) if filters.query.captions else {}
-    rows = index.rows(_HITS, [images, numbers, len(places)])
-    return [
-        Hit(*(*row[:18], *map(_box, row[18:]), captions.get(image))) for image, row in zip(images, rows, strict=True)
-    ]
+    hits = []
+    for each in found:
+        image = each.place.image
+        hit = replace(Hit(*images[image][2:]), caption=captions.get(image))
+        if each.subject is not None and each.object is not None and each.predicate is not None:
+            hit = replace(
+                hit,
+                **{name: getattr(each, name) for name in _OF_RELATION},
+                subject_box=boxes.get((image, each.subject)),
+                object_box=boxes.get((image, each.object)),
+                times=times.get(each.triplet),
+                judged=index.judgement(hit.split, hit.image_id, each.subject, each.object, each.predicate),
+            )
+        hits.append(hit)
+    return hits
+
+
+def _boxes(index: Index, images: Mapping[int, Sequence[Any]], found: Sequence[_Found]) -> dict[tuple[int, int], Box]:
+    """The boxes of relations by image and number."""
+    ends = {(each.place.image, end) for each in found for end in (each.subject, each.object) if end is not None}
+    rows = [images[image][0] + end for image, end in ends if 0 <= end < images[image][1]]
+    boxes = index.rows(
+        "select image, number, x, y, w, h from run.objects join (select unnest(?::bigint[]) as row) on rowid = row",
+        [rows],
+    )
+    return {(image, number): (x, y, w, h) for image, number, x, y, w, h in boxes}
+
+
+def _times(index: Index, found: Sequence[_Found]) -> dict[int | None, int]:
+    """How often the run has the triplets of relations."""
+    rows = sorted({each.triplet - 1 for each in found if each.triplet is not None})
+    query = "select triplet, times from run.triplets join (select unnest(?::bigint[]) as row) on rowid = row"
+    return dict(index.rows(query, [rows]))
 
 
 def _captions(index: Index, text: str, images: Iterable[int]) -> dict[int, str]:
@@ -257,10 +303,6 @@ def _captions(index: Index, text: str, images: Iterable[int]) -> dict[int, str]:
         [text],
     )
     return dict(rows)
-
-
-def _box(values: list[float] | None) -> Box | None:
-    return None if values is None else (values[0], values[1], values[2], values[3])
 
 
 def _cursor(place: Place) -> str:
@@ -277,4 +319,4 @@ def _read_cursor(text: str) -> tuple[bool, Place]:
         number = int(value) if value.isdigit() else float(value)
     except ValueError:
         raise UserError(f"after={single_line(text, 60)}: not a page of this search; leave it out") from None
-    return bool(found["back"]), (number, int(found["image"]), int(found["number"]))
+    return bool(found["back"]), Place(number, int(found["image"]), int(found["number"]))
