@@ -42,7 +42,7 @@ from sgpipe.storage.judgements import JudgementLog
 MARGIN = 0.03  # half of the 95% interval that is aimed for
 _PER_PREDICATE, _MOST_PREDICATES = 10, 50
 _HEX = 16
-_GRID = 48
+_GRID = 20
 
 RELATIONS_OF_DATABASE = """select split, image_id, subject, object, predicate::varchar as predicate, confidence,
     subject_category::varchar as subject_category, object_category::varchar as object_category
@@ -205,9 +205,8 @@ def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
     given = answers(plan, log)
     states = _states(plan, log)
     sizes, judged, correct = _tally(plan, given)
-    [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
-    each = np.eye(len(sizes), dtype=np.int64)
-    parts = estimate_stratified(each * sizes, each * judged, each * correct)
+    sets = np.concatenate([np.ones((1, len(sizes)), np.int64), np.eye(len(sizes), dtype=np.int64)])
+    [whole, *parts] = estimate_stratified(sets * sizes, sets * judged, sets * correct)
     unsure = given.count("unsure")
     undecided = [q.key for q, a in zip(plan.questions, given, strict=True) if a == "unsure"]
     return PlanProgress(

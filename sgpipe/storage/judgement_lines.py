@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -183,6 +184,11 @@ class SamplingPlan(_Line):
     @property
     def id(self) -> str:
         return self.plan
+
+    @property
+    def search_terms(self) -> list[tuple[str, str]]:
+        """The parameters of the search."""
+        return parse_qsl(self.search or "")
 
     @property
     def is_of_run(self) -> bool:

@@ -24,6 +24,7 @@ from sgpipe.utils.locking import NO_FLOCK
 
 JUDGEMENTS = "judgements.jsonl"
 _PROBLEMS_NAMED = 20
+_COMPARED = 2048  # bytes, by which a file that others have changed is recognised
 
 
 class JudgementLog:
@@ -148,6 +149,7 @@ class JudgementLog:
         self._bad = 0
         self._offset, self._number, self._torn = 0, 1, False  # of what follows the last whole line
         self._file: os.stat_result | None = None
+        self._before = b""  # the bytes before the offset
 
     @contextmanager
     def _opened(self, flags: int) -> Iterator[int]:
@@ -180,9 +182,10 @@ class JudgementLog:
             sync_folder(self.file.parent)
 
     def _read(self, descriptor: int) -> None:
-        """Read what was appended since the last time, or everything if the file is another one or shorter."""
-        status = os.fstat(descriptor)
-        if self._file is not None and (not os.path.samestat(status, self._file) or status.st_size < self._offset):
+        """Read what was appended since the last time, or everything if the file was changed in another way."""
+        status, size = os.fstat(descriptor), len(self._before)
+        known = self._file is not None and os.path.samestat(status, self._file)
+        if not known or os.pread(descriptor, size, self._offset - size) != self._before:
             self._forget()
         self._file = status
         data = os.pread(descriptor, status.st_size - self._offset, self._offset)
@@ -199,6 +202,8 @@ class JudgementLog:
                 parse_line(rest)
                 self._take(rest, f"line {self._number}")
                 self._offset, self._torn = self._offset + len(rest), False
+        start = max(self._offset - _COMPARED, 0)
+        self._before = os.pread(descriptor, self._offset - start, start)
 
     def _take(self, data: bytes, name: str) -> None:
         try:

@@ -155,6 +155,9 @@ def test_a_file_that_was_replaced_is_read_anew(log):
     os.replace(rest, log.file)
     assert log.reload()
     assert [key.image_id for key in states(log)] == ["2"]
+    log.file.write_text("".join(line(key=KEY._replace(image_id=str(n))).to_json() + "\n" for n in range(3)))
+    assert log.reload()  # in place
+    assert [key.image_id for key in states(log)] == ["0", "1", "2"]
     log.file.unlink()
     assert log.reload()
     assert not states(log)

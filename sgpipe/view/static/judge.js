@@ -1,0 +1,79 @@
+// The page of plans: draws samples, and follows the precision of each plan while people judge.
+import { getJson } from "./image_dom.js";
+
+const NAME = "sgpipe-name", BETWEEN = 5000;
+const readOnly = document.body.dataset.readOnly === "true";
+const form = document.getElementById("new-plan");
+let drawn = null;
+let person = (readOnly ? "" : localStorage.getItem(NAME)) || document.body.dataset.name || "anonymous";
+
+const percent = (share) => `${(100 * share).toFixed(1)}%`;
+const number = (value) => value.toLocaleString("en");
+
+function more(found) {
+  if (found.more === 0) return `The interval is within ±${100 * found.margin}%.`;
+  if (found.more === null) return `±${100 * found.margin}% takes more answers than a plan can have.`;
+  const enough = found.more <= found.open ? "" : `, more than this plan has open questions`;
+  return `About ${number(found.more)} more until ±${100 * found.margin}%${enough}.`;
+}
+
+function show(card, found) {
+  const { value, low, high } = found.precision, asked = found.strata.reduce((sum, stratum) => sum + stratum.sampled, 0);
+  const say = (name, text) => { card.querySelector(`[data-show=${name}]`).textContent = text; };
+  say("value", value === null ? "–" : percent(value));
+  say("interval", value === null ? "no answers yet" : `correct; 95% interval ${percent(low)} to ${percent(high)}`);
+  const conflicts = found.conflicts ? ` (people differ on ${number(found.conflicts)})` : "";
+  say("counts", `${number(asked - found.open)} answered, ${number(found.unsure)} unsure${conflicts}, ${number(found.open)} open`);
+  say("more", more(found));
+  card.querySelector("progress").value = asked - found.open;
+  const link = card.querySelector("[data-go]");
+  if (link) {
+    link.href = `/judge/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(person)}`;
+    link.hidden = !found.question;
+  }
+}
+
+async function follow() {
+  for (const card of document.querySelectorAll(".plan")) {
+    if (document.hidden) break;
+    try {
+      show(card, await getJson(`/api/plans/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(person)}`));
+    } catch (error) {
+      card.querySelector("[data-show=more]").textContent = `Not up to date: ${error.message}`;
+    }
+  }
+  setTimeout(follow, BETWEEN);
+}
+
+async function drawSample(event) {
+  event.preventDefault();
+  const values = new FormData(form), kind = values.get("kind"), seed = values.get("seed"), button = form.querySelector("button");
+  const status = document.getElementById("drawing");
+  const plan = { id: drawn ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random().toString(36).slice(2)}`, kind, count: Number(values.get("count")), by: person, run: form.dataset.run };
+  if (kind === "search") plan.search = form.dataset.search;
+  if (seed) plan.seed = Number(seed);
+  button.disabled = true;
+  status.className = "";
+  status.textContent = "Drawing…";
+  try {
+    await getJson("/api/plans", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(plan) });
+    location.assign(`/judge/${encodeURIComponent(plan.id)}?by=${encodeURIComponent(person)}`);
+  } catch (error) {
+    status.className = "bad";
+    status.textContent = error.message;
+    if (error.status) drawn = null; // without an answer, the plan may be there
+  }
+  button.disabled = false;
+}
+
+if (form) {
+  const field = document.getElementById("person");
+  field.value = person;
+  field.addEventListener("change", () => {
+    person = field.value.trim() || document.body.dataset.name || "anonymous";
+    localStorage.setItem(NAME, person);
+    field.value = person;
+  });
+  form.addEventListener("submit", drawSample);
+}
+follow();

@@ -1,0 +1,264 @@
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from starlette.testclient import TestClient
+
+from sgpipe.records import NO_OBJECT, Box
+from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.utils.console import Progress
+from sgpipe.view.app import create_app
+from sgpipe.view.index import Index
+from sgpipe.view.security import Access
+from sgpipe.view.web import Viewer
+from tests.sgpipe.training.data.runs import make_run
+from tests.sgpipe.view.gallery_run import EVIL, attributes, record
+
+RELATION = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predicate": "riding"}
+OTHER = {**RELATION, "subject": 1, "object": 0, "predicate": "next to"}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    records = [
+        record("a", (0, "riding", 1, 0.9), (1, "next to", 0, 0.3)),
+        record(
+            "nothing",
+            (0, "smiling", 1, 0.5),
+            objects=[Box("person", 1, (2, 2, 8, 8)), Box(NO_OBJECT, 0, (0, 0, 0, 0))],
+        ),
+        *(record(f"n{number}", (0, "near", 1, number / 100)) for number in range(40)),
+    ]
+    root = tmp_path_factory.mktemp("judging") / "run"
+    make_run(root, records)
+    index = Index.open(root, Progress(Console(quiet=True)))
+    yield index
+    index.close()
+
+
+def open_client(index: Index, folder: Path, *, read_only: bool = False) -> TestClient:
+    """A browser at a server over the run, whose judgements are in another folder."""
+    log = JudgementLog(folder / JUDGEMENTS, index.fingerprint, read_only=read_only)
+    viewer = Viewer("the run", index, log, name="anna", read_only=read_only)
+    return TestClient(create_app(viewer, Access(read_only=read_only)), base_url="http://localhost")
+
+
+@pytest.fixture
+def client(index: Index, tmp_path: Path) -> TestClient:
+    return open_client(index, tmp_path)
+
+
+def send(client: TestClient, id: str = "1", relation: dict = RELATION, status: int = 200, **values: object) -> dict:
+    said = values if values.keys() & {"verdict", "change", "undoes"} else {"verdict": "right", **values}
+    response = client.post("/api/judgements", json={"id": id, **relation, **said})
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def lines(folder: Path) -> list[dict]:
+    file = folder / JUDGEMENTS
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_an_answer_is_in_the_file_with_what_the_run_says(client, tmp_path):
+    stored = send(client, verdict="right", subject_category="lie", confidence=0.1)
+    assert lines(tmp_path) == [stored]
+    assert {**RELATION, "by": "anna", "run": "drawn", "verdict": "right", "plan": None}.items() <= stored.items()
+    assert (stored["subject_category"], stored["object_category"]) == ("person", "horse")
+    assert stored["confidence"] == pytest.approx(0.9)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", stored["at"])
+    assert send(client, verdict="wrong") == stored  # the same id
+    assert len(lines(tmp_path)) == 1
+
+
+def test_people_and_what_they_say_of_an_image(client, tmp_path):
+    send(client, "1", verdict="right")
+    send(client, "2", verdict="wrong", by=" ben\n")
+    send(client, "3", OTHER, change={"action": "predicate", "predicate": "beside"})
+    send(client, "4", {**RELATION, "predicate": "leading"}, change={"action": "add"})
+    found = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()
+    assert [(each["predicate"], each["state"], each["added"]) for each in found["relations"]] == [
+        ("riding", "conflict", False), ("next to", "changed", False), ("leading", "right", True)
+    ]  # fmt: skip
+    assert [answer["by"] for answer in found["relations"][0]["answers"]] == ["anna", "ben"]
+    send(client, "5", {**RELATION, "predicate": "leading"}, verdict="wrong", by="ben")  # an added one can be judged
+    assert found["problems"] == []
+    assert client.get("/api/judgements", params={"split": "val", "image_id": "b"}).json()["relations"] == []
+    assert client.get("/api/judgements").status_code == 400
+
+
+def test_an_answer_is_taken_back_by_its_person_only(client):
+    send(client, "1", verdict="wrong")
+    send(client, "2", {}, undoes="1", by="ben", status=409)
+    undo = send(client, "3", {}, undoes="1")
+    assert {**RELATION, "undoes": "1", "verdict": None}.items() <= undo.items()
+    found = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()
+    assert found["relations"] == []
+    send(client, "4", {}, undoes="3", status=404)
+    send(client, "5", {}, undoes="none", status=404)
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "message"),
+    [
+        ({"verdict": "perhaps"}, 400, "not an answer: verdict"),
+        ({"verdict": "right", "change": {"action": "swap"}}, 400, "either a verdict"),
+        ({"id": "a/b"}, 400, "not an answer: id"),
+        ({"by": "x" * 201}, 400, "not an answer: by"),
+        ({"subject": "0"}, 400, "not an answer: subject"),
+        ({"further": 1}, 400, "not an answer: further"),
+        ({"image_id": "b"}, 404, "no such image"),
+        ({"subject": 9}, 404, "no such image or boxes"),
+        ({"predicate": "near"}, 404, "no such relation"),
+        ({"plan": "p"}, 404, "no such plan"),
+        ({"run": "another"}, 409, "another run"),
+        ({"change": {"action": "add"}}, 409, "already"),
+        ({"object": 0, "change": {"action": "add"}}, 400, "another object"),
+        ({"predicate": " on", "change": {"action": "add"}}, 400, "outer spaces"),
+        ({"predicate": "o\nn", "change": {"action": "add"}}, 400, "one line"),
+        ({"predicate": "x" * 201, "change": {"action": "add"}}, 400, "200 characters"),
+        ({"change": {"action": "predicate", "predicate": "a\u202eb"}}, 400, "one line"),
+        ({"change": {"action": "predicate"}}, 400, "not an answer: change"),
+        ({"image_id": "nothing", "predicate": "smiling", "change": {"action": "swap"}}, 400, "cannot be swapped"),
+    ],
+)
+def test_what_is_no_answer_is_refused_and_not_written(client, tmp_path, values, status, message):
+    said = values if values.keys() & {"verdict", "change"} else {"verdict": "right", **values}
+    response = client.post("/api/judgements", json={"id": "1", **RELATION, **said})
+    assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
+    assert not lines(tmp_path)
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{", '{"id": NaN}', '"x"'])
+def test_bodies_that_are_no_json_objects_are_refused(client, body):
+    response = client.post("/api/judgements", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+
+
+def test_a_full_disk_is_told_and_the_answer_can_be_sent_again(client, tmp_path, monkeypatch):
+    def fail(number: int, descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", partial(fail, errno.ENOSPC))
+        error = send(client, status=507)["error"]
+        assert error.startswith("not saved: No space left on device")
+        assert lines(tmp_path) == []
+        patch.setattr(os, "fsync", partial(fail, errno.EIO))
+        assert send(client, status=503)["error"].startswith("not saved: Input/output error")
+        assert lines(tmp_path) == []
+    stored = send(client)
+    assert lines(tmp_path) == [stored]
+
+
+def test_nothing_is_written_where_only_reading_is_allowed(index, tmp_path):
+    client = open_client(index, tmp_path, read_only=True)
+    send(client, status=403)
+    assert client.post("/api/plans", json={"kind": "bands"}).status_code == 403
+    assert not (tmp_path / JUDGEMENTS).exists()
+
+
+def test_two_servers_on_one_run_see_each_other(index, tmp_path):
+    first, second = open_client(index, tmp_path), open_client(index, tmp_path)
+    stored = send(first)
+    assert send(second, verdict="wrong") == stored
+    send(second, "2", by="ben", verdict="wrong")
+    for client in (first, second):
+        [found] = client.get("/api/judgements", params={"split": "val", "image_id": "a"}).json()["relations"]
+        assert found["state"] == "conflict"
+
+
+def plan(client: TestClient, status: int = 201, **values: object) -> dict:
+    response = client.post("/api/plans", json={"kind": "bands", "count": 20, "seed": 1, **values})
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def test_a_plan_asks_until_all_is_answered_and_says_how_precise_the_run_is(client, tmp_path):
+    made = plan(client, id="p")
+    assert plan(client, id="p", seed=2) == made  # the same id
+    assert len(lines(tmp_path)) == 1
+    assert sum(stratum["relations"] for stratum in made["strata"]) == 43
+    for number in range(20):
+        found = client.get("/api/plans/p").json()
+        assert found["open"] == 20 - number
+        assert found["more"] > 0
+        question = found["question"]
+        relation = {name: question[name] for name in RELATION}
+        stored = send(client, str(number), relation, plan="p", verdict="right" if number % 4 else "wrong")
+        assert (stored["plan"], stored["stratum"]) == ("p", question["stratum"])
+    found = client.get("/api/plans/p").json()
+    assert (found["question"], found["open"], found["precision"]["judged"]) == (None, 0, 20)
+    assert found["precision"]["low"] < found["precision"]["value"] < found["precision"]["high"]
+    assert client.get("/judge/p", follow_redirects=False).headers["location"] == "/judge#p"
+    assert client.get("/api/plans/none").status_code == client.get("/judge/none").status_code == 404
+
+
+def test_what_a_plan_did_not_ask_about_is_no_answer_to_it(client):
+    plan(client, id="p", kind="search", search="predicate=near", count=5)
+    stored = send(client, "1", plan="p", verdict="right")
+    assert (stored["plan"], stored["stratum"]) == (None, None)
+    assert client.get("/api/plans/p").json()["precision"]["judged"] == 0
+
+
+def test_a_plan_of_a_search_samples_its_hits(client, tmp_path):
+    made = plan(client, kind="search", search="predicate=near&low=0.2&high=0.3", count=100)
+    assert sum(stratum["relations"] for stratum in made["strata"]) == sum(s["sampled"] for s in made["strata"]) == 11
+    [line] = lines(tmp_path)
+    assert {question[4] for question in line["questions"]} == {"near"}
+    assert line["search"] == "predicate=near&low=0.2&high=0.3"
+    assert plan(client, kind="predicates")["strata"][0]["name"] == "near"
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "message"),
+    [
+        ({"kind": "all"}, 400, "kind"),
+        ({"count": "20"}, 400, "count"),
+        ({"count": 0}, 422, "expected 1 to 10,000"),
+        ({"seed": -1}, 400, "seed"),
+        ({"run": "another"}, 409, "another run"),
+        ({"kind": "search", "search": "predicate=near&low=0.9"}, 422, "no relations"),
+        ({"kind": "search", "search": 'q="a caption"'}, 422, "images"),
+        ({"kind": "search", "search": "low=x"}, 422, "low"),
+    ],
+)
+def test_plans_that_cannot_be_drawn_are_refused(client, tmp_path, values, status, message):
+    response = client.post("/api/plans", json={"kind": "bands", **values})
+    assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
+    assert not lines(tmp_path)
+
+
+def test_the_page_of_plans(client, tmp_path):
+    assert "There is no plan yet" in client.get("/judge").text
+    plan(client, id="p", by=EVIL)
+    send(client, "1", verdict="right")
+    send(client, "2", verdict="wrong", by=EVIL)
+    with (tmp_path / JUDGEMENTS).open("a") as file:
+        file.write("torn")
+    page = client.get("/judge?predicate=near&q=riding").text
+    assert EVIL not in page
+    assert "1 problem in the file of judgements" in page
+    assert 'value="search" checked' in page
+    assert attributes(page, 'data-search="([^"]*)"') == ["q=riding&predicate=near"]
+    assert "/image/val/a?relation=0-1-riding" in attributes(page, 'href="([^"]*)"')
+    question = client.get("/judge/p?by=ben", follow_redirects=False)
+    assert question.status_code == 303
+    assert re.fullmatch(r"/image/val/\w+\?plan=p&relation=\d-\d-\w+", question.headers["location"])
+    assert client.get(question.headers["location"]).status_code == 200
+    assert client.get('/judge?q="unfinished').status_code == 422
+    assert "cannot be sampled" in client.get('/judge?q="a caption"').text
+
+
+def test_the_page_survives_a_log_of_another_run(client, tmp_path):
+    stored = send(client)
+    (tmp_path / JUDGEMENTS).write_text(json.dumps({**stored, "run": "other"}) + "\n")
+    page = client.get("/judge").text
+    assert "of another run" in page
+    assert "0 relations judged" in page
