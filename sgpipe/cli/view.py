@@ -79,7 +79,7 @@ def _open(run: str, other: str | None, name: str, read_only: bool, images: Path 
     index = opened[0]
     home = index.root if isinstance(index.root, Path) else index.cache  # nothing is appended to an object of a store
     judgements = JudgementLog(home / JUDGEMENTS, index.fingerprint, read_only=read_only)
-    title = str(index.run.get("name") or Path(run).name)
+    title = str(index.run.get("name") or Path(run).absolute().name)
     return Viewer(title, index, judgements, opened[1] if other else None, name, read_only, images)
 
 

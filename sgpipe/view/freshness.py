@@ -10,6 +10,7 @@ from sgpipe.storage.judgements import JudgementLog
 from sgpipe.view.index import Index
 
 _SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least
+_AFTER_FAILURE = 10  # times as long
 
 
 class Freshness:
@@ -40,7 +41,8 @@ class Freshness:
 
     def look_for_shards(self) -> None:
         """Index what was committed since the last look, in the background."""
-        if time.monotonic() - self._looked >= self._seconds and self._looking.acquire(blocking=False):
+        seconds = self._seconds * (_AFTER_FAILURE if self.failure else 1)
+        if time.monotonic() - self._looked >= seconds and self._looking.acquire(blocking=False):
             threading.Thread(target=self._refresh, daemon=True).start()
 
     def _refresh(self) -> None:

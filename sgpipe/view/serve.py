@@ -97,6 +97,7 @@ def serve(app: ASGIApp, address: Address) -> None:
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="critical",  # the application says itself what went wrong
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
