@@ -25,6 +25,10 @@ from sgpipe.view.run_files import RunFiles
 
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
 BINS = 20  # of the histogram of confidence; relations without confidence are in a further one
+# Errors of DuckDB that come from a file or the disk; all others are bugs in a query.
+FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
+          duckdb.FatalException)  # fmt: skip
+_WRONG_VALUES = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException)  # in a shard
 _MEMORY = "600MB"
 _SHARDS = 16  # read at once
 
@@ -64,9 +68,9 @@ _FROM_SHARDS = (
 _NOT_SCORED = "null::struct(score double, rank int, contrasts int)[]"
 
 _FROM_EARLIER = (
-    "insert into shards from kept",
+    "insert into shards from unchanged",
     """insert into raw_images
-    select * exclude (why, flags, first_object) from earlier.images where shard in (select shard from kept)""",
+    select * exclude (why, flags, first_object) from earlier.images where shard in (select shard from unchanged)""",
     "insert into raw_objects select o.* from earlier.objects o semi join raw_images using (image)",
     "insert into captions select c.* from earlier.captions c semi join raw_images using (image)",
     """insert into raw_relations select image, number, subject, object, predicate, subject_category, object_category,
@@ -159,7 +163,7 @@ def build_index(
             mark_queues(lambda statement, *values: connection.execute(statement, values))
             for statement in (*_TABLES, "checkpoint run", "detach run"):
                 connection.execute(statement)
-        except duckdb.Error as error:
+        except FAULTS as error:
             raise UserError(f"the index of {files.root} cannot be built ({str(error).splitlines()[0]})") from None
     return path
 
@@ -183,13 +187,13 @@ def _take_over(connection: duckdb.DuckDBPyConnection, earlier: Path, states: Map
     """Copy the rows of unchanged shards; returns the names of these."""
     connection.execute(f"attach {_text(earlier)} as earlier (read_only)")
     connection.execute(
-        """create temp table kept as select s.* from earlier.shards s
+        """create temp table unchanged as select s.* from earlier.shards s
             semi join (select unnest(?) as file, unnest(?) as state) using (file, state) where problem is null""",
         [list(states), list(states.values())],
     )
     for statement in (*_FROM_EARLIER, "detach earlier"):
         connection.execute(statement)
-    return {file for (file,) in connection.execute("select file from kept").fetchall()}
+    return {file for (file,) in connection.execute("select file from unchanged").fetchall()}
 
 
 class _Reader:
@@ -253,26 +257,27 @@ class _Reader:
         try:
             for statement in _FROM_SHARDS:
                 self._connection.execute(statement)
-        except duckdb.Error:
+        except duckdb.Error as error:
             self._connection.execute("rollback")
-            if len(shards) > 1:
-                for shard in shards:
-                    self._insert([shard])
-            else:
-                self._insert_damaged(shards[0])
+            if len(shards) == 1:
+                self._note_damage(shards[0], error)
+            for shard in shards if len(shards) > 1 else ():
+                self._insert([shard])
             return
         for shard in shards:
             self._note(shard.number, shard.name, None)
         self._connection.execute("commit")
 
-    def _insert_damaged(self, shard: _Shard) -> None:
-        """Note what is wrong with a shard that could not be inserted. Raises duckdb.Error: nothing is wrong with it."""
+    def _note_damage(self, shard: _Shard, error: duckdb.Error) -> None:
+        """Note why a shard could not be read. Raises the error if nothing is wrong with the shard."""
         try:
             read_file(shard.path)
-        except UserError as error:
-            self._note(shard.number, shard.name, str(error))
-        else:
-            raise
+        except UserError as reason:
+            self._note(shard.number, shard.name, str(reason))
+            return
+        if not isinstance(error, _WRONG_VALUES):
+            raise error
+        self._note(shard.number, shard.name, f"shard {shard.name} cannot be read ({str(error).splitlines()[0]})")
 
     def _view_rows(self, shards: Sequence[_Shard]) -> None:
         values = [[str(shard.path) for shard in shards], *([getattr(shard, name) for shard in shards] for name in

@@ -19,19 +19,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
+from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.utils.console import Progress
 from sgpipe.utils.locking import temporary_folder
-from sgpipe.view.build import DEFINITION, build_index
+from sgpipe.view.build import DEFINITION, FAULTS, build_index
 from sgpipe.view.query import Vocabulary
 from sgpipe.view.run_files import RunFiles, store_errors_named
 
 _MEMORY = "500MB"  # of searches; beyond it, DuckDB spills to disk
 _REMEMBERED = 64
-# These errors come from the file or the disk; all others are bugs in a query.
-_FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
-           duckdb.FatalException)  # fmt: skip
 
 # split, image_id, subject, object, predicate, state: right | wrong | unsure | changed | conflict
 JudgedRow = tuple[str, str, int, int, str, str]
@@ -112,7 +110,7 @@ class Index:
             self.files.refresh()
             if self._opened.path == _path(self.files, self.files.states()):
                 return False
-            self._load(_make(self.files, Progress()))
+            self._load(_make(self.files, Progress(Console(quiet=True))))
             return True
 
     def close(self) -> None:
@@ -126,7 +124,7 @@ class Index:
         """
         try:
             return self._opened.connection.cursor().execute(query, list(values)).fetchall()
-        except _FAULTS as error:
+        except FAULTS as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"{self._opened.path} cannot be read ({reason}); delete it, and it is built again"

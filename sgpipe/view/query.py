@@ -22,7 +22,7 @@ from sgpipe.utils.console import single_line
 
 Names = tuple[str, ...] | None  # one of these; None: any
 
-_LONGEST = 500  # characters of a query
+_LONGEST, _MOST_TOKENS = 500, 100  # characters and words of a query
 _COMPARED = 5000  # names, when one is suggested
 _FORM = "a relation is SUBJECT PREDICATE OBJECT, such as person riding *"
 
@@ -89,7 +89,10 @@ def parse(text: str, vocabulary: Vocabulary) -> Query:
     """
     if len(text) > _LONGEST:
         raise QueryError(f"the query has more than {_LONGEST:,} characters", _LONGEST)
-    terms = _Parser(list(_tokens(text)), vocabulary, len(text)).terms()
+    tokens = list(_tokens(text))
+    if len(tokens) > _MOST_TOKENS:
+        raise QueryError(f"the query has more than {_MOST_TOKENS} words", tokens[_MOST_TOKENS].position)
+    terms = _Parser(tokens, vocabulary, len(text)).terms()
 
     def patterns(wanted: type[_Relation] | type[_Mention], negated: bool) -> Iterator[tuple[Pattern, ...]]:
         return (term.patterns for term in terms if isinstance(term, wanted) and term.negated == negated)
@@ -179,10 +182,10 @@ class _Parser:
         return terms
 
     def _find_terms(self, at: int) -> tuple[_Term, ...] | None:
+        while self._tokens[at].kind == ",":
+            at += 1
         if self._tokens[at].kind == "end":
             return ()
-        if self._tokens[at].kind == ",":
-            return self._terms_from(at + 1)
         for term, after in self._term(at):
             rest = self._terms_from(after)
             if rest is not None:
