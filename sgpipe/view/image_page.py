@@ -41,6 +41,7 @@ Values: TypeAlias = dict[str, Any]
 
 MOST_RELATIONS = 1000  # of an image that a page lists
 _IN_GRAPH = 20
+_SUGGESTIONS = 20
 
 
 def routes() -> list[Route]:
@@ -50,6 +51,7 @@ def routes() -> list[Route]:
         Route(f"/image{place}", image_page),
         Route(f"/api/image{place}", image_answer),
         Route(f"/api/neighbours{place}", neighbours_answer),
+        Route("/api/predicates", predicates_answer),
     ]
 
 
@@ -66,6 +68,12 @@ def image_answer(request: Request) -> Response:
 def neighbours_answer(request: Request) -> Response:
     """The addresses of the hits before and after the relation in the request's search: `{"previous", "next"}`."""
     return answer(_neighbours(viewer_of(request).index, *_place(request), request.query_params))
+
+
+def predicates_answer(request: Request) -> Response:
+    """The run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
+    found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
+    return answer([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
 def _place(request: Request) -> tuple[str, str]:

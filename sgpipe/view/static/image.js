@@ -56,7 +56,7 @@ function show() {
 function draw() {
   const now = chosen(), list = relations(), box = pointed ?? pinned;
   const differs = values.other && !values.other.lacks ? new Set(values.other.here) : new Set();
-  stage.draw({ relations: list, chosen: now, pointed: box, picked: form?.picked ?? [], differs: (relation) => differs.has(relation.key) });
+  stage.draw({ relations: list, chosen: now, pointed: box, picked: form?.picked ?? null, differs: (relation) => differs.has(relation.key) });
   graph.draw({ chosen: now, pointed: box });
   if (values.other && !values.other.lacks) drawOther(now);
 }
@@ -105,7 +105,7 @@ function showBar() {
     const mine = judged.get(chosenKey)?.answers.find((answer) => answer.by === person);
     button.setAttribute("aria-pressed", String(mine !== undefined && (mine.verdict === button.dataset.act || mine.change?.action === button.dataset.act)));
   }
-  if (judge.state === "saving") say("Saving …");
+  if (judge.state !== "idle") say(judge.state === "saving" ? "Saving …" : "");
 }
 
 function say(text) { element("status").textContent = text; }
@@ -182,23 +182,24 @@ async function go(url, { push = true } = {}) {
   moving = true;
   try {
     const found = ahead?.url === url ? await ahead.values : await getJson(asJson(new URL(url, location.href)));
+    const states = await readJudged(found.image);
     if (push) history.pushState(null, "", url);
     ahead = null;
-    values = found;
-    await arrive();
+    arrive(found, states);
   } catch (error) {
-    say(`The next image cannot be shown: ${error.message}`);
+    say(`The image cannot be shown: ${error.message}`);
   } finally {
     moving = false;
   }
 }
 
-async function arrive() {
-  judged = new Map();
+// Nothing waits in here: what is drawn is always of one image.
+function arrive(found, states) {
+  values = found;
+  judged = states;
   all = false;
   pinned = pointed = otherKey = null;
   closeForm();
-  await readJudged();
   chosenKey = [values.chosen, params().get("relation")].find((key) => key && relations().some((relation) => relation.key === key)) ?? relations()[0]?.key ?? null;
   show();
   showAll();
@@ -253,14 +254,20 @@ async function showPlan(plan) {
 
 // --- judging
 
-async function readJudged() {
-  const { split, image_id } = values.image;
+// What people said about the relations of an image, by key.
+async function readJudged({ split, image_id }) {
   try {
     const found = await getJson(`/api/judgements?${new URLSearchParams({ split, image_id })}`);
-    judged = new Map(found.relations.map((state) => [`${state.subject}-${state.object}-${state.predicate}`, { ...state, key: `${state.subject}-${state.object}-${state.predicate}` }]));
+    return new Map(found.relations.map((state) => [`${state.subject}-${state.object}-${state.predicate}`, { ...state, key: `${state.subject}-${state.object}-${state.predicate}` }]));
   } catch (error) {
-    say(error.message);
+    say(`Judgements cannot be read: ${error.message}`);
+    return new Map();
   }
+}
+
+async function renewJudged() {
+  const { image } = values, found = await readJudged(image);
+  if (image === values.image) judged = found;
 }
 
 const address = (relation) => ({ split: values.image.split, image_id: values.image.image_id, subject: relation.subject, object: relation.object, predicate: relation.predicate });
@@ -272,25 +279,31 @@ async function send(relation, answer, text) {
   const plan = params().get("plan");
   const stored = await judge.save({ ...address(relation), by: person, ...(plan ? { plan } : {}), ...answer }, `${named(relation)}: ${text}`);
   if (stored) {
-    await readJudged();
+    await renewJudged();
     say(`Saved: ${named(relation)}: ${text}.`);
   }
   showAll();
   return stored !== null;
 }
 
+// Goes on once the answer is saved, unless the person went elsewhere meanwhile.
 async function answer(relation, value, text) {
-  if (await send(relation, value, text)) await proceed();
+  const { href } = location;
+  if (await send(relation, value, text) && location.href === href) await proceed();
 }
 
 async function takeBack(last) {
   if (judge.busy || moving) return;
   const { id, split, image_id, subject, object, predicate } = last;
   const stored = await judge.save({ split, image_id, subject, object, predicate, by: person, undoes: id }, "undo");
-  if (!stored) return;
-  const here = params();
-  here.set("relation", `${subject}-${object}-${predicate}`);
-  await go(`/image/${path(split, image_id)}?${here}`);
+  if (!stored) return showAll();
+  const key = `${subject}-${object}-${predicate}`, here = params();
+  here.set("relation", key);
+  if (split === values.image.split && image_id === values.image.image_id) {
+    await renewJudged();
+    if (relations().some((relation) => relation.key === key)) choose(key);
+    else showAll();
+  } else await go(`/image/${path(split, image_id)}?${here}`);
   say("Your answer is taken back.");
 }
 
@@ -331,6 +344,11 @@ const acts = {
   } })),
 };
 
+function turn(where) {
+  say("");
+  step(where);
+}
+
 function perform(name) {
   const button = element("acts")?.querySelector(`[data-act=${name}]`);
   if (button && !button.disabled && !moving) acts[name]();
@@ -341,13 +359,14 @@ function perform(name) {
 const keys = {
   r: () => perform("right"), w: () => perform("wrong"), u: () => perform("unsure"), s: () => perform("skip"), c: () => perform("predicate"),
   x: () => perform("swap"), d: () => perform("delete"), a: () => perform("add"), z: () => perform("undo"),
-  n: () => step("next"), p: () => step("previous"), j: () => move(1), k: () => move(-1), ArrowDown: () => move(1), ArrowUp: () => move(-1),
+  n: () => turn("next"), p: () => turn("previous"), j: () => move(1), k: () => move(-1), ArrowDown: () => move(1), ArrowUp: () => move(-1),
   f: () => chosen() && stage.fit([chosen().subject, chosen().object]), "+": () => stage.zoom(1.5), "=": () => stage.zoom(1.5), "-": () => stage.zoom(1 / 1.5), 0: () => stage.whole(),
   h: () => document.body.classList.toggle("bare"), g: () => { location.href = values.gallery; }, "?": () => element("keys").showModal(), "/": () => element("q")?.focus(),
   Escape: () => (form ? cancel() : pinned !== null ? pick(null) : point(null)),
 };
 
 function move(by) {
+  say("");
   const list = pinned === null ? relations() : relations().filter((relation) => relation.subject === pinned || relation.object === pinned);
   const next = list[list.findIndex((relation) => relation.key === chosenKey) + by];
   const box = pinned;
@@ -371,7 +390,7 @@ for (const id of ["previous", "next"]) {
   element(id).addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey || !values[id]) return;
     event.preventDefault();
-    go(values[id]);
+    turn(id);
   });
 }
 if (!readOnly) {
@@ -391,6 +410,6 @@ if (!readOnly) {
 }
 addEventListener("popstate", () => go(location.pathname + location.search, { push: false }));
 
-await arrive();
-judge.resume()?.then(async (stored) => { await readJudged(); showAll(); if (stored) say("The answer that was not saved before is saved now."); });
+arrive(values, await readJudged(values.image));
+judge.resume()?.then(async (stored) => { await renewJudged(); showAll(); if (stored) say("The answer that was not saved before is saved now."); });
 document.body.dataset.ready = "true";

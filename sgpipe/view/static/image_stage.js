@@ -158,13 +158,13 @@ export class Stage {
   }
 
   // relations: all of them, the most confident first; chosen: one of them; pointed: the box whose edges alone are drawn;
-  // picked: subject and object of a relation to add; differs(relation): whether it is only in this run; named: whether
+  // picked: boxes of a relation that is being added, or null; differs(relation): whether it is only in this run; named: whether
   // a few boxes have their names if nothing is chosen.
-  draw({ relations, chosen, pointed, picked = [], differs = () => false, named = true }) {
-    const lit = pointed !== null
+  draw({ relations, chosen, pointed, picked = null, differs = () => false, named = true }) {
+    const lit = picked ? [] : pointed !== null
       ? relations.filter((r) => r.subject === pointed || r.object === pointed).slice(0, LIT)
       : chosen ? [chosen] : [];
-    const faint = pointed !== null || picked.length ? [] : relations.slice(0, FAINT);
+    const faint = pointed !== null || picked ? [] : relations.slice(0, FAINT);
     const pairs = new Map();
     for (const relation of new Set([...lit, ...faint])) {
       const pair = `${relation.subject}-${relation.object}`, isLit = lit.includes(relation);
@@ -173,14 +173,15 @@ export class Stage {
     }
     const edges = [...pairs.values()].reverse();
     this.edges.replaceChildren(...edges.map((edge) => this.edge(edge)));
-    const ends = new Set([...lit.flatMap((r) => [r.subject, r.object]), ...(pointed === null ? [] : [pointed]), ...picked]);
+    const ends = new Set([...lit.flatMap((r) => [r.subject, r.object]), ...(pointed === null ? [] : [pointed]), ...(picked ?? [])]);
     for (const box of this.boxes.children) {
       const index = Number(box.dataset.object);
       box.classList.toggle("lit", ends.has(index));
-      box.classList.toggle("pointed", index === pointed || picked.includes(index));
-      box.setAttribute("aria-pressed", String(index === pointed || picked.includes(index)));
+      box.classList.toggle("pointed", index === pointed || Boolean(picked?.includes(index)));
+      box.setAttribute("aria-pressed", String(box.matches(".pointed")));
     }
     this.view.classList.toggle("pointing", ends.size > 0);
+    this.view.classList.toggle("picking", picked !== null);
     const texts = ends.size ? [...ends] : named && this.boxes.children.length <= NAMED ? this.objects.map((_, index) => index) : [];
     this.names.replaceChildren();
     for (const index of texts) if (!this.objects[index].missing) this.nameBox(index);

@@ -1,0 +1,354 @@
+"""The image page of `sgpipe view` in a browser: what it shows, judging and correcting, failing servers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
+from tests.integration.browser.conftest import accessibility_faults, view_server
+from tests.sgpipe.training.data.runs import make_run
+
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+LONG = "a very long story of a man " * 370 + "and a man riding a horse"
+MAN, HORSE = Box("person", 1, (20, 30, 100, 160)), Box("horse", 2, (90, 80, 180, 140))
+DOG, NOTHING = Box("dog", 3, (240, 20, 60, 50)), Box(NO_OBJECT, 0, (0, 0, 0, 0))
+IMAGES = 12
+
+
+def record(image_id: str, *relations: tuple[int, str, int, float | None], **changes: Any) -> Record:
+    """An image of 320 × 240 pixels with a person, a horse and a dog."""
+    made = Record(image_id, "drawn", "val", f"{image_id}.png", 320, 240, [MAN, HORSE, DOG])
+    made.relations = [Relation(subject, object_, text, score) for subject, text, object_, score in relations]
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def with_captions(made: Record) -> Record:
+    made.captions = [Caption("A young man riding horses in a field."), Caption(LONG)]
+    made.triplets = [
+        Triplet("man", "riding", "horses", "man", "horse", "ride", 0, "person", "horse"),
+        Triplet("man", "riding", "horse", "man", "horse", "ride", 1, "person", "horse"),
+        Triplet("horses", "in", "field", "horse", "field", "in", 0, "horse", None),
+    ]
+    made.pairs = [Pair(0, 1, ["riding", "on", "next to"]), Pair(0, 2, ["riding"])]
+    return made
+
+
+def odd_records() -> list[Record]:
+    """Rows that a page must cope with."""
+    failed = record("failed", (0, "on", 1, 0.5))
+    failed.fail("caption", f"image cannot be read {EVIL}")
+    crowd = [Box("person", 1, (3 * (i % 100), 10 * (i // 100), 20, 30)) for i in range(500)]
+    return [
+        failed,
+        record("evil", (0, EVIL, 1, 0.5), objects=[Box(EVIL, 1, MAN.bbox), HORSE], captions=[Caption(EVIL)]),
+        record("crowd", *((i, "near", (i * 7 + 1) % 500, i / 500) for i in range(500)), objects=crowd),
+        record("smile", (0, "smile", 1, None), objects=[MAN, NOTHING]),
+        record("itself", (0, "holding", 0, 0.5)),
+        record("empty", captions=[Caption("a sky")]),
+        record("boxless", objects=[]),
+        record("gone", (0, "on", 1, 0.5)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("image") / "run"
+    common = [
+        with_captions(record(f"i{n}", (0, "riding", 1, 0.9 - n / 100), (0, "on", 1, 0.4), (0, "riding", 2, 0.2)))
+        for n in range(IMAGES)
+    ]
+    identity = {"pair": {"candidates": "captions", "match": "head"}, "tag": {"threshold": 0.05}}
+    make_run(root, [*common, *odd_records()], run={"name": f"mini {EVIL}", "identity": identity}, spoilt={"gone": None})
+    return root
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("image") / "other"
+    moved = Box("person", 1, (22, 31, 100, 160))
+    records = [record("i0", (1, "riding", 0, 0.6), (2, "near", 0, 0.3), objects=[HORSE, moved, DOG])]
+    make_run(root, records, run={"name": "earlier", "fingerprint": "earlier"})
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(run: Path, other: Path) -> Iterator[str]:
+    with view_server(run, str(other), "--read-only") as (url, _):
+        yield url
+
+
+@pytest.fixture
+def judging(run: Path) -> Iterator[str]:
+    """A server that takes answers, from a run without any."""
+    (run / "judgements.jsonl").unlink(missing_ok=True)
+    with view_server(run, "--as", "anna") as (url, _):
+        yield url
+
+
+def open_image(visit: Any, server: str, image: str, params: str = "", **options: Any) -> Any:
+    page = visit(f"{server}/image/val/{image}{params}", **options)
+    page.wait_for_selector("body[data-ready]")
+    return page
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "judgements.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def text(page: Any, selector: str) -> str:
+    """What a person reads, without the marks that isolate texts of another direction."""
+    shown = " ".join(page.locator(selector).inner_text().split())
+    return shown.replace("\u2068", "").replace("\u2069", "")
+
+
+def test_a_relation_is_shown_with_where_it_comes_from(visit, server):
+    page = open_image(visit, server, "i3", "?q=person+riding+*&relation=0-1-riding")
+    assert text(page, "#provenance h2") == "person riding horse"
+    assert "0.87, number 1 of 2 of this pair" in text(page, "#provenance dl")
+    statement = page.locator(".statement").first
+    assert statement.locator("p mark").all_inner_texts() == ["man", "riding", "horses"]
+    assert "horses → horse (the name in another form)" in " ".join(statement.inner_text().split())
+    assert "man → person (synonym)" in " ".join(statement.inner_text().split())
+    second = page.locator(".statement p").nth(1).inner_text()
+    assert second.endswith("man riding a horse")
+    assert len(second) < 400  # of ten thousand characters, those around the words
+    rows = [" ".join(row.split()) for row in page.locator("#provenance tbody tr").all_inner_texts()]
+    assert rows == ["riding 0.87", "on 0.40", "next to ≤ 0.05"]
+    assert page.locator(".edge.lit .link").count() >= 1
+    assert page.locator(".stage .box-name").count() == 2
+    assert page.locator("#graph .edge.lit").count() == 2  # its line and its text
+    page.locator("#captions details.fold summary").click()
+    assert page.locator("#captions details.fold p").inner_text() == LONG
+
+
+def test_boxes_and_arrows_choose_what_is_drawn(visit, server):
+    page = open_image(visit, server, "i0")
+    page.locator("#graph .edge", has_text="riding").last.click()
+    assert text(page, "#sentence") == "person riding dog"
+    page.locator(".viewport").first.locator("[data-object='2']").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".viewport").first.locator(".edge").count() == 1  # only the dog's
+    page.keyboard.press("Enter")
+    assert text(page, "#relations h2") == "1 relation of dog show all"
+    page.keyboard.press("Escape")
+    assert text(page, "#relations h2") == "3 relations"
+    page.locator("#relations [role=option]").first.focus()
+    page.keyboard.press("ArrowUp")
+    chosen = page.locator("#relations [aria-selected=true]")
+    assert page.evaluate("document.activeElement.dataset.key") == chosen.get_attribute("data-key") == "0-1-on"
+    page.locator(".viewport").first.locator("[data-key='0-2-riding'] .hit").dispatch_event("click")
+    assert "relation=0-2-riding" in page.url
+
+
+def test_the_image_is_zoomed_and_moved(visit, server):
+    page = open_image(visit, server, "i0", "?relation=0-2-riding")
+    stage = page.locator(".stage").first
+    window = lambda: [float(part) for part in stage.get_attribute("viewBox").split()]  # noqa: E731
+    assert window() == [0, 0, 320, 240]
+    page.keyboard.press("+")
+    assert window()[2] == pytest.approx(320 / 1.5)
+    before = window()
+    box = stage.bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 150)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 120, steps=3)
+    page.mouse.up()
+    assert window()[0] > before[0]
+    assert window()[1] > before[1]
+    assert text(page, "#sentence") == "person riding dog"  # a drag is no click
+    page.keyboard.press("0")
+    page.keyboard.press("f")
+    assert window()[2] <= 320
+    page.get_by_role("button", name="Whole image").first.click()
+    assert window() == [0, 0, 320, 240]
+
+
+def test_two_runs_stand_side_by_side_with_what_differs(visit, server):
+    page = open_image(visit, server, "i0")
+    groups = page.locator("#comparison section")
+    assert [group.locator("h3").inner_text().replace("\u2068", "") for group in groups.all()] == [
+        "+ Only in this run (2)", "− Only in earlier (1)", "= In both (1)",
+    ]  # fmt: skip
+    assert text(page, "#comparison section:nth-child(3) li") == "person riding horse 0.90 | 0.60"
+    assert page.locator(".stage").count() == 2
+    assert page.locator(".viewport").nth(1).locator(".edge.lit").count() == 1  # the same relation, other numbers
+    page.locator("#comparison section:nth-child(2) button").click()
+    assert page.locator(".viewport").nth(1).locator(".edge-name").text_content() == "\u2068near (only here)\u2069"
+    page = open_image(visit, server, "i1")
+    assert text(page, "#comparison p") == "It does not have this image."
+
+
+@pytest.mark.parametrize("image", ["failed", "evil", "crowd", "smile", "itself", "empty", "boxless", "gone"])
+def test_odd_rows_are_shown(visit, server, image):
+    page = open_image(visit, server, image)
+    shown = text(page, "#provenance")
+    expected = {
+        "failed": "on", "evil": EVIL, "crowd": "near", "smile": "It is annotated", "itself": "holding",
+        "empty": "Its captions state no relation.", "boxless": "It has no objects.", "gone": "on",
+    }  # fmt: skip
+    assert expected[image] in shown
+    if image == "failed":
+        assert text(page, "#failed") == f"The image failed: caption: image cannot be read {EVIL}"
+    if image == "crowd":
+        assert page.locator(".stage .object").count() == 500
+    assert page.locator("#main script").count() == 1  # the values
+    assert page.locator("img").count() == 0
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (768, "light"), (1280, "dark"), (1920, "light")])
+def test_it_fits_and_has_no_accessibility_fault(visit, judging, width, scheme):
+    page = open_image(visit, judging, "i0", width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.keyboard.press("r")
+    page.locator("#status", has_text="Saved").wait_for()
+    assert accessibility_faults(page) == []
+    page.keyboard.press("a")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert accessibility_faults(page) == []
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    assert accessibility_faults(page) == []
+
+
+def test_a_run_is_judged_by_keyboard_along_a_search(visit, run, judging):
+    page = visit(f"{judging}/?q=person+riding+*&low=0.5")
+    page.locator(".card a").first.click()
+    page.wait_for_selector("body[data-ready]")
+    for number in range(IMAGES - 1):
+        assert text(page, "#image-id") == f"i{number}"
+        page.keyboard.press("rwus"[number % 4])
+        page.locator("#image-id", has_text=f"i{number + 1}").wait_for()
+    page.keyboard.press("x")
+    page.locator("#status", has_text="last hit of the search").wait_for()
+    page.keyboard.press("z")
+    page.locator("#status", has_text="taken back").wait_for()
+    page.keyboard.press("c")
+    page.keyboard.type("sitting on")
+    page.keyboard.press("Enter")
+    page.locator("#provenance .answers", has_text="changed to “sitting on”").wait_for()
+    found = lines(run)
+    assert [line["verdict"] for line in found[: IMAGES - 1]] == (["right", "wrong", "unsure", "skip"] * 3)[: IMAGES - 1]
+    assert [line["change"] for line in found[-3:]] == [
+        {"action": "swap", "predicate": None}, None, {"action": "predicate", "predicate": "sitting on"},
+    ]  # fmt: skip
+    assert found[-2]["undoes"] == found[-3]["id"]
+    assert {line["by"] for line in found} == {"anna"}
+
+
+def test_an_answer_given_while_the_server_is_dead_is_saved_by_the_next_one(browser, run):
+    (run / "judgements.jsonl").unlink(missing_ok=True)
+    page = browser.new_context().new_page()
+    with view_server(run) as (url, process):
+        page.goto(f"{url}/image/val/i0")
+        page.wait_for_selector("body[data-ready]")
+        page.keyboard.press("r")
+        page.locator("#status", has_text="Saved").wait_for()
+        process.kill()
+        process.wait()
+        page.keyboard.press("w")
+        page.locator("#unsaved", has_text="the server does not answer").wait_for()
+    assert text(page, "#sentence") == "person on horse"
+    with view_server(run, "--port", url.rpartition(":")[2]) as (again, _):
+        assert again == url
+        page.locator("#sentence", has_text="dog").wait_for()  # sent again by itself, and then it goes on
+        assert [(line["predicate"], line["verdict"]) for line in lines(run)] == [("riding", "right"), ("on", "wrong")]
+    page.context.close()
+
+
+def test_a_relation_is_added_by_two_clicks_and_typing(visit, run, judging):
+    page = open_image(visit, judging, "i1")
+    page.keyboard.press("a")
+    page.locator(".stage [data-object='2']").click(position={"x": 5, "y": 5}, force=True)
+    page.locator(".stage [data-object='1']").click(position={"x": 100, "y": 100}, force=True)
+    page.keyboard.type("rid")
+    page.locator("datalist option[value=riding]").wait_for(state="attached")
+    page.keyboard.press("Backspace")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("barking  at")
+    page.keyboard.press("Enter")
+    page.locator("#status", has_text="Saved").wait_for()
+    assert text(page, "#sentence") == "dog barking at horse"
+    [line] = lines(run)
+    assert (line["subject"], line["object"], line["predicate"]) == (2, 1, "barking at")
+    assert line["change"]["action"] == "add"
+    assert line["confidence"] is None
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert text(page, "#sentence") == "dog barking at horse"
+    assert "added by hand" in text(page, "#provenance")
+
+
+def test_answers_that_are_not_saved_are_kept_and_sent_again(browser, run, judging):
+    page = browser.new_context().new_page()
+    page.goto(f"{judging}/image/val/i2")
+    page.wait_for_selector("body[data-ready]")
+    fail = lambda route: route.fulfill(status=507, json={"error": "not saved: No space left on device"})  # noqa: E731
+    page.route("**/api/judgements", lambda route: fail(route) if route.request.method == "POST" else route.continue_())
+    page.keyboard.press("r")
+    page.locator("#unsaved", has_text="No space left on device").wait_for()
+    page.keyboard.press("w")  # goes nowhere: the first answer is not saved
+    assert text(page, "#sentence") == "person riding horse"
+    assert page.locator("[data-act=wrong]").is_disabled()
+    page.reload()
+    page.locator("#unsaved", has_text="riding").wait_for()
+    assert not (run / "judgements.jsonl").exists()
+    page.unroute("**/api/judgements")
+    page.get_by_role("button", name="Try again").click()
+    page.locator("#status", has_text="is saved now").wait_for()
+    [line] = lines(run)
+    assert (line["image_id"], line["predicate"], line["verdict"]) == ("i2", "riding", "right")
+    page.context.close()
+
+
+def test_an_answer_that_the_server_refuses_can_be_given_up(browser, run, judging):
+    page = browser.new_context().new_page()
+    page.goto(f"{judging}/image/val/i2")
+    page.wait_for_selector("body[data-ready]")
+    page.route("**/api/judgements", lambda route: route.fulfill(status=409, json={"error": "another run"}))
+    page.keyboard.press("r")
+    page.locator("#unsaved", has_text="another run").wait_for()
+    assert page.get_by_role("button", name="Try again").count() == 0
+    page.get_by_role("button", name="Discard it").click()
+    assert page.locator("#unsaved").is_hidden()
+    assert text(page, "#sentence") == "person riding horse"
+    page.unroute("**/api/judgements")
+    page.keyboard.press("w")
+    page.locator("#status", has_text="Saved").wait_for()
+    assert [line["verdict"] for line in lines(run)] == ["wrong"]
+    page.context.close()
+
+
+def test_people_who_differ_see_it(visit, run, judging):
+    first, second = (open_image(visit, judging, "i4", "?walk=search") for _ in range(2))
+    second.locator("#person").fill("bert")
+    second.locator("#person").press("Enter")
+    second.locator("#person").blur()
+    first.keyboard.press("r")
+    first.locator("#status", has_text="Saved").wait_for()
+    second.keyboard.press("w")
+    second.locator("#status", has_text="Saved").wait_for()
+    page = open_image(visit, judging, "i4", "?relation=0-1-riding")
+    assert "they differ" in text(page, "#provenance")
+    assert [" ".join(line.split())[:12] for line in page.locator(".answers li").all_inner_texts()] == [
+        "anna: right ", "bert: wrong "
+    ]  # fmt: skip
+    assert "≠ conflict" in text(page, "#relations [aria-selected=true]")
+    page.get_by_role("button", name="Take back").click()  # only one's own
+    page.locator("#status", has_text="taken back").wait_for()
+    assert "≠" not in text(page, "#relations [aria-selected=true]")
+
+
+def test_a_read_only_page_has_nothing_to_judge_with(visit, server):
+    page = open_image(visit, server, "i0")
+    assert page.locator("#acts").count() == 0
+    page.keyboard.press("r")
+    page.keyboard.press("ArrowDown")
+    assert text(page, "#sentence") == "person on horse"
