@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.view.comparison import compare_images, match_objects
 from sgpipe.view.image_page import MOST_RELATIONS, existing_relations, image_values, without_relations
 from sgpipe.view.records import RecordView
+from sgpipe.view.web import image_url
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
+from tests.sgpipe.view.gallery_run import EVIL, STRANGE, make_gallery_run, open_client
 
 RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.05}}}
 
@@ -121,3 +125,51 @@ def test_a_caption_of_a_box_says_of_which() -> None:
     record = scene(captions=["a man"])
     record.captions = [Caption("a man", "box", [0])]
     assert values(record)["captions"] == [{"text": "a man", "scope": "box", "boxes": [0]}]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    return open_client(make_gallery_run(tmp_path_factory.mktemp("view") / "run"))
+
+
+def page_values(client: TestClient, path: str) -> dict[str, Any]:
+    """The values that a page is drawn from, which are those of its JSON answer."""
+    page = client.get(f"/image{path}")
+    assert page.status_code == 200, page.text
+    [found] = re.findall(r'<script type="application/json" id="values">(.*?)</script>', page.text, re.DOTALL)
+    answered = client.get(f"/api/image{path}").json()
+    assert json.loads(found) == answered
+    return answered
+
+
+def test_a_page_leads_on_within_its_search(client: TestClient) -> None:
+    found = page_values(client, "/val/a?q=person+riding+*&relation=0-1-riding&after=x")
+    assert found["chosen"] == "0-1-riding"
+    assert (found["previous"], found["next"]) == (None, "/image/val/gone?q=person+riding+%2A&relation=0-1-riding")
+    assert found["gallery"] == "/?q=person+riding+%2A"
+    beside = client.get("/api/neighbours/val/gone?q=person+riding+*&relation=0-1-riding").json()
+    assert beside["previous"] == "/image/val/a?q=person+riding+%2A&relation=0-1-riding"
+
+
+def test_a_relation_that_the_run_does_not_have_is_not_chosen(client: TestClient) -> None:
+    assert page_values(client, "/val/a?relation=0-1-eating")["chosen"] is None
+    assert client.get("/image/val/a?relation=nonsense").status_code == 400
+
+
+def test_names_with_markup_are_text_and_reach_their_page(client: TestClient) -> None:
+    path = image_url("val", STRANGE).removeprefix("/image")
+    found = page_values(client, path)
+    assert found["relations"][0]["predicate"] == EVIL
+    assert EVIL not in client.get(f"/image{path}").text
+
+
+def test_an_image_that_the_run_does_not_have_is_not_found(client: TestClient) -> None:
+    assert client.get("/image/val/nothing").status_code == 404
+    assert client.get("/api/image/val/nothing").json() == {"error": "the run has no image 'nothing' in 'val'"}
+
+
+def test_predicates_are_suggested_by_how_often_they_occur(client: TestClient) -> None:
+    assert client.get("/api/predicates?prefix=ne").json() == [
+        {"predicate": "near", "count": 99},
+        {"predicate": "next to", "count": 1},
+    ]
