@@ -28,7 +28,7 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
 
     if not (RUN / "manifest.jsonl").is_file():
-        subprocess.run([_SGPIPE, "generate", "miniworld", "--limit", "300", "--out", RUN], check=True)
+        subprocess.run([_SGPIPE, "generate", "miniworld", "--limit", "200", "--out", RUN], check=True)
     (RUN / "judgements.jsonl").unlink(missing_ok=True)
     chromium = next(filter(None, map(shutil.which, _CHROMIUM)))
     with viewer(RUN) as url, sync_playwright() as driver:

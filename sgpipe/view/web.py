@@ -94,6 +94,11 @@ def gallery_url(params: Params = (), **changes: str | None) -> str:
     return _with_params("/", [*(pair for pair in params if pair[0] not in changes), *changes.items()])
 
 
+def judge_url(params: Params = ()) -> str:
+    """The page of sampling plans, where one of the search that the parameters hold can be made."""
+    return _with_params("/judge", params)
+
+
 def image_url(split: str, image_id: str, params: Params = (), relation: str | None = None) -> str:
     """The page of an image within the search that the parameters hold; `relation`: the chosen one, by its key."""
     others = [(name, value) for name, value in params if name not in ("relation", "after")]
@@ -152,6 +157,7 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {
         "version": __version__,
         "gallery_url": gallery_url,
+        "judge_url": judge_url,
         "image_url": image_url,
         "photo_url": photo_url,
         "thumbnail_url": thumbnail_url,

@@ -1,5 +1,6 @@
 """The gallery of `sgpipe view` in a browser."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,41 @@ def test_the_focus_is_seen_and_cards_have_names(visit, server):
     card.focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_cards_are_judged_by_key_and_a_killed_server_loses_nothing(visit, tmp_path: Path):
+    run = make_gallery_run(tmp_path / "run")
+    with view_server(run, "--as", "anna") as (url, process):
+        page = visit(f"{url}/?q=riding")
+        page.keyboard.press("ArrowRight")
+        for number, key in enumerate("rwu"):
+            page.keyboard.press(key)
+            page.locator(".card").nth(number).locator(".chip.judged").wait_for()
+        page.keyboard.press("z")
+        page.locator(".chip.judged.unsure").wait_for(state="detached")
+        assert page.locator(".chip.judged:visible").all_inner_texts() == ["right", "wrong"]
+        page.context.close()  # it would complain that the server is gone
+        process.kill()
+    with view_server(run) as (url, _):
+        page = visit(f"{url}/?q=riding")
+        assert page.locator(".chip.judged:visible").all_inner_texts() == ["right", "wrong"]
+    lines = [json.loads(line) for line in (run / "judgements.jsonl").read_text().splitlines()]
+    assert [(line["by"], line["verdict"]) for line in lines] == [
+        *(("anna", verdict) for verdict in ("right", "wrong", "unsure")),
+        ("anna", None),
+    ]
+
+
+def test_an_answer_that_is_not_saved_is_kept_and_said(browser, tmp_path: Path):
+    with view_server(make_gallery_run(tmp_path / "run")) as (url, process):
+        page = browser.new_page()
+        page.goto(f"{url}/?q=riding")
+        process.kill()
+        page.locator(".card > a").first.focus()
+        page.keyboard.press("w")
+        page.get_by_text("Not saved: person riding horse: wrong (the server does not answer).").wait_for()
+        assert page.locator(".chip.judged:visible").count() == 0
+        page.close()
 
 
 def test_a_server_that_is_gone_is_noticed(browser, tmp_path: Path):

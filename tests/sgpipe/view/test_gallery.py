@@ -102,6 +102,13 @@ def test_error_rows_say_why(client: TestClient) -> None:
     assert text == f"caption: image cannot be read {EVIL}"
 
 
+def test_a_sample_of_the_search_can_be_judged(client: TestClient) -> None:
+    [address] = attributes(get(client, "/?q=riding&low=0.5"), r'<a class="button" href="([^"]+)"[^>]*>Judge a sample')
+    assert address == "/judge?q=riding&low=0.5"
+    assert client.get(address).status_code == 200
+    assert "Judge a sample" not in get(client, "/?status=error")
+
+
 def test_a_search_without_hits_says_so(client: TestClient) -> None:
     assert "Nothing fits all of these filters." in get(client, "/?predicate=riding&low=0.95")
 
@@ -155,7 +162,7 @@ def test_a_relation_of_a_box_with_itself_has_no_arrow() -> None:
 
 
 def test_judgements_of_another_server_are_in_the_next_search(client: TestClient) -> None:
-    assert 'class="chip judged' not in get(client, "/?q=riding")
+    assert 'class="chip judged right"' not in get(client, "/?q=riding")
     of_relation = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predicate": "riding"}
     by_bob = {"id": "1", "at": "2026-11-26T09:00:00Z", "by": "bob", "run": "drawn", "verdict": "right"}
     root = client.app.state.viewer.index.root
