@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -126,11 +127,14 @@ def neighbours(
     """The hits before and after a relation (subject, object, predicate) of an image; without a relation, or if the
     image has no such one: before and after the image's first hit. An image without hits comes before all of them.
 
+    A relation that the image has several times counts as one, from its first place to its last, so that no walk is endless.
+
     Raises UserError: as `search`.
     """
-    place = _place(index, filters, split, image_id, relation)
-    before = _found(index, filters, place, 1, back=True) if place else []
-    later = _found(index, filters, place, 1)
+    first = _place(index, filters, split, image_id, relation)
+    last = _place(index, filters, split, image_id, relation, last=True) if relation else first
+    before = _found(index, filters, first, 1, back=True) if first else []
+    later = _found(index, filters, last, 1)
     hits = iter(_hits(index, filters, [*before, *later]))
     return next(hits) if before else None, next(hits) if later else None
 
@@ -218,9 +222,14 @@ def _columns(filters: Filters) -> tuple[str, str, str]:
 
 
 def _place(
-    index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None
+    index: Index,
+    filters: Filters,
+    split: str,
+    image_id: str,
+    relation: tuple[int, int, str] | None,
+    last: bool = False,
 ) -> Place | None:
-    """The place of a relation in the order of a search, or else that of the image's first hit."""
+    """The first place of a relation in the order of a search, or its last; or else that of the image's first hit."""
     key, _, falling = _order(filters)
     table, number, _ = _columns(filters)
     found = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
@@ -234,9 +243,11 @@ def _place(
         tries.insert(0, any_of)
     for where in tries:
         where.add("image = ?", found[0])
+        backwards = last and where is any_of
         rows = index.rows(
             f"""select {key}, image, {number} from run.{table} hit where {where.sql}
-            order by {key} {"desc" if falling else "asc"}, {number} limit 1""",
+            order by {key} {"desc" if falling != backwards else "asc"}, {number} {"desc" if backwards else "asc"}
+            limit 1""",
             where.values,
         )
         if rows:
@@ -317,6 +328,8 @@ def _read_cursor(text: str) -> tuple[bool, Place]:
             raise ValueError(text)
         value = found["value"]
         number = int(value) if value.isdigit() else float(value)
+        if not math.isfinite(number):
+            raise ValueError(text)
     except ValueError:
         raise UserError(f"after={single_line(text, 60)}: not a page of this search; leave it out") from None
     return bool(found["back"]), Place(number, int(found["image"]), int(found["number"]))

@@ -1,0 +1,394 @@
+"""Searches, facets and queues, compared with a plain reading of the run's records."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.records import Box, Caption, Record, Relation
+from sgpipe.stats.measures import measure
+from sgpipe.view import facets as facets_module
+from sgpipe.view.index import Index
+from sgpipe.view.query import QueryError
+from sgpipe.view.search import ORDERS, Filters, Hit, facets, neighbours, queues, search, select_relations
+from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
+
+Key = tuple[str, str, int | None, int | None, str | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A relation of a record."""
+
+    record: Record
+    relation: Relation
+
+    @property
+    def key(self) -> Key:
+        relation = self.relation
+        return self.record.split, self.record.image_id, relation.subject, relation.object, relation.predicate
+
+    @property
+    def certainty(self) -> float:
+        return 1.0 if self.relation.confidence is None else self.relation.confidence
+
+    @property
+    def triplet(self) -> tuple[str, str, str]:
+        ends = (self.record.objects[end].category for end in (self.relation.subject, self.relation.object))
+        subject, object_ = ends
+        return subject, self.relation.predicate, object_
+
+
+def _records() -> list[Record]:
+    rng = random.Random(7)
+    records = [*make_records(60, seed=1), *make_records(40, seed=2, split="val")]
+    for record in records:
+        texts = rng.sample(["A RED Umbrella", "the dog sleeps", "100% 'odd' _text_", "ein Ärgernis"], 2)
+        record.captions = [Caption(text) for text in texts] if record.ok else []
+    records.append(Record("empty", "other", "val", "e.png", *SIZE, objects=[Box("dog", 2, (0, 0, 5, 5))]))
+    return records
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    return _records()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    make_run(root, records, rows=30)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shared(root: Path) -> Iterator[Index]:
+    index = Index.open(root)
+    yield index
+    index.close()
+
+
+@pytest.fixture
+def index(shared: Index) -> Index:
+    shared.set_judged([])
+    return shared
+
+
+def filters(index: Index, *params: tuple[str, str]) -> Filters:
+    read = Filters.from_params(params, index.vocabulary)
+    assert Filters.from_params(read.to_params(), index.vocabulary) == read
+    return read
+
+
+def rows(records: list[Record], wanted: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+    every = [Row(record, relation) for record in records for relation in record.relations]
+    return [row for row in every if wanted(row)]
+
+
+def key(hit: Hit) -> Key:
+    return hit.split, hit.image_id, hit.subject, hit.object, hit.predicate
+
+
+def all_hits(index: Index, filters: Filters, limit: int = 100) -> list[Hit]:
+    hits, after = [], None
+    while True:
+        page = search(index, filters, after, limit)
+        hits += page.hits
+        if page.next is None:
+            return hits
+        after = page.next
+
+
+def _says(record: Record, text: str) -> bool:
+    return any(text in caption.text.lower() for caption in record.captions)
+
+
+def _has(record: Record, triplet: tuple[str | None, str | None, str | None]) -> bool:
+    return any(_like(Row(record, relation), triplet) for relation in record.relations)
+
+
+def _like(row: Row, triplet: tuple[str | None, str | None, str | None]) -> bool:
+    return all(name in (None, own) for name, own in zip(triplet, row.triplet, strict=True))
+
+
+SEARCHES: dict[str, tuple[list[tuple[str, str]], Callable[[Row], bool]]] = {
+    "everything": ([], lambda row: True),
+    "a pattern": ([("q", "dog on *")], lambda row: _like(row, ("dog", "on", None))),
+    "names": ([("q", "dog|left hand * CAR|cup")],
+              lambda row: row.triplet[0] in ("dog", "left hand") and row.triplet[2] in ("car", "cup")),
+    "two patterns": ([("q", "* on *, * under *")],
+                     lambda row: row.triplet[1] in ("on", "under")
+                     and _has(row.record, (None, "on", None)) and _has(row.record, (None, "under", None))),
+    "mentions": ([("q", "on dog")],
+                 lambda row: row.triplet[1] == "on" and "dog" in (row.triplet[0], row.triplet[2])),
+    "without": ([("q", "-on -dog -person * cup")],
+                lambda row: row.triplet[1] != "on" and "dog" not in row.triplet
+                and not _like(row, ("person", None, "cup"))),
+    "captions": ([("q", '"a red umb" -"DOG sleeps" * on *')],
+                 lambda row: row.triplet[1] == "on" and _says(row.record, "a red umb")
+                 and not _says(row.record, "dog sleeps")),
+    "odd captions": ([("q", '"100% \'odd\' _" "ÄRGER" * * *')],
+                     lambda row: _says(row.record, "100% 'odd' _") and _says(row.record, "ärger")),
+    "facets": ([("subject", "dog"), ("subject", "cup"), ("predicate", "on"), ("split", "val"), ("status", "ok")],
+               lambda row: row.triplet[0] in ("dog", "cup") and row.triplet[1] == "on" and row.record.split == "val"),
+    "confidence": ([("low", "0.1"), ("high", "0.7")], lambda row: 0.1 <= row.certainty <= 0.7),
+    "sure": ([("low", "1")], lambda row: row.certainty == 1),
+    "unknown": ([("predicate", "swallowing")], lambda row: False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "order"), zip(SEARCHES, cycle(ORDERS)))
+def test_a_search_finds_what_reading_the_records_finds(
+    index: Index, records: list[Record], name: str, order: str
+) -> None:
+    params, wanted = SEARCHES[name]
+    expected = rows(records, wanted)
+    hits = all_hits(index, filters(index, *params, ("order", order), ("seed", "4")), limit=23)
+    assert sorted(map(key, hits)) == sorted(row.key for row in expected)
+    assert expected or name == "unknown"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_facets_count_the_hits(index: Index, records: list[Record], name: str) -> None:
+    params, wanted = SEARCHES[name]
+    found, expected = facets(index, filters(index, *params), limit=500), rows(records, wanted)
+    assert found.total == len(expected)
+    assert found.total_images == len({row.key[:2] for row in expected})
+    triplets = Counter(" ".join(row.triplet) for row in expected)
+    if not {"subject", "predicate"} & dict(params).keys():
+        assert {value.value: value.count for value in found.values["triplet"]} == triplets
+        objects = Counter(row.triplet[2] for row in expected)
+        assert {value.value: value.count for value in found.values["object"]} == objects
+    if not {"low", "high"} & dict(params).keys():
+        assert found.unscored == sum(row.relation.confidence is None for row in expected)
+        assert sum(found.histogram) + found.unscored == len(expected)
+        assert found.histogram[14] == sum(row.relation.confidence == 0.7 for row in expected)
+        assert found.histogram[19] == sum(row.relation.confidence == 1.0 for row in expected)
+
+
+def test_a_facet_counts_without_its_own_filter(index: Index, records: list[Record]) -> None:
+    found = facets(index, filters(index, ("predicate", "on"), ("subject", "dog")), limit=2)
+    expected = Counter(row.triplet[1] for row in rows(records, lambda row: row.triplet[0] == "dog"))
+    assert {value.value: value.count for value in found.values["predicate"]}.items() <= expected.items()
+    assert {value.value for value in found.values["predicate"] if value.chosen} == {"on"}
+    assert [value.params for value in found.values["predicate"] if value.chosen] == [(("predicate", "on"),)]
+    assert found.total == expected["on"]
+
+
+def test_the_chosen_value_is_shown_even_if_nothing_has_it(index: Index) -> None:
+    found = facets(index, filters(index, ("predicate", "swallowing")))
+    assert [(value.value, value.count) for value in found.values["predicate"] if value.chosen] == [("swallowing", 0)]
+
+
+def test_triplets_are_exact_where_only_the_frequent_ones_are_counted_first(
+    index: Index, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facets_module, "_MANY", 10)
+    monkeypatch.setattr(facets_module, "_FEW", "triplet <= 4 or (select count(*) from hits) <= 10")
+    monkeypatch.setattr(facets_module, "_HEAD", 4)
+    index.set_judged([])  # forgets what was counted
+    for params, wanted in SEARCHES.values():
+        found = facets(index, filters(index, *params), limit=3).values["triplet"]
+        if not {"subject", "predicate"} & dict(params).keys():
+            counts = Counter(" ".join(row.triplet) for row in rows(records, wanted))
+            assert [value.count for value in found] == [count for _, count in counts.most_common(3)]
+
+
+def test_orders(index: Index, records: list[Record]) -> None:
+    times = Counter(row.triplet for row in rows(records))
+    hits = {order: all_hits(index, filters(index, ("order", order))) for order in ORDERS}
+    sure = [1.0 if hit.confidence is None else hit.confidence for hit in hits["confidence"]]
+    assert sure == sorted(sure, reverse=True)
+    unsure = [1.0 if hit.confidence is None else hit.confidence for hit in hits["-confidence"]]
+    assert unsure == sorted(unsure)
+    rare = [times[hit.subject_category, hit.predicate, hit.object_category] for hit in hits["rarity"]]  # type: ignore[index]
+    assert rare == sorted(rare)
+    assert rare == [hit.times for hit in hits["rarity"]]
+    others = [all_hits(index, filters(index, ("order", "shuffle"), ("seed", seed))) for seed in ("0", "1")]
+    assert others[0] == hits["shuffle"]
+    assert others[0] != others[1]
+    assert sorted(map(key, others[0])) == sorted(map(key, others[1]))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("params", [[], [("q", '"a red"')]])
+def test_pages_lead_back_and_neighbours_lead_through(index: Index, order: str, params: list[tuple[str, str]]) -> None:
+    chosen = filters(index, *params, ("order", order))
+    hits = all_hits(index, chosen)
+    first = search(index, chosen, limit=20)
+    second = search(index, chosen, first.next, limit=20)
+    assert first.previous is None
+    assert second.previous is not None
+    assert first.hits + second.hits == hits[:40]
+    assert search(index, chosen, second.previous, limit=20) == first
+    third = search(index, chosen, second.next, limit=5)
+    assert search(index, chosen, third.previous, limit=30).hits == hits[10:40]
+    assert search(index, chosen, third.previous, limit=45).hits == hits[:45]
+    times = Counter(map(key, hits))
+    once = [at for at, hit in enumerate(hits) if times[key(hit)] == 1]
+    for at in (once[0], once[len(once) // 2], once[-1]):
+        before, after = _beside(index, chosen, hits[at])
+        assert before == (hits[at - 1] if at else None)
+        assert after == (hits[at + 1] if at + 1 < len(hits) else None)
+
+
+def _beside(index: Index, chosen: Filters, hit: Hit) -> tuple[Hit | None, Hit | None]:
+    relation = None if hit.subject is None else (hit.subject, hit.object, hit.predicate)
+    return neighbours(index, chosen, hit.split, hit.image_id, relation)  # type: ignore[arg-type]
+
+
+def test_walking_ends_though_an_image_has_a_relation_several_times(index: Index) -> None:
+    chosen = filters(index, ("q", "dog * *"))
+    hits = all_hits(index, chosen)
+    assert max(Counter(map(key, hits)).values()) > 1
+    hit, steps = hits[0], 1
+    while (after := _beside(index, chosen, hit)[1]) is not None:
+        hit, steps = after, steps + 1
+        assert steps <= len(hits)
+    assert hit == hits[-1]
+
+
+def test_from_an_image_without_hits_the_walk_starts_at_the_first(index: Index) -> None:
+    chosen = filters(index, ("q", "dog on *"))
+    assert neighbours(index, chosen, "val", "empty") == (None, search(index, chosen).hits[0])
+    assert neighbours(index, chosen, "val", "nowhere") == (None, search(index, chosen).hits[0])
+
+
+def test_a_hit_says_where_the_relation_is(index: Index, records: list[Record]) -> None:
+    by_name = {(record.split, record.image_id): record for record in records}
+    for hit in all_hits(index, filters(index)):
+        record = by_name[hit.split, hit.image_id]
+        assert (hit.dataset, hit.file_name, hit.width, hit.height) == ("drawn", record.file_name, *SIZE)
+        assert hit.subject is not None
+        assert hit.object is not None
+        assert hit.subject_box == record.objects[hit.subject].bbox
+        assert hit.object_box == record.objects[hit.object].bbox
+        assert (hit.subject_category, hit.object_category) == (
+            record.objects[hit.subject].category,
+            record.objects[hit.object].category,
+        )
+
+
+def test_captions_alone_find_images(index: Index, records: list[Record]) -> None:
+    chosen = filters(index, ("q", '"a red"'))
+    hits = all_hits(index, chosen)
+    images = [record for record in records if _says(record, "a red")]
+    assert [hit.image_id for hit in hits] == [record.image_id for record in images]
+    assert {hit.caption for hit in hits} == {"A RED Umbrella"}
+    assert {hit.predicate for hit in hits} == {None}
+    found = facets(index, chosen, limit=500)
+    assert found.total == found.total_images == len(images)
+    assert sum(value.count for value in found.values["predicate"]) == sum(len(image.relations) for image in images)
+    assert {value.value: value.count for value in found.values["split"]} == Counter(image.split for image in images)
+
+
+def test_error_rows_and_images_without_relations_are_found(index: Index, records: list[Record]) -> None:
+    failed = [record.image_id for record in records if not record.ok]
+    for params in ([("status", "error")], [("queue", "errors")]):
+        hits = all_hits(index, filters(index, *params))
+        assert [hit.image_id for hit in hits] == failed
+        assert {hit.error for hit in hits} == {"caption: image file not found"}
+    [empty] = all_hits(index, filters(index, ("queue", "without_relations: no captions")))
+    assert (empty.image_id, empty.why) == ("empty", "no captions")
+
+
+def test_queues_are_the_health_checks_of_the_audit(index: Index, root: Path, records: list[Record]) -> None:
+    counts = {queue.key: queue.count for queue in queues(index)}
+    exact = ("self_relations", "impossible_places", "far_apart", "lifeless_actors", "no_relation")
+    health = {check.name: check.count for check in measure(root).health}
+    assert {name: counts.get(name, 0) for name in exact} == {name: health[name] for name in exact}
+    assert counts["self_relations"] > 0
+    without = [record for record in records if record.ok and not record.relations]
+    assert counts["without_relations"] == len(without)
+    for queue in queues(index):
+        assert len(all_hits(index, filters(index, ("queue", queue.key)))) == queue.count
+        assert facets(index, filters(index, ("queue", queue.key))).total == queue.count
+
+
+def test_a_queue_of_images_can_be_narrowed_to_relations(index: Index) -> None:
+    [small] = [queue for queue in queues(index) if queue.key == "tiny_boxes"]
+    assert small.of == "images"
+    images = {(hit.split, hit.image_id) for hit in all_hits(index, filters(index, ("queue", "tiny_boxes")))}
+    hits = all_hits(index, filters(index, ("queue", "tiny_boxes"), ("predicate", "on")))
+    assert hits
+    assert {(hit.split, hit.image_id) for hit in hits} <= images
+
+
+def test_judgements_can_be_searched(index: Index) -> None:
+    hits = list({key(hit): hit for hit in all_hits(index, filters(index))}.values())
+    states = ["right", "wrong", "conflict", "right"]
+    index.set_judged([(*key(hit), state) for hit, state in zip(hits, states, strict=False)])  # type: ignore[misc]
+    assert {key(hit) for hit in all_hits(index, filters(index, ("judged", "right")))} == {key(hits[0]), key(hits[3])}
+    assert [key(hit) for hit in all_hits(index, filters(index, ("queue", "conflicts")))] == [key(hits[2])]
+    open_ = all_hits(index, filters(index, ("queue", "not_judged")))
+    assert not {key(hit) for hit in open_} & {key(hit) for hit in hits[:4]}
+    assert [hit.judged for hit in search(index, filters(index)).hits[:3]] == states[:3]
+    counts = {value.value: value.count for value in facets(index, filters(index)).values["judged"]}
+    assert counts == {"right": 2, "wrong": 1, "conflict": 1, "none": len(open_)}
+    index.update_judged([(*key(hits[0]), None), (*key(hits[2]), "wrong")])  # type: ignore[list-item]
+    both = filters(index, ("judged", "wrong"), ("judged", "right"))
+    assert {key(hit) for hit in all_hits(index, both)} == {key(hit) for hit in hits[1:4]}
+    assert {queue.key: queue.count for queue in queues(index)}["not_judged"] == len(open_) + 1
+
+
+def test_judgements_of_what_the_run_does_not_have_are_ignored(index: Index) -> None:
+    index.set_judged([("val", "nowhere", 0, 1, "on", "right"), ("val", "empty", 0, 0, "swallowing", "right")])
+    assert all_hits(index, filters(index, ("judged", "right"))) == []
+
+
+def test_all_hits_as_sql(index: Index, records: list[Record]) -> None:
+    params, wanted = SEARCHES["captions"]
+    query, values = select_relations(index, filters(index, *params))
+    found = index.rows(f"select split, image_id, subject, object, predicate, confidence from ({query})", values)
+    expected = [(*row.key, row.relation.confidence) for row in rows(records, wanted)]
+    assert [row[:5] for row in sorted(found, key=str)] == [row[:5] for row in sorted(expected, key=str)]
+    assert sum(row[5] is None for row in found) == sum(row[5] is None for row in expected)
+    with pytest.raises(UserError, match="finds images"):
+        select_relations(index, filters(index, ("q", '"a red"')))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("low", "a"),
+        ("high", "2"),
+        ("low", "nan"),
+        ("order", "best"),
+        ("seed", "-1"),
+        ("seed", "9" * 30),
+        ("judged", "x"),
+    ],
+)
+def test_parameters_without_sense_are_refused(index: Index, name: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        filters(index, (name, value))
+
+
+def test_queries_are_refused_with_their_place(index: Index) -> None:
+    with pytest.raises(QueryError, match="'unicorn'"):
+        filters(index, ("q", "unicorn on *"))
+
+
+@pytest.mark.parametrize("after", ["x", "1_2", "1e999_1_1", "nan_1_1", "0.5_1_1; drop", "9" * 50 + "_1_1"])
+def test_cursors_that_are_none_are_refused(index: Index, after: str) -> None:
+    with pytest.raises(UserError, match="after="):
+        search(index, filters(index), after)
+
+
+def test_an_unknown_queue_is_refused(index: Index) -> None:
+    with pytest.raises(UserError, match="no such queue"):
+        search(index, filters(index, ("queue", "nonsense")))
+
+
+def test_hostile_values_find_nothing(index: Index) -> None:
+    for value in ("'; drop table judged; --", "%", "\0", "🦄" * 100, "'"):
+        assert search(index, filters(index, ("predicate", value), ("dataset", value))).hits == []
+    assert search(index, filters(index, ("q", '"%" * * *'))).hits != []  # "100%"
+    assert search(index, filters(index, ("q", '"\'; drop"'))).hits == []
