@@ -23,7 +23,7 @@ from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.generate import generate, label, miniworld, parse
 from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.imports import app as import_app
-from sgpipe.cli.options import Command
+from sgpipe.cli.options import Command, JudgedCommand
 from sgpipe.cli.predict import predict
 from sgpipe.cli.runs import calibrate, export, fetch, score, stats, verify
 from sgpipe.cli.train import convert, train
@@ -80,8 +80,8 @@ app.command(cls=GroupedCommand)(generate)
 app.command(cls=GroupedCommand)(train)
 app.command(cls=Command)(miniworld)
 app.command(cls=Command)(view)
-app.command(cls=Command)(stats)
-app.command(cls=Command)(calibrate)
+app.command(cls=JudgedCommand)(stats)
+app.command(cls=JudgedCommand)(calibrate)
 app.command(cls=Command)(correct)
 app.command(cls=Command)(score)
 app.command(cls=Command)(verify)

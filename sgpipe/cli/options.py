@@ -51,6 +51,32 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
 
+class JudgedCommand(Command):
+    """A command whose option `--judgements` may be given without a file: then it is the run's own."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        followers = [*args[1:], "--"]
+        alone = [word == "--judgements" and after.startswith("-") for word, after in zip(args, followers, strict=True)]
+        own = f"--judgements={_OWN_JUDGEMENTS}"
+        return super().parse_args(ctx, [own if bare else word for word, bare in zip(args, alone, strict=True)])
+
+
+_OWN_JUDGEMENTS = "the judgements of the run"
+
+
+def judged_file(run: Path, file: Path | None) -> Path | None:
+    """The file that `JudgedFile` names. Raises UserError: it is missing or a folder."""
+    if file is None:
+        return None
+    if str(file) != _OWN_JUDGEMENTS:
+        return existing_file(file)
+    from sgpipe.storage.judgements import JUDGEMENTS
+
+    if not (run / JUDGEMENTS).exists():
+        raise UserError(f"{run} has no {JUDGEMENTS}: judge relations with `sgpipe view {run}` first")
+    return run / JUDGEMENTS
+
+
 def _path_option(check: Callable[[Any], Any], kind: type = Path) -> Callable[..., Any]:
     """The callback of an option or argument whose paths `check` refuses by a UserError when the command runs."""
 
@@ -100,6 +126,16 @@ CalibrationFile = Annotated[
 ExpectedPrecision = Annotated[
     float | None,
     typer.Option(help="With --calibration: keep the relations with this expected precision, such as 0.9."),
+]
+JudgedFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--verdicts",
+        "--judgements",
+        help="File that a page of `sgpipe stats --review` exported, or a file of judgements of `sgpipe view`. "
+        "--judgements alone: the run's own.",
+        callback=reads_later,
+    ),
 ]
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to connect to, such as auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

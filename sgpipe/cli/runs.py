@@ -15,9 +15,10 @@ from sgpipe.cli.options import (
     GroundTruthFolder,
     ImageData,
     Json,
+    JudgedFile,
     MovedImages,
     Run,
-    reads_file,
+    judged_file,
     reads_folder,
     reads_model,
     with_option_groups,
@@ -107,9 +108,7 @@ def stats(
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,
     page: ReviewOptions,
-    verdicts: Annotated[
-        Path | None, typer.Option(help="File that the --review page exported.", callback=reads_file)
-    ] = None,
+    verdicts: JudgedFile = None,
 ) -> None:
     """Count what a run contains, check its health, and show samples."""
     from sgpipe.stats.audit import audit
@@ -121,6 +120,7 @@ def stats(
 
     if image_data is not None and truth is None:
         raise typer.BadParameter("--image-data finds COCO's images in Visual Genome: give --truth, too")
+    verdicts = judged_file(run, verdicts)
     calibration, threshold, target = chosen.load()
     before = measure(compare, threshold, calibration) if compare else None
     with open_run(run) as database:
@@ -174,15 +174,7 @@ def _missing(lost: int) -> str:
 def calibrate(
     run: Run,
     truth: GroundTruthFolder = None,
-    verdicts: Annotated[
-        Path | None,
-        typer.Option(
-            "--verdicts",
-            "--judgements",
-            help="File that a page of `sgpipe stats --review` exported, instead of ground truth.",
-            callback=reads_file,
-        ),
-    ] = None,
+    verdicts: JudgedFile = None,
     image_data: ImageData = None,
     out: Annotated[Path, typer.Option(help="File for the calibration.", callback=writes_file)] = Path(
         "calibration.json"
@@ -199,6 +191,7 @@ def calibrate(
     from sgpipe.stats.calibrate import judge_by_truth, judge_by_verdicts
     from sgpipe.storage.run_folder import GroundTruth, RunFolder
 
+    verdicts = judged_file(run, verdicts)
     if verdicts is not None and (truth is not None or image_data is not None):
         raise UserError("give --truth or --verdicts, not both")
     if verdicts is not None:

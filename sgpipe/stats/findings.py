@@ -10,6 +10,7 @@ from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.calibration import FEWEST, ThresholdChoice
 from sgpipe.stats.distributions import AgreementMeasures
 from sgpipe.stats.ground_truth import GroundTruthMeasures
+from sgpipe.stats.judged import NO_PLAN
 from sgpipe.stats.measures import Level, Measures
 from sgpipe.stats.verdicts import Verdicts
 from sgpipe.utils.console import count, isolated, single_line
@@ -61,17 +62,21 @@ def _advice(suggested: ThresholdChoice | None, target: float) -> str:
 
 def _judged(verdicts: Verdicts) -> Iterator[Finding]:
     if verdicts.precision is None:
-        yield Finding(QUALITY, "fair", "The file of verdicts says of no relation whether it is right or wrong.")
+        nothing = "The file of verdicts says of no relation whether it is right or wrong."
+        yield Finding(
+            QUALITY, "fair", nothing if verdicts.judgements is None else f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}."
+        )
         return
     grade: Grade = "good" if (verdicts.low or 0) >= verdicts.target else "fair"
     value, interval = f"{verdicts.precision:.1%}", f"{verdicts.low:.1%} to {verdicts.high:.1%}"
     if verdicts.covered == 1:
         text = f"the precision of the run is {value} ({interval})"
     else:
-        text = f"the precision of the judged bands, {share_text(verdicts.covered)} of the run, is {value}; "
+        text = f"the precision of the judged {verdicts.strata}, {share_text(verdicts.covered)} of the run, is {value}; "
         text += f"that of the run is {interval}"
-    yield Finding(QUALITY, grade, f"Human verdicts on {count(verdicts.judged, 'relation')}: {text}. Bands are weighted "
-                  "by their number of relations.")  # fmt: skip
+    text = f"Human verdicts on {count(verdicts.judged, 'relation')}: {text}"
+    strata = verdicts.strata.capitalize()
+    yield Finding(QUALITY, grade, f"{text}. {strata} are weighted by their number of relations.")
     yield Finding(QUALITY, "plain", _weighted_advice(verdicts))
     yield from (Finding(QUALITY, "fair", text) for text in verdict_caveats(verdicts))
 
@@ -95,6 +100,9 @@ def _kept(choice: ThresholdChoice, verdicts: Verdicts) -> str:
 
 def verdict_caveats(verdicts: Verdicts) -> Iterator[str]:
     """What a reader must know about the sample, in sentences."""
+    if verdicts.judgements is not None:
+        yield verdicts.judgements.text
+        yield from verdicts.judgements.problems
     if verdicts.unsure and verdicts.if_unsure_wrong is not None:
         answers = count(verdicts.unsure, "unsure answer does", "unsure answers do")
         yield (f"{answers} not count: with all of them wrong the precision would be {verdicts.if_unsure_wrong:.1%}, "

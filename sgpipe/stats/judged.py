@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote_plus
 
 from sgpipe.errors import UserError
 from sgpipe.stats.calibration import StratifiedEstimate
@@ -14,6 +15,12 @@ from sgpipe.stats.plans import answers, count_states, measure_plan, strata_of
 from sgpipe.stats.review import FORMAT, ConfidenceBand, Question, Review, Stratum, load_review
 from sgpipe.storage.judgement_lines import Kind, SamplingPlan
 from sgpipe.storage.judgements import JudgementLog
+from sgpipe.utils.console import count
+
+NO_PLAN = (
+    "no plan that samples the whole run has answers, and other judgements are no random sample: make one on the page "
+    "Judge of `sgpipe view`"
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,13 @@ class PlanSummary:
     precision: StratifiedEstimate
     unsure: int
     open: int
+
+    @property
+    def title(self) -> str:
+        """What it samples."""
+        return {"bands": "the run, by confidence", "predicates": "the run, by predicate"}.get(
+            self.kind, f"the search {unquote_plus(self.search or 'for everything')}"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,14 @@ class JudgementSummary:
     counts: dict[str, int]
     outside: int
     problems: list[str]
+
+    @property
+    def text(self) -> str:
+        """The counts in a sentence."""
+        states = ("right", "wrong", "changed", "unsure", "conflict", "added")
+        parts = [f"{self.counts[name]:,} {'in conflict' if name == 'conflict' else name}" for name in states]
+        judged = count(self.counts["relations"], "relation")
+        return f"{judged} judged ({', '.join(parts)}); {self.outside:,} of them not because a plan asked."
 
 
 @dataclass(frozen=True)

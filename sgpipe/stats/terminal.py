@@ -227,9 +227,15 @@ def verdict_tables(verdicts: Verdicts | None, threshold_of: str) -> Iterator[Tab
     error = "" if verdicts.calibration_error is None else f" (calibration error {verdicts.calibration_error:.3f})"
     title = f"human verdicts on {count(verdicts.judged, 'relation')}{error}"
     bands = [(row.band.name, f"{row.band.relations:,}", str(row.precision)) for row in verdicts.bands]
-    yield table(title, ["confidence", ">relations", ">precision (95% interval, judged)"], bands)
+    if verdicts.judgements is not None:
+        plans = [(each.title, f"{each.open:,}", str(each.precision)) for each in verdicts.judgements.plans]
+        yield table("plans", ["sample of", ">open", ">precision (95% interval, judged)"], plans)
+    if not verdicts.judged:
+        return
+    first = "predicate" if verdicts.strata == "predicates" else "confidence"
+    yield table(title, [first, ">relations", ">precision (95% interval, judged)"], bands)
     rows = [
         (f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in verdicts.curve
     ]
     names = [f"{threshold_of} ≥", ">relations", ">precision (95% interval, judged)"]
-    yield table("precision by threshold, weighted by the relations of each band", names, rows)
+    yield table(f"precision by threshold, weighted by the relations of {verdicts.strata}", names, rows)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.calibration import Calibration
+from sgpipe.errors import UserError
 from sgpipe.stats.calibration import (
     JudgedRelations,
     StratifiedEstimate,
@@ -18,7 +19,7 @@ from sgpipe.stats.calibration import (
     check_target,
     estimate_stratified,
 )
-from sgpipe.stats.judged import JudgementSummary, read_review
+from sgpipe.stats.judged import NO_PLAN, JudgementSummary, read_review
 from sgpipe.stats.review import ConfidenceBand, Review, Stratum, band_of, sample_bands
 from sgpipe.storage.database import Database
 
@@ -83,7 +84,7 @@ class Verdicts:
     @property
     def strata(self) -> str:
         """What the strata of the sample are."""
-        return "predicate" if any(not isinstance(row.band, ConfidenceBand) for row in self.bands) else "confidence"
+        return "predicates" if any(not isinstance(row.band, ConfidenceBand) for row in self.bands) else "bands"
 
 
 def measure_verdicts(
@@ -154,8 +155,13 @@ class JudgedSample:
 
 
 def read_judgements(database: Database, file: Path) -> JudgedSample:
-    """The judged relations of a file of verdicts or judgements on an open run. Raises UserError: as `read_review`."""
+    """The judged relations of a file of verdicts or judgements on an open run.
+
+    Raises UserError: as `read_review`, or there are no answers to a plan of the whole run.
+    """
     read = read_review(file, str(database.run.get("fingerprint", "")))
+    if read.summary is not None and read.summary.plan is None:
+        raise UserError(f"{file}: {NO_PLAN}")
     return _Sample(database, read.review, read.strata).judgements(read.review)
 
 

@@ -1,4 +1,6 @@
+import json
 import random
+import shutil
 import uuid
 from collections import Counter
 from dataclasses import replace
@@ -7,7 +9,9 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.stats.judged import read_review
 from sgpipe.stats.plans import MARGIN, Population, answers_needed, draw, measure_plan, next_question
@@ -53,9 +57,9 @@ def log(tmp_path: Path) -> JudgementLog:
     return JudgementLog(tmp_path / JUDGEMENTS, RUN)
 
 
-def stored(log: JudgementLog, kind: str, strata, questions, plan: str = "p") -> SamplingPlan:
-    line = SamplingPlan(plan=plan, at="", by="anna", run=RUN, kind=kind, seed=0, strata=strata, questions=questions)
-    return log.append(line)
+def stored(log: JudgementLog, kind: str, strata, questions, plan: str = "p", search: str | None = None) -> SamplingPlan:
+    values = {"plan": plan, "kind": kind, "search": search, "strata": strata, "questions": questions}
+    return log.append(SamplingPlan(at="", by="anna", run=RUN, seed=0, **values))
 
 
 def say(log: JudgementLog, question: PlannedQuestion, verdict: str, by: str = "anna", plan: str | None = "p") -> None:
@@ -224,7 +228,7 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
     with open_run(run) as database:
         verdicts = measure_verdicts(database, log.file, 0.9, (0.0, 0.5))
     summary = verdicts.judgements
-    assert (summary.plan, verdicts.judged, verdicts.strata) == ("many", 50, "predicate")
+    assert (summary.plan, verdicts.judged, verdicts.strata) == ("many", 50, "predicates")
     live = measure_plan(many, log)
     assert (verdicts.precision, verdicts.low, verdicts.high) == (
         live.precision.value, live.precision.low, live.precision.high
@@ -265,3 +269,60 @@ def test_a_file_of_another_run_is_refused(log):
     say(log, other, "right")
     with pytest.raises(UserError, match="another run"):
         read_review(log.file, "other")
+
+
+def invoke(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture
+def judged(run, population, tmp_path):
+    """A copy of the run with 200 answers to a plan, some of them unsure, and ten other answers."""
+    folder = shutil.copytree(run, tmp_path / "judged")
+    log = JudgementLog(folder / JUDGEMENTS, RUN)
+    plan = stored(log, "bands", *draw(population, "bands", 345))
+    stored(log, "search", *draw(population, "bands", 10), plan="other", search="q=%3Cb%3E")
+    lines = []
+    for number, question in enumerate(plan.questions[:210]):
+        verdict = (
+            "unsure" if number % 50 == 3 else "right" if (question.confidence or 1) > number % 10 / 10 else "wrong"
+        )
+        values = {"id": str(number), "at": "", "by": "anna", "run": RUN, "verdict": verdict}
+        values["plan"] = "p" if number < 200 else None
+        lines.append(Judgement.model_validate({**question.key._asdict(), **values}).to_json())
+    with log.file.open("a") as file:
+        file.write("\n".join([*lines, "torn"]))
+    return folder
+
+
+def test_stats_and_calibrate_use_the_judgements_of_the_run(judged, tmp_path):
+    text = invoke("stats", judged, "--judgements", "--html", tmp_path / "report.html")
+    assert "Human verdicts on 196 relations: the precision of the run is" in text
+    assert "210 relations judged" in text
+    assert "10 of them not because a plan asked" in text
+    assert "cut short" in text
+    assert "the search q=<b>" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "<bdi>the search q=&lt;b&gt;</bdi>" in page
+    elsewhere = shutil.move(judged / JUDGEMENTS, tmp_path / "elsewhere.jsonl")
+    report = json.loads(invoke("stats", judged, "--verdicts", elsewhere, "--json"))
+    assert report["verdicts"]["judgements"]["counts"]["relations"] == 210
+    found = json.loads(invoke("calibrate", judged, "--judgements", elsewhere, "--out", tmp_path / "c.json", "--json"))
+    lines = [line for line in Path(elsewhere).read_text().splitlines() if '"plan":"p","stratum"' in line]
+    certain = [line for line in lines if '"unsure"' not in line and '"image_id":"c' not in line]
+    assert found["counts"]["judged"] == len(certain)
+    for command in ("stats", "calibrate"):
+        refused = CliRunner().invoke(app, [command, str(judged), "--judgements"])
+        assert refused.exit_code == 2
+        assert "has no judgements.jsonl" in " ".join(refused.output.split())
+
+
+def test_judgements_without_a_plan_are_no_sample_for_stats_and_calibrate(judged, tmp_path):
+    lines = (judged / JUDGEMENTS).read_text().splitlines()
+    (judged / JUDGEMENTS).write_text("\n".join(lines[200:212]) + "\n")
+    assert "No plan that samples the whole run has answers" in invoke("stats", judged, "--judgements")
+    refused = CliRunner().invoke(app, ["calibrate", str(judged), "--judgements"])
+    assert refused.exit_code == 2
+    assert "no plan that samples the whole run" in " ".join(refused.output.split())
