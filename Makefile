@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models experiments experiment test test-integration test-all test-soak lint lint-github format docs bench clean
+.PHONY: install demo miniworld-models experiments experiment test test-integration test-all test-soak label-studio lint lint-github format docs bench clean
 
 install: .venv/.installed
 
@@ -48,6 +48,17 @@ test-all: install
 # Two hundred kills over twenty runs: half an hour.
 test-soak: install
 	$(BIN)/python -m pytest -m soak
+
+# A real Label Studio for tests/integration/test_label_studio.py, apart from sgpipe, with an empty database: 1 GB, minutes.
+label-studio: .label-studio/data
+
+.label-studio/data:
+	$(PYTHON) -m venv .label-studio
+	.label-studio/bin/python -m pip install --quiet 'label-studio>=1.23,<2'
+	rm -rf $@.part
+	LABEL_STUDIO_BASE_DATA_DIR=$(abspath $@.part) LABEL_STUDIO_COLLECT_ANALYTICS=false \
+		LABEL_STUDIO_LATEST_VERSION_CHECK=false LABEL_STUDIO_SENTRY_DSN= .label-studio/bin/label-studio version
+	mv $@.part $@
 
 lint: install lint-github
 	$(BIN)/ruff check .

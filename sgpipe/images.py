@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sgpipe.errors import ImageError as ImageError
-from sgpipe.records import FOLDER_DATASET, Record
+from sgpipe.records import FOLDER_DATASET, LABEL_STUDIO_DATASET, Record
 
 # `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -120,7 +120,7 @@ def image_file(
 
 def is_upright(dataset: str) -> bool:
     """Whether the boxes of this dataset refer to the image as displayed (turned as EXIF says), not as stored."""
-    return dataset == FOLDER_DATASET
+    return dataset in (FOLDER_DATASET, LABEL_STUDIO_DATASET)
 
 
 def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:

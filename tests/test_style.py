@@ -19,7 +19,8 @@ UNSAFE_CALLS = {
     *(f"yaml.{name}" for name in ("load", "load_all", "full_load", "unsafe_load", "unsafe_load_all")),
     *("joblib.load", "marshal.load", "marshal.loads", "shelve.open", "eval", "exec", "pd.read_pickle"),
 }
-MACHINE_PATH = re.compile(r"(?<![\w.~/}:])/(home|root|work|mnt|Users|data|scratch)/")
+# Label Studio serves images at /data/local-files/ and /data/upload/.
+MACHINE_PATH = re.compile(r"(?<![\w.~/}:])/(home|root|work|mnt|Users|data(?!/(local-files|upload)/)|scratch)/")
 
 
 def too_long(source: str) -> Iterator[str]:
@@ -111,3 +112,4 @@ def test_the_other_rules_find_what_they_are_for() -> None:
     assert list(machine_paths("path = '/home/me/coco'"))
     assert list(machine_paths("def f():\n    'reads /mnt/data/x'"))
     assert not list(machine_paths("url = 'https://example.org/data/x'; folder = 'coco/data/x'; name = 'a/work/b'"))
+    assert not list(machine_paths("address = '/data/local-files/?d=1.jpg'"))

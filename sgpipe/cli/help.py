@@ -55,14 +55,19 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "import vcoco": ("import vcoco --annotations trainval_vcoco.json --images train2014 --out vcoco/",),
     "import openimages": ("import openimages --annotations OI_SGG_train_finetuning.json --images oi --out oi/",),
     "import rlipv2": ("import rlipv2 --annotations RLIPv2_train2017.json --images coco --out rlipv2-coco/",),
-    "import coco-rel": ("import coco-rel --annotations train.json --relations rel.json --images vg --out vg150/",),
+    "import coco-rel": (
+        "import coco-rel --annotations train.json --relations rel.json --images vg --out vg150/",
+        "import coco-rel --annotations train/_annotations.coco.json --images train --out psg/",
+    ),
     "import coco": (
         "import coco --annotations instances_val.json --captions captions_val.json --images coco --out imported/",
     ),
+    "import label-studio": ("import label-studio --annotations project.json --images photos --out corrected/",),
     "import hf": ("import hf --annotations for-the-hub/ --split val --out imported/",),
     "export": (
         "export coco-relations/ --to hf --embed --out for-the-hub/",
         "export coco-relations/ --to rlipv2 --threshold 0.2 --out rlipv2/",
+        "export coco-relations/ --to label-studio --out for-label-studio/",
     ),
     "train": (
         "train tagger --data vg/ --init detector/ --out tagger/",

@@ -188,11 +188,19 @@ def coco_rel(
     *,
     data: AnnotationOptions,
     relations: Annotated[
-        Path, typer.Option(help="rel.json: rel_categories, and triplets by split and image.", callback=reads_file)
-    ],
+        Path | None,
+        typer.Option(
+            help="RelTR's rel.json: rel_categories, and triplets by split and image. Default: the rel_annotations of "
+            "--annotations.",
+            callback=reads_file,
+        ),
+    ] = None,
     options: RetryOptions,
 ) -> None:
-    """Import COCO instances with RelTR's relation triplets."""
+    """Import COCO instances with relations.
+
+    Reads RelTR's triplets, or the rel_annotations of SGG-Benchmark.
+    """
     from sgpipe.sources.coco_relations import CocoRelations
 
     _import(CocoRelations(data.annotations, relations, data.split_name(options.out)).source(), data.images, options)
@@ -215,6 +223,34 @@ def coco(
     from sgpipe.sources.coco_relations import coco_source
 
     _import(coco_source(data.annotations, data.split_name(options.out), captions), data.images, options)
+
+
+@app.command(name="label-studio", cls=GroupedCommand)
+@with_option_groups
+def label_studio(
+    *,
+    annotations: Annotations,
+    images: Images,
+    split: Annotated[
+        str | None, typer.Option(help="Split to import, if there are several. Default: what the tasks name, or all.")
+    ] = None,
+    predictions: Annotated[
+        bool, typer.Option("--predictions", help="Also import tasks without annotation, by their prediction.")
+    ] = False,
+    annotator: Annotated[
+        str | None, typer.Option(help="Import only the annotations of this person: e-mail address or id.")
+    ] = None,
+    image_field: Annotated[str, typer.Option(help="Key of a task's data with the address of its image.")] = "image",
+    options: RetryOptions,
+) -> None:
+    """Import a project of Label Studio.
+
+    Reads its JSON export: rectangles with labels, and relations between them.
+    """
+    from sgpipe.sources.label_studio import LabelStudio
+
+    project = LabelStudio(annotations, images, split, predictions, annotator, image_field)
+    _import(project.source(), images, options)
 
 
 @app.command(cls=GroupedCommand)

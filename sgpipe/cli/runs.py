@@ -313,7 +313,12 @@ def fetch(
 
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(help="Format: hf (Hugging Face), coco, coco-rel (RelTR), vg, rlipv2 or hico.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, rlipv2, hico or label-studio."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="New folder for the files.", callback=writes_folder)],
     threshold: Annotated[
         float | None,
@@ -321,20 +326,37 @@ def export(
     ] = None,
     calibration: CalibrationFile = None,
     precision: ExpectedPrecision = None,
-    embed: Annotated[bool, typer.Option("--embed", help="Store the images in the rows (hf).")] = False,
+    embed: Annotated[
+        bool, typer.Option("--embed", help="Store the images in the rows (hf) or tasks (label-studio).")
+    ] = False,
     images: MovedImages = None,
+    images_url: Annotated[
+        str | None,
+        typer.Option(
+            help="What the addresses of images begin with (label-studio), such as https://example.org/images/. "
+            "Default: Label Studio's local files."
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Convert a run to another format.
 
-    For the Hugging Face hub, COCO tools, scene-graph models, RLIPv2 or HICO-DET.
+    For the Hugging Face hub, COCO tools, scene-graph models, RLIPv2, HICO-DET or Label Studio.
     """
     import json
 
     from sgpipe.export.run import export_run
 
     written = export_run(
-        run, to, out, threshold=threshold, calibration=calibration, precision=precision, images=images, embed=embed
+        run,
+        to,
+        out,
+        threshold=threshold,
+        calibration=calibration,
+        precision=precision,
+        images=images,
+        images_url=images_url,
+        embed=embed,
     )
     if written.note:
         _say(f"NOTE: {written.note}")

@@ -57,7 +57,7 @@ def write_readme(rows: ExportRows, out: Path, form: str) -> None:
     """Write the README of a form other than the hub's, after its files."""
     before = totals(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
-    unheld = ("triplets", "pairs") if form == "coco" else ("captions", "triplets", "pairs")
+    unheld = ("triplets", "pairs") if form in ("coco", "label-studio") else ("captions", "triplets", "pairs")
     table = [
         _Row("images", before["images"], before["images"] - before["errors"]),
         _Row("objects", before["boxes"], objects),

@@ -15,7 +15,8 @@ _FORMATS = {  # of imports, by the name of their dataset
     "vcoco": "files in V-COCO's format",
     "open_images": "files in Open Images' format",
     "coco": "files in COCO's format",
-    "coco_rel": "files in COCO's format, with relations in RelTR's format",
+    "coco_rel": "files in COCO's format, with relations in RelTR's or SGG-Benchmark's format",
+    "label_studio": "tasks of Label Studio",
     "rlipv2": "files in the format of RLIPv2's pseudo-labels",
     "hf": "a dataset that `sgpipe export --to hf` wrote",
 }
@@ -44,7 +45,8 @@ def describe_origin(run: Mapping[str, Any]) -> Origin:
     if "tag" in first:
         generated: bool | None = True
     else:
-        generated = False if first.get("import") not in (None, "hf", "rlipv2") else None
+        predicted = first.get("options", {}).get("predictions")  # some tasks of Label Studio
+        generated = False if first.get("import") not in (None, "hf", "rlipv2") and not predicted else None
     return Origin(generated, steps or ["How the rows were made is not recorded."], identities)
 
 

@@ -32,7 +32,7 @@ class ExportRows:
         threshold: the minimum confidence or, with a calibration, the minimum probability. `thresholds`: the minimum
             confidence of each predicate.
         left_out: what an export has to leave out, by kind; the formats add to it.
-        note: on predicates that the calibration does not know.
+        note: what the user is told: predicates that the calibration does not know, how to use the files.
     """
 
     def __init__(self, root: Path, threshold: float, calibration: Path | None = None) -> None:
@@ -44,7 +44,8 @@ class ExportRows:
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
         self.calibration = None if calibration is None else load_calibration(calibration)
-        self.calibration_file, self.note = calibration, None
+        self.calibration_file = calibration
+        self.note: str | None = None
         self.thresholds = Thresholds(threshold) if self.calibration is None else self.calibration.thresholds(threshold)
         if self.calibration is not None and (scored := self._scored_predicates()):
             self.calibration.check_run(self.manifest.run, root)
@@ -60,6 +61,10 @@ class ExportRows:
                 rows = pc.value_counts(pc.struct_field(scored, "predicate")).to_pylist()
                 counts.update({row["values"]: row["counts"] for row in rows})
         return counts
+
+    def say(self, note: str) -> None:
+        """Add to what the user is told."""
+        self.note = f"{self.note}; {note}" if self.note else note
 
     @property
     def measure(self) -> str:

@@ -13,31 +13,33 @@ from typing import Any
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, existing_folder, making_folder
 from sgpipe.export.card import exported_relations, write_readme
-from sgpipe.export.coco import write_coco, write_coco_relations
+from sgpipe.export.coco import write_coco, write_coco_relations, write_sgg_benchmark
 from sgpipe.export.hico import write_hico
 from sgpipe.export.hugging_face import write_hugging_face
+from sgpipe.export.label_studio import write_label_studio
 from sgpipe.export.rows import ExportRows
 from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.utils.atomic import removed_if_empty
 from sgpipe.utils.locking import only_process
 
-HUGGING_FACE = "hf"
+HUGGING_FACE, LABEL_STUDIO = "hf", "label-studio"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "coco": write_coco,
     "coco-rel": write_coco_relations,
+    "sgg-benchmark": write_sgg_benchmark,
     "vg": write_visual_genome,
     "rlipv2": write_rlipv2,
     "hico": write_hico,
 }
-FORMATS = (HUGGING_FACE, *_WRITERS)
+FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO)
 
 
 @dataclass(frozen=True)
 class Exported:
     """What was written: the folder, its files, the number of relations, and counts of what was left out.
 
-    note: on predicates that the calibration does not know.
+    note: on predicates that the calibration does not know, or on how to use the files.
     """
 
     root: Path
@@ -64,6 +66,7 @@ def export_run(
     calibration: Path | None = None,
     precision: float | None = None,
     images: Path | None = None,
+    images_url: str | None = None,
     embed: bool = False,
 ) -> Exported:
     """Write the run in `root` to the new folder `out`.
@@ -72,15 +75,20 @@ def export_run(
         threshold: minimum confidence of relations; by default 0 for the hub, and that of training for other formats.
         calibration: with this file of `sgpipe calibrate`, the threshold is a probability; or instead of it `precision`
             is the expected one.
-        images, embed: as for `write_hugging_face`; only for the hub.
+        images, embed: as for `write_hugging_face` and `write_label_studio`; only for these.
+        images_url: as for `write_label_studio`; only for it.
 
     Raises:
         UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is written.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
-    if (embed or images) and to != HUGGING_FACE:
-        raise UserError("--embed and --images are for --to hf; the other formats refer to image files by name")
+    if (embed or images) and to not in (HUGGING_FACE, LABEL_STUDIO):
+        raise UserError(
+            "--embed and --images are for --to hf and label-studio; the other formats refer to image files by name"
+        )
+    if images_url is not None and (to != LABEL_STUDIO or embed or images):
+        raise UserError("--images-url is for --to label-studio, without --embed and --images")
     if images:
         existing_folder(images)
     if threshold is not None and not 0 <= threshold <= 1:  # also refuses NaN, which passes the check of the option
@@ -93,7 +101,10 @@ def export_run(
         if to == HUGGING_FACE:
             write_hugging_face(rows, folder, images, embed=embed)
         else:
-            _WRITERS[to](rows, folder)
+            if to == LABEL_STUDIO:
+                write_label_studio(rows, folder, images, images_url, embed=embed)
+            else:
+                _WRITERS[to](rows, folder)
             rows.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in rows.manifest.shards)
             write_readme(rows, folder, to)
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())

@@ -148,6 +148,16 @@ def parse_numbers(value: Any, length: int) -> tuple[float, ...]:
         raise FieldError(f"expected {length} numbers, found {str(value)[:80]}") from None
 
 
+def parse_confidence(value: Any) -> float | None:
+    """The confidence of a relation; None: it has none. Raises FieldError: it is not a number from 0 to 1."""
+    if value is None:
+        return None
+    (confidence,) = parse_numbers([value], 1)
+    if not 0 <= confidence <= 1:
+        raise FieldError(f"'confidence' is {value!r}, expected 0 to 1")
+    return confidence
+
+
 def xyxy_to_xywh(value: Any) -> tuple[float, float, float, float]:
     """A box given as two corners, as x, y, width, height. Raises FieldError: it is not four numbers."""
     left, top, right, bottom = parse_numbers(value, 4)

@@ -45,6 +45,9 @@ PSEUDO_LABELS = AnnotationFormat("pseudo-labels in RLIPv2 format", "use `sgpipe 
 RELATION_TRIPLETS = AnnotationFormat(
     "relation triplets in RelTR format (rel.json)", "give it to `sgpipe import coco-rel --relations`"
 )
+COCO_RELATIONS = AnnotationFormat(
+    "COCO instances with rel_annotations (SGG-Benchmark)", "use `sgpipe import coco-rel` without --relations"
+)
 COCO_INSTANCES = AnnotationFormat(
     "a COCO instances file",
     "it has no relations: use `sgpipe generate coco`, or `sgpipe import coco-rel` with a rel.json",
@@ -56,6 +59,10 @@ VG_OBJECTS = AnnotationFormat(
 )
 VG_ATTRIBUTES = AnnotationFormat("Visual Genome's attributes.json", "it has no relations: use scene_graphs.json")
 VG_IMAGES = AnnotationFormat("Visual Genome's image_data.json", "give it to `sgpipe import vg --image-data`")
+LABEL_STUDIO = AnnotationFormat("tasks of Label Studio (its JSON export)", "use `sgpipe import label-studio`")
+LABEL_STUDIO_MIN = AnnotationFormat(
+    "Label Studio's JSON-MIN export", "it has no relations: export the project as JSON instead"
+)
 
 # A file has a format if an item of the named array ("": the file is an array) has all these keys; the first match wins.
 _RULES: tuple[tuple[str, frozenset[str], AnnotationFormat], ...] = tuple(
@@ -72,6 +79,9 @@ _RULES: tuple[tuple[str, frozenset[str], AnnotationFormat], ...] = tuple(
         ("", "image_id objects", VG_OBJECTS),
         ("", "image_id attributes", VG_ATTRIBUTES),
         ("", "image_id width height", VG_IMAGES),
+        ("", "data annotations", LABEL_STUDIO),
+        ("", "data predictions", LABEL_STUDIO),
+        ("", "annotation_id annotator", LABEL_STUDIO_MIN),
         ("relationships", "subject object predicate", RELATIONSHIPS),
         ("relationships", "subject_id object_id predicate", SCENE_GRAPHS),
         ("attributes", "object_id attributes", VG_ATTRIBUTES),
@@ -79,6 +89,7 @@ _RULES: tuple[tuple[str, frozenset[str], AnnotationFormat], ...] = tuple(
         ("annotations", "boxes_h boxes_o actions", VCOCO_PAIRS),
         ("annotations", "image_id caption", COCO_CAPTIONS),
         ("annotations", "image_id bbox category_id", COCO_INSTANCES),
+        ("rel_annotations", "subject_id object_id predicate_id", COCO_RELATIONS),
     )
 )  # fmt: skip
 
@@ -109,7 +120,7 @@ def detect_format(path: Path) -> AnnotationFormat | None:
     stream, seen = JsonStream(path), Counter[str]()
     for array, item in stream:
         seen[array] += 1
-        if array == "rel_categories":
+        if array == "rel_categories" and isinstance(item, str):
             return RELATION_TRIPLETS
         if seen[array] <= _ITEMS_EXAMINED and (file_format := _format_of_item(array, item)):
             return file_format

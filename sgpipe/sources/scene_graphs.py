@@ -19,6 +19,7 @@ from sgpipe.sources.annotated import (
     ProblemCounts,
     integer_field,
     mark_failed,
+    parse_confidence,
     parse_id,
     parse_numbers,
     parse_side,
@@ -120,7 +121,7 @@ def _name(thing: Any) -> str:
 
 def _add_relation(record: Record, indices: dict[int, int], entry: Any, problems: ProblemCounts) -> None:
     try:
-        predicate, confidence = text_field(entry, "predicate"), _confidence(entry)
+        predicate, confidence = text_field(entry, "predicate"), parse_confidence(entry.get("confidence"))
         ends = [_object_id(entry, end) for end in ("subject", "object")]
     except FieldError:
         problems["malformed"] += 1
@@ -134,16 +135,6 @@ def _add_relation(record: Record, indices: dict[int, int], entry: Any, problems:
 def _object_id(entry: Any, end: str) -> int:
     inline = entry.get(end)
     return integer_field(inline, "object_id") if isinstance(inline, Mapping) else integer_field(entry, f"{end}_id")
-
-
-def _confidence(entry: Mapping[str, Any]) -> float | None:
-    value = entry.get("confidence")
-    if value is None:
-        return None
-    (confidence,) = parse_numbers([value], 1)
-    if not 0 <= confidence <= 1:
-        raise FieldError(f"'confidence' is {value!r}, expected 0 to 1")
-    return confidence
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,14 @@ class JsonStream:
     """Iterates over the items of a JSON file's top-level arrays.
 
     `for key, item in stream` yields every item of every array of the top-level object, in file order; other values are
-    collected in `scalars`. If the file is an array, its items have the key "". After the last item, `sha256` is the
-    hash of the content. The file may be compressed by gzip.
+    collected in `scalars`, the keys of arrays, also of empty ones, in `arrays`. If the file is an array, its items have
+    the key "". After the last item, `sha256` is the hash of the content. The file may be compressed by gzip.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.scalars: dict[str, Any] = {}
+        self.arrays: set[str] = set()
         self.sha256 = ""
         self._hash = hashlib.sha256()
         self._decoder = json.JSONDecoder()
@@ -78,6 +79,7 @@ class JsonStream:
                 raise self._malformed("expected a key")
             self._at += 1
             if self._peek() == "[":
+                self.arrays.add(key)
                 for item in self._items():
                     yield key, item
             else:

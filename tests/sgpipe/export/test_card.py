@@ -45,7 +45,8 @@ def run_of(root: Path, made: list[Record], identity: Mapping[str, Any], **header
 
 
 def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
-    return (export_run(root, form, out, **options).root / "README.md").read_text(encoding="utf-8")
+    url = "https://example.org/" if form == "label-studio" else None
+    return (export_run(root, form, out, images_url=url, **options).root / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,16 @@ def test_coco_with_relations_holds_all_but_confidences(made, run, tmp_path, spli
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
+def test_sgg_benchmark_holds_objects_and_relations(made, run, tmp_path, split):
+    out = exported(run, "sgg-benchmark", tmp_path / "out")
+    source = CocoRelations(out / split / "_annotations.coco.json", None, split).source()
+    expected = bare(only(made, split, dataset="coco_rel"))
+    assert any(box.iscrowd for record in expected for box in record.objects)
+    assert any(item.confidence for record in expected for item in record.relations)
+    assert imported(source, tmp_path, tmp_path / "in") == expected
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
 def test_visual_genome_holds_all_but_crowds_and_numbers_of_classes(made, run, tmp_path, split):
     out = exported(run, "vg", tmp_path / "out")
     source = VisualGenome(out / f"scene_graphs_{split}.json", tmp_path, split, preprocess=False).source()
@@ -156,7 +166,7 @@ def test_the_hub_s_form_holds_images(made, run, tmp_path):
     assert files == only(made, "val")
 
 
-@pytest.mark.parametrize("form", ["coco-rel", "vg", "rlipv2"])
+@pytest.mark.parametrize("form", ["coco-rel", "sgg-benchmark", "vg", "rlipv2"])
 def test_missing_objects_and_ids_that_are_no_numbers_survive(tmp_path, form):
     person = Box("person", 1, (8.0, 4.0, 20.0, 30.0))
     record = Record("a/b c", "vcoco", "val", "a/b c.jpg", WIDTH, HEIGHT, [person, NOTHING])
@@ -164,6 +174,7 @@ def test_missing_objects_and_ids_that_are_no_numbers_survive(tmp_path, form):
     out = exported(make_shards(tmp_path / "run", [record]), form, tmp_path / "out")
     sources = {
         "coco-rel": lambda: CocoRelations(out / "val.json", out / "rel.json", "val"),
+        "sgg-benchmark": lambda: CocoRelations(out / "val/_annotations.coco.json", None, "val"),
         "vg": lambda: VisualGenome(out / "scene_graphs_val.json", tmp_path, "val", preprocess=False),
         "rlipv2": lambda: PseudoLabels(out / "val.json", tmp_path, "val"),
     }
@@ -229,7 +240,7 @@ def blank_names_left_out(record: Record) -> Record:
     return replace(record, objects=[record.objects[index] for index in named], relations=kept)
 
 
-@pytest.mark.parametrize("form", ["coco", "coco-rel", "vg", "rlipv2", "hf"])
+@pytest.mark.parametrize("form", ["coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2", "hf"])
 @given(st.lists(NAMES, min_size=1, max_size=4), st.lists(NAMES, max_size=4), st.lists(NAMES, max_size=3))
 @example(list(ODD_NAMES), list(ODD_NAMES), list(ODD_NAMES))
 @settings(max_examples=8, deadline=None)
@@ -245,6 +256,7 @@ def test_every_name_survives(form, classes, predicates, texts):
                 out / "instances_val.json", "val", out / "captions_val.json" if record.captions else None
             ),
             "coco-rel": lambda: CocoRelations(out / "val.json", out / "rel.json", "val").source(),
+            "sgg-benchmark": lambda: CocoRelations(out / "val/_annotations.coco.json", None, "val").source(),
             "vg": lambda: VisualGenome(out / "scene_graphs_val.json", root, "val", preprocess=False).source(),
             "rlipv2": lambda: PseudoLabels(out / "val.json", root, "val").source(),
             "hf": lambda: HuggingFace(out).source(),

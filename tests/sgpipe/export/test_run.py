@@ -20,6 +20,11 @@ def run(tmp_path_factory) -> Path:
     return make_shards(tmp_path_factory.mktemp("labels") / "run", records(8))
 
 
+def write(root: Path, form: str, out: Path) -> module.Exported:
+    """The run has no image folder, which tasks of Label Studio refer to."""
+    return export_run(root, form, out, images_url="https://example.org/" if form == "label-studio" else None)
+
+
 def invoke(*arguments: object):
     return CliRunner().invoke(app, ["export", *(str(argument) for argument in arguments)])
 
@@ -28,18 +33,18 @@ def invoke(*arguments: object):
 def test_nothing_is_overwritten(run, tmp_path, form):
     out = tmp_path / "out"
     out.mkdir()
-    assert export_run(run, form, out).files  # an empty folder will do
+    assert write(run, form, out).files  # an empty folder will do
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="exists and is not overwritten"):
-        export_run(run, form, out)
+        write(run, form, out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match="exists and is not overwritten"):
-        export_run(run, form, run)
+        write(run, form, run)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_equal_runs_give_equal_files(run, tmp_path, form):
-    files = [export_run(run, form, tmp_path / name).files for name in ("a", "b")]
+    files = [write(run, form, tmp_path / name).files for name in ("a", "b")]
     assert files[0] == files[1]
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files[0])
 
@@ -63,7 +68,8 @@ def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(run, tmp_pat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    result = invoke(run, "--to", form, "--out", tmp_path / "out")
+    url = ["--images-url", "https://example.org/"] if form == "label-studio" else []
+    result = invoke(run, "--to", form, "--out", tmp_path / "out", *url)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: No space left on device: {tmp_path / '.out.tmp'}")
     assert len(result.stderr.splitlines()) == 1
@@ -108,7 +114,7 @@ def test_a_damaged_shard_leaves_nothing_behind(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-9])
     for form in FORMATS:
         with pytest.raises(UserError, match="cannot be read"):
-            export_run(run, form, tmp_path / "out")
+            write(run, form, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -127,6 +133,9 @@ def test_the_command_says_what_was_written_and_left_out(run, tmp_path):
         (["--to", "yolo"], "--to yolo: expected one of hf, coco"),
         (["--to", "vg", "--embed"], "are for --to hf"),
         (["--to", "hf", "--images", "nowhere"], "no such folder: nowhere"),
+        (["--to", "hf", "--images-url", "https://example.org/"], "--images-url is for --to label-studio"),
+        (["--to", "label-studio", "--embed", "--images-url", "s3://bucket/"], "without --embed and --images"),
+        (["--to", "label-studio"], "does not say where the images of train are: give --images"),
     ],
 )
 def test_bad_options_are_one_line(run, tmp_path, arguments, reason):

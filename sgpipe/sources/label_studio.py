@@ -1,0 +1,315 @@
+"""Label Studio's raw JSON: tasks, whose annotations or predictions have rectangles as boxes and relations between them.
+
+The format is described in https://labelstud.io/guide/task_format. Boxes are in percent of the displayed image.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from sgpipe.errors import UserError
+from sgpipe.images import ImageError, image_exists, read_upright_size
+from sgpipe.recipe import WHOLE
+from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation, deduplicate
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    FieldError,
+    ProblemCounts,
+    image_id_from_name,
+    list_field,
+    mark_failed,
+    parse_confidence,
+    parse_id,
+    parse_integer,
+    parse_numbers,
+    parse_side,
+    replace_objects,
+    replace_surrogates,
+    required_field,
+    text_field,
+)
+from sgpipe.sources.formats import LABEL_STUDIO, infer_split, require_format
+from sgpipe.utils.console import count
+from sgpipe.utils.json_stream import JsonStream
+
+LOCAL_FILES = "/data/local-files/"  # where Label Studio serves files below its document root, named by `?d=`
+CROWD = "crowd"  # the meta text of a region that is a crowd
+
+_UPLOADS = "/data/upload/"
+_UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
+_RECTANGLES = ("rectanglelabels", "rectangle", "labels")  # `labels` repeats the rectangle that it labels
+_SPLIT = re.compile(r"\w{1,64}")
+
+
+@dataclass(frozen=True)
+class LabelStudio:
+    """A project that Label Studio exported as JSON, or tasks in that form.
+
+    Attributes:
+        images: folder of the images; the addresses of the tasks are looked up in it.
+        split: the split to read; None: the only one that the tasks name.
+        predictions: read the predictions of tasks that nobody has annotated; otherwise these tasks are left out.
+        annotator: id or e-mail address of the only person whose annotations count.
+        image_field: the key of a task's data that holds the address of its image.
+    """
+
+    annotations: Path
+    images: Path
+    split: str | None = None
+    predictions: bool = False
+    annotator: str | None = None
+    image_field: str = "image"
+
+    def source(self) -> AnnotationSource:
+        """Raises UserError: the file is missing, of another format, or of several splits."""
+        require_format(self.annotations, LABEL_STUDIO)
+        options = {"predictions": self.predictions, "annotator": self.annotator, "image_field": self.image_field}
+        return AnnotationSource(
+            dataset=LABEL_STUDIO_DATASET,
+            split=self._only_split(),
+            read=self.records,
+            files={"annotations": self.annotations},
+            options=options,
+        )
+
+    def _only_split(self) -> str:
+        splits = sorted({split for _, task in JsonStream(self.annotations) if (split := _split(task)) is not None})
+        if splits and (self.split or splits[0]) not in splits:
+            raise UserError(
+                f"{self.annotations} has no task of split {self.split!r}: give --split {' or '.join(splits)}"
+            )
+        if len(splits) > 1 and self.split is None:
+            raise UserError(f"{self.annotations} has tasks of several splits: give --split {' or '.join(splits)}")
+        return self.split or (splits[0] if splits else infer_split(self.annotations, self.images, WHOLE))
+
+    def records(self, problems: ProblemCounts) -> Iterator[Record]:
+        """The annotated images in file order."""
+        wanted = self._only_split()
+        for _, task in JsonStream(self.annotations):
+            if _split(task) not in (None, wanted):
+                problems["other_splits"] += 1
+                continue
+            try:
+                data = required_field(task, "data")
+                results = self._results(task, problems)
+            except FieldError:
+                problems["malformed"] += 1
+                continue
+            if results is not None:
+                yield self._record(task, data, wanted, results, problems)
+
+    def _results(self, task: Mapping[str, Any], problems: ProblemCounts) -> list[Any] | None:
+        """What counts of a task: an annotation, or a prediction; None: neither. Raises FieldError: it is not a list."""
+        annotations = _dicts(task.get("annotations"))
+        if self.annotator is not None:
+            annotations = [each for each in annotations if self.annotator in _names(each.get("completed_by"))]
+        submitted = [each for each in annotations if not each.get("was_cancelled")]
+        if submitted:
+            problems["further_annotations"] += len(submitted) - 1
+            return list_field(max(enumerate(submitted), key=_precedence)[1], "result")
+        predictions = _dicts(task.get("predictions"))
+        if annotations:
+            problems["skipped_tasks"] += 1
+        elif not self.predictions or not task.get("predictions"):
+            problems["unannotated_tasks"] += 1
+        elif not predictions:
+            raise UserError(
+                f"{self.annotations} has only the numbers of predictions: export a snapshot of the project with its "
+                "full predictions, or leave out --predictions"
+            )
+        else:
+            problems["further_predictions"] += len(predictions) - 1
+            return list_field(max(enumerate(predictions), key=_precedence)[1], "result")
+        return None
+
+    def _record(
+        self, task: Mapping[str, Any], data: Any, split: str, results: Sequence[Any], problems: ProblemCounts
+    ) -> Record:
+        """A task as a record, or as an error row."""
+        record = Record(parse_id(task.get("id")) or "", LABEL_STUDIO_DATASET, split, "", 0, 0)
+        try:
+            self._describe(record, data, results)
+            regions = [item for item in results if _is_rectangle(item)]
+            links = [item for item in results if isinstance(item, dict) and item.get("type") == "relation"]
+            problems["other_results"] += len(results) - len(regions) - len(links)
+            _add_objects(record, _merge(regions), _dict(data.get("category_ids")), problems, links)
+        except (FieldError, ImageError) as error:
+            mark_failed(record, str(error))
+        return record
+
+    def _describe(self, record: Record, data: Any, results: Sequence[Any]) -> None:
+        """Set what the task says of its image. Raises FieldError, ImageError: its file or size is unknown."""
+        address = text_field(data, self.image_field)
+        record.file_name = text_field(data, "file_name") if "file_name" in data else _file_name(address, self.images)
+        known = (parse_id(data.get("image_id")), record.image_id or None, image_id_from_name(record.file_name))
+        record.image_id = next(name for name in known if name is not None)
+        record.dataset = text_field(data, "dataset") if "dataset" in data else record.dataset
+        sizes = [(data.get("width"), data.get("height"))]
+        sizes += [(item.get("original_width"), item.get("original_height")) for item in _dicts(results)]
+        parsed = ((parse_side(width), parse_side(height)) for width, height in sizes)
+        size = next((size for size in parsed if all(size)), None)
+        record.width, record.height = size or read_upright_size(self.images, record.file_name)
+        captions = data.get("captions")
+        record.captions = [
+            Caption(replace_surrogates(text))
+            for text in (captions if isinstance(captions, list) else [])
+            if isinstance(text, str)
+        ]
+
+
+def _split(task: Any) -> str | None:
+    """The split that a task names, as `sgpipe export` writes it."""
+    split = _dict(_dict(task).get("data")).get("split")
+    return split if isinstance(split, str) and _SPLIT.fullmatch(split) else None
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _dicts(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, Sequence) else []
+
+
+def _names(person: Any) -> set[str]:
+    """What an annotator is called: Label Studio writes an id, or an object with `id` and `email`."""
+    return {str(person.get(key)) for key in ("id", "email")} if isinstance(person, dict) else {str(person)}
+
+
+def _precedence(numbered: tuple[int, Mapping[str, Any]]) -> tuple[bool, str, int]:
+    """Of several annotations the ground truth counts, otherwise the last one."""
+    number, result = numbered
+    changed = result.get("updated_at") or result.get("created_at") or ""
+    return result.get("ground_truth") is True, str(changed), number
+
+
+def _file_name(address: str, images: Path) -> str:
+    """The file of an image address: its longest tail that exists in the folder, otherwise its last part.
+
+    Uploaded files are also looked up without the prefix that Label Studio gives them.
+
+    Raises FieldError: the address names no file.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise FieldError(f"the image address {address[:80]!r} is not valid") from None
+    if parts.scheme == "data":
+        raise FieldError("the task contains its image, and no file_name beside it")
+    path = unquote(parts.path) if parts.scheme in ("", "http", "https") else parts.path
+    if parts.path.endswith(LOCAL_FILES):
+        path = parse_qs(parts.query).get("d", [""])[0]
+    names = [name for name in path.replace("\\", "/").split("/") if name]
+    if not names:
+        raise FieldError(f"the image address {address[:80]!r} names no file")
+    tails = ["/".join(names[start:]) for start in range(len(names))]
+    if _UPLOADS in parts.path:
+        tails.append(_UPLOAD_PREFIX.sub("", names[-1], count=1))
+    return next((tail for tail in tails if image_exists(images, tail)), tails[-1])
+
+
+def _is_rectangle(item: Any) -> bool:
+    """Whether a result is a rectangle in the only, or the first, image of a task."""
+    item = _dict(item)
+    return item.get("type") in _RECTANGLES and "x" in _dict(item.get("value")) and not item.get("item_index")
+
+
+def _merge(regions: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Mapping[str, Any], list[str]]]:
+    """The rectangles with their labels by the id of the region. Raises FieldError: the labels are not names."""
+    merged: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for number, item in enumerate(regions):
+        key = parse_id(item.get("id")) or f"\0{number}"  # without an id, no relation refers to it
+        merged.setdefault(key, (item, []))[1].extend(_labels(item["value"], "rectanglelabels", "labels"))
+    return merged
+
+
+def _labels(item: Mapping[str, Any], *keys: str) -> list[str]:
+    """The labels under the first of the keys. Raises FieldError: they are not names."""
+    labels: Any = next((item[key] for key in keys if item.get(key) is not None), [])
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise FieldError(f"{keys[0]!r} is not a list of names")
+    return [replace_surrogates(label) for label in labels]
+
+
+def _add_objects(
+    record: Record,
+    regions: Mapping[str, tuple[Mapping[str, Any], list[str]]],
+    numbers: Mapping[str, Any],
+    problems: ProblemCounts,
+    links: Sequence[Mapping[str, Any]],
+) -> None:
+    """Fill the objects and relations. Raises FieldError: a region or a relation cannot be read."""
+    boxes: list[Box | None] = []
+    for item, labels in regions.values():
+        named = [label for label in labels if label.strip()]
+        problems["nameless"] += not named
+        problems["further_labels"] += len(set(named[1:]) - set(named[:1]))
+        boxes.append(_box(item, named[0], numbers, record, problems) if named else None)
+    indices = {key: index for index, key in enumerate(regions)}
+    found = [relation for link in links for relation in _relations(link, indices, problems)]
+    record.relations = deduplicate(found)
+    problems["repeated_relations"] += len(found) - len(record.relations)
+    replace_objects(record, boxes, problems)
+
+
+def _box(
+    item: Mapping[str, Any], name: str, numbers: Mapping[str, Any], record: Record, problems: ProblemCounts
+) -> Box:
+    """A rectangle as a box in pixels; of a rotated one, the box around it."""
+    if item.get("image_rotation"):
+        raise FieldError(f"its image was rotated in Label Studio by {item['image_rotation']} degrees")
+    value = item["value"]
+    x, y, width, height = parse_numbers([value.get(key) for key in ("x", "y", "width", "height")], 4)
+    wide, high = record.width, record.height
+    bbox = x * wide / 100, y * high / 100, width * wide / 100, height * high / 100
+    (rotation,) = parse_numbers([value.get("rotation") or 0], 1)
+    if rotation:
+        problems["rotated"] += 1
+        bbox = _around(*bbox, math.radians(rotation))
+    try:
+        number = parse_integer(numbers.get(name, 0))
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    crowd = CROWD in _texts(_dict(item.get("meta")).get("text"))
+    return Box(name, number, bbox, crowd)
+
+
+def _texts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _around(x: float, y: float, width: float, height: float, angle: float) -> tuple[float, float, float, float]:
+    """The box around a rectangle that is turned about its upper left corner, clockwise, by an angle in radians."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    xs = [x + right * cosine - down * sine for right in (0, width) for down in (0, height)]
+    ys = [y + right * sine + down * cosine for right in (0, width) for down in (0, height)]
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def _relations(link: Mapping[str, Any], indices: Mapping[str, int], problems: ProblemCounts) -> list[Relation]:
+    """The relations that a link between two regions states; one for each label and direction."""
+    named = _labels(link, "labels")
+    scores = link.get("scores")  # written by `sgpipe export`; Label Studio keeps it in predictions only
+    confidences = [None] * len(named) if scores is None else [parse_confidence(score) for score in _texts(scores)]
+    if len(confidences) != len(named):
+        raise FieldError(f"a relation has {count(len(named), 'label')} and {count(len(confidences), 'score')}")
+    labels = [(label, score) for label, score in zip(named, confidences, strict=True) if label.strip()]
+    if not labels:
+        problems["nameless"] += 1
+        return []
+    first, second = (indices.get(parse_id(link.get(key)) or "") for key in ("from_id", "to_id"))
+    if first is None or second is None:
+        problems["unknown_object"] += len(labels)
+        return []
+    there, back = (first, second), (second, first)
+    direction = str(link.get("direction") or "right")
+    pairs = {"right": (there,), "left": (back,), "bi": (there, back)}.get(direction)
+    if pairs is None:
+        raise FieldError(f"the direction of a relation is {direction[:80]!r}, expected right, left or bi")
+    return [Relation(subject, object_, label, score) for subject, object_ in pairs for label, score in labels]

@@ -1,0 +1,247 @@
+"""Tasks for Label Studio, and what of a run comes back from them."""
+
+import base64
+import json
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from label_studio_sdk.label_interface import LabelInterface
+
+from sgpipe.export.run import Exported, export_run
+from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation
+from sgpipe.sources.label_studio import LabelStudio
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import write_shard
+from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, imported, only, records
+from tests.sgpipe.export.test_round_trips import NAMES, ODD_NAMES, PAIR, named_record
+from tests.sgpipe.stats.runs import make_shards
+
+URL = "https://example.org/images/"
+DOG, CUP = Box("dog", 18, (8.0, 4.0, 20.0, 30.0)), Box("cup", 47, (100.0, 50.0, 8.0, 9.0))
+
+
+def record(objects: list[Box], relations: list[Relation], **changes: Any) -> Record:
+    made = Record("7", "coco", "val", "7.jpg", WIDTH, HEIGHT, objects, relations=relations)
+    return replace(made, **changes)
+
+
+def export(root: Path, *made: Record, **options: Any) -> tuple[list[Any], Exported]:
+    """The tasks of the split "val", and what else is said."""
+    options = {"images_url": URL, "threshold": 0.0, **options}
+    written = export_run(make_shards(root / "run", made), "label-studio", root / "out", **options)
+    return json.loads((root / "out/val.json").read_text(encoding="utf-8")), written
+
+
+def read(root: Path, **options: Any) -> list[Record]:
+    source = LabelStudio(root / "out/val.json", root, predictions=True, **options).source()
+    return imported(source, root, root / "in")
+
+
+def interface(root: Path) -> LabelInterface:
+    return LabelInterface((root / "out/labeling_config.xml").read_text(encoding="utf-8"))
+
+
+def rounded(made: Record) -> Record:
+    """Percent round the sides of boxes at the fifteenth digit."""
+    boxes = [replace(box, bbox=tuple(round(side, 9) for side in box.bbox)) for box in made.objects]
+    relations = sorted(made.relations, key=lambda item: (item.subject, item.object, item.predicate))
+    return replace(made, objects=boxes, relations=relations, triplets=[], pairs=[])
+
+
+def without_repeated(made: Record) -> Record:
+    best: dict[Any, Relation] = {}
+    for item in sorted(made.relations, key=lambda item: -(item.confidence or 0)):
+        best.setdefault((item.subject, item.object, item.predicate), item)
+    return replace(made, relations=list(best.values()))
+
+
+def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
+    relations = [Relation(0, 1, "on", 0.75), Relation(1, 0, "under"), Relation(0, 1, "next to", 0.25)]
+    boxes = [replace(DOG, iscrowd=True), CUP]
+    (task,), written = export(tmp_path, record(boxes, relations, captions=[Caption("a dog"), Caption("?", "box", [0])]))
+    assert task["data"] == {
+        "image": URL + "7.jpg",
+        "image_id": "7",
+        "dataset": "coco",
+        "split": "val",
+        "file_name": "7.jpg",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "captions": ["a dog"],
+        "category_ids": {"dog": 18, "cup": 47},
+    }
+    (prediction,) = task["predictions"]
+    dog, _, *links = prediction["result"]
+    assert dog == {
+        "id": "object0",
+        "type": "rectanglelabels",
+        "from_name": "objects",
+        "to_name": "image",
+        "original_width": WIDTH,
+        "original_height": HEIGHT,
+        "image_rotation": 0,
+        "value": {
+            "x": 2.5,
+            "y": pytest.approx(400 / HEIGHT),
+            "width": 6.25,
+            "height": 12.5,
+            "rotation": 0,
+            "rectanglelabels": ["dog"],
+        },
+        "meta": {"text": ["crowd"]},
+    }
+    ends = {"type": "relation", "direction": "right"}
+    assert links == [
+        {**ends, "from_id": "object0", "to_id": "object1", "labels": ["on", "next to"], "scores": [0.75, 0.25]},
+        {**ends, "from_id": "object1", "to_id": "object0", "labels": ["under"]},
+    ]
+    assert (prediction["score"], prediction["model_version"]) == (0.5, "drawn drawn")
+    assert written.left_out == {"captions that the format cannot hold": 1}
+    assert interface(tmp_path).validate_prediction(prediction, return_errors=True) == []
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_all_but_triplets_and_pairs_comes_back(tmp_path, split):
+    made = records(40)
+    made[0].relations.append(Relation(0, 0, "on", 0.875)) if made[0].objects else None
+    run = make_shards(tmp_path / "run", made, rows=7)
+    out = export_run(run, "label-studio", tmp_path / "out", threshold=0.0, images_url=URL).root
+    source = LabelStudio(out / f"{split}.json", tmp_path, predictions=True).source()
+    found = imported(source, tmp_path, tmp_path / "in")
+    assert any(box.iscrowd for item in found for box in item.objects)
+    assert [rounded(item) for item in found] == [rounded(without_repeated(item)) for item in only(made, split)]
+
+
+def test_the_predictions_of_a_run_fit_its_labelling_configuration(tmp_path):
+    made = [replace(item, split="val") for item in records(20)]
+    tasks, _ = export(tmp_path, *made)
+    known = interface(tmp_path)
+    assert known.is_valid
+    for task in tasks:
+        assert known.validate_prediction(task["predictions"][0], return_errors=True) == []
+    predicates = ElementTree.fromstring(known.config).iter("Relation")
+    assert [tag.get("value") for tag in predicates] == sorted({r.predicate for item in made for r in item.relations})
+
+
+@given(st.lists(NAMES, min_size=1, max_size=4), st.lists(NAMES, max_size=4))
+@example(list(ODD_NAMES), list(ODD_NAMES))
+@example(["a$b", "$", "cost$ "], ["$x", "5 $"])
+@settings(max_examples=8, deadline=None)
+def test_every_name_survives_or_is_counted(classes, predicates):
+    made = named_record(classes, predicates, ["a\ncaption "])
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        (task,), written = export(root, made)
+        (found,) = read(root)
+        known = interface(root)
+        assert known.validate_prediction(task["predictions"][0], return_errors=True) == []
+        labels = set(known.get_control("objects").labels)
+    assert (found.image_id, found.file_name, found.captions) == (*PAIR, made.captions)
+    kept = [box for box in made.objects if box.category in labels]
+    assert [(box.category, box.category_id) for box in found.objects] == [(b.category, b.category_id) for b in kept]
+    lost = {
+        "objects": len(made.objects) - len(found.objects),
+        "relations": len(made.relations) - len(found.relations),
+    }
+    assert {kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost} == lost
+    assert {box.category for box in made.objects} - labels <= {name for name in classes if is_unheld(name)}
+
+
+def is_unheld(name: str) -> bool:
+    """Blank names, names that XML cannot contain, and variables."""
+    controls = any((ord(c) < 32 and c not in "\t\n\r") or c in "\ufffe\uffff" for c in name)
+    return not name.strip() or controls or "$" in name
+
+
+def test_what_cannot_be_held_is_counted(tmp_path):
+    nothing = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
+    twin = replace(DOG, category_id=19)
+    relations = [Relation(0, 1, "smile", 0.5), Relation(0, 2, "on", 0.5), Relation(0, 2, "on", 0.75)]
+    _, written = export(tmp_path, record([DOG, nothing, twin], relations))
+    assert written.left_out == {
+        "objects that the format cannot hold": 1,
+        "relations that the format cannot hold": 2,
+        "class numbers that the format cannot hold": 1,
+    }
+    assert NO_OBJECT not in (tmp_path / "out/labeling_config.xml").read_text()
+    (found,) = read(tmp_path)
+    assert [box.category_id for box in found.objects] == [18, 18]
+    assert found.relations == [Relation(0, 1, "on", 0.75)]
+
+
+def test_a_run_without_boxes_or_relations_has_a_task_for_each_image(tmp_path):
+    made = record([], [])
+    tasks, _ = export(tmp_path, made)
+    assert tasks[0]["predictions"] == [{"model_version": "drawn drawn", "result": []}]
+    assert read(tmp_path) == [made]
+
+
+def test_scores_of_boxes_are_written(tmp_path):
+    (task,), _ = export(tmp_path, record([DOG], [], box_scores=[0.5]))
+    assert task["predictions"][0]["result"][0]["score"] == 0.5
+
+
+def test_images_are_local_files_below_the_parent_of_their_folder(tmp_path):
+    made = record([DOG], [], file_name="a b/ü#1+.jpg")
+    root = tmp_path / "all images"
+    (root / "val").mkdir(parents=True)
+    (task,), written = export(tmp_path, made, images_url=None, images=root / "val")
+    assert task["data"]["image"] == "/data/local-files/?d=val/a%20b/%C3%BC%231%2B.jpg"
+    assert written.note == (
+        f"start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+        f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add {root / 'val'} to the project as a source storage of "
+        "local files"
+    )
+    assert read(tmp_path) == [made]
+
+
+def test_images_of_several_splits_have_one_document_root(tmp_path):
+    run = make_shards(tmp_path / "run", [record([DOG], []), record([DOG], [], split="train")])
+    manifest = Manifest.load(run)
+    for folder in ("a/val", "b/c/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    manifest.run["images"] = {"val": str(tmp_path / "a/val"), "train": str(tmp_path / "b/c/train")}
+    manifest.rewrite()
+    written = export_run(run, "label-studio", tmp_path / "out")
+    tasks = {split: json.loads((tmp_path / f"out/{split}.json").read_text())[0] for split in ("train", "val")}
+    assert [task["data"]["image"] for task in tasks.values()] == [
+        "/data/local-files/?d=b/c/train/7.jpg",
+        "/data/local-files/?d=a/val/7.jpg",
+    ]
+    assert f"DOCUMENT_ROOT={tmp_path}, and add {tmp_path / 'a/val'} and {tmp_path / 'b/c/train'} to" in written.note
+
+
+def test_addresses_in_object_stores_are_not_quoted(tmp_path):
+    (task,), written = export(tmp_path, record([], [], file_name="a b.jpg"), images_url="s3://bucket/x/")
+    assert task["data"]["image"] == "s3://bucket/x/a b.jpg"
+    assert written.note is None
+
+
+def test_tasks_can_contain_their_images(tmp_path):
+    made = [replace(item, split="val") for item in records(3)]
+    images = draw_images(tmp_path / "images", made)
+    (images / made[1].file_name).unlink()
+    (first, second, _), written = export(tmp_path, *made, images_url=None, images=images, embed=True)
+    kind, _, content = first["data"]["image"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    assert base64.b64decode(content) == (images / made[0].file_name).read_bytes()
+    assert second["data"]["image"] == made[1].file_name
+    assert written.left_out["images that cannot be read"] == 1
+    assert [item.file_name for item in read(tmp_path)] == [item.file_name for item in made]
+
+
+def test_images_in_shards_need_no_folder(tmp_path):
+    made = record([DOG], [])
+    content = (draw_images(tmp_path / "images", [made]) / made.file_name).read_bytes()
+    (tmp_path / "run").mkdir()
+    manifest = Manifest.create(tmp_path / "run", {"name": "a", "fingerprint": "b"})
+    manifest.commit(write_shard(tmp_path / "run", "data/val-0-1.parquet", "val", 0, [made], {}, [content]))
+    out = export_run(tmp_path / "run", "label-studio", tmp_path / "out", embed=True).root
+    (task,) = json.loads((out / "val.json").read_text())
+    assert base64.b64decode(task["data"]["image"].partition(",")[2]) == content

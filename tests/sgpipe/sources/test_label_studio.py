@@ -1,0 +1,291 @@
+import json
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import UserError
+from sgpipe.images import is_upright
+from sgpipe.records import Box, Caption, Record, Relation
+from sgpipe.sources.label_studio import LabelStudio
+
+WIDTH, HEIGHT = 200, 100
+
+
+def region(number: int, name: str | None = "dog", x: float = 10, **changes: Any) -> dict[str, Any]:
+    """A box of 20 x 10 pixels at 2 `x`, 50, as Label Studio 1.23 exports it."""
+    value = {"x": x, "y": 50, "width": 10, "height": 10, "rotation": 0}
+    value |= {"rectanglelabels": [] if name is None else [name]}
+    sizes = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
+    names = {"from_name": "label", "to_name": "image", "origin": "manual"}
+    return {"id": f"r{number}", "type": "rectanglelabels", **names, **sizes, "value": value, **changes}
+
+
+def link(first: int, second: int, *labels: str, **changes: Any) -> dict[str, Any]:
+    ends = {"from_id": f"r{first}", "to_id": f"r{second}"}
+    return {"type": "relation", **ends, "direction": "right", "labels": list(labels), **changes}
+
+
+def annotation(*results: Any, **changes: Any) -> dict[str, Any]:
+    return {"id": 1, "completed_by": 1, "was_cancelled": False, "ground_truth": False, "result": [*results], **changes}
+
+
+def task(*results: Any, **changes: Any) -> dict[str, Any]:
+    data = {"image": "/data/upload/1/0a1b2c3d-photo.jpg"}
+    return {"id": 5, "data": data, "annotations": [annotation(*results)], "predictions": [], **changes}
+
+
+def read(folder: Path, *tasks: Any, **options: Any) -> tuple[list[Record], dict[str, int]]:
+    path = folder / "project-1.json"
+    path.write_text(json.dumps(tasks))
+    problems: Counter[str] = Counter()
+    return list(LabelStudio(path, folder, **options).source().read(problems)), +problems
+
+
+def box(name: str = "dog", x: float = 20.0, number: int = 0, crowd: bool = False) -> Box:
+    return Box(name, number, (x, 50.0, 20.0, 10.0), crowd)
+
+
+def test_an_annotated_task_is_an_image(tmp_path):
+    found, problems = read(tmp_path, task(region(1), link(1, 2, "on", "next to"), region(2, "cup", 40)))
+    record = Record("5", "label_studio", "all", "photo.jpg", WIDTH, HEIGHT, [box(), box("cup", 80.0)])
+    record.relations = [Relation(0, 1, "on"), Relation(0, 1, "next to")]
+    assert (found, problems) == ([record], {})
+    assert is_upright("label_studio")  # browsers turn images as EXIF says
+
+
+@pytest.mark.parametrize(
+    ("direction", "pairs"), [("right", [(0, 1)]), ("left", [(1, 0)]), ("bi", [(0, 1), (1, 0)]), (None, [(0, 1)])]
+)
+def test_the_direction_of_a_link_says_which_box_is_the_subject(tmp_path, direction, pairs):
+    (found,), _ = read(tmp_path, task(region(1), region(2), link(1, 2, "on", direction=direction)))
+    assert found.relations == [Relation(*pair, "on") for pair in pairs]
+
+
+def test_links_that_say_the_same_are_one_relation(tmp_path):
+    links = link(1, 2, "on", direction="bi"), link(2, 1, "on"), link(1, 2, "on", "under")
+    (found,), problems = read(tmp_path, task(region(1), region(2), *links))
+    assert found.relations == [Relation(0, 1, "on"), Relation(1, 0, "on"), Relation(0, 1, "under")]
+    assert problems == {"repeated_relations": 2}
+
+
+def test_what_is_no_labelled_rectangle_is_counted(tmp_path):
+    polygon = {"id": "r3", "type": "polygonlabels", "value": {"points": [[1, 1]], "polygonlabels": ["dog"]}}
+    choice = {"type": "choices", "from_name": "quality", "value": {"choices": ["good"]}}
+    results = [region(1), polygon, choice, region(2, None), region(4, " "), region(5, item_index=1), "?"]
+    links = [link(1, 3, "on", "by"), link(1, 2, "on"), link(1, 1), link(1, 1, " "), link(1, 1, "on")]
+    (found,), problems = read(tmp_path, task(*results, *links))
+    assert (found.objects, found.relations) == ([box()], [Relation(0, 0, "on")])
+    assert problems == {"other_results": 4, "nameless": 4, "unknown_object": 2, "relations_of_dropped_boxes": 1}
+
+
+def test_further_labels_of_a_box_are_counted(tmp_path):
+    value = region(1)["value"] | {"rectanglelabels": ["dog", "pet", "dog"]}
+    (found,), problems = read(tmp_path, task(region(1, value=value)))
+    assert (found.objects, problems) == ([box()], {"further_labels": 1})
+
+
+def test_labels_may_be_apart_from_their_rectangle(tmp_path):
+    """As the tags Rectangle and Labels write them."""
+    value = region(1)["value"]
+    del value["rectanglelabels"]
+    parts = region(1, type="rectangle", value=value), region(1, type="labels", value=value | {"labels": ["dog"]})
+    (found,), problems = read(tmp_path, task(*parts, link(1, 1, "on")))
+    assert (found.objects, found.relations, problems) == ([box()], [Relation(0, 0, "on")], {})
+
+
+@pytest.mark.parametrize(
+    ("rotation", "expected"), [(90, (10.0, 50.0, 10.0, 20.0)), (-90, (20.0, 30.0, 10.0, 20.0)), (360, box().bbox)]
+)
+def test_a_rotated_box_becomes_the_box_around_it(tmp_path, rotation, expected):
+    value = region(1)["value"] | {"rotation": rotation}
+    (found,), problems = read(tmp_path, task(region(1, value=value)))
+    assert found.objects[0].bbox == pytest.approx(expected)
+    assert problems == {"rotated": 1}
+
+
+@pytest.mark.parametrize(
+    ("results", "reason"),
+    [
+        ([region(1, image_rotation=90)], "rotated in Label Studio by 90 degrees"),
+        ([region(1, value=region(1)["value"] | {"x": "?"})], "expected 4 numbers"),
+        (
+            [region(1, value=region(1)["value"] | {"rectanglelabels": 1})],
+            "'rectanglelabels' is not a list of names",
+        ),
+        ([region(1), link(1, 1, "on", direction="up")], "direction of a relation is 'up', expected right, left or bi"),
+        ([region(1), link(1, 1, "on", scores=[])], "a relation has 1 label and 0 scores"),
+        ([region(1), link(1, 1, "on", scores=[2])], "'confidence' is 2, expected 0 to 1"),
+        ([], "image file not found"),
+    ],
+)
+def test_an_invalid_task_is_an_error_row(tmp_path, results, reason):
+    (found,), _ = read(tmp_path, task(*results))
+    assert reason in found.error
+    assert (found.image_id, found.objects) == ("5", [])
+
+
+def test_of_several_annotations_the_ground_truth_counts_or_the_last_one(tmp_path):
+    early, late = ({"updated_at": f"2026-01-0{day}T00:00:00Z"} for day in (1, 2))
+    of = {"annotations": [annotation(region(1, "cup"), **late), annotation(region(1), **early)]}
+    (found,), problems = read(tmp_path, task(**of))
+    assert (found.objects, problems) == ([box("cup")], {"further_annotations": 1})
+    of["annotations"][1]["ground_truth"] = True
+    (found,), _ = read(tmp_path, task(**of))
+    assert found.objects == [box()]
+
+
+@pytest.mark.parametrize("annotator", ["2", "anna@example.org"])
+def test_the_annotations_of_one_person_can_be_read(tmp_path, annotator):
+    person = {"id": 2, "email": "anna@example.org"}
+    of = [annotation(region(1, "cup"), completed_by=1), annotation(region(1), completed_by=person)]
+    found, problems = read(tmp_path, task(annotations=of), task(region(1)), annotator=annotator)
+    assert [record.objects for record in found] == [[box()]]
+    assert problems == {"unannotated_tasks": 1}
+
+
+def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
+    skipped = task(annotations=[annotation(region(1), was_cancelled=True)])
+    predicted = task(annotations=[], predictions=[{"result": [region(1, "cup")]}, {"result": [region(1)]}])
+    tasks = skipped, predicted, task(annotations=[])
+    assert read(tmp_path, *tasks) == ([], {"skipped_tasks": 1, "unannotated_tasks": 2})
+    (found,), problems = read(tmp_path, *tasks, predictions=True)
+    assert found.objects == [box()]
+    assert problems == {"skipped_tasks": 1, "unannotated_tasks": 1, "further_predictions": 1}
+
+
+def test_what_the_export_wrote_beside_the_image_is_used(tmp_path):
+    data = {"image": "data:image/png;base64,AA==", "image_id": "a/b", "dataset": "coco", "split": "val"}
+    data |= {"file_name": "a/b.jpg", "width": 100, "height": 100, "captions": ["a dog", 1], "category_ids": {"dog": 18}}
+    marked = region(1, meta={"text": ["crowd"]})
+    (found,), _ = read(tmp_path, task(marked, region(2, "new"), data=data))
+    assert (found.image_id, found.dataset, found.split, found.file_name) == ("a/b", "coco", "val", "a/b.jpg")
+    assert (found.width, found.height, found.captions) == (100, 100, [Caption("a dog")])
+    assert found.objects == [Box("dog", 18, (10, 50, 10, 10), True), Box("new", 0, (10, 50, 10, 10))]
+
+
+def test_tasks_of_several_splits_are_read_one_at_a_time(tmp_path):
+    tasks = [task(id=n, data={"image": "1.jpg", "split": split}) for n, split in enumerate(["val", "train", "?"])]
+    for made in tasks:
+        made["data"] |= {"width": 8, "height": 8}
+    with pytest.raises(UserError, match="has tasks of several splits: give --split train or val"):
+        read(tmp_path, *tasks)
+    found, problems = read(tmp_path, *tasks, split="val")
+    assert [(record.image_id, record.split) for record in found] == [("0", "val"), ("2", "val")]
+    assert problems == {"other_splits": 1}
+    with pytest.raises(UserError, match="has no task of split 'test': give --split train or val"):
+        read(tmp_path, *tasks, split="test")
+
+
+@pytest.mark.parametrize(
+    ("address", "file_name"),
+    [
+        ("/data/upload/3/0a1b2c3d-photo.jpg", "photo.jpg"),
+        ("/data/upload/3/0a1b2c3d-here.jpg", "0a1b2c3d-here.jpg"),
+        ("/data/local-files/?d=all/val/a%20b.jpg", "val/a b.jpg"),
+        ("http://localhost:8080/data/local-files/?d=all%5Cval%5Ca+b.jpg", "val/a b.jpg"),
+        ("https://example.org/x/val/a%20b.jpg?token=1", "val/a b.jpg"),
+        ("s3://bucket/val/a b.jpg", "val/a b.jpg"),
+        ("gs://bucket/other/missing%20file.jpg", "missing%20file.jpg"),
+        ("../../etc/passwd", "passwd"),
+    ],
+)
+def test_files_are_found_by_the_address_of_the_image(tmp_path, address, file_name):
+    (tmp_path / "val").mkdir()
+    for name in ("val/a b.jpg", "0a1b2c3d-here.jpg"):
+        (tmp_path / name).touch()
+    (found,), _ = read(tmp_path, task(region(1), data={"photo": address}), image_field="photo")
+    assert (found.file_name, found.status) == (file_name, "ok")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({}, "'image' is missing"),
+        ({"image": ["1.jpg"]}, r"expected text"),
+        ({"image": "https://example.org/"}, "names no file"),
+        ({"image": "http://["}, "is not valid"),
+        ({"image": "data:image/png;base64,AA=="}, "the task contains its image, and no file_name beside it"),
+    ],
+)
+def test_a_task_without_a_file_is_an_error_row(tmp_path, data, reason):
+    (found,), _ = read(tmp_path, task(region(1), data=data))
+    assert reason in found.error
+
+
+def test_sizes_that_no_task_says_are_those_of_the_displayed_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "1.jpg", exif=exif)
+    plain = region(1)
+    del plain["original_width"]
+    (found,), _ = read(tmp_path, task(plain, data={"image": "1.jpg"}))
+    assert (found.width, found.height, found.objects) == (WIDTH, HEIGHT, [box()])
+
+
+def test_the_command_imports_a_project(tmp_path):
+    (tmp_path / "project.json").write_text(json.dumps([task(region(1), region(2), link(1, 2, "on"))]))
+    command = ["import", "label-studio", "--annotations", tmp_path / "project.json", "--images", tmp_path]
+    result = CliRunner().invoke(app, [*map(str, command), "--out", str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["counts"]["relations"] == 1
+
+
+def test_the_short_export_is_refused(tmp_path):
+    short = {"image": "1.jpg", "id": 1, "label": [], "annotator": 1, "annotation_id": 1, "lead_time": 1.5}
+    with pytest.raises(UserError, match=r"JSON-MIN export, not tasks.*: export the project as JSON instead"):
+        read(tmp_path, short)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.sampled_from(["r1", "on"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["x", "text", "id"]), inner),
+    max_leaves=3,
+)
+
+
+def broken(made: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """A dictionary in which some values are others, or missing."""
+    return st.dictionaries(st.sampled_from(sorted(made)), ODD, max_size=2).map(lambda odd: made | odd)
+
+
+RESULTS = st.lists(
+    st.one_of(
+        ODD,
+        broken(region(1)),
+        broken(region(1)["value"]).map(lambda value: region(2, value=value)),
+        broken(link(1, 2, "on", scores=[0.5])),
+    ),
+    max_size=4,
+)
+DATA = broken({"image": "1.jpg", "file_name": "1.jpg", "width": 8, "height": 8, "category_ids": {"dog": 1}})
+
+
+@given(RESULTS, broken(annotation()), broken(task()), DATA)
+@settings(max_examples=30, deadline=None)
+def test_nothing_in_a_task_stops_an_import(results, made, whole, data):
+    made = made | {"result": results} if made["result"] == [] else made
+    whole = {**whole, "data": data} if isinstance(whole["data"], dict) else whole
+    whole = {**whole, "annotations": [made, None]} if isinstance(whole["annotations"], list) else whole
+    with TemporaryDirectory() as folder:
+        found, problems = read(Path(folder), task(region(1)), whole, predictions=True)
+    assert found[0].objects == [box()]
+    assert (
+        len(found)
+        - 1
+        + problems.get("malformed", 0)
+        + problems.get("unannotated_tasks", 0)
+        + problems.get("skipped_tasks", 0)
+        + problems.get("other_splits", 0)
+        == 1
+    )
+    for record in found:
+        assert record.ok or (record.error and not record.objects)
+        assert all(0 <= end < len(record.objects) for item in record.relations for end in (item.subject, item.object))
