@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.browser.conftest import view_server
+from tests.integration.browser.conftest import accessibility_faults, view_server
 from tests.sgpipe.view.gallery_run import EVIL, make_gallery_run
 
 
@@ -137,6 +137,14 @@ def test_an_answer_that_is_not_saved_is_kept_and_said(browser, tmp_path: Path):
         page.get_by_text("Not saved: person riding horse: wrong (the server does not answer).").wait_for()
         assert page.locator(".chip.judged:visible").count() == 0
         page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(visit, server, scheme):
+    for path in ("/", "/?q=person riding *&low=0.5", "/?q=person ridin *", "/?status=error"):
+        page = visit(f"{server}{path}", scheme=scheme)
+        assert accessibility_faults(page) == [], path
+        page.context.close()
 
 
 def test_a_server_that_is_gone_is_noticed(browser, tmp_path: Path):
