@@ -94,6 +94,68 @@ def test_malformed_and_unlisted_items_are_counted(tmp_path):
     assert problems == {"malformed": 2, "unlisted_images": 1}
 
 
+def related(subject, predicate, object_, image_id=7, **more):
+    ends = {"subject_id": subject, "predicate_id": predicate, "object_id": object_}
+    return {"image_id": image_id, **ends, **more}
+
+
+def read_own(folder, annotations, relations, names=("on", "by")):
+    """Instances in SGG-Benchmark's form, in which ids of boxes and predicates may begin at 0."""
+    content = {
+        "images": IMAGES,
+        "rel_annotations": relations,
+        "annotations": annotations,
+        "categories": CATEGORIES,
+        "rel_categories": [{"id": number, "name": name} for number, name in enumerate(names)],
+    }
+    (folder / "val.json").write_text(json.dumps(content))
+    problems: Counter[str] = Counter()
+    source = CocoRelations(folder / "val.json", None, "val").source()
+    return list(source.read(problems)), +problems, source.classes
+
+
+def test_relations_in_the_instances_refer_to_ids_of_boxes(tmp_path):
+    annotations = [box(8, 1, id=5), box(7, 2, id=0, iscrowd=1), box(7, 3, id=9)]
+    relations = [related(9, 1, 0, confidence=0.5), related(0, 0, 9), related(5, 0, 5, 8), related(5, 0, 5, 6)]
+    (first, second), problems, classes = read_own(tmp_path, annotations, relations)
+    assert first.relations == [Relation(1, 0, "by", 0.5), Relation(0, 1, "on")]
+    assert second.relations == [Relation(0, 0, "on")]
+    assert (classes.objects, classes.relations) == (("person", "dog"), ("on", "by"))
+    assert problems == {"unlisted_images": 1}
+
+
+@pytest.mark.parametrize(
+    ("relation", "names", "reason"),
+    [
+        (related(1, 0, 5), ["on"], "object 5 of a relation is not the id of an annotation of the image"),
+        (related(1, 2, 1), ["on"], "label 2 of a relation"),
+        (related(1, 0, 1), ["__background__", "on"], "label 0 of a relation"),
+        (related("?", 0, 1), ["on"], None),
+        (related(1, 0, 1, confidence=2), ["on"], None),
+        (None, ["on"], None),
+    ],
+)
+def test_an_invalid_relation_makes_an_error_row_or_is_counted(tmp_path, relation, names, reason):
+    annotations = [box(7, 1, id=1), box(8, 1, id=5), box(8, 1, id="six"), box(8, 1)]
+    (first, second), problems, _ = read_own(tmp_path, annotations, [relation, related(5, 0, 5, 8)], [*names, "by"][:2])
+    assert second.ok or names[0] == "__background__"
+    assert (first.error, problems) == (None, {"malformed": 1}) if reason is None else reason in first.error
+
+
+def test_instances_without_relations_are_refused_unless_their_list_is_empty(tmp_path):
+    (first, _), problems, _ = read_own(tmp_path, [box(7, 0, id=1)], [])
+    assert (first.relations, problems) == ([], {})
+    with pytest.raises(UserError, match=r"has no rel_annotations: give its relations by --relations rel\.json"):
+        CocoRelations(write(tmp_path, [box(7, 0)], {}).annotations, None, "val").source()
+
+
+def test_the_import_without_relations_counts_those_that_it_leaves_out(tmp_path):
+    read_own(tmp_path, [box(7, 1, id=1)], [related(1, 0, 1), related(1, 1, 1)])
+    problems: Counter[str] = Counter()
+    assert len(list(coco_source(tmp_path / "val.json", "val").read(problems))) == 2
+    assert +problems == {"ignored_relations": 2}
+
+
 def test_an_unknown_split_is_refused(tmp_path):
     source = write(tmp_path, [box(7, 0)], {})
     with pytest.raises(UserError, match=r"rel\.json has no split 'test': give --split train or val"):

@@ -161,6 +161,13 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
     assert problems == {"skipped_tasks": 1, "unannotated_tasks": 1, "further_predictions": 1}
 
 
+def test_predictions_of_which_only_the_numbers_are_there_are_refused(tmp_path):
+    tasks = task(region(1), predictions=[1]), task(annotations=[], predictions=[2])
+    assert len(read(tmp_path, *tasks)[0]) == 1
+    with pytest.raises(UserError, match="has only the numbers of predictions: export a snapshot"):
+        read(tmp_path, *tasks, predictions=True)
+
+
 def test_what_the_export_wrote_beside_the_image_is_used(tmp_path):
     data = {"image": "data:image/png;base64,AA==", "image_id": "a/b", "dataset": "coco", "split": "val"}
     data |= {"file_name": "a/b.jpg", "width": 100, "height": 100, "captions": ["a dog", 1], "category_ids": {"dog": 18}}
