@@ -41,14 +41,14 @@ function show() {
   element("failed").replaceChildren(html("b", {}, "The image failed: "), bdi(shortened(image.error ?? "", 500)));
   element("back").href = values.gallery;
   stage.show(image, values.objects);
-  const caption = (text) => html("figcaption", {}, bdi(text));
-  const figures = [html("figure", {}, stage.element, values.other ? caption("This run") : "")];
-  if (values.other && !values.other.lacks) {
+  const two = values.other && !values.other.lacks;
+  stage.caption.textContent = values.other ? "This run" : "";
+  if (two) {
     otherStage.show(values.other.image, values.other.objects);
-    figures.push(html("figure", {}, otherStage.element, caption(values.other.title)));
+    otherStage.caption.replaceChildren(bdi(values.other.title));
   }
-  element("photos").replaceChildren(...figures);
-  element("photos").classList.toggle("two", figures.length > 1);
+  element("photos").replaceChildren(...(two ? [stage.element, otherStage.element] : [stage.element]));
+  element("photos").classList.toggle("two", Boolean(two));
   graph.show(values);
   showCaptions(element("captions"), values);
 }

@@ -21,6 +21,13 @@ export const isolated = (text) => `\u2068${text}\u2069`;
 
 export const dot = (colour) => svg("svg", { class: "dot", viewBox: "0 0 10 10", "aria-hidden": "true" },
   svg("circle", { cx: 5, cy: 5, r: 5, fill: colour }));
+
+// Black or white, whichever can be read better on a colour "#rrggbb" (WCAG's relative luminance).
+export function inkOn(colour) {
+  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
+}
+
 export const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 export const shortened = (text, most) => (text.length > most ? `${text.slice(0, most - 1).trimEnd()}…` : text);
 export const score = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));

@@ -1,5 +1,5 @@
 // The scene graph, as the server laid it out; the list of relations has the same for who does not see it.
-import { html, svg, isolated, counted } from "./image_dom.js";
+import { html, svg, inkOn, isolated, counted } from "./image_dom.js";
 
 const WIDTH = 480;
 const rectangle = ([left, top, right, bottom]) => ({ x: left, y: top, width: right - left, height: bottom - top });
@@ -20,7 +20,7 @@ export class Graph {
       svg("rect", { class: "label", rx: 3, stroke: colour(edge.subject), ...rectangle(edge.box) }),
       svg("text", { class: "what", ...centre(edge.box) }, isolated(edge.text))));
     const nodes = graph.nodes.map((node) => svg("g", { class: "node", "data-object": node.index, pointerenter: () => this.act.point(node.index), pointerleave: () => this.act.point(null) },
-      svg("rect", { rx: 12, fill: colour(node.index), ...rectangle(node.box) }), svg("text", { class: "name", ...centre(node.box) }, isolated(node.name))));
+      svg("rect", { rx: 12, fill: colour(node.index), ...rectangle(node.box) }), svg("text", { class: "name", fill: inkOn(colour(node.index)), ...centre(node.box) }, isolated(node.name))));
     this.edges = graph.edges;
     const drawing = svg("svg", { class: "graph", viewBox: `0 0 ${WIDTH} ${Math.round(graph.height)}`, role: "img", "aria-label": `Scene graph of ${counted(edges.length, "relation")}; they are also in the list` },
       ...edges, ...nodes, ...texts);

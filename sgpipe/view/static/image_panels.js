@@ -42,12 +42,24 @@ const HOW = {
 const noun = (role, found) => html("li", {}, html("mark", { class: role }, bdi(found.phrase)), " → ",
   found.category === null ? html("i", {}, "no box") : [html("b", {}, bdi(found.category)), html("span", { class: "quiet" }, " (", HOW[found.match](found), ")")]);
 
-function statement(values, number) {
-  const found = values.statements[number], caption = values.captions[found.caption];
+// Statements that say the same in the same words are one, of several captions.
+function statements(values, numbers) {
+  const groups = new Map();
+  for (const number of numbers) {
+    const { caption, ...found } = values.statements[number];
+    const same = JSON.stringify([values.captions[caption]?.text, values.captions[caption]?.boxes, found]);
+    groups.set(same, [...(groups.get(same) ?? []), number]);
+  }
+  return [...groups.values()].map((group) => statement(values, group));
+}
+
+function statement(values, numbers) {
+  const found = values.statements[numbers[0]], caption = values.captions[found.caption];
   const boxes = caption?.boxes.length ? ` of ${caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ")}` : "";
+  const which = [...new Set(numbers.map((number) => values.statements[number].caption + 1))];
   const inferred = !found.marks.some((mark) => mark.role === "predicate");
   return html("div", { class: "statement" },
-    html("p", {}, html("span", { class: "quiet" }, `Caption ${found.caption + 1}${boxes}: `), caption ? quotation(caption.text, found.marks) : html("i", {}, "not in the row")),
+    html("p", {}, html("span", { class: "quiet" }, `Caption${which.length > 1 ? "s" : ""} ${which.join(", ")}${boxes}: `), caption ? quotation(caption.text, found.marks) : html("i", {}, "not in the row")),
     html("ul", {}, noun("subject", found.subject),
       html("li", {}, html("mark", { class: "predicate" }, bdi(found.predicate)), found.lemma === found.predicate ? "" : html("span", { class: "quiet" }, " (lemma “", bdi(found.lemma), "”)"),
         inferred ? html("span", { class: "quiet" }, " (follows from the grammar)") : ""),
@@ -97,7 +109,7 @@ export function showProvenance(section, values, relation, judged, { name, undo }
     section.replaceChildren(html("h2", {}, "Why"), html("p", { class: values.image.error ? "bad" : "quiet" }, why));
     return;
   }
-  const stated = relation.stated.map((number) => statement(values, number)), elsewhere = relation.elsewhere.map((number) => statement(values, number));
+  const stated = statements(values, relation.stated), elsewhere = statements(values, relation.elsewhere);
   section.replaceChildren(
     html("h2", {}, sentence(relation, values.objects)), facts(values, relation), answers(judged, name, undo), html("p", {}, relation.origin),
     ...few(stated, 3, "statement"),

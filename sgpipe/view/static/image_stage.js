@@ -1,6 +1,6 @@
 // An image with its boxes and relations: an SVG in pixels of the image. Zooming changes its viewBox; lines and letters
 // keep their size, as all are drawn in units of the one font size and stroke width of their group.
-import { html, svg, isolated, shortened } from "./image_dom.js";
+import { html, svg, inkOn, isolated, shortened } from "./image_dom.js";
 
 const FAINT = 40, LIT = 60, TEXT = 13, LINE = 2.5, CLOSE = 24, BEND = 0.2, NAMED = 12, CROWDED = 60;
 let stages = 0;
@@ -20,7 +20,8 @@ export class Stage {
     const button = (text, name, act) => html("button", { type: "button", title: name, "aria-label": name, click: act }, text);
     this.tools = html("div", { class: "tools", role: "group", "aria-label": `Zoom of ${title}` },
       button("+", "Zoom in", () => this.zoom(1.5)), button("−", "Zoom out", () => this.zoom(1 / 1.5)), button("⤢", "Whole image", () => this.whole()));
-    this.element = html("div", { class: "viewport" }, this.view, this.missing, this.tools);
+    this.caption = html("span", {});
+    this.element = html("figure", {}, html("div", { class: "viewport" }, this.view, this.missing), html("figcaption", {}, this.caption, this.tools));
     this.listen();
     new ResizeObserver(() => this.scale()).observe(this.view);
   }
@@ -223,7 +224,7 @@ export class Stage {
   }
 
   label(text, colour, kind, place) {
-    const words = svg("text", { y: ".98em" }, isolated(shortened(text, 120)));
+    const words = svg("text", { y: ".98em", fill: inkOn(kind === "edge-name" ? "#ffffff" : colour) }, isolated(shortened(text, 120)));
     const ground = svg("rect", { height: "1.4em", rx: ".25em", stroke: colour, fill: colour });
     const name = svg("g", { class: kind, "data-place": JSON.stringify(place) }, ground, words);
     this.names.append(name);
