@@ -20,12 +20,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from sgpipe.images import ImageError, ImageReference, decode, image_file, is_upright, open_header
+from sgpipe.errors import StoreError, UserError
+from sgpipe.images import ImageReference, decode, image_file, is_upright, open_header
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import single_line
 from sgpipe.view.records import ImageRow, find_image, read_embedded
 from sgpipe.view.web import Viewer, viewer_of
 
+_FAULTS = (UserError, StoreError)  # of the image, or of the shard that holds it
 WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the disk with sizes
 _MOST_BYTES = 512 << 20
 _QUALITY = 80
@@ -120,7 +122,7 @@ def thumbnail(request: Request) -> Response:
             if data is None:
                 data = _jpeg(file, row, width)
                 cache.put(key, data)
-        except ImageError as error:
+        except _FAULTS as error:
             return _placeholder(row, str(error))
     return Response(data, media_type="image/jpeg", headers=_KEPT)
 
@@ -137,7 +139,7 @@ def photo(request: Request) -> Response:
         if isinstance(file, Path):
             return FileResponse(file, media_type=kind, headers=_KEPT)
         return Response(file.getvalue(), media_type=kind, headers=_KEPT)
-    except ImageError as error:
+    except _FAULTS as error:
         return _placeholder(row, str(error))
 
 

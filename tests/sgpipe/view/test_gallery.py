@@ -2,6 +2,7 @@
 
 import html
 import re
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -10,7 +11,8 @@ from sgpipe.storage.judgement_lines import Judgement
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.view.gallery import PAGE, draw
 from sgpipe.view.search import Hit
-from tests.sgpipe.view.gallery_run import EVIL, attributes, make_gallery_run, open_client
+from tests.sgpipe.training.data.runs import make_run
+from tests.sgpipe.view.gallery_run import EVIL, attributes, make_gallery_run, open_client, record
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_each_relation_is_a_card_with_its_drawing(client: TestClient) -> None:
 
 
 def test_a_card_leads_to_its_relation_within_the_search(client: TestClient) -> None:
-    [first, *_] = attributes(get(client, "/?q=person+riding+*&low=0.5"), r'<li class="card">\s*<a href="([^"]+)"')
+    [first, *_] = attributes(get(client, "/?q=person+riding+*&low=0.5"), r'<li class="card"[^>]*>\s*<a href="([^"]+)"')
     assert first == "/image/val/a?q=person+riding+%2A&low=0.5&relation=0-1-riding"
 
 
@@ -168,3 +170,11 @@ def test_judgements_of_another_server_are_in_the_next_search(client: TestClient)
     root = client.app.state.viewer.index.root
     JudgementLog(root / JUDGEMENTS, "drawn").append(Judgement.model_validate({**of_relation, **by_bob}))
     assert get(client, "/?q=riding").count('class="chip judged right"') == 1
+
+
+def test_a_run_without_relations_leads_to_the_reasons(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", [record("a"), record("b")])
+    client = open_client(tmp_path / "run")
+    page = get(client, "/")
+    assert "The run has 2 images, but no relation:" in page
+    assert "2</span> images" in get(client, "/?queue=without_relations")

@@ -125,3 +125,6 @@ def test_images_in_the_shards_are_served(tmp_path: Path) -> None:
     assert opened(first).size == (24, 16)
     assert client.get(thumbnail_url("val", "a", 320)).content == first
     assert "image cannot be read" in client.get(thumbnail_url("val", "b", 320)).text
+    next((tmp_path / "run" / "data").iterdir()).write_bytes(b"broken")
+    for address in (photo_url("val", "b"), thumbnail_url("val", "b", 160)):
+        assert client.get(address).text.startswith("<svg")
