@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from sgpipe.records import Record, Relation, Triplet
@@ -27,25 +27,41 @@ _WRONG_SIDE = 8  # words of distance that a subject after its predicate counts a
 
 @dataclass(frozen=True)
 class PairSettings:
-    """The settings of a run that decide where candidates come from; None where the run does not say."""
+    """What decides where a run's candidates come from; None where the run does not say.
+
+    Attributes:
+        candidates, match, restrict: settings of the pair stage.
+        threshold: the confidence that the tagger's relations are above, if nothing removed relations since.
+        imported: the format of imported files. corrected: whether people's judgements were applied to the run.
+    """
 
     candidates: str | None = None
     match: str | None = None
     restrict: str | None = None
     threshold: float | None = None
     imported: str | None = None
+    corrected: bool = False
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> PairSettings:
         """By the header of a run's manifest. A run made from others has the settings of the last that says."""
-        pair: dict[str, Any] = {}
-        tag: dict[str, Any] = {}
-        imported = None
+        found = cls()
         for identity in Manifest.identities(run):
-            pair, tag = pair | (identity.get("pair") or {}), tag | (identity.get("tag") or {})
-            imported = identity.get("import", imported)
-        threshold = None if tag.get("calibration") else tag.get("threshold")  # with one, it is a probability
-        return cls(pair.get("candidates"), pair.get("match"), pair.get("restrict"), threshold, imported)
+            pair, tag = (_settings(identity, name) for name in ("pair", "tag"))
+            if pair or tag:
+                kept = None if tag.get("calibration") else tag.get("threshold")  # with one, it is a probability
+                found = cls(pair.get("candidates"), pair.get("match"), pair.get("restrict"), kept)
+            elif isinstance(identity, Mapping) and "import" in identity:
+                found = cls(imported=str(identity["import"]))
+            elif isinstance(identity, Mapping) and "scored" not in identity:
+                found = replace(found, threshold=None, corrected=found.corrected or "corrected" in identity)
+        return found
+
+
+def _settings(identity: Any, name: str) -> Mapping[str, Any]:
+    """The settings of a stage; none where others have changed the header, as in a dataset from the hub."""
+    part = identity.get(name) if isinstance(identity, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,9 @@ class Provenance:
 
     def origin(self, relation: Relation) -> str:
         """One sentence: why the pair has this predicate."""
+        if relation.confidence is None and self.settings.corrected:
+            annotated = "was annotated, or " if self.settings.imported else ""
+            return f"It {annotated}was confirmed, changed or added by a person (sgpipe correct)."
         own, others = self.stating(relation)
         candidates = self.candidates[relation.subject, relation.object]
         is_candidate = any(found.own and found.predicate == relation.predicate for found in candidates)

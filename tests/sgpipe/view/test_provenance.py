@@ -17,8 +17,8 @@ BOXES = [Box("person", 1, (0, 0, 9, 9)), Box("horse", 2, (5, 5, 9, 9)), Box("dog
 
 
 def header(imported: str | None = None, **pair: Any) -> dict[str, Any]:
-    """The header of a run with these settings of the pair stage."""
-    return {"identity": {"import": imported, "pair": pair, "tag": {"threshold": 0.05}}}
+    """The header of an imported run, or of a generated one with these settings of the pair stage."""
+    return {"identity": {"import": imported} if imported else {"pair": pair, "tag": {"threshold": 0.05}}}
 
 
 def paired(triplets: list[Triplet], **settings: Any) -> Record:
@@ -99,11 +99,26 @@ def test_candidates_are_ranked_by_confidence_and_those_without_come_last() -> No
 
 
 def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
-    first, second = header(candidates="image", match="head")["identity"], {"import": "vg"}
-    settings = PairSettings.of({"origin": [first], "identity": second})
-    assert settings == PairSettings("image", "head", None, 0.05, "vg")
+    made = header(candidates="image", match="head")["identity"]
+    settings = PairSettings("image", "head", None, 0.05)
+    assert PairSettings.of({"origin": [{"import": "vg"}], "identity": made}) == settings
+    assert PairSettings.of({"origin": [made], "identity": {"scored": "x"}}) == settings
+    assert PairSettings.of({"origin": [made], "identity": {"import": "hf"}}) == PairSettings(imported="hf")
     calibrated = {"identity": {"tag": {"threshold": 0.05, "calibration": "sha256:0"}}}
     assert PairSettings.of(calibrated).threshold is None
+    for broken in ({"identity": {"pair": 3}}, {"origin": ["x", None], "identity": {}}):
+        assert PairSettings.of(broken) == PairSettings()
+
+
+@pytest.mark.parametrize(("imported", "annotated"), [(None, False), ("vg", True)])
+def test_people_confirmed_what_has_no_confidence_in_a_corrected_run(imported: str | None, annotated: bool) -> None:
+    made = {"import": imported} if imported else header(candidates="captions")["identity"]
+    provenance = explain(paired([MAN]), {"origin": [made], "identity": {"corrected": "x"}})
+    origin = provenance.origin(Relation(0, 1, "riding", None))
+    assert "by a person" in origin
+    assert ("annotated" in origin) == annotated
+    assert provenance.settings.threshold is None  # people may have removed relations
+    assert provenance.origin(Relation(0, 1, "riding", 0.5)) == "A caption states it of these two classes."
 
 
 @pytest.mark.parametrize(
