@@ -119,6 +119,10 @@ _TABLES = (
     join (select image, lot, dataset, split, status from run.images) using (image)
     left join relation_flags f using (image, number)
     order by image, number""",
+    """create table run.about as
+    select (select count(*) from run.images) as images, count(*) as relations,
+        coalesce(bool_or(agreement is not null), false) as scored, coalesce(bool_and(annotated), true) as annotated
+    from run.relations""",
 )
 # Whoever changes how an index is made makes earlier ones stale.
 DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, QUEUES, _TABLES))

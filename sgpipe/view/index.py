@@ -189,14 +189,9 @@ class Index:
         self.generation += 1
 
     def _describe(self) -> None:
-        [(self.images, self.relations)] = self.rows(
-            "select (select count(*) from run.images), (select count(*) from run.relations)"
+        [(self.images, self.relations, self.scored, self.annotated)] = self.rows(
+            "select images, relations, scored, annotated from run.about"
         )
-        [(scored, confident)] = self.rows(
-            "select coalesce(bool_or(agreement is not null), false), coalesce(bool_or(not annotated), false) "
-            "from run.relations"
-        )
-        self.scored, self.annotated = bool(scored), not confident
         damaged = self.rows("select problem from run.shards where problem is not null order by file")
         self.problems = [*self.files.problems, *(problem for (problem,) in damaged)]
         names = [

@@ -106,6 +106,9 @@ _TABLES = (
     "create table images_marks (image int, bit bigint)",
 )
 _FLAGS = (
+    """create table run.marks as
+    select bit, count(*) as hits from (select bit from relations_marks union all select bit from images_marks)
+    group by 1""",
     "create table relation_flags as select image, number, bit_or(bit) as flags from relations_marks group by all",
     "create table image_flags as select image, bit_or(bit) as flags from images_marks group by all",
     f"""create table reasons as
@@ -159,10 +162,11 @@ def count_queues(rows: Callable[[str], list[tuple[Any, ...]]], relations: int) -
         rows: the result of a query over the index.
         relations: how many the run has.
     """
+    hits = dict(rows("from run.marks"))
     found = [
-        Queue(mark.key, mark.title, count, mark.advice, mark.of)
+        Queue(mark.key, mark.title, hits[1 << mark.bit], mark.advice, mark.of)
         for mark in _MARKS
-        if (count := rows(f"select count(*) from run.{mark.of} where (flags & {1 << mark.bit}) <> 0")[0][0])
+        if 1 << mark.bit in hits
     ]
     reasons = rows("select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1")
     if len(reasons) > 1:

@@ -127,7 +127,7 @@ def neighbours(
     """The hits before and after a relation (subject, object, predicate) of an image; without a relation, or if the
     image has no such one: before and after the image's first hit. An image without hits comes before all of them.
 
-    A relation that the image has several times counts as one, from its first place to its last, so that no walk is endless.
+    A relation that the image has several times counts as one, from its first place to its last: every walk ends.
 
     Raises UserError: as `search`.
     """

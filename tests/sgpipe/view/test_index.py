@@ -1,0 +1,282 @@
+"""The search index: built once, rebuilt when the run changes, without what is damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sgpipe.errors import UserError
+from sgpipe.records import Record
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.shards import shard_name, write_shard
+from sgpipe.utils.console import Progress
+from sgpipe.view import index as index_module
+from sgpipe.view.index import Index
+from sgpipe.view.records import find_image, read_embedded, read_record
+from sgpipe.view.search import Filters, facets, search
+from tests.sgpipe.training.data.runs import make_records, make_run, plain_record
+
+QUIET = Progress(Console(quiet=True))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shards that each build reads, and those it takes from an earlier index."""
+    names: list[str] = []
+    build = index_module.build_index
+
+    def counted(*arguments: object) -> Path:
+        names.append("again" if arguments[3] else "new")
+        return build(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(index_module, "build_index", counted)
+    return names
+
+
+def add(root: Path, records: list[Record], start: int, revision: int = 0) -> None:
+    """Commit a shard."""
+    name = shard_name("train", start, start + len(records), revision)
+    Manifest.load(root).commit(write_shard(root, name, "train", start, records, {}))
+
+
+def content(index: Index) -> list[object]:
+    """All that can be found, whatever the numbers of images."""
+    names = "subject, object, predicate, subject_category, object_category, certainty, annotated, bin, agreement"
+    queries = (
+        f"""select i.image_id, i.split, number, {names}, lot, times, r.flags from run.relations r
+        join (select image, image_id, split from run.images) i using (image) join
+        (select triplet, times from run.triplets) using (triplet)""",
+        "select image_id, split, file, row, status, error, why, flags, objects, relations from run.images "
+        "join run.shards using (shard)",
+        "select image_id, caption from run.captions join run.images using (image)",
+        """select image_id, number, category, x, y, w, h from run.images join run.objects on
+        objects.rowid >= first_object and objects.rowid < first_object + images.objects
+        and objects.image = images.image""",
+        "select * exclude (triplet) from run.triplets",
+        "from run.predicates",
+        "from run.categories",
+    )
+    return [sorted(index.rows(query), key=str) for query in queries]
+
+
+def test_an_index_is_built_once(tmp_path: Path, builds: list[str]) -> None:
+    make_run(tmp_path, make_records(12))
+    first, second = Index.open(tmp_path, QUIET), Index.open(tmp_path, QUIET)
+    assert content(first) == content(second)
+    assert not first.refresh()
+    assert builds == ["new"]
+    assert [path.suffix for path in (tmp_path / ".sgpipe/view").glob("index*")] == [".duckdb"]
+
+
+def test_what_is_committed_is_added(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record(str(number), confidence=number / 10) for number in range(4)], rows=2)
+    index = Index.open(tmp_path, QUIET)
+    index.set_judged([("train", "3", 0, 1, "on", "right"), ("train", "4", 0, 1, "on", "wrong")])
+    more = [plain_record(str(number), confidence=number / 10) for number in range(4, 6)]
+    entry = write_shard(tmp_path, shard_name("train", 4, 6), "train", 4, more, {})
+    assert not index.refresh()  # it is not committed yet
+    Manifest.load(tmp_path).commit(entry)
+    generation = index.generation
+    assert index.refresh()
+    assert index.generation > generation
+    assert [(hit.image_id, hit.judged) for hit in search(index, Filters()).hits] == [
+        ("5", None),
+        ("4", "wrong"),
+        ("3", "right"),
+        ("2", None),
+        ("1", None),
+        ("0", None),
+    ]
+
+
+def test_a_grown_index_is_as_a_new_one(tmp_path: Path, builds: list[str]) -> None:
+    records = make_records(24, seed=3)
+    make_run(tmp_path / "growing", records[:8], rows=4)
+    index = Index.open(tmp_path / "growing", QUIET)
+    for start in (8, 16):
+        add(tmp_path / "growing", records[start : start + 8], start)
+        assert index.refresh()
+    make_run(tmp_path / "new", [], rows=4)
+    for start, stop in ((0, 4), (4, 8), (8, 16), (16, 24)):
+        add(tmp_path / "new", records[start:stop], start)
+    assert content(index) == content(Index.open(tmp_path / "new", QUIET))
+    assert builds == ["new", "again", "again", "new"]
+    assert (index.images, index.problems) == (24, [])
+
+
+def test_rows_that_were_processed_again_replace_the_earlier_ones(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record(str(number), "on") for number in range(6)], rows=3)
+    index = Index.open(tmp_path, QUIET)
+    add(tmp_path, [plain_record(str(number), "under") for number in range(3)], 0, revision=1)
+    assert index.refresh()
+    assert {hit.image_id: hit.predicate for hit in search(index, Filters()).hits} == {
+        **dict.fromkeys("012", "under"),
+        **dict.fromkeys("345", "on"),
+    }
+    assert index.vocabulary.predicates == ("on", "under")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _overwrite(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4:2000] = random.Random(0).randbytes(1996)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, _cut, _overwrite])
+def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    make_run(tmp_path, [plain_record(str(number), "on") for number in range(9)], rows=3)
+    shard = tmp_path / shard_name("train", 3, 6)
+    whole = shard.read_bytes()
+    damage(shard)
+    index = Index.open(tmp_path, QUIET)
+    [problem] = index.problems
+    assert shard_name("train", 3, 6) in problem
+    assert {hit.image_id for hit in search(index, Filters()).hits} == set("012678")
+    assert read_record(index, "train", "4") is None
+    shard.write_bytes(whole)
+    assert index.refresh()
+    assert (index.images, index.problems) == (9, [])
+
+
+def test_a_shard_that_is_damaged_after_it_was_indexed_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record("a")])
+    index = Index.open(tmp_path, QUIET)
+    _cut(tmp_path / shard_name("train", 0, 1))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_record(index, "train", "a")
+
+
+def test_a_damaged_line_of_the_manifest_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path, make_records(9, seed=5), rows=3)
+    lines = (tmp_path / MANIFEST).read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"train", b"brain")
+    (tmp_path / MANIFEST).write_bytes(b"".join(lines))
+    index = Index.open(tmp_path, QUIET)
+    assert index.images == 6
+    [problem] = index.problems
+    assert "line 3" in problem
+    assert "verify" in problem
+
+
+def test_a_damaged_index_is_built_again(tmp_path: Path, builds: list[str]) -> None:
+    make_run(tmp_path, make_records(5))
+    expected = content(Index.open(tmp_path, QUIET))
+    [path] = (tmp_path / ".sgpipe/view").glob("index*")
+    path.write_bytes(b"no database")
+    assert content(Index.open(tmp_path, QUIET)) == expected
+    assert builds == ["new", "new"]
+
+
+def test_an_empty_run_has_no_hits(tmp_path: Path) -> None:
+    make_run(tmp_path, [])
+    index = Index.open(tmp_path, QUIET)
+    assert (index.images, index.relations, search(index, Filters()).hits) == (0, 0, [])
+    assert facets(index, Filters()).total == 0
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not an sgpipe run"):
+        Index.open(tmp_path, QUIET)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="no such folder"):
+        Index.open(tmp_path / "nowhere", QUIET)
+
+
+def test_what_cannot_be_put_into_the_run_goes_into_the_users_cache(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", make_records(5))
+    shutil.rmtree(tmp_path / "run/.sgpipe", ignore_errors=True)
+    (tmp_path / "run/.sgpipe").write_text("a file")  # as a file system that cannot be written, for root too
+    index = Index.open(tmp_path / "run", QUIET)
+    assert index.cache.is_relative_to(tmp_path / "cache")
+    assert index.images == 5
+
+
+def test_two_servers_build_one_index(tmp_path: Path, builds: list[str]) -> None:
+    make_run(tmp_path, make_records(10))
+    opened: list[Index] = []
+    threads = [threading.Thread(target=lambda: opened.append(Index.open(tmp_path, QUIET))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert content(opened[0]) == content(opened[1])
+    assert builds == ["new"]
+
+
+def test_searches_go_on_while_the_index_is_replaced(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record(str(number), "on") for number in range(4)])
+    index = Index.open(tmp_path, QUIET)
+    counts: list[int] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            counts.append(len(search(index, Filters()).hits))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for start in (4, 5):
+        add(tmp_path, [plain_record(str(start), "on")], start)
+        index.refresh()
+    stop.set()
+    thread.join()
+    assert counts == sorted(counts)
+    assert len(search(index, Filters()).hits) == 6
+
+
+def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
+    records = make_records(11, seed=4)
+    make_run(tmp_path, records, rows=4)
+    index = Index.open(tmp_path, QUIET)
+    for number, record in enumerate(records):
+        found = read_record(index, "train", record.image_id)
+        assert found is not None
+        read = found.record
+        read.relations, expected = [], dataclasses.replace(record, relations=[])
+        assert read == expected
+        assert (found.shard, found.row) == (
+            shard_name("train", number // 4 * 4, min(number // 4 * 4 + 4, 11)),
+            number % 4,
+        )
+        assert found.agreement is None
+        row = find_image(index, "train", record.image_id)
+        assert row is not None
+        assert (row.file_name, row.width, row.height, row.embedded) == (record.file_name, 24, 16, False)
+    assert read_record(index, "val", records[0].image_id) is None
+    assert read_embedded(index, "train", records[0].image_id) is None
+    assert index.image_folders["train"] == tmp_path / "images"
+
+
+def test_images_in_shards_are_read(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record(name) for name in "abc"], embedded=True)
+    index = Index.open(tmp_path, QUIET)
+    data = [read_embedded(index, "train", name) for name in "abc"]
+    assert all(data)
+    assert read_embedded(index, "train", "d") is None
+
+
+def test_predicates_are_completed(tmp_path: Path) -> None:
+    predicates = ["on", "on", "On top of", "under", "ON"]
+    make_run(tmp_path, [plain_record(str(number), predicate) for number, predicate in enumerate(predicates)])
+    index = Index.open(tmp_path, QUIET)
+    assert index.predicates("o") == [("on", 2), ("ON", 1), ("On top of", 1)]
+    assert index.predicates("", limit=1) == [("on", 2)]
+    assert index.predicates("%") == []
+    assert not index.scored
+    assert index.annotated
