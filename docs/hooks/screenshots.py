@@ -36,6 +36,8 @@ def main() -> None:
         page = browser.new_context(viewport={"width": 1280, "height": 800}, device_scale_factor=1).new_page()
         page.goto(f"{url}?q=person+riding+*")
         take(page, "view-gallery")
+        page.locator(".card > a").nth(2).click()
+        take(page, "view-image")
         browser.close()
 
 
