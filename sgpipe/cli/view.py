@@ -30,8 +30,11 @@ def view(
         int, typer.Option(min=0, max=65535, help="Port; the next free one, if it is in use. 0: any free one.")
     ] = 8765,
     host: Annotated[
-        str, typer.Option(help="Address to listen at. One that other machines reach, such as 0.0.0.0, needs a token.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            help="Address to listen at, such as 0.0.0.0; needs a token, which is printed. Default: 127.0.0.1."
+        ),
+    ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
     read_only: Annotated[bool, typer.Option("--read-only", help="Accept no judgements.")] = False,
     name: Annotated[
@@ -48,12 +51,12 @@ def view(
 
     from sgpipe.view.app import create_app
     from sgpipe.view.security import Access
-    from sgpipe.view.serve import is_local, listen, machine_names, open_browser, serve
+    from sgpipe.view.serve import LOCAL, listen, machine_names, open_browser, serve
 
     viewer = _open(run, other, _judge(name), read_only, images)
-    address = listen(host, port)
-    token = None if is_local(host) else secrets.token_urlsafe(24)
-    app = create_app(viewer, Access(machine_names(host), token, read_only))
+    address = listen(host or LOCAL, port)
+    token = secrets.token_urlsafe(24) if host else None
+    app = create_app(viewer, Access(machine_names(address.host), token, read_only))
     url = address.url(token)
     console.output().print(url, soft_wrap=True)
     if token is not None:

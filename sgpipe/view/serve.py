@@ -43,14 +43,6 @@ class Address:
         return f"http://{host}:{self.port}/{f'?token={token}' if token else ''}"
 
 
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def listen(host: str, port: int) -> Address:
     """Listen at the first free port from `port` on; 0: any.
 
@@ -85,7 +77,7 @@ def _reachable(host: str) -> str:
 
 
 def machine_names(host: str) -> set[str]:
-    """The names by which browsers may call a server that listens at `host`."""
+    """The names by which browsers may call a server whose address has this host."""
     return {host, socket.gethostname(), socket.getfqdn()}
 
 

@@ -64,8 +64,9 @@ def test_a_port_in_use_is_said(start: Start) -> None:
     assert f":{port}/" not in result.stdout
 
 
-def test_other_machines_need_the_token_that_is_printed(start: Start) -> None:
-    result, client = start("--host", "0.0.0.0", "--port", "0")
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+def test_with_a_host_everybody_needs_the_token_that_is_printed(start: Start, host: str) -> None:
+    result, client = start("--host", host, "--port", "0")
     [token] = re.findall(r"\?token=([\w-]{32})\n", result.stdout)
     assert client.get("/").status_code == 401
     assert client.get(f"/?token={token}").status_code == 200

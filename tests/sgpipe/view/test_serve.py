@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.view.serve import Address, is_local, listen, open_browser
+from sgpipe.view.serve import Address, listen, open_browser
 
 
 def test_the_next_free_port_is_taken() -> None:
@@ -40,13 +40,6 @@ def test_no_port_above_the_last_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match=r"^no port from 65530 to 65535 is free; "):
         listen("127.0.0.1", 65530)
     assert taken == list(range(65530, 65536))
-
-
-@pytest.mark.parametrize(
-    ("host", "local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("box", False)]
-)
-def test_which_hosts_only_this_machine_reaches(host: str, local: bool) -> None:
-    assert is_local(host) is local
 
 
 def test_the_address_that_is_printed_works_in_a_browser() -> None:
