@@ -19,12 +19,14 @@ export const svg = (name, attributes = {}, ...children) => fill(document.createE
 export const bdi = (text) => html("bdi", {}, text);
 export const isolated = (text) => `\u2068${text}\u2069`;
 
-export const dot = (colour) => svg("svg", { class: "dot", viewBox: "0 0 10 10", "aria-hidden": "true" },
-  svg("circle", { cx: 5, cy: 5, r: 5, fill: colour }));
+export const dot = (colour) =>
+  svg("svg", { class: "dot", viewBox: "0 0 10 10", "aria-hidden": "true" }, svg("circle", { cx: 5, cy: 5, r: 5, fill: colour }));
 
 // Black or white, whichever can be read better on a colour "#rrggbb" (WCAG's relative luminance).
 export function inkOn(colour) {
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+  const [red, green, blue] = [1, 3, 5]
+    .map((at) => parseInt(colour.slice(at, at + 2), 16) / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
 }
 
@@ -36,13 +38,20 @@ export const score = (value) => (value === null || value === undefined ? "–" :
 export function sentence(relation, objects) {
   const end = (index) => [dot(objects[index].colour), " ", bdi(shortened(objects[index].name, 60))];
   const alone = relation.subject === relation.object || objects[relation.object].missing;
-  return html("span", { class: "triplet" }, end(relation.subject), " ",
-    html("b", {}, bdi(shortened(relation.predicate, 80))), alone ? [] : [" ", end(relation.object)]);
+  return html(
+    "span",
+    { class: "triplet" },
+    end(relation.subject),
+    " ",
+    html("b", {}, bdi(shortened(relation.predicate, 80))),
+    alone ? [] : [" ", end(relation.object)],
+  );
 }
 
 export async function getJson(url, options = {}) {
   const response = await fetch(url, options);
   const value = await response.json().catch(() => ({}));
-  if (!response.ok) throw Object.assign(new Error(value.error || `${response.status} ${response.statusText}`), { status: response.status });
+  if (!response.ok)
+    throw Object.assign(new Error(value.error || `${response.status} ${response.statusText}`), { status: response.status });
   return value;
 }

@@ -1,7 +1,8 @@
 // The forms that change a relation's predicate or add a relation; the run's predicates are suggested.
 import { html, isolated, getJson, shortened } from "./image_dom.js";
 
-const LONGEST = 200, PAUSE = 80;
+const LONGEST = 200,
+  PAUSE = 80;
 
 // An input for a predicate, and its suggestions.
 function predicateInput(value) {
@@ -9,15 +10,32 @@ function predicateInput(value) {
   let timer = null;
   const suggest = async () => {
     const found = await getJson(`/api/predicates?${new URLSearchParams({ prefix: input.value.trim() })}`).catch(() => []);
-    list.replaceChildren(...found.map(({ predicate, count }) => html("option", { value: predicate }, `${count.toLocaleString("en")} in the run`)));
+    list.replaceChildren(
+      ...found.map(({ predicate, count }) => html("option", { value: predicate }, `${count.toLocaleString("en")} in the run`)),
+    );
   };
-  const input = html("input", { name: "predicate", list: "predicates", required: true, maxlength: LONGEST, autocomplete: "off", spellcheck: "false", value,
-    input: () => { input.setCustomValidity(""); clearTimeout(timer); timer = setTimeout(suggest, PAUSE); } });
+  const input = html("input", {
+    name: "predicate",
+    list: "predicates",
+    required: true,
+    maxlength: LONGEST,
+    autocomplete: "off",
+    spellcheck: "false",
+    value,
+    input: () => {
+      input.setCustomValidity("");
+      clearTimeout(timer);
+      timer = setTimeout(suggest, PAUSE);
+    },
+  });
   suggest();
   return [input, list];
 }
 
-const buttons = (text, cancel) => [html("button", { class: "primary" }, text), html("button", { type: "button", click: cancel }, "Cancel")];
+const buttons = (text, cancel) => [
+  html("button", { class: "primary" }, text),
+  html("button", { type: "button", click: cancel }, "Cancel"),
+];
 const words = (input) => input.value.trim().replace(/\s+/g, " ");
 
 function refuse(input, reason) {
@@ -30,7 +48,11 @@ export function changeForm(relation, objects, { save, cancel }) {
   input.setAttribute("placeholder", relation.predicate);
   const name = (index) => isolated(shortened(objects[index].name, 40));
   return {
-    fields: [html("label", {}, `${name(relation.subject)} … ${name(relation.object)}: predicate `, input), list, ...buttons("Change", cancel)],
+    fields: [
+      html("label", {}, `${name(relation.subject)} … ${name(relation.object)}: predicate `, input),
+      list,
+      ...buttons("Change", cancel),
+    ],
     start: () => input.focus(),
     submit: () => {
       if (!words(input)) refuse(input, "Type a predicate.");
@@ -41,30 +63,50 @@ export function changeForm(relation, objects, { save, cancel }) {
 }
 
 export function addForm(objects, subject, { save, cancel, redraw, taken }) {
-  const option = (object, index, role) => (role === "subject" && object.missing ? null : html("option", { value: index }, isolated(shortened(object.name, 60))));
-  const ends = ["subject", "object"].map((role) => html("select", { name: role, required: true, change: () => picked() },
-    html("option", { value: "" }, "choose or click"), objects.map((object, index) => option(object, index, role))));
+  const option = (object, index, role) =>
+    role === "subject" && object.missing ? null : html("option", { value: index }, isolated(shortened(object.name, 60)));
+  const ends = ["subject", "object"].map((role) =>
+    html(
+      "select",
+      { name: role, required: true, change: () => picked() },
+      html("option", { value: "" }, "choose or click"),
+      objects.map((object, index) => option(object, index, role)),
+    ),
+  );
   if (subject !== null) ends[0].value = subject;
   const [input, list] = predicateInput("");
   const form = {
-    fields: [html("label", {}, "Subject ", ends[0]), html("label", {}, "Predicate ", input), list, html("label", {}, "Object ", ends[1]), ...buttons("Add", cancel)],
+    fields: [
+      html("label", {}, "Subject ", ends[0]),
+      html("label", {}, "Predicate ", input),
+      list,
+      html("label", {}, "Object ", ends[1]),
+      ...buttons("Add", cancel),
+    ],
     picked: [],
-    start: () => { picked(); ends.find((end) => end.value === "")?.focus(); },
+    start: () => {
+      picked();
+      ends.find((end) => end.value === "")?.focus();
+    },
     pick: (index) => {
       (ends.find((end) => end.value === "") ?? ends[1]).value = index;
       picked();
       if (ends.every((end) => end.value !== "")) input.focus();
     },
     submit: () => {
-      const [from, to] = ends.map((end) => Number(end.value)), predicate = words(input);
+      const [from, to] = ends.map((end) => Number(end.value)),
+        predicate = words(input);
       if (from === to) refuse(input, "Subject and object are the same box.");
       else if (!predicate) refuse(input, "Type a predicate.");
-      else if (taken(`${from}-${to}-${predicate}`)) refuse(input, "This relation is there already.");
+      else if (taken({ subject: from, object: to, predicate })) refuse(input, "This relation is there already.");
       else save({ subject: from, object: to, predicate });
     },
   };
   function picked() {
-    form.picked = ends.map((end) => end.value).filter((value) => value !== "").map(Number);
+    form.picked = ends
+      .map((end) => end.value)
+      .filter((value) => value !== "")
+      .map(Number);
     input.setCustomValidity("");
     redraw();
   }

@@ -13,26 +13,67 @@ export class Graph {
 
   show({ graph, objects, total }) {
     const colour = (index) => objects[index].colour;
-    const edges = graph.edges.map((edge) => svg("g", { class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) },
-      svg("polyline", { class: "link", points: edge.line, stroke: colour(edge.subject) }),
-      edge.head ? svg("polygon", { points: edge.head, fill: colour(edge.subject) }) : null));
-    const texts = graph.edges.map((edge) => svg("g", { class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) },
-      svg("rect", { class: "label", rx: 3, stroke: colour(edge.subject), ...rectangle(edge.box) }),
-      svg("text", { class: "what", ...centre(edge.box) }, isolated(edge.text))));
-    const nodes = graph.nodes.map((node) => svg("g", { class: "node", "data-object": node.index, pointerenter: () => this.act.point(node.index), pointerleave: () => this.act.point(null) },
-      svg("rect", { rx: 12, fill: colour(node.index), ...rectangle(node.box) }), svg("text", { class: "name", fill: inkOn(colour(node.index)), ...centre(node.box) }, isolated(node.name))));
+    const edges = graph.edges.map((edge) =>
+      svg(
+        "g",
+        { class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) },
+        svg("polyline", { class: "link", points: edge.line, stroke: colour(edge.subject) }),
+        edge.head ? svg("polygon", { points: edge.head, fill: colour(edge.subject) }) : null,
+      ),
+    );
+    const texts = graph.edges.map((edge) =>
+      svg(
+        "g",
+        { class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) },
+        svg("rect", { class: "label", rx: 3, stroke: colour(edge.subject), ...rectangle(edge.box) }),
+        svg("text", { class: "what", ...centre(edge.box) }, isolated(edge.text)),
+      ),
+    );
+    const nodes = graph.nodes.map((node) =>
+      svg(
+        "g",
+        {
+          class: "node",
+          "data-object": node.index,
+          pointerenter: () => this.act.point(node.index),
+          pointerleave: () => this.act.point(null),
+        },
+        svg("rect", { rx: 12, fill: colour(node.index), ...rectangle(node.box) }),
+        svg("text", { class: "name", fill: inkOn(colour(node.index)), ...centre(node.box) }, isolated(node.name)),
+      ),
+    );
     this.edges = graph.edges;
-    const drawing = svg("svg", { class: "graph", viewBox: `0 0 ${WIDTH} ${Math.round(graph.height)}`, role: "img", "aria-label": `Scene graph of ${counted(edges.length, "relation")}; they are also in the list` },
-      ...edges, ...nodes, ...texts);
-    this.section.replaceChildren(html("h2", {}, "Scene graph"), edges.length ? drawing : html("p", { class: "quiet" }, "There is no relation to draw."),
-      edges.length < total ? html("p", { class: "quiet" }, `The ${edges.length} most confident of ${counted(total, "relation")}.`) : "");
+    const drawing = svg(
+      "svg",
+      {
+        class: "graph",
+        viewBox: `0 0 ${WIDTH} ${Math.round(graph.height)}`,
+        role: "img",
+        "aria-label": `Scene graph of ${counted(edges.length, "relation")}; they are also in the list`,
+      },
+      ...edges,
+      ...nodes,
+      ...texts,
+    );
+    this.section.replaceChildren(
+      html("h2", {}, "Scene graph"),
+      edges.length ? drawing : html("p", { class: "quiet" }, "There is no relation to draw."),
+      edges.length < total
+        ? html("p", { class: "quiet" }, `The ${edges.length} most confident of ${counted(total, "relation")}.`)
+        : "",
+    );
   }
 
   draw({ chosen, pointed }) {
-    const lit = pointed === null ? this.edges.filter((edge) => edge.key === chosen?.key) : this.edges.filter((edge) => edge.subject === pointed || edge.object === pointed);
-    const keys = new Set(lit.map((edge) => edge.key)), ends = new Set(lit.flatMap((edge) => [edge.subject, edge.object]));
+    const lit =
+      pointed === null
+        ? this.edges.filter((edge) => edge.key === chosen?.key)
+        : this.edges.filter((edge) => edge.subject === pointed || edge.object === pointed);
+    const keys = new Set(lit.map((edge) => edge.key)),
+      ends = new Set(lit.flatMap((edge) => [edge.subject, edge.object]));
     this.section.querySelector(".graph")?.classList.toggle("pointing", lit.length > 0);
     for (const element of this.section.querySelectorAll(".edge")) element.classList.toggle("lit", keys.has(element.dataset.key));
-    for (const element of this.section.querySelectorAll(".node")) element.classList.toggle("lit", ends.has(Number(element.dataset.object)));
+    for (const element of this.section.querySelectorAll(".node"))
+      element.classList.toggle("lit", ends.has(Number(element.dataset.object)));
   }
 }

@@ -2,8 +2,11 @@
 // kept in the browser meanwhile, so that neither a failing server nor a closed page loses it.
 import { getJson } from "./image_dom.js";
 
-const PENDING = "sgpipe-unsaved", DONE = "sgpipe-answers", REMEMBERED = 500;
-const FIRST_WAIT = 2000, LONGEST_WAIT = 30000;
+const PENDING = "sgpipe-unsaved",
+  DONE = "sgpipe-answers",
+  REMEMBERED = 500;
+const FIRST_WAIT = 2000,
+  LONGEST_WAIT = 30000;
 const PERMANENT = [400, 403, 404, 409, 413, 415, 422]; // trying again cannot help
 
 function read(storage, key) {
@@ -24,7 +27,8 @@ function write(storage, key, value) {
 }
 
 // Pages that are not local and not encrypted have no crypto.randomUUID.
-const identifier = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+const identifier = () =>
+  [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 export class Judge {
   // changed(): the state is another. States: idle, saving, unsaved (tried again), refused (not tried again).
@@ -37,10 +41,14 @@ export class Judge {
     this.pending = kept && kept.run === run ? kept : null;
   }
 
-  get busy() { return this.pending !== null; }
+  get busy() {
+    return this.pending !== null;
+  }
 
   // The answer that a closed page left unsaved.
-  resume() { return this.pending ? this.attempt() : null; }
+  resume() {
+    return this.pending ? this.attempt() : null;
+  }
 
   // Resolves to the stored line once the server has it, or to null if the answer is given up.
   save(line, text) {
@@ -52,7 +60,9 @@ export class Judge {
 
   attempt() {
     this.wait = FIRST_WAIT;
-    const promise = new Promise((resolve) => { this.resolve = resolve; });
+    const promise = new Promise((resolve) => {
+      this.resolve = resolve;
+    });
     this.post();
     return promise;
   }
@@ -62,11 +72,25 @@ export class Judge {
     if (this.state === "saving") return;
     this.change("saving");
     try {
-      const stored = await getJson("/api/judgements", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(this.pending.line) });
+      const stored = await getJson("/api/judgements", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify(this.pending.line),
+      });
       const done = read(sessionStorage, DONE) ?? [];
       const { id, split, image_id, subject, object, predicate } = this.pending.line;
-      if (this.pending.line.undoes) write(sessionStorage, DONE, done.filter((answer) => answer.id !== this.pending.line.undoes));
-      else write(sessionStorage, DONE, [...done, { id, split, image_id, subject, object, predicate, run: this.run }].slice(-REMEMBERED));
+      if (this.pending.line.undoes)
+        write(
+          sessionStorage,
+          DONE,
+          done.filter((answer) => answer.id !== this.pending.line.undoes),
+        );
+      else
+        write(
+          sessionStorage,
+          DONE,
+          [...done, { id, split, image_id, subject, object, predicate, run: this.run }].slice(-REMEMBERED),
+        );
       this.end(stored);
     } catch (error) {
       const refused = PERMANENT.includes(error.status);
@@ -97,5 +121,7 @@ export class Judge {
   }
 
   // This session's answers that are not taken back, the latest last.
-  get last() { return (read(sessionStorage, DONE) ?? []).filter((answer) => answer.run === this.run).at(-1) ?? null; }
+  get last() {
+    return (read(sessionStorage, DONE) ?? []).filter((answer) => answer.run === this.run).at(-1) ?? null;
+  }
 }

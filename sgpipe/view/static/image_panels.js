@@ -1,31 +1,53 @@
 // The texts of the page: the chosen relation and where it comes from, the list of relations, captions, the other run.
 import { html, svg, bdi, counted, score, sentence, shortened } from "./image_dom.js";
 
-const AROUND = 160, LONG = 300, FEW = 5, LISTED = 100, LISTED_DIFFERENCES = 12;
+const AROUND = 160,
+  LONG = 300,
+  FEW = 5,
+  LISTED = 100,
+  LISTED_DIFFERENCES = 12;
 const SIGNS = { right: "✓", wrong: "✗", unsure: "?", changed: "✎", conflict: "≠" };
 const ROLES = ["subject", "predicate", "object"];
 
 // A long text: its beginning, and all of it on demand.
 function folded(text) {
   if (text.length <= LONG) return bdi(text);
-  return html("details", { class: "fold" }, html("summary", {}, bdi(shortened(text, LONG)), " ", html("span", { class: "quiet" }, `(${counted(text.length, "character")})`)), html("p", {}, bdi(text)));
+  return html(
+    "details",
+    { class: "fold" },
+    html(
+      "summary",
+      {},
+      bdi(shortened(text, LONG)),
+      " ",
+      html("span", { class: "quiet" }, `(${counted(text.length, "character")})`),
+    ),
+    html("p", {}, bdi(text)),
+  );
 }
 
 // Some items of a list, and the rest on demand.
 function few(items, most, noun) {
   if (items.length <= most + 1) return items;
-  return [...items.slice(0, most), html("details", {}, html("summary", {}, `${counted(items.length - most, `more ${noun}`)}`), ...items.slice(most))];
+  return [
+    ...items.slice(0, most),
+    html("details", {}, html("summary", {}, `${counted(items.length - most, `more ${noun}`)}`), ...items.slice(most)),
+  ];
 }
 
 // The part of a caption around its marked words.
 function quotation(text, marks) {
-  const first = marks[0]?.start ?? 0, last = marks.at(-1)?.stop ?? 0;
+  const first = marks[0]?.start ?? 0,
+    last = marks.at(-1)?.stop ?? 0;
   const start = first > AROUND ? text.indexOf(" ", first - AROUND) + 1 || first - AROUND : 0;
   const stop = Math.min(text.length, Math.max(last + AROUND, LONG));
   const parts = [start ? "… " : ""];
   let at = start;
   for (const mark of marks) {
-    parts.push(text.slice(at, mark.start), html("mark", { class: mark.role, title: mark.role }, text.slice(mark.start, mark.stop)));
+    parts.push(
+      text.slice(at, mark.start),
+      html("mark", { class: mark.role, title: mark.role }, text.slice(mark.start, mark.stop)),
+    );
     at = mark.stop;
   }
   return html("bdi", {}, ...parts, text.slice(at, stop), stop < text.length ? " …" : "");
@@ -39,8 +61,16 @@ const HOW = {
   substring: () => "the name is part of it",
 };
 
-const noun = (role, found) => html("li", {}, html("mark", { class: role }, bdi(found.phrase)), " → ",
-  found.category === null ? html("i", {}, "no box") : [html("b", {}, bdi(found.category)), html("span", { class: "quiet" }, " (", HOW[found.match](found), ")")]);
+const noun = (role, found) =>
+  html(
+    "li",
+    {},
+    html("mark", { class: role }, bdi(found.phrase)),
+    " → ",
+    found.category === null
+      ? html("i", {}, "no box")
+      : [html("b", {}, bdi(found.category)), html("span", { class: "quiet" }, " (", HOW[found.match](found), ")")],
+  );
 
 // Statements that say the same in the same words are one, of several captions.
 function statements(values, numbers) {
@@ -54,39 +84,105 @@ function statements(values, numbers) {
 }
 
 function statement(values, numbers) {
-  const found = values.statements[numbers[0]], caption = values.captions[found.caption];
-  const boxes = caption?.boxes.length ? ` of ${caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ")}` : "";
+  const found = values.statements[numbers[0]],
+    caption = values.captions[found.caption];
+  const boxes = caption?.boxes.length
+    ? ` of ${caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ")}`
+    : "";
   const which = [...new Set(numbers.map((number) => values.statements[number].caption + 1))];
   const inferred = !found.marks.some((mark) => mark.role === "predicate");
-  return html("div", { class: "statement" },
-    html("p", {}, html("span", { class: "quiet" }, `Caption${which.length > 1 ? "s" : ""} ${which.join(", ")}${boxes}: `), caption ? quotation(caption.text, found.marks) : html("i", {}, "not in the row")),
-    html("ul", {}, noun("subject", found.subject),
-      html("li", {}, html("mark", { class: "predicate" }, bdi(found.predicate)), found.lemma === found.predicate ? "" : html("span", { class: "quiet" }, " (lemma “", bdi(found.lemma), "”)"),
-        inferred ? html("span", { class: "quiet" }, " (follows from the grammar)") : ""),
-      noun("object", found.object)));
+  return html(
+    "div",
+    { class: "statement" },
+    html(
+      "p",
+      {},
+      html("span", { class: "quiet" }, `Caption${which.length > 1 ? "s" : ""} ${which.join(", ")}${boxes}: `),
+      caption ? quotation(caption.text, found.marks) : html("i", {}, "not in the row"),
+    ),
+    html(
+      "ul",
+      {},
+      noun("subject", found.subject),
+      html(
+        "li",
+        {},
+        html("mark", { class: "predicate" }, bdi(found.predicate)),
+        found.lemma === found.predicate ? "" : html("span", { class: "quiet" }, " (lemma “", bdi(found.lemma), "”)"),
+        inferred ? html("span", { class: "quiet" }, " (follows from the grammar)") : "",
+      ),
+      noun("object", found.object),
+    ),
+  );
 }
 
-const bar = (share) => svg("svg", { class: "bar-chart", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-  svg("rect", { class: "all", width: 100, height: 10, rx: 2 }), svg("rect", { width: Math.max(100 * share, 0.5), height: 10, rx: 2 }));
+const bar = (share) =>
+  svg(
+    "svg",
+    { class: "bar-chart", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("rect", { class: "all", width: 100, height: 10, rx: 2 }),
+    svg("rect", { width: Math.max(100 * share, 0.5), height: 10, rx: 2 }),
+  );
 
 function candidates(values, relation) {
   const found = values.candidates[`${relation.subject}-${relation.object}`] ?? [];
   if (!found.length) return [];
   const below = values.threshold === null ? "not kept" : `≤ ${values.threshold}`;
-  const rows = found.map((candidate) => html("tr", candidate.predicate === relation.predicate ? { class: "this" } : {},
-    html("td", {}, bdi(shortened(candidate.predicate, 80)), candidate.own ? "" : html("span", { class: "quiet" }, " (no candidate)")),
-    html("td", { class: "number" }, candidate.confidence === null ? html("span", { class: "quiet" }, candidate.relation ? "no score" : below) : score(candidate.confidence)),
-    html("td", { class: "chart" }, candidate.confidence === null ? "" : bar(candidate.confidence))));
-  const table = (some) => html("table", {}, html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "predicate"), html("th", { scope: "col", class: "number" }, "confidence"), html("td", {}))), html("tbody", {}, ...some));
-  return html("section", {}, html("h3", {}, `${counted(found.length, "candidate")} of this pair`), table(rows.slice(0, 12)),
-    rows.length > 12 ? html("details", {}, html("summary", {}, `${rows.length - 12} more`), table(rows.slice(12))) : "");
+  const rows = found.map((candidate) =>
+    html(
+      "tr",
+      candidate.predicate === relation.predicate ? { class: "this" } : {},
+      html(
+        "td",
+        {},
+        bdi(shortened(candidate.predicate, 80)),
+        candidate.own ? "" : html("span", { class: "quiet" }, " (no candidate)"),
+      ),
+      html(
+        "td",
+        { class: "number" },
+        candidate.confidence === null
+          ? html("span", { class: "quiet" }, candidate.relation ? "no score" : below)
+          : score(candidate.confidence),
+      ),
+      html("td", { class: "chart" }, candidate.confidence === null ? "" : bar(candidate.confidence)),
+    ),
+  );
+  const table = (some) =>
+    html(
+      "table",
+      {},
+      html(
+        "thead",
+        {},
+        html(
+          "tr",
+          {},
+          html("th", { scope: "col" }, "predicate"),
+          html("th", { scope: "col", class: "number" }, "confidence"),
+          html("td", {}),
+        ),
+      ),
+      html("tbody", {}, ...some),
+    );
+  return html(
+    "section",
+    {},
+    html("h3", {}, `${counted(found.length, "candidate")} of this pair`),
+    table(rows.slice(0, 12)),
+    rows.length > 12 ? html("details", {}, html("summary", {}, `${rows.length - 12} more`), table(rows.slice(12))) : "",
+  );
 }
 
 function facts(values, relation) {
-  const scored = (values.candidates[`${relation.subject}-${relation.object}`] ?? []).filter((candidate) => candidate.rank !== null).length;
+  const scored = (values.candidates[`${relation.subject}-${relation.object}`] ?? []).filter(
+    (candidate) => candidate.rank !== null,
+  ).length;
   const rank = relation.rank === null ? "" : `, number ${relation.rank} of ${scored} of this pair`;
   const confidence = relation.confidence === null ? "none" : `${score(relation.confidence)}${rank}`;
-  const agreement = relation.agreement ? html("div", {}, html("dt", {}, "CLIP agreement"), html("dd", { class: "number" }, score(relation.agreement.score))) : "";
+  const agreement = relation.agreement
+    ? html("div", {}, html("dt", {}, "CLIP agreement"), html("dd", { class: "number" }, score(relation.agreement.score)))
+    : "";
   return html("dl", {}, html("div", {}, html("dt", {}, "Confidence"), html("dd", { class: "number" }, confidence)), agreement);
 }
 
@@ -96,33 +192,76 @@ function answers(judged, name, undo) {
   const said = (answer) => {
     if (answer.verdict) return answer.verdict;
     const { action, predicate } = answer.change;
-    return action === "predicate" ? ["changed to “", bdi(predicate), "”"] : { swap: "swapped", delete: "deleted", add: "added" }[action];
+    return action === "predicate"
+      ? ["changed to “", bdi(predicate), "”"]
+      : { swap: "swapped", delete: "deleted", add: "added" }[action];
   };
-  const rows = judged.answers.map((answer) => html("li", {}, bdi(answer.by), ": ", html("b", {}, said(answer)), html("span", { class: "quiet" }, ` ${answer.at.slice(0, 16).replace("T", " ")} UTC`),
-    undo && answer.by === name ? [" ", html("button", { type: "button", class: "link", click: () => undo(answer) }, "Take back")] : ""));
-  return html("section", {}, html("h3", {}, "Answers", judged.state === "conflict" ? html("b", { class: "bad" }, " ≠ they differ") : ""), html("ul", { class: "answers" }, rows));
+  const rows = judged.answers.map((answer) =>
+    html(
+      "li",
+      {},
+      bdi(answer.by),
+      ": ",
+      html("b", {}, said(answer)),
+      html("span", { class: "quiet" }, ` ${answer.at.slice(0, 16).replace("T", " ")} UTC`),
+      undo && answer.by === name
+        ? [" ", html("button", { type: "button", class: "link", click: () => undo(answer) }, "Take back")]
+        : "",
+    ),
+  );
+  return html(
+    "section",
+    {},
+    html("h3", {}, "Answers", judged.state === "conflict" ? html("b", { class: "bad" }, " ≠ they differ") : ""),
+    html("ul", { class: "answers" }, rows),
+  );
 }
 
 export function showProvenance(section, values, relation, judged, { name, undo }) {
   if (!relation) {
-    const why = values.image.error ? ["The image failed: ", bdi(values.image.error)] : values.why ?? "Choose a relation to see where it comes from.";
+    const why = values.image.error
+      ? ["The image failed: ", bdi(values.image.error)]
+      : (values.why ?? "Choose a relation to see where it comes from.");
     section.replaceChildren(html("h2", {}, "Why"), html("p", { class: values.image.error ? "bad" : "quiet" }, why));
     return;
   }
-  const stated = statements(values, relation.stated), elsewhere = statements(values, relation.elsewhere);
+  const stated = statements(values, relation.stated),
+    elsewhere = statements(values, relation.elsewhere);
   section.replaceChildren(
-    html("h2", {}, sentence(relation, values.objects)), facts(values, relation), answers(judged, name, undo), html("p", {}, relation.origin),
+    html("h2", {}, sentence(relation, values.objects)),
+    facts(values, relation),
+    answers(judged, name, undo),
+    html("p", {}, relation.origin),
     ...few(stated, 3, "statement"),
-    elsewhere.length ? html("details", { open: !stated.length }, html("summary", {}, `${counted(elsewhere.length, "statement")} about other things`), ...few(elsewhere, 3, "statement")) : "",
-    candidates(values, relation));
+    elsewhere.length
+      ? html(
+          "details",
+          { open: !stated.length },
+          html("summary", {}, `${counted(elsewhere.length, "statement")} about other things`),
+          ...few(elsewhere, 3, "statement"),
+        )
+      : "",
+    candidates(values, relation),
+  );
 }
 
 // One line of a list; a listbox, of which one option can be reached by Tab, and the others from there by arrow keys.
 function option(relation, values, { chosen, judged, mark = "" }) {
   const state = judged?.get(relation.key)?.state;
-  return html("li", { role: "option", "aria-selected": String(relation.key === chosen?.key), tabindex: relation.key === chosen?.key ? 0 : -1, "data-key": relation.key },
-    sentence(relation, values.objects), state ? html("span", { class: `chip ${state}` }, `${SIGNS[state]} ${state}`) : "",
-    relation.added ? html("span", { class: "chip" }, "added") : "", mark, html("span", { class: "number quiet" }, score(relation.confidence)));
+  return html(
+    "li",
+    {
+      role: "option",
+      "aria-selected": String(relation.key === chosen?.key),
+      tabindex: relation.key === chosen?.key ? 0 : -1,
+      "data-key": relation.key,
+    },
+    sentence(relation, values.objects),
+    state ? html("span", { class: `chip ${state}` }, `${SIGNS[state]} ${state}`) : "",
+    relation.added ? html("span", { class: "chip" }, "added") : "",
+    mark,
+    html("span", { class: "number quiet" }, score(relation.confidence)),
+  );
 }
 
 export function showRelations(section, values, { relations, chosen, pinned, judged, all, showAll, unpin, choose }) {
@@ -132,23 +271,57 @@ export function showRelations(section, values, { relations, chosen, pinned, judg
   if (items.length && !items.some((item) => item.tabIndex === 0)) items[0].setAttribute("tabindex", 0);
   const missing = values.total - values.relations.length;
   const scrolled = section.querySelector(".options")?.scrollTop ?? 0;
-  const chooses = (event) => { const item = event.target.closest("[data-key]"); if (item) choose(item.dataset.key); };
+  const chooses = (event) => {
+    const item = event.target.closest("[data-key]");
+    if (item) choose(item.dataset.key);
+  };
   section.replaceChildren(
-    html("h2", {}, pinned === null ? counted(of.length, "relation") : [`${counted(of.length, "relation")} of `, bdi(values.objects[pinned].name), " ", html("button", { type: "button", class: "link", click: unpin }, "show all")]),
-    items.length ? html("ul", { role: "listbox", "aria-label": "Relations", class: "options", click: chooses }, items) : html("p", { class: "quiet" }, "None."),
-    listed.length < of.length ? html("button", { type: "button", click: showAll }, `Show all ${of.length.toLocaleString("en")}`) : "",
-    missing > 0 ? html("p", { class: "quiet" }, `${counted(missing, "less confident relation")} not shown.`) : "");
+    html(
+      "h2",
+      {},
+      pinned === null
+        ? counted(of.length, "relation")
+        : [
+            `${counted(of.length, "relation")} of `,
+            bdi(values.objects[pinned].name),
+            " ",
+            html("button", { type: "button", class: "link", click: unpin }, "show all"),
+          ],
+    ),
+    items.length
+      ? html("ul", { role: "listbox", "aria-label": "Relations", class: "options", click: chooses }, items)
+      : html("p", { class: "quiet" }, "None."),
+    listed.length < of.length
+      ? html("button", { type: "button", click: showAll }, `Show all ${of.length.toLocaleString("en")}`)
+      : "",
+    missing > 0 ? html("p", { class: "quiet" }, `${counted(missing, "less confident relation")} not shown.`) : "",
+  );
   const list = section.querySelector(".options");
   if (list) list.scrollTop = scrolled;
 }
 
 export function showCaptions(section, values) {
-  const items = values.captions.map((caption, number) => html("li", { value: number + 1 },
-    caption.boxes.length ? html("span", { class: "quiet" }, `${caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ")}: `) : "", folded(caption.text)));
+  const items = values.captions.map((caption, number) =>
+    html(
+      "li",
+      { value: number + 1 },
+      caption.boxes.length
+        ? html(
+            "span",
+            { class: "quiet" },
+            `${caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ")}: `,
+          )
+        : "",
+      folded(caption.text),
+    ),
+  );
   section.hidden = !items.length;
   const rest = items.slice(FEW);
-  section.replaceChildren(html("h2", {}, counted(items.length, "caption")), html("ol", {}, items.slice(0, FEW)),
-    rest.length ? html("details", {}, html("summary", {}, `${rest.length} more`), html("ol", {}, rest)) : "");
+  section.replaceChildren(
+    html("h2", {}, counted(items.length, "caption")),
+    html("ol", {}, items.slice(0, FEW)),
+    rest.length ? html("details", {}, html("summary", {}, `${rest.length} more`), html("ol", {}, rest)) : "",
+  );
 }
 
 export function showComparison(section, values, { chosen, choose, chooseOther }) {
@@ -163,14 +336,49 @@ export function showComparison(section, values, { chosen, choose, chooseOther })
   const find = (from, key) => from.relations.find((relation) => relation.key === key);
   const list = (items) => html("ul", { class: "options" }, items);
   const group = (name, sign, keys, row) => {
-    const items = keys.map(row).filter(Boolean), rest = items.slice(LISTED_DIFFERENCES);
-    return html("section", {}, html("h3", {}, `${sign} `, name, ` (${keys.length})`), items.length ? list(items.slice(0, LISTED_DIFFERENCES)) : html("p", { class: "quiet" }, "None."),
-      rest.length ? html("details", {}, html("summary", {}, `${rest.length} more`), list(rest)) : "");
+    const items = keys.map(row).filter(Boolean),
+      rest = items.slice(LISTED_DIFFERENCES);
+    return html(
+      "section",
+      {},
+      html("h3", {}, `${sign} `, name, ` (${keys.length})`),
+      items.length ? list(items.slice(0, LISTED_DIFFERENCES)) : html("p", { class: "quiet" }, "None."),
+      rest.length ? html("details", {}, html("summary", {}, `${rest.length} more`), list(rest)) : "",
+    );
   };
-  const line = (relation, from, act, numbers) => relation && html("li", {}, html("button", { type: "button", "aria-pressed": String(from === values && relation.key === chosen?.key), click: () => act(relation.key) },
-    sentence(relation, from.objects), html("span", { class: "number quiet" }, numbers)));
-  section.replaceChildren(title, html("div", { class: "groups" },
-    group("Only in this run", "+", values.other.here, (key) => { const r = find(values, key); return line(r, values, choose, score(r?.confidence)); }),
-    group(["Only in ", bdi(other.title)], "−", other.there, (key) => { const r = find(other, key); return line(r, other, chooseOther, score(r?.confidence)); }),
-    group("In both", "=", other.both, ([here, there]) => { const [a, b] = [find(values, here), find(other, there)]; return a && b && line(a, values, choose, `${score(a.confidence)} | ${score(b.confidence)}`); })));
+  const line = (relation, from, act, numbers) =>
+    relation &&
+    html(
+      "li",
+      {},
+      html(
+        "button",
+        {
+          type: "button",
+          "aria-pressed": String(from === values && relation.key === chosen?.key),
+          click: () => act(relation.key),
+        },
+        sentence(relation, from.objects),
+        html("span", { class: "number quiet" }, numbers),
+      ),
+    );
+  section.replaceChildren(
+    title,
+    html(
+      "div",
+      { class: "groups" },
+      group("Only in this run", "+", values.other.here, (key) => {
+        const r = find(values, key);
+        return line(r, values, choose, score(r?.confidence));
+      }),
+      group(["Only in ", bdi(other.title)], "−", other.there, (key) => {
+        const r = find(other, key);
+        return line(r, other, chooseOther, score(r?.confidence));
+      }),
+      group("In both", "=", other.both, ([here, there]) => {
+        const [a, b] = [find(values, here), find(other, there)];
+        return a && b && line(a, values, choose, `${score(a.confidence)} | ${score(b.confidence)}`);
+      }),
+    ),
+  );
 }

@@ -350,5 +350,22 @@ def test_a_read_only_page_has_nothing_to_judge_with(visit, server):
     page = open_image(visit, server, "i0")
     assert page.locator("#acts").count() == 0
     page.keyboard.press("r")
-    page.keyboard.press("ArrowDown")
+    page.keyboard.press("j")
     assert text(page, "#sentence") == "person on horse"
+
+
+def test_a_plan_leads_from_question_to_question_and_shows_its_precision(visit, run, judging):
+    page = visit(f"{judging}/")
+    headers = {"content-type": "application/json", "origin": judging}
+    plan = page.request.post(
+        f"{judging}/api/plans", headers=headers, data={"kind": "bands", "count": 4, "seed": 1}
+    ).json()
+    page.goto(f"{judging}/judge/{plan['plan']}?by=anna")
+    page.wait_for_selector("body[data-ready]")
+    for number in range(4):
+        page.locator("#precision", has_text=f"{4 - number} question").wait_for()
+        page.keyboard.press("w" if number == 3 else "r")
+    page.locator("#status", has_text="All questions of the plan are answered").wait_for()
+    assert "Plan: 0 questions open, precision" in text(page, "#precision")
+    assert [line["plan"] for line in lines(run)[1:]] == [plan["plan"]] * 4
+    assert page.locator("#walking").is_hidden()

@@ -1,0 +1,132 @@
+// Going on: to the neighbours in the search, to the next question of a plan, back and forth in the browser.
+import { counted, getJson } from "./image_dom.js";
+import { element, find, keyOf, page, params, readJudged, relations, say } from "./image_state.js";
+import { walk } from "./image_view.js";
+
+const path = ({ split, image_id }) => [split, ...image_id.split("/")].map(encodeURIComponent).join("/");
+const asJson = (url) => {
+  const { pathname, search } = new URL(url, location.href);
+  return `/api${pathname}${search}`;
+};
+
+export class Walk {
+  // view: draws; choose(key): of the image that is shown; leave(): before another image is.
+  constructor(view, { choose, leave }) {
+    this.view = view;
+    this.choose = choose;
+    this.leave = leave;
+    this.moving = false;
+    this.ahead = null;
+    addEventListener("popstate", () => this.go(location.pathname + location.search, false));
+  }
+
+  async go(url, push = true) {
+    if (this.moving) return;
+    this.moving = true;
+    try {
+      const found = await (this.ahead?.url === url ? this.ahead.values : getJson(asJson(url)));
+      const judged = await readJudged(found.image);
+      if (push) history.pushState(null, "", url);
+      this.arrive(found, judged);
+    } catch (error) {
+      say(`The image cannot be shown: ${error.message}`);
+    } finally {
+      this.moving = false;
+    }
+  }
+
+  // Nothing waits in here: what is drawn is always of one image.
+  arrive(values, judged) {
+    this.leave();
+    this.ahead = null;
+    Object.assign(page, { values, judged, all: false, pinned: null, pointed: null, otherKey: null });
+    page.chosenKey = (find(values.chosen) ?? find(params().get("relation")) ?? relations()[0])?.key ?? null;
+    this.view.show();
+    this.prefetch();
+    const plan = params().get("plan");
+    if (plan && !element("precision").textContent) this.showPlan(plan);
+  }
+
+  // The next image is there when it is wanted.
+  prefetch() {
+    const url = page.values.next;
+    if (!url || this.ahead?.url === url) return;
+    const load = async () => {
+      const found = await getJson(asJson(url));
+      new Image().src = found.image.photo;
+      return found;
+    };
+    const ahead = { url, values: load() };
+    ahead.values.catch(() => {
+      if (this.ahead === ahead) this.ahead = null;
+    });
+    this.ahead = ahead;
+  }
+
+  // After another relation of the image was chosen.
+  async findNeighbours() {
+    const { image } = page.values,
+      key = page.chosenKey;
+    try {
+      const found = await getJson(`/api/neighbours/${path(image)}?${params()}`);
+      if (key !== page.chosenKey || image !== page.values.image) return;
+      Object.assign(page.values, found);
+      this.view.bar();
+      this.prefetch();
+    } catch (error) {
+      say(error.message);
+    }
+  }
+
+  async step(where) {
+    if (page.values[where]) return this.go(page.values[where]);
+    say(where === "next" ? "This is the last hit of the search." : "This is the first hit of the search.");
+  }
+
+  // After an answer.
+  async proceed() {
+    const plan = params().get("plan"),
+      list = relations();
+    if (plan) return this.ask(plan);
+    if (walk() === "search") return this.step("next");
+    const next = list[list.indexOf(list.find((relation) => relation.key === page.chosenKey)) + 1];
+    if (next) this.choose(next.key);
+    else say("This was the last relation of the image.");
+  }
+
+  // To a relation of this image or of another.
+  async visit(relation) {
+    const next = params(),
+      { image } = page.values;
+    next.set("relation", keyOf(relation));
+    const here = relation.split === image.split && relation.image_id === image.image_id;
+    if (here && find(keyOf(relation))) this.choose(keyOf(relation));
+    else if (!here) await this.go(`/image/${path(relation)}?${next}`);
+  }
+
+  async ask(plan) {
+    const found = await this.showPlan(plan);
+    if (found?.question) await this.visit(found.question);
+    else if (found) say("All questions of the plan are answered.");
+  }
+
+  // The precision so far; a plan's next open question is in the answer.
+  async showPlan(plan) {
+    try {
+      const found = await getJson(`/api/plans/${encodeURIComponent(plan)}?${new URLSearchParams({ by: page.person })}`);
+      element("precision").textContent = `Plan: ${counted(found.open, "question")} open, ${precision(found)}`;
+      return found;
+    } catch (error) {
+      say(`The plan does not answer: ${error.message}`);
+      return null;
+    }
+  }
+}
+
+function precision({ precision: { value, low, high }, more, margin }) {
+  const percent = (share) => `${(100 * share).toFixed(1)}%`;
+  if (value === null) return "no precision yet";
+  const enough =
+    more === 0 ? `; within ±${100 * margin}%` : `; about ${more?.toLocaleString("en")} more answers until ±${100 * margin}%`;
+  return `precision ${percent(value)} (95% interval ${percent(low)} to ${percent(high)})${more === null ? "" : enough}`;
+}
