@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -50,6 +50,11 @@ class Viewer:
     name: str = ""
     read_only: bool = False
     images: Path | None = None
+
+    @property
+    def other_title(self) -> str:
+        """What the second run is called: runs on the same images often have the same name, but not the same folder."""
+        return PurePath(str(self.other.root)).name if self.other else ""
 
 
 def viewer_of(request: Request) -> Viewer:
