@@ -44,7 +44,7 @@ export class Walk {
     this.view.show();
     this.prefetch();
     const plan = params().get("plan");
-    if (plan && !element("precision").textContent) this.showPlan(plan);
+    if (plan && !element("precision").textContent) this.readPlan(plan).then((found) => this.showPlan(found));
   }
 
   // The next image is there when it is wanted.
@@ -105,21 +105,24 @@ export class Walk {
   }
 
   async ask(plan) {
-    const found = await this.showPlan(plan);
+    const found = await this.readPlan(plan);
     if (found?.question) await this.visit(found.question);
     else if (found) say("All questions of the plan are answered.");
+    this.showPlan(found);
   }
 
-  // The precision so far; a plan's next open question is in the answer.
-  async showPlan(plan) {
+  // The precision of a plan so far, and its next open question; null if the server does not answer.
+  async readPlan(plan) {
     try {
-      const found = await getJson(`/api/plans/${encodeURIComponent(plan)}?${new URLSearchParams({ by: page.person })}`);
-      element("precision").textContent = `Plan: ${counted(found.open, "question")} open, ${precision(found)}`;
-      return found;
+      return await getJson(`/api/plans/${encodeURIComponent(plan)}?${new URLSearchParams({ by: page.person })}`);
     } catch (error) {
       say(`The plan does not answer: ${error.message}`);
       return null;
     }
+  }
+
+  showPlan(found) {
+    if (found) element("precision").textContent = `Plan: ${counted(found.open, "question")} open, ${precision(found)}`;
   }
 }
 
