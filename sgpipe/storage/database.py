@@ -109,7 +109,8 @@ class Database:
         Raises UserError: a shard is damaged.
         """
         try:
-            return self._connection.execute(query, values).fetchall()
+            with interruptible():
+                return self._connection.execute(query, values).fetchall()
         except _BUGS:
             raise
         except duckdb.Error as error:
@@ -121,7 +122,8 @@ class Database:
         Raises UserError: a shard is damaged.
         """
         try:
-            return self._connection.sql(query, params=values).to_arrow_table()
+            with interruptible():
+                return self._connection.sql(query, params=values).to_arrow_table()
         except _BUGS:
             raise
         except duckdb.Error as error:
@@ -176,6 +178,17 @@ def open_run(root: Path) -> Iterator[Database]:
     manifest = Manifest.load(root)
     with scratch() as connection:
         yield Database(manifest, connection)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C during a query interrupt the program: DuckDB makes a RuntimeError of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from None
 
 
 @contextmanager

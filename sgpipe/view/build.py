@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
-from sgpipe.storage.database import quoted
+from sgpipe.storage.database import interruptible, quoted
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, read_file
 from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
@@ -156,7 +156,7 @@ def build_index(
         StoreError: the store cannot be reached.
     """
     path = folder / "index.duckdb"
-    with duckdb.connect(folder / "scratch.duckdb") as connection:
+    with interruptible(), duckdb.connect(folder / "scratch.duckdb") as connection:
         try:
             _configure(connection, folder)
             taken = _take_over(connection, earlier, states) if earlier else set()
@@ -178,6 +178,7 @@ def _configure(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
         f"temp_directory = {_text(folder / 'spill')}",
         "preserve_insertion_order = false",
         "autoinstall_known_extensions = false",
+        "enable_progress_bar = false",
     ):
         connection.execute(f"set {setting}")
     connection.execute(_SCRATCH)

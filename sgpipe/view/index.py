@@ -255,6 +255,7 @@ def _open(path: Path) -> _Opened | None:
         ("memory_limit", _MEMORY),
         ("temp_directory", str(spill)),
         ("autoinstall_known_extensions", False),
+        ("enable_progress_bar", False),
     ):
         connection.execute(f"set {setting} = ?", [value])
     try:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import pytest
 from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.records import Record
+from sgpipe.storage.database import interruptible
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.utils.console import Progress
@@ -280,3 +284,9 @@ def test_predicates_are_completed(tmp_path: Path) -> None:
     assert index.predicates("%") == []
     assert not index.scored
     assert index.annotated
+
+
+def test_ctrl_c_ends_a_query() -> None:
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with duckdb.connect() as connection, pytest.raises(KeyboardInterrupt), interruptible():
+        connection.execute("select count(*) from range(1000000000) a, range(1000) b where hash(a.range + b.range) = 3")
