@@ -67,6 +67,11 @@ def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
             "Column `agreement`: how well CLIP finds that each relation fits its image "
             f"(model `{identity.get('model')}`{weights})."
         )
+    elif "corrected" in identity:
+        yield (
+            "Corrected by people in `sgpipe view`: relations that they confirmed, changed or added have no confidence; "
+            f"those that they called wrong are left out (conflicts: {identity.get('conflicts')})."
+        )
     elif "exported" in identity:
         yield from _export_steps(identity["exported"])
     elif "tag" in identity:

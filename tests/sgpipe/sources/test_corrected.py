@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.export.provenance import describe_origin
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.corrected import CorrectedRun, correct_relations, correct_run
 from sgpipe.storage.judgement_lines import Judgement
@@ -101,6 +102,7 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
     header = Manifest.load(tmp_path / "out").run
     assert header["identity"]["corrected"] == RUN
     assert header["fingerprint"] != RUN
+    assert "Corrected by people in `sgpipe view`" in describe_origin(header).steps[-1]
 
 
 @pytest.mark.parametrize(
