@@ -167,7 +167,7 @@ const acts = {
 
 function perform(name) {
   const button = element("acts")?.querySelector(`[data-act=${name}]`);
-  if (button && !button.disabled && !walk.moving) acts[name]();
+  if (button && !button.disabled && !judge.busy && !walk.moving) acts[name]();
 }
 
 // --- keys and buttons
@@ -245,9 +245,10 @@ if (!readOnly) {
 }
 
 walk.arrive(page.values, await readJudged(page.values.image));
-judge.resume()?.then(async (stored) => {
+judge.resume().then(async (saved) => {
+  if (!saved) return;
   await renewJudged();
   view.update();
-  if (stored) say("The answer that was not saved before is saved now.");
+  say("What was not saved before is saved now.");
 });
 document.body.dataset.ready = "true";

@@ -2,11 +2,12 @@
 // kept in the browser meanwhile, so that neither a failing server nor a closed page loses it.
 import { getJson } from "./image_dom.js";
 
-const PENDING = "sgpipe-unsaved",
+const PENDING = "sgpipe-unsaved ",
   DONE = "sgpipe-answers",
   REMEMBERED = 500;
-const FIRST_WAIT = 2000,
-  LONGEST_WAIT = 30000;
+const PATIENCE = 15000,
+  FIRST_WAIT = 2000,
+  LONGEST_WAIT = 30000; // milliseconds
 const PERMANENT = [400, 403, 404, 409, 413, 415, 422]; // trying again cannot help
 
 function read(storage, key) {
@@ -26,6 +27,15 @@ function write(storage, key, value) {
   }
 }
 
+function unsaved(run) {
+  try {
+    const keys = Object.keys(localStorage).filter((key) => key.startsWith(PENDING));
+    return keys.map((key) => read(localStorage, key)).filter((kept) => kept?.run === run);
+  } catch {
+    return [];
+  }
+}
+
 // Pages that are not local and not encrypted have no crypto.randomUUID.
 const identifier = () =>
   [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -37,24 +47,30 @@ export class Judge {
     this.changed = changed;
     this.state = "idle";
     this.reason = "";
-    const kept = read(localStorage, PENDING);
-    this.pending = kept && kept.run === run ? kept : null;
+    this.pending = null;
   }
 
   get busy() {
     return this.pending !== null;
   }
 
-  // The answer that a closed page left unsaved.
-  resume() {
-    return this.pending ? this.attempt() : null;
+  // Sends what closed pages left unsaved; resolves to how many answers are saved now. An answer that another open page
+  // still sends is not written twice, as it has the same id.
+  async resume() {
+    let saved = 0;
+    for (const kept of unsaved(this.run)) {
+      if (this.busy) break;
+      this.pending = kept;
+      if (await this.attempt()) saved += 1;
+    }
+    return saved;
   }
 
   // Resolves to the stored line once the server has it, or to null if the answer is given up.
   save(line, text) {
     if (this.busy) return Promise.resolve(null);
     this.pending = { line: { id: identifier(), run: this.run, ...line }, text, run: this.run };
-    write(localStorage, PENDING, this.pending);
+    write(localStorage, PENDING + this.pending.line.id, this.pending);
     return this.attempt();
   }
 
@@ -76,6 +92,7 @@ export class Judge {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify(this.pending.line),
+        signal: AbortSignal.timeout(PATIENCE),
       });
       const done = read(sessionStorage, DONE) ?? [];
       const { id, split, image_id, subject, object, predicate } = this.pending.line;
@@ -109,8 +126,8 @@ export class Judge {
   }
 
   end(stored) {
+    write(localStorage, PENDING + this.pending.line.id, null);
     this.pending = null;
-    write(localStorage, PENDING, null);
     this.change("idle");
     this.resolve?.(stored);
   }

@@ -142,7 +142,8 @@ export class View {
     const possible = { add: true, undo: judge.last, swap: now && !alone };
     for (const button of element("acts").querySelectorAll("button")) {
       const { act } = button.dataset;
-      button.disabled = judge.busy || !(act in possible ? possible[act] : now);
+      button.disabled = !(act in possible ? possible[act] : now);
+      button.setAttribute("aria-disabled", String(judge.busy)); // so that it keeps the focus
       button.setAttribute("aria-pressed", String(mine?.verdict === act || mine?.change?.action === act));
     }
   }
