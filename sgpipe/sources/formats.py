@@ -59,7 +59,7 @@ VG_OBJECTS = AnnotationFormat(
 )
 VG_ATTRIBUTES = AnnotationFormat("Visual Genome's attributes.json", "it has no relations: use scene_graphs.json")
 VG_IMAGES = AnnotationFormat("Visual Genome's image_data.json", "give it to `sgpipe import vg --image-data`")
-LABEL_STUDIO = AnnotationFormat("tasks of Label Studio (its JSON export)", "use `sgpipe import label-studio`")
+LABEL_STUDIO = AnnotationFormat("a list of Label Studio's tasks (its JSON export)", "use `sgpipe import label-studio`")
 LABEL_STUDIO_MIN = AnnotationFormat(
     "Label Studio's JSON-MIN export", "it has no relations: export the project as JSON instead"
 )
@@ -198,6 +198,8 @@ def infer_split(annotations: Path, images: Path | None, default: str | None = No
     if split := by_file or (WHOLE if _WHOLE.search(stem.lower()) else by_folder):
         return split
     around = {_folder_split(path.resolve().parent, _ALONE) for path in (annotations, images) if path} - {None}
+    if annotations.resolve().parent.name == WHOLE:  # "all/_annotations.coco.json", likewise
+        around.add(WHOLE)
     if split := around.pop() if len(around) == 1 else default:
         return split
     if annotations.exists():

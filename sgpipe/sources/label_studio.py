@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -72,12 +73,13 @@ class LabelStudio:
         options = {"predictions": self.predictions, "annotator": self.annotator, "image_field": self.image_field}
         return AnnotationSource(
             dataset=LABEL_STUDIO_DATASET,
-            split=self._only_split(),
+            split=self._only_split,
             read=self.records,
             files={"annotations": self.annotations},
             options=options,
         )
 
+    @cached_property
     def _only_split(self) -> str:
         splits = sorted({split for _, task in JsonStream(self.annotations) if (split := _split(task)) is not None})
         if splits and (self.split or splits[0]) not in splits:
@@ -89,8 +91,8 @@ class LabelStudio:
         return self.split or (splits[0] if splits else infer_split(self.annotations, self.images, WHOLE))
 
     def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """The annotated images in file order."""
-        wanted = self._only_split()
+        """The annotated images in file order. Raises UserError: nobody has annotated any."""
+        wanted, found = self._only_split, False
         for _, task in JsonStream(self.annotations):
             if _split(task) not in (None, wanted):
                 problems["other_splits"] += 1
@@ -102,7 +104,14 @@ class LabelStudio:
                 problems["malformed"] += 1
                 continue
             if results is not None:
+                found = True
                 yield self._record(task, data, wanted, results, problems)
+        if not found and (tasks := problems["unannotated_tasks"]):
+            whose = "" if self.annotator is None else f" of {self.annotator}"
+            raise UserError(
+                f"{self.annotations} has no annotation{whose}, only {count(tasks, 'task')} without; "
+                "--predictions imports what was predicted"
+            )
 
     def _results(self, task: Mapping[str, Any], problems: ProblemCounts) -> list[Any] | None:
         """What counts of a task: an annotation, or a prediction; None: neither. Raises FieldError: it is not a list."""

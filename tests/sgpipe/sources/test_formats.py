@@ -135,6 +135,8 @@ def test_formats_of_real_files(oracle):
         ("val/inst.json", "val/images", "val"),
         ("labels/inst.json", "train2014/images", "train"),
         ("instances_all.json", "train2017", "all"),
+        ("all/_annotations.coco.json", "images", "all"),
+        ("train/_annotations.coco.json", "images", "train"),
     ],
 )
 def test_the_split_is_what_file_and_folder_are_named_after(annotations, images, split):

@@ -155,7 +155,11 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
     skipped = task(annotations=[annotation(region(1), was_cancelled=True)])
     predicted = task(annotations=[], predictions=[{"result": [region(1, "cup")]}, {"result": [region(1)]}])
     tasks = skipped, predicted, task(annotations=[])
-    assert read(tmp_path, *tasks) == ([], {"skipped_tasks": 1, "unannotated_tasks": 2})
+    assert read(tmp_path, *tasks, task(region(1)))[1] == {"skipped_tasks": 1, "unannotated_tasks": 2}
+    with pytest.raises(UserError, match="has no annotation, only 2 tasks without; --predictions imports what was pred"):
+        read(tmp_path, *tasks)
+    with pytest.raises(UserError, match="has no annotation of anna, only 3 tasks without"):
+        read(tmp_path, *tasks, annotator="anna")
     (found,), problems = read(tmp_path, *tasks, predictions=True)
     assert found.objects == [box()]
     assert problems == {"skipped_tasks": 1, "unannotated_tasks": 1, "further_predictions": 1}
@@ -247,7 +251,7 @@ def test_the_command_imports_a_project(tmp_path):
 
 def test_the_short_export_is_refused(tmp_path):
     short = {"image": "1.jpg", "id": 1, "label": [], "annotator": 1, "annotation_id": 1, "lead_time": 1.5}
-    with pytest.raises(UserError, match=r"JSON-MIN export, not tasks.*: export the project as JSON instead"):
+    with pytest.raises(UserError, match=r"JSON-MIN export, not a list of .*: export the project as JSON instead"):
         read(tmp_path, short)
 
 
