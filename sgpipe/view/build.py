@@ -25,6 +25,16 @@ from sgpipe.view.run_files import RunFiles
 
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
 BINS = 20  # of the histogram of confidence; relations without confidence are in a further one
+# Facets of relations, and their columns.
+FACETS = {
+    "subject": "subject_category",
+    "predicate": "predicate",
+    "object": "object_category",
+    "dataset": "dataset",
+    "split": "split",
+    "status": "status",
+}
+HEAD = 4096  # triplets that the run has most often
 # Errors of DuckDB that come from a file or the disk; all others are bugs in a query.
 FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
           duckdb.FatalException)  # fmt: skip
@@ -72,7 +82,7 @@ _FROM_EARLIER = (
     """insert into raw_images
     select * exclude (why, flags, first_object) from earlier.images where shard in (select shard from unchanged)""",
     "insert into raw_objects select o.* from earlier.objects o semi join raw_images using (image)",
-    "insert into captions select c.* from earlier.captions c semi join raw_images using (image)",
+    "insert into captions select c.* exclude (folded) from earlier.captions c semi join raw_images using (image)",
     """insert into raw_relations select image, number, subject, object, predicate, subject_category, object_category,
         if(annotated, null, certainty), agreement, doubted
     from earlier.relations semi join raw_images using (image)""",
@@ -88,7 +98,7 @@ _NAMES = (
         select distinct predicate from raw_relations where predicate is not null order by 1)""",
     """create table run.objects as
     select * replace (category::run.category as category) from raw_objects order by image, number""",
-    "create table run.captions as from captions order by image, number",
+    "create table run.captions as select *, lower(caption) as folded from captions order by image, number",
     """create table run.triplets as
     select row_number() over (order by times desc, predicate, subject_category, object_category)::int as triplet, *
     from (select subject_category::run.category as subject_category, predicate::run.predicate as predicate,
@@ -119,6 +129,15 @@ _TABLES = (
     join (select image, lot, dataset, split, status from run.images) using (image)
     left join relation_flags f using (image, number)
     order by image, number""",
+    # What the facets of a search for everything count.
+    "create table run.everything as "
+    + " union all ".join(
+        f"select '{name}' as part, {column}::varchar as value, count(*) as times from run.relations group by {column}"
+        for name, column in (FACETS | {"confidence": "bin"}).items()
+    )
+    + f""" union all select 'triplet', triplet::varchar, times from run.triplets where triplet <= {HEAD}
+    union all select 'total', 'hits', count(*) from run.relations
+    union all select 'total', 'images', count(distinct image) from run.relations""",
     """create table run.about as
     select (select count(*) from run.images) as images, count(*) as relations,
         coalesce(bool_or(agreement is not null), false) as scored, coalesce(bool_and(annotated), true) as annotated

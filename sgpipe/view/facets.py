@@ -7,22 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sgpipe.view.build import BINS
+from sgpipe.view.build import BINS, FACETS, HEAD
 from sgpipe.view.filters import FIELDS, Filters, Where
 from sgpipe.view.index import Index
 
-_COLUMNS = {
-    "subject": "subject_category",
-    "predicate": "predicate",
-    "object": "object_category",
-    "dataset": "dataset",
-    "split": "split",
-    "status": "status",
-}
 _OF_IMAGES = ("dataset", "split", "status")
 # Among very many hits only the triplets that the run has most often are counted, unless another may be among the first.
-_HEAD, _MANY = 4096, 500_000
-_FEW = f"triplet <= {_HEAD} or (select count(*) from hits) <= {_MANY}"
+_MANY = 500_000
+_FEW = f"triplet <= {HEAD} or (select count(*) from hits) <= {_MANY}"
 
 _Counts = dict[str, list[tuple[str, int]]]  # values of each part with their counts
 
@@ -81,7 +73,7 @@ def _variants(index: Index, filters: Filters) -> dict[tuple[Filters, bool], list
     """What is to be counted over the hits of which search, and whether these are images."""
     images = filters.finds_images
     parts: dict[tuple[Filters, bool], list[str]] = defaultdict(list)
-    for name in (*_COLUMNS, "triplet", "confidence", *(["judged"] if index.has_judgements else [])):
+    for name in (*FACETS, "triplet", "confidence", *(["judged"] if index.has_judgements else [])):
         parts[filters.without(name), images and name in _OF_IMAGES].append(name)
     parts[filters, images].append("total")
     return parts
@@ -93,26 +85,39 @@ class _Hits:
     def __init__(self, index: Index, search: Filters, of_images: bool, chosen: Filters, limit: int) -> None:
         where = Where(search, of_images)
         table = "images" if of_images else "relations"
-        self._hits = f"with hits as materialized (select hit.* from run.{table} hit where {where.sql})"
+        self._all = not of_images and where.sql == "true"
+        hits = f"with hits as materialized (select hit.* from run.{table} hit where {where.sql})"
+        self._hits = "" if self._all else hits
         self._index, self._values, self._chosen, self._limit = index, where.values, chosen, limit
 
     def count(self, parts: Sequence[str]) -> _Counts:
         """The most frequent values of each part and those chosen, most frequent first."""
         counts = self._count([*parts, "total"], _FEW)
-        if "triplet" in parts and dict(counts["total"])["hits"] > _MANY:
+        if "triplet" in parts and not self._all and dict(counts["total"])["hits"] > _MANY:
             last = counts["triplet"][self._limit - 1][1] if len(counts["triplet"]) >= self._limit else 0
-            if last < self._index.times_of_triplet(_HEAD + 1):
+            if last < self._index.times_of_triplet(HEAD + 1):
                 counts |= self._count(["triplet"], "true")
         return counts if "total" in parts else {part: counts[part] for part in parts}
 
     def _count(self, parts: Sequence[str], triplets: str) -> _Counts:
-        selects = [self._select(part, triplets) for part in parts]
+        selects = [self._select_everything(part) if self._all else self._select(part, triplets) for part in parts]
         values = [*self._values, *(value for _, values in selects for value in values)]
         counts: _Counts = {part: [] for part in parts}
         for part, value, times in self._index.rows(f"{self._hits} {' union all '.join(s for s, _ in selects)}", values):
             if value is not None:
                 counts[part].append((value, times))
         return {part: sorted(rows, key=lambda row: (-row[1], row[0])) for part, rows in counts.items()}
+
+    def _select_everything(self, part: str) -> tuple[str, Sequence[Any]]:
+        """As `_select`, from what was counted when the index was built."""
+        if part == "judged":
+            open_ = "(select relations from run.about) - (select count(*) from judged)"
+            judged = "select 'judged', state, count(*) from judged group by state"
+            return f"{judged} union all select 'judged', 'none', {open_}", ()
+        chosen = getattr(self._chosen, FIELDS[part]) if part in FIELDS else ()
+        first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
+        limit = "" if part == "confidence" else f"limit {self._limit + len(chosen)}"
+        return f"(select * from run.everything where part = '{part}' order by {first}times desc, value {limit})", chosen
 
     def _select(self, part: str, triplets: str) -> tuple[str, Sequence[Any]]:
         if part == "total":
@@ -129,7 +134,7 @@ class _Hits:
         if part == "triplet":
             column, first, chosen, where = "triplet", "", (), f"where {triplets}"
         else:
-            column, where, chosen = _COLUMNS[part], "", getattr(self._chosen, FIELDS[part])
+            column, where, chosen = FACETS[part], "", getattr(self._chosen, FIELDS[part])
             first = f"{column} in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
         return (
             f"(select '{part}', {column}::varchar, count(*) as times from hits {where} group by {column} "

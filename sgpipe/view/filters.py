@@ -197,7 +197,7 @@ class Where:
     def _add_images(self, filters: Filters, of_images: bool) -> None:
         for name, column in _OF_BOTH.items():
             self._add_names(column, getattr(filters, name))
-        named = "image {} (select image from run.captions where contains(lower(caption), lower(?)))"
+        named = "image {} (select image from run.captions where contains(folded, lower(?)))"
         for text in filters.query.captions:
             self.add(named.format("in"), [text])
         for text in filters.query.without_captions:

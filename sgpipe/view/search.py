@@ -310,7 +310,7 @@ def _captions(index: Index, text: str, images: Iterable[int]) -> dict[int, str]:
     chosen = ", ".join(str(int(image)) for image in set(images))
     rows = index.rows(
         f"""select image, arg_min(caption, number) from run.captions
-        where image in ({chosen}) and contains(lower(caption), lower(?)) group by 1""",
+        where image in ({chosen}) and contains(folded, lower(?)) group by 1""",
         [text],
     )
     return dict(rows)

@@ -192,7 +192,7 @@ def test_triplets_are_exact_where_only_the_frequent_ones_are_counted_first(
 ) -> None:
     monkeypatch.setattr(facets_module, "_MANY", 10)
     monkeypatch.setattr(facets_module, "_FEW", "triplet <= 4 or (select count(*) from hits) <= 10")
-    monkeypatch.setattr(facets_module, "_HEAD", 4)
+    monkeypatch.setattr(facets_module, "HEAD", 4)
     index.set_judged([])  # forgets what was counted
     for params, wanted in SEARCHES.values():
         found = facets(index, filters(index, *params), limit=3).values["triplet"]
