@@ -1,5 +1,6 @@
-"""Servers that are killed while people judge: no acknowledged answer is lost, and none is there twice."""
+"""Judging with servers that are killed, on a disk that is full, and on a run in an object store."""
 
+import errno
 import http.client
 import json
 import os
@@ -17,11 +18,20 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from sgpipe.storage.judgement_lines import Judgement, RelationKey
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
 from sgpipe.view.index import Index
+from tests.integration.faults.test_disk import Disk
+from tests.integration.faults.test_disk import disk as disk
+from tests.integration.faults.test_view_store import upload
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
 KILLS, PEOPLE, IMAGES = 50, ("anna", "ben", "cleo"), 10
@@ -59,9 +69,9 @@ class Servers:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    make_run(tmp_path, [plain_record(str(number), "on", 0.5) for number in range(IMAGES)])
-    Index.open(tmp_path, Progress(Console(quiet=True))).close()
-    return tmp_path
+    make_run(tmp_path / "run", [plain_record(str(number), "on", 0.5) for number in range(IMAGES)])
+    Index.open(tmp_path / "run", Progress(Console(quiet=True))).close()
+    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -125,6 +135,54 @@ def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
             if each.undoes is None and each.id not in undone:
                 latest[person.name, each.key] = each.id
     return latest
+
+
+def answer(number: int, image: int = 0, run: str = RUN) -> Judgement:
+    relation = RelationKey("train", str(image), 0, 1, "on")
+    values = {"id": str(number), "at": "", "by": "anna", "run": run, "verdict": "right"}
+    return Judgement.model_validate({**relation._asdict(), **values})
+
+
+def refused(log: JudgementLog, line: Judgement) -> OSError | None:
+    try:
+        log.append(line)
+    except OSError as error:
+        return error
+    return None
+
+
+def test_a_disk_that_fills_up_keeps_what_was_acknowledged_and_goes_on_later(disk: Disk) -> None:
+    log = JudgementLog(disk.place / JUDGEMENTS, RUN)
+    log.append(answer(0))
+    disk.fill(2)
+    saved = [0]
+    while (error := refused(log, answer(len(saved)))) is None:
+        saved.append(len(saved))
+    assert (error.errno, error.filename) == (errno.ENOSPC, str(log.file))
+    assert 1 < len(saved) < 100
+    text = log.file.read_text()
+    assert text.endswith("\n")
+    assert [json.loads(line)["id"] for line in text.splitlines()] == list(map(str, saved))
+    (disk.place / "filling").unlink()
+    log.append(answer(len(saved)))
+    again = JudgementLog(log.file, RUN)
+    assert again.find(str(len(saved)))
+    assert again.problems == []
+
+
+def test_a_run_in_a_store_is_corrected(
+    run: Path, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    upload(run, store)
+    log = JudgementLog(Index.open(store.uri, Progress(Console(quiet=True))).cache / JUDGEMENTS, RUN)
+    log.append(answer(0, image=3))
+    result = CliRunner().invoke(app, ["correct", store.uri, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    sure = [record.image_id for record in iter_records(tmp_path / "out") if record.relations[0].confidence is None]
+    assert sure == ["3"]
+    assert "store" not in Manifest.load(tmp_path / "out").run
+    assert verify(tmp_path / "out").ok
 
 
 @pytest.mark.slow
