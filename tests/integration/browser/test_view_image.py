@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 LONG = "a very long story of a man " * 370 + "and a man riding a horse"
 MAN, HORSE = Box("person", 1, (20, 30, 100, 160)), Box("horse", 2, (90, 80, 180, 140))
 DOG, NOTHING = Box("dog", 3, (240, 20, 60, 50)), Box(NO_OBJECT, 0, (0, 0, 0, 0))
-IMAGES = 12
+IMAGES = 22
 
 
 def record(image_id: str, *relations: tuple[int, str, int, float | None], **changes: Any) -> Record:
@@ -218,29 +219,49 @@ def test_it_fits_and_has_no_accessibility_fault(visit, judging, width, scheme):
     assert accessibility_faults(page) == []
 
 
-def test_a_run_is_judged_by_keyboard_along_a_search(visit, run, judging):
-    page = visit(f"{judging}/?q=person+riding+*&low=0.5")
-    page.locator(".card a").first.click()
-    page.wait_for_selector("body[data-ready]")
-    for number in range(IMAGES - 1):
-        assert text(page, "#image-id") == f"i{number}"
+def judge_all(page: Any, start: int, stop: int) -> None:
+    """Judge the first hit of each image by key."""
+    for number in range(start, stop):
+        page.locator("#image-id", has_text=re.compile(f"^i{number}$")).wait_for()
         page.keyboard.press("rwus"[number % 4])
-        page.locator("#image-id", has_text=f"i{number + 1}").wait_for()
-    page.keyboard.press("x")
-    page.locator("#status", has_text="last hit of the search").wait_for()
-    page.keyboard.press("z")
-    page.locator("#status", has_text="taken back").wait_for()
-    page.keyboard.press("c")
-    page.keyboard.type("sitting on")
-    page.keyboard.press("Enter")
-    page.locator("#provenance .answers", has_text="changed to “sitting on”").wait_for()
+    page.locator("#image-id", has_text=re.compile(f"^i{stop}$")).wait_for()
+
+
+def test_a_search_is_judged_by_keyboard_although_the_server_is_killed(browser, run):
+    (run / "judgements.jsonl").unlink(missing_ok=True)
+    page = browser.new_context().new_page()
+    with view_server(run, "--as", "anna") as (url, process):
+        page.goto(url)
+        page.keyboard.press("/")
+        page.keyboard.type("person riding horse")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**q=person+riding+horse**")
+        page.goto(f"{page.url}&low=0.5")
+        page.locator(".card a").first.click()
+        page.wait_for_selector("body[data-ready]")
+        assert "number 1 of 2" in text(page, "#provenance dl")
+        judge_all(page, 0, 10)
+        process.kill()
+        process.wait()
+    with view_server(run, "--as", "anna", "--port", url.rpartition(":")[2]):
+        judge_all(page, 10, IMAGES - 1)
+        page.keyboard.press("x")
+        page.locator("#status", has_text="last hit of the search").wait_for()
+        page.keyboard.press("z")
+        page.locator("#status", has_text="taken back").wait_for()
+        page.keyboard.press("c")
+        page.keyboard.type("sitting on")
+        page.keyboard.press("Enter")
+        page.locator("#provenance .answers", has_text="changed to “sitting on”").wait_for()
     found = lines(run)
-    assert [line["verdict"] for line in found[: IMAGES - 1]] == (["right", "wrong", "unsure", "skip"] * 3)[: IMAGES - 1]
+    assert [line["image_id"] for line in found[:-3]] == [f"i{number}" for number in range(IMAGES - 1)]
+    assert [line["verdict"] for line in found[:-3]] == (["right", "wrong", "unsure", "skip"] * 6)[: IMAGES - 1]
     assert [line["change"] for line in found[-3:]] == [
         {"action": "swap", "predicate": None}, None, {"action": "predicate", "predicate": "sitting on"},
     ]  # fmt: skip
     assert found[-2]["undoes"] == found[-3]["id"]
     assert {line["by"] for line in found} == {"anna"}
+    page.context.close()
 
 
 def test_an_answer_given_while_the_server_is_dead_is_saved_by_the_next_one(browser, run):
