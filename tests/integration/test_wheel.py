@@ -32,6 +32,9 @@ def test_the_wheel_works_alone(tmp_path):
     assert "✗" not in run(sgpipe, "doctor", folder=tmp_path)
     run(sgpipe, "generate", "--limit", "8", "--set", "source.drawn.images=8", folder=tmp_path)
     assert "8 images in " in run(sgpipe, "verify", "miniworld-relations", folder=tmp_path)
+    list_pages = "from sgpipe.view.web import FOLDER; print(*(path.name for path in FOLDER.glob('*/*.*')))"
+    pages = {path.name for kind in ("templates", "static") for path in (ROOT / "sgpipe/view" / kind).iterdir()}
+    assert pages <= set(run(programs / "python", "-c", list_pages, folder=tmp_path).split())
     images = sorted((tmp_path / "miniworld-relations").rglob("*.jpg"))
     said = run(sgpipe, "label", *images, folder=tmp_path)
     assert said.count(" objects, ") == 8
