@@ -70,8 +70,8 @@ def _judge(viewer: Viewer, values: dict[str, Any]) -> Response:
         complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
         if values.get("undoes") is not None:
             complete |= _undone(viewer, str(values["undoes"]), who)
-        line = _placed(viewer, _valid(complete))
-        stored = _saved(viewer, line if line.undoes else _checked(viewer, line))
+        line = _valid(complete)
+        stored = _saved(viewer, line if line.undoes else _checked(viewer, _placed(viewer, line)))
     return answer(stored.model_dump(mode="json"))
 
 
@@ -268,7 +268,7 @@ def plans_page(request: Request) -> Response:
     filters = Filters.from_params(params, viewer.index.vocabulary)
     states = list(log.current())
     values = {
-        "plans": [(plan, measure_plan(plan, log)) for plan in reversed(log.plans.values())],
+        "plans": [(plan, measure_plan(plan, log)) for plan in reversed(list(log.plans.values()))],
         "search": filters.to_params(),
         "searches_images": filters.finds_images,
         "questions": _QUESTIONS,
