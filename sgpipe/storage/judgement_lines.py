@@ -17,7 +17,7 @@ _Id = Annotated[str, StringConstraints(pattern=r"^[\w.:-]{1,64}$")]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _Text = Annotated[str, StringConstraints(max_length=1000)]
 _Index = Annotated[int, Field(ge=0, lt=2**31)]
-_Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Confidence = Annotated[float, Field(allow_inf_nan=False)]  # a run may hold others than 0 to 1
 
 
 class RelationKey(NamedTuple):

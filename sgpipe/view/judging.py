@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import random
 import uuid
+from math import isfinite
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -105,7 +106,7 @@ def _placed(viewer: Viewer, line: Judgement) -> Judgement:
     if line.plan is None:
         return line.model_copy(update={"stratum": None})
     plan = _plan(viewer, line.plan)
-    strata = {question.key: question.stratum for question in plan.questions}
+    strata = {question.key: question.stratum for question in reversed(plan.questions)}  # of repeated ones, the first
     asked = line.key in strata
     return line.model_copy(update={"plan": line.plan if asked else None, "stratum": strata.get(line.key)})
 
@@ -116,9 +117,7 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
     record = None if view is None else view.record
     if record is None or max(line.subject, line.object) >= len(record.objects):
         raise HTTPException(404, "the run has no such image or boxes")
-    found = [
-        each for each in record.relations if (each.subject, each.object, each.predicate) == line.key[2:]
-    ]  # fmt: skip
+    found = [each for each in record.relations if (each.subject, each.object, each.predicate) == line.key[2:]]
     action = line.change and line.change.action
     if action == "add":
         _check_addition(record, line, there=bool(found))
@@ -128,7 +127,7 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
         raise HTTPException(400, "a relation without an object cannot be swapped")
     if action == "predicate" and not _is_clean(line.change.predicate or ""):  # type: ignore[union-attr]
         raise HTTPException(400, "a predicate is one line of text without outer spaces")
-    confidences = [each.confidence for each in found if each.confidence is not None]
+    confidences = [each.confidence for each in found if each.confidence is not None and isfinite(each.confidence)]
     names = (record.objects[line.subject].category, record.objects[line.object].category)
     update = {"subject_category": names[0], "object_category": names[1], "confidence": max(confidences, default=None)}
     return line.model_copy(update=update)

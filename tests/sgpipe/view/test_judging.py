@@ -33,6 +33,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
             (0, "smiling", 1, 0.5),
             objects=[Box("person", 1, (2, 2, 8, 8)), Box(NO_OBJECT, 0, (0, 0, 0, 0))],
         ),
+        record("odd", (0, "above", 1, 1.5), (0, "below", 1, float("nan")), (0, "above", 1, 0.5)),
         *(record(f"n{number}", (0, "near", 1, number / 100)) for number in range(40)),
     ]
     root = tmp_path_factory.mktemp("judging") / "run"
@@ -75,6 +76,17 @@ def test_an_answer_is_in_the_file_with_what_the_run_says(client, tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", stored["at"])
     assert send(client, verdict="wrong") == stored  # the same id
     assert len(lines(tmp_path)) == 1
+
+
+def test_confidences_that_are_none_and_repeated_relations_are_no_hindrance(client, tmp_path):
+    stored = [
+        send(client, predicate, {**RELATION, "image_id": "odd", "predicate": predicate})
+        for predicate in ("above", "below")
+    ]
+    assert [each["confidence"] for each in stored] == [1.5, None]
+    made = plan(client, count=100)
+    assert sum(stratum["sampled"] for stratum in made["strata"]) == 46
+    assert not JudgementLog(tmp_path / JUDGEMENTS, "drawn").problems
 
 
 def test_people_and_what_they_say_of_an_image(client, tmp_path):
@@ -180,11 +192,11 @@ def plan(client: TestClient, status: int = 201, **values: object) -> dict:
     return response.json()
 
 
-def test_a_plan_asks_until_all_is_answered_and_says_how_precise_the_run_is(client, tmp_path):
-    made = plan(client, id="p")
+def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tmp_path):
+    made = plan(client, id="p", kind="search", search="predicate=near")
     assert plan(client, id="p", seed=2) == made  # the same id
     assert len(lines(tmp_path)) == 1
-    assert sum(stratum["relations"] for stratum in made["strata"]) == 43
+    assert sum(stratum["relations"] for stratum in made["strata"]) == 40
     for number in range(20):
         found = client.get("/api/plans/p").json()
         assert found["open"] == 20 - number
