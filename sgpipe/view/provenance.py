@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from sgpipe.records import Record, Relation, Triplet
 from sgpipe.stages.pair.matching import normalise_predicate, split_words
 from sgpipe.storage.manifest import Manifest
+from sgpipe.utils.console import count
 
 Place: TypeAlias = tuple[int, ...]  # the numbers of words, ascending
 Role: TypeAlias = Literal["subject", "predicate", "object"]
@@ -127,6 +128,7 @@ class Provenance:
     settings: PairSettings
     _stated: dict[str, list[int]] = field(repr=False)
     _categories: list[str] = field(repr=False)
+    _captions: int = 0
 
     def stating(self, relation: Relation) -> tuple[list[int], list[int]]:
         """The statements with the relation's predicate: those about its two classes, and those about others."""
@@ -149,9 +151,10 @@ class Provenance:
         if is_candidate and self.settings.candidates == "prior":
             return "The prior dataset relates these two classes like this (pair.candidates: prior)."
         if own:
-            return "A caption states it of these two classes."
+            return f"{self._captions_of(own)} it of these two classes."
         if is_candidate and others:
-            return "A caption states it of other things, and every pair may carry it (pair.candidates: image)."
+            said = self._captions_of(others)
+            return f"{said} it of other things, and every pair may carry it (pair.candidates: image)."
         if not is_candidate and self.settings.restrict == "group":
             return "It is a candidate of another pair, and was scored for the whole group (pair.restrict: group)."
         if relation.confidence is None:
@@ -159,6 +162,11 @@ class Provenance:
         if self.settings.imported:
             return "It was imported with its confidence; no caption led to it."
         return "The run does not say where this predicate comes from."
+
+    def _captions_of(self, statements: list[int]) -> str:
+        """How many captions make these statements, as the beginning of a sentence."""
+        stating = len({self.statements[number].caption for number in statements})
+        return f"{stating} of {count(self._captions, 'caption')} {'states' if stating == 1 else 'state'}"
 
 
 def explain(record: Record, run: Mapping[str, Any]) -> Provenance:
@@ -171,7 +179,7 @@ def explain(record: Record, run: Mapping[str, Any]) -> Provenance:
         text = triplet.predicate if substring else normalise_predicate(triplet.predicate)
         stated.setdefault(text, []).append(number)
     categories = [box.category for box in record.objects]
-    return Provenance(statements, _candidates(record), settings, stated, categories)
+    return Provenance(statements, _candidates(record), settings, stated, categories, len(record.captions))
 
 
 def _statement(triplet: Triplet, record: Record, substring: bool) -> Statement:

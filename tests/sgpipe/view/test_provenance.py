@@ -48,7 +48,8 @@ def test_a_candidate_leads_back_to_the_triplets_that_state_it(match: str) -> Non
         for predicate in pair.predicates:
             relation = Relation(pair.subject, pair.object, predicate, 0.5)
             stated[predicate] = provenance.stating(relation)
-            assert provenance.origin(relation) == "A caption states it of these two classes."
+            states = "2 of 2 captions state" if predicate == "riding" else "1 of 2 captions states"
+            assert provenance.origin(relation) == f"{states} it of these two classes."
     assert stated == {"riding": ([0, 2], []), "riding on" if match == "head" else "Riding  On": ([1], [])}
 
 
@@ -118,7 +119,7 @@ def test_people_confirmed_what_has_no_confidence_in_a_corrected_run(imported: st
     assert "by a person" in origin
     assert ("annotated" in origin) == annotated
     assert provenance.settings.threshold is None  # people may have removed relations
-    assert provenance.origin(Relation(0, 1, "riding", 0.5)) == "A caption states it of these two classes."
+    assert provenance.origin(Relation(0, 1, "riding", 0.5)) == "1 of 2 captions states it of these two classes."
 
 
 @pytest.mark.parametrize(
