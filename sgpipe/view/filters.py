@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from sgpipe.errors import UserError
 from sgpipe.utils.console import single_line
-from sgpipe.view.query import Pattern, Query, Vocabulary, parse
+from sgpipe.view.query import Pattern, Query, RunNames, parse
 from sgpipe.view.queues import queue_condition
 
 Order = Literal["confidence", "-confidence", "rarity", "agreement", "shuffle"]
@@ -59,7 +59,7 @@ class Filters:
     seed: int = 0
 
     @classmethod
-    def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: Vocabulary) -> Filters:
+    def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: RunNames) -> Filters:
         """Read the parameters of a URL (q, subject, predicate, object, dataset, split, status, judged, low, high,
         queue, order, seed); others are ignored.
 

@@ -25,7 +25,7 @@ from sgpipe.errors import UserError
 from sgpipe.utils.console import Progress
 from sgpipe.utils.locking import temporary_folder
 from sgpipe.view.build import DEFINITION, FAULTS, build_index
-from sgpipe.view.query import Vocabulary
+from sgpipe.view.query import RunNames
 from sgpipe.view.run_files import RunFiles, store_errors_named
 
 _MEMORY = "500MB"  # of searches; beyond it, DuckDB spills to disk
@@ -198,7 +198,7 @@ class Index:
             tuple(name for (name,) in self.rows(f"select {column}::varchar from run.{table} order by times desc, 1"))
             for table, column in (("predicates", "predicate"), ("categories", "category"))
         ]
-        self.vocabulary = Vocabulary(*names)
+        self.vocabulary = RunNames(*names)
 
     def _write_judged(
         self, connection: duckdb.DuckDBPyConnection, states: Mapping[Key, str | None], replace: bool

@@ -36,7 +36,7 @@ class QueryError(UserError):
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class RunNames:
     """The predicates and classes of a run, by which queries are read."""
 
     predicates: tuple[str, ...]
@@ -82,7 +82,7 @@ class Query:
     without_captions: tuple[str, ...] = ()
 
 
-def parse(text: str, vocabulary: Vocabulary) -> Query:
+def parse(text: str, vocabulary: RunNames) -> Query:
     """Read a query. Names may have several words: the longest that the run knows is taken, in any case.
 
     Raises QueryError: a quotation that does not end, or a name that the run does not know.
@@ -167,7 +167,7 @@ def _tokens(text: str) -> Iterator[_Token]:
 class _Parser:
     """Splits tokens into terms, of all ways the one whose names are longest from the left."""
 
-    def __init__(self, tokens: Sequence[_Token], vocabulary: Vocabulary, end: int) -> None:
+    def __init__(self, tokens: Sequence[_Token], vocabulary: RunNames, end: int) -> None:
         self._tokens = [*tokens, _Token("end", "", end)]
         self._vocabulary = vocabulary
         self._furthest = 0  # the token that no reading gets past

@@ -17,7 +17,7 @@ from sgpipe.view.run_files import store_errors_named
 
 
 @dataclass(frozen=True)
-class ImageRow:
+class IndexedImage:
     """What the index knows of an image; as `sgpipe.images.ImageReference`.
 
     Attributes:
@@ -52,14 +52,14 @@ class RecordView:
     row: int
 
 
-def find_image(index: Index, split: str, image_id: str) -> ImageRow | None:
+def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
     """An image by its name, from the index alone; None if the index has no such image."""
     rows = index.rows(
         """select dataset::varchar, split::varchar, image_id, file_name, width, height, embedded, file, row
         from run.images join run.shards using (shard) where image_id = ? and split = ? limit 1""",
         [image_id, split],
     )
-    return ImageRow(*rows[0]) if rows else None
+    return IndexedImage(*rows[0]) if rows else None
 
 
 def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
@@ -90,7 +90,7 @@ def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:
     return data
 
 
-def _read_row(index: Index, image: ImageRow, only: str | None = None, without: str | None = None) -> pa.Table:
+def _read_row(index: Index, image: IndexedImage, only: str | None = None, without: str | None = None) -> pa.Table:
     """The row as a table; of the shard only the row group that holds it is read."""
     with store_errors_named(), index.files.open(image.shard) as shard:
         names = [name for name in shard.schema_arrow.names if name != without and only in (None, name)]

@@ -24,7 +24,7 @@ from sgpipe.errors import StoreError, UserError
 from sgpipe.images import ImageReference, decode, image_file, is_upright, open_header
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import single_line
-from sgpipe.view.records import ImageRow, find_image, read_embedded
+from sgpipe.view.records import IndexedImage, find_image, read_embedded
 from sgpipe.view.web import Viewer, viewer_of
 
 _FAULTS = (UserError, StoreError)  # of the image, or of the shard that holds it
@@ -147,14 +147,14 @@ def _names(request: Request) -> tuple[str, str]:
     return request.path_params["split"], request.path_params["image_id"]
 
 
-def _row(viewer: Viewer, split: str, image_id: str) -> ImageRow:
+def _row(viewer: Viewer, split: str, image_id: str) -> IndexedImage:
     found = find_image(viewer.index, split, image_id)
     if found is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
     return found
 
 
-def _file(viewer: Viewer, row: ImageRow) -> Path | BytesIO:
+def _file(viewer: Viewer, row: IndexedImage) -> Path | BytesIO:
     embedded = read_embedded(viewer.index, row.split, row.image_id) if row.embedded and not viewer.images else None
     return image_file(viewer.index.image_folders, row, embedded, viewer.images)
 

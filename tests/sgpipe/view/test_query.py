@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import pytest
 
-from sgpipe.view.query import Pattern, Query, QueryError, Vocabulary, parse
+from sgpipe.view.query import Pattern, Query, QueryError, RunNames, parse
 
-VOCABULARY = Vocabulary(
+VOCABULARY = RunNames(
     predicates=("on", "riding", "sitting on", "next to", "to", "holding", "Riding", "a|b"),
     categories=("person", "traffic light", "light", "horse", "table", "dog", "cat", "bread, sliced", "on"),
 )
