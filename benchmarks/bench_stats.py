@@ -26,8 +26,8 @@ _CLAIMS = ["near", "on", "next to", "behind", "holding", "in front of", "wearing
 PREDICATES = [*_CLAIMS, *("".join(letters) + "ing" for letters in islice(product("abcdefghijklm", repeat=3), 1989))]
 
 
-def make_run(root: Path, images: int, seed: int = 0) -> None:
-    """A run of `images` rows with 50 relations each."""
+def make_run(root: Path, images: int, seed: int = 0, captions: int = CAPTIONS) -> None:
+    """A run of `images` rows with 50 relations and so many captions each."""
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     manifest = Manifest.create(root, {"name": "made up", "fingerprint": "synthetic"})
@@ -36,11 +36,11 @@ def make_run(root: Path, images: int, seed: int = 0) -> None:
         name = shard_name("train", start, stop)
         path = root / name
         path.parent.mkdir(exist_ok=True)
-        write_table(path, _table(rng, start, stop - start))
+        write_table(path, _table(rng, start, stop - start, captions))
         manifest.commit(ShardEntry("train", start, stop, name, "", path.stat().st_size))
 
 
-def _table(rng: np.random.Generator, start: int, rows: int) -> pa.Table:
+def _table(rng: np.random.Generator, start: int, rows: int, captions: int) -> pa.Table:
     names = pa.array([str(start + row) for row in range(rows)])
     columns = {
         "image_id": names,
@@ -50,7 +50,7 @@ def _table(rng: np.random.Generator, start: int, rows: int) -> pa.Table:
         "width": pa.array(np.full(rows, 640), pa.int32()),
         "height": pa.array(np.full(rows, 480), pa.int32()),
         "objects": _objects(rng, rows),
-        "captions": _captions(rng, rows),
+        "captions": _captions(rng, rows, captions),
         "triplets": _triplets(rng, rows),
         "pairs": _pairs(rng, rows),
         "relations": _relations(rng, rows),
@@ -75,13 +75,13 @@ def _objects(rng: np.random.Generator, rows: int) -> pa.Array:
     )
 
 
-def _captions(rng: np.random.Generator, rows: int) -> pa.Array:
-    total = rows * CAPTIONS
+def _captions(rng: np.random.Generator, rows: int, each: int) -> pa.Array:
+    total = rows * each
     words = rng.integers(0, 1000, (total, 2))
     empty = pa.ListArray.from_arrays(np.zeros(total + 1, np.int32), pa.array([], pa.int32()))
     return _lists(
         rows,
-        CAPTIONS,
+        each,
         text=pa.array([f"A thing {a} is standing next to the thing {b}." for a, b in words]),
         scope=_same("image", total),
         boxes=empty,
