@@ -206,9 +206,9 @@ def main() -> None:
     report(
         __doc__,
         *parts,
-        "Seconds are what a user waits. Where other work has the cores, see the load, these are many times the CPU seconds "
-        "of the server, all threads together, which are about what an idle core needs. In the way: counting facets reads "
-        "every hit, and a text is looked for in every caption.",
+        "Seconds are what the client waited, also while other work had the cores (see the load). CPU seconds are those "
+        "of the server, all threads together. In the way: counting facets reads every hit, and a text is looked for in "
+        "every caption.",
     )
 
 
