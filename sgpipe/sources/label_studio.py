@@ -122,20 +122,24 @@ class LabelStudio:
         if submitted:
             problems["further_annotations"] += len(submitted) - 1
             return list_field(max(enumerate(submitted), key=_precedence)[1], "result")
-        predictions = _dicts(task.get("predictions"))
         if annotations:
             problems["skipped_tasks"] += 1
-        elif not self.predictions or not task.get("predictions"):
+        elif self.predictions and (predictions := self._predictions(task)):
+            problems["further_predictions"] += len(predictions) - 1
+            return list_field(max(enumerate(predictions), key=_precedence)[1], "result")
+        else:
             problems["unannotated_tasks"] += 1
-        elif not predictions:
+        return None
+
+    def _predictions(self, task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The predictions of a task. Raises UserError: only their numbers are there."""
+        listed = task.get("predictions")
+        if isinstance(listed, list) and any(isinstance(each, int) for each in listed):
             raise UserError(
                 f"{self.annotations} has only the numbers of predictions: export a snapshot of the project with its "
                 "full predictions, or leave out --predictions"
             )
-        else:
-            problems["further_predictions"] += len(predictions) - 1
-            return list_field(max(enumerate(predictions), key=_precedence)[1], "result")
-        return None
+        return _dicts(listed)
 
     def _record(
         self, task: Mapping[str, Any], data: Any, split: str, results: Sequence[Any], problems: ProblemCounts
