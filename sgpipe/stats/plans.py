@@ -41,7 +41,7 @@ from sgpipe.storage.judgements import JudgementLog
 
 MARGIN = 0.03  # half of the 95% interval that is aimed for
 _PER_PREDICATE, _MOST_PREDICATES = 10, 50
-_HEX = 16
+_HASHES = 2**64
 _GRID = 20
 
 RELATIONS_OF_DATABASE = """select split, image_id, subject, object, predicate::varchar as predicate, confidence,
@@ -53,13 +53,13 @@ _SAMPLE = """
     with hits as ({select}),
     placed as (
         select *, {stratum} as stratum,
-            md5(concat_ws(' ', ?::varchar, split, image_id, subject, object, predicate)) as chance
+            hash(?::varchar, split, image_id, subject, object, predicate) as chance
         from hits),
-    quotas as (select unnest(?::int[]) as stratum, unnest(?::int[]) as quota, unnest(?::varchar[]) as bound)
+    quotas as (select unnest(?::int[]) as stratum, unnest(?::int[]) as quota, unnest(?::ubigint[]) as bound)
     select split, image_id, subject, object, predicate, subject_category, object_category, confidence, stratum
     from placed join quotas using (stratum) where chance <= bound
     qualify row_number() over (partition by stratum order by chance, split, image_id) <= quota
-    order by md5(chance), split, image_id
+    order by hash(chance), split, image_id
 """
 
 
@@ -137,10 +137,9 @@ def _by_predicate(population: Population, count: int) -> tuple[dict[int, PlanStr
     return strata, f"(coalesce(list_position(?::varchar[], predicate), {kept + 1}) - 1)", [names]
 
 
-def _bound(quota: int, relations: int) -> str:
-    """A hexadecimal number that is below all but about twice as many hashes as are asked for."""
-    share = min((2 * quota + 100) / relations, 1)
-    return f"{min(int(share * 16**_HEX), 16**_HEX - 1):0{_HEX}x}~"  # "~" is after every digit
+def _bound(quota: int, relations: int) -> int:
+    """A number that is below all but about twice as many hashes as are asked for."""
+    return min(int((2 * quota + 100) / relations * _HASHES), _HASHES - 1)
 
 
 @dataclass(frozen=True)
