@@ -88,10 +88,7 @@ async function send(relation, answer, text) {
   const line = { split, image_id, subject, object, predicate, by: page.person, ...(plan ? { plan } : {}), ...answer };
   const said = `${named(relation)}: ${text}`;
   const stored = await judge.save(line, said);
-  if (stored) {
-    await renewJudged();
-    say(`Saved: ${said}.`);
-  }
+  if (stored) say(`Saved: ${said}.`);
   view.update();
   return stored !== null;
 }
@@ -99,7 +96,15 @@ async function send(relation, answer, text) {
 // Goes on once the answer is saved, unless the person went elsewhere meanwhile.
 async function answer(relation, value, text) {
   const { href } = location;
-  if ((await send(relation, value, text)) && location.href === href) await walk.proceed();
+  if (!(await send(relation, value, text))) return;
+  renew();
+  if (location.href === href) await walk.proceed();
+}
+
+// What people said about this image, oneself included.
+async function renew() {
+  await renewJudged();
+  view.update();
 }
 
 // answer: an earlier one of the same person, on whatever image.
@@ -147,7 +152,9 @@ function changePredicate() {
 function add() {
   const save = async (relation) => {
     closeForm();
-    if (await send(relation, { change: { action: "add" } }, "added")) choose(keyOf(relation));
+    if (!(await send(relation, { change: { action: "add" } }, "added"))) return;
+    await renew();
+    choose(keyOf(relation));
   };
   const taken = (relation) => find(keyOf(relation)) !== null;
   open(addForm(page.values.objects, page.pinned, { cancel, save, taken, redraw: () => view.draw() }));
@@ -247,8 +254,7 @@ if (!readOnly) {
 walk.arrive(page.values, await readJudged(page.values.image));
 judge.resume().then(async (saved) => {
   if (!saved) return;
-  await renewJudged();
-  view.update();
+  await renew();
   say("What was not saved before is saved now.");
 });
 document.body.dataset.ready = "true";

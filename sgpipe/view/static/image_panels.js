@@ -65,11 +65,11 @@ const noun = (role, found) =>
   html(
     "li",
     {},
-    html("mark", { class: role }, bdi(found.phrase)),
+    html("mark", { class: role }, bdi(shortened(found.phrase, 120))),
     " → ",
     found.category === null
       ? html("i", {}, "no box")
-      : [html("b", {}, bdi(found.category)), html("span", { class: "quiet" }, " (", HOW[found.match](found), ")")],
+      : [html("b", {}, bdi(shortened(found.category, 60))), html("span", { class: "quiet" }, " (", HOW[found.match](found), ")")],
   );
 
 // Statements that say the same in the same words are one, of several captions.
