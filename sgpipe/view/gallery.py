@@ -33,7 +33,6 @@ _ORDERS = {
     "agreement": "low CLIP agreement",
     "shuffle": "shuffled",
 }
-_LONGEST_NAME = 200  # characters of a name from the data in one place
 Pairs = list[tuple[str, str]]
 
 
@@ -81,8 +80,9 @@ def gallery(request: Request) -> Response:
     freshness.look_for_shards()
     freshness.update_judgements()
     pairs = [(name, value) for name, value in request.query_params.multi_items() if value]
+    worth_a_look = queues(viewer.index)
     values = {
-        "queues": queues(viewer.index),
+        "queues": worth_a_look,
         "orders": {order: _ORDERS[order] for order in ORDERS if order != "agreement" or viewer.index.scored},
         "facet_titles": _FACETS,
         "problems": [*viewer.index.problems, *viewer.judgements.problems, *filter(None, [freshness.failure])],
@@ -103,10 +103,9 @@ def gallery(request: Request) -> Response:
         "state": state,
         "found": found,
         "bins": _bins(found.histogram, filters, state),
-        "chosen": _chosen(state),
+        "chosen": _chosen(state, {queue.key: queue.title for queue in worth_a_look}),
         "cards": _cards(page, state),
         "page": page,
-        "first": "after" not in request.query_params,
         "toggled": _toggled,
     }
     return render(request, "gallery", {**values, **shown})
@@ -170,10 +169,14 @@ _NAMES = {"q": "search", "low": "confidence ≥", "high": "confidence ≤"}
 _NO_FILTERS = ("order", "seed")
 
 
-def _chosen(state: Pairs) -> list[tuple[str, str, str]]:
-    """The filters of a search: name, value, and the address without it."""
+def _chosen(state: Pairs, titles: dict[str, str]) -> list[tuple[str, str, str]]:
+    """The filters of a search: name, value, and the address without it. `titles`: of queues."""
     return [
-        (_NAMES.get(name, name), value, gallery_url([pair for pair in state if pair != (name, value)]))
+        (
+            _NAMES.get(name, name),
+            titles.get(value, value) if name == "queue" else value,
+            gallery_url([pair for pair in state if pair != (name, value)]),
+        )
         for name, value in state
         if name not in _NO_FILTERS
     ]
