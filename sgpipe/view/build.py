@@ -37,7 +37,7 @@ FACETS = {
 HEAD = 4096  # triplets that the run has most often
 # Errors of DuckDB that come from a file or the disk; all others are bugs in a query.
 FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
-          duckdb.FatalException)  # fmt: skip
+          duckdb.FatalException, duckdb.TransactionException)  # fmt: skip
 _WRONG_VALUES = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException)  # in a shard
 _MEMORY = "600MB"
 _SHARDS = 16  # read at once
