@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import ray
 
 from sgpipe.generation import ray_engine
-from sgpipe.generation.ray_engine import UnitLimit
+from sgpipe.generation.ray_engine import UnitLimit, kill_actors
+from sgpipe.utils.ray_cluster import start_ray
 
 
 def run(scenario: Coroutine[Any, Any, list[str]]) -> list[str]:
@@ -119,3 +121,22 @@ def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(monkeypatc
         assert not cluster.long_after.wait(0.2)
     assert cluster.killed == []
     assert cluster.polls == 1
+
+
+@pytest.mark.slow
+def test_actors_of_a_graph_that_failed_make_room_for_the_next():
+    def start(name: str) -> ray.actor.ActorHandle:
+        return ray.remote(Occupant).options(name=name, num_cpus=2, max_restarts=8).remote()
+
+    start_ray(cpus=2)
+    try:
+        kept = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
+        ray.get(kept[0].__ray_ready__.remote())
+        kill_actors("old graph ")
+        ray.get(start("new graph 1").__ray_ready__.remote(), timeout=60)
+    finally:
+        ray.shutdown()
+
+
+class Occupant:
+    """Takes CPUs and does nothing."""

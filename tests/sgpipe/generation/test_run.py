@@ -397,21 +397,3 @@ def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_
 
 def test_what_was_not_drawn_has_no_known_truth(finished):
     assert run_quality(finished) == {}
-
-
-def test_actors_of_a_graph_that_failed_make_room_for_the_next(ray_engine):
-    import ray
-
-    from sgpipe.generation.ray_engine import kill_actors
-
-    class Occupant:
-        pass
-
-    def start(name: str) -> ray.actor.ActorHandle:
-        return ray.remote(Occupant).options(name=name, num_cpus=2, max_restarts=8).remote()
-
-    kept = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
-    ray.get(kept[0].__ray_ready__.remote())
-    kill_actors("old graph ")
-    ray.get(start("new graph 1").__ray_ready__.remote(), timeout=60)
-    kill_actors("new graph ")
