@@ -25,7 +25,8 @@ from sgpipe.view.queues import count_queues
 
 Box = tuple[float, float, float, float]  # xywh in pixels
 
-_CURSOR = re.compile(r"(?P<back>-?)(?P<value>[0-9.e+-]{1,40})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
+_BACK = "~"  # before a cursor whose page lies before it; values may be negative
+_CURSOR = re.compile(r"(?P<back>~?)(?P<value>[0-9.e+-]{1,30})_(?P<image>\d{1,9})_(?P<number>\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
     return Page(
         hits=_hits(index, filters, found),
         next=_cursor(found[-1].place) if later and found else None,
-        previous=f"-{_cursor(found[0].place)}" if before and found else None,
+        previous=f"{_BACK}{_cursor(found[0].place)}" if before and found else None,
     )
 
 
