@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from sgpipe.errors import UserError, refusal
 from sgpipe.view import gallery, image_page, judging, thumbnails
 from sgpipe.view.freshness import Freshness
-from sgpipe.view.security import LARGEST_BODY, Access, Guard
+from sgpipe.view.security import HEADERS, LARGEST_BODY, Access, Guard
 from sgpipe.view.web import FOLDER, Viewer, answer, render
 
 
@@ -46,9 +46,11 @@ def create_app(viewer: Viewer, access: Access) -> Starlette:
 def _refuse(request: Request, error: Exception) -> Response:
     """One line about what is wrong, as a page, or as JSON below /api/."""
     status, message = _describe(error)
-    if request.url.path.startswith("/api/"):
-        return answer({"error": message}, status)
-    return render(request, "error", {"message": message, "status": status}, status)
+    is_api = request.url.path.startswith("/api/")
+    values = {"message": message, "status": status}
+    response = answer({"error": message}, status) if is_api else render(request, "error", values, status)
+    response.headers.update(HEADERS)  # Starlette answers unexpected errors outside of all middleware
+    return response
 
 
 def _describe(error: Exception) -> tuple[int, str]:

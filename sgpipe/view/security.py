@@ -29,7 +29,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -72,8 +72,9 @@ class Access:
     def _knows(self, host: str) -> bool:
         """DNS rebinding needs a name of its own: an address, or the name of this machine, is safe."""
         try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+            parts = urlsplit(f"//{host}")
+            name, _ = parts.hostname or "", parts.port
+        except ValueError:  # of either
             return False
         if name == "localhost" or name.endswith(".localhost") or name in (known.lower() for known in self.names):
             return True
@@ -117,8 +118,9 @@ class Guard:
         query = request.url.remove_query_params("token").query
         response = RedirectResponse("/" + request.url.path.lstrip("/") + (query and f"?{query}"))  # "//" names a host
         if self.access.is_token(request.query_params["token"]):
+            # "strict" would refuse whoever follows a link from another site; writes are checked by their origin.
             response.set_cookie(
-                _cookie(request), str(self.access.token), max_age=_COOKIE_SECONDS, httponly=True, samesite="strict"
+                _cookie(request), str(self.access.token), max_age=_COOKIE_SECONDS, httponly=True, samesite="lax"
             )
         return response
 
@@ -132,7 +134,7 @@ def _is_same_site(headers: Headers, host: str) -> bool:
     """Whether a write comes from a page of this server, or from no page at all, as that of a program."""
     origin = headers.get("origin")
     if origin is not None:
-        return urlsplit(origin).netloc == host and origin.startswith(("http://", "https://"))
+        return origin in (f"http://{host}", f"https://{host}")
     return headers.get("sec-fetch-site", "none") in ("same-origin", "none")
 
 
@@ -146,7 +148,7 @@ def _with_headers(send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in HEADERS.items():
                 headers[name] = value
             headers.setdefault("Cache-Control", "no-cache")
         await send(message)

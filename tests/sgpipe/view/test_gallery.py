@@ -140,6 +140,7 @@ def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pyte
         False,
         True,
     )
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
 
 
 def test_a_full_disk_is_called_one(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
