@@ -1,6 +1,10 @@
 // Dark or light: as the system says, or as chosen here. Loaded before the page is drawn, so that nothing flashes.
-const chosen = localStorage.getItem("sgpipe-theme");
-if (chosen) document.documentElement.dataset.theme = chosen;
+try {
+  const chosen = localStorage.getItem("sgpipe-theme");
+  if (chosen) document.documentElement.dataset.theme = chosen;
+} catch {
+  // Without storage, the system's choice stays.
+}
 
 addEventListener("DOMContentLoaded", () => {
   const button = document.getElementById("theme");
@@ -9,6 +13,10 @@ addEventListener("DOMContentLoaded", () => {
     const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
-    localStorage.setItem("sgpipe-theme", root.dataset.theme);
+    try {
+      localStorage.setItem("sgpipe-theme", root.dataset.theme);
+    } catch {
+      // It holds for this page.
+    }
   });
 });
