@@ -85,7 +85,7 @@ class RunFiles:
             place = self._folder / _VIEW
             with suppress(OSError):
                 place.mkdir(parents=True, exist_ok=True)
-                if os.access(place, os.W_OK | os.X_OK):
+                if os.access(place, os.W_OK | os.X_OK) and "?" not in str(place):  # where DuckDB's options begin
                     return place
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = self.root if self._folder is None else str(self._folder.absolute())

@@ -208,6 +208,12 @@ def test_what_cannot_be_put_into_the_run_goes_into_the_users_cache(tmp_path: Pat
     assert index.images == 5
 
 
+def test_folders_may_have_names_that_mean_something_to_duckdb(tmp_path: Path) -> None:
+    for name in ("a?b=c", "a[b]*", "it's"):
+        make_run(tmp_path / name, make_records(5))
+        assert Index.open(tmp_path / name, QUIET).images == 5
+
+
 def test_two_servers_build_one_index(tmp_path: Path, builds: list[str]) -> None:
     make_run(tmp_path, make_records(10))
     opened: list[Index] = []
