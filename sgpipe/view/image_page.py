@@ -6,6 +6,7 @@ image to the next without loading a page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
@@ -134,7 +135,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     provenance = explain(record, run)
     agreement = _agreement(view)
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
-    return {
+    values = {
         "image": _image(view),
         "objects": _objects(record),
         "relations": [_relation(relation, provenance, agreement) for relation in shown],
@@ -146,6 +147,16 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         "graph": _graph(record, _most_confident(relations, _IN_GRAPH, chosen)),
         "why": None if relations else without_relations(record),
     }
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    """A value with None for the numbers that JSON lacks: shards that others wrote may hold NaN or infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def existing_relations(record: Record) -> list[Relation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -61,6 +62,8 @@ def test_of_very_many_relations_the_most_confident_and_the_chosen_one_are_there(
         scene("0", objects=()),
         scene("0", [(0, "smile", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))]),
         scene("0", [(0, "on", 0, 0.5)]),
+        scene("0", [(0, "on", 1, math.inf)]),
+        scene("0", [(0, "on", 1, 0.5)], [PERSON, Box("dog", 2, (1, math.nan, 5, 5))]),
         Record("0", "d", "val", "x.jpg", 0, 0, [PERSON, DOG], relations=[Relation(0, 1, "on")]),
         scene("0", [(0, "on", 1, 0.5)], captions=["x" * 10_000]),
     ],
