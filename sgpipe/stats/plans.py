@@ -44,10 +44,6 @@ _PER_PREDICATE, _MOST_PREDICATES = 10, 50
 _HASHES = 2**64
 _GRID = 20
 
-RELATIONS_OF_DATABASE = """select split, image_id, subject, object, predicate::varchar as predicate, confidence,
-    subject_category::varchar as subject_category, object_category::varchar as object_category
-    from relations join images using (image)"""
-
 # In each stratum the relations of the lowest hashes. `bound` leaves out most of the others before they are sorted.
 _SAMPLE = """
     with hits as ({select}),
@@ -74,7 +70,7 @@ class Population:
     """
 
     rows: Callable[..., list[tuple[Any, ...]]]
-    select: str = RELATIONS_OF_DATABASE
+    select: str
     values: Sequence[Any] = ()
 
     @property

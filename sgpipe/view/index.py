@@ -165,21 +165,13 @@ class Index:
         """Replace what is known of judgements; relations that the run does not have are ignored."""
         with self._judging:
             self._judged = {row[:5]: row[5] for row in rows}
-            self._write_judged(self._opened.connection, self._judged, replace=True)
-            self.generation += 1
-
-    def update_judged(self, rows: Iterable[tuple[str, str, int, int, str, str | None]]) -> None:
-        """Change what is known of judgements of these relations; a state of None: not judged any more."""
-        with self._judging:
-            changed = {row[:5]: row[5] for row in rows}
-            self._judged = {key: state for key, state in {**self._judged, **changed}.items() if state is not None}
-            self._write_judged(self._opened.connection, changed, replace=False)
+            self._write_judged(self._opened.connection)
             self.generation += 1
 
     def _load(self, opened: _Opened) -> None:
         """Let an opened index take the place of the present one, which searches may still be reading."""
         with self._judging:
-            self._write_judged(opened.connection, self._judged, replace=True)
+            self._write_judged(opened.connection)
             self._opened = opened
         self.run = self.files.manifest.run
         self.fingerprint = str(self.run.get("fingerprint", ""))
@@ -200,18 +192,15 @@ class Index:
         ]
         self.vocabulary = RunNames(*names)
 
-    def _write_judged(
-        self, connection: duckdb.DuckDBPyConnection, states: Mapping[Key, str | None], replace: bool
-    ) -> None:
-        columns = [list(column) for column in zip(*((*key, state) for key, state in states.items()), strict=True)]
+    def _write_judged(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Let the table `judged` of an opened index hold what is known of judgements."""
+        rows = ((*key, state) for key, state in self._judged.items())
+        columns = [list(column) for column in zip(*rows, strict=True)]
         cursor = connection.cursor()
         cursor.execute("begin")
-        if replace:
-            cursor.execute("delete from judged")
+        cursor.execute("delete from judged")
         if columns:
-            cursor.execute(f"create or replace temp table resolved as {_RESOLVED}", columns)
-            cursor.execute("delete from judged where (image, number) in (select (image, number) from resolved)")
-            cursor.execute("insert into judged select distinct * from resolved where state is not null")
+            cursor.execute(f"insert into judged select distinct * from ({_RESOLVED})", columns)
         cursor.execute("commit")
 
 

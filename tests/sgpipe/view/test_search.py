@@ -355,7 +355,8 @@ def test_judgements_can_be_searched(index: Index) -> None:
     assert [hit.judged for hit in search(index, filters(index)).hits[:3]] == states[:3]
     counts = {value.value: value.count for value in facets(index, filters(index)).values["judged"]}
     assert counts == {"right": 2, "wrong": 1, "conflict": 1, "none": len(open_)}
-    index.update_judged([(*key(hits[0]), None), (*key(hits[2]), "wrong")])  # type: ignore[list-item]
+    states = ["right", "wrong", "wrong"]
+    index.set_judged([(*key(hit), state) for hit, state in zip(hits[1:], states, strict=False)])  # type: ignore[misc]
     both = filters(index, ("judged", "wrong"), ("judged", "right"))
     assert {key(hit) for hit in all_hits(index, both)} == {key(hit) for hit in hits[1:4]}
     assert {queue.key: queue.count for queue in queues(index)}["not_judged"] == len(open_) + 1
