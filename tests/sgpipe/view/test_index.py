@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.storage.database import interruptible
 from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.shards import shard_name, write_shard
+from sgpipe.storage.shards import AGREEMENT, read_file, shard_name, write_shard, write_table
 from sgpipe.utils.console import Progress
 from sgpipe.view import index as index_module
 from sgpipe.view.index import Index
@@ -276,6 +277,20 @@ def test_images_in_shards_are_read(tmp_path: Path) -> None:
     data = [read_embedded(index, "train", name) for name in "abc"]
     assert all(data)
     assert read_embedded(index, "train", "d") is None
+
+
+def test_a_scored_run_is_ordered_by_agreement_though_cosines_may_be_negative(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record(str(number)) for number in range(20)], rows=20)
+    path = tmp_path / Manifest.load(tmp_path).shards[0].file
+    cosines = [number / 100 - 0.1 for number in range(20)]
+    scores = [[{"score": cosine, "swapped": 0.0, "rank": 1, "contrasts": 2}] for cosine in cosines]
+    write_table(path, read_file(path).append_column(AGREEMENT, pa.array(scores)))
+    index = Index.open(tmp_path, QUIET)
+    order = Filters(order="agreement")
+    first = search(index, order, limit=6)
+    second = search(index, order, first.next, limit=6)
+    assert [hit.agreement for hit in first.hits + second.hits] == pytest.approx(cosines[:12])
+    assert search(index, order, second.previous, limit=6) == first
 
 
 def test_predicates_are_completed(tmp_path: Path) -> None:

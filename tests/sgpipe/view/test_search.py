@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.stats.measures import measure
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import AGREEMENT, read_file, write_table
 from sgpipe.view import facets as facets_module
 from sgpipe.view.index import Index
 from sgpipe.view.query import QueryError
 from sgpipe.view.search import ORDERS, Filters, Hit, facets, neighbours, queues, search, select_relations
-from tests.sgpipe.training.data.runs import SIZE, make_records, make_run, plain_record
+from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
 
 Key = tuple[str, str, int | None, int | None, str | None]
 
@@ -256,22 +253,6 @@ def test_walking_ends_though_an_image_has_a_relation_several_times(index: Index)
         hit, steps = after, steps + 1
         assert steps <= len(hits)
     assert hit == hits[-1]
-
-
-def test_pages_by_agreement_lead_on_though_cosines_are_negative(tmp_path: Path) -> None:
-    cosines = [number / 100 - 0.1 for number in range(20)]
-    make_run(tmp_path, [plain_record(str(number)) for number in range(20)], rows=20)
-    [shard] = Manifest.load(tmp_path).shards
-    path = tmp_path / shard.file
-    scores = [[{"score": cosine, "swapped": 0.0, "rank": 1, "contrasts": 2}] for cosine in cosines]
-    write_table(path, read_file(path).append_column(AGREEMENT, pa.array(scores)))
-    index = Index.open(tmp_path)
-    chosen = filters(index, ("order", "agreement"))
-    hits = all_hits(index, chosen, limit=6)
-    assert [hit.agreement for hit in hits] == pytest.approx(cosines)
-    second = search(index, chosen, search(index, chosen, limit=6).next, limit=6)
-    assert search(index, chosen, second.previous, limit=6).hits == hits[:6]
-    index.close()
 
 
 def test_the_largest_cursor_is_no_fault(index: Index) -> None:
