@@ -273,14 +273,14 @@ def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQues
     """A question that nobody has answered; None: there is none left.
 
     Each person gets them in another random order, so that several seldom answer the same one. What this person skipped
-    comes last.
+    comes last, the latest at the very end.
     """
     asked, skipped = log.answered(plan.plan), log.skipped(plan.plan)
     left = [question for question in plan.questions if question.key not in asked]
 
-    def order(question: PlannedQuestion) -> tuple[bool, str]:
+    def order(question: PlannedQuestion) -> tuple[int, str]:
         text = "\0".join(map(str, (by, *question.key)))
-        return by in skipped.get(question.key, ()), hashlib.sha256(text.encode()).hexdigest()
+        return skipped.get(question.key, {}).get(by, -1), hashlib.sha256(text.encode()).hexdigest()
 
     return min(left, key=order, default=None)
 

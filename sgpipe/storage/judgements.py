@@ -124,13 +124,13 @@ class JudgementLog:
                     persons[line.key].add(line.by)
             return persons
 
-    def skipped(self, plan: str) -> dict[RelationKey, set[str]]:
-        """The relations that were skipped when a plan asked, each with who skipped it."""
+    def skipped(self, plan: str) -> dict[RelationKey, dict[str, int]]:
+        """The relations that were skipped when a plan asked, each with who skipped it and when, as a number."""
         with self._mutex:
-            persons: dict[RelationKey, set[str]] = defaultdict(set)
-            for line in self._of_plans.get(plan, ()):
+            persons: dict[RelationKey, dict[str, int]] = defaultdict(dict)
+            for number, line in enumerate(self._of_plans.get(plan, ())):
                 if line.verdict == "skip":
-                    persons[line.key].add(line.by)
+                    persons[line.key][line.by] = number
             return persons
 
     def _counts(self, line: Judgement) -> bool:

@@ -217,6 +217,17 @@ def test_people_get_questions_in_other_orders_and_what_was_skipped_last(populati
     assert next_question(plan, log, "ben") is None
 
 
+def test_skipped_questions_go_round(population, log):
+    plan = stored(log, "bands", *draw(population, "bands", 4))
+    seen = []
+    for _ in range(3 * len(plan.questions)):
+        question = next_question(plan, log, "anna")
+        seen.append(question.key)
+        say(log, question, "skip")
+    assert len(set(seen)) == len(plan.questions)
+    assert seen == 3 * seen[: len(plan.questions)]
+
+
 def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, population, log):
     rng = random.Random(0)
     few = stored(log, "bands", *draw(population, "bands", 40), plan="few")
