@@ -1,11 +1,11 @@
 // Judging the card that has the focus: R, W, U; Z takes the last answer back. The next card gets the focus once the server
 // has the answer in its file.
 import { Judge } from "./image_judge.js";
+import { person } from "./person.js";
 
 const verdicts = { r: "right", w: "wrong", u: "unsure" };
 const cards = [...document.querySelectorAll(".card[data-relation]")];
 const unsaved = document.getElementById("unsaved");
-const person = () => localStorage.getItem("sgpipe-name") || document.body.dataset.name || "anonymous";
 
 const judge = new Judge(unsaved.dataset.run, () => {
   unsaved.hidden = !["unsaved", "refused"].includes(judge.state);

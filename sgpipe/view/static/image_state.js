@@ -1,9 +1,9 @@
 // What the page knows and what is chosen: one object, which the other modules of the page read and change.
 import { getJson, isolated, shortened } from "./image_dom.js";
+import { person, readOnly, rename as remember } from "./person.js";
 
 export const element = (id) => document.getElementById(id);
-export const readOnly = document.body.dataset.readOnly === "true";
-const NAME = "sgpipe-name";
+export { readOnly };
 
 export const page = {
   values: JSON.parse(element("values").textContent),
@@ -14,12 +14,11 @@ export const page = {
   pointed: null, // the box under the pointer or with the focus
   form: null,
   all: false, // whether the list is shown in full
-  person: (readOnly ? "" : localStorage.getItem(NAME)) || document.body.dataset.name || "anonymous",
+  person: person(),
 };
 
 export function rename(name) {
-  page.person = name.trim() || document.body.dataset.name || "anonymous";
-  localStorage.setItem(NAME, page.person);
+  page.person = remember(name);
 }
 
 export function say(text) {

@@ -1,11 +1,11 @@
 // The page of plans: draws samples, and follows the precision of each plan while people judge.
 import { getJson } from "./image_dom.js";
+import { person, rename } from "./person.js";
 
-const NAME = "sgpipe-name", BETWEEN = 5000;
-const readOnly = document.body.dataset.readOnly === "true";
+const BETWEEN = 5000;
 const form = document.getElementById("new-plan");
 let drawn = null;
-let person = (readOnly ? "" : localStorage.getItem(NAME)) || document.body.dataset.name || "anonymous";
+let judge = person();
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 const number = (value) => value.toLocaleString("en");
@@ -28,7 +28,7 @@ function show(card, found) {
   card.querySelector("progress").value = asked - found.open;
   const link = card.querySelector("[data-go]");
   if (link) {
-    link.href = `/judge/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(person)}`;
+    link.href = `/judge/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(judge)}`;
     link.hidden = !found.question;
   }
 }
@@ -37,7 +37,7 @@ async function follow() {
   for (const card of document.querySelectorAll(".plan")) {
     if (document.hidden) break;
     try {
-      show(card, await getJson(`/api/plans/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(person)}`));
+      show(card, await getJson(`/api/plans/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(judge)}`));
     } catch (error) {
       card.querySelector("[data-show=more]").textContent = `Not up to date: ${error.message}`;
     }
@@ -49,7 +49,7 @@ async function drawSample(event) {
   event.preventDefault();
   const values = new FormData(form), kind = values.get("kind"), seed = values.get("seed"), button = form.querySelector("button");
   const status = document.getElementById("drawing");
-  const plan = { id: drawn ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random().toString(36).slice(2)}`, kind, count: Number(values.get("count")), by: person, run: form.dataset.run };
+  const plan = { id: drawn ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random().toString(36).slice(2)}`, kind, count: Number(values.get("count")), by: judge, run: form.dataset.run };
   if (kind === "search") plan.search = form.dataset.search;
   if (seed) plan.seed = Number(seed);
   button.disabled = true;
@@ -57,7 +57,7 @@ async function drawSample(event) {
   status.textContent = "Drawing…";
   try {
     await getJson("/api/plans", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(plan) });
-    location.assign(`/judge/${encodeURIComponent(plan.id)}?by=${encodeURIComponent(person)}`);
+    location.assign(`/judge/${encodeURIComponent(plan.id)}?by=${encodeURIComponent(judge)}`);
   } catch (error) {
     status.className = "bad";
     status.textContent = error.message;
@@ -68,11 +68,10 @@ async function drawSample(event) {
 
 if (form) {
   const field = document.getElementById("person");
-  field.value = person;
+  field.value = judge;
   field.addEventListener("change", () => {
-    person = field.value.trim() || document.body.dataset.name || "anonymous";
-    localStorage.setItem(NAME, person);
-    field.value = person;
+    judge = rename(field.value);
+    field.value = judge;
   });
   form.addEventListener("submit", drawSample);
 }
