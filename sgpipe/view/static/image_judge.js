@@ -10,9 +10,10 @@ const PATIENCE = 15000,
   LONGEST_WAIT = 30000; // milliseconds
 const PERMANENT = [400, 403, 404, 409, 413, 415, 422]; // trying again cannot help
 
+// storage: by name, as a browser that stores nothing refuses even to name it.
 function read(storage, key) {
   try {
-    return JSON.parse(storage.getItem(key));
+    return JSON.parse(window[storage].getItem(key));
   } catch {
     return null;
   }
@@ -20,8 +21,8 @@ function read(storage, key) {
 
 function write(storage, key, value) {
   try {
-    if (value === null) storage.removeItem(key);
-    else storage.setItem(key, JSON.stringify(value));
+    if (value === null) window[storage].removeItem(key);
+    else window[storage].setItem(key, JSON.stringify(value));
   } catch {
     // Without storage, answers are safe as long as the page is open.
   }
@@ -30,7 +31,7 @@ function write(storage, key, value) {
 function unsaved(run) {
   try {
     const keys = Object.keys(localStorage).filter((key) => key.startsWith(PENDING));
-    return keys.map((key) => read(localStorage, key)).filter((kept) => kept?.run === run);
+    return keys.map((key) => read("localStorage", key)).filter((kept) => kept?.run === run);
   } catch {
     return [];
   }
@@ -70,7 +71,7 @@ export class Judge {
   save(line, text) {
     if (this.busy) return Promise.resolve(null);
     this.pending = { line: { id: identifier(), run: this.run, ...line }, text, run: this.run };
-    write(localStorage, PENDING + this.pending.line.id, this.pending);
+    write("localStorage", PENDING + this.pending.line.id, this.pending);
     return this.attempt();
   }
 
@@ -94,17 +95,17 @@ export class Judge {
         body: JSON.stringify(this.pending.line),
         signal: AbortSignal.timeout(PATIENCE),
       });
-      const done = read(sessionStorage, DONE) ?? [];
+      const done = read("sessionStorage", DONE) ?? [];
       const { id, split, image_id, subject, object, predicate } = this.pending.line;
       if (this.pending.line.undoes)
         write(
-          sessionStorage,
+          "sessionStorage",
           DONE,
           done.filter((answer) => answer.id !== this.pending.line.undoes),
         );
       else
         write(
-          sessionStorage,
+          "sessionStorage",
           DONE,
           [...done, { id, split, image_id, subject, object, predicate, run: this.run }].slice(-REMEMBERED),
         );
@@ -126,7 +127,7 @@ export class Judge {
   }
 
   end(stored) {
-    write(localStorage, PENDING + this.pending.line.id, null);
+    write("localStorage", PENDING + this.pending.line.id, null);
     this.pending = null;
     this.change("idle");
     this.resolve?.(stored);
@@ -139,6 +140,6 @@ export class Judge {
 
   // This session's answers that are not taken back, the latest last.
   get last() {
-    return (read(sessionStorage, DONE) ?? []).filter((answer) => answer.run === this.run).at(-1) ?? null;
+    return (read("sessionStorage", DONE) ?? []).filter((answer) => answer.run === this.run).at(-1) ?? null;
   }
 }

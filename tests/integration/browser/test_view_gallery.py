@@ -127,6 +127,29 @@ def test_cards_are_judged_by_key_and_a_killed_server_loses_nothing(visit, tmp_pa
     ]
 
 
+def test_people_judge_where_the_browser_stores_nothing(browser, tmp_path: Path):
+    run = make_gallery_run(tmp_path / "run")
+    refuse = "{ get() { throw new DOMException('no storage', 'SecurityError'); } }"
+    with view_server(run, "--as", "anna") as (url, _):
+        page = browser.new_page()
+        page.add_init_script(
+            "".join(f"Object.defineProperty(window, '{kind}Storage', {refuse});" for kind in ("local", "session"))
+        )
+        page.goto(f"{url}/?q=riding")
+        page.locator(".card > a").first.focus()
+        page.keyboard.press("r")
+        page.locator(".chip.judged.right").wait_for()
+        page.goto(f"{url}/image/val/gone?relation=0-1-riding")
+        page.locator("body[data-ready]").wait_for()
+        page.get_by_label("Judging as").fill("ben")
+        page.get_by_label("Judging as").press("Tab")
+        page.get_by_role("button", name="Wrong").click()
+        page.locator("#relations .chip.wrong").wait_for()
+        page.close()
+    lines = [json.loads(line) for line in (run / "judgements.jsonl").read_text().splitlines()]
+    assert [(line["by"], line["verdict"]) for line in lines] == [("anna", "right"), ("ben", "wrong")]
+
+
 def test_an_answer_that_is_not_saved_is_kept_and_said(browser, tmp_path: Path):
     with view_server(make_gallery_run(tmp_path / "run")) as (url, process):
         page = browser.new_page()
