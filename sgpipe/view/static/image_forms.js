@@ -63,8 +63,9 @@ export function changeForm(relation, objects, { save, cancel }) {
 }
 
 export function addForm(objects, subject, { save, cancel, redraw, taken }) {
+  // Not isolated: typing the first letters of an option chooses it.
   const option = (object, index, role) =>
-    role === "subject" && object.missing ? null : html("option", { value: index }, isolated(shortened(object.name, 60)));
+    role === "subject" && object.missing ? null : html("option", { value: index }, shortened(object.name, 60));
   const ends = ["subject", "object"].map((role) =>
     html(
       "select",

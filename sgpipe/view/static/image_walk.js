@@ -126,10 +126,11 @@ export class Walk {
   }
 }
 
-function precision({ precision: { value, low, high }, more, margin }) {
+// Short, so that the bar keeps its height: the buttons stay where the pointer is.
+function precision({ precision: { value, low, high }, more, open, margin }) {
   const percent = (share) => `${(100 * share).toFixed(1)}%`;
   if (value === null) return "no precision yet";
-  const enough =
-    more === 0 ? `; within ±${100 * margin}%` : `; about ${more?.toLocaleString("en")} more answers until ±${100 * margin}%`;
-  return `precision ${percent(value)} (95% interval ${percent(low)} to ${percent(high)})${more === null ? "" : enough}`;
+  const goal = `±${100 * margin}%`,
+    enough = more === 0 ? `; within ${goal}` : more > open ? `; ${goal} takes a larger plan` : `; about ${more} more until ${goal}`;
+  return `precision ${percent(value)} (95%: ${percent(low)} to ${percent(high)})${more === null ? "" : enough}`;
 }

@@ -212,6 +212,8 @@ def test_it_fits_and_has_no_accessibility_fault(visit, judging, width, scheme):
     page.locator("#status", has_text="Saved").wait_for()
     assert accessibility_faults(page) == []
     page.keyboard.press("a")
+    page.keyboard.press("h")  # the first letter chooses the box
+    assert page.locator("select[name=subject]").input_value() == "1"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert accessibility_faults(page) == []
     page.keyboard.press("Escape")
@@ -295,7 +297,7 @@ def test_a_relation_is_added_by_two_clicks_and_typing(visit, run, judging):
     page.keyboard.press("Control+A")
     page.keyboard.type("barking  at")
     page.keyboard.press("Enter")
-    page.locator("#status", has_text="Saved").wait_for()
+    page.locator("#sentence", has_text="barking").wait_for()  # what was added is shown soon after it is saved
     assert text(page, "#sentence") == "dog barking at horse"
     [line] = lines(run)
     assert (line["subject"], line["object"], line["predicate"]) == (2, 1, "barking at")

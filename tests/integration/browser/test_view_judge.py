@@ -54,10 +54,13 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
     page.get_by_label("Seed").fill("1")
     page.get_by_role("button", name="Draw the sample").click()
     page.wait_for_url("**/image/val/n**plan=**")
+    heights = set()
     for left in range(5, 0, -1):
         page.locator("#precision", has_text=f"Plan: {left} question").wait_for()
+        heights.add(page.locator(".judge-bar").bounding_box()["height"])
         press(page, "w" if left == 3 else "r", lambda: len(answers(run)) == 6 - left)  # noqa: B023
     page.locator("#precision", has_text="Plan: 0 questions").wait_for()
+    assert len(heights) == 1  # the buttons stay where they are
     said = answers(run)
     assert [(each["verdict"], each["by"], each["plan"] is None) for each in said] == [
         ("wrong" if number == 2 else "right", "ben", False) for number in range(5)
