@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import PurePath
 from typing import Any, TypeAlias
 
 from starlette.datastructures import QueryParams
@@ -275,9 +274,7 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
     """The image in the other run, and which relations differ; None: there is no other run."""
     if viewer.other is None:
         return None
-    title = str(viewer.other.run.get("name") or "")
-    if title in ("", viewer.title):
-        title = PurePath(str(viewer.other.root)).name
+    title = viewer.other_title
     view = read_record(viewer.other, split, image_id)
     if view is None:
         return {"title": title, "lacks": "It does not have this image."}

@@ -53,8 +53,11 @@ class Viewer:
 
     @property
     def other_title(self) -> str:
-        """What the second run is called: runs on the same images often have the same name, but not the same folder."""
-        return PurePath(str(self.other.root)).name if self.other else ""
+        """What the second run is called: its name, or its folder if it has none or that of the first."""
+        if self.other is None:
+            return ""
+        name = str(self.other.run.get("name") or "")
+        return PurePath(str(self.other.root)).name if name in ("", self.title) else name
 
 
 def viewer_of(request: Request) -> Viewer:

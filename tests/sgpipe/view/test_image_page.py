@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Trip
 from sgpipe.view.comparison import compare_images, match_objects
 from sgpipe.view.image_page import MOST_RELATIONS, existing_relations, image_values, without_relations
 from sgpipe.view.records import RecordView
-from sgpipe.view.web import image_url
+from sgpipe.view.web import Viewer, image_url
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
 from tests.sgpipe.view.gallery_run import EVIL, STRANGE, make_gallery_run, open_client
 
@@ -164,6 +165,13 @@ def test_names_with_markup_are_text_and_reach_their_page(client: TestClient) -> 
     found = page_values(client, path)
     assert found["relations"][0]["predicate"] == EVIL
     assert EVIL not in client.get(f"/image{path}").text
+
+
+@pytest.mark.parametrize(("name", "title"), [("the run", "folder"), ("", "folder"), ("earlier", "earlier")])
+def test_the_second_run_is_called_by_its_name_or_else_its_folder(name: str, title: str) -> None:
+    other: Any = SimpleNamespace(run={"name": name}, root="s3://bucket/folder")
+    unused: Any = None
+    assert Viewer("the run", unused, unused, other).other_title == title
 
 
 def test_an_image_that_the_run_does_not_have_is_not_found(client: TestClient) -> None:
