@@ -61,6 +61,12 @@ def test_it_fits_every_screen(visit, server, path):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_scroll_bar_hides_none_of_the_filters(visit, server):
+    page = visit(f"{server}/")
+    column, button = (page.locator(name).bounding_box() for name in (".filters", ".range button"))
+    assert button["x"] + button["width"] + 12 <= column["x"] + column["width"]
+
+
 def test_on_a_phone_the_filters_are_folded(visit, server):
     page = visit(f"{server}/", width=390)
     predicates = page.locator("[data-facet=predicate]")
