@@ -131,6 +131,6 @@ function precision({ precision: { value, low, high }, more, open, margin }) {
   const percent = (share) => `${(100 * share).toFixed(1)}%`;
   if (value === null) return "no precision yet";
   const goal = `±${100 * margin}%`,
-    enough = more === 0 ? `; within ${goal}` : more > open ? `; ${goal} takes a larger plan` : `; about ${more.toLocaleString("en")} more until ${goal}`;
+    enough = more === 0 ? `; within ${goal}` : more > open ? `; ${goal} takes a larger plan` : `; about ${more?.toLocaleString("en")} more until ${goal}`;
   return `precision ${percent(value)} (95%: ${percent(low)} to ${percent(high)})${more === null ? "" : enough}`;
 }
