@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice, product
 from pathlib import Path
 
@@ -27,7 +29,7 @@ PREDICATES = [*_CLAIMS, *("".join(letters) + "ing" for letters in islice(product
 
 
 def make_run(root: Path, images: int, seed: int = 0, captions: int = CAPTIONS) -> None:
-    """A run of `images` rows with 50 relations and so many captions each."""
+    """Write a run of `images` rows, each with 50 relations and as many captions as `captions` says."""
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     manifest = Manifest.create(root, {"name": "made up", "fingerprint": "synthetic"})
@@ -139,16 +141,23 @@ def _lists(rows: int, each: int, **columns: pa.Array) -> pa.Array:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+@contextmanager
+def run_of_options(description: str, captions: int = CAPTIONS) -> Iterator[tuple[Path, int]]:
+    """The run that the command line asks for, made if it is not there, and its number of images."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--images", type=int, default=120_000)
     parser.add_argument("--run", type=Path, help="keep the run here, and use the one that is here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = options.run or Path(temporary) / "run"
         if not root.exists():
-            make_run(root, options.images)
-        title = f"{options.images:,} images, {options.images * RELATIONS:,} relations"
+            make_run(root, options.images, captions=captions)
+        yield root, options.images
+
+
+def main() -> None:
+    with run_of_options(__doc__) as (root, images), tempfile.TemporaryDirectory() as temporary:
+        title = f"{images:,} images, {images * RELATIONS:,} relations"
         table = Table("command", "seconds", "CPU seconds", "peak MB", title=title)
         for name, extra in (
             ("stats --json", ["--json"]),

@@ -9,14 +9,12 @@ captions, ranges of confidence, facets, queues, all orders, and second pages. No
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import re
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +27,7 @@ from urllib.parse import urlencode
 import numpy as np
 from rich.table import Table
 
-from benchmarks.bench_stats import CATEGORIES, PREDICATES, RELATIONS, make_run
+from benchmarks.bench_stats import CATEGORIES, PREDICATES, RELATIONS, run_of_options
 from benchmarks.measure import report
 
 SEARCHES, CAPTIONS = 200, 10
@@ -194,15 +192,8 @@ def measure(run: Path, images: int) -> list[Table | str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=120_000)
-    parser.add_argument("--run", type=Path, help="keep the run here, and use the one that is here")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        run = options.run or Path(temporary) / "run"
-        if not run.exists():
-            make_run(run, options.images, captions=CAPTIONS)
-        parts = measure(run, options.images)
+    with run_of_options(__doc__, CAPTIONS) as (run, images):
+        parts = measure(run, images)
     report(
         __doc__,
         *parts,

@@ -66,9 +66,8 @@ def correct(
     manifest, storage, log = _open(run, judgements)
     for problem in log.problems:
         _note(problem)
-    corrected = correct_run(
-        manifest, storage, log, out, console.Progress(console.progress()), conflicts.value, images
-    )  # fmt: skip
+    progress = console.Progress(console.progress())
+    corrected = correct_run(manifest, storage, log, out, progress, conflicts.value, images)
     if json_:
         print(json.dumps(corrected.as_json(), indent=2))
         return

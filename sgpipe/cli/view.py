@@ -60,9 +60,7 @@ def view(
     url = address.url(token)
     console.output().print(url, soft_wrap=True)
     if token is not None:
-        _say(
-            "the token is what lets in: whoever has this address can see the run" + ("" if read_only else " and judge")
-        )
+        _say("keep this address secret: whoever has it can see the run" + ("" if read_only else " and judge relations"))
     if port and address.port != port:
         _say(f"port {port} is in use")
     _say("Ctrl-C ends the server")

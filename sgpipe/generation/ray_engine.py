@@ -189,7 +189,7 @@ def _run_once(
 def _watch(name: str, required: Sequence[Need]) -> Iterator[threading.Event]:
     """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster that is too small.
 
-    Actors of a lost machine keep their units until they restart elsewhere; without room for them Ray waits for ever.
+    Actors of a lost machine keep their units until they restart elsewhere; without room for them Ray waits forever.
 
     Args:
         name: that all actors of the graph have at the start of their own.
@@ -220,7 +220,7 @@ def kill_actors(name: str) -> None:
     """Kill all actors whose name starts with `name`; they do not restart.
 
     After an error Ray Data leaves actors alive that wait for a unit which was lost with its machine. They would keep
-    their CPUs, and the actors of the next graph would wait for these without end.
+    their CPUs, and the actors of the next graph would wait for them forever.
     """
     for each in list_named_actors():
         if each.startswith(name):

@@ -229,8 +229,8 @@ def _tally(
 def answers_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
     """About how many more answers it takes until the 95% interval of a plan is ± `MARGIN`; 0: it is.
 
-    So many would do if the strata stay as precise as they seem, and as many answers are "unsure". They may be more than
-    the plan has open questions. None: more than any plan can have.
+    The estimate assumes that each stratum stays as precise as its answers say, and that the share of "unsure" answers
+    stays the same. It may exceed the open questions of the plan. None: it exceeds those that any plan can have.
     """
     given = answers(plan, log)
     sizes, judged, correct = _tally(plan, given)

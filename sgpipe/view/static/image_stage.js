@@ -17,7 +17,7 @@ export class Stage {
   constructor(title, { choose, pick, point }) {
     this.act = { choose, pick, point };
     this.number = stages++;
-    this.picture = svg("image", { preserveAspectRatio: "none", error: () => this.complain() });
+    this.photo = svg("image", { preserveAspectRatio: "none", error: () => this.complain() });
     this.boxes = svg("g");
     this.edges = svg("g");
     this.names = svg("g", { class: "names" });
@@ -28,7 +28,7 @@ export class Stage {
       { class: "stage", role: "group", "aria-label": title },
       svg("defs"),
       svg("rect", { class: "ground" }),
-      this.picture,
+      this.photo,
       this.scaled,
     );
     const button = (text, name, act) => html("button", { type: "button", title: name, "aria-label": name, click: act }, text);
@@ -56,11 +56,11 @@ export class Stage {
     this.width = Math.max(image.width, 1);
     this.height = Math.max(image.height, 1);
     this.missing.hidden = true;
-    for (const element of [this.picture, this.view.querySelector(".ground")]) {
+    for (const element of [this.photo, this.view.querySelector(".ground")]) {
       element.setAttribute("width", this.width);
       element.setAttribute("height", this.height);
     }
-    this.picture.setAttribute("href", image.photo);
+    this.photo.setAttribute("href", image.photo);
     const colours = [...new Set(objects.map((object) => object.colour))];
     this.view
       .querySelector("defs")
