@@ -47,6 +47,19 @@ class Resources(Config):
         return gpus
 
 
+class Requests(Config):
+    """How an endpoint is asked. Nothing here changes an answer."""
+
+    in_flight: int = Field(16, ge=1, description="requests of one actor that are under way at once")
+    timeout: float = Field(120, gt=0, description="seconds to wait for an answer")
+    retries: int = Field(6, ge=0, description="further attempts after a cut connection, a 429 or a 5xx")
+    key: str = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_]\w*$",
+        description="environment variable with the key; a variable that is not set: no key is sent",
+    )
+
+
 class SplitConfig(Config):
     """The files of one split."""
 
@@ -113,9 +126,19 @@ class DetectConfig(Config):
 
 
 class CaptionConfig(Config):
-    """Captions by a BLIP checkpoint, or, with captioner: null, from the captions file of each split."""
+    """Captions by a model, or, with captioner: null, from the captions file of each split."""
 
-    captioner: str | None = Field(None, description="hub id or folder of a BlipForConditionalGeneration; or MINIWORLD")
+    captioner: str | None = Field(
+        None,
+        description="hub id or folder of BLIP or another image-text-to-text model of transformers; with an endpoint, "
+        "the name of its model; or MINIWORLD",
+    )
+    endpoint: str | None = Field(
+        None,
+        description="URL of a server with the OpenAI chat API, such as http://localhost:8000/v1; null: the captioner "
+        "runs here",
+    )
+    requests: Requests = Requests()
     decoding: Literal["nucleus", "beam"] = Field("nucleus", description="nucleus sampling or beam search")
     samples: int = Field(10, ge=1, description="captions per image with nucleus sampling; beam search gives one")
     top_p: float = Field(0.9, gt=0, le=1, description="probability mass of nucleus sampling")
@@ -131,8 +154,13 @@ class CaptionConfig(Config):
     temperature: float = Field(1.0, gt=0, description="temperature of nucleus sampling")
     beams: int = Field(3, ge=1, description="beams of beam search")
     min_tokens: int = Field(5, ge=0, description="shortest caption")
-    max_tokens: int = Field(20, ge=1, description="longest caption")
-    prompt: str = Field("a picture of", description="start of every caption; removed from the result")
+    max_tokens: int | None = Field(None, ge=1, description="longest caption; null: 20 for BLIP, 128 for others")
+    prompt: str | None = Field(
+        None,
+        description="BLIP: start of every caption, removed from the result; others: what is asked about the image; "
+        "null: what suits the captioner",
+    )
+    system: str | None = Field(None, description="system message of a chat model; null: none")
     image_size: int | None = Field(None, ge=16, description="pixels per side; null: the checkpoint's own")
     scopes: tuple[Literal["image", "box", "pair"], ...] = Field(
         ("image",), description="what is captioned: whole images, boxes, regions of box pairs"
@@ -152,7 +180,19 @@ PUBLISHED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.1, "cap
 class ParseConfig(Config):
     """Captions to relation triplets."""
 
-    model: str | None = Field(None, description="spaCy model; null: the best installed one")
+    parser: Literal["rules", "learned", "seq2seq", "llm"] = Field(
+        "rules",
+        description="rules on a dependency parse; a small model that ships with sgpipe; a sequence-to-sequence model "
+        "of transformers; or a language model behind an endpoint",
+    )
+    model: str | None = Field(
+        None,
+        description="rules and learned: spaCy model (null: the best installed one); seq2seq: hub id or folder; llm: "
+        "name of the endpoint's model",
+    )
+    endpoint: str | None = Field(None, description="llm: URL of a server with the OpenAI chat API")
+    requests: Requests = Requests()
+    device: str = Field("auto", description="of seq2seq: auto, cpu, cuda or cuda:N")
     batch_size: int = Field(256, ge=1, description="captions parsed together")
     resources: Resources = Resources()
 
@@ -180,9 +220,20 @@ class PairConfig(Config):
 
 
 class TagConfig(Config):
-    """The R-Tagger: scores every candidate pair against its predicates."""
+    """Which candidates are relations: every candidate pair is scored against its predicates."""
 
-    tagger: str | None = Field(None, description="folder or hub id of an R-Tagger; or MINIWORLD")
+    method: Literal["rtagger", "all", "overlap", "clip", "vlm"] = Field(
+        "rtagger",
+        description="who decides: an R-Tagger; nobody (all candidates are relations); the boxes (candidates that "
+        "overlap); a CLIP model; or a vision-language model that is asked",
+    )
+    tagger: str | None = Field(
+        None,
+        description="rtagger: folder or hub id of an R-Tagger, or MINIWORLD; clip: open_clip or transformers model; "
+        "vlm: an image-text-to-text model, or the name of the endpoint's model",
+    )
+    endpoint: str | None = Field(None, description="vlm: URL of a server with the OpenAI chat API; null: it runs here")
+    requests: Requests = Requests()
     threshold: float = Field(
         0.05, ge=0, lt=1, description="keep relations above this confidence; with a calibration: this probability"
     )

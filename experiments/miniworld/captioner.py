@@ -21,7 +21,8 @@ from transformers import (  # type: ignore[attr-defined]
 
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.captions import WORDINGS, nouns_of
-from sgpipe.recipe import CaptionConfig, Config
+from sgpipe.recipe import Config
+from sgpipe.stages.caption.blip import PROMPT
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ARTICLES = ("a", "an", "another")
@@ -34,7 +35,7 @@ def caption_words() -> tuple[str, ...]:
     """Every word of the prompt and of the miniworld's canonical captions."""
     nouns = [noun for kind in KINDS for noun in nouns_of(kind)]
     wordings = [wording.participle for wording in WORDINGS.values()]
-    phrases = [CaptionConfig().prompt, *_ARTICLES, *nouns, *wordings]
+    phrases = [PROMPT, *_ARTICLES, *nouns, *wordings]
     return tuple(dict.fromkeys(word for phrase in phrases for word in phrase.split()))
 
 
@@ -50,7 +51,7 @@ def save_tokenizer(folder: Path, words: Iterable[str]) -> PreTrainedTokenizerBas
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The first tokens of every caption: [DEC] and the default prompt of `sgpipe generate`."""
-    return [tokenizer.bos_token_id, *tokenizer(CaptionConfig().prompt, add_special_tokens=False)["input_ids"]]
+    return [tokenizer.bos_token_id, *tokenizer(PROMPT, add_special_tokens=False)["input_ids"]]
 
 
 def build_captioner(config: CaptionerModelConfig, tokenizer: PreTrainedTokenizerBase) -> BlipForConditionalGeneration:

@@ -6,17 +6,20 @@ and models is. Runs of earlier versions keep their identity, which lacks the set
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgpipe.errors import existing_file
-from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, CaptionConfig, Recipe, TagConfig
+from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, CaptionConfig, Config, Recipe, TagConfig
+from sgpipe.stages.caption.blip import for_blip
 from sgpipe.stages.parse.stage import model_version
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import file_sha256, model_sha256
 
-_DISTRIBUTION = {"resources", "batch_size", "device"}
+_DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
+# Runs of earlier versions do not name these settings: as they are by default, they are not part of an identity.
+_ADDED_SINCE = {"caption": ("endpoint", "system"), "parse": ("parser", "endpoint"), "tag": ("method", "endpoint")}
 
 
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
@@ -30,8 +33,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     if recipe.source.format == "folder":
         parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_DISTRIBUTION)
         parts["detect"]["detector"] = model_sha256(recipe.detect.detector)
+    recipe = recipe.model_copy(update={"caption": for_blip(recipe.caption)})
     for stage in ("caption", "parse", "pair", "tag"):
-        parts[stage] = getattr(recipe, stage).model_dump(mode="json", exclude=_DISTRIBUTION)
+        parts[stage] = _settings(getattr(recipe, stage), _ADDED_SINCE.get(stage, ()))
     parts["parse"]["model"] = model_version(recipe.parse.model)
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
@@ -49,6 +53,11 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         path = getattr(recipe.pair, name)
         parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
     return parts
+
+
+def _settings(config: Config, added: Sequence[str]) -> dict[str, Any]:
+    default = {name for name in added if getattr(config, name) == type(config).model_fields[name].default}
+    return config.model_dump(mode="json", exclude=_DISTRIBUTION | default)
 
 
 def in_todays_settings(before: Mapping[str, Any]) -> dict[str, Any]:

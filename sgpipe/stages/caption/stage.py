@@ -25,7 +25,7 @@ from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
-from sgpipe.stages.caption.blip import Blip, check_captioner, load_blip
+from sgpipe.stages.caption.blip import MAX_TOKENS, Blip, check_captioner, for_blip, load_blip
 from sgpipe.stages.caption.blip_decoder import BlipDecoder
 from sgpipe.stages.caption.decoding import NucleusSampling, beam_captions, sample_captions
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
@@ -65,7 +65,8 @@ class CaptionStage:
     fills: tuple[str, ...] = ("captions", "status", "error")
 
     def __init__(self, config: CaptionConfig, roots: Mapping[str, Path], seed: int) -> None:
-        self.config = config
+        self.config = for_blip(config)
+        self.max_tokens = self.config.max_tokens or MAX_TOKENS
         self.roots = roots
         self.seed = seed
         self.resources = config.resources
@@ -87,7 +88,7 @@ class CaptionStage:
         dtype = pick_dtype(self.config.dtype, self.device)
         self.blip: Blip = load_blip(self.config.captioner, self.config.image_size, self.device, dtype)
         self.decoder = BlipDecoder(self.blip.model)
-        self.prompt = self.blip.prompt_ids(self.config.prompt)
+        self.prompt = self.blip.prompt_ids(self.config.prompt or "")
         self.group = _GPU_GROUP if self.device.type == "cuda" else 1
         self._check_lengths()
 
@@ -100,7 +101,7 @@ class CaptionStage:
         return records
 
     def _check_lengths(self) -> None:
-        most, least = self.config.max_tokens, self.config.min_tokens
+        most, least = self.max_tokens, self.config.min_tokens
         positions = self.blip.text_config.max_position_embeddings
         if most > positions:
             raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
@@ -135,15 +136,13 @@ class CaptionStage:
     def _decode(self, states: torch.Tensor, keys: list[int]) -> list[list[list[int]]]:
         config = self.config
         if config.decoding == "beam":
-            return beam_captions(
-                self.blip.model, states, self.prompt, config.beams, config.min_tokens, config.max_tokens
-            )
+            return beam_captions(self.blip.model, states, self.prompt, config.beams, config.min_tokens, self.max_tokens)
         sampling = NucleusSampling(
             config.samples,
             config.top_p,
             config.temperature,
             config.min_tokens,
-            config.max_tokens,
+            self.max_tokens,
             end=self.blip.text_config.sep_token_id,
             repetition_penalty=config.repetition_penalty,
             top_k=config.top_k,
