@@ -29,7 +29,7 @@ from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.pair.matching import HeadMatcher
 from sgpipe.stages.parse.grammar.clauses import verb_lemma
-from sgpipe.stages.parse.stage import CaptionParser
+from sgpipe.stages.parse.parser import CaptionParser
 from sgpipe.utils.console import run_command
 
 SAMPLES = 10

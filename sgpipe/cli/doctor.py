@@ -145,7 +145,7 @@ def _gpu() -> Iterator[DoctorCheck]:
 
 
 def _parser() -> Iterator[DoctorCheck]:
-    from sgpipe.stages.parse.stage import load_model, model_version
+    from sgpipe.stages.parse.spacy_model import load_model, model_version
 
     try:
         load_model()

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,9 +227,23 @@ def miniworld(
     console.output().print(message, soft_wrap=True)
 
 
+class ParserKind(StrEnum):
+    """The values of --parser, as in `ParseConfig.parser`."""
+
+    rules = "rules"
+    learned = "learned"
+    seq2seq = "seq2seq"
+    llm = "llm"
+
+
 def parse(
+    parser: Annotated[ParserKind, typer.Option(help="Parser.")] = ParserKind.rules,
     model: Annotated[
-        str | None, typer.Option(help="spaCy model. Default: the best one installed.", callback=reads_model)
+        str | None,
+        typer.Option(
+            help="Its model: of rules and learned, a spaCy model. Default: the best one installed.",
+            callback=reads_model,
+        ),
     ] = None,
 ) -> None:
     """Turn captions into triplets.
@@ -236,13 +251,14 @@ def parse(
     Reads one caption per line from standard input and prints one line of JSON for each.
     """
     from sgpipe.recipe import ParseConfig
-    from sgpipe.stages.parse.stage import CaptionParser, parse_lines
+    from sgpipe.stages.parse.parser import CaptionParser
+    from sgpipe.stages.parse.stage import parse_lines
 
     if sys.stdin is None:
         raise UserError("standard input is closed; `parse` reads one caption per line from it")
-    parser = CaptionParser(ParseConfig(model=model))
+    captions = CaptionParser(ParseConfig(parser=parser.value, model=model))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-    for result in parse_lines(sys.stdin, parser):
+    for result in parse_lines(sys.stdin, captions):
         print(console.json_text(result))
 
 

@@ -87,7 +87,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "eval labels": ("eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json",),
     "doctor": ("doctor", "doctor --json"),
     "convert": ("convert RLIPv2_tagger.pth --out tagger/ --tokenizer roberta-base",),
-    "parse": ("parse < captions.txt",),
+    "parse": ("parse < captions.txt", "parse --parser learned < captions.txt"),
 }
 
 

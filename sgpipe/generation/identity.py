@@ -12,7 +12,7 @@ from typing import Any
 from sgpipe.errors import existing_file
 from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, CaptionConfig, Config, Recipe, TagConfig
 from sgpipe.stages.caption.blip import for_blip
-from sgpipe.stages.parse.stage import model_version
+from sgpipe.stages.parse.parser import parser_identity
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import file_sha256, model_sha256
@@ -36,7 +36,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     recipe = recipe.model_copy(update={"caption": for_blip(recipe.caption)})
     for stage in ("caption", "parse", "pair", "tag"):
         parts[stage] = _settings(getattr(recipe, stage), _ADDED_SINCE.get(stage, ()))
-    parts["parse"]["model"] = model_version(recipe.parse.model)
+    parts["parse"]["model"] = parser_identity(recipe.parse)
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
     else:

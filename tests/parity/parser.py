@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sgpipe.stages.parse.stage import CaptionParser
+from sgpipe.stages.parse.parser import CaptionParser
 
 LEVELS = ("strict", "relaxed", "pair")
 # F1 by set of captions; `random` are the short ones.

@@ -11,7 +11,7 @@ from sgpipe.recipe import PairConfig
 from sgpipe.records import Box, Caption, Record
 from sgpipe.stages.pair.stage import PairStage
 from sgpipe.stages.parse.grammar.clauses import verb_lemma
-from sgpipe.stages.parse.stage import CaptionParser
+from sgpipe.stages.parse.parser import CaptionParser
 
 Sentences = list[tuple[Scene, SceneCaption]]
 

@@ -8,7 +8,10 @@ import spacy
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Caption, Record
-from sgpipe.stages.parse.stage import DEFAULT_MODELS, CaptionParser, ParseStage, load_model, parse_lines
+from sgpipe.stages.parse.parser import CaptionParser
+from sgpipe.stages.parse.rules import RuleParser
+from sgpipe.stages.parse.spacy_model import DEFAULT_MODELS, load_model
+from sgpipe.stages.parse.stage import ParseStage, parse_lines
 
 CAPTIONS = [
     "a man riding a horse next to a dog on the beach",
@@ -88,13 +91,13 @@ def test_the_cache_returns_copies(parser):
 
 def test_each_distinct_caption_is_analysed_once(parser, monkeypatch):
     seen: list[str] = []
-    analyse = CaptionParser._analyse
+    parse = RuleParser.parse
 
     def spy(self, captions):
         seen.extend(captions)
-        return analyse(self, captions)
+        return parse(self, captions)
 
-    monkeypatch.setattr(CaptionParser, "_analyse", spy)
+    monkeypatch.setattr(RuleParser, "parse", spy)
     parser.clear_cache()
     parser.parse(["a dog on a bed"] * 3 + ["a cat on a bed"])
     parser.parse(["a cat on a bed", "a bird on a bed"])
