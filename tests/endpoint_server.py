@@ -1,0 +1,263 @@
+"""A server with the OpenAI chat API on this machine, which fails when and how a test wants it to."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+import ssl
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from PIL import Image
+
+Fault = Literal[
+    "limited",
+    "broken",
+    "silent",
+    "cut",
+    "garbled",
+    "page",
+    "mixed",
+    "refusal",
+    "filtered",
+    "empty",
+    "fewer",
+    "rejected",
+]
+PASSING: tuple[Fault, ...] = ("limited", "broken", "cut", "garbled", "page", "mixed")
+LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
+
+Answerer = Callable[[dict[str, Any]], Sequence[str]]
+Faults = Callable[[str, int], "Fault | None"]
+
+
+def no_faults(body: str, attempt: int) -> None:
+    """A server without any."""
+
+
+def scripted(*faults: Fault | None) -> Faults:
+    """These, one per request in the order of arrival; then none."""
+    left = iter(faults)
+    return lambda body, attempt: next(left, None)
+
+
+def at_random(seed: int, share: float, lasting: float = 0.0) -> Faults:
+    """For a share of all attempts a fault that passes; for a share of all requests one that lasts.
+
+    Which they are depends on the request, not on the order of arrival.
+    """
+
+    def choose(body: str, attempt: int) -> Fault | None:
+        of_request, of_attempt = random.Random(f"{seed} {body}"), random.Random(f"{seed} {body} {attempt}")
+        if of_request.random() < lasting:
+            return of_request.choice(LASTING)
+        return of_attempt.choice(PASSING) if attempt < 4 and of_attempt.random() < share else None
+
+    return choose
+
+
+def shown_image(body: Mapping[str, Any]) -> Image.Image | None:
+    """The image of a request, if it has one."""
+    content = body["messages"][-1]["content"]
+    parts = [] if isinstance(content, str) else content
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return Image.open(BytesIO(base64.b64decode(urls[0].partition(",")[2]))) if urls else None
+
+
+def say_seed(body: Mapping[str, Any]) -> list[str]:
+    """A caption per answer that depends on nothing but the seed."""
+    things = ("dog", "cat", "person", "horse", "ball", "car")
+    noise = random.Random(body["seed"])
+    return [f"a {noise.choice(things)} next to a {noise.choice(things)}" for _ in range(body.get("n", 1))]
+
+
+class EndpointServer:
+    """Serves `models` at `url` within a `with` statement.
+
+    Attributes:
+        requests: the bodies of all requests for a completion, in the order of arrival.
+        paid: how often each of them (by hash) was answered completely.
+        most_at_once: the most requests that were under way at once.
+        key: what requests must carry; None: nothing.
+        most_choices: the most choices of an answer, whatever is asked for.
+        redirect: where all requests are sent on to.
+        released: while it is not set, no request is answered.
+    """
+
+    def __init__(
+        self,
+        answer: Answerer = say_seed,
+        faults: Faults = no_faults,
+        *,
+        models: Sequence[str] = ("tiny-vlm",),
+        key: str | None = None,
+        seconds: float = 0.0,
+        port: int = 0,
+    ) -> None:
+        self.answer, self.faults, self.models, self.key, self.seconds = answer, faults, list(models), key, seconds
+        self.requests: list[dict[str, Any]] = []
+        self.paid: Counter[str] = Counter()
+        self.attempts: Counter[str] = Counter()
+        self.headers: list[dict[str, str]] = []
+        self.most_at_once = self.at_once = 0
+        self.most_choices: int | None = None
+        self.retry_after, self.rejection = "0", "The prompt is longer than the maximum model length"
+        self.redirect: str | None = None
+        self.lock = threading.Lock()
+        self.released = threading.Event()
+        self.released.set()
+        self.ended = threading.Event()
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (_Handler,), {"endpoint": self}))
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def __enter__(self) -> EndpointServer:
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.ended.set()
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def encrypt(self, folder: Path) -> Path:
+        """Speak HTTPS from now on; returns the file of a certificate that nobody has signed."""
+        certificate, key = folder / "certificate.pem", folder / "key.pem"
+        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+        options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+        subprocess.run([*command.split(), *options], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = self.url.replace("http:", "https:")
+        return certificate
+
+    def completion(self, body: dict[str, Any], fault: Fault | None) -> dict[str, Any]:
+        """The JSON of an answer."""
+        texts = list(self.answer(body))[: self.most_choices]
+        if fault == "fewer":
+            texts = texts[: max(1, len(texts) // 2)]
+        choices = []
+        for index, text in enumerate(texts):
+            message: dict[str, Any] = {"role": "assistant", "content": "" if fault in ("empty", "filtered") else text}
+            if fault == "refusal":
+                message |= {"content": None, "refusal": "I cannot describe people."}
+            reason = "content_filter" if fault == "filtered" else "stop"
+            choice = {"index": index, "message": message, "finish_reason": reason}
+            if body.get("logprobs"):
+                likeliest = [{"token": text, "logprob": -0.25}, {"token": "No", "logprob": -1.5}]
+                choice["logprobs"] = {"content": [likeliest[0] | {"top_logprobs": likeliest}]}
+            choices.append(choice)
+        model = "another-model" if fault == "mixed" else body["model"]
+        return {"id": "chatcmpl-1", "object": "chat.completion", "model": model, "choices": choices[::-1]}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    endpoint: EndpointServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        server = self.endpoint
+        if self._is_refused():
+            return
+        if self.path != "/v1/models":
+            self._send(404, {"detail": "Not Found"})
+            return
+        self._send(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in server.models]})
+
+    def do_POST(self) -> None:
+        server = self.endpoint
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        with server.lock:
+            server.at_once += 1
+            server.most_at_once = max(server.most_at_once, server.at_once)
+            server.headers.append(dict(self.headers))
+        try:
+            if not self._is_refused():
+                server.released.wait()
+                server.ended.wait(server.seconds)
+                self._answer(raw)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+        finally:
+            with server.lock:
+                server.at_once -= 1
+
+    def _answer(self, raw: bytes) -> None:
+        server, body, name = self.endpoint, json.loads(raw), hashlib.sha256(raw).hexdigest()
+        with server.lock:
+            server.requests.append(body)
+            server.attempts[name] += 1
+            fault = server.faults(name, server.attempts[name])
+        if body["model"] not in server.models:
+            self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}})
+        elif fault == "limited":
+            self._send(429, {"error": {"message": "Rate limit reached"}}, {"Retry-After": server.retry_after})
+        elif fault == "broken":
+            self._send(500, {"error": {"message": f"worker lost; request had {self.headers.get('Authorization')}"}})
+        elif fault == "rejected":
+            self._send(400, {"error": {"message": server.rejection}})
+        elif fault == "silent":
+            server.ended.wait(60)
+            self.close_connection = True
+        elif fault == "page":
+            self._send(200, b"<html><body>Please log in</body></html>", {"Content-Type": "text/html"})
+        elif fault == "garbled":
+            self._send(200, {"object": "chat.completion", "model": body["model"], "choices": [{"index": 0}]})
+        else:
+            self._complete(name, server.completion(body, fault), fault)
+
+    def _complete(self, name: str, completion: dict[str, Any], fault: Fault | None) -> None:
+        content = json.dumps(completion).encode()
+        if fault == "cut":
+            self._send(200, content[: len(content) // 2], {"Content-Length": str(len(content))})
+            self.close_connection = True
+            return
+        self._send(200, content)
+        if fault != "mixed":
+            with self.endpoint.lock:
+                self.endpoint.paid[name] += 1
+
+    def _is_refused(self) -> bool:
+        server = self.endpoint
+        if server.redirect is not None:
+            self._send(307, b"", {"Location": f"{server.redirect}/models"})
+            return True
+        if server.key is None or self.headers.get("Authorization") == f"Bearer {server.key}":
+            return False
+        self._send(401, {"error": {"message": f"Incorrect API key provided: {self.headers.get('Authorization')}"}})
+        return True
+
+    def _send(self, status: int, content: bytes | dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(data))} | dict(headers or {})
+        ).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+        self.wfile.flush()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Raises TimeoutError: it does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)

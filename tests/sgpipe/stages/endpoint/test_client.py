@@ -1,0 +1,226 @@
+"""What becomes of requests: in order, all of them, each until it is answered, and no more than needed."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from sgpipe.errors import EngineError, UserError
+from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation
+from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
+from tests.sgpipe.stages.endpoint.conftest import Connect
+
+SAMPLING = ChatSampling(max_tokens=16, temperature=1.0)
+SCHEMA = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def question(number: int, n: int = 1) -> ChatRequest:
+    return ChatRequest(conversation(f"What is in image {number}?"), SAMPLING, seed=number, n=n)
+
+
+def echo(body: dict) -> list[str]:
+    time.sleep(random.random() / 100)  # so that answers arrive in another order
+    return [body["messages"][-1]["content"]] * body.get("n", 1)
+
+
+def test_answers_keep_the_order_of_requests(connect: Connect) -> None:
+    with EndpointServer(echo) as server:
+        answers = list(connect(server.url).ask_all(question(number) for number in range(60)))
+    assert answers == [Answer((f"What is in image {number}?",)) for number in range(60)]
+
+
+def test_as_many_requests_are_under_way_as_may_be(connect: Connect) -> None:
+    with EndpointServer(echo, seconds=0.02) as server:
+        list(connect(server.url, in_flight=5).ask_all(question(number) for number in range(40)))
+    assert server.most_at_once == 5
+
+
+def test_requests_are_taken_as_they_are_needed(connect: Connect) -> None:
+    """Each may carry an image of megabytes."""
+    taken = []
+    with EndpointServer() as server:
+        answers = connect(server.url, in_flight=2).ask_all(taken.append(n) or question(n) for n in range(100))  # type: ignore[func-returns-value]
+        next(answers)
+        assert len(taken) == 8
+        assert len(list(answers)) == 99
+
+
+@pytest.mark.parametrize("fault", ["limited", "broken", "cut", "garbled", "page", "mixed"])
+def test_a_passing_fault_changes_no_answer(connect: Connect, fault: Fault) -> None:
+    with EndpointServer() as server:
+        expected = list(connect(server.url).ask_all([question(1, n=3)]))
+    with EndpointServer(faults=scripted(fault, fault)) as server:
+        assert list(connect(server.url).ask_all([question(1, n=3)])) == expected
+        assert len(server.requests) == 3
+
+
+def test_silence_ends_at_the_timeout(connect: Connect) -> None:
+    with EndpointServer(faults=scripted("silent")) as server:
+        assert isinstance(connect(server.url, timeout=0.3).ask(question(1).messages, sampling=SAMPLING), Answer)
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("refusal", "the model refused: I cannot describe people."),
+        ("filtered", "a content filter withheld the answer"),
+        ("empty", "the answer is empty"),
+        ("rejected", "HTTP 400: The prompt is longer than the maximum model length"),
+    ],
+)
+def test_a_refusal_concerns_one_request(connect: Connect, fault: Fault, reason: str) -> None:
+    with EndpointServer(faults=scripted(fault)) as server:
+        answers = list(connect(server.url, in_flight=1).ask_all([question(1), question(2)]))
+    assert answers[0] == Refusal(reason)
+    assert isinstance(answers[1], Answer)
+    assert len(server.requests) == 2
+
+
+def test_a_request_that_always_breaks_is_refused_if_others_are_answered(connect: Connect) -> None:
+    def answer(body: dict) -> list[str]:
+        if "image 1?" in body["messages"][-1]["content"]:
+            raise BrokenPipeError
+        return ["fine"]
+
+    with EndpointServer(answer) as server:
+        refused, answered = connect(server.url).ask_all([question(1), question(2)])
+    assert isinstance(refused, Refusal)
+    assert refused.reason.startswith("the connection was cut")
+    assert refused.reason.endswith(", 4 attempts")
+    assert answered == Answer(("fine",))
+
+
+def test_an_endpoint_that_breaks_on_everything_ends_the_run(connect: Connect) -> None:
+    error = pytest.raises(EngineError, match=r"^the endpoint http://\S+/v1 does not answer: HTTP 500: .*, 4 attempts$")
+    with EndpointServer(faults=lambda body, attempt: "broken") as server, error:
+        list(connect(server.url).ask_all([question(1), question(2)]))
+
+
+def test_an_endpoint_without_quota_ends_the_run(connect: Connect) -> None:
+    """It would answer another request now and then."""
+    error = pytest.raises(EngineError, match="HTTP 429: Rate limit reached, 4 attempts")
+    with EndpointServer(faults=scripted(*["limited"] * 4)) as server, error:
+        connect(server.url).ask(question(1).messages, sampling=SAMPLING)
+
+
+def test_retry_after_is_heeded(connect: Connect) -> None:
+    with EndpointServer(faults=scripted("limited")) as server:
+        server.retry_after = "1"
+        began = time.monotonic()
+        connect(server.url).ask(question(1).messages, sampling=SAMPLING)
+        assert time.monotonic() - began >= 1
+
+
+def test_a_server_that_goes_down_ends_the_run(connect: Connect) -> None:
+    with EndpointServer() as server:
+        endpoint = connect(server.url)
+        assert isinstance(endpoint.ask(question(1).messages, sampling=SAMPLING), Answer)
+    with pytest.raises(EngineError, match=r"it cannot be reached|the connection was cut"):
+        list(endpoint.ask_all(map(question, range(2, 40))))
+
+
+def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds(connect: Connect) -> None:
+    with EndpointServer() as server:
+        server.most_choices = 1  # llama.cpp
+        answer = connect(server.url).ask(question(7).messages, sampling=SAMPLING, n=4, seed=7)
+        assert isinstance(answer, Answer)
+        assert len(answer.texts) == 4
+        assert [body.get("n", 1) for body in server.requests] == [4, 3, 2, 1]
+        assert len({body["seed"] for body in server.requests}) == 4
+        assert len(set(answer.texts)) > 1
+
+
+def test_a_server_that_rejects_n_is_asked_one_by_one(connect: Connect) -> None:
+    def faults(body: str, attempt: int) -> Fault | None:
+        return "rejected" if server.requests[-1].get("n", 1) > 1 else None
+
+    with EndpointServer(faults=faults) as server:
+        server.rejection = "Unexpected fields in the request: {'n'}"
+        answers = list(connect(server.url, in_flight=1).ask_all([question(1, n=2), question(2, n=2)]))
+        assert [len(answer.texts) for answer in answers if isinstance(answer, Answer)] == [2, 2]
+        assert [body.get("n", 1) for body in server.requests] == [2, 1, 1, 1, 1]
+
+
+def test_only_usable_samples_are_kept(connect: Connect) -> None:
+    with EndpointServer(lambda body: ["one", " ", "three"]) as server:
+        assert connect(server.url).ask(question(1).messages, sampling=SAMPLING, n=3) == Answer(("one", "three"))
+
+
+def test_log_probabilities(connect: Connect) -> None:
+    with EndpointServer(lambda body: ["Yes"]) as server:
+        answer = connect(server.url).ask(question(1).messages, sampling=SAMPLING, logprobs=True)
+        assert answer == Answer(("Yes",), (((("Yes", -0.25), ("No", -1.5)),),))
+        assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
+
+
+def test_a_server_without_log_probabilities_is_named(connect: Connect) -> None:
+    with EndpointServer(lambda body: body.pop("logprobs") and ["Yes"]) as server:
+        example = ChatRequest(question(1).messages, SAMPLING, logprobs=True)
+        with pytest.raises(UserError, match="the answer has no log-probabilities, 4 attempts"):
+            connect(server.url).check(example)
+
+
+def test_what_is_sent(connect: Connect) -> None:
+    sampling = ChatSampling(max_tokens=5, temperature=0.5, top_p=0.9, top_k=50, repetition_penalty=1.1)
+    with EndpointServer() as server:
+        endpoint = connect(server.url)
+        endpoint.ask(conversation("Hello", system="Be brief."), sampling=sampling, n=2, seed=1 << 62, schema=SCHEMA)
+        (body,) = server.requests
+    assert 0 <= body.pop("seed") < 1 << 31
+    assert body == {
+        "model": "tiny-vlm",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 50,
+        "repetition_penalty": 1.1,
+        "n": 2,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
+        },
+    }
+
+
+def test_nothing_is_paid_twice(connect: Connect, tmp_path: Path) -> None:
+    """Not even what is left of an answer in two parts, and by another process on another port."""
+    requests = [question(number, n=3) for number in range(20)]
+    with EndpointServer(faults=at_random(1, share=0.3)) as server:
+        server.most_choices = 2
+        first = list(connect(server.url, cache=tmp_path).ask_all(requests[:15]))
+        again = list(connect(server.url, cache=tmp_path).ask_all(requests))
+        assert again[:15] == first
+        assert set(server.paid.values()) == {1}
+        assert len(server.paid) == 40
+    with EndpointServer() as server:
+        assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == again
+        assert not server.requests
+
+
+def test_answers_are_kept_of_a_run_that_fails(connect: Connect, tmp_path: Path) -> None:
+    with EndpointServer(faults=lambda body, attempt: "broken" if len(server.requests) > 12 else None) as server:
+        with pytest.raises(EngineError):
+            list(connect(server.url, cache=tmp_path).ask_all(map(question, range(40))))
+        server.faults = lambda body, attempt: None
+        assert len(list(connect(server.url, cache=tmp_path).ask_all(map(question, range(40))))) == 40
+        assert set(server.paid.values()) == {1}
+
+
+def test_an_error_ends_at_once(connect: Connect) -> None:
+    """What is under way is cut, not waited for."""
+
+    def faults(body: str, attempt: int) -> Fault | None:
+        return "silent" if len(server.requests) > 1 else "refusal"
+
+    with EndpointServer(faults=faults) as server:
+        answers = connect(server.url, in_flight=4).ask_all(map(question, range(10)))
+        assert isinstance(next(answers), Refusal)
+        began = time.monotonic()
+        answers.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - began < 5
+        assert len(list(connect(server.url).ask_all([]))) == 0
