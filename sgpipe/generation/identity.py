@@ -11,7 +11,7 @@ from typing import Any
 
 from sgpipe.errors import existing_file
 from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, CaptionConfig, Config, Recipe, TagConfig
-from sgpipe.stages.caption.blip import for_blip
+from sgpipe.stages.caption.families import settings_of
 from sgpipe.stages.parse.parser import parser_identity
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
@@ -25,15 +25,12 @@ _ADDED_SINCE = {"caption": ("endpoint", "system"), "parse": ("parser", "endpoint
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
     """Everything that decides the labels, as plain nested values."""
     parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
-    parts["source"] = {
-        split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
-        for split, index in indexes.items()
-    }
+    parts["source"] = source_identity(indexes)
     parts["drawn"] = recipe.source.synthetic
     if recipe.source.format == "folder":
         parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_DISTRIBUTION)
         parts["detect"]["detector"] = model_sha256(recipe.detect.detector)
-    recipe = recipe.model_copy(update={"caption": for_blip(recipe.caption)})
+    recipe = recipe.model_copy(update={"caption": settings_of(recipe.caption)})
     for stage in ("caption", "parse", "pair", "tag"):
         parts[stage] = _settings(getattr(recipe, stage), _ADDED_SINCE.get(stage, ()))
     parts["parse"]["model"] = parser_identity(recipe.parse)
@@ -45,7 +42,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
             for key in ADDED_SETTINGS:  # of sampling
                 del parts["caption"][key.removeprefix("caption.")]
     parts["tag"] |= {"tagger": model_sha256(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
-    if recipe.tag.calibration is None:  # runs of earlier versions do not name it
+    if not recipe.tag.scores:
+        parts["tag"] = {"method": recipe.tag.method}
+    elif recipe.tag.calibration is None:  # runs of earlier versions do not name it
         del parts["tag"]["calibration"], parts["tag"]["precision"]
     else:
         parts["tag"]["calibration"] = file_sha256(existing_file(recipe.tag.calibration))
@@ -53,6 +52,19 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         path = getattr(recipe.pair, name)
         parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
     return parts
+
+
+def source_identity(indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
+    """The content of the annotation and caption files of each split."""
+    return {
+        split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
+        for split, index in indexes.items()
+    }
+
+
+def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """What the recipe says of a stage, by which the same models need not be there any more."""
+    return _settings(getattr(recipe, stage), ())
 
 
 def _settings(config: Config, added: Sequence[str]) -> dict[str, Any]:

@@ -7,9 +7,6 @@ transformers does not support for this model.
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,37 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
-    BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessor,
     PreTrainedTokenizerBase,
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.utils import logging
 
-from sgpipe.errors import UserError, existing_model
+from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
+from sgpipe.stages.caption.checkpoint import UNREADABLE, check_architecture, first_line, options, quiet, read_config
 
 ARCHITECTURE = "BlipForConditionalGeneration"
 PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner
-
-# Raised by transformers, safetensors and torch for files that are missing, damaged or of another model.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    StrictDataclassError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
 
 
 @dataclass(frozen=True)
@@ -116,7 +98,7 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     Raises UserError: no such model, another kind of model, missing or damaged weights, a tokenizer that does not
     belong to the model, or an `image_size` that is not a multiple of the patch size.
     """
-    with _quiet():
+    with quiet():
         _check_config(source)
         model = _load_model(source)
         tokenizer = _load_tokenizer(source, model.config.text_config)
@@ -128,66 +110,24 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
 
 def check_captioner(source: str) -> None:
     """Raises UserError: no such model, or one of another kind, as far as its configuration tells."""
-    with _quiet():
+    with quiet():
         _check_config(source)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the progress bars and load reports of transformers; problems are raised as errors instead."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _check_config(source: str) -> None:
-    config = _read_config(source)
-    if not isinstance(config, dict):
-        raise UserError(f"captioner {source!r} is not BLIP: config.json has no settings")
-    model_type, architectures = config.get("model_type"), config.get("architectures")
-    if model_type != "blip":
+    config = read_config(source)
+    if (model_type := config.get("model_type")) != "blip":
         raise UserError(f"captioner {source!r} is not BLIP: model_type is {model_type!r}, expected 'blip'")
-    if architectures and ARCHITECTURE not in architectures:
-        names = ", ".join(map(str, architectures))
-        raise UserError(f"captioner {source!r} cannot caption: it is a {names}, expected {ARCHITECTURE}")
-
-
-def _read_config(source: str) -> Any:
-    path = Path(source)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(f"captioner {source!r}: the folder has no config.json, so it is not a BLIP checkpoint")
-    if path.is_file():
-        raise UserError(f"captioner {source!r} is a file, not a folder")
-    existing_model(source)
-    try:
-        return BlipConfig.get_config_dict(source, local_files_only=path.is_dir())[0]
-    except _UNREADABLE as reason:
-        if path.is_dir():
-            raise UserError(f"captioner {source!r}: config.json: {_first_line(reason)}") from None
-        raise UserError(
-            f"captioner {source!r}: no such folder, and no such model in the local Hugging Face cache or "
-            "(unless offline) on the hub"
-        ) from None
-
-
-def _options(source: str) -> dict[str, Any]:
-    """A folder never uses the network, and code in a checkpoint is never run."""
-    return {"local_files_only": Path(source).is_dir(), "trust_remote_code": False}
+    check_architecture(source, config, ARCHITECTURE)
 
 
 def _load_model(source: str) -> BlipForConditionalGeneration:
     try:
         loaded: Any = BlipForConditionalGeneration.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **_options(source)
+            source, dtype=torch.float32, output_loading_info=True, **options(source)
         )
-    except _UNREADABLE as reason:
-        raise UserError(f"captioner {source!r}: cannot load its weights: {_first_line(reason)}") from None
+    except UNREADABLE as reason:
+        raise UserError(f"captioner {source!r}: cannot load its weights: {first_line(reason)}") from None
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
@@ -201,9 +141,9 @@ def _load_tokenizer(source: str, text_config: Any) -> PreTrainedTokenizerBase:
     try:
         if fast.is_file():
             json.loads(fast.read_text(encoding="utf-8"))  # the tokenizers library raises a bare Exception
-        tokenizer = AutoTokenizer.from_pretrained(source, **_options(source))
-    except _UNREADABLE as reason:
-        raise UserError(f"captioner {source!r}: cannot load its tokenizer: {_first_line(reason)}") from None
+        tokenizer = AutoTokenizer.from_pretrained(source, **options(source))
+    except UNREADABLE as reason:
+        raise UserError(f"captioner {source!r}: cannot load its tokenizer: {first_line(reason)}") from None
     vocabulary = text_config.vocab_size
     # Without its files transformers returns a tokenizer of special tokens only. The tolerance allows for [DEC] and
     # [ENC], which only the model may know, and for a padded vocabulary of the model.
@@ -229,16 +169,12 @@ def _load_image_preparation(source: str, vision_config: Any, image_size: int | N
         values, _ = BlipImageProcessor.get_image_processor_dict(source, local_files_only=Path(source).is_dir())
     except OSError as reason:
         if "JSON" in str(reason):
-            raise UserError(f"captioner {source!r}: {_first_line(reason)}") from None
+            raise UserError(f"captioner {source!r}: {first_line(reason)}") from None
         return ImagePreparation(size)
     mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError(f"captioner {source!r}: image_mean {mean} and image_std {std} are not values for RGB")
     return ImagePreparation(size, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
-
-
-def _first_line(reason: BaseException) -> str:
-    return str(reason).strip().partition("\n")[0]
 
 
 class FusedAttention(nn.Module):

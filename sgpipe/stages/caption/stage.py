@@ -1,10 +1,7 @@
-"""The caption stage: captions of whole images, of boxes, or of the regions around box pairs, by a BLIP checkpoint.
+"""The caption stage: captions of whole images, of boxes, or of the regions around box pairs, by a captioner.
 
 A caption depends on the run's seed, the image, the region and the sample number. It never depends on `batch_size` or
-on other records. Matrix products round differently for different numbers of rows, so on a CPU each region is
-computed alone, with all its samples, and the result is bit-for-bit reproducible. On a GPU regions are computed in
-padded groups of a fixed size. Across devices, number formats, library versions and thread counts the noise is the
-same but scores differ in their last digits, which rarely changes a caption.
+on other records; how exactly a captioner keeps that is said with it.
 """
 
 from __future__ import annotations
@@ -12,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +19,12 @@ import torch
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.images import ImageError, open_image
+from sgpipe.images import ImageError, open_image, resolve
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
-from sgpipe.stages.caption.blip import MAX_TOKENS, Blip, check_captioner, for_blip, load_blip
-from sgpipe.stages.caption.blip_decoder import BlipDecoder
-from sgpipe.stages.caption.decoding import NucleusSampling, beam_captions, sample_captions
-from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused
+from sgpipe.stages.caption.families import load_captioner
 
-_GPU_GROUP = 8
-_REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
 # Limits the memory for an image with tens of thousands of boxes.
 _MAX_PAIRED_BOXES = 1000
 
@@ -47,13 +40,6 @@ class Region:
     window: Window | None = None
 
 
-@dataclass(frozen=True)
-class _Crop:
-    record: Record
-    region: Region
-    pixels: torch.Tensor
-
-
 class CaptionStage:
     """Fills `captions` with `samples` nucleus samples (or one beam search result) for every region of the scopes.
 
@@ -63,56 +49,40 @@ class CaptionStage:
 
     name = "caption"
     fills: tuple[str, ...] = ("captions", "status", "error")
+    cache_folder: Path | None = None  # where a served captioner keeps its answers; None: nowhere
 
     def __init__(self, config: CaptionConfig, roots: Mapping[str, Path], seed: int) -> None:
-        self.config = for_blip(config)
-        self.max_tokens = self.config.max_tokens or MAX_TOKENS
+        self.config = config
         self.roots = roots
         self.seed = seed
         self.resources = config.resources
 
     def check(self) -> None:
-        """Raises UserError: there is no such captioner, or it is another kind of model."""
+        """Raises UserError: there is no such captioner, or it cannot caption images."""
         if self.config.captioner is not None:
-            check_captioner(self.config.captioner)
+            load_captioner(self.config, self.cache_folder).check()
 
     def setup(self) -> None:
-        """Load the captioner.
-
-        Raises UserError: it cannot be loaded (see `load_blip`), or `max_tokens` leaves no room for a caption.
-        """
+        """Load the captioner. Raises UserError: there is none, or it cannot be loaded."""
         if self.config.captioner is None:
-            raise UserError("caption.captioner is not set: expected the folder or hub id of a BLIP captioner")
+            raise UserError("caption.captioner is not set: expected the folder or hub id of a captioner")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        self.device = pick_device(self.config.device, self.config.resources.gpus)
-        dtype = pick_dtype(self.config.dtype, self.device)
-        self.blip: Blip = load_blip(self.config.captioner, self.config.image_size, self.device, dtype)
-        self.decoder = BlipDecoder(self.blip.model)
-        self.prompt = self.blip.prompt_ids(self.config.prompt or "")
-        self.group = _GPU_GROUP if self.device.type == "cuda" else 1
-        self._check_lengths()
+        self.captioner: Captioner = load_captioner(self.config, self.cache_folder)
+        self.captioner.setup()
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        crops = self._crops(records)
-        while batch := list(islice(crops, self.config.batch_size)):
-            for first in range(0, len(batch), self.group):
-                with enough_memory(self.device, _REMEDY):
-                    self._caption(batch[first : first + self.group])
+        open_: deque[tuple[Record, Region]] = deque()
+        for captions in self.captioner.caption(self._inputs(records, open_)):
+            record, region = open_.popleft()
+            if isinstance(captions, Refused):
+                record.captions = []
+                record.fail(self.name, captions.reason)
+            elif record.ok:
+                record.captions += [Caption(text, region.scope, list(region.boxes)) for text in captions]
         return records
 
-    def _check_lengths(self) -> None:
-        most, least = self.max_tokens, self.config.min_tokens
-        positions = self.blip.text_config.max_position_embeddings
-        if most > positions:
-            raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
-        if most <= len(self.prompt) or most < least:
-            raise UserError(
-                f"caption.max_tokens is {most}: expected at least min_tokens ({least}) and more than the "
-                f"{len(self.prompt)} tokens of [DEC] and the prompt, which are included"
-            )
-
-    def _crops(self, records: Sequence[Record]) -> Iterator[_Crop]:
-        """Yield every region to caption, opening images on demand; unreadable images become error rows."""
+    def _inputs(self, records: Sequence[Record], open_: deque[tuple[Record, Region]]) -> Iterator[CaptionInput]:
+        """Every region to caption, noted in `open_`; images are opened on demand, unreadable ones become error rows."""
         for record in records:
             if not record.ok:
                 continue
@@ -122,44 +92,21 @@ class CaptionStage:
             except ImageError as reason:
                 record.fail(self.name, str(reason))
                 continue
+            file = resolve(self.roots[record.split], record.file_name)
             for region in regions(record, self.config.scopes, self.config.max_crops):
-                yield _Crop(record, region, self.blip.prepare(_crop(image, region)))
-
-    def _caption(self, crops: Sequence[_Crop]) -> None:
-        padded = [*crops, *[crops[-1]] * (self.group - len(crops))]
-        states = self.blip.encode(torch.stack([crop.pixels for crop in padded]))
-        keys = [_noise_key(self.seed, crop) for crop in padded]
-        for crop, samples in zip(crops, self._decode(states, keys), strict=False):
-            scope, boxes = crop.region.scope, crop.region.boxes
-            crop.record.captions += [Caption(self.blip.text(tokens), scope, list(boxes)) for tokens in samples]
-
-    def _decode(self, states: torch.Tensor, keys: list[int]) -> list[list[list[int]]]:
-        config = self.config
-        if config.decoding == "beam":
-            return beam_captions(self.blip.model, states, self.prompt, config.beams, config.min_tokens, self.max_tokens)
-        sampling = NucleusSampling(
-            config.samples,
-            config.top_p,
-            config.temperature,
-            config.min_tokens,
-            self.max_tokens,
-            end=self.blip.text_config.sep_token_id,
-            repetition_penalty=config.repetition_penalty,
-            top_k=config.top_k,
-        )
-        try:
-            return sample_captions(self.decoder, states, self.prompt, keys, sampling)
-        except FloatingPointError as reason:
-            raise UserError(f"captioner {config.captioner!r}: {reason}") from None
+                if not record.ok:
+                    break
+                open_.append((record, region))
+                whole = file if region.window is None else None
+                yield CaptionInput(_crop(image, region), _noise_key(self.seed, record, region), whole)
 
 
 def _crop(image: Image.Image, region: Region) -> Image.Image:
     return image if region.window is None else image.crop(region.window)
 
 
-def _noise_key(seed: int, crop: _Crop) -> int:
+def _noise_key(seed: int, record: Record, region: Region) -> int:
     """63 bits that select the noise of a region, the same in every process."""
-    record, region = crop.record, crop.region
     name = [seed, record.dataset, record.split, record.image_id, region.scope, list(region.boxes)]
     digest = hashlib.blake2b(json.dumps(name).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -86,7 +86,7 @@ def test_captions_do_not_depend_on_order_company_or_calls(captioner, images):
 def test_padded_groups_as_on_a_gpu_give_the_same_captions(captioner, images):
     stage = make_stage(captioner, images)
     alone = captions(stage)
-    stage.group = 3
+    stage.captioner.group = 3
     assert captions(stage) == alone
 
 
@@ -123,20 +123,22 @@ def test_captions_record_their_boxes_and_use_their_region(captioner, images):
         ("pair", [1, 3]),
     ]
     seen = []
-    stage.blip.model.vision_model.register_forward_pre_hook(
+    stage.captioner.blip.model.vision_model.register_forward_pre_hook(
         lambda _, __, inputs: seen.append(inputs["pixel_values"]), with_kwargs=True
     )
     stage(records(1))
     with Image.open(images / "0.png") as image:
         for window, pixels in (((0, 0, 60, 40), seen[0]), ((2, 3, 20, 18), seen[1]), ((2, 3, 28, 21), seen[4])):
-            assert torch.equal(pixels[0], stage.blip.prepare(image.crop(window)))
+            assert torch.equal(pixels[0], stage.captioner.blip.prepare(image.crop(window)))
 
 
 @pytest.mark.parametrize("decoding", ["nucleus", "beam"])
 def test_each_region_is_encoded_once(captioner, images, decoding):
     stage = make_stage(captioner, images, samples=10, scopes=("image", "box"), decoding=decoding)
     seen = []
-    stage.blip.model.vision_model.register_forward_hook(lambda *call: seen.append(len(call[2].last_hidden_state)))
+    stage.captioner.blip.model.vision_model.register_forward_hook(
+        lambda *call: seen.append(len(call[2].last_hidden_state))
+    )
     stage(records(3))
     # One at a time on a CPU: other shapes round differently, and captions would depend on the batch.
     assert seen == [1] * 3 * (1 + 3)
@@ -171,13 +173,13 @@ def test_beam_search_gives_one_deterministic_caption(captioner, images):
 def test_the_prompt_is_removed_from_the_caption(captioner, images):
     stage = make_stage(captioner, images, prompt="a picture of", min_tokens=0)
     tokens = []
-    text = stage.blip.text
+    text = stage.captioner.blip.text
 
     def spy(ids):
         tokens.append(ids)
         return text(ids)
 
-    object.__setattr__(stage.blip, "text", spy)
+    object.__setattr__(stage.captioner.blip, "text", spy)
     found = [caption.text for each in captions(stage).values() for caption in each]
     assert all(len(ids) <= 20 - 4 for ids in tokens)
     assert max(map(len, tokens)) == 20 - 4
@@ -189,9 +191,9 @@ def test_caption_lengths_are_within_limits(captioner, images):
     for least, most in ((9, 9), (5, 12)):
         stage = make_stage(captioner, images, min_tokens=least, max_tokens=most)
         counts = []
-        text = stage.blip.text
+        text = stage.captioner.blip.text
         object.__setattr__(
-            stage.blip, "text", lambda ids, text=text, counts=counts: counts.append(len(ids)) or text(ids)
+            stage.captioner.blip, "text", lambda ids, text=text, counts=counts: counts.append(len(ids)) or text(ids)
         )
         stage(records())
         # [DEC] and three words of the prompt come first; a caption that ends early also has [SEP].
@@ -225,7 +227,7 @@ def test_bfloat16_on_the_cpu_is_reproducible(captioner, images):
 
 def test_another_image_size_is_used(captioner, images):
     stage = make_stage(captioner, images, image_size=48)
-    assert stage.blip.prepare.size == 48
+    assert stage.captioner.blip.prepare.size == 48
     assert captions(stage) != captions(make_stage(captioner, images))
 
 
@@ -259,6 +261,6 @@ def test_out_of_memory_is_reported_in_one_line(captioner, images, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     stage = make_stage(captioner, images)
-    monkeypatch.setattr(type(stage.blip), "encode", full)
+    monkeypatch.setattr(type(stage.captioner.blip), "encode", full)
     with pytest.raises(UserError, match=r"memory of cpu is full; .*caption.resources.gpus"):
         stage(records())
