@@ -1,0 +1,334 @@
+"""Random tiny image-text-to-text checkpoints of each family, with tokenizer, processor and chat template.
+
+`make_vlm(folder, "qwen2_vl")` writes a folder that `--captioner` takes. Its captions are random words, which differ from
+image to image. Everything derives from the seed; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Blip2Processor,
+    BlipImageProcessor,
+    CLIPImageProcessor,
+    Florence2Processor,
+    GenerationConfig,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+
+WIDTH, VOCABULARY = 32, 600
+TEXTS = (
+    "A man is riding a brown horse on the beach next to a small white dog.",
+    "Two women are sitting on a bench under a tree, and a cat is sleeping behind them.",
+    "The image shows a table with a cup of coffee in front of a laptop.",
+    "A bus is parked near a building while people walk across the street.",
+    "Write one short sentence about how the things in this image relate to each other.",
+)
+
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+IDEFICS_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<image>{% else %} {{ content['text'] }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def make_vlm(folder: Path, family: str, *, seed: int = 0, sharpness: float = 1.0) -> Path:
+    """A random checkpoint of a family of `FAMILIES` as a folder; a larger `sharpness` makes captions less random."""
+    folder.mkdir(parents=True, exist_ok=True)
+    processor, config, generation = FAMILIES[family]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config)
+        _spread(model)
+        _prefer_words(model, processor.tokenizer, sharpness)
+    model.generation_config = generation
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(special: Sequence[str], **names: Any) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `TEXTS`; `names`: such as `eos_token`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _spread(model: PreTrainedModel) -> None:
+    """Larger random weights everywhere than a model starts training with: images then make a difference."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 and "embed_tokens" not in name:
+                weight.normal_(std=0.7 * weight[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                weight.normal_(std=0.1)
+
+
+def _prefer_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sharpness: float) -> None:
+    """Scores of whole words, and of the end, vary more than others: captions then consist of words."""
+    known = set(re.findall(r"\w+", " ".join(TEXTS)))
+    words = [token for token in tokenizer.get_vocab() if token.startswith("Ġ") and token[1:] in known]
+    likely = [*tokenizer.convert_tokens_to_ids(words), tokenizer.eos_token_id]
+    with torch.no_grad():
+        weight = model.get_output_embeddings().weight
+        weight.normal_(std=0.2 * sharpness * WIDTH**-0.5)
+        weight[likely] *= 8
+
+
+_Parts = tuple[Any, Any, GenerationConfig]  # processor, configuration, settings of generation
+
+
+def _text_sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _generation(tokenizer: PreTrainedTokenizerFast, **more: Any) -> GenerationConfig:
+    """As checkpoints on the hub have it: with settings of sampling that a recipe replaces."""
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return GenerationConfig(**ends, **more)
+
+
+def _qwen_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    return make_tokenizer(
+        [*special, "<|video_pad|>"],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_bos_token": "<|vision_start|>",
+            "vision_eos_token": "<|vision_end|>",
+        },
+    )
+
+
+def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    names = {"image_token": "image_pad", "video_token": "video_pad"}
+    names |= {f"vision_{side}_token": f"vision_{side}" for side in ("start", "end")}
+    return {f"{key}_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for key, token in names.items()}
+
+
+def _qwen2(family: str, processor_class: Any, vision: dict[str, Any]) -> _Parts:
+    tokenizer = _qwen_tokenizer()
+    pixels = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
+    processor = processor_class(
+        Qwen2VLImageProcessor(size=pixels), tokenizer, Qwen2VLVideoProcessor(size=pixels), chat_template=QWEN_TEMPLATE
+    )
+    text = {**_text_sizes(tokenizer), "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+    common = {"depth": 2, "num_heads": 4, "patch_size": 14}
+    config = AutoConfig.for_model(family, text_config=text, vision_config={**common, **vision}, **_qwen_ids(tokenizer))
+    return processor, config, _generation(tokenizer, do_sample=True, temperature=0.1, top_p=0.001, top_k=1)
+
+
+def _qwen2_vl() -> _Parts:
+    return _qwen2("qwen2_vl", Qwen2VLProcessor, {"embed_dim": WIDTH, "hidden_size": WIDTH, "mlp_ratio": 2})
+
+
+def _qwen2_5_vl() -> _Parts:
+    sizes = {"hidden_size": WIDTH, "out_hidden_size": WIDTH, "intermediate_size": 2 * WIDTH}
+    return _qwen2("qwen2_5_vl", Qwen2_5_VLProcessor, {**sizes, "window_size": 56, "fullatt_block_indexes": [1]})
+
+
+def _qwen3_vl() -> _Parts:
+    tokenizer = _qwen_tokenizer()
+    pixels = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 16}
+    images = Qwen2VLImageProcessor(size=pixels, patch_size=16)
+    processor = Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=QWEN_TEMPLATE)
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    config = AutoConfig.for_model(
+        "qwen3_vl",
+        text_config={**_text_sizes(tokenizer), "head_dim": 8, "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "num_heads": 4,
+            "hidden_size": WIDTH,
+            "out_hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        **_qwen_ids(tokenizer),
+    )
+    return processor, config, _generation(tokenizer, do_sample=True, temperature=0.7, top_p=0.8, top_k=20)
+
+
+def _idefics_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>"]
+    grid = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+    return make_tokenizer(
+        [*special, "<global-img>", "<video>", *grid],
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "image_token": "<image>",
+            "fake_image_token": "<fake_token_around_image>",
+            "global_image_token": "<global-img>",
+            "end_of_utterance_token": "<end_of_utterance>",
+        },
+    )
+
+
+def _idefics(family: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, GenerationConfig]:
+    config = AutoConfig.for_model(
+        family,
+        text_config={"model_type": "llama", **_text_sizes(tokenizer)},
+        vision_config={
+            "hidden_size": WIDTH,
+            "intermediate_size": 2 * WIDTH,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return config, _generation(tokenizer, bos_token_id=tokenizer.bos_token_id)
+
+
+_SIDES: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+
+
+def _idefics3() -> _Parts:
+    tokenizer = _idefics_tokenizer()
+    images = Idefics3ImageProcessor(**_SIDES)
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=IDEFICS_TEMPLATE)
+    return processor, *_idefics("idefics3", tokenizer)
+
+
+def _smolvlm() -> _Parts:
+    tokenizer = _idefics_tokenizer()
+    images, videos = SmolVLMImageProcessor(**_SIDES), SmolVLMVideoProcessor(**_SIDES)
+    processor = SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4, chat_template=IDEFICS_TEMPLATE)
+    return processor, *_idefics("smolvlm", tokenizer)
+
+
+def _blip2() -> _Parts:
+    tokenizer = make_tokenizer(
+        ["<pad>", "</s>", "<image>"],
+        bos_token="</s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    processor = Blip2Processor(images, tokenizer, num_query_tokens=4)
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    config = AutoConfig.for_model(
+        "blip-2",
+        vision_config={**sizes, "intermediate_size": 2 * WIDTH, "image_size": 32, "patch_size": 8},
+        qformer_config={**sizes, "intermediate_size": 2 * WIDTH, "vocab_size": 8, "encoder_hidden_size": WIDTH},
+        text_config={
+            "model_type": "opt",
+            **sizes,
+            **ids,
+            "ffn_dim": 2 * WIDTH,
+            "word_embed_proj_dim": WIDTH,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 256,
+        },
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_text_hidden_size=WIDTH,
+    )
+    return processor, config, _generation(tokenizer)
+
+
+def _florence2() -> _Parts:
+    tokenizer = make_tokenizer(
+        ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>", "<loc_0>"],
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    images.image_seq_length = 2  # one token for the whole image, and one for each of 1 x 1 patches
+    processor = Florence2Processor(images, tokenizer)
+    config = AutoConfig.for_model(
+        "florence2",
+        text_config={
+            "model_type": "bart",
+            "d_model": WIDTH,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 2 * WIDTH,
+            "decoder_ffn_dim": 2 * WIDTH,
+            "max_position_embeddings": 256,
+            "vocab_size": len(tokenizer),
+        },
+        vision_config={
+            "embed_dim": [8, 16, 32, 32],
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 2, 4, 4],
+            "num_groups": [1, 2, 4, 4],
+            "window_size": 2,
+            "projection_dim": WIDTH,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    generation = _generation(
+        tokenizer, num_beams=3, no_repeat_ngram_size=3, forced_bos_token_id=0, decoder_start_token_id=2, bos_token_id=0
+    )
+    return processor, config, generation
+
+
+FAMILIES: dict[str, Callable[[], _Parts]] = {
+    "blip-2": _blip2,
+    "florence2": _florence2,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+}
