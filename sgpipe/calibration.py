@@ -281,8 +281,13 @@ def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
-    names = ["tagger", "short_side", "long_side", "group_size"]
-    if pair.get("restrict") == "group":  # otherwise it decides only how much is computed together
+    if (method := tag.get("method") or "rtagger") == "rtagger":  # runs of earlier versions do not name it
+        names = ["tagger", "short_side", "long_side", "group_size"]
+    else:
+        names = ["method", "tagger"]
+    if (
+        method == "rtagger" and pair.get("restrict") == "group"
+    ):  # otherwise it decides only how much is computed at once
         names.append("chunk")
     return {name: tag.get(name) for name in names} | {name: pair.get(name) for name in ("candidates", "restrict")}
 

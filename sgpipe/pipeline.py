@@ -37,6 +37,7 @@ from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages, with_classes
 from sgpipe.stages.detect.detectors import detector_classes
 from sgpipe.stages.detect.stage import DetectStage, GivenBoxes, GivenBoxesStage, parse_boxes
+from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import check_devices
 from sgpipe.utils.locking import temporary_folder
@@ -51,7 +52,12 @@ _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored
 _ROOTS = {_SPLIT: Path("/")}  # images may be anywhere
 _WIDTH, _WIDEST, _MAX_RELATIONS = 960, 16_384, 30
 _ARGUMENTS = ("detector", "captioner", "tagger", "boxes")
-_WORDS = {**PYTHON_WORDS, "option: ": "settings: ", **{f"--{name}": f"{name}=" for name in _ARGUMENTS}}
+_WORDS = {
+    **PYTHON_WORDS,
+    "option: ": "settings: ",
+    "--set": "settings={}",
+    **{f"--{name}": f"{name}=" for name in _ARGUMENTS},
+}
 
 
 class RelationTriplet(NamedTuple):
@@ -168,15 +174,16 @@ class Pipeline:
             recipe = load_recipe(recipe, changes)
         elif changes:
             raise UserError("models and settings cannot be given with a loaded recipe: change the recipe instead")
-        self.uses_miniworld_models = MINIWORLD in (recipe.caption.captioner, recipe.tag.tagger)
+        tagger = recipe.tag.tagger if recipe.tag.scores else None
+        self.uses_miniworld_models = MINIWORLD in (recipe.caption.captioner, tagger)
         self.recipe = with_model_folders(recipe)
         for name in _ON_DEVICES:
             stage = getattr(self.recipe, name)
             check_devices(stage.device, stage.resources.gpus, 1, (f"{name}.device", f"{name}.resources.gpus"))
-        for value, what in ((self.recipe.caption.captioner, "captioner"), (self.recipe.tag.tagger, "tagger")):
-            if value is None:
-                raise UserError(f"no {what}: give --{what} FOLDER_OR_ID")
-        for model in (self.recipe.detect.detector, self.recipe.caption.captioner, self.recipe.tag.tagger):
+        if self.recipe.caption.captioner is None:
+            raise UserError("no captioner: give --captioner FOLDER_OR_ID")
+        check_tagger(self.recipe.tag, self.recipe.pair)
+        for model in (self.recipe.detect.detector, self.recipe.caption.captioner):
             if model is not None:
                 existing_model(model)
         self._boxes = existing_file(Path(boxes)) if boxes else None

@@ -219,6 +219,13 @@ class PairConfig(Config):
     resources: Resources = Resources()
 
 
+# Methods without scores, and what their relations are.
+UNSCORED: Mapping[str, str] = {
+    "all": "every candidate pair is related (tag.method: all)",
+    "overlap": "every candidate pair whose boxes overlap is related (tag.method: overlap)",
+}
+
+
 class TagConfig(Config):
     """Which candidates are relations: every candidate pair is scored against its predicates."""
 
@@ -250,6 +257,11 @@ class TagConfig(Config):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()
+
+    @property
+    def scores(self) -> bool:
+        """Whether relations are scored; otherwise they have confidence 1."""
+        return self.method not in UNSCORED
 
 
 class EngineConfig(Config):
@@ -297,7 +309,9 @@ PYTHON_WORDS: Mapping[str, str] = {
     "--seed": "seed",
     "--ray-address": "engine.address",
     "--store": "engine.store",
+    "--from": "parent=",
     "--retry-failed": "retry_failed=True",
+    "--set": "overrides={}",
 }
 
 

@@ -19,7 +19,6 @@ def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]
     """
     from sgpipe.stages.caption.stage import CaptionStage
     from sgpipe.stages.parse.stage import ParseStage
-    from sgpipe.stages.tag.stage import TagStage
 
     names = list(dict.fromkeys(names))
     first: Stage
@@ -31,8 +30,22 @@ def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]
         first,
         ParseStage(recipe.parse),
         PairStage(recipe.pair, _synonyms(recipe), names),
-        TagStage(recipe.tag, roots, names, recipe.pair),
+        _tag_stage(recipe, roots, names),
     ]
+
+
+def _tag_stage(recipe: Recipe, roots: Mapping[str, Path], names: Sequence[str]) -> Stage:
+    if not recipe.tag.scores:
+        from sgpipe.stages.tag.assumed import AssumedStage
+
+        return AssumedStage(recipe.tag, roots)
+    if recipe.tag.method != "rtagger":
+        from sgpipe.stages.tag.judged import JudgedStage
+
+        return JudgedStage(recipe.tag, roots, recipe.pair)
+    from sgpipe.stages.tag.stage import TagStage
+
+    return TagStage(recipe.tag, roots, names, recipe.pair)
 
 
 def with_classes(stages: Sequence[Stage], recipe: Recipe, names: Sequence[str]) -> list[Stage]:

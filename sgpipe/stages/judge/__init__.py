@@ -1,0 +1,1 @@
+"""Judges: how probable it is that a relation is correct, by the image itself."""

@@ -1,0 +1,99 @@
+"""The tag stage with a judge: a CLIP model, or a vision-language model that is asked about every candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from sgpipe.calibration import Thresholds, choose_thresholds, load_calibration, scoring_of_recipe
+from sgpipe.images import ImageError, open_image
+from sgpipe.recipe import PairConfig, TagConfig
+from sgpipe.records import Record, Relation, deduplicate
+from sgpipe.stages.judge.build import JudgeKind, JudgeSettings, make_judge
+from sgpipe.stages.judge.judge import NO_AREA, Judge, Unjudged
+from sgpipe.stages.tag.assumed import candidates
+from sgpipe.stages.tag.methods import check_tagger
+
+
+class JudgedStage:
+    """Keeps the candidates that a judge finds more probable than the threshold; that is their confidence.
+
+    A candidate with a box that has no area in the image is no relation.
+    """
+
+    name = "tag"
+    fills = ("relations",)
+
+    def __init__(self, config: TagConfig, roots: Mapping[str, Path], pair: PairConfig | None = None) -> None:
+        """
+        Args:
+            roots: image folder by split.
+            pair: the configuration of the pair stage.
+        """
+        self.config, self.roots, self.pair = config, roots, pair or PairConfig()
+        self.resources = config.resources
+        self.cache_folder: Path | None = None
+
+    def check(self) -> None:
+        """Raises UserError: the judge cannot judge, or the calibration is of other scores."""
+        check_tagger(self.config)
+        self._thresholds()
+        self._judge().check()
+
+    def _judge(self) -> Judge:
+        config = self.config
+        assert config.tagger is not None
+        kind: JudgeKind = "clip" if config.method == "clip" else "vlm"
+        where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus)
+        return make_judge(JudgeSettings(kind, config.tagger, *where), self.cache_folder)
+
+    def _thresholds(self) -> Thresholds:
+        config = self.config
+        if config.calibration is not None:
+            scoring = scoring_of_recipe(config, self.pair)
+            load_calibration(config.calibration).check_scoring(scoring, f"the judge {config.tagger}")
+        return choose_thresholds(config.calibration, config.threshold, config.precision)
+
+    def setup(self) -> None:
+        """Load the judge. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
+        check_tagger(self.config)
+        self.thresholds = self._thresholds()
+        torch.set_num_threads(max(1, int(self.resources.cpus)))
+        self.judge = self._judge()
+        self.judge.load()
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            if record.ok:
+                self._fill(record)
+        return records
+
+    def _fill(self, record: Record) -> None:
+        record.relations = []
+        asked = candidates(record.pairs, None)
+        if not asked:
+            return
+        try:
+            image = open_image(self.roots, record)
+        except ImageError as reason:
+            record.fail(self.name, str(reason))
+            return
+        found = self.judge.probabilities(image, record.objects, asked)
+        failed = [each for each in found if isinstance(each, Unjudged) and each is not NO_AREA]
+        if failed:
+            record.fail(self.name, failed[0].reason)
+            return
+        judged = [(relation, each) for relation, each in zip(asked, found, strict=True) if isinstance(each, float)]
+        record.relations = deduplicate(self._kept(judged))
+
+    def _kept(self, judged: list[tuple[Relation, float]]) -> list[Relation]:
+        """The relations above their thresholds, in shards' precision, as those of an R-Tagger."""
+        least = self.thresholds.of_each(relation.predicate for relation, _ in judged).tolist()
+        confidences = torch.tensor([each for _, each in judged], dtype=torch.float32).tolist()
+        return [
+            Relation(relation.subject, relation.object, relation.predicate, confidence)
+            for (relation, _), confidence, threshold in zip(judged, confidences, least, strict=True)
+            if confidence > threshold
+        ]

@@ -1,0 +1,129 @@
+"""A CLIP model as a judge."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.records import NO_OBJECT, Box, Relation
+from sgpipe.stages.judge.clip import ClipJudge, split_name
+from sgpipe.stages.judge.clip_model import load_clip
+from sgpipe.stages.judge.judge import NO_AREA
+from sgpipe.stages.judge.marks import marked_crop
+from sgpipe.stages.judge.texts import contrast_texts, relation_text
+from tests.clip_checkpoints import make_clip, make_open_clip
+
+OBJECTS = [
+    Box("person", 0, (10, 10, 40, 60)),
+    Box("dog", 1, (50, 20, 30, 30)),
+    Box("dog", 1, (20, 50, 70, 30)),
+    Box(NO_OBJECT, 0, (0, 0, 0, 0)),
+    Box("cup", 2, (30, 30, 0, 10)),
+]
+RELATIONS = [
+    Relation(subject, object_, predicate)
+    for subject, object_ in ((0, 1), (1, 0), (0, 2), (1, 2), (0, 3), (0, 4))
+    for predicate in ("holding", "next to", "under")
+]
+
+
+@pytest.fixture(scope="module")
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module", params=["transformers", "open_clip"])
+def folder(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("clip") / request.param
+    if request.param == "open_clip":
+        pytest.importorskip("open_clip")
+        return make_open_clip(out)
+    return make_clip(out)
+
+
+def judge_of(folder: Path) -> ClipJudge:
+    judge = ClipJudge(str(folder), "cpu")
+    judge.check()
+    judge.load()
+    return judge
+
+
+def test_the_probability_is_the_share_of_the_text_among_its_contrasts(folder: Path, image: Image.Image) -> None:
+    found = judge_of(folder).probabilities(image, OBJECTS, RELATIONS)
+    clip = load_clip(str(folder), None, torch.device("cpu"))
+    for relation, probability in zip(RELATIONS, found, strict=True):
+        crop = marked_crop(image, OBJECTS, relation, clip.side)
+        if relation.object == 4:
+            assert crop is None
+            assert probability is NO_AREA
+            continue
+        subject, object_ = OBJECTS[relation.subject], OBJECTS[relation.object]
+        texts = [relation_text(subject, relation.predicate, object_), *contrast_texts(OBJECTS, relation)]
+        cosines = clip.embed_texts(texts) @ clip.embed_images([crop])[0]
+        expected = (clip.scale * cosines.double()).softmax(0)[0].item()
+        assert 0 < probability < 1
+        assert probability == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_probability_does_not_depend_on_what_else_is_asked(folder: Path, image: Image.Image) -> None:
+    judge = judge_of(folder)
+    together = judge.probabilities(image, OBJECTS, RELATIONS)
+    alone = [judge_of(folder).probabilities(image, OBJECTS, [relation])[0] for relation in RELATIONS[:7]]
+    assert alone == together[:7]
+    order = list(range(len(RELATIONS)))
+    random.Random(0).shuffle(order)
+    shuffled = judge_of(folder).probabilities(image, OBJECTS, [RELATIONS[number] for number in order])
+    assert [shuffled[order.index(number)] for number in range(len(order))] == together
+    assert judge.probabilities(image, OBJECTS, []) == []
+
+
+def test_contrasts_are_both_things_and_swapped_roles_where_these_differ() -> None:
+    assert contrast_texts(OBJECTS, Relation(0, 1, "holding")) == ["a person and a dog", "a dog holding a person"]
+    assert contrast_texts(OBJECTS, Relation(0, 1, "next to")) == ["a person and a dog"]
+    assert contrast_texts(OBJECTS, Relation(1, 2, "holding")) == ["a dog and a dog"]
+    assert contrast_texts(OBJECTS, Relation(0, 3, "smiling")) == ["a person"]
+    assert relation_text(Box("elephant", 0, (0, 0, 1, 1)), "eating", Box("apple", 0, (0, 0, 1, 1))) == (
+        "an elephant eating an apple"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ViT-B-32:laion2b_s34b_b79k", ("ViT-B-32", "laion2b_s34b_b79k")),
+        ("hf-hub:laion/CLIP", ("hf-hub:laion/CLIP", None)),
+        ("openai/clip-vit-base-patch32", ("openai/clip-vit-base-patch32", None)),
+        ("/a/b:c", ("/a/b:c", None)),
+        ("ViT-B-32:/a/weights.pt", ("ViT-B-32", "/a/weights.pt")),
+    ],
+)
+def test_a_named_model_of_open_clip_has_weights(name: str, expected: tuple[str, str | None]) -> None:
+    assert split_name(name) == expected
+
+
+def test_models_that_are_no_clip_are_refused_in_one_line(tmp_path: Path) -> None:
+    make_clip(tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").write_bytes(b"damaged")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_text("{", encoding="utf-8")
+    for folder, message in (("missing", "no such folder"), ("other", "is no CLIP model"), ("torn", "cannot be loaded")):
+        with pytest.raises(UserError, match=message) as caught:
+            ClipJudge(str(tmp_path / folder)).check()
+        assert "\n" not in str(caught.value)
+    judge = ClipJudge(str(tmp_path / "clip"))
+    judge.check()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        judge.load()
+    make_clip(tmp_path / "nan")
+    judge = judge_of(tmp_path / "nan")
+    with torch.no_grad():
+        judge.clip._network.visual_projection.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="returns NaN"):
+        judge.probabilities(Image.new("RGB", (120, 90)), OBJECTS, RELATIONS[:1])

@@ -1,0 +1,177 @@
+"""Other ways to decide which candidates are relations: all, those whose boxes overlap, and a judge."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgpipe.calibration import scoring_of_recipe
+from sgpipe.errors import UserError
+from sgpipe.recipe import PairConfig, Recipe, TagConfig, load_recipe
+from sgpipe.records import NO_OBJECT, Box, Pair, Record
+from sgpipe.stages.build import build_stages, with_classes
+from sgpipe.stages.judge.judge import Unjudged
+from sgpipe.stages.tag.assumed import AssumedStage
+from sgpipe.stages.tag.judged import JudgedStage
+from sgpipe.stages.tag.methods import check_tagger, tag_notes
+from sgpipe.stages.tag.stage import TagStage
+from tests.clip_checkpoints import make_clip
+from tests.factories import make_calibration
+
+OBJECTS = [
+    Box("person", 0, (10, 10, 40, 60)),
+    Box("dog", 1, (50, 20, 30, 30)),  # touches the person
+    Box("bench", 2, (20, 50, 70, 30)),
+    Box("cup", 3, (25, 55, 0, 5)),
+    Box(NO_OBJECT, 0, (0, 0, 0, 0)),
+]
+PAIRS = [
+    Pair(0, 1, ["holding", "next to"]),
+    Pair(0, 2, ["sitting on"]),
+    Pair(0, 3, ["holding"]),
+    Pair(0, 4, ["smiling"]),
+    Pair(2, 1, ["next to"]),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("methods")
+    make_clip(folder / "clip")
+    noise = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(noise.integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def record(index: int, pairs: list[Pair] | None = None) -> Record:
+    own = copy.deepcopy(PAIRS if pairs is None else pairs)
+    return Record(str(index), "test", "val", f"{index}.png", 120, 90, copy.deepcopy(OBJECTS), pairs=own)
+
+
+def statements(tagged: Record) -> list[tuple[int, int, str]]:
+    return [(item.subject, item.object, item.predicate) for item in tagged.relations]
+
+
+def judged(folder: Path, **changes: object) -> JudgedStage:
+    settings = {"method": "clip", "tagger": str(folder / "clip"), "threshold": 0.0, **changes}
+    stage = JudgedStage(TagConfig.model_validate(settings), {"val": folder})
+    stage.check()
+    stage.setup()
+    return stage
+
+
+def test_all_candidates_are_relations_with_confidence_1() -> None:
+    stage = AssumedStage(TagConfig(method="all", threshold=0.9), {})
+    [tagged, bare] = stage([record(0), record(9, [])])
+    assert statements(tagged) == [(pair.subject, pair.object, text) for pair in PAIRS for text in pair.predicates]
+    assert {item.confidence for item in tagged.relations} == {1.0}
+    assert bare.ok
+    assert bare.relations == []
+
+
+def test_overlapping_boxes_share_some_area() -> None:
+    [tagged] = AssumedStage(TagConfig(method="overlap"), {})([record(0)])
+    assert statements(tagged) == [(0, 2, "sitting on"), (2, 1, "next to")][:1] + [(2, 1, "next to")] * 0
+    near = Box("dog", 1, (49, 20, 30, 30))
+    moved = record(0)
+    moved.objects[1] = near
+    [tagged] = AssumedStage(TagConfig(method="overlap"), {})([moved])
+    assert statements(tagged) == [(0, 1, "holding"), (0, 1, "next to"), (0, 2, "sitting on")]
+
+
+def test_a_repeated_candidate_is_one_relation() -> None:
+    [tagged] = AssumedStage(TagConfig(method="all"), {})([record(0, [Pair(0, 1, ["on", "on"]), Pair(0, 1, ["on"])])])
+    assert statements(tagged) == [(0, 1, "on")]
+
+
+def test_a_judge_keeps_what_is_above_the_threshold(folder: Path) -> None:
+    [tagged] = judged(folder)([record(0)])
+    assert tagged.ok
+    assert statements(tagged) == [s for s in statements(_all(record(0))) if s[1] != 3], "a cup without area is not seen"
+    least = sorted(item.confidence for item in tagged.relations)[2]
+    [fewer] = judged(folder, threshold=least)([record(0)])
+    assert fewer.relations == [item for item in tagged.relations if item.confidence > least]
+
+
+def _all(given: Record) -> Record:
+    return AssumedStage(TagConfig(method="all"), {})([given])[0]
+
+
+def test_a_judge_gives_the_same_confidences_whatever_is_beside(folder: Path) -> None:
+    together = judged(folder)([record(0), record(1), record(2)])
+    for index in range(3):
+        assert judged(folder)([record(index)])[0] == together[index]
+    [reversed_] = judged(folder)([record(1, PAIRS[::-1])])
+    assert {item.confidence for item in reversed_.relations} == {item.confidence for item in together[1].relations}
+
+
+def test_what_a_judge_cannot_judge_is_an_error_row(folder: Path) -> None:
+    stage = judged(folder)
+    missing, broken = stage([record(7), record(0)])
+    assert missing.error.startswith("tag: image file not found")
+    assert broken.ok
+    stage.judge.probabilities = lambda image, objects, relations: [0.5, *[Unjudged("too long")] * (len(relations) - 1)]
+    [refused] = stage([record(0)])
+    assert (refused.error, refused.relations) == ("tag: too long", [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "no tagger: give --tagger FOLDER_OR_ID .* --set tag.method=all"),
+        ({"method": "clip"}, "tag.method is clip: give --tagger, a CLIP model"),
+        ({"method": "vlm"}, "tag.method is vlm: give --tagger, a vision-language model"),
+        ({"method": "clip", "tagger": "a/b", "endpoint": "http://localhost:1/v1"}, "tag.endpoint is for vlm"),
+        ({"method": "all", "precision": 0.9}, "tag.method is all, which gives no scores"),
+        ({"method": "overlap", "calibration": "x.json"}, "tag.method is overlap, which gives no scores"),
+        ({"method": "clip", "tagger": "./no/such/folder"}, "no such folder"),
+    ],
+)
+def test_what_a_method_needs_is_said_in_one_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        check_tagger(TagConfig.model_validate(settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_methods_without_a_model_need_none() -> None:
+    for method in ("all", "overlap"):
+        check_tagger(TagConfig(method=method, tagger="./no/such/folder"), PairConfig())
+        assert "confidence 1" in tag_notes(TagConfig(method=method))[0]
+    check_tagger(TagConfig(method="vlm", tagger="any/name/there", endpoint="http://localhost:1/v1"))
+    with pytest.raises(UserError, match=r"pair\.restrict=group is for rtagger"):
+        check_tagger(TagConfig(method="all"), PairConfig(restrict="group"))
+    assert tag_notes(TagConfig(tagger="a")) == []
+
+
+def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: Path) -> None:
+    config = TagConfig(method="clip", tagger=str(folder / "clip"))
+    scoring = scoring_of_recipe(config, PairConfig())
+    own = make_calibration(tmp_path / "own.json", scoring, {"next to": 1.0})
+    judged(folder, calibration=str(own), threshold=0.5)
+    for name, other in (
+        ("rtagger", scoring_of_recipe(TagConfig(tagger=str(folder / "clip")), PairConfig())),
+        ("vlm", scoring_of_recipe(config.model_copy(update={"method": "vlm"}), PairConfig())),
+    ):
+        file = make_calibration(tmp_path / f"{name}.json", other, {"next to": 1.0})
+        with pytest.raises(UserError, match="does not fit the judge"):
+            judged(folder, calibration=str(file), threshold=0.5)
+    assert "method" not in scoring_of_recipe(TagConfig(tagger="a"), PairConfig()), "as earlier versions wrote it"
+
+
+def test_each_method_has_its_stage_of_the_same_name(folder: Path) -> None:
+    for method, kind in (
+        ("rtagger", TagStage),
+        ("all", AssumedStage),
+        ("overlap", AssumedStage),
+        ("clip", JudgedStage),
+    ):
+        recipe = load_recipe("coco", {"tag.method": method, "tag.tagger": str(folder / "clip")})
+        stages = build_stages(recipe, {}, ["person", "dog"])
+        assert isinstance(stages[-1], kind)
+        assert stages[-1].name == "tag"
+        if kind is not TagStage:
+            assert with_classes(stages, recipe, ["cat"])[-1] is stages[-1]
+    assert Recipe().tag.method == "rtagger"
