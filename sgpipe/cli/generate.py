@@ -6,11 +6,11 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,7 @@ from sgpipe.cli.options import (
     reads_later,
     reads_model,
     reads_path,
+    reads_run,
     with_option_groups,
     writes_folder,
 )
@@ -95,8 +96,8 @@ class SourceOptions:
 def generate(
     *,
     recipe: Annotated[
-        str, typer.Argument(help="Packaged recipe (miniworld, coco, objects365, folder) or YAML file.")
-    ] = "miniworld",
+        str | None, typer.Argument(help="Packaged recipe (coco, objects365, folder, miniworld: default) or YAML file.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -105,6 +106,14 @@ def generate(
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Object store for the shards, such as s3://bucket/labels; the rest is in --out.")
+    ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Run whose recipe, captions and so on are taken; work begins at the first stage with other settings.",
+            callback=reads_run,
+        ),
     ] = None,
     data: SourceOptions,
     detector: Detector = None,
@@ -138,37 +147,55 @@ def generate(
         "engine.address": ray_address,
         "engine.store": store,
     }
-    loaded = _load(recipe, {key: value for key, value in options.items() if value is not None}, data, assign or [], out)
-    _run(loaded, out or _default_folder(loaded), retry_failed, json_)
+    if parent is not None and out is None:
+        raise UserError("--from needs --out, the folder of the new run")
+    given = {key: value for key, value in options.items() if value is not None}
+    loaded = _load(_loader(recipe, parent, data), given, data, assign or [], out)
+    _run(loaded, out or _default_folder(loaded), retry_failed, json_, parent)
+
+
+def _loader(recipe: str | None, parent: str | None, data: SourceOptions) -> Callable[[dict[str, Any]], Recipe]:
+    """What loads the recipe, or that of the parent, with overrides."""
+    from sgpipe.recipe import load_recipe
+
+    if recipe is not None or parent is None:
+        return partial(load_recipe, recipe or "miniworld")
+    from sgpipe.generation.parent import parent_recipe
+
+    root = {"source.root": None} if data.images else {}  # the parent's would be that of --images
+    return lambda overrides: parent_recipe(parent, {**root, **overrides})
 
 
 def _load(
-    recipe: str, overrides: Mapping[str, Any], data: SourceOptions, assigned: list[str], out: Path | None
+    load: Callable[[dict[str, Any]], Recipe],
+    overrides: Mapping[str, Any],
+    data: SourceOptions,
+    assigned: list[str],
+    out: Path | None,
 ) -> Recipe:
     """The recipe with the options of the command line. Raises UserError: it is not valid, or does not fit them."""
-    from sgpipe.recipe import load_recipe
     from sgpipe.utils.config_file import parse_set
 
     changes = parse_set(assigned)
-    loaded = load_recipe(recipe, {**overrides, **changes})
+    loaded = load({**overrides, **changes})
     if data.images is None:
         if data.annotations is not None or data.captions is not None or data.split is not None:
             raise UserError("--annotations, --captions and --split need --images")
         return loaded
     name = data.split_name(loaded.source, out or _default_folder(loaded))
-    return load_recipe(recipe, {**overrides, **data.of_split(name), **changes})
+    return load({**overrides, **data.of_split(name), **changes})
 
 
 def _default_folder(recipe: Recipe) -> Path:
     return Path(f"{recipe.name}-relations")
 
 
-def _run(recipe: Recipe, out: Path, retry_failed: bool, json_: bool) -> None:
+def _run(recipe: Recipe, out: Path, retry_failed: bool, json_: bool, parent: str | None) -> None:
     """Label, and print what the run contains."""
     from sgpipe.generation.run import generate as run
     from sgpipe.records import TRAINING_CONFIDENCE
 
-    summary = run(recipe, out, console.Progress(console.progress()), retry_failed=retry_failed)
+    summary = run(recipe, out, console.Progress(console.progress()), retry_failed=retry_failed, parent=parent)
     least = max(TRAINING_CONFIDENCE, recipe.tag.threshold) if recipe.tag.calibration is None else 0.0
     _report(summary, least, json_, recipe.engine.store)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from sgpipe.calibration import choose_thresholds
 from sgpipe.errors import UserError, existing_file, existing_folder, existing_model, in_python
-from sgpipe.generation.identity import as_started, identity, in_todays_settings
+from sgpipe.generation.identity import as_started, identity, in_todays_settings, source_identity
+from sgpipe.generation.parent import STAGES, Reuse
 from sgpipe.generation.pools import Pool, Utilization, plan_pools, unused_gpus
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
@@ -21,6 +22,7 @@ from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.stages.base import ModelStage, Stage
 from sgpipe.stages.build import build_stages
+from sgpipe.stages.tag.methods import check_tagger, tag_notes
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
@@ -35,9 +37,19 @@ from sgpipe.utils.ray_cluster import start_ray
 
 @in_python(PYTHON_WORDS)
 def generate(
-    recipe: Recipe, out: str | Path, progress: Progress | None = None, *, retry_failed: bool = False
+    recipe: Recipe,
+    out: str | Path,
+    progress: Progress | None = None,
+    *,
+    retry_failed: bool = False,
+    parent: str | Path | None = None,
 ) -> Summary:
     """Label the recipe's source into the folder `out`; an earlier run of the same recipe there is resumed.
+
+    Args:
+        retry_failed: label the images of error rows again.
+        parent: a run, or its object store, whose boxes, captions, triplets and pairs are taken over up to the first
+            stage with other settings.
 
     Raises:
         UserError: something is wrong with the recipe, its files or the folder; nothing was lost.
@@ -45,24 +57,30 @@ def generate(
     """
     require_loaded(recipe, Recipe, "load_recipe")
     progress, out = progress or Progress(), Path(out)
-    _check_recipe(recipe)
-    for warning in recipe_warnings(recipe):
+    reuse = None if parent is None else Reuse.plan(str(parent), recipe, out)
+    if reuse is not None:
+        recipe = reuse.recipe
+        progress.say(str(reuse))
+    _check_recipe(recipe, reuse.stages if reuse else STAGES)
+    for warning in (*recipe_warnings(recipe), *tag_notes(recipe.tag)):
         progress.say(f"NOTE: {warning}")
     folder = RunFolder(out, ObjectStore(recipe.engine.store) if recipe.engine.store else None)
     with folder.lock():
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
             before = _identity_there(folder)
-            source, ground_truth = _prepare(recipe, before, folder, progress)
+            source, ground_truth = _prepare(recipe, before, folder, progress, reuse)
             recipe = with_model_folders(_going_on(recipe, before, progress).model_copy(update={"source": source}))
             indexes = _open_sources(recipe, folder, progress)
-            manifest = folder.open(_description(recipe, before, folder, indexes))
+            manifest = folder.open(_description(recipe, before, folder, indexes, reuse))
             folder.set_ground_truth(ground_truth)
         for split, index in indexes.items():
             index.move(folder.index(split))
         rows = _planned_rows(recipe, indexes)
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
-        work = _Work.plan(recipe, indexes, units, progress) if units else None
+        if units and reuse:
+            reuse.parent.check_rows(rows)
+        work = _Work.plan(recipe, indexes, units, progress, reuse) if units else None
         folder.sweep(manifest)
         remove_unused(recipe.source, folder.private)
         if work is not None or not folder.is_described:  # a finished run is not described by a smaller --limit
@@ -79,21 +97,24 @@ def generate(
         return summarise(manifest, sum(rows.values()), indexes)
 
 
-def _check_recipe(recipe: Recipe) -> None:
-    """Raises UserError: data or a model is missing, or options contradict each other; the message names the option."""
+def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Raises UserError: data or a model is missing, or options contradict each other; the message names the option.
+
+    Args:
+        stages: those that run; models of others need not be there.
+    """
     _check_data(recipe)
-    for name in ("detect", "caption", "tag"):
+    for name in (name for name in ("detect", "caption", "tag") if name in stages):
         stage = getattr(recipe, name)
         names = (f"{name}.device", f"{name}.resources.gpus")
         check_devices(stage.device, stage.resources.gpus, ANY_NUMBER, names)
     if recipe.source.format == "folder" and recipe.detect.detector is None:
         raise UserError("no detector: give --detector FOLDER_OR_ID, an object detector of transformers")
-    if recipe.tag.tagger is None:
-        raise UserError("no tagger: give --tagger FOLDER (`sgpipe convert` makes one from an official checkpoint)")
+    check_tagger(recipe.tag, recipe.pair)
     without = [name for name, split in recipe.source.splits.items() if split.captions is None]
     if without and recipe.caption.captioner is None and recipe.pair.candidates != "prior":
         raise UserError(f"no captions{_of_splits(without)}: give --captioner or --captions")
-    _check_paths(recipe)
+    _check_paths(recipe, stages)
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -116,7 +137,7 @@ def _of_splits(splits: Sequence[str]) -> str:
     return f" for the {'split' if len(splits) == 1 else 'splits'} {', '.join(splits)}"
 
 
-def _check_paths(recipe: Recipe) -> None:
+def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
     """Everything that the recipe names, before a folder is made for what comes of it."""
     source, pair = recipe.source, recipe.pair
     for split in source.splits.values():
@@ -126,13 +147,14 @@ def _check_paths(recipe: Recipe) -> None:
         if path is not None:
             existing_file(source.path(path))
     for path in (pair.synonyms, pair.prior):
-        if path is not None:
+        if path is not None and "pair" in stages:
             existing_file(path)
     choose_thresholds(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None:
         existing_folder(source.path(source.ground_truth))
-    for model in (recipe.detect.detector, recipe.caption.captioner, recipe.tag.tagger):
-        if model is not None:
+    models = {"detect": recipe.detect.detector, "caption": recipe.caption.captioner}
+    for stage, model in models.items():
+        if model is not None and stage in stages:
             existing_model(model)
 
 
@@ -168,7 +190,7 @@ def _going_on(recipe: Recipe, before: Mapping[str, Any], progress: Progress) -> 
 
 
 def _prepare(
-    recipe: Recipe, there: Mapping[str, Any], folder: RunFolder, progress: Progress
+    recipe: Recipe, there: Mapping[str, Any], folder: RunFolder, progress: Progress, reuse: Reuse | None
 ) -> tuple[SourceConfig, GroundTruth | None]:
     """The source with its images in place, and its ground truth.
 
@@ -177,7 +199,7 @@ def _prepare(
     now = {"drawn": recipe.source.synthetic}
     if there and (before := {"drawn": there.get("drawn")}) != now:
         raise folder.changed(before, now)
-    return prepare_source(recipe.source, folder.private, progress.say)
+    return prepare_source(recipe.source, folder.private, progress.say, reuse.parent.private if reuse else None)
 
 
 def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict[str, SourceIndex]:
@@ -191,14 +213,20 @@ def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict
 
 
 def _description(
-    recipe: Recipe, before: Mapping[str, Any], folder: RunFolder, indexes: Mapping[str, SourceIndex]
+    recipe: Recipe,
+    before: Mapping[str, Any],
+    folder: RunFolder,
+    indexes: Mapping[str, SourceIndex],
+    reuse: Reuse | None,
 ) -> dict[str, object]:
     """What the manifest says of the run, which keeps the identity that an earlier version gave it."""
-    now = identity(recipe, indexes)
+    now = reuse.with_source(source_identity(indexes)) if reuse else identity(recipe, indexes)
     if fingerprint(in_todays_settings(before)) == fingerprint(now):
         now = dict(before)
     images = {split: _image_folder(root, folder) for split, root in _image_roots(recipe).items()}
     run: dict[str, object] = {"name": recipe.name, "identity": now, "images": images}
+    if reuse is not None:
+        run["parent"] = reuse.header
     return run | ({"store": folder.store.location} if folder.store else {})
 
 
@@ -230,13 +258,24 @@ class _Work:
     stages: Sequence[Stage]
     units: Sequence[WorkUnit]
     pools: Sequence[Pool]
+    reuse: Reuse | None = None
 
     @classmethod
     def plan(
-        cls, recipe: Recipe, indexes: Mapping[str, SourceIndex], units: Sequence[WorkUnit], progress: Progress
+        cls,
+        recipe: Recipe,
+        indexes: Mapping[str, SourceIndex],
+        units: Sequence[WorkUnit],
+        progress: Progress,
+        reuse: Reuse | None,
     ) -> _Work:
-        """Start Ray. Raises UserError: a model is missing, or the actors do not fit; EngineError: Ray did not start."""
+        """Start Ray.
+
+        Raises UserError: a model is missing, or the actors do not fit; EngineError: Ray did not start.
+        """
         stages = _stages(recipe, indexes)
+        if reuse is not None:
+            stages = [stage for stage in stages if stage.name.replace("load", "caption") in reuse.stages]
         for stage in stages:
             if isinstance(stage, ModelStage):
                 stage.check()
@@ -249,13 +288,20 @@ class _Work:
             progress.say(note)
         for pool in pools:
             progress.say(f"{count(pool.actors, 'actor')}: {pool.name}")
-        return cls(stages, units, pools)
+        return cls(stages, units, pools, reuse)
 
 
 def _run(
-    work: _Work, recipe: Recipe, folder: RunFolder, manifest: Manifest, progress: Progress, mirror: ManifestMirror
+    work: _Work,
+    recipe: Recipe,
+    folder: RunFolder,
+    manifest: Manifest,
+    progress: Progress,
+    mirror: ManifestMirror,
 ) -> None:
     reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in recipe.source.splits})
+    if work.reuse is not None:
+        reader = work.reuse.reader(reader)
     utilization = Utilization(work.pools)
     with (
         progress.images(sum(unit.rows for unit in work.units)) as advance,

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgpipe.storage.manifest import Summary
-from sgpipe.utils.console import count
+from sgpipe.utils.console import count, listed
 
 _PROBLEMS = {
     "crowd": "crowd boxes kept out of pairs",
@@ -50,6 +50,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     _add_problems(table, summary)
     table.add_row("shards", f"{summary.shards:,}")
     console.print(table)
+    if summary.parent:
+        console.print(Text(f"{listed(summary.parent['reused'])} from {summary.parent['run']}"), soft_wrap=True)
     total = sum(summary.seconds.values())
     if total:
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.seconds.items())

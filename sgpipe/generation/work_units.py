@@ -43,13 +43,17 @@ class UnitReader:
     indexes: dict[str, str]
 
     def __call__(self, unit: WorkUnit) -> list[Record]:
-        name = self.indexes[unit.split]
-        with self.storage.open(name) as index:
-            records = read_records(index, unit.start, unit.stop, name)
+        records = self.read(unit)
         if not (unit.errors_only and unit.replaces):
             return records
         status = self.storage.read_shard(unit.replaces, ["status"])["status"].to_pylist()
         return [record for record, state in zip(records, status, strict=True) if state == "error"]
+
+    def read(self, unit: WorkUnit) -> list[Record]:
+        """All records of a unit, as they are before the first stage."""
+        name = self.indexes[unit.split]
+        with self.storage.open(name) as index:
+            return read_records(index, unit.start, unit.stop, name)
 
 
 @dataclass(frozen=True)

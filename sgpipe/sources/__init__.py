@@ -20,18 +20,19 @@ from sgpipe.utils import __version__
 
 
 def prepare_source(
-    source: SourceConfig, private: Path, say: Callable[[str], None]
+    source: SourceConfig, private: Path, say: Callable[[str], None], parent: Path | None = None
 ) -> tuple[SourceConfig, GroundTruth | None]:
     """The source with its images in place, and their ground truth if there is any.
 
     Args:
         private: the run's folder for files of its own; a source that makes its images puts them there.
+        parent: the same folder of a run of the same images, if there is one.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
         UserError: the ground truth is not a run or an import, or image_data is missing.
     """
-    made = miniworld.prepare(source.drawn if source.synthetic else None, private, say)
+    made = miniworld.prepare(source.drawn if source.synthetic else None, private, say, parent)
     if made is not None:
         splits, ground_truth = made
         return source.model_copy(update={"root": None, "splits": splits}), ground_truth

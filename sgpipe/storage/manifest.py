@@ -244,7 +244,12 @@ def sync_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts over all committed shards of a run or import; `planned`: how many images a complete one holds."""
+    """Counts over all committed shards of a run or import.
+
+    Attributes:
+        planned: how many images a complete one holds.
+        parent: the run that some columns come from, and what they are, such as {"run": …, "reused": ["captions"]}.
+    """
 
     root: Path
     planned: int
@@ -252,6 +257,7 @@ class Summary:
     seconds: Counter[str]
     problems: Counter[str]
     shards: int
+    parent: Mapping[str, Any] | None = None
 
     @property
     def complete(self) -> bool:
@@ -261,7 +267,7 @@ class Summary:
         """As plain values for JSON."""
         totals = {name: dict(getattr(self, name)) for name in ("counts", "problems", "seconds")}
         parts = {"root": str(self.root), "complete": self.complete, "planned": self.planned, "shards": self.shards}
-        return parts | totals
+        return parts | totals | ({"parent": dict(self.parent)} if self.parent else {})
 
 
 def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Summary:
@@ -271,4 +277,5 @@ def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Sum
     for shard in manifest.shards:
         counts.update(shard.counts)
         seconds.update(shard.seconds)
-    return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards))
+    parent = manifest.run.get("parent")
+    return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards), parent)

@@ -12,7 +12,7 @@ import sys
 import time
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -102,6 +102,11 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SAME_MOMENT = 1e-6  # seconds
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words with commas and "and" between them."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 class Advance(Protocol):

@@ -1,0 +1,301 @@
+"""`sgpipe generate --from`: a run takes over what another one has, its parent, up to the first stage that differs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sgpipe.errors import StoreError, UserError
+from sgpipe.generation.identity import identity, in_todays_settings, settings_of_stage
+from sgpipe.generation.work_units import UnitReader, WorkUnit
+from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
+from sgpipe.records import BOX_SCORES, Record, from_table
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
+from sgpipe.storage.shards import DATA, read_file
+from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
+from sgpipe.utils.console import count, listed
+from sgpipe.utils.hashing import differences
+from sgpipe.utils.locking import temporary_folder
+
+STAGES = ("detect", "caption", "parse", "pair", "tag")
+_FILLS = {"detect": ("objects", BOX_SCORES), "caption": ("captions",), "parse": ("triplets",), "pair": ("pairs",)}
+_NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
+_EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error")
+_SOURCE = ("format", "drawn", "source")
+
+
+def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run with overrides, for another run that takes over a part of it and is stored elsewhere.
+
+    Raises UserError: it is not a run, or as `load_recipe`.
+    """
+    with _described(run) as folder:
+        return load_recipe(folder / RECIPE, {"engine.store": None, "engine.address": None, **overrides})
+
+
+@contextmanager
+def _described(run: str) -> Iterator[Path]:
+    """A folder with the manifest and the recipe of a run, which may be in a store."""
+    if "://" not in run:
+        yield Path(run)
+        return
+    store = ObjectStore(run)
+    with temporary_folder() as folder:
+        for name in (MANIFEST, RECIPE):
+            content = store.read(name)
+            if content is None:
+                raise UserError(f"{store.location} is not a run of `sgpipe generate`: it has no {name}")
+            (folder / name).write_bytes(content)
+        yield folder
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that another one takes over a part of.
+
+    Attributes:
+        name: as messages call it.
+        folder: None if it is in a store.
+        files: its manifest and all else. storage: its shards.
+        recipe: what made it.
+    """
+
+    name: str
+    folder: Path | None
+    files: Storage
+    storage: Storage
+    manifest: Manifest
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, run: str) -> Parent:
+        """Raises UserError: there is no run, its manifest is damaged, or `sgpipe generate` did not make its rows."""
+        with _described(run) as folder:
+            manifest = Manifest.load(folder)
+            kind = kind_of(manifest.run.get("identity", {}))
+            if kind != "a run" or "tag" not in manifest.run["identity"]:
+                raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
+            recipe = load_recipe(folder / RECIPE)
+        if "://" in run:
+            store = ObjectStore(run)
+            return cls(store.location, None, store, store, manifest, recipe)
+        files, uri = LocalFolder(folder.absolute()), manifest.run.get("store")
+        fetched = all((folder / shard.file).is_file() for shard in manifest.shards)
+        return cls(run, folder, files, ObjectStore(uri) if uri and not fetched else files, manifest, recipe)
+
+    @property
+    def private(self) -> Path | None:
+        """Its folder for files of its own."""
+        return self.folder and RunFolder(self.folder).private
+
+    def adopted(self, recipe: Recipe) -> Recipe:
+        """The recipe with the parent's images and annotations where they are now, unless it names others."""
+        source = recipe.source
+        if source.synthetic is not None and source.splits == self.recipe.source.splits:
+            source = source.model_copy(update={"root": None, "splits": {}})
+        elif source == self.recipe.source:
+            source = self._source()
+        return recipe.model_copy(update={"source": source})
+
+    def _source(self) -> SourceConfig:
+        source, images, splits = self.recipe.source, self.manifest.image_folders, {}
+        for name, split in source.splits.items():
+            read = self._files_read(name)
+            paths = {kind: path and read.get(kind, source.path(path)) for kind, path in split if kind != "images"}
+            splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.path(split.images))})
+        found: dict[str, Any] = {"root": None, "splits": splits}
+        if self.folder and (truth := RunFolder(self.folder).ground_truth):
+            found |= {"ground_truth": truth.relations, "image_data": truth.image_data}
+        return source.model_copy(update=found)
+
+    def _files_read(self, split: str) -> dict[str, Path]:
+        """The annotation and caption files from which the split was read, if they are still there."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            with self.files.open(f".sgpipe/index-{split}.json") as file:
+                named = json.loads(file.read())["files"]
+            paths = {kind: Path(named[kind][0]) for kind in ("annotations", "captions") if kind in named}
+            return {kind: path for kind, path in paths.items() if path.is_file()}
+        return {}
+
+    def check_rows(self, rows: Mapping[str, int]) -> None:
+        """Raises UserError: it is being written, lacks some of the first `rows` of a split, or has lost a shard."""
+        if self.folder and RunFolder(self.folder).is_locked:
+            raise UserError(f"another process is writing into {self.name}; try again when it has ended")
+        lacking = sum(stop - start for split, n in rows.items() for start, stop in self.manifest.missing(split, n))
+        if lacking:
+            raise UserError(
+                f"{self.name} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with the "
+                "command that started it, or take fewer with --limit"
+            )
+        sizes = self.storage.sizes(DATA)
+        for shard in self.manifest.shards:
+            if sizes.get(Path(shard.file).name) != shard.bytes:
+                raise damaged(self.name, shard.file)
+
+
+def damaged(run: str, file: str) -> UserError:
+    """The error for a shard of a parent."""
+    return UserError(f"{file} of {run} is missing or damaged; the command that started {run} makes it again")
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What a run takes over from its parent.
+
+    Attributes:
+        recipe: of the run, with all paths resolved. identity: what decides its rows, but for the files of its source.
+        reused: the stages that do not run again. changes: the settings that differ, one line each.
+    """
+
+    parent: Parent
+    recipe: Recipe
+    identity: Mapping[str, Any]
+    reused: Sequence[str]
+    changes: Sequence[str]
+
+    @classmethod
+    def plan(cls, run: str, recipe: Recipe, out: Path) -> Reuse:
+        """Raises UserError: not a run; it has other images; nothing differs; or nothing can be taken over."""
+        parent = Parent.open(run)
+        if parent.folder and parent.folder.resolve() == out.resolve():
+            raise UserError(f"--out {out} is the run that --from names; name another folder")
+        recipe = with_model_folders(parent.adopted(recipe))
+        now, before = identity(recipe, {}), in_todays_settings(parent.manifest.run["identity"])
+        _check_same(parent, before, now, ("format", "drawn"))
+        changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in STAGES if stage in now}
+        first = next((stage for stage in changed if changed[stage]), None)
+        if first is None:
+            raise UserError(f"nothing differs from {run}: give another model or setting, such as --tagger")
+        changes, names = [line for lines in changed.values() for line in lines], list(changed)
+        reused = names[: names.index(first)]
+        if not reused:
+            named = "; ".join(changed[first])
+            raise UserError(f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from")
+        return cls(parent, recipe, now, reused, changes)
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that run."""
+        return [stage for stage in STAGES if stage in self.identity and stage not in self.reused]
+
+    def __str__(self) -> str:
+        taken = listed([_NOUNS[stage] for stage in self.reused])
+        return f"{taken} from {self.parent.name}; {listed(self.stages)} to run ({'; '.join(self.changes)})"
+
+    def with_source(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """The identity of the run, which names its parent.
+
+        Raises UserError: the parent was made from other files.
+        """
+        before = in_todays_settings(self.parent.manifest.run["identity"])
+        now = {**self.identity, "source": dict(source)}
+        _check_same(self.parent, before, now, _SOURCE)
+        reused = {stage: before[stage] for stage in self.reused}
+        return {**now, **reused, "parent": self.parent.manifest.run.get("fingerprint")}
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the manifest of the run says of its parent, beside the identity."""
+        folder = self.parent.folder
+        place = str(folder.resolve()) if folder else self.parent.name
+        return {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}
+
+    def reader(self, reader: UnitReader) -> ParentReader:
+        """A reader of the same units with the parent's columns."""
+        parent = self.parent
+        shards = tuple(parent.manifest.shards)
+        return ParentReader(reader.storage, reader.indexes, parent.name, parent.storage, shards, tuple(self.reused))
+
+
+def _check_same(parent: Parent, before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> None:
+    lines = differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
+    if lines:
+        raise UserError(f"{parent.name} has other images or annotations ({'; '.join(lines)}); omit --from")
+
+
+def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then: Recipe, recipe: Recipe) -> list[str]:
+    """The settings of a stage that differ, with the seed if it decides the captions.
+
+    A model that is gone is the parent's, as long as the recipe names the same.
+    """
+    keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
+    old, new = before.get(stage, {}), now[stage]
+    gone = any(_is_gone(value, new.get(name)) for name, value in old.items()) and old.get("dtype") == new.get("dtype")
+    if gone and settings_of_stage(then, stage) == settings_of_stage(recipe, stage):
+        keys = keys[1:]
+    return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
+
+
+def _is_gone(before: Any, now: Any) -> bool:
+    """Whether a file or model that an identity names by its content or version is only a name now."""
+    if not isinstance(before, str) or before == now:
+        return False
+    is_hash = before.startswith("sha256:") and not str(now).startswith("sha256:")
+    return now is None or is_hash or before.startswith(f"{now} ")
+
+
+@dataclass(frozen=True)
+class ParentReader(UnitReader):
+    """Work unit → its records, from the source index, with the columns that the parent's stages filled.
+
+    parent: its name. shards: its shards, in `place`. reused: the stages whose columns are taken over.
+    """
+
+    parent: str
+    place: Storage
+    shards: tuple[ShardEntry, ...]
+    reused: tuple[str, ...]
+
+    def read(self, unit: WorkUnit) -> list[Record]:
+        """Raises UserError: a shard of the parent is damaged, or has other images."""
+        records = super().read(unit)
+        for record, row in zip(records, self._rows(unit), strict=True):
+            if record.image_id != row.image_id:
+                images = f"{row.image_id!r} in place of {record.image_id!r}"
+                raise UserError(f"{self.parent} has image {images}; omit --from")
+            self._take_over(record, row)
+        return records
+
+    def _take_over(self, record: Record, row: Record) -> None:
+        """Copy the parent's columns; an error stays if it is of a stage that does not run again."""
+        for stage in self.reused:
+            for column in _FILLS[stage]:
+                setattr(record, column, getattr(row, column))
+        stage = (row.error or "").partition(":")[0]
+        crashed_before = stage == "worker" and not self._has_passed(row)
+        if not row.ok and (crashed_before or stage in ("source", "load", *self.reused)):
+            record.status, record.error = row.status, row.error
+
+    def _has_passed(self, row: Record) -> bool:
+        """Whether the last reused stage has filled its columns."""
+        last = self.reused[-1]
+        return row.box_scores is not None if last == "detect" else bool(getattr(row, _FILLS[last][0]))
+
+    def _rows(self, unit: WorkUnit) -> Iterator[Record]:
+        for shard in self.shards:
+            start, stop = max(shard.start, unit.start), min(shard.stop, unit.stop)
+            if shard.split == unit.split and start < stop:
+                yield from from_table(self._table(shard).slice(start - shard.start, stop - start))
+
+    def _table(self, shard: ShardEntry) -> pa.Table:
+        """The columns of a shard that are taken over, if every byte of it is as it was written."""
+        columns = [column for stage in self.reused for column in _FILLS[stage] if column != BOX_SCORES]
+        try:
+            with self.place.open(shard.file) as file:
+                data = file.read()
+        except StoreError:
+            raise
+        except OSError:
+            raise damaged(self.parent, shard.file) from None
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise damaged(self.parent, shard.file)
+        path = Path(self.parent) / shard.file
+        return read_file(path, [*_EVERY_ROW, *columns], pa.BufferReader(data), (BOX_SCORES,))

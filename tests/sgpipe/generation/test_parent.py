@@ -1,0 +1,357 @@
+"""Runs that take captions and more from another run, without Ray: its place is taken by a loop over units."""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import spacy
+import yaml
+from rich.console import Console
+from spacy.language import Language
+
+from sgpipe.errors import UserError, on_command_line
+from sgpipe.generation import run as generation_run
+from sgpipe.generation.parent import ParentReader, parent_recipe
+from sgpipe.generation.pools import Pool
+from sgpipe.generation.run import generate
+from sgpipe.generation.summary import print_summary
+from sgpipe.generation.work_units import UnitReader, WorkUnit
+from sgpipe.recipe import Recipe, Resources, load_recipe
+from sgpipe.records import Box, Caption, Pair, Record, Relation
+from sgpipe.stages.base import StageRunner
+from sgpipe.storage.manifest import Manifest, ShardEntry, Summary
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import iter_records, write_shard
+from sgpipe.storage.source_index import write_index
+from sgpipe.storage.storage import LocalFolder
+from sgpipe.utils.console import Progress
+from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
+from tests.factories import make_blip, untrained_tagger
+
+IMAGES = 6
+WRITTEN = Path(__file__).parents[2] / "data" / "written_by_0_1"
+SMALL = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01, "engine.unit_size": 2}
+
+
+RAN: list[str] = []  # names of stages
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_ray() -> Iterator[None]:
+    def run_units(stages, units, reader, writer) -> Iterator[ShardEntry]:
+        RAN.extend(stage.name for stage in stages)
+        runner = StageRunner(stages)
+        for unit in units:
+            records, seconds = runner(reader(unit))
+            yield writer(unit, records, seconds)
+
+    load, loaded = spacy.load, {}
+
+    def load_once(name, **options) -> Language:
+        return loaded.get(name) or loaded.setdefault(name, load(name, **options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spacy, "load", load_once)
+        patch.setattr(generation_run, "start_ray", lambda *_: None)
+        patch.setattr(generation_run, "unused_gpus", lambda _: None)
+        patch.setattr(generation_run, "plan_pools", lambda stages, units: [Pool(tuple(stages), Resources(), 1)])
+        patch.setattr(generation_run, "run_units", run_units)
+        yield
+
+
+@pytest.fixture
+def ran() -> list[str]:
+    """The names of the stages that ran since."""
+    RAN.clear()
+    return RAN
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    untrained_tagger(folder / "tagger", [*CAPTIONS, *CATEGORIES.values(), "no objects"])
+    make_blip(folder / "captioner")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> Files:
+    return make_coco(tmp_path_factory.mktemp("coco"), images=IMAGES, missing=(4,))
+
+
+def recipe(files: Files, models: Path, **changes: object) -> Recipe:
+    """Captions of a file."""
+    splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
+    settings = {"source.splits": splits, "caption.captioner": None, "tag.tagger": str(models / "tagger"), **SMALL}
+    return load_recipe("coco", settings | changes)
+
+
+def captioned(files: Files, models: Path, **changes: object) -> Recipe:
+    return recipe(files, models, **{"caption.captioner": str(models / "captioner"), "caption.samples": 2, **changes})
+
+
+def run(made: Recipe, out: Path, parent: Path | None = None, retry_failed: bool = False) -> tuple[Summary, list[str]]:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=1000))
+    summary = generate(made, out, progress, parent=parent, retry_failed=retry_failed)
+    return summary, text.getvalue().splitlines()
+
+
+def rows(out: Path) -> list[Record]:
+    return list(iter_records(out))
+
+
+@pytest.fixture(scope="module")
+def made(coco, models, tmp_path_factory) -> Path:
+    """A run with a captioner."""
+    out = tmp_path_factory.mktemp("runs") / "made"
+    run(captioned(coco, models), out)
+    return out
+
+
+@pytest.fixture
+def parent(made, tmp_path_factory, ran) -> Path:
+    """A copy of it, which a test may damage."""
+    copy = tmp_path_factory.mktemp("copy") / "run"
+    shutil.copytree(made, copy)
+    return copy
+
+
+HIGHER = {"tag.threshold": 0.3}
+
+
+@pytest.fixture(scope="module")
+def scratch(coco, models, tmp_path_factory) -> list[Record]:
+    """The rows of a run with a higher threshold that has no parent."""
+    out = tmp_path_factory.mktemp("runs") / "scratch"
+    run(captioned(coco, models, **HIGHER), out)
+    return rows(out)
+
+
+def test_only_the_tagger_runs_again_if_only_it_differs(parent, scratch, coco, models, ran, tmp_path):
+    summary, said = run(captioned(coco, models, **HIGHER), tmp_path / "new", parent)
+    assert said[0] == f"captions, triplets and pairs from {parent}; tag to run (tag.threshold: 0.01 then, 0.3 now)"
+    assert ran == ["tag"]
+    assert rows(tmp_path / "new") == scratch
+    assert sum(len(row.captions) for row in scratch) == 2 * (IMAGES - 1)
+    [before, now] = (Manifest.load(out).run for out in (parent, tmp_path / "new"))
+    assert now["identity"]["parent"] == before["fingerprint"] != now["fingerprint"]
+    assert now["identity"]["caption"] == before["identity"]["caption"]
+    screen = io.StringIO()
+    print_summary(summary, Console(file=screen, width=1000))
+    assert f"captions, triplets and pairs from {parent}\n" in screen.getvalue()
+    assert summary.as_json()["parent"]["reused"] == ["captions", "triplets", "pairs"]
+
+
+def test_stages_after_the_first_that_differs_run_with_new_columns(parent, coco, models, ran, tmp_path):
+    image = {"pair.candidates": "image", "pair.match": "substring"}
+    run(captioned(coco, models, **image), tmp_path / "new", parent)
+    assert ran == ["pair", "tag"]
+    run(captioned(coco, models, **image), tmp_path / "scratch")
+    assert rows(tmp_path / "new") == rows(tmp_path / "scratch") != rows(parent)
+    ran.clear()
+    run(captioned(coco, models, **image, **HIGHER), tmp_path / "third", tmp_path / "new")
+    assert ran == ["tag"]
+    run(captioned(coco, models, **image, **HIGHER), tmp_path / "both", parent)
+    assert rows(tmp_path / "third") == rows(tmp_path / "both") != rows(tmp_path / "new")
+
+
+def test_the_captioner_need_not_exist_any_more(parent, scratch, coco, models, ran, tmp_path):
+    gone = tmp_path / "captioner"
+    named = yaml.safe_load((parent / "recipe.yaml").read_text())
+    named["caption"]["captioner"] = str(gone)
+    (parent / "recipe.yaml").write_text(yaml.safe_dump(named))
+    run(parent_recipe(str(parent), HIGHER), tmp_path / "new", parent)
+    assert ran == ["tag"]
+    assert rows(tmp_path / "new") == scratch
+    with pytest.raises(UserError, match=r"nothing of .* can be reused.*caption\.samples: 2 then, 1 now"):
+        run(parent_recipe(str(parent), {"caption.samples": 1}), tmp_path / "other", parent)
+    make_blip(gone, seed=1)
+    with pytest.raises(UserError, match=r"nothing of .* can be reused.*caption\.captioner: 'sha256:"):
+        run(parent_recipe(str(parent), HIGHER), tmp_path / "other", parent)
+
+
+def test_captions_of_a_file_are_taken_over_too(coco, models, ran, tmp_path):
+    run(recipe(coco, models), tmp_path / "parent")
+    ran.clear()
+    run(recipe(coco, models, seed=5, **HIGHER), tmp_path / "new", tmp_path / "parent")  # no captions are sampled
+    assert ran == ["tag"]
+    before, now = rows(tmp_path / "parent"), rows(tmp_path / "new")
+    assert [row.captions for row in now] == [row.captions for row in before]
+    assert [(row.image_id, row.error) for row in now if not row.ok] == [("4", before[4].error)]
+
+
+def test_a_stopped_run_goes_on_also_with_other_units(parent, scratch, coco, models, tmp_path):
+    run(captioned(coco, models, limit=3, **HIGHER), tmp_path / "new", parent)
+    run(captioned(coco, models, **HIGHER, **{"engine.unit_size": 5}), tmp_path / "new", parent)
+    assert rows(tmp_path / "new") == scratch
+    with pytest.raises(UserError, match=r"made with other settings.*\n  parent: '\w+' then, None now"):
+        run(captioned(coco, models, **HIGHER), tmp_path / "new")
+
+
+def test_a_moved_run_keeps_its_images_and_files(coco, models, tmp_path, monkeypatch):
+    folder = tmp_path / "at"
+    shutil.copytree(coco.images.parent, folder)
+    monkeypatch.chdir(folder)
+    files = Files(Path("images"), Path(coco.annotations.name), Path(coco.captions.name))
+    run(captioned(files, models), tmp_path / "parent")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parent").rename(tmp_path / "moved")
+    run(parent_recipe("moved", HIGHER), tmp_path / "new", "moved")
+    assert rows(tmp_path / "new")[0].ok
+    assert Manifest.load(tmp_path / "new").image_folders == {"val": folder / "images"}
+
+
+def test_a_run_of_the_first_version_is_a_parent_and_its_drawn_images_are_copied(ran, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(WRITTEN / "run", old)
+    made = parent_recipe(str(old), {"tag.tagger": "MINIWORLD", **HIGHER})
+    _, said = run(made, tmp_path / "new", old)
+    assert ran == ["tag"]
+    assert "copying 6 images" in said
+    captions = [[row.captions for row in rows(out)] for out in (old, tmp_path / "new")]
+    assert captions[0] == captions[1]
+    assert len(captions[0]) == 4
+    shutil.rmtree(old)
+    [images] = Manifest.load(tmp_path / "new").image_folders.values()
+    assert sum(1 for _ in images.glob("*.jpg")) == 6
+    truth = RunFolder(tmp_path / "new").ground_truth
+    assert truth is not None
+    assert len(rows(truth.relations)) == 6
+
+
+def changed_annotations(coco: Files, folder: Path) -> Files:
+    other = json.loads(coco.annotations.read_text())
+    other["annotations"][0]["bbox"][0] += 1
+    path = folder / coco.annotations.name
+    path.write_text(json.dumps(other))
+    return Files(coco.images, path, coco.captions)
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "message"),
+    [
+        ("", {}, "nothing differs from {run}: give another model or setting"),
+        ("", {"seed": 1}, "nothing of {run} can be reused, as its first stage differs (seed: 0 then, 1 now)"),
+        ("annotations", {}, "{run} has other images or annotations (source.val.annotations: "),
+        (
+            "",
+            {"source.format": "objects365"},
+            "has other images or annotations (format: 'coco' then, 'objects365' now)",
+        ),
+        ("", {"source.splits.more": {"images": ".", "annotations": "x.json"}}, "no such file: x.json"),
+        ("shorter", {}, "{run} lacks 2 of 6 images: finish it first"),
+        ("locked", {}, "another process is writing into {run}"),
+        ("lost", {}, "data/val-000000002-000000004.parquet of {run} is missing or damaged"),
+        ("cut", {}, "data/val-000000002-000000004.parquet of {run} is missing or damaged"),
+        ("no recipe", {}, "no such file: {run}/recipe.yaml"),
+        ("scored", {}, "expected a run of `sgpipe generate`, this is a scored copy of a run"),
+        ("no run", {}, "{run} is not an sgpipe run"),
+        ("itself", {}, "is the run that --from names"),
+    ],
+)
+def test_what_cannot_be_taken_over_is_one_line_and_leaves_no_trace(
+    parent, coco, models, tmp_path, monkeypatch, damage, changes, message
+):
+    files, out, shard = coco, tmp_path / "new", parent / "data" / "val-000000002-000000004.parquet"
+    manifest = Manifest.load(parent)
+    if damage == "annotations":
+        files = changed_annotations(coco, tmp_path)
+    elif damage == "shorter":
+        manifest.rewrite(manifest.shards[-1:])
+    elif damage == "locked":
+        monkeypatch.setattr(RunFolder, "is_locked", True)
+    elif damage == "lost":
+        shard.unlink()
+    elif damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "no recipe":
+        (parent / "recipe.yaml").unlink()
+    elif damage == "scored":
+        manifest.run["identity"] = {"scored": "x"}
+        manifest.rewrite()
+    elif damage == "no run":
+        (parent / "manifest.jsonl").unlink()
+    out = parent if damage == "itself" else out
+    before = sorted(tmp_path.rglob("*"))
+    given = captioned(files, models, **(HIGHER if damage or "source" in str(changes) else {}), **changes)
+    with pytest.raises(UserError) as caught:
+        run(given, out, parent)
+    assert message.format(run=parent) in on_command_line(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_import_is_no_parent(tmp_path):
+    shutil.copytree(WRITTEN / "import", tmp_path / "import")
+    with pytest.raises(UserError, match="this is an import"):
+        run(load_recipe("miniworld"), tmp_path / "new", tmp_path / "import")
+
+
+def test_a_shard_whose_bytes_changed_is_named_and_the_rest_kept(parent, coco, models, tmp_path):
+    shard = parent / "data" / "val-000000002-000000004.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    with pytest.raises(UserError, match=rf"^data/{shard.name} of {parent} is missing or damaged"):
+        run(captioned(coco, models, **HIGHER), tmp_path / "new", parent)
+    assert len(Manifest.load(tmp_path / "new").shards) == 1
+    shard.write_bytes(whole)
+    summary, _ = run(captioned(coco, models, **HIGHER), tmp_path / "new", parent)
+    assert summary.complete
+
+
+def made_shards(folder: Path, source: Sequence[Record], records: Sequence[Record]) -> tuple[UnitReader, list]:
+    """A source index and a shard with rows of a parent."""
+    from sgpipe.records import to_table
+
+    write_index(folder / "index.arrow", [to_table(source)], dict)
+    entry = write_shard(folder, "data/all-000000000-000000009.parquet", "all", 0, list(records), {})
+    return UnitReader(LocalFolder(folder), {"all": "index.arrow"}), [entry]
+
+
+BOXES, CAPTION, PAIR = [Box("dog", 1, (1, 1, 5, 5))], [Caption("a dog")], [Pair(0, 0, ["near"])]
+FAILED = {
+    "source: no image": {"box_scores": []},
+    "detect: no image": {"box_scores": []},
+    "caption: no image": {"objects": BOXES, "box_scores": [0.5]},
+    "worker: crashed before captions": {"objects": BOXES, "box_scores": [0.5]},
+    "worker: crashed after captions": {"objects": BOXES, "box_scores": [0.5], "captions": CAPTION},
+    "tag: no image": {"objects": BOXES, "box_scores": [0.5], "captions": CAPTION, "pairs": PAIR},
+}
+
+
+@pytest.mark.parametrize(("reused", "kept"), [(("detect",), 2), (("detect", "caption"), 4)])
+def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept):
+    source = [Record(str(n), "folder", "all", f"{n}.png", 9, 9) for n in range(len(FAILED) + 1)]
+    made = [
+        Record(str(n), "folder", "all", f"{n}.png", 9, 9, status="error", error=error, **columns)
+        for n, (error, columns) in enumerate(FAILED.items())
+    ]
+    fine = Record(str(len(FAILED)), "folder", "all", f"{len(FAILED)}.png", 9, 9, **FAILED["tag: no image"])
+    fine.relations = [Relation(0, 0, "near", 0.5)]
+    reader, shards = made_shards(tmp_path, source, [*made, fine])
+    taken = ParentReader(reader.storage, reader.indexes, str(tmp_path), reader.storage, tuple(shards), reused)(
+        WorkUnit("all", 1, len(source))
+    )
+    assert [row.error for row in taken] == [*list(FAILED)[1:kept], *[None] * (len(source) - kept)]
+    assert taken[-1].objects == BOXES
+    assert taken[-1].box_scores == [0.5]
+    assert taken[-1].captions == (CAPTION if "caption" in reused else [])
+    assert taken[-1].pairs == taken[-1].relations == []
+
+
+def test_retrying_takes_what_the_parent_has_made_good_since(models, tmp_path):
+    files = make_coco(tmp_path / "coco", images=3, missing=(1,))
+    made, other = recipe(files, models), recipe(files, models, **HIGHER)
+    run(made, tmp_path / "parent")
+    assert run(other, tmp_path / "new", tmp_path / "parent")[0].counts["errors"] == 1
+    shutil.copy(files.images / "0000.png", files.images / "0001.png")
+    summary, _ = run(other, tmp_path / "new", tmp_path / "parent", retry_failed=True)
+    assert summary.counts["errors"] == 1  # the parent has no captions of it yet
+    run(made, tmp_path / "parent", retry_failed=True)
+    summary, _ = run(other, tmp_path / "new", tmp_path / "parent", retry_failed=True)
+    assert summary.counts["errors"] == 0
+    assert [row.triplets for row in rows(tmp_path / "new")] == [row.triplets for row in rows(tmp_path / "parent")]
