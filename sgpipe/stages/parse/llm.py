@@ -1,24 +1,158 @@
-"""The parser by a language model."""
+"""The parser by a language model behind a server with the OpenAI chat API, which enforces a JSON schema.
+
+An answer that is no graph all the same is asked for once more; then the rules parse that caption, and it is counted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
+from sgpipe.stages.endpoint.client import ChatEndpoint
+from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.parse.grammar.tree import Tree, clean
+from sgpipe.stages.parse.grounding import Texts, ground
+from sgpipe.stages.parse.rules import triplets
+from sgpipe.stages.parse.spacy_model import analyse, load_model
+
+INSTRUCTIONS = """\
+You read image captions and list the relations between things that a caption states.
+A relation has a subject, a predicate and an object:
+- subject and object are nouns for things that can be seen, copied from the caption without articles, numbers and \
+adjectives ("fire hydrant", not "a red fire hydrant"). Resolve pronouns.
+- predicate is an action or a place, copied from the caption without auxiliary verbs ("riding", "sitting on", "in \
+front of"). A thing that owns or has another is its subject, with the predicate "with" or "has".
+- A color, number, size, material or state is not a relation.
+- Do not infer what the caption does not state. A caption without relations has an empty list.
+Example: "two young women in hats are sitting on a bench, and a dog lies under it" has (women, in, hats), (women, \
+sitting on, bench) and (dog, lies under, bench)."""
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "relations": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {name: {"type": "string"} for name in ("subject", "predicate", "object")},
+                "required": ["subject", "predicate", "object"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["relations"],
+    "additionalProperties": False,
+}
+_ONCE_MORE = (
+    'This is not JSON of the form {"relations": [{"subject": …, "predicate": …, "object": …}]}. Answer with it.'
+)
+_SAMPLING = ChatSampling(max_tokens=1024)
+_LONGEST_ANSWER = 4000  # characters of an answer that is sent back
+
+
+class _Relation(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    subject: str
+    predicate: str
+    object: str
+
+
+class _Graph(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    relations: list[_Relation]
 
 
 class LlmParser:
-    """Not there yet."""
+    """Parses captions with a served language model; names and heads are found as the rules find them."""
 
-    def __init__(self, config: ParseConfig) -> None:
+    def __init__(self, config: ParseConfig, cache_folder: Path | None = None) -> None:
         """
+        Args:
+            cache_folder: where answers are kept; None: nowhere.
+
         Raises:
-            UserError: always.
+            UserError: no endpoint or model is named; see also `ChatEndpoint`.
         """
-        raise UserError(f"parse.parser: {config.parser} is not available yet; choose rules")
+        if config.endpoint is None or config.model is None:
+            unset = "endpoint" if config.endpoint is None else "model"
+            raise UserError(
+                f"parse.{unset} is not set: parse.parser=llm needs a server's URL and the name of its model"
+            )
+        self._batch_size = config.batch_size
+        self._endpoint = ChatEndpoint(config.endpoint, config.model, config.requests, cache_folder)
+        self._nlp = load_model()
+        self.by_rules = 0  # captions that the rules have parsed, because no answer about them could be used
+
+    def check(self) -> None:
+        """Parse a caption. Raises UserError: see `ChatEndpoint.check`."""
+        self._endpoint.check(_request("a dog on a sofa"))
 
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
-        """The triplets of each caption, in order."""
-        raise NotImplementedError
+        """The triplets of each caption, in the order of the model, with `caption` 0.
+
+        Raises UserError, EngineError: see `ChatEndpoint`.
+        """
+        captions = list(captions)
+        graphs = self._graphs(captions)
+        parsed = []
+        for number, (tokens, doc) in enumerate(analyse(self._nlp, captions, self._batch_size)):
+            tree = Tree.of(doc, tokens)
+            graph = graphs.get(number)
+            parsed.append(triplets(tree) if graph is None else ground(tree, graph))
+        return parsed
+
+    def _graphs(self, captions: list[str]) -> dict[int, list[Texts]]:
+        """The graphs by number of the caption, as far as the model writes some."""
+        graphs: dict[int, list[Texts]] = {}
+        again: dict[int, ChatRequest] = {}
+        spoken = [number for number, caption in enumerate(captions) if clean(caption)]
+        answers = self._endpoint.ask_all(_request(captions[number]) for number in spoken)
+        for number, answer in zip(spoken, answers, strict=True):
+            if (graph := _read(answer)) is not None:
+                graphs[number] = graph
+            elif isinstance(answer, Answer):
+                again[number] = _once_more(captions[number], answer.texts[0])
+        for number, answer in zip(again, self._endpoint.ask_all(again.values()), strict=True):
+            if (graph := _read(answer)) is not None:
+                graphs[number] = graph
+        for number in spoken:
+            if number not in graphs:
+                self.by_rules += 1
+                if self._endpoint.cache is not None:
+                    self._endpoint.cache.put_by_rules(captions[number].encode())
+        return graphs
+
+
+def _request(caption: str) -> ChatRequest:
+    return ChatRequest(conversation(clean(caption), system=INSTRUCTIONS), _SAMPLING, schema=SCHEMA)
+
+
+def _once_more(caption: str, answer: str) -> ChatRequest:
+    dialogue = [
+        *_request(caption).messages,
+        {"role": "assistant", "content": answer[:_LONGEST_ANSWER]},
+        {"role": "user", "content": _ONCE_MORE},
+    ]
+    return ChatRequest(dialogue, _SAMPLING, schema=SCHEMA)
+
+
+def _read(answer: Answer | Refusal) -> list[Texts] | None:
+    """The graph of an answer, or None if it is none."""
+    if isinstance(answer, Refusal):
+        return None
+    try:
+        relations = _Graph.model_validate_json(_without_fence(answer.texts[0])).relations
+    except ValidationError:
+        return None
+    return [(each.subject, each.predicate, each.object) for each in relations]
+
+
+def _without_fence(text: str) -> str:
+    """JSON without the Markdown around it that some models write."""
+    return text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()

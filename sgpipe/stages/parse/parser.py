@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from sgpipe.errors import UserError
@@ -23,8 +24,11 @@ class Parser(Protocol):
         ...
 
 
-def load_parser(config: ParseConfig) -> Parser:
+def load_parser(config: ParseConfig, cache_folder: Path | None = None) -> Parser:
     """The parser of a recipe, without a cache. Modules of other parsers are not imported.
+
+    Args:
+        cache_folder: where a served model's answers are kept; None: nowhere.
 
     Raises:
         UserError: its model is not installed, or cannot be read.
@@ -40,28 +44,38 @@ def load_parser(config: ParseConfig) -> Parser:
     if config.parser == "llm":
         from sgpipe.stages.parse.llm import LlmParser
 
-        return LlmParser(config)
+        return LlmParser(config, cache_folder)
     raise UserError("parse.parser: learned has no weights yet; choose rules")
+
+
+def check_parser(config: ParseConfig) -> None:
+    """Raises UserError: there is no such model, or its server does not answer, as far as it is cheap to tell."""
+    if config.parser == "seq2seq":
+        from sgpipe.stages.parse.seq2seq import check_seq2seq
+
+        check_seq2seq(config)
+    elif config.parser == "llm":
+        from sgpipe.stages.parse.llm import LlmParser
+
+        LlmParser(config).check()
 
 
 def parser_identity(config: ParseConfig) -> Any:
     """What decides the triplets, besides the settings: the version of the spaCy model, the hash of the weights."""
-    if config.parser in ("seq2seq", "llm"):
-        return model_sha256(config.model)
     from sgpipe.stages.parse.spacy_model import model_version
 
+    if config.parser in ("seq2seq", "llm"):  # spaCy finds the heads of what the model names
+        model = config.model if config.parser == "llm" else model_sha256(config.model)
+        return {config.parser: model, "spacy": model_version()}
     return model_version(config.model)
 
 
 class CaptionParser:
     """The parser of a recipe, with a cache: each distinct caption is parsed once."""
 
-    def __init__(self, config: ParseConfig | None = None) -> None:
-        """
-        Raises:
-            UserError: as `load_parser`.
-        """
-        self._parser = load_parser(config or ParseConfig())
+    def __init__(self, config: ParseConfig | None = None, cache_folder: Path | None = None) -> None:
+        """As `load_parser`."""
+        self._parser = load_parser(config or ParseConfig(), cache_folder)
         self._cache: OrderedDict[str, list[Triplet]] = OrderedDict()
 
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record, Triplet
-from sgpipe.stages.parse.parser import CaptionParser, Parser
+from sgpipe.stages.parse.parser import CaptionParser, Parser, check_parser
 
 
 class ParseStage:
@@ -17,10 +18,15 @@ class ParseStage:
 
     name = "parse"
     fills: tuple[str, ...] = ("triplets",)
+    cache_folder: Path | None = None  # where a served model's answers are kept; None: nowhere
 
     def __init__(self, config: ParseConfig) -> None:
         self.config = config
         self.resources = config.resources
+
+    def check(self) -> None:
+        """Raises UserError: see `check_parser`."""
+        check_parser(self.config)
 
     def setup(self) -> None:
         """Load the parser.
@@ -28,7 +34,7 @@ class ParseStage:
         Raises:
             UserError: its model is not installed, or cannot be read.
         """
-        self._parser = CaptionParser(self.config)
+        self._parser = CaptionParser(self.config, self.cache_folder)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         usable = [record for record in records if record.ok]

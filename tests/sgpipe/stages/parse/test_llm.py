@@ -1,0 +1,177 @@
+"""The parser by a served language model, from the schema it is sent to the triplets of a record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgpipe.errors import EngineError, UserError
+from sgpipe.recipe import ParseConfig, Requests
+from sgpipe.records import Caption, Record
+from sgpipe.stages.endpoint import client
+from sgpipe.stages.endpoint.cache import REQUESTS, RequestCache
+from sgpipe.stages.parse import llm, rules, spacy_model
+from sgpipe.stages.parse.grammar.tree import clean
+from sgpipe.stages.parse.llm import LlmParser
+from sgpipe.stages.parse.parser import CaptionParser
+from sgpipe.stages.parse.stage import ParseStage
+from tests.endpoint_server import Answerer, EndpointServer, scripted
+from tests.parity.parser import load, predict
+
+GOLD = {
+    "a man riding a horse on a beach": [("man", "riding", "horse"), ("horse", "on", "beach")],
+    "two dogs lying under the table": [("dogs", "lying under", "table")],
+    "a clear sky": [],
+}
+CAPTIONS = list(GOLD)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.001)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_spacy_model() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        once = cache(spacy_model.load_model)
+        for module in (llm, rules):
+            patch.setattr(module, "load_model", once)
+        yield
+
+
+def answers(graphs: Mapping[str, Sequence[Sequence[str]]]) -> Answerer:
+    """A model that knows these graphs, and that other captions have none."""
+
+    def answer(body: dict[str, Any]) -> list[str]:
+        caption = body["messages"][min(1, len(body["messages"]) - 1)]["content"]
+        names = ("subject", "predicate", "object")
+        relations = [dict(zip(names, texts, strict=True)) for texts in graphs.get(caption, ())]
+        return [json.dumps({"relations": relations})]
+
+    return answer
+
+
+gold = answers(GOLD)
+
+
+def config(server: EndpointServer) -> ParseConfig:
+    return ParseConfig(parser="llm", endpoint=server.url, model="tiny-llm", requests=Requests(retries=1))
+
+
+def served(answer: Any = gold, **options: Any) -> EndpointServer:
+    return EndpointServer(answer, models=["tiny-llm"], **options)
+
+
+def texts(parser: Any, captions: list[str]) -> list[list[tuple[str, str, str]]]:
+    return [[(each.subject, each.predicate, each.object) for each in parsed] for parsed in parser.parse(captions)]
+
+
+def test_relations_are_those_of_the_model() -> None:
+    with served() as server:
+        assert texts(CaptionParser(config(server)), CAPTIONS) == list(GOLD.values())
+        schema = server.requests[0]["response_format"]["json_schema"]
+        assert schema["strict"]
+        item = schema["schema"]["properties"]["relations"]["items"]
+        assert item["required"] == ["subject", "predicate", "object"]
+        assert item["additionalProperties"] is False
+
+
+def test_the_stage_says_which_caption_states_a_relation() -> None:
+    with served() as server:
+        stage = ParseStage(config(server))
+        stage.check()
+        stage.setup()
+        record = Record("1", "coco", "val", "1.jpg", 8, 8, captions=[Caption(text) for text in CAPTIONS])
+        (record,) = stage([record])
+    assert [(each.predicate_lemma, each.caption) for each in record.triplets] == [
+        ("ride", 0),
+        ("on", 0),
+        ("lie under", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "The relations are: man riding horse",
+        '{"relations": [{"subject": "man"}]}',
+        '{"relations": [{"subject": "man", "predicate": "on", "object": 3}]}',
+        '{"relations": [{"subject": "man", "predicate": "on", "object": "horse", "score": 1}]}',
+        '[["man", "riding", "horse"]]',
+        '{"relations": [',
+    ],
+)
+def test_a_wrong_answer_is_asked_for_once_more(wrong: str) -> None:
+    def answer(body: dict[str, Any]) -> list[str]:
+        return [wrong] if len(body["messages"]) == 2 else gold(body)
+
+    with served(answer) as server:
+        parser = LlmParser(config(server))
+        assert texts(parser, CAPTIONS[:1]) == [GOLD[CAPTIONS[0]]]
+        assert parser.by_rules == 0
+        assert server.requests[1]["messages"][2] == {"role": "assistant", "content": wrong}
+
+
+def test_then_the_rules_parse_it_and_it_is_counted(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> list[str]:
+        return ["no graph"] if "dogs" in body["messages"][1]["content"] else gold(body)
+
+    with served(answer) as server:
+        parser = LlmParser(config(server), tmp_path)
+        by_rules = texts(CaptionParser(), CAPTIONS[1:2])
+        assert texts(parser, CAPTIONS) == [GOLD[CAPTIONS[0]], *by_rules, []]
+        assert parser.by_rules == 1
+        assert len(server.requests) == 4
+        texts(LlmParser(config(server), tmp_path), CAPTIONS)
+        assert len(server.requests) == 4
+    assert RequestCache(tmp_path / REQUESTS).count_by_rules() == 1
+
+
+def test_a_refused_caption_is_parsed_by_the_rules() -> None:
+    with served(faults=scripted("refusal")) as server:
+        parser = LlmParser(config(server))
+        assert texts(parser, CAPTIONS[1:2]) == texts(CaptionParser(), CAPTIONS[1:2])
+        assert parser.by_rules == 1
+
+
+def test_json_in_a_fence_is_read() -> None:
+    with served(lambda body: [f"```json\n{gold(body)[0]}\n```"]) as server:
+        assert texts(LlmParser(config(server)), CAPTIONS) == list(GOLD.values())
+
+
+def test_captions_without_words_are_not_asked_about() -> None:
+    with served() as server:
+        assert texts(LlmParser(config(server)), ["", "  "]) == [[], []]
+        assert not server.requests
+
+
+def test_an_endpoint_that_goes_down_ends_the_run() -> None:
+    with served() as server:
+        parser = LlmParser(config(server))
+    with pytest.raises(EngineError, match="does not answer"):
+        parser.parse(CAPTIONS)
+
+
+@pytest.mark.parametrize("setting", ["endpoint", "model"])
+def test_what_is_not_set_is_named(setting: str) -> None:
+    values: dict[str, Any] = {"endpoint": "http://localhost:1/v1", "model": "tiny-llm"} | {setting: None}
+    with pytest.raises(UserError, match=rf"^parse\.{setting} is not set: "):
+        LlmParser(ParseConfig(parser="llm", **values))
+
+
+def test_gold_graphs_of_many_captions(oracle: Path) -> None:
+    """What the model says survives, up to spelling ("donut") and to how much of a compound is the name."""
+    graphs, scorer = load(oracle / "golden/parser")
+    graphs = dict(list(graphs.items())[::16])
+    known = {clean(each["caption"]): each["triplets"] for each in graphs.values()}
+    with served(answers(known)) as server:
+        parsed = predict(graphs, CaptionParser(config(server)))
+    assert scorer.score(graphs, parsed["surface"])["strict"]["F1"] > 0.95
+    assert scorer.score(graphs, parsed["lemma"])["pair"]["F1"] > 0.98
