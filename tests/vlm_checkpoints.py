@@ -1,7 +1,7 @@
 """Random tiny image-text-to-text checkpoints of each family, with tokenizer, processor and chat template.
 
-`make_vlm(folder, "qwen2_vl")` writes a folder that `--captioner` takes. Its captions are random words, which differ from
-image to image. Everything derives from the seed; nothing is downloaded.
+`make_vlm(folder, "qwen2_vl")` writes a folder that `--captioner` takes. Its captions are random words, which differ
+from image to image. Everything derives from the seed; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -96,6 +96,10 @@ def _spread(model: PreTrainedModel) -> None:
                 weight.normal_(std=0.7 * weight[0].numel() ** -0.5)
             elif name.endswith("bias"):
                 weight.normal_(std=0.1)
+            if name.endswith(("language_projection.weight", "image_proj_norm.weight")):
+                weight *= 30  # otherwise the few image tokens of BLIP-2 and Florence-2 hardly matter
+            elif "encoder_attn" in name:
+                weight *= 4
 
 
 def _prefer_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sharpness: float) -> None:

@@ -28,9 +28,16 @@ def load_captioner(config: CaptionConfig, cache_folder: Path | None = None) -> C
 
     Raises UserError: there is no such model.
     """
-    from sgpipe.stages.caption.blip_captioner import BlipCaptioner
+    if config.endpoint is not None:
+        from sgpipe.stages.caption.served import ServedCaptioner
 
-    return BlipCaptioner(settings_of(config))
+        return ServedCaptioner(settings_of(config), cache_folder)
+    from sgpipe.stages.caption.blip_captioner import BlipCaptioner
+    from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
+
+    read_config(str(config.captioner))
+    own = settings_of(config)
+    return BlipCaptioner(own) if _family(config) == "blip" else VisionLanguageCaptioner(own)
 
 
 def settings_of(config: CaptionConfig) -> CaptionConfig:

@@ -1,0 +1,207 @@
+"""Captioners of every family of tests/vlm_checkpoints.py."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sgpipe.recipe import CaptionConfig
+from sgpipe.stages.caption.caption_text import one_line
+from sgpipe.stages.caption.captioner import CaptionInput, Refused
+from sgpipe.stages.caption.decoding import NucleusSampling, draw, process
+from sgpipe.stages.caption.families import load_captioner
+from tests.vlm_checkpoints import FAMILIES, make_vlm
+
+SIZES = [(60, 40), (33, 90), (64, 64)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return cache(lambda family: make_vlm(tmp_path_factory.mktemp("vlm") / family, family))
+
+
+def inputs(sizes=SIZES):
+    rng = np.random.default_rng(0)
+    pixels = (rng.integers(0, 256, (4, 4, 3), dtype=np.uint8) for _ in sizes)
+    images = [Image.fromarray(each).resize(size) for each, size in zip(pixels, sizes, strict=True)]
+    return [CaptionInput(image, 2**62 + 12345 * number) for number, image in enumerate(images)]
+
+
+def make_captioner(folder, **settings):
+    settings = {"samples": 3, "max_tokens": 10, "device": "cpu"} | settings
+    captioner = load_captioner(CaptionConfig(captioner=str(folder), **settings))
+    captioner.setup()
+    return captioner
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captions_depend_on_the_image_and_the_key_alone(checkpoint, family):
+    captioner = make_captioner(checkpoint(family))
+    given = inputs()
+    together = list(captioner.caption(given))
+    assert [len(captions) for captions in together] == [3, 3, 3]
+    assert len({text for captions in together for text in captions}) == 9
+    assert [next(captioner.caption([each])) for each in given[::-1]] == together[::-1]
+    image, key = given[0].image, given[0].key
+    assert next(captioner.caption([CaptionInput(image, key + 1)])) != together[0]
+    other = [next(captioner.caption([CaptionInput(each.image, key)])) for each in given]
+    assert len({tuple(captions) for captions in other}) > 1, "the image makes no difference"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(checkpoint, family, monkeypatch):
+    """What the copied cache, the positions and the attention mask of every family must amount to."""
+    captioner = make_captioner(checkpoint(family), top_p=0.95, top_k=100, temperature=1.3, repetition_penalty=1.2)
+    [given] = inputs(SIZES[:1])
+    drawn = []
+    decode = captioner.processor.tokenizer.decode
+    monkeypatch.setattr(captioner.processor.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row))
+    next(captioner.caption([given]))
+    sampling = NucleusSampling(3, 0.95, 1.3, 0, 10, -1, 1.2, 100)
+    forced = 1 if family == "florence2" else 0  # its first token is always the same
+    for sample, tokens in enumerate(drawn):
+        scores = whole_pass(captioner, captioner._prepare(given.image), tokens)
+        for step in range(forced, 4):  # shorter than min_tokens, where no end can follow
+            before = torch.tensor([tokens[:step]], dtype=torch.long)
+            allowed = scores[step].clone()
+            allowed[captioner.generation.eos_token_id] = -torch.inf
+            if family == "florence2" and step >= 3:
+                break  # from here on it may not repeat three tokens
+            filtered = process(allowed[None], before, sampling)
+            number = torch.tensor([sample])
+            assert draw(filtered, 0.95, torch.tensor([given.key]), number, step).item() == tokens[step]
+
+
+def whole_pass(captioner, prompt, tokens):
+    """The scores of each token, computed without a cache and for one row."""
+    following = torch.tensor([tokens])
+    if captioner.model.config.is_encoder_decoder:
+        begun = torch.cat([torch.tensor([[captioner.generation.decoder_start_token_id]]), following], dim=1)
+        return captioner.model(**prompt, decoder_input_ids=begun, use_cache=False).logits[0].detach()
+    start = prompt["input_ids"].shape[1] - 1
+    longer = {"input_ids": torch.cat([prompt["input_ids"], following], dim=1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    if "mm_token_type_ids" in prompt:
+        longer["mm_token_type_ids"] = torch.cat([prompt["mm_token_type_ids"], torch.zeros_like(following)], dim=1)
+    return captioner.model(**{**prompt, **longer}, use_cache=False).logits[0, start:].detach()
+
+
+@pytest.mark.parametrize("decoding", ["nucleus", "beam"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vision_features_are_computed_once_per_image(checkpoint, family, decoding):
+    captioner = make_captioner(checkpoint(family), decoding=decoding, samples=5, max_tokens=6)
+    towers = ("visual", "vision_model", "vision_tower")
+    [tower] = [module for name, module in captioner.model.named_modules() if name.rpartition(".")[2] in towers]
+    pixels = []
+    tower.register_forward_hook(
+        lambda _, inputs, named, __: pixels.append((*inputs, *named.values())[0]), with_kwargs=True
+    )
+    given = inputs()
+    assert [len(captions) for captions in captioner.caption(given)] == [1 if decoding == "beam" else 5] * 3
+    expected = [captioner._prepare(each.image)["pixel_values"] for each in given]
+    assert [seen.numel() for seen in pixels] == [each.numel() for each in expected]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "florence2", "blip-2"])
+def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(checkpoint, family, monkeypatch):
+    captioner = make_captioner(checkpoint(family), samples=20, min_tokens=4, max_tokens=8, top_p=1, temperature=3)
+    drawn = []
+    monkeypatch.setattr(captioner.processor.tokenizer, "decode", lambda row, **_: drawn.append(row) or "")
+    list(captioner.caption(inputs()))
+    lengths = [len(row) for row in drawn]
+    assert min(lengths) >= 4
+    assert max(lengths) == 8
+    assert not any(captioner.generation.eos_token_id in row for row in drawn)
+
+
+def test_sampling_settings_and_beams_reach_the_decoder(checkpoint):
+    folder, given = checkpoint("qwen3_vl"), inputs()
+    greedy = [captions[0] for captions in make_captioner(folder, decoding="beam", beams=1).caption(given)]
+    likeliest = list(make_captioner(folder, top_k=1).caption(given))
+    assert [set(captions) for captions in likeliest] == [{text} for text in greedy]
+    assert list(make_captioner(folder, temperature=1e-4).caption(given)) == likeliest
+    assert list(make_captioner(folder, top_p=1e-9).caption(given)) == likeliest
+    assert [captions[0] for captions in make_captioner(folder, decoding="beam").caption(given)] != greedy
+
+
+def test_the_repetition_penalty_counts_the_tokens_of_the_caption(checkpoint, monkeypatch):
+    distinct = {}
+    for penalty in (1e-2, 1.0, 1e2):
+        captioner = make_captioner(checkpoint("qwen3_vl"), repetition_penalty=penalty, max_tokens=20, min_tokens=20)
+        drawn = []
+        monkeypatch.setattr(captioner.processor.tokenizer, "decode", lambda row, d=drawn, **_: d.append(row) or "")
+        list(captioner.caption(inputs()))
+        distinct[penalty] = sum(len(set(row)) for row in drawn)
+    assert distinct[1e-2] < distinct[1.0] < distinct[1e2]
+
+
+def test_other_samples_and_another_end_do_not_change_a_caption(checkpoint):
+    few = list(make_captioner(checkpoint("idefics3"), samples=2).caption(inputs()))
+    more = list(make_captioner(checkpoint("idefics3"), samples=6).caption(inputs()))
+    assert [captions[:2] for captions in more] == few
+
+
+def test_images_are_read_one_at_a_time_and_bfloat16_is_reproducible(checkpoint):
+    captioner = make_captioner(checkpoint("smolvlm"), dtype="bfloat16", batch_size=8)
+    reading = iter(inputs())
+    first = next(captioner.caption(reading))
+    assert len(list(reading)) == 2
+    assert next(captioner.caption(inputs())) == first
+
+
+def test_the_prompt_and_the_system_message_are_in_the_chat_template(checkpoint):
+    captioner = make_captioner(checkpoint("qwen2_vl"), prompt="What is on what?", system="Be brief.")
+    assert captioner.text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        "What is on what?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    asked = make_captioner(checkpoint("qwen2_vl")).text
+    assert "one short sentence" in asked
+    assert make_captioner(checkpoint("florence2"), prompt="<CAPTION>").text == "<CAPTION>"
+    assert make_captioner(checkpoint("blip-2")).text == "a photo of"
+
+
+def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
+    captioner = make_captioner(checkpoint("qwen2_vl"), image_size=56)
+    assert captioner._prepare(Image.new("RGB", (112, 112)))["image_grid_thw"].tolist() == [[1, 4, 4]]
+    captioner = make_captioner(checkpoint("qwen2_vl"))
+    wide = Image.new("RGB", (112, 56))
+    exif = wide.getexif()
+    exif[0x0112] = 6  # as displayed, it is turned
+    wide.info["exif"] = exif.tobytes()
+    assert captioner._prepare(wide)["image_grid_thw"].tolist() == [[1, 4, 8]]
+
+
+def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
+    captioner = make_captioner(checkpoint("qwen2_vl"))
+    strip = CaptionInput(Image.new("RGB", (2, 600)), 1)
+    refused, fine = captioner.caption([strip, inputs()[0]])
+    assert isinstance(refused, Refused)
+    assert "aspect ratio" in refused.reason
+    assert "\n" not in refused.reason
+    assert len(fine) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A man rides a horse.\n", "A man rides a horse."),
+        ("- A man on a horse\n- A dog under a table.\n\n* a cat", "A man on a horse. A dog under a table. a cat"),
+        ("# Scene\n\n**A man** is *riding* a `horse`.", "Scene. A man is riding a horse."),
+        ("1. A cat on a mat\r\n2) a dog", "A cat on a mat. a dog"),
+        ("```\na cat\n```", "a cat"),
+        ('"A cat on a mat."', "A cat on a mat."),
+        ('"A" and "B"', '"A" and "B"'),
+        ("<think>\nA man, a horse.\n</think>\n\nA man on a horse.", "A man on a horse."),
+        ("A 3*4 grid, snake_case and well-known 2 - 1", "A 3*4 grid, snake_case and well-known 2 - 1"),
+        ("see [the bus](http://x.y/z)\u2028here\x00\ufffd", "see the bus. here"),
+        ("---\nA cat\n***", "A cat"),
+        ("猫がマットの上にいる。\n犬", "猫がマットの上にいる。 犬"),
+        ("\n \t", ""),
+    ],
+)
+def test_a_caption_is_one_line(text, expected):
+    assert one_line(text) == expected
+    assert one_line(expected) == expected
