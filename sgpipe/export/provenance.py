@@ -61,6 +61,12 @@ def _readable_steps(identity: Mapping[str, Any]) -> list[str]:
 def _steps(identity: Mapping[str, Any]) -> Iterator[str]:
     if "import" in identity:
         yield from _import_steps(identity)
+    elif "scored" in identity and "by" in identity:
+        served = ", behind an endpoint" if identity.get("served") else ""
+        yield (
+            "Column `opinion`: how probable a vision-language model finds each relation when it is asked "
+            f"(`{identity.get('model')}`{served})."
+        )
     elif "scored" in identity:
         weights = f", weights `{identity['weights']}`" if identity.get("weights") else ""
         yield (
@@ -100,6 +106,8 @@ def _export_steps(exported: Mapping[str, Any]) -> Iterator[str]:
 def _generation_steps(identity: Mapping[str, Any]) -> Iterator[str]:
     seed = identity.get("seed", 0)
     yield f"sgpipe {identity.get('sgpipe', '')} made the relations by the procedure of RLIPv2, with seed {seed}."
+    if parent := identity.get("parent"):
+        yield f"Its first stages did not run: their columns are those of another run (`{parent}`)."
     yield _boxes(identity)
     yield _captions(identity)
     yield _candidates(identity)
@@ -145,8 +153,11 @@ def _candidates(identity: Mapping[str, Any]) -> str:
 
 
 def _relations(tag: Mapping[str, Any]) -> str:
+    if tag.get("method") == "overlap":
+        return "Relations: all candidates whose boxes overlap; no tagger ran. **People have not reviewed them.**"
     if not tag.get("tagger"):
         return "Relations: all candidates; no tagger ran. **People have not reviewed them.**"
+    scorer = {"clip": "CLIP model", "vlm": "vision-language model"}.get(tag.get("method", ""), "Relation Tagger")
     measure = "probability" if tag.get("calibration") else "confidence"
     kept = f"the run has those of {measure} above {tag.get('threshold', 0):g}"
     if tag.get("precision") is not None:
@@ -154,6 +165,5 @@ def _relations(tag: Mapping[str, Any]) -> str:
     if tag.get("calibration"):
         kept += f", by calibration `{tag['calibration'][:16]}`"
     return (
-        f"Relations: a Relation Tagger (`{tag['tagger']}`) scored every candidate; {kept}. "
-        "**People have not reviewed them.**"
+        f"Relations: a {scorer} (`{tag['tagger']}`) scored every candidate; {kept}. **People have not reviewed them.**"
     )

@@ -29,6 +29,7 @@ STAGES = ("detect", "caption", "parse", "pair", "tag")
 _FILLS = {"detect": ("objects", BOX_SCORES), "caption": ("captions",), "parse": ("triplets",), "pair": ("pairs",)}
 _NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error")
+_FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
 _SOURCE = ("format", "drawn", "source")
 
 
@@ -224,20 +225,22 @@ def _check_same(parent: Parent, before: Mapping[str, Any], now: Mapping[str, Any
 def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then: Recipe, recipe: Recipe) -> list[str]:
     """The settings of a stage that differ, with the seed if it decides the captions.
 
-    A model that is gone is the parent's, as long as the recipe names the same.
+    A model that is not here is the parent's if both recipes name the same one.
     """
     keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
     old, new = before.get(stage, {}), now[stage]
-    gone = any(_is_gone(value, new.get(name)) for name, value in old.items()) and old.get("dtype") == new.get("dtype")
-    if gone and settings_of_stage(then, stage) == settings_of_stage(recipe, stage):
+    named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
+    if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype")):
         keys = keys[1:]
     return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
 
 
-def _is_gone(before: Any, now: Any) -> bool:
-    """Whether a file or model that an identity names by its content or version is only a name now."""
-    if not isinstance(before, str) or before == now:
-        return False
+def _is_same(before: Any, now: Any) -> bool:
+    """Whether what an identity says of a model or file is the same, or the model or file is not here."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return before.keys() == now.keys() and all(_is_same(before[key], now[key]) for key in before)
+    if before == now or not isinstance(before, str):
+        return bool(before == now)
     is_hash = before.startswith("sha256:") and not str(now).startswith("sha256:")
     return now is None or is_hash or before.startswith(f"{now} ")
 

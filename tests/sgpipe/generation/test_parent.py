@@ -13,6 +13,7 @@ from rich.console import Console
 from spacy.language import Language
 
 from sgpipe.errors import UserError, on_command_line
+from sgpipe.export.provenance import describe_origin
 from sgpipe.generation import run as generation_run
 from sgpipe.generation.parent import ParentReader, parent_recipe
 from sgpipe.generation.pools import Pool
@@ -144,6 +145,7 @@ def test_only_the_tagger_runs_again_if_only_it_differs(parent, scratch, coco, mo
     print_summary(summary, Console(file=screen, width=1000))
     assert f"captions, triplets and pairs from {parent}\n" in screen.getvalue()
     assert summary.as_json()["parent"]["reused"] == ["captions", "triplets", "pairs"]
+    assert f"columns are those of another run (`{before['fingerprint']}`)" in " ".join(describe_origin(now).steps)
 
 
 def test_stages_after_the_first_that_differs_run_with_new_columns(parent, coco, models, ran, tmp_path):
