@@ -35,9 +35,9 @@ def load_captioner(config: CaptionConfig, cache_folder: Path | None = None) -> C
     from sgpipe.stages.caption.blip_captioner import BlipCaptioner
     from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
 
-    read_config(str(config.captioner))
     own = settings_of(config)
-    return BlipCaptioner(own) if _family(config) == "blip" else VisionLanguageCaptioner(own)
+    family = read_config(str(config.captioner)).get("model_type")
+    return BlipCaptioner(own) if family == "blip" else VisionLanguageCaptioner(own)
 
 
 def settings_of(config: CaptionConfig) -> CaptionConfig:

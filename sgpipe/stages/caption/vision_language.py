@@ -49,7 +49,8 @@ class VisionLanguageCaptioner:
         self._check_family(config)
         check_weights(self.source)
         self._load_processor()
-        self._check_lengths(config)
+        self._check_sizes({**config, **(config.get("text_config") or {})})
+        self._try_prompt()
 
     def setup(self) -> None:
         """Load the model. Raises UserError: as `check`; too large for the memory; weights are missing or damaged."""
@@ -120,17 +121,22 @@ class VisionLanguageCaptioner:
             kinds = ", ".join(map(str, config.get("architectures") or ())) or "model of an unknown architecture"
             raise UserError(f"{name} cannot caption images: it is a {kinds} (model_type {family!r})")
 
-    def _check_lengths(self, config: dict[str, Any]) -> None:
+    def _check_sizes(self, text_config: dict[str, Any]) -> None:
         least, most = self.config.min_tokens, self.config.max_tokens or 0
         if most < least:
             raise UserError(f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least})")
-        text = config.get("text_config")
-        positions = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+        positions, vocabulary = (text_config.get(key) for key in ("max_position_embeddings", "vocab_size"))
         if isinstance(positions, int) and most > positions:
             raise UserError(f"caption.max_tokens is {most}, but this captioner has only {positions} positions")
+        # Without its files transformers makes a tokenizer of special tokens only.
+        if isinstance(vocabulary, int) and (tokens := len(self.processor.tokenizer)) < vocabulary / 2:
+            raise UserError(
+                f"captioner {self.source!r}: the tokenizer has {tokens} tokens, the model's vocabulary {vocabulary}; "
+                "tokenizer.json is missing or belongs to another model"
+            )
 
     def _load_processor(self) -> None:
-        """Load the processor and try the prompt on a grey image."""
+        """Load the processor and write the prompt."""
         name = f"captioner {self.source!r}"
         try:
             with quiet():
@@ -145,11 +151,11 @@ class VisionLanguageCaptioner:
                 f"{name} has no processor for images (no {' and no '.join(missing)}): processor_config.json or "
                 "preprocessor_config.json is missing"
             )
-        self.text = self._prompt(name)
-        self._try_prompt(name)
+        self.text = self._prompt()
 
-    def _prompt(self, name: str) -> str:
+    def _prompt(self) -> str:
         """The prompt as the model reads it: as it is, or in the chat template."""
+        name = f"captioner {self.source!r}"
         prompt, system = self.config.prompt or "", self.config.system
         if getattr(self.processor, "chat_template", None) is None:
             if system is not None:
@@ -164,7 +170,9 @@ class VisionLanguageCaptioner:
         except (TemplateError, *UNREADABLE) as reason:
             raise UserError(f"{name}: its chat template fails: {first_line(reason)}") from None
 
-    def _try_prompt(self, name: str) -> None:
+    def _try_prompt(self) -> None:
+        """Prepare a grey image. Raises UserError: the prompt has no place for it, or the template has none for both."""
+        name = f"captioner {self.source!r}"
         template = getattr(self.processor, "chat_template", None) is not None
         where = (
             "its chat template has no place for the image"

@@ -1,7 +1,8 @@
 import dataclasses
 import os
 import pickle
-from collections import Counter
+from collections import Counter, deque
+from itertools import count, islice
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Box, Record
+from sgpipe.stages.caption.captioner import Refused
 from sgpipe.stages.caption.stage import CaptionStage
 from tests.factories import make_blip
 
@@ -264,3 +266,46 @@ def test_out_of_memory_is_reported_in_one_line(captioner, images, monkeypatch):
     monkeypatch.setattr(type(stage.captioner.blip), "encode", full)
     with pytest.raises(UserError, match=r"memory of cpu is full; .*caption.resources.gpus"):
         stage(records())
+
+
+class Refusing:
+    """A captioner that refuses some of its inputs, and reads two of them ahead."""
+
+    def __init__(self, refused):
+        self.refused = refused
+
+    def caption(self, inputs):
+        ahead = deque(islice(inputs, 2))
+        for number in count():
+            if not ahead:
+                return
+            given = ahead.popleft()
+            ahead.extend(islice(inputs, 1))
+            yield Refused("content filter") if number in self.refused else [f"{number}: {given.image.size}"]
+
+
+def test_a_refused_image_becomes_an_error_row(captioner, images):
+    stage = make_stage(captioner, images)
+    stage.captioner = Refusing({1})
+    found = stage(records(4))
+    assert [record.status for record in found] == ["ok", "error", "ok", "ok"]
+    assert (found[1].error, found[1].captions) == ("caption: content filter", [])
+    assert [record.captions[0].text for record in found if record.ok] == ["0: (60, 40)", "2: (45, 70)", "3: (90, 30)"]
+
+
+def test_an_image_with_a_refused_region_has_no_captions(captioner, images):
+    stage = make_stage(captioner, images, scopes=("image", "box"))
+    stage.captioner = Refusing({2})
+    first, second = stage(records(2))
+    assert (first.error, first.captions) == ("caption: content filter", [])
+    assert second.ok
+    assert [caption.boxes for caption in second.captions] == [[], [0], [1], [3]]
+
+
+def test_a_captioner_gets_the_file_of_a_whole_image(captioner, images):
+    given = []
+    stage = make_stage(captioner, images, scopes=("image", "box"))
+    stage.captioner.caption = lambda inputs: iter([[] for each in inputs if given.append(each) is None])
+    stage(records(1))
+    assert [each.file for each in given] == [images / "0.png", None, None, None]
+    assert len({each.key for each in given}) == 4
