@@ -46,7 +46,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "calibrate coco-relations/ --verdicts verdicts.json",
         "calibrate coco-relations/ --truth vg/ --image-data image_data.json --out calibration.json",
     ),
-    "score": ("score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k",),
+    "score": (
+        "score coco-relations/ --out scored/ --model ViT-B-32 --weights laion2b_s34b_b79k",
+        "score coco-relations/ --out judged/ --by vlm --model Qwen/Qwen2.5-VL-3B-Instruct",
+    ),
     "verify": ("verify coco-relations/", "verify coco-relations/ --repair"),
     "fetch": ("fetch s3://bucket/coco --out coco-relations/",),
     "import": ("import vg --annotations scene_graphs.json --images VG --out vg/",),

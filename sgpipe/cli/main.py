@@ -25,7 +25,8 @@ from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.options import Command, JudgedCommand
 from sgpipe.cli.predict import predict
-from sgpipe.cli.runs import calibrate, export, fetch, score, stats, verify
+from sgpipe.cli.runs import calibrate, export, fetch, stats, verify
+from sgpipe.cli.score import score
 from sgpipe.cli.train import convert, train
 from sgpipe.cli.view import view
 from sgpipe.errors import DivergedError, EngineError, UserError, on_command_line, refusal

@@ -1,4 +1,4 @@
-"""`sgpipe stats`, `score`, `verify`, `fetch` and `export`: commands on existing runs."""
+"""`sgpipe stats`, `calibrate`, `verify`, `fetch` and `export`: commands on existing runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 
 from sgpipe.cli.options import (
     CalibrationFile,
-    Device,
     ExpectedPrecision,
     GroundTruthFolder,
     ImageData,
@@ -20,7 +19,6 @@ from sgpipe.cli.options import (
     Run,
     judged_file,
     reads_folder,
-    reads_model,
     with_option_groups,
     writes_file,
     writes_folder,
@@ -208,44 +206,6 @@ def calibrate(
     else:
         print_result(report)
         console.output().print(f"wrote {out}; use it with --calibration {out}", soft_wrap=True)
-
-
-def score(
-    run: Run,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for the shards with scores; an unfinished scoring is resumed.", callback=writes_folder
-        ),
-    ],
-    model: Annotated[
-        str, typer.Option(help="open_clip model: name, hf-hub:ID or folder.", callback=reads_model)
-    ] = "ViT-B-32",
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of a named model: file or tag.", callback=reads_model)
-    ] = None,
-    contrasts: Annotated[int, typer.Option(min=1, help="Number of other predicates to compare with.")] = 8,
-    images: MovedImages = None,
-    device: Device = "auto",
-    json_: Json = False,
-) -> None:
-    """Score with CLIP how well relations fit their images.
-
-    `sgpipe stats` reports the scores.
-    """
-    import json
-
-    from sgpipe.generation.scoring import ClipAgreement, frequent_predicates, model_identity, score_run
-
-    predicates = frequent_predicates(run, contrasts)
-    identity = {"model": model_identity(model), "weights": model_identity(weights), "contrasts": predicates}
-    progress = console.Progress(console.progress())
-    counts = score_run(run, out, lambda: ClipAgreement(model, weights, predicates, device), identity, progress, images)
-    if json_:
-        print(json.dumps(counts))
-        return
-    scored = f"{count(counts['scored'], 'relation')} scored"
-    console.output().print(f"{scored}, {counts['unscored']:,} without an image or a box with an area")
 
 
 def verify(

@@ -18,7 +18,7 @@ from sgpipe.images import ImageError, read_image
 from sgpipe.records import Record, from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.shards import AGREEMENT, DATA, IMAGE_COLUMN, open_shard, with_images
+from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, open_shard, with_images
 
 _ROWS_PER_GROUP = 512
 _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
@@ -60,14 +60,14 @@ def _tables(rows: ExportRows, shard: ShardEntry, images: Path | None, *, embed: 
 
 
 def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
-    """The table without relations below the threshold and their agreement."""
+    """The table without relations below the threshold and their scores."""
     if not rows.threshold:
         return table
     confident = [
         [rows.keeps(item["predicate"], item["confidence"]) for item in row] for row in table["relations"].to_pylist()
     ]
     rows.left_out["relations below the threshold"] += sum(row.count(False) for row in confident)
-    for name in {"relations", AGREEMENT} & set(table.column_names):
+    for name in {"relations", *SCORES} & set(table.column_names):
         lists = table[name].to_pylist()
         kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in zip(lists, confident, strict=True)]
         column = table.schema.get_field_index(name)

@@ -1,14 +1,16 @@
-"""`sgpipe score`: a copy of a run with an additional column, the CLIP agreement of each relation.
+"""`sgpipe score`: a copy of a run with an additional column, a score of each relation.
 
-CLIP agreement is how well a relation, as a text, fits its image: an opinion independent of the tagger.
+CLIP agreement is how well a relation, as a text, fits its image: an opinion independent of the tagger. Another score is
+`second_opinion`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +21,8 @@ from torch import Tensor
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
+from sgpipe.stages.judge.clip_model import ClipModel, load_clip
+from sgpipe.stages.judge.texts import is_directed, relation_text
 from sgpipe.storage.database import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
@@ -27,7 +31,7 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.hashing import file_sha256, fingerprint
 
-_BATCH = 256  # texts encoded together
+_BATCH, _CROPS = 256, 64  # texts and crops encoded together
 
 
 @dataclass(frozen=True)
@@ -48,38 +52,44 @@ class Agreement:
 
 
 class ClipAgreement:
-    """An open_clip model that scores relations.
+    """A CLIP model that scores relations.
 
     Args:
-        model: a name that open_clip knows, or a folder with open_clip_config.json and its weights.
-        weights: of a named model: a file, or a tag that open_clip knows.
+        model, weights: see `load_clip`.
         predicates: those of the contrast texts.
 
-    Raises UserError: open_clip is not installed, or the model cannot be loaded.
+    Raises UserError: as `load_clip`, or a named model has no weights.
     """
 
     def __init__(self, model: str, weights: str | None, predicates: Sequence[str], device: str = "auto") -> None:
-        self._device = pick_device(device)
-        self._model, self._preprocess, self._tokenize = _load(model, weights, self._device)
+        self._clip = _load(model, weights, device)
         self._predicates = list(predicates)
         self._texts: dict[str, Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, record: Record, image: Image.Image) -> list[Agreement | None]:
         """The agreement of each relation of the record, in its order; None where a box has no area in the image."""
-        crops = {(r.subject, r.object): _union(image, record.objects, r) for r in record.relations}
-        present = {pair: crop for pair, crop in crops.items() if crop is not None}
-        if not present:
+        features = self._crop_features(record, image)
+        if not features:
             return [None] * len(record.relations)
         texts = [self._relation_texts(record, relation) for relation in record.relations]
         self._encode({text for own in texts for text in own})
-        images = torch.stack([self._preprocess(crop) for crop in present.values()]).to(self._device)
-        features = dict(zip(present, self._model.encode_image(images, normalize=True).float().cpu(), strict=True))
         pairs = [(relation.subject, relation.object) for relation in record.relations]
         return [
             self._agreement(features[pair], own, _is_directed(record, relation)) if pair in features else None
             for pair, own, relation in zip(pairs, texts, record.relations, strict=True)
         ]
+
+    def _crop_features(self, record: Record, image: Image.Image) -> dict[tuple[int, int], Tensor]:
+        """The embedding of the crop of each related pair, without those that have no pixels; a few crops at a time."""
+        pairs = iter({(relation.subject, relation.object): relation for relation in record.relations}.items())
+        features: dict[tuple[int, int], Tensor] = {}
+        while part := list(islice(pairs, _CROPS)):
+            crops = {pair: _union(image, record.objects, relation) for pair, relation in part}
+            present = {pair: crop for pair, crop in crops.items() if crop is not None}
+            if present:
+                features |= zip(present, self._clip.embed_images(list(present.values())), strict=True)
+        return features
 
     def _relation_texts(self, record: Record, relation: Relation) -> list[str]:
         """The text of a relation, the same with swapped roles if that differs, and those with other predicates."""
@@ -87,10 +97,10 @@ class ClipAgreement:
         ends = (relation.subject, relation.object)
         same_pair = {r.predicate for r in record.relations if (r.subject, r.object) == ends}
         others = [predicate for predicate in self._predicates if predicate not in same_pair]
-        relation_texts = [_text(subject, relation.predicate, object_)]
-        if _is_directed(record, relation):
-            relation_texts.append(_text(object_, relation.predicate, subject))
-        return relation_texts + [_text(subject, predicate, object_) for predicate in others]
+        relation_texts = [relation_text(subject, relation.predicate, object_)]
+        if is_directed(subject, object_):
+            relation_texts.append(relation_text(object_, relation.predicate, subject))
+        return relation_texts + [relation_text(subject, predicate, object_) for predicate in others]
 
     def _agreement(self, image: Tensor, texts: list[str], directed: bool) -> Agreement:
         scores = torch.stack([self._texts[text] for text in texts]) @ image
@@ -101,39 +111,17 @@ class ClipAgreement:
         new = sorted(texts - self._texts.keys())
         for start in range(0, len(new), _BATCH):
             part = new[start : start + _BATCH]
-            features = self._model.encode_text(self._tokenize(part).to(self._device), normalize=True).float().cpu()
-            self._texts.update(zip(part, features, strict=True))
+            self._texts.update(zip(part, self._clip.embed_texts(part), strict=True))
 
 
-def _load(model: str, weights: str | None, device: torch.device) -> tuple[Any, Any, Any]:
-    try:
-        import open_clip
-    except ImportError:
-        raise UserError("scoring needs open_clip: pip install 'sgpipe[clip]'") from None
-    if Path(model).is_dir():
-        model = f"local-dir:{model}"
-    elif weights is None and not model.startswith("hf-hub:"):
-        raise UserError(f"--model {model}: give its --weights, or a folder with open_clip_config.json")
-    try:
-        network, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=weights, device=device)
-        return network.eval(), preprocess, open_clip.get_tokenizer(model)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"CLIP model {model} cannot be loaded ({str(error).splitlines()[0]})") from None
+def _load(model: str, weights: str | None, device: str) -> ClipModel:
+    if weights is None and not Path(model).is_dir() and ":" not in model and "/" not in model:
+        raise UserError(f"--model {model}: give its --weights, or a folder or hub id of a CLIP model")
+    return load_clip(model, weights, pick_device(device))
 
 
 def _is_directed(record: Record, relation: Relation) -> bool:
-    """Whether swapping subject and object changes the text."""
-    subject, object_ = record.objects[relation.subject], record.objects[relation.object]
-    return not object_.is_nothing and subject.category != object_.category
-
-
-def _text(subject: Box, predicate: str, object_: Box) -> str:
-    last = "" if object_.is_nothing else f" {_article(object_.category)}"
-    return f"{_article(subject.category)} {predicate}{last}"
-
-
-def _article(name: str) -> str:
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    return is_directed(record.objects[relation.subject], record.objects[relation.object])
 
 
 def _union(image: Image.Image, objects: Sequence[Box], relation: Relation) -> Image.Image | None:
@@ -147,16 +135,38 @@ def _union(image: Image.Image, objects: Sequence[Box], relation: Relation) -> Im
     return image.crop(corners)
 
 
-TYPE = pa.list_(
-    pa.struct({"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()})
+Score = TypeVar("Score")
+Scorer = Callable[[Record, Image.Image], Sequence[Score | None]]
+
+
+@dataclass(frozen=True)
+class ScoreColumn(Generic[Score]):
+    """A column that scoring adds: a list with an entry for each relation.
+
+    Attributes:
+        entry: the type of an entry. stored: an entry as Arrow takes it.
+        what: what it is, for messages and the README of the copy.
+    """
+
+    name: str
+    entry: pa.DataType
+    stored: Callable[[Score], Any]
+    what: str
+
+
+AGREEMENT_COLUMN: ScoreColumn[Agreement] = ScoreColumn(
+    AGREEMENT,
+    pa.struct({"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()}),
+    asdict,
+    "CLIP's agreement",
 )
-Scorer = Callable[[Record, Image.Image], list[Agreement | None]]
 
 
 def score_run(
     root: Path,
     out: Path,
-    make_scorer: Callable[[], Scorer],
+    column: ScoreColumn[Score],
+    make_scorer: Callable[[], Scorer[Score]],
     identity: dict[str, Any],
     progress: Progress,
     images: Path | None = None,
@@ -164,6 +174,7 @@ def score_run(
     """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
     Args:
+        column: what is added; columns of other scores stay.
         make_scorer: called once, if there is anything to score.
         identity: everything that decides the scores; a folder with another identity is refused.
         images: the image folder, if the images moved.
@@ -171,7 +182,8 @@ def score_run(
     Returns:
         the number of relations that were scored, and of those that could not be.
 
-    Raises UserError: a folder is not a run or another one, a shard cannot be read, or another process writes to `out`.
+    Raises UserError: a folder is not a run or another one, a shard cannot be read, the run already has the column, or
+        another process writes to `out`.
     """
     source, folder = Manifest.load(root), RunFolder(out)
     scorer, counts = None, {"scored": 0, "unscored": 0}
@@ -182,17 +194,19 @@ def score_run(
         with progress.images(None, "scoring") as advance:
             for shard in source.shards:
                 if shard.file in done:
-                    _add_earlier(out / shard.file, counts)
+                    _add_earlier(out / shard.file, column.name, counts)
                     continue
+                table = read_file(root / shard.file)
+                _refuse_second(root, table, column)
                 scorer = scorer or make_scorer()
-                table = _scored(source, root / shard.file, scorer, images, counts)
-                manifest.commit(write_copy(out, shard, table))
+                manifest.commit(write_copy(out, shard, _scored(source, table, column, scorer, images, counts)))
                 advance(shard.rows, shard.counts)
         if scorer is None:
             there = count(sum(shard.rows for shard in manifest.shards), "image")
             progress.say(f"nothing left to do: the relations of {there} in {out} have been scored")
         folder.sweep(manifest)
-        folder.write_readme(f"{source.run.get('name', '')}: scored by sgpipe", "Scores are CLIP's.", manifest)
+        title = f"{source.run.get('name', '')}: scored by sgpipe"
+        folder.write_readme(title, f"Column `{column.name}`: {column.what}.", manifest)
     return counts
 
 
@@ -222,29 +236,42 @@ def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Mani
     return folder.open({**source.run, **origin, "images": images, "identity": parts})
 
 
-def _add_earlier(file: Path, counts: dict[str, int]) -> None:
+def _refuse_second(root: Path, table: pa.Table, column: ScoreColumn[Score]) -> None:
+    if column.name in table.column_names:
+        raise UserError(f"{root} already has {column.what} (column {column.name}): score the run that it was made from")
+
+
+def _add_earlier(file: Path, column: str, counts: dict[str, int]) -> None:
     """Add the relations of a shard that an earlier call scored."""
-    agreements = pc.list_flatten(read_file(file, [AGREEMENT])[AGREEMENT])
-    counts["scored"] += len(agreements) - agreements.null_count
-    counts["unscored"] += agreements.null_count
+    scores = pc.list_flatten(read_file(file, [column])[column])
+    counts["scored"] += len(scores) - scores.null_count
+    counts["unscored"] += scores.null_count
 
 
-def _scored(source: Manifest, file: Path, scorer: Scorer, images: Path | None, counts: dict[str, int]) -> pa.Table:
-    table = read_file(file)
-    column = []
+def _scored(
+    source: Manifest,
+    table: pa.Table,
+    column: ScoreColumn[Score],
+    scorer: Scorer[Score],
+    images: Path | None,
+    counts: dict[str, int],
+) -> pa.Table:
+    lists = []
     for record, embedded in zip(from_table(table), embedded_images(table), strict=True):
-        agreements = _agreements(source, record, embedded, scorer, images)
-        counts["unscored"] += agreements.count(None)
-        counts["scored"] += len(agreements) - agreements.count(None)
-        column.append([agreement and asdict(agreement) for agreement in agreements])
+        scores = _scores(source, record, embedded, scorer, images)
+        missing = sum(score is None for score in scores)
+        counts["unscored"] += missing
+        counts["scored"] += len(scores) - missing
+        lists.append([None if score is None else column.stored(score) for score in scores])
     metadata = table.schema.metadata
-    return table.append_column(AGREEMENT, pa.array(column, TYPE)).replace_schema_metadata(metadata)
+    added = table.append_column(column.name, pa.array(lists, pa.list_(column.entry)))
+    return added.replace_schema_metadata(metadata)
 
 
-def _agreements(
-    source: Manifest, record: Record, embedded: bytes | None, scorer: Scorer, images: Path | None
-) -> list[Agreement | None]:
-    """The agreement of each relation; None for all of them if the image cannot be opened."""
+def _scores(
+    source: Manifest, record: Record, embedded: bytes | None, scorer: Scorer[Score], images: Path | None
+) -> Sequence[Score | None]:
+    """The score of each relation; None for all of them if the image cannot be opened."""
     if record.ok and record.relations:
         try:
             return scorer(record, open_row_image(source.image_folders, record, embedded, images))

@@ -21,7 +21,7 @@ from sgpipe.storage.judgement_lines import Conflicts, RelationState
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import AGREEMENT, write_copy
+from sgpipe.storage.shards import SCORES, write_copy
 from sgpipe.storage.storage import Storage
 from sgpipe.storage.verify import count_rows
 from sgpipe.utils.console import Progress, count
@@ -147,13 +147,13 @@ class Corrections:
         rows = [number for number, image in enumerate(images) if image in self._images]
         if not rows:
             return table
-        columns = [name for name in ("relations", AGREEMENT) if name in table.column_names]
+        columns = [name for name in ("relations", *SCORES) if name in table.column_names]
         values = {name: table[name].to_pylist() for name in columns}
         for row in rows:
             relations, objects = values["relations"][row] or [], len(table["objects"][row].as_py() or ())
             outcomes = self._outcomes(images[row], relations, objects, found)
             values["relations"][row], before = correct_relations(relations, outcomes)
-            if scores := values.get(AGREEMENT):
+            for scores in (values[name] for name in columns[1:]):
                 scores[row] = [None if at is None else scores[row][at] for at in before]
         for name in columns:
             field = table.schema.field(name)

@@ -23,7 +23,9 @@ from sgpipe.utils.hashing import file_sha256
 
 DATA = "data"
 IMAGE_COLUMN = "image"
-AGREEMENT = "agreement"  # one entry for each of `relations`, written by `sgpipe score`
+# Columns of `sgpipe score`, with one entry for each of `relations`: by CLIP, and by a vision-language model.
+AGREEMENT, OPINION = "agreement", "opinion"
+SCORES = (AGREEMENT, OPINION)
 
 _ROWS_PER_GROUP = 512  # training reads a group at a time
 # What Hugging Face datasets look for to show the column as images.

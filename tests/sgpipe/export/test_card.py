@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgpipe.export.run import FORMATS, export_run
-from sgpipe.generation.scoring import score_run
+from sgpipe.generation.scoring import AGREEMENT_COLUMN, score_run
+from sgpipe.generation.second_opinion import OPINION_COLUMN
 from sgpipe.records import Record
 from sgpipe.sources.coco_relations import CocoRelations
 from sgpipe.sources.hugging_face import ORIGIN, HuggingFace
@@ -94,6 +95,8 @@ def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
             ("of confidence above",),
         ),
         ({**IDENTITY, "tag": {"tagger": None}}, ("all candidates; no tagger ran",), ("scored every candidate",)),
+        ({**IDENTITY, "tag": {"method": "overlap"}}, ("all candidates whose boxes overlap",), ("scored every",)),
+        ({**IDENTITY, "tag": {"method": "clip", "tagger": "c"}}, ("a CLIP model (`c`) scored every candidate",), ()),
         (
             {"sgpipe": "0.1.0", "import": "visual_genome", "files": {"annotations": "f" * 64}, "options": {}},
             ("imported by sgpipe 0.1.0 from files in Visual Genome's format", "f" * 64),
@@ -112,11 +115,20 @@ def test_provenance_comes_from_the_identity(tmp_path, identity, present, absent,
         assert "**People have not reviewed them.**" in text
 
 
+def _unscored(record, _):
+    return [None] * len(record.relations)
+
+
 def test_provenance_survives_scoring_and_the_hub(tmp_path):
     run = run_of(tmp_path / "run", records(8), {**IDENTITY, **CAPTIONED, **NO_CAPTIONER})
     scored = {"model": "ViT-B-32", "weights": None, "contrasts": []}
-    score_run(run, tmp_path / "scored", lambda: lambda record, _: [None] * len(record.relations), scored, QUIET)
-    hub = export_run(tmp_path / "scored", "hf", tmp_path / "hub", threshold=0.5).root
+    asked = {"by": "vlm", "model": "Qwen2.5-VL", "served": True}
+    for before, out, column, identity in (
+        (run, "scored", AGREEMENT_COLUMN, scored),
+        (tmp_path / "scored", "judged", OPINION_COLUMN, asked),
+    ):
+        score_run(before, tmp_path / out, column, lambda: _unscored, identity, QUIET)
+    hub = export_run(tmp_path / "judged", "hf", tmp_path / "hub", threshold=0.5).root
     imported(HuggingFace(hub, "val").source(), hub, tmp_path / "in")
     text = card(tmp_path / "in", tmp_path / "again")
     total, kept = _counts(tmp_path / "run", 0.5)
@@ -124,6 +136,7 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
         "those of the source's captions file; no captioner ran",
         f"a Relation Tagger (`{TAGGER}`)",
         "(model `ViT-B-32`)",
+        "when it is asked (`Qwen2.5-VL`, behind an endpoint)",
         f"Exported with {kept} of {total} relations: those of confidence 0.5 or more",
         "a dataset that `sgpipe export --to hf` wrote",
     ):

@@ -1,0 +1,46 @@
+"""`sgpipe score --by vlm`: how probable a vision-language model finds each relation, which it is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from sgpipe.generation.scoring import ScoreColumn, Scorer
+from sgpipe.records import Record
+from sgpipe.stages.judge.build import JudgeSettings, make_judge
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.shards import OPINION
+from sgpipe.utils.hashing import model_sha256
+
+OPINION_COLUMN: ScoreColumn[float] = ScoreColumn(OPINION, pa.float32(), float, "a second opinion")
+
+
+def opinion_identity(settings: JudgeSettings) -> dict[str, Any]:
+    """What decides the opinion: not where a server is, but what it serves."""
+    served = {"served": True} if settings.endpoint is not None else {}
+    model = settings.model if settings.endpoint is not None else model_sha256(settings.model)
+    return {"by": settings.kind, "model": model, **served}
+
+
+def opinion_scorer(settings: JudgeSettings, out: Path) -> Callable[[], Scorer[float]]:
+    """Makes the scorer; `out`: the scored copy, which keeps the answers of a server.
+
+    What it makes raises UserError: the judge cannot be used.
+    """
+
+    def make() -> Scorer[float]:
+        judge = make_judge(settings, RunFolder(out).private)
+        judge.check()
+        judge.load()
+
+        def score(record: Record, image: Image.Image) -> Sequence[float | None]:
+            found = judge.probabilities(image, record.objects, record.relations)
+            return [each if isinstance(each, float) else None for each in found]
+
+        return score
+
+    return make

@@ -1,0 +1,155 @@
+"""A vision-language model as a judge, on this machine and behind an endpoint."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import Requests
+from sgpipe.records import NO_OBJECT, Box, Relation
+from sgpipe.stages.judge.judge import NO_AREA, Unjudged
+from sgpipe.stages.judge.marks import OBJECT_COLOUR, SUBJECT_COLOUR
+from sgpipe.stages.judge.questions import NEITHER, ask_about, mean_of_orders, share_of_yes
+from sgpipe.stages.judge.served import ServedJudge
+from sgpipe.stages.judge.vlm import VlmJudge
+from tests.endpoint_server import EndpointServer, at_random, scripted, shown_image
+from tests.vlm_checkpoints import make_vlm
+
+OBJECTS = [
+    Box("man", 0, (10, 10, 40, 60)),
+    Box("horse", 1, (50, 20, 30, 30)),
+    Box(NO_OBJECT, 0, (0, 0, 0, 0)),
+    Box("cup", 2, (30, 30, 0, 10)),
+]
+RELATIONS = [Relation(0, 1, "riding"), Relation(0, 2, "smiling"), Relation(0, 3, "holding"), Relation(1, 0, "behind")]
+
+
+@pytest.fixture(scope="module")
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+
+
+def judge_of(folder: Path) -> VlmJudge:
+    judge = VlmJudge(str(folder), "cpu")
+    judge.check()
+    judge.load()
+    return judge
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl"])
+def test_a_local_model_is_asked_one_question_at_a_time(family: str, tmp_path: Path, image: Image.Image) -> None:
+    judge = judge_of(make_vlm(tmp_path, family))
+    together = judge.probabilities(image, OBJECTS, RELATIONS)
+    assert together[2] is NO_AREA
+    judged = [each for each in together if isinstance(each, float)]
+    assert len(judged) == 3
+    assert all(0 < each < 1 for each in judged)
+    assert len(set(judged)) == 3
+    alone = [judge.probabilities(image, OBJECTS, [relation])[0] for relation in RELATIONS[::-1]]
+    assert alone == together[::-1]
+    assert judge.probabilities(image.rotate(90), OBJECTS, RELATIONS[:1]) != together[:1], "the image counts"
+
+
+def test_the_probability_is_that_of_the_first_token_in_both_orders(tmp_path: Path, image: Image.Image) -> None:
+    judge = judge_of(make_vlm(tmp_path, "smolvlm"))
+    said, network = [], judge._network.forward
+
+    def listening(**inputs):
+        found = network(**inputs)
+        said.append(found.logits[0, -1].double())
+        return found
+
+    judge._network.forward = listening
+    [probability] = judge.probabilities(image, OBJECTS, RELATIONS[:1])
+    assert len(said) == 2
+    both = torch.cat([judge._yes, judge._no])
+    shares = [each.softmax(0)[judge._yes].sum() / each.softmax(0)[both].sum() for each in said]
+    assert probability == pytest.approx(torch.stack(shares).mean().item())
+    with torch.no_grad():
+        judge._network.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="returns NaN"):
+        judge.probabilities(image, OBJECTS, RELATIONS[:1])
+
+
+def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be asked about images: it is a bert"):
+        VlmJudge(str(tmp_path / "bert")).check()
+    with pytest.raises(UserError, match="no such folder"):
+        VlmJudge(str(tmp_path / "none" / "such")).check()
+    folder = make_vlm(tmp_path / "blip2", "blip-2")
+    with pytest.raises(UserError, match="has no chat template") as caught:
+        judge_of(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        judge_of(folder)
+
+
+def test_the_question_names_both_boxes_and_both_orders() -> None:
+    first, second = ask_about(OBJECTS, RELATIONS[0])
+    assert first == "Is the man (red box) riding the horse (blue box)? Answer with one word: yes or no."
+    assert second == "Is the man (red box) riding the horse (blue box)? Answer with one word: no or yes."
+    assert ask_about(OBJECTS, RELATIONS[1])[0].startswith("Is the man (red box) smiling? ")
+
+
+def test_yes_has_many_spellings() -> None:
+    assert share_of_yes({"Yes": 0.3, " yes": 0.1, "▁YES": 0.2, "No": 0.2, "nope": 0.5}) == pytest.approx(0.75)
+    assert share_of_yes({"no.": 0.5}) == 0
+    assert share_of_yes({"The": 0.9}) is NEITHER
+    assert mean_of_orders([0.2, 0.6]) == pytest.approx(0.4)
+    assert mean_of_orders([0.2, NEITHER]) is NEITHER
+
+
+def served(server: EndpointServer, cache: Path | None = None, **requests: object) -> ServedJudge:
+    judge = ServedJudge(server.url, "tiny-vlm", Requests(**{"retries": 3, **requests}), cache)
+    judge.load()
+    return judge
+
+
+def test_a_served_model_gets_two_requests_of_one_token(image: Image.Image, tmp_path: Path) -> None:
+    with EndpointServer(lambda body: ["Yes"]) as server:
+        judge = served(server, tmp_path)
+        judge.check()
+        server.requests.clear()
+        found = judge.probabilities(image, OBJECTS, RELATIONS)
+        assert found[2] is NO_AREA
+        yes, no = math.exp(-0.25), math.exp(-1.5)
+        assert [found[0], found[1], found[3]] == [pytest.approx(yes / (yes + no))] * 3
+        assert len(server.requests) == 6
+        assert all(body["max_tokens"] == 1 and body["logprobs"] for body in server.requests)
+        shown = shown_image(server.requests[0])
+        assert (shown.size, shown.getpixel((10, 30)), shown.getpixel((60, 20))) == (
+            image.size,
+            SUBJECT_COLOUR,
+            OBJECT_COLOUR,
+        )
+        assert judge.probabilities(image, OBJECTS, RELATIONS) == found
+        assert len(server.requests) == 6, "answers are kept"
+
+
+def test_a_served_model_may_fail_now_and_then_and_refuse_an_image(image: Image.Image) -> None:
+    with EndpointServer(lambda body: ["Yes"], at_random(0, 0.4)) as server:
+        assert all(
+            isinstance(each, float) for each in served(server, retries=6).probabilities(image, OBJECTS, RELATIONS[:2])
+        )
+    with EndpointServer(lambda body: ["Yes"], scripted("filtered")) as server:
+        [found] = served(server).probabilities(image, OBJECTS, RELATIONS[:1])
+        assert isinstance(found, Unjudged)
+        assert "content filter" in found.reason
+
+
+def test_a_server_without_log_probabilities_is_refused_in_one_line() -> None:
+    class Silent(EndpointServer):
+        def completion(self, body, fault):
+            return super().completion({**body, "logprobs": False}, fault)
+
+    with Silent(lambda body: ["Yes"]) as server, pytest.raises(UserError, match="no log-probabilities") as caught:
+        served(server).check()
+    assert "\n" not in str(caught.value)
