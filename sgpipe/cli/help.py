@@ -30,6 +30,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "generate folder --images photos/ --tagger tagger/ --out photo-relations/",
         "generate coco --tagger tagger/ --limit 100 --set tag.threshold=0.1",
         "generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco",
+        "generate --from coco-relations/ --tagger other-tagger/ --out retagged/",
     ),
     "miniworld": ("miniworld --count 200 --out miniworld/",),
     "view": (
