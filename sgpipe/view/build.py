@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.storage.database import interruptible, quoted
-from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, read_file
+from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, read_file
 from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
 from sgpipe.view.queues import DEFINITION as QUEUES
@@ -51,7 +51,8 @@ _SCRATCH = """
         x double, y double, w double, h double);
     create table captions (image int, number int, caption varchar, scope varchar, boxes int[]);
     create table raw_relations (image int, number int, subject int, object int, predicate varchar,
-        subject_category varchar, object_category varchar, confidence float, agreement float, doubted bool);
+        subject_category varchar, object_category varchar, confidence float, agreement float, doubted bool,
+        opinion float);
 """
 
 # The view `rows` has the rows of some shards, with the number of each image.
@@ -71,11 +72,12 @@ _FROM_SHARDS = (
     from (select image, unnest(captions) as caption, unnest(range(len(captions))) as number from rows)""",
     """insert into raw_relations select image, number, relation.subject, relation.object, relation.predicate,
         objects[relation.subject + 1].category, objects[relation.object + 1].category, relation.confidence,
-        clip.score, 2 * (clip.rank - 1) > clip.contrasts
+        clip.score, 2 * (clip.rank - 1) > clip.contrasts, opinion
     from (select image, objects, unnest(relations) as relation, unnest(range(len(relations))) as number,
-        unnest(agreement) as clip from rows) where number is not null""",
+        unnest(agreement) as clip, unnest(opinion) as opinion from rows) where number is not null""",
 )
-_NOT_SCORED = "null::struct(score double, rank int, contrasts int)[]"
+# Columns of `sgpipe score`, as they are where no shard has them.
+_NOT_SCORED = {AGREEMENT: "null::struct(score double, rank int, contrasts int)[]", OPINION: "null::float[]"}
 
 _FROM_EARLIER = (
     "insert into shards from unchanged",
@@ -84,7 +86,7 @@ _FROM_EARLIER = (
     "insert into raw_objects select o.* from earlier.objects o semi join raw_images using (image)",
     "insert into captions select c.* exclude (folded) from earlier.captions c semi join raw_images using (image)",
     """insert into raw_relations select image, number, subject, object, predicate, subject_category, object_category,
-        if(annotated, null, certainty), agreement, doubted
+        if(annotated, null, certainty), agreement, doubted, opinion
     from earlier.relations semi join raw_images using (image)""",
 )
 
@@ -119,7 +121,7 @@ _TABLES = (
     select image, number, subject, object, triplets.predicate, triplets.subject_category, triplets.object_category,
         coalesce(confidence, 1)::float as certainty, confidence is null as annotated,
         if(annotated, {BINS}, greatest(least(floor(certainty * {BINS}), {BINS - 1}), 0))::utinyint as bin,
-        agreement, doubted, triplet,
+        agreement, doubted, opinion, triplet,
         ((lot::ubigint + 2654435761 * number::ubigint) % {LOTS})::uinteger as lot,
         coalesce(f.flags, 0)::bigint as flags, dataset, split, status
     from raw_relations r
@@ -140,7 +142,8 @@ _TABLES = (
     union all select 'total', 'images', count(distinct image) from run.relations""",
     """create table run.about as
     select (select count(*) from run.images) as images, count(*) as relations,
-        coalesce(bool_or(agreement is not null), false) as scored, coalesce(bool_and(annotated), true) as annotated
+        coalesce(bool_or(agreement is not null), false) as scored,
+        coalesce(bool_or(opinion is not null), false) as has_opinion, coalesce(bool_and(annotated), true) as annotated
     from run.relations""",
 )
 # Whoever changes how an index is made makes earlier ones stale.
@@ -157,7 +160,7 @@ class _Shard:
     path: Path
     rows: int
     embedded: bool
-    scored: bool
+    scores: frozenset[str]
 
 
 def build_index(
@@ -263,7 +266,9 @@ class _Reader:
             self._note(self._shard, name, str(error))
             return None
         first, self._image = self._image + 1, self._image + rows
-        return _Shard(self._shard, first, name, path, rows, IMAGE_COLUMN in columns, AGREEMENT in columns)
+        return _Shard(
+            self._shard, first, name, path, rows, IMAGE_COLUMN in columns, frozenset(columns) & _NOT_SCORED.keys()
+        )
 
     def _local(self, name: str, file: pq.ParquetFile) -> Path:
         """A file of this machine with the rows of a shard, without images."""
@@ -311,12 +316,15 @@ class _Reader:
             "select unnest(?) as filename, unnest(?) as shard, unnest(?) as first, unnest(?) as embedded",
             values,
         )
-        agreement = AGREEMENT if any(shard.scored for shard in shards) else _NOT_SCORED
+        scores = ", ".join(
+            f"{name if any(name in shard.scores for shard in shards) else absent} as {name}"
+            for name, absent in _NOT_SCORED.items()
+        )
         paths = ", ".join(quoted(str(shard.path)) for shard in shards)
         self._connection.execute(
             f"""create or replace temp view rows as
             select (first + file_row_number)::int as image, shard, file_row_number::int as row, embedded,
-                {", ".join(SCHEMA.names)}, {agreement} as agreement
+                {", ".join(SCHEMA.names)}, {scores}
             from read_parquet([{paths}], filename = true, file_row_number = true, union_by_name = true)
             join reading using (filename)"""
         )

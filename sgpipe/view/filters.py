@@ -12,7 +12,7 @@ from sgpipe.utils.console import single_line
 from sgpipe.view.query import Pattern, Query, RunNames, parse
 from sgpipe.view.queues import queue_condition
 
-Order = Literal["confidence", "-confidence", "rarity", "agreement", "shuffle"]
+Order = Literal["confidence", "-confidence", "rarity", "agreement", "opinion", "shuffle"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 JUDGED = ("right", "wrong", "unsure", "changed", "conflict", "none")
 
@@ -40,7 +40,8 @@ class Filters:
         low, high: bounds of the confidence, both included. A relation without confidence counts as 1.
         queue: the key of one of `queues(index)`.
         order: confidence: the most confident first; -confidence: the least; rarity: those whose triplet the run has
-            least often first; agreement: those that CLIP disagrees with most first; shuffle: by `seed`. Images are in
+            least often first; agreement: those that CLIP disagrees with most first; opinion: those that the
+            second opinion finds least probable first; shuffle: by `seed`. Images are in
             the order of the run, or shuffled.
     """
 

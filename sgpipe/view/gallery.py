@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sgpipe.view.freshness import Freshness
+from sgpipe.view.index import Index
 from sgpipe.view.query import QueryError
 from sgpipe.view.search import ORDERS, Box, Filters, Hit, Page, facets, queues, search
 from sgpipe.view.web import answer, gallery_url, image_url, relation_key, render, viewer_of
@@ -31,9 +32,15 @@ _ORDERS = {
     "-confidence": "least confident",
     "rarity": "rare triplets",
     "agreement": "low CLIP agreement",
+    "opinion": "second opinion against them",
     "shuffle": "shuffled",
 }
 Pairs = list[tuple[str, str]]
+
+
+def _has_order(index: Index, order: str) -> bool:
+    """Whether the run has what an order is by."""
+    return {"agreement": index.scored, "opinion": index.has_opinion}.get(order, True)
 
 
 def routes() -> list[Route]:
@@ -83,7 +90,7 @@ def gallery(request: Request) -> Response:
     worth_a_look = queues(viewer.index)
     values = {
         "queues": worth_a_look,
-        "orders": {order: _ORDERS[order] for order in ORDERS if order != "agreement" or viewer.index.scored},
+        "orders": {order: _ORDERS[order] for order in ORDERS if _has_order(viewer.index, order)},
         "facet_titles": _FACETS,
         "problems": [*viewer.index.problems, *viewer.judgements.problems, *filter(None, [freshness.failure])],
     }

@@ -132,12 +132,12 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     relations = existing_relations(record)
     shown = _most_confident(relations, MOST_RELATIONS, chosen)
     provenance = explain(record, run)
-    agreement = _agreement(view)
+    agreement, opinion = _by_relation(view, view.agreement), _by_relation(view, view.opinion)
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
     values = {
         "image": _image(view),
         "objects": _objects(record),
-        "relations": [_relation(relation, provenance, agreement) for relation in shown],
+        "relations": [_relation(relation, provenance, agreement, opinion) for relation in shown],
         "total": len(relations),
         "captions": [asdict(caption) for caption in record.captions],
         "statements": [asdict(statement) for statement in provenance.statements],
@@ -228,7 +228,7 @@ def _objects(record: Record) -> list[Values]:
     ]
 
 
-def _relation(relation: Relation, provenance: Provenance, agreement: Mapping[str, Any]) -> Values:
+def _relation(relation: Relation, provenance: Provenance, agreement: Values, opinion: Values) -> Values:
     own, others = provenance.stating(relation)
     found = next(
         found
@@ -240,15 +240,15 @@ def _relation(relation: Relation, provenance: Provenance, agreement: Mapping[str
         **asdict(relation),
         "rank": found.rank,
         "agreement": agreement.get(_key(relation)),
+        "opinion": opinion.get(_key(relation)),
         "origin": provenance.origin(relation),
         "stated": own,
         "elsewhere": others,
     }
 
 
-def _agreement(view: RecordView) -> Values:
-    scores = view.agreement or []
-    return {_key(relation): score for relation, score in zip(view.record.relations, scores, strict=False)}
+def _by_relation(view: RecordView, scores: Sequence[Any] | None) -> Values:
+    return {_key(relation): score for relation, score in zip(view.record.relations, scores or [], strict=False)}
 
 
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:

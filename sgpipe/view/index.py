@@ -71,6 +71,7 @@ class Index:
         images, relations: how many are indexed.
         problems: shards that are left out because they are damaged or missing, one message each.
         scored: whether `sgpipe score` measured the agreement of relations.
+        has_opinion: whether it also, or instead, asked a model for a second opinion.
         annotated: whether no relation has a confidence.
         vocabulary: the run's predicates and classes, the most frequent first.
         image_folders: of each split.
@@ -181,8 +182,8 @@ class Index:
         self.generation += 1
 
     def _describe(self) -> None:
-        [(self.images, self.relations, self.scored, self.annotated)] = self.rows(
-            "select images, relations, scored, annotated from run.about"
+        [(self.images, self.relations, self.scored, self.has_opinion, self.annotated)] = self.rows(
+            "select images, relations, scored, has_opinion, annotated from run.about"
         )
         damaged = self.rows("select problem from run.shards where problem is not null order by file")
         self.problems = [*self.files.problems, *(problem for (problem,) in damaged)]

@@ -14,6 +14,7 @@ from sgpipe.stats.measures import WHY_NO_RELATIONS
 from sgpipe.utils.console import single_line
 
 _CONFIDENT, _RARE = 0.5, 3
+_DOUBTED = 0.5  # probability of a second opinion
 _WITHOUT, _ERRORS, _NOT_JUDGED, _CONFLICTS = "without_relations", "errors", "not_judged", "conflicts"
 
 
@@ -77,6 +78,14 @@ _MARKS = (
         "relations that CLIP finds less fitting than half of the contrast texts",
         "Compare them with the image: CLIP's opinion is independent of the tagger's.",
         "select image, number from raw_relations where doubted",
+        ("number",),
+    ),
+    _Mark(
+        len(RULES) + 2,
+        "low_opinion",
+        f"relations that the second opinion finds less probable than {_DOUBTED:.0%}",
+        "Compare them with the image: the model that was asked does not know the tagger's confidence.",
+        f"select image, number from raw_relations where opinion < {_DOUBTED}",
         ("number",),
     ),
     _Mark(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgpipe.records import Record, from_table
-from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, embedded_images
+from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, embedded_images
 from sgpipe.view.index import Index
 from sgpipe.view.run_files import store_errors_named
 
@@ -44,12 +43,14 @@ class RecordView:
         agreement: of `sgpipe score`, one for each of the record's relations: a dictionary of `score` (cosine),
             `swapped`, `rank`, `contrasts`, or None where it could not be scored; None for a run that is not scored.
         shard, row: where it lies: the shard's name within the run, and the row's number in it.
+        opinion: of `sgpipe score --by vlm`, a probability for each relation, likewise.
     """
 
     record: Record
     agreement: list[dict[str, float | int | None] | None] | None
     shard: str
     row: int
+    opinion: list[float | None] | None = None
 
 
 def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
@@ -72,8 +73,8 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
         return None
     table = _read_row(index, image, without=IMAGE_COLUMN)
     [record] = from_table(table)
-    agreement: Any = table[AGREEMENT][0].as_py() if AGREEMENT in table.column_names else None
-    return RecordView(record, agreement, image.shard, image.row)
+    scores = {name: table[name][0].as_py() for name in (AGREEMENT, OPINION) if name in table.column_names}
+    return RecordView(record, scores.get(AGREEMENT), image.shard, image.row, scores.get(OPINION))
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:

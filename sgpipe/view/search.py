@@ -38,7 +38,7 @@ class Hit:
         error: why the image's row is an error row, else None.
         why: of an image without relations: why it has none.
         subject, object: numbers of boxes. Boxes are xywh in pixels, None if the row has no such box.
-        confidence: None: annotated. agreement: CLIP's cosine.
+        confidence: None: annotated. agreement: CLIP's cosine. opinion: the probability of the second opinion.
         times: how often the run has this triplet (subject class, predicate, object class).
         judged: right, wrong, unsure, changed, conflict, or None.
     """
@@ -59,6 +59,7 @@ class Hit:
     subject_category: str | None = None
     object_category: str | None = None
     agreement: float | None = None
+    opinion: float | None = None
     times: int | None = None
     judged: str | None = None
     subject_box: Box | None = None
@@ -66,7 +67,10 @@ class Hit:
     caption: str | None = None
 
 
-_OF_RELATION = ("subject", "object", "predicate", "subject_category", "object_category", "confidence", "agreement")
+_OF_RELATION = (
+    *("subject", "object", "predicate", "subject_category", "object_category"),
+    *("confidence", "agreement", "opinion"),
+)
 
 
 class Place(NamedTuple):
@@ -89,6 +93,7 @@ class _Found:
     object_category: str | None
     confidence: float | None
     agreement: float | None
+    opinion: float | None
     triplet: int | None
 
 
@@ -153,7 +158,8 @@ def facets(index: Index, filters: Filters, limit: int = 12) -> Facets:
 
 def queues(index: Index) -> list[Queue]:
     """The queues that have hits: what the health checks of the audit found (at its default threshold), low agreement,
-    confident but rare, images without relations by reason, error rows, conflicting judgements, not judged."""
+    a second opinion against them, confident but rare, images without relations by reason, error rows, conflicting
+    judgements, not judged."""
     return index.remember("queues", lambda: count_queues(index.rows, index.relations))
 
 
@@ -190,6 +196,7 @@ def _order(filters: Filters) -> tuple[str, str, bool]:
         "-confidence": ("certainty", "float", False),
         "rarity": ("triplet", "int", True),
         "agreement": ("coalesce(agreement, 2)", "float", False),  # a cosine is smaller
+        "opinion": ("coalesce(opinion, 2)", "float", False),
     }[filters.order]
 
 
@@ -219,7 +226,11 @@ def _columns(filters: Filters) -> tuple[str, str, str]:
     if filters.finds_images:
         return "images", "0::int", ", ".join(["null"] * (len(fields(_Found)) - 1))
     names = "predicate::varchar, subject_category::varchar, object_category::varchar"
-    return "relations", "number", f"subject, object, {names}, if(annotated, null, certainty), agreement, triplet"
+    return (
+        "relations",
+        "number",
+        f"subject, object, {names}, if(annotated, null, certainty), agreement, opinion, triplet",
+    )
 
 
 def _place(

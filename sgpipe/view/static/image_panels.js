@@ -183,7 +183,17 @@ function facts(values, relation) {
   const agreement = relation.agreement
     ? html("div", {}, html("dt", {}, "CLIP agreement"), html("dd", { class: "number" }, score(relation.agreement.score)))
     : "";
-  return html("dl", {}, html("div", {}, html("dt", {}, "Confidence"), html("dd", { class: "number" }, confidence)), agreement);
+  const opinion =
+    relation.opinion === null
+      ? ""
+      : html("div", {}, html("dt", {}, "Second opinion"), html("dd", { class: "number" }, score(relation.opinion)));
+  return html(
+    "dl",
+    {},
+    html("div", {}, html("dt", {}, "Confidence"), html("dd", { class: "number" }, confidence)),
+    agreement,
+    opinion,
+  );
 }
 
 // What people said about a relation; undo(answer): for one's own answers.

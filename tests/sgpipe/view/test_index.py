@@ -17,12 +17,12 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.storage.database import interruptible
 from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.shards import AGREEMENT, read_file, shard_name, write_shard, write_table
+from sgpipe.storage.shards import AGREEMENT, OPINION, read_file, shard_name, write_shard, write_table
 from sgpipe.utils.console import Progress
 from sgpipe.view import index as index_module
 from sgpipe.view.index import Index
 from sgpipe.view.records import find_image, read_embedded, read_record
-from sgpipe.view.search import Filters, facets, search
+from sgpipe.view.search import Filters, facets, queues, search
 from tests.sgpipe.training.data.runs import make_records, make_run, plain_record
 
 QUIET = Progress(Console(quiet=True))
@@ -55,7 +55,9 @@ def add(root: Path, records: list[Record], start: int, revision: int = 0) -> Non
 
 def content(index: Index) -> list[object]:
     """All that can be found, whatever the numbers of images."""
-    names = "subject, object, predicate, subject_category, object_category, certainty, annotated, bin, agreement"
+    names = (
+        "subject, object, predicate, subject_category, object_category, certainty, annotated, bin, agreement, opinion"
+    )
     queries = (
         f"""select i.image_id, i.split, number, {names}, lot, times, r.flags from run.relations r
         join (select image, image_id, split from run.images) i using (image) join
@@ -291,6 +293,27 @@ def test_a_scored_run_is_ordered_by_agreement_though_cosines_may_be_negative(tmp
     second = search(index, order, first.next, limit=6)
     assert [hit.agreement for hit in first.hits + second.hits] == pytest.approx(cosines[:12])
     assert search(index, order, second.previous, limit=6) == first
+
+
+def test_a_second_opinion_orders_relations_and_lists_those_that_it_doubts(tmp_path: Path) -> None:
+    make_run(tmp_path, [plain_record(str(number)) for number in range(6)], rows=6)
+    path = tmp_path / Manifest.load(tmp_path).shards[0].file
+    opinions = [0.9, 0.2, None, 0.6, 0.4, 0.5]
+    column = pa.array([[opinion] for opinion in opinions], pa.list_(pa.float32()))
+    write_table(path, read_file(path).append_column(OPINION, column))
+    index = Index.open(tmp_path, QUIET)
+    assert (index.has_opinion, index.scored) == (True, False)
+    found = search(index, Filters(order="opinion")).hits
+    assert [hit.opinion for hit in found] == pytest.approx([0.2, 0.4, 0.5, 0.6, 0.9, None])
+    [queue] = [queue for queue in queues(index) if queue.key == "low_opinion"]
+    assert queue.count == 2
+    doubted = search(index, Filters(queue="low_opinion", order="opinion")).hits
+    assert [hit.image_id for hit in doubted] == ["1", "4"]
+    add(tmp_path, [plain_record("6")], 6)
+    assert index.refresh()
+    assert [hit.opinion for hit in search(index, Filters(order="opinion")).hits[-2:]] == [None, None]
+    other = Index.open(tmp_path, QUIET)
+    assert content(other) == content(index)
 
 
 def test_predicates_are_completed(tmp_path: Path) -> None:
