@@ -17,6 +17,7 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import file_sha256, model_sha256
 
+SERVED = "served"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 # Runs of earlier versions do not name these settings: as they are by default, they are not part of an identity.
 _ADDED_SINCE = {"caption": ("endpoint", "system"), "parse": ("parser", "endpoint"), "tag": ("method", "endpoint")}
@@ -37,11 +38,11 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
     else:
-        parts["caption"] |= {"captioner": model_sha256(recipe.caption.captioner), "dtype": _dtype(recipe.caption)}
+        parts["caption"] |= {"captioner": _model(recipe.caption, "captioner"), "dtype": _dtype(recipe.caption)}
         if recipe.caption.decoding == "beam":
             for key in ADDED_SETTINGS:  # of sampling
                 del parts["caption"][key.removeprefix("caption.")]
-    parts["tag"] |= {"tagger": model_sha256(recipe.tag.tagger), "dtype": _dtype(recipe.tag)}
+    parts["tag"] |= {"tagger": _model(recipe.tag, "tagger"), "dtype": _dtype(recipe.tag)}
     if not recipe.tag.scores:
         parts["tag"] = {"method": recipe.tag.method}
     elif recipe.tag.calibration is None:  # runs of earlier versions do not name it
@@ -69,7 +70,10 @@ def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
 
 def _settings(config: Config, added: Sequence[str]) -> dict[str, Any]:
     default = {name for name in added if getattr(config, name) == type(config).model_fields[name].default}
-    return config.model_dump(mode="json", exclude=_DISTRIBUTION | default)
+    settings = config.model_dump(mode="json", exclude=_DISTRIBUTION | default)
+    if settings.get("endpoint") is not None:  # whose address may change
+        settings["endpoint"] = SERVED
+    return settings
 
 
 def in_todays_settings(before: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +101,14 @@ def _samples(identity: Mapping[str, Any]) -> bool:
     return identity.get("caption", {}).get("decoding") == "nucleus"
 
 
+def _model(config: CaptionConfig | TagConfig, setting: str) -> str | None:
+    """The content of a model's files; of a served one its name."""
+    name: str | None = getattr(config, setting)
+    return model_sha256(name) if config.endpoint is None else name
+
+
 def _dtype(config: CaptionConfig | TagConfig) -> str:
     """What "auto" resolves to: half precision needs a GPU, and Ray shows GPUs only to actors that ask for them."""
+    if config.endpoint is not None:
+        return SERVED
     return config.dtype if config.dtype != "auto" else f"auto on a {'GPU' if config.resources.gpus else 'CPU'}"

@@ -113,6 +113,8 @@ class Worker:
             return self._run(block)
         except UserError as error:
             return pa.table({_REFUSAL: [str(error)]})
+        except EngineError as error:
+            return pa.table({_FAILURE: [str(error)]})
         except OSError as error:
             return pa.table({_FAILURE: [refusal(error)]})
 

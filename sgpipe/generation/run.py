@@ -20,12 +20,13 @@ from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_u
 from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, WHOLE, Recipe, SourceConfig, with_model_folders
 from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
-from sgpipe.stages.base import ModelStage, Stage
+from sgpipe.stages.base import CachingStage, ModelStage, Stage
 from sgpipe.stages.build import build_stages
+from sgpipe.stages.endpoint.cache import RequestCache
 from sgpipe.stages.tag.methods import check_tagger, tag_notes
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.run_folder import GroundTruth, RunFolder
+from sgpipe.storage.run_folder import REQUESTS, GroundTruth, RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.config_file import require_loaded
@@ -78,6 +79,8 @@ def generate(
             index.move(folder.index(split))
         rows = _planned_rows(recipe, indexes)
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
+        if retry_failed:
+            RequestCache(folder.private / REQUESTS).forget_refusals()
         if units and reuse:
             reuse.parent.check_rows(rows)
         work = _Work.plan(recipe, indexes, units, progress, reuse) if units else None
@@ -152,7 +155,9 @@ def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
     choose_thresholds(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None:
         existing_folder(source.path(source.ground_truth))
-    models = {"detect": recipe.detect.detector, "caption": recipe.caption.captioner}
+    models = {"detect": recipe.detect.detector}
+    if recipe.caption.endpoint is None:
+        models["caption"] = recipe.caption.captioner
     for stage, model in models.items():
         if model is not None and stage in stages:
             existing_model(model)
@@ -302,6 +307,9 @@ def _run(
     reader = UnitReader(folder.storage, {split: folder.index_name(split) for split in recipe.source.splits})
     if work.reuse is not None:
         reader = work.reuse.reader(reader)
+    for stage in work.stages:
+        if isinstance(stage, CachingStage):
+            stage.cache_folder = folder.private.absolute()
     utilization = Utilization(work.pools)
     with (
         progress.images(sum(unit.rows for unit in work.units)) as advance,
@@ -321,6 +329,8 @@ def _run(
                 folder.describe(recipe, manifest)
             advance(shard.rows, shard.counts, sum(shard.seconds.values()))
     progress.say(str(utilization))
+    if by_rules := RequestCache(folder.private / REQUESTS).count_by_rules():
+        progress.say(f"NOTE: the rules parsed {count(by_rules, 'caption')} whose answers could not be used")
 
 
 def _stages(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> list[Stage]:

@@ -50,6 +50,13 @@ class ModelStage(Stage, Protocol):
         """Raises UserError: there is no such model, or one of another kind, as far as its configuration tells."""
 
 
+@runtime_checkable
+class CachingStage(Stage, Protocol):
+    """A stage that keeps the answers of a served model in `cache_folder`; None: nowhere."""
+
+    cache_folder: Path | None
+
+
 class LoadStage:
     """Opens each image once, so that unreadable images become error rows even in a run without a captioner.
 

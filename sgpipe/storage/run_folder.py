@@ -29,6 +29,7 @@ _GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 _URI = re.compile(r"\w{2,}:/")  # as `Path` leaves it
 RECIPE, _README = "recipe.yaml", "README.md"
+REQUESTS = "requests.sqlite"  # the answers of served models
 # Another command may be writing a file of its own next to these, such as a report: its temporary files are left alone.
 _ROOT_FILES = (MANIFEST, RECIPE, _README)
 
@@ -124,7 +125,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Create the folder if needed, and keep every other run out of it.
 
-        A block that fails before it has written a shard leaves the folder as it was, and none where there was none.
+        A block that fails before it has written a shard leaves the folder as it was, and none where there was none. The
+        answers of served models, which have been paid for, are kept.
 
         Raises:
             UserError: it is a file, holds something else, cannot be written, or another run is writing into it.
@@ -132,8 +134,8 @@ class RunFolder:
         self._refuse_other_content()
         with self._store_lock.held() if self._store_lock else nullcontext():
             before = FolderBefore(self.root, (_PRIVATE, DATA, *_ROOT_FILES))
-            new_shards = partial(self._holds_other_than, set(self._shards()))
-            with naming(self.root), locked_folder(self._lock, before, self._make, new_shards) as self._held:
+            has_work = partial(self._holds_other_than, set(self._shards()), self._answers())
+            with naming(self.root), locked_folder(self._lock, before, self._make, has_work) as self._held:
                 (self.root / DATA).mkdir(exist_ok=True)  # a refused run may have just removed it
                 yield
 
@@ -144,8 +146,13 @@ class RunFolder:
         if self._held:
             self._held.check()
 
-    def _holds_other_than(self, shards: Set[str]) -> bool:
-        return bool(self._shards().keys() - shards)
+    def _holds_other_than(self, shards: Set[str], answers: Mapping[str, tuple[int, int]]) -> bool:
+        return self._answers() != answers or bool(self._shards().keys() - shards)
+
+    def _answers(self) -> dict[str, tuple[int, int]]:
+        """Size and time of the files with the answers of served models."""
+        states = {file.name: file.stat() for file in self.private.glob(f"{REQUESTS}*")}
+        return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
     def _make(self) -> None:
         with making_folder(self.root):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.stages.endpoint.answers import Choice
+from sgpipe.storage.run_folder import REQUESTS
 from sgpipe.utils.locking import LockOwner
 
-REQUESTS = "requests.sqlite"
 _LOCK = "lock"  # of a run
 _ELSEWHERE = Path("~/.cache/sgpipe")
 _PATIENCE = 60  # seconds to wait for other processes that are writing

@@ -1,0 +1,172 @@
+"""Captions by a server: what it is shown, in which order captions come back, and what becomes of refused images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import CaptionConfig, Requests
+from sgpipe.records import Box, Record
+from sgpipe.stages.caption.families import CHAT_PROMPT, load_captioner
+from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.endpoint import client
+from tests.endpoint_server import EndpointServer, at_random, scripted, shown_image
+
+COLOURS = ["red", "lime", "blue", "yellow", "white", "black", "cyan", "magenta"]
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(client, "_LONGEST_BACKOFF", 0.001)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def config(server: EndpointServer, **settings: Any) -> CaptionConfig:
+    values = {"captioner": "tiny-vlm", "endpoint": server.url, "samples": 2, "requests": Requests(in_flight=8)}
+    return CaptionConfig(**(values | settings))
+
+
+def stage(server: EndpointServer, folder: Path, seed: int = 0, **settings: Any) -> CaptionStage:
+    made = CaptionStage(config(server, **settings), {"val": folder}, seed)
+    made.check()
+    made.setup()
+    server.requests.clear()
+    return made
+
+
+def records(folder: Path, number: int = 24) -> list[Record]:
+    made = []
+    for index in range(number):
+        Image.new("RGB", (20 + index, 20), COLOURS[index % 8]).save(folder / f"{index}.png")
+        made.append(Record(str(index), "coco", "val", f"{index}.png", 20 + index, 20))
+    return made
+
+
+def size_and_colour(body: dict[str, Any]) -> list[str]:
+    time.sleep(random.random() / 50)
+    image = shown_image(body)
+    assert image is not None
+    return [f" {image.width} \n {image.convert('RGB').getpixel((0, 0))} "] * body.get("n", 1)
+
+
+def test_every_image_gets_its_own_captions_in_order(tmp_path: Path) -> None:
+    with EndpointServer(size_and_colour) as server:
+        done = stage(server, tmp_path)(records(tmp_path))
+        assert server.most_at_once == 8
+    assert [[caption.text for caption in record.captions] for record in done] == [
+        [f"{20 + index} {Image.new('RGB', (1, 1), COLOURS[index % 8]).getpixel((0, 0))}"] * 2 for index in range(24)
+    ]
+
+
+def test_captions_depend_on_the_seed_and_the_image_only(tmp_path: Path) -> None:
+    def captions(seed: int, images: list[Record]) -> dict[str, list[str]]:
+        return {
+            record.image_id: [caption.text for caption in record.captions]
+            for record in stage(server, tmp_path, seed, samples=5)(images)
+        }
+
+    with EndpointServer(faults=at_random(3, share=0.3)) as server:
+        first = captions(0, records(tmp_path))
+        assert captions(0, records(tmp_path)[::-1][:7]).items() <= first.items()
+        other = captions(1, records(tmp_path))
+    assert len({tuple(texts) for texts in first.values()}) > 12
+    assert sum(first[name] != other[name] for name in first) > 12
+
+
+def test_a_refused_image_is_an_error_row(tmp_path: Path) -> None:
+    with EndpointServer() as server:
+        made = stage(server, tmp_path, requests=Requests(in_flight=1))
+        server.faults = scripted("refusal", None, "rejected")
+        first, second, third = made(records(tmp_path, 3))
+    assert (first.status, first.error) == ("error", "caption: the model refused: I cannot describe people.")
+    assert second.ok
+    assert len(second.captions) == 2
+    assert third.error == "caption: HTTP 400: The prompt is longer than the maximum model length"
+
+
+def test_regions_are_shown_as_crops(tmp_path: Path) -> None:
+    with EndpointServer(size_and_colour) as server:
+        (record,) = records(tmp_path, 1)
+        record.objects = [Box("dog", 1, (2, 2, 8, 5)), Box("cat", 2, (4, 4, 10, 10))]
+        stage(server, tmp_path, samples=1, scopes=("image", "box", "pair"))([record])
+    assert [(caption.scope, caption.text.split()[0]) for caption in record.captions] == [
+        ("image", "20"),
+        ("box", "8"),
+        ("box", "10"),
+        ("pair", "12"),
+    ]
+
+
+def asked(server: EndpointServer, folder: Path, record: Record, **settings: Any) -> tuple[dict[str, Any], str, bytes]:
+    """The body, and the media type and content of the image in it."""
+    made = stage(server, folder, **settings)
+    made([record])
+    (body,) = server.requests
+    head, _, data = body["messages"][-1]["content"][0]["image_url"]["url"].partition(";base64,")
+    return body, head.removeprefix("data:"), base64.b64decode(data)
+
+
+def test_what_is_sent(tmp_path: Path) -> None:
+    with EndpointServer() as server:
+        (record,) = records(tmp_path, 1)
+        body, *_ = asked(server, tmp_path, record, top_k=50, temperature=0.7, system="Be brief.", top_p=0.8)
+        assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+        assert body["messages"][1]["content"][1] == {"type": "text", "text": CHAT_PROMPT}
+        assert {name: body[name] for name in ("n", "top_k", "temperature", "top_p", "max_tokens")} == {
+            "n": 2,
+            "top_k": 50,
+            "temperature": 0.7,
+            "top_p": 0.8,
+            "max_tokens": 128,
+        }
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.jpg", "image/jpeg"), ("a.png", "image/png")])
+def test_plain_files_are_sent_as_they_are(tmp_path: Path, name: str, kind: str) -> None:
+    Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / name)
+    with EndpointServer() as server:
+        _, media_type, content = asked(server, tmp_path, Record("1", "coco", "val", name, 40, 30))
+    assert (media_type, content) == (kind, (tmp_path / name).read_bytes())
+
+
+@pytest.mark.parametrize("what", ["turned", "transparent", "large", "webp"])
+def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, what: str) -> None:
+    image, size, settings = Image.effect_noise((40, 30), 50).convert("RGB"), (40, 30), {}
+    file = tmp_path / ("a.webp" if what == "webp" else "a.png")
+    options: dict[str, Any] = {"lossless": True} if what == "webp" else {}
+    if what == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        size, options = (30, 40), {"exif": exif}
+    elif what == "transparent":
+        image.putalpha(100)
+    elif what == "large":
+        settings = {"image_size": 20}
+    image.save(file, **options)
+    with EndpointServer() as server:
+        _, media_type, content = asked(server, tmp_path, Record("1", "coco", "val", file.name, *size), **settings)
+    sent = Image.open(io.BytesIO(content))
+    assert media_type == "image/png"
+    assert content != file.read_bytes()
+    assert (sent.mode, sent.size) == ("RGB", (20, 15) if what == "large" else size)
+
+
+def test_beam_search_is_not_there(tmp_path: Path) -> None:
+    with EndpointServer() as server, pytest.raises(UserError, match=r"^caption.decoding: an endpoint samples"):
+        load_captioner(config(server, decoding="beam"))
+
+
+def test_a_server_that_takes_no_images_is_refused_before_the_work(tmp_path: Path) -> None:
+    with EndpointServer(faults=lambda body, attempt: "rejected") as server:
+        server.rejection = "tiny-vlm is not a multimodal model"
+        with pytest.raises(UserError, match=r"refuses such requests.*not a multimodal model"):
+            load_captioner(config(server)).check()
