@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _WORD = re.compile(r"[^\W\d_]+")
 _ENGLISH_WORDS = """
-    a an and another are at be by for from has have he her his i if into it its near no not of on onto or out over
+    a an and another are at be by for from has have he her his i if in into is it its near no not of on onto or out over
     she some that the their them there these they this those to two up was we were what while who with you
 """
 # Function words and a few numbers of German, French, Spanish, Italian, Portuguese, Dutch, the Scandinavian languages,
@@ -49,6 +50,7 @@ def _is_latin(words: list[str]) -> bool:
     return 2 * latin >= len(letters)
 
 
+@lru_cache(maxsize=1 << 14)
 def _in_dictionary(word: str) -> bool:
     from lemminflect import getAllLemmas  # imports spaCy
 
