@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import Config, PairConfig, TagConfig
+from sgpipe.recipe import UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.atomic import write_text
@@ -278,6 +278,12 @@ def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(tag, Mapping):  # others may have changed what came from the hub
             return _scoring(tag, pair if isinstance(pair, Mapping) else {})
     return {"run": run.get("fingerprint")}
+
+
+def why_assumed(run: Mapping[str, Any]) -> str | None:
+    """Why the candidates of a run are relations, by its header, if nothing scored them; None: they have scores."""
+    method = scoring_of_run(run).get("method")
+    return UNSCORED.get(method) if isinstance(method, str) else None
 
 
 def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def audit(
     measures = measure_database(database, threshold)
     parts = Audit(measures, calibrated=calibrated)
     if ground_truth is not None:
-        against = measure_against_ground_truth(database.root, ground_truth, threshold, target, THRESHOLDS, calibration)
+        settings = (threshold, target, THRESHOLDS, calibration)
+        against = measure_against_ground_truth(database.root, ground_truth, *settings, has_opinion=database.has_opinion)
         parts = replace(parts, ground_truth=against)
     if verdicts is not None:
         parts = replace(parts, verdicts=measure_verdicts(database, verdicts, target, THRESHOLDS, calibration))

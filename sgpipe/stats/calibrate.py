@@ -31,6 +31,7 @@ from sgpipe.calibration import (
     log_odds,
     rounded,
     scoring_of_run,
+    why_assumed,
 )
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.comparison import label_quality
@@ -128,6 +129,8 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
         correct from incorrect relations.
     """
     header = Manifest.load(run).run
+    if assumed := why_assumed(header):
+        raise UserError(f"{run} has no scores to calibrate: {assumed}")
     _check(run, judgements)
     held_out = judgements.held_out
     half, other = judgements[~held_out], judgements[held_out]

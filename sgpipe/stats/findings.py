@@ -12,6 +12,7 @@ from sgpipe.stats.distributions import AgreementMeasures
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.judged import NO_PLAN
 from sgpipe.stats.measures import Level, Measures
+from sgpipe.stats.opinion import AGREES, OpinionMeasures, OpinionQuality
 from sgpipe.stats.verdicts import Verdicts
 from sgpipe.utils.console import count, isolated, single_line
 
@@ -47,8 +48,10 @@ def find_precision(
                       f"relations of {threshold_of} {ground_truth.threshold:.2f} or more is "
                       f"{ground_truth.precision}.")  # fmt: skip
         yield Finding(QUALITY, "plain", _advice(ground_truth.suggested, ground_truth.target))
+        yield from _opinion_quality(ground_truth.opinion, "ground truth")
     if verdicts is not None:
         yield from _judged(verdicts)
+        yield from _opinion_quality(verdicts.opinion, "people")
 
 
 def _advice(suggested: ThresholdChoice | None, target: float) -> str:
@@ -179,7 +182,9 @@ def _relations(measures: Measures, level: Level) -> str:
 def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
     confidence = measures.confidence
     grade: Grade
-    if confidence.scored and confidence.median is not None:
+    if measures.assumed is not None:
+        yield Finding(QUALITY, "fair", f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing.")
+    elif confidence.scored and confidence.median is not None:
         grade = "bad" if (confidence.highest or 0) < TRAINING_CONFIDENCE else "plain"
         yield Finding(QUALITY, grade, f"The median confidence is {confidence.median:.2f}, the highest "
                       f"{confidence.highest:.2f}.")  # fmt: skip
@@ -187,10 +192,11 @@ def _quality(measures: Measures, precision_unknown: bool) -> Iterator[Finding]:
         have = count(confidence.unscored, "relation has", "relations have")
         them = "it" if confidence.unscored == 1 else "them"
         yield Finding(QUALITY, "plain", f"{have} no confidence: people annotated {them}.")
-    if confidence.scored and precision_unknown:
+    if confidence.scored and precision_unknown and measures.assumed is None:
         yield Finding(QUALITY, "fair", "A confidence says how sure the tagger is, not how often it is correct: review "
                       "a sample with --review, or compare with annotations with --truth.")  # fmt: skip
     yield from _agreement(measures.agreement)
+    yield from _opinion(measures.opinion)
     ill = [check for check in measures.health if check.count]
     if ill:
         worst = max(ill, key=lambda check: check.share)
@@ -221,6 +227,30 @@ def _agreement(agreement: AgreementMeasures | None) -> Iterator[Finding]:
     if agreement.beats_swapped is not None:
         text += f", and that of {agreement.beats_swapped:.0%} above the same text with the roles swapped"
     yield Finding(QUALITY, "plain", f"{text}.")
+
+
+def _opinion(opinion: OpinionMeasures | None) -> Iterator[Finding]:
+    if opinion is None or opinion.agrees is None:
+        return
+    text = (
+        f"Second opinion: {opinion.agrees:.0%} of {count(opinion.scored, 'relation')} have a probability of "
+        f"{AGREES:.2f} or more, {opinion.mean:.2f} on average"
+    )
+    if opinion.correlation is not None and opinion.correlation == opinion.correlation:
+        text += f"; its rank correlation with the confidence is {opinion.correlation:.2f}"
+    yield Finding(QUALITY, "plain", f"{text}.")
+
+
+def _opinion_quality(quality: OpinionQuality | None, by: str) -> Iterator[Finding]:
+    if quality is None or quality.auc is None or quality.calibration_error is None:
+        return
+    text = (
+        f"Second opinion, judged by {by} on {count(quality.judged, 'relation')}: a correct relation has a higher "
+        f"probability than an incorrect one in {quality.auc:.1%} of pairs (AUC)"
+    )
+    if quality.confidence_auc is not None:
+        text += f"; of the confidence that is {quality.confidence_auc:.1%}"
+    yield Finding(QUALITY, "plain", f"{text}. Its calibration error is {quality.calibration_error:.3f}.")
 
 
 def _to_drop(measures: Measures) -> Iterator[Finding]:

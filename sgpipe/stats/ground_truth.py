@@ -11,6 +11,7 @@ import numpy as np
 
 from sgpipe.calibration import Calibration
 from sgpipe.stats.calibration import CalibrationBin, JudgedRelations, Precision, ThresholdChoice
+from sgpipe.stats.opinion import OpinionQuality, opinion_quality
 from sgpipe.storage.run_folder import GroundTruth
 
 
@@ -35,6 +36,7 @@ class GroundTruthMeasures:
         average_precision: of all relations in one ranking.
         calibration_error: mean distance between confidence and precision.
         target: the precision for which thresholds are suggested.
+        opinion: how good the second opinion is; None: the run has none.
     """
 
     images: int
@@ -50,6 +52,7 @@ class GroundTruthMeasures:
     target: float
     suggested: ThresholdChoice | None
     predicates: list[PredicateThreshold]
+    opinion: OpinionQuality | None = None
 
 
 def measure_against_ground_truth(
@@ -59,6 +62,8 @@ def measure_against_ground_truth(
     target: float,
     thresholds: Sequence[float],
     calibration: Calibration | None = None,
+    *,
+    has_opinion: bool = False,
 ) -> GroundTruthMeasures:
     """Compare a run with its ground truth.
 
@@ -66,6 +71,7 @@ def measure_against_ground_truth(
         target: the precision for which thresholds are suggested.
         thresholds: those of the curve.
         calibration: of the tagger; everything is of its probabilities then.
+        has_opinion: whether the run has a second opinion.
 
     Raises UserError: a folder is not a run, the two have no image in common, or a number is out of range.
     """
@@ -98,7 +104,16 @@ def measure_against_ground_truth(
         target=target,
         suggested=judged.suggest(target),
         predicates=sorted(rows, key=lambda row: -row.relations),
+        opinion=_opinion(run, ground_truth, judged) if has_opinion else None,
     )
+
+
+def _opinion(run: Path, ground_truth: GroundTruth, confidence: JudgedRelations) -> OpinionQuality:
+    from sgpipe.evaluation.label_quality.comparison import label_quality
+
+    relations = label_quality(run, ground_truth, source="opinion").relations
+    judged = JudgedRelations(relations.confidence.astype(np.float32), relations.true_positive)
+    return opinion_quality(judged, confidence)
 
 
 def _without_nan(value: float) -> float | None:

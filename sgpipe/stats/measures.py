@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from sgpipe.calibration import NEAREST, Calibration
+from sgpipe.calibration import NEAREST, Calibration, why_assumed
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.distributions import (
     AgreementMeasures,
@@ -19,6 +19,7 @@ from sgpipe.stats.distributions import (
     measure_long_tail,
 )
 from sgpipe.stats.health import Check, check_health
+from sgpipe.stats.opinion import OpinionMeasures, measure_opinion
 from sgpipe.storage.database import Database, open_run
 from sgpipe.storage.shards import iter_tables
 
@@ -96,7 +97,8 @@ class Measures:
         triplets: the most frequent combinations of subject class, predicate and object class.
         triplet_kinds: number of distinct combinations.
         person_subject_share: share of the relations whose subject is a person.
-        agreement: CLIP's agreement with the relations, if `sgpipe score` measured it.
+        agreement: CLIP's agreement with the relations, if `sgpipe score` measured it. `opinion`: the second opinion.
+        assumed: why candidates are relations, if no model chose them; None: one did, or people annotated them.
         threshold_of: what thresholds are of: confidence, or by a calibration probability.
     """
 
@@ -119,6 +121,8 @@ class Measures:
     confidence: Confidence
     health: list[Check]
     agreement: AgreementMeasures | None = None
+    opinion: OpinionMeasures | None = None
+    assumed: str | None = None
     threshold_of: str = "confidence"
 
     @property
@@ -203,6 +207,8 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         confidence=measure_confidence(database),
         health=check_health(database, threshold),
         agreement=measure_agreement(database),
+        opinion=measure_opinion(database),
+        assumed=why_assumed(run),
         threshold_of=database.measure,
     )
 

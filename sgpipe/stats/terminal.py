@@ -14,6 +14,7 @@ from sgpipe.stats.findings import is_checked, percent, share_text
 from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.health import Check
 from sgpipe.stats.measures import TOTALS, Measures
+from sgpipe.stats.opinion import OpinionQuality
 from sgpipe.stats.verdicts import Verdicts
 from sgpipe.utils.console import count, json_text, single_line
 
@@ -218,6 +219,17 @@ def ground_truth_tables(truth: GroundTruthMeasures | None, threshold_of: str) ->
         for part in truth.reliability
     ]
     yield table(title, [threshold_of, ">mean", ">precision (95% interval, judged)"], bins)
+    yield from _opinion_table(truth.opinion)
+
+
+def _opinion_table(opinion: OpinionQuality | None) -> Iterator[Table]:
+    """The calibration of the second opinion."""
+    if opinion is not None and opinion.reliability:
+        bins = [
+            (f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision))
+            for part in opinion.reliability
+        ]
+        yield table("second opinion", ["probability", ">mean", ">precision (95% interval, judged)"], bins)
 
 
 def verdict_tables(verdicts: Verdicts | None, threshold_of: str) -> Iterator[Table]:
@@ -239,3 +251,4 @@ def verdict_tables(verdicts: Verdicts | None, threshold_of: str) -> Iterator[Tab
     ]
     names = [f"{threshold_of} ≥", ">relations", ">precision (95% interval, judged)"]
     yield table(f"precision by threshold, weighted by the relations of {verdicts.strata}", names, rows)
+    yield from _opinion_table(verdicts.opinion)

@@ -20,6 +20,7 @@ from sgpipe.stats.calibration import (
     estimate_stratified,
 )
 from sgpipe.stats.judged import NO_PLAN, JudgementSummary, read_review
+from sgpipe.stats.opinion import OpinionQuality, opinion_quality, opinions_on
 from sgpipe.stats.review import ConfidenceBand, Review, Stratum, band_of, sample_bands
 from sgpipe.storage.database import Database
 
@@ -58,6 +59,7 @@ class Verdicts:
         suggested: the lowest threshold whose 95% interval is not below the `target`, which then is `sure`; without one,
             the lowest threshold whose precision is not below it.
         judgements: what else a file of judgements says; None for a file that a page exported.
+        opinion: how good the second opinion on the judged relations is, not weighted; None: the run has none.
     """
 
     judged: int
@@ -80,6 +82,7 @@ class Verdicts:
     suggested: ThresholdChoice | None
     sure: bool
     judgements: JudgementSummary | None = None
+    opinion: OpinionQuality | None = None
 
     @property
     def strata(self) -> str:
@@ -135,6 +138,7 @@ def measure_verdicts(
         suggested=sure or next((c for c in candidate_choices if (c.precision.value or 0) >= target), None),
         sure=sure is not None,
         judgements=read.summary,
+        opinion=sample.opinion(review),
     )
 
 
@@ -223,6 +227,15 @@ class _Sample:
             self._right[chosen],
             weight[band],
         )
+
+    def opinion(self, review: Review) -> OpinionQuality | None:
+        """How good the second opinion on the judged relations is; None without one."""
+        asked = [(q.image_id, q.subject, q.predicate, q.object, q.confidence) for q in review.questions]
+        found = np.array(opinions_on(self._database, asked), np.float64)  # NaN where there is none
+        known = self.is_judged & ~np.isnan(found)
+        if not known.any():
+            return None
+        return opinion_quality(JudgedRelations(found[known].astype(np.float32), self._right[known]), self.judged)
 
     def run_and_bands(self) -> _Table:
         """The run, the run if the unsure answers were wrong, the same if they were right, and each band."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, open_shard
+from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, open_shard
 from sgpipe.utils.locking import temporary_folder
 
 _MEMORY = "800MB"  # beyond it, DuckDB spills to disk
@@ -89,14 +89,14 @@ class Database:
     Attributes:
         run: the header of the manifest.
         files: the shards, and `firsts`: the number of the first image of each.
-        scored: whether `records` has the column `agreement` of `sgpipe score`.
+        scored, has_opinion: whether `records` has the columns `agreement` and `opinion` of `sgpipe score`.
     """
 
     def __init__(self, manifest: Manifest, connection: duckdb.DuckDBPyConnection) -> None:
         self.root = manifest.root
         self.run, self.image_folders = manifest.run, manifest.image_folders
         self._connection = connection
-        self.scored = False
+        self.scored = self.has_opinion = False
         self.measure = "confidence"  # what the certainty of relations is
         self.files = [self.root / shard.file for shard in manifest.shards]
         self._attach()
@@ -148,7 +148,9 @@ class Database:
         shards = [_open(file) for file in self.files]
         self.firsts = list(accumulate((rows for rows, _ in shards), initial=0))[:-1]
         columns = [names for _, names in shards]
-        self.scored = bool(columns) and all(AGREEMENT in names for names in columns)
+        self.scored, self.has_opinion = (
+            bool(columns) and all(score in names for names in columns) for score in (AGREEMENT, OPINION)
+        )
         if not self.files:
             self._connection.register("nothing", SCHEMA.empty_table())
             self.execute(f"create view records as select 0 as image, null as {IMAGE_COLUMN}, * from nothing")
@@ -157,6 +159,7 @@ class Database:
         self.execute("create table shards as select unnest(?) as filename, unnest(?) as first", names, self.firsts)
         further = IMAGE_COLUMN if any(IMAGE_COLUMN in there for there in columns) else f"null as {IMAGE_COLUMN}"
         further += f", {AGREEMENT}" if self.scored else ""
+        further += f", {OPINION}" if self.has_opinion else ""
         self.execute(
             f"""create view records as
             select (first + file_row_number)::int as image, {", ".join(SCHEMA.names)}, {further}

@@ -16,10 +16,10 @@ from rlip_model.evaluation.inputs import Array
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.synonyms import Vocabulary
-from sgpipe.storage.shards import iter_tables
+from sgpipe.storage.shards import OPINION, iter_tables
 from sgpipe.utils.boxes import xywh_to_xyxy
 
-Source = Literal["relations", "candidates"]
+Source = Literal["relations", "candidates", "opinion"]
 
 _COLUMNS = ("image_id", "dataset", "file_name", "width", "height", "objects", "status")
 _COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
@@ -69,14 +69,15 @@ def iter_graphs(
     """The shards of a run, one at a time.
 
     Args:
-        source: the relations, or every candidate pair with each of its predicates and confidence 1.
+        source: the relations; every candidate pair with each of its predicates and confidence 1; or the relations that
+            have a second opinion, with its probability as their confidence.
         calibration: of the tagger; confidences are its probabilities then. Annotations keep 1.
 
     Raises:
         UserError: the folder is not a run, a shard is missing or damaged, or a value is out of range.
     """
-    column = "relations" if source == "relations" else "pairs"
-    for table in iter_tables(root, (*_COLUMNS, column)):
+    column = "pairs" if source == "candidates" else "relations"
+    for table in iter_tables(root, (*_COLUMNS, column, *([OPINION] if source == "opinion" else []))):
         if table.num_rows:
             yield _graphs(root, table.combine_chunks(), classes, predicates, column, calibration)
 
@@ -127,6 +128,11 @@ def _graphs(
         annotated = _numbers(pc.is_null(_member(relations, "confidence")), bool)
         if calibration is not None:
             confidence = _calibrated(texts, confidence, annotated, calibration)
+        if OPINION in table.column_names:
+            opinions = _flat(table[OPINION])
+            known = _numbers(pc.is_valid(opinions), bool)
+            owner, ends, texts = owner[known], [end[known] for end in ends], texts.filter(pa.array(known))
+            confidence, annotated = _numbers(opinions.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
     else:
         lists = _member(relations, "predicates")
         owner, ends = np.repeat(owner, _lengths(lists)), [np.repeat(end, _lengths(lists)) for end in ends]

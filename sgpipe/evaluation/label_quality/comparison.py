@@ -133,7 +133,8 @@ def label_quality(
     """Compare the relations of a run with ground truth.
 
     Args:
-        source: the run's relations, or its candidates: every pair with each of its predicates, confidence 1.
+        source: the run's relations; its candidates: every pair with each of its predicates, confidence 1; or its
+            relations with the probability of the second opinion as confidence.
         synonyms: `{predicate: [other texts]}` that count as the same predicate.
         iou: minimum overlap of two boxes of the same object.
         calibration: of the tagger; the confidences of relations are its probabilities then.

@@ -1,0 +1,110 @@
+"""The second opinion in the audit: how often it agrees, and how well it tells correct from incorrect relations."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.stats.calibrate import calibrate, judge_by_truth
+from sgpipe.stats.measures import measure
+from sgpipe.stats.opinion import area_under_roc
+from sgpipe.stats.review import write_review
+from sgpipe.storage.database import open_run
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import GroundTruth
+from sgpipe.storage.shards import OPINION, read_file, write_copy
+from tests.sgpipe.stats.agreement import assert_forms_agree, invoke
+from tests.sgpipe.stats.runs import make_shards, scene
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    """A run of 20 images whose second opinion is mostly right, and its ground truth."""
+    true = [scene(str(n), [(0, "holding", 2), (1, "near", 2)]) for n in range(20)]
+    predicted = [
+        scene(str(n), [(0, "holding", 2, 0.9), (1, "near" if n % 2 else "under", 2, 0.3), (0, "near", 1, 0.4)])
+        for n in range(20)
+    ]
+    run = make_shards(tmp_path / "run", predicted)
+    manifest = Manifest.load(run)
+    [shard] = manifest.shards
+    opinions = [[0.95, 0.75 if n % 2 else 0.25, None if n == 7 else 0.15] for n in range(20)]
+    column = pa.array(opinions, pa.list_(pa.float32()))
+    table = read_file(run / shard.file).append_column(OPINION, column)
+    manifest.commit(write_copy(run, shard, table))
+    return run, make_shards(tmp_path / "truth", true)
+
+
+def test_how_often_it_agrees(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    found = measure(runs[0]).opinion
+    assert (found.scored, found.unscored) == (59, 1)
+    assert found.agrees == pytest.approx(30 / 59)
+    assert found.mean == pytest.approx((20 * 0.95 + 10 * 0.75 + 10 * 0.25 + 19 * 0.15) / 59)
+    assert 0 < found.correlation < 1
+    assert measure(runs[1]).opinion is None
+    assert_forms_agree(runs[0], tmp_path)
+    assert "Second opinion: 51% of 59 relations have a probability of 0.50 or more" in invoke(runs[0]).stdout
+
+
+def test_ground_truth_says_how_good_it_is(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    report = json.loads(invoke(runs[0], "--truth", runs[1], "--json", "--html", tmp_path / "r.html").stdout)
+    found = report["ground_truth"]["opinion"]
+    assert (found["judged"], found["auc"]) == (59, 1.0)
+    assert found["confidence_auc"] == pytest.approx((20 * 30 + 10 * 0 + 10 * 10 / 2) / (30 * 30))
+    expected = (20 * 0.05 + 10 * 0.25 + 10 * 0.25 + 19 * 0.15) / 59
+    assert found["calibration_error"] == pytest.approx(expected, abs=1e-6)
+    assert [part["precision"]["judged"] for part in found["reliability"]] == [19, 10, 10, 20]
+    sentence = (
+        "Second opinion, judged by ground truth on 59 relations: a correct relation has a higher probability than an "
+        "incorrect one in 100.0% of pairs (AUC)"
+    )
+    for text in ((tmp_path / "r.html").read_text(encoding="utf-8"), invoke(runs[0], "--truth", runs[1]).stdout):
+        assert sentence in text
+        assert re.search(r"0.9 to 1.0.*?0.95.*?100.0% \(83.9% to 100.0%, of 20\)", text, re.DOTALL)
+    assert_forms_agree(runs[0], tmp_path, "--truth", runs[1])
+
+
+def test_people_say_how_good_it_is(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    page = tmp_path / "review.html"
+    with open_run(runs[0]) as database:
+        write_review(database, page, 60, 0, None)
+    text = page.read_text(encoding="utf-8")
+    review = json.loads(re.search(r'<script type="application/json" id="review">(.*?)</script>', text, re.DOTALL)[1])
+    correct = ("holding", "near")
+    review["answers"] = [
+        "right" if q["predicate"] in correct and q["object"] == "cup" else "wrong" for q in review["questions"]
+    ]
+    (tmp_path / "v.json").write_text(json.dumps(review), encoding="utf-8")
+    found = json.loads(invoke(runs[0], "--verdicts", tmp_path / "v.json", "--json").stdout)["verdicts"]["opinion"]
+    assert (found["judged"], found["auc"]) == (59, 1.0)
+    assert "Second opinion, judged by people on 59" in invoke(runs[0], "--verdicts", tmp_path / "v.json").stdout
+
+
+def test_the_area_under_the_curve_counts_pairs() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 6, 40).astype(np.float32)
+    correct = rng.random(40) < 0.4
+    pairs = [(a > b) + (a == b) / 2 for a in scores[correct] for b in scores[~correct]]
+    assert area_under_roc(scores, correct) == pytest.approx(sum(pairs) / len(pairs))
+    assert area_under_roc(scores, np.ones(40, bool)) is None
+    assert area_under_roc(scores[:0], correct[:0]) is None
+
+
+def test_relations_that_nothing_scored_are_called_so(tmp_path: Path) -> None:
+    records = [scene(str(n), [(0, "holding", 2, 1.0), (0, "near", 1, 1.0)]) for n in range(60)]
+    truth = make_shards(tmp_path / "truth", [scene(str(n), [(0, "holding", 2)]) for n in range(60)])
+    run = make_shards(tmp_path / "run", records)
+    file = run / "manifest.jsonl"
+    manifest = Manifest.load(run)
+    manifest.run["identity"] = {"tag": {"method": "overlap"}, "pair": {}}
+    manifest.rewrite()
+    assert file.is_file()
+    text = invoke(run).stdout
+    assert "Nothing scored the relations: every candidate pair whose boxes overlap is related" in text
+    assert "how sure the tagger is" not in text
+    with pytest.raises(UserError, match="has no scores to calibrate: every candidate pair whose boxes overlap"):
+        calibrate(run, judge_by_truth(run, GroundTruth(truth)))
