@@ -29,6 +29,7 @@ from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.miniworld import MiniworldFiles, split_name
+from sgpipe.stages.tag.assumed import candidates, overlapping_pairs
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
@@ -209,21 +210,13 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
     def read(problems: Counter[str]) -> Iterator[Record]:
         for record in iter_records(run):
             true = statements.get(record.image_id, frozenset())
-            yield replace(
-                record, relations=[item for item in _candidates(record) if _is_kept(record, item, keep, true)]
-            )
+            yield replace(record, relations=_kept(record, keep, true))
 
     source = AnnotationSource("miniworld", split, read, {"annotations": run / MANIFEST}, {"keep": keep})
     import_annotations(source, images, out, _QUIET)
 
 
 Statement = tuple[str, tuple[int, ...], str, str, tuple[int, ...]]
-
-
-def _candidates(record: Record) -> Iterator[Relation]:
-    for pair in record.pairs:
-        for predicate in pair.predicates:
-            yield Relation(pair.subject, pair.object, predicate)
 
 
 def _statements(record: Record) -> frozenset[Statement]:
@@ -240,12 +233,6 @@ def _named(box: Box) -> tuple[str, tuple[int, ...]]:
     return box.category, tuple(round(side) for side in box.bbox)
 
 
-def _is_kept(record: Record, relation: Relation, keep: Kept, true: frozenset[Statement]) -> bool:
-    if keep == "true":
-        return _statement(record, relation) in true
-    if keep == "overlapping":
-        (x1, y1, w1, h1), (x2, y2, w2, h2) = (
-            record.objects[index].bbox for index in (relation.subject, relation.object)
-        )
-        return min(x1 + w1, x2 + w2) > max(x1, x2) and min(y1 + h1, y2 + h2) > max(y1, y2)
-    return True
+def _kept(record: Record, keep: Kept, true: frozenset[Statement]) -> list[Relation]:
+    found = candidates(overlapping_pairs(record) if keep == "overlapping" else record.pairs, None)
+    return [item for item in found if keep != "true" or _statement(record, item) in true]

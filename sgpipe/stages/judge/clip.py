@@ -55,10 +55,11 @@ class ClipJudge:
             if crop is not None:
                 seen = self.clip.embed_images([crop])[0]
                 for number in numbers:
-                    found[number] = self._probability(seen, objects, relations[number])
+                    found[number] = self.probability(seen, objects, relations[number])
         return found
 
-    def _probability(self, seen: Tensor, objects: Sequence[Box], relation: Relation) -> float:
+    def probability(self, seen: Tensor, objects: Sequence[Box], relation: Relation) -> float:
+        """How probable a relation is; `seen`: the embedding of its crop. Raises UserError: it is NaN."""
         subject, object_ = objects[relation.subject], objects[relation.object]
         texts = [relation_text(subject, relation.predicate, object_), *contrast_texts(objects, relation)]
         said = torch.stack([self._text(text) for text in texts])

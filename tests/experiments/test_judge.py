@@ -1,0 +1,101 @@
+"""The miniworld's judge: its texts, its training data, its training, and how its quality is measured."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from experiments.miniworld.judge import JudgeConfig, save_judge, save_tokenizer
+from experiments.miniworld.judge_data import NO_TEXT, JudgeData, claim_texts, render_judge_data
+from experiments.miniworld.judge_quality import Candidates, filtered_rows, measure_methods, method_rows, precision_at
+from experiments.miniworld.train_judge import JudgeTrainer, train_judge
+from sgpipe.evaluation.label_quality.measures import Relations
+from sgpipe.miniworld.actors import KINDS
+from sgpipe.miniworld.relations import PREDICATES
+from sgpipe.records import Box, Relation
+from sgpipe.stages.judge.clip import ClipJudge
+from sgpipe.utils.console import Progress
+
+CONFIG = JudgeConfig(images=4, steps=2, batch_size=4, text_layers=1, text_width=32)
+
+
+@pytest.fixture(scope="module")
+def data() -> JudgeData:
+    return render_judge_data(CONFIG)
+
+
+def test_every_possible_relation_has_texts() -> None:
+    texts = claim_texts()
+    person, horse, ball = (KINDS.index(kind) for kind in ("person", "horse", "sports ball"))
+    riding, beside = PREDICATES.index("riding"), PREDICATES.index("next to")
+    assert texts.texts[texts.own[person, horse, riding]] == "a person riding a horse"
+    contrasts = [texts.texts[number] for number in texts.contrasts[person, horse, riding].tolist()]
+    assert contrasts == ["a person and a horse", "a horse riding a person"]
+    assert texts.contrasts[person, horse, beside, 1] == NO_TEXT
+    assert texts.possible[person, horse, riding]
+    assert not texts.possible[horse, person, riding]
+    assert not texts.possible[ball, horse, riding]
+
+
+def test_crops_know_which_relations_hold(data: JudgeData) -> None:
+    assert data.pixels.shape[1:] == (3, CONFIG.side, CONFIG.side)
+    assert 0 < len(data) <= CONFIG.images * CONFIG.pairs
+    possible = claim_texts().possible[data.classes[:, 0], data.classes[:, 1]]
+    assert bool((possible | ~data.holds).all()), "what holds is possible"
+    assert 0 < data.holds.any(1).float().mean() < 1
+    again = render_judge_data(CONFIG)
+    assert torch.equal(again.pixels, data.pixels)
+
+
+def test_a_saved_judge_says_what_the_training_sees(data: JudgeData, tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path)
+    trainer = JudgeTrainer(CONFIG, tokenizer, data)
+    losses = [trainer.step() for _ in range(2)]
+    assert all(np.isfinite(losses))
+    rows = claim_texts().possible[data.classes[:, 0], data.classes[:, 1]].any(1).nonzero()[:3, 0]
+    with torch.no_grad():
+        odds, _ = trainer.odds(rows, torch.zeros(len(rows), dtype=torch.bool))
+    save_judge(trainer.model, CONFIG, tokenizer, tmp_path)
+    judge = ClipJudge(str(tmp_path), "cpu")
+    judge.load()
+    found = []
+    for row in rows.tolist():
+        crop = Image.fromarray(data.pixels[row].permute(1, 2, 0).numpy())
+        seen = judge.clip.embed_images([crop])[0]
+        objects = [Box(KINDS[kind], 0, (0, 0, 1, 1)) for kind in data.classes[row].tolist()]
+        possible = claim_texts().possible[tuple(data.classes[row].tolist())].nonzero()[:, 0].tolist()
+        found += [judge.probability(seen, objects, Relation(0, 1, PREDICATES[number])) for number in possible]
+    assert found == pytest.approx(odds.sigmoid().tolist(), abs=0.02)
+
+
+def test_training_reports_progress_and_leaves_a_judge(data: JudgeData, tmp_path: Path) -> None:
+    messages = io.StringIO()
+    cost = train_judge(CONFIG, tmp_path, Progress(Console(file=messages, width=200)), data)
+    assert "step 2 of 2: loss" in messages.getvalue()
+    assert cost.parameters > 0
+    ClipJudge(str(tmp_path), "cpu").check()
+
+
+def test_methods_are_compared_on_all_candidates() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.random(400) < 0.5
+    tagger, opinion = (np.clip(true * 0.5 + rng.random(400) * 0.5, 0, 1).astype(np.float32) for _ in range(2))
+    zeros = np.zeros(400, int)
+    relations = Relations(zeros, tagger, true, true, true, zeros, zeros.astype(bool))
+    candidates = Candidates(relations, opinion, int(true.sum()))
+    methods = {each.method: each for each in measure_methods(candidates)}
+    assert methods["all"].precision == pytest.approx(true.mean())
+    assert methods["all"].auc == 0.5
+    assert methods["R-Tagger × judge"].auc >= methods["judge (clip)"].auc
+    assert len(method_rows(list(methods.values()))) == 5
+    first = filtered_rows(candidates)
+    assert first[1][0] == "all"
+    worse = candidates.ranked_by(np.where(true, 0.4, 0.6))
+    assert precision_at(worse, 0.5, candidates.targets) == pytest.approx(
+        np.ceil(true.sum() / 2) / (np.ceil(true.sum() / 2) + (~true).sum())
+    )
+    assert precision_at(worse, 1.1, candidates.targets) is None
