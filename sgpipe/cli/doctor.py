@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "note", "bad"]
 _MODELS = ("captioner", "tagger", "parseda")
+_CAPTIONERS = {  # by model_type; docs/models.md says how large they are
+    "blip": "BLIP",
+    "blip-2": "BLIP-2",
+    "florence2": "Florence-2",
+    "idefics3": "Idefics3",
+    "smolvlm": "SmolVLM",
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+}
 _SMALL_DISK, _SMALL_MEMORY, _SMALL_SHARED_MEMORY = 5 << 30, 4 << 30, 1 << 30
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 _MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "bad": ("✗", "red")}
@@ -76,6 +86,7 @@ def run_checks(folder: Path) -> list[DoctorCheck]:
         _gpu,
         _parser,
         _models,
+        _captioners,
         lambda: _disk(folder),
         _memory,
         _ray,
@@ -166,6 +177,21 @@ def _models() -> Iterator[DoctorCheck]:
     else:
         detail = f"miniworld models {', '.join(_MODELS)}; recipes {', '.join(recipes)}"
         yield DoctorCheck("models", "ok", detail)
+
+
+def _captioners() -> Iterator[DoctorCheck]:
+    """The families of captioners that the installed transformers has, and the packages that they need."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    known = [name for kind, name in _CAPTIONERS.items() if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES]
+    detail = ", ".join(known)
+    if lacks := sorted(set(_CAPTIONERS.values()) - set(known)):
+        upgrade = "pip install --upgrade transformers"
+        yield DoctorCheck("captions", "note", f"{detail}; this transformers lacks {', '.join(lacks)}", upgrade)
+    elif _version("num2words") is None:
+        yield DoctorCheck("captions", "note", f"{detail}; SmolVLM needs num2words", "pip install num2words")
+    else:
+        yield DoctorCheck("captions", "ok", detail)
 
 
 def _disk(folder: Path) -> Iterator[DoctorCheck]:

@@ -115,9 +115,18 @@ Settings = Annotated[
 Detector = Annotated[
     str | None, typer.Option(help="Object detector of transformers: folder or hub id.", callback=reads_model)
 ]
-Captioner = Annotated[str | None, typer.Option(help="BLIP captioning model: folder or hub id.", callback=reads_model)]
+Captioner = Annotated[
+    str | None,
+    typer.Option(
+        help="Image-text-to-text model of transformers, such as BLIP: folder or hub id.", callback=reads_model
+    ),
+]
 Tagger = Annotated[
-    str | None, typer.Option(help="R-Tagger: folder made by `sgpipe convert` or `sgpipe train`.", callback=reads_model)
+    str | None,
+    typer.Option(
+        help="R-Tagger: folder made by `sgpipe convert` or `sgpipe train`. With tag.method clip or vlm: its model.",
+        callback=reads_model,
+    ),
 ]
 CalibrationFile = Annotated[
     Path | None,

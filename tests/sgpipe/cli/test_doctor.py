@@ -24,7 +24,7 @@ def test_this_machine_has_what_sgpipe_needs(tmp_path):
     assert result.exit_code == 0, result.stdout
     found = json.loads(result.stdout)
     assert [item["what"] for item in found] == [
-        *("python", "packages", "gpu", "parser", "models", "disk", "memory", "ray", "cluster", "hub")
+        *("python", "packages", "gpu", "parser", "models", "captions", "disk", "memory", "ray", "cluster", "hub")
     ]
     assert all(item["mend"] for item in found if item["state"] == "bad")
     lines = CliRunner().invoke(app, ["doctor", str(tmp_path)]).stdout.splitlines()
