@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models experiments experiment test test-integration test-all test-soak label-studio lint lint-github format docs bench clean
+.PHONY: install demo miniworld-models parser-model experiments experiment test test-integration test-all test-soak label-studio transformers-serve lint lint-github format docs bench clean
 
 install: .venv/.installed
 
@@ -25,6 +25,10 @@ demo: install
 # The models that ship with sgpipe, from scratch: about two hours on one core.
 miniworld-models: install
 	$(BIN)/python -m experiments.miniworld.make_models --out build/miniworld-models
+
+# The learned parser, from scratch, of FACTUAL's captions (make parser-model DATA=train.csv.gz): ten minutes on one core.
+parser-model: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.parser.train $(DATA) --out build/parser-model
 
 # The claims of the paper in miniature: hours, in pieces of any length (ARGS="--minutes 60"); see docs/experiments.md.
 experiments: install
@@ -60,6 +64,16 @@ label-studio: .label-studio/data
 		LABEL_STUDIO_LATEST_VERSION_CHECK=false LABEL_STUDIO_SENTRY_DSN= .label-studio/bin/label-studio version
 	mv $@.part $@
 
+# `transformers serve` for tests/integration/test_transformers_serve.py: its few packages apart from sgpipe's.
+transformers-serve: .serving/.installed
+
+.serving/.installed: .venv/.installed
+	$(PYTHON) -m venv .serving
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> "$$(.serving/bin/python -c 'import site; print(site.getsitepackages()[0])')/sgpipe.pth"
+	.serving/bin/python -m pip install --quiet 'transformers[serving]>=5,<6'
+	touch $@
+
 lint: install lint-github
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -92,5 +106,5 @@ bench: install
 	done
 
 clean:
-	rm -rf .venv demo-out build dist site .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .serving demo-out build dist site .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

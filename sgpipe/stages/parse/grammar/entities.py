@@ -35,12 +35,12 @@ def singular(noun: str) -> str:
 
 def head_noun(tree: Tree, index: int) -> str:
     """The head of the name, singular and in lower case."""
-    return singular(_word(tree, index))
+    return singular(mention_word(tree, index))
 
 
 def phrase(tree: Tree, index: int) -> str:
     """The name of the thing: its head noun with the words that belong to the name ("fire hydrant")."""
-    words = [_word(tree, index)]
+    words = [mention_word(tree, index)]
     if tree.is_noun(index):
         head = singular(words[0])
         left = index - 1
@@ -50,7 +50,7 @@ def phrase(tree: Tree, index: int) -> str:
     return " ".join(words)
 
 
-def _word(tree: Tree, index: int) -> str:
+def mention_word(tree: Tree, index: int) -> str:
     word = tree.texts[index]
     return PRONOUNS.get(word) or HAVING_ADJECTIVES.get(word.rsplit("-", 1)[-1]) or word
 

@@ -1,0 +1,1 @@
+"""How the learned parser of captions is trained."""

@@ -1,0 +1,129 @@
+"""From the network's scores to triplets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from sgpipe.records import Triplet
+from sgpipe.stages.parse.grammar.clauses import gerund, person_meant, verb_lemma
+from sgpipe.stages.parse.grammar.entities import mention_word, singular
+from sgpipe.stages.parse.grammar.lexicon import SPELLINGS
+from sgpipe.stages.parse.grammar.tree import Tree, clean
+from sgpipe.stages.parse.learned.features import before_head
+from sgpipe.stages.parse.learned.network import CaptionScores, Floats
+
+_NEGLIGIBLE = 10.0  # verbs with logits so far below the best one do not count
+_TRIED = 5  # verbs, and rests of predicates, that are combined
+_UNSEEN = 3.0  # how much less likely a predicate is that no training caption has, although its verb has an embedding
+_SAME_VERB = {"lay": "lie"}  # FACTUAL's lemma: the caption's
+_JOINED = {"cell phone": "cellphone", "cell phones": "cellphones"}  # as FACTUAL writes, like the tokeniser's spellings
+# Spellings that the tokeniser replaces, and FACTUAL keeps.
+_KEPT = (
+    "doughnut",
+    "skate board",
+    "lap top",
+    "back pack",
+    "air plane",
+    "bath tub",
+    "motor cycle",
+    "sun glasses",
+    "key board",
+)
+
+
+class Decoder:
+    """Chooses the related pairs of a caption, and words their predicates and things."""
+
+    def __init__(
+        self, verbs: Sequence[str], rests: Sequence[str], predicates: Collection[str], threshold: float
+    ) -> None:
+        """`verbs`, `rests`: those of the network's tables; `threshold`: least logit of a relation."""
+        self._verbs = ("", *verbs)
+        self._rests = ("", *rests)
+        self._known_verbs = frozenset(self._verbs)
+        self._predicates = frozenset(predicates)
+        self.threshold = threshold
+
+    def triplets(self, caption: str, tree: Tree, scores: CaptionScores) -> list[Triplet]:
+        """The triplets of a caption, in word order, with `caption` 0."""
+        spellings = _spellings(caption)
+        found: dict[tuple[int, int], Triplet] = {}
+        for row in np.flatnonzero(scores.related > self.threshold):
+            named = (int(scores.pairs[row, 0]), int(scores.pairs[row, 1]))
+            subject = person_meant(tree, named[0])
+            thing = person_meant(tree, named[1], subject)
+            if (subject == thing) != (named[0] == named[1]) or (subject, thing) in found:
+                continue
+            worded, lemma = self._predicate(tree, scores.verb[row], scores.rest[row], scores.copy[row])
+            (first, first_head), (second, second_head) = (
+                _name(tree, subject, scores, spellings),
+                _name(tree, thing, scores, spellings),
+            )
+            found[subject, thing] = Triplet(first, worded, second, first_head, second_head, lemma, caption=0)
+        return list(found.values())
+
+    def _predicate(self, tree: Tree, verbs: Floats, rests: Floats, copies: Floats) -> tuple[str, str]:
+        """The predicate as a caption words it, and with its verb as a lemma.
+
+        A verb is as probable as its number in the table and all words of the caption with this lemma together.
+        """
+        lemmas = [verb_lemma(text) for text in tree.texts]
+        top = max(float(verbs.max()), float(copies.max()))
+        mass: dict[str, float] = defaultdict(float)
+        for number in np.flatnonzero(verbs > top - _NEGLIGIBLE):
+            mass[self._verbs[number]] += float(np.exp(verbs[number] - top))
+        for index in np.flatnonzero(copies > top - _NEGLIGIBLE):
+            mass[lemmas[index]] += float(np.exp(copies[index] - top))
+        verb, rest = self._combined(mass, rests)
+        words = [index for index, lemma in enumerate(lemmas) if verb and lemma in (verb, _SAME_VERB.get(verb))]
+        source = max(words, key=lambda index: float(copies[index]), default=None)
+        worded = _inflected(verb, rest, tree, source)
+        return f"{worded} {rest}".strip(), f"{verb} {rest}".strip()
+
+    def _combined(self, mass: dict[str, float], rests: Floats) -> tuple[str, str]:
+        """The most likely verb and rest, not both empty. Predicates that occur in training are preferred."""
+        verbs = sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]
+        best, chosen = -np.inf, ("", "")
+        for verb in verbs:
+            for number in np.argsort(-rests, kind="stable")[:_TRIED]:
+                rest = self._rests[number]
+                predicate = f"{verb} {rest}".strip()
+                score = float(np.log(mass[verb])) + float(rests[number])
+                if predicate not in self._predicates and verb in self._known_verbs:
+                    score -= _UNSEEN
+                if predicate and score > best:
+                    best, chosen = score, (verb, rest)
+        return chosen
+
+
+def _inflected(verb: str, rest: str, tree: Tree, source: int | None) -> str:
+    """The verb as the caption's word `source`, but active if nothing follows: "held by a man" is "man holding"."""
+    if not verb or verb == "have":
+        return "has" if verb else ""
+    if source is None or (not rest and tree.tags[source] in ("VBN", "VBD")):
+        return gerund(verb)
+    return tree.texts[source]
+
+
+def _spellings(caption: str) -> dict[str, str]:
+    """How a caption spells nouns that the tokeniser spells otherwise."""
+    text = clean(caption)
+    kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in SPELLINGS]
+    return {SPELLINGS[form]: form for form in kept}
+
+
+def _name(tree: Tree, head: int, scores: CaptionScores, spellings: Mapping[str, str]) -> tuple[str, str]:
+    """The head noun with the words before it that belong to the name, and the head noun in singular."""
+    joined = _JOINED.get(" ".join(tree.texts[head - 1 : head + 1]))
+    if joined:
+        return joined, singular(joined)
+    word = mention_word(tree, head)
+    words = [spellings.get(word, word)]
+    for index in before_head(tree, head):
+        if scores.named[index] <= 0:
+            break
+        words.insert(0, tree.texts[index])
+    return " ".join(words), singular(words[-1].rsplit(" ", 1)[-1])
