@@ -6,8 +6,10 @@ import base64
 import hashlib
 import json
 import random
+import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -117,8 +119,7 @@ class EndpointServer:
         self.released = threading.Event()
         self.released.set()
         self.ended = threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (_Handler,), {"endpoint": self}))
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", port), type("Bound", (_Handler,), {"endpoint": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def __enter__(self) -> EndpointServer:
@@ -163,6 +164,15 @@ class EndpointServer:
         return {"id": "chatcmpl-1", "object": "chat.completion", "model": model, "choices": choices[::-1]}
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that have been killed."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     endpoint: EndpointServer
     protocol_version = "HTTP/1.1"
@@ -190,7 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not self._is_refused():
                 server.released.wait()
                 server.ended.wait(server.seconds)
-                self._answer(raw)
+                if not self._is_alone():
+                    self._answer(raw)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         finally:
@@ -231,6 +242,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault != "mixed":
             with self.endpoint.lock:
                 self.endpoint.paid[name] += 1
+
+    def _is_alone(self) -> bool:
+        """Whether who asked has gone: servers stop what they do for it."""
+        try:
+            self.close_connection = self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        return self.close_connection
 
     def _is_refused(self) -> bool:
         server = self.endpoint

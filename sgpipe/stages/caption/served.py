@@ -10,6 +10,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.images import open_header
 from sgpipe.recipe import CaptionConfig
+from sgpipe.stages.caption.caption_text import one_line
 from sgpipe.stages.caption.captioner import CaptionInput, Refused
 from sgpipe.stages.endpoint.client import ChatEndpoint
 from sgpipe.stages.endpoint.messages import (
@@ -60,7 +61,8 @@ class ServedCaptioner:
             if isinstance(answer, Refusal):
                 yield Refused(answer.reason)
             else:
-                yield [" ".join(text.split()) for text in answer.texts]
+                captions = [one_line(text) for text in answer.texts if not _is_thought(text)]
+                yield [caption for caption in captions if caption] or Refused("the answer has no caption in it")
 
     def _request(self, source: CaptionInput) -> ChatRequest:
         config = self.config
@@ -80,3 +82,8 @@ class ServedCaptioner:
                 if is_plain(image) and image.size == source.image.size:
                     return file_url(source.file.read_bytes(), f"image/{str(image.format).lower()}")
         return image_url(source.image, side)
+
+
+def _is_thought(text: str) -> bool:
+    """Whether a model was cut off while it was still reasoning."""
+    return text.lstrip().startswith("<think>") and "</think>" not in text

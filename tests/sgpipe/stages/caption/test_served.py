@@ -55,7 +55,7 @@ def size_and_colour(body: dict[str, Any]) -> list[str]:
     time.sleep(random.random() / 50)
     image = shown_image(body)
     assert image is not None
-    return [f" {image.width} \n {image.convert('RGB').getpixel((0, 0))} "] * body.get("n", 1)
+    return [f" {image.width}  {image.convert('RGB').getpixel((0, 0))}\n"] * body.get("n", 1)
 
 
 def test_every_image_gets_its_own_captions_in_order(tmp_path: Path) -> None:
@@ -91,6 +91,21 @@ def test_a_refused_image_is_an_error_row(tmp_path: Path) -> None:
     assert second.ok
     assert len(second.captions) == 2
     assert third.error == "caption: HTTP 400: The prompt is longer than the maximum model length"
+
+
+@pytest.mark.parametrize(
+    ("answer", "captions"),
+    [
+        ('"A dog\non a **sofa**."\n', ["A dog. on a sofa."]),
+        ("<think>Two boxes.</think> A dog on a sofa", ["A dog on a sofa"]),
+        ("<think>Two boxes, one of", None),
+    ],
+)
+def test_captions_are_plain_lines(tmp_path: Path, answer: str, captions: list[str] | None) -> None:
+    with EndpointServer(lambda body: [answer]) as server:
+        (record,) = stage(server, tmp_path, samples=1)(records(tmp_path, 1))
+    assert [caption.text for caption in record.captions] == (captions or [])
+    assert record.error == (None if captions else "caption: the answer has no caption in it")
 
 
 def test_regions_are_shown_as_crops(tmp_path: Path) -> None:

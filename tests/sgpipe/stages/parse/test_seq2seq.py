@@ -1,0 +1,113 @@
+"""The parser by a sequence-to-sequence model: a tiny T5 with random weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from sgpipe.errors import UserError
+from sgpipe.recipe import ParseConfig
+from sgpipe.stages.parse import seq2seq
+from sgpipe.stages.parse.parser import check_parser
+from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser
+
+GRAPHS = {
+    "a man riding a horse": "( man , ride , horse )",
+    "two pigs fly on the sky": "( pigs , is , two ) , ( pigs , fly on , sky )",
+    "a black dog under a table": "( dog , is , black ) , ( dog , under , table",
+}
+WORDS = sorted({word for pair in GRAPHS.items() for text in (*pair, PREFIX) for word in text.split()})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 with random weights, large enough that it does not always write the same."""
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    folder = tmp_path_factory.mktemp("t5")
+    PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(vocabulary),
+        d_model=32,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        initializer_factor=20.0,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def config(folder: Path) -> ParseConfig:
+    return ParseConfig(parser="seq2seq", model=str(folder))
+
+
+@pytest.fixture(scope="module")
+def parser(checkpoint: Path) -> Iterator[Seq2SeqParser]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seq2seq, "_MAX_TOKENS", 12)
+        yield Seq2SeqParser(config(checkpoint))
+
+
+def test_graphs_become_triplets(parser: Seq2SeqParser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without attributes and without what was cut; worded as in the caption."""
+    monkeypatch.setattr(parser, "_graphs", lambda captions: [GRAPHS[caption] for caption in captions])
+    parsed = parser.parse(list(GRAPHS))
+    assert [[(t.subject, t.predicate, t.predicate_lemma, t.object) for t in triplets] for triplets in parsed] == [
+        [("man", "riding", "ride", "horse")],
+        [("pigs", "fly on", "fly on", "sky")],
+        [],
+    ]
+
+
+def test_what_is_written_does_not_depend_on_other_captions(parser: Seq2SeqParser) -> None:
+    captions = [*GRAPHS, "a dog", "", "A HORSE  on a table", "a horse on a table", "sky " * 100]
+    together = parser._graphs(captions)
+    assert [parser._graphs([caption])[0] for caption in captions] == together
+    assert together[5] == together[6]
+    assert len(set(together)) > 4
+    assert all(len(triplets) <= 4 for triplets in parser.parse(captions))
+
+
+def test_the_model_is_checked_before_the_work(checkpoint: Path) -> None:
+    check_parser(config(checkpoint))
+
+
+def test_no_model_is_named() -> None:
+    with pytest.raises(UserError, match=r"^parse.model is not set: parse.parser=seq2seq needs the name of a model$"):
+        check_parser(ParseConfig(parser="seq2seq"))
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        check_parser(config(tmp_path / "none"))
+
+
+def test_another_kind_of_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"is a bert, not a sequence-to-sequence language model$"):
+        check_parser(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("tokenizer.json", "tokenizer"), ("model.safetensors", "cannot load it: ")]
+)
+def test_missing_files(checkpoint: Path, tmp_path: Path, name: str, message: str) -> None:
+    folder = tmp_path / "t5"
+    shutil.copytree(checkpoint, folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=message) as raised:
+        Seq2SeqParser(config(folder))
+    assert "\n" not in str(raised.value)
