@@ -78,7 +78,8 @@ def test_a_graph_gives_triplets_drawings_and_json():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"recipe": "folder"}, "no tagger: give tagger=FOLDER_OR_ID"),
+        ({"recipe": "folder"}, "no tagger: give tagger=FOLDER_OR_ID .* settings tag.method=all"),
+        ({"settings": {"tag.method": "clip", "tag.tagger": None}}, "tag.method is clip: give tagger="),
         ({"recipe": "coco", "tagger": "t"}, "no boxes: give detector=FOLDER_OR_ID or boxes=FILE"),
         ({"settings": {"tag.thresh": 1}}, "^settings: unknown key 'tag.thresh'"),
         ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
@@ -90,6 +91,21 @@ def test_missing_models_and_boxes_are_refused(options, reason, monkeypatch, tmp_
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=reason):
         Pipeline(**options)(tmp_path / "a.png")
+
+
+def test_labels_need_no_tagger(pipeline, miniworld, tmp_path):
+    image = sorted((miniworld / IMAGES).iterdir())[0]
+    settings = {"tag.method": "all", "tag.tagger": None}
+    graph = Pipeline(boxes=miniworld / INSTANCES, settings=settings)(image)
+    by_tagger = pipeline(image)
+    assert graph.record.pairs == by_tagger.record.pairs
+    assert {each.confidence for each in graph.record.relations} == {1.0}
+    assert len(graph.record.relations) == sum(len(pair.predicates) for pair in graph.record.pairs)
+    options = ("--boxes", miniworld / INSTANCES, "--out", tmp_path, "--set", "tag.method=overlap")
+    assert invoke(image, *options).exit_code == 0
+    refused = invoke(image, "--detector", tmp_path, "--captioner", tmp_path, "--out", tmp_path / "no")
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    assert "or label without an R-Tagger: --set tag.method=all" in refused.stderr
 
 
 def invoke(*arguments: object):
