@@ -54,9 +54,18 @@ def test_converted_tagger_gives_identical_scores(tmp_path: Path, tagger: RTagger
     assert stored["gating"] == "VXAc"
 
 
+UNIT_TESTED = ((ParSeD, "none"), (ParSeDA, "after_decoding"), (RTagger, "alif"))
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("fusion", ["alif", "after_decoding", "none"])
-@pytest.mark.parametrize("kind", [ParSeD, ParSeDA, RTagger])
+@pytest.mark.parametrize(
+    ("kind", "fusion"),
+    [
+        pytest.param(kind, fusion, marks=() if (kind, fusion) in UNIT_TESTED else pytest.mark.slow)
+        for kind in (ParSeD, ParSeDA, RTagger)
+        for fusion in ("alif", "after_decoding", "none")
+    ],
+)
 def test_every_network_converts_with_every_fusion(
     tmp_path: Path, tagger: RTagger, words: str, kind: type[ParSeD], fusion: Fusion
 ) -> None:

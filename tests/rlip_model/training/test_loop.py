@@ -37,7 +37,9 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert not different
 
 
-@pytest.mark.parametrize(("kind", "ema", "killed_at"), [("parseda", 0.0, 4), ("tagger", 0.9, 5)])
+@pytest.mark.parametrize(
+    ("kind", "ema", "killed_at"), [pytest.param("parseda", 0.0, 4, marks=pytest.mark.slow), ("tagger", 0.9, 5)]
+)
 def test_killed_and_gone_on_ends_in_the_same_weights(tmp_path: Path, kind: str, ema: float, killed_at: int) -> None:
     feed = ToyFeed(3, validate=True)
 
@@ -106,6 +108,11 @@ def uneven(images: int, kind: str) -> list[TrainingExample]:
     return examples
 
 
+def _of_two(kind: str) -> object:
+    """All kinds in the integration tests, two of them in the unit tests."""
+    return pytest.param(kind, marks=() if kind in ("HICO", "tagger") else pytest.mark.slow)
+
+
 def undisturbed(target: Objective) -> Objective:
     """Without dropout and noise, whose random numbers differ between parts."""
     for module in target.modules():
@@ -118,7 +125,7 @@ def undisturbed(target: Objective) -> Objective:
     return target
 
 
-@pytest.mark.parametrize("kind", [*CRITERIA, *DENSE_KINDS])
+@pytest.mark.parametrize("kind", [_of_two(kind) for kind in (*CRITERIA, *DENSE_KINDS)])
 def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
     def step(cuts: Sequence[int]) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         if kind in DENSE_KINDS:

@@ -1,4 +1,4 @@
-"""Runs that take captions and more from another run, without Ray: its place is taken by a loop over units."""
+"""Runs that take captions and more from another run."""
 
 import io
 import json
@@ -7,23 +7,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import spacy
 import yaml
 from rich.console import Console
-from spacy.language import Language
 
 from sgpipe.errors import UserError, on_command_line
 from sgpipe.export.provenance import describe_origin
-from sgpipe.generation import run as generation_run
 from sgpipe.generation.parent import ParentReader, parent_recipe
-from sgpipe.generation.pools import Pool
 from sgpipe.generation.run import generate
 from sgpipe.generation.summary import print_summary
 from sgpipe.generation.work_units import UnitReader, WorkUnit
-from sgpipe.recipe import Recipe, Resources, load_recipe
+from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import Box, Caption, Pair, Record, Relation
-from sgpipe.stages.base import StageRunner
-from sgpipe.storage.manifest import Manifest, ShardEntry, Summary
+from sgpipe.storage.manifest import Manifest, Summary
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import iter_records, write_shard
 from sgpipe.storage.source_index import write_index
@@ -31,35 +26,16 @@ from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
+from tests.sgpipe.generation.in_process import RAN, without_ray
 
 IMAGES = 6
 WRITTEN = Path(__file__).parents[2] / "data" / "written_by_0_1"
 SMALL = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01, "engine.unit_size": 2}
 
 
-RAN: list[str] = []  # names of stages
-
-
 @pytest.fixture(scope="module", autouse=True)
-def without_ray() -> Iterator[None]:
-    def run_units(stages, units, reader, writer) -> Iterator[ShardEntry]:
-        RAN.extend(stage.name for stage in stages)
-        runner = StageRunner(stages)
-        for unit in units:
-            records, seconds = runner(reader(unit))
-            yield writer(unit, records, seconds)
-
-    load, loaded = spacy.load, {}
-
-    def load_once(name, **options) -> Language:
-        return loaded.get(name) or loaded.setdefault(name, load(name, **options))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spacy, "load", load_once)
-        patch.setattr(generation_run, "start_ray", lambda *_: None)
-        patch.setattr(generation_run, "unused_gpus", lambda _: None)
-        patch.setattr(generation_run, "plan_pools", lambda stages, units: [Pool(tuple(stages), Resources(), 1)])
-        patch.setattr(generation_run, "run_units", run_units)
+def in_this_process() -> Iterator[None]:
+    with without_ray():
         yield
 
 

@@ -129,7 +129,6 @@ def test_rows_do_not_depend_on_units_or_actors(finished, coco, tagger, tmp_path)
     assert rows(tmp_path / "out") == rows(finished)
 
 
-@pytest.mark.slow
 def said(do: Callable[[Progress], object]) -> str:
     text = io.StringIO()
     do(Progress(Console(file=text, width=300)))
@@ -191,7 +190,7 @@ def test_a_refused_recipe_leaves_the_source_index_of_the_run_as_it_is(finished, 
     assert not list((out / ".sgpipe").glob("new-*"))
 
 
-def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
+def test_a_limit_can_be_raised(in_this_process, finished, coco, tagger, tmp_path):
     out = tmp_path / "out"
     assert run(coco, tagger, out, limit=3).counts["images"] == 3
     assert run(coco, tagger, out, limit=8).counts["images"] == 8
@@ -336,7 +335,7 @@ def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagge
     assert 0 < len(Manifest.load(out).shards) < IMAGES
 
 
-def test_a_lost_shard_is_made_again(finished, coco, tagger, tmp_path):
+def test_a_lost_shard_is_made_again(in_this_process, finished, coco, tagger, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     first, second, *_ = Manifest.load(out).shards
@@ -376,7 +375,7 @@ def test_two_splits_fill_one_folder(ray_engine, coco, tagger, tmp_path):
     assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
 
 
-def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_truth(ray_engine, tmp_path):
+def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_truth(in_this_process, tmp_path):
     out = tmp_path / "out"
     recipe = load_recipe("miniworld", {"source.drawn.images": 5, "caption.samples": 3})
     assert generate(recipe, out, QUIET).complete

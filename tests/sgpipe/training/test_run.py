@@ -106,7 +106,7 @@ def test_a_trained_tagger_tags(trained_tagger: Path, drawn_run: Path, name: str)
     assert {(r.subject, r.object, r.predicate) for r in tagged.relations} == {(0, 1, "next to"), (0, 1, "above")}
 
 
-@pytest.mark.parametrize("kill", [1, pytest.param(2, marks=pytest.mark.slow), 4, 6])
+@pytest.mark.parametrize("kill", [4, *(pytest.param(kill, marks=pytest.mark.slow) for kill in (1, 2, 6))])
 def test_a_killed_training_resumes_exactly(
     drawn_run: Path, trained_tagger: Path, tmp_path: Path, killed_at: Callable[[int], None], kill: int
 ) -> None:
@@ -130,6 +130,7 @@ def trained_detector(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_training_of_a_detector_resumes_exactly(
     drawn_run: Path, trained_detector: Path, tmp_path: Path, killed_at: Callable[[int], None]
 ) -> None:
@@ -301,6 +302,7 @@ def test_a_training_starts_from_an_existing_network(drawn_run: Path, trained_tag
     assert not different(after, before)
 
 
+@pytest.mark.slow
 def test_an_existing_network_can_lose_queries(drawn_run: Path, trained_detector: Path, tmp_path: Path) -> None:
     still = {"optimisation__lr": 0, "optimisation__lr_backbone": 0, "optimisation__lr_text": 0}
     init, config = str(trained_detector / "last"), {**SIZES, "num_queries": 8}
@@ -342,6 +344,7 @@ def test_a_training_that_asks_for_a_gpu_may_mean_the_cpu(drawn_run: Path, tmp_pa
     assert training(drawn_run, tmp_path / "out", **settings).epochs == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe_of", ["command", "folder"])
 def test_a_training_of_an_earlier_version_goes_on_as_it_began(
     drawn_run: Path, trained_tagger: Path, tmp_path: Path, killed_at: Callable[[int], None], recipe_of: str
@@ -376,6 +379,7 @@ def test_a_training_of_an_earlier_version_goes_on_as_it_began(
         train(recipe(drawn_run, **begun, data__text_group=2, model__frozen_norms=True), out, QUIET)
 
 
+@pytest.mark.slow
 def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(drawn_run: Path, tmp_path: Path) -> None:
     config = {**SIZES, "backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 4}
     sizes = {"model__config": config, "data__val": validated(drawn_run)}
