@@ -51,29 +51,32 @@ def first_line(reason: BaseException) -> str:
     return str(reason).strip().partition("\n")[0]
 
 
-def read_config(source: str) -> dict[str, Any]:
+def read_config(source: str, role: str = "captioner") -> dict[str, Any]:
     """The settings in config.json of a folder or a hub id (from the local cache when offline).
+
+    Args:
+        role: what the model is for, in messages.
 
     Raises UserError: there is no such model, or its config.json is missing or damaged.
     """
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise UserError(f"captioner {source!r}: the folder has no config.json, so it is not a checkpoint")
+        raise UserError(f"{role} {source!r}: the folder has no config.json, so it is not a checkpoint")
     if path.is_file():
-        raise UserError(f"captioner {source!r} is a file, not a folder")
+        raise UserError(f"{role} {source!r} is a file, not a folder")
     existing_model(source)
     try:
         with quiet():
             config = PretrainedConfig.get_config_dict(source, local_files_only=path.is_dir())[0]
     except UNREADABLE as reason:
         if path.is_dir():
-            raise UserError(f"captioner {source!r}: config.json: {first_line(reason)}") from None
+            raise UserError(f"{role} {source!r}: config.json: {first_line(reason)}") from None
         raise UserError(
-            f"captioner {source!r}: no such folder, and no such model in the local Hugging Face cache or "
+            f"{role} {source!r}: no such folder, and no such model in the local Hugging Face cache or "
             "(unless offline) on the hub"
         ) from None
     if not isinstance(config, dict):
-        raise UserError(f"captioner {source!r}: config.json has no settings")
+        raise UserError(f"{role} {source!r}: config.json has no settings")
     return config
 
 

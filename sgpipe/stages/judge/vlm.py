@@ -36,7 +36,7 @@ class VlmJudge:
         """Raises UserError: there is no such model, or it does not read images and text."""
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-        kind = read_config(self.model).get("model_type")
+        kind = read_config(self.model, "judge").get("model_type")
         if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             raise UserError(f"{self.model} cannot be asked about images: it is a {kind or 'model without a type'}")
 

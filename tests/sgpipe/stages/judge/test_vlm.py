@@ -83,6 +83,9 @@ def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> 
         VlmJudge(str(tmp_path / "bert")).check()
     with pytest.raises(UserError, match="no such folder"):
         VlmJudge(str(tmp_path / "none" / "such")).check()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^judge .*the folder has no config\.json"):
+        VlmJudge(str(tmp_path / "empty")).check()
     folder = make_vlm(tmp_path / "blip2", "blip-2")
     with pytest.raises(UserError, match="has no chat template") as caught:
         judge_of(folder)
