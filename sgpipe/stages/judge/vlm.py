@@ -18,6 +18,8 @@ from sgpipe.stages.judge.questions import LONGEST_SIDE, answer_texts, ask_about
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 
 _REMEDY = "use a smaller model"
+_MISFITS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)  # of an image and a model
+_EXAMPLE = Image.new("RGB", (64, 64), "white")
 
 
 class VlmJudge:
@@ -57,6 +59,8 @@ class VlmJudge:
             raise UserError(f"judge {self.model} has no chat template, so it cannot be asked")
         self._network: Any = network.eval().to(self._device)
         self._yes, self._no = _answer_tokens(self._processor.tokenizer, self.model)
+        if isinstance(failed := self._ask(_EXAMPLE, ["Is it white?"]), Unjudged):
+            raise UserError(f"judge {self.model} cannot be asked about an example image: {failed.reason}")
 
     def probabilities(
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
@@ -66,11 +70,17 @@ class VlmJudge:
         with enough_memory(self._device, _REMEDY):
             for relation in relations:
                 marked = marked_image(image, objects, relation, LONGEST_SIDE)
-                found.append(NO_AREA if marked is None else self._probability(marked, ask_about(objects, relation)))
+                found.append(NO_AREA if marked is None else self._ask(marked, ask_about(objects, relation)))
         return found
 
-    def _probability(self, image: Image.Image, questions: Sequence[str]) -> float:
-        return sum(self._share_of_yes(image, question) for question in questions) / len(questions)
+    def _ask(self, image: Image.Image, questions: Sequence[str]) -> float | Unjudged:
+        """The mean over the questions."""
+        try:
+            return sum(self._share_of_yes(image, question) for question in questions) / len(questions)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except _MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+            return Unjudged(f"the judge cannot process the image: {first_line(reason)}")
 
     @torch.inference_mode()
     def _share_of_yes(self, image: Image.Image, question: str) -> float:

@@ -55,6 +55,14 @@ def test_a_local_model_is_asked_one_question_at_a_time(family: str, tmp_path: Pa
     assert judge.probabilities(image.rotate(90), OBJECTS, RELATIONS[:1]) != together[:1], "the image counts"
 
 
+def test_an_image_that_the_processor_refuses_is_not_judged(tmp_path: Path) -> None:
+    judge = judge_of(make_vlm(tmp_path, "qwen2_5_vl"))
+    strip = [Box("man", 0, (0, 0, 100, 1)), Box("horse", 1, (100, 0, 300, 1))]
+    [found] = judge.probabilities(Image.new("RGB", (500, 1)), strip, [Relation(0, 1, "riding")])
+    assert isinstance(found, Unjudged)
+    assert found.reason.startswith("the judge cannot process the image: ")
+
+
 def test_the_probability_is_that_of_the_first_token_in_both_orders(tmp_path: Path, image: Image.Image) -> None:
     judge = judge_of(make_vlm(tmp_path, "smolvlm"))
     said, network = [], judge._network.forward
