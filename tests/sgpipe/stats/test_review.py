@@ -118,11 +118,16 @@ def test_what_is_no_export_is_refused(run, tmp_path):
             measured(run, file)
 
 
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory) -> dict:
+    return written(run, tmp_path_factory.mktemp("exported") / "r.html", 20)
+
+
 @pytest.mark.parametrize("key", ["relations", "start", "confidence"])
 @pytest.mark.parametrize("value", [-5, 0.15, 1e308, None])
-def test_an_export_that_contradicts_itself_is_refused(run, tmp_path, key, value):
+def test_an_export_that_contradicts_itself_is_refused(run, exported, tmp_path, key, value):
     """Confidences beyond 1, bands with fewer relations than questions, and bands that overlap."""
-    review = written(run, tmp_path / "r.html", 20)
+    review = exported
     parts = "questions" if key == "confidence" else "bands"
     if (key, value) == ("relations", None):
         pytest.skip("files may lack it")

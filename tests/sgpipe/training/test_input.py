@@ -158,6 +158,7 @@ def test_a_diverging_training_keeps_the_batch_and_the_last_checkpoint(drawn_run:
     assert (tmp_path / "out" / "last").resolve().name == "step-00000001"
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_at_once_is_started_again_in_its_folder(drawn_run: Path, tmp_path: Path) -> None:
     result = invoke(drawn_run, tmp_path / "out", optimisation__lr=1e30)
     assert "step 2" in refused(result, code=1)
@@ -170,7 +171,7 @@ def full(*arguments: object, **options: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["save_file", "_sync"])
+@pytest.mark.parametrize("where", ["save_file", pytest.param("_sync", marks=pytest.mark.slow)])
 def test_a_training_resumes_after_a_full_disk(
     drawn_run: Path, trained_tagger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
