@@ -247,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether who asked has gone: servers stop what they do for it."""
         try:
             self.close_connection = self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
+        except (BlockingIOError, ValueError):  # ValueError: the socket is encrypted
             return False
         return self.close_connection
 

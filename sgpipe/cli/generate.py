@@ -96,7 +96,8 @@ class SourceOptions:
 def generate(
     *,
     recipe: Annotated[
-        str | None, typer.Argument(help="Packaged recipe (coco, objects365, folder, miniworld: default) or YAML file.")
+        str | None,
+        typer.Argument(help="Packaged recipe (miniworld: default, coco, objects365, folder, …) or YAML file."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -268,9 +269,13 @@ def parse(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Its model: of rules and learned, a spaCy model. Default: the best one installed.",
+            help="Its model: of rules and learned, a spaCy model (default: the best one installed); of seq2seq, a "
+            "folder or hub id; of llm, its name at the endpoint.",
             callback=reads_model,
         ),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="llm: URL of a server with the OpenAI chat API. Its key is in OPENAI_API_KEY.")
     ] = None,
 ) -> None:
     """Turn captions into triplets.
@@ -283,7 +288,7 @@ def parse(
 
     if sys.stdin is None:
         raise UserError("standard input is closed; `parse` reads one caption per line from it")
-    captions = CaptionParser(ParseConfig(parser=parser.value, model=model))
+    captions = CaptionParser(ParseConfig(parser=parser.value, model=model, endpoint=endpoint))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     for result in parse_lines(sys.stdin, captions):
         print(console.json_text(result))

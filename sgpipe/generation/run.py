@@ -79,11 +79,10 @@ def generate(
             index.move(folder.index(split))
         rows = _planned_rows(recipe, indexes)
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
-        if retry_failed:
-            RequestCache(folder.private / REQUESTS).forget_refusals()
         if units and reuse:
             reuse.parent.check_rows(rows)
         work = _Work.plan(recipe, indexes, units, progress, reuse) if units else None
+        _ask_again(folder, retry_failed)
         folder.sweep(manifest)
         remove_unused(recipe.source, folder.private)
         if work is not None or not folder.is_described:  # a finished run is not described by a smaller --limit
@@ -98,6 +97,12 @@ def generate(
                 _run(work, recipe, folder, manifest, progress, mirror)
             folder.sweep(manifest)
         return summarise(manifest, sum(rows.values()), indexes)
+
+
+def _ask_again(folder: RunFolder, retry_failed: bool) -> None:
+    """Forget what served models have refused, if the images of error rows are labelled again."""
+    if retry_failed:
+        RequestCache(folder.private / REQUESTS).forget_refusals()
 
 
 def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:

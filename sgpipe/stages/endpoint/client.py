@@ -22,7 +22,15 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
 from sgpipe.stages.endpoint.answers import Choice, quote, read_choices, same_model
 from sgpipe.stages.endpoint.cache import RequestCache, cache_file
-from sgpipe.stages.endpoint.messages import Answer, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.endpoint.messages import (
+    MAX_COMPLETION_TOKENS,
+    MAX_TOKENS,
+    Answer,
+    ChatRequest,
+    ChatSampling,
+    Refusal,
+    conversation,
+)
 from sgpipe.stages.endpoint.transport import NotFoundError, RejectedError, TransientError, Transport
 from sgpipe.utils.console import count
 
@@ -54,6 +62,7 @@ class ChatEndpoint:
         self.cache = RequestCache(cache_file(cache)) if cache else None
         self.transport = Transport(url, requests)
         self._one_by_one = False
+        self._limit = MAX_TOKENS
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots = asyncio.Semaphore(requests.in_flight)
 
@@ -173,10 +182,10 @@ class ChatEndpoint:
             RejectedError: the server answers, but not this request.
             UserError, EngineError: see `ChatEndpoint`.
         """
-        body, attempts = request.body(self.model), self.requests.retries + 1
+        attempts = self.requests.retries + 1
         for attempt in range(attempts):
             try:
-                return await self._attempt(body, request.logprobs)
+                return await self._attempt(request)
             except TransientError as error:
                 last = error
             if attempt + 1 < attempts:
@@ -186,25 +195,31 @@ class ChatEndpoint:
             raise RejectedError(f"{last}, {count(attempts, 'attempt')}")
         raise EngineError(f"the endpoint {self.transport.url} does not answer: {last}, {count(attempts, 'attempt')}")
 
-    async def _attempt(self, body: bytes, logprobs: bool) -> list[Choice]:
+    async def _attempt(self, request: ChatRequest) -> list[Choice]:
+        limit = self._limit
         try:
-            completion = await self.transport.post(_CHAT, body)
+            completion = await self.transport.post(_CHAT, request.body(self.model, limit))
         except NotFoundError as error:
             await self._check_models()
             raise UserError(f"{self.transport.url} has no chat API ({error}); the URL often ends in /v1") from None
+        except RejectedError as error:
+            if limit == MAX_COMPLETION_TOKENS or MAX_COMPLETION_TOKENS not in str(error):
+                raise
+            self._limit = MAX_COMPLETION_TOKENS  # newer models of OpenAI know no other name
+            return await self._attempt(request)
         answered = completion.get("model") if isinstance(completion, dict) else None
         if not same_model(self.model, answered):
             await self._check_models()  # the server may have changed its model; otherwise it mixes up its answers
             raise TransientError(f"the answer is of another model, {quote(str(answered))!r}")
         try:
-            return read_choices(completion, logprobs)
+            return read_choices(completion, request.logprobs)
         except ValueError as error:
             raise TransientError(self.transport.hidden(str(error))) from None
 
     async def _answers_others(self) -> bool:
         """Whether the server answers another, short request: then it cannot cope with the one that failed."""
         try:
-            await self._attempt(_CONTROL.body(self.model), logprobs=False)
+            await self._attempt(_CONTROL)
         except (TransientError, RejectedError, EngineError):
             return False
         return True

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
+MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
 TOP_LOGPROBS = 20  # the most that OpenAI and, unless started otherwise, vLLM return
 _SEED_BITS = 31  # llama.cpp and PyTorch take 32 bits
 
@@ -31,9 +32,9 @@ class ChatSampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
 
-    def fields(self) -> dict[str, Any]:
-        """The fields of a request."""
-        fields = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+    def fields(self, limit: str) -> dict[str, Any]:
+        """The fields of a request; `limit`: what the server calls the largest number of tokens."""
+        fields = {limit: self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
         if self.top_k:
             fields["top_k"] = self.top_k
         if self.repetition_penalty != 1:
@@ -66,10 +67,10 @@ class ChatRequest:
         """The same with one answer, for servers that know no other."""
         return replace(self, n=1)
 
-    def body(self, model: str) -> bytes:
-        """The body of the HTTP request: equal requests have equal bytes."""
+    def body(self, model: str, limit: str = MAX_TOKENS) -> bytes:
+        """The body of the HTTP request: equal requests have equal bytes; `limit`: see `ChatSampling.fields`."""
         seed = derived_seed(self.seed, self.first)
-        fields = {"model": model, "messages": list(self.messages), "seed": seed, **self.sampling.fields()}
+        fields = {"model": model, "messages": list(self.messages), "seed": seed, **self.sampling.fields(limit)}
         if self.n > 1:
             fields["n"] = self.n
         if self.schema is not None:

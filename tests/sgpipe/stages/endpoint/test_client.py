@@ -145,6 +145,23 @@ def test_a_server_that_rejects_n_is_asked_one_by_one(connect: Connect) -> None:
         assert [body.get("n", 1) for body in server.requests] == [2, 1, 1, 1, 1]
 
 
+def test_a_server_that_calls_the_limit_by_its_newer_name(connect: Connect, tmp_path: Path) -> None:
+    """Its answers are kept as those of any other."""
+
+    def faults(body: str, attempt: int) -> Fault | None:
+        return "rejected" if "max_tokens" in server.requests[-1] else None
+
+    with EndpointServer(faults=faults) as server:
+        server.rejection = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        requests = list(map(question, range(8)))
+        first = list(connect(server.url, cache=tmp_path).ask_all(requests))
+        assert [type(answer) for answer in first] == [Answer] * 8
+        assert server.requests[-1]["max_completion_tokens"] == 16
+        asked = len(server.requests)
+        assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == first
+        assert len(server.requests) == asked
+
+
 def test_only_usable_samples_are_kept(connect: Connect) -> None:
     with EndpointServer(lambda body: ["one", " ", "three"]) as server:
         assert connect(server.url).ask(question(1).messages, sampling=SAMPLING, n=3) == Answer(("one", "three"))
