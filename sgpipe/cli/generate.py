@@ -97,7 +97,7 @@ def generate(
     *,
     recipe: Annotated[
         str | None,
-        typer.Argument(help="Packaged recipe (miniworld: default, coco, objects365, folder, …) or YAML file."),
+        typer.Argument(help="Packaged recipe (miniworld: default, coco, folder, …) or YAML file."),
     ] = None,
     out: Annotated[
         Path | None,
