@@ -148,8 +148,8 @@ class CaptionConfig(Config):
     repetition_penalty: float = Field(
         1.0,
         gt=0,
-        description="nucleus sampling divides positive scores of tokens that the caption or prompt already has by "
-        "this, and multiplies negative ones; 1: off; the published captioner: 1.1",
+        description="nucleus sampling divides positive scores of tokens that the caption (BLIP: or prompt) already "
+        "has by this, and multiplies negative ones; 1: off; the published captioner: 1.1",
     )
     temperature: float = Field(1.0, gt=0, description="temperature of nucleus sampling")
     beams: int = Field(3, ge=1, description="beams of beam search")
@@ -161,7 +161,11 @@ class CaptionConfig(Config):
         "null: what suits the captioner",
     )
     system: str | None = Field(None, description="system message of a chat model; null: none")
-    image_size: int | None = Field(None, ge=16, description="pixels per side; null: the checkpoint's own")
+    image_size: int | None = Field(
+        None,
+        ge=16,
+        description="BLIP: pixels per side; others: of the longer side, at most; null: the checkpoint's own",
+    )
     scopes: tuple[Literal["image", "box", "pair"], ...] = Field(
         ("image",), description="what is captioned: whole images, boxes, regions of box pairs"
     )

@@ -20,11 +20,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-_MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
+_MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model", "*.jinja")
 
 
 def model_sha256(name: str | None) -> str | None:
-    """A hub id unchanged; a folder as the hash of its configuration, vocabulary and weights."""
+    """A hub id unchanged; a folder as the hash of its configuration, vocabulary, weights and chat template."""
     if name is None or not Path(name).is_dir():
         return name
     digest = hashlib.sha256()

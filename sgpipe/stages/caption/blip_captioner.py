@@ -36,7 +36,9 @@ class BlipCaptioner:
         self.max_tokens = self.config.max_tokens or MAX_TOKENS
 
     def check(self) -> None:
-        """Raises UserError: there is no such captioner, or it is another kind of model."""
+        """Raises UserError: there is no such captioner, it is another kind of model, or `caption.system` is set."""
+        if self.config.system is not None:
+            raise UserError("caption.system is set, but BLIP is no chat model: set caption.prompt, or omit both")
         check_captioner(self.source)
 
     def setup(self) -> None:

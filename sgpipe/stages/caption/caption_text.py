@@ -19,6 +19,8 @@ def one_line(text: str) -> str:
     Lines become sentences: one that ends without punctuation gets a full stop before the next.
     """
     text = _FENCE.sub("", _THOUGHTS.sub("", text))
+    if text.lstrip().startswith("<think>"):  # cut off before it came to an answer
+        return ""
     lines = [_plain(line) for line in text.splitlines() if not _RULE.match(line)]
     return _unquoted(" ".join(_sentences([line for line in lines if line])))
 

@@ -44,7 +44,7 @@ class Captioner(Protocol):
         """Load what is needed, in the process that captions. Raises UserError: as `check`, and damaged weights."""
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refused]:
-        """The captions of each input: as many as `caption.samples`, or one by beam search; each is a single line.
+        """The captions of each input: up to `caption.samples`, or one by beam search; each is a single line.
 
         Reads `inputs` as it needs them: only as many images are open as are captioned together.
 

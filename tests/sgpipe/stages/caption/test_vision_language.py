@@ -56,13 +56,13 @@ def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(c
     captioner = make_captioner(checkpoint(family), top_p=0.95, top_k=100, temperature=1.3, repetition_penalty=1.2)
     [given] = inputs(SIZES[:1])
     drawn = []
-    decode = captioner.processor.tokenizer.decode
-    monkeypatch.setattr(captioner.processor.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row))
+    decode = captioner.prompt.tokenizer.decode
+    monkeypatch.setattr(captioner.prompt.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row))
     next(captioner.caption([given]))
     sampling = NucleusSampling(3, 0.95, 1.3, 0, 10, -1, 1.2, 100)
     forced = 1 if family == "florence2" else 0  # its first token is always the same
     for sample, tokens in enumerate(drawn):
-        scores = whole_pass(captioner, captioner._prepare(given.image), tokens)
+        scores = whole_pass(captioner, captioner.prompt(given.image), tokens)
         for step in range(forced, 4):  # shorter than min_tokens, where no end can follow
             before = torch.tensor([tokens[:step]], dtype=torch.long)
             allowed = scores[step].clone()
@@ -100,7 +100,7 @@ def test_vision_features_are_computed_once_per_image(checkpoint, family, decodin
     )
     given = inputs()
     assert [len(captions) for captions in captioner.caption(given)] == [1 if decoding == "beam" else 5] * 3
-    expected = [captioner._prepare(each.image)["pixel_values"] for each in given]
+    expected = [captioner.prompt(each.image)["pixel_values"] for each in given]
     assert [seen.numel() for seen in pixels] == [each.numel() for each in expected]
 
 
@@ -108,7 +108,7 @@ def test_vision_features_are_computed_once_per_image(checkpoint, family, decodin
 def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(checkpoint, family, monkeypatch):
     captioner = make_captioner(checkpoint(family), samples=20, min_tokens=4, max_tokens=8, top_p=1, temperature=3)
     drawn = []
-    monkeypatch.setattr(captioner.processor.tokenizer, "decode", lambda row, **_: drawn.append(row) or "")
+    monkeypatch.setattr(captioner.prompt.tokenizer, "decode", lambda row, **_: drawn.append(row) or "")
     list(captioner.caption(inputs()))
     lengths = [len(row) for row in drawn]
     assert min(lengths) >= 4
@@ -131,7 +131,7 @@ def test_the_repetition_penalty_counts_the_tokens_of_the_caption(checkpoint, mon
     for penalty in (1e-2, 1.0, 1e2):
         captioner = make_captioner(checkpoint("qwen3_vl"), repetition_penalty=penalty, max_tokens=20, min_tokens=20)
         drawn = []
-        monkeypatch.setattr(captioner.processor.tokenizer, "decode", lambda row, d=drawn, **_: d.append(row) or "")
+        monkeypatch.setattr(captioner.prompt.tokenizer, "decode", lambda row, d=drawn, **_: d.append(row) or "")
         list(captioner.caption(inputs()))
         distinct[penalty] = sum(len(set(row)) for row in drawn)
     assert distinct[1e-2] < distinct[1.0] < distinct[1e2]
@@ -153,25 +153,25 @@ def test_images_are_read_one_at_a_time_and_bfloat16_is_reproducible(checkpoint):
 
 def test_the_prompt_and_the_system_message_are_in_the_chat_template(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_vl"), prompt="What is on what?", system="Be brief.")
-    assert captioner.text == (
+    assert captioner.prompt.text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
         "What is on what?<|im_end|>\n<|im_start|>assistant\n"
     )
-    asked = make_captioner(checkpoint("qwen2_vl")).text
+    asked = make_captioner(checkpoint("qwen2_vl")).prompt.text
     assert "one short sentence" in asked
-    assert make_captioner(checkpoint("florence2"), prompt="<CAPTION>").text == "<CAPTION>"
-    assert make_captioner(checkpoint("blip-2")).text == "a photo of"
+    assert make_captioner(checkpoint("florence2"), prompt="<CAPTION>").prompt.text == "<CAPTION>"
+    assert make_captioner(checkpoint("blip-2")).prompt.text == "a photo of"
 
 
 def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_vl"), image_size=56)
-    assert captioner._prepare(Image.new("RGB", (112, 112)))["image_grid_thw"].tolist() == [[1, 4, 4]]
+    assert captioner.prompt(Image.new("RGB", (112, 112)))["image_grid_thw"].tolist() == [[1, 4, 4]]
     captioner = make_captioner(checkpoint("qwen2_vl"))
     wide = Image.new("RGB", (112, 56))
     exif = wide.getexif()
     exif[0x0112] = 6  # as displayed, it is turned
     wide.info["exif"] = exif.tobytes()
-    assert captioner._prepare(wide)["image_grid_thw"].tolist() == [[1, 4, 8]]
+    assert captioner.prompt(wide)["image_grid_thw"].tolist() == [[1, 4, 8]]
 
 
 def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
@@ -197,6 +197,7 @@ def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
         ("<think>\nA man, a horse.\n</think>\n\nA man on a horse.", "A man on a horse."),
         ("A 3*4 grid, snake_case and well-known 2 - 1", "A 3*4 grid, snake_case and well-known 2 - 1"),
         ("see [the bus](http://x.y/z)\u2028here\x00\ufffd", "see the bus. here"),
+        ("<think>\nThere is a man", ""),
         ("---\nA cat\n***", "A cat"),
         ("猫がマットの上にいる。\n犬", "猫がマットの上にいる。 犬"),
         ("\n \t", ""),

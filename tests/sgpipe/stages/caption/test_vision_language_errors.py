@@ -12,9 +12,10 @@ from transformers.models.smolvlm import processing_smolvlm
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption import vision_language, weights
-from sgpipe.stages.caption.captioner import CaptionInput
+from sgpipe.stages.caption.captioner import CaptionInput, Refused
 from sgpipe.stages.caption.families import load_captioner, settings_of
 from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.utils.hashing import model_sha256
 from tests.factories import make_blip
 from tests.sgpipe.stages.caption.test_vision_language import inputs
 from tests.vlm_checkpoints import make_vlm
@@ -163,10 +164,7 @@ def test_weights_with_nan_are_refused(folder):
     kept = load_file(file)
     name = next(key for key in kept if key.endswith("norm.weight"))
     save_file({**kept, name: torch.full_like(kept[name], torch.nan)}, file, metadata={"format": "pt"})
-    captioner = load_captioner(CaptionConfig(captioner=str(folder), device="cpu", samples=2))
-    captioner.setup()
-    with pytest.raises(UserError, match="scores are not finite"):
-        list(captioner.caption(inputs()))
+    assert "scores are not finite" in error_of(folder, setup=True)
 
 
 def test_a_model_larger_than_the_memory_is_refused(folder, monkeypatch):
@@ -200,7 +198,7 @@ def test_a_full_gpu_is_reported_in_one_line(original, monkeypatch):
 
     captioner = load_captioner(CaptionConfig(captioner=str(original), device="cpu"))
     captioner.setup()
-    monkeypatch.setattr(vision_language.VisionLanguageCaptioner, "_sample", full)
+    monkeypatch.setattr(vision_language.VisionLanguageCaptioner, "_decode", full)
     with pytest.raises(UserError, match=r"memory of cpu is full; lower caption.samples"):
         list(captioner.caption([CaptionInput(inputs()[0].image, 1)]))
 
@@ -217,3 +215,35 @@ def test_null_settings_are_those_of_the_family(original, tmp_path):
     assert own(original)[1] == 128
     assert own(original, prompt="", max_tokens=7) == ("", 7)
     assert own("gpt", endpoint="http://localhost:1/v1") == own(original)
+
+
+def test_a_model_that_fails_is_refused_before_work_and_later_is_an_error_row(original, monkeypatch):
+    captioner = load_captioner(CaptionConfig(captioner=str(original), device="cpu"))
+    captioner.setup()
+
+    def fail(*_, **__):
+        raise RuntimeError("shapes do not match\nbut how")
+
+    monkeypatch.setattr(vision_language.SharedPrefix, "__call__", fail)
+    assert list(captioner.caption(inputs()[:1])) == [
+        Refused("the captioner cannot process the image: shapes do not match")
+    ]
+    assert "cannot caption an example image: shapes do not match" in error_of(original, setup=True)
+
+
+def test_captions_without_a_word_are_an_error_row(original, monkeypatch):
+    captioner = load_captioner(CaptionConfig(captioner=str(original), device="cpu", samples=3))
+    captioner.setup()
+    texts = iter(["\n", "a cat", "<think> a", "", "- ", "**"])
+    monkeypatch.setattr(captioner.prompt, "decode", lambda _: next(texts))
+    assert list(captioner.caption(inputs()[:2])) == [["a cat"], Refused("the captions are empty")]
+
+
+def test_a_system_message_for_blip_is_refused(tmp_path):
+    assert "BLIP is no chat model" in error_of(make_blip(tmp_path), system="Be brief.")
+
+
+def test_the_chat_template_is_part_of_the_checkpoint(folder):
+    before = model_sha256(str(folder))
+    write_template(folder, "another")
+    assert model_sha256(str(folder)) != before
