@@ -49,8 +49,7 @@ def generate(
 
     Args:
         retry_failed: label the images of error rows again.
-        parent: a run, or its object store, whose boxes, captions, triplets and pairs are taken over up to the first
-            stage with other settings.
+        parent: a run, or its object store; what it has up to the first stage with other settings is taken over.
 
     Raises:
         UserError: something is wrong with the recipe, its files or the folder; nothing was lost.

@@ -305,9 +305,8 @@ def test_a_training_starts_from_an_existing_network(drawn_run: Path, trained_tag
 @pytest.mark.slow
 def test_an_existing_network_can_lose_queries(drawn_run: Path, trained_detector: Path, tmp_path: Path) -> None:
     still = {"optimisation__lr": 0, "optimisation__lr_backbone": 0, "optimisation__lr_text": 0}
-    init, config = str(trained_detector / "last"), {**SIZES, "num_queries": 8}
-    settings = {"model__init": init, "model__config": config, "optimisation__epochs": 1}
-    training(drawn_run, tmp_path / "small", "pretrain", **settings, **still)
+    settings = {"model__init": str(trained_detector / "last"), "model__config": {**SIZES, "num_queries": 8}}
+    training(drawn_run, tmp_path / "small", "pretrain", optimisation__epochs=1, **settings, **still)
     large, small = (ParSeDA.from_pretrained(out / "last") for out in (trained_detector, tmp_path / "small"))
     assert small.config.num_queries == 8
     kept = large.queries.anchors.weight[[0, 1, 2, 3, 8, 9, 10, 11]]
@@ -389,10 +388,8 @@ def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(drawn_
     changed = {name.split(".")[0] for name in different(start, weights(tmp_path / "boxes"))}
     assert "dense_head" in changed
     assert changed <= set(_BOX_PARTS)
-    detector = load(
-        DetectConfig(detector=str(tmp_path / "boxes" / "last"), classes=("dog", "person")), torch.device("cpu")
-    )
-    found = detector(Image.new("RGB", (64, 48)), 0.0)
+    detect = DetectConfig(detector=str(tmp_path / "boxes" / "last"), classes=("dog", "person"))
+    found = load(detect, torch.device("cpu"))(Image.new("RGB", (64, 48)), 0.0)
     assert len(found.boxes) > SIZES["num_queries"]  # those of the dense head, not of queries
     training(drawn_run, tmp_path / "relations", "pretrain", model__init=str(tmp_path / "boxes"), **sizes)
     assert "relation" in read_metrics(tmp_path / "relations")[0]
