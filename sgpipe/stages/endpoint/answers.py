@@ -74,9 +74,11 @@ def _read(choice: Mapping[str, Any], logprobs: bool) -> Choice:
         return Choice("", f"the model refused: {quote(str(refusal))}")
     if reason == FILTERED:
         return Choice("", "a content filter withheld the answer")
+    if logprobs:  # which tell more than the text: a token that is a space has some, too
+        return Choice(text, None, _logprobs(choice.get("logprobs")))
     if not text.strip():
         return Choice("", "the answer is empty" + (": max_tokens are used up" if reason == "length" else ""))
-    return Choice(text, None, _logprobs(choice.get("logprobs")) if logprobs else None)
+    return Choice(text)
 
 
 def _text(content: Any) -> str:

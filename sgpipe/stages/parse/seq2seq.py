@@ -41,12 +41,12 @@ class Seq2SeqParser:
             UserError: there is no such model, it is of another kind, or its files are missing or damaged.
         """
         self._batch_size = config.batch_size
-        self._nlp = load_model()
         self._device = pick_device(config.device, config.resources.gpus, "parse.device")
         source = named_model(config)
         with quiet():
             _check_config(source)
             self._model, self._tokenizer = _load(source)
+        self._nlp = load_model()
         self._model.to(self._device)
         # The checkpoint may sample, which would give a caption other triplets every time.
         self._generation = GenerationConfig.from_model_config(self._model.config)

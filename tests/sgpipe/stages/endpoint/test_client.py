@@ -174,6 +174,12 @@ def test_log_probabilities(connect: Connect) -> None:
         assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
 
 
+def test_an_empty_text_has_log_probabilities(connect: Connect) -> None:
+    with EndpointServer(lambda body: [" "]) as server:
+        answer = connect(server.url).ask(question(1).messages, sampling=SAMPLING, logprobs=True)
+    assert answer == Answer((" ",), ((((" ", -0.25), ("No", -1.5)),),))
+
+
 def test_a_server_without_log_probabilities_is_named(connect: Connect) -> None:
     with EndpointServer(lambda body: body.pop("logprobs") and ["Yes"]) as server:
         example = ChatRequest(question(1).messages, SAMPLING, logprobs=True)

@@ -1,0 +1,149 @@
+"""Runs whose captions and triplets come from a server: what they keep, what they ask again, and what ends them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import EngineError, UserError
+from sgpipe.generation.run import generate
+from sgpipe.recipe import load_recipe
+from sgpipe.stages.endpoint import client
+from sgpipe.storage.run_folder import REQUESTS
+from sgpipe.storage.shards import iter_records
+from sgpipe.utils.console import Progress
+from tests.detections import CAPTIONS, Files, make_coco
+from tests.endpoint_server import EndpointServer, scripted
+from tests.sgpipe.generation.in_process import without_ray
+
+IMAGES = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process() -> Iterator[None]:
+    with without_ray():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(client, "_LONGEST_BACKOFF", 0.001)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_coco(tmp_path_factory.mktemp("coco"), images=IMAGES)
+
+
+def caption(body: dict[str, Any]) -> list[str]:
+    return [CAPTIONS[body["seed"] % 4]]
+
+
+def run(coco: Files, out: Path, server: EndpointServer, *, retry_failed: bool = False, **settings: Any) -> str:
+    """What the run says."""
+    split = {"annotations": coco.annotations, "images": coco.images}
+    values = {
+        "source.splits": {"val": split},
+        "caption.captioner": "tiny-vlm",
+        "caption.endpoint": server.url,
+        "caption.samples": 1,
+        "caption.requests": {"in_flight": 1, "retries": 1},
+        "tag.method": "all",
+    }
+    said = io.StringIO()
+    recipe = load_recipe("folder", {"source.format": "coco", **values, **settings})
+    generate(recipe, out, Progress(Console(file=said, width=500)), retry_failed=retry_failed)
+    return said.getvalue()
+
+
+def test_a_run_goes_on_wherever_the_model_is_served(coco: Files, tmp_path: Path) -> None:
+    with EndpointServer(caption) as server:
+        run(coco, tmp_path / "run", server, limit=2)
+    with EndpointServer(caption) as server:
+        run(coco, tmp_path / "run", server)
+        assert len(server.requests) == 1 + IMAGES - 2
+    assert [len(row.captions) for row in iter_records(tmp_path / "run")] == [1] * IMAGES
+    assert any(row.relations for row in iter_records(tmp_path / "run"))
+
+
+def test_what_was_refused_is_asked_again_if_that_is_asked_for(coco: Files, tmp_path: Path) -> None:
+    with EndpointServer(caption, scripted(None, None, "refusal", None, "rejected")) as server:
+        run(coco, tmp_path / "run", server)
+        failed = [row.error for row in iter_records(tmp_path / "run") if not row.ok]
+        assert failed == [
+            "caption: the model refused: I cannot describe people.",
+            "caption: HTTP 400: The prompt is longer than the maximum model length",
+        ]
+        server.requests.clear()
+        run(coco, tmp_path / "run", server, retry_failed=True)
+        assert len(server.requests) == 3
+    assert all(row.ok for row in iter_records(tmp_path / "run"))
+
+
+def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) -> None:
+    with EndpointServer(caption, lambda body, attempt: "broken" if len(server.requests) > 4 else None) as server:
+        with pytest.raises(EngineError, match="does not answer: HTTP 500"):
+            run(coco, tmp_path / "run", server)
+        assert (tmp_path / "run/.sgpipe" / REQUESTS).is_file()
+        server.faults = scripted()
+        run(coco, tmp_path / "run", server)
+        assert sorted(server.paid.values()) == [1] * IMAGES + [2]  # the last is the example before the work
+
+
+def test_a_run_that_is_refused_leaves_nothing(coco: Files, tmp_path: Path) -> None:
+    with EndpointServer(caption) as server, pytest.raises(UserError, match=r"no model|no such"):
+        run(coco, tmp_path / "run", server, **{"tag.method": "rtagger", "tag.tagger": "./none"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_captions_that_the_rules_had_to_parse_are_counted(coco: Files, tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> list[str]:
+        if "response_format" not in body:
+            return caption(body)
+        relation = {"subject": "dog", "predicate": "near", "object": "bicycle"}
+        wrong = "two people" in body["messages"][1]["content"]
+        return ["no graph" if wrong else json.dumps({"relations": [relation]})]
+
+    captions = {"caption.captioner": None, "caption.endpoint": None}
+    split = {"val": {"annotations": coco.annotations, "images": coco.images, "captions": coco.captions}}
+    with EndpointServer(answer, models=["tiny-llm"]) as server:
+        llm = {"parse.parser": "llm", "parse.model": "tiny-llm", "parse.endpoint": server.url, "source.splits": split}
+        said = run(coco, tmp_path / "run", server, **captions, **llm)
+    assert "NOTE: the rules parsed 1 caption whose answers could not be used" in said
+    parsed = [row for row in iter_records(tmp_path / "run") if any(t.predicate == "near" for t in row.triplets)]
+    assert len(parsed) > 2
+
+
+def test_each_wrong_endpoint_is_one_line_and_exit_code_2(coco: Files, tmp_path: Path, monkeypatch: Any) -> None:
+    def refused(url: str, model: str = "tiny-vlm") -> str:
+        options = ["--tagger", "none", "--set", "tag.method=all", "--set", f"caption.endpoint={url}"]
+        images = ["--images", str(coco.images), "--annotations", str(coco.annotations)]
+        command = ["generate", "coco", *images, "--captioner", model, "--out", str(tmp_path / "run"), *options]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2
+        *progress, line = result.stderr.splitlines()
+        assert all(said.startswith(("reading", "NOTE")) for said in progress)
+        assert not (tmp_path / "run").exists()
+        return line
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-expired-1234")
+    with EndpointServer(key="another") as server:
+        assert refused("not-a-url").startswith("error: 'not-a-url' is not a URL")
+        assert refused("http://me:sk-expired-1234@host/v1").startswith("error: the URL of an endpoint has a name")
+        assert "refuses the key in the environment variable OPENAI_API_KEY" in (line := refused(server.url))
+        assert "sk-expired-1234" not in line
+        server.key = None
+        assert refused(server.url, "other").endswith("does not serve 'other', but tiny-vlm")
+        server.faults = lambda body, attempt: "page"
+        assert "the answer is a web page, not JSON" in refused(server.url)
+    assert "does not answer: it cannot be reached (Connection refused)" in refused(server.url)
