@@ -183,7 +183,8 @@ class Pipeline:
         if self.recipe.caption.captioner is None:
             raise UserError("no captioner: give --captioner FOLDER_OR_ID")
         check_tagger(self.recipe.tag, self.recipe.pair)
-        for model in (self.recipe.detect.detector, self.recipe.caption.captioner):
+        captioner = None if self.recipe.caption.endpoint else self.recipe.caption.captioner
+        for model in (self.recipe.detect.detector, captioner):
             if model is not None:
                 existing_model(model)
         self._boxes = existing_file(Path(boxes)) if boxes else None
