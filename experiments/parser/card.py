@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from shutil import copy
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from experiments.miniworld.cards import markdown_table
 from experiments.parser.quality import LEVELS, load, predict, scores
@@ -23,9 +21,9 @@ from sgpipe.stages.parse.rules import RuleParser
 CARD = """\
 # The learned parser
 
-{networks} small networks that turn captions into relation triplets (`parse.parser: learned`, `sgpipe parse --parser
-learned`). They read spaCy's hidden states and dependency tree of a caption, and the relations that rules find in it;
-their scores are averaged. Together they have {parameters:,} parameters, {megabytes:.1f} MB in half precision.
+A small network that turns captions into relation triplets (`parse.parser: learned`, `sgpipe parse --parser learned`).
+It reads spaCy's hidden states and dependency tree of a caption, and the relations that the rules find in it.
+{parameters:,} parameters, {megabytes:.1f} MB in half precision.
 
 ## How it was made
 
@@ -34,7 +32,7 @@ their scores are averaged. Together they have {parameters:,} parameters, {megaby
 Training took {seconds:,.0f} CPU-seconds on one core, with {captions:,} captions and scene graphs of
 [FACTUAL](https://github.com/zhuang-li/FactualSceneGraph) (Li et al., Findings of ACL 2023; MIT license by its README).
 The captions are region descriptions of Visual Genome (CC BY 4.0). Those by which it is judged below are not among them.
-For each network, {joined:,} longer captions were made of two of them each.
+{joined:,} longer captions were made of two of them each.
 
 ```yaml
 {recipe}```
@@ -62,11 +60,7 @@ def write_card(
     """Measure the parser in `folder`, print the figures, and write README.md there."""
     gold, scorer = load(gold_folder)
     settings = config.model_dump(mode="json")
-    parsers: dict[str, Parser] = {"rules": RuleParser(ParseConfig())}
-    with TemporaryDirectory() as temporary:
-        for number, seed in enumerate(settings["seeds"]):
-            parsers[f"seed {seed} alone"] = LearnedParser(ParseConfig(), _alone(folder, number, Path(temporary)))
-    parsers["learned"] = LearnedParser(ParseConfig(), folder)
+    parsers: dict[str, Parser] = {"rules": RuleParser(ParseConfig()), "learned": LearnedParser(ParseConfig(), folder)}
     rows = _rows({name: scores(gold, predict(gold, parser)["lemma"], scorer) for name, parser in parsers.items()})
     table = Table(*rows[0])
     for row in rows[1:]:
@@ -78,25 +72,12 @@ def write_card(
         megabytes=weights.stat().st_size / 1e6,
         seconds=seconds,
         captions=captions,
-        networks=len(settings["seeds"]),
         joined=settings["joined"],
         recipe=yaml.safe_dump(settings, sort_keys=False),
         judged=len(gold),
         rows=markdown_table(rows),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _alone(folder: Path, number: int, out: Path) -> Path:
-    """A parser with only one of the networks."""
-    weights = load_file(folder / "model.safetensors")
-    out = out / str(number)
-    out.mkdir()
-    save_file(
-        {name: value for name, value in weights.items() if name.startswith(f"{number}.")}, out / "model.safetensors"
-    )
-    copy(folder / "config.json", out)
-    return out
 
 
 def _rows(figures: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

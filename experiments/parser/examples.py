@@ -87,12 +87,10 @@ class Example:
     named: Array
 
 
-def choose_mentions(item: Annotated, choose: random.Random) -> list[int]:
-    """What is in a relation by gold or rules, and half of the other nouns: the parser will leave most of them out."""
-    tags = item.sentence.tree.tags
+def choose_mentions(item: Annotated) -> list[int]:
+    """All nouns, and what is in a relation by gold or rules."""
     stated = {index for pair in (*item.aligned.relations, *item.sentence.rules) for index in pair}
-    nouns = {index for index, tag in enumerate(tags) if tag in NOUN_TAGS and choose.random() < 0.5}
-    return sorted(stated | nouns)
+    return sorted(stated | {index for index, tag in enumerate(item.sentence.tree.tags) if tag in NOUN_TAGS})
 
 
 def make_example(item: Annotated, tables: Tables, mentions: Sequence[int]) -> Example:
@@ -100,7 +98,7 @@ def make_example(item: Annotated, tables: Tables, mentions: Sequence[int]) -> Ex
     sentence, aligned = item.sentence, item.aligned
     tree, count = sentence.tree, len(sentence.tree)
     heads = {index for pair in aligned.relations for index in pair}
-    pairs, places = pair_features(sentence, mentions, tables)
+    _, pairs, [places] = pair_features([sentence], [mentions], tables)
     related = np.zeros(len(pairs), dtype=np.int64)
     verbs, rests = related.copy(), related.copy()
     copies = np.zeros((len(pairs), count), dtype=bool)
@@ -118,7 +116,7 @@ def make_example(item: Annotated, tables: Tables, mentions: Sequence[int]) -> Ex
     for head, own in aligned.names.items():
         for index in before_head(tree, head):
             named[index] = max(named[index], index in own)
-    tokens, neighbours = token_features(sentence, tables)
+    tokens, neighbours = token_features([sentence], tables)
     head_flags = np.isin(np.arange(count), sorted(heads)).astype(np.int64)
     return Example(
         tokens.astype(np.int16), neighbours.astype(np.int16), sentence.hidden.astype(np.float16),

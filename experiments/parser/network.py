@@ -52,7 +52,7 @@ class Scores(NamedTuple):
     copy: Tensor
 
 
-class Network(nn.Module):
+class ParserNetwork(nn.Module):
     def __init__(self, tables: Tables, sizes: Sizes, dropout: float = 0.2) -> None:
         super().__init__()
         s = sizes

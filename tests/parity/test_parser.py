@@ -8,8 +8,13 @@ def test_bars_on_the_gold_captions(golden, capsys):
     assert "all bars passed" in capsys.readouterr().out
 
 
+def test_bars_of_the_learned_parser(subset, capsys):
+    assert parser.main([str(subset / "parser"), "--parser", "learned"]) == 0
+    assert "all bars passed" in capsys.readouterr().out
+
+
 def test_a_missed_bar_fails(subset, capsys, monkeypatch):
-    monkeypatch.setitem(parser.BARS, "all", {"strict": 0.99})
+    monkeypatch.setitem(parser.BARS["rules"], "all", {"strict": 0.99})
     assert parser.main([str(subset / "parser")]) == 1
     assert "2 bars missed" in capsys.readouterr().out
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
+from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.utils.hashing import model_sha256
 from sgpipe.utils.language import is_english
 
@@ -47,7 +47,9 @@ def load_parser(config: ParseConfig, cache_folder: Path | None = None) -> Parser
         from sgpipe.stages.parse.llm import LlmParser
 
         return LlmParser(config, cache_folder)
-    raise UserError("parse.parser: learned has no weights yet; choose rules")
+    from sgpipe.stages.parse.learned.parser import LearnedParser
+
+    return LearnedParser(config)
 
 
 def check_parser(config: ParseConfig) -> None:
@@ -69,6 +71,8 @@ def parser_identity(config: ParseConfig) -> Any:
     if config.parser in ("seq2seq", "llm"):  # spaCy finds the heads of what the model names
         model = config.model if config.parser == "llm" else model_sha256(config.model)
         return {config.parser: model, "spacy": model_version()}
+    if config.parser == "learned":
+        return {"learned": model_sha256(str(WEIGHTS)), "spacy": model_version(config.model)}
     return model_version(config.model)
 
 

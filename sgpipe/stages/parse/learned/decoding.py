@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from math import exp, log
 
 import numpy as np
 
@@ -35,24 +36,20 @@ _KEPT = (
 
 
 class Decoder:
-    """Chooses the related pairs of a caption, and words their predicates and things."""
+    """Words the predicates and things of related pairs."""
 
-    def __init__(
-        self, verbs: Sequence[str], rests: Sequence[str], predicates: Collection[str], threshold: float
-    ) -> None:
-        """`verbs`, `rests`: those of the network's tables; `threshold`: least logit of a relation."""
+    def __init__(self, verbs: Sequence[str], rests: Sequence[str], predicates: Collection[str]) -> None:
+        """`verbs`, `rests`: those of the networks' tables; `predicates`: all that occur in training."""
         self._verbs = ("", *verbs)
         self._rests = ("", *rests)
         self._known_verbs = frozenset(self._verbs)
         self._predicates = frozenset(predicates)
-        self.threshold = threshold
 
     def triplets(self, caption: str, tree: Tree, scores: CaptionScores) -> list[Triplet]:
         """The triplets of a caption, in word order, with `caption` 0."""
         spellings = _spellings(caption)
         found: dict[tuple[int, int], Triplet] = {}
-        for row in np.flatnonzero(scores.related > self.threshold):
-            named = (int(scores.pairs[row, 0]), int(scores.pairs[row, 1]))
+        for row, named in enumerate(scores.pairs.tolist()):
             subject = person_meant(tree, named[0])
             thing = person_meant(tree, named[1], subject)
             if (subject == thing) != (named[0] == named[1]) or (subject, thing) in found:
@@ -74,9 +71,9 @@ class Decoder:
         top = max(float(verbs.max()), float(copies.max()))
         mass: dict[str, float] = defaultdict(float)
         for number in np.flatnonzero(verbs > top - _NEGLIGIBLE):
-            mass[self._verbs[number]] += float(np.exp(verbs[number] - top))
+            mass[self._verbs[number]] += exp(float(verbs[number]) - top)
         for index in np.flatnonzero(copies > top - _NEGLIGIBLE):
-            mass[lemmas[index]] += float(np.exp(copies[index] - top))
+            mass[lemmas[index]] += exp(float(copies[index]) - top)
         verb, rest = self._combined(mass, rests)
         words = [index for index, lemma in enumerate(lemmas) if verb and lemma in (verb, _SAME_VERB.get(verb))]
         source = max(words, key=lambda index: float(copies[index]), default=None)
@@ -86,12 +83,12 @@ class Decoder:
     def _combined(self, mass: dict[str, float], rests: Floats) -> tuple[str, str]:
         """The most likely verb and rest, not both empty. Predicates that occur in training are preferred."""
         verbs = sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]
+        likely = [(self._rests[number], float(rests[number])) for number in np.argsort(-rests, kind="stable")[:_TRIED]]
         best, chosen = -np.inf, ("", "")
         for verb in verbs:
-            for number in np.argsort(-rests, kind="stable")[:_TRIED]:
-                rest = self._rests[number]
+            for rest, logit in likely:
                 predicate = f"{verb} {rest}".strip()
-                score = float(np.log(mass[verb])) + float(rests[number])
+                score = log(mass[verb]) + logit
                 if predicate not in self._predicates and verb in self._known_verbs:
                     score -= _UNSEEN
                 if predicate and score > best:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -73,88 +75,115 @@ class Sentence:
         return cls(caption, tree, rules, hidden)
 
 
-def token_features(sentence: Sentence, tables: Tables) -> tuple[Ints, Ints]:
-    """Features and neighbours of every token.
+def token_features(sentences: Sequence[Sentence], tables: Tables) -> tuple[Ints, Ints]:
+    """Features and neighbours of the tokens of captions, one after the other.
 
     Features [tokens, 5]: word, suffix, tag, dependency label, role in the rules' relations. Neighbours [tokens, 6]:
     previous, next, head, head's head, first and last child, as token numbers from 1 on (0: none).
     """
-    tree = sentence.tree
-    subjects = {subject for subject, _ in sentence.rules}
-    objects = {thing for _, thing in sentence.rules}
-    last = len(tree) - 1
-    features, neighbours = [], []
-    for index, text in enumerate(tree.texts):
-        head = tree.heads[index]
-        above = tree.heads[head]
-        children = tree.children[index]
-        features.append(
-            (
-                tables.words.get(text, 0),
-                crc32(text[-3:].encode()) % SUFFIXES,
-                tables.tags.get(tree.tags[index], 0),
-                tables.deps.get(tree.deps[index], 0),
-                (index in subjects) + 2 * (index in objects),
+    features: list[tuple[int, ...]] = []
+    neighbours: list[tuple[int, ...]] = []
+    words, tags, deps = tables.words, tables.tags, tables.deps
+    for sentence in sentences:
+        tree, start = sentence.tree, len(features) + 1
+        subjects = {subject for subject, _ in sentence.rules}
+        objects = {thing for _, thing in sentence.rules}
+        last = len(tree) - 1
+        for index, text in enumerate(tree.texts):
+            role = (index in subjects) + 2 * (index in objects)
+            label = deps.get(tree.deps[index], 0)
+            features.append((words.get(text, 0), _suffix(text), tags.get(tree.tags[index], 0), label, role))
+            head = tree.heads[index]
+            above = tree.heads[head]
+            children = tree.children[index]
+            neighbours.append(
+                (
+                    start + index - 1 if index else 0,
+                    start + index + 1 if index < last else 0,
+                    start + head if head != index else 0,
+                    start + above if above != head else 0,
+                    start + children[0] if children else 0,
+                    start + children[-1] if children else 0,
+                )
             )
-        )
-        neighbours.append(
-            (
-                index,
-                0 if index == last else index + 2,
-                0 if head == index else head + 1,
-                0 if above == head else above + 1,
-                children[0] + 1 if children else 0,
-                children[-1] + 1 if children else 0,
-            )
-        )
     return np.array(features), np.array(neighbours)
 
 
-def pair_features(sentence: Sentence, mentions: Sequence[int], tables: Tables) -> tuple[Ints, Ints]:
-    """Features of the ordered pairs of mentions, and the place of every token relative to them.
+@lru_cache(maxsize=1 << 16)
+def _suffix(word: str) -> int:
+    return crc32(word[-3:].encode()) % SUFFIXES
+
+
+class PairFeatures(NamedTuple):
+    """The ordered pairs of mentions of captions, one after the other."""
+
+    counts: list[int]  # pairs of each caption
+    features: Ints  # [pairs, 7], see `pair_features`
+    places: list[Ints]  # of each caption: [pairs, tokens]
+
+
+def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int]], tables: Tables) -> PairFeatures:
+    """Features of the ordered pairs of the mentions of captions, and the place of every token relative to them.
 
     Of mentions with more than `FARTHEST` others between them there is no pair: a caption of a thousand nouns takes
-    no million pairs.
-
-    Features [pairs, 7]: both token numbers, distance, path in the tree, whether the rules relate the pair (1: as
-    it is, 2: the other way round, 3: both), verb and rest of their predicate. Places: [pairs, tokens].
+    no million pairs. The features are the tokens of subject and object, their distance, the path in the tree, whether
+    the rules relate the pair (1: as it is, 2: the other way round, 3: both), and the verb and rest of their predicate.
     """
-    tree, rules = sentence.tree, sentence.rules
-    count = len(tree)
-    paths = {mention: [mention, *tree.ancestors(mention)] for mention in mentions}
-    features: list[tuple[int, ...]] = []
-    on_path = np.zeros((len(mentions) * (2 * FARTHEST + 3), count), dtype=np.int64)
-    for number, first in enumerate(mentions):
-        up = {node: steps for steps, node in enumerate(paths[first])}
-        for second in mentions[max(number - FARTHEST - 1, 0) : number + FARTHEST + 2]:
-            down = next((steps for steps, node in enumerate(paths[second]) if node in up), DEPTH)
-            meeting = paths[second][down] if down < len(paths[second]) and paths[second][down] in up else None
-            climbed = DEPTH if meeting is None else up[meeting]
-            nodes = paths[second][:down] + paths[first][: climbed + 1]
-            on_path[len(features), nodes] = 1
-            verb, rest = split_predicate(rules.get((first, second)) or rules.get((second, first)) or "")
-            features.append(
-                (
-                    first,
-                    second,
-                    min(max(second - first, -DISTANCE), DISTANCE) + DISTANCE,
-                    min(climbed, DEPTH) * (DEPTH + 1) + min(down, DEPTH),
-                    ((first, second) in rules) + 2 * ((second, first) in rules),
-                    tables.verbs.get(verb, 0),
-                    tables.rests.get(rest, 0),
-                )
-            )
-    pairs = np.array(features, dtype=np.int64).reshape(-1, 7)
-    return pairs, _places(pairs, on_path[: len(pairs)], count)
+    rows: list[tuple[int, ...]] = []
+    on_path: list[int] = []
+    counts: list[int] = []
+    cells = 0
+    for sentence, chosen in zip(sentences, mentions, strict=True):
+        before, length = len(rows), len(sentence.tree)
+        paths = {mention: [mention, *sentence.tree.ancestors(mention)] for mention in chosen}
+        for number, first in enumerate(chosen):
+            up = {node: steps for steps, node in enumerate(paths[first])}
+            for second in chosen[max(number - FARTHEST - 1, 0) : number + FARTHEST + 2]:
+                nodes, path = _path(paths[first], up, paths[second])
+                on_path += [cells + node for node in nodes]
+                cells += length
+                rows.append((first, second, *_pair(sentence, first, second, path, tables)))
+        counts.append(len(rows) - before)
+    features = np.array(rows, dtype=np.int64).reshape(-1, 7)
+    lengths = np.array([len(sentence.tree) for sentence in sentences])
+    return PairFeatures(counts, features, _places(features, counts, lengths, on_path))
 
 
-def _places(pairs: Ints, on_path: Ints, count: int) -> Ints:
+def _path(first: list[int], up: Mapping[int, int], second: list[int]) -> tuple[list[int], int]:
+    """The tokens between two in the tree, and the number of steps up and down. `up`: positions in `first`."""
+    for down, node in enumerate(second):
+        if node in up:
+            climbed = up[node]
+            return second[:down] + first[: climbed + 1], min(climbed, DEPTH) * (DEPTH + 1) + min(down, DEPTH)
+    return second + first, DEPTH * (DEPTH + 1) + DEPTH
+
+
+def _pair(sentence: Sentence, first: int, second: int, path: int, tables: Tables) -> tuple[int, ...]:
+    rules = sentence.rules
+    forwards, backwards = rules.get((first, second)), rules.get((second, first))
+    distance = min(max(second - first, -DISTANCE), DISTANCE) + DISTANCE
+    stated = forwards or backwards
+    if stated is None:
+        return distance, path, 0, 0, 0
+    verb, rest = split_predicate(stated)
+    related = (forwards is not None) + 2 * (backwards is not None)
+    return distance, path, related, tables.verbs.get(verb, 0), tables.rests.get(rest, 0)
+
+
+def _places(features: Ints, counts: Sequence[int], lengths: Ints, on_path: list[int]) -> list[Ints]:
     """Of every token: before, in, between or after the pair; which of the pair is first; whether on the tree's path."""
-    tokens = np.arange(count)
-    subject, thing = pairs[:, :1], pairs[:, 1:2]
-    left, right = np.minimum(subject, thing), np.maximum(subject, thing)
+    widths = np.repeat(lengths, counts)
+    ends = np.cumsum(widths)
+    total = int(ends[-1]) if len(ends) else 0
+    tokens = np.arange(total) - np.repeat(ends - widths, widths)
+    subject, thing = features[:, 0], features[:, 1]
+    left, right = (np.repeat(side, widths) for side in (np.minimum(subject, thing), np.maximum(subject, thing)))
     order = (tokens >= left).astype(np.int64) + (tokens > left) + (tokens >= right) + (tokens > right)
-    return order * 4 + (subject > thing) * 2 + on_path
+    places = order * 4 + np.repeat(subject > thing, widths) * 2
+    places[on_path] += 1
+    starts = np.cumsum([0, *(count * length for count, length in zip(counts, lengths.tolist(), strict=True))])
+    shapes = zip(counts, lengths.tolist(), strict=True)
+    return [places[at : at + n * m].reshape(n, m) for at, (n, m) in zip(starts.tolist(), shapes, strict=False)]
 
 
 _NAME_ENDS = frozenset({"DT", "IN", "CC", ",", ".", ":", "POS", "PRP$", "PRP", "TO", "WDT", "WP", "EX", "MD", "PDT"})

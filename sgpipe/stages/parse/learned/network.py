@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,72 +42,57 @@ class Pairs(NamedTuple):
     places: list[Ints]  # by caption: [pairs, tokens]
 
 
-class Logits(NamedTuple):
-    """Scores of pairs; not normalised."""
-
-    related: Floats  # [pairs]
-    verb: Floats  # [pairs, verbs + 1]; 0: none
-    rest: Floats  # [pairs, rests + 1]; 0: none
-    copy: list[Floats]  # by caption: [pairs, tokens] that the verb is this word
-
-
 @dataclass(frozen=True, slots=True)
 class CaptionScores:
-    """What the networks compute of a caption."""
+    """What the network computes of a caption; logits, not normalised."""
 
-    named: Floats  # [tokens] logits of being part of a thing's name
-    pairs: Ints  # [pairs, 2] tokens of subject and object
-    related: Floats  # see `Logits`
-    verb: Floats
-    rest: Floats
-    copy: Floats
+    named: Floats  # [tokens] of being part of a thing's name
+    pairs: Ints  # [pairs, 2] tokens of the subject and object of related pairs
+    verb: Floats  # [pairs, verbs + 1]; 0: none
+    rest: Floats  # [pairs, rests + 1] of the predicate; 0: none
+    copy: Floats  # [pairs, tokens] that the verb is this word
 
 
-class Ensemble:
-    """Networks that were trained with different seeds, whose scores are averaged."""
+class Network:
+    """The network with its weights, which are named as in `experiments.parser.network`."""
 
-    def __init__(self, weights: Weights, tables: Tables, mention_logit: float) -> None:
-        """`weights`: of `experiments.parser.network`, the names beginning with the number of the network."""
+    def __init__(self, weights: Weights, tables: Tables, mention_logit: float, relation_logit: float) -> None:
+        """
+        Args:
+            mention_logit: least score of a token that can be a subject or object.
+            relation_logit: least score of a related pair.
+        """
         self._tables = tables
-        self._mention_logit = np.float32(mention_logit)
-        members: dict[str, dict[str, Floats]] = {}
-        for name, value in weights.items():
-            number, _, own = name.partition(".")
-            members.setdefault(number, {})[own] = np.ascontiguousarray(value, dtype=np.float32)
-        self._members = [Network(own) for own in members.values()]
+        self._mention_logit, self._relation_logit = np.float32(mention_logit), np.float32(relation_logit)
+        self._weights = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
+        self._gemm = NumpyOps().gemm
+        self._layers = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[CaptionScores]:
         """Scores of captions, whose token counts may differ."""
         captions = _tokens(sentences, self._tables)
-        states = [member.encode(captions) for member in self._members]
-        token_scores = zip(self._members, states, strict=True)
-        head, named = _mean([member.linear("token_out", own) for member, own in token_scores]).T
-        starts = captions.starts
-        spans = [slice(a, b) for a, b in pairwise(starts)]
-        pairs = _pairs(sentences, starts, [np.flatnonzero(head[s] > self._mention_logit) for s in spans], self._tables)
-        logits = [member.relate(own, pairs, starts) for member, own in zip(self._members, states, strict=True)]
-        related, verb, rest = (_mean([getattr(own, name) for own in logits]) for name in ("related", "verb", "rest"))
-        copies = [_mean(list(own)) for own in zip(*(each.copy for each in logits), strict=True)]
-        return [
-            CaptionScores(named[span], pairs.features[a:b, :2], related[a:b], verb[a:b], rest[a:b], copy)
-            for span, a, b, copy in zip(spans, pairs.starts, pairs.starts[1:], copies, strict=False)
-        ]
+        states = self._encode(captions)
+        head, named = self._linear("token_out", states).T
+        spans = [slice(a, b) for a, b in pairwise(captions.starts)]
+        mentions = [np.flatnonzero(head[span] > self._mention_logit) for span in spans]
+        pairs = _pairs(sentences, captions.starts, mentions, self._tables)
+        mixed, copies = self._relate(states, pairs, captions.starts)
+        related = self._linear("related", mixed)[:, 0] > self._relation_logit
+        verb, rest = self._linear("verb", mixed[related]), self._linear("rest", mixed[related])
+        found, end = [], 0
+        for span, rows, copy in zip(spans, (slice(a, b) for a, b in pairwise(pairs.starts)), copies, strict=True):
+            chosen = related[rows]
+            start, end = end, end + int(chosen.sum())
+            tokens = pairs.features[rows, :2][chosen]
+            found.append(CaptionScores(named[span], tokens, verb[start:end], rest[start:end], copy[chosen]))
+        return found
 
-
-class Network:
-    """One network, with weights named as in `experiments.parser.network`."""
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-        self._gemm = NumpyOps().gemm
-        self._layers = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
-
-    def encode(self, captions: Captions) -> Floats:
+    def _encode(self, captions: Captions) -> Floats:
         """States of the tokens, [tokens, width]."""
         weights, columns = self._weights, captions.tokens.T
         tables = (weights[f"{name}.weight"] for name in ("word", "suffix", "tag", "dep", "role"))
         parts = [table[numbers] for table, numbers in zip(tables, columns, strict=True)]
-        states = self.linear("enter", np.concatenate([captions.hidden, *parts], axis=1))
+        states = self._linear("enter", np.concatenate([captions.hidden, *parts], axis=1))
         for layer in range(self._layers):
             read = self._norm(f"norms.{layer}", states)
             read[0] = 0
@@ -115,19 +100,17 @@ class Network:
             states = states + self._relu(f"layers.{layer}", np.concatenate([read, around], axis=1))
         return self._norm(f"norms.{self._layers}", states)
 
-    def relate(self, states: Floats, pairs: Pairs, starts: Ints) -> Logits:
-        """Scores of the pairs; `starts`: the first token of each caption, and the end."""
+    def _relate(self, states: Floats, pairs: Pairs, starts: Ints) -> tuple[Floats, list[Floats]]:
+        """States of the pairs, and by caption the scores of copying each token. `starts`: see `Captions`."""
         weights = self._weights
-        hidden = self.linear("subject", states)[pairs.first] + self.linear("object", states)[pairs.second]
+        hidden = self._linear("subject", states)[pairs.first] + self._linear("object", states)[pairs.second]
         for column, name in enumerate(("distance", "path", "rule", "rule_verb", "rule_rest"), start=2):
             hidden += weights[f"{name}.weight"][pairs.features[:, column]]
         hidden = np.maximum(hidden, 0)
-        context, copies = self._attend(self.linear("query", hidden), self.linear("key", states), pairs, starts)
+        context, copies = self._attend(self._linear("query", hidden), self._linear("key", states), pairs, starts)
         mixed = self._relu("mix", np.concatenate([hidden, context], axis=1)) + hidden
         mixed = mixed + self._relu("compare", np.concatenate([mixed, *self._rivals(mixed, pairs)], axis=1))
-        return Logits(
-            self.linear("related", mixed)[:, 0], self.linear("verb", mixed), self.linear("rest", mixed), copies
-        )
+        return mixed, copies
 
     def _attend(self, queries: Floats, keys: Floats, pairs: Pairs, starts: Ints) -> tuple[Floats, list[Floats]]:
         """Of every pair: a weighted mean of its caption's tokens, and the scores of copying each token."""
@@ -152,14 +135,13 @@ class Network:
         by_subject, by_object = _greatest(offers, pairs.first), _greatest(offers, pairs.second)
         return [by_subject[pairs.first], by_object[pairs.second], by_subject[pairs.second], by_object[pairs.first]]
 
-    def linear(self, name: str, rows: Floats) -> Floats:
-        """The rows times the weights of a layer, plus its bias."""
+    def _linear(self, name: str, rows: Floats) -> Floats:
         product: Floats = self._gemm(np.ascontiguousarray(rows), self._weights[f"{name}.weight"], trans2=True)
         bias = self._weights.get(f"{name}.bias")
         return product if bias is None else product + bias
 
     def _relu(self, name: str, rows: Floats) -> Floats:
-        return np.maximum(self.linear(name, rows), 0)
+        return np.maximum(self._linear(name, rows), 0)
 
     def _norm(self, name: str, rows: Floats) -> Floats:
         centred = rows - rows.mean(axis=1, keepdims=True)
@@ -169,29 +151,19 @@ class Network:
 
 def _tokens(sentences: Sequence[Sentence], tables: Tables) -> Captions:
     starts = np.cumsum([1, *(len(sentence.tree) for sentence in sentences)])
-    made = [token_features(sentence, tables) for sentence in sentences]
-    tokens = np.concatenate([np.zeros((1, 5), np.int64), *(features for features, _ in made)])
-    moved = [np.where(around > 0, around + (start - 1), 0) for (_, around), start in zip(made, starts, strict=False)]
-    hidden = [sentence.hidden for sentence in sentences]
-    nothing = np.zeros((1, hidden[0].shape[1]), np.float32)
-    return Captions(
-        starts, tokens, np.concatenate([np.zeros((1, 6), np.int64), *moved]), np.concatenate([nothing, *hidden])
-    )
+    tokens, neighbours = (_padded(rows) for rows in token_features(sentences, tables))
+    return Captions(starts, tokens, neighbours, _padded(np.concatenate([sentence.hidden for sentence in sentences])))
+
+
+def _padded(rows: NDArray[Any]) -> NDArray[Any]:
+    """The rows after one of zeros."""
+    return np.concatenate([np.zeros((1, rows.shape[1]), rows.dtype), rows])
 
 
 def _pairs(sentences: Sequence[Sentence], starts: Ints, mentions: Sequence[Ints], tables: Tables) -> Pairs:
-    made = [pair_features(s, chosen.tolist(), tables) for s, chosen in zip(sentences, mentions, strict=True)]
-    features = np.concatenate([pairs for pairs, _ in made])
-    counts = [len(pairs) for pairs, _ in made]
+    counts, features, places = pair_features(sentences, [chosen.tolist() for chosen in mentions], tables)
     tokens = features[:, :2] + np.repeat(starts[:-1], counts)[:, None]
-    return Pairs(np.cumsum([0, *counts]), tokens[:, 0], tokens[:, 1], features, [places for _, places in made])
-
-
-def _mean(values: Sequence[Floats]) -> Floats:
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total / np.float32(len(values))
+    return Pairs(np.cumsum([0, *counts]), tokens[:, 0], tokens[:, 1], features, places)
 
 
 def _greatest(rows: Floats, numbers: Ints) -> Floats:

@@ -19,7 +19,7 @@ from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.learned.decoding import Decoder
 from sgpipe.stages.parse.learned.features import Sentence, Tables
-from sgpipe.stages.parse.learned.network import Ensemble
+from sgpipe.stages.parse.learned.network import Network
 from sgpipe.stages.parse.spacy_model import analyse, load_model
 
 
@@ -35,8 +35,10 @@ class LearnedParser:
         self._nlp = load_model(config.model)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tables = settings["tables"]
-        self._networks = Ensemble(load_file(folder / "model.safetensors"), Tables.of(tables), settings["mention_logit"])
-        self._decoder = Decoder(tables["verbs"], tables["rests"], settings["predicates"], settings["relation_logit"])
+        weights = load_file(folder / "model.safetensors")
+        logits = settings["mention_logit"], settings["relation_logit"]
+        self._network = Network(weights, Tables.of(tables), *logits)
+        self._decoder = Decoder(tables["verbs"], tables["rests"], settings["predicates"])
 
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
         """The triplets of each caption, in word order, with `caption` 0."""
@@ -50,7 +52,7 @@ class LearnedParser:
         return found + (self._decide(batch) if batch else [])
 
     def _decide(self, sentences: list[Sentence]) -> list[list[Triplet]]:
-        scores = self._networks(sentences)
+        scores = self._network(sentences)
         return [self._decoder.triplets(s.caption, s.tree, score) for s, score in zip(sentences, scores, strict=True)]
 
 
