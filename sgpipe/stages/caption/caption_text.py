@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _THOUGHTS = re.compile(r"^.*?</think>", re.DOTALL)
+_LOCATION = re.compile(r"<loc_?\d+>")  # of Florence-2 and PaliGemma
 _FENCE = re.compile(r"^\s*(```|~~~).*$", re.MULTILINE)
 _LINE_START = re.compile(r"^\s*(?:(?:#{1,6}|[-*+•>]|\d{1,3}[.)])\s+)+")
 _RULE = re.compile(r"^\s*([-*_]\s*){3,}$")
@@ -14,11 +15,11 @@ _UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e
 
 
 def one_line(text: str) -> str:
-    """A caption without line breaks, Markdown, reasoning, control characters and enclosing quotes.
+    """A caption without line breaks, Markdown, reasoning, locations, control characters and enclosing quotes.
 
     Lines become sentences: one that ends without punctuation gets a full stop before the next.
     """
-    text = _FENCE.sub("", _THOUGHTS.sub("", text))
+    text = _FENCE.sub("", _LOCATION.sub("", _THOUGHTS.sub("", text)))
     if text.lstrip().startswith("<think>"):  # cut off before it came to an answer
         return ""
     lines = [_plain(line) for line in text.splitlines() if not _RULE.match(line)]

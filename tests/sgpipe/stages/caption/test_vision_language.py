@@ -30,7 +30,7 @@ def inputs(sizes=SIZES):
 
 
 def make_captioner(folder, **settings):
-    settings = {"samples": 3, "max_tokens": 10, "device": "cpu"} | settings
+    settings = {"samples": 3, "max_tokens": 7, "device": "cpu"} | settings
     captioner = load_captioner(CaptionConfig(captioner=str(folder), **settings))
     captioner.setup()
     return captioner
@@ -121,8 +121,8 @@ def test_sampling_settings_and_beams_reach_the_decoder(checkpoint):
     greedy = [captions[0] for captions in make_captioner(folder, decoding="beam", beams=1).caption(given)]
     likeliest = list(make_captioner(folder, top_k=1).caption(given))
     assert [set(captions) for captions in likeliest] == [{text} for text in greedy]
-    assert list(make_captioner(folder, temperature=1e-4).caption(given)) == likeliest
-    assert list(make_captioner(folder, top_p=1e-9).caption(given)) == likeliest
+    for settings in ({"temperature": 1e-4}, {"top_p": 1e-9}):
+        assert list(make_captioner(folder, **settings).caption(given)) == likeliest
     assert [captions[0] for captions in make_captioner(folder, decoding="beam").caption(given)] != greedy
 
 
@@ -132,7 +132,7 @@ def test_the_repetition_penalty_counts_the_tokens_of_the_caption(checkpoint, mon
         captioner = make_captioner(checkpoint("qwen3_vl"), repetition_penalty=penalty, max_tokens=20, min_tokens=20)
         drawn = []
         monkeypatch.setattr(captioner.prompt.tokenizer, "decode", lambda row, d=drawn, **_: d.append(row) or "")
-        list(captioner.caption(inputs()))
+        list(captioner.caption(inputs(SIZES[:1])))
         distinct[penalty] = sum(len(set(row)) for row in drawn)
     assert distinct[1e-2] < distinct[1.0] < distinct[1e2]
 
@@ -198,6 +198,7 @@ def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
         ("A 3*4 grid, snake_case and well-known 2 - 1", "A 3*4 grid, snake_case and well-known 2 - 1"),
         ("see [the bus](http://x.y/z)\u2028here\x00\ufffd", "see the bus. here"),
         ("<think>\nThere is a man", ""),
+        ("a cat<loc_12><loc_999> on a mat", "a cat on a mat"),
         ("---\nA cat\n***", "A cat"),
         ("猫がマットの上にいる。\n犬", "猫がマットの上にいる。 犬"),
         ("\n \t", ""),
