@@ -105,12 +105,14 @@ class TransformersClip:
 
         try:
             with quiet():
-                network = AutoModel.from_pretrained(model, **options(model))
+                network, loaded = AutoModel.from_pretrained(model, output_loading_info=True, **options(model))
                 self._processor: Any = AutoProcessor.from_pretrained(model, **options(model))
         except UNREADABLE as error:
             raise _unusable(model, error) from None
         if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
             raise UserError(f"{model} is no CLIP model: it does not compare images with texts")
+        if loaded["missing_keys"]:  # they would be random
+            raise UserError(f"{model} is no whole CLIP model: it has no weights for {min(loaded['missing_keys'])}")
         self._network: Any = network.eval().to(device)
         self._device = device
         config = network.config

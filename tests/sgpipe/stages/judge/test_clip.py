@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sgpipe.errors import UserError
+from sgpipe.recipe import packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.judge.clip import ClipJudge, split_name
 from sgpipe.stages.judge.clip_model import load_clip
@@ -121,6 +122,8 @@ def test_models_that_are_no_clip_are_refused_in_one_line(tmp_path: Path) -> None
     judge.check()
     with pytest.raises(UserError, match="cannot be loaded"):
         judge.load()
+    with pytest.raises(UserError, match="is no whole CLIP model: it has no weights for "):
+        ClipJudge(str(packaged_model("captioner")), "cpu").load()
     make_clip(tmp_path / "nan")
     judge = judge_of(tmp_path / "nan")
     with torch.no_grad():
