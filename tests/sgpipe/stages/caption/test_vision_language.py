@@ -38,7 +38,7 @@ def make_captioner(folder, **settings):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captions_depend_on_the_image_and_the_key_alone(checkpoint, family):
-    captioner = make_captioner(checkpoint(family))
+    captioner = make_captioner(checkpoint(family), max_tokens=10)
     given = inputs()
     together = list(captioner.caption(given))
     assert [len(captions) for captions in together] == [3, 3, 3]
