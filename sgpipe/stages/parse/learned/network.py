@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from thinc.api import NumpyOps
 
-from sgpipe.stages.parse.learned.features import Ints, Sentence, Tables, pair_features, token_features
+from sgpipe.stages.parse.learned.features import NEIGHBOURS, Ints, Sentence, Tables, pair_features, token_features
 
 Floats = NDArray[np.float32]
 Weights = Mapping[str, Floats]
@@ -67,6 +67,9 @@ class Network:
         self._weights = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
         self._gemm = NumpyOps().gemm
         self._layers = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
+        layers = (self._weights[f"layers.{layer}.weight"] for layer in range(self._layers))
+        parts = (np.split(weight, NEIGHBOURS + 1, axis=1) for weight in layers)
+        self._split = [[np.ascontiguousarray(part) for part in own] for own in parts]
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[CaptionScores]:
         """Scores of captions, whose token counts may differ."""
@@ -94,11 +97,17 @@ class Network:
         parts = [table[numbers] for table, numbers in zip(tables, columns, strict=True)]
         states = self._linear("enter", np.concatenate([captions.hidden, *parts], axis=1))
         for layer in range(self._layers):
-            read = self._norm(f"norms.{layer}", states)
-            read[0] = 0
-            around = read[captions.neighbours].reshape(len(read), -1)
-            states = states + self._relu(f"layers.{layer}", np.concatenate([read, around], axis=1))
+            states = states + self._look_around(layer, self._norm(f"norms.{layer}", states), captions.neighbours)
         return self._norm(f"norms.{self._layers}", states)
+
+    def _look_around(self, layer: int, read: Floats, neighbours: Ints) -> Floats:
+        """A layer over each token and its neighbours; products for neighbours that are not there are left out."""
+        own, *others = self._split[layer]
+        total = self._gemm(read, own, trans2=True) + self._weights[f"layers.{layer}.bias"]
+        for column, weight in zip(neighbours.T, others, strict=True):
+            there = np.flatnonzero(column)
+            total[there] += self._gemm(read[column[there]], weight, trans2=True)
+        return np.maximum(total, 0)
 
     def _relate(self, states: Floats, pairs: Pairs, starts: Ints) -> tuple[Floats, list[Floats]]:
         """States of the pairs, and by caption the scores of copying each token. `starts`: see `Captions`."""
