@@ -107,7 +107,7 @@ class TransformersClip:
             with quiet():
                 network, loaded = AutoModel.from_pretrained(model, output_loading_info=True, **options(model))
                 self._processor: Any = AutoProcessor.from_pretrained(model, **options(model))
-        except UNREADABLE as error:
+        except (ImportError, *UNREADABLE) as error:
             raise _unusable(model, error) from None
         if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
             raise UserError(f"{model} is no CLIP model: it does not compare images with texts")

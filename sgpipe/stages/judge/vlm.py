@@ -52,13 +52,14 @@ class VlmJudge:
         try:
             with quiet():
                 self._processor: Any = AutoProcessor.from_pretrained(self.model, **options(self.model))
-                network, loaded = AutoModelForImageTextToText.from_pretrained(
+                loaded: Any = AutoModelForImageTextToText.from_pretrained(
                     self.model, dtype=dtype, output_loading_info=True, **options(self.model)
                 )
-        except UNREADABLE as error:
+        except (ImportError, *UNREADABLE) as error:
             raise UserError(f"judge {self.model} cannot be loaded ({first_line(error)})") from None
-        if loaded["missing_keys"]:  # they would be random
-            raise UserError(f"judge {self.model} has no weights for {min(loaded['missing_keys'])}")
+        network, info = loaded
+        if info["missing_keys"]:  # they would be random
+            raise UserError(f"judge {self.model} has no weights for {min(info['missing_keys'])}")
         if not getattr(self._processor, "chat_template", None):
             raise UserError(f"judge {self.model} has no chat template, so it cannot be asked")
         self._network: Any = network.eval().to(self._device)
