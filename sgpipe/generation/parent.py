@@ -229,6 +229,8 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
     """
     keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
     old, new = before.get(stage, {}), now[stage]
+    if stage == "tag" and (lines := differences(*({"tag.method": tag.get("method", "rtagger")} for tag in (old, new)))):
+        return lines  # other methods have other settings
     named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
     if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype")):
         keys = keys[1:]

@@ -137,6 +137,15 @@ def test_stages_after_the_first_that_differs_run_with_new_columns(parent, coco, 
     assert rows(tmp_path / "third") == rows(tmp_path / "both") != rows(tmp_path / "new")
 
 
+def test_another_method_is_named_alone_without_the_settings_that_it_lacks(parent, coco, models, ran, tmp_path):
+    _, said = run(captioned(coco, models, **{"tag.method": "all"}), tmp_path / "all", parent)
+    assert said[0].endswith("; tag to run (tag.method: 'rtagger' then, 'all' now)")
+    _, said = run(captioned(coco, models), tmp_path / "back", tmp_path / "all")
+    assert said[0].endswith("; tag to run (tag.method: 'all' then, 'rtagger' now)")
+    assert rows(tmp_path / "back") == rows(parent)
+    assert ran == ["tag", "tag"]
+
+
 def test_the_captioner_need_not_exist_any_more(parent, scratch, coco, models, ran, tmp_path):
     gone = tmp_path / "captioner"
     named = yaml.safe_load((parent / "recipe.yaml").read_text())
