@@ -75,10 +75,10 @@ class ServedRun:
         return self.process.wait(seconds)
 
     def run(self) -> tuple[int, str]:
-        """The exit code, and the last line that it prints."""
+        """The exit code, and the last two lines that it prints: an error, and that the same command goes on."""
         self.start()
         code = self.wait()
-        return code, self.log.read_text().strip().splitlines()[-1]
+        return code, "\n".join(self.log.read_text().strip().splitlines()[-2:])
 
     def kill(self) -> None:
         """The driver and all of its workers, at once."""

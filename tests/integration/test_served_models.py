@@ -1,0 +1,76 @@
+"""Runs with a served captioner: faults of the server, kills of the run, and endpoints that are wrong."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sgpipe.storage.shards import iter_records
+from tests.endpoint_server import LASTING, EndpointServer, at_random
+from tests.integration.served_runs import KEY, ServedRun, files_with, make_images
+
+IMAGES, SAMPLES, IN_FLIGHT = 120, 2, 16
+SETTINGS = (f"caption.samples={SAMPLES}", f"caption.requests.in_flight={IN_FLIGHT}", "caption.resources.actors=1")
+
+
+@pytest.fixture
+def ray() -> Iterator[Path]:
+    """A folder for Ray with a short path: those of sockets have at most 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="sg"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_nothing_is_lost_or_paid_twice_when_a_run_is_killed(tmp_path: Path, ray: Path) -> None:
+    faults = at_random(5, share=0.15, lasting=0.05)
+    with EndpointServer(faults=faults, seconds=0.05, key=KEY) as server:
+        run = ServedRun(make_images(tmp_path / "images", IMAGES), tmp_path / "run", ray, server.url, SETTINGS)
+        for kills in range(1, 4):
+            run.start()
+            assert run.kill_when_paid(server, IMAGES * kills // 4, settled=True), run.log.read_text()
+        assert run.run()[0] == 0, run.log.read_text()
+        refused = {name for name in server.attempts if faults(name, 9) in LASTING}
+    assert server.most_at_once == IN_FLIGHT
+    example = 4  # before the work of each run; its answer is not kept
+    assert sorted(server.paid.values())[-2:] == [1, example]
+    rows = list(iter_records(run.out))
+    assert len({row.image_id for row in rows}) == len(rows) == IMAGES
+    failed = [row for row in rows if not row.ok]
+    assert all(len(row.captions) == SAMPLES and row.triplets for row in rows if row.ok)
+    assert 0 < len(failed) < IMAGES / 5
+    assert {(row.error or "").partition(":")[0] for row in failed} == {"caption"}
+    assert len(refused) >= len(failed)
+    assert "Traceback" not in run.log.read_text()
+    assert list(files_with(KEY, tmp_path, ray)) == []
+
+
+def test_an_endpoint_that_goes_down_and_comes_back(tmp_path: Path, ray: Path) -> None:
+    """Also a key that expires meanwhile. The same command goes on, and pays for no answer twice."""
+    settings = (*SETTINGS, "caption.requests.retries=1")
+    with EndpointServer(seconds=0.05, key=KEY) as server:
+        run = ServedRun(make_images(tmp_path / "images", 48), tmp_path / "run", ray, server.url, settings)
+        server.faults = lambda body, attempt: "broken" if len(server.requests) > 30 else None
+        code, lines = run.run()
+        assert code == 1
+        assert (
+            f"the endpoint {server.url} does not answer: HTTP 500: worker lost; request had Bearer …, 2 attempts"
+            in lines
+        )
+        server.faults = lambda body, attempt: setattr(server, "key", "renewed") if len(server.requests) > 45 else None
+        code, lines = run.run()
+        assert code == 2
+        assert (
+            f"{server.url} refuses the key in the environment variable OPENAI_API_KEY (HTTP 401: Incorrect API key"
+            in lines
+        )
+        server.faults, run.key = (lambda body, attempt: None), "renewed"
+        assert run.run()[0] == 0, run.log.read_text()
+    example = 3  # before the work of each run; its answer is not kept
+    assert sorted(server.paid.values()) == [1] * 48 + [example]
+    assert sum(len(row.captions) == SAMPLES for row in iter_records(run.out)) == 48
+    assert "Traceback" not in run.log.read_text()
+    assert list(files_with(KEY, tmp_path, ray)) == []
