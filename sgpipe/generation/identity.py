@@ -21,6 +21,7 @@ SERVED = "served"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 # Runs of earlier versions do not name these settings: as they are by default, they are not part of an identity.
 _ADDED_SINCE = {"caption": ("endpoint", "system"), "parse": ("parser", "endpoint"), "tag": ("method", "endpoint")}
+_OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk"}
 
 
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
@@ -43,6 +44,10 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
             for key in ADDED_SETTINGS:  # of sampling
                 del parts["caption"][key.removeprefix("caption.")]
     parts["tag"] |= {"tagger": _model(recipe.tag, "tagger"), "dtype": _dtype(recipe.tag)}
+    if recipe.tag.method != "rtagger":
+        parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER}
+    if recipe.tag.method == "clip":  # which computes in float32
+        del parts["tag"]["dtype"]
     if not recipe.tag.scores:
         parts["tag"] = {"method": recipe.tag.method}
     elif recipe.tag.calibration is None:  # runs of earlier versions do not name it

@@ -109,6 +109,25 @@ def test_what_sampling_alone_uses_does_not_count_with_beam_search():
     assert fingerprint(published) == fingerprint(parts(**beam))
 
 
+@pytest.mark.parametrize(
+    ("method", "ignored"),
+    [
+        ("clip", {"tag__dtype": "bfloat16"}),
+        *((method, {"tag__short_side": 640, "tag__group_size": 10}) for method in ("clip", "vlm", "all", "overlap")),
+        ("overlap", {"tag__tagger": "hub/other", "tag__threshold": 0.5}),
+    ],
+)
+def test_settings_that_a_method_does_not_use_do_not_count(method, ignored):
+    used = {"tag__tagger": "hub/model", "tag__method": method}
+    assert fingerprint(parts(**used)) == fingerprint(parts(**used | ignored))
+
+
+def test_settings_that_a_judge_uses_count():
+    used = {"tag__tagger": "hub/model", "tag__method": "vlm"}
+    for setting in ({"tag__dtype": "bfloat16"}, {"tag__threshold": 0.5}, {"tag__method": "clip"}):
+        assert fingerprint(parts(**used)) != fingerprint(parts(**used | setting))
+
+
 def test_the_bytes_of_a_model_count_and_its_place_does_not(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
