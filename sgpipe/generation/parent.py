@@ -39,6 +39,7 @@ def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
     Raises UserError: it is not a run, or as `load_recipe`.
     """
     with _described(run) as folder:
+        _manifest(run, folder)
         return load_recipe(folder / RECIPE, {"engine.store": None, "engine.address": None, **overrides})
 
 
@@ -56,6 +57,15 @@ def _described(run: str) -> Iterator[Path]:
                 raise UserError(f"{store.location} is not a run of `sgpipe generate`: it has no {name}")
             (folder / name).write_bytes(content)
         yield folder
+
+
+def _manifest(run: str, folder: Path) -> Manifest:
+    """Raises UserError: `folder` is not a run, its manifest is damaged, or `sgpipe generate` did not make its rows."""
+    manifest = Manifest.load(folder)
+    kind = kind_of(manifest.run.get("identity", {}))
+    if kind != "a run" or "tag" not in manifest.run["identity"]:
+        raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,7 @@ class Parent:
     def open(cls, run: str) -> Parent:
         """Raises UserError: there is no run, its manifest is damaged, or `sgpipe generate` did not make its rows."""
         with _described(run) as folder:
-            manifest = Manifest.load(folder)
-            kind = kind_of(manifest.run.get("identity", {}))
-            if kind != "a run" or "tag" not in manifest.run["identity"]:
-                raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
-            recipe = load_recipe(folder / RECIPE)
+            manifest, recipe = _manifest(run, folder), load_recipe(folder / RECIPE)
         if "://" in run:
             store = ObjectStore(run)
             return cls(store.location, None, store, store, manifest, recipe)
@@ -134,7 +140,7 @@ class Parent:
         if lacking:
             raise UserError(
                 f"{self.name} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with the "
-                "command that started it, or take fewer with --limit"
+                "command that started it, without a smaller --limit, or take fewer with --limit"
             )
         sizes = self.storage.sizes(DATA)
         for shard in self.manifest.shards:

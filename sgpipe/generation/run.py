@@ -69,6 +69,7 @@ def generate(
         mirror = ManifestMirror(folder)
         with mirror.reconciled():
             before = _identity_there(folder)
+            _check_parent(folder, before, reuse)
             source, ground_truth = _prepare(recipe, before, folder, progress, reuse)
             recipe = with_model_folders(_going_on(recipe, before, progress).model_copy(update={"source": source}))
             indexes = _open_sources(recipe, folder, progress)
@@ -186,6 +187,15 @@ def _identity_there(folder: RunFolder) -> Mapping[str, Any]:
         there: Mapping[str, Any] = manifest.run["identity"]
         return there
     return {}
+
+
+def _check_parent(folder: RunFolder, before: Mapping[str, Any], reuse: Reuse | None) -> None:
+    """Raises UserError: the run in the folder was started with --from, and this is without, or the reverse."""
+    if reuse is None and "parent" in before:
+        place = Manifest.load(folder.root).run.get("parent", {}).get("run")
+        raise UserError(f"{folder.root} was started with --from {place}: give it again, or choose another --out")
+    if reuse is not None and "tag" in before and "parent" not in before:
+        raise UserError(f"{folder.root} was started without --from: omit it, or choose another --out")
 
 
 def _going_on(recipe: Recipe, before: Mapping[str, Any], progress: Progress) -> Recipe:

@@ -175,8 +175,14 @@ def test_a_stopped_run_goes_on_also_with_other_units(parent, scratch, coco, mode
     run(captioned(coco, models, limit=3, **HIGHER), tmp_path / "new", parent)
     run(captioned(coco, models, **HIGHER, **{"engine.unit_size": 5}), tmp_path / "new", parent)
     assert rows(tmp_path / "new") == scratch
-    with pytest.raises(UserError, match=r"made with other settings.*\n  parent: '\w+' then, None now"):
+    with pytest.raises(UserError, match=rf"new was started with parent={parent}: give it again"):
         run(captioned(coco, models, **HIGHER), tmp_path / "new")
+
+
+def test_a_run_from_scratch_is_not_continued_with_a_parent(parent, coco, models, tmp_path):
+    run(captioned(coco, models, **HIGHER, limit=2), tmp_path / "new")
+    with pytest.raises(UserError, match="new was started without parent=: omit it"):
+        run(captioned(coco, models, **HIGHER), tmp_path / "new", parent)
 
 
 def test_a_moved_run_keeps_its_images_and_files(coco, models, tmp_path, monkeypatch):
@@ -276,6 +282,8 @@ def test_an_import_is_no_parent(tmp_path):
     shutil.copytree(WRITTEN / "import", tmp_path / "import")
     with pytest.raises(UserError, match="this is an import"):
         run(load_recipe("miniworld"), tmp_path / "new", tmp_path / "import")
+    with pytest.raises(UserError, match="this is an import"):
+        parent_recipe(str(tmp_path / "import"), {})
 
 
 def test_a_shard_whose_bytes_changed_is_named_and_the_rest_kept(parent, coco, models, tmp_path):
