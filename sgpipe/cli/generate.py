@@ -295,7 +295,7 @@ def parse(
 
 
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
-_NOTE = "NOTE: the packaged miniworld models know only synthetic images; for photographs give your own: --tagger …"
+_NOTE = "the packaged miniworld models know only synthetic images; for photographs give your own: --captioner, --tagger"
 
 
 def label(
@@ -321,6 +321,7 @@ def label(
 ) -> None:
     """Find the relations in images, print them, and draw them. No annotations are needed."""
     from sgpipe.pipeline import Pipeline
+    from sgpipe.stages.tag.methods import tag_notes
     from sgpipe.utils.config_file import parse_set
 
     screen = console.output()
@@ -332,8 +333,9 @@ def label(
         chosen = recipe or ("folder" if detector or captioner or tagger else "miniworld")
         models = {"detector": detector, "captioner": captioner, "tagger": tagger}
         pipeline = Pipeline(chosen, **models, boxes=boxes, settings=parse_set(assign or []))
-        if pipeline.uses_miniworld_models:
-            console.progress().print(_NOTE, style="dim", soft_wrap=True)
+        notes = [_NOTE] if pipeline.uses_miniworld_models else []
+        for note in notes + tag_notes(pipeline.recipe.tag):
+            console.progress().print(f"NOTE: {note}", style="dim", soft_wrap=True)
         failed = 0
         for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
             failed += graph.error is not None

@@ -102,7 +102,9 @@ def test_labels_need_no_tagger(pipeline, miniworld, tmp_path):
     assert {each.confidence for each in graph.record.relations} == {1.0}
     assert len(graph.record.relations) == sum(len(pair.predicates) for pair in graph.record.pairs)
     options = ("--boxes", miniworld / INSTANCES, "--out", tmp_path, "--set", "tag.method=overlap")
-    assert invoke(image, *options).exit_code == 0
+    labelled = invoke(image, *options)
+    assert labelled.exit_code == 0
+    assert "confidence 1 means only that nothing scored them" in labelled.stderr
     refused = invoke(image, "--detector", tmp_path, "--captioner", tmp_path, "--out", tmp_path / "no")
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
     assert "or label without an R-Tagger: --set tag.method=all" in refused.stderr
