@@ -22,7 +22,7 @@ from transformers import (  # type: ignore[attr-defined]
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.captions import WORDINGS, nouns_of
 from sgpipe.recipe import Config
-from sgpipe.stages.caption.blip import PROMPT
+from sgpipe.stages.caption.captioner import PROMPT
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ARTICLES = ("a", "an", "another")

@@ -129,7 +129,7 @@ _DAMAGES: tuple[tuple[str, Damage, str, str], ...] = (
     ("no config.json", gone(CONFIG), "no config.json", "expected config.json"),
     ("config.json cut short", cut(CONFIG), "config.json", "R-Tagger"),
     ("config.json that is a list", wrote(CONFIG, "[1]"), "config.json", "R-Tagger"),
-    ("another model's config.json", wrote(CONFIG, '{"model_type": "bert"}'), "model_type is 'bert'", "'bert'"),
+    ("another model's config.json", wrote(CONFIG, '{"model_type": "bert"}'), "model_type 'bert'", "'bert'"),
     ("a word instead of a number in config.json", worded, "cannot load its weights|config", "cannot load R-Tagger"),
     ("no weights", gone(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),
     ("weights cut short", cut(WEIGHTS), "cannot load its weights", "cannot load R-Tagger"),

@@ -25,11 +25,9 @@ from transformers import (
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.checkpoint import UNREADABLE, check_architecture, first_line, options, quiet, read_config
 
 ARCHITECTURE = "BlipForConditionalGeneration"
-PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner
 
 
 @dataclass(frozen=True)
@@ -81,12 +79,6 @@ class Blip:
         words = str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
         # A word piece that continues the last word of the prompt keeps its "##" when decoded without that word.
         return " ".join(words.split()).removeprefix("##").strip()
-
-
-def for_blip(config: CaptionConfig) -> CaptionConfig:
-    """The settings with BLIP's own in place of those that are null."""
-    own = {"prompt": PROMPT, "max_tokens": MAX_TOKENS}
-    return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
 
 
 def load_blip(source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> Blip:

@@ -15,9 +15,9 @@ import torch
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.blip import MAX_TOKENS, Blip, check_captioner, for_blip, load_blip
+from sgpipe.stages.caption.blip import Blip, check_captioner, load_blip
 from sgpipe.stages.caption.blip_decoder import BlipDecoder
-from sgpipe.stages.caption.captioner import CaptionInput
+from sgpipe.stages.caption.captioner import MAX_TOKENS, CaptionInput, for_blip
 from sgpipe.stages.caption.decoding import NucleusSampling, beam_captions, sample_captions
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 

@@ -9,6 +9,10 @@ from typing import Protocol
 
 from PIL import Image
 
+from sgpipe.recipe import CaptionConfig
+
+PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner, BLIP
+
 
 @dataclass(frozen=True)
 class CaptionInput:
@@ -28,6 +32,12 @@ class Refused:
     """Why a captioner has no caption for an image: the row becomes an error row with this reason."""
 
     reason: str
+
+
+def for_blip(config: CaptionConfig) -> CaptionConfig:
+    """The settings with BLIP's own in place of those that are null."""
+    own = {"prompt": PROMPT, "max_tokens": MAX_TOKENS}
+    return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
 
 
 class Captioner(Protocol):

