@@ -52,6 +52,8 @@ def score(
     `sgpipe stats` and `sgpipe view` show the scores. A run can have both.
     """
     if by == "vlm":
+        if weights is not None:
+            raise UserError("--weights is for --by clip")
         counts = _by_vlm(run, out, model, endpoint, images, device)
     elif endpoint is not None:
         raise UserError("--endpoint is for --by vlm")

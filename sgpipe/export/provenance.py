@@ -105,7 +105,8 @@ def _export_steps(exported: Mapping[str, Any]) -> Iterator[str]:
 
 def _generation_steps(identity: Mapping[str, Any]) -> Iterator[str]:
     seed = identity.get("seed", 0)
-    yield f"sgpipe {identity.get('sgpipe', '')} made the relations by the procedure of RLIPv2, with seed {seed}."
+    by = " by the procedure of RLIPv2" if identity.get("tag", {}).get("method", "rtagger") == "rtagger" else ""
+    yield f"sgpipe {identity.get('sgpipe', '')} made the relations{by}, with seed {seed}."
     if parent := identity.get("parent"):
         yield f"Its first stages did not run: their columns are those of another run (`{parent}`)."
     yield _boxes(identity)
@@ -134,8 +135,9 @@ def _captions(identity: Mapping[str, Any]) -> str:
     how = f"nucleus sampling, {count(caption.get('samples', 0), 'caption')}"
     if caption.get("decoding") == "beam":
         how = f"beam search with {count(caption.get('beams', 0), 'beam')}, one caption"
+    served = " behind an endpoint" if caption.get("endpoint") else ""
     regions = " and ".join(_SCOPES.get(scope, scope) for scope in caption.get("scopes", ("image",)))
-    return f"Captions: by a BLIP captioner (`{caption['captioner']}`), {how} of {regions}."
+    return f"Captions: by a captioner{served} (`{caption['captioner']}`), {how} of {regions}."
 
 
 _SCOPES = {"image": "each image", "box": "each box", "pair": "each pair of boxes"}

@@ -14,6 +14,7 @@ from sgpipe.records import Record
 from sgpipe.stages.judge.build import JudgeSettings, make_judge
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import OPINION
+from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.hashing import model_sha256
 
 OPINION_COLUMN: ScoreColumn[float] = ScoreColumn(OPINION, pa.float32(), float, "a second opinion")
@@ -21,9 +22,10 @@ OPINION_COLUMN: ScoreColumn[float] = ScoreColumn(OPINION, pa.float32(), float, "
 
 def opinion_identity(settings: JudgeSettings) -> dict[str, Any]:
     """What decides the opinion: not where a server is, but what it serves."""
-    served = {"served": True} if settings.endpoint is not None else {}
-    model = settings.model if settings.endpoint is not None else model_sha256(settings.model)
-    return {"by": settings.kind, "model": model, **served}
+    if settings.endpoint is not None:
+        return {"by": settings.kind, "model": settings.model, "served": True}
+    dtype = str(pick_dtype(settings.dtype, pick_device(settings.device, settings.gpus))).removeprefix("torch.")
+    return {"by": settings.kind, "model": model_sha256(settings.model), "dtype": dtype}
 
 
 def opinion_scorer(settings: JudgeSettings, out: Path) -> Callable[[], Scorer[float]]:

@@ -62,6 +62,8 @@ class JudgedStage:
         self.thresholds = self._thresholds()
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.judge = self._judge()
+        if self.config.endpoint is None:
+            self.judge.check()
         self.judge.load()
 
     def __call__(self, records: list[Record]) -> list[Record]:

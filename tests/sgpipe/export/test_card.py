@@ -53,7 +53,7 @@ def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
 @pytest.mark.parametrize(
     ("identity", "present", "absent"),
     [
-        (IDENTITY, (f"by a BLIP captioner (`{BLIP}`), nucleus sampling, 10 captions of each image and each box",), ()),
+        (IDENTITY, (f"by a captioner (`{BLIP}`), nucleus sampling, 10 captions of each image and each box",), ()),
         (
             {**IDENTITY, "caption": {"captioner": BLIP, "decoding": "beam", "beams": 3, "scopes": ["image"]}},
             ("beam search with 3 beams, one caption of each image",),
