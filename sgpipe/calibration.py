@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import UNSCORED, Config, PairConfig, TagConfig
+from sgpipe.recipe import SERVED, UNNAMED_DEFAULTS, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.atomic import write_text
@@ -193,7 +193,7 @@ class Calibration(Config):
 
     def check_scoring(self, scoring: Mapping[str, Any], place: object) -> None:
         """Raises UserError: what decides confidences in `place` is not what the calibration is for."""
-        if lines := differences(self.tagger, scoring):
+        if lines := differences(self.tagger, scoring, {"method": UNNAMED_DEFAULTS["tag.method"]}):
             listed = "".join(f"\n  {line.replace(' then, ', ' in the calibration, ')}" for line in lines)
             raise UserError(
                 f"the calibration of {self.run!r} does not fit {place}, whose confidences are of another tagger; make "
@@ -253,6 +253,17 @@ def choose_thresholds(calibration: Path | None, threshold: float, precision: flo
     return Thresholds(threshold) if calibration is None else load_calibration(calibration).thresholds(threshold)
 
 
+def thresholds_of_recipe(tag: TagConfig, pair: PairConfig) -> Thresholds:
+    """The minimum confidences of a recipe.
+
+    Raises UserError: as `choose_thresholds`, or the calibration is for other scores.
+    """
+    if tag.calibration is not None:
+        scorer = "tagger" if tag.method == "rtagger" else "judge"
+        load_calibration(tag.calibration).check_scoring(scoring_of_recipe(tag, pair), f"the {scorer} {tag.tagger}")
+    return choose_thresholds(tag.calibration, tag.threshold, tag.precision)
+
+
 def probability_for(calibration: Path | None, precision: float, threshold: float | None) -> float:
     """The minimum probability for an expected precision. Raises UserError: a threshold is given, or no calibration."""
     if threshold is not None:
@@ -268,7 +279,8 @@ def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
 
     The number format and the device are not part of it: they change confidences only slightly.
     """
-    return _scoring(tag.model_dump() | {"tagger": model_sha256(tag.tagger)}, pair.model_dump())
+    model = {"tagger": model_sha256(tag.tagger)} if tag.endpoint is None else {"endpoint": SERVED}
+    return _scoring(tag.model_dump() | model, pair.model_dump())
 
 
 def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,14 +299,11 @@ def why_assumed(run: Mapping[str, Any]) -> str | None:
 
 
 def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
-    if (method := tag.get("method") or "rtagger") == "rtagger":  # runs of earlier versions do not name it
+    names = ["method", "tagger", "endpoint"]
+    if tag.get("method") in (None, "rtagger"):  # runs of earlier versions do not name it
         names = ["tagger", "short_side", "long_side", "group_size"]
-    else:
-        names = ["method", "tagger"]
-    if (
-        method == "rtagger" and pair.get("restrict") == "group"
-    ):  # otherwise it decides only how much is computed at once
-        names.append("chunk")
+        if pair.get("restrict") == "group":  # otherwise it decides only how much is computed together
+            names.append("chunk")
     return {name: tag.get(name) for name in names} | {name: pair.get(name) for name in ("candidates", "restrict")}
 
 

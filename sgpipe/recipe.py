@@ -178,6 +178,8 @@ class CaptionConfig(Config):
 
 # Settings that recipes and runs of 0.1.0 do not name: their value there (off), and in the packaged recipes since.
 ADDED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.0, "caption.top_k": 0}
+# Settings that an identity does not name as they are by default, because runs of 0.1.0 do not know them.
+UNNAMED_DEFAULTS: Mapping[str, Any] = {"parse.parser": "rules", "tag.method": "rtagger"}
 PUBLISHED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.1, "caption.top_k": 50}
 
 
@@ -224,6 +226,7 @@ class PairConfig(Config):
 
 
 # Methods without scores, and what their relations are.
+SERVED = "served"  # what identities say of an endpoint, whose address may change
 UNSCORED: Mapping[str, str] = {
     "all": "every candidate pair is related (tag.method: all)",
     "overlap": "every candidate pair whose boxes overlap is related (tag.method: overlap)",

@@ -8,7 +8,6 @@ layer is discarded.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ from experiments.miniworld.captioner import (
 )
 from experiments.miniworld.captioner_data import DENSE_LABELS, CaptionerData, render_captioner_data
 from experiments.miniworld.cards import TrainingCost, write_captioner_card
-from sgpipe.errors import UserError
+from experiments.miniworld.optimisation import Optimisation
 from sgpipe.stages.caption.blip import fuse_vision_attention
 from sgpipe.utils.config_file import load, recipe_folder
 from sgpipe.utils.console import Progress, run_command
@@ -53,7 +52,7 @@ class Losses(NamedTuple):
 
 
 class CaptionerTrainer:
-    """A captioner with its optimizers and batches. All randomness derives from the seed of `config`."""
+    """A captioner with its optimisation and batches. All randomness derives from the seed of `config`."""
 
     def __init__(self, config: CaptionerConfig, tokenizer: PreTrainedTokenizerBase, data: CaptionerData) -> None:
         torch.manual_seed(config.seed)
@@ -67,8 +66,8 @@ class CaptionerTrainer:
         first = torch.arange(min(len(data), _WHITENING_IMAGES))
         whiten_patches(self.model, self.pixels(first, torch.zeros(len(first), dtype=torch.bool)))
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.optimizers = self._optimizers()
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(each, self._rate) for each in self.optimizers]
+        layers = [*self.model.vision_model.encoder.layers, *self.model.text_decoder.bert.encoder.layer]
+        self.optimisation = Optimisation(layers, [*self.model.parameters(), *self.dense.parameters()], config)
         self.batches = self._batches()
         self.step_number = 0
 
@@ -81,39 +80,9 @@ class CaptionerTrainer:
         if self.step_number >= self.config.dense_share * self.config.steps:
             caption = caption_loss(self.model, states, self.data.tokens[rows], self.prompt)
         loss = caption + self.config.dense_weight * dense
-        self.model.zero_grad()
-        self.dense.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_([*self.model.parameters(), *self.dense.parameters()], 1.0)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+        self.optimisation.minimise(loss)
         self.step_number += 1
         return Losses(dense.item(), caption.item())
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon (Jordan, 2024) for the matrices of the layers, AdamW for all other weights.
-
-        Raises UserError: this version of PyTorch has no Muon.
-        """
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"training the captioner needs torch 2.9 or newer; this is {torch.__version__}")
-        layers = [*self.model.vision_model.encoder.layers, *self.model.text_decoder.bert.encoder.layer]
-        matrices = [weight for layer in layers for weight in layer.parameters() if weight.dim() == 2]
-        own = {id(weight) for weight in matrices}
-        others = [p for p in (*self.model.parameters(), *self.dense.parameters()) if id(p) not in own]
-        config = self.config
-        return [
-            torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
-            torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
-
-    def _rate(self, step: int) -> float:
-        """Linear warm-up, then cosine decay to zero."""
-        warmup = self.config.warmup
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.config.steps - warmup, 1)))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices of images, and which of them are mirrored; every image occurs once per epoch."""

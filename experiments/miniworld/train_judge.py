@@ -7,7 +7,6 @@ relation's text among that text and its contrast texts, as `ClipJudge` computes 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from experiments.miniworld.cards import TrainingCost
@@ -31,14 +30,14 @@ from experiments.miniworld.judge import (
     save_tokenizer,
 )
 from experiments.miniworld.judge_data import NO_TEXT, JudgeData, claim_texts, render_judge_data
-from sgpipe.errors import UserError
+from experiments.miniworld.optimisation import Optimisation
 from sgpipe.utils.console import Progress, run_command
 
 _IMAGES_PER_MESSAGE, _STEPS_PER_MESSAGE = 1000, 50
 
 
 class JudgeTrainer:
-    """A judge with its optimizers and batches. All randomness derives from the seed of `config`."""
+    """A judge with its optimisation and batches. All randomness derives from the seed of `config`."""
 
     def __init__(self, config: JudgeConfig, tokenizer: PreTrainedTokenizerBase, data: JudgeData) -> None:
         torch.manual_seed(config.seed)
@@ -46,20 +45,15 @@ class JudgeTrainer:
         self.model = build_judge(config, tokenizer)
         self.tokens = tokenizer(self.texts.texts, padding="max_length", truncation=True, return_tensors="pt")
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.optimizers = self._optimizers()
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(each, self._rate) for each in self.optimizers]
+        encoders: tuple[Any, Any] = (self.model.vision_model.encoder, self.model.text_model.encoder)
+        self.optimisation = Optimisation(encoders, [*self.model.parameters()], config)
         self.batches = self._batches()
 
     def step(self) -> float:
         """Train on one batch; returns the loss."""
         odds, holds = self.odds(*next(self.batches))
         loss = F.binary_cross_entropy_with_logits(odds, holds)
-        self.model.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+        self.optimisation.minimise(loss)
         return loss.item()
 
     def odds(self, rows: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,30 +76,6 @@ class JudgeTrainer:
         cosines = model.logit_scale.exp() * (said[places] * seen[crop][:, None]).sum(-1)
         against = cosines[:, 1:].masked_fill(contrasts == NO_TEXT, -torch.inf)
         return cosines[:, 0] - against.logsumexp(1), self.data.holds[rows][crop, predicate].float()
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon (Jordan, 2024) for the matrices of the layers, AdamW for all other weights.
-
-        Raises UserError: this version of PyTorch has no Muon.
-        """
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"training the judge needs torch 2.9 or newer; this is {torch.__version__}")
-        encoders: tuple[Any, Any] = (self.model.vision_model.encoder, self.model.text_model.encoder)
-        matrices = [weight for encoder in encoders for weight in encoder.parameters() if weight.dim() == 2]
-        own = {id(weight) for weight in matrices}
-        others = [weight for weight in self.model.parameters() if id(weight) not in own]
-        config = self.config
-        return [
-            torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
-            torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
-
-    def _rate(self, step: int) -> float:
-        """Linear warm-up, then cosine decay to zero."""
-        warmup = self.config.warmup
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(self.config.steps - warmup, 1)))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices of crops with a possible relation, and which are mirrored; each occurs once per epoch."""

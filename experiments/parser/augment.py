@@ -44,7 +44,7 @@ class Joiner:
                 self._starting[head_noun(item.sentence.tree, first)].append(number)
 
     def join(self, count: int, model: Language) -> list[Annotated]:
-        """So many long captions, parsed, with their gold relations."""
+        """`count` long captions, parsed, with their gold relations."""
         made: dict[str, tuple[list[str], Aligned]] = {}
         while len(made) < count:
             if drawn := self._draw():

@@ -160,7 +160,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def batches(examples: Sequence[Example], tokens: int, choose: random.Random) -> list[list[Example]]:
-    """All examples once, in batches of about so many tokens and similar lengths, in random order."""
+    """All examples once, in random order, in batches of similar lengths with about `tokens` tokens."""
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens) + choose.random() * 3)
     groups: list[list[int]] = [[]]
     filled = 0

@@ -40,7 +40,7 @@ class ParserTraining(Config):
 
     seed: int = 0
     joined: int = 16_000  # captions made of two
-    long_words: int = 10  # captions of so many words are seen twice in an epoch
+    long_words: int = 10  # captions with at least this many words are seen twice in an epoch
     least_word: int = 2  # occurrences of a word with an embedding
     least_part: int = 3  # and of a verb or rest of a predicate
     epochs: int = 6

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgpipe.errors import existing_file
-from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, CaptionConfig, Config, Recipe, TagConfig
+from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, SERVED, CaptionConfig, Config, Recipe, TagConfig
 from sgpipe.stages.caption.families import settings_of
 from sgpipe.stages.parse.parser import parser_identity
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import file_sha256, model_sha256
 
-SERVED = "served"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 # Runs of earlier versions do not name these settings: as they are by default, they are not part of an identity.
 _ADDED_SINCE = {"caption": ("endpoint", "system"), "parse": ("parser", "endpoint"), "tag": ("method", "endpoint")}
@@ -76,7 +75,7 @@ def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
 def _settings(config: Config, added: Sequence[str]) -> dict[str, Any]:
     default = {name for name in added if getattr(config, name) == type(config).model_fields[name].default}
     settings = config.model_dump(mode="json", exclude=_DISTRIBUTION | default)
-    if settings.get("endpoint") is not None:  # whose address may change
+    if settings.get("endpoint") is not None:
         settings["endpoint"] = SERVED
     return settings
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from sgpipe.errors import StoreError, UserError
 from sgpipe.generation.identity import identity, in_todays_settings, settings_of_stage
 from sgpipe.generation.work_units import UnitReader, WorkUnit
-from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
+from sgpipe.recipe import UNNAMED_DEFAULTS, Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
@@ -235,12 +235,14 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
     """
     keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
     old, new = before.get(stage, {}), now[stage]
-    if stage == "tag" and (lines := differences(*({"tag.method": tag.get("method", "rtagger")} for tag in (old, new)))):
-        return lines  # other methods have other settings
+    for key, default in UNNAMED_DEFAULTS.items():
+        of, _, name = key.partition(".")
+        if of == stage and (lines := differences(*({key: each.get(name, default)} for each in (old, new)))):
+            return lines  # another parser or method has other settings
     named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
     if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype")):
         keys = keys[1:]
-    return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
+    return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys}, UNNAMED_DEFAULTS)
 
 
 def _is_same(before: Any, now: Any) -> bool:

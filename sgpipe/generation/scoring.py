@@ -21,7 +21,7 @@ from torch import Tensor
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
-from sgpipe.stages.judge.clip_model import ClipModel, load_clip
+from sgpipe.stages.judge.clip_model import ClipModel, TextEmbeddings, load_clip
 from sgpipe.stages.judge.texts import is_directed, relation_text
 from sgpipe.storage.database import open_run
 from sgpipe.storage.manifest import Manifest
@@ -31,7 +31,7 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.hashing import file_sha256, fingerprint
 
-_BATCH, _CROPS = 256, 64  # texts and crops encoded together
+_CROPS = 64  # of one image, encoded together
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ClipAgreement:
     def __init__(self, model: str, weights: str | None, predicates: Sequence[str], device: str = "auto") -> None:
         self._clip = _load(model, weights, device)
         self._predicates = list(predicates)
-        self._texts: dict[str, Tensor] = {}
+        self._embed = TextEmbeddings(self._clip)
 
     @torch.inference_mode()
     def __call__(self, record: Record, image: Image.Image) -> list[Agreement | None]:
@@ -73,7 +73,6 @@ class ClipAgreement:
         if not features:
             return [None] * len(record.relations)
         texts = [self._relation_texts(record, relation) for relation in record.relations]
-        self._encode({text for own in texts for text in own})
         pairs = [(relation.subject, relation.object) for relation in record.relations]
         return [
             self._agreement(features[pair], own, _is_directed(record, relation)) if pair in features else None
@@ -103,15 +102,9 @@ class ClipAgreement:
         return relation_texts + [relation_text(subject, predicate, object_) for predicate in others]
 
     def _agreement(self, image: Tensor, texts: list[str], directed: bool) -> Agreement:
-        scores = torch.stack([self._texts[text] for text in texts]) @ image
+        scores = self._embed(texts) @ image
         rank = 1 + int((scores[1:] > scores[0]).sum())
         return Agreement(float(scores[0]), float(scores[1]) if directed else None, rank, len(texts) - 1)
-
-    def _encode(self, texts: set[str]) -> None:
-        new = sorted(texts - self._texts.keys())
-        for start in range(0, len(new), _BATCH):
-            part = new[start : start + _BATCH]
-            self._texts.update(zip(part, self._clip.embed_texts(part), strict=True))
 
 
 def _load(model: str, weights: str | None, device: str) -> ClipModel:

@@ -6,16 +6,18 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from sgpipe.storage.run_folder import REQUESTS
 from tests.endpoint_server import EndpointServer, wait_until
 from tests.integration.faults.runs import descendants
 
@@ -81,11 +83,18 @@ class ServedRun:
         return code, "\n".join(self.log.read_text().strip().splitlines()[-2:])
 
     def kill(self) -> None:
-        """The driver and all of its workers, at once."""
-        for pid in (self.process.pid, *descendants(self.process.pid)):
+        """The driver and all of its workers, at once; waits until they are gone, and their connections with them."""
+        family = (self.process.pid, *descendants(self.process.pid))
+        for pid in family:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        wait_until(lambda: all(map(_is_gone, family)))
+
+    def kept(self) -> set[str]:
+        """The hashes of the requests whose answers the run has on disk."""
+        with closing(sqlite3.connect(f"file:{self.out / '.sgpipe' / REQUESTS}?mode=ro", uri=True)) as connection:
+            return {request.hex() for (request,) in connection.execute("SELECT request FROM answers")}
 
     def kill_when_paid(self, server: EndpointServer, answers: int, *, settled: bool) -> bool:
         """Kill it after so many answers; False if it has ended before.
@@ -102,8 +111,17 @@ class ServedRun:
             while before != sum(server.paid.values()):
                 before = sum(server.paid.values())
                 time.sleep(1)
+            wait_until(lambda: len(server.paid.keys() - self.kept()) <= 1)  # the example's answer is not kept
         self.kill()
         server.released.set()
+        return True
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process has ended: its files and connections are closed then, even if nobody has asked how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Relation
-from sgpipe.stages.judge.clip_model import ClipModel, check_clip, load_clip
+from sgpipe.stages.judge.clip_model import ClipModel, TextEmbeddings, check_clip, load_clip
 from sgpipe.stages.judge.judge import NO_AREA, Unjudged
 from sgpipe.stages.judge.marks import marked_crop
 from sgpipe.stages.judge.texts import contrast_texts, relation_text
 from sgpipe.utils.devices import pick_device
-
-_KEPT_TEXTS = 100_000  # embeddings that are kept
 
 
 class ClipJudge:
@@ -33,7 +30,6 @@ class ClipJudge:
             gpus: how many GPUs were asked for.
         """
         self.model, self._device_name, self._gpus = model, device, gpus
-        self._texts: dict[str, Tensor] = {}
 
     def check(self) -> None:
         """Raises UserError: there is no such model, or it is another kind of model."""
@@ -44,6 +40,7 @@ class ClipJudge:
         """Raises UserError: the model cannot be loaded, or the device is missing."""
         name, weights = split_name(self.model)
         self.clip: ClipModel = load_clip(name, weights, pick_device(self._device_name, self._gpus))
+        self._embed = TextEmbeddings(self.clip)
 
     def probabilities(
         self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
@@ -62,18 +59,10 @@ class ClipJudge:
         """How probable a relation is; `seen`: the embedding of its crop. Raises UserError: it is NaN."""
         subject, object_ = objects[relation.subject], objects[relation.object]
         texts = [relation_text(subject, relation.predicate, object_), *contrast_texts(objects, relation)]
-        said = torch.stack([self._text(text) for text in texts])
-        share = float((self.clip.scale * (said @ seen).double()).softmax(0)[0])
+        share = float((self.clip.scale * (self._embed(texts) @ seen).double()).softmax(0)[0])
         if share != share:
             raise UserError(f"CLIP model {self.model} returns NaN: its weights are damaged")
         return share
-
-    def _text(self, text: str) -> Tensor:
-        if text not in self._texts:
-            if len(self._texts) >= _KEPT_TEXTS:
-                self._texts.clear()
-            self._texts[text] = self.clip.embed_texts([text])[0]
-        return self._texts[text]
 
 
 def split_name(model: str) -> tuple[str, str | None]:

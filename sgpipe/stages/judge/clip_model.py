@@ -1,13 +1,12 @@
 """CLIP models, which embed images and texts in one space: of open_clip, or of transformers (CLIP, SigLIP and the like).
 
-A text is padded to the model's own length and encoded alone, as is an image, so that an embedding never depends on
-what is encoded beside it.
+Texts are padded to the model's own length.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from sgpipe.errors import UserError, existing_model
 from sgpipe.stages.caption.checkpoint import UNREADABLE, first_line, options, quiet
 
 _DEFAULT_SIDE = 224
+_KEPT_TEXTS = 100_000
 
 
 class ClipModel(Protocol):
@@ -36,6 +36,28 @@ class ClipModel(Protocol):
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor: ...
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor: ...
+
+
+class TextEmbeddings:
+    """Embeddings of texts, `[width]`, the latest of which are kept.
+
+    Each text is encoded alone, so that its embedding never depends on what was encoded before or beside it.
+    """
+
+    def __init__(self, clip: ClipModel) -> None:
+        self._clip = clip
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: Iterable[str]) -> Tensor:
+        """`[texts, width]`."""
+        return torch.stack([self._embed(text) for text in texts])
+
+    def _embed(self, text: str) -> Tensor:
+        if text not in self._known:
+            if len(self._known) >= _KEPT_TEXTS:
+                self._known.clear()
+            self._known[text] = self._clip.embed_texts([text])[0]
+        return self._known[text]
 
 
 def load_clip(model: str, weights: str | None, device: torch.device) -> ClipModel:

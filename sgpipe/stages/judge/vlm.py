@@ -14,7 +14,7 @@ from sgpipe.records import Box, Relation
 from sgpipe.stages.caption.checkpoint import UNREADABLE, first_line, options, quiet, read_config
 from sgpipe.stages.judge.judge import NO_AREA, Unjudged
 from sgpipe.stages.judge.marks import marked_image
-from sgpipe.stages.judge.questions import LONGEST_SIDE, answer_texts, ask_about
+from sgpipe.stages.judge.questions import LONGEST_SIDE, answer_texts, ask_about, mean_of_orders
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 
 _REMEDY = "use a smaller model"
@@ -81,7 +81,7 @@ class VlmJudge:
     def _ask(self, image: Image.Image, questions: Sequence[str]) -> float | Unjudged:
         """The mean over the questions."""
         try:
-            return sum(self._share_of_yes(image, question) for question in questions) / len(questions)
+            return mean_of_orders(self._share_of_yes(image, question) for question in questions)
         except torch.cuda.OutOfMemoryError:
             raise
         except _MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sgpipe.calibration import Thresholds, choose_thresholds, load_calibration, scoring_of_recipe
+from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Record, Relation, deduplicate
@@ -39,7 +39,7 @@ class JudgedStage:
     def check(self) -> None:
         """Raises UserError: the judge cannot judge, or the calibration is of other scores."""
         check_tagger(self.config)
-        self._thresholds()
+        thresholds_of_recipe(self.config, self.pair)
         self._judge().check()
 
     def _judge(self) -> Judge:
@@ -49,17 +49,10 @@ class JudgedStage:
         where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus)
         return make_judge(JudgeSettings(kind, config.tagger, *where), self.cache_folder)
 
-    def _thresholds(self) -> Thresholds:
-        config = self.config
-        if config.calibration is not None:
-            scoring = scoring_of_recipe(config, self.pair)
-            load_calibration(config.calibration).check_scoring(scoring, f"the judge {config.tagger}")
-        return choose_thresholds(config.calibration, config.threshold, config.precision)
-
     def setup(self) -> None:
         """Load the judge. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
         check_tagger(self.config)
-        self.thresholds = self._thresholds()
+        self.thresholds = thresholds_of_recipe(self.config, self.pair)
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.judge = self._judge()
         if self.config.endpoint is None:

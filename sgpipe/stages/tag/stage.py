@@ -19,7 +19,7 @@ from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, TokenizerError
-from sgpipe.calibration import Thresholds, choose_thresholds, load_calibration, scoring_of_recipe
+from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import UserError, existing_model
 from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import PairConfig, TagConfig
@@ -188,14 +188,7 @@ class TagStage:
                 RTagger.check(self.config.tagger)
             except CheckpointError as reason:
                 raise UserError(str(reason)) from reason
-            self._thresholds()
-
-    def _thresholds(self) -> Thresholds:
-        config = self.config
-        if config.calibration is not None:
-            scoring = scoring_of_recipe(config, self.pair)
-            load_calibration(config.calibration).check_scoring(scoring, f"the tagger {config.tagger}")
-        return choose_thresholds(config.calibration, config.threshold, config.precision)
+            thresholds_of_recipe(self.config, self.pair)
 
     def setup(self) -> None:
         """Load the tagger.
@@ -206,7 +199,7 @@ class TagStage:
         """
         if self.config.tagger is None:
             raise UserError("tag.tagger is not set: expected the folder of a converted R-Tagger")
-        self.thresholds = self._thresholds()
+        self.thresholds = thresholds_of_recipe(self.config, self.pair)
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         self.device = pick_device(self.config.device, self.config.resources.gpus)
         self.dtype = pick_dtype(self.config.dtype, self.device)
