@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
-from sgpipe.errors import StoreError, UserError, naming
+from sgpipe.errors import StoreError, naming
 from sgpipe.records import Record
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.shards import encode_shard, read_file, write_shard
-from sgpipe.storage.writes import FAILURES, ObjectWriter, failure
+from sgpipe.storage.writes import ObjectWriter
+from sgpipe.utils.object_store import FAILURES, failure, open_location
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
 
-_KINDS = {"s3": "s3://", "gcs": "gs://", "abfs": "abfs://"}
 _UPLOAD_SECONDS, _LOCK_SECONDS = 1800.0, 10.0  # of one request
 
 
@@ -175,14 +175,11 @@ class ObjectStore:
         except StoreError:
             raise
         except FAILURES as error:
-            raise self._error(error) from None
+            raise StoreError(f"{self.location}: {failure(error)}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to workers: connections do not."""
         return {name: value for name, value in vars(self).items() if name in ("uri", "_opened")}
-
-    def _error(self, error: Exception) -> StoreError:
-        return StoreError(f"{self.location}: {failure(error)}")
 
     def _info(self, name: str) -> FileInfo:
         with self.naming():
@@ -205,14 +202,4 @@ class ObjectStore:
 
     @cached_property
     def _opened(self) -> tuple[FileSystem, str]:
-        if "@" in self.location:
-            raise UserError("the URI of an object store must not hold keys; give them in the environment")
-        try:
-            files, path = FileSystem.from_uri(self.uri)
-        except pa.ArrowException as error:
-            raise UserError(f"{self.uri} is not an object store: {str(error).splitlines()[0]}") from None
-        except OSError as error:  # it looks up the bucket's region
-            raise self._error(error) from None
-        if files.type_name not in _KINDS or not path.strip("/"):
-            raise UserError(f"{self.uri} is not an object store: expected {', '.join(_KINDS.values())} and a bucket")
-        return files, path
+        return open_location(self.uri)

@@ -6,26 +6,20 @@ bucket if its process is killed. So objects are written by obstore, each in a si
 
 from __future__ import annotations
 
-import configparser
-import os
 import re
-from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
-from obstore.store import AzureStore, GCSStore, S3Store
 from pyarrow.fs import FileSystem
+
+from sgpipe.utils.object_store import connect
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutResult, UpdateVersion
 
-FAILURES = (BaseError, OSError)
 _NOT_IMPLEMENTED = re.compile(r"\b501 Not Implemented|<Code>NotImplemented</Code>")
-_CONNECT_SECONDS, _RETRIES = 5, 2
 
 
 class ConditionsError(Exception):
@@ -41,22 +35,7 @@ class ObjectWriter:
             files: Arrow's file system of the URI.
             path: of something in the bucket, as Arrow names it; the bucket comes first. So do the names of objects.
         """
-        options: dict[str, Any] = {
-            "client_options": {
-                "timeout": timedelta(seconds=seconds),
-                "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-            },
-            "retry_config": {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=2 * seconds)},
-        }
-        bucket = path.strip("/").partition("/")[0]
-        self._store: S3Store | GCSStore | AzureStore
-        if files.type_name == "s3":
-            self._store = _s3(uri, bucket, files.region, options)
-        elif files.type_name == "gcs":
-            self._store = GCSStore(bucket, **options)
-        else:
-            account = (urlsplit(uri).hostname or "").partition(".")[0]
-            self._store = AzureStore(bucket, account_name=account, **options)
+        self._store = connect(uri, files, path, seconds)
 
     def put(self, name: str, data: bytes | Path) -> None:
         """Write an object, or a file as one, replacing an earlier one."""
@@ -90,45 +69,9 @@ class ObjectWriter:
             return None
 
 
-def failure(error: BaseException) -> str:
-    """An error of Arrow's or obstore's in one line: what the store answered, or else the first line."""
-    text = str(error).partition("\n\nDebug source")[0].strip()
-    if code := re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL):
-        return f"{code[1]}: {code[2]}" if code[2] else code[1]
-    return (text or type(error).__name__).splitlines()[0]
-
-
 def _version(meta: PutResult | ObjectMeta) -> UpdateVersion:
     return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}  # type: ignore[return-value]
 
 
 def _key(name: str) -> str:
     return name.strip("/").partition("/")[2]
-
-
-def _s3(uri: str, bucket: str, region: str, options: dict[str, Any]) -> S3Store:
-    """A store of S3's form, with the endpoint and the keys that Arrow takes from its URI and the environment."""
-    query = {name: values[-1] for name, values in parse_qs(urlsplit(uri).query).items()}
-    named = (os.environ.get(variable) for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-    endpoint = query.get("endpoint_override") or next(filter(None, named), None)
-    if endpoint:
-        if "://" not in endpoint:
-            endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
-        options["endpoint"] = endpoint
-        options["client_options"]["allow_http"] = endpoint.startswith("http://")
-    if "AWS_ACCESS_KEY_ID" not in os.environ:
-        options.update(_profile())
-    return S3Store(bucket, region=region, **options)
-
-
-def _profile() -> dict[str, str]:
-    """The keys of the profile in ~/.aws/credentials, which obstore does not read; empty if there are none."""
-    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
-    parser = configparser.ConfigParser(interpolation=None)
-    with suppress(OSError, configparser.Error, UnicodeDecodeError):
-        parser.read(file, encoding="utf-8")
-    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
-    values = parser[profile] if parser.has_section(profile) else {}
-    names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key"}
-    names["aws_session_token"] = "session_token"
-    return {ours: values[theirs] for theirs, ours in names.items() if theirs in values}

@@ -2,13 +2,15 @@
 
 import re
 import threading
+import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
@@ -42,3 +44,37 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:50].strip("-") + f"-{uuid.uuid4().hex[:8]}"
     urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"))
     return ObjectStore(f"s3://{bucket}/some/labels")
+
+
+class Faults:
+    """What goes wrong with requests to the server: `fault` gets the method and path of each, and says what."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.fault: Callable[[str, str], str | None] = lambda method, path: None
+        self.requests: list[tuple[str, str]] = []
+
+    def answer(self, application: Any, environ: Any, start_response: Any) -> Iterable[bytes]:
+        """A fault is "cut" (half of the body), or a status and a code of S3 ("503 SlowDown")."""
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.requests.append((method, path))
+        time.sleep(self.seconds)
+        fault = self.fault(method, path)
+        if fault is None or fault == "cut":
+            body = b"".join(application(environ, start_response))
+            return [body[: len(body) // 2]] if fault else [body]
+        status, code = fault.split()
+        start_response(f"{status} Error", [("Content-Type", "application/xml"), ("Connection", "close")])
+        return [f"<Error><Code>{code}</Code><Message>as asked for</Message></Error>".encode()]
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """Faults of the server, which answers as asked for until the test ends."""
+    faults, original = Faults(), DomainDispatcherApplication.__call__
+    monkeypatch.setattr(
+        DomainDispatcherApplication,
+        "__call__",
+        lambda self, environ, start: faults.answer(lambda *request: original(self, *request), environ, start),
+    )
+    return faults

@@ -1,0 +1,104 @@
+"""Reading objects of a store: a server of moto's that speaks S3, in which things go wrong."""
+
+import copy
+from collections import Counter
+
+import pytest
+
+from sgpipe.errors import StoreError, UserError
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.utils.object_store import AccessError, ObjectReader, ReplacedError, is_uri
+from tests.integration.faults.conftest import Faults
+
+NAMES = ["a.jpg", "deep/er/b#1 ü%25?.jpg", "deep/c.jpg"]
+
+
+@pytest.fixture
+def reader(store: ObjectStore) -> ObjectReader:
+    for name in NAMES:
+        store.put(name, name.encode() * 100)
+    return ObjectReader(store.uri)
+
+
+def test_objects_are_read_whole_in_ranges_and_as_files(reader: ObjectReader) -> None:
+    reader.check()
+    name = NAMES[1]
+    content = name.encode() * 100
+    info = reader.head(name)
+    assert info is not None
+    assert (info.name, info.size) == (name, len(content))
+    assert reader.read(name) == content
+    assert reader.read("./deep//er/" + name.rpartition("/")[2]) == content
+    assert reader.read_range(name, 3, 5, info.version) == content[3:8]
+    assert reader.read_range(name, 3, 0) == b""
+    with reader.open(name) as file:
+        file.seek(-4, 2)
+        assert file.read() == content[-4:]
+        file.seek(1)
+        assert file.read(7) == content[1:8]
+    assert sorted(info.name for info in reader.list()) == sorted(NAMES)
+    assert [info.name for info in reader.list("deep/er")] == [name]
+    assert copy.copy(reader).read(name) == content
+
+
+def test_what_is_missing_cut_or_replaced_is_told(reader: ObjectReader, store: ObjectStore) -> None:
+    version = reader.head("a.jpg").version
+    assert reader.head("none.jpg") is None
+    for lost in (lambda: reader.read("none.jpg"), lambda: reader.open("none.jpg")):
+        with pytest.raises(FileNotFoundError, match=f"^{store.uri}/none.jpg$"):
+            lost()
+    with pytest.raises(StoreError, match="is cut: it ends within bytes 490 to 510"):
+        reader.read_range("a.jpg", 490, 20)
+    with pytest.raises(StoreError, match="InvalidRange"):
+        reader.read_range("a.jpg", 600, 20)
+    store.put("a.jpg", b"other")
+    with pytest.raises(ReplacedError, match=r"a\.jpg was replaced while it was in use"):
+        reader.read_range("a.jpg", 0, 4, version)
+
+
+def test_a_busy_server_and_cut_answers_are_asked_again(reader: ObjectReader, faults: Faults) -> None:
+    seen: Counter[str] = Counter()
+
+    def fault(method: str, path: str) -> str | None:
+        seen[path] += 1
+        return {1: "503 SlowDown", 2: "cut"}.get(seen[path])
+
+    faults.fault = fault
+    assert reader.read("a.jpg") == b"a.jpg" * 100
+    assert reader.read_range("deep/c.jpg", 0, 10) == b"deep/c.jpg"
+
+
+@pytest.mark.parametrize("fault", ["403 AccessDenied", "400 ExpiredToken"])
+def test_a_refusal_is_told_in_one_line(reader: ObjectReader, faults: Faults, fault: str) -> None:
+    faults.fault = lambda method, path: fault
+    with pytest.raises(AccessError, match=f"^{reader.location}/a.jpg: {fault[4:]}: as asked for$"):
+        reader.read("a.jpg")
+    with pytest.raises(UserError, match="must be allowed to list and read"):
+        reader.check()
+
+
+def test_a_missing_bucket_is_told_in_one_line(reader: ObjectReader) -> None:
+    missing = ObjectReader("s3://no-such-bucket/x")
+    with pytest.raises(UserError, match=r"^s3://no-such-bucket/x: NoSuchBucket"):
+        missing.check()
+    with pytest.raises(StoreError, match=r"^s3://no-such-bucket/x: NoSuchBucket"):
+        missing.read("a.jpg")
+
+
+def test_what_is_no_location_or_holds_keys_is_refused() -> None:
+    assert is_uri("s3://bucket/x")
+    assert not any(map(is_uri, ("/tmp/x", "C://x", "file:///x", "s3:/bucket")))
+    for uri in ("s3://KEY:SECRET@bucket/x", "abfs://box:SECRET@account.dfs.core.windows.net/x"):
+        with pytest.raises(UserError, match="must not hold keys"):
+            ObjectReader(uri)
+    with pytest.raises(UserError, match="expected s3://"):
+        ObjectReader("ftp://bucket/x")
+    assert ObjectReader("abfs://box@account.dfs.core.windows.net/x@y").location.endswith("x@y")
+
+
+def test_an_answer_that_is_cut_each_time_is_told_in_one_line(reader: ObjectReader, faults: Faults) -> None:
+    faults.fault = lambda method, path: "cut"
+    with pytest.raises(StoreError, match=f"^{reader.location}/a.jpg: ") as caught:
+        reader.read("a.jpg")
+    assert "\n" not in str(caught.value)
+    print(caught.value)
