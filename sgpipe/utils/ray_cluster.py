@@ -24,13 +24,16 @@ from typing import Any
 
 import ray
 from ray._private import services
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sgpipe.errors import EngineError
+from sgpipe.errors import EngineError, UserError
+from sgpipe.utils.installation import installation, missing_there
 from sgpipe.utils.locking import temporary_folder
 
 _core: Any = ray._raylet  # has no types
 _CONNECT_SECONDS = 5
+_ANSWER_SECONDS = 120  # of a machine that starts a process and imports sgpipe
 _MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
 # Ray's own names for how long it waits for an answer, by version.
 _WAITS = ("RAY_py_gcs_connect_timeout_s", "RAY_gcs_rpc_server_connect_timeout_s")
@@ -57,6 +60,45 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
+
+
+def check_machines() -> list[str]:
+    """Whether every machine of the cluster runs the sgpipe of this process; returns what else is worth a note.
+
+    Raises:
+        UserError: a machine has no sgpipe, or another one.
+    """
+    own, here = installation(), ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here}
+    asked = {name: _describe(name) for name in others}
+    notes = []
+    for name, answer in asked.items():
+        try:
+            found = ray.get(answer, timeout=_ANSWER_SECONDS)
+        except RayError:  # lost, or too busy to start a process; its actors say what it has
+            continue
+        if isinstance(found, str):
+            raise UserError(missing_there(others[name]["NodeManagerHostname"], found))
+        if misfit := own.misfit(found):
+            raise UserError(misfit)
+        if note := own.other_libraries(found):
+            notes.append(note)
+    return notes
+
+
+def _describe(node: str) -> ray.ObjectRef[Any]:
+    """The installation of a machine, or why it has none."""
+
+    def describe() -> Any:  # travels by its code: the other sgpipe may not have it
+        try:
+            from sgpipe.utils.installation import installation
+
+            return installation()
+        except ImportError as error:
+            return str(error)
+
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(describe).options(num_cpus=0, scheduling_strategy=strategy).remote()
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:
