@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sgpipe.errors import ImageError as ImageError
-from sgpipe.records import FOLDER_DATASET, LABEL_STUDIO_DATASET, Record
+from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
 
 # `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -120,7 +120,7 @@ def image_file(
 
 def is_upright(dataset: str) -> bool:
     """Whether the boxes of this dataset refer to the image as displayed (turned as EXIF says), not as stored."""
-    return dataset in (FOLDER_DATASET, LABEL_STUDIO_DATASET)
+    return dataset in (FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET)
 
 
 def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
@@ -250,6 +250,8 @@ def _orient(image: Image.Image, size: tuple[int, int], upright: bool) -> Image.I
     rotated = ImageOps.exif_transpose(image)
     if rotated.size == size:
         return rotated
+    if image.size == size:  # the annotation refers to the image as stored
+        return image
     width, height = image.size
     raise ValueError(f"it is {width}x{height}, the annotation says {size[0]}x{size[1]}")
 
@@ -283,7 +285,12 @@ def read_upright_size(root: Path, file_name: str) -> tuple[int, int]:
     """Width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
     path = resolve(root, file_name)
     with open_header(path, str(path)) as image:
-        return image.size[::-1] if _is_sideways(image) else image.size
+        return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image that is not decoded yet, as displayed."""
+    return image.size[::-1] if _is_sideways(image) else image.size
 
 
 def read_image(root: Path, record: Record) -> bytes:

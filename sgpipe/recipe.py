@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import Field, StringConstraints, field_validator
 
 from sgpipe.errors import in_python
+from sgpipe.hub_config import HubConfig
 from sgpipe.utils import LARGEST_SEED
+from sgpipe.utils.config_file import Config as Config
 from sgpipe.utils.config_file import load, recipe_folder
-
-
-class Config(BaseModel):
-    """Base of every section of a recipe: frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse "limit: yes", which would be 1."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        kinds = (annotation, *get_args(annotation))
-        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
-            raise ValueError("expected a number")
-        return value
 
 
 class Resources(Config):
@@ -84,13 +70,16 @@ class MiniworldConfig(Config):
 class SourceConfig(Config):
     """The dataset to label."""
 
-    format: Literal["coco", "objects365", "folder", "miniworld"] = Field(
-        "coco", description="format of the annotations; folder: images without annotations; miniworld: synthetic images"
+    format: Literal["coco", "objects365", "folder", "hub", "miniworld"] = Field(
+        "coco",
+        description="format of the annotations; folder: images without annotations; hub: Parquet files with images and "
+        "boxes; miniworld: synthetic images",
     )
     root: Path | None = Field(None, description="folder that the paths are relative to; null: the working folder")
     splits: dict[SplitName, SplitConfig] = Field(
         default_factory=dict, description="the files of each split, by its name"
     )
+    hub: HubConfig = HubConfig()
     drawn: MiniworldConfig = MiniworldConfig()
     ground_truth: Path | None = Field(
         None, description="run or import with relations of the same images; generate then prints precision and recall"
@@ -301,6 +290,7 @@ class Recipe(Config):
 PYTHON_WORDS: Mapping[str, str] = {
     "option: ": "overrides: ",
     "--root": "source.root",
+    "--dataset": "source.hub.dataset",
     "--images": "source.splits.NAME.images",
     "--annotations": "source.splits.NAME.annotations",
     "--captions": "source.splits.NAME.captions",

@@ -17,6 +17,7 @@ SCHEMA_VERSION = 1
 NO_OBJECT = "missing objects"
 TRAINING_CONFIDENCE = 0.2  # RLIPv2 trains on relations of at least this confidence
 FOLDER_DATASET = "folder"  # the dataset of images without annotations
+HUB_DATASET = "hub"  # the dataset of images in Parquet files, which `datasets` shows as EXIF rotates them
 LABEL_STUDIO_DATASET = "label_studio"  # the dataset of images that were annotated as a browser shows them
 
 Scope = Literal["image", "box", "pair"]

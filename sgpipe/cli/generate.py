@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
@@ -21,8 +21,6 @@ from sgpipe.cli.options import (
     Captioner,
     Detector,
     ExpectedPrecision,
-    GuessedSplit,
-    ImageData,
     Json,
     Limit,
     RayAddress,
@@ -30,15 +28,14 @@ from sgpipe.cli.options import (
     Settings,
     Tagger,
     reads_file,
-    reads_folder,
-    reads_later,
     reads_model,
     reads_path,
     reads_run,
     with_option_groups,
     writes_folder,
 )
-from sgpipe.errors import UserError, existing_file, existing_folder, existing_path, making_folder
+from sgpipe.cli.source_options import SourceOptions
+from sgpipe.errors import UserError, existing_path, making_folder
 from sgpipe.utils import console
 from sgpipe.utils.atomic import atomic_write, removed_if_empty
 from sgpipe.utils.console import count
@@ -47,49 +44,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sgpipe.pipeline import SceneGraph
-    from sgpipe.recipe import Recipe, SourceConfig
+    from sgpipe.recipe import Recipe
     from sgpipe.storage.manifest import Summary
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """The images to label, and what is known of them, instead of those of the recipe."""
-
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that the recipe's paths are relative to.", callback=reads_folder)
-    ] = None
-    images: Annotated[
-        Path | None, typer.Option(help="Image folder, instead of the recipe's splits.", callback=reads_later)
-    ] = None
-    annotations: Annotated[Path | None, typer.Option(help="Annotation file for --images.", callback=reads_later)] = None
-    captions: Annotated[
-        Path | None, typer.Option(help="COCO captions file; the captioner does not run.", callback=reads_later)
-    ] = None
-    split: GuessedSplit = None
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run or import with ground truth of the same images; prints precision and recall.",
-            callback=reads_folder,
-        ),
-    ] = None
-    image_data: ImageData = None
-
-    def split_name(self, source: SourceConfig, out: Path) -> str:
-        """What the split of --images is called. Raises UserError: a path is missing, or nothing names the split."""
-        from sgpipe.recipe import WHOLE
-        from sgpipe.sources.formats import infer_split, run_split
-
-        if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
-            return self.split or WHOLE
-        existing_folder(source.path(self.images))
-        existing_file(source.path(self.annotations))
-        return infer_split(self.annotations, self.images, run_split(out))
-
-    def of_split(self, name: str) -> dict[str, Any]:
-        """The settings for a single split of --images."""
-        config = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
-        return {"source.splits": {name: config}} | ({} if self.captions is None else {"caption.captioner": None})
 
 
 @with_option_groups
@@ -135,9 +91,7 @@ def generate(
     --set source.drawn.seed=1 gives other images.
     """
     options = {
-        "source.root": data.root,
-        "source.ground_truth": data.truth and data.truth.absolute(),
-        "source.image_data": data.image_data and data.image_data.absolute(),
+        **data.overrides(),
         "detect.detector": detector,
         "caption.captioner": captioner,
         "tag.tagger": tagger,
@@ -179,9 +133,8 @@ def _load(
 
     changes = parse_set(assigned)
     loaded = load({**overrides, **changes})
+    data.check(loaded.source)
     if data.images is None:
-        if data.annotations is not None or data.captions is not None or data.split is not None:
-            raise UserError("--annotations, --captions and --split need --images")
         return loaded
     name = data.split_name(loaded.source, out or _default_folder(loaded))
     return load({**overrides, **data.of_split(name), **changes})

@@ -28,6 +28,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "generate",
         "generate coco --root datasets/coco --tagger tagger/ --out coco-relations/",
         "generate folder --images photos/ --tagger tagger/ --out photo-relations/",
+        "generate hub --dataset cppe-5 --split train --tagger tagger/ --out cppe-relations/",
         "generate coco --tagger tagger/ --limit 100 --set tag.threshold=0.1",
         "generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco",
         "generate --from coco-relations/ --tagger other-tagger/ --out retagged/",
@@ -96,7 +97,20 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
 
 
 _DATA = (
-    *("root", "images", "predictions", "annotations", "relations", "captions", "coco", "split", "boxes", "data", "val"),
+    *(
+        "root",
+        "images",
+        "dataset",
+        "predictions",
+        "annotations",
+        "relations",
+        "captions",
+        "coco",
+        "split",
+        "boxes",
+        "data",
+        "val",
+    ),
     *("limit", "truth", "wanted", "image_data", "image_paths", "categories"),
 )
 _MODELS = ("recipe", "model", "detector", "captioner", "tagger", "init", "miniature")

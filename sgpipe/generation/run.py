@@ -19,6 +19,7 @@ from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
 from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, WHOLE, Recipe, SourceConfig, with_model_folders
 from sgpipe.sources import open_source, prepare_source
+from sgpipe.sources.hub.source import check_hub
 from sgpipe.sources.miniworld import recipe_warnings, remove_unused
 from sgpipe.stages.base import CachingStage, ModelStage, Stage
 from sgpipe.stages.build import build_stages
@@ -119,7 +120,8 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
     if recipe.source.format == "folder" and recipe.detect.detector is None:
         raise UserError("no detector: give --detector FOLDER_OR_ID, an object detector of transformers")
     check_tagger(recipe.tag, recipe.pair)
-    without = [name for name, split in recipe.source.splits.items() if split.captions is None]
+    named = {} if recipe.source.format == "hub" else recipe.source.splits  # the hub's are found later
+    without = [name for name, split in named.items() if split.captions is None]
     if without and recipe.caption.captioner is None and recipe.pair.candidates != "prior":
         raise UserError(f"no captions{_of_splits(without)}: give --captioner or --captions")
     _check_paths(recipe, stages)
@@ -127,6 +129,8 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
 
 def _check_data(recipe: Recipe) -> None:
     splits = recipe.source.splits
+    if recipe.source.format == "hub":
+        return check_hub(recipe)
     if splits and recipe.source.synthetic is not None:
         raise UserError("the miniworld generates its own images; to label others, use another recipe, such as coco")
     if not splits and recipe.source.synthetic is None:

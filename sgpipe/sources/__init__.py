@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError, existing_file, existing_folder
-from sgpipe.recipe import SourceConfig, SplitConfig
+from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import write_detections
 from sgpipe.sources.folder import fingerprint_folder, read_folder
+from sgpipe.sources.hub.source import prepare_hub, read_split, stamp_split
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
@@ -30,12 +31,15 @@ def prepare_source(
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
-        UserError: the ground truth is not a run or an import, or image_data is missing.
+        UserError: the ground truth is not a run or an import, image_data is missing, or there is no such dataset.
+        StoreError: the hub or a store cannot be reached.
     """
     made = miniworld.prepare(source.drawn if source.synthetic else None, private, say, parent)
     if made is not None:
         splits, ground_truth = made
         return source.model_copy(update={"root": None, "splits": splits}), ground_truth
+    if source.format == "hub":
+        source = prepare_hub(source)
     if source.ground_truth is None:
         return source, None
     ground_truth = GroundTruth(
@@ -58,8 +62,9 @@ def open_source(source: SourceConfig, split: str, path: Path, new: Path | None =
         UserError: the annotation file or the image folder is missing or not of the source's format.
     """
     config = source.splits[split]
-    existing_folder(source.path(config.images))
-    files = _stamp(source, config)
+    if source.format != "hub":
+        existing_folder(source.path(config.images))
+    files = _stamp(source, split)
     try:
         index = SourceIndex(path)
     except UserError:  # missing or damaged: it is only a cache
@@ -73,7 +78,9 @@ def open_source(source: SourceConfig, split: str, path: Path, new: Path | None =
 
 def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) -> None:
     config = source.splits[split]
-    if config.annotations is None:
+    if source.format == "hub":
+        detections, meta = read_split(source, split)
+    elif config.annotations is None:
         detections, meta = read_folder(source.path(config.images), split=split)
     else:
         detections, meta = read_coco(
@@ -89,8 +96,11 @@ def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) 
     write_detections(path, detections, meta | {"files": files, "located": located})
 
 
-def _stamp(source: SourceConfig, config: SplitConfig) -> dict[str, Any]:
+def _stamp(source: SourceConfig, split: str) -> dict[str, Any]:
     """What identifies the files that an index was read from; if it changes, they are read again."""
+    config = source.splits[split]
+    if source.format == "hub":
+        return {"version": __version__, **stamp_split(source, split)}
     images = str(source.path(config.images).resolve())
     stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": images}
     if config.annotations is None:

@@ -105,6 +105,13 @@ class Detections:
         self.box_crowds.append(crowd)
         self.boxes.extend((x, y, width, height))
 
+    def add_boxes(self, rows: np.ndarray, categories: np.ndarray, crowds: np.ndarray, boxes: np.ndarray) -> None:
+        """Add boxes `[boxes, 4]` of images by their rows."""
+        self.box_rows.frombytes(rows.astype(np.int32).tobytes())
+        self.box_categories.frombytes(categories.astype(np.int64).tobytes())
+        self.box_crowds.frombytes(crowds.astype(np.int8).tobytes())
+        self.boxes.frombytes(boxes.astype(np.float64).tobytes())
+
     def add_category(self, item: Any) -> None:
         """Add an entry of `categories`, by its exact name, so that results can be joined with the annotations.
 
@@ -127,6 +134,10 @@ class Detections:
         except (KeyError, TypeError):
             self.problems.malformed += 1
             return
+        self.add_text(row, text)
+
+    def add_text(self, row: int | None, text: Any) -> None:
+        """Add a caption of the image in a row, unless there is none."""
         if not isinstance(text, str):
             self.problems.malformed += 1
         elif row is not None and (cleaned := to_single_line(text)):

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from sgpipe.errors import UserError, existing_file
@@ -20,6 +20,22 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 _shown = reprlib.Repr()  # of a value that may be as large as it likes
 _shown.maxlevel, _shown.maxstring, _shown.maxother = 3, 200, 200
+
+
+class Config(BaseModel):
+    """Base of every section of a recipe: frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse "limit: yes", which would be 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = (annotation, *get_args(annotation))
+        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+            raise ValueError("expected a number")
+        return value
 
 
 def recipe_folder() -> Path:

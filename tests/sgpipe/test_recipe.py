@@ -92,7 +92,7 @@ def test_an_error_in_an_option_names_the_option():
 
 
 def test_an_unknown_recipe_is_refused_with_the_list_of_packaged_ones(tmp_path):
-    with pytest.raises(UserError, match=r"coco, .*folder, miniworld, objects365"):
+    with pytest.raises(UserError, match=r"coco, .*folder, hub, miniworld, objects365"):
         load_recipe("cocoo")
     with pytest.raises(UserError, match="no such file"):
         load_recipe(str(tmp_path / "no.yaml"))

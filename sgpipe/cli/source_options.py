@@ -1,0 +1,79 @@
+"""The options of `sgpipe generate` that say which images are labelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sgpipe.cli.options import GuessedSplit, ImageData, reads_folder, reads_later
+from sgpipe.errors import UserError, existing_file, existing_folder
+
+if TYPE_CHECKING:
+    from sgpipe.recipe import SourceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """The images to label, and what is known of them, instead of those of the recipe."""
+
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that the recipe's paths are relative to.", callback=reads_folder)
+    ] = None
+    images: Annotated[
+        Path | None, typer.Option(help="Image folder, instead of the recipe's splits.", callback=reads_later)
+    ] = None
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Recipe hub: folder of Parquet files, or id of a dataset on the Hugging Face hub."),
+    ] = None
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file for --images.", callback=reads_later)] = None
+    captions: Annotated[
+        Path | None, typer.Option(help="COCO captions file; the captioner does not run.", callback=reads_later)
+    ] = None
+    split: GuessedSplit = None
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run or import with ground truth of the same images; prints precision and recall.",
+            callback=reads_folder,
+        ),
+    ] = None
+    image_data: ImageData = None
+
+    def overrides(self) -> dict[str, Any]:
+        """The settings of the options that need no others; None: not given."""
+        return {
+            "source.root": self.root,
+            "source.hub.dataset": self.dataset,
+            "source.hub.split": self.split if self.dataset else None,
+            "source.ground_truth": self.truth and self.truth.absolute(),
+            "source.image_data": self.image_data and self.image_data.absolute(),
+        }
+
+    def check(self, source: SourceConfig) -> None:
+        """Raises UserError: an option needs another one, or another recipe."""
+        if self.dataset is not None and source.format != "hub":
+            raise UserError("--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID")
+        if self.images is None and (self.annotations is not None or self.captions is not None):
+            raise UserError("--annotations, --captions and --split need --images")
+        if self.images is None and self.split is not None and self.dataset is None:
+            raise UserError("--annotations, --captions and --split need --images")
+
+    def split_name(self, source: SourceConfig, out: Path) -> str:
+        """What the split of --images is called. Raises UserError: a path is missing, or nothing names the split."""
+        from sgpipe.recipe import WHOLE
+        from sgpipe.sources.formats import infer_split, run_split
+
+        if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
+            return self.split or WHOLE
+        existing_folder(source.path(self.images))
+        existing_file(source.path(self.annotations))
+        return infer_split(self.annotations, self.images, run_split(out))
+
+    def of_split(self, name: str) -> dict[str, Any]:
+        """The settings for a single split of --images."""
+        config = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
+        return {"source.splits": {name: config}} | ({} if self.captions is None else {"caption.captioner": None})

@@ -1,0 +1,98 @@
+"""What sgpipe asks of the Hugging Face hub, on a user's explicit word. Tokens are huggingface_hub's own matter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgpipe.errors import StoreError, UserError
+
+DATASETS = "hf://datasets/"
+_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset of the hub at a revision; None: the newest."""
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubDataset | None:
+        """From USER/NAME, USER/NAME@REVISION or the same after hf://datasets/; None: it is nothing of the kind."""
+        name, _, revision = text.removeprefix(DATASETS).strip("/").partition("@")
+        return cls(name, revision or None) if _ID.fullmatch(name) else None
+
+    @property
+    def uri(self) -> str:
+        return f"{DATASETS}{self.name}" + (f"@{self.revision}" if self.revision else "")
+
+    def list(self) -> tuple[HubDataset, list[str]]:
+        """The dataset at the commit that its revision is now, and the names of its files.
+
+        Without the hub (HF_HUB_OFFLINE), what its cache has. Raises UserError, StoreError: see `naming_hub`.
+        """
+        from huggingface_hub import HfApi, constants, snapshot_download
+
+        with naming_hub(f"the dataset {self.name}"):
+            if constants.HF_HUB_OFFLINE:
+                folder = Path(
+                    snapshot_download(self.name, repo_type="dataset", revision=self.revision, local_files_only=True)
+                )
+                files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+                return HubDataset(self.name, folder.name), sorted(files)
+            info = HfApi().dataset_info(self.name, revision=self.revision)
+            files = [each.rfilename for each in info.siblings or ()]
+            return HubDataset(self.name, info.sha), sorted(files)
+
+    def fetch(self, file: str) -> Path:
+        """A file in the hub's cache on this machine, downloaded if it is not there."""
+        from huggingface_hub import hf_hub_download
+
+        with naming_hub(f"{file} of the dataset {self.name}"):
+            return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=self.revision))
+
+
+@contextmanager
+def naming_hub(what: str) -> Iterator[None]:
+    """Errors of the hub in one line, which names no token.
+
+    Raises UserError: `what` is not there, or not for this user; StoreError: the hub cannot be reached, or is busy.
+    """
+    import httpx
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(f"{what} is gated: ask for access on its page on the hub, then {_LOGIN}") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(f"{what} is not on the hub, or is private: check the name, or {_LOGIN}") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{what} has no such revision") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise UserError(
+            f"{what} is not in the hub's cache, and the hub cannot be reached; is HF_HUB_OFFLINE set?"
+        ) from None
+    except errors.EntryNotFoundError:
+        raise UserError(f"{what} does not exist on the hub") from None
+    except errors.LocalTokenNotFoundError:
+        raise UserError(f"{what} needs a user of the hub: {_LOGIN}") from None
+    except errors.HFValidationError as error:
+        raise UserError(f"{what}: {_first_line(error)}") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise UserError(f"{what}: the hub refuses this user ({status}): {_LOGIN} with a token that may") from None
+        raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
+    except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
+        raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,155 @@
+"""Images in the rows of Parquet files: `data/train-00000-of-00002.parquet#17` is the image of row 17 of that file.
+
+If a file has several columns of images, the name says which: `train.parquet#photo:17`. A row group is read forwards, a
+few rows at a time, however large it is: memory is bounded, and a run reads each group about once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_NAME = re.compile(r"(?P<file>.+\.parquet)#(?:(?P<column>[^#:]+):)?(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
+_ROWS_PER_BATCH, _RECENT_BATCHES = 16, 4
+_OPEN_FILES, _OPEN_GROUPS = 8, 4  # at once, for images are read in the order of the rows, with a few exceptions
+_BUFFER = 1 << 20
+
+
+def row_name(file: str, row: int, column: str | None = None) -> str:
+    """The name of the image in a row; `column`: only if the file has several columns of images."""
+    return f"{file}#{row}" if column is None else f"{file}#{column}:{row}"
+
+
+def parse_row_name(name: str) -> tuple[str, str | None, int] | None:
+    """File, column and row of a name that `row_name` made; None: it is another name."""
+    found = _NAME.fullmatch(name)
+    return found and (found["file"], found["column"], int(found["row"]))
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold images: as the file's description for `datasets` states, or as their types suggest."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        stated = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        stated = []
+    files = [
+        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    return stated or files or [field.name for field in schema if _is_binary(field.type)]
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def image_leaf(schema: pa.Schema, column: str) -> str:
+    """The dotted name of the bytes of a column of images."""
+    return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
+
+
+def image_bytes(batch: pa.RecordBatch) -> pa.Array:
+    """The bytes in the only column of a batch that was read by `image_leaf`."""
+    column = batch.column(0)
+    return column.field(0) if pa.types.is_struct(column.type) else column
+
+
+class ParquetImages:
+    """Reads the images of Parquet files by their names. Threads may share it."""
+
+    def __init__(self, open_file: Callable[[str], Path | BinaryIO]) -> None:
+        """`open_file` opens a Parquet file by its name."""
+        self._open_file = open_file
+        self._files: OrderedDict[str, _File] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, file: str, column: str | None, row: int) -> bytes:
+        """The image file in a row.
+
+        Raises FileNotFoundError: there is no such file, row, column or image; OSError: the Parquet file cannot be read.
+        """
+        with self._lock:
+            try:
+                data = self._file(file).image(column, row)
+            except pa.ArrowException as error:
+                raise OSError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        if data is None:
+            raise FileNotFoundError(row_name(file, row, column))
+        return data
+
+    def read_name(self, name: str) -> bytes:
+        """The same by a name that `row_name` made. Raises as `read`."""
+        parts = parse_row_name(name)
+        if parts is None:
+            raise FileNotFoundError(name)
+        return self.read(*parts)
+
+    def _file(self, name: str) -> _File:
+        if name not in self._files:
+            self._files[name] = _File(pq.ParquetFile(self._open_file(name), pre_buffer=False, buffer_size=_BUFFER))
+        self._files.move_to_end(name)
+        if len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return self._files[name]
+
+
+class _File:
+    """An open Parquet file, and the row groups of it that are being read."""
+
+    def __init__(self, parquet: pq.ParquetFile) -> None:
+        self._parquet = parquet
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
+
+    def image(self, column: str | None, row: int) -> bytes | None:
+        schema = self._parquet.schema_arrow
+        columns = image_columns(schema) if column is None else [column]
+        if len(columns) != 1 or columns[0] not in schema.names or row >= self._starts[-1]:
+            return None
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        key = columns[0], group
+        if key not in self._groups:
+            self._groups[key] = _RowGroup(self._parquet, group, image_leaf(schema, columns[0]))
+        self._groups.move_to_end(key)
+        if len(self._groups) > _OPEN_GROUPS:
+            self._groups.popitem(last=False)
+        return self._groups[key].image(row - int(self._starts[group]))
+
+    def close(self) -> None:
+        self._parquet.close(force=True)
+
+
+class _RowGroup:
+    """The images of a row group, read forwards; the last few rows are kept, for threads are not quite in order."""
+
+    def __init__(self, parquet: pq.ParquetFile, group: int, leaf: str) -> None:
+        self._parquet, self._group, self._leaf = parquet, group, leaf
+        self._restart()
+
+    def image(self, row: int) -> bytes | None:
+        if row < self._next and not any(start <= row for start, _ in self._recent):
+            self._restart()
+        while row >= self._next:
+            images = image_bytes(next(self._batches))
+            self._recent.append((self._next, images))
+            self._next += len(images)
+        start, images = next(each for each in reversed(self._recent) if each[0] <= row)
+        data: Any = images[row - start].as_py()
+        return data
+
+    def _restart(self) -> None:
+        self._next = 0
+        self._recent: deque[tuple[int, pa.Array]] = deque(maxlen=_RECENT_BATCHES)
+        self._batches: Iterator[pa.RecordBatch] = self._parquet.iter_batches(
+            _ROWS_PER_BATCH, row_groups=[self._group], columns=[self._leaf], use_threads=False
+        )

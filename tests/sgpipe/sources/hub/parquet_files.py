@@ -1,0 +1,44 @@
+"""Datasets in the hub's form, as `datasets` writes them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+NAMES = ["cat", "dog", "cup"]
+WIDTH, HEIGHT = 80, 60
+_RANDOM = np.random.default_rng(0)
+# Boxes in every corner, as in real data: x, y, width, height.
+BOXES = [[0.0, 0.0, 30.0, 20.0], [50.0, 40.0, 30.0, 20.0], [40.0, 5.0, 40.0, 50.0], [2.0, 30.0, 10.0, 30.0]]
+
+
+def jpeg(color: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), orientation: int | None = None) -> bytes:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", size, (color % 256, 100, 200)).save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+def features(**columns: Any) -> datasets.Features:
+    box, label = datasets.List(datasets.Value("float32"), length=4), datasets.ClassLabel(names=NAMES)
+    objects = {"bbox": datasets.List(box), "category": datasets.List(label)}
+    return datasets.Features({"image": datasets.Image(), "objects": objects, **columns})
+
+
+def row(number: int, **columns: Any) -> dict[str, Any]:
+    objects = {"bbox": BOXES, "category": [0, 1, 2, 1]}
+    return {"image": {"bytes": jpeg(number), "path": f"{number}.png"}, "objects": objects, **columns}
+
+
+def write(path: Path, rows: list[dict[str, Any]], kinds: datasets.Features | None = None, batch: int = 100) -> Path:
+    """A Parquet file with row groups of `batch` rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(rows, features=kinds or features()).to_parquet(path, batch_size=batch)
+    return path

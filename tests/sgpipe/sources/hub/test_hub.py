@@ -1,0 +1,263 @@
+"""A dataset in the hub's form: which files and columns count, what the boxes mean, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+
+from sgpipe.errors import UserError
+from sgpipe.hub_config import HubConfig
+from sgpipe.records import Record
+from sgpipe.sources.detections import write_detections
+from sgpipe.sources.hub.files import find_files
+from sgpipe.sources.hub.reader import class_table, read_hub
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
+from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
+
+TRAIN = "data/train-00000-of-00001.parquet"
+CARD_WITH_NAMES = """---
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: objects
+    struct:
+    - name: bbox
+      list:
+        list: float32
+        length: 4
+    - name: category
+      list:
+        class_label:
+          names:
+            '0': x
+            '1': y
+            '2': z
+---
+# Card
+"""
+CARD_WITH_SUBSETS = """---
+configs:
+- config_name: first
+  data_files:
+  - split: train
+    path: a/x*
+  - split: held
+    path:
+    - a/y.parquet
+- config_name: second
+  data_files: b/*.parquet
+---
+"""
+
+
+def read(folder: Path, split: str = "train", **settings: Any) -> tuple[list[Record], dict[str, Any]]:
+    """The records of a split, and the description of its index."""
+    config = HubConfig.model_validate({"dataset": str(folder), **settings})
+    files = find_files(config)
+    detections, meta = read_hub(files, split, config, class_table(files, config))
+    path = folder / "index.arrow"
+    write_detections(path, detections, meta)
+    index = SourceIndex(path)
+    return index.records(0, len(index)), index.meta
+
+
+def boxes_of(record: Record) -> list[list[float]]:
+    return [[round(value, 3) for value in box.bbox] for box in record.objects]
+
+
+def classes_of(record: Record) -> list[tuple[str, int]]:
+    return [(box.category, box.category_id) for box in record.objects]
+
+
+def test_a_dataset_that_states_everything(tmp_path):
+    ids = {name: datasets.Value("int64") for name in ("image_id", "width", "height")}
+    write(tmp_path / TRAIN, [row(i, image_id=7 * i, width=WIDTH, height=HEIGHT) for i in range(5)], features(**ids))
+    records, meta = read(tmp_path)
+    assert [record.image_id for record in records] == ["0", "7", "14", "21", "28"]
+    assert (records[3].dataset, records[3].split, records[3].file_name) == ("hub", "train", f"{TRAIN}#3")
+    assert (records[3].width, records[3].height) == (WIDTH, HEIGHT)
+    assert boxes_of(records[3]) == BOXES
+    assert classes_of(records[3]) == [("cat", 0), ("dog", 1), ("cup", 2), ("dog", 1)]
+    assert meta["categories"] == NAMES
+    assert "boxes are read as xywh: 100.0%" in meta["notes"][0]
+
+
+def as_form(box: list[float], form: str) -> list[float]:
+    x, y, w, h = box
+    numbers = {"xywh": [x, y, w, h], "xyxy": [x, y, x + w, y + h], "cxcywh": [x + w / 2, y + h / 2, w, h]}
+    values = numbers[form.removesuffix("n")]
+    return (
+        [value / side for value, side in zip(values, [WIDTH, HEIGHT] * 2, strict=True)] if form[-1] == "n" else values
+    )
+
+
+@pytest.mark.parametrize("form", ["xywh", "xyxy", "cxcywh", "xywhn", "xyxyn", "cxcywhn"])
+@pytest.mark.parametrize("given", [True, False])
+def test_every_form_of_boxes_gives_the_same_boxes(tmp_path, form, given):
+    objects = {"bbox": [as_form(box, form) for box in BOXES], "category": [0, 1, 2, 1]}
+    write(tmp_path / TRAIN, [row(0) | {"objects": objects}])
+    records, meta = read(tmp_path, boxes=form if given else "auto")
+    assert boxes_of(records[0]) == BOXES
+    assert bool(meta["notes"]) is not given
+
+
+def test_boxes_that_lie_in_no_image_are_refused(tmp_path):
+    objects = {"bbox": [[900.0, 900.0, 5.0, 5.0]], "category": [0]}
+    write(tmp_path / TRAIN, [row(0) | {"objects": objects}])
+    with pytest.raises(UserError, match=r"in no form .*--set source\.hub\.boxes=FORM"):
+        read(tmp_path)
+
+
+def test_objects_may_be_a_list_of_objects_whose_classes_are_words(tmp_path):
+    box = {"bbox": datasets.List(datasets.Value("float64")), "label": datasets.Value("string")}
+    kinds = datasets.Features({"photo": datasets.Image(), "annotations": datasets.List(box)})
+    rows = [
+        {"photo": {"bytes": jpeg(i), "path": None}, "annotations": [{"bbox": b, "label": n} for b, n in annotated]}
+        for i, annotated in enumerate([[(BOXES[0], "zebra"), (BOXES[1], "ant")], [], [(BOXES[2], "ant")]])
+    ]
+    write(tmp_path / "train.parquet", rows, kinds)
+    records, _ = read(tmp_path)
+    assert [classes_of(record) for record in records] == [[("zebra", 1), ("ant", 0)], [], [("ant", 0)]]
+    assert [record.image_id for record in records] == ["0", "1", "2"]
+    assert {(record.width, record.height) for record in records} == {(WIDTH, HEIGHT)}  # the images say so
+
+
+def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
+    kinds = features(
+        frame=datasets.Image(), when=datasets.Value("string"), says=datasets.List(datasets.Value("string"))
+    )
+    given = {"frame": {"bytes": jpeg(9, (40, 30)), "path": None}, "when": "b", "says": ["a cat", "two  dogs"]}
+    write(tmp_path / TRAIN, [row(0) | given, row(1) | given], kinds)
+    with pytest.raises(
+        UserError, match=r"several columns of images: name it with .*columns\.image=NAME; it has image, "
+    ):
+        read(tmp_path)
+    with pytest.raises(UserError, match=r"no column size \(source\.hub\.columns\.width\): it has .*objects\.bbox"):
+        read(tmp_path, columns={"image": "frame", "width": "size"})
+    columns = {"image": "image", "id": "when", "captions": "says"}
+    records, meta = read(tmp_path, columns=columns)
+    assert [(record.image_id, record.file_name) for record in records] == [("b", f"{TRAIN}#image:0")]
+    assert [caption.text for caption in records[0].captions] == ["a cat", "two dogs"]
+    assert meta["problems"]["duplicate_images"] == 1
+
+
+def test_ids_that_are_not_unique_are_not_taken_for_ids(tmp_path):
+    write(tmp_path / TRAIN, [row(i, id=1) for i in range(3)], features(id=datasets.Value("int64")))
+    assert [record.image_id for record in read(tmp_path)[0]] == ["0", "1", "2"]
+
+
+def test_numbers_without_names_are_refused_unless_the_recipe_or_the_readme_names_them(tmp_path):
+    kinds = features()
+    kinds["objects"]["category"] = datasets.List(datasets.Value("int64"))
+    file = write(tmp_path / TRAIN, [row(0)], kinds)
+    with pytest.raises(UserError, match="numbers without names"):
+        read(tmp_path)
+    assert classes_of(read(tmp_path, classes=["a", "b", "c"])[0][0])[1] == ("b", 1)
+    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+    (tmp_path / "README.md").write_text(CARD_WITH_NAMES)
+    assert classes_of(read(tmp_path)[0][0])[1] == ("y", 1)
+
+
+def test_images_and_boxes_that_cannot_be_used_are_error_rows(tmp_path):
+    bad = {"bbox": BOXES, "category": [0]}
+    rows = [row(0), row(1) | {"image": {"bytes": b"no image", "path": "x"}}, row(2) | {"image": None}]
+    write(tmp_path / TRAIN, [*rows, row(3) | {"objects": bad}, row(4)])
+    records, _ = read(tmp_path)
+    assert [record.status for record in records] == ["ok", "error", "error", "error", "ok"]
+    assert "unknown format" in records[1].error
+    assert "has no image" in records[2].error
+    assert records[3].error == "source: it has 4 boxes and 1 classes"
+    assert [boxes_of(record) for record in records] == [BOXES, [], [], [], BOXES]
+
+
+def test_sizes_that_nothing_states_are_those_that_datasets_shows(tmp_path):
+    image = {"bytes": jpeg(0, (HEIGHT, WIDTH), orientation=6), "path": None}
+    path = write(tmp_path / TRAIN, [row(0) | {"image": image}])
+    (record,), _ = read(tmp_path)
+    shown = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))[0]["image"]
+    assert (record.width, record.height) == shown.size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], {"train": 2}),
+        (["data/val-00000-of-00001-0123456789abcdef.parquet", "test.parquet"], {"val": 1, "test": 1}),
+        (["default/train/0000.parquet", "default/extra/0000.parquet"], {"train": 1, "extra": 1}),
+        (["boxes-a.parquet", "boxes-b.parquet"], {"train": 2}),
+        (["dev/part-1.parquet", "train/part-1.parquet"], {"validation": 1, "train": 1}),
+    ],
+)
+def test_splits_by_the_names_of_files(tmp_path, names, splits):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_files(HubConfig(dataset=str(tmp_path)))
+    assert {split: len(files) for split, files in found.splits.items()} == splits
+
+
+def test_splits_and_subsets_of_the_readme(tmp_path):
+    for name in ("a/x.parquet", "a/y.parquet", "b/x.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "README.md").write_text(CARD_WITH_SUBSETS)
+    with pytest.raises(UserError, match=r"several subsets: give --set source\.hub\.subset=NAME, one of first, second"):
+        find_files(HubConfig(dataset=str(tmp_path)))
+    first = find_files(HubConfig(dataset=str(tmp_path), subset="first"))
+    assert first.splits == {"train": ["a/x.parquet"], "held": ["a/y.parquet"]}
+    assert find_files(HubConfig(dataset=str(tmp_path), subset="second")).splits == {"train": ["b/x.parquet"]}
+    assert list(find_files(HubConfig(dataset=str(tmp_path), subset="first", split="held")).splits) == ["held"]
+    with pytest.raises(UserError, match="no split 'test': give --split train or held"):
+        find_files(HubConfig(dataset=str(tmp_path), subset="first", split="test"))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("dataset_dict.json", "save_to_disk"), ("images/metadata.jsonl", "image folder"), ("a.csv", "no Parquet files")],
+)
+def test_other_forms_are_refused_by_name(tmp_path, file, message):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match=message):
+        find_files(HubConfig(dataset=str(tmp_path)))
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(UserError, match=r"^train\.parquet cannot be read as Parquet: "):
+        read(tmp_path)
+
+
+def test_a_dataset_that_is_neither_a_folder_nor_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="the dataset user/name is not in the hub's cache"):
+        find_files(HubConfig(dataset="user/name"))
+    with pytest.raises(UserError, match="no such folder: /a/b/c"):
+        find_files(HubConfig(dataset="/a/b/c"))
+
+
+def test_images_are_read_in_any_order(tmp_path):
+    rows = [row(i) for i in range(60)]
+    write(tmp_path / "a.parquet", rows[:50], batch=20)
+    write(tmp_path / "b.parquet", rows[50:], batch=4)
+    images = ParquetImages(tmp_path.joinpath)
+    order = [*range(60), *reversed(range(60)), 3, 41, 22, 59, 4]
+    for number in order:
+        name = f"a.parquet#{number}" if number < 50 else f"b.parquet#image:{number - 50}"
+        assert images.read_name(name) == rows[number]["image"]["bytes"]
+    for absent in ("a.parquet#50", "c.parquet#0", "a.parquet#photo:1", "a.parquet"):
+        with pytest.raises(FileNotFoundError):
+            images.read_name(absent)
+
+
+def test_names_of_rows():
+    assert parse_row_name("data/x.parquet#7") == ("data/x.parquet", None, 7)
+    assert parse_row_name("x.parquet#photo:7") == ("x.parquet", "photo", 7)
+    assert [parse_row_name(name) for name in ("x.jpg", "x#7.jpg", "x.parquet#", "x.parquet#-1")] == [None] * 4
