@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from sgpipe.errors import UserError, existing_folder
@@ -23,9 +24,10 @@ from sgpipe.records import SCHEMA_VERSION
 from sgpipe.utils.atomic import atomic_write, fault_point
 
 MANIFEST = "manifest.jsonl"
+_COUNTERS = {"counts", "seconds"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the run)."""
 
@@ -46,6 +48,8 @@ class ShardEntry:
     def read(cls, values: dict[str, Any]) -> ShardEntry:
         """Read an entry of the manifest. Raises KeyError, TypeError or ValueError: it is not one."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        for name in _COUNTERS.intersection(known):  # the same few keys in every shard
+            known[name] = {intern(key): value for key, value in known[name].items()}
         entry = cls(**known)
         numbers = (entry.start, entry.stop, entry.bytes, *entry.counts.values())
         texts = (entry.split, entry.sha256)
@@ -121,6 +125,11 @@ class Manifest:
             raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        return cls.parse(data, root, path)
+
+    @classmethod
+    def parse(cls, data: bytes, root: Path, path: Path | str) -> tuple[Manifest, list[int]]:
+        """As `salvage`, of what was read from `path`; `root`: the folder of the run, if it is in one."""
         end = data.rfind(b"\n") + 1
         first, *others = data[:end].splitlines(keepends=True) or [b""]
         run = (_parse(first) or {}).get("run")
@@ -217,9 +226,8 @@ def existing_images(run: Path | str, split: str, folder: Path | str | None) -> P
     return Path(folder)
 
 
-def whole_lines(path: Path) -> bytes:
-    """The content of a manifest without a last line that was cut short; empty if the file does not exist."""
-    data = path.read_bytes() if path.exists() else b""
+def whole_lines(data: bytes) -> bytes:
+    """The content of a manifest without a last line that was cut short."""
     return data[: data.rfind(b"\n") + 1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,13 +10,13 @@ from pathlib import Path
 from sgpipe.errors import StoreError, UserError, naming
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest, whole_lines
 from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.segments import StoredManifest
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.hashing import file_sha256
 
 DESCRIPTIONS = ("recipe.yaml", "README.md")
 _SECONDS_BETWEEN_COPIES = 30.0
-_FETCHED = "fetched"
 
 
 class ManifestMirror:
@@ -27,6 +26,8 @@ class ManifestMirror:
         self.folder = folder
         self.store = folder.store
         self._manifest = folder.root / MANIFEST
+        self._stored = StoredManifest(folder.store) if folder.store else None
+        self._described: dict[str, bytes] = {}  # as they are in the store
         self._copied = -_SECONDS_BETWEEN_COPIES
 
     @contextmanager
@@ -37,9 +38,9 @@ class ManifestMirror:
 
         Raises UserError: neither continues the other, or the shards are stored elsewhere.
         """
-        local = whole_lines(self._manifest)
-        self._check_location()
-        latest = local if self.store is None else later(local, self.store.read(MANIFEST) or b"", self.folder)
+        local = _local(self._manifest)
+        self._check_location(local)
+        latest = local if self._stored is None else later(local, self._stored.read() or b"", self.folder)
         if latest != local:
             replace_manifest(self.folder.root, latest)
         try:
@@ -49,8 +50,8 @@ class ManifestMirror:
                 replace_manifest(self.folder.root, local) if local else self._manifest.unlink()
             raise
 
-    def _check_location(self) -> None:
-        if not whole_lines(self._manifest) or not (manifest := Manifest.load(self.folder.root)).shards:
+    def _check_location(self, local: bytes) -> None:
+        if not local or not (manifest := Manifest.load(self.folder.root)).shards:
             return
         before, now = manifest.run.get("store"), self.store and self.store.location
         if before != now:
@@ -63,18 +64,26 @@ class ManifestMirror:
         """Copy a source index into the store unless it is already there; its description is copied last."""
         description = index.with_suffix(".json")
         if self.store and self.store.read(self._name(description)) != description.read_bytes():
-            self._copy(index, description)
+            for path in (index, description):
+                self.folder.check_lock()
+                self.store.put_file(self._name(path), path)
 
     def copy(self) -> None:
         """Copy everything but the index into the store, the manifest last."""
-        self._copy(*(self.folder.root / name for name in DESCRIPTIONS), self._manifest)
+        if self._stored:
+            self._describe()
+            self.folder.check_lock()
+            self._stored.write(self._manifest)
         self._copied = time.monotonic()
 
     def copy_soon(self) -> None:
-        """As `copy`, if the last copy is half a minute old. Raises StoreError: the lock of the store is lost."""
+        """Copy what is new, if the last copy is half a minute old. Raises StoreError: the lock of the store is lost."""
         self.folder.check_lock()
-        if time.monotonic() - self._copied > _SECONDS_BETWEEN_COPIES:
-            self.copy()
+        if self._stored and time.monotonic() - self._copied > _SECONDS_BETWEEN_COPIES:
+            self._describe()
+            self.folder.check_lock()
+            self._stored.append(self._manifest)
+            self._copied = time.monotonic()
 
     def __enter__(self) -> ManifestMirror:
         return self
@@ -87,14 +96,20 @@ class ManifestMirror:
             if kind is None:
                 raise
 
-    def _copy(self, *paths: Path) -> None:
-        if self.store:
-            self.folder.check_lock()
-            for path in paths:
-                self.store.put_file(self._name(path), path)
+    def _describe(self) -> None:
+        for name in DESCRIPTIONS:
+            content = (self.folder.root / name).read_bytes()
+            if self.store and self._described.get(name) != content:
+                self.folder.check_lock()
+                self.store.put(name, content)
+                self._described[name] = content
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder.root).as_posix()
+
+
+def _local(manifest: Path) -> bytes:
+    return whole_lines(manifest.read_bytes()) if manifest.exists() else b""
 
 
 def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
@@ -118,32 +133,25 @@ def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, in
         StoreError: an object is missing, or differs from what the manifest says.
     """
     folder = RunFolder(out)
-    remote = store.read(MANIFEST)
+    remote = StoredManifest(store).read()
     if remote is None:
         raise UserError(f"{store.location} is not an sgpipe run: it has no {MANIFEST}")
     with folder.lock():
-        content = later(whole_lines(out / MANIFEST), remote, folder)
-        shards = _shards(content, folder.private / _FETCHED)
-        for shard in shards:
+        content = later(_local(out / MANIFEST), remote, folder)
+        manifest, bad = Manifest.parse(content, out, f"{store.location}/{MANIFEST}")
+        if bad:
+            raise UserError(
+                f"{store.location}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy"
+            )
+        for shard in manifest.shards:
             _fetch_shard(store, out, shard)
             advance(shard.rows, shard.counts)
         for name in DESCRIPTIONS:
             if (description := store.read(name)) is not None:
                 (out / name).write_bytes(description)
         replace_manifest(out, content)
-        manifest = Manifest.load(out)
         folder.sweep(manifest)
     return manifest
-
-
-def _shards(content: bytes, place: Path) -> list[ShardEntry]:
-    """The shards of a manifest, read in a folder of its own, which the next fetch deletes if this one is killed."""
-    place.mkdir(exist_ok=True)
-    try:
-        replace_manifest(place, content)
-        return Manifest.load(place).shards
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _fetch_shard(store: ObjectStore, out: Path, shard: ShardEntry) -> None:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.records import SCHEMA
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.segments import load_stored
 from sgpipe.storage.shards import DATA, open_shard
 from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
 
@@ -97,15 +98,11 @@ class RunFiles:
         return place
 
     def _read_manifest(self) -> tuple[Manifest, list[str]]:
-        folder = self._folder
         if self.store is not None:
-            content = self.store.read(MANIFEST)
-            if content is None:
-                raise UserError(f"{self.root} is not an sgpipe run: it has no {MANIFEST}")
-            folder = self.cache
-            replace_manifest(folder, content)
-        assert folder is not None
-        manifest, bad = Manifest.salvage(folder)
+            manifest, bad = load_stored(self.store, self.cache)
+        else:
+            assert self._folder is not None
+            manifest, bad = Manifest.salvage(self._folder)
         advice = f"`sgpipe verify {self.root} --repair`"
         return manifest, [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
 

@@ -14,7 +14,10 @@ from sgpipe.cli import main as command_line
 from sgpipe.generation import run
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import Stage
+from sgpipe.storage import mirror
 from tests.integration.faults.stage import CPUS, GPUS, MARKS, SECONDS, Stub
+
+COPIES = "SGPIPE_STUB_COPIES"  # seconds between copies of the manifest to a store
 
 
 def stages(*_: object) -> list[Stage]:
@@ -33,7 +36,12 @@ def stages(*_: object) -> list[Stage]:
 
 def main(*arguments: str) -> None:
     """Run `sgpipe` with these arguments, or those of the process."""
-    with mock.patch.object(run, "build_stages", stages), mock.patch.object(sys, "argv", ["sgpipe", *arguments]):
+    copies = float(os.environ.get(COPIES, mirror._SECONDS_BETWEEN_COPIES))
+    with (
+        mock.patch.object(run, "build_stages", stages),
+        mock.patch.object(mirror, "_SECONDS_BETWEEN_COPIES", copies),
+        mock.patch.object(sys, "argv", ["sgpipe", *arguments]),
+    ):
         command_line.main()
 
 

@@ -1,6 +1,7 @@
 """Shards in an object store: a server of moto's that speaks S3."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,12 +24,14 @@ from sgpipe.records import Record, from_table, to_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.mirror import ManifestMirror, fetch
 from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.segments import load_stored
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.storage.verify import verify
 from sgpipe.utils.console import Progress
 from tests.integration.faults.runs import Run, assert_whole, make_dataset, rows
 from tests.integration.faults.stage import SECONDS, Stub
+from tests.integration.faults.stub import COPIES
 
 IMAGES = 12
 
@@ -300,17 +303,26 @@ def test_a_worker_killed_while_writing_leaves_nothing_behind(
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_another_machine(store: ObjectStore, tmp_path: Path) -> None:
+    """Three machines are killed, each after some copies of the manifest; each begins with what is in the store."""
     dataset = make_dataset(tmp_path / "data", 40)
     options = ("--set", "engine.unit_size=1", "--set", "engine.cpus=2", "--store", store.uri)
     keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    run = Run(dataset, tmp_path / "out", options, {SECONDS: "0.2", **keys})
-    run.start()
-    assert run.wait_for(lambda: run.committed > 10), run.said
-    run.process.kill()
-    run.process.join()
+    rng, there = random.Random(0), 0
+    for number in range(3):
+        run = Run(dataset, tmp_path / f"out{number}", options, {SECONDS: "0.2", COPIES: "0.1", **keys})
+        run.start()
+        assert run.wait_for(lambda before=there, run=run: run.committed > before + rng.randint(4, 9)), run.said
+        run.process.kill()
+        run.process.join()
+        before, there = there, len(load_stored(store)[0].shards)
+        assert run.committed - 4 <= there <= run.committed
+        assert there > before
+        assert any(name.startswith("manifest-") for name in store.sizes(".sgpipe"))
     again = Run(dataset, tmp_path / "again", options, keys)
     again.start()
     assert again.wait() == 0, again.said
+    assert store.sizes(".sgpipe").keys() == {"index-val.arrow", "index-val.json"}
+    assert store.read(MANIFEST) == (again.out / MANIFEST).read_bytes()
     whole = Run(dataset, tmp_path / "whole")
     whole.start()
     assert whole.wait() == 0, whole.said

@@ -1,0 +1,219 @@
+"""The manifest of a run in a store: what is read of it whenever its writer is killed, or whoever else writes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgpipe.errors import StoreError, UserError
+from sgpipe.storage import segments
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.segments import StoredManifest, load_stored
+from sgpipe.storage.writes import ConditionsError
+
+LINES = 6
+
+
+class KilledError(Exception):
+    """The process is gone."""
+
+
+class Memory:
+    """A store in memory. `left`: operations that change it until its process is killed."""
+
+    location = "s3://bucket/run"
+
+    def __init__(self, has_conditions: bool = True) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.written: list[tuple[str, int]] = []
+        self.has_conditions = has_conditions
+        self.left: int | None = None
+        self.before_reading: Callable[[str], None] = lambda name: None
+
+    def put(self, name: str, data: bytes) -> None:
+        self._step()
+        self.objects[name] = data
+        self.written.append((name, len(data)))
+
+    def put_if(self, name: str, data: bytes, version: Any) -> Any:
+        if not self.has_conditions:
+            raise ConditionsError
+        if name in self.objects:
+            return None
+        self.put(name, data)
+        return {"e_tag": "1"}
+
+    def delete(self, name: str) -> None:
+        self._step()
+        self.objects.pop(name, None)
+
+    def read(self, name: str) -> bytes | None:
+        self.before_reading(name)
+        return self.objects.get(name)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        parts = ((name.rpartition("/"), len(data)) for name, data in self.objects.items())
+        return {last: size for (first, _, last), size in parts if first == folder}
+
+    def _step(self) -> None:
+        if self.left is not None:
+            if not self.left:
+                raise KilledError
+            self.left -= 1
+
+
+def stored(store: Memory) -> StoredManifest:
+    return StoredManifest(store)  # type: ignore[arg-type]
+
+
+class Driver:
+    """Commits shards and copies each to a store."""
+
+    def __init__(self, folder: Path, store: Memory) -> None:
+        folder.mkdir(exist_ok=True)
+        self.path = folder / MANIFEST
+        self.stored = stored(store)
+        known = self.stored.read()
+        if known is None:
+            self.manifest = Manifest.create(folder, {"name": "x"})
+        else:
+            self.path.write_bytes(known)
+            self.manifest = Manifest.load(folder)
+        self.stored.write(self.path)
+
+    def commit(self, number: int) -> None:
+        name = f"data/val-{number}.parquet"
+        self.manifest.commit(ShardEntry("val", number, number + 1, name, "0" * 64, 10, {"images": 1}))
+        self.stored.append(self.path)
+
+    @property
+    def content(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def test_only_what_is_new_is_written(tmp_path: Path) -> None:
+    store = Memory()
+    driver = Driver(tmp_path, store)
+    for number in range(LINES):
+        driver.commit(number)
+        driver.stored.append(driver.path)  # nothing new
+    assert stored(store).read() == driver.content
+    assert len(store.written) == 1 + LINES
+    assert sum(size for _, size in store.written) < len(driver.content) + LINES * 100
+    driver.stored.write(driver.path)
+    assert store.objects == {MANIFEST: driver.content}
+    manifest, bad = load_stored(store)  # type: ignore[arg-type]
+    assert len(manifest.shards) == LINES
+    assert not bad
+
+
+def test_many_segments_become_one_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_MOST_SEGMENTS", 2)
+    store = Memory()
+    driver = Driver(tmp_path, store)
+    for number in range(LINES):
+        driver.commit(number)
+        assert stored(store).read() == driver.content
+        assert len(store.objects) <= 3
+
+
+@pytest.mark.parametrize("most", [2, 100])
+def test_a_writer_may_die_before_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """What is read afterwards is all that it had copied, or that and the line on its way; others go on from there."""
+    monkeypatch.setattr(segments, "_MOST_SEGMENTS", most)
+    steps = 0
+    while True:
+        folder, store = tmp_path / str(steps), Memory()
+        store.left = steps
+        copied = driver = None
+        try:
+            driver = Driver(folder, store)
+            for number in range(LINES):
+                copied = driver.content
+                driver.commit(number)
+            driver.stored.write(driver.path)
+        except KilledError:
+            store.left = None
+            read = stored(store).read()
+            assert driver is None or read in (copied, driver.content)
+            heir = Driver(tmp_path / f"{steps} heir", store)
+            for number in range(len(heir.manifest.shards), LINES):
+                heir.commit(number)
+            assert [shard.start for shard in load_stored(store)[0].shards] == list(range(LINES))  # type: ignore[arg-type]
+            steps += 1
+            continue
+        break
+    assert steps > LINES
+
+
+@pytest.mark.parametrize("has_conditions", [True, False])
+def test_segments_of_another_run_do_not_count(tmp_path: Path, has_conditions: bool) -> None:
+    store = Memory(has_conditions)
+    one = Driver(tmp_path / "one", store)
+    one.commit(0)
+    before = dict(store.objects)
+    store.objects.clear()
+    other = Driver(tmp_path / "other", store)
+    other.manifest = Manifest.create(tmp_path / "other", {"name": "y"})  # as long as the first
+    other.stored.write(other.path)
+    store.objects |= {name: data for name, data in before.items() if name != MANIFEST}
+    assert stored(store).read() == other.content
+    other.stored.write(other.path)
+    other.commit(0)
+    assert stored(store).read() == other.content
+
+
+def test_of_two_writers_the_one_that_slept_ends(tmp_path: Path) -> None:
+    """A machine that slept for minutes goes on before it notices that another took over."""
+    store = Memory()
+    asleep = Driver(tmp_path / "asleep", store)
+    asleep.commit(0)
+    awake = Driver(tmp_path / "awake", store)
+    awake.commit(1)
+    with pytest.raises(StoreError, match="another run has continued"):
+        asleep.commit(2)
+    assert stored(store).read() == awake.content
+
+
+def test_a_segment_whose_answer_was_lost_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Memory()
+    driver = Driver(tmp_path, store)
+    put_if = store.put_if
+    monkeypatch.setattr(store, "put_if", lambda *given: put_if(*given) and None)
+    driver.commit(0)
+    driver.commit(1)
+    assert stored(store).read() == driver.content
+
+
+def test_a_reader_never_misses_what_is_merged_meanwhile(tmp_path: Path) -> None:
+    store = Memory()
+    driver = Driver(tmp_path, store)
+    for number in range(LINES):
+        driver.commit(number)
+    whole = driver.content
+
+    def merge(name: str) -> None:
+        store.before_reading = lambda name: None
+        driver.stored.write(driver.path)
+
+    for at in range(LINES + 1):
+        reads = iter([*[lambda name: None] * at, merge])
+        store.before_reading = lambda name, reads=reads: next(reads, lambda name: None)(name)  # type: ignore[misc]
+        assert stored(store).read() == whole
+        driver.commit(LINES + at)
+        whole = driver.content
+
+
+def test_what_is_cut_or_missing(tmp_path: Path) -> None:
+    store = Memory()
+    assert stored(store).read() is None
+    with pytest.raises(UserError, match="is not an sgpipe run: it has no"):
+        load_stored(store)  # type: ignore[arg-type]
+    driver = Driver(tmp_path, store)
+    driver.commit(0)
+    with driver.path.open("ab") as file:
+        file.write(b'{"crc32": "torn')
+    driver.stored.append(driver.path)
+    driver.stored.write(driver.path)
+    assert stored(store).read() == driver.content.rpartition(b"\n")[0] + b"\n"
