@@ -13,7 +13,7 @@ from sgpipe.cli.options import Command
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Label images": ("label", "generate", "miniworld"),
     "Inspect runs": ("view", "correct", "stats", "calibrate", "score", "verify"),
-    "Import and export": ("import", "export", "fetch"),
+    "Import and export": ("import", "export", "push", "fetch"),
     "Train and evaluate": ("train", "predict", "eval"),
     "Tools": ("doctor", "convert", "parse"),
 }
@@ -73,6 +73,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "export coco-relations/ --to hf --embed --out for-the-hub/",
         "export coco-relations/ --to rlipv2 --threshold 0.2 --out rlipv2/",
         "export coco-relations/ --to label-studio --out for-label-studio/",
+    ),
+    "push": (
+        "push coco-relations/ --to anna/coco-relations",
+        "push coco-relations/ --to anna/coco-relations --embed --threshold 0.2 --public",
     ),
     "train": (
         "train tagger --data vg/ --init detector/ --out tagger/",

@@ -25,6 +25,7 @@ from sgpipe.cli.help import GroupedCommand, HelpfulGroup
 from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.options import Command, JudgedCommand
 from sgpipe.cli.predict import predict
+from sgpipe.cli.push import push
 from sgpipe.cli.runs import calibrate, export, fetch, stats, verify
 from sgpipe.cli.score import score
 from sgpipe.cli.train import convert, train
@@ -36,7 +37,7 @@ from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
 _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
-_RESUMABLE = ("generate", "import", "score", "correct", "train")
+_RESUMABLE = ("generate", "import", "score", "correct", "push", "train")
 _STOPPED_IN_ORDER = ("generate", "train")
 
 
@@ -88,6 +89,7 @@ app.command(cls=Command)(score)
 app.command(cls=Command)(verify)
 app.command(cls=Command)(fetch)
 app.command(cls=Command)(export)
+app.command(cls=Command)(push)
 app.command(cls=GroupedCommand)(predict)
 app.command(cls=Command)(doctor)
 app.command(cls=Command)(convert)

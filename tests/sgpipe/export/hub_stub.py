@@ -1,0 +1,154 @@
+"""A stub of the Hugging Face hub on loopback: the part of its API that makes a dataset and uploads files to it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "hf_secretsecretsecret"
+
+
+@dataclass
+class HubStub:
+    """One user's datasets.
+
+    Attributes:
+        mode: how Parquet files are sent: regular (in the commit) or lfs (by themselves, then named by the commit).
+        failures: answers to the next requests whose path has such a word, such as {"commit": [0, 503]}; 0: no failure.
+        received: sizes of the files that were sent, in order.
+    """
+
+    mode: str = "regular"
+    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    private: dict[str, bool] = field(default_factory=dict)
+    failures: dict[str, list[int]] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    received: list[int] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def answer(self, method: str, path: str, body: bytes, token: str | None) -> tuple[int, Any]:
+        for word, statuses in self.failures.items():
+            if word in path and statuses and (status := statuses.pop(0)):
+                return status, {"error": "no"}
+        if method == "PUT" and path.startswith("/upload/"):
+            self.objects[path.removeprefix("/upload/")] = body
+            self.received.append(len(body))
+            return 200, {}
+        if token != f"Bearer {TOKEN}":
+            return 401, {"error": "Invalid credentials"}
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        found = re.match(r"/(?:api/)?datasets/(\w+/[\w-]+)(?:\.git)?(/.*)?$", path)
+        if found is None or found[1] not in self.repositories:
+            return 404, {"error": "Repository not found"}
+        return self._of(found[1], found[2] or "", body)
+
+    def _create(self, wanted: dict[str, Any]) -> tuple[int, Any]:
+        name = f"{wanted.get('organization') or 'anna'}/{wanted['name']}"
+        if not name.startswith("anna/"):
+            return 403, {"error": "You don't have the rights to create a dataset under this namespace"}
+        self.repositories.setdefault(name, {".gitattributes": b"*.parquet filter=lfs"})
+        self.private[name] = wanted.get("private", wanted.get("visibility") == "private")
+        return 200, {"url": f"{self.url}/datasets/{name}", "id": name}
+
+    def _of(self, name: str, rest: str, body: bytes) -> tuple[int, Any]:
+        files = self.repositories[name]
+        if rest.startswith("/preupload"):
+            return 200, {"files": [self._mode(files, each["path"]) for each in json.loads(body)["files"]]}
+        if rest.startswith("/commit"):
+            return self._commit(name, [json.loads(line) for line in body.splitlines()])
+        if rest.startswith("/tree"):
+            return 200, [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files.items()]
+        if rest.startswith("/info/lfs"):
+            return 200, {"objects": [self._lfs(each) for each in json.loads(body)["objects"]]}
+        card = files.get("README.md", b"").decode()
+        tags = ["sgpipe"] if "- sgpipe\n" in card else []
+        siblings = [{"rfilename": path} for path in files]
+        described = {"id": name, "sha": "0" * 40, "private": self.private[name], "siblings": siblings, "tags": tags}
+        return 200, {**described, "downloads": 0, "likes": 0}
+
+    def _mode(self, files: dict[str, bytes], path: str) -> dict[str, Any]:
+        mode = self.mode if path.endswith(".parquet") else "regular"
+        oid = None
+        if path in files:
+            data = files[path]
+            oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+
+    def _lfs(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        answer = {"oid": wanted["oid"], "size": wanted["size"]}
+        if wanted["oid"] not in self.objects:
+            answer["actions"] = {"upload": {"href": f"{self.url}/upload/{wanted['oid']}"}}
+        return answer
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> tuple[int, Any]:
+        files = self.repositories[name]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.commits.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+                self.received.append(len(files[value["path"]]))
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        return 200, {"commitUrl": f"{self.url}/datasets/{name}/commit/{'1' * 40}", "commitOid": "1" * 40}
+
+
+@contextmanager
+def serving(stub: HubStub) -> Iterator[HubStub]:
+    """The stub, which answers at its `url`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            body = self._body()
+            path = self.path.partition("?")[0]
+            status, value = stub.answer(self.command, path, body, self.headers.get("Authorization"))
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            if status == 404:
+                self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                chunks = []
+                while size := int(self.rfile.readline(), 16):
+                    chunks.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(chunks)
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        do_GET = do_POST = do_PUT = _serve  # noqa: N815 - names of http.server
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing: the tests' output stays readable."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    stub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield stub
+    finally:
+        server.shutdown()
+        server.server_close()
