@@ -47,6 +47,10 @@ class ReplacedError(StoreError):
     """An object is not the version that it was."""
 
 
+class CutError(StoreError):
+    """An object, or a range of it, ends early, however often it is read."""
+
+
 class AccessError(StoreError):
     """The store refuses the keys, or what they may do."""
 
@@ -95,26 +99,26 @@ class ObjectReader:
 
     def read(self, name: str) -> bytes:
         """A whole object."""
-        return self._get(name, {})[0]
+        return self._get(name, {})
 
     def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
         """`length` bytes of an object.
 
-        Raises ReplacedError: it is not of this version; StoreError: it ends before.
+        Raises ReplacedError: it is not of this version; CutError: it ends before.
         """
         if not length:
             return b""
         options: GetOptions = {"range": (start, start + length)}
         if version is not None:
             options["if_match"] = version
-        data = self._get(name, options)[0]
+        data = self._get(name, options)
         if len(data) != length:
-            raise StoreError(f"{self._at(name)} is cut: it ends within bytes {start} to {start + length}")
+            raise CutError(f"{self._at(name)} is cut: it ends within bytes {start} to {start + length}")
         return data
 
-    def read_version(self, name: str) -> tuple[bytes, ObjectInfo]:
-        """A whole object, and what it is."""
-        return self._get(name, {})
+    def read_start(self, name: str, most: int, version: str | None = None) -> bytes:
+        """The first `most` bytes of an object, or all of them. Raises ReplacedError: it is not of this version."""
+        return self._get(name, {"range": (0, most), **({} if version is None else {"if_match": version})})
 
     def head(self, name: str) -> ObjectInfo | None:
         """What an object is; None if there is none."""
@@ -129,25 +133,25 @@ class ObjectReader:
                 infos = (self._info(meta) for meta in chunk)
                 yield from (info for info in infos if info.name)  # a folder's own object, which some tools make
 
-    def open(self, name: str) -> BinaryIO:
-        """A file of an object, read in large ranges of the version that it has now."""
+    def open(self, name: str, buffer: int = _BUFFER) -> BinaryIO:
+        """A file of an object, read in ranges of at least `buffer` bytes of the version that it has now."""
         info = self.head(name)
         if info is None:
             raise FileNotFoundError(self._at(name))
-        return cast(BinaryIO, io.BufferedReader(_ObjectFile(self, info), _BUFFER))
+        return cast(BinaryIO, io.BufferedReader(_ObjectFile(self, info), buffer))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"uri": self.uri, "location": self.location}
 
-    def _get(self, name: str, options: GetOptions) -> tuple[bytes, ObjectInfo]:
+    def _get(self, name: str, options: GetOptions) -> bytes:
         for attempt in range(1, _ATTEMPTS + 1):
             with self._naming(name):
                 found = obstore.get(self._store, self._key(name), options=options)
                 try:
-                    return bytes(found.bytes()), self._info(found.meta)
-                except BaseError:
+                    return bytes(found.bytes())
+                except BaseError as error:
                     if attempt == _ATTEMPTS:
-                        raise
+                        raise CutError(f"{self._at(name)} is cut, or its connection is: {failure(error)}") from None
         raise AssertionError("unreachable")
 
     @contextmanager
@@ -164,6 +168,8 @@ class ObjectReader:
         except PreconditionError:
             raise ReplacedError(f"{self._at(name)} was replaced while it was in use") from None
         except FAILURES as error:
+            if "<Code>InvalidRange</Code>" in str(error):
+                raise CutError(f"{self._at(name)} is cut: it ends before the range that is read") from None
             refused = isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(str(error))
             kind = AccessError if refused or _NO_KEYS in str(error) else StoreError
             raise kind(f"{self._at(name)}: {failure(error)}") from None

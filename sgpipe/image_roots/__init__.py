@@ -1,0 +1,172 @@
+"""Image roots: folders, archives and object stores that hold the images of a split, behind one protocol.
+
+A recipe and a manifest name a root by a text, its location. `image_root` makes the root of one, once per process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from threading import Lock
+
+from sgpipe.errors import UserError, existing_folder
+from sgpipe.image_roots import archives, objects
+from sgpipe.image_roots.archives import ArchiveRoot
+from sgpipe.image_roots.base import HEIF_SUFFIXES, SUFFIXES, ImageEntry, ImageFile, ImageRoot
+from sgpipe.image_roots.files import Files, LocalFiles
+from sgpipe.image_roots.folder import FolderRoot
+from sgpipe.image_roots.index import IndexFolder
+from sgpipe.image_roots.members import is_archive, refuse_compressed
+from sgpipe.image_roots.objects import ObjectRoot
+from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
+
+__all__ = ["ImageEntry", "ImageFile", "ImageRoot", "IndexFolder", "Location"]
+__all__ += ["existing_images", "image_root", "located"]
+
+Location = str | Path | ImageRoot
+_LOCAL_THREADS, _STORE_THREADS = 2, 8  # which open images ahead
+_MANGLED = re.compile(r"^(s3|gs|gcs|abfss?|hf):/(?!/)")  # as `Path` leaves a URI
+_SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many: train-{000000..000127}.tar
+_PROBED = 1000  # objects of a prefix that tell what is in it: those of one answer
+
+_made: dict[tuple[str, IndexFolder], ImageRoot] = {}
+_making = Lock()
+
+
+def located(location: Location, base: Path | None = None) -> str:
+    """The text of a location, a path relative to `base`."""
+    if not isinstance(location, str | Path):
+        return location.location
+    text = _MANGLED.sub(r"\1://", str(location))
+    return text if is_uri(text) or base is None else str(base / text)
+
+
+def image_root(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:
+    """The root of a location: a folder, which need not exist, one or more archives, or a prefix of a store.
+
+    Raises:
+        UserError: an archive or a store is missing, cannot be read, or may not be.
+        StoreError: a store cannot be reached.
+        OSError: an index cannot be written.
+    """
+    if not isinstance(location, str | Path):
+        return location
+    indexes = indexes or IndexFolder()
+    key = (located(location), indexes)
+    with _making:
+        if key not in _made:
+            _made[key] = _remote(*key) if is_uri(key[0]) else _local(*key)
+        return _made[key]
+
+
+def existing_images(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:
+    """The root of a location that exists. Raises UserError: it does not; and as `image_root`."""
+    root = image_root(location, indexes)
+    if isinstance(root, FolderRoot):
+        existing_folder(root.folder)
+    return root
+
+
+def _local(text: str, indexes: IndexFolder) -> ImageRoot:
+    path = Path(text)
+    if "{" in path.name and not path.exists():
+        return _archive_root(text, LocalFiles(path.parent), _shards(path.name), indexes, _LOCAL_THREADS)
+    if path.is_dir():
+        names = _archives_in(path)
+        return _archive_root(text, LocalFiles(path), names, indexes, _LOCAL_THREADS) if names else FolderRoot(path)
+    if not path.is_file():
+        return FolderRoot(path)
+    refuse_compressed(text)
+    if not is_archive(path.name):
+        raise UserError(f"{path} is a file, not a folder of images or an archive of them (.zip, .tar)")
+    return _archive_root(text, LocalFiles(path.parent), [path.name], indexes, _LOCAL_THREADS)
+
+
+def _archives_in(folder: Path) -> list[str]:
+    """The archives of a folder that contains no images and no folders.
+
+    Raises UserError: there are archives that are compressed as a whole.
+    """
+    names = []
+    for entry in os.scandir(folder):
+        if not entry.name.startswith("."):
+            if entry.is_dir() or _is_image(entry.name):
+                return []
+            names.append(entry.name)
+    return _only_archives(str(folder), names)
+
+
+def _only_archives(location: str, names: Iterable[str]) -> list[str]:
+    names = sorted(names)
+    for name in names:
+        refuse_compressed(f"{location}/{name}")
+    return [name for name in names if is_archive(name)]
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES + HEIF_SUFFIXES
+
+
+def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
+    uri, mark, options = text.partition("?")
+    uri = uri.rstrip("/")
+    parent, _, name = uri.rpartition("/")
+    refuse_compressed(uri)
+    if is_archive(name) or "{" in name:
+        files = _reader(parent + mark + options)
+        return _archive_root(uri, files, _shards(name), indexes, _STORE_THREADS)
+    files = _reader(text)
+    names = [info.name for info in islice(files.list(), _PROBED)]
+    if not names:
+        raise UserError(f"{uri} contains nothing")
+    if not any(map(_is_image, names)) and _only_archives(uri, names):
+        found = _only_archives(uri, (info.name for info in files.list()))
+        return _archive_root(uri, files, found, indexes, _STORE_THREADS)
+    root = ObjectRoot(text, files, _STORE_THREADS)
+    return _indexed(root, indexes) if indexes.whole else root
+
+
+def _reader(uri: str) -> ObjectReader:
+    files = ObjectReader(uri)
+    files.check()
+    return files
+
+
+def _shards(name: str) -> list[str]:
+    """The names that a name with a range stands for: itself, if it has none."""
+    found = _SHARDS.search(name)
+    if found is None:
+        return [name]
+    first, last = found.groups()
+    numbers = range(int(first), int(last) + 1)
+    return [f"{name[: found.start()]}{number:0{len(first)}d}{name[found.end() :]}" for number in numbers]
+
+
+def _archive_root(location: str, files: Files, names: Sequence[str], indexes: IndexFolder, threads: int) -> ArchiveRoot:
+    infos = [_existing(files, name) for name in names]
+    reference = indexes.reference(archives.stamp(infos))
+    if not reference.exists:
+        reference.path.parent.mkdir(parents=True, exist_ok=True)
+        archives.build_index(reference, location, files, infos, indexes.progress)
+    return ArchiveRoot(location, files, reference, threads)
+
+
+def _existing(files: Files, name: str) -> ObjectInfo:
+    info = files.head(name)
+    if info is None:
+        raise UserError(f"no such file: {files.location}/{name}")
+    return info
+
+
+def _indexed(root: ObjectRoot, indexes: IndexFolder) -> ObjectRoot:
+    """The root of the objects that are there now. Raises StoreError: they cannot be listed."""
+    indexes.progress.say(f"listing {root.location}")
+    listed = objects.list_objects(root.files, indexes.progress)
+    reference = indexes.reference(objects.stamp(listed))
+    if not reference.exists:
+        reference.path.parent.mkdir(parents=True, exist_ok=True)
+        objects.write_listing(reference, listed)
+    return ObjectRoot(root.location, root.files, root.threads, reference)

@@ -1,0 +1,123 @@
+"""The files of a local folder, read as the objects of a store are: by ranges of a version."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO, Protocol
+
+from sgpipe.errors import EngineError, ImageError, StoreError, UserError
+from sgpipe.utils.object_store import AccessError, CutError, ObjectInfo, ReplacedError
+
+
+class Files(Protocol):
+    """What `ObjectReader` and `LocalFiles` have in common; see `ObjectReader`."""
+
+    @property
+    def location(self) -> str: ...
+
+    def check(self) -> None: ...
+
+    def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes: ...
+
+    def read_start(self, name: str, most: int, version: str | None = None) -> bytes: ...
+
+    def head(self, name: str) -> ObjectInfo | None: ...
+
+    def open(self, name: str) -> BinaryIO: ...
+
+
+class LocalFiles:
+    """Files in a folder, which stay open. Threads may share it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.location = str(folder)
+        self._descriptors: dict[str, int] = {}
+        self._lock = Lock()
+
+    def check(self) -> None:
+        """It is there when the root is made."""
+
+    def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
+        """Raises OSError; ReplacedError: the file is not of this version; CutError: it ends before."""
+        descriptor = self._descriptor(name)
+        status = os.fstat(descriptor)
+        if version not in (None, _version(status)):
+            raise ReplacedError(f"{self.folder / name} was replaced while it was in use")
+        parts = []
+        while length and (part := os.pread(descriptor, length, start)):
+            parts.append(part)
+            start, length = start + len(part), length - len(part)
+        if length:
+            raise CutError(f"{self.folder / name} is cut: it ends at byte {start}")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_start(self, name: str, most: int, version: str | None = None) -> bytes:
+        return self.read_range(name, 0, min(most, os.fstat(self._descriptor(name)).st_size), version)
+
+    def head(self, name: str) -> ObjectInfo | None:
+        try:
+            status = (self.folder / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return ObjectInfo(name, status.st_size, _version(status), datetime.fromtimestamp(status.st_mtime, UTC))
+
+    def open(self, name: str) -> BinaryIO:
+        return (self.folder / name).open("rb")
+
+    def _descriptor(self, name: str) -> int:
+        with self._lock:
+            if name not in self._descriptors:
+                self._descriptors[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            return self._descriptors[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+@contextmanager
+def reading(files: Files, where: str) -> Iterator[None]:
+    """Errors of the body that are one image's are ImageErrors.
+
+    Raises StoreError: the store cannot be reached; EngineError: it refuses everything, as keys have expired.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise ImageError(f"image file not found: {where}") from None
+    except ReplacedError:
+        raise ImageError(f"image cannot be read: {where} (it was replaced while it was in use)") from None
+    except CutError:
+        raise ImageError(f"image cannot be read: {where} (it is cut)") from None
+    except AccessError as error:
+        try:
+            files.check()
+        except UserError as refused:
+            raise EngineError(str(refused)) from None
+        raise ImageError(f"image cannot be read: {error}") from None
+    except StoreError:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ImageError(f"image cannot be read: {where} ({reason})") from None
+
+
+def version_of(info: ObjectInfo) -> str:
+    """What changes with a file."""
+    return info.version or info.modified.isoformat()

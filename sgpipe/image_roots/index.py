@@ -1,0 +1,171 @@
+"""An index of the files of a place by their names: one sorted Arrow file, which every process maps into its memory.
+
+The name of an index says what it is of: the place and the versions of what is in it. So one that is there is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgpipe.errors import StoreError
+from sgpipe.utils.atomic import atomic_write
+from sgpipe.utils.console import Progress
+from sgpipe.utils.object_store import ObjectReader
+
+NAME = "name"
+_ROWS_PER_BATCH = 1 << 16
+_META = b"sgpipe"
+
+
+class FileIndex:
+    """Rows by name. `meta`: what was said of all of them when they were written."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError or ArrowException: the file is missing or damaged."""
+        with pa.memory_map(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        self.meta: dict[str, Any] = json.loads(table.schema.metadata[_META])
+        self._columns = dict(zip(table.column_names, map(_chunk, table.columns), strict=True))
+        self._names = self._columns[NAME]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def find(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a name."""
+        start = bisect_left(range(len(self)), name, key=self._name)
+        stop = start
+        while stop < len(self) and self._name(stop) == name:
+            stop += 1
+        return [self._row(position) for position in range(start, stop)]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self._row, range(len(self)))
+
+    def _name(self, position: int) -> str:
+        return str(self._names[position].as_py())
+
+    def _row(self, position: int) -> dict[str, Any]:
+        return {name: column[position].as_py() for name, column in self._columns.items()}
+
+
+def _chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else column.combine_chunks()
+
+
+class FileIndexRows:
+    """Collects rows in Arrow's memory, a fraction of what Python objects take."""
+
+    def __init__(self, columns: Mapping[str, pa.DataType]) -> None:
+        self._schema = pa.schema({NAME: pa.large_string(), **columns})
+        self._batches: list[pa.RecordBatch] = []
+        self._rows: list[tuple[Any, ...]] = []
+
+    def add(self, name: str, *values: Any) -> None:
+        """Add a row; what UTF-8 has no form of in a name is written as question marks."""
+        self._rows.append((name.encode("utf-8", "replace").decode(), *values))
+        if len(self._rows) == _ROWS_PER_BATCH:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        """The rows in the order in which they were added."""
+        self._flush()
+        return pa.Table.from_batches(self._batches, self._schema)
+
+    def _flush(self) -> None:
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(self._schema)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        self._rows = []
+
+
+def by_name(table: pa.Table) -> pa.Table:
+    """The rows sorted by name; those of one name stay in their order."""
+    return table.take(pc.sort_indices(table[NAME])) if len(table) else table
+
+
+def write_index(path: Path, table: pa.Table, meta: Mapping[str, Any]) -> None:
+    """Write sorted rows and what is said of all of them, whole or not at all. Raises OSError."""
+    table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
+    with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+@dataclass(frozen=True)
+class IndexReference:
+    """Where an index is: a file, or an object of a run's store that has a copy of it.
+
+    `uri` is the location of the run, if that is a store.
+    """
+
+    path: Path
+    uri: str | None = None
+
+    @cached_property
+    def opened(self) -> FileIndex:
+        """Raises StoreError: it cannot be read or fetched."""
+        for path in (self.path, cache_folder() / self.path.name):
+            with suppress(OSError, ValueError, pa.ArrowException):
+                return FileIndex(path)
+        if self.uri is None:
+            raise StoreError(f"the index {self.path} is missing or damaged; the same command makes it again")
+        content = ObjectReader(self.uri).read(f".sgpipe/{self.path.name}")
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with atomic_write(cache_folder() / self.path.name) as temporary:
+            temporary.write_bytes(content)
+        return FileIndex(cache_folder() / self.path.name)
+
+    @property
+    def exists(self) -> bool:
+        """Whether it can be opened; fetches it from the run's store."""
+        try:
+            return bool(self.opened.meta)
+        except OSError:
+            return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "uri": self.uri}
+
+
+@dataclass(frozen=True)
+class IndexFolder:
+    """Where indexes are kept.
+
+    Attributes:
+        folder: of a run, which keeps the indexes of its images, with copies in its store; None: this machine's cache.
+        uri: of the run's store.
+        progress: tells what is read.
+        whole: whether the objects of a prefix are indexed, too, so that others and other versions are noticed.
+    """
+
+    folder: Path | None = None
+    uri: str | None = None
+    progress: Progress = field(default_factory=Progress, compare=False)
+    whole: bool = False
+
+    def reference(self, stamp: Any) -> IndexReference:
+        """The index of what `stamp` describes in plain values, which need not exist."""
+        name = f"images-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:20]}.arrow"
+        folder = self.folder or cache_folder()
+        return IndexReference(folder.absolute() / name, self.uri)
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps indexes that no run keeps."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    usable = os.access(home, os.W_OK) or (not os.path.exists(home) and os.access(os.path.dirname(home), os.W_OK))
+    root = Path(home, "sgpipe") if usable else Path(tempfile.gettempdir(), f"sgpipe-{os.getuid()}")
+    return root / "image-indexes"

@@ -1,0 +1,95 @@
+"""Images that are objects of a store, under one prefix."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+import pyarrow as pa
+
+from sgpipe.errors import ImageError
+from sgpipe.image_roots.base import MOST_BYTES, ImageEntry, checked_size, safe_name
+from sgpipe.image_roots.files import reading, version_of
+from sgpipe.image_roots.index import NAME, FileIndexRows, IndexReference, by_name, write_index
+from sgpipe.utils.console import Progress
+from sgpipe.utils.object_store import ObjectReader
+
+_COLUMNS = {"size": pa.int64(), "version": pa.large_string()}
+_HEADER = 64 << 10  # of an image file; headers are rarely longer
+_OBJECTS_PER_STEP = 1000  # of the progress
+
+
+@dataclass(frozen=True)
+class ObjectRoot:
+    """A prefix of a store.
+
+    Attributes:
+        index: the objects that were there when the work began; no others, and no other versions, are read then. None:
+            what is there now is read.
+    """
+
+    location: str
+    files: ObjectReader
+    threads: int
+    index: IndexReference | None = None
+
+    def where(self, name: str) -> str:
+        return f"{self.files.location}/{name}"
+
+    def contains(self, name: str) -> bool:
+        try:
+            name = safe_name(name)
+        except ImageError:
+            return False
+        return bool(self.files.head(name) if self.index is None else self.index.opened.find(name))
+
+    def open(self, name: str) -> BytesIO:
+        return self._read(name, MOST_BYTES + 1)
+
+    def peek(self, name: str) -> BytesIO:
+        """The beginning of an image."""
+        return self._read(name, _HEADER)
+
+    def entries(self) -> Iterator[ImageEntry]:
+        if self.index is None:
+            return (ImageEntry(info.name, info.size, version_of(info)) for info in self.files.list())
+        return (ImageEntry(row[NAME], row["size"], row["version"]) for row in self.index.opened)
+
+    def _read(self, name: str, most: int) -> BytesIO:
+        name, where, version = safe_name(name), self.where(name), None
+        if self.index is not None:
+            rows = self.index.opened.find(name)
+            if not rows:
+                raise ImageError(f"image file not found: {where}")
+            checked_size(rows[0]["size"], where)
+            version = rows[0]["version"]
+        with reading(self.files, where):
+            data = self.files.read_start(name, most, version)
+        checked_size(len(data), where)
+        return BytesIO(data)
+
+
+def list_objects(files: ObjectReader, progress: Progress) -> pa.Table:
+    """The objects of a prefix, sorted by name: as rows of Arrow, of which a million take 100 MB."""
+    rows = FileIndexRows(_COLUMNS)
+    with progress.images(None, "listing") as advance:
+        for done, info in enumerate(files.list(), 1):
+            rows.add(info.name, info.size, info.version)
+            if not done % _OBJECTS_PER_STEP:
+                advance(_OBJECTS_PER_STEP, {})
+    return by_name(rows.table())
+
+
+def stamp(objects: pa.Table) -> str:
+    """What identifies the index of objects: a hash of their names, sizes and versions."""
+    digest = hashlib.sha256()
+    for batch in objects.to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()
+
+
+def write_listing(reference: IndexReference, objects: pa.Table) -> None:
+    """Write the index of objects. Raises OSError."""
+    write_index(reference.path, objects, {"notes": []})

@@ -1,0 +1,190 @@
+import copy
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sgpipe.errors import ImageError, UserError
+from sgpipe.image_roots import IndexFolder, base, existing_images, image_root
+from sgpipe.image_roots.archives import ArchiveRoot
+from sgpipe.image_roots.folder import FolderRoot
+from sgpipe.utils.console import Progress
+from tests.sgpipe.image_roots.conftest import FORMS, NAMES, make_shards, make_tar, make_zip
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes = b"x") -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_archive_is_read_as_its_folder(folder: Path, tmp_path: Path, form: str) -> None:
+    root = image_root(FORMS[form](folder, tmp_path / "packed"))
+    assert isinstance(root, ArchiveRoot)
+    assert {entry.name: entry.size for entry in root.entries()} == {n: (folder / n).stat().st_size for n in NAMES}
+    for copied in (root, copy.copy(root)):
+        for name in NAMES:
+            assert copied.open(name).read() == (folder / name).read_bytes()
+            assert copied.open(f"./{name}").read() == (folder / name).read_bytes()
+    assert root.contains(NAMES[2])
+    assert not any(map(root.contains, ("none.jpg", "a.JPG", "patch1", "../a.jpg", "")))
+    for name, why in {"none.jpg": "not found", "../a.jpg": "not inside", "/a.jpg": "not inside"}.items():
+        with pytest.raises(ImageError, match=why):
+            root.open(name)
+    assert root.notes == []
+
+
+def test_shards_are_named_by_a_range_or_by_their_folder(folder: Path, tmp_path: Path) -> None:
+    shards = make_shards(folder, tmp_path / "shards")
+    for location in (shards, shards.parent):
+        root = image_root(location)
+        assert sorted(entry.name for entry in root.entries()) == [
+            f"{number:04d}{Path(name).suffix}" for number, name in enumerate(NAMES)
+        ]
+        assert root.open("train-000001/0002.png").read() == (folder / NAMES[2]).read_bytes()
+        assert not root.contains("train-000000/0002.png")
+    with pytest.raises(UserError, match=r"no such file: .*train-000003\.tar"):
+        image_root(tmp_path / "shards" / "train-{000002..000004}.tar")
+
+
+def test_the_index_is_made_once_and_kept_where_the_run_is(folder: Path, tmp_path: Path) -> None:
+    archive, said = make_tar(folder, tmp_path / "photos.tar"), io.StringIO()
+    kept = IndexFolder(tmp_path / "run", progress=Progress(Console(file=said)))
+    image_root(archive, kept)
+    assert "reading the index of" in said.getvalue()
+    [index] = (tmp_path / "run").iterdir()
+    written = index.stat().st_mtime_ns
+    moved = tmp_path / "elsewhere"
+    image_root(archive, IndexFolder(tmp_path / "run", uri="s3://not-asked/x")).open("a.jpg")
+    assert index.stat().st_mtime_ns == written
+    archive.rename(tmp_path / "other.tar")
+    with pytest.raises(UserError, match=r"no such folder: .*photos\.tar"):
+        existing_images(str(archive) if not moved.exists() else moved, IndexFolder(tmp_path / "new"))
+
+
+def test_of_members_with_one_name_the_last_counts_as_when_unpacked(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "twice.tar", "w") as archive:
+        for data in (b"first", b"other", b"last"):
+            add(archive, "./a.jpg" if data == b"other" else "a.jpg", data)
+    root = image_root(tmp_path / "twice.tar")
+    assert root.open("a.jpg").read() == b"last"
+    assert [entry.name for entry in root.entries()] == ["a.jpg"]
+    assert isinstance(root, ArchiveRoot)
+    assert "2 members have names that come again in their archive; the last of a name counts" in root.notes[0]
+
+
+def test_a_name_in_two_archives_is_never_guessed(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    for number in (0, 1):
+        with tarfile.open(tmp_path / "two" / f"patch{number}.tar", "w") as archive:
+            add(archive, "a.jpg", b"%d" % number)
+            add(archive, f"only{number}.jpg")
+    root = image_root(tmp_path / "two")
+    with pytest.raises(ImageError, match="2 archives have it: name it ARCHIVE/NAME"):
+        root.open("a.jpg")
+    assert not root.contains("a.jpg")
+    assert root.open("patch1/a.jpg").read() == b"1"
+    assert sorted(entry.name for entry in root.entries()) == ["only0.jpg", "only1.jpg", "patch0/a.jpg", "patch1/a.jpg"]
+
+
+def test_members_that_are_no_files_or_lead_outside_are_left_out_and_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        for name in ("../a.jpg", "/etc/b.jpg", "x/../../c.jpg", "good.jpg"):
+            add(archive, name)
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
+            info = tarfile.TarInfo(f"link-{kind.decode()}.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    root = image_root(tmp_path / "bad.tar")
+    assert isinstance(root, ArchiveRoot)
+    assert [entry.name for entry in root.entries()] == ["good.jpg"]
+    assert [note.partition("bad.tar: ")[2] for note in root.notes] == [
+        "3 members left out: link or device",
+        "3 members left out: name that leaves the archive",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "less its end", "in a header"])
+def test_what_is_no_archive_or_cut_is_refused_in_one_line(folder: Path, tmp_path: Path, kind: str, damage: str) -> None:
+    whole = (make_zip if kind == "zip" else make_tar)(folder, tmp_path / f"whole.{kind}").read_bytes()
+    last = whole.rindex(b"d.png") if kind == "tar" else whole.index(b"PK\1\2")
+    content = {
+        "empty": b"",
+        "text": b"<html>not found</html>",
+        "half": whole[: len(whole) // 2] if kind == "zip" else whole[: whole.rindex(b"d.png") + 100],
+        "less its end": whole[:-5] if kind == "zip" else whole[: last + 700],
+        "in a header": whole[: last + 2] + b"\xff" * 200 + whole[last + 202 :],
+    }[damage]
+    (tmp_path / f"cut.{kind}").write_bytes(content)
+    with pytest.raises(UserError, match=f"cut.{kind} is not a {kind} archive, or is cut or damaged") as caught:
+        image_root(tmp_path / f"cut.{kind}")
+    assert "\n" not in str(caught.value)
+
+
+def test_compressed_tars_are_refused_by_the_line_that_mends_it(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(folder, ".")
+    (tmp_path / "disguised.tar").write_bytes((tmp_path / "a.tar.gz").read_bytes())
+    for name, command in {
+        "a.tar.gz": "gunzip < {0}/a.tar.gz > {0}/a.tar",
+        "disguised.tar": "gunzip < {0}/disguised.tar > {0}/disguised-unpacked.tar",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            image_root(tmp_path / name)
+        assert str(caught.value).endswith(f"unpack it to a .tar: {command.format(tmp_path)}")
+        assert os.system(command.format(tmp_path)) == 0
+    assert image_root(tmp_path / "a.tar").contains("a.jpg")
+
+
+def test_members_that_cannot_be_images_are_error_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "MOST_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.jpg", bytes(2 << 20))
+        archive.writestr("empty.jpg", b"")
+        archive.writestr("lies.jpg", bytes(2 << 20))
+        archive.writestr("strange.jpg", b"x", zipfile.ZIP_BZIP2)
+        archive.writestr("good.jpg", b"good")
+    data = bytearray((tmp_path / "bomb.zip").read_bytes())
+    at = data.rindex(b"lies.jpg") - 46
+    data[at + 24 : at + 28] = (100).to_bytes(4, "little")  # in the directory: no more is unpacked
+    (tmp_path / "bomb.zip").write_bytes(data)
+    root = image_root(tmp_path / "bomb.zip")
+    for name, why in {
+        "bomb.jpg": "more than any image",
+        "empty.jpg": "the file is empty",
+        "lies.jpg": "its part of the archive is damaged",
+        "strange.jpg": "compressed by method 12",
+    }.items():
+        with pytest.raises(ImageError, match=why):
+            root.open(name)
+    assert root.open("good.jpg").read() == b"good"
+
+
+def test_an_archive_that_is_replaced_or_cut_in_use_gives_error_rows(folder: Path, tmp_path: Path) -> None:
+    archive = make_tar(folder, tmp_path / "photos.tar")
+    root, late = image_root(archive), copy.copy(image_root(archive))
+    assert root.open("a.jpg").read()
+    with archive.open("ab") as file:
+        file.truncate(1024)
+    for each in (root, copy.copy(late)):
+        with pytest.raises(ImageError, match="was replaced while it was in use"):
+            each.open("a.jpg")
+    archive.unlink()
+    with pytest.raises(ImageError, match="not found"):
+        ArchiveRoot(late.location, copy.copy(late.files), late.index, 0).open("a.jpg")  # type: ignore[attr-defined]
+
+
+def test_a_folder_with_images_or_folders_beside_archives_is_a_folder(folder: Path, tmp_path: Path) -> None:
+    make_zip(folder / "patch1", folder / "same.zip")
+    assert isinstance(image_root(folder), FolderRoot)
+    (tmp_path / "unpacked" / "patch1").mkdir(parents=True)
+    make_zip(folder, tmp_path / "unpacked" / "patch2.zip")
+    assert isinstance(image_root(tmp_path / "unpacked"), FolderRoot)
+    with pytest.raises(UserError, match="is a file, not a folder of images or an archive"):
+        image_root(folder / NAMES[0])
