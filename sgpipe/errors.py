@@ -133,8 +133,12 @@ def existing_path(path: Path) -> Path:
 def existing_model(name: str) -> str:
     """`name`, unless it can only be a path and is none: a hub id has at most one slash, within it.
 
+    The URI of an object store is not asked.
+
     Raises UserError: there is no such folder or file, or it is a file that has no suffix of weights.
     """
+    if _is_store(name):
+        return name
     path = Path(name)
     suffix = path.suffix in _WEIGHTS
     if not suffix and path.is_file():
@@ -145,12 +149,23 @@ def existing_model(name: str) -> str:
     return name
 
 
+def existing_dataset(name: str) -> str:
+    """`name`, which is a folder, a URI, or maybe the id of a dataset on the hub. Raises UserError: it is none of these."""
+    if "://" not in name and not Path(name).is_dir():
+        existing_model(name.partition("@")[0])
+    return name
+
+
 def existing_run(name: str) -> str:
     """`name`, which is a folder, or the URI of an object store, which is not asked. Raises UserError: neither."""
-    scheme, separator, _ = name.partition("://")
-    if not (separator and scheme in _STORES):
+    if not _is_store(name):
         existing_folder(Path(name))
     return name
+
+
+def _is_store(name: str) -> bool:
+    scheme, separator, _ = name.partition(":/")  # also as `Path` leaves it
+    return bool(separator) and scheme in _STORES
 
 
 def writable_folder(path: Path) -> Path:

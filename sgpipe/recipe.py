@@ -13,6 +13,8 @@ from sgpipe.hub_config import HubConfig
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import Config as Config
 from sgpipe.utils.config_file import load, recipe_folder
+from sgpipe.utils.model_cache import pin_model
+from sgpipe.utils.object_store import is_uri
 
 
 class Resources(Config):
@@ -341,20 +343,30 @@ def network_folder(model: Path) -> Path:
 def with_model_folders(recipe: Recipe) -> Recipe:
     """The recipe with the folders of networks in place of MINIWORLD, and of trainings whose detector or tagger it uses.
 
-    A training may go on during a run: what its `best` or `last` is now is used throughout.
+    A training may go on during a run: what its `best` or `last` is now is used throughout. So are the files that a
+    model of an object store has now.
+
+    Raises UserError, EngineError: see `pin_model`.
     """
-    detect, caption, tag = recipe.detect, recipe.caption, recipe.tag
+    detect, caption, parse, tag = recipe.detect, recipe.caption, recipe.parse, recipe.tag
     detect = detect.model_copy(update={"detector": _model_folder(detect.detector, "parseda")})
     if caption.captioner == MINIWORLD:
         caption = caption.model_copy(update={"captioner": str(packaged_model("captioner"))})
-    tag = tag.model_copy(update={"tagger": _model_folder(tag.tagger, "tagger")})
-    return recipe.model_copy(update={"detect": detect, "caption": caption, "tag": tag})
+    if caption.captioner and caption.endpoint is None:
+        caption = caption.model_copy(update={"captioner": pin_model(caption.captioner)})
+    if parse.model and parse.parser == "seq2seq":
+        parse = parse.model_copy(update={"model": pin_model(parse.model)})
+    if tag.endpoint is None:
+        tag = tag.model_copy(update={"tagger": _model_folder(tag.tagger, "tagger")})
+    return recipe.model_copy(update={"detect": detect, "caption": caption, "parse": parse, "tag": tag})
 
 
 def _model_folder(model: str | None, packaged: PackagedModel) -> str | None:
-    """A folder of a network, or a hub id unchanged."""
+    """A folder of a network, a pinned model of a store, or a hub id unchanged."""
     if model == MINIWORLD:
         return str(packaged_model(packaged))
+    if model is not None and is_uri(model):
+        return pin_model(model)
     if model is None or (folder := network_folder(Path(model))) == Path(model):
         return model
     return str(folder.resolve())

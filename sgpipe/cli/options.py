@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from sgpipe.errors import (
     UserError,
+    existing_dataset,
     existing_file,
     existing_folder,
     existing_model,
@@ -100,11 +101,11 @@ def _check_path(check: Callable[[Any], Any], name: str, path: Path | str) -> Non
 
 # What an option or argument that takes a path says of it: `typer.Option(…, callback=reads_folder)`. A test demands one
 # of these for every path. `reads_later`: the command itself checks it; `reads_model`: a folder, or a name on the hub;
-# `reads_run`: a folder or an object store.
+# `reads_run`: a folder or an object store; `reads_dataset`: these, or a name on the hub.
 reads_folder, reads_file, reads_path = map(_path_option, (existing_folder, existing_file, existing_path))
 writes_folder, writes_file = map(_path_option, (writable_folder, writable_file))
 reads_later, reads_model = _path_option(Path), _path_option(existing_model, str)
-reads_run = _path_option(existing_run, str)
+reads_run, reads_dataset = _path_option(existing_run, str), _path_option(existing_dataset, str)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run or an import.", callback=reads_folder)]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N images.")]

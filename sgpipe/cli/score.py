@@ -67,7 +67,7 @@ def score(
 
 
 def _by_clip(
-    run: Path, out: Path, model: str, weights: str | None, contrasts: int, images: Path | None, device: str
+    run: Path, out: Path, model: str, weights: str | None, contrasts: int, images: str | None, device: str
 ) -> dict[str, int]:
     from sgpipe.generation.scoring import (
         AGREEMENT_COLUMN,
@@ -76,8 +76,9 @@ def _by_clip(
         model_identity,
         score_run,
     )
+    from sgpipe.utils.model_cache import local_model
 
-    existing_model(model)
+    model = local_model(existing_model(model))
     predicates = frequent_predicates(run, contrasts)
     identity = {"model": model_identity(model), "weights": model_identity(weights), "contrasts": predicates}
     progress = console.Progress(console.progress())
@@ -93,16 +94,17 @@ def _by_clip(
 
 
 def _by_vlm(
-    run: Path, out: Path, model: str | None, endpoint: str | None, images: Path | None, device: str
+    run: Path, out: Path, model: str | None, endpoint: str | None, images: str | None, device: str
 ) -> dict[str, int]:
     from sgpipe.generation.scoring import score_run
     from sgpipe.generation.second_opinion import OPINION_COLUMN, opinion_identity, opinion_scorer
     from sgpipe.stages.judge.build import JudgeSettings
+    from sgpipe.utils.model_cache import local_model
 
     if model is None:
         raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
     if endpoint is None:
-        existing_model(model)
+        model = local_model(existing_model(model))
     settings = JudgeSettings("vlm", model, endpoint, device=device)
     scorer, progress = opinion_scorer(settings, out), console.Progress(console.progress())
     return score_run(run, out, OPINION_COLUMN, scorer, opinion_identity(settings), progress, images)

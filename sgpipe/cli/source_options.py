@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgpipe.cli.options import GuessedSplit, ImageData, reads_folder, reads_later
+from sgpipe.cli.options import GuessedSplit, ImageData, reads_dataset, reads_folder, reads_later
 from sgpipe.errors import UserError, existing_file, existing_folder
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ class SourceOptions:
     ] = None
     dataset: Annotated[
         str | None,
-        typer.Option(help="Recipe hub: folder of Parquet files, or id of a dataset on the Hugging Face hub."),
+        typer.Option(
+            help="Recipe hub: folder of Parquet files, or id of a dataset on the Hugging Face hub.",
+            callback=reads_dataset,
+        ),
     ] = None
     annotations: Annotated[Path | None, typer.Option(help="Annotation file for --images.", callback=reads_later)] = None
     captions: Annotated[

@@ -20,13 +20,18 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+PINNED = "#sha256:"  # between the URI of a model in a store and the hash of its files
 _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model", "*.jinja")
 
 
 def model_sha256(name: str | None) -> str | None:
-    """A hub id unchanged; a folder as the hash of its configuration, vocabulary, weights and chat template."""
+    """A hub id unchanged; a folder as the hash of its configuration, vocabulary, weights and chat template.
+
+    The URI of a model in a store that has its hash in it is that hash.
+    """
     if name is None or not Path(name).is_dir():
-        return name
+        uri, mark, sha256 = (name or "").partition(PINNED)
+        return f"sha256:{sha256}" if mark and "://" in uri else name
     digest = hashlib.sha256()
     files = {path for pattern in _MODEL_FILES for path in Path(name).glob(pattern)}
     for path in sorted(files):

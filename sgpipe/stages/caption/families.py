@@ -8,6 +8,7 @@ from pathlib import Path
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.captioner import Captioner, for_blip
+from sgpipe.utils.model_cache import local_model
 
 CHAT_PROMPT = (
     "Write one short sentence about how the things in this image relate to each other: who does what to what, or what "
@@ -35,6 +36,7 @@ def load_captioner(config: CaptionConfig, cache_folder: Path | None = None) -> C
     from sgpipe.stages.caption.checkpoint import read_config
     from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
 
+    config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
     own = settings_of(config)
     family = read_config(str(config.captioner)).get("model_type")
     return BlipCaptioner(own) if family == "blip" else VisionLanguageCaptioner(own)
@@ -58,10 +60,11 @@ def _family(config: CaptionConfig) -> str:
     if config.captioner is None:
         return "blip"
     try:
-        if (file := Path(config.captioner) / "config.json").is_file():  # without the libraries of models
+        source = local_model(config.captioner)
+        if (file := Path(source) / "config.json").is_file():  # without the libraries of models
             return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
         from sgpipe.stages.caption.checkpoint import read_config
 
-        return str(read_config(config.captioner).get("model_type"))
+        return str(read_config(source).get("model_type"))
     except (UserError, OSError, ValueError, TypeError, KeyError):
         return "blip"

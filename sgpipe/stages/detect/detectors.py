@@ -32,6 +32,7 @@ from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, network_folder
 from sgpipe.sources.vocabulary import category_names
+from sgpipe.utils.model_cache import local_model
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 _DEFAULT_SIDES = (800, 1333)
@@ -96,9 +97,10 @@ class Detector(Protocol):
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
     """The classes a detector can detect, without loading its weights. Raises UserError: not a detector."""
     requested = config.classes or tuple(category_names("coco").values())
-    if _is_rlip_model(config.detector):
+    name = local_model(str(config.detector))
+    if _is_rlip_model(name):
         return requested
-    settings = _settings(config.detector)
+    settings = _settings(name)
     if type(settings) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING:
         return requested
     if config.classes is not None:
@@ -109,7 +111,7 @@ def detector_classes(config: DetectConfig) -> tuple[str, ...]:
 def load(config: DetectConfig, device: torch.device) -> Detector:
     """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
     classes = detector_classes(config)
-    name = str(config.detector)
+    name = local_model(str(config.detector))
     if _is_rlip_model(name):
         return RLIPDetector(load_detector(Path(name)), classes, trained_sides(Path(name)), device)
     settings = _settings(name)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sgpipe.recipe import Requests
 from sgpipe.stages.judge.judge import Judge
+from sgpipe.utils.model_cache import local_model
 
 JudgeKind = Literal["clip", "vlm"]
 
@@ -30,11 +31,11 @@ def make_judge(settings: JudgeSettings, cache: Path | None = None) -> Judge:
     if settings.kind == "clip":
         from sgpipe.stages.judge.clip import ClipJudge
 
-        return ClipJudge(settings.model, settings.device, settings.gpus)
+        return ClipJudge(local_model(settings.model), settings.device, settings.gpus)
     if settings.endpoint is not None:
         from sgpipe.stages.judge.served import ServedJudge
 
         return ServedJudge(settings.endpoint, settings.model, settings.requests, cache)
     from sgpipe.stages.judge.vlm import VlmJudge
 
-    return VlmJudge(settings.model, settings.device, settings.dtype, settings.gpus)
+    return VlmJudge(local_model(settings.model), settings.device, settings.dtype, settings.gpus)

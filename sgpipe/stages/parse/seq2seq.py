@@ -25,6 +25,7 @@ from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.grounding import Texts, ground
 from sgpipe.stages.parse.spacy_model import analyse, load_model
 from sgpipe.utils.devices import enough_memory, pick_device
+from sgpipe.utils.model_cache import local_model
 
 PREFIX = "Generate Scene Graph: "  # of the published models
 _MAX_TOKENS = 256  # of a graph
@@ -97,10 +98,10 @@ def check_seq2seq(config: ParseConfig) -> None:
 
 
 def named_model(config: ParseConfig) -> str:
-    """Raises UserError: no model is named."""
+    """The model's hub id, or its folder on this machine. Raises UserError: no model is named."""
     if config.model is None:
         raise UserError(f"parse.model is not set: parse.parser={config.parser} needs the name of a model")
-    return config.model
+    return local_model(config.model)
 
 
 def read_graph(text: str) -> list[Texts]:

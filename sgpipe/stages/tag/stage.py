@@ -25,6 +25,7 @@ from sgpipe.images import ImageError, open_image
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+from sgpipe.utils.model_cache import local_model
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
 REFERENCE_SIZE = 100
@@ -185,7 +186,7 @@ class TagStage:
         if self.config.tagger is not None:
             existing_model(self.config.tagger)
             try:
-                RTagger.check(self.config.tagger)
+                RTagger.check(local_model(self.config.tagger))
             except CheckpointError as reason:
                 raise UserError(str(reason)) from reason
             thresholds_of_recipe(self.config, self.pair)
@@ -205,7 +206,7 @@ class TagStage:
         self.dtype = pick_dtype(self.config.dtype, self.device)
         disable_progress_bar()
         try:
-            self.tagger = RTagger.from_pretrained(self.config.tagger).eval()
+            self.tagger = RTagger.from_pretrained(local_model(self.config.tagger)).eval()
         except (CheckpointError, TokenizerError) as reason:
             raise UserError(str(reason)) from reason
         nn.Module.to(self.tagger, self.device)

@@ -1,0 +1,202 @@
+"""Models in object stores: each machine fetches one once, into its cache, and knows it by the hash of its files.
+
+The process that starts a run pins a model: `s3://bucket/tagger` becomes `s3://bucket/tagger#sha256:0123456789abcdef`.
+So every worker uses the same files, and a run with a model of a store is that with a folder of these files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.utils import console
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
+from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
+
+_PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
+_CONFIG, _RECIPE = "config.json", "recipe.yaml"  # a training's recipe says at which sizes of images
+_CHUNK = 8 << 20
+_SECONDS_BETWEEN_TRIES, _SECONDS_UNTIL_WORD = 0.2, 10.0
+
+
+def cache_folder() -> Path:
+    """Where models of stores are kept on this machine: SGPIPE_CACHE, by default ~/.cache/sgpipe."""
+    if own := os.environ.get("SGPIPE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgpipe"
+
+
+def pin_model(name: str) -> str:
+    """A model of a store with the hash of the files that it has now; any other name unchanged.
+
+    Raises:
+        UserError: there is no such model or no permission, or the URI holds keys.
+        EngineError: the store cannot be reached.
+    """
+    if not is_uri(name) or PINNED in name:
+        return name
+    return f"{name}{PINNED}{_Cached(name).newest()}"
+
+
+def local_model(name: str) -> str:
+    """The folder of a model of a store on this machine, fetched if it is not there; any other name unchanged.
+
+    Raises as `pin_model`; also UserError: the store has other files than those that the hash in the name tells of.
+    """
+    if not is_uri(name):
+        return name
+    uri, _, sha256 = name.partition(PINNED)
+    cached = _Cached(uri)
+    return str(cached.folder(sha256 or cached.newest()))
+
+
+class _Cached:
+    """The versions of one model that this machine has, each in a folder that is named by its hash.
+
+    Beside a folder `HASH` are `HASH.json`, its files with sizes and times, and `listing-….json`: which hash the files
+    have that the store lists so.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._reader = uri, ObjectReader(uri)
+        self._root = cache_folder() / "models" / fingerprint({"uri": uri})
+
+    def newest(self) -> str:
+        """The hash of the files that the store has now, which are then here."""
+        with _as_engine_errors():
+            files = self._listed()
+            listing = self._root / f"listing-{_listing(files)}.json"
+            with self._lock():
+                known = _read_json(listing)
+                if isinstance(known, str) and self._is_here(known):
+                    return known
+                sha256 = self._fetch(files)
+                write_text(listing, json.dumps(sha256))
+                return sha256
+
+    def folder(self, sha256: str) -> Path:
+        """The folder of the files with this hash."""
+        if not self._is_here(sha256):
+            with self._lock():
+                if not self._is_here(sha256):
+                    self._fetch_these(sha256)
+        return self._root / sha256
+
+    def _fetch_these(self, sha256: str) -> None:
+        with _as_engine_errors():
+            fetched = self._fetch(self._listed())
+        if fetched != sha256:
+            raise UserError(f"the model {self._uri} is not the one that the run started with: its files have changed")
+
+    def _is_here(self, sha256: str) -> bool:
+        """Whether the files are here, unchanged since their hash was computed."""
+        files = _read_json(self._root / f"{sha256}.json")
+        return files is not None and files == _stats(self._root / sha256)
+
+    def _listed(self) -> dict[str, ObjectInfo]:
+        """The files of the model, by their names in its folder.
+
+        Raises UserError: there is none.
+        """
+        self._reader.check()
+        infos = {info.name: info for info in self._reader.list()}
+        place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), None)
+        if place is None:
+            raise UserError(f"{self._uri} is no model: it has no {_CONFIG}")
+        files = {name.removeprefix(place): info for name, info in infos.items() if name.startswith(place)}
+        if place and _RECIPE in infos:
+            files.setdefault(_RECIPE, infos[_RECIPE])
+        hidden = [name for name in files if any(re.match(r"\.[^.]", part) for part in name.split("/"))]
+        return {name: files[name] for name in sorted(files.keys() - {*hidden})}
+
+    def _fetch(self, files: Mapping[str, ObjectInfo]) -> str:
+        """Download the files into their folder; returns their hash. Files of an interrupted download are kept."""
+        size = sum(info.size for info in files.values())
+        what = f"{console.count(len(files), 'file')}, {size / 1e6:,.1f} MB"
+        console.progress().print(f"fetching the model {self._uri} ({what})", soft_wrap=True)
+        partial = self._root / f"partial-{_listing(files)}"
+        for name, info in files.items():
+            self._download(info, _inside(partial, name))
+        sha256 = str(model_sha256(str(partial))).removeprefix("sha256:")
+        folder = self._root / sha256
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        write_text(self._root / f"{sha256}.json", json.dumps(_stats(folder)))
+        return sha256
+
+    def _download(self, info: ObjectInfo, file: Path) -> None:
+        if file.is_file() and file.stat().st_size == info.size:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.tmp")
+        with temporary.open("wb") as target:
+            for start in range(0, info.size, _CHUNK):
+                length = min(_CHUNK, info.size - start)
+                target.write(self._reader.read_range(info.name, start, length, info.version))
+        os.replace(temporary, file)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Wait for other processes of this machine that fetch the same model."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        with (self._root / ".lock").open("a") as file:
+            began, said = time.monotonic(), False
+            while not _locked(file.fileno()):
+                if not said and time.monotonic() - began > _SECONDS_UNTIL_WORD:
+                    said = True
+                    console.progress().print(f"waiting for another process that fetches {self._uri}", soft_wrap=True)
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            yield
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file until it is closed; False: another process has it. Without such locks, files are renamed whole."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def _as_engine_errors() -> Iterator[None]:
+    try:
+        yield
+    except (StoreError, FileNotFoundError) as error:
+        raise EngineError(str(error)) from None
+
+
+def _listing(files: Mapping[str, ObjectInfo]) -> str:
+    """A hash of what the store says of files."""
+    return fingerprint({name: [info.size, info.version, info.modified.isoformat()] for name, info in files.items()})
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Raises UserError: the name of an object leaves the folder."""
+    if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+        raise UserError(f"the model has a file outside its folder: {name!r}")
+    return folder / name
+
+
+def _stats(folder: Path) -> dict[str, list[int]]:
+    """Size and time of change of each file of a folder, by its name."""
+    files = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): [stat.st_size, stat.st_mtime_ns] for path, stat in files}
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,53 @@
+"""Models in an object store: a server of moto's that speaks S3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.recipe import packaged_model
+from sgpipe.storage.storage import ObjectStore
+from tests.integration.faults.runs import rows
+
+IMAGES = 6
+
+
+@pytest.fixture
+def models(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The packaged models in the store, and an empty cache."""
+    monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "cache"))
+    for name in ("tagger", "captioner"):
+        for file in packaged_model(name).iterdir():  # type: ignore[arg-type]
+            store.put(f"{name}/{file.name}", file.read_bytes())
+    return [f"--{name}={store.uri}/{name}" for name in ("tagger", "captioner")]
+
+
+def generate(out: Path, *options: str, code: int = 0) -> str:
+    words = ["generate", "miniworld", "--set", f"source.drawn.images={IMAGES}", "--out", str(out), *options]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.mark.slow
+def test_a_run_with_models_of_a_store_is_that_with_their_folders(models, tmp_path):
+    by_uri, by_folder = tmp_path / "uri", tmp_path / "folder"
+    assert "fetching the model s3://" in generate(by_uri, *models)
+    generate(by_folder)
+    assert rows(by_uri) == rows(by_folder)
+    again = generate(by_folder, *models)
+    assert "nothing left to do" in again
+    assert "fetching" not in again
+
+
+@pytest.mark.slow
+def test_a_model_that_is_missing_is_one_line(models, store, tmp_path):
+    assert "is no model: it has no config.json" in generate(tmp_path / "run", f"--tagger={store.uri}/none", code=2)
+    assert "must not hold keys" in generate(tmp_path / "run", "--tagger=s3://key:secret@bucket/tagger", code=2)
+    said = generate(tmp_path / "run", "--tagger=s3://no-such-bucket-at-all/tagger", code=2)
+    assert json.dumps("NoSuchBucket")[1:-1] in said
+    assert not (tmp_path / "run" / "data").exists()

@@ -1,0 +1,151 @@
+"""Models in object stores: fetched once, known by their hash, fetched again when they or the cache change."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from sgpipe.errors import EngineError, StoreError, UserError, existing_model
+from sgpipe.recipe import DetectConfig, load_recipe, packaged_model, with_model_folders
+from sgpipe.stages.detect.detectors import RLIPDetector, load
+from sgpipe.utils import model_cache
+from sgpipe.utils.hashing import model_sha256
+from sgpipe.utils.model_cache import local_model, pin_model
+from sgpipe.utils.object_store import ObjectInfo
+
+URI = "s3://bucket/tagger"
+FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer/vocab.txt": b"a\nb"}
+
+
+class Store:
+    """Objects in memory, in the place of `ObjectReader`."""
+
+    files: ClassVar[dict[str, bytes]]
+    reads: ClassVar[list[str]]
+    fails: ClassVar[list[str]]
+
+    def __init__(self, uri: str) -> None:
+        assert uri == URI
+
+    def check(self) -> None: ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        for name, data in self.files.items():
+            yield ObjectInfo(name, len(data), str(hash(data)), datetime(2026, 1, 1, tzinfo=UTC))
+
+    def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
+        if name in self.fails:
+            raise StoreError(f"{URI}/{name}: the store is gone")
+        self.reads.append(name)
+        return self.files[name][start : start + length]
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch, tmp_path) -> type[Store]:
+    monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model_cache, "ObjectReader", Store)
+    Store.files, Store.reads, Store.fails = dict(FILES), [], []
+    return Store
+
+
+def as_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_a_model_is_fetched_once_and_has_the_hash_of_its_folder(store, tmp_path):
+    pinned = pin_model(URI)
+    assert pinned == pin_model(URI) == pin_model(pinned)
+    folder = Path(local_model(pinned))
+    assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")} == FILES
+    assert local_model(URI) == str(folder)
+    assert sorted(store.reads) == sorted(FILES)
+    assert model_sha256(pinned) == model_sha256(str(folder)) == model_sha256(str(as_folder(tmp_path / "own", FILES)))
+
+
+def test_other_names_stay_as_they_are(tmp_path):
+    for name in ("user/name", str(tmp_path), "openai/clip:weights"):
+        assert pin_model(name) == local_model(name) == name
+    assert existing_model(URI) == URI
+
+
+def test_a_model_that_changes_is_another_one_and_a_run_keeps_the_one_that_it_started_with(store, tmp_path):
+    first = pin_model(URI)
+    store.files["config.json"] = b'{"other": 1}'
+    second = pin_model(URI)
+    assert first != second
+    assert Path(local_model(first), "config.json").read_bytes() == b"{}"
+    shutil.rmtree(tmp_path / "cache")  # as on another machine
+    assert Path(local_model(second), "config.json").read_bytes() == b'{"other": 1}'
+    with pytest.raises(UserError, match="not the one that the run started with"):
+        local_model(first)
+
+
+@pytest.mark.parametrize("change", ["cut", "deleted", "other"])
+def test_a_cache_that_was_touched_is_fetched_again(store, change):
+    pinned = pin_model(URI)
+    file = Path(local_model(pinned)) / "model.safetensors"
+    if change == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(b"weights" if change == "cut" else b"WEIGHTS" * 1000)
+    assert Path(local_model(pinned), "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_an_interrupted_download_goes_on(store):
+    store.fails = ["tokenizer/vocab.txt"]
+    with pytest.raises(EngineError, match="the store is gone"):
+        pin_model(URI)
+    store.fails = []
+    pin_model(URI)
+    assert sorted(store.reads) == sorted(FILES)
+
+
+def test_processes_of_a_machine_wait_for_each_other(store):
+    threads = [threading.Thread(target=local_model, args=(URI,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(store.reads) == sorted(FILES)
+
+
+def test_the_folder_of_a_training_stands_for_its_best_checkpoint(store):
+    store.files = {"last/config.json": b"1", "best/config.json": b"2", "recipe.yaml": b"data:", "log.txt": b""}
+    folder = Path(local_model(URI))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"config.json": b"2", "recipe.yaml": b"data:"}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"), [({}, "no config.json"), ({"a": b""}, "no config.json"), ({**FILES, "../x": b""}, "outside")]
+)
+def test_what_is_no_model_is_refused(store, files, message, tmp_path):
+    store.files = files
+    with pytest.raises(UserError, match=message):
+        pin_model(URI)
+    assert not (tmp_path / "cache" / "models" / "x").exists()
+
+
+def test_recipes_name_models_by_uri(store):
+    store.files = {path.name: path.read_bytes() for path in packaged_model("tagger").iterdir() if path.is_file()}
+    recipe = with_model_folders(load_recipe("miniworld", {"tag.tagger": URI, "caption.captioner": URI}))
+    assert recipe.tag.tagger == recipe.caption.captioner == pin_model(URI)
+    assert with_model_folders(recipe) == recipe
+    assert model_sha256(recipe.tag.tagger) == model_sha256(str(packaged_model("tagger")))
+    assert pickle.loads(pickle.dumps(recipe)) == recipe  # noqa: S301 - our own
+
+
+def test_a_detector_of_a_store_is_loaded_from_the_cache(store):
+    store.files = {path.name: path.read_bytes() for path in packaged_model("parseda").iterdir() if path.is_file()}
+    detector = load(DetectConfig(detector=pin_model(URI), classes=("dog",)), torch.device("cpu"))
+    assert isinstance(detector, RLIPDetector)
