@@ -108,6 +108,12 @@ reads_later, reads_model = _path_option(Path), _path_option(existing_model, str)
 reads_run, reads_dataset = _path_option(existing_run, str), _path_option(existing_dataset, str)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run or an import.", callback=reads_folder)]
+StoredRun = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of a run or an import, or the object store of one, such as s3://bucket/labels.", callback=reads_run
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Use only the first N images.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed.")]
 Settings = Annotated[

@@ -17,8 +17,9 @@ from sgpipe.cli.options import (
     JudgedFile,
     MovedImages,
     Run,
+    StoredRun,
     judged_file,
-    reads_folder,
+    reads_run,
     with_option_groups,
     writes_file,
     writes_folder,
@@ -86,7 +87,7 @@ class ThresholdOptions:
 @with_option_groups
 def stats(
     *,
-    run: Run,
+    run: StoredRun,
     json_: Json = False,
     html: Annotated[
         Path | None, typer.Option(help="Write the full report, with a gallery, to this file.", callback=writes_file)
@@ -101,7 +102,8 @@ def stats(
     chosen: ThresholdOptions,
     images: MovedImages = None,
     compare: Annotated[
-        Path | None, typer.Option(help="Earlier run; shows what has changed since then.", callback=reads_folder)
+        Path | None,
+        typer.Option(help="Earlier run, or its store; shows what has changed since then.", callback=reads_run),
     ] = None,
     truth: GroundTruthFolder = None,
     image_data: ImageData = None,
@@ -209,7 +211,7 @@ def calibrate(
 
 
 def verify(
-    run: Run,
+    run: StoredRun,
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove what is damaged, so that the next run regenerates it.")
     ] = False,
@@ -240,12 +242,12 @@ def _verdict(verification: Verification) -> str:
     size = _size(verification.images, verification.shards)
     running = " so far; a run is in progress" if verification.at_work else ""
     if not verification.problems:
-        return f"{verification.root}: {size}, no problems found{running}"
+        return f"{verification.name}: {size}, no problems found{running}"
     if verification.repaired:
-        return f"{verification.root}: repaired; run the command that wrote it again to regenerate what is missing"
+        return f"{verification.name}: repaired; run the command that wrote it again to regenerate what is missing"
     problems = count(len(verification.problems), "problem")
     advice = "--repair removes what is damaged" if verification.repairable else "restore it from a copy"
-    return f"{verification.root}: {problems} in {size}{running}; {advice}"
+    return f"{verification.name}: {problems} in {size}{running}; {advice}"
 
 
 def _size(images: int, shards: int) -> str:
@@ -260,7 +262,7 @@ def fetch(
 ) -> None:
     """Download a run from an object store.
 
-    After that, stats, verify, export and train can read it.
+    stats, verify, view, export and train also read it there; every other command needs a folder.
     """
     from sgpipe.storage.mirror import fetch as download
     from sgpipe.storage.storage import ObjectStore
@@ -272,7 +274,7 @@ def fetch(
 
 
 def export(
-    run: Run,
+    run: StoredRun,
     to: Annotated[
         str,
         typer.Option(

@@ -19,7 +19,7 @@ from sgpipe.recipe import UNNAMED_DEFAULTS, Recipe, SourceConfig, load_recipe, w
 from sgpipe.records import BOX_SCORES, Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
-from sgpipe.storage.segments import StoredManifest
+from sgpipe.storage.segments import read_manifest
 from sgpipe.storage.shards import DATA, read_file
 from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
 from sgpipe.utils.console import count, listed
@@ -53,7 +53,7 @@ def _described(run: str) -> Iterator[Path]:
     store = ObjectStore(run)
     with temporary_folder() as folder:
         for name in (MANIFEST, RECIPE):
-            content = StoredManifest(store).read() if name == MANIFEST else store.read(name)
+            content = read_manifest(store) if name == MANIFEST else store.read(name)
             if content is None:
                 raise UserError(f"{store.location} is not a run of `sgpipe generate`: it has no {name}")
             (folder / name).write_bytes(content)

@@ -20,10 +20,10 @@ from sgpipe.errors import UserError
 from sgpipe.storage.judgement_lines import Conflicts, RelationState
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.row_checks import count_rows
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import SCORES, write_copy
 from sgpipe.storage.storage import Storage
-from sgpipe.storage.verify import count_rows
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.hashing import fingerprint
 

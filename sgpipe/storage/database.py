@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -15,11 +16,13 @@ import pyarrow as pa
 from sgpipe.errors import UserError
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.remote import ShardFileSystem, name_of, uri_of
 from sgpipe.storage.shards import AGREEMENT, IMAGE_COLUMN, OPINION, open_shard
 from sgpipe.utils.locking import temporary_folder
 
 _MEMORY = "800MB"  # beyond it, DuckDB spills to disk
 _THREADS = 8  # more do not fit into that memory
+_OPENED = 16  # shards of a store at once
 # These errors are bugs in a query; all others come from the files or the disk.
 _BUGS = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException)
 
@@ -99,6 +102,10 @@ class Database:
         self.scored = self.has_opinion = False
         self.measure = "confidence"  # what the certainty of relations is
         self.files = [self.root / shard.file for shard in manifest.shards]
+        self._remote: ShardFileSystem | None = None
+        if uri := uri_of(self.root):
+            self._remote = ShardFileSystem(uri, {shard.file: shard.bytes for shard in manifest.shards})
+            connection.register_filesystem(self._remote)
         self._attach()
         for statement in (*_TABLES, *_BY_CERTAINTY):
             self.execute(statement)
@@ -145,7 +152,8 @@ class Database:
             self.execute(statement)
 
     def _attach(self) -> None:
-        shards = [_open(file) for file in self.files]
+        with ThreadPoolExecutor(_OPENED if self._remote else 1) as pool:
+            shards = list(pool.map(_open, self.files))
         self.firsts = list(accumulate((rows for rows, _ in shards), initial=0))[:-1]
         columns = [names for _, names in shards]
         self.scored, self.has_opinion = (
@@ -155,7 +163,7 @@ class Database:
             self._connection.register("nothing", SCHEMA.empty_table())
             self.execute(f"create view records as select 0 as image, null as {IMAGE_COLUMN}, * from nothing")
             return
-        names = [str(file) for file in self.files]
+        names = self._remote.names() if self._remote else [str(file) for file in self.files]
         self.execute("create table shards as select unnest(?) as filename, unnest(?) as first", names, self.firsts)
         further = IMAGE_COLUMN if any(IMAGE_COLUMN in there for there in columns) else f"null as {IMAGE_COLUMN}"
         further += f", {AGREEMENT}" if self.scored else ""
@@ -169,7 +177,9 @@ class Database:
         )
 
     def _damaged(self, error: Exception) -> UserError:
-        return UserError(f"the shards of {self.root} cannot be read ({str(error).splitlines()[0]})")
+        if self._remote:
+            self._remote.raise_failure()
+        return UserError(f"the shards of {name_of(self.root)} cannot be read ({str(error).splitlines()[0]})")
 
 
 @contextmanager

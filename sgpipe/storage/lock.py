@@ -70,6 +70,18 @@ class StoreLock:
             renewal.join()
             self._release()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a run may be at work: there is a lock, and its owner has neither ended nor let it expire."""
+        found = self.store.get(LOCK)
+        owner = LockOwner.read(found[0]) if found else None
+        if found is None or (owner and owner.has_ended()):
+            return False
+        try:
+            return self._age() < _STALE_SECONDS
+        except StoreError:  # nothing may be written, so nobody says what time it is there
+            return True
+
     def check(self) -> None:
         """Raises StoreError: the lock is lost, or another run might take it soon. The store is not asked."""
         if self._is_lost:

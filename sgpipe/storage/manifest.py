@@ -21,9 +21,11 @@ from typing import Any
 
 from sgpipe.errors import UserError, existing_folder
 from sgpipe.records import SCHEMA_VERSION
+from sgpipe.storage.remote import StoredFiles, name_of, uri_of
+from sgpipe.storage.segments import MANIFEST as MANIFEST
+from sgpipe.storage.segments import read_manifest
 from sgpipe.utils.atomic import atomic_write, fault_point
 
-MANIFEST = "manifest.jsonl"
 _COUNTERS = {"counts", "seconds"}
 
 
@@ -96,17 +98,18 @@ class Manifest:
 
     @classmethod
     def load(cls, root: Path) -> Manifest:
-        """Read the manifest of `root`; a last line cut short is ignored.
+        """Read the manifest of `root`, a folder or a store; a last line cut short is ignored.
 
         Raises:
             UserError: it is missing, damaged, or of another schema version.
+            StoreError: the store cannot be reached.
         """
         manifest, bad = cls.salvage(root)
         # Only what follows the last newline can be a torn write; a bad line before it is damage.
         if bad:
+            repair = "" if uri_of(root) else f", or drop what is damaged: `sgpipe verify {root} --repair`"
             raise UserError(
-                f"{root / MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy, "
-                f"or drop what is damaged: `sgpipe verify {root} --repair`"
+                f"{name_of(root)}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy{repair}"
             )
         return manifest
 
@@ -116,7 +119,13 @@ class Manifest:
 
         Raises:
             UserError: it is missing, its first line is damaged, or it is of another schema version.
+            StoreError: the store cannot be reached.
         """
+        if uri := uri_of(root):
+            content = read_manifest(StoredFiles(uri))
+            if content is None:
+                raise UserError(f"{name_of(root)} is not an sgpipe run: it has no {MANIFEST}")
+            return cls.parse(content, root, f"{name_of(root)}/{MANIFEST}")
         path = root / MANIFEST
         try:
             data = path.read_bytes()
@@ -224,11 +233,6 @@ def existing_images(run: Path | str, split: str, folder: Path | str | None) -> P
     if not Path(folder).is_dir():
         raise UserError(f"the image folder {folder} of {run} is missing; if the images moved, give --images")
     return Path(folder)
-
-
-def whole_lines(data: bytes) -> bytes:
-    """The content of a manifest without a last line that was cut short."""
-    return data[: data.rfind(b"\n") + 1]
 
 
 def replace_manifest(root: Path, content: bytes) -> int:

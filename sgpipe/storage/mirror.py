@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError, naming
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest, whole_lines
+from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, replace_manifest
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.segments import StoredManifest
+from sgpipe.storage.segments import StoredManifest, read_manifest, whole_lines
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.hashing import file_sha256
@@ -40,7 +40,7 @@ class ManifestMirror:
         """
         local = _local(self._manifest)
         self._check_location(local)
-        latest = local if self._stored is None else later(local, self._stored.read() or b"", self.folder)
+        latest = local if self.store is None else later(local, read_manifest(self.store) or b"", self.folder)
         if latest != local:
             replace_manifest(self.folder.root, latest)
         try:
@@ -71,6 +71,7 @@ class ManifestMirror:
     def copy(self) -> None:
         """Copy everything but the index into the store, the manifest last."""
         if self._stored:
+            self.folder.check_lock()
             self._describe()
             self.folder.check_lock()
             self._stored.write(self._manifest)
@@ -133,7 +134,7 @@ def fetch(store: ObjectStore, out: Path, advance: Callable[[int, Mapping[str, in
         StoreError: an object is missing, or differs from what the manifest says.
     """
     folder = RunFolder(out)
-    remote = StoredManifest(store).read()
+    remote = read_manifest(store)
     if remote is None:
         raise UserError(f"{store.location} is not an sgpipe run: it has no {MANIFEST}")
     with folder.lock():

@@ -24,7 +24,7 @@ from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.hashing import differences, fingerprint
 from sgpipe.utils.locking import FolderLock, is_locked, locked_folder
 
-_PRIVATE, _NEW = ".sgpipe", "new-"
+PRIVATE, _NEW = ".sgpipe", "new-"
 _GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 _URI = re.compile(r"\w{2,}:/")  # as `Path` leaves it
@@ -59,7 +59,7 @@ class RunFolder:
         self.store = store
         self.storage: Storage = store or LocalFolder(root.absolute())
         self._store_lock = StoreLock(store) if store else None
-        self.private = root / _PRIVATE
+        self.private = root / PRIVATE
         self._lock = self.private / "lock"
         self._held: FolderLock | None = None
 
@@ -69,7 +69,7 @@ class RunFolder:
 
     def index_name(self, split: str) -> str:
         """The name of the source index of a split within the run."""
-        return f"{_PRIVATE}/index-{split}.arrow"
+        return f"{PRIVATE}/index-{split}.arrow"
 
     def new_index(self, split: str) -> Path:
         """Where the source index of a split is built; a refused run leaves the one that is there alone."""
@@ -133,7 +133,7 @@ class RunFolder:
         """
         self._refuse_other_content()
         with self._store_lock.held() if self._store_lock else nullcontext():
-            before = FolderBefore(self.root, (_PRIVATE, DATA, *_ROOT_FILES))
+            before = FolderBefore(self.root, (PRIVATE, DATA, *_ROOT_FILES))
             has_work = partial(self._holds_other_than, set(self._shards()), self._answers())
             with naming(self.root), locked_folder(self._lock, before, self._make, has_work) as self._held:
                 (self.root / DATA).mkdir(exist_ok=True)  # a refused run may have just removed it

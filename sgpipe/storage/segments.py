@@ -12,42 +12,75 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any, Protocol
 
-from sgpipe.errors import StoreError, UserError
-from sgpipe.storage.manifest import MANIFEST, Manifest, whole_lines
-from sgpipe.storage.storage import ObjectStore
+from sgpipe.errors import StoreError
 from sgpipe.storage.writes import ConditionsError
 
+MANIFEST = "manifest.jsonl"
 _FOLDER = ".sgpipe"
 _SEGMENT = re.compile(r"manifest-(\d{15})\.jsonl")
 _MOST_SEGMENTS = 100  # 50 minutes; reading them takes some seconds
 _TRIES = 5
 
 
-class StoredManifest:
-    """The manifest of a run in a store. Every method raises StoreError if the store cannot be reached."""
+class ReadableFiles(Protocol):
+    """The files of a run in a store. Every method raises StoreError if the store cannot be reached."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    @property
+    def location(self) -> str:
+        """As messages name it."""
+
+    def read(self, name: str) -> bytes | None:
+        """The content of an object; None if it does not exist."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Size in bytes of each object in a folder, by its last name."""
+
+
+class WritableFiles(ReadableFiles, Protocol):
+    """The same, for the run that is at work."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object, replacing an earlier one."""
+
+    def put_if(self, name: str, data: bytes, version: Any) -> Any:
+        """As `ObjectWriter.put_if`."""
+
+    def delete(self, name: str) -> None:
+        """Delete an object if it exists."""
+
+
+def whole_lines(data: bytes) -> bytes:
+    """The content of a manifest without a last line that was cut short."""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def read_manifest(store: ReadableFiles) -> bytes | None:
+    """The manifest of a run in a store, with all segments; None: there is none."""
+    for _ in range(_TRIES):
+        starts = _starts(store)  # before the whole manifest: that is written before segments are deleted
+        content = store.read(MANIFEST)
+        if content is None:
+            return None
+        if (found := _continued(store, whole_lines(content), starts)) is not None:
+            return found
+    raise StoreError(f"{store.location}: {MANIFEST} changes too often to be read; try again")
+
+
+class StoredManifest:
+    """Writes the manifest of a run that is at work. Every method raises StoreError if the store cannot be reached."""
+
+    def __init__(self, store: WritableFiles) -> None:
         self.store = store
-        self._digest = hashlib.sha256()  # of what is in the store, as far as it was written here
+        self._digest = hashlib.sha256()  # of what is in the store
         self._end = 0
         self._segments = 0
-
-    def read(self) -> bytes | None:
-        """The manifest with all segments; None: there is none."""
-        for _ in range(_TRIES):
-            starts = self._starts()  # before the whole manifest: that is written before segments are deleted
-            content = self.store.read(MANIFEST)
-            if content is None:
-                return None
-            if (found := self._continued(whole_lines(content), starts)) is not None:
-                return found
-        raise StoreError(f"{self.store.location}: {MANIFEST} changes too often to be read; try again")
 
     def write(self, path: Path) -> None:
         """Put the whole manifest, which is in `path`, in the place of all segments."""
         content = whole_lines(path.read_bytes())
-        starts = self._starts()
+        starts = _starts(self.store)
         self.store.put(MANIFEST, content)
         for start in starts:
             self.store.delete(_name(start))
@@ -71,27 +104,6 @@ class StoredManifest:
         self._end += len(lines)
         self._segments += 1
 
-    def _continued(self, content: bytes, starts: list[int]) -> bytes | None:
-        """The content with the segments that continue it; None: one was deleted meanwhile."""
-        parts, end, digest = [content], len(content), hashlib.sha256(content)
-        for start in starts:
-            if start != end:
-                continue
-            segment = self.store.read(_name(start))
-            if segment is None:
-                return None
-            header, newline, lines = segment.partition(b"\n")
-            if header + newline == _header(digest.hexdigest()):
-                parts.append(lines)
-                end += len(lines)
-                digest.update(lines)
-        return b"".join(parts)
-
-    def _starts(self) -> list[int]:
-        """Where the segments start, counted in bytes of the manifest, in order."""
-        names = map(_SEGMENT.fullmatch, self.store.sizes(_FOLDER))
-        return sorted(int(found[1]) for found in names if found)
-
     def _put_new(self, name: str, data: bytes) -> None:
         try:
             written = self.store.put_if(name, data, None)
@@ -103,20 +115,27 @@ class StoredManifest:
             raise StoreError(f"{self.store.location}: another run has continued {MANIFEST}: {name} is there already")
 
 
-def load_stored(store: ObjectStore, root: Path | None = None) -> tuple[Manifest, list[int]]:
-    """The manifest of the run in a store, and the numbers of its damaged lines.
+def _continued(store: ReadableFiles, content: bytes, starts: list[int]) -> bytes | None:
+    """The content with the segments that continue it; None: one was deleted meanwhile."""
+    parts, end, digest = [content], len(content), hashlib.sha256(content)
+    for start in starts:
+        if start != end:
+            continue
+        segment = store.read(_name(start))
+        if segment is None:
+            return None
+        header, newline, lines = segment.partition(b"\n")
+        if header + newline == _header(digest.hexdigest()):
+            parts.append(lines)
+            end += len(lines)
+            digest.update(lines)
+    return b"".join(parts)
 
-    Args:
-        root: the folder that image folders within the run are relative to.
 
-    Raises:
-        UserError: the store holds no run, its first line is damaged, or it is of another schema version.
-        StoreError: the store cannot be reached.
-    """
-    content = StoredManifest(store).read()
-    if content is None:
-        raise UserError(f"{store.location} is not an sgpipe run: it has no {MANIFEST}")
-    return Manifest.parse(content, root or Path(store.location), f"{store.location}/{MANIFEST}")
+def _starts(store: ReadableFiles) -> list[int]:
+    """Where the segments start, counted in bytes of the manifest, in order."""
+    names = map(_SEGMENT.fullmatch, store.sizes(_FOLDER))
+    return sorted(int(found[1]) for found in names if found)
 
 
 def _name(start: int) -> str:

@@ -15,9 +15,10 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgpipe.errors import UserError, in_python, naming
+from sgpipe.errors import StoreError, UserError, in_python, naming
 from sgpipe.records import BOX_SCORES, SCHEMA, SCHEMA_VERSION, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
+from sgpipe.storage.remote import name_of, open_object, uri_of
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.hashing import file_sha256
 from sgpipe.utils.language import is_english
@@ -213,29 +214,36 @@ _VERSION_KEY = b"sgpipe.schema_version"
 def open_shard(
     path: Path, columns: Sequence[str] = (), content: pa.NativeFile | None = None
 ) -> Iterator[pq.ParquetFile]:
-    """Open a shard file, or the file `content` of that name, and check that it has these columns.
+    """Open a shard file, also one in a store, or the file `content` of that name, and check that it has these columns.
 
-    Raises UserError: missing, damaged (also while it is read), of another schema version, or without a column.
+    Raises:
+        UserError: missing, damaged (also while it is read), of another schema version, or without a column.
+        StoreError: the store cannot be reached.
     """
+    name = name_of(path)
     try:
-        with pq.ParquetFile(content or path) as file:
-            _check(path, file.schema_arrow, columns)
+        with pq.ParquetFile(content or open_object(path) or path, pre_buffer=True) as file:
+            _check(name, file.schema_arrow, columns)
             yield file
     except FileNotFoundError:
-        raise UserError(f"shard {path} is listed in the manifest but missing{_remedy(path.parent.parent)}") from None
+        raise UserError(f"shard {name} is listed in the manifest but missing{_remedy(path.parent.parent)}") from None
+    except StoreError:
+        raise
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"shard {name} cannot be read ({str(error).splitlines()[0]})") from None
 
 
 def _remedy(root: Path) -> str:
+    if uri_of(root):
+        return "; the command that wrote the run makes it again"
     try:
         store = Manifest.load(root).run.get("store")
     except UserError:
         return ""
-    return f"; `sgpipe fetch {store} --out {root}` downloads it" if store else ""
+    return f"; name {store} instead, or download it: `sgpipe fetch {store} --out {root}`" if store else ""
 
 
-def _check(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+def _check(path: str, schema: pa.Schema, columns: Sequence[str]) -> None:
     version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
     if version != str(SCHEMA_VERSION):
         raise UserError(f"shard {path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")

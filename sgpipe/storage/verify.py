@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from sgpipe.errors import UserError, existing_folder
+from sgpipe.errors import StoreError, UserError, existing_folder
 from sgpipe.recipe import load_recipe
-from sgpipe.records import NO_OBJECT, SCHEMA
+from sgpipe.records import SCHEMA
 from sgpipe.storage.database import quoted, scratch
+from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.remote import ShardFileSystem, StoredFiles, name_of, open_object, uri_of
+from sgpipe.storage.row_checks import count_rows, row_faults
+from sgpipe.storage.run_folder import PRIVATE, RECIPE, RunFolder
 from sgpipe.storage.shards import open_shard
-from sgpipe.storage.source_index import SourceIndex
+from sgpipe.storage.source_index import SourceIndex, is_whole_index
+from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import file_sha256
+from sgpipe.utils.locking import temporary_folder
 
 Advance = Callable[[int, dict[str, int]], None]
 _ROWS = 512  # checked together
+_FETCHED = 8  # shards of a store at once
 _REPEATED = """
     with seen as (select filename, split, image_id, count(*) as times from read_parquet([{}], filename = true)
                   group by all),
@@ -62,15 +69,20 @@ class Verification:
     repairable: bool = True
 
     @property
+    def name(self) -> str:
+        """The run, as messages name it."""
+        return name_of(self.root)
+
+    @property
     def ok(self) -> bool:
         return self.repaired or not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "root": str(self.root), "ok": self.ok}
+        return {**asdict(self), "root": self.name, "ok": self.ok}
 
 
 def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) -> Verification:
-    """Check every byte and row of a run, one shard in memory at a time.
+    """Check every byte and row of a run in a folder or a store, a few shards in memory at a time.
 
     Of a run in progress only what it has committed is checked.
 
@@ -79,8 +91,12 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
         advance: called with the number of images checked.
 
     Raises:
-        UserError: it is not a run, its shards are in an object store, or it is to be repaired while in progress.
+        UserError: it is not a run, its shards are in an object store that `root` does not name, or it is to be
+            repaired in a store or while in progress.
+        StoreError: the store cannot be reached.
     """
+    if uri := uri_of(root):
+        return _verify_stored(uri, repair, advance or _ignore)
     folder = RunFolder(root)
     if not (root / MANIFEST).exists():
         return _without_manifest(folder)
@@ -94,13 +110,49 @@ def verify(root: Path, *, repair: bool = False, advance: Advance | None = None) 
             return found
         _check_place(manifest, repair)
         found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
-        bad = _check_shards(manifest, found, advance or (lambda images, counts: None))
+        bad = _check_shards(manifest, found, advance or _ignore)
         _check_leftovers(folder, manifest, found)
         further = list(_check_private(folder, found))
         if repair and found.problems:
             manifest.rewrite(bad)
             _set_aside(folder, manifest, found, further)
     return found
+
+
+def _ignore(images: int, counts: dict[str, int]) -> None: ...
+
+
+def _verify_stored(uri: str, repair: bool, advance: Advance) -> Verification:
+    """As `verify`, in a store."""
+    store, files = ObjectStore(uri), StoredFiles(uri)
+    if repair:
+        raise UserError(
+            f"--repair is for folders; delete what is damaged from {store.location}, and the command that wrote the "
+            "run makes it again"
+        )
+    found = Verification(Path(uri), at_work=StoreLock(store).is_held, repairable=False)
+    manifest, lines = Manifest.salvage(Path(uri))
+    found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
+    _check_shards(manifest, found, advance)
+    _check_leftovers(RunFolder(Path(uri), store), manifest, found)
+    found.problems += _stored_problems(files)
+    return found
+
+
+def _stored_problems(files: StoredFiles) -> Iterator[Problem]:
+    """What is damaged in a store apart from shards: the recipe and source indexes."""
+    if (recipe := files.read(RECIPE)) is not None:
+        with temporary_folder() as folder:
+            (folder / RECIPE).write_bytes(recipe)
+            try:
+                load_recipe(str(folder / RECIPE))
+            except UserError as error:
+                yield Problem(RECIPE, str(error).replace(str(folder / RECIPE), RECIPE))
+    for name in sorted(files.sizes(PRIVATE)):
+        if name.startswith("index-") and name.endswith(".json"):
+            index = f"{PRIVATE}/{name.removesuffix('.json')}.arrow"
+            if not is_whole_index(files.read(f"{PRIVATE}/{name}") or b"", files.open(index)):
+                yield Problem(index, "the source index has changed")
 
 
 def _without_manifest(folder: RunFolder) -> Verification:
@@ -130,18 +182,23 @@ def _check_place(manifest: Manifest, repair: bool) -> None:
     if repair:
         raise UserError(f"the shards of {root} come from {store}; fetch them again: sgpipe fetch {store} --out {root}")
     if not any((root / shard.file).exists() for shard in manifest.shards):
-        raise UserError(f"the shards of {root} are in {store}; fetch them first: sgpipe fetch {store} --out {root}")
+        raise UserError(
+            f"the shards of {root} are in {store}; name it instead: sgpipe verify {store}, or fetch them first: "
+            f"sgpipe fetch {store} --out {root}"
+        )
 
 
 def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> list[ShardEntry]:
     """The bad shards; their problems are added to `found`."""
     faults: dict[str, list[str]] = {shard.file: [] for shard in manifest.shards}
-    for shard, overlaps in _with_overlaps(manifest.shards):
-        own = faults[shard.file]
-        own += ["its rows overlap those of an earlier shard"] * overlaps
-        own += _shard_faults(manifest.root, shard)
-        advance(shard.rows, shard.counts)
-    for file, fault in _repeated(manifest.root, [file for file, own in faults.items() if not own]):
+    with ThreadPoolExecutor(_FETCHED if uri_of(manifest.root) else 1) as pool:
+        found_faults = pool.map(partial(_shard_faults, manifest.root), manifest.shards)
+        for (shard, overlaps), further in zip(_with_overlaps(manifest.shards), found_faults, strict=True):
+            own = faults[shard.file]
+            own += ["its rows overlap those of an earlier shard"] * overlaps
+            own += further
+            advance(shard.rows, shard.counts)
+    for file, fault in _repeated(manifest, [file for file, own in faults.items() if not own]):
         faults[file].append(fault)
     if found.at_work:  # the run may have replaced shards meanwhile
         listed = {shard.file for shard in Manifest.load(manifest.root).shards}
@@ -164,22 +221,27 @@ def _with_overlaps(shards: Sequence[ShardEntry]) -> Iterator[tuple[ShardEntry, b
 def _shard_faults(root: Path, shard: ShardEntry) -> list[str]:
     path = root / shard.file
     try:
-        size = path.stat().st_size
+        remote = open_object(path)
+        content = None if remote is None else remote.read()
+        size = path.stat().st_size if content is None else len(content)
         if size != shard.bytes:
             return [f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: it is cut short, or another file"]
-        if file_sha256(path) != shard.sha256:
+        digest = file_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
+        if digest != shard.sha256:
             return ["its content has changed: the checksum differs from the manifest's"]
-        return list(_content_faults(path, shard))
+        return list(_content_faults(path, shard, content and pa.BufferReader(content)))
     except FileNotFoundError:
         return ["listed in the manifest but missing"]
+    except StoreError:
+        raise
     except OSError as error:
         return [f"cannot be read: {error.strerror or error}"]
     except UserError as error:
         return [str(error)]
 
 
-def _content_faults(path: Path, shard: ShardEntry) -> Iterator[str]:
-    with open_shard(path, SCHEMA.names) as file:
+def _content_faults(path: Path, shard: ShardEntry, content: pa.NativeFile | None) -> Iterator[str]:
+    with open_shard(path, SCHEMA.names, content) as file:
         if wrong := [name for name in SCHEMA.names if not _fits(file.schema_arrow.field(name))]:
             yield f"column {wrong[0]!r} has the wrong type"
             return
@@ -209,12 +271,16 @@ def _fits(column: pa.Field) -> bool:
     return bool(column.type.equals(SCHEMA.field(column.name).type))
 
 
-def _repeated(root: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _repeated(manifest: Manifest, files: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Shards with images that occur twice in them, or also in an earlier shard."""
-    names = {str(root / file): file for file in files}
+    names = {str(manifest.root / file): file for file in files}
     if not names:
         return
     with scratch() as connection:
+        if uri := uri_of(manifest.root):
+            sizes = {shard.file: shard.bytes for shard in manifest.shards if shard.file in files}
+            connection.register_filesystem(remote := ShardFileSystem(uri, sizes))
+            names = dict(zip(remote.names(), sizes, strict=True))
         rows = connection.execute(_REPEATED.format(", ".join(map(quoted, names)))).fetchall()
     for name, first, images in sorted(rows):
         yield names[name], f"{count(images, 'image')} already in the run, such as {first!r}"
@@ -229,7 +295,7 @@ def _check_leftovers(folder: RunFolder, manifest: Manifest, found: Verification)
 
 def _check_private(folder: RunFolder, found: Verification) -> Iterator[Path]:
     """What is damaged apart from shards: the recipe, source indexes, the ground truth."""
-    recipe = folder.root / "recipe.yaml"
+    recipe = folder.root / RECIPE
     if recipe.exists():
         try:
             load_recipe(str(recipe))
@@ -267,115 +333,3 @@ def _set_aside(folder: RunFolder, manifest: Manifest, found: Verification, furth
         folder.set_aside(path)
         found.dropped.append(str(path.relative_to(folder.root)))
     found.repaired = True
-
-
-_POINTERS = (
-    ("pairs", "subject", "objects"),
-    ("pairs", "object", "objects"),
-    ("relations", "subject", "objects"),
-    ("relations", "object", "objects"),
-    ("triplets", "caption", "captions"),
-)
-_NESTED = ("objects", "captions", "triplets", "pairs", "relations")
-_MAY_BE_NULL = {"subject_category", "object_category", "confidence"}
-_TOLERANCE = 0.01  # pixels
-
-
-def row_faults(table: pa.Table, split: str) -> Iterator[str]:
-    """What is wrong in rows of `SCHEMA` of a split: one line for each kind of fault.
-
-    References (`objects` of relations, pairs and captions, `captions` of triplets), boxes, confidences, missing
-    values, and error rows without a reason.
-    """
-    table = table.combine_chunks()
-    for what, rows in _faults(table, split):
-        if len(rows := np.unique(rows)):
-            first = table["image_id"][int(rows[0])].as_py()
-            yield f"{what} (image {first!r}{f' and {len(rows) - 1} more' if len(rows) > 1 else ''})"
-
-
-def count_rows(table: pa.Table) -> dict[str, int]:
-    """As `storage.shards.count`, of a table."""
-    triplets = _flat(table["triplets"])[1]
-    matched = pc.and_(*(pc.is_valid(pc.struct_field(triplets, f"{end}_category")) for end in ("subject", "object")))
-    totals = {name: len(_flat(table[name])[1]) for name in _NESTED}
-    return {
-        "images": table.num_rows,
-        "errors": int(np.sum(_text(table["status"]) != "ok")),
-        "boxes": totals["objects"],
-        "captions": totals["captions"],
-        "triplets": totals["triplets"],
-        "matched_triplets": pc.sum(matched).as_py() or 0,
-        "pairs": totals["pairs"],
-        "relations": totals["relations"],
-        "images_with_relations": int(np.sum(_lengths(table["relations"]) > 0)),
-    }
-
-
-def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Kinds of faults and the rows that have them."""
-    yield f"not of split {split!r}", np.flatnonzero(_text(table["split"]) != split)
-    yield from _status(table)
-    for name in _NESTED:
-        rows, items = _flat(table[name])
-        for number, child in enumerate(SCHEMA.field(name).type.value_type):
-            if child.name not in _MAY_BE_NULL:
-                nulls = pc.is_null(pc.struct_field(items, [number])).to_numpy(zero_copy_only=False)
-                yield f"{name} without {child.name}", rows[nulls]
-    for name, end, target in _POINTERS:
-        rows, items = _flat(table[name])
-        places = pc.fill_null(pc.struct_field(items, end), 0).to_numpy(zero_copy_only=False)
-        yield f"{end} of {name} points to none of the {target}", rows[_outside(places, rows, table[target])]
-    rows, items = _flat(table["captions"])
-    inner, boxes = _flat(pc.struct_field(items, "boxes"))
-    places = pc.fill_null(boxes, -1).to_numpy(zero_copy_only=False)
-    yield "boxes of captions point to none of the objects", rows[inner][_outside(places, rows[inner], table["objects"])]
-    rows, items = _flat(table["relations"])
-    confidence = pc.fill_null(pc.struct_field(items, "confidence"), 1.0).to_numpy(zero_copy_only=False)
-    yield "confidence is not from 0 to 1", rows[~((confidence >= 0) & (confidence <= 1))]
-    yield from _boxes(table)
-
-
-def _status(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
-    status, reason = _text(table["status"]), _text(pc.fill_null(table["error"], ""))
-    failed = status == "error"
-    yield "status is neither ok nor error", np.flatnonzero(~failed & (status != "ok"))
-    yield "error row without a reason", np.flatnonzero(failed & (reason == ""))
-    yield "error row with relations", np.flatnonzero(failed & (_lengths(table["relations"]) > 0))
-    yield "error reason in a row with status ok", np.flatnonzero((status == "ok") & (reason != ""))
-
-
-def _boxes(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
-    rows, items = _flat(table["objects"])
-    boxes = pc.struct_field(items, "bbox")
-    whole = _lengths(boxes) == 4
-    yield "bbox is not four numbers", rows[~whole]
-    values = pc.list_flatten(boxes.filter(pa.array(whole)))
-    xywh = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False).reshape(-1, 4)
-    rows, names = rows[whole], _text(pc.struct_field(items, "category"))[whole]
-    sides = np.column_stack([table[side].to_numpy() for side in ("width", "height")])[rows].astype(float)
-    with np.errstate(invalid="ignore", over="ignore"):
-        far = np.any(xywh[:, :2] + xywh[:, 2:] > sides + _TOLERANCE, axis=1)
-        inside = np.all(xywh[:, :2] >= 0, axis=1) & np.all(xywh[:, 2:] > 0, axis=1) & ~far
-    nothing = (names == NO_OBJECT) & ~np.any(xywh, axis=1)
-    unfit = ~np.isfinite(xywh).all(axis=1) | ~(inside | nothing)
-    yield "bbox is not inside its image", rows[unfit]
-
-
-def _outside(places: np.ndarray, rows: np.ndarray, target: pa.ChunkedArray) -> np.ndarray:
-    """Which of the places are none in the list that `target` has in their row."""
-    return (places < 0) | (places >= _lengths(target)[rows])
-
-
-def _flat(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """The row of every item of a column of lists, and the items."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pc.list_parent_indices(array).to_numpy(zero_copy_only=False), pc.list_flatten(array)
-
-
-def _lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-
-
-def _text(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    return column.to_numpy(zero_copy_only=False)

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from sgpipe.errors import StoreError, UserError
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.segments import load_stored
 from sgpipe.storage.shards import DATA, open_shard
 from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
 
@@ -98,11 +97,7 @@ class RunFiles:
         return place
 
     def _read_manifest(self) -> tuple[Manifest, list[str]]:
-        if self.store is not None:
-            manifest, bad = load_stored(self.store, self.cache)
-        else:
-            assert self._folder is not None
-            manifest, bad = Manifest.salvage(self._folder)
+        manifest, bad = Manifest.salvage(self._folder or Path(self.store.uri if self.store else ""))
         advice = f"`sgpipe verify {self.root} --repair`"
         return manifest, [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
 

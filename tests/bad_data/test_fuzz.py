@@ -25,8 +25,8 @@ from sgpipe.sources.detections import Detections
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.stages.parse.parser import CaptionParser
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
+from sgpipe.storage.row_checks import row_faults
 from sgpipe.storage.shards import iter_records
-from sgpipe.storage.verify import row_faults
 from sgpipe.utils.console import Progress
 from sgpipe.utils.json_stream import JsonStream
 from tests.bad_data.annotations import BOX, GOOD

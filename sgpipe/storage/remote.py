@@ -1,0 +1,154 @@
+"""Runs in an object store that are read in place: the manifest whole, and of shards only what is asked for.
+
+Such a run is named by its URI, also where a `Path` made of it has a slash less: "s3:/bucket/run".
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fsspec import AbstractFileSystem
+
+from sgpipe.errors import StoreError
+from sgpipe.utils.object_store import ObjectReader, is_uri
+
+_SLASHES = re.compile(r"^(\w{2,}):/+(?=[^/])")
+_OPTION = re.compile(r"(endpoint_override=https?):/+")
+_QUERY = re.compile(r"\?.*?(?=/\w+/[^/]+\.parquet$|$)")
+_SHARD = re.compile(r"(.*)/(\w+/[^/]+)")
+_WHOLE = 4 << 20  # bytes: smaller objects are read at once
+_READ_AT_ONCE = 512 << 20  # bytes of small objects that are kept in memory
+
+
+def uri_of(location: Path | str) -> str | None:
+    """The URI that a location stands for; None: it is a folder or file."""
+    text = _OPTION.sub(r"\1://", _SLASHES.sub(r"\1://", str(location)))
+    return text if is_uri(text) else None
+
+
+def name_of(location: Path | str) -> str:
+    """A location as messages name it."""
+    uri = uri_of(location)
+    return str(location) if uri is None else _QUERY.sub("", uri)
+
+
+def absolute(location: Path) -> str:
+    """The location independently of the working folder."""
+    return uri_of(location) or str(location.expanduser().absolute())
+
+
+@cache
+def reader_of(uri: str) -> ObjectReader:
+    """The connection of this process."""
+    return ObjectReader(uri)
+
+
+class StoredFiles:
+    """The files of a run in a store, to be read."""
+
+    def __init__(self, uri: str) -> None:
+        self.reader = reader_of(uri)
+        self.location = self.reader.location
+
+    def read(self, name: str) -> bytes | None:
+        """An object; None: there is none."""
+        try:
+            return self.reader.read(name)
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str) -> BinaryIO:
+        """An object to read in order; an empty one if there is none."""
+        try:
+            return self.reader.open(name)
+        except FileNotFoundError:
+            return io.BytesIO()
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Size in bytes of each object in a folder, by its last name."""
+        infos = ((info.name.rpartition("/"), info.size) for info in self.reader.list(folder))
+        return {last: size for (first, _, last), size in infos if first == folder}
+
+
+def open_object(path: Path) -> BinaryIO | None:
+    """A shard of a run in a store, of which large ones are read by ranges; None: it is a file.
+
+    Raises FileNotFoundError: there is no such object; StoreError: the store cannot be reached.
+    """
+    uri = uri_of(path)
+    if uri is None:
+        return None
+    found = _SHARD.fullmatch(uri)
+    assert found is not None, uri
+    return _opened(reader_of(found[1]), found[2])
+
+
+def _opened(reader: ObjectReader, name: str) -> BinaryIO:
+    info = reader.head(name)
+    if info is None:
+        raise FileNotFoundError(f"{reader.location}/{name}")
+    if info.size > _WHOLE:
+        return reader.open(name, 1)  # no buffer: who reads Parquet knows what it needs
+    return io.BytesIO(reader.read_range(name, 0, info.size, info.version))
+
+
+class ShardFileSystem(AbstractFileSystem):
+    """The shards of a run in a store, for DuckDB, under `run://`.
+
+    Attributes:
+        failure: what the store answered last when it could not be read, which DuckDB puts into pages of its own.
+    """
+
+    protocol = "run"
+    cachable = False
+
+    def __init__(self, uri: str, sizes: dict[str, int]) -> None:
+        """
+        Args:
+            sizes: in bytes, of each shard.
+        """
+        super().__init__()
+        self._reader, self._sizes = reader_of(uri), sizes
+        self._whole: dict[str, bytes] = {}
+        self._room = _READ_AT_ONCE
+        self.failure: OSError | None = None
+
+    def names(self) -> list[str]:
+        """The shards as DuckDB names them."""
+        return [f"{self.protocol}://{name}" for name in self._sizes]
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        name = self._strip_protocol(path)
+        return {"name": name, "size": self._sizes[name], "type": "file"}
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        return [self._strip_protocol(path)]
+
+    def modified(self, path: str) -> datetime:
+        """Always the same: what DuckDB knows of a shard stays valid."""
+        return datetime(2000, 1, 1)
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
+        try:
+            if self._sizes[path] > _WHOLE:
+                return self._reader.open(path, 1)
+            data = self._whole.get(path)
+            if data is None:
+                data = self._reader.read_range(path, 0, self._sizes[path])
+                if len(data) <= self._room:
+                    self._whole[path] = data
+                    self._room -= len(data)
+            return io.BytesIO(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def raise_failure(self) -> None:
+        """Raises StoreError: the store could not be reached."""
+        if isinstance(self.failure, StoreError):
+            raise self.failure

@@ -1,0 +1,181 @@
+"""Runs in a store that are read in place, by commands and in Python: as those in a folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.errors import StoreError, UserError
+from sgpipe.storage import remote
+from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.shards import iter_records
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.storage.verify import verify
+from sgpipe.utils.object_store import ObjectReader
+from tests.integration.faults.test_view_store import upload
+from tests.sgpipe.training.data.runs import make_run, plain_record
+
+IMAGES = "abcdefg"
+
+
+@pytest.fixture
+def root(tmp_path: Path, store: ObjectStore) -> Path:
+    """A run, which is also in the store."""
+    make_run(tmp_path / "run", [plain_record(name) for name in IMAGES], rows=2)
+    upload(tmp_path / "run", store)
+    return tmp_path / "run"
+
+
+@pytest.fixture(params=["small", "large"])
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are read whole, or by ranges."""
+    monkeypatch.setattr(remote, "_WHOLE", {"small": 1 << 20, "large": 0}[request.param])
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_stats_are_those_of_the_folder(root: Path, store: ObjectStore, sizes: None) -> None:
+    expected, found = (json.loads(run("stats", place, "--json")) for place in (root, store.uri))
+    assert found == expected
+    assert "No problems found" in run("stats", store.uri, "--compare", store.uri)
+
+
+@pytest.mark.parametrize("form", ["hf", "coco", "label-studio"])
+def test_exports_are_those_of_the_folder(
+    root: Path, store: ObjectStore, tmp_path: Path, form: str, sizes: None
+) -> None:
+    for place, out in ((root, "local"), (store.uri, "stored")):
+        run("export", place, "--to", form, "--out", tmp_path / out)
+    files = [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        assert (tmp_path / "local" / file).read_bytes() == (tmp_path / "stored" / file).read_bytes()
+
+
+def test_records_are_those_of_the_folder(root: Path, store: ObjectStore, sizes: None) -> None:
+    assert list(iter_records(store.uri)) == list(iter_records(root))
+
+
+def test_of_large_shards_only_what_is_asked_for_is_read(
+    tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [plain_record(name, width=1024, height=1024) for name in "abcd"]
+    make_run(tmp_path / "run", records, rows=2, embedded=True)
+    upload(tmp_path / "run", store)
+    lengths: list[int] = []
+    read_range = ObjectReader.read_range
+
+    def counted(self: ObjectReader, name: str, start: int, length: int, *rest: str | None) -> bytes:
+        lengths.append(length)
+        return read_range(self, name, start, length, *rest)
+
+    monkeypatch.setattr(remote, "_WHOLE", 0)
+    monkeypatch.setattr(ObjectReader, "read_range", counted)
+    assert run("stats", store.uri) == run("stats", tmp_path / "run")
+    smallest = min(shard.bytes for shard in Manifest.load(tmp_path / "run").shards)
+    assert 0 < max(lengths) <= 1 << 20 < 6 << 20 < smallest
+    lengths.clear()
+    run("export", store.uri, "--to", "coco-rel", "--out", tmp_path / "export")
+    assert 0 < sum(lengths) < 1 << 20
+
+
+class TestVerify:
+    def test_a_whole_run(self, root: Path, store: ObjectStore) -> None:
+        said = run("verify", store.uri)
+        assert said == f"{store.uri}: 7 images in 4 shards, no problems found\n"
+
+    def test_damage_is_found(self, root: Path, store: ObjectStore) -> None:
+        shards = [shard.file for shard in Manifest.load(root).shards]
+        content = store.read(shards[1]) or b""
+        store.delete(shards[0])
+        store.put(shards[1], content[:100] + bytes([content[100] ^ 1]) + content[101:])
+        store.put(shards[2], content[:50])
+        store.put("data/train-000000900-000000902.parquet", b"of a killed run")
+        store.put("recipe.yaml", b"tag: [")
+        store.put(".sgpipe/index-train.json", b"{}")
+        found = verify(Path(store.uri))
+        problems = {problem.file: problem.problem for problem in found.problems}
+        assert problems.pop(shards[0]) == "listed in the manifest but missing"
+        assert "its content has changed" in problems.pop(shards[1])
+        assert "cut short" in problems.pop(shards[2])
+        assert problems.pop("data/train-000000900-000000902.parquet") == "the manifest does not list it"
+        assert problems.pop(".sgpipe/index-train.arrow") == "the source index has changed"
+        assert problems.pop("recipe.yaml").startswith("recipe recipe.yaml, line 1: not valid YAML")
+        assert not problems
+        done = CliRunner().invoke(app, ["verify", store.uri])
+        assert done.exit_code == 1
+
+    def test_repeated_images_are_found(self, tmp_path: Path, store: ObjectStore) -> None:
+        make_run(tmp_path / "run", [plain_record(name) for name in "abca"], rows=2)
+        upload(tmp_path / "run", store)
+        [problem] = verify(Path(store.uri)).problems
+        assert problem.problem == "1 image already in the run, such as 'a'"
+
+    def test_of_a_run_at_work_only_what_is_committed_counts(self, root: Path, store: ObjectStore) -> None:
+        store.put("data/train-000000900-000000902.parquet", b"of the run at work")
+        store.put(".sgpipe/lock", b"of an unknown machine")
+        found = verify(Path(store.uri))
+        assert found.at_work
+        assert not found.problems
+
+    def test_nothing_is_repaired(self, root: Path, store: ObjectStore) -> None:
+        with pytest.raises(UserError, match="delete what is damaged"):
+            verify(Path(store.uri), repair=True)
+
+
+def test_a_store_without_a_run_is_refused(store: ObjectStore) -> None:
+    for command in ("stats", "verify"):
+        done = CliRunner().invoke(app, [command, f"{store.uri}/nothing"])
+        assert done.exit_code == 2
+        assert f"{store.uri}/nothing is not an sgpipe run: it has no {MANIFEST}" in done.stderr.replace("\n", " ")
+
+
+def test_a_shard_that_is_missing(root: Path, store: ObjectStore) -> None:
+    store.delete(file := Manifest.load(root).shards[0].file)
+    done = CliRunner().invoke(app, ["stats", store.uri])
+    assert done.exit_code == 2
+    assert f"shard {store.uri}/{file} is listed in the manifest but missing" in done.stderr.replace("\n", "")
+
+
+def test_a_store_that_fails_is_told_in_one_line(
+    root: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of a query, where the error passes through DuckDB."""
+    read_range, reads = ObjectReader.read_range, iter(range(99))
+
+    def failing(self: ObjectReader, name: str, *rest: object) -> bytes:
+        if name.startswith("data/") and next(reads) >= 5:
+            raise StoreError("s3://bucket: SlowDown: reduce your rate")
+        return read_range(self, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ObjectReader, "read_range", failing)
+    done = CliRunner().invoke(app, ["stats", store.uri])
+    assert done.exit_code == 1
+    assert "s3://bucket: SlowDown: reduce your rate" in done.stderr
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("location", "uri", "name"),
+    [
+        ("s3://b/run", "s3://b/run", "s3://b/run"),
+        (Path("s3://b/run"), "s3://b/run", "s3://b/run"),
+        (
+            Path("s3://b/run?endpoint_override=http://localhost:9"),
+            "s3://b/run?endpoint_override=http://localhost:9",
+            "s3://b/run",
+        ),
+        (Path("s3://b/run?x=1") / "data/a.parquet", "s3://b/run?x=1/data/a.parquet", "s3://b/run/data/a.parquet"),
+        (Path("runs/a"), None, "runs/a"),
+        (Path("s3/run"), None, "s3/run"),
+    ],
+)
+def test_locations(location: Path | str, uri: str | None, name: str) -> None:
+    assert remote.uri_of(location) == uri
+    assert remote.name_of(location) == name
