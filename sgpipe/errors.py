@@ -150,7 +150,7 @@ def existing_model(name: str) -> str:
 
 
 def existing_dataset(name: str) -> str:
-    """`name`, which is a folder, a URI, or maybe the id of a dataset on the hub. Raises UserError: it is none of these."""
+    """`name`, which is a folder, a URI, or maybe the id of a dataset on the hub. Raises UserError: none of these."""
     if "://" not in name and not Path(name).is_dir():
         existing_model(name.partition("@")[0])
     return name
