@@ -205,7 +205,7 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
     truth = RunFolder(run).ground_truth
     assert truth is not None
     statements = {record.image_id: _statements(record) for record in iter_records(truth.relations)}
-    [(split, images)] = Manifest.load(run).image_folders.items()
+    [(split, images)] = Manifest.load(run).image_roots.locations.items()
 
     def read(problems: Counter[str]) -> Iterator[Record]:
         for record in iter_records(run):

@@ -1,4 +1,4 @@
-"""Opening images safely: inside their folder, within Pillow's limits, as RGB in the annotated orientation.
+"""Opening images safely: inside their root, within Pillow's limits, as RGB in the annotated orientation.
 
 The size and the bytes of an image file are also available without decoding it.
 """
@@ -8,17 +8,21 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from sgpipe.errors import EngineError, StoreError
 from sgpipe.errors import ImageError as ImageError
+from sgpipe.image_roots import ImageFile, ImageRoot, Location, image_root
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
+
+Kind = TypeVar("Kind")
 
 # `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -32,7 +36,6 @@ with suppress(ImportError):  # the extra sgpipe[heif]; here, so that every worke
     pillow_heif.register_heif_opener()
 _FORMATS = [name for name in _ALLOWED_FORMATS if name in Image.OPEN]
 
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -41,28 +44,12 @@ def reads_heif() -> bool:
     return "HEIF" in _FORMATS
 
 
-def resolve(root: Path, file_name: str) -> Path:
-    """The path of `file_name` under `root`.
-
-    Raises:
-        ImageError: the name is empty, absolute, or leaves the root. Symbolic links are followed: they come from the
-            owner of the folder, not from the annotation file.
-    """
-    name = file_name.replace("\\", "/")
-    if not name or "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ImageError(f"file_name {file_name!r} is not inside the image folder")
-    return root / name
+def image_exists(root: Location, file_name: str) -> bool:
+    """Whether `root` contains the file. Raises StoreError: it cannot be reached."""
+    return image_root(root).contains(file_name)
 
 
-def image_exists(root: Path, file_name: str) -> bool:
-    """Whether `root` contains the file."""
-    try:
-        return resolve(root, file_name).is_file()
-    except (ImageError, OSError):
-        return False
-
-
-def open_image(roots: Mapping[str, Path], record: Record) -> Image.Image:
+def open_image(roots: Mapping[str, Location], record: Record) -> Image.Image:
     """The image of a record; see `open_row_image`."""
     return open_row_image(roots, record)
 
@@ -83,39 +70,43 @@ class ImageReference(Protocol):
 
 
 def open_row_image(
-    folders: Mapping[str, Path],
+    roots: Mapping[str, Location],
     row: ImageReference,
     embedded: bytes | None = None,
-    images: Path | None = None,
+    images: Location | None = None,
 ) -> Image.Image:
     """The image of a shard's row as RGB, of the annotated size.
 
     Args:
-        folders: the image folder of each split, as recorded by the run.
+        roots: where the images of each split are, as recorded by the run.
         embedded: the image file stored in the row, if any.
-        images: a folder that takes precedence over both.
+        images: where they are instead, which takes precedence over both.
 
     Raises:
-        ImageError: missing, outside its folder, broken, too large, or not of the annotated size.
+        ImageError: missing, outside its root, broken, too large, or not of the annotated size.
+        StoreError, EngineError: the images cannot be reached.
     """
-    file = image_file(folders, row, embedded, images)
-    name = str(file) if isinstance(file, Path) else row.file_name
+    file, name = image_file(roots, row, embedded, images)
     return decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
 
 
 def image_file(
-    folders: Mapping[str, Path],
+    roots: Mapping[str, Location],
     row: ImageReference,
     embedded: bytes | None = None,
-    images: Path | None = None,
-) -> Path | BytesIO:
-    """Where the image of a shard's row is, which need not exist; arguments and errors are those of `open_row_image`."""
+    images: Location | None = None,
+) -> tuple[ImageFile, str]:
+    """The file of a shard's row, and what messages call it; arguments and errors are those of `open_row_image`.
+
+    A path need not exist.
+    """
     if embedded is not None and images is None:
-        return BytesIO(embedded)
-    folder = images or folders.get(row.split)
-    if folder is None:
+        return BytesIO(embedded), row.file_name
+    location = images or roots.get(row.split)
+    if location is None:
         raise ImageError(f"the image is neither in the shard nor in a known folder: {row.file_name}")
-    return resolve(folder, row.file_name)
+    root = image_root(location)
+    return root.open(row.file_name), root.where(row.file_name)
 
 
 def is_upright(dataset: str) -> bool:
@@ -123,7 +114,7 @@ def is_upright(dataset: str) -> bool:
     return dataset in (FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET)
 
 
-def decode(file: Path | BinaryIO, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
+def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
     """The image in a file, as RGB.
 
     Args:
@@ -173,7 +164,7 @@ def from_array(values: Any) -> Image.Image:
 
 
 @contextmanager
-def open_header(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
     """An image whose header is valid, not decoded yet.
 
     Args:
@@ -200,7 +191,7 @@ def open_header(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
             yield image
 
 
-def _is_heif(file: Path | BinaryIO) -> bool:
+def _is_heif(file: ImageFile) -> bool:
     """Whether the content of a file is HEIC or HEIF."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
@@ -210,20 +201,13 @@ def _is_heif(file: Path | BinaryIO) -> bool:
     return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
 
 
-def is_image(path: Path) -> bool:
-    """Whether the content of a file is that of an image, whatever its name."""
-    try:
-        with open_header(path, str(path)):
-            return True
-    except ImageError:
-        return False
-
-
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
     """Convert any error in the body of the `with` statement to an ImageError that names the image."""
     try:
         yield
+    except (StoreError, EngineError):
+        raise
     except FileNotFoundError:
         raise ImageError(f"image file not found: {name}") from None
     except Image.DecompressionBombError:
@@ -270,22 +254,40 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
-def read_size(root: Path, file_name: str) -> tuple[int, int]:
+def read_size(root: Location, file_name: str) -> tuple[int, int]:
     """Width and height as stored, without EXIF orientation: annotated boxes refer to that frame.
 
     Raises:
-        ImageError: missing, outside its folder, not an image, or too large.
+        ImageError: missing, outside its root, not an image, or too large.
     """
-    path = resolve(root, file_name)
-    with open_header(path, str(path)) as image:
-        return image.size
+    return _of_header(image_root(root), file_name, lambda image: image.size)
 
 
-def read_upright_size(root: Path, file_name: str) -> tuple[int, int]:
+def read_upright_size(root: Location, file_name: str) -> tuple[int, int]:
     """Width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
-    path = resolve(root, file_name)
-    with open_header(path, str(path)) as image:
-        return upright_size(image)
+    return _of_header(image_root(root), file_name, upright_size)
+
+
+def is_image(root: Location, file_name: str) -> bool:
+    """Whether the content of a file is that of an image, whatever its name."""
+    try:
+        return _of_header(image_root(root), file_name, lambda image: True)
+    except ImageError:
+        return False
+
+
+def _of_header(root: ImageRoot, file_name: str, read: Callable[[Image.Image], Kind]) -> Kind:
+    """What the header of an image says; of its whole file, if the beginning does not say it."""
+    name = root.where(file_name)
+    start = root.peek(file_name)
+    try:
+        with open_header(start, name) as image:
+            return read(image)
+    except ImageError:
+        if isinstance(start, Path):
+            raise
+    with open_header(root.open(file_name), name) as image:
+        return read(image)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -293,20 +295,29 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if _is_sideways(image) else image.size
 
 
-def read_image(root: Path, record: Record) -> bytes:
+def read_image(root: Location, record: Record) -> bytes:
     """The bytes of the record's image file, whose header is checked.
 
     Raises:
-        ImageError: missing, outside its folder, not an image, too large, or not of the annotated size.
+        ImageError: missing, outside its root, not an image, too large, or not of the annotated size.
     """
-    path = resolve(root, record.file_name)
-    with open_header(path, str(path)) as image:
+    root = image_root(root)
+    file, name = root.open(record.file_name), root.where(record.file_name)
+    with open_header(file, name) as image:
         size, annotated = image.size, (record.width, record.height)
         sideways = _is_sideways(image)
-        data = path.read_bytes()
+        data = read_bytes(file)
     if annotated not in (size, size[::-1] if sideways else size):
-        raise ImageError(f"image is {size[0]}x{size[1]}, the annotation says {annotated[0]}x{annotated[1]}: {path}")
+        raise ImageError(f"image is {size[0]}x{size[1]}, the annotation says {annotated[0]}x{annotated[1]}: {name}")
     return data
+
+
+def read_bytes(file: ImageFile) -> bytes:
+    """The whole content of an image file."""
+    if isinstance(file, Path):
+        return file.read_bytes()
+    file.seek(0)
+    return file.read()
 
 
 def _is_sideways(image: Image.Image) -> bool:

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, StringConstraints, field_validator
 
 from sgpipe.errors import in_python
 from sgpipe.hub_config import HubConfig
+from sgpipe.image_roots import located
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import Config as Config
 from sgpipe.utils.config_file import load, recipe_folder
 from sgpipe.utils.model_cache import pin_model
 from sgpipe.utils.object_store import is_uri
+from sgpipe.utils.stored_files import shown_path, uri_of
 
 
 class Resources(Config):
@@ -48,12 +50,26 @@ class Requests(Config):
     )
 
 
+def _as_text(location: Any) -> Any:
+    return located(location) if isinstance(location, str | Path) else location
+
+
+ImageLocation = Annotated[str, BeforeValidator(_as_text)]
+
+
+StoredPath = Annotated[Path, PlainSerializer(lambda path: str(shown_path(path)), when_used="json")]
+
+
 class SplitConfig(Config):
     """The files of one split."""
 
-    annotations: Path | None = Field(None, description="COCO instances JSON; null with format: folder")
-    images: Path = Field(description="image folder")
-    captions: Path | None = Field(None, description="COCO captions JSON; used if caption.captioner is null")
+    annotations: StoredPath | None = Field(
+        None, description="COCO instances JSON, also gzip or in a store; null with format: folder"
+    )
+    images: ImageLocation = Field(
+        description="where the images are: a folder, a .zip or .tar archive or a folder of these, or in a store: s3://…"
+    )
+    captions: StoredPath | None = Field(None, description="COCO captions JSON; used if caption.captioner is null")
 
 
 SplitName = Annotated[str, StringConstraints(pattern=r"^\w+$", max_length=64)]
@@ -96,8 +112,12 @@ class SourceConfig(Config):
         return self.drawn.model_dump() if self.format == "miniworld" else None
 
     def path(self, path: Path) -> Path:
-        """`path` below `root`."""
-        return self.root / path if self.root else path
+        """`path` below `root`, unless it is a URI."""
+        return self.root / path if self.root and not uri_of(path) else path
+
+    def images(self, split: str) -> str:
+        """Where the images of a split are: a URI, or a path below `root`."""
+        return located(self.splits[split].images, self.root)
 
 
 class DetectConfig(Config):

@@ -16,6 +16,7 @@ from sgpipe.cli.options import (
     Limit,
     reads_file,
     reads_folder,
+    reads_images,
     with_option_groups,
     writes_folder,
 )
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
 Annotations = Annotated[Path, typer.Option(help="Annotation file.", callback=reads_file)]
 Images = Annotated[
-    Path,
+    str,
     typer.Option(
-        help="Image folder; images may be missing if the annotations contain their sizes.", callback=reads_folder
+        help="Images: a folder, .zip or .tar, a folder of these, or s3://…. Some may be missing if the annotations "
+        "contain their sizes.",
+        callback=reads_images,
     ),
 ]
 
@@ -263,7 +266,8 @@ def hf(
         typer.Option(help="Folder with data/SPLIT-00000-of-00001.parquet and so on; required.", callback=reads_folder),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Image folder, if the rows do not contain the images.", callback=reads_folder)
+        str | None,
+        typer.Option(help="Where the images are, if the rows do not contain them.", callback=reads_images),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split to import, if there are several.")] = None,
     options: ImportOptions,
@@ -277,10 +281,10 @@ def hf(
     dataset = annotations or folder  # the folder alone is the form of earlier versions
     if dataset is None or (annotations and folder):
         raise UserError("give the dataset by --annotations FOLDER, a folder that `sgpipe export --to hf` wrote")
-    _import(HuggingFace(dataset, split).source(), images or dataset, options)
+    _import(HuggingFace(dataset, split).source(), images or str(dataset), options)
 
 
-def _import(source: AnnotationSource, images: Path, options: ImportOptions) -> None:
+def _import(source: AnnotationSource, images: str, options: ImportOptions) -> None:
     import json
 
     from sgpipe.generation.summary import print_import

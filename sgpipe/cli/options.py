@@ -91,6 +91,12 @@ def _path_option(check: Callable[[Any], Any], kind: type = Path) -> Callable[...
     return callback
 
 
+def _check_images(location: str) -> None:
+    from sgpipe.image_roots import check_images
+
+    check_images(location)
+
+
 def _check_path(check: Callable[[Any], Any], name: str, path: Path | str) -> None:
     try:
         check(path)
@@ -101,10 +107,12 @@ def _check_path(check: Callable[[Any], Any], name: str, path: Path | str) -> Non
 
 # What an option or argument that takes a path says of it: `typer.Option(…, callback=reads_folder)`. A test demands one
 # of these for every path. `reads_later`: the command itself checks it; `reads_model`: a folder, or a name on the hub;
-# `reads_run`: a folder or an object store; `reads_dataset`: these, or a name on the hub.
+# `reads_images`: a folder, archives or a store; `reads_run`: a folder or an object store; `reads_dataset`: these, or a
+# name on the hub.
 reads_folder, reads_file, reads_path = map(_path_option, (existing_folder, existing_file, existing_path))
 writes_folder, writes_file = map(_path_option, (writable_folder, writable_file))
 reads_later, reads_model = _path_option(Path), _path_option(existing_model, str)
+reads_images = _path_option(_check_images, str)
 reads_run, reads_dataset = _path_option(existing_run, str), _path_option(existing_dataset, str)
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run or an import.", callback=reads_folder)]
@@ -156,7 +164,8 @@ JudgedFile = Annotated[
 RayAddress = Annotated[str | None, typer.Option(help="Ray cluster to connect to, such as auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 MovedImages = Annotated[
-    Path | None, typer.Option(help="Image folder, if the images have moved.", callback=reads_folder)
+    str | None,
+    typer.Option(help="Where the images are, if they have moved: folder, archives or store.", callback=reads_images),
 ]
 GroundTruthFolder = Annotated[
     Path | None,

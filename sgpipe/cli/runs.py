@@ -148,7 +148,7 @@ def _print_report(report: Audit, json_: bool) -> None:
         print_tables(report, console.output())
 
 
-def _write_review(database: Database, file: Path, number: int, seed: int, images: Path | None) -> None:
+def _write_review(database: Database, file: Path, number: int, seed: int, images: str | None) -> None:
     from sgpipe.stats.review import write_review
 
     asked, lost = write_review(database, file, number, seed, images)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgpipe.cli.options import GuessedSplit, ImageData, reads_dataset, reads_folder, reads_later
-from sgpipe.errors import UserError, existing_file, existing_folder
+from sgpipe.errors import UserError
 
 if TYPE_CHECKING:
     from sgpipe.recipe import SourceConfig
@@ -23,7 +23,11 @@ class SourceOptions:
         Path | None, typer.Option(help="Folder that the recipe's paths are relative to.", callback=reads_folder)
     ] = None
     images: Annotated[
-        Path | None, typer.Option(help="Image folder, instead of the recipe's splits.", callback=reads_later)
+        str | None,
+        typer.Option(
+            help="Images, instead of the recipe's splits: a folder, .zip or .tar, a folder of these, or s3://….",
+            callback=reads_later,
+        ),
     ] = None
     dataset: Annotated[
         str | None,
@@ -67,13 +71,15 @@ class SourceOptions:
 
     def split_name(self, source: SourceConfig, out: Path) -> str:
         """What the split of --images is called. Raises UserError: a path is missing, or nothing names the split."""
+        from sgpipe.image_roots import check_images, located
         from sgpipe.recipe import WHOLE
         from sgpipe.sources.formats import infer_split, run_split
+        from sgpipe.utils.stored_files import stamp_stored
 
         if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
             return self.split or WHOLE
-        existing_folder(source.path(self.images))
-        existing_file(source.path(self.annotations))
+        check_images(located(self.images, source.root))
+        stamp_stored(source.path(self.annotations))
         return infer_split(self.annotations, self.images, run_split(out))
 
     def of_split(self, name: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def view(
     _say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
 
 
-def _open(run: str, other: str | None, name: str, read_only: bool, images: Path | None) -> Viewer:
+def _open(run: str, other: str | None, name: str, read_only: bool, images: str | None) -> Viewer:
     """Open the indexes and the judgements, and say how large they are."""
     from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
     from sgpipe.view.web import Viewer

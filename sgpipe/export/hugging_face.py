@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from sgpipe.errors import naming
 from sgpipe.export.card import write_card
 from sgpipe.export.rows import ExportRows, iter_groups
+from sgpipe.image_roots import Location
 from sgpipe.images import ImageError, read_image
 from sgpipe.records import Record, from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
@@ -25,11 +26,11 @@ _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
 
-def write_hugging_face(rows: ExportRows, out: Path, images: Path | None, *, embed: bool) -> None:
+def write_hugging_face(rows: ExportRows, out: Path, images: Location | None, *, embed: bool) -> None:
     """Write all rows and columns, including error rows, one file per shard.
 
     Args:
-        images: folder of the images, if they have moved since the run.
+        images: where the images are, if they have moved since the run.
         embed: store the image files in the rows; images that the shards hold are always kept.
 
     Raises UserError: a shard cannot be read, or the image folder is unknown.
@@ -44,13 +45,13 @@ def write_hugging_face(rows: ExportRows, out: Path, images: Path | None, *, embe
     write_card(rows, out, embedded=IMAGE_COLUMN in written.names)
 
 
-def _tables(rows: ExportRows, shard: ShardEntry, images: Path | None, *, embed: bool) -> Iterator[pa.Table]:
+def _tables(rows: ExportRows, shard: ShardEntry, images: Location | None, *, embed: bool) -> Iterator[pa.Table]:
     """The row groups of a shard without relations below the threshold, and with images if they are embedded."""
     path = rows.root / shard.file
     with open_shard(path) as file:
         columns = file.schema_arrow.names
     absent = embed and IMAGE_COLUMN not in columns
-    folder = rows.manifest.image_folder(shard.split, images) if absent else None
+    folder = rows.manifest.image_root(shard.split, images) if absent else None
     for table in iter_groups(path, columns):
         table = _confident(rows, table)
         if folder is not None:
@@ -75,7 +76,7 @@ def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
     return table
 
 
-def _image(rows: ExportRows, images: Path, record: Record) -> bytes | None:
+def _image(rows: ExportRows, images: Location, record: Record) -> bytes | None:
     try:
         return read_image(images, record) if record.ok else None
     except ImageError:

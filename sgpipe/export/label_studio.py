@@ -14,7 +14,10 @@ from xml.sax.saxutils import quoteattr
 
 from PIL import Image
 
+from sgpipe.errors import UserError
 from sgpipe.export.rows import ExportRows, iter_groups, write_json
+from sgpipe.image_roots import ImageRoot, Location
+from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.images import ImageError, open_header, read_image
 from sgpipe.records import BOX_SCORES, Box, Record, Relation, deduplicate, from_table
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
@@ -40,7 +43,7 @@ _CONFIGURATION = """\
 
 
 def write_label_studio(
-    rows: ExportRows, out: Path, images: Path | None = None, images_url: str | None = None, *, embed: bool = False
+    rows: ExportRows, out: Path, images: Location | None = None, images_url: str | None = None, *, embed: bool = False
 ) -> None:
     """Write SPLIT.json, a list of tasks, and the labelling configuration of a project for them.
 
@@ -54,7 +57,8 @@ def write_label_studio(
     """
     prefixes = dict.fromkeys(rows.splits, images_url)
     if images_url is None and not embed:
-        prefixes |= _local_files(rows, {split: rows.manifest.image_folder(split, images) for split in rows.splits})
+        roots = {split: rows.manifest.image_root(split, images) for split in rows.splits}
+        prefixes |= _local_files(rows, {split: _folder(root) for split, root in roots.items()})
     for split in rows.splits:
         write_json(out / f"{split}.json", _Tasks(rows, split, images, prefixes[split]).tasks())
     names = rows.manifest.run.get("labels") or {"objects": [], "relations": []}
@@ -64,6 +68,13 @@ def write_label_studio(
         predicates=_tags("Relation", [*names["relations"], *sorted(rows.census.predicates)]),
     )
     (out / CONFIGURATION).write_text(text, encoding="utf-8")
+
+
+def _folder(images: ImageRoot) -> Path:
+    """Raises UserError: the images are in archives or a store, where Label Studio does not see them."""
+    if not isinstance(images, FolderRoot):
+        raise UserError(f"the images are in {images.location}, not in a folder: give --embed or --images-url")
+    return images.folder
 
 
 def _tags(tag: str, names: Iterable[str]) -> str:
@@ -90,7 +101,7 @@ def _local_files(rows: ExportRows, folders: Mapping[str, Path]) -> dict[str, str
 class _Tasks:
     """The tasks of a split."""
 
-    def __init__(self, rows: ExportRows, split: str, images: Path | None, prefix: str | None) -> None:
+    def __init__(self, rows: ExportRows, split: str, images: Location | None, prefix: str | None) -> None:
         """prefix: what the addresses of images begin with; None: the tasks contain the images."""
         self._rows = rows
         self._split = split
@@ -137,7 +148,7 @@ class _Tasks:
             return self._prefix + (quote(record.file_name) if web else record.file_name)
         try:
             if content is None:
-                content = read_image(self._rows.manifest.image_folder(record.split, self._images), record)
+                content = read_image(self._rows.manifest.image_root(record.split, self._images), record)
             with open_header(BytesIO(content), record.file_name) as image:
                 kind = Image.MIME[image.format or ""]
         except ImageError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.calibration import probability_for
-from sgpipe.errors import UserError, existing_folder, making_folder
+from sgpipe.errors import UserError, making_folder
 from sgpipe.export.card import exported_relations, write_readme
 from sgpipe.export.coco import write_coco, write_coco_relations, write_sgg_benchmark
 from sgpipe.export.hico import write_hico
@@ -19,6 +19,7 @@ from sgpipe.export.hugging_face import write_hugging_face
 from sgpipe.export.label_studio import write_label_studio
 from sgpipe.export.rows import ExportRows
 from sgpipe.export.scene_graphs import write_rlipv2, write_visual_genome
+from sgpipe.image_roots import Location, check_images
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.utils.atomic import removed_if_empty
 from sgpipe.utils.locking import only_process
@@ -65,7 +66,7 @@ def export_run(
     threshold: float | None = None,
     calibration: Path | None = None,
     precision: float | None = None,
-    images: Path | None = None,
+    images: Location | None = None,
     images_url: str | None = None,
     embed: bool = False,
 ) -> Exported:
@@ -90,7 +91,7 @@ def export_run(
     if images_url is not None and (to != LABEL_STUDIO or embed or images):
         raise UserError("--images-url is for --to label-studio, without --embed and --images")
     if images:
-        existing_folder(images)
+        check_images(images)
     if threshold is not None and not 0 <= threshold <= 1:  # also refuses NaN, which passes the check of the option
         raise UserError(f"--threshold {threshold}: expected a number from 0 to 1")
     default = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE

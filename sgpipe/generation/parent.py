@@ -114,11 +114,11 @@ class Parent:
         return recipe.model_copy(update={"source": source})
 
     def _source(self) -> SourceConfig:
-        source, images, splits = self.recipe.source, self.manifest.image_folders, {}
+        source, images, splits = self.recipe.source, self.manifest.image_roots.locations, {}
         for name, split in source.splits.items():
             read = self._files_read(name)
             paths = {kind: path and read.get(kind, source.path(path)) for kind, path in split if kind != "images"}
-            splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.path(split.images))})
+            splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
         found: dict[str, Any] = {"root": None, "splits": splits}
         if self.folder and (truth := RunFolder(self.folder).ground_truth):
             found |= {"ground_truth": truth.relations, "image_data": truth.image_data}

@@ -16,7 +16,9 @@ from sgpipe.generation.identity import as_started, identity, in_todays_settings,
 from sgpipe.generation.parent import STAGES, Reuse
 from sgpipe.generation.pools import Pool, Utilization, plan_pools, unused_gpus
 from sgpipe.generation.ray_engine import run_units
+from sgpipe.generation.run_images import as_named, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
+from sgpipe.image_roots import ImageRoot, check_images
 from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, WHOLE, Recipe, SourceConfig, with_model_folders
 from sgpipe.sources import open_source, prepare_source
 from sgpipe.sources.hub.source import check_hub
@@ -35,6 +37,7 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import ANY_NUMBER, check_devices
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.ray_cluster import start_ray
+from sgpipe.utils.stored_files import stamp_stored
 
 
 @in_python(PYTHON_WORDS)
@@ -73,8 +76,9 @@ def generate(
             _check_parent(folder, before, reuse)
             source, ground_truth = _prepare(recipe, before, folder, progress, reuse)
             recipe = with_model_folders(_going_on(recipe, before, progress).model_copy(update={"source": source}))
-            indexes = _open_sources(recipe, folder, progress)
-            manifest = folder.open(_description(recipe, before, folder, indexes, reuse))
+            roots = open_image_roots(recipe.source, folder, progress)
+            indexes = _open_sources(recipe, roots, folder, progress)
+            manifest = folder.open(_description(recipe, before, folder, indexes, roots, reuse))
             folder.set_ground_truth(ground_truth)
         for split, index in indexes.items():
             index.move(folder.index(split))
@@ -82,7 +86,7 @@ def generate(
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
         if units and reuse:
             reuse.parent.check_rows(rows)
-        work = _Work.plan(recipe, indexes, units, progress, reuse) if units else None
+        work = _Work.plan(recipe, indexes, roots, units, progress, reuse) if units else None
         _ask_again(folder, retry_failed)
         folder.sweep(manifest)
         remove_unused(recipe.source, folder.private)
@@ -94,6 +98,7 @@ def generate(
         else:
             for split in indexes:
                 mirror.copy_index(folder.index(split))
+            keep_indexes(roots, folder)
             with mirror:
                 _run(work, recipe, folder, manifest, progress, mirror)
             folder.sweep(manifest)
@@ -152,12 +157,12 @@ def _of_splits(splits: Sequence[str]) -> str:
 def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
     """Everything that the recipe names, before a folder is made for what comes of it."""
     source, pair = recipe.source, recipe.pair
-    for split in source.splits.values():
-        existing_folder(source.path(split.images))
+    for name in source.splits:
+        check_images(source.images(name))
     files = [path for split in source.splits.values() for path in (split.annotations, split.captions)]
     for path in (*files, source.image_data):
         if path is not None:
-            existing_file(source.path(path))
+            stamp_stored(source.path(path))
     for path in (pair.synonyms, pair.prior):
         if path is not None and "pair" in stages:
             existing_file(path)
@@ -225,11 +230,13 @@ def _prepare(
     return prepare_source(recipe.source, folder.private, progress.say, reuse.parent.private if reuse else None)
 
 
-def _open_sources(recipe: Recipe, folder: RunFolder, progress: Progress) -> dict[str, SourceIndex]:
+def _open_sources(
+    recipe: Recipe, roots: Mapping[str, ImageRoot], folder: RunFolder, progress: Progress
+) -> dict[str, SourceIndex]:
     indexes = {}
     for split in recipe.source.splits:
         progress.say(f"reading the annotations of {split}")
-        indexes[split] = open_source(recipe.source, split, folder.index(split), folder.new_index(split))
+        indexes[split] = open_source(recipe.source, split, folder.index(split), folder.new_index(split), roots[split])
         for note in indexes[split].meta.get("notes", ()):
             progress.say(f"NOTE: {note}")
     return indexes
@@ -240,28 +247,18 @@ def _description(
     before: Mapping[str, Any],
     folder: RunFolder,
     indexes: Mapping[str, SourceIndex],
+    roots: Mapping[str, ImageRoot],
     reuse: Reuse | None,
 ) -> dict[str, object]:
     """What the manifest says of the run, which keeps the identity that an earlier version gave it."""
     now = reuse.with_source(source_identity(indexes)) if reuse else identity(recipe, indexes)
     if fingerprint(in_todays_settings(before)) == fingerprint(now):
         now = dict(before)
-    images = {split: _image_folder(root, folder) for split, root in _image_roots(recipe).items()}
+    images = {split: as_named(root, folder) for split, root in roots.items()}
     run: dict[str, object] = {"name": recipe.name, "identity": now, "images": images}
     if reuse is not None:
         run["parent"] = reuse.header
     return run | ({"store": folder.store.location} if folder.store else {})
-
-
-def _image_folder(images: Path, folder: RunFolder) -> str:
-    """An image folder as the manifest names it: relative if it is within the run, so that both can be moved."""
-    root = folder.root.resolve()
-    return str(images.relative_to(root) if images.is_relative_to(root) and not folder.store else images)
-
-
-def _image_roots(recipe: Recipe) -> dict[str, Path]:
-    source = recipe.source
-    return {split: source.path(config.images).resolve() for split, config in source.splits.items()}
 
 
 def _planned_rows(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, int]:
@@ -288,6 +285,7 @@ class _Work:
         cls,
         recipe: Recipe,
         indexes: Mapping[str, SourceIndex],
+        roots: Mapping[str, ImageRoot],
         units: Sequence[WorkUnit],
         progress: Progress,
         reuse: Reuse | None,
@@ -296,7 +294,7 @@ class _Work:
 
         Raises UserError: a model is missing, or the actors do not fit; EngineError: Ray did not start.
         """
-        stages = _stages(recipe, indexes)
+        stages = _stages(recipe, indexes, roots)
         if reuse is not None:
             stages = [stage for stage in stages if stage.name.replace("load", "caption") in reuse.stages]
         for stage in stages:
@@ -351,8 +349,7 @@ def _run(
         progress.say(f"NOTE: the rules parsed {count(by_rules, 'caption')} whose answers could not be used")
 
 
-def _stages(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> list[Stage]:
-    roots = _image_roots(recipe)
+def _stages(recipe: Recipe, indexes: Mapping[str, SourceIndex], roots: Mapping[str, ImageRoot]) -> list[Stage]:
     if recipe.source.format == "folder":
         from sgpipe.stages.detect.detectors import detector_classes
         from sgpipe.stages.detect.stage import DetectStage

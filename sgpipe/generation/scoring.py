@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.judge.clip_model import ClipModel, TextEmbeddings, load_clip
@@ -162,7 +163,7 @@ def score_run(
     make_scorer: Callable[[], Scorer[Score]],
     identity: dict[str, Any],
     progress: Progress,
-    images: Path | None = None,
+    images: Location | None = None,
 ) -> dict[str, int]:
     """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
@@ -170,7 +171,7 @@ def score_run(
         column: what is added; columns of other scores stay.
         make_scorer: called once, if there is anything to score.
         identity: everything that decides the scores; a folder with another identity is refused.
-        images: the image folder, if the images moved.
+        images: where the images are, if they moved.
 
     Returns:
         the number of relations that were scored, and of those that could not be.
@@ -224,7 +225,7 @@ def model_identity(name: str | None) -> str | None:
 
 def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Manifest:
     parts = {"scored": source.run.get("fingerprint"), **identity}
-    images = {split: str(folder) for split, folder in source.image_folders.items()}
+    images = dict(source.image_roots.locations)
     origin = {"origin": Manifest.identities(source.run), "source_images": RunFolder(source.root).source_images}
     return folder.open({**source.run, **origin, "images": images, "identity": parts})
 
@@ -246,7 +247,7 @@ def _scored(
     table: pa.Table,
     column: ScoreColumn[Score],
     scorer: Scorer[Score],
-    images: Path | None,
+    images: Location | None,
     counts: dict[str, int],
 ) -> pa.Table:
     lists = []
@@ -262,12 +263,12 @@ def _scored(
 
 
 def _scores(
-    source: Manifest, record: Record, embedded: bytes | None, scorer: Scorer[Score], images: Path | None
+    source: Manifest, record: Record, embedded: bytes | None, scorer: Scorer[Score], images: Location | None
 ) -> Sequence[Score | None]:
     """The score of each relation; None for all of them if the image cannot be opened."""
     if record.ok and record.relations:
         try:
-            return scorer(record, open_row_image(source.image_folders, record, embedded, images))
+            return scorer(record, open_row_image(source.image_roots, record, embedded, images))
         except ImageError:
             pass
     return [None] * len(record.relations)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -18,13 +18,14 @@ from sgpipe.image_roots.archives import ArchiveRoot
 from sgpipe.image_roots.base import HEIF_SUFFIXES, SUFFIXES, ImageEntry, ImageFile, ImageRoot
 from sgpipe.image_roots.files import Files, LocalFiles
 from sgpipe.image_roots.folder import FolderRoot
-from sgpipe.image_roots.index import IndexFolder
+from sgpipe.image_roots.hub import HubRoot
+from sgpipe.image_roots.index import IndexFolder, copy_index
 from sgpipe.image_roots.members import is_archive, refuse_compressed
 from sgpipe.image_roots.objects import ObjectRoot
 from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
 
 __all__ = ["ImageEntry", "ImageFile", "ImageRoot", "IndexFolder", "Location"]
-__all__ += ["existing_images", "image_root", "located"]
+__all__ += ["ImageRoots", "absolute", "check_images", "existing_images", "image_root", "located"]
 
 Location = str | Path | ImageRoot
 _LOCAL_THREADS, _STORE_THREADS = 2, 8  # which open images ahead
@@ -64,10 +65,46 @@ def image_root(location: Location, indexes: IndexFolder | None = None) -> ImageR
 
 def existing_images(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:
     """The root of a location that exists. Raises UserError: it does not; and as `image_root`."""
-    root = image_root(location, indexes)
-    if isinstance(root, FolderRoot):
-        existing_folder(root.folder)
-    return root
+    check_images(location)
+    return image_root(location, indexes)
+
+
+def check_images(location: Location) -> None:
+    """Raises UserError: a location does not exist, or is nothing that images are in; archives are not read."""
+    text = located(location)
+    if text.startswith("hf://"):
+        HubRoot(text).dataset.list()
+    elif is_uri(text):
+        _place(text)
+    elif not Path(text).is_file() and not _SHARDS.search(text):
+        existing_folder(Path(text))
+    elif not _SHARDS.search(text):
+        refuse_compressed(text)
+        if not is_archive(text):
+            raise UserError(f"{text} is a file, not a folder of images or an archive of them (.zip, .tar)")
+
+
+def absolute(location: Location) -> str:
+    """The text of a location that does not depend on the working folder."""
+    text = located(location)
+    return text if is_uri(text) else str(Path(text).resolve())
+
+
+class ImageRoots(Mapping[str, ImageRoot]):
+    """The roots of the splits of a run, each made when it is asked for."""
+
+    def __init__(self, locations: Mapping[str, str], indexes: IndexFolder | None = None) -> None:
+        self.locations = locations
+        self._indexes = indexes
+
+    def __getitem__(self, split: str) -> ImageRoot:
+        return image_root(self.locations[split], self._indexes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.locations)
+
+    def __len__(self) -> int:
+        return len(self.locations)
 
 
 def _local(text: str, indexes: IndexFolder) -> ImageRoot:
@@ -77,11 +114,8 @@ def _local(text: str, indexes: IndexFolder) -> ImageRoot:
     if path.is_dir():
         names = _archives_in(path)
         return _archive_root(text, LocalFiles(path), names, indexes, _LOCAL_THREADS) if names else FolderRoot(path)
-    if not path.is_file():
+    if not (path.is_file() and is_archive(path.name)):
         return FolderRoot(path)
-    refuse_compressed(text)
-    if not is_archive(path.name):
-        raise UserError(f"{path} is a file, not a folder of images or an archive of them (.zip, .tar)")
     return _archive_root(text, LocalFiles(path.parent), [path.name], indexes, _LOCAL_THREADS)
 
 
@@ -91,11 +125,15 @@ def _archives_in(folder: Path) -> list[str]:
     Raises UserError: there are archives that are compressed as a whole.
     """
     names = []
-    for entry in os.scandir(folder):
-        if not entry.name.startswith("."):
-            if entry.is_dir() or _is_image(entry.name):
-                return []
-            names.append(entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    if _is_image(entry.name) or entry.is_dir():
+                        return []
+                    names.append(entry.name)
+    except OSError:  # opening an image will say why
+        return []
     return _only_archives(str(folder), names)
 
 
@@ -111,28 +149,33 @@ def _is_image(name: str) -> bool:
 
 
 def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
-    uri, mark, options = text.partition("?")
-    uri = uri.rstrip("/")
-    parent, _, name = uri.rpartition("/")
-    refuse_compressed(uri)
-    if is_archive(name) or "{" in name:
-        files = _reader(parent + mark + options)
-        return _archive_root(uri, files, _shards(name), indexes, _STORE_THREADS)
-    files = _reader(text)
-    names = [info.name for info in islice(files.list(), _PROBED)]
-    if not names:
-        raise UserError(f"{uri} contains nothing")
-    if not any(map(_is_image, names)) and _only_archives(uri, names):
-        found = _only_archives(uri, (info.name for info in files.list()))
-        return _archive_root(uri, files, found, indexes, _STORE_THREADS)
+    if text.startswith("hf://"):
+        return HubRoot(text)
+    files, names = _place(text)
+    if names:
+        return _archive_root(text, files, names, indexes, _STORE_THREADS)
+    found = [info.name for info in islice(files.list(), _PROBED)]
+    if not found:
+        raise UserError(f"{text} contains nothing")
+    if not any(map(_is_image, found)) and _only_archives(text, found):
+        names = _only_archives(text, (info.name for info in files.list()))
+        return _archive_root(text, files, names, indexes, _STORE_THREADS)
     root = ObjectRoot(text, files, _STORE_THREADS)
     return _indexed(root, indexes) if indexes.whole else root
 
 
-def _reader(uri: str) -> ObjectReader:
-    files = ObjectReader(uri)
+def _place(uri: str) -> tuple[ObjectReader, list[str]]:
+    """The prefix that a URI leads to, and the archives there that it names, if any.
+
+    Raises UserError: there is no such bucket, it may not be read, or the URI names a tar that is compressed as a whole.
+    """
+    path, mark, options = uri.partition("?")
+    parent, _, name = path.rstrip("/").rpartition("/")
+    refuse_compressed(path)
+    names = _shards(name) if is_archive(name) else []
+    files = ObjectReader(parent + mark + options if names else uri)
     files.check()
-    return files
+    return files, names
 
 
 def _shards(name: str) -> list[str]:
@@ -147,10 +190,13 @@ def _shards(name: str) -> list[str]:
 
 def _archive_root(location: str, files: Files, names: Sequence[str], indexes: IndexFolder, threads: int) -> ArchiveRoot:
     infos = [_existing(files, name) for name in names]
-    reference = indexes.reference(archives.stamp(infos))
+    stamp = archives.stamp(infos)
+    reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:
-        reference.path.parent.mkdir(parents=True, exist_ok=True)
-        archives.build_index(reference, location, files, infos, indexes.progress)
+        if not cached.path.exists():  # which stays if the run is refused later
+            archives.build_index(cached, location, files, infos, indexes.progress)
+        if cached != reference:
+            copy_index(cached, reference)
     return ArchiveRoot(location, files, reference, threads)
 
 
@@ -167,6 +213,5 @@ def _indexed(root: ObjectRoot, indexes: IndexFolder) -> ObjectRoot:
     listed = objects.list_objects(root.files, indexes.progress)
     reference = indexes.reference(objects.stamp(listed))
     if not reference.exists:
-        reference.path.parent.mkdir(parents=True, exist_ok=True)
         objects.write_listing(reference, listed)
     return ObjectRoot(root.location, root.files, root.threads, reference)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,7 @@ def by_name(table: pa.Table) -> pa.Table:
 
 def write_index(path: Path, table: pa.Table, meta: Mapping[str, Any]) -> None:
     """Write sorted rows and what is said of all of them, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
     with atomic_write(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
         writer.write_table(table.combine_chunks())
@@ -148,19 +150,30 @@ class IndexFolder:
         folder: of a run, which keeps the indexes of its images, with copies in its store; None: this machine's cache.
         uri: of the run's store.
         progress: tells what is read.
+        look: a folder of another run that may have an index.
         whole: whether the objects of a prefix are indexed, too, so that others and other versions are noticed.
     """
 
     folder: Path | None = None
     uri: str | None = None
     progress: Progress = field(default_factory=Progress, compare=False)
+    look: Path | None = None
     whole: bool = False
 
     def reference(self, stamp: Any) -> IndexReference:
         """The index of what `stamp` describes in plain values, which need not exist."""
         name = f"images-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:20]}.arrow"
+        if self.look and (self.look / name).is_file():
+            return IndexReference(self.look.absolute() / name)
         folder = self.folder or cache_folder()
         return IndexReference(folder.absolute() / name, self.uri)
+
+
+def copy_index(source: IndexReference, target: IndexReference) -> None:
+    """Raises OSError."""
+    target.path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target.path) as temporary:
+        shutil.copyfile(source.path, temporary)
 
 
 def cache_folder() -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location
 from sgpipe.images import open_row_image
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
@@ -23,13 +24,13 @@ class RowGroup:
 
     Args:
         group: its index in the shard.
-        images: the folder of its images; None if the shard contains them.
+        images: where its images are; None if the shard contains them.
         rows: how many images it has.
     """
 
     file: Path
     group: int
-    images: Path | None
+    images: Location | None
     rows: int
 
 
@@ -39,7 +40,7 @@ class ImageRow:
 
     Args:
         error: why the row has no usable image, such as the message of an error row.
-        images: the image folder; None if the shard contains the image.
+        images: where the images are; None if the shard contains the image.
         embedded: the image file stored in the shard, if any.
     """
 
@@ -50,13 +51,13 @@ class ImageRow:
     width: int
     height: int
     error: str | None
-    images: Path | None
+    images: Location | None
     embedded: bytes | None
 
     def open(self) -> Image.Image:
         """The image as RGB, of the annotated size. Raises ImageError."""
-        folders = {} if self.images is None else {self.split: self.images}
-        return open_row_image(folders, self, self.embedded)
+        roots = {} if self.images is None else {self.split: self.images}
+        return open_row_image(roots, self, self.embedded)
 
 
 def coco_image_id(row: ImageRow) -> int:
@@ -67,11 +68,11 @@ def coco_image_id(row: ImageRow) -> int:
         raise UserError(f"image id {row.image_id!r} is not an integer; V-COCO needs COCO's image ids") from None
 
 
-def list_row_groups(root: Path, split: str | None = None, images: Path | None = None) -> list[RowGroup]:
+def list_row_groups(root: Path, split: str | None = None, images: Location | None = None) -> list[RowGroup]:
     """The row groups of a folder of shards, ordered by split and position.
 
     Args:
-        images: the image folder, if the images moved since the shards were written.
+        images: where the images are, if they moved since the shards were written.
 
     Raises:
         UserError: the folder is not a run, has no shards or no such split, a shard is damaged, or there is no image
@@ -87,7 +88,7 @@ def list_row_groups(root: Path, split: str | None = None, images: Path | None = 
             with open_shard(root / shard.file, _COLUMNS) as file:
                 embedded = IMAGE_COLUMN in file.schema_arrow.names
                 rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            folder = None if embedded else manifest.image_folder(shard.split, images)
+            folder = None if embedded else manifest.image_root(shard.split, images)
             row_groups += [RowGroup(root / shard.file, group, folder, number) for group, number in enumerate(rows)]
     if not row_groups:
         raise UserError(f"{root} contains no images; is the run finished?")

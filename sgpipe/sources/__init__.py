@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError, existing_file, existing_folder
+from sgpipe.errors import UserError, existing_file
+from sgpipe.image_roots import Location, absolute, existing_images
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
 from sgpipe.sources.coco import locate_images, read_coco
@@ -18,6 +19,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
+from sgpipe.utils.stored_files import shown_path, stamp_stored
 
 
 def prepare_source(
@@ -51,65 +53,63 @@ def prepare_source(
     return source, ground_truth
 
 
-def open_source(source: SourceConfig, split: str, path: Path, new: Path | None = None) -> SourceIndex:
+def open_source(
+    source: SourceConfig, split: str, path: Path, new: Path | None = None, images: Location | None = None
+) -> SourceIndex:
     """The index of a split, built from its annotation file unless it is already there.
 
     Args:
         path: where it is.
         new: where it is built, by default in its place; `SourceIndex.move` then replaces the one at `path`.
+        images: where the images are; by default, what the source says.
 
     Raises:
         UserError: the annotation file or the image folder is missing or not of the source's format.
     """
-    config = source.splits[split]
-    if source.format != "hub":
-        existing_folder(source.path(config.images))
-    files = _stamp(source, split)
+    images = images or existing_images(source.images(split))
+    files = _stamp(source, split, images)
     try:
         index = SourceIndex(path)
     except UserError:  # missing or damaged: it is only a cache
         index = None
     if index is None or index.meta.get("files") != files or not index.meta.get("located") or not index.is_whole():
         path = new or path
-        _build(source, split, path, files)
+        _build(source, split, path, files, images)
         index = SourceIndex(path)
     return index
 
 
-def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any]) -> None:
+def _build(source: SourceConfig, split: str, path: Path, files: dict[str, Any], images: Location) -> None:
     config = source.splits[split]
     if source.format == "hub":
         detections, meta = read_split(source, split)
     elif config.annotations is None:
-        detections, meta = read_folder(source.path(config.images), split=split)
+        detections, meta = read_folder(images, split=split)
     else:
         detections, meta = read_coco(
-            source.path(config.annotations),
-            source.path(config.captions) if config.captions else None,
+            shown_path(source.path(config.annotations)),
+            shown_path(source.path(config.captions)) if config.captions else None,
             dataset=source.format,
             split=split,
             names=category_names("objects365") if source.format == "objects365" else None,
         )
     located = True
     if source.format == "objects365":
-        located = locate_images(detections, source.path(config.images))
+        located = locate_images(detections, images)
     write_detections(path, detections, meta | {"files": files, "located": located})
 
 
-def _stamp(source: SourceConfig, split: str) -> dict[str, Any]:
+def _stamp(source: SourceConfig, split: str, images: Location) -> dict[str, Any]:
     """What identifies the files that an index was read from; if it changes, they are read again."""
     config = source.splits[split]
     if source.format == "hub":
         return {"version": __version__, **stamp_split(source, split)}
-    images = str(source.path(config.images).resolve())
-    stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": images}
+    stamps: dict[str, Any] = {"version": __version__, "format": source.format, "images": absolute(images)}
     if config.annotations is None:
-        stamps["contents"] = fingerprint_folder(source.path(config.images))
+        stamps["contents"] = fingerprint_folder(images)
     for name in ("annotations", "captions"):
         path = getattr(config, name)
         if path is None:
             continue
-        path = source.path(path)
-        status = existing_file(path).stat()
-        stamps[name] = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+        stamps[name] = stamp_stored(source.path(path))
     return stamps

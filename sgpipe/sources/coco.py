@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location
 from sgpipe.images import image_exists
 from sgpipe.sources.detections import Detections
 from sgpipe.utils.console import count
@@ -17,8 +18,8 @@ from sgpipe.utils.json_stream import JsonStream
 
 
 def read_coco(
-    annotations: Path,
-    captions: Path | None,
+    annotations: Path | str,
+    captions: Path | str | None,
     *,
     dataset: str,
     split: str,
@@ -44,7 +45,7 @@ def read_coco(
     return detections, {"annotations": str(annotations), "captions": str(captions or ""), **hashes}
 
 
-def _read_instances(path: Path, detections: Detections) -> str:
+def _read_instances(path: Path | str, detections: Detections) -> str:
     readers = {
         "images": detections.add_image,
         "annotations": detections.add_box,
@@ -72,7 +73,7 @@ def _read_instances(path: Path, detections: Detections) -> str:
     return stream.sha256
 
 
-def _read_captions(path: Path, detections: Detections) -> str:
+def _read_captions(path: Path | str, detections: Detections) -> str:
     stream, captions = JsonStream(path), 0
     for key, item in stream:
         if key == "annotations":
@@ -88,7 +89,7 @@ def _read_captions(path: Path, detections: Detections) -> str:
 _PROBES = 200  # file names tried to choose a layout
 
 
-def locate_images(detections: Detections, root: Path) -> bool:
+def locate_images(detections: Detections, root: Location) -> bool:
     """Rewrite Objects365's file names to the layout of the images below `root`; False if no image is found.
 
     The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to

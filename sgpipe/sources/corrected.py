@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location, absolute
 from sgpipe.storage.judgement_lines import Conflicts, RelationState
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
@@ -63,7 +64,7 @@ def correct_run(
     out: Path,
     progress: Progress,
     conflicts: Conflicts = "majority",
-    images: Path | None = None,
+    images: Location | None = None,
 ) -> CorrectedRun:
     """Copy a run to `out` with its relations corrected; an earlier call that stopped is resumed.
 
@@ -224,7 +225,7 @@ def _place(relation: _Row) -> Place:
     return relation["subject"], relation["object"], relation["predicate"]
 
 
-def _header(source: Manifest, corrections: Corrections, new: Sequence[str], images: Path | None) -> dict[str, Any]:
+def _header(source: Manifest, corrections: Corrections, new: Sequence[str], images: Location | None) -> dict[str, Any]:
     """What the manifest of the copy says of it."""
     run = {name: value for name, value in source.run.items() if name != "store"}
     labels = run.get("labels")
@@ -232,7 +233,7 @@ def _header(source: Manifest, corrections: Corrections, new: Sequence[str], imag
         **run,
         "origin": Manifest.identities(source.run),
         "source_images": RunFolder(source.root).source_images,
-        "images": {split: str((images or folder).absolute()) for split, folder in source.image_folders.items()},
+        "images": {split: absolute(images or place) for split, place in source.image_roots.locations.items()},
         "labels": labels and {**labels, "relations": [*labels["relations"], *new]},
         "identity": {"corrected": source.run.get("fingerprint"), **corrections.identity},
     }

@@ -1,32 +1,37 @@
-"""Folders of images without annotations. Files in them that are not read are named, not passed over in silence."""
+"""Images without annotations, in a folder or another root.
+
+Files that are not read are named, not passed over in silence.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.images import HEIF_SUFFIXES, ImageError, is_image, read_upright_size, reads_heif
+from sgpipe.image_roots import ImageRoot, Location, image_root
+from sgpipe.image_roots.base import HEIF_SUFFIXES
+from sgpipe.image_roots.base import SUFFIXES as _SUFFIXES
+from sgpipe.image_roots.folder import FolderRoot, size_and_time
+from sgpipe.images import ImageError, is_image, read_upright_size, reads_heif
 from sgpipe.records import FOLDER_DATASET
 from sgpipe.sources.annotated import replace_surrogates, to_single_line
 from sgpipe.sources.detections import Detections
 from sgpipe.utils.console import count
 
-_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
-    *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
-)
 SUFFIXES = (*_SUFFIXES, *HEIF_SUFFIXES) if reads_heif() else _SUFFIXES
 
 # Files that systems and tools leave in folders of images, and texts that belong to an image of the same name.
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 _SIDECARS = (".json", ".txt", ".xml", ".xmp", ".csv", ".yaml", ".yml", ".md", ".aae")
 _MOST_NAMED = 5
+_HEADERS_PER_THREAD, _HEADERS_AT_ONCE = 4, 4096  # that are read together where opening a file waits
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,14 @@ class FolderFiles:
         return notes
 
 
-def list_folder(root: Path) -> FolderFiles:
-    """The files below a folder. Those without an ending are opened to see whether they are images."""
+def list_folder(location: Location) -> FolderFiles:
+    """The files of a root. Those without an ending are opened to see whether they are images."""
+    root = image_root(location)
     images: list[str] = []
     others: list[str] = []
     closed: list[str] = []
-    for name in _walk(root, closed):
-        known = _suffix(name) in SUFFIXES or (not _suffix(name) and is_image(root / name))
+    for name in _walk(root.folder, closed) if isinstance(root, FolderRoot) else _visible(root):
+        known = _suffix(name) in SUFFIXES or (not _suffix(name) and is_image(root, name))
         (images if known else others).append(name)
     stems = {PurePosixPath(name).stem for name in images} | {PurePosixPath(name).name for name in images}
     unread = [name for name in others if not (_suffix(name) in _SIDECARS and PurePosixPath(name).stem in stems)]
@@ -78,12 +84,21 @@ def _walk(root: Path, closed: list[str]) -> Iterator[str]:
         closed.append(Path(error.filename).relative_to(root).as_posix())
 
     for folder, folders, files in os.walk(root, onerror=forbidden):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
         below = Path(folder).relative_to(root)
         closed += [(below / name).as_posix() for name in folders if os.path.islink(os.path.join(folder, name))]
         named_like_images = [name for name in folders if _suffix(name) in SUFFIXES]
-        visible = [name for name in files if not name.startswith(".") and name.lower() not in _SYSTEM_FILES]
+        visible = [name for name in files if not _is_hidden(name)]
         yield from ((below / name).as_posix() for name in (*visible, *named_like_images))
+
+
+def _visible(root: ImageRoot) -> Iterator[str]:
+    """The names in a root that is no folder, without those that `_walk` leaves out."""
+    return (entry.name for entry in root.entries() if not any(map(_is_hidden, entry.name.split("/"))))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX" or name.lower() in _SYSTEM_FILES
 
 
 def _suffix(name: str) -> str:
@@ -100,56 +115,76 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {count(others, 'other')}" if others else "")
 
 
-def iter_images(root: Path) -> Iterator[str]:
-    """The names of all images below a folder, relative to it and sorted, without hidden files and folders."""
+def iter_images(root: Location) -> Iterator[str]:
+    """The names of all images of a root, sorted, without hidden files and folders."""
     yield from list_folder(root).images
 
 
-def read_folder(root: Path, *, split: str) -> tuple[Detections, dict[str, Any]]:
-    """The images of a folder, without boxes; unreadable ones are error rows. The id of an image is its name.
+def read_folder(location: Location, *, split: str) -> tuple[Detections, dict[str, Any]]:
+    """The images of a root, without boxes; unreadable ones are error rows. The id of an image is its name.
 
-    Raises UserError: the folder contains no images.
+    Raises UserError: there are no images.
     """
+    root = image_root(location)
     detections, files = Detections(FOLDER_DATASET, split), list_folder(root)
-    for name in files.images:
-        try:
-            (width, height), reason = read_upright_size(root, name), ""
-        except ImageError as error:
-            (width, height), reason = (0, 0), str(error)
+    for name, (size, reason) in zip(files.images, _sizes(root, files.images), strict=True):
+        width, height = size
         detections.add_image({"id": name, "file_name": name, "width": width, "height": height})
         if reason:
             detections.errors[detections.position[replace_surrogates(name)]] = f"source: {replace_surrogates(reason)}"
     if not detections.file_names:
-        raise UserError(no_images(root, files.notes))
+        raise UserError(no_images(root.location, files.notes))
     detections.problems.unread_files = len(files.unread)
-    origin = {"annotations": str(root), "captions": "", "annotations_sha256": _hash_listing(root, files.images)}
+    hashed = _hash_listing(files.images, _sizes_and_times(root, files.images))
+    origin = {"annotations": root.location, "captions": "", "annotations_sha256": hashed}
     return detections, origin | {"notes": files.notes}
 
 
-def no_images(root: Path, notes: Iterable[str]) -> str:
+def _sizes(root: ImageRoot, names: Sequence[str]) -> Iterator[tuple[tuple[int, int], str]]:
+    """Width and height of each image, or zeros and why it has none."""
+
+    def read(name: str) -> tuple[tuple[int, int], str]:
+        try:
+            return read_upright_size(root, name), ""
+        except ImageError as error:
+            return (0, 0), str(error)
+
+    if not root.threads:
+        yield from map(read, names)
+        return
+    with ThreadPoolExecutor(_HEADERS_PER_THREAD * root.threads) as pool:
+        for start in range(0, len(names), _HEADERS_AT_ONCE):
+            yield from pool.map(read, names[start : start + _HEADERS_AT_ONCE])
+
+
+def no_images(root: str | Path, notes: Iterable[str]) -> str:
     """Why a folder cannot be labelled, with what it contains instead of images."""
     instead = "".join(f"; {note}" for note in notes)
     return f"{root} contains no images (expected files that end in {', '.join(SUFFIXES)}){instead}"
 
 
-def _hash_listing(root: Path, images: Iterable[str]) -> str:
+def _hash_listing(images: Iterable[str], files: Mapping[str, tuple[int, str]]) -> str:
     """A hash of the names and file sizes of images."""
-    files = [[name, _size_and_time(root / name)[0]] for name in images]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([[name, files[name][0]] for name in images]).encode()).hexdigest()
 
 
-def fingerprint_folder(root: Path) -> list[Any]:
-    """Detects changes of a folder: a hash of its images, the time of their last change, a hash of its other files."""
+def fingerprint_folder(location: Location) -> list[Any]:
+    """Detects changes of a root: a hash of its images, their last change or versions, a hash of its other files."""
+    root = image_root(location)
     files = list_folder(root)
-    times = (_size_and_time(root / name)[1] for name in files.images)
+    stats = _sizes_and_times(root, files.images)
+    versions = {version for _, version in stats.values()}
+    if isinstance(root, FolderRoot):
+        last: Any = max((int(time or 0) for time in versions), default=0)
+    else:
+        last = hashlib.sha256(json.dumps(sorted(versions)).encode()).hexdigest()
     others = hashlib.sha256(json.dumps([files.unread, files.closed]).encode()).hexdigest()
-    return [_hash_listing(root, files.images), max(times, default=0), others]
+    return [_hash_listing(files.images, stats), last, others]
 
 
-def _size_and_time(file: Path) -> tuple[int, int]:
-    """Size and modification time; (-1, 0) for a broken link and the like, which becomes an error row."""
-    try:
-        status = file.stat()
-    except OSError:
-        return -1, 0
-    return status.st_size, status.st_mtime_ns
+def _sizes_and_times(root: ImageRoot, names: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Size and version of the files of these names."""
+    if isinstance(root, FolderRoot):
+        return {name: size_and_time(root.folder / name) for name in names}
+    wanted = set(names)
+    return {entry.name: (entry.size, entry.version) for entry in root.entries() if entry.name in wanted}

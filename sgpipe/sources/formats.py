@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location, located
 from sgpipe.recipe import WHOLE
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.json_stream import JsonStream
@@ -175,7 +176,7 @@ _ALONE = re.compile(rf"{_WORD}[-_]?(\d{{4}})?")
 _WHOLE = re.compile(r"(^|[^a-z])all$")  # "instances_all.json", as `sgpipe export` names what is not split
 
 
-def infer_split(annotations: Path, images: Path | None, default: str | None = None) -> str:
+def infer_split(annotations: Path, images: Location | None, default: str | None = None) -> str:
     """The split that the names of an annotation file and of its image folder say: "instances_val2017.json" is "val".
 
     "valid" and "validation" are "val", "test-dev2017" is "test", "trainval" is "train". If neither says a split, the
@@ -188,6 +189,7 @@ def infer_split(annotations: Path, images: Path | None, default: str | None = No
     Raises UserError: the two names contradict each other, or neither says a split and there is no default; or the file
         is not JSON.
     """
+    images = None if images is None else Path(located(images).rstrip("/"))
     stem = annotations.name.removesuffix(".gz").removesuffix(".json")
     by_file, by_folder = _last_split(stem), images and _folder_split(images, _IN_FOLDER_NAME)
     if by_file and by_folder and by_file != by_folder:
@@ -227,7 +229,7 @@ def _last_split(name: str) -> str | None:
 
 def _folder_split(folder: Path, form: re.Pattern[str]) -> str | None:
     """The split that a folder is named after."""
-    match = form.fullmatch(_lower(folder.resolve().name))
+    match = form.fullmatch(_lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name)))
     return _SPLITS[match["word"]] if match else None
 
 

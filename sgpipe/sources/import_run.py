@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sgpipe.errors import UserError, existing_folder
+from sgpipe.errors import UserError
+from sgpipe.image_roots import Location, absolute, check_images
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
@@ -35,7 +36,7 @@ class _ImportUnit:
 
 def import_annotations(
     source: AnnotationSource,
-    images: Path,
+    images: Location,
     out: Path,
     progress: Progress,
     *,
@@ -46,8 +47,8 @@ def import_annotations(
     """Write the annotated images into `out`, and resume if an earlier import of the same files was interrupted.
 
     Args:
-        images: folder that the file names are relative to. Images are opened only to embed them, or if their size is
-            not annotated.
+        images: where the images are, by names that are relative to it. They are opened only to embed them, or if their
+            size is not annotated.
         embed: store the image files in the shards. Those that the source itself contains are always stored.
         limit: import only the first `limit` images.
         retry_failed: import shards with error rows again.
@@ -55,7 +56,7 @@ def import_annotations(
     Raises:
         UserError: a file or folder cannot be used; committed shards remain.
     """
-    existing_folder(images)
+    check_images(images)
     if not re.fullmatch(r"\w{1,64}", source.split):
         raise UserError(f"--split {source.split!r}: expected letters, digits and underscores")
     if limit is not None and limit < 1:
@@ -104,7 +105,7 @@ def _nothing_left(manifest: Manifest, limit: int | None, progress: Progress) -> 
 
 
 def _open_manifest(
-    source: AnnotationSource, images: Path, folder: RunFolder, embed: bool, progress: Progress
+    source: AnnotationSource, images: Location, folder: RunFolder, embed: bool, progress: Progress
 ) -> Manifest:
     """The folder's manifest, if it belongs to this import; a new one if the folder is empty."""
     progress.say(f"reading {source.files['annotations']}")
@@ -120,7 +121,7 @@ def _open_manifest(
     run = {
         "name": source.dataset,
         "identity": identity,
-        "images": {source.split: str(images.resolve())},
+        "images": {source.split: absolute(images)},
         "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
         "origin": [dict(identity) for identity in source.origin],
         "finished": False,
@@ -214,7 +215,7 @@ def _take(records: Iterable[Record], limit: int | None) -> Iterator[Record]:
 
 
 def _write(
-    unit: _ImportUnit, source: AnnotationSource, images: Path, root: Path, embed: bool, revision: int
+    unit: _ImportUnit, source: AnnotationSource, images: Location, root: Path, embed: bool, revision: int
 ) -> ShardEntry:
     contents = [_complete(record, source, images, embed, unit.problems) for record in unit.records]
     stop = unit.start + len(unit.records)
@@ -225,7 +226,7 @@ def _write(
 
 
 def _complete(
-    record: Record, source: AnnotationSource, images: Path, embed: bool, problems: ProblemCounts
+    record: Record, source: AnnotationSource, images: Location, embed: bool, problems: ProblemCounts
 ) -> bytes | None:
     """Set the size of the record, clip its boxes, and return its image file if it is to be embedded."""
     image = None

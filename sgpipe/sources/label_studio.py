@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location
 from sgpipe.images import ImageError, image_exists, read_upright_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation, deduplicate
@@ -61,7 +62,7 @@ class LabelStudio:
     """
 
     annotations: Path
-    images: Path
+    images: Location
     split: str | None = None
     predictions: bool = False
     annotator: str | None = None
@@ -202,7 +203,7 @@ def _precedence(numbered: tuple[int, Mapping[str, Any]]) -> tuple[bool, str, int
     return result.get("ground_truth") is True, str(changed), number
 
 
-def _file_name(address: str, images: Path) -> str:
+def _file_name(address: str, images: Location) -> str:
     """The file of an image address: its longest tail that exists in the folder, otherwise its last part.
 
     Uploaded files are also looked up without the prefix that Label Studio gives them.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import (
@@ -146,7 +147,7 @@ class PseudoLabels:
     """
 
     annotations: Path
-    images: Path
+    images: Location
     split: str
     image_paths: Path | None = None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, parse_id, parse_side
@@ -33,7 +34,7 @@ class VisualGenome:
     """
 
     annotations: Path
-    images: Path
+    images: Location
     split: str
     image_data: Path | None = None
     object_aliases: Path | None = None

@@ -12,7 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from sgpipe.images import ImageError, open_image
+from sgpipe.errors import ImageError
+from sgpipe.image_feed import ImageFeed
+from sgpipe.image_roots import Location
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 
@@ -60,13 +62,13 @@ class CachingStage(Stage, Protocol):
 class LoadStage:
     """Opens each image once, so that unreadable images become error rows even in a run without a captioner.
 
-    `roots` maps a split to its image folder.
+    `roots` says where the images of each split are.
     """
 
     name = "load"
     fills: tuple[str, ...] = ("status", "error")
 
-    def __init__(self, roots: Mapping[str, Path], resources: Resources) -> None:
+    def __init__(self, roots: Mapping[str, Location], resources: Resources) -> None:
         self.roots = roots
         self.resources = resources
 
@@ -74,12 +76,13 @@ class LoadStage:
         """Nothing to load."""
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        for record in records:
-            if record.ok:
-                try:
-                    open_image(self.roots, record)
-                except ImageError as error:
-                    record.fail(self.name, str(error))
+        with ImageFeed(self.roots, records) as images:
+            for record in records:
+                if record.ok:
+                    try:
+                        images.open(record)
+                    except ImageError as error:
+                        record.fail(self.name, str(error))
         return records
 
 

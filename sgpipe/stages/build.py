@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
+from sgpipe.image_roots import Location
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import LoadStage, Stage
 from sgpipe.stages.pair.stage import PairStage
 
 
-def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]) -> list[Stage]:
+def build_stages(recipe: Recipe, roots: Mapping[str, Location], names: Iterable[str]) -> list[Stage]:
     """The stages that label records with boxes, in order.
 
     Args:
-        roots: image folder by split.
+        roots: where the images of each split are.
         names: every class that a box can have.
     """
     from sgpipe.stages.caption.stage import CaptionStage
@@ -34,7 +34,7 @@ def build_stages(recipe: Recipe, roots: Mapping[str, Path], names: Iterable[str]
     ]
 
 
-def _tag_stage(recipe: Recipe, roots: Mapping[str, Path], names: Sequence[str]) -> Stage:
+def _tag_stage(recipe: Recipe, roots: Mapping[str, Location], names: Sequence[str]) -> Stage:
     if not recipe.tag.scores:
         from sgpipe.stages.tag.assumed import AssumedStage
 

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 from PIL import Image
 
 from sgpipe.calibration import Calibration
+from sgpipe.image_roots import Location
 from sgpipe.records import Record, Relation
 from sgpipe.stats.samples import open_records, sample_images
 from sgpipe.storage.database import Database
@@ -88,7 +88,7 @@ def cards(
     database: Database,
     count: int,
     threshold: float,
-    images: Path | None = None,
+    images: Location | None = None,
     calibration: Calibration | None = None,
 ) -> Iterator[Card]:
     """Cards of `count` sample images, first those with a relation of at least `threshold`."""

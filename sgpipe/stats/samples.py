@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
+from sgpipe.image_roots import Location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import SCHEMA, Record, from_table
 from sgpipe.stats.measures import use_probabilities
@@ -45,12 +46,12 @@ def sample_images(database: Database, count: int, threshold: float) -> list[int]
 
 
 def open_records(
-    database: Database, numbers: Iterable[int], images: Path | None = None, calibration: Calibration | None = None
+    database: Database, numbers: Iterable[int], images: Location | None = None, calibration: Calibration | None = None
 ) -> Iterator[tuple[Record, Image.Image | None]]:
     """The records at these positions with their images; None for an image that cannot be opened.
 
     Args:
-        images: folder of the images, if they have moved since the run.
+        images: where the images are, if they have moved since the run.
         calibration: of the tagger; confidences are its probabilities then.
 
     Raises UserError: a shard cannot be read.
@@ -60,7 +61,7 @@ def open_records(
             [record], [embedded] = from_table(table), embedded_images(table)
             if calibration is not None:
                 calibration.replace_confidences(record)
-            yield record, _open_image(database.image_folders, record, embedded, images)
+            yield record, _open_image(database.image_roots, record, embedded, images)
 
 
 def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
@@ -73,11 +74,11 @@ def _read_rows(path: Path, rows: Sequence[int]) -> Iterator[pa.Table]:
 
 
 def _open_image(
-    folders: Mapping[str, Path], record: Record, embedded: bytes | None = None, images: Path | None = None
+    roots: Mapping[str, Location], record: Record, embedded: bytes | None = None, images: Location | None = None
 ) -> Image.Image | None:
     """The image, or None if it cannot be opened."""
     try:
-        return open_row_image(folders, record, embedded, images)
+        return open_row_image(roots, record, embedded, images)
     except ImageError:
         return None
 
@@ -92,14 +93,14 @@ def write_sheet(
     file: Path,
     count: int = 20,
     threshold: float = 0.2,
-    images: Path | None = None,
+    images: Location | None = None,
     calibration: Calibration | None = None,
 ) -> tuple[int, int]:
     """Draw sample images of a run into one PNG, each with its most confident relations.
 
     Args:
         count: number of images; those with a relation of at least `threshold` come first.
-        images: folder of the images, if they have moved since the run.
+        images: where the images are, if they have moved since the run.
         calibration: of the tagger; the threshold, and what is drawn, is a probability then.
 
     Returns:

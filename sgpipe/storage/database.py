@@ -97,7 +97,7 @@ class Database:
 
     def __init__(self, manifest: Manifest, connection: duckdb.DuckDBPyConnection) -> None:
         self.root = manifest.root
-        self.run, self.image_folders = manifest.run, manifest.image_folders
+        self.run, self.image_roots = manifest.run, manifest.image_roots
         self._connection = connection
         self.scored = self.has_opinion = False
         self.measure = "confidence"  # what the certainty of relations is

@@ -20,6 +20,8 @@ from sys import intern
 from typing import Any
 
 from sgpipe.errors import UserError, existing_folder
+from sgpipe.image_roots import ImageRoot, ImageRoots, IndexFolder, Location, image_root, located
+from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.storage.remote import StoredFiles, name_of, uri_of
 from sgpipe.storage.segments import MANIFEST as MANIFEST
@@ -77,13 +79,14 @@ class Manifest:
         return sorted(self._shards.values(), key=lambda shard: (shard.split, shard.start))
 
     @property
-    def image_folders(self) -> dict[str, Path]:
-        """The image folder of each split when the run was made; folders within the run move with it."""
-        return {split: self.root.absolute() / place for split, place in self.run.get("images", {}).items()}
+    def image_roots(self) -> ImageRoots:
+        """Where the images of each split were when the run was made; folders within the run move with it."""
+        places = {split: located(place, self.root.absolute()) for split, place in self.run.get("images", {}).items()}
+        return ImageRoots(places, IndexFolder(look=self.root / ".sgpipe"))
 
-    def image_folder(self, split: str, images: Path | None = None) -> Path:
-        """The image folder of a split, or `images` if they moved. Raises UserError: it is unknown or missing."""
-        return existing_images(self.root, split, images or self.image_folders.get(split))
+    def image_root(self, split: str, images: Location | None = None) -> ImageRoot:
+        """The images of a split, or `images` if they moved. Raises UserError: they are unknown or missing."""
+        return run_images(self.root, split, images or self.image_roots.locations.get(split))
 
     @staticmethod
     def identities(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -226,13 +229,14 @@ def _shard(entry: dict[str, Any]) -> ShardEntry | None:
         return None
 
 
-def existing_images(run: Path | str, split: str, folder: Path | str | None) -> Path:
-    """The image folder of a split of a run. Raises UserError: it is unknown or missing."""
-    if folder is None:
+def run_images(run: Path | str, split: str, location: Location | None) -> ImageRoot:
+    """The images of a split of a run. Raises UserError: where they are is unknown, or they are missing."""
+    if location is None:
         raise UserError(f"{run} does not say where the images of {split} are: give --images")
-    if not Path(folder).is_dir():
-        raise UserError(f"the image folder {folder} of {run} is missing; if the images moved, give --images")
-    return Path(folder)
+    root = image_root(location, IndexFolder(look=Path(run) / ".sgpipe"))
+    if isinstance(root, FolderRoot) and not root.folder.is_dir():
+        raise UserError(f"the image folder {root.folder} of {run} is missing; if the images moved, give --images")
+    return root
 
 
 def replace_manifest(root: Path, content: bytes) -> int:

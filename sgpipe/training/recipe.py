@@ -14,7 +14,7 @@ from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
 from sgpipe.errors import UserError, in_python
-from sgpipe.recipe import Config, SplitName
+from sgpipe.recipe import Config, ImageLocation, SplitName
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
 
@@ -59,7 +59,9 @@ class ShardsConfig(Config):
 
     shards: Path = Field(description="folder of a run or an import")
     splits: tuple[SplitName, ...] | None = Field(None, description="splits to use; null: all")
-    images: Path | None = Field(None, description="image folder, if the images moved; null: as the run says")
+    images: ImageLocation | None = Field(
+        None, description="where the images are, if they moved: a folder, archives or a store; null: as the run says"
+    )
     weight: float = Field(
         1.0, gt=0, le=1000, description="passes over these shards per epoch; 0.5: half of them, another half each epoch"
     )
@@ -298,12 +300,12 @@ def load_train_recipe(
     return load(TrainRecipe, name, folder, overrides or {}, *overlays)
 
 
-def shards_options(folders: Sequence[str], images: Path | None) -> list[dict[str, Any]]:
+def shards_options(folders: Sequence[str], images: str | None) -> list[dict[str, Any]]:
     """The recipe's form of `--data FOLDER` and `--data FOLDER@WEIGHT`. Raises UserError: a weight is not a number."""
     return [_shards_option(folder, images) for folder in folders]
 
 
-def _shards_option(text: str, images: Path | None) -> dict[str, Any]:
+def _shards_option(text: str, images: str | None) -> dict[str, Any]:
     folder, at, weight = text.rpartition("@")
     if not at or Path(text).exists():
         return {"shards": text, "images": images}

@@ -74,7 +74,7 @@ class Index:
         has_opinion: whether it also, or instead, asked a model for a second opinion.
         annotated: whether no relation has a confidence.
         vocabulary: the run's predicates and classes, the most frequent first.
-        image_folders: of each split.
+        image_roots: of each split.
         cache: folder for whatever else is worth keeping, such as thumbnails: RUN/.sgpipe/view, or one in the user's
             cache folder for a run in a store or one that cannot be written.
         generation: changes whenever a refresh found something, and with judgements.
@@ -176,7 +176,7 @@ class Index:
             self._opened = opened
         self.run = self.files.manifest.run
         self.fingerprint = str(self.run.get("fingerprint", ""))
-        self.image_folders: Mapping[str, Path] = self.files.manifest.image_folders
+        self.image_roots = self.files.manifest.image_roots
         self._describe()
         self._remembered.clear()
         self.generation += 1

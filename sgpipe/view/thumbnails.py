@@ -1,6 +1,6 @@
 """The images of a run for the browser: small ones, kept in a folder of bounded size, and the files themselves.
 
-Only images of rows are served, and only from the folders that the run or `--images` names.
+Only images of rows are served, and only from where the run or `--images` names.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from sgpipe.errors import StoreError, UserError
-from sgpipe.images import ImageReference, decode, image_file, is_upright, open_header
+from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.image_roots import ImageFile
+from sgpipe.images import ImageReference, decode, image_file, is_upright, open_header, read_bytes
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import single_line
 from sgpipe.view.records import IndexedImage, find_image, read_embedded
 from sgpipe.view.web import Viewer, viewer_of
 
-_FAULTS = (UserError, StoreError)  # of the image, or of the shard that holds it
+_FAULTS = (UserError, StoreError, EngineError)  # of the image, or of the shard that holds it
 WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up, so that nobody fills the disk with sizes
 _MOST_BYTES = 512 << 20
 _QUALITY = 80
@@ -116,11 +117,13 @@ def thumbnail(request: Request) -> Response:
     if data is None:
         row = _row(viewer, split, image_id)
         try:
-            file = _file(viewer, row)
-            key = _key(file, _version(file), row.width, row.height, width) if isinstance(file, Path) else of_row
+            file, name = _file(viewer, row)
+            key = _key(name, row.width, row.height, width) if viewer.images else of_row
+            if isinstance(file, Path):
+                key = _key(file, _version(file), row.width, row.height, width)
             data = cache.get(key)
             if data is None:
-                data = _jpeg(file, row, width)
+                data = _jpeg(file, name, row, width)
                 cache.put(key, data)
         except _FAULTS as error:
             return _placeholder(row, str(error))
@@ -132,13 +135,13 @@ def photo(request: Request) -> Response:
     viewer = viewer_of(request)
     row = _row(viewer, *_names(request))
     try:
-        file = _file(viewer, row)
-        kind = _shown_as(file, row)
+        file, name = _file(viewer, row)
+        kind = _shown_as(file, name, row)
         if kind is None:
-            return Response(_jpeg(file, row, row.width), media_type="image/jpeg", headers=_KEPT)
+            return Response(_jpeg(file, name, row, row.width), media_type="image/jpeg", headers=_KEPT)
         if isinstance(file, Path):
             return FileResponse(file, media_type=kind, headers=_KEPT)
-        return Response(file.getvalue(), media_type=kind, headers=_KEPT)
+        return Response(read_bytes(file), media_type=kind, headers=_KEPT)
     except _FAULTS as error:
         return _placeholder(row, str(error))
 
@@ -154,13 +157,10 @@ def _row(viewer: Viewer, split: str, image_id: str) -> IndexedImage:
     return found
 
 
-def _file(viewer: Viewer, row: IndexedImage) -> Path | BytesIO:
+def _file(viewer: Viewer, row: IndexedImage) -> tuple[ImageFile, str]:
+    """The file of an image, and what messages call it."""
     embedded = read_embedded(viewer.index, row.split, row.image_id) if row.embedded and not viewer.images else None
-    return image_file(viewer.index.image_folders, row, embedded, viewer.images)
-
-
-def _name(file: Path | BytesIO, row: ImageReference) -> str:
-    return str(file) if isinstance(file, Path) else row.file_name
+    return image_file(viewer.index.image_roots, row, embedded, viewer.images)
 
 
 def _key(*values: object) -> str:
@@ -175,19 +175,19 @@ def _version(file: Path) -> tuple[int, int] | None:
     return None
 
 
-def _jpeg(file: Path | BytesIO, row: ImageReference, width: int) -> bytes:
+def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
     """The image as a JPEG, scaled down to at most `width` pixels. Raises ImageError: it cannot be opened."""
     with _AT_ONCE:
-        image = decode(file, (row.width, row.height), _name(file, row), upright=is_upright(row.dataset))
+        image = decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
         image.thumbnail((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
         data = BytesIO()
         image.save(data, "JPEG", quality=_QUALITY)
     return data.getvalue()
 
 
-def _shown_as(file: Path | BytesIO, row: ImageReference) -> str | None:
+def _shown_as(file: ImageFile, name: str, row: ImageReference) -> str | None:
     """The media type of a file that browsers show in the annotated frame as it is; None: it must be converted."""
-    with open_header(file, _name(file, row)) as image:
+    with open_header(file, name) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # which browsers would do, annotations may not
         fits = image.size == (row.width, row.height) and not turned
         return _SHOWN_BY_BROWSERS.get(image.format or "") if fits else None

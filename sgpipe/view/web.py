@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 
+from sgpipe.image_roots import Location
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
 
@@ -40,7 +41,7 @@ class Viewer:
         other: a second run to compare with.
         name: of the person who judges, as the server was told (`--as`).
         read_only: nothing is written into the run: no judgements.
-        images: a folder of images that takes precedence over those that the run names.
+        images: where images are, which takes precedence over those that the run names.
     """
 
     title: str
@@ -49,7 +50,7 @@ class Viewer:
     other: Index | None = None
     name: str = ""
     read_only: bool = False
-    images: Path | None = None
+    images: Location | None = None
 
     @property
     def other_title(self) -> str:

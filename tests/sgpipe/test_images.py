@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
+from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.images import (
     ImageError,
     decode,
@@ -15,7 +16,6 @@ from sgpipe.images import (
     read_image,
     read_size,
     read_upright_size,
-    resolve,
     upright_rgb,
 )
 from sgpipe.records import Record
@@ -31,7 +31,7 @@ def test_names_that_leave_the_root_are_refused(tmp_path, name):
     root.mkdir()
     (tmp_path / "x.jpg").touch()
     with pytest.raises(ImageError, match="image folder"):
-        resolve(root, name)
+        FolderRoot(root).open(name)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from sgpipe.evaluation.benchmarks.evaluate_files import (
 from sgpipe.evaluation.benchmarks.graphs import GraphClasses, read_graphs
 from sgpipe.evaluation.benchmarks.pairs import read_annotations
 from sgpipe.evaluation.result import EvaluationResult, ScoredImages
+from sgpipe.image_roots import Location
 from sgpipe.inference.predictor import InferenceConfig, PredictConfig, Task, predict
 from sgpipe.inference.rows import ImageRow, RowGroup, coco_image_id, list_row_groups
 from sgpipe.inference.writers.json_lists import PeopleConverter, predicted_graph
@@ -50,7 +51,7 @@ class ModelRun(InferenceConfig):
     model: Path
     data: Path
     split: str | None = None
-    images: Path | None = None
+    images: Location | None = None
     annotations: Path | None = None
     classes: Path | None = None
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
+from sgpipe.image_roots import ImageFile
 from sgpipe.recipe import CaptionConfig
 
 PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner, BLIP
@@ -24,7 +24,7 @@ class CaptionInput:
 
     image: Image.Image
     key: int
-    file: Path | None = None
+    file: ImageFile | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.images import open_header
+from sgpipe.images import open_header, read_bytes
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.caption_text import one_line
 from sgpipe.stages.caption.captioner import CaptionInput, Refused
@@ -78,9 +78,9 @@ class ServedCaptioner:
         """The image file as it is, if it shows what is asked about; otherwise its pixels."""
         side = self.config.image_size
         if source.file is not None and (side is None or max(source.image.size) <= side):
-            with open_header(source.file, str(source.file)) as image:
+            with open_header(source.file, "the image to caption") as image:
                 if is_plain(image) and image.size == source.image.size:
-                    return file_url(source.file.read_bytes(), f"image/{str(image.format).lower()}")
+                    return file_url(read_bytes(source.file), f"image/{str(image.format).lower()}")
         return image_url(source.image, side)
 
 

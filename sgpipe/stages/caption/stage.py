@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sgpipe.errors import UserError
-from sgpipe.images import ImageError, open_image, resolve
+from sgpipe.errors import ImageError, UserError
+from sgpipe.image_feed import ImageFeed
+from sgpipe.image_roots import Location
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused
@@ -43,15 +44,15 @@ class Region:
 class CaptionStage:
     """Fills `captions` with `samples` nucleus samples (or one beam search result) for every region of the scopes.
 
-    `roots` maps a split to its image folder. Captions are ordered by scope, region and sample; duplicates are kept,
-    since their number shows how likely the caption is.
+    `roots` says where the images of each split are. Captions are ordered by scope, region and sample; duplicates are
+    kept, since their number shows how likely the caption is.
     """
 
     name = "caption"
     fills: tuple[str, ...] = ("captions", "status", "error")
     cache_folder: Path | None = None  # where a served captioner keeps its answers; None: nowhere
 
-    def __init__(self, config: CaptionConfig, roots: Mapping[str, Path], seed: int) -> None:
+    def __init__(self, config: CaptionConfig, roots: Mapping[str, Location], seed: int) -> None:
         self.config = config
         self.roots = roots
         self.seed = seed
@@ -83,22 +84,22 @@ class CaptionStage:
 
     def _inputs(self, records: Sequence[Record], open_: deque[tuple[Record, Region]]) -> Iterator[CaptionInput]:
         """Every region to caption, noted in `open_`; images are opened on demand, unreadable ones become error rows."""
-        for record in records:
-            if not record.ok:
-                continue
-            record.captions = []
-            try:
-                image = open_image(self.roots, record)
-            except ImageError as reason:
-                record.fail(self.name, str(reason))
-                continue
-            file = resolve(self.roots[record.split], record.file_name)
-            for region in regions(record, self.config.scopes, self.config.max_crops):
+        with ImageFeed(self.roots, records) as images:
+            for record in records:
                 if not record.ok:
-                    break
-                open_.append((record, region))
-                whole = file if region.window is None else None
-                yield CaptionInput(_crop(image, region), _noise_key(self.seed, record, region), whole)
+                    continue
+                record.captions = []
+                try:
+                    image, file = images.open(record)
+                except ImageError as reason:
+                    record.fail(self.name, str(reason))
+                    continue
+                for region in regions(record, self.config.scopes, self.config.max_crops):
+                    if not record.ok:
+                        break
+                    open_.append((record, region))
+                    whole = file if region.window is None else None
+                    yield CaptionInput(_crop(image, region), _noise_key(self.seed, record, region), whole)
 
 
 def _crop(image: Image.Image, region: Region) -> Image.Image:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 from transformers.utils.logging import disable_progress_bar
 
-from sgpipe.errors import UserError
-from sgpipe.images import ImageError, open_image
+from sgpipe.errors import ImageError, UserError
+from sgpipe.image_feed import ImageFeed
+from sgpipe.image_roots import Location
 from sgpipe.recipe import DetectConfig, Resources
 from sgpipe.records import BOX_SCORES, Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
@@ -32,13 +33,13 @@ from sgpipe.utils.devices import pick_device
 class DetectStage:
     """Fills `objects` with detected boxes, highest score first, and `box_scores`. Images are processed one at a time.
 
-    `roots` maps a split to its image folder. `category_id` is the 1-based index of the detector's class.
+    `roots` says where the images of each split are. `category_id` is the 1-based index of the detector's class.
     """
 
     name = "detect"
     fills: tuple[str, ...] = ("objects", BOX_SCORES, "status", "error")
 
-    def __init__(self, config: DetectConfig, roots: Mapping[str, Path]) -> None:
+    def __init__(self, config: DetectConfig, roots: Mapping[str, Location]) -> None:
         self.config = config
         self.roots = roots
         self.resources = config.resources
@@ -53,19 +54,24 @@ class DetectStage:
         self.detector = load(self.config, pick_device(self.config.device, self.config.resources.gpus))
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        for record in records:
-            record.box_scores = []
-            if record.ok:
-                try:
-                    detected = self.detector(open_image(self.roots, record), self.config.threshold)
-                except ImageError as reason:
-                    record.fail(self.name, str(reason))
-                    continue
-                record.objects, scores = self._boxes(detected)
-                inside = [clip_box(box.bbox, record.width, record.height) is not None for box in record.objects]
-                record.box_scores = list(compress(scores, inside))
-                clip_objects(record, Counter())
+        with ImageFeed(self.roots, records) as images:
+            for record in records:
+                record.box_scores = []
+                if record.ok:
+                    self._fill(record, images)
         return records
+
+    def _fill(self, record: Record, images: ImageFeed) -> None:
+        try:
+            image, _ = images.open(record)
+            detected = self.detector(image, self.config.threshold)
+        except ImageError as reason:
+            record.fail(self.name, str(reason))
+            return
+        record.objects, scores = self._boxes(detected)
+        inside = [clip_box(box.bbox, record.width, record.height) is not None for box in record.objects]
+        record.box_scores = list(compress(scores, inside))
+        clip_objects(record, Counter())
 
     def _boxes(self, detected: DetectedBoxes) -> tuple[list[Box], list[float]]:
         """The boxes that remain after non-maximum suppression within each class, and their scores."""

@@ -6,10 +6,10 @@ These are the baselines of the RLIPv2 paper (section 4.3, table 5) for the R-Tag
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
+from sgpipe.image_roots import Location
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.pair.candidates import overlapping
@@ -24,10 +24,10 @@ class AssumedStage:
     name = "tag"
     fills = ("relations",)
 
-    def __init__(self, config: TagConfig, roots: Mapping[str, Path]) -> None:
+    def __init__(self, config: TagConfig, roots: Mapping[str, Location]) -> None:
         """
         Args:
-            roots: image folder by split; not used, as no image is opened.
+            roots: where the images of each split are; not used, as no image is opened.
         """
         self.config, self.roots, self.resources = config, roots, config.resources
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from sgpipe.calibration import thresholds_of_recipe
-from sgpipe.images import ImageError, open_image
+from sgpipe.errors import ImageError
+from sgpipe.image_feed import ImageFeed
+from sgpipe.image_roots import Location
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.stages.judge.build import JudgeKind, JudgeSettings, make_judge
@@ -26,10 +28,10 @@ class JudgedStage:
     name = "tag"
     fills = ("relations",)
 
-    def __init__(self, config: TagConfig, roots: Mapping[str, Path], pair: PairConfig | None = None) -> None:
+    def __init__(self, config: TagConfig, roots: Mapping[str, Location], pair: PairConfig | None = None) -> None:
         """
         Args:
-            roots: image folder by split.
+            roots: where the images of each split are.
             pair: the configuration of the pair stage.
         """
         self.config, self.roots, self.pair = config, roots, pair or PairConfig()
@@ -60,18 +62,19 @@ class JudgedStage:
         self.judge.load()
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        for record in records:
-            if record.ok:
-                self._fill(record)
+        with ImageFeed(self.roots, (record for record in records if record.pairs)) as images:
+            for record in records:
+                if record.ok:
+                    self._fill(record, images)
         return records
 
-    def _fill(self, record: Record) -> None:
+    def _fill(self, record: Record, images: ImageFeed) -> None:
         record.relations = []
         asked = candidates(record.pairs, None)
         if not asked:
             return
         try:
-            image = open_image(self.roots, record)
+            image, _ = images.open(record)
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -20,8 +19,9 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.calibration import thresholds_of_recipe
-from sgpipe.errors import UserError, existing_model
-from sgpipe.images import ImageError, open_image
+from sgpipe.errors import ImageError, UserError, existing_model
+from sgpipe.image_feed import ImageFeed
+from sgpipe.image_roots import Location
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
@@ -156,13 +156,13 @@ class TagStage:
     def __init__(
         self,
         config: TagConfig,
-        roots: Mapping[str, Path],
+        roots: Mapping[str, Location],
         object_names: Sequence[str],
         pair: PairConfig | None = None,
     ) -> None:
         """
         Args:
-            roots: image folder by split.
+            roots: where the images of each split are.
             object_names: every class name of the dataset; the tagger reads all of them with every image.
             pair: the configuration of the pair stage.
         """
@@ -215,12 +215,13 @@ class TagStage:
     def __call__(self, records: list[Record]) -> list[Record]:
         predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)
         self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
-        for record in records:
-            if record.ok:
-                self._fill(record)
+        with ImageFeed(self.roots, (record for record in records if record.pairs)) as images:
+            for record in records:
+                if record.ok:
+                    self._fill(record, images)
         return records
 
-    def _fill(self, record: Record) -> None:
+    def _fill(self, record: Record, images: ImageFeed) -> None:
         record.relations = []
         batches = self._batches(record)
         if not batches:
@@ -230,7 +231,7 @@ class TagStage:
             record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
             return
         try:
-            rgb = open_image(self.roots, record)
+            rgb, _ = images.open(record)
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return

@@ -20,6 +20,7 @@ from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import Texts, relabelled
 from sgpipe.errors import UserError
+from sgpipe.image_roots import ImageRoots, IndexFolder
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.training.data.prefetcher import Prefetcher
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
@@ -204,7 +205,10 @@ class ImageReader:
         self.read = self.skipped = 0
         self.reasons: list[str] = []
         self._roots = [folder.root for folder in training_set.folders]
-        self._images = [{split: Path(path) for split, path in folder.images.items()} for folder in training_set.folders]
+        self._images = [
+            ImageRoots(folder.images, IndexFolder(look=Path(folder.root) / ".sgpipe"))
+            for folder in training_set.folders
+        ]
         self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
         self._lock = Lock()
 
@@ -228,7 +232,7 @@ class ImageReader:
         if len(self.reasons) < _MOST_REASONS and reason not in self.reasons:
             self.reasons.append(reason)
         if not self.read and self.skipped >= self._most_failures:
-            place = self._images[item.folder].get(item.split, self._roots[item.folder])
+            place = self._images[item.folder].locations.get(item.split, self._roots[item.folder])
             failures = self._most_failures  # `skipped` may be more by now: several threads read
             images = f"first {failures} images" if failures > 1 else "first image"
             raise UserError(

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_calibration
 from sgpipe.errors import UserError
-from sgpipe.storage.manifest import Manifest, existing_images
+from sgpipe.storage.manifest import Manifest, run_images
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
 from sgpipe.training.data.rows import COLUMNS, TrainingFilter
 from sgpipe.training.data.training_set import (
@@ -158,7 +158,7 @@ class _Scanner:
             return
         with open_shard(path, COLUMNS) as file:
             if IMAGE_COLUMN not in file.schema_arrow.names:
-                existing_images(folder.root, split, folder.images.get(split))
+                run_images(folder.root, split, folder.images.get(split))
             for group in range(file.num_row_groups):
                 if self.left != 0 and self._wanted(self._place(str(path), group)):
                     yield group, file.read_row_group(group, columns=list(COLUMNS))

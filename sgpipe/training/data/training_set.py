@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
+from sgpipe.image_roots import absolute
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from sgpipe.utils.console import count
@@ -20,7 +22,7 @@ class ShardFolder:
     Args:
         root: absolute path.
         weight: passes over its shards in an epoch.
-        images: image folder of each split (absolute paths), as far as known.
+        images: where the images of each split are (absolute), as far as known.
     """
 
     root: str
@@ -102,9 +104,9 @@ def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[
 
 
 def shard_folder(manifest: Manifest, config: ShardsConfig, splits: Iterable[str]) -> ShardFolder:
-    """The folder with the image folders of these splits, as far as they are known."""
-    folders = {split: config.images or manifest.image_folders.get(split) for split in splits}
-    images = {split: str(folder.expanduser().absolute()) for split, folder in folders.items() if folder}
+    """The folder with the images of these splits, as far as they are known."""
+    places = {split: config.images or manifest.image_roots.locations.get(split) for split in splits}
+    images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
     return ShardFolder(str(config.shards.expanduser().absolute()), config.weight, images)
 
 

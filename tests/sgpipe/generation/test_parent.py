@@ -195,7 +195,7 @@ def test_a_moved_run_keeps_its_images_and_files(coco, models, tmp_path, monkeypa
     (tmp_path / "parent").rename(tmp_path / "moved")
     run(parent_recipe("moved", HIGHER), tmp_path / "new", "moved")
     assert rows(tmp_path / "new")[0].ok
-    assert Manifest.load(tmp_path / "new").image_folders == {"val": folder / "images"}
+    assert Manifest.load(tmp_path / "new").image_roots.locations == {"val": str(folder / "images")}
 
 
 def test_a_run_of_the_first_version_is_a_parent_and_its_drawn_images_are_copied(ran, tmp_path):
@@ -209,8 +209,8 @@ def test_a_run_of_the_first_version_is_a_parent_and_its_drawn_images_are_copied(
     assert captions[0] == captions[1]
     assert len(captions[0]) == 4
     shutil.rmtree(old)
-    [images] = Manifest.load(tmp_path / "new").image_folders.values()
-    assert sum(1 for _ in images.glob("*.jpg")) == 6
+    [images] = Manifest.load(tmp_path / "new").image_roots.values()
+    assert sum(1 for _ in images.folder.glob("*.jpg")) == 6
     truth = RunFolder(tmp_path / "new").ground_truth
     assert truth is not None
     assert len(rows(truth.relations)) == 6

@@ -136,7 +136,7 @@ def test_compressed_tars_are_refused_by_the_line_that_mends_it(folder: Path, tmp
         "disguised.tar": "gunzip < {0}/disguised.tar > {0}/disguised-unpacked.tar",
     }.items():
         with pytest.raises(UserError) as caught:
-            image_root(tmp_path / name)
+            existing_images(tmp_path / name)
         assert str(caught.value).endswith(f"unpack it to a .tar: {command.format(tmp_path)}")
         assert os.system(command.format(tmp_path)) == 0
     assert image_root(tmp_path / "a.tar").contains("a.jpg")
@@ -187,4 +187,4 @@ def test_a_folder_with_images_or_folders_beside_archives_is_a_folder(folder: Pat
     make_zip(folder, tmp_path / "unpacked" / "patch2.zip")
     assert isinstance(image_root(tmp_path / "unpacked"), FolderRoot)
     with pytest.raises(UserError, match="is a file, not a folder of images or an archive"):
-        image_root(folder / NAMES[0])
+        existing_images(folder / NAMES[0])

@@ -125,7 +125,7 @@ def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_pat
         f"Ground truth of {CONFIG.images} images: the precision of relations of confidence 0.20 or more is 100.0%"
         in report.stdout
     )
-    assert Manifest.load(tmp_path / "moved").image_folders["test_compositional"].is_dir()
+    assert Manifest.load(tmp_path / "moved").image_roots["test_compositional"].folder.is_dir()
 
 
 def test_label_quality_requires_ground_truth(miniworld):

@@ -270,7 +270,7 @@ def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
         assert (row.file_name, row.width, row.height, row.embedded) == (record.file_name, 24, 16, False)
     assert read_record(index, "val", records[0].image_id) is None
     assert read_embedded(index, "train", records[0].image_id) is None
-    assert index.image_folders["train"] == tmp_path / "images"
+    assert index.image_roots.locations["train"] == str(tmp_path / "images")
 
 
 def test_images_in_shards_are_read(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Where the images of a run are: their roots, and the indexes of these that the run keeps for its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sgpipe.image_roots import ImageRoot, IndexFolder, absolute, existing_images
+from sgpipe.image_roots.archives import ArchiveRoot
+from sgpipe.image_roots.objects import ObjectRoot
+from sgpipe.recipe import SourceConfig
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.utils.console import Progress
+from sgpipe.utils.object_store import is_uri
+
+
+def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
+    """The root of each split, as it is now, with the indexes in the run; what was noticed while they were read is said.
+
+    Raises UserError, StoreError, OSError: as `existing_images`.
+    """
+    uri = folder.store.uri if folder.store else None
+    indexes = IndexFolder(folder.private, uri, progress, whole=True)
+    roots = {split: existing_images(absolute(source.images(split)), indexes) for split in source.splits}
+    for root in roots.values():
+        for note in root.notes if isinstance(root, ArchiveRoot) else ():
+            progress.say(f"NOTE: {note}")
+    return roots
+
+
+def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
+    """Copy the indexes of the roots into the run's store, and delete those of earlier states of its images."""
+    used = {index for root in roots.values() if (index := _index(root)) is not None}
+    for path in used:
+        name = path.relative_to(folder.root.absolute()).as_posix()
+        if folder.store and not folder.store.has(name):
+            folder.store.put_file(name, path)
+    for path in folder.private.absolute().glob("images-*.arrow"):
+        if path not in used:
+            path.unlink()
+
+
+def _index(root: ImageRoot) -> Path | None:
+    if isinstance(root, ArchiveRoot | ObjectRoot) and root.index:
+        return root.index.path
+    return None
+
+
+def as_named(root: ImageRoot, folder: RunFolder) -> str:
+    """A location as the manifest names it: a folder within the run is relative, so that both can be moved."""
+    if is_uri(root.location) or folder.store:
+        return root.location
+    path, run = Path(root.location), folder.root.resolve()
+    return str(path.relative_to(run) if path.is_relative_to(run) else path)
