@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from sgpipe.errors import ImageError
-from sgpipe.image_roots.base import ImageEntry, safe_name
+from sgpipe.image_roots.base import ImageEntry, ImageFile, safe_name
+from sgpipe.image_roots.parquet import open_row
+from sgpipe.utils.parquet_images import ParquetImages
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,16 @@ class FolderRoot:
 
     def contains(self, name: str) -> bool:
         try:
-            return self.open(name).is_file()
+            file = self.open(name)
+            return not isinstance(file, Path) or file.is_file()
         except (ImageError, OSError):
             return False
 
-    def open(self, name: str) -> Path:
-        return self.folder / safe_name(name)
+    def open(self, name: str) -> ImageFile:
+        row = open_row(self._parquet, name, self.where(name))
+        return self.folder / safe_name(name) if row is None else row
 
-    def peek(self, name: str) -> Path:
+    def peek(self, name: str) -> ImageFile:
         return self.open(name)
 
     def entries(self) -> Iterator[ImageEntry]:
@@ -42,6 +47,14 @@ class FolderRoot:
             for name in files:
                 path = Path(folder, name)
                 yield ImageEntry(path.relative_to(self.folder).as_posix(), *size_and_time(path))
+
+    @cached_property
+    def _parquet(self) -> ParquetImages:
+        return ParquetImages(self.folder.joinpath)
+
+    def __reduce__(self) -> tuple[type[FolderRoot], tuple[Path]]:
+        """It travels without the files that are open."""
+        return FolderRoot, (self.folder,)
 
 
 def size_and_time(file: Path) -> tuple[int, str]:

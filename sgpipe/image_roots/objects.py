@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,8 +15,10 @@ from sgpipe.errors import ImageError
 from sgpipe.image_roots.base import MOST_BYTES, ImageEntry, checked_size, safe_name
 from sgpipe.image_roots.files import reading, version_of
 from sgpipe.image_roots.index import NAME, FileIndexRows, IndexReference, by_name, write_index
+from sgpipe.image_roots.parquet import open_row
 from sgpipe.utils.console import Progress
 from sgpipe.utils.object_store import ObjectReader
+from sgpipe.utils.parquet_images import ParquetImages
 
 _COLUMNS = {"size": pa.int64(), "version": pa.large_string()}
 _HEADER = 64 << 10  # of an image file; headers are rarely longer
@@ -46,16 +50,25 @@ class ObjectRoot:
         return bool(self.files.head(name) if self.index is None else self.index.opened.find(name))
 
     def open(self, name: str) -> BytesIO:
-        return self._read(name, MOST_BYTES + 1)
+        return self._row(name) or self._read(name, MOST_BYTES + 1)
 
     def peek(self, name: str) -> BytesIO:
         """The beginning of an image."""
-        return self._read(name, _HEADER)
+        return self._row(name) or self._read(name, _HEADER)
 
     def entries(self) -> Iterator[ImageEntry]:
         if self.index is None:
             return (ImageEntry(info.name, info.size, version_of(info)) for info in self.files.list())
         return (ImageEntry(row[NAME], row["size"], row["version"]) for row in self.index.opened)
+
+    def _row(self, name: str) -> BytesIO | None:
+        """The image in a row of a Parquet file, if the name is that of one."""
+        with reading(self.files, self.where(name)):
+            return open_row(self._parquet, name, self.where(name))
+
+    @cached_property
+    def _parquet(self) -> ParquetImages:
+        return ParquetImages(self.files.open)
 
     def _read(self, name: str, most: int) -> BytesIO:
         name, where, version = safe_name(name), self.where(name), None
@@ -69,6 +82,10 @@ class ObjectRoot:
             data = self.files.read_start(name, most, version)
         checked_size(len(data), where)
         return BytesIO(data)
+
+    def __reduce__(self) -> tuple[type[ObjectRoot], tuple[Any, ...]]:
+        """It travels without the files that are open."""
+        return ObjectRoot, (self.location, self.files, self.threads, self.index)
 
 
 def list_objects(files: ObjectReader, progress: Progress) -> pa.Table:

@@ -28,10 +28,11 @@ class JsonStream:
 
     `for key, item in stream` yields every item of every array of the top-level object, in file order; other values are
     collected in `scalars`, the keys of arrays, also of empty ones, in `arrays`. If the file is an array, its items have
-    the key "". After the last item, `sha256` is the hash of the content. The file may be compressed by gzip.
+    the key "". After the last item, `sha256` is the hash of the content. The file may be compressed by gzip,
+    and an object of a store.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = path
         self.scalars: dict[str, Any] = {}
         self.arrays: set[str] = set()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sgpipe.errors import UserError
+from sgpipe.utils.stored_files import open_stored
 
 TextFile: TypeAlias = BufferedReader | gzip.GzipFile
 
@@ -49,8 +50,8 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextFile]:
-    """The bytes of a text file, decompressed as they are read.
+def open_text(path: Path | str) -> Iterator[TextFile]:
+    """The bytes of a text file, decompressed as they are read; the file may be an object of a store.
 
     Raises:
         OSError: the file is missing, a folder, or cannot be read.
@@ -63,10 +64,10 @@ def open_text(path: Path) -> Iterator[TextFile]:
 
 
 @contextmanager
-def _decompressed(path: Path) -> Iterator[TextFile]:
+def _decompressed(path: Path | str) -> Iterator[TextFile]:
     """The bytes of any file, decompressed if they are gzip data."""
     try:
-        with path.open("rb") as raw:
+        with open_stored(path) as raw:
             compressed = raw.peek(len(_GZIP)).startswith(_GZIP)
             with gzip.GzipFile(fileobj=raw) if compressed else raw as file:
                 yield file
@@ -76,7 +77,7 @@ def _decompressed(path: Path) -> Iterator[TextFile]:
         raise UserError(f"{path} is corrupt: its gzip data are damaged ({error}); copy or download it again") from None
 
 
-def _check_content(path: Path, head: bytes, compressed: bool) -> None:
+def _check_content(path: Path | str, head: bytes, compressed: bool) -> None:
     """Raises UserError: the file does not begin as text in UTF-8."""
     if not head:
         raise UserError(f"{path} is empty{' when decompressed' if compressed else ''}; copy or download it again")

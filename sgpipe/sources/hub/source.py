@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
@@ -27,7 +26,7 @@ def prepare_hub(source: SourceConfig) -> SourceConfig:
     Raises as `find_files`.
     """
     files = find_files(source.hub)
-    splits = {split: SplitConfig(images=Path(files.root)) for split in files.splits}
+    splits = {split: SplitConfig(images=files.root) for split in files.splits}
     hub = source.hub.model_copy(update={"dataset": files.root})
     return source.model_copy(update={"root": None, "splits": splits, "hub": hub})
 

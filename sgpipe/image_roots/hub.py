@@ -1,0 +1,68 @@
+"""Images of a dataset on the Hugging Face hub: files, or rows of Parquet files, in the hub's cache on each machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from sgpipe.errors import ImageError, UserError
+from sgpipe.image_roots.base import ImageEntry, ImageFile, safe_name
+from sgpipe.image_roots.parquet import open_row
+from sgpipe.utils.hub import DATASETS, HubDataset
+from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
+
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class HubRoot:
+    """A dataset such as `hf://datasets/USER/NAME@REVISION`; what is read of it is downloaded once per machine."""
+
+    location: str
+    threads = _THREADS
+
+    @cached_property
+    def dataset(self) -> HubDataset:
+        """Raises UserError: the location is not that of a dataset."""
+        found = HubDataset.parse(self.location) if self.location.startswith(DATASETS) else None
+        if found is None:
+            raise UserError(f"{self.location} is no dataset of the hub: expected {DATASETS}USER/NAME")
+        return found
+
+    def where(self, name: str) -> str:
+        return f"{self.location}/{name}"
+
+    def contains(self, name: str) -> bool:
+        parts = parse_row_name(name)
+        return (parts[0] if parts else name) in self._names
+
+    def open(self, name: str) -> ImageFile:
+        if (row := open_row(self._parquet, name, self.where(name))) is not None:
+            return row
+        try:
+            return self.dataset.fetch(safe_name(name))
+        except UserError as error:
+            raise ImageError(str(error)) from None
+
+    def peek(self, name: str) -> ImageFile:
+        return self.open(name)
+
+    def entries(self) -> Iterator[ImageEntry]:
+        """The files of the dataset, whose sizes are not known before they are read; a commit does not change."""
+        return (ImageEntry(name, 0, self.dataset.revision or "") for name in self._names)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.dataset.list()[1])
+
+    @cached_property
+    def _parquet(self) -> ParquetImages:
+        return ParquetImages(self._fetch)
+
+    def _fetch(self, file: str) -> Path:
+        return self.dataset.fetch(file)
+
+    def __reduce__(self) -> tuple[type[HubRoot], tuple[str]]:
+        return HubRoot, (self.location,)

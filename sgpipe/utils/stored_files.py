@@ -1,0 +1,90 @@
+"""Files that are on this machine, in an object store or on the hub: annotations and captions, read once as a stream.
+
+A URI that has been a `Path` is `s3:/bucket/file`; `uri_of` finds it again.
+"""
+
+from __future__ import annotations
+
+import re
+from io import BufferedReader
+from pathlib import Path
+from typing import cast
+
+from sgpipe.errors import UserError, existing_file
+from sgpipe.utils.hub import DATASETS, HubDataset
+from sgpipe.utils.object_store import AccessError, ObjectInfo, ObjectReader, is_uri
+
+_MANGLED = re.compile(r"^(\w{2,}):/+")
+_ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
+
+
+def uri_of(path: Path | str) -> str | None:
+    """The URI that a path is; None: it is a path."""
+    text = _MANGLED.sub(r"\1://", str(path))
+    return text if is_uri(text) else None
+
+
+def shown_path(path: Path | str) -> Path | str:
+    """A path, or the URI that it is, as messages and recipes have it."""
+    return uri_of(path) or path
+
+
+def open_stored(path: Path | str) -> BufferedReader:
+    """A file to read from its beginning to its end.
+
+    Raises OSError: it is missing or cannot be read; StoreError: its store cannot be reached.
+    """
+    uri = uri_of(path)
+    if uri is None:
+        return Path(path).open("rb")
+    if (fetched := _fetched(uri)) is not None:
+        return fetched.open("rb")
+    reader, name = _split(uri)
+    return cast(BufferedReader, reader.open(name))
+
+
+def stamp_stored(path: Path | str) -> list[str | int | None]:
+    """What identifies the content of a file without reading it: where it is, its size, its time or version.
+
+    Raises UserError: it is missing, or may not be read; StoreError: its store cannot be reached.
+    """
+    uri = uri_of(path)
+    local = Path(path) if uri is None else _fetched(uri)
+    if local is not None:
+        status = existing_file(local).stat()
+        return [str(local.resolve()), status.st_size, status.st_mtime_ns]
+    assert uri is not None
+    info = _info(uri)
+    return [uri, info.size, info.version or info.modified.isoformat()]
+
+
+def _info(uri: str) -> ObjectInfo:
+    reader, name = _split(uri)
+    try:
+        info = reader.head(name)
+    except AccessError as error:
+        raise UserError(f"{error}; the keys in the environment must be allowed to read it") from None
+    if info is None:
+        reader.check()
+        raise UserError(f"no such file: {uri}")
+    return info
+
+
+def _fetched(uri: str) -> Path | None:
+    """A file of the hub, in its cache; None: the URI is that of a store."""
+    if not uri.startswith("hf://"):
+        return None
+    found = _ON_HUB.fullmatch(uri)
+    dataset = HubDataset.parse(found["dataset"]) if found else None
+    if found is None or dataset is None:
+        raise UserError(f"{uri} is no file of the hub: expected {DATASETS}USER/NAME/FILE")
+    return dataset.fetch(found["file"])
+
+
+def _split(uri: str) -> tuple[ObjectReader, str]:
+    """The reader of the folder of an object, and its name there. Raises UserError: objects have no such names."""
+    path, mark, options = uri.partition("?")
+    if ".." in path.split("/"):
+        raise UserError(f"no such file: {uri}: objects have no .. in their names")
+    folder, _, name = path.rpartition("/")
+    return ObjectReader(folder + mark + options), name

@@ -1,0 +1,120 @@
+"""Annotations and captions in an object store: a server of moto's that speaks S3."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgpipe.errors import StoreError, UserError
+from sgpipe.recipe import Recipe, SourceConfig, load_recipe
+from sgpipe.records import Record
+from sgpipe.sources import open_source
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.utils import stored_files
+from sgpipe.utils.stored_files import shown_path, stamp_stored, uri_of
+from tests.integration.faults.conftest import Faults
+
+INSTANCES = {
+    "images": [{"id": n, "file_name": f"{n}.jpg", "width": 80, "height": 60} for n in range(50)],
+    "annotations": [{"image_id": n, "category_id": 1, "bbox": [n, 2, 10, 20]} for n in range(50)],
+    "categories": [{"id": 1, "name": "dog"}],
+}
+CAPTIONS = {"annotations": [{"image_id": n, "caption": f"dog number {n}"} for n in range(50)]}
+
+
+def recipe(annotations: str, captions: str, folder: Path) -> Recipe:
+    split = {"annotations": annotations, "captions": captions, "images": folder}
+    return load_recipe("coco", {"source.splits": {"val": split}, "source.root": "/data/coco"})
+
+
+def records(source: SourceConfig, path: Path) -> tuple[list[Record], dict[str, Any]]:
+    index = open_source(source, "val", path)
+    return index.records(0, len(index)), index.meta
+
+
+@pytest.fixture
+def stored(store: ObjectStore) -> ObjectStore:
+    store.put("a.json", json.dumps(INSTANCES).encode())
+    store.put("a.json.gz", gzip.compress(json.dumps(INSTANCES).encode()))
+    store.put("c.json.gz", gzip.compress(json.dumps(CAPTIONS).encode()))
+    return store
+
+
+def test_records_are_those_of_local_files_and_are_read_once(stored, tmp_path, monkeypatch, faults: Faults):
+    local = tmp_path / "a.json", tmp_path / "c.json"
+    for path, value in zip(local, (INSTANCES, CAPTIONS), strict=True):
+        path.write_text(json.dumps(value))
+    expected, meta = records(recipe(*map(str, local), tmp_path).source, tmp_path / "local.arrow")
+    loaded = recipe(f"{stored.uri}/a.json.gz", f"{stored.uri}/c.json.gz", tmp_path)
+    found, also = records(loaded.source, tmp_path / "stored.arrow")
+    assert found == expected
+    assert [caption.text for caption in found[7].captions] == ["dog number 7"]
+    hashes = ("annotations_sha256", "captions_sha256")
+    plain = records(
+        recipe(f"{stored.uri}/a.json", f"{stored.uri}/c.json.gz", tmp_path).source, tmp_path / "plain.arrow"
+    )
+    assert {name: also[name] for name in hashes} == {name: meta[name] for name in hashes}
+    assert plain[1]["annotations_sha256"] == meta["annotations_sha256"]
+    faults.requests.clear()
+    assert records(loaded.source, tmp_path / "stored.arrow")[0] == expected
+    assert {method for method, path in faults.requests if path.endswith(".gz")} == {"HEAD"}
+    stored.put("a.json.gz", gzip.compress(json.dumps({**INSTANCES, "images": INSTANCES["images"][:9]}).encode()))
+    assert len(records(loaded.source, tmp_path / "stored.arrow")[0]) == 9
+
+
+def test_uris_stay_uris_in_recipes(stored, tmp_path):
+    loaded = recipe(f"{stored.uri}/a.json.gz", str(tmp_path / "c.json"), tmp_path)
+    dumped = loaded.model_dump(mode="json")["source"]["splits"]["val"]
+    assert (dumped["annotations"], dumped["captions"]) == (f"{stored.uri}/a.json.gz", str(tmp_path / "c.json"))
+    assert Recipe.model_validate(loaded.model_dump(mode="json")) == loaded
+    assert shown_path(loaded.source.path(loaded.source.splits["val"].annotations)) == f"{stored.uri}/a.json.gz"
+    assert uri_of(Path("a/b.json")) is uri_of("C:/a") is uri_of("https://host/a.json") is None
+
+
+@pytest.mark.parametrize(("name", "message"), [("none.json", "no such file: s3://"), ("../a.json", "objects have no")])
+def test_a_missing_file_is_one_line(stored, tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        stamp_stored(f"{stored.uri}/{name}")
+
+
+def test_what_goes_wrong_with_the_store_is_said(stored, tmp_path, faults: Faults):
+    source = recipe(f"{stored.uri}/a.json", f"{stored.uri}/c.json.gz", tmp_path).source
+    with pytest.raises(UserError, match="must not hold keys"):
+        stamp_stored("s3://key:secret@bucket/a.json")
+    with pytest.raises(UserError, match=r"NoSuchBucket|no such file"):
+        stamp_stored("s3://no-such-bucket-here/a.json")
+    faults.fault = lambda method, path: "403 AccessDenied"
+    with pytest.raises(UserError, match="keys in the environment must be allowed to read"):
+        stamp_stored(f"{stored.uri}/a.json")
+    faults.fault = lambda method, path: "403 AccessDenied" if method == "GET" and path.endswith("a.json") else None
+    with pytest.raises(StoreError, match="AccessDenied"):
+        records(source, tmp_path / "index.arrow")
+    cuts = iter(["cut", "cut"])
+    faults.fault = lambda method, path: next(cuts, None) if method == "GET" and path.endswith("a.json") else None
+    assert len(records(source, tmp_path / "index.arrow")[0]) == 50
+
+
+def test_a_file_that_is_cut_is_named(stored, tmp_path):
+    stored.put("cut.json.gz", gzip.compress(json.dumps(INSTANCES).encode())[:-40])
+    with pytest.raises(UserError, match=rf"{stored.uri}/cut\.json\.gz is cut short"):
+        records(recipe(f"{stored.uri}/cut.json.gz", f"{stored.uri}/c.json.gz", tmp_path).source, tmp_path / "i.arrow")
+
+
+def test_files_of_the_hub_come_from_its_cache(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    file.write_text("{}")
+    asked = []
+
+    def fetch(dataset: Any, name: str) -> Path:
+        asked.append((dataset.name, dataset.revision, name))
+        return file
+
+    monkeypatch.setattr(stored_files.HubDataset, "fetch", fetch)
+    assert stamp_stored(Path("hf://datasets/anna/set@main/sub/a.json"))[0] == str(file)
+    assert asked == [("anna/set", "main", "sub/a.json")]
+    with pytest.raises(UserError, match="no file of the hub"):
+        stamp_stored("hf://datasets/anna")

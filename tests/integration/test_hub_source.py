@@ -1,0 +1,116 @@
+"""A dataset in the hub's Parquet form is labelled without unpacking it, and its labels load beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe.cli.main import app
+from sgpipe.records import Record
+from sgpipe.storage.storage import ObjectStore
+from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
+from tests.integration.faults.runs import rows
+
+IMAGES = 12
+LABELLED = ("--tagger", "MINIWORLD", "--captioner", "MINIWORLD", "--set", "caption.decoding=beam")
+
+
+def sgpipe(*words: object) -> str:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic images with COCO annotations."""
+    folder = tmp_path_factory.mktemp("drawn") / "set"
+    sgpipe("miniworld", "--count", IMAGES, "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(drawn: Path) -> Path:
+    """The same as the hub has it: two files, several row groups, class numbers with names, corners as boxes."""
+    annotated = json.loads((drawn / "instances.json").read_text())
+    names = [each["name"] for each in annotated["categories"]]
+    numbers = {each["id"]: number for number, each in enumerate(annotated["categories"])}
+    boxes: dict[int, list] = {}
+    for each in annotated["annotations"]:
+        x, y, w, h = each["bbox"]
+        boxes.setdefault(each["image_id"], []).append(([x, y, x + w, y + h], numbers[each["category_id"]]))
+    rows = [
+        {
+            "image": {"bytes": (drawn / "images" / each["file_name"]).read_bytes(), "path": each["file_name"]},
+            "image_id": each["id"],
+            "objects": {
+                kind: list(values) for kind, values in zip(("bbox", "category"), zip(*found, strict=True), strict=True)
+            },
+        }
+        for each in annotated["images"]
+        if (found := boxes.get(each["id"]))
+    ]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "image_id": datasets.Value("int64"),
+            "objects": {
+                "bbox": datasets.List(datasets.List(datasets.Value("float64"), length=4)),
+                "category": datasets.List(datasets.ClassLabel(names=names)),
+            },
+        }
+    )
+    folder = drawn.parent / "hub"
+    (folder / "data").mkdir(parents=True)
+    for number, part in enumerate((rows[:7], rows[7:])):
+        file = folder / "data" / f"train-{number:05d}-of-00002.parquet"
+        datasets.Dataset.from_list(part, features=features).to_parquet(file, batch_size=3)
+    return folder
+
+
+def facts(out: Path) -> dict[str, tuple]:
+    """What a run says of each image, by its id: boxes, captions, relations."""
+    return {record.image_id: fact(record) for record in rows(out)}
+
+
+def fact(record: Record) -> tuple:
+    objects = [(box.category, [round(value, 2) for value in box.bbox]) for box in record.objects]
+    captions = [caption.text for caption in record.captions]
+    relations = [(item.subject, item.predicate, item.object, round(item.confidence, 4)) for item in record.relations]
+    return record.status, objects, captions, relations
+
+
+@pytest.mark.slow
+def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(drawn, parquet, tmp_path):
+    before = sorted(path.name for path in parquet.rglob("*"))
+    said = sgpipe("generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run")
+    assert "boxes are read as xyxy: 100.0% lie in their images" in said
+    coco = ("--images", drawn / "images", "--annotations", drawn / "instances.json", "--split", "train")
+    sgpipe("generate", "coco", *coco, *LABELLED, "--out", tmp_path / "coco")
+    found, expected = facts(tmp_path / "run"), facts(tmp_path / "coco")
+    assert found == {image_id: expected[image_id] for image_id in found}
+    assert len(found) >= IMAGES - 2
+    assert any(relations for *_, relations in found.values())
+    assert sorted(path.name for path in parquet.rglob("*")) == before
+
+    sgpipe("export", tmp_path / "run", "--to", "hf", "--embed", "--out", tmp_path / "labels")
+    cache = str(tmp_path / "cache")
+    labels = datasets.load_dataset(str(tmp_path / "labels"), cache_dir=cache)["train"]
+    dataset = datasets.load_dataset(str(parquet), cache_dir=cache)["train"]
+    assert [int(row["image_id"]) for row in labels] == dataset["image_id"][:]
+    assert [row["image"].tobytes() for row in labels] == [row["image"].tobytes() for row in dataset]
+    sgpipe("stats", tmp_path / "run", "--sheet", tmp_path / "sheet.png")
+    again = sgpipe("generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run")
+    assert "nothing left to do" in again
+
+
+@pytest.mark.slow
+def test_the_dataset_may_be_in_an_object_store(parquet, store: ObjectStore, tmp_path):  # noqa: F811 - a fixture
+    for path in parquet.rglob("*.parquet"):
+        store.put(path.relative_to(parquet).as_posix(), path.read_bytes())
+    sgpipe("generate", "hub", "--dataset", store.uri, *LABELLED, "--limit", 4, "--out", tmp_path / "run")
+    assert [record.status for record in rows(tmp_path / "run")] == ["ok"] * 4
