@@ -28,7 +28,7 @@ CAPTIONS = {"annotations": [{"image_id": n, "caption": f"dog number {n}"} for n 
 
 def recipe(annotations: str, captions: str, folder: Path) -> Recipe:
     split = {"annotations": annotations, "captions": captions, "images": folder}
-    return load_recipe("coco", {"source.splits": {"val": split}, "source.root": "/data/coco"})
+    return load_recipe("coco", {"source.splits": {"val": split}, "source.root": "coco"})
 
 
 def records(source: SourceConfig, path: Path) -> tuple[list[Record], dict[str, Any]]:
