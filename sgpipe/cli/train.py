@@ -34,10 +34,14 @@ class ShardsOptions:
 
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Folder of shards to train on, or FOLDER@WEIGHT. Repeatable.", callback=reads_later),
+        typer.Option(
+            help="Folder of shards to train on, or their object store, or FOLDER@WEIGHT. Repeatable.",
+            callback=reads_later,
+        ),
     ] = None
     val: Annotated[
-        list[str] | None, typer.Option(help="Folder of shards to validate on. Repeatable.", callback=reads_later)
+        list[str] | None,
+        typer.Option(help="Folder or object store of shards to validate on. Repeatable.", callback=reads_later),
     ] = None
     images: MovedImages = None
     calibration: CalibrationFile = None

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import io
 import re
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -15,20 +19,14 @@ from typing import Any, BinaryIO
 from fsspec import AbstractFileSystem
 
 from sgpipe.errors import StoreError
-from sgpipe.utils.object_store import ObjectReader, is_uri
+from sgpipe.utils.object_store import ObjectReader
+from sgpipe.utils.stored_files import uri_of as uri_of
 
-_SLASHES = re.compile(r"^(\w{2,}):/+(?=[^/])")
-_OPTION = re.compile(r"(endpoint_override=https?):/+")
 _QUERY = re.compile(r"\?.*?(?=/\w+/[^/]+\.parquet$|$)")
 _SHARD = re.compile(r"(.*)/(\w+/[^/]+)")
 _WHOLE = 4 << 20  # bytes: smaller objects are read at once
+_OPENED_AHEAD = 16  # shards
 _READ_AT_ONCE = 512 << 20  # bytes of small objects that are kept in memory
-
-
-def uri_of(location: Path | str) -> str | None:
-    """The URI that a location stands for; None: it is a folder or file."""
-    text = _OPTION.sub(r"\1://", _SLASHES.sub(r"\1://", str(location)))
-    return text if is_uri(text) else None
 
 
 def name_of(location: Path | str) -> str:
@@ -37,8 +35,8 @@ def name_of(location: Path | str) -> str:
     return str(location) if uri is None else _QUERY.sub("", uri)
 
 
-def absolute(location: Path) -> str:
-    """The location independently of the working folder."""
+def absolute_run(location: Path) -> str:
+    """The location of a run, independently of the working folder."""
     return uri_of(location) or str(location.expanduser().absolute())
 
 
@@ -86,6 +84,30 @@ def open_object(path: Path) -> BinaryIO | None:
     found = _SHARD.fullmatch(uri)
     assert found is not None, uri
     return _opened(reader_of(found[1]), found[2])
+
+
+def opened_ahead(paths: Sequence[Path]) -> Generator[BinaryIO | None, None, None]:
+    """Shards of a run as `open_object` opens them, in order, while threads open the next ones; None also if missing."""
+    if not paths or uri_of(paths[0]) is None:
+        yield from [None] * len(paths)
+        return
+    pool = ThreadPoolExecutor(_OPENED_AHEAD, thread_name_prefix="shards")
+    try:
+        opening: deque[Future[BinaryIO | None]] = deque()
+        for path in paths:
+            opening.append(pool.submit(_opened_or_none, path))
+            if len(opening) > _OPENED_AHEAD:
+                yield opening.popleft().result()
+        while opening:
+            yield opening.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _opened_or_none(path: Path) -> BinaryIO | None:
+    with suppress(FileNotFoundError):  # whoever opens it again says so
+        return open_object(path)
+    return None
 
 
 def _opened(reader: ObjectReader, name: str) -> BinaryIO:

@@ -212,7 +212,7 @@ _VERSION_KEY = b"sgpipe.schema_version"
 
 @contextmanager
 def open_shard(
-    path: Path, columns: Sequence[str] = (), content: pa.NativeFile | None = None
+    path: Path, columns: Sequence[str] = (), content: pa.NativeFile | BinaryIO | None = None
 ) -> Iterator[pq.ParquetFile]:
     """Open a shard file, also one in a store, or the file `content` of that name, and check that it has these columns.
 

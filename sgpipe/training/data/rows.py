@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import pyarrow.compute as pc
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
 from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
+from sgpipe.storage.remote import uri_of
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.order import Epoch
 from sgpipe.training.data.training_set import TrainingSet, UsableRowGroup
 
+_FETCHED = 8  # row groups of a store at once
 COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status")
 
 
@@ -49,18 +53,46 @@ class TrainingRow:
 def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[TrainingRow]:
     """The rows of an epoch from a position on; earlier windows are not read.
 
-    Raises UserError: a shard is missing or damaged, or has changed since the scan.
+    Raises:
+        UserError: a shard is missing or damaged, or has changed since the scan.
+        StoreError: the store that it is in cannot be reached.
     """
     window, skipped = epoch.find(position)
-    while visits := epoch.visits_of(window):
-        groups = [training_set.row_groups[visit.row_group] for visit in visits]
-        tables = [read_row_group(Path(group.file), group.group, COLUMNS, (IMAGE_COLUMN,)) for group in groups]
-        usable = [
-            _usable_rows(table, group, training_set.threshold) for table, group in zip(tables, groups, strict=True)
+    with closing(_read_windows(training_set, epoch, window)) as windows:
+        for groups, tables in windows:
+            usable = [
+                _usable_rows(table, group, training_set.threshold) for table, group in zip(tables, groups, strict=True)
+            ]
+            for visit, index in epoch.order(window, usable)[skipped:]:
+                yield TrainingRow(tables[visit], index, groups[visit].folder)
+            window, skipped = window + 1, 0
+
+
+def _read_windows(
+    training_set: TrainingSet, epoch: Epoch, window: int
+) -> Generator[tuple[list[UsableRowGroup], list[pa.Table]], None, None]:
+    """The row groups of each window from this one on. Threads read those in a store while the last window is used."""
+    pool = ThreadPoolExecutor(_FETCHED, thread_name_prefix="row groups")
+
+    def read(number: int) -> tuple[list[UsableRowGroup], list[Callable[[], pa.Table]]]:
+        groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits_of(number)]
+        return groups, [
+            pool.submit(_read, group).result if uri_of(group.file) else partial(_read, group) for group in groups
         ]
-        for visit, index in epoch.order(window, usable)[skipped:]:
-            yield TrainingRow(tables[visit], index, groups[visit].folder)
-        window, skipped = window + 1, 0
+
+    try:
+        groups, reads = read(window)
+        while groups:
+            window += 1
+            following = read(window)
+            yield groups, [wait() for wait in reads]
+            groups, reads = following
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(group: UsableRowGroup) -> pa.Table:
+    return read_row_group(Path(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
 
 
 def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: Thresholds) -> list[int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import Calibration, Thresholds, choose_thresholds, load_calibration
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest, run_images
+from sgpipe.storage.remote import name_of, opened_ahead
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
 from sgpipe.training.data.rows import COLUMNS, TrainingFilter
 from sgpipe.training.data.training_set import (
@@ -133,8 +136,10 @@ class _Scanner:
         self.folders.append(folder)
         for split, entries in shards.items():
             usable, rows, errors = len(self.row_groups), self.rows, self.errors
-            for entry in entries:
-                self._scan_shard(folder, split, entry.file)
+            paths = [Path(folder.root) / entry.file for entry in entries]
+            with closing(opened_ahead(paths)) as contents:
+                for path, content in zip(paths, contents, strict=True):
+                    self._scan_shard(folder, split, path, content)
             if self.left != 0 and self.only is None and len(self.row_groups) == usable:
                 only_errors = self.rows - rows == self.errors - errors
                 raise self._nothing_usable(f"split {split} of {config.shards}", only_errors)
@@ -145,18 +150,19 @@ class _Scanner:
         lower = "data.threshold or data.precision" if self.threshold.by_predicate else "data.threshold"
         return UserError(f"no image of {split} has a relation with {self.threshold}; lower {lower}")
 
-    def _scan_shard(self, folder: ShardFolder, split: str, name: str) -> None:
-        path = Path(folder.root) / name
-        for group, table in self._read_row_groups(folder, split, path):
+    def _scan_shard(self, folder: ShardFolder, split: str, path: Path, content: BinaryIO | None) -> None:
+        for group, table in self._read_row_groups(folder, split, path, content):
             try:
                 self._add(str(path), group, table)
             except UserError as error:
-                raise UserError(f"shard {path}: {error}") from None
+                raise UserError(f"shard {name_of(path)}: {error}") from None
 
-    def _read_row_groups(self, folder: ShardFolder, split: str, path: Path) -> Iterator[tuple[int, pa.Table]]:
+    def _read_row_groups(
+        self, folder: ShardFolder, split: str, path: Path, content: BinaryIO | None
+    ) -> Iterator[tuple[int, pa.Table]]:
         if self.left == 0:
             return
-        with open_shard(path, COLUMNS) as file:
+        with open_shard(path, COLUMNS, content) as file:
             if IMAGE_COLUMN not in file.schema_arrow.names:
                 run_images(folder.root, split, folder.images.get(split))
             for group in range(file.num_row_groups):

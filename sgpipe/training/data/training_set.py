@@ -11,6 +11,7 @@ from sgpipe.calibration import Thresholds
 from sgpipe.errors import UserError
 from sgpipe.image_roots import absolute
 from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.remote import absolute_run
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from sgpipe.utils.console import count
 
@@ -20,7 +21,7 @@ class ShardFolder:
     """A folder of shards.
 
     Args:
-        root: absolute path.
+        root: absolute path, or the URI of a store.
         weight: passes over its shards in an epoch.
         images: where the images of each split are (absolute), as far as known.
     """
@@ -107,7 +108,7 @@ def shard_folder(manifest: Manifest, config: ShardsConfig, splits: Iterable[str]
     """The folder with the images of these splits, as far as they are known."""
     places = {split: config.images or manifest.image_roots.locations.get(split) for split in splits}
     images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
-    return ShardFolder(str(config.shards.expanduser().absolute()), config.weight, images)
+    return ShardFolder(absolute_run(config.shards), config.weight, images)
 
 
 def read_closed_labels(manifest: Manifest, config: ShardsConfig) -> ClosedLabels:

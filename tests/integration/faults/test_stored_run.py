@@ -1,8 +1,11 @@
 """Runs in a store that are read in place, by commands and in Python: as those in a folder."""
 
 import json
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -13,9 +16,16 @@ from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.storage.verify import verify
+from sgpipe.training.data import rows as data_rows
+from sgpipe.training.data.order import one_pass, shuffled_epoch
+from sgpipe.training.data.rows import iter_epoch
+from sgpipe.training.data.scan import scan_training
+from sgpipe.training.data.stream import StepStream
+from sgpipe.training.data.training_set import UsableRowGroup
+from sgpipe.training.recipe import ShardsConfig
 from sgpipe.utils.object_store import ObjectReader
 from tests.integration.faults.test_view_store import upload
-from tests.sgpipe.training.data.runs import make_run, plain_record
+from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
 IMAGES = "abcdefg"
 
@@ -83,6 +93,64 @@ def test_of_large_shards_only_what_is_asked_for_is_read(
     lengths.clear()
     run("export", store.uri, "--to", "coco-rel", "--out", tmp_path / "export")
     assert 0 < sum(lengths) < 1 << 20
+
+
+class TestTraining:
+    """`sgpipe train --data s3://…`."""
+
+    def steps(self, place: Path | str, epoch: int, step: int, number: int) -> list[object]:
+        settings = data(ShardsConfig(shards=Path(place)), val=(), limit=11, limit_seed=3)
+        stream = StepStream(scan_training(settings), settings, batch=2, seed=7, most_relations=5)
+        with closing(stream.steps(epoch, step)) as steps:
+            found = list(islice(steps, number))
+        return [(step.index, [(item.image_id, item.graph, item.embedded) for item in step.items]) for step in found]
+
+    @pytest.fixture
+    def trained(self, tmp_path: Path, store: ObjectStore) -> Path:
+        make_run(tmp_path / "run", make_records(40), rows=3, embedded=True)
+        upload(tmp_path / "run", store)
+        return tmp_path / "run"
+
+    def test_steps_are_those_of_the_folder_from_any_step_on(
+        self, trained: Path, store: ObjectStore, sizes: None
+    ) -> None:
+        for epoch, step in ((0, 0), (0, 3), (2, 4)):
+            assert self.steps(store.uri, epoch, step, 7) == self.steps(trained, epoch, step, 7)
+
+    def test_only_the_next_window_is_read_ahead(
+        self, trained: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = scan_training(data(ShardsConfig(shards=Path(store.uri)), val=()))
+        read: list[UsableRowGroup] = []
+        original = data_rows._read
+
+        def counted(group: UsableRowGroup) -> pa.Table:
+            read.append(group)
+            return original(group)
+
+        monkeypatch.setattr(data_rows, "_read", counted)
+        epoch = shuffled_epoch(found, 3, 0, 0)
+        with closing(iter_epoch(found, epoch)) as rows:
+            next(rows)
+            assert 3 <= len(read) <= 6
+        assert len(read) <= 6
+
+    def test_the_recipe_of_a_training_names_the_store(self, store: ObjectStore) -> None:
+        config = ShardsConfig.model_validate({"shards": store.uri})
+        assert config.model_dump(mode="json")["shards"] == store.uri
+        assert ShardsConfig.model_validate(config.model_dump(mode="json")) == config
+
+    def test_a_store_that_fails_ends_the_training_resumably(
+        self, trained: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = scan_training(data(ShardsConfig(shards=Path(store.uri)), val=()))
+
+        def failing(*_: object) -> bytes:
+            raise StoreError("s3://bucket: SlowDown: reduce your rate")
+
+        monkeypatch.setattr(ObjectReader, "read_range", failing)
+        with pytest.raises(StoreError, match="SlowDown"):
+            list(iter_epoch(found, one_pass(found)))
 
 
 class TestVerify:
