@@ -2,7 +2,7 @@
 
 One row of the graph is one work unit and becomes one shard. The actors of the first pool read a unit from the source
 index, those of the last pool write its shard, and only the driver commits shards to the manifest, in the order in which
-they are finished.
+they are finished. Ray keeps 100 KB for every block that waits, so the units enter in blocks of many.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
 
 _UNIT, _SECONDS, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "seconds", "records", "entry", "refusal", "failure"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
+_UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
 _GIB = 1 << 30
 _POLL_SECONDS, _POLLS_WITHOUT_ROOM = 5, 6
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
@@ -79,7 +80,7 @@ def start_unit_limit(limit: int) -> ActorHandle:
 
 
 class Entrance:
-    """The actor before the first pool: it passes a unit on once the limit of units in progress admits it.
+    """The actor before the first pool: it passes a unit on, by itself, once the limit of units in progress admits it.
 
     Units are small here and stay with the driver. If workers waited themselves, one that has to redo a lost unit could
     wait for that very unit to leave.
@@ -162,11 +163,11 @@ def _run_once(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
 ) -> Generator[ShardEntry, None, None]:
     pools = plan_pools(stages, len(units))
-    limit = start_unit_limit(_UNITS_PER_ACTOR * sum(pool.actors for pool in pools)) if len(pools) > 1 else None
+    limit = start_unit_limit(_UNITS_PER_ACTOR * sum(pool.actors for pool in pools))
     name, required = f"sgpipe {uuid4().hex} ", required_resources(pools)
     try:
         with _watch(name, required) as advanced:
-            for row in _graph(name, pools, units, reader, writer, isolated, limit).iter_rows():
+            for row in _graph(name, pools, units, reader, writer, limit, isolated).iter_rows():
                 advanced.set()
                 if _REFUSAL in row:
                     raise UserError(row[_REFUSAL])
@@ -174,8 +175,7 @@ def _run_once(
                     raise EngineError(row[_FAILURE])
                 shard = ShardEntry(**json.loads(row[_ENTRY]))
                 yield shard
-                if limit:
-                    limit.leave.remote(_key(shard))
+                limit.leave.remote(_key(shard))
     except RayError as error:
         kill_actors(name)
         if not cluster_has(required):
@@ -183,8 +183,7 @@ def _run_once(
         failure = EngineError if isinstance(error, RayTaskError) else WorkersLostError
         raise failure(worker_failure(error)) from None
     finally:
-        if limit:
-            ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
+        ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
 
 
 @contextmanager
@@ -236,19 +235,19 @@ def _graph(
     units: Sequence[WorkUnit],
     reader: UnitReader,
     writer: UnitWriter,
+    limit: ActorHandle,
     isolated: bool,
-    limit: ActorHandle | None = None,
 ) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = None  # a unit is never split
+    context.target_max_block_size = 1  # byte: every row is a block of its own
+    context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: Ray then passes on 20 units a second
     runner = IsolatedRunner if isolated else StageRunner
-    dataset: ray.data.Dataset = ray.data.from_arrow([_block(unit, {}) for unit in units])
-    if limit:
-        on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
-        dataset = _mapped(dataset, name, Entrance, (limit,), 1, Need(), on_driver)
+    blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
+    on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
+    dataset = _mapped(ray.data.from_arrow(blocks), name, Entrance, (limit,), 1, Need(), on_driver)
     for i, pool in enumerate(pools):
         arguments = (runner(pool.stages), reader if i == 0 else None, writer if i == len(pools) - 1 else None)
         dataset = _mapped(dataset, name, Worker, arguments, pool.actors, pool.need, _PlannedNodes(pool.nodes))
@@ -306,7 +305,12 @@ def _key(unit: WorkUnit | ShardEntry) -> str:
     return f"{unit.split} {unit.start}"
 
 
-def _block(unit: WorkUnit, seconds: dict[str, float], records: Sequence[Record] = ()) -> pa.Table:
+def _entering(units: Sequence[WorkUnit]) -> pa.Table:
+    """Units that have not been read."""
+    return pa.table({_UNIT: [json.dumps(asdict(unit)) for unit in units], _SECONDS: ["{}"] * len(units)})
+
+
+def _block(unit: WorkUnit, seconds: dict[str, float], records: Sequence[Record]) -> pa.Table:
     """What carries a unit from pool to pool: one row with all of its records in it."""
     rows = to_table(records).to_struct_array().combine_chunks()
     return pa.table(

@@ -20,7 +20,7 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, print_run_quality, run_quality
 from sgpipe.generation import run as generation_run
 from sgpipe.generation.pools import Pool
-from sgpipe.generation.ray_engine import _graph
+from sgpipe.generation.ray_engine import _graph, start_unit_limit
 from sgpipe.generation.run import Summary, generate
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.miniworld.scene import random_scene
@@ -97,7 +97,8 @@ def test_stages_may_ask_for_gpus(ray_engine, tmp_path):
     stages = [OnGpu(), OnGpu(resources=Resources())]
     pools = [Pool((stage,), stage.resources, 1) for stage in stages]
     units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
-    graph = _graph("graph ", pools, units, UnitReader(storage, {"val": "index"}), UnitWriter(storage), isolated=False)
+    reader, writer = UnitReader(storage, {"val": "index"}), UnitWriter(storage)
+    graph = _graph("graph ", pools, units, reader, writer, start_unit_limit(8), isolated=False)
     assert "MapBatches" in str(graph)
 
 
