@@ -23,13 +23,13 @@ from sgpipe.image_roots.index import IndexFolder, copy_index
 from sgpipe.image_roots.members import is_archive, refuse_compressed
 from sgpipe.image_roots.objects import ObjectRoot
 from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
+from sgpipe.utils.stored_files import uri_of
 
 __all__ = ["ImageEntry", "ImageFile", "ImageRoot", "IndexFolder", "Location"]
 __all__ += ["ImageRoots", "absolute", "check_images", "existing_images", "image_root", "located"]
 
 Location = str | Path | ImageRoot
 _LOCAL_THREADS, _STORE_THREADS = 2, 8  # which open images ahead
-_MANGLED = re.compile(r"^(s3|gs|gcs|abfss?|hf):/(?!/)")  # as `Path` leaves a URI
 _SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many: train-{000000..000127}.tar
 _PROBED = 1000  # objects of a prefix that tell what is in it: those of one answer
 
@@ -41,8 +41,7 @@ def located(location: Location, base: Path | None = None) -> str:
     """The text of a location, a path relative to `base`."""
     if not isinstance(location, str | Path):
         return location.location
-    text = _MANGLED.sub(r"\1://", str(location))
-    return text if is_uri(text) or base is None else str(base / text)
+    return uri_of(location) or str(location if base is None else base / location)
 
 
 def image_root(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:

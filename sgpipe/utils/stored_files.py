@@ -14,13 +14,14 @@ from sgpipe.errors import UserError, existing_file
 from sgpipe.utils.hub import DATASETS, HubDataset
 from sgpipe.utils.object_store import AccessError, ObjectInfo, ObjectReader, is_uri
 
-_MANGLED = re.compile(r"^(\w{2,}):/+")
+_SLASHES = re.compile(r"^(\w{2,}):/+(?=[^/])")
+_OPTION = re.compile(r"(endpoint_override=https?):/+")
 _ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
 
 
 def uri_of(path: Path | str) -> str | None:
-    """The URI that a path is; None: it is a path."""
-    text = _MANGLED.sub(r"\1://", str(path))
+    """The URI that a path stands for; None: it is that of a folder or file."""
+    text = _OPTION.sub(r"\1://", _SLASHES.sub(r"\1://", str(path)))
     return text if is_uri(text) else None
 
 
