@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -15,6 +18,7 @@ from sgpipe.storage.storage import ObjectStore
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.integration.faults.runs import rows
 
+ROOT = str(Path(__file__).parents[2])
 IMAGES = 12
 LABELLED = ("--tagger", "MINIWORLD", "--captioner", "MINIWORLD", "--set", "caption.decoding=beam")
 
@@ -112,5 +116,8 @@ def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(dra
 def test_the_dataset_may_be_in_an_object_store(parquet, store: ObjectStore, tmp_path):  # noqa: F811 - a fixture
     for path in parquet.rglob("*.parquet"):
         store.put(path.relative_to(parquet).as_posix(), path.read_bytes())
-    sgpipe("generate", "hub", "--dataset", store.uri, *LABELLED, "--limit", 4, "--out", tmp_path / "run")
+    program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()"]  # whose Ray knows the store
+    words = ["generate", "hub", "--dataset", store.uri, *LABELLED, "--limit", "4", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*program, *words], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.returncode == 0, done.stderr
     assert [record.status for record in rows(tmp_path / "run")] == ["ok"] * 4

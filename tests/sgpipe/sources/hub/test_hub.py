@@ -8,13 +8,18 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.hub_config import HubConfig
+from sgpipe.image_roots import image_root
+from sgpipe.recipe import SourceConfig
 from sgpipe.records import Record
 from sgpipe.sources.detections import write_detections
 from sgpipe.sources.hub.files import find_files
 from sgpipe.sources.hub.reader import class_table, read_hub
+from sgpipe.sources.hub.source import prepare_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
 from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
@@ -261,3 +266,50 @@ def test_names_of_rows():
     assert parse_row_name("data/x.parquet#7") == ("data/x.parquet", None, 7)
     assert parse_row_name("x.parquet#photo:7") == ("x.parquet", "photo", 7)
     assert [parse_row_name(name) for name in ("x.jpg", "x#7.jpg", "x.parquet#", "x.parquet#-1")] == [None] * 4
+
+
+def cached_dataset(cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A dataset in the hub's cache, as `huggingface_hub` keeps it; the hub itself is not asked."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = cache / "datasets--anna--set"
+    write(folder / "snapshots" / commit / TRAIN, [row(i) for i in range(3)])
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return commit
+
+
+def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, monkeypatch):
+    commit = cached_dataset(tmp_path / "cache", monkeypatch)
+    source = SourceConfig(format="hub", hub=HubConfig(dataset="anna/set"))
+    prepared = prepare_hub(source)
+    location = f"hf://datasets/anna/set@{commit}"
+    assert (prepared.hub.dataset, prepared.images("train")) == (location, location)
+    assert prepare_hub(prepared) == prepared
+    detections, meta = read_split(prepared, "train")
+    assert len(detections.file_names) == 3
+    assert stamp_split(prepared, "train")["contents"] == [location, [TRAIN]]
+    assert image_root(location).open(f"{TRAIN}#2").getvalue() == row(2)["image"]["bytes"]
+    assert meta["annotations"] == location
+    with pytest.raises(UserError, match="not in the hub's cache"):
+        prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/set@other")))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hub"], "the recipe names no data: give --dataset FOLDER"),
+        (["coco", "--dataset", "."], "--dataset is for the recipe hub"),
+        (["hub", "--dataset", "./nowhere"], "--dataset: no such folder: ./nowhere"),
+        (
+            ["hub", "--dataset", ".", "--set", "caption.captioner=null"],
+            "no captions: give --captioner, or --set source.hub",
+        ),
+    ],
+)
+def test_what_the_command_refuses(words, message, tmp_path):
+    done = CliRunner().invoke(app, ["generate", *words, "--tagger", "MINIWORLD", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
