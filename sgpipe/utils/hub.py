@@ -64,7 +64,6 @@ def naming_hub(what: str) -> Iterator[None]:
 
     Raises UserError: `what` is not there, or not for this user; StoreError: the hub cannot be reached, or is busy.
     """
-    import httpx
     from huggingface_hub import errors
 
     try:
@@ -90,7 +89,7 @@ def naming_hub(what: str) -> Iterator[None]:
         if status in (401, 403):
             raise UserError(f"{what}: the hub refuses this user ({status}): {_LOGIN} with a token that may") from None
         raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
-    except (httpx.HTTPError, ConnectionError, TimeoutError) as error:
+    except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
 
 

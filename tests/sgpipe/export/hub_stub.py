@@ -1,4 +1,4 @@
-"""A stub of the Hugging Face hub on loopback: the part of its API that makes a dataset and uploads files to it."""
+"""A stub of the Hugging Face hub on loopback: the part of its API for making, filling and reading datasets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_secretsecretsecret"
+COMMIT = "0" * 40
 
 
 @dataclass
@@ -23,7 +24,7 @@ class HubStub:
     Attributes:
         mode: how Parquet files are sent: regular (in the commit) or lfs (by themselves, then named by the commit).
         failures: answers to the next requests whose path has such a word, such as {"commit": [0, 503]}; 0: no failure.
-        received: sizes of the files that were sent, in order.
+        received: sizes of the files that were sent, in order. downloads: commit and name of those that were asked for.
     """
 
     mode: str = "regular"
@@ -33,6 +34,7 @@ class HubStub:
     objects: dict[str, bytes] = field(default_factory=dict)
     received: list[int] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes, token: str | None) -> tuple[int, Any]:
@@ -72,10 +74,13 @@ class HubStub:
             return 200, [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files.items()]
         if rest.startswith("/info/lfs"):
             return 200, {"objects": [self._lfs(each) for each in json.loads(body)["objects"]]}
+        if rest.startswith("/resolve/"):
+            name = rest.split("/", 3)[3]
+            return (200, files[name]) if name in files else (404, {"error": "Entry not found"})
         card = files.get("README.md", b"").decode()
         tags = ["sgpipe"] if "- sgpipe\n" in card else []
         siblings = [{"rfilename": path} for path in files]
-        described = {"id": name, "sha": "0" * 40, "private": self.private[name], "siblings": siblings, "tags": tags}
+        described = {"id": name, "sha": COMMIT, "private": self.private[name], "siblings": siblings, "tags": tags}
         return 200, {**described, "downloads": 0, "likes": 0}
 
     def _mode(self, files: dict[str, bytes], path: str) -> dict[str, Any]:
@@ -119,14 +124,19 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
             body = self._body()
             path = self.path.partition("?")[0]
             status, value = stub.answer(self.command, path, body, self.headers.get("Authorization"))
-            data = json.dumps(value).encode()
+            data = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
             if status == 404:
-                self.send_header("X-Error-Code", "RepoNotFound")
+                self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in path else "RepoNotFound")
+            elif "/resolve/" in path:
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+                stub.downloads.append(path.rpartition("/resolve/")[2])
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            if self.command != "HEAD":
+                self.wfile.write(data)
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") == "chunked":
@@ -138,7 +148,7 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
                 return b"".join(chunks)
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-        do_GET = do_POST = do_PUT = _serve  # noqa: N815 - names of http.server
+        do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - names of http.server
 
         def log_message(self, *_: Any) -> None:
             """Nothing: the tests' output stays readable."""

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.errors import UserError
+from sgpipe.errors import StoreError, UserError
 from sgpipe.hub_config import HubConfig
 from sgpipe.image_roots import image_root
 from sgpipe.recipe import SourceConfig
@@ -22,8 +22,10 @@ from sgpipe.sources.hub.reader import class_table, read_hub
 from sgpipe.sources.hub.source import prepare_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
+from tests.sgpipe.export.hub_stub import COMMIT, TOKEN, HubStub, serving
 from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
 
+URL = "/{repo_id}/resolve/{revision}/{filename}"
 TRAIN = "data/train-00000-of-00001.parquet"
 CARD_WITH_NAMES = """---
 dataset_info:
@@ -313,3 +315,31 @@ def test_what_the_command_refuses(words, message, tmp_path):
     assert done.exit_code == 2
     assert message in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
+    local = write(tmp_path / "train.parquet", [row(i) for i in range(3)])
+    files = {TRAIN: local.read_bytes(), "data/test-00000-of-00001.parquet": b"", "README.md": b"# card"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving(HubStub(repositories={"anna/set": files}, private={"anna/set": True})) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + URL)
+        prepared = prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/set", split="train")))
+        assert prepared.images("train") == f"hf://datasets/anna/set@{COMMIT}"
+        read_split(prepared, "train")
+        root = image_root(prepared.images("train"))
+        assert root.open(f"{TRAIN}#1").getvalue() == row(1)["image"]["bytes"]
+        assert set(hub.downloads) == {f"{COMMIT}/README.md", f"{COMMIT}/{TRAIN}"}
+        asked = len(hub.downloads)
+        root.open(f"{TRAIN}#2")
+        assert len(hub.downloads) == asked
+        with pytest.raises(UserError, match="the dataset anna/other is not on the hub, or is private"):
+            prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/other")))
+        hub.failures = {"/api/datasets": [503]}
+        with pytest.raises(StoreError, match="the hub answers 503"):
+            prepare_hub(prepared)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match="the hub cannot be reached"):
+        prepare_hub(prepared)
