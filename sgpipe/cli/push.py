@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from sgpipe.cli.options import CalibrationFile, ExpectedPrecision, Json, MovedImages, Run
+from sgpipe.cli.options import CalibrationFile, ExpectedPrecision, Json, MovedImages, StoredRun
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
 
 def push(
-    run: Run,
+    run: StoredRun,
     to: Annotated[str, typer.Option(help="Dataset on the hub: USER/NAME or ORGANISATION/NAME.")],
     public: Annotated[bool, typer.Option("--public", help="Make a new dataset public. Default: private.")] = False,
     threshold: Annotated[

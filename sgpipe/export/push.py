@@ -1,6 +1,6 @@
 """`sgpipe push`: a run to the Hugging Face hub, as `export --to hf` writes it, resumably.
 
-The export is made in a folder of the run and stays there until everything is uploaded, so the same command continues an
+The export is made in a folder of the run and stays there until everything is uploaded. So the same command continues an
 interrupted upload: huggingface_hub sends only what the hub does not have.
 """
 
@@ -25,6 +25,8 @@ from sgpipe.utils.console import count
 from sgpipe.utils.hashing import file_sha256, fingerprint
 from sgpipe.utils.hub import naming_hub
 from sgpipe.utils.locking import only_process
+from sgpipe.utils.model_cache import cache_folder
+from sgpipe.utils.stored_files import uri_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -51,7 +53,7 @@ class Pushed:
 
 
 def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pushed:
-    """Export the run in `root` and upload it to the dataset `to` of the hub, which is made if there is none.
+    """Export the run in `root`, a folder or a store, and upload it to the dataset `to` of the hub, which may be new.
 
     Args:
         to: USER/NAME or ORGANISATION/NAME.
@@ -123,14 +125,12 @@ def _files_there(api: HfApi, to: str) -> list[str] | None:
 @contextmanager
 def _exported(root: Path, to: str, options: Mapping[str, Any]) -> Iterator[Exported]:
     """The export of the run as it is now: made, or left by an upload that was interrupted; deleted once it is done."""
-    private = RunFolder(root).private
     manifest = Manifest.load(root)
-    private.mkdir(exist_ok=True)
-    folder, described = private / "push" / "files", private / "push" / "export.json"
-    folder.parent.mkdir(exist_ok=True)
-    lock = private / "push.lock"
+    place = _place(root)
+    folder, described, lock = place / "files", place / "export.json", place.with_name(f"{place.name}.lock")
+    place.mkdir(parents=True, exist_ok=True)
     lock.touch()
-    with only_process(lock, root):
+    with only_process(lock, place):
         state = _state(manifest, to, options)
         exported = _left(folder, described, state)
         if exported is None:
@@ -140,7 +140,13 @@ def _exported(root: Path, to: str, options: Mapping[str, Any]) -> Iterator[Expor
             write_text(card, card.read_text(encoding="utf-8").replace("FOLDER_OR_ID", to))
             write_text(described, json.dumps({"state": state, **exported.as_json(), "note": exported.note}))
         yield exported
-        shutil.rmtree(folder.parent)
+        shutil.rmtree(place)
+
+
+def _place(root: Path) -> Path:
+    """Where the export waits: in the run, or of a run in a store in this machine's cache."""
+    uri = uri_of(root)
+    return RunFolder(root).private / "push" if uri is None else cache_folder() / "push" / fingerprint({"run": uri})
 
 
 def _left(folder: Path, described: Path, state: str) -> Exported | None:
