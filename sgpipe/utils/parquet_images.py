@@ -106,20 +106,20 @@ class _File:
     """An open Parquet file, and the row groups of it that are being read."""
 
     def __init__(self, parquet: pq.ParquetFile) -> None:
-        self._parquet = parquet
+        self._parquet, self._schema = parquet, parquet.schema_arrow
+        self._columns = image_columns(self._schema)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         self._groups: OrderedDict[tuple[str, int], _RowGroup] = OrderedDict()
 
     def image(self, column: str | None, row: int) -> bytes | None:
-        schema = self._parquet.schema_arrow
-        columns = image_columns(schema) if column is None else [column]
-        if len(columns) != 1 or columns[0] not in schema.names or row >= self._starts[-1]:
+        columns = self._columns if column is None else [column]
+        if len(columns) != 1 or columns[0] not in self._schema.names or row >= self._starts[-1]:
             return None
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         key = columns[0], group
         if key not in self._groups:
-            self._groups[key] = _RowGroup(self._parquet, group, image_leaf(schema, columns[0]))
+            self._groups[key] = _RowGroup(self._parquet, group, image_leaf(self._schema, columns[0]))
         self._groups.move_to_end(key)
         if len(self._groups) > _OPEN_GROUPS:
             self._groups.popitem(last=False)
