@@ -23,7 +23,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -90,7 +90,8 @@ class Entrance:
         self.limit = limit
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        ray.get(self.limit.enter.remote(_key(_unit(block))))
+        with suppress(RayActorError):  # the run has ended
+            ray.get(self.limit.enter.remote(_key(_unit(block))))
         return block
 
 
