@@ -23,7 +23,8 @@ from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
 from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
 
 _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
-_CONFIG, _RECIPE = "config.json", "recipe.yaml"  # a training's recipe says at which sizes of images
+_CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
+_RECIPE = "recipe.yaml"  # of a training, which says at which sizes of images
 _CHUNK = 8 << 20
 _SECONDS_BETWEEN_TRIES, _SECONDS_UNTIL_WORD = 0.2, 10.0
 
@@ -110,6 +111,8 @@ class _Cached:
         self._reader.check()
         infos = {info.name: info for info in self._reader.list()}
         place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), None)
+        if place is None and _OPEN_CLIP in infos:
+            place = ""
         if place is None:
             raise UserError(f"{self._uri} is no model: it has no {_CONFIG}")
         files = {name.removeprefix(place): info for name, info in infos.items() if name.startswith(place)}

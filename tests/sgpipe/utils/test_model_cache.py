@@ -126,6 +126,11 @@ def test_the_folder_of_a_training_stands_for_its_best_checkpoint(store):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"config.json": b"2", "recipe.yaml": b"data:"}
 
 
+def test_a_model_of_open_clip_has_another_configuration(store):
+    store.files = {"open_clip_config.json": b"{}", "open_clip_model.safetensors": b"w"}
+    assert len(list(Path(local_model(URI)).iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("files", "message"), [({}, "no config.json"), ({"a": b""}, "no config.json"), ({**FILES, "../x": b""}, "outside")]
 )
