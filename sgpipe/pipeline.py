@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from sgpipe.errors import ImageError, UserError, existing_file, existing_model, in_python
+from sgpipe.image_roots.anywhere import AnywhereRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
 from sgpipe.recipe import MINIWORLD, PYTHON_WORDS, Recipe, load_recipe, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record
@@ -49,7 +50,7 @@ ImageList: TypeAlias = "list[ImageInput] | tuple[ImageInput, ...]"
 _ON_DEVICES = ("detect", "caption", "tag")  # the stages with a model
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
-_ROOTS = {_SPLIT: Path("/")}  # images may be anywhere
+_ROOTS = {_SPLIT: AnywhereRoot()}
 _WIDTH, _WIDEST, _MAX_RELATIONS = 960, 16_384, 30
 _ARGUMENTS = ("detector", "captioner", "tagger", "boxes")
 _WORDS = {
@@ -120,7 +121,8 @@ class SceneGraph:
     def _open(self) -> Image.Image | None:
         name, size = self.record.file_name, (self.record.width, self.record.height)
         try:
-            return decode(Path(name), size, name, upright=is_upright(self.record.dataset))
+            file = _ROOTS[_SPLIT].open(name.lstrip("/"))
+            return decode(file, size, name, upright=is_upright(self.record.dataset))
         except ImageError:
             return None
 

@@ -252,7 +252,9 @@ _NOTE = "the packaged miniworld models know only synthetic images; for photograp
 
 
 def label(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", callback=reads_path)],
+    images: Annotated[
+        list[Path], typer.Argument(help="Images, or folders or archives (.zip, .tar) of images.", callback=reads_path)
+    ],
     out: Annotated[Path, typer.Option(help="Folder for images with drawn relations.", callback=writes_folder)] = Path(
         "labelled"
     ),
@@ -307,14 +309,17 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
 
     Raises UserError: a path does not exist, or a folder contains no images.
     """
+    from sgpipe.image_roots.folder import FolderRoot
+    from sgpipe.image_roots.members import is_archive
     from sgpipe.sources.folder import list_folder, no_images
 
     drawings = out.resolve()
     for path in images:
         existing_path(path)
         files = [path]
-        if path.is_dir():
-            found = list_folder(path)
+        packed = path.is_file() and is_archive(path.name)
+        if packed or path.is_dir():
+            found = list_folder(path if packed else FolderRoot(path))
             inside = (path / name for name in found.images)
             files = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)]
             if not files:

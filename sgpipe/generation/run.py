@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,13 +96,20 @@ def generate(
         if work is None:
             progress.say(_nothing_left(folder, manifest, rows, retry_failed))
         else:
-            for split in indexes:
-                mirror.copy_index(folder.index(split))
-            keep_indexes(roots, folder)
+            _copy_indexes(indexes, roots, folder, mirror)
             with mirror:
                 _run(work, recipe, folder, manifest, progress, mirror)
             folder.sweep(manifest)
         return summarise(manifest, sum(rows.values()), indexes)
+
+
+def _copy_indexes(
+    indexes: Iterable[str], roots: Mapping[str, ImageRoot], folder: RunFolder, mirror: ManifestMirror
+) -> None:
+    """Copy what workers on other machines need besides the units into the store."""
+    for split in indexes:
+        mirror.copy_index(folder.index(split))
+    keep_indexes(roots, folder)
 
 
 def _ask_again(folder: RunFolder, retry_failed: bool) -> None:

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from sgpipe.errors import ImageError, UserError
 from sgpipe.image_roots import IndexFolder, base, existing_images, image_root
+from sgpipe.image_roots.anywhere import AnywhereRoot
 from sgpipe.image_roots.archives import ArchiveRoot
 from sgpipe.image_roots.folder import FolderRoot
+from sgpipe.images import read_size
 from sgpipe.utils.console import Progress
 from tests.sgpipe.image_roots.conftest import FORMS, NAMES, make_shards, make_tar, make_zip
 
@@ -188,3 +190,14 @@ def test_a_folder_with_images_or_folders_beside_archives_is_a_folder(folder: Pat
     assert isinstance(image_root(tmp_path / "unpacked"), FolderRoot)
     with pytest.raises(UserError, match="is a file, not a folder of images or an archive"):
         existing_images(folder / NAMES[0])
+
+
+def test_a_path_may_lead_into_an_archive(folder: Path, tmp_path: Path) -> None:
+    root = AnywhereRoot()
+    for place in (folder, make_zip(folder, tmp_path / "photos.zip")):
+        name = str(place / NAMES[2]).lstrip("/")
+        file = root.open(name)
+        assert (file.read_bytes() if isinstance(file, Path) else file.read()) == (folder / NAMES[2]).read_bytes()
+        assert root.contains(name)
+        assert not root.contains(f"{name}.none")
+        assert read_size(root, name) == (26, 16)

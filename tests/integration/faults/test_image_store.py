@@ -1,0 +1,204 @@
+"""Images in an object store: a server of moto's, in which things go wrong."""
+
+import copy
+import io
+import json
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.generation.run_images import keep_indexes, open_image_roots
+from sgpipe.image_feed import ImageFeed
+from sgpipe.image_roots import ImageRoot, IndexFolder, existing_images, image_root
+from sgpipe.image_roots.index import cache_folder
+from sgpipe.recipe import Resources, SourceConfig
+from sgpipe.records import Record
+from sgpipe.sources import open_source
+from sgpipe.sources.folder import read_folder
+from sgpipe.stages.base import LoadStage
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.storage import ObjectStore
+from sgpipe.utils import object_store
+from sgpipe.utils.console import Progress
+from tests.integration.faults.conftest import Faults
+
+IMAGES = 40
+NAMES = [f"deep/{number:03d} ü.png" for number in range(IMAGES)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(object_store, "_READ_RETRIES", 1)
+
+
+def png(number: int) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (20 + number, 10), (number, 0, 0)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def images(store: ObjectStore) -> ObjectStore:
+    for number, name in enumerate(NAMES):
+        store.put(name, png(number))
+    store.put("deep/notes.txt", b"no image")
+    return store
+
+
+@pytest.fixture
+def tars(store: ObjectStore) -> ObjectStore:
+    for part in (0, 1):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as archive:
+            for number, name in enumerate(NAMES):
+                if number % 2 == part:
+                    info = tarfile.TarInfo(name)
+                    info.size = len(png(number))
+                    archive.addfile(info, io.BytesIO(png(number)))
+        store.put(f"patch{part}.tar", content.getvalue())
+    return store
+
+
+def records() -> list[Record]:
+    return [Record(name, "coco", "val", name, 20 + number, 10) for number, name in enumerate(NAMES)]
+
+
+def loaded(root: ImageRoot) -> list[Record]:
+    return LoadStage({"val": root}, Resources())(records())
+
+
+def errors(root: ImageRoot) -> dict[str, str]:
+    return {record.image_id: str(record.error) for record in loaded(root) if not record.ok}
+
+
+@pytest.fixture(params=["images", "tars"])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ObjectStore, ImageRoot]:
+    """A store, and the root of what is in it as a run has it: with an index."""
+    store: ObjectStore = request.getfixturevalue(request.param)
+    return store, existing_images(store.uri, IndexFolder(tmp_path / "run", whole=True))
+
+
+def test_images_are_read_ahead_in_their_order(kept: tuple[ObjectStore, ImageRoot], faults: Faults) -> None:
+    _, root = kept
+    faults.seconds = 0.02
+    wanted = records()
+    wanted[3].fail("source", "no image")
+    with ImageFeed({"val": copy.copy(root)}, wanted) as feed:
+        for number, record in enumerate(wanted):
+            if record.ok and number != 7:
+                assert feed.open(record)[0].size == (record.width, 10)
+    assert max(Counter(path for _, path in faults.requests).values()) <= IMAGES
+
+
+def test_other_versions_and_new_objects_are_error_rows(kept: tuple[ObjectStore, ImageRoot]) -> None:
+    store, root = kept
+    assert errors(root) == {}
+    replaced, lost = ("patch0.tar", NAMES[::2]) if store.has("patch0.tar") else (NAMES[0], NAMES[:1])
+    store.put(replaced, store.read(replaced) + b" ")
+    failed = errors(root)
+    assert list(failed) == lost
+    assert all("was replaced while it was in use" in error for error in failed.values())
+    store.delete(replaced)
+    assert all("image file not found" in error for error in errors(root).values())
+    assert errors(root).keys() == failed.keys()
+
+
+def test_cut_and_broken_objects_are_error_rows(kept: tuple[ObjectStore, ImageRoot], faults: Faults) -> None:
+    _, root = kept
+    faults.fault = lambda method, path: "cut" if "001" in path or "patch1.tar" in path else None
+    failed = errors(root)
+    assert NAMES[1] in failed
+    assert NAMES[0] not in failed
+    assert all(error.endswith("(it is cut)") for error in failed.values())
+
+
+@pytest.mark.parametrize("fault", ["400 ExpiredToken", "403 AccessDenied"])
+def test_keys_that_expire_end_the_run_resumably(
+    kept: tuple[ObjectStore, ImageRoot], faults: Faults, fault: str
+) -> None:
+    _, root = kept
+    left = iter(range(10))
+    faults.fault = lambda method, path: None if next(left, None) is not None else fault
+    with pytest.raises(EngineError, match=f"{fault[4:]}: as asked for; the keys in the environment"):
+        loaded(root)
+    faults.fault = lambda method, path: None
+    assert errors(root) == {}
+
+
+def test_one_object_that_may_not_be_read_is_an_error_row(images: ObjectStore, faults: Faults) -> None:
+    faults.fault = lambda method, path: "403 AccessDenied" if "005" in path else None
+    failed = errors(image_root(images.uri))
+    assert list(failed) == [NAMES[5]]
+    assert "AccessDenied" in failed[NAMES[5]]
+
+
+def test_a_store_that_stays_away_ends_the_run_resumably(images: ObjectStore, faults: Faults) -> None:
+    root = image_root(f"{images.uri}/deep")
+    faults.fault = lambda method, path: "503 SlowDown"
+    with pytest.raises(StoreError, match=r"SlowDown: as asked for$"):
+        root.open("001 ü.png")
+
+
+def test_what_cannot_be_work_is_refused_before_it_begins(images: ObjectStore, faults: Faults) -> None:
+    for uri, why in {
+        "s3://no-such-bucket/x": "NoSuchBucket",
+        f"{images.uri}/nothing": "contains nothing",
+        f"{images.uri}/none.tar": "no such file",
+        f"{images.uri}/photos.tar.gz": r"aws s3 cp .*photos\.tar\.gz - \| gunzip \| aws s3 cp - .*/photos\.tar$",
+        "s3://KEY:SECRET@bucket/x": "must not hold keys",
+    }.items():
+        with pytest.raises(UserError, match=why) as caught:
+            existing_images(uri)
+        assert "\n" not in str(caught.value)
+        assert "SECRET" not in str(caught.value)
+    faults.fault = lambda method, path: "403 AccessDenied"
+    with pytest.raises(UserError, match="must be allowed to list and read it"):
+        existing_images(f"{images.uri}/deep")
+
+
+def test_images_without_annotations_are_found_in_a_store(kept: tuple[ObjectStore, ImageRoot], tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(png(number))
+    _, root = kept
+    there, here = (read_folder(place, split="val")[0] for place in (root, tmp_path / "folder"))
+    assert there.file_names == here.file_names == NAMES
+    assert there.sizes == here.sizes
+
+
+def test_the_indexes_travel_with_the_run(tars: ObjectStore, store: ObjectStore, tmp_path: Path) -> None:
+    """A worker on another machine gets them from the run's store; a later run of the same images has its own."""
+    labels = ObjectStore(f"{store.uri}-labels")
+    folder = RunFolder(tmp_path / "out", labels)
+    said = io.StringIO()
+    progress = Progress(Console(file=said))
+    (tmp_path / "instances.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": n, "file_name": name, "width": 20 + n, "height": 10} for n, name in enumerate(NAMES)],
+                "annotations": [],
+                "categories": [{"id": 1, "name": "dog"}],
+            }
+        )
+    )
+    source = SourceConfig.model_validate(
+        {"splits": {"val": {"images": tars.uri, "annotations": tmp_path / "instances.json"}}}
+    )
+    with folder.lock():
+        (folder.private / "images-old.arrow").touch()
+        roots = open_image_roots(source, folder, progress)
+        assert len(open_source(source, "val", folder.index("val"), images=roots["val"])) == IMAGES
+        keep_indexes(roots, folder)
+        [index] = folder.private.glob("images-*.arrow")
+        assert labels.has(f".sgpipe/{index.name}")
+        assert "2 archives" in said.getvalue()
+        shutil.rmtree(folder.private)
+        shutil.rmtree(cache_folder())
+        assert errors(copy.copy(roots["val"])) == {}
