@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,8 @@ from sgpipe.storage.writes import ConditionsError
 MANIFEST = "manifest.jsonl"
 _FOLDER = ".sgpipe"
 _SEGMENT = re.compile(r"manifest-(\d{15})\.jsonl")
-_MOST_SEGMENTS = 100  # 50 minutes; reading them takes some seconds
+_MOST_SEGMENTS = 100  # 50 minutes; reading them takes a second
+_REQUESTS = 8  # at once
 _TRIES = 5
 
 
@@ -82,8 +84,8 @@ class StoredManifest:
         content = whole_lines(path.read_bytes())
         starts = _starts(self.store)
         self.store.put(MANIFEST, content)
-        for start in starts:
-            self.store.delete(_name(start))
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(self.store.delete, map(_name, starts)))
         self._digest, self._end, self._segments = hashlib.sha256(content), len(content), 0
 
     def append(self, path: Path) -> None:
@@ -118,10 +120,12 @@ class StoredManifest:
 def _continued(store: ReadableFiles, content: bytes, starts: list[int]) -> bytes | None:
     """The content with the segments that continue it; None: one was deleted meanwhile."""
     parts, end, digest = [content], len(content), hashlib.sha256(content)
-    for start in starts:
+    starts = [start for start in starts if start >= end]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        segments = list(pool.map(store.read, map(_name, starts)))
+    for start, segment in zip(starts, segments, strict=True):
         if start != end:
             continue
-        segment = store.read(_name(start))
         if segment is None:
             return None
         header, newline, lines = segment.partition(b"\n")

@@ -56,7 +56,7 @@ class Machine:
             if len(ranges) > units:
                 raise KeyboardInterrupt
 
-        plan = mock.patch.object(generation._Work, "plan", lambda recipe, indexes, todo, progress, reuse: todo)
+        plan = mock.patch.object(generation._Work, "plan", lambda recipe, indexes, roots, todo, progress, reuse: todo)
         with plan, mock.patch.object(generation, "_run", run), suppress(KeyboardInterrupt):
             generation.generate(self.recipe, self.folder.root, Progress(Console(quiet=True)))
         return Manifest.load(self.folder.root)
