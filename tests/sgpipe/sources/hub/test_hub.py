@@ -343,3 +343,28 @@ def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match="the hub cannot be reached"):
         prepare_hub(prepared)
+
+
+def test_gaps_are_counted_and_rows_without_boxes_stay(tmp_path):
+    kinds = features()
+    kinds["objects"]["bbox"] = datasets.List(datasets.List(datasets.Value("float64")))
+    kinds["objects"]["iscrowd"] = datasets.List(datasets.Value("int8"))
+    gaps = {"bbox": [BOXES[0], [1.0, 2.0], None, BOXES[1]], "category": [0, 1, 2, None], "iscrowd": [1, 0, 0, None]}
+    empty = {"bbox": [], "category": [], "iscrowd": []}
+    write(tmp_path / TRAIN, [row(0) | {"objects": each} for each in (gaps, None, empty)], kinds)
+    records, meta = read(tmp_path)
+    assert [record.status for record in records] == ["ok"] * 3
+    assert [(box.category, box.iscrowd) for box in records[0].objects] == [("cat", True)]
+    assert [boxes_of(record) for record in records] == [[BOXES[0]], [], []]
+    problems = {name: number for name, number in meta["problems"].items() if number}
+    assert problems == {"malformed": 2, "unknown_category": 1, "crowd": 1}
+
+
+@pytest.mark.parametrize("kind", [datasets.List(datasets.Value("float32")), datasets.List(datasets.Value("string"))])
+def test_boxes_of_another_type_are_refused_by_the_names_of_their_columns(tmp_path, kind):
+    kinds = features()
+    kinds["objects"]["bbox"] = kind
+    boxes = [1.0, 2.0, 3.0, 4.0] if kind.feature.dtype == "float32" else ["a", "b"]
+    write(tmp_path / TRAIN, [row(0) | {"objects": {"bbox": boxes, "category": [0] * len(boxes)}}], kinds)
+    with pytest.raises(UserError, match=r"objects\.bbox and objects\.category are no boxes of four numbers"):
+        read(tmp_path)
