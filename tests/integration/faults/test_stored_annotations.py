@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe
 from sgpipe.records import Record
@@ -118,3 +120,22 @@ def test_files_of_the_hub_come_from_its_cache(tmp_path, monkeypatch):
     assert asked == [("anna/set", "main", "sub/a.json")]
     with pytest.raises(UserError, match="no file of the hub"):
         stamp_stored("hf://datasets/anna")
+
+
+def test_the_command_takes_them(stored, tmp_path, monkeypatch):
+    given: list[Recipe] = []
+
+    def generate(loaded: Recipe, *_: Any, **__: Any) -> None:
+        given.append(loaded)
+        raise UserError("enough")
+
+    monkeypatch.setattr("sgpipe.generation.run.generate", generate)
+    stored.put("instances_val2017.json.gz", gzip.compress(json.dumps(INSTANCES).encode()))
+    files = ["--annotations", f"{stored.uri}/instances_val2017.json.gz", "--captions", f"{stored.uri}/c.json.gz"]
+    done = CliRunner().invoke(app, ["generate", "coco", "--images", str(tmp_path), *files, "--tagger", "MINIWORLD"])
+    assert "enough" in done.stderr
+    (loaded,) = given
+    assert len(records(loaded.source, tmp_path / "index.arrow")[0]) == 50  # the split is named after the file
+    missing = ["--annotations", f"{stored.uri}/none.json"]
+    done = CliRunner().invoke(app, ["generate", "coco", "--images", str(tmp_path), *missing, "--tagger", "MINIWORLD"])
+    assert done.stderr == f"error: no such file: {stored.uri}/none.json\n"
