@@ -19,7 +19,7 @@ from sgpipe.image_roots.base import HEIF_SUFFIXES, SUFFIXES, ImageEntry, ImageFi
 from sgpipe.image_roots.files import Files, LocalFiles
 from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.image_roots.hub import HubRoot
-from sgpipe.image_roots.index import IndexFolder, copy_index
+from sgpipe.image_roots.index import IndexFolder, copy_index, forget_unused
 from sgpipe.image_roots.members import is_archive, refuse_compressed
 from sgpipe.image_roots.objects import ObjectRoot
 from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
@@ -193,6 +193,7 @@ def _archive_root(location: str, files: Files, names: Sequence[str], indexes: In
     reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:
         if not cached.path.exists():  # which stays if the run is refused later
+            forget_unused()
             archives.build_index(cached, location, files, infos, indexes.progress)
         if cached != reference:
             copy_index(cached, reference)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ from sgpipe.utils.object_store import ObjectReader
 NAME = "name"
 _ROWS_PER_BATCH = 1 << 16
 _META = b"sgpipe"
+_MONTH = 31 * 24 * 3600
 
 
 class FileIndex:
@@ -174,6 +176,15 @@ def copy_index(source: IndexReference, target: IndexReference) -> None:
     target.path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target.path) as temporary:
         shutil.copyfile(source.path, temporary)
+
+
+def forget_unused() -> None:
+    """Delete indexes of this machine's cache that nobody has read for a month."""
+    for path in cache_folder().glob("images-*.arrow"):
+        with suppress(OSError):
+            status = path.stat()
+            if time.time() - max(status.st_atime, status.st_mtime) > _MONTH:
+                path.unlink()
 
 
 def cache_folder() -> Path:

@@ -13,6 +13,7 @@ from sgpipe.image_roots import IndexFolder, base, existing_images, image_root
 from sgpipe.image_roots.anywhere import AnywhereRoot
 from sgpipe.image_roots.archives import ArchiveRoot
 from sgpipe.image_roots.folder import FolderRoot
+from sgpipe.image_roots.index import cache_folder
 from sgpipe.images import read_size
 from sgpipe.utils.console import Progress
 from tests.sgpipe.image_roots.conftest import FORMS, NAMES, make_shards, make_tar, make_zip
@@ -201,3 +202,14 @@ def test_a_path_may_lead_into_an_archive(folder: Path, tmp_path: Path) -> None:
         assert root.contains(name)
         assert not root.contains(f"{name}.none")
         assert read_size(root, name) == (26, 16)
+
+
+def test_indexes_that_nobody_has_read_for_a_month_are_deleted(folder: Path, tmp_path: Path) -> None:
+    old, new = (cache_folder() / f"images-{name}.arrow" for name in ("old", "new"))
+    old.parent.mkdir(parents=True)
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    image_root(make_tar(folder, tmp_path / "photos.tar"))
+    assert not old.exists()
+    assert new.exists()
