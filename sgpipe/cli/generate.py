@@ -310,13 +310,14 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
     Raises UserError: a path does not exist, or a folder contains no images.
     """
     from sgpipe.image_roots.folder import FolderRoot
-    from sgpipe.image_roots.members import is_archive
+    from sgpipe.image_roots.members import is_archive, refuse_compressed
     from sgpipe.sources.folder import list_folder, no_images
 
     drawings = out.resolve()
     for path in images:
         existing_path(path)
         files = [path]
+        refuse_compressed(str(path))
         packed = path.is_file() and is_archive(path.name)
         if packed or path.is_dir():
             found = list_folder(path if packed else FolderRoot(path))
