@@ -38,6 +38,7 @@ from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
 
 _UNIT, _SECONDS, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "seconds", "records", "entry", "refusal", "failure"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
+_UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
 _GIB = 1 << 30
 _POLL_SECONDS, _POLLS_WITHOUT_ROOM = 5, 6
@@ -164,7 +165,8 @@ def _run_once(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
 ) -> Generator[ShardEntry, None, None]:
     pools = plan_pools(stages, len(units))
-    limit = start_unit_limit(_UNITS_PER_ACTOR * sum(pool.actors for pool in pools))
+    each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
+    limit = start_unit_limit(each * sum(pool.actors for pool in pools))
     name, required = f"sgpipe {uuid4().hex} ", required_resources(pools)
     try:
         with _watch(name, required) as advanced:
