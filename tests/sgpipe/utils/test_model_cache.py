@@ -102,13 +102,16 @@ def test_a_cache_that_was_touched_is_fetched_again(store, change):
     assert Path(local_model(pinned), "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
-def test_an_interrupted_download_goes_on(store):
+def test_an_interrupted_download_goes_on_and_says_how_far_it_is(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(model_cache, "_SECONDS_BETWEEN_WORDS", 0)
     store.fails = ["tokenizer/vocab.txt"]
     with pytest.raises(EngineError, match="the store is gone"):
         pin_model(URI)
     store.fails = []
     pin_model(URI)
     assert sorted(store.reads) == sorted(FILES)
+    assert f"{URI}: 0 of 0 MB of model.safetensors" in capsys.readouterr().err
+    assert not list((tmp_path / "cache/models").glob("*/partial-*"))
 
 
 def test_processes_of_a_machine_wait_for_each_other(store):
