@@ -92,6 +92,21 @@ def json_text(value: Any, indent: int | None = None) -> str:
     )
 
 
+class Reminder:
+    """Says how far something is that takes long, now and then."""
+
+    seconds = 20.0
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + self.seconds
+
+    def say(self, text: str) -> None:
+        """Print a line as progress, unless the last one was a moment ago."""
+        if time.monotonic() > self._next:
+            self._next = time.monotonic() + self.seconds
+            progress().print(text, soft_wrap=True)
+
+
 _ACTED_ON = ("Cc", "Zl", "Zp", "Cs", "Cf")
 
 

@@ -26,7 +26,7 @@ _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the chec
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
 _RECIPE = "recipe.yaml"  # of a training, which says at which sizes of images
 _CHUNK = 8 << 20
-_SECONDS_BETWEEN_TRIES, _SECONDS_BETWEEN_WORDS = 0.2, 20.0
+_SECONDS_BETWEEN_TRIES = 0.2
 
 
 def cache_folder() -> Path:
@@ -126,7 +126,7 @@ class _Cached:
         size = sum(info.size for info in files.values())
         what = f"{console.count(len(files), 'file')}, {size / 1e6:,.1f} MB"
         console.progress().print(f"fetching the model {self._uri} ({what})", soft_wrap=True)
-        partial, words = self._root / f"partial-{_listing(files)}", _Words()
+        partial, words = self._root / f"partial-{_listing(files)}", console.Reminder()
         for name, info in files.items():
             self._download(info, _inside(partial, name), words)
         sha256 = str(model_sha256(str(partial))).removeprefix("sha256:")
@@ -138,7 +138,7 @@ class _Cached:
         write_text(self._root / f"{sha256}.json", json.dumps(_stats(folder)))
         return sha256
 
-    def _download(self, info: ObjectInfo, file: Path, words: _Words) -> None:
+    def _download(self, info: ObjectInfo, file: Path, words: console.Reminder) -> None:
         if file.is_file() and file.stat().st_size == info.size:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -155,23 +155,11 @@ class _Cached:
         """Wait for other processes of this machine that fetch the same model."""
         self._root.mkdir(parents=True, exist_ok=True)
         with (self._root / ".lock").open("a") as file:
-            words = _Words()
+            words = console.Reminder()
             while not _locked(file.fileno()):
                 words.say(f"waiting for another process that fetches {self._uri}")
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             yield
-
-
-class _Words:
-    """Says how things are, now and then."""
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + _SECONDS_BETWEEN_WORDS
-
-    def say(self, text: str) -> None:
-        if time.monotonic() > self._next:
-            self._next = time.monotonic() + _SECONDS_BETWEEN_WORDS
-            console.progress().print(text, soft_wrap=True)
 
 
 def _locked(descriptor: int) -> bool:

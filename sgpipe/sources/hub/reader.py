@@ -7,7 +7,7 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import repeat
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from sgpipe.sources.detections import Detections
 from sgpipe.sources.hub.boxes import choose_form, to_xywh
 from sgpipe.sources.hub.columns import Columns, class_names, values_of
 from sgpipe.sources.hub.files import HubFiles
+from sgpipe.utils.console import Reminder
 from sgpipe.utils.parquet_images import ParquetImages, image_columns, row_name
 
 _ROWS_PER_BATCH = 256
@@ -125,6 +126,7 @@ class _Reading:
     detections: Detections
     images: ParquetImages
     rows: int = 0
+    reminder: Reminder = field(default_factory=Reminder)
 
     def add_file(self, file: _File, by_number: bool) -> None:
         """Add the rows of a file; `by_number`: their ids are their numbers in the split."""
@@ -140,6 +142,7 @@ class _Reading:
                 self._add_boxes(batch, of, rows)
             self._add_captions(batch, of, rows)
             at, self.rows = at + len(batch), self.rows + len(batch)
+            self.reminder.say(f"{file.name}: {at:,} of {file.parquet.metadata.num_rows:,} rows are read")
 
     def _add_image(self, image_id: Any, name: str, size: tuple[Any, Any] | None) -> int:
         """The row of an image in the detections; -1: it is left out, as it has no id, or that of another one."""

@@ -17,6 +17,7 @@ from sgpipe.errors import EngineError, StoreError, UserError, existing_model
 from sgpipe.recipe import DetectConfig, load_recipe, packaged_model, with_model_folders
 from sgpipe.stages.detect.detectors import RLIPDetector, load
 from sgpipe.utils import model_cache
+from sgpipe.utils.console import Reminder
 from sgpipe.utils.hashing import model_sha256
 from sgpipe.utils.model_cache import local_model, pin_model
 from sgpipe.utils.object_store import ObjectInfo
@@ -103,7 +104,7 @@ def test_a_cache_that_was_touched_is_fetched_again(store, change):
 
 
 def test_an_interrupted_download_goes_on_and_says_how_far_it_is(store, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(model_cache, "_SECONDS_BETWEEN_WORDS", 0)
+    monkeypatch.setattr(Reminder, "seconds", 0)
     store.fails = ["tokenizer/vocab.txt"]
     with pytest.raises(EngineError, match="the store is gone"):
         pin_model(URI)
