@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import random
 import shutil
 import tarfile
 from collections import Counter
@@ -202,3 +203,31 @@ def test_the_indexes_travel_with_the_run(tars: ObjectStore, store: ObjectStore, 
         shutil.rmtree(folder.private)
         shutil.rmtree(cache_folder())
         assert errors(copy.copy(roots["val"])) == {}
+
+
+@pytest.mark.slow
+def test_a_thousand_random_faults_change_nothing(
+    images: ObjectStore, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 runs; up to three faults in a row for each image."""
+    monkeypatch.setattr(object_store, "_READ_RETRIES", 8)
+    root, given = image_root(images.uri), 0
+    for seed in range(20):
+        choose, left = random.Random(seed), {}
+
+        def fault(method: str, path: str, choose: random.Random = choose, left: dict[str, int] = left) -> str | None:
+            nonlocal given
+            if left.setdefault(path, choose.randrange(4)) == 0:
+                return None
+            left[path] -= 1
+            given += 1
+            return choose.choice(["503 SlowDown", "500 InternalError", "cut"])
+
+        faults.fault = fault
+        wanted = records()
+        with ImageFeed({"val": root}, wanted) as feed:
+            for number, record in enumerate(wanted):
+                image, file = feed.open(record)
+                assert image.size == (20 + number, 10)
+                assert file.getvalue() == png(number)
+    assert given > 1000
