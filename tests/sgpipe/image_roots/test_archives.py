@@ -9,12 +9,14 @@ import pytest
 from rich.console import Console
 
 from sgpipe.errors import ImageError, UserError
+from sgpipe.image_feed import ImageFeed
 from sgpipe.image_roots import IndexFolder, base, existing_images, image_root
 from sgpipe.image_roots.anywhere import AnywhereRoot
 from sgpipe.image_roots.archives import ArchiveRoot
 from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.image_roots.index import cache_folder
 from sgpipe.images import read_size
+from sgpipe.records import Record
 from sgpipe.utils.console import Progress
 from tests.sgpipe.image_roots.conftest import FORMS, NAMES, make_shards, make_tar, make_zip
 
@@ -213,3 +215,24 @@ def test_indexes_that_nobody_has_read_for_a_month_are_deleted(folder: Path, tmp_
     image_root(make_tar(folder, tmp_path / "photos.tar"))
     assert not old.exists()
     assert new.exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stages_see_the_same_pixels_and_the_same_error_rows(folder: Path, tmp_path: Path, form: str) -> None:
+    (folder / "patch2" / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
+    (folder / "patch2" / "empty.jpg").touch()
+    names = [*NAMES, "patch2/broken.jpg", "patch2/empty.jpg", "missing.jpg", "../a.jpg"]
+    seen = []
+    for place in (folder, FORMS[form](folder, tmp_path / "packed")):
+        records = [Record(name, "coco", "val", name, 24 + number, 16) for number, name in enumerate(names)]
+        with ImageFeed({"val": place}, records) as images:
+            seen.append([_pixels(images, record) for record in records])
+    assert seen[0] == seen[1]
+    assert [outcome is None for outcome in seen[0]] == [False] * len(NAMES) + [True] * 4
+
+
+def _pixels(images: ImageFeed, record: Record) -> bytes | None:
+    try:
+        return images.open(record)[0].tobytes()
+    except ImageError:
+        return None
