@@ -126,10 +126,13 @@ class IndexReference:
                 return FileIndex(path)
         if self.uri is None:
             raise StoreError(f"the index {self.path} is missing or damaged; the same command makes it again")
-        content = ObjectReader(self.uri).read(f".sgpipe/{self.path.name}")
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with atomic_write(cache_folder() / self.path.name) as temporary:
-            temporary.write_bytes(content)
+        with (
+            ObjectReader(self.uri).open(f".sgpipe/{self.path.name}") as source,
+            atomic_write(cache_folder() / self.path.name) as temporary,
+            temporary.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
         return FileIndex(cache_folder() / self.path.name)
 
     @property

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FAILURES = (BaseError, OSError)
 _KINDS = {"s3": "s3://", "gcs": "gs://", "abfs": "abfs://"}  # by Arrow's names
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hf")
-_CONNECT_SECONDS, _READ_SECONDS, _READ_RETRIES = 5, 30.0, 8
+_CONNECT_SECONDS, _READ_SECONDS, _READ_RETRIES = 5, 20.0, 8
 _ATTEMPTS = 3  # to read a body that is cut
 _BUFFER = 8 << 20  # of a file: a request takes so long that small ones cost more
 _REFUSED = re.compile(
