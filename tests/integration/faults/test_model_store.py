@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from sgpipe.storage.storage import ObjectStore
 from tests.integration.faults.runs import rows
 
 IMAGES = 6
+ROOT = str(Path(__file__).parents[3])
 
 
 @pytest.fixture
@@ -26,8 +30,20 @@ def models(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return [f"--{name}={store.uri}/{name}" for name in ("tagger", "captioner")]
 
 
+def words_for(out: Path, *options: str) -> list[str]:
+    return ["generate", "miniworld", "--set", f"source.drawn.images={IMAGES}", "--out", str(out), *options]
+
+
+def generate_alone(out: Path, *options: str) -> str:
+    """In a process of its own, whose workers know the store and the cache."""
+    program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", *words_for(out, *options)]
+    done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 def generate(out: Path, *options: str, code: int = 0) -> str:
-    words = ["generate", "miniworld", "--set", f"source.drawn.images={IMAGES}", "--out", str(out), *options]
+    words = words_for(out, *options)
     done = CliRunner().invoke(app, words)
     assert done.exit_code == code, done.output
     return done.output
@@ -36,7 +52,7 @@ def generate(out: Path, *options: str, code: int = 0) -> str:
 @pytest.mark.slow
 def test_a_run_with_models_of_a_store_is_that_with_their_folders(models, tmp_path):
     by_uri, by_folder = tmp_path / "uri", tmp_path / "folder"
-    assert "fetching the model s3://" in generate(by_uri, *models)
+    assert "fetching the model s3://" in generate_alone(by_uri, *models)
     generate(by_folder)
     assert rows(by_uri) == rows(by_folder)
     again = generate(by_folder, *models)
