@@ -273,10 +273,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Raises TimeoutError: it does not come true."""
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0, every: float = 0.01) -> None:
+    """Ask `every` so many seconds. Raises TimeoutError: it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError
-        time.sleep(0.01)
+        time.sleep(every)

@@ -25,6 +25,7 @@ from sgpipe.stages.parse.learned.features import PREPOSITIONS, before_head
 _TRIPLET = re.compile(r"\(\s*(.*?)\s*\)(?=\s*(?:,\s*\(|$))")
 _AUXILIARIES = frozenset({"is", "are", "was", "were", "be", "been", "being", "am"})
 _LEAST_SYNONYMS, _LEAST_SHARE = 4, 0.1
+_LEAST_RENAMED, _LEAST_RENAMED_SHARE = 3, 0.5
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,30 @@ def learn_synonyms(captions: Iterable[tuple[GoldCaption, Tree]]) -> Synonyms:
         if count >= _LEAST_SYNONYMS and count >= _LEAST_SHARE * free_captions[noun]:
             found.setdefault(noun, set()).add(written)
     return {noun: frozenset(written) for noun, written in found.items()}
+
+
+def learn_names(captions: Iterable[tuple[GoldCaption, Tree]]) -> dict[str, str]:
+    """Nouns that annotators mostly replace, with their name for it: "guys" are "people", a "hotdog" is a "hot dog"."""
+    counts: Counter[tuple[str, str]] = Counter()
+    occurrences: Counter[str] = Counter()
+    for gold, tree in captions:
+        nouns = {tree.texts[index] for index in range(len(tree)) if tree.is_noun(index)}
+        occurrences.update(nouns)
+        names = {_in_singular(words) for name in gold.names if (words := name_words(name))}
+        named, texts = {name.rsplit(" ", 1)[-1] for name in names}, {singular(text) for text in tree.texts}
+        missing = [name for name in names if name.rsplit(" ", 1)[-1] not in texts]
+        free = [noun for noun in nouns if singular(noun) not in named]
+        if len(missing) == len(free) == 1:
+            counts[free[0], missing[0]] += 1
+    return {
+        noun: name
+        for (noun, name), count in sorted(counts.items())
+        if count >= _LEAST_RENAMED and count >= _LEAST_RENAMED_SHARE * occurrences[noun]
+    }
+
+
+def _in_singular(words: list[str]) -> str:
+    return " ".join([*words[:-1], singular(words[-1])])
 
 
 def name_words(name: str) -> list[str]:

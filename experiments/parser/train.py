@@ -24,7 +24,7 @@ from experiments.parser.augment import Joiner
 from experiments.parser.card import write_card
 from experiments.parser.examples import Annotated as AnnotatedCaption
 from experiments.parser.examples import Example, annotate, batches, choose_mentions, collate, make_example, make_tables
-from experiments.parser.gold import captions_to_exclude, read_gold
+from experiments.parser.gold import captions_to_exclude, learn_names, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
 from sgpipe.recipe import Config
@@ -108,7 +108,13 @@ def make_examples(
     return [make_example(item, tables, choose_mentions(item)) for item in (*captions, *long, *joined)]
 
 
-def save(folder: Path, weights: dict[str, Tensor], lists: dict[str, list[str]], config: ParserTraining) -> None:
+def save(
+    folder: Path,
+    weights: dict[str, Tensor],
+    lists: dict[str, list[str]],
+    names: dict[str, str],
+    config: ParserTraining,
+) -> None:
     """Write model.safetensors, in half precision, and config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in weights.items()}, folder / "model.safetensors")
@@ -117,6 +123,7 @@ def save(folder: Path, weights: dict[str, Tensor], lists: dict[str, list[str]], 
         "relation_logit": config.relation_logit,
         "tables": {name: texts for name, texts in lists.items() if name != "predicates"},
         "predicates": lists["predicates"],
+        "names": names,
     }
     (folder / "config.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
@@ -131,14 +138,16 @@ def train_parser(data: Path, out: Path, config: ParserTraining, gold: Path, cons
     if not judged.is_file():
         raise UserError(f"--gold {gold} is not a folder with gold_dev.json")
     start, model = time.process_time(), load_model()
-    captions = annotate(read_gold(data, captions_to_exclude(judged)), model)
+    graphs = read_gold(data, captions_to_exclude(judged))
+    captions = annotate(graphs, model)
+    names = learn_names((graph, caption.sentence.tree) for graph, caption in zip(graphs, captions, strict=True))
     lists = make_tables(captions, config.least_word, config.least_part)
     tables = Tables.of(lists)
     examples = make_examples(captions, tables, config, model)
     console.print(f"{len(examples):,} examples after {time.process_time() - start:.0f} CPU-seconds")
     trainer = Trainer(tables, config)
     trainer.fit(examples, console)
-    save(out, trainer.average, lists, config)
+    save(out, trainer.average, lists, names, config)
     write_card(out, config, len(captions), time.process_time() - start, gold, console)
 
 

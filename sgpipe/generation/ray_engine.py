@@ -33,6 +33,7 @@ from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.installation import Installation, installation
 from sgpipe.utils.machines import Need
 from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
 
@@ -103,8 +104,13 @@ class Worker:
     """
 
     def __init__(
-        self, runner: StageRunner | IsolatedRunner, reader: UnitReader | None, writer: UnitWriter | None
+        self,
+        runner: StageRunner | IsolatedRunner,
+        reader: UnitReader | None,
+        writer: UnitWriter | None,
+        driver: Installation,
     ) -> None:
+        self.misfit = driver.misfit(installation())  # of a machine that joined after the check of all
         self.runner = runner
         self.reader = reader
         self.writer = writer
@@ -112,6 +118,8 @@ class Worker:
     def __call__(self, block: pa.Table) -> pa.Table:
         if _UNIT not in block.column_names:
             return block
+        if self.misfit:
+            return pa.table({_REFUSAL: [self.misfit]})
         try:
             return self._run(block)
         except UserError as error:
@@ -252,7 +260,8 @@ def _graph(
     on_driver: Callable[[], dict[str, Any]] = partial(dict, scheduling_strategy=on_driver_node())
     dataset = _mapped(ray.data.from_arrow(blocks), name, Entrance, (limit,), 1, Need(), on_driver)
     for i, pool in enumerate(pools):
-        arguments = (runner(pool.stages), reader if i == 0 else None, writer if i == len(pools) - 1 else None)
+        ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
+        arguments = (runner(pool.stages), *ends, installation())
         dataset = _mapped(dataset, name, Worker, arguments, pool.actors, pool.need, _PlannedNodes(pool.nodes))
     return dataset
 

@@ -36,7 +36,7 @@ from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import ANY_NUMBER, check_devices
 from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.ray_cluster import start_ray
+from sgpipe.utils.ray_cluster import check_machines, start_ray
 from sgpipe.utils.stored_files import stamp_stored
 
 
@@ -309,6 +309,8 @@ class _Work:
                 stage.check()
         progress.say("starting Ray")
         start_ray(recipe.engine.address, recipe.engine.cpus)
+        for other in check_machines():
+            progress.say(f"NOTE: {other}")
         actors = max(pool.actors for pool in plan_pools(stages, sum(unit.rows for unit in units)))
         units = cut_units(units, recipe.engine.unit_size, actors)
         pools = plan_pools(stages, len(units))

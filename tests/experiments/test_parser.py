@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.parser import train
 from experiments.parser.augment import Joiner
 from experiments.parser.examples import annotate, collate, make_example, make_tables
-from experiments.parser.gold import captions_to_exclude, read_gold
+from experiments.parser.gold import _gold, captions_to_exclude, learn_names, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
 from sgpipe.stages.parse.learned.features import Tables
@@ -124,3 +124,11 @@ def test_a_training_writes_weights_and_a_card(data, tmp_path):
     assert "random" in (tmp_path / "model" / "README.md").read_text()
     with pytest.raises(UserError, match="is not a folder with gold_dev"):
         train.train_parser(data, tmp_path / "model", config, tmp_path, Console(file=io.StringIO()))
+
+
+def test_what_annotators_call_some_nouns_is_learned():
+    graphs = [(f"a guy on a {thing}", f"( person , on , {thing} )") for thing in ("horse", "bench", "bike", "boat")]
+    graphs += [("a man on a hill", "( man , on , hill )")] * 3 + [("two dogs", "( puppies )")]
+    captions = [_gold(caption, graph) for caption, graph in graphs]
+    trees = [item.sentence.tree for item in annotate(captions, load_model())]
+    assert learn_names(zip(captions, trees, strict=True)) == {"guy": "person"}

@@ -1,4 +1,4 @@
-"""Machines on this one: each has its own network, processes, host name and folder, and shares nothing but the network."""
+"""Machines on this one, each with an address, processes, a host name and a folder of its own; they share a network."""
 
 from __future__ import annotations
 
@@ -83,11 +83,9 @@ class Machine:
     def __init__(self, name: str, address: str, folder: Path, network: Network) -> None:
         self.name, self.address, self.folder, self._here = name, address, folder, network.here
         mounts = f'mount --bind {folder} {network.here} && mount -t tmpfs shm /dev/shm && hostname {name} && exec "$@"'
-        self._holder = subprocess.Popen(
-            ["unshare", *_SPACES, "--fork", "--kill-child", "--mount-proc", "sh", "-c", mounts, "sh", sys.executable]
-            + ["-c", _INIT],
-            stdout=subprocess.PIPE,
-        )
+        first = ["sh", "-c", mounts, "sh", sys.executable, "-c", _INIT]
+        made = ["unshare", *_SPACES, "--fork", "--kill-child", "--mount-proc", *first]
+        self._holder = subprocess.Popen(made, stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
         self._holder.stdout.readline()
         (self.init,) = descendants(self._holder.pid)
@@ -100,7 +98,7 @@ class Machine:
             command = [str(_BIN / command[0]), *command[1:]]
         own = {"HOME": str(self._here), "TMPDIR": str(self._here), "PYTHONPATH": str(Path(__file__).parents[3])}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "XDG_"))}
-        inside = ["nsenter", "--target", str(self.init), *_SPACES, f"--wd={self._here}", "--", *command]
+        inside = ["nsenter", "--target", str(self.init), *_SPACES, f"--wdns={self._here}", "--", *command]
         with log.open("ab") as file:
             return subprocess.Popen(
                 inside, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=kept | own | dict(environment or {})

@@ -38,16 +38,24 @@ _KEPT = (
 class Decoder:
     """Words the predicates and things of related pairs."""
 
-    def __init__(self, verbs: Sequence[str], rests: Sequence[str], predicates: Collection[str]) -> None:
-        """`verbs`, `rests`: those of the networks' tables; `predicates`: all that occur in training."""
+    def __init__(
+        self, verbs: Sequence[str], rests: Sequence[str], predicates: Collection[str], names: Mapping[str, str]
+    ) -> None:
+        """
+        Args:
+            verbs, rests: those of the network's tables.
+            predicates: all that occur in training.
+            names: what things are called instead of some nouns.
+        """
         self._verbs = ("", *verbs)
         self._rests = ("", *rests)
         self._known_verbs = frozenset(self._verbs)
         self._predicates = frozenset(predicates)
+        self._names = names
 
     def triplets(self, caption: str, tree: Tree, scores: CaptionScores) -> list[Triplet]:
         """The triplets of a caption, in word order, with `caption` 0."""
-        spellings = _spellings(caption)
+        spellings = {**_spellings(caption), **self._names}
         found: dict[tuple[int, int], Triplet] = {}
         for row, named in enumerate(scores.pairs.tolist()):
             subject = person_meant(tree, named[0])

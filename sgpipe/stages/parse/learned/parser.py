@@ -38,7 +38,7 @@ class LearnedParser:
         weights = load_file(folder / "model.safetensors")
         logits = settings["mention_logit"], settings["relation_logit"]
         self._network = Network(weights, Tables.of(tables), *logits)
-        self._decoder = Decoder(tables["verbs"], tables["rests"], settings["predicates"])
+        self._decoder = Decoder(tables["verbs"], tables["rests"], settings["predicates"], settings["names"])
 
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
         """The triplets of each caption, in word order, with `caption` 0."""
