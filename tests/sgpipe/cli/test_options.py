@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.cli.options import Command, with_option_groups
+from sgpipe.cli.options import Command, _check_images, with_option_groups
 from sgpipe.errors import (
     existing_file,
     existing_folder,
@@ -50,6 +50,7 @@ _KINDS = {
     existing_path: ("file or folder", None),
     existing_model: ("folder", None),
     existing_run: ("folder", "file"),
+    _check_images: ("folder", None),
 }
 
 
@@ -96,6 +97,7 @@ def arguments(command: Any, without: Any, folder: Path) -> list[str]:
         existing_path: "file",
         existing_model: "name",
         existing_run: "folder",
+        _check_images: "folder",
     }
     words: list[str] = []
     for param in command.params:
