@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -140,7 +141,10 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
 
 
 class Machine:
-    """A machine of its own as far as Ray can tell: a home, a folder for sessions, and what `ray start` runs there."""
+    """A machine of its own as far as Ray can tell: a home, a folder for sessions, and what `ray start` runs there.
+
+    The path of `folder` must be short: those of sockets have at most 107 characters.
+    """
 
     def __init__(self, folder: Path, token: str = "") -> None:
         self.folder, self.log = folder, folder / "ray.log"
@@ -177,6 +181,7 @@ class Machine:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -185,18 +190,18 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, str]]:
+def guarded() -> Iterator[tuple[Machine, str]]:
     """A cluster begun by `ray start --head` on a machine with a token, and its address."""
-    machine = Machine(tmp_path_factory.mktemp("g"), token="a" * 64)
+    machine = Machine(Path(tempfile.mkdtemp(prefix="sg")), token="a" * 64)
     machine.environment |= {} if STARTS_WITH_TOKEN else {"RAY_AUTH_MODE": "token"}
     yield machine, machine.start_head()
     machine.stop()
 
 
 @pytest.fixture(scope="module")
-def open_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, str]]:
+def open_cluster() -> Iterator[tuple[Machine, str]]:
     """A cluster begun by `ray start --head` on a machine without a token, and its address."""
-    machine = Machine(tmp_path_factory.mktemp("o"))
+    machine = Machine(Path(tempfile.mkdtemp(prefix="sg")))
     yield machine, machine.start_head()
     machine.stop()
 
