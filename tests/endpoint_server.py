@@ -274,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0, every: float = 0.01) -> None:
-    """Ask `every` so many seconds. Raises TimeoutError: it does not come true."""
+    """Ask again after `every` seconds. Raises TimeoutError: it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

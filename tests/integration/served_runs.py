@@ -97,7 +97,7 @@ class ServedRun:
             return {request.hex() for (request,) in connection.execute("SELECT request FROM answers")}
 
     def kill_when_paid(self, server: EndpointServer, answers: int, *, settled: bool) -> bool:
-        """Kill it after so many answers; False if it has ended before.
+        """Kill it after this number of answers; False if it has ended before.
 
         Args:
             settled: no answer is on its way at that moment. What is on its way then is paid for, but lost.
