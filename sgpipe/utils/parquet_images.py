@@ -48,6 +48,12 @@ def image_columns(schema: pa.Schema) -> list[str]:
     return stated or files or [field.name for field in schema if _is_binary(field.type)]
 
 
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold images: bytes, or a column of columns with bytes in it."""
+    at = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    return _is_binary(kind.field(at).type if at >= 0 else kind)
+
+
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
@@ -118,12 +124,12 @@ class _File:
             return None
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         key = columns[0], group
-        if key not in self._groups:
-            self._groups[key] = _RowGroup(self._parquet, group, image_leaf(self._schema, columns[0]))
-        self._groups.move_to_end(key)
+        images = self._groups.pop(key, None) or _RowGroup(self._parquet, group, image_leaf(self._schema, columns[0]))
+        image = images.image(row - int(self._starts[group]))
+        self._groups[key] = images  # one that could not be read to here begins anew
         if len(self._groups) > _OPEN_GROUPS:
             self._groups.popitem(last=False)
-        return self._groups[key].image(row - int(self._starts[group]))
+        return image
 
     def close(self) -> None:
         self._parquet.close(force=True)

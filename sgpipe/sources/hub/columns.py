@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import UserError
 from sgpipe.hub_config import HubColumns
-from sgpipe.utils.parquet_images import image_columns
+from sgpipe.utils.parquet_images import holds_images, image_columns
 
 _PARENTS = ("objects", "annotations", "object", "annotation", "")
 _BOXES = ("bbox", "bboxes", "boxes", "box")
@@ -46,8 +46,8 @@ class Columns:
     def find(cls, schema: pa.Schema, named: HubColumns, file: str) -> Columns:
         """Raises UserError: a column is missing, or cannot be told from others; the message lists what there is."""
         for setting, name in named.model_dump().items():
-            if name is not None and not _has(schema, name):
-                raise UserError(f"{file} has no column {name} (source.hub.columns.{setting}): it has {_shown(schema)}")
+            if name is not None:
+                _check_named(schema, setting, name, file)
         boxes = named.boxes or _first(schema, _PARENTS, _BOXES)
         if boxes is None:
             raise UserError(f"{file} has no column of boxes: name it with {_set('boxes')}; it has {_shown(schema)}")
@@ -70,6 +70,24 @@ class Columns:
         )
 
 
+def _check_named(schema: pa.Schema, setting: str, name: str, file: str) -> None:
+    """Raises UserError: there is no such column, or it does not hold what the setting is for."""
+    kind = _kind(schema, name)
+    if kind is None:
+        raise UserError(f"{file} has no column {name} (source.hub.columns.{setting}): it has {_shown(schema)}")
+    fits, what = True, ""
+    if setting == "image":
+        fits, what = "." not in name and holds_images(kind), "images"
+    elif setting == "captions":
+        fits, what = is_text(_innermost(kind)), "texts"
+    elif setting in ("id", "width", "height"):
+        fits, what = not pa.types.is_nested(kind), "one value in each row"
+    if not fits:
+        raise UserError(
+            f"{file}: the column {name} does not hold {what} (source.hub.columns.{setting}); it has {_shown(schema)}"
+        )
+
+
 def _only_image(schema: pa.Schema, file: str) -> str:
     names = image_columns(schema)
     if len(names) != 1:
@@ -88,9 +106,7 @@ def _shown(schema: pa.Schema) -> str:
 
 def _dotted(field: pa.Field) -> Iterator[str]:
     """The names of a column, or of those within it."""
-    kind = field.type
-    while _is_list(kind):
-        kind = kind.value_type
+    kind = _innermost(field.type)
     if pa.types.is_struct(kind) and not image_columns(pa.schema([field])):
         yield from (f"{field.name}.{name}" for inner in kind for name in _dotted(inner))
     else:
@@ -103,21 +119,46 @@ def _first(schema: pa.Schema, parents: Sequence[str], names: Sequence[str]) -> s
 
 
 def _has(schema: pa.Schema, dotted: str) -> bool:
+    return _kind(schema, dotted) is not None
+
+
+def _kind(schema: pa.Schema, dotted: str) -> pa.DataType | None:
+    """The type of a column, a list if there are lists on the way to it; None: there is no such column."""
     first, *rest = dotted.split(".")
     if first not in schema.names:
-        return False
-    kind = schema.field(first).type
+        return None
+    kind, in_lists = schema.field(first).type, False
     for name in rest:
-        while _is_list(kind):
-            kind = kind.value_type
+        in_lists, kind = in_lists or _is_list(kind), _innermost(kind)
         if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return False
+            return None
         kind = kind.field(name).type
-    return True
+    return pa.list_(kind) if in_lists else kind
+
+
+def _innermost(kind: pa.DataType) -> pa.DataType:
+    """The type of what is in lists."""
+    while _is_list(kind):
+        kind = kind.value_type
+    return kind
 
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are texts."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def value_in_each(batch: pa.RecordBatch, dotted: str) -> list[Any]:
+    """The value that each row of a column without lists has."""
+    first, *rest = dotted.split(".")
+    column = batch.column(first)
+    return list((pc.struct_field(column, rest) if rest else column).to_pylist())
 
 
 def values_of(batch: pa.RecordBatch, dotted: str) -> tuple[np.ndarray, pa.Array]:

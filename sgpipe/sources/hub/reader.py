@@ -24,9 +24,9 @@ from sgpipe.records import HUB_DATASET
 from sgpipe.sources.annotated import parse_id, replace_surrogates
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.hub.boxes import choose_form, to_xywh
-from sgpipe.sources.hub.columns import Columns, class_names, values_of
+from sgpipe.sources.hub.columns import Columns, class_names, is_text, value_in_each, values_of
 from sgpipe.sources.hub.files import HubFiles
-from sgpipe.utils.console import Reminder
+from sgpipe.utils.console import Reminder, count
 from sgpipe.utils.parquet_images import ParquetImages, image_columns, row_name
 
 _ROWS_PER_BATCH = 256
@@ -71,7 +71,7 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
                 return dict(enumerate(map(replace_surrogates, stated)))
             for batch in file.batches([file.columns.classes]):
                 values = values_of(batch, file.columns.classes)[1]
-                if not _is_text(values.type):
+                if not is_text(values.type):
                     raise UserError(
                         f"{name}: the classes in {file.columns.classes} are numbers without names: give "
                         "--set 'source.hub.classes=[NAME, …]', in their order"
@@ -114,7 +114,7 @@ def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
             if file.columns.id is None or file.columns.surely_ids:
                 return file.columns.id is not None
             for batch in file.batches([file.columns.id]):
-                seen.update(parse_id(value) for value in batch.column(0).to_pylist())
+                seen.update(map(parse_id, value_in_each(batch, file.columns.id)))
                 rows += len(batch)
     return len(seen) == rows and None not in seen
 
@@ -135,7 +135,7 @@ class _Reading:
         at = 0
         for batch in file.batches([name for name in read if name]):
             numbers = range(self.rows, self.rows + len(batch))
-            ids = numbers if by_number or of.id is None else batch.column(of.id).to_pylist()
+            ids = numbers if by_number or of.id is None else value_in_each(batch, of.id)
             names = [row_name(file.name, row, column) for row in range(at, at + len(batch))]
             rows = np.array([self._add_image(*each) for each in zip(ids, names, _sizes(batch, of), strict=True)])
             with _naming(file.name, of):
@@ -171,8 +171,11 @@ class _Reading:
         crowds_of, crowds = values_of(batch, of.crowd) if of.crowd else (lengths, None)
         for i in np.flatnonzero((lengths != classes_of) | (lengths != crowds_of)):
             if rows[i] >= 0:
+                others = count(classes_of[i], "class", "classes")
+                if lengths[i] == classes_of[i]:
+                    others = f"{count(crowds_of[i], 'value')} of {of.crowd}"
                 self.detections.errors.setdefault(
-                    int(rows[i]), f"source: it has {lengths[i]} boxes and {classes_of[i]} classes"
+                    int(rows[i]), f"source: it has {count(lengths[i], 'box', 'boxes')} and {others}"
                 )
             rows[i] = -1
         kept, kept_class, kept_crowd = (np.repeat(rows, each) >= 0 for each in (lengths, classes_of, crowds_of))
@@ -200,20 +203,20 @@ def _naming(file: str, of: Columns) -> Iterator[None]:
     except (pa.ArrowException, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{file}: {of.boxes} and {of.classes} are no boxes of four numbers and their classes ({reason})"
+            f"{file}: {of.boxes} and {of.classes} are not boxes of four numbers and their classes ({reason})"
         ) from None
 
 
 def _named_image(file: _File) -> str | None:
-    """The column of images as names of rows state it: only if there are others."""
-    return file.columns.image if len(image_columns(file.parquet.schema_arrow)) > 1 else None
+    """The column of images as names of rows state it: only if it is not the one that is read without a name."""
+    return None if image_columns(file.parquet.schema_arrow) == [file.columns.image] else file.columns.image
 
 
 def _sizes(batch: pa.RecordBatch, of: Columns) -> Iterator[tuple[Any, Any] | None]:
     """Width and height of each row as its columns state them; None: they state none."""
     if of.width is None or of.height is None:
         return repeat(None, len(batch))
-    return zip(batch.column(of.width).to_pylist(), batch.column(of.height).to_pylist(), strict=True)
+    return zip(value_in_each(batch, of.width), value_in_each(batch, of.height), strict=True)
 
 
 def _fours(boxes: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +230,7 @@ def _fours(boxes: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def _class_numbers(classes: pa.Array, names: Mapping[int, str]) -> np.ndarray:
     """The number of each class; -1, which no class has: it has none."""
-    if _is_text(classes.type):
+    if is_text(classes.type):
         numbers = {name: number for number, name in names.items()}
         return np.array([numbers.get(replace_surrogates(name or ""), -1) for name in classes.to_pylist()], np.int64)
     return np.asarray(classes.cast(pa.int64(), safe=False).fill_null(-1)).astype(np.int64)
@@ -235,10 +238,6 @@ def _class_numbers(classes: pa.Array, names: Mapping[int, str]) -> np.ndarray:
 
 def _truths(values: pa.Array) -> np.ndarray:
     return np.asarray(values.cast(pa.bool_()).fill_null(False)).astype(bool)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
 
 
 def _settle_boxes(detections: Detections, form: BoxForm | Literal["auto"], name: str) -> list[str]:

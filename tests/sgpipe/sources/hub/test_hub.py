@@ -21,7 +21,6 @@ from sgpipe.sources.hub.files import find_files
 from sgpipe.sources.hub.reader import class_table, read_hub
 from sgpipe.sources.hub.source import prepare_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
-from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
 from tests.sgpipe.export.hub_stub import COMMIT, TOKEN, HubStub, serving
 from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
 
@@ -154,6 +153,37 @@ def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
     assert meta["problems"]["duplicate_images"] == 1
 
 
+META = {"number": datasets.Value("int64"), "wide": datasets.Value("int64"), "high": datasets.Value("int64")}
+
+
+def write_with_columns_of_columns(folder: Path) -> None:
+    kinds = features(meta=META, thumbnail=datasets.Value("binary"), label=datasets.Value("int64"))
+    meta = {"number": 5, "wide": 40, "high": 30}
+    write(folder / TRAIN, [row(0) | {"meta": meta, "thumbnail": jpeg(9, (40, 30)), "label": 3}], kinds)
+
+
+def test_columns_within_columns_have_ids_and_sizes(tmp_path):
+    write_with_columns_of_columns(tmp_path)
+    names = {"id": "meta.number", "width": "meta.wide", "height": "meta.high", "image": "thumbnail"}
+    (record,), _ = read(tmp_path, columns=names, boxes="xywh")
+    assert (record.image_id, record.width, record.height) == ("5", 40, 30)
+    assert record.file_name == f"{TRAIN}#thumbnail:0"
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "what"),
+    [
+        *[("image", name, "images") for name in ("label", "objects", "image.bytes")],
+        *[("id", name, "one value in each row") for name in ("meta", "objects.category")],
+        *[("captions", name, "texts") for name in ("meta", "label")],
+    ],
+)
+def test_columns_that_hold_something_else_are_refused(tmp_path, setting, name, what):
+    write_with_columns_of_columns(tmp_path)
+    with pytest.raises(UserError, match=rf"{name} does not hold {what} \(source\.hub\.columns\.{setting}\)"):
+        read(tmp_path, columns={setting: name})
+
+
 def test_ids_that_are_not_unique_are_not_taken_for_ids(tmp_path):
     write(tmp_path / TRAIN, [row(i, id=1) for i in range(3)], features(id=datasets.Value("int64")))
     assert [record.image_id for record in read(tmp_path)[0]] == ["0", "1", "2"]
@@ -179,7 +209,7 @@ def test_images_and_boxes_that_cannot_be_used_are_error_rows(tmp_path):
     assert [record.status for record in records] == ["ok", "error", "error", "error", "ok"]
     assert "unknown format" in records[1].error
     assert "has no image" in records[2].error
-    assert records[3].error == "source: it has 4 boxes and 1 classes"
+    assert records[3].error == "source: it has 4 boxes and 1 class"
     assert [boxes_of(record) for record in records] == [BOXES, [], [], [], BOXES]
 
 
@@ -248,26 +278,6 @@ def test_a_dataset_that_is_neither_a_folder_nor_in_the_cache(tmp_path, monkeypat
         find_files(HubConfig(dataset="user/name"))
     with pytest.raises(UserError, match="no such folder: /a/b/c"):
         find_files(HubConfig(dataset="/a/b/c"))
-
-
-def test_images_are_read_in_any_order(tmp_path):
-    rows = [row(i) for i in range(60)]
-    write(tmp_path / "a.parquet", rows[:50], batch=20)
-    write(tmp_path / "b.parquet", rows[50:], batch=4)
-    images = ParquetImages(tmp_path.joinpath)
-    order = [*range(60), *reversed(range(60)), 3, 41, 22, 59, 4]
-    for number in order:
-        name = f"a.parquet#{number}" if number < 50 else f"b.parquet#image:{number - 50}"
-        assert images.read_name(name) == rows[number]["image"]["bytes"]
-    for absent in ("a.parquet#50", "c.parquet#0", "a.parquet#photo:1", "a.parquet"):
-        with pytest.raises(FileNotFoundError):
-            images.read_name(absent)
-
-
-def test_names_of_rows():
-    assert parse_row_name("data/x.parquet#7") == ("data/x.parquet", None, 7)
-    assert parse_row_name("x.parquet#photo:7") == ("x.parquet", "photo", 7)
-    assert [parse_row_name(name) for name in ("x.jpg", "x#7.jpg", "x.parquet#", "x.parquet#-1")] == [None] * 4
 
 
 def cached_dataset(cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -366,5 +376,5 @@ def test_boxes_of_another_type_are_refused_by_the_names_of_their_columns(tmp_pat
     kinds["objects"]["bbox"] = kind
     boxes = [1.0, 2.0, 3.0, 4.0] if kind.feature.dtype == "float32" else ["a", "b"]
     write(tmp_path / TRAIN, [row(0) | {"objects": {"bbox": boxes, "category": [0] * len(boxes)}}], kinds)
-    with pytest.raises(UserError, match=r"objects\.bbox and objects\.category are no boxes of four numbers"):
+    with pytest.raises(UserError, match=r"objects\.bbox and objects\.category are not boxes of four numbers"):
         read(tmp_path)
