@@ -49,7 +49,7 @@ def push(
         return
     if pushed.exported.note:
         console.progress().print(f"NOTE: {pushed.exported.note}", soft_wrap=True)
-    seen = "private: only you and its organisation see it" if pushed.private else "public"
+    seen = "private: only you or your organisation can see it" if pushed.private else "public"
     screen = console.output()
     screen.print(f"pushed {count(len(pushed.exported.files), 'file')} to {pushed.url} ({seen})", soft_wrap=True)
     for what, number in pushed.exported.left_out.items():

@@ -68,13 +68,13 @@ def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pu
 
     if not _REPOSITORY.fullmatch(to):
         raise UserError(f"--to {to}: expected USER/NAME, the id of a dataset on the hub")
-    api, what = HfApi(), f"the dataset {to}"
+    manifest, api, what = Manifest.load(root), HfApi(), f"the dataset {to}"
     with _unfinished(), naming_hub(what):
         before = _files_there(api, to)
         if before is None:
             api.create_repo(to, repo_type="dataset", private=not public, exist_ok=True)
         private = bool(api.dataset_info(to).private)
-    with _exported(root, to, options) as exported, _unfinished(), naming_hub(what):
+    with _exported(manifest, to, options) as exported, _unfinished(), naming_hub(what):
         # The card first: it shows whose files these are, if the upload is interrupted.
         card = exported.root / README
         api.upload_file(
@@ -108,7 +108,7 @@ def _files_there(api: HfApi, to: str) -> list[str] | None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if get_token() is None:
-        raise UserError("push needs a user of the hub: log in with `hf auth login`, or set HF_TOKEN")
+        raise UserError("push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN")
     try:
         info = api.dataset_info(to)
     except RepositoryNotFoundError:
@@ -123,10 +123,9 @@ def _files_there(api: HfApi, to: str) -> list[str] | None:
 
 
 @contextmanager
-def _exported(root: Path, to: str, options: Mapping[str, Any]) -> Iterator[Exported]:
+def _exported(manifest: Manifest, to: str, options: Mapping[str, Any]) -> Iterator[Exported]:
     """The export of the run as it is now: made, or left by an upload that was interrupted; deleted once it is done."""
-    manifest = Manifest.load(root)
-    place = _place(root)
+    place = _place(manifest.root)
     folder, described, lock = place / "files", place / "export.json", place.with_name(f"{place.name}.lock")
     place.mkdir(parents=True, exist_ok=True)
     lock.touch()
@@ -135,7 +134,7 @@ def _exported(root: Path, to: str, options: Mapping[str, Any]) -> Iterator[Expor
         exported = _left(folder, described, state)
         if exported is None:
             shutil.rmtree(folder, ignore_errors=True)
-            exported = export_run(root, HUGGING_FACE, folder, **options)
+            exported = export_run(manifest.root, HUGGING_FACE, folder, **options)
             card = folder / README
             write_text(card, card.read_text(encoding="utf-8").replace("FOLDER_OR_ID", to))
             write_text(described, json.dumps({"state": state, **exported.as_json(), "note": exported.note}))

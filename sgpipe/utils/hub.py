@@ -1,4 +1,4 @@
-"""What sgpipe asks of the Hugging Face hub, on a user's explicit word. Tokens are huggingface_hub's own matter."""
+"""What sgpipe asks of the Hugging Face hub, only if a user names a dataset there. huggingface_hub has the tokens."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class HubDataset:
 def naming_hub(what: str) -> Iterator[None]:
     """Errors of the hub in one line, which names no token.
 
-    Raises UserError: `what` is not there, or not for this user; StoreError: the hub cannot be reached, or is busy.
+    Raises UserError: `what` does not exist, or not for this user; StoreError: the hub cannot be reached, or is busy.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
@@ -74,24 +74,28 @@ def naming_hub(what: str) -> Iterator[None]:
         raise UserError(f"{what} is not on the hub, or is private: check the name, or {_LOGIN}") from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{what} has no such revision") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise UserError(
-            f"{what} is not in the hub's cache, and the hub cannot be reached; is HF_HUB_OFFLINE set?"
-        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"{what} is not in the hub's cache, and HF_HUB_OFFLINE keeps the hub from being asked"
+            ) from None
+        raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error.__cause__ or error)})") from None
     except errors.EntryNotFoundError:
         raise UserError(f"{what} does not exist on the hub") from None
     except errors.LocalTokenNotFoundError:
-        raise UserError(f"{what} needs a user of the hub: {_LOGIN}") from None
+        raise UserError(f"{what} needs an account on the hub: {_LOGIN}") from None
     except errors.HFValidationError as error:
         raise UserError(f"{what}: {_first_line(error)}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise UserError(f"{what}: the hub refuses this user ({status}): {_LOGIN} with a token that may") from None
+            raise UserError(
+                f"{what}: the hub refuses this user ({status}): {_LOGIN} to a token that has access"
+            ) from None
         raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

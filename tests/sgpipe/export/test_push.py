@@ -131,6 +131,8 @@ def test_what_is_refused_before_anything_is_sent(hub, run, monkeypatch, tmp_path
     done = CliRunner().invoke(app, ["push", str(run), "--to", "berta/relations"])
     assert "the hub refuses this user (403)" in done.stderr
     assert not (run / ".sgpipe" / "push").exists()
+    assert "is not an sgpipe run" in push(tmp_path, code=2).stderr
+    assert hub.repositories == {}
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     assert "log in with `hf auth login`, or set HF_TOKEN" in push(run, code=2).stderr

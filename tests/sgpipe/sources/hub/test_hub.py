@@ -351,8 +351,11 @@ def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
         with pytest.raises(StoreError, match="the hub answers 503"):
             prepare_hub(prepared)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + URL)
     with pytest.raises(StoreError, match="the hub cannot be reached"):
         prepare_hub(prepared)
+    with pytest.raises(StoreError, match=r"a\.jpg of the dataset anna/set: the hub cannot be reached \("):
+        root.open("a.jpg")
 
 
 def test_gaps_are_counted_and_rows_without_boxes_stay(tmp_path):
