@@ -63,8 +63,9 @@ def image_root(location: Location, indexes: IndexFolder | None = None) -> ImageR
 
 
 def existing_images(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:
-    """The root of a location that exists. Raises UserError: it does not; and as `image_root`."""
+    """The root of a location that exists, as it is now. Raises UserError: it does not; and as `image_root`."""
     check_images(location)
+    _forget(located(location))
     return image_root(location, indexes)
 
 
@@ -75,12 +76,12 @@ def check_images(location: Location) -> None:
         HubRoot(text).dataset.list()
     elif is_uri(text):
         _place(text)
-    elif not Path(text).is_file() and not _SHARDS.search(text):
-        existing_folder(Path(text))
-    elif not _SHARDS.search(text):
+    elif Path(text).is_file():
         refuse_compressed(text)
         if not is_archive(text):
             raise UserError(f"{text} is a file, not a folder of images or an archive of them (.zip, .tar)")
+    elif not _SHARDS.search(Path(text).name):
+        existing_folder(Path(text))
 
 
 def absolute(location: Location) -> str:
@@ -106,9 +107,16 @@ class ImageRoots(Mapping[str, ImageRoot]):
         return len(self.locations)
 
 
+def _forget(location: str) -> None:
+    """Forget the roots of a location, whose archives or objects may have been replaced since these were made."""
+    with _making:
+        for key in [key for key in _made if key[0] == location]:
+            del _made[key]
+
+
 def _local(text: str, indexes: IndexFolder) -> ImageRoot:
     path = Path(text)
-    if "{" in path.name and not path.exists():
+    if _SHARDS.search(path.name) and not path.exists():
         return _archive_root(text, LocalFiles(path.parent), _shards(path.name), indexes, _LOCAL_THREADS)
     if path.is_dir():
         names = _archives_in(path)
@@ -178,12 +186,14 @@ def _place(uri: str) -> tuple[ObjectReader, list[str]]:
 
 
 def _shards(name: str) -> list[str]:
-    """The names that a name with a range stands for: itself, if it has none."""
+    """The names that a name with a range stands for: itself, if it has none. Raises UserError: the range is empty."""
     found = _SHARDS.search(name)
     if found is None:
         return [name]
     first, last = found.groups()
     numbers = range(int(first), int(last) + 1)
+    if not numbers:
+        raise UserError(f"{name} names no archive: {first} is larger than {last}")
     return [f"{name[: found.start()]}{number:0{len(first)}d}{name[found.end() :]}" for number in numbers]
 
 
@@ -192,7 +202,7 @@ def _archive_root(location: str, files: Files, names: Sequence[str], indexes: In
     stamp = archives.stamp(infos)
     reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:
-        if not cached.path.exists():  # which stays if the run is refused later
+        if not cached.exists:  # it stays if the run is refused later
             forget_unused()
             archives.build_index(cached, location, files, infos, indexes.progress)
         if cached != reference:

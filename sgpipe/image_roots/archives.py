@@ -29,7 +29,7 @@ _ARCHIVE = "archive"
 _COLUMNS = {
     _ARCHIVE: pa.int32(),
     **dict.fromkeys(("offset", "length", "packed", "size"), pa.int64()),
-    "method": pa.int16(),
+    "method": pa.int32(),
 }
 _SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
@@ -90,10 +90,9 @@ class ArchiveRoot:
         """The members that a name may mean."""
         index: FileIndex = self.index.opened
         found = index.find(name)
-        ends = (at for at, character in enumerate(name) if character == "/" and not found)
-        for at in ends:
-            archive = self._numbers.get(name[:at])
-            found = [row for row in index.find(name[at + 1 :]) if row[_ARCHIVE] == archive]
+        for at, character in enumerate(name):
+            if not found and character == "/" and (archive := self._numbers.get(name[:at])) is not None:
+                found = [row for row in index.find(name[at + 1 :]) if row[_ARCHIVE] == archive]
         return found
 
     @cached_property

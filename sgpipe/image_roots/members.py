@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -22,11 +23,16 @@ _STORED, _DEFLATED = 0, 8  # methods of zip
 _ENCRYPTED = -2
 _MOST_NAME = 1 << 16  # of a member's header in a zip, with its extra fields
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # APPNOTE.TXT 4.3.7: signature, lengths of the name and the extra fields
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, struct.error, ValueError, OverflowError, NotImplementedError)
+_MOST_BYTES = (1 << 63) - 1  # that the index has numbers for
 _BLOCK = 512  # of a tar
 _UNPACK = {".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".tbz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"\x28\xb5": "unzstd"}
 
+# What zipfile and tarfile raise for damaged archives, as fuzzing shows; the last two for headers that ask for too much.
+_DAMAGED = (
+    *(zipfile.BadZipFile, NotImplementedError, tarfile.TarError, ValueError, OverflowError),
+    *(RecursionError, MemoryError),
+)
 _NO_FILE, _OUTSIDE = "link or device", "name that leaves the archive"
 
 
@@ -81,20 +87,16 @@ def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
     scan_kind = _scan_zip if name.lower().endswith(".zip") else _scan_tar
     try:
         for member in scan_kind(file, left_out):
+            if not all(0 <= each <= _MOST_BYTES for each in (member.offset, member.length, member.packed, member.size)):
+                raise ValueError(f"{member.name!r} has an impossible size or position")
             try:
                 yield replace(member, name=safe_name(member.name))
             except ImageError:
                 left_out[_OUTSIDE] += 1
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        struct.error,
-        ValueError,
-        OverflowError,
-        NotImplementedError,
-    ) as error:
+    except _DAMAGED as error:
+        why = str(error) or type(error).__name__
         raise UserError(
-            f"{name} is not a {name[-3:].lower()} archive, or is cut or damaged ({error}); copy it again"
+            f"{name} is not a {name[-3:].lower()} archive, or is cut or damaged ({why}); copy it again"
         ) from None
 
 
@@ -102,9 +104,9 @@ def _scan_zip(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
         starts = sorted({info.header_offset for info in infos})  # members that share one are no images
-        ends = dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
+        ends = dict(pairwise([*starts, archive.start_dir]))
         for info in infos:
-            if info.is_dir():
+            if info.filename.endswith("/"):  # which `is_dir` fails to ask of a name that is empty
                 continue
             most = _LOCAL_HEADER.size + _MOST_NAME + info.compress_size
             length = min(ends[info.header_offset] - info.header_offset, most)
@@ -118,6 +120,8 @@ def _scan_tar(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (info := archive.next()) is not None:
             vars(archive)["members"].clear()  # which it would keep for all members
+            if archive.offset <= info.offset:
+                raise tarfile.ReadError(f"{info.name!r} has a negative size")
             if info.isreg() and not info.issparse():
                 if info.offset_data + info.size > end:
                     raise tarfile.ReadError(f"it ends within {info.name}")

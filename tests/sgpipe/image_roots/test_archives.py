@@ -27,6 +27,17 @@ def add(archive: tarfile.TarFile, name: str, data: bytes = b"x") -> None:
     archive.addfile(info, io.BytesIO(data))
 
 
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header that states any size, with the right checksum."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (size % (1 << 96) | 1 << 95).to_bytes(12, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_archive_is_read_as_its_folder(folder: Path, tmp_path: Path, form: str) -> None:
     root = image_root(FORMS[form](folder, tmp_path / "packed"))
@@ -55,6 +66,10 @@ def test_shards_are_named_by_a_range_or_by_their_folder(folder: Path, tmp_path: 
         assert not root.contains("train-000000/0002.png")
     with pytest.raises(UserError, match=r"no such file: .*train-000003\.tar"):
         image_root(tmp_path / "shards" / "train-{000002..000004}.tar")
+    with pytest.raises(UserError, match="names no archive: 000004 is larger than 000002"):
+        image_root(tmp_path / "shards" / "train-{000004..000002}.tar")
+    with pytest.raises(UserError, match="no such folder"):
+        existing_images(tmp_path / "x{0..1}" / "images")
 
 
 def test_the_index_is_made_once_and_kept_where_the_run_is(folder: Path, tmp_path: Path) -> None:
@@ -64,12 +79,27 @@ def test_the_index_is_made_once_and_kept_where_the_run_is(folder: Path, tmp_path
     assert "reading the index of" in said.getvalue()
     [index] = (tmp_path / "run").iterdir()
     written = index.stat().st_mtime_ns
-    moved = tmp_path / "elsewhere"
     image_root(archive, IndexFolder(tmp_path / "run", uri="s3://not-asked/x")).open("a.jpg")
     assert index.stat().st_mtime_ns == written
     archive.rename(tmp_path / "other.tar")
     with pytest.raises(UserError, match=r"no such folder: .*photos\.tar"):
-        existing_images(str(archive) if not moved.exists() else moved, IndexFolder(tmp_path / "new"))
+        existing_images(archive, IndexFolder(tmp_path / "new"))
+
+
+def test_an_index_that_is_damaged_is_made_again(folder: Path, tmp_path: Path) -> None:
+    archive = make_tar(folder, tmp_path / "photos.tar")
+    image_root(archive)
+    [index] = cache_folder().iterdir()
+    os.truncate(index, 20)
+    assert existing_images(archive).contains("a.jpg")
+
+
+def test_a_later_run_of_a_process_reads_an_archive_as_it_is_then(folder: Path, tmp_path: Path) -> None:
+    archive = make_zip(folder, tmp_path / "photos.zip")
+    assert existing_images(archive).contains("a.jpg")
+    (folder / "new.jpg").write_bytes((folder / "a.jpg").read_bytes())
+    make_zip(folder, archive)
+    assert existing_images(archive).open("new.jpg").read() == (folder / "new.jpg").read_bytes()
 
 
 def test_of_members_with_one_name_the_last_counts_as_when_unpacked(tmp_path: Path) -> None:
@@ -130,6 +160,46 @@ def test_what_is_no_archive_or_cut_is_refused_in_one_line(folder: Path, tmp_path
     with pytest.raises(UserError, match=f"cut.{kind} is not a {kind} archive, or is cut or damaged") as caught:
         image_root(tmp_path / f"cut.{kind}")
     assert "\n" not in str(caught.value)
+
+
+def test_archives_without_members_have_no_images(tmp_path: Path) -> None:
+    zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    for kind in ("zip", "tar"):
+        assert list(image_root(tmp_path / f"empty.{kind}").entries()) == []
+
+
+def test_headers_that_lie_are_refused_in_one_line_and_end(tmp_path: Path) -> None:
+    link = tarfile.GNUTYPE_LONGNAME
+    for content in (
+        tar_header("a.jpg", -1),
+        tar_header("a.jpg", 0) + tar_header("strange", -512, b"V"),  # which is followed by itself
+        tar_header("link", 1 << 50, link),
+        tar_header("link", 0, link) * 2000 + tar_header("a.jpg", 0),
+    ):
+        (tmp_path / "lies.tar").write_bytes(content + bytes(1024))
+        with pytest.raises(
+            UserError, match=r"lies\.tar is not a tar archive, or is cut or damaged \(.+\); copy it again"
+        ):
+            existing_images(tmp_path / "lies.tar")
+
+
+def test_members_with_impossible_entries_do_not_end_in_a_traceback(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
+        archive.writestr("good.jpg", b"good")
+        archive.writestr("last.jpg", b"last")
+    good = (tmp_path / "good.zip").read_bytes()
+    entry, end = good.rindex(b"last.jpg") - 46, good.rindex(b"PK\5\6")
+    for at, data in {entry + 10: b"\xff\xff", entry + 46: b"\0"}.items():  # its method, its name
+        (tmp_path / "odd.zip").write_bytes(good[:at] + data + good[at + len(data) :])
+        root = existing_images(tmp_path / "odd.zip")
+        assert root.open("good.jpg").read() == b"good"
+        with pytest.raises(ImageError):
+            root.open("last.jpg")
+    directory = int.from_bytes(good[end + 16 : end + 20], "little") + 1000  # all members begin before the archive
+    (tmp_path / "odd.zip").write_bytes(good[: end + 16] + directory.to_bytes(4, "little") + good[end + 20 :])
+    with pytest.raises(UserError, match=r"\('good\.jpg' has an impossible size or position\)"):
+        existing_images(tmp_path / "odd.zip")
 
 
 def test_compressed_tars_are_refused_by_the_line_that_mends_it(folder: Path, tmp_path: Path) -> None:
