@@ -178,7 +178,8 @@ class ObjectReader:
         return f"{self.location}/{name}" if name else self.location
 
     def _key(self, name: str) -> str:
-        return str(PurePosixPath(self._prefix, name)).removeprefix(".")
+        key = str(PurePosixPath(self._prefix, name))
+        return "" if key == "." else key
 
     def _info(self, meta: ObjectMeta) -> ObjectInfo:
         name = meta["path"].removeprefix(self._prefix).lstrip("/")

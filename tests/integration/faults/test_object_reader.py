@@ -41,6 +41,14 @@ def test_objects_are_read_whole_in_ranges_and_as_files(reader: ObjectReader) -> 
     assert copy.copy(reader).read(name) == content
 
 
+def test_the_objects_of_a_whole_bucket_are_read_by_their_names(store: ObjectStore) -> None:
+    bucket = ObjectStore(store.uri.removesuffix("/some/labels"))
+    bucket.put(".sgpipe/index", b"index")
+    reader = ObjectReader(bucket.uri)
+    assert [info.name for info in reader.list()] == [".sgpipe/index"]
+    assert reader.read(".sgpipe/index") == b"index"
+
+
 def test_what_is_missing_cut_or_replaced_is_told(reader: ObjectReader, store: ObjectStore) -> None:
     version = reader.head("a.jpg").version
     assert reader.head("none.jpg") is None
