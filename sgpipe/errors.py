@@ -237,6 +237,11 @@ def refusal(error: OSError) -> str:
     return f"{os.strerror(error.errno) if error.errno else error}: {error.filename or _unnamed()}"
 
 
+def reason_of(error: OSError) -> str:
+    """Why the system or a library refuses, in one line that names no file."""
+    return os.strerror(error.errno) if error.errno else (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _unnamed() -> str:
     """What a system error that names no file is about: the current folder, or, as files are named, a stream."""
     try:

@@ -5,7 +5,6 @@ The size and the bytes of an image file are also available without decoding it.
 
 from __future__ import annotations
 
-import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sgpipe.errors import EngineError, StoreError
+from sgpipe.errors import EngineError, StoreError, reason_of
 from sgpipe.errors import ImageError as ImageError
 from sgpipe.image_roots import ImageFile, ImageRoot, Location, image_root
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
@@ -215,8 +214,7 @@ def _as_image_errors(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ImageError(f"image cannot be read: {name} (unknown format)") from None
     except OSError as reason:
-        what = os.strerror(reason.errno) if reason.errno else str(reason) or type(reason).__name__
-        raise ImageError(f"image cannot be read: {name} ({what})") from None
+        raise ImageError(f"image cannot be read: {name} ({reason_of(reason)})") from None
     # Decoders raise many errors for broken files: OSError, struct.error, RuntimeError, MemoryError…
     except Exception as reason:  # noqa: BLE001
         raise ImageError(f"image cannot be read: {name} ({str(reason) or type(reason).__name__})") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Protocol
 
-from sgpipe.errors import EngineError, ImageError, StoreError, UserError
+from sgpipe.errors import EngineError, ImageError, StoreError, UserError, reason_of
 from sgpipe.utils.object_store import AccessError, CutError, ObjectInfo, ReplacedError
 
 
@@ -23,8 +23,6 @@ class Files(Protocol):
     def check(self) -> None: ...
 
     def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes: ...
-
-    def read_start(self, name: str, most: int, version: str | None = None) -> bytes: ...
 
     def head(self, name: str) -> ObjectInfo | None: ...
 
@@ -56,9 +54,6 @@ class LocalFiles:
         if length:
             raise CutError(f"{self.folder / name} is cut: it ends at byte {start}")
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def read_start(self, name: str, most: int, version: str | None = None) -> bytes:
-        return self.read_range(name, 0, min(most, os.fstat(self._descriptor(name)).st_size), version)
 
     def head(self, name: str) -> ObjectInfo | None:
         try:
@@ -114,8 +109,7 @@ def reading(files: Files, where: str) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ImageError(f"image cannot be read: {where} ({reason})") from None
+        raise ImageError(f"image cannot be read: {where} ({reason_of(error)})") from None
 
 
 def version_of(info: ObjectInfo) -> str:

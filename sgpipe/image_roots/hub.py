@@ -39,10 +39,9 @@ class HubRoot:
         return (parts[0] if parts else name) in self._names
 
     def open(self, name: str) -> ImageFile:
-        if (row := open_row(self._parquet, name, self.where(name))) is not None:
-            return row
         try:
-            return self.dataset.fetch(safe_name(name))
+            row = open_row(self._parquet, name, self.where(name))
+            return self.dataset.fetch(safe_name(name)) if row is None else row
         except UserError as error:
             raise ImageError(str(error)) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 
-from sgpipe.errors import ImageError, StoreError
+from sgpipe.errors import ImageError, StoreError, reason_of
 from sgpipe.image_roots.base import checked_size, safe_name
 from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
 
@@ -28,6 +28,6 @@ def open_row(images: ParquetImages, name: str, where: str) -> BytesIO | None:
     except FileNotFoundError:
         raise ImageError(f"image file not found: {where}") from None
     except OSError as error:
-        raise ImageError(f"image cannot be read: {where} ({error})") from None
+        raise ImageError(f"image cannot be read: {where} ({reason_of(error)})") from None
     checked_size(len(data), where)
     return BytesIO(data)

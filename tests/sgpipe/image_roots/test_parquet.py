@@ -74,7 +74,8 @@ def test_a_dataset_of_the_hub_is_fetched_by_file(folder, downloads):
     root.open(f"{FILE}#0")
     root.open(f"{FILE}#2")
     assert downloads == [FILE]
-    with pytest.raises(ImageError, match="does not exist on the hub"):
-        root.open("b.png")
+    for name in ("b.png", "b.parquet#0"):
+        with pytest.raises(ImageError, match="does not exist on the hub"):
+            root.open(name)
     with pytest.raises(UserError, match="no dataset of the hub"):
         HubRoot("hf://models/x").open("a")
