@@ -1,6 +1,6 @@
 """An index of the files of a place by their names: one sorted Arrow file, which every process maps into its memory.
 
-The name of an index says what it is of: the place and the versions of what is in it. So one that is there is right.
+The name of an index is a hash of the names and versions of the files in it, so an index that exists is never outdated.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import StoreError
+from sgpipe.utils import model_cache
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
 from sgpipe.utils.object_store import ObjectReader
@@ -191,8 +192,9 @@ def forget_unused() -> None:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps indexes that no run keeps."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    usable = os.access(home, os.W_OK) or (not os.path.exists(home) and os.access(os.path.dirname(home), os.W_OK))
-    root = Path(home, "sgpipe") if usable else Path(tempfile.gettempdir(), f"sgpipe-{os.getuid()}")
+    """Where this machine keeps indexes that no run keeps: beside its models, or in /tmp if it cannot write there."""
+    root = model_cache.cache_folder().absolute()
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        root = Path(tempfile.gettempdir(), f"sgpipe-{os.getuid()}")
     return root / "image-indexes"

@@ -2,6 +2,7 @@ import copy
 import io
 import os
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -285,6 +286,16 @@ def test_indexes_that_nobody_has_read_for_a_month_are_deleted(folder: Path, tmp_
     image_root(make_tar(folder, tmp_path / "photos.tar"))
     assert not old.exists()
     assert new.exists()
+
+
+def test_the_cache_of_indexes_is_where_the_user_wants_it_and_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache_folder() == tmp_path / "cache" / "sgpipe" / "image-indexes"
+    monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "own" / "deep"))
+    assert cache_folder() == tmp_path / "own" / "deep" / "image-indexes"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    assert cache_folder() == Path(tempfile.gettempdir(), f"sgpipe-{os.getuid()}", "image-indexes")
 
 
 @pytest.mark.parametrize("form", FORMS)
