@@ -33,7 +33,7 @@ def cache_folder() -> Path:
     """Where models of stores are kept on this machine: SGPIPE_CACHE, by default ~/.cache/sgpipe."""
     if own := os.environ.get("SGPIPE_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgpipe"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sgpipe")
 
 
 def pin_model(name: str) -> str:
@@ -51,7 +51,7 @@ def pin_model(name: str) -> str:
 def local_model(name: str) -> str:
     """The folder of a model of a store on this machine, fetched if it is not there; any other name unchanged.
 
-    Raises as `pin_model`; also UserError: the store has other files than those that the hash in the name tells of.
+    Raises as `pin_model`; also UserError: the files in the store have another hash than the one in the name.
     """
     if not is_uri(name):
         return name
@@ -131,11 +131,12 @@ class _Cached:
             self._download(info, _inside(partial, name), words)
         sha256 = str(model_sha256(str(partial))).removeprefix("sha256:")
         folder = self._root / sha256
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        if not self._is_here(sha256):  # another process may be reading the same files, uploaded earlier
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+            write_text(self._root / f"{sha256}.json", json.dumps(_stats(folder)))
         for left in self._root.glob("partial-*"):  # of files that are not in the store any more
             shutil.rmtree(left, ignore_errors=True)
-        write_text(self._root / f"{sha256}.json", json.dumps(_stats(folder)))
         return sha256
 
     def _download(self, info: ObjectInfo, file: Path, words: console.Reminder) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from sgpipe.errors import UserError
 from sgpipe.hub_config import HubConfig
+from sgpipe.image_roots.files import version_of
 from sgpipe.sources.annotated import to_single_line
 from sgpipe.utils.hub import DATASETS, HubDataset
 from sgpipe.utils.object_store import ObjectReader, is_uri
@@ -52,9 +53,9 @@ class HubFiles:
         if self.root.startswith(DATASETS):  # whose commits do not change
             return [self.root, list(self.splits[split])]
         if is_uri(self.root):
-            reader = ObjectReader(self.root)
-            infos = [(name, reader.head(name)) for name in self.splits[split]]
-            return [[name, info and info.size, info and info.version] for name, info in infos]
+            infos = {info.name: info for info in ObjectReader(self.root).list()}
+            found = [infos[name] for name in self.splits[split] if name in infos]
+            return [[info.name, info.size, version_of(info)] for info in found]
         stats = [(name, (Path(self.root) / name).stat()) for name in self.splits[split]]
         return [[name, status.st_size, status.st_mtime_ns] for name, status in stats]
 
@@ -95,6 +96,7 @@ def _listed(dataset: str) -> tuple[str, list[str]]:
         return str(root), sorted(name for name in files if not name.startswith(".") and "/." not in name)
     if is_uri(dataset) and not dataset.startswith("hf://"):
         reader = ObjectReader(dataset)
+        reader.check()
         return dataset.rstrip("/"), sorted(info.name for info in reader.list())
     if (found := HubDataset.parse(dataset)) is None:
         raise UserError(f"--dataset: no such folder: {dataset}")

@@ -138,8 +138,10 @@ class _Scanner:
             usable, rows, errors = len(self.row_groups), self.rows, self.errors
             paths = [Path(folder.root) / entry.file for entry in entries]
             with closing(opened_ahead(paths)) as contents:
-                for path, content in zip(paths, contents, strict=True):
-                    self._scan_shard(folder, split, path, content)
+                for path in paths:
+                    if self.left == 0:
+                        break  # no further shard is fetched
+                    self._scan_shard(folder, split, path, next(contents))
             if self.left != 0 and self.only is None and len(self.row_groups) == usable:
                 only_errors = self.rows - rows == self.errors - errors
                 raise self._nothing_usable(f"split {split} of {config.shards}", only_errors)
@@ -160,8 +162,6 @@ class _Scanner:
     def _read_row_groups(
         self, folder: ShardFolder, split: str, path: Path, content: BinaryIO | None
     ) -> Iterator[tuple[int, pa.Table]]:
-        if self.left == 0:
-            return
         with open_shard(path, COLUMNS, content) as file:
             if IMAGE_COLUMN not in file.schema_arrow.names:
                 run_images(folder.root, split, folder.images.get(split))

@@ -23,7 +23,7 @@ from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import StepStream
 from sgpipe.training.data.training_set import UsableRowGroup
 from sgpipe.training.recipe import ShardsConfig
-from sgpipe.utils.object_store import ObjectReader
+from sgpipe.utils.object_store import ObjectInfo, ObjectReader
 from tests.integration.faults.test_view_store import upload
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
@@ -134,6 +134,22 @@ class TestTraining:
             next(rows)
             assert 3 <= len(read) <= 6
         assert len(read) <= 6
+
+    def test_shards_beyond_a_limit_are_not_fetched(
+        self, tmp_path: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_run(tmp_path / "run", [plain_record(str(number)) for number in range(60)], rows=1)
+        upload(tmp_path / "run", store)
+        fetched: list[str] = []
+        head = ObjectReader.head
+
+        def counted(self: ObjectReader, name: str) -> ObjectInfo | None:
+            fetched.append(name)
+            return head(self, name)
+
+        monkeypatch.setattr(ObjectReader, "head", counted)
+        assert scan_training(data(ShardsConfig(shards=Path(store.uri)), val=(), limit=2)).rows == 2
+        assert 2 <= len(fetched) < 30
 
     def test_the_recipe_of_a_training_names_the_store(self, store: ObjectStore) -> None:
         config = ShardsConfig.model_validate({"shards": store.uri})

@@ -32,6 +32,7 @@ class Store:
     files: ClassVar[dict[str, bytes]]
     reads: ClassVar[list[str]]
     fails: ClassVar[list[str]]
+    written: ClassVar[datetime] = datetime(2026, 1, 1, tzinfo=UTC)
 
     def __init__(self, uri: str) -> None:
         assert uri == URI
@@ -40,7 +41,7 @@ class Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for name, data in self.files.items():
-            yield ObjectInfo(name, len(data), str(hash(data)), datetime(2026, 1, 1, tzinfo=UTC))
+            yield ObjectInfo(name, len(data), str(hash(data)), self.written)
 
     def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
         if name in self.fails:
@@ -72,6 +73,16 @@ def test_a_model_is_fetched_once_and_has_the_hash_of_its_folder(store, tmp_path)
     assert local_model(URI) == str(folder)
     assert sorted(store.reads) == sorted(FILES)
     assert model_sha256(pinned) == model_sha256(str(folder)) == model_sha256(str(as_folder(tmp_path / "own", FILES)))
+
+
+def test_the_same_files_uploaded_again_leave_the_folder_alone(store, monkeypatch, tmp_path):
+    pinned = pin_model(URI)
+    before = Path(local_model(pinned)).stat().st_ino
+    monkeypatch.setattr(store, "written", datetime(2026, 1, 2, tzinfo=UTC))
+    assert pin_model(URI) == pinned
+    assert len(store.reads) == 2 * len(FILES)
+    assert Path(local_model(pinned)).stat().st_ino == before
+    assert not list((tmp_path / "cache/models").glob("*/partial-*"))
 
 
 def test_other_names_stay_as_they_are(tmp_path):
