@@ -82,7 +82,7 @@ class Manifest:
     def image_roots(self) -> ImageRoots:
         """Where the images of each split were when the run was made; folders within the run move with it."""
         places = {split: located(place, self.root.absolute()) for split, place in self.run.get("images", {}).items()}
-        return ImageRoots(places, IndexFolder(look=self.root / ".sgpipe"))
+        return ImageRoots(places, image_indexes(self.root))
 
     def image_root(self, split: str, images: Location | None = None) -> ImageRoot:
         """The images of a split, or `images` if they moved. Raises UserError: they are unknown or missing."""
@@ -233,10 +233,16 @@ def run_images(run: Path | str, split: str, location: Location | None) -> ImageR
     """The images of a split of a run. Raises UserError: where they are is unknown, or they are missing."""
     if location is None:
         raise UserError(f"{run} does not say where the images of {split} are: give --images")
-    root = image_root(location, IndexFolder(look=Path(run) / ".sgpipe"))
+    root = image_root(location, image_indexes(run))
     if isinstance(root, FolderRoot) and not root.folder.is_dir():
         raise UserError(f"the image folder {root.folder} of {run} is missing; if the images moved, give --images")
     return root
+
+
+def image_indexes(run: Path | str) -> IndexFolder:
+    """The indexes of images that a run has in its folder or store; others are made in the cache."""
+    uri = uri_of(run)
+    return IndexFolder(look=Path(run) / ".sgpipe") if uri is None else IndexFolder(uri=uri)
 
 
 def replace_manifest(root: Path, content: bytes) -> int:

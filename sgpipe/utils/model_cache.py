@@ -30,7 +30,7 @@ _SECONDS_BETWEEN_TRIES = 0.2
 
 
 def cache_folder() -> Path:
-    """Where models of stores are kept on this machine: SGPIPE_CACHE, by default ~/.cache/sgpipe."""
+    """Where sgpipe keeps files of this machine that no run keeps: SGPIPE_CACHE, by default ~/.cache/sgpipe."""
     if own := os.environ.get("SGPIPE_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sgpipe")

@@ -16,6 +16,7 @@ from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, open_shard
 from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
+from sgpipe.utils.model_cache import cache_folder
 
 _STORE = re.compile(r"(\w{2,}):/+(?=[^/])")  # also as `Path` leaves it
 _VIEW = ".sgpipe/view"
@@ -87,13 +88,12 @@ class RunFiles:
                 place.mkdir(parents=True, exist_ok=True)
                 if os.access(place, os.W_OK | os.X_OK) and "?" not in str(place):  # where DuckDB's options begin
                     return place
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = self.root if self._folder is None else str(self._folder.absolute())
-        place = home / "sgpipe" / "view" / hashlib.sha256(name.encode()).hexdigest()[:16]
+        place = cache_folder() / "view" / hashlib.sha256(name.encode()).hexdigest()[:16]
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{place} cannot be made: {error.strerror}; set XDG_CACHE_HOME to a folder") from None
+            raise UserError(f"{place} cannot be made: {error.strerror}; set SGPIPE_CACHE to a folder") from None
         return place
 
     def _read_manifest(self) -> tuple[Manifest, list[str]]:

@@ -15,9 +15,9 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.stages.endpoint.answers import Choice
 from sgpipe.storage.run_folder import REQUESTS
 from sgpipe.utils.locking import LockOwner
+from sgpipe.utils.model_cache import cache_folder
 
 _LOCK = "lock"  # of a run
-_ELSEWHERE = Path("~/.cache/sgpipe")
 _PATIENCE = 60  # seconds to wait for other processes that are writing
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, choices TEXT NOT NULL, usable INTEGER NOT NULL)
@@ -34,7 +34,7 @@ def cache_file(folder: Path) -> Path:
     with suppress(OSError):
         owner = LockOwner.read((folder / _LOCK).read_bytes())
         here = here and (owner is None or owner.is_on_this_machine or owner.host == socket.gethostname())
-    return (folder if here else _ELSEWHERE.expanduser()) / REQUESTS
+    return (folder if here else cache_folder()) / REQUESTS
 
 
 class RequestCache:

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from threading import Lock
 
 from PIL import Image
@@ -20,8 +19,9 @@ from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import Texts, relabelled
 from sgpipe.errors import UserError
-from sgpipe.image_roots import ImageRoots, IndexFolder
+from sgpipe.image_roots import ImageRoots
 from sgpipe.images import ImageError, open_row_image
+from sgpipe.storage.manifest import image_indexes
 from sgpipe.training.data.prefetcher import Prefetcher
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
 from sgpipe.training.data.training_set import TrainingSet
@@ -205,10 +205,7 @@ class ImageReader:
         self.read = self.skipped = 0
         self.reasons: list[str] = []
         self._roots = [folder.root for folder in training_set.folders]
-        self._images = [
-            ImageRoots(folder.images, IndexFolder(look=Path(folder.root) / ".sgpipe"))
-            for folder in training_set.folders
-        ]
+        self._images = [ImageRoots(folder.images, image_indexes(folder.root)) for folder in training_set.folders]
         self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
         self._lock = Lock()
 

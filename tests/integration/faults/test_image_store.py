@@ -23,6 +23,7 @@ from sgpipe.records import Record
 from sgpipe.sources import open_source
 from sgpipe.sources.folder import read_folder
 from sgpipe.stages.base import LoadStage
+from sgpipe.storage.manifest import run_images
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils import object_store
@@ -174,8 +175,11 @@ def test_images_without_annotations_are_found_in_a_store(kept: tuple[ObjectStore
     assert there.sizes == here.sizes
 
 
-def test_the_indexes_travel_with_the_run(tars: ObjectStore, store: ObjectStore, tmp_path: Path) -> None:
-    """A worker on another machine gets them from the run's store; a later run of the same images has its own."""
+def test_the_indexes_travel_with_the_run(tars: ObjectStore, store: ObjectStore, tmp_path: Path, faults: Faults) -> None:
+    """A worker on another machine, or a command that reads the run, gets them from the run's store.
+
+    A later run of the same images has its own.
+    """
     labels = ObjectStore(f"{store.uri}-labels")
     folder = RunFolder(tmp_path / "out", labels)
     said = io.StringIO()
@@ -202,7 +206,11 @@ def test_the_indexes_travel_with_the_run(tars: ObjectStore, store: ObjectStore, 
         assert "2 archives" in said.getvalue()
         shutil.rmtree(folder.private)
         shutil.rmtree(cache_folder())
-        assert errors(copy.copy(roots["val"])) == {}
+        assert errors(copy.deepcopy(roots["val"])) == {}  # which has opened no index
+    shutil.rmtree(cache_folder())
+    faults.requests.clear()
+    assert run_images(labels.uri, "val", tars.uri).contains(NAMES[0])
+    assert not [path for method, path in faults.requests if method == "GET" and path.endswith(".tar")]
 
 
 @pytest.mark.slow
