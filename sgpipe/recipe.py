@@ -16,7 +16,7 @@ from sgpipe.utils.config_file import Config as Config
 from sgpipe.utils.config_file import load, recipe_folder
 from sgpipe.utils.model_cache import pin_model
 from sgpipe.utils.object_store import is_uri
-from sgpipe.utils.stored_files import shown_path, uri_of
+from sgpipe.utils.stored_files import joined, shown_path
 
 
 class Resources(Config):
@@ -93,7 +93,9 @@ class SourceConfig(Config):
         description="format of the annotations; folder: images without annotations; hub: Parquet files with images and "
         "boxes; miniworld: synthetic images",
     )
-    root: Path | None = Field(None, description="folder that the paths are relative to; null: the working folder")
+    root: StoredPath | None = Field(
+        None, description="folder or object store that the paths are relative to; null: the working folder"
+    )
     splits: dict[SplitName, SplitConfig] = Field(
         default_factory=dict, description="the files of each split, by its name"
     )
@@ -113,7 +115,7 @@ class SourceConfig(Config):
 
     def path(self, path: Path) -> Path:
         """`path` below `root`, unless it is a URI."""
-        return self.root / path if self.root and not uri_of(path) else path
+        return joined(self.root, path)
 
     def images(self, split: str) -> str:
         """Where the images of a split are: a URI, or a path below `root`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgpipe.cli.options import GuessedSplit, ImageData, reads_dataset, reads_folder, reads_later
+from sgpipe.cli.options import GuessedSplit, ImageData, reads_dataset, reads_folder, reads_later, reads_run
 from sgpipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ class SourceOptions:
     """The images to label, and what is known of them, instead of those of the recipe."""
 
     root: Annotated[
-        Path | None, typer.Option(help="Folder that the recipe's paths are relative to.", callback=reads_folder)
+        Path | None,
+        typer.Option(help="Folder or object store that the recipe's paths are relative to.", callback=reads_run),
     ] = None
     images: Annotated[
         str | None,

@@ -23,7 +23,7 @@ from sgpipe.image_roots.index import IndexFolder, copy_index, forget_unused
 from sgpipe.image_roots.members import is_archive, refuse_compressed
 from sgpipe.image_roots.objects import ObjectRoot
 from sgpipe.utils.object_store import ObjectInfo, ObjectReader, is_uri
-from sgpipe.utils.stored_files import uri_of
+from sgpipe.utils.stored_files import joined, shown_path, uri_of
 
 __all__ = ["ImageEntry", "ImageFile", "ImageRoot", "IndexFolder", "Location"]
 __all__ += ["ImageRoots", "absolute", "check_images", "existing_images", "image_root", "located"]
@@ -41,7 +41,7 @@ def located(location: Location, base: Path | None = None) -> str:
     """The text of a location, a path relative to `base`."""
     if not isinstance(location, str | Path):
         return location.location
-    return uri_of(location) or str(location if base is None else base / location)
+    return uri_of(location) or str(location if base is None else shown_path(joined(base, location)))
 
 
 def image_root(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:

@@ -25,6 +25,17 @@ def uri_of(path: Path | str) -> str | None:
     return text if is_uri(text) else None
 
 
+def joined(base: Path | None, path: Path | str) -> Path:
+    """A path below `base`, which may be a URI, unless the path is absolute or a URI itself."""
+    uri = None if base is None else uri_of(base)
+    if base is None or uri_of(path):
+        return Path(path)
+    if uri is None or Path(path).is_absolute():
+        return base / path
+    place, mark, options = uri.partition("?")
+    return Path(f"{place.rstrip('/')}/{path}{mark}{options}")
+
+
 def shown_path(path: Path | str) -> Path | str:
     """A path, or the URI that it is, as messages and recipes have it."""
     return uri_of(path) or path

@@ -12,12 +12,14 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
+from sgpipe.image_roots import located
+from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe
 from sgpipe.records import Record
 from sgpipe.sources import open_source
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils import stored_files
-from sgpipe.utils.stored_files import shown_path, stamp_stored, uri_of
+from sgpipe.utils.stored_files import joined, shown_path, stamp_stored, uri_of
 from tests.integration.faults.conftest import Faults
 
 INSTANCES = {
@@ -75,6 +77,41 @@ def test_uris_stay_uris_in_recipes(stored, tmp_path):
     assert Recipe.model_validate(loaded.model_dump(mode="json")) == loaded
     assert shown_path(loaded.source.path(loaded.source.splits["val"].annotations)) == f"{stored.uri}/a.json.gz"
     assert uri_of(Path("a/b.json")) is uri_of("C:/a") is uri_of("https://host/a.json") is None
+
+
+def test_a_root_may_be_a_store(stored, tmp_path, monkeypatch):
+    given: list[Recipe] = []
+
+    def generate(loaded: Recipe, *_: Any, **__: Any) -> None:
+        given.append(loaded)
+        raise UserError("enough")
+
+    monkeypatch.setattr("sgpipe.generation.run.generate", generate)
+    stored.put("coco/annotations/val.json.gz", gzip.compress(json.dumps(INSTANCES).encode()))
+    splits = "source.splits={val: {annotations: annotations/val.json.gz, images: val}}"
+    words = ["generate", "coco", "--root", f"{stored.uri}/coco", "--set", splits, "--tagger", "MINIWORLD"]
+    assert "enough" in CliRunner().invoke(app, words).stderr
+    source = given[0].source
+    assert source.images("val") == f"{stored.uri}/coco/val"
+    assert len(open_source(source, "val", tmp_path / "i.arrow", images=FolderRoot(tmp_path))) == 50
+    assert source.model_dump(mode="json")["root"] == f"{stored.uri}/coco"
+    assert SourceConfig.model_validate(source.model_dump(mode="json")) == source
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "expected"),
+    [
+        (None, "a/b", "a/b"),
+        ("root", "a/b", "root/a/b"),
+        ("s3://b/root", "a/b", "s3://b/root/a/b"),
+        ("s3://b/root/", "/a/b", "/a/b"),
+        ("s3://b/root", "gs://c/a", "gs://c/a"),
+        ("s3://b/root?endpoint_override=http://h:9", "a/b", "s3://b/root/a/b?endpoint_override=http://h:9"),
+    ],
+)
+def test_paths_below_a_root(base, path, expected):
+    assert located(path, base and Path(base)) == expected
+    assert str(shown_path(joined(base and Path(base), path))) == expected
 
 
 @pytest.mark.parametrize(("name", "message"), [("none.json", "no such file: s3://"), ("../a.json", "objects have no")])
