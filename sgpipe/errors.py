@@ -13,6 +13,7 @@ from pathlib import Path
 _URI = re.compile(r"(\w{2,}):/+(.*)", re.DOTALL)  # as `Path` leaves it
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
+_SHORT_URI = re.compile(rf"\b({'|'.join(_STORES)}):/(?=[^/\s])")
 
 # An option in a message, and what follows it: the name of a value ("FOLDER"), a value, or nothing. Commands of the
 # shell in backticks stay as they are.
@@ -74,8 +75,8 @@ def in_python(words: Mapping[str, str]) -> Iterator[None]:
 
 
 def on_command_line(error: Exception) -> str:
-    """The message in the words of the command line."""
-    return str(vars(error).get("on_command_line", error))
+    """The message in the words of the command line, with URIs as users write them: `Path` drops a slash."""
+    return _SHORT_URI.sub(r"\1://", str(vars(error).get("on_command_line", error)))
 
 
 def to_python(message: str, words: Mapping[str, str]) -> str:
@@ -163,6 +164,11 @@ def existing_run(name: str) -> str:
     return name
 
 
+def existing_place(path: Path) -> Path:
+    """`path`, which is a file, a folder, or the URI of an object store, which is not asked. Raises UserError."""
+    return path if _is_store(str(path)) else existing_path(path)
+
+
 def _is_store(name: str) -> bool:
     scheme, separator, _ = name.partition(":/")  # also as `Path` leaves it
     return bool(separator) and scheme in _STORES
@@ -202,7 +208,8 @@ def _refuse_uri(path: Path, kind: str, advice: str) -> None:
 
 def _mode(path: Path, kind: str, name: str = "") -> int:
     """What the system says that `path` is. `kind`: what it should be, and `name`: what it is called in messages."""
-    _refuse_uri(path, kind, "`sgpipe fetch` downloads a run from one")
+    copy = "copy it to this machine" if kind == "file" else "`sgpipe fetch` downloads a run from one"
+    _refuse_uri(path, kind, copy)
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

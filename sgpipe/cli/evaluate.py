@@ -17,8 +17,8 @@ from sgpipe.cli.options import (
     ImageData,
     InferenceOptions,
     reads_file,
-    reads_folder,
-    reads_path,
+    reads_place,
+    reads_run,
     with_option_groups,
 )
 from sgpipe.cli.results import CompareOptions, ResultFiles, TableFiles, show
@@ -94,9 +94,12 @@ class ModelOptions:
     """A trained model to evaluate, instead of a predictions file."""
 
     model: Annotated[
-        Path | None, typer.Option(help="Folder of a trained model, instead of predictions.", callback=reads_folder)
+        Path | None,
+        typer.Option(help="Folder or store of a trained model, instead of predictions.", callback=reads_run),
     ] = None
-    data: Annotated[Path | None, typer.Option(help="With --model: folder of shards.", callback=reads_folder)] = None
+    data: Annotated[
+        Path | None, typer.Option(help="With --model: folder of shards, or their object store.", callback=reads_run)
+    ] = None
 
 
 @app.command(cls=EvalCommand)
@@ -147,9 +150,7 @@ def vcoco(
     predictions: Predictions = None,
     possible: Annotated[
         Path | None,
-        typer.Option(
-            help="With --model: training shards; what never occurs in them is scored 0.", callback=reads_folder
-        ),
+        typer.Option(help="With --model: training shards; what never occurs in them is scored 0.", callback=reads_run),
     ] = None,
     model: ModelOptions,
     inference: InferenceOptions,
@@ -229,13 +230,15 @@ def vg(
 @with_option_groups
 def labels(
     *,
-    pred: Annotated[Path, typer.Option(help="Folder of a run of `sgpipe generate`.", callback=reads_folder)],
+    pred: Annotated[
+        Path, typer.Option(help="Folder of a run of `sgpipe generate`, or its object store.", callback=reads_run)
+    ],
     truth: GroundTruthFolder = None,
     wanted: Annotated[
         Path | None,
         typer.Option(
             help="Shards with the relations that recall counts. Default: all of the ground truth.",
-            callback=reads_folder,
+            callback=reads_run,
         ),
     ] = None,
     source: Annotated[
@@ -255,6 +258,7 @@ def labels(
     from sgpipe.evaluation.label_quality.report import label_report
     from sgpipe.evaluation.label_quality.synonyms import load_predicate_synonyms
     from sgpipe.storage.run_folder import GroundTruth
+    from sgpipe.utils.stored_files import shown_path
 
     own = _ground_truth(pred, truth)
     ground_truth = GroundTruth(own.relations, wanted or own.required, image_data or own.image_data)
@@ -265,7 +269,7 @@ def labels(
         quality = label_quality(run, ground_truth, source=source.value, threshold=threshold, synonyms=texts, iou=iou)
         truths = {"truth": ground_truth.relations, "wanted": ground_truth.required}
         paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
-        return label_report(quality, iou=iou, **{name: str(path) for name, path in paths.items() if path})
+        return label_report(quality, iou=iou, **{name: str(shown_path(path)) for name, path in paths.items() if path})
 
     show(evaluate, compare, files, files.plot)
 
@@ -278,15 +282,15 @@ def boxes(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="Run of `sgpipe generate`, COCO results file, or predictions.",
-            callback=reads_path,
+            help="Run of `sgpipe generate` or its object store, COCO results file, or predictions.",
+            callback=reads_place,
         ),
     ],
     truth: Annotated[
         Path | None,
         typer.Option(
             help="Run or import with boxes, or COCO instances file. Default: the run's own, if any.",
-            callback=reads_path,
+            callback=reads_place,
         ),
     ] = None,
     threshold: Annotated[

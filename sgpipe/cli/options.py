@@ -25,6 +25,7 @@ from sgpipe.errors import (
     existing_folder,
     existing_model,
     existing_path,
+    existing_place,
     existing_run,
     writable_file,
     writable_folder,
@@ -72,10 +73,13 @@ def judged_file(run: Path, file: Path | None) -> Path | None:
     if str(file) != _OWN_JUDGEMENTS:
         return existing_file(file)
     from sgpipe.storage.judgements import JUDGEMENTS
+    from sgpipe.utils.stored_files import uri_of
+    from sgpipe.view.run_files import RunFiles
 
-    if not (run / JUDGEMENTS).exists():
+    own = (RunFiles(run).cache if uri_of(run) else run) / JUDGEMENTS
+    if not own.exists():
         raise UserError(f"{run} has no {JUDGEMENTS}: judge relations with `sgpipe view {run}` first")
-    return run / JUDGEMENTS
+    return own
 
 
 def _path_option(check: Callable[[Any], Any], kind: type = Path) -> Callable[..., Any]:
@@ -107,15 +111,15 @@ def _check_path(check: Callable[[Any], Any], name: str, path: Path | str) -> Non
 
 # What an option or argument that takes a path says of it: `typer.Option(…, callback=reads_folder)`. A test demands one
 # of these for every path. `reads_later`: the command itself checks it; `reads_model`: a folder, or a name on the hub;
-# `reads_images`: a folder, archives or a store; `reads_run`: a folder or an object store; `reads_dataset`: these, or a
-# name on the hub.
+# `reads_images`: a folder, archives or a store; `reads_run`: a folder or an object store; `reads_place`: these, or a
+# file; `reads_dataset`: a folder, a store, or a name on the hub.
 reads_folder, reads_file, reads_path = map(_path_option, (existing_folder, existing_file, existing_path))
 writes_folder, writes_file = map(_path_option, (writable_folder, writable_file))
 reads_later, reads_model = _path_option(Path), _path_option(existing_model, str)
 reads_images = _path_option(_check_images, str)
 reads_run, reads_dataset = _path_option(existing_run, str), _path_option(existing_dataset, str)
+reads_place = _path_option(existing_place)
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run or an import.", callback=reads_folder)]
 StoredRun = Annotated[
     Path,
     typer.Argument(
@@ -170,8 +174,9 @@ MovedImages = Annotated[
 GroundTruthFolder = Annotated[
     Path | None,
     typer.Option(
-        help="Shards with the ground truth, such as `sgpipe import` writes. Default: the run's own, if any.",
-        callback=reads_folder,
+        help="Shards with the ground truth, such as `sgpipe import` writes, also in a store. Default: the run's own, "
+        "if any.",
+        callback=reads_run,
     ),
 ]
 ImageData = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.options import Classes, InferenceOptions, Json, reads_folder, with_option_groups, writes_file
+from sgpipe.cli.options import Classes, InferenceOptions, Json, reads_run, with_option_groups, writes_file
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count
@@ -32,9 +32,10 @@ class PredictionFormat(StrEnum):
 def predict(
     *,
     model: Annotated[
-        Path, typer.Argument(help="Folder of a ParSeDA or ParSeD model, or of its training.", callback=reads_folder)
+        Path,
+        typer.Argument(help="Folder or store of a ParSeDA or ParSeD model, or of its training.", callback=reads_run),
     ],
-    data: Annotated[Path, typer.Option(help="Folder of shards.", callback=reads_folder)],
+    data: Annotated[Path, typer.Option(help="Folder of shards, or their object store.", callback=reads_run)],
     out: Annotated[
         Path, typer.Option(help="File to write: .json for `sgpipe eval`, or .parquet.", callback=writes_file)
     ],

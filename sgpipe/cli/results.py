@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgpipe.cli.options import Json, reads_path, writes_file
+from sgpipe.cli.options import Json, reads_place, writes_file
 from sgpipe.utils import LARGEST_SEED, console
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class CompareOptions:
         Path | None,
         typer.Option(
             help="Predictions, model or run of the same kind and images: prints the differences with 95% intervals.",
-            callback=reads_path,
+            callback=reads_place,
         ),
     ] = None
     resamples: Annotated[int, typer.Option(min=1, help="With --compare: bootstrap resamples of the images.")] = 1000
@@ -66,10 +66,12 @@ def show(
     per_class: bool = False,
 ) -> None:
     """`evaluate`: takes what is evaluated instead of the first, if anything."""
+    from sgpipe.utils.stored_files import shown_path
+
     result = evaluate(None)
     if compare.compare is not None:
         other = evaluate(compare.compare)
-        result = result.compared_with(other, str(compare.compare), compare.resamples, compare.seed)
+        result = result.compared_with(other, str(shown_path(compare.compare)), compare.resamples, compare.seed)
     if files.json:
         print(result.as_json())
     else:

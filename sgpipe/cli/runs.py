@@ -16,7 +16,6 @@ from sgpipe.cli.options import (
     Json,
     JudgedFile,
     MovedImages,
-    Run,
     StoredRun,
     judged_file,
     reads_run,
@@ -172,7 +171,7 @@ def _missing(lost: int) -> str:
 
 
 def calibrate(
-    run: Run,
+    run: StoredRun,
     truth: GroundTruthFolder = None,
     verdicts: JudgedFile = None,
     image_data: ImageData = None,
@@ -262,7 +261,7 @@ def fetch(
 ) -> None:
     """Download a run from an object store.
 
-    stats, verify, view, export and train also read it there; every other command needs a folder.
+    Other commands read it there, without a copy; only `verify --repair` and `generate --truth` need a folder.
     """
     from sgpipe.storage.mirror import fetch as download
     from sgpipe.storage.storage import ObjectStore

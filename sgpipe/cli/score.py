@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sgpipe.cli.options import Device, Json, MovedImages, Run, reads_later, reads_model, writes_folder
+from sgpipe.cli.options import Device, Json, MovedImages, StoredRun, reads_later, reads_model, writes_folder
 from sgpipe.errors import UserError, existing_model
 from sgpipe.utils import console
 from sgpipe.utils.console import count
@@ -17,7 +17,7 @@ _CLIP = "ViT-B-32"
 
 
 def score(
-    run: Run,
+    run: StoredRun,
     out: Annotated[
         Path,
         typer.Option(

@@ -70,7 +70,8 @@ def train(
     ],
     shards: ShardsOptions,
     init: Annotated[
-        str | None, typer.Option(help="Model to start from: folder, hub id or official .pth.", callback=reads_model)
+        str | None,
+        typer.Option(help="Model to start from: folder, store, hub id or official .pth.", callback=reads_model),
     ] = None,
     miniature: Annotated[bool, typer.Option("--miniature", help="Train a small model that fits a laptop.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
@@ -128,7 +129,9 @@ def convert(
     ],
     tokenizer: Annotated[
         str,
-        typer.Option(help="RoBERTa tokenizer, or RoBERTa itself with --as: folder or hub id.", callback=reads_model),
+        typer.Option(
+            help="RoBERTa tokenizer, or RoBERTa itself with --as: folder, store or hub id.", callback=reads_model
+        ),
     ] = "roberta-base",
     gating: Annotated[
         str | None, typer.Option(help="Fusion gate (VXAc or GLIP), if the checkpoint does not name it.")
@@ -149,7 +152,9 @@ def convert(
     """Convert an official checkpoint or a detector to a model."""
     from rlip_model.checkpoint import CheckpointError, TokenizerError, convert_detector
     from rlip_model.checkpoint import convert as run
+    from sgpipe.utils.model_cache import local_model
 
+    tokenizer = local_model(tokenizer)
     unused, new = None, None
     try:
         if kind is None:

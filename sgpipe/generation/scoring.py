@@ -225,9 +225,10 @@ def model_identity(name: str | None) -> str | None:
 
 def _open(source: Manifest, folder: RunFolder, identity: dict[str, Any]) -> Manifest:
     parts = {"scored": source.run.get("fingerprint"), **identity}
+    run = {name: value for name, value in source.run.items() if name != "store"}
     images = dict(source.image_roots.locations)
     origin = {"origin": Manifest.identities(source.run), "source_images": RunFolder(source.root).source_images}
-    return folder.open({**source.run, **origin, "images": images, "identity": parts})
+    return folder.open({**run, **origin, "images": images, "identity": parts})
 
 
 def _refuse_second(root: Path, table: pa.Table, column: ScoreColumn[Score]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sgpipe.errors import UserError
 from sgpipe.image_roots import Location
 from sgpipe.images import open_row_image
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.remote import opened_ahead
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
 
 _NAMES = ("image_id", "dataset", "split", "file_name", "width", "height")
@@ -83,9 +85,10 @@ def list_row_groups(root: Path, split: str | None = None, images: Location | Non
     if split is not None and split not in splits:
         raise UserError(f"{root} has no split {split!r}; it has {', '.join(splits) or 'none'}")
     row_groups = []
-    for shard in manifest.shards:
-        if split in (None, shard.split):
-            with open_shard(root / shard.file, _COLUMNS) as file:
+    shards = [shard for shard in manifest.shards if split in (None, shard.split)]
+    with closing(opened_ahead([root / shard.file for shard in shards])) as contents:
+        for shard, content in zip(shards, contents, strict=True):
+            with open_shard(root / shard.file, _COLUMNS, content) as file:
                 embedded = IMAGE_COLUMN in file.schema_arrow.names
                 rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             folder = None if embedded else manifest.image_root(shard.split, images)

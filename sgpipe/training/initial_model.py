@@ -17,9 +17,10 @@ from rlip_model.presets import KINDS, preset, tiny_sizes
 from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from rlip_model.text import NO_OBJECTS, TokenizerError, build_tokenizer, load_tokenizer, spread
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_file
 from sgpipe.recipe import network_folder
 from sgpipe.training.recipe import Kind, ModelConfig
+from sgpipe.utils.model_cache import local_model
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
 
@@ -32,6 +33,7 @@ def make_initial_model(config: ModelConfig, texts: Sequence[str], seed: int, fol
 
     Raises:
         UserError: the network does not exist or is of another kind, or a setting is invalid.
+        EngineError: its store cannot be reached.
     """
     try:
         network = _existing(config, folder) if config.init else _new(config, texts, seed)
@@ -41,13 +43,17 @@ def make_initial_model(config: ModelConfig, texts: Sequence[str], seed: int, fol
 
 
 def _existing(config: ModelConfig, folder: Path) -> RLIPModel:
-    source = Path(str(config.init))
+    name = str(config.init)
+    source = Path(name)
     if source.suffix in (".pth", ".pt"):
         converted = folder.with_name(f"{folder.name}-converted")
         if not (converted / "config.json").exists():
-            convert(source, converted, config.text_encoder or "roberta-base")
+            convert(existing_file(source), converted, local_model(config.text_encoder or "roberta-base"))
         source = converted
-    known = str(network_folder(source)) if source.exists() else str(config.init)  # a training: its best network
+    else:
+        name = local_model(name)
+        source = Path(name)
+    known = str(network_folder(source)) if source.exists() else name  # a training: its best network
     network = CLASSES[config.kind].from_pretrained(known)
     return _reconfigured(network, config.config)
 
@@ -81,7 +87,8 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
     if config.text_encoder is None:
         tokenizer = build_tokenizer([*texts, NO_OBJECTS, _COMMON_WORDS])
     else:
-        tokenizer, roberta = load_tokenizer(config.text_encoder), load_roberta(config.text_encoder)
+        encoder = local_model(config.text_encoder)
+        tokenizer, roberta = load_tokenizer(encoder), load_roberta(encoder)
         changes["text_config"] = roberta_sizes(roberta.config)
     if config.backbone == "miniature":
         settings = KINDS[config.kind](**_merged(tiny_sizes(len(tokenizer)), changes))

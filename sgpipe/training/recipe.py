@@ -29,13 +29,14 @@ class ModelConfig(Config):
 
     kind: Kind = Field("parseda", description="the R-Tagger, or a relation detector")
     init: str | None = Field(
-        None, description="folder or hub id of a network, or an official checkpoint (.pth), to start from; null: new"
+        None,
+        description="folder, store or hub id of a network, or an official checkpoint (.pth), to start from; null: new",
     )
     backbone: Backbone = Field("swin_tiny", description="size of a new network; ignored with init")
     text_encoder: str | None = Field(
         None,
-        description="folder or hub id of the RoBERTa of a new network, or of the tokenizer of a .pth; null: a small "
-        "text encoder whose tokenizer knows the words of the data (.pth: roberta-base)",
+        description="folder, store or hub id of the RoBERTa of a new network, or of the tokenizer of a .pth; null: a "
+        "small text encoder whose tokenizer knows the words of the data (.pth: roberta-base)",
     )
     frozen_norms: bool = Field(
         True,

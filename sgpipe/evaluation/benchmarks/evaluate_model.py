@@ -38,6 +38,8 @@ from sgpipe.sources.open_images import OpenImages
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
+from sgpipe.utils.model_cache import pin_model
+from sgpipe.utils.stored_files import shown_path, uri_of
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,22 @@ class ModelRun(InferenceConfig):
     annotations: Path | None = None
     classes: Path | None = None
 
+    @property
+    def name(self) -> str:
+        """What is evaluated, as results name it."""
+        return str(shown_path(self.model))
+
     def hoia_schema(self) -> HoiaSchema | None:
         """The HOIA schema of `classes`, if given. Raises UserError: as `read_classes`."""
         return read_classes(self.classes) if self.classes else None
 
     def config(self, task: Task) -> PredictConfig:
-        """Raises UserError: the data has no classes."""
+        """Raises UserError: the data has no classes, or a store no such model."""
         schema = self.hoia_schema()
         classes = schema.classes if schema else data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
-        return PredictConfig(self.model, classes, task, **how)
+        model = Path(pin_model(uri_of(self.model) or str(self.model)))  # one version on all machines
+        return PredictConfig(model, classes, task, **how)
 
     def row_groups(self) -> list[RowGroup]:
         """Raises UserError: as `list_row_groups`."""
@@ -90,7 +98,7 @@ def evaluate_hico_model(run: ModelRun, options: HicoOptions, *, zero_shot: bool 
     else:
         _must_be(config, HICO, run)
         source = hico_source(run.annotations, SPLIT)
-    return hico_result(ModelImages(source, config, run.row_groups()), config.classes, options, str(run.model))
+    return hico_result(ModelImages(source, config, run.row_groups()), config.classes, options, run.name)
 
 
 def evaluate_open_images_model(run: ModelRun, suppression: Suppression) -> EvaluationResult:
@@ -102,9 +110,7 @@ def evaluate_open_images_model(run: ModelRun, suppression: Suppression) -> Evalu
         source = OpenImages(run.annotations, SPLIT).source()
         if source.classes != config.classes:
             raise UserError(f"{run.data} has other classes than {run.annotations}; omit --annotations")
-    return open_images_result(
-        ModelImages(source, config, run.row_groups()), config.classes, suppression, str(run.model)
-    )
+    return open_images_result(ModelImages(source, config, run.row_groups()), config.classes, suppression, run.name)
 
 
 def _must_be(config: PredictConfig, schema: HoiaSchema, run: ModelRun) -> None:
@@ -203,7 +209,7 @@ def evaluate_vcoco_model(
         if number not in people:
             raise UserError(f"image {number} is not in {annotations}; choose a split with --split")
         predicted[number] = converter.convert(pairs)
-    return vcoco_result(people, predicted, actions, notes, str(run.model))
+    return vcoco_result(people, predicted, actions, notes, run.name)
 
 
 def occurring(root: Path, classes: DatasetClasses) -> Array:
@@ -234,7 +240,7 @@ def evaluate_graphs_model(run: ModelRun) -> EvaluationResult:
             shard_annotations(run.data, config.classes, run.split, persons_only=False), config.classes
         )
     images = _ModelGraphs(run, config, annotated)
-    return graph_result(images.images(), classes, "sgdet", images, str(run.model))
+    return graph_result(images.images(), classes, "sgdet", images, run.name)
 
 
 @dataclass

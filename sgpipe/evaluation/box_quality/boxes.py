@@ -13,7 +13,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from rlip_model.evaluation.inputs import Array
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, existing_file
 from sgpipe.evaluation.benchmarks.pairs import listed_schema, prediction_table
 from sgpipe.evaluation.label_quality.arrays import ImageName, image_base_name
 from sgpipe.inference.writers import CLASSES
@@ -32,6 +32,7 @@ from sgpipe.sources.annotated import (
 from sgpipe.sources.hoia_classes import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.json_stream import JsonStream
+from sgpipe.utils.stored_files import uri_of
 
 _RESULT = {"image_id", "category_id", "bbox", "score"}
 _FORMS = (
@@ -101,7 +102,12 @@ class BoxSet:
 
 def read_truth(path: Path) -> BoxSet:
     """The ground truth: shards, or a COCO instances file. Raises UserError: missing, damaged, or of another form."""
-    return _shard_boxes(path) if path.is_dir() else _coco_instances(path)
+    return _shard_boxes(path) if is_run(path) else _coco_instances(path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether there are shards: a store is not asked, but the names of files say what they are."""
+    return path.is_dir() if uri_of(path) is None else not path.name.endswith((".json", ".gz", ".parquet"))
 
 
 def read_detected(path: Path, truth: BoxSet) -> BoxSet:
@@ -117,10 +123,10 @@ def read_detected(path: Path, truth: BoxSet) -> BoxSet:
 
 
 def _read_detected(path: Path, truth: BoxSet) -> BoxSet:
-    if path.is_dir():
+    if is_run(path):
         return _shard_boxes(path)
     if path.suffix == ".parquet":
-        return _parquet_predictions(path)
+        return _parquet_predictions(existing_file(path))
     first = next((item for _, item in JsonStream(path)), None)
     if isinstance(first, dict) and first.keys() >= _RESULT:
         return _coco_results(path, truth)

@@ -9,11 +9,13 @@ import numpy as np
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
 from sgpipe.evaluation.bootstrap import Resampling
-from sgpipe.evaluation.box_quality.boxes import listed
+from sgpipe.evaluation.box_quality.boxes import is_run, listed
 from sgpipe.evaluation.box_quality.comparison import BoxQuality, compare_boxes
 from sgpipe.evaluation.result import EvaluationResult, class_curve, count_notes
 from sgpipe.recipe import DetectConfig, load_recipe
+from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.console import count
+from sgpipe.utils.stored_files import shown_path, uri_of
 
 _BEST = "best F1"
 _PLOTTED = {"IoU 0.5": 0, "IoU 0.75": 5}  # index of the IoU
@@ -53,7 +55,7 @@ def evaluate_boxes(detected: Path, truth: Path, threshold: float | None = None) 
     threshold_row = {f"threshold of {_BEST}": best.threshold, "precision there": best.precision}
     return EvaluationResult(
         "Box quality (COCO)",
-        {"pred": str(detected), "truth": str(truth), "threshold": level},
+        {"pred": str(shown_path(detected)), "truth": str(shown_path(truth)), "threshold": level},
         {**summary(), **threshold_row, "recall there": best.recall},
         scores.per_class,
         _notes(quality),
@@ -64,7 +66,13 @@ def evaluate_boxes(detected: Path, truth: Path, threshold: float | None = None) 
 
 
 def own_threshold(detected: Path) -> float:
-    """The score above which the run kept boxes; of other files that of `sgpipe label`."""
+    """The score above which the run kept boxes; of other files that of `sgpipe label`.
+
+    Raises UserError: there is no such run.
+    """
+    if uri_of(detected) and is_run(detected):
+        made = Manifest.load(detected).run.get("identity", {}).get("detect", {})
+        return float(made.get("threshold", DetectConfig().threshold))
     recipe = detected / "recipe.yaml"
     return (load_recipe(recipe).detect if recipe.is_file() else DetectConfig()).threshold
 

@@ -33,17 +33,18 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, network_folder
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.utils.model_cache import local_model
+from sgpipe.utils.stored_files import uri_of
 
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 _DEFAULT_SIDES = (800, 1333)
 
 
 def load_detector(model: Path) -> TripletDetector:
-    """Load a ParSeDA or ParSeD from its folder, or the best checkpoint from the folder of a training.
+    """Load a ParSeDA or ParSeD from its folder or store, or the best checkpoint from the folder of a training.
 
-    Raises UserError: the folder has no such network.
+    Raises UserError: there is no such network. Raises EngineError: the store cannot be reached.
     """
-    folder = network_folder(model)
+    folder = network_folder(_local(model))
     if not folder.exists():  # otherwise the name would be looked up on the hub
         raise UserError(f"no such folder: {model}; expected the folder of a trained network")
     try:
@@ -60,14 +61,18 @@ def load_detector(model: Path) -> TripletDetector:
 
 def trained_sides(model: Path) -> tuple[int, int]:
     """Short and long side in pixels of the images in validation; 800 and 1333 if the recipe is missing."""
-    checkpoint = network_folder(model).resolve()
-    for folder in (checkpoint, *checkpoint.parents[:2], model):
+    checkpoint = network_folder(local := _local(model)).resolve()
+    for folder in (checkpoint, *checkpoint.parents[:2], local):
         try:
             data = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["data"]
             return int(data["short_side"]), int(data["long_side"])
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
             continue
     return _DEFAULT_SIDES
+
+
+def _local(model: Path) -> Path:
+    return Path(local_model(uri_of(model) or str(model)))
 
 
 _RLIP_MODEL_TYPES = ("rlip_parseda", "rlip_parsed")
