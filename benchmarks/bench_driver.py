@@ -4,8 +4,8 @@
 
 The source index has 8 boxes per image. Workers do nothing: they read no records and write empty files as shards. So all
 that is left is the driver. Begin: seconds from the start of the command to the first unit that Ray gets, and to the
-first shard, both without Ray's own start. Peak: the driver's resident memory until so many units are committed; its
-libraries: that of a run of one unit. Resumed: with `--done` of the shards there.
+first shard, both without Ray's own start. Peak: the driver's resident memory until `--units` units are committed;
+its libraries: that of a run of one unit. Resumed: with `--done` of the shards there.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from unittest import mock
 import pyarrow as pa
 from rich.table import Table
 
-from benchmarks.bench_scale import BOXES, make_annotations
+from benchmarks.bench_scale import BOXES, make_annotations, recipe_of
 from benchmarks.measure import report
-from sgpipe.recipe import Recipe, Resources, load_recipe
+from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.sources import open_source
 from sgpipe.storage.manifest import Manifest, ShardEntry
@@ -107,19 +107,6 @@ class Watch:
         self.times.append(time.perf_counter())
 
 
-def recipe_of(folder: Path, limit: int) -> Recipe:
-    files = {name: folder / f"{name}.json" for name in ("annotations", "captions")}
-    settings = {
-        "source.splits": {"train": {"images": folder, **files}},
-        "caption.captioner": None,
-        "tag.tagger": "none",
-        "limit": limit,
-        "engine.cpus": 2,
-        "engine.unit_size": UNIT,
-    }
-    return load_recipe("coco", settings)
-
-
 def label(folder: Path, out: Path, limit: int, units: int) -> None:
     """The body of the process that is measured: prints what it saw as JSON."""
     from sgpipe.generation import run
@@ -145,7 +132,7 @@ def label(folder: Path, out: Path, limit: int, units: int) -> None:
         mock.patch.object(run, "run_units", first_units),
     ):
         start = time.perf_counter()
-        run.generate(recipe_of(folder, limit), out, watch)  # type: ignore[arg-type]
+        run.generate(recipe_of(folder, limit, 2, UNIT), out, watch)  # type: ignore[arg-type]
     start += ray_seconds[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = {"plan": began[0] - start, "first": watch.times[0] - start, "all": watch.times[-1] - watch.times[0]}
@@ -153,11 +140,11 @@ def label(folder: Path, out: Path, limit: int, units: int) -> None:
 
 
 def make_index(folder: Path, out: Path, images: int) -> None:
-    """The source index of so many images, without their annotation file: as if it had been read."""
+    """The source index of `images` images, without their annotation file: as if it had been read."""
     make_annotations(folder, 1)
     path = out / ".sgpipe" / "index-train.arrow"
     path.parent.mkdir(parents=True)
-    small = open_source(recipe_of(folder, 1).source, "train", path)
+    small = open_source(recipe_of(folder, 1, 2).source, "train", path)
     [record] = small.records(0, 1)
     assert len(record.objects) == BOXES
     with pa.memory_map(str(path)) as file:

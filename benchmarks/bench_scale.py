@@ -28,7 +28,7 @@ from unittest import mock
 from rich.table import Table
 
 from benchmarks.measure import report
-from sgpipe.recipe import Resources, load_recipe
+from sgpipe.recipe import Recipe, Resources, load_recipe
 from sgpipe.records import Caption, Pair, Record, Relation, Triplet
 
 BOXES, CAPTIONS, TRIPLETS, PAIRS = 8, 10, 10, 12
@@ -114,21 +114,26 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
-def label(folder: Path, limit: int, actors: int) -> None:
-    """The body of the process that is measured: prints what it saw as JSON."""
-    from sgpipe.generation import run
-
+def recipe_of(folder: Path, limit: int, cpus: int, unit_size: int | None = None) -> Recipe:
+    """Labels the images of `make_annotations` without models."""
     files = {name: folder / f"{name}.json" for name in ("annotations", "captions")}
     settings = {
         "source.splits": {"train": {"images": folder, **files}},
         "caption.captioner": None,
         "tag.tagger": "none",
         "limit": limit,
-        "engine.cpus": actors,
+        "engine.cpus": cpus,
     }
+    return load_recipe("coco", settings if unit_size is None else settings | {"engine.unit_size": unit_size})
+
+
+def label(folder: Path, limit: int, actors: int) -> None:
+    """The body of the process that is measured: prints what it saw as JSON."""
+    from sgpipe.generation import run
+
     looks = Looks()
     with mock.patch.object(run, "build_stages", return_value=[MadeUp()]):
-        run.generate(load_recipe("coco", settings), folder / "out", looks)  # type: ignore[arg-type]
+        run.generate(recipe_of(folder, limit, actors), folder / "out", looks)  # type: ignore[arg-type]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"points": looks.points, "peak": peak}))
 

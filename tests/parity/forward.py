@@ -16,7 +16,7 @@ from rlip_model.queries import EntityQueries
 from rlip_model.text import LabelFeatures
 from tests.parity.golden import Golden, Report
 
-TOKEN_STEP, CHANNEL_STEP = 3, 8  # at paper size only every so many are stored
+TOKEN_STEP, CHANNEL_STEP = 3, 8  # at paper size, one in 3 tokens and one in 8 channels are stored
 
 
 @dataclass(frozen=True)

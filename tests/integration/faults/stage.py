@@ -22,7 +22,7 @@ CPUS = "SGPIPE_STUB_CPUS"
 class Stub:
     """Says of an image what its name alone decides, in `seconds`; one called `fatal` ends its process.
 
-    Its caption gets so many `bytes` more. In the folder `marks`, if there is one, it leaves a file for each image
+    Its caption is longer by `bytes`. In the folder `marks`, if there is one, it leaves a file for each image
     that it is done with, in which stand the GPUs that it sees.
     """
 

@@ -37,7 +37,7 @@ class Disk:
         subprocess.run(["umount", "--lazy", self.place], check=True)
 
     def fill(self, but: int) -> None:
-        """Leave so many blocks of 4 KiB."""
+        """Leave `but` blocks of 4 KiB."""
         free = os.statvfs(self.place).f_bavail
         (self.place / "filling").write_bytes(bytes((free - but) * 4096))
 

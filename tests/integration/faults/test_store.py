@@ -46,7 +46,7 @@ class Machine:
         self.recipe = load_recipe("coco", settings | {"engine.store": store and store.uri})
 
     def work(self, units: int) -> Manifest:
-        """Commit so many units; raises KeyboardInterrupt if that is not all."""
+        """Commit this number of units; raises KeyboardInterrupt if that is not all."""
 
         def run(todo, recipe, folder, manifest, progress, published) -> None:
             ranges = [(at, at + 2) for unit in todo for at in range(unit.start, unit.stop, 2)]

@@ -76,7 +76,7 @@ def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left(folder: Path, owner: LockOwner, seconds: float = 0) -> Path:
-    """A lock file as a killed process leaves it, with its last heartbeat so many seconds ago."""
+    """A lock file as a killed process leaves it, with its last heartbeat `seconds` ago."""
     lock = folder / "lock"
     lock.write_text(owner.record())
     os.utime(lock, (time.time() - seconds,) * 2)

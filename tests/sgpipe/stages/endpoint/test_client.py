@@ -226,9 +226,9 @@ def test_nothing_is_paid_twice(connect: Connect, tmp_path: Path) -> None:
 
 
 def test_answers_are_kept_of_a_run_that_fails(connect: Connect, tmp_path: Path) -> None:
-    with EndpointServer(faults=lambda body, attempt: "broken" if len(failing.requests) > 12 else None) as failing:
-        with pytest.raises(EngineError):
-            list(connect(failing.url, cache=tmp_path, in_flight=1).ask_all(map(question, range(40))))
+    failing = EndpointServer(faults=lambda body, attempt: "broken" if len(failing.requests) > 12 else None)
+    with failing, pytest.raises(EngineError):
+        list(connect(failing.url, cache=tmp_path, in_flight=1).ask_all(map(question, range(40))))
     with EndpointServer() as server:  # another one, because the first may still answer what was cut
         assert len(list(connect(server.url, cache=tmp_path).ask_all(map(question, range(40))))) == 40
     assert len(failing.paid) == 12
