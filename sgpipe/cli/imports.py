@@ -17,6 +17,7 @@ from sgpipe.cli.options import (
     reads_file,
     reads_folder,
     reads_images,
+    reads_stored_file,
     with_option_groups,
     writes_folder,
 )
@@ -26,7 +27,9 @@ from sgpipe.utils import console
 if TYPE_CHECKING:
     from sgpipe.sources.annotated import AnnotationSource
 
-Annotations = Annotated[Path, typer.Option(help="Annotation file.", callback=reads_file)]
+Annotations = Annotated[
+    Path, typer.Option(help="Annotation file, also in a store: s3://….", callback=reads_stored_file)
+]
 Images = Annotated[
     str,
     typer.Option(
@@ -89,7 +92,7 @@ def vg(
     *,
     data: AnnotationOptions,
     image_data: Annotated[
-        Path | None, typer.Option(help="image_data.json, for the sizes of the images.", callback=reads_file)
+        Path | None, typer.Option(help="image_data.json, for the sizes of the images.", callback=reads_stored_file)
     ] = None,
     object_aliases: Annotated[
         Path | None,
@@ -171,7 +174,9 @@ def rlipv2(
     data: AnnotationOptions,
     image_paths: Annotated[
         Path | None,
-        typer.Option(help="Objects365's image_id_to_filepath.json; required for its images.", callback=reads_file),
+        typer.Option(
+            help="Objects365's image_id_to_filepath.json; required for its images.", callback=reads_stored_file
+        ),
     ] = None,
     options: RetryOptions,
 ) -> None:
@@ -195,7 +200,7 @@ def coco_rel(
         typer.Option(
             help="RelTR's rel.json: rel_categories, and triplets by split and image. Default: the rel_annotations of "
             "--annotations.",
-            callback=reads_file,
+            callback=reads_stored_file,
         ),
     ] = None,
     options: RetryOptions,
@@ -215,7 +220,7 @@ def coco(
     *,
     data: AnnotationOptions,
     captions: Annotated[
-        Path | None, typer.Option(help="COCO captions file of the same images.", callback=reads_file)
+        Path | None, typer.Option(help="COCO captions file of the same images.", callback=reads_stored_file)
     ] = None,
     options: RetryOptions,
 ) -> None:

@@ -101,6 +101,12 @@ def _check_images(location: str) -> None:
     check_images(location)
 
 
+def _check_stored_file(path: Path) -> None:
+    from sgpipe.utils.stored_files import stamp_stored
+
+    stamp_stored(path)
+
+
 def _check_path(check: Callable[[Any], Any], name: str, path: Path | str) -> None:
     try:
         check(path)
@@ -112,13 +118,13 @@ def _check_path(check: Callable[[Any], Any], name: str, path: Path | str) -> Non
 # What an option or argument that takes a path says of it: `typer.Option(…, callback=reads_folder)`. A test demands one
 # of these for every path. `reads_later`: the command itself checks it; `reads_model`: a folder, or a name on the hub;
 # `reads_images`: a folder, archives or a store; `reads_run`: a folder or an object store; `reads_place`: these, or a
-# file; `reads_dataset`: a folder, a store, or a name on the hub.
+# file; `reads_stored_file`: a file, also in a store; `reads_dataset`: a folder, a store, or a name on the hub.
 reads_folder, reads_file, reads_path = map(_path_option, (existing_folder, existing_file, existing_path))
 writes_folder, writes_file = map(_path_option, (writable_folder, writable_file))
 reads_later, reads_model = _path_option(Path), _path_option(existing_model, str)
 reads_images = _path_option(_check_images, str)
 reads_run, reads_dataset = _path_option(existing_run, str), _path_option(existing_dataset, str)
-reads_place = _path_option(existing_place)
+reads_place, reads_stored_file = _path_option(existing_place), _path_option(_check_stored_file)
 
 StoredRun = Annotated[
     Path,

@@ -17,6 +17,7 @@ from sgpipe.image_roots import Location, located
 from sgpipe.recipe import WHOLE
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.json_stream import JsonStream
+from sgpipe.utils.stored_files import name_of
 from sgpipe.utils.text_files import read_ends
 
 _ITEMS_EXAMINED = 20
@@ -190,12 +191,12 @@ def infer_split(annotations: Path, images: Location | None, default: str | None 
         is not JSON.
     """
     images = None if images is None else Path(located(images).rstrip("/"))
-    stem = annotations.name.removesuffix(".gz").removesuffix(".json")
+    stem = name_of(annotations).removesuffix(".gz").removesuffix(".json")
     by_file, by_folder = _last_split(stem), images and _folder_split(images, _IN_FOLDER_NAME)
     if by_file and by_folder and by_file != by_folder:
         raise UserError(
-            f"{annotations.name} is named after the split {by_file!r}, the image folder {images} after {by_folder!r}: "
-            f"give --split {by_file} or --split {by_folder}, or the folder of these annotations"
+            f"{name_of(annotations)} is named after the split {by_file!r}, the image folder {images} after "
+            f"{by_folder!r}: give --split {by_file} or --split {by_folder}, or the folder of these annotations"
         )
     if split := by_file or (WHOLE if _WHOLE.search(stem.lower()) else by_folder):
         return split

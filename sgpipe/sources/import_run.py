@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sgpipe.errors import UserError
+from sgpipe.errors import StoreError, UserError
 from sgpipe.image_roots import Location, absolute, check_images
 from sgpipe.images import ImageError, read_image, read_size
 from sgpipe.records import Record
@@ -18,6 +18,7 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
 from sgpipe.utils import __version__
 from sgpipe.utils.console import Progress, count
+from sgpipe.utils.stored_files import name_of, shown_path
 from sgpipe.utils.text_files import text_sha256
 
 ROWS_PER_SHARD = 512
@@ -108,7 +109,7 @@ def _open_manifest(
     source: AnnotationSource, images: Location, folder: RunFolder, embed: bool, progress: Progress
 ) -> Manifest:
     """The folder's manifest, if it belongs to this import; a new one if the folder is empty."""
-    progress.say(f"reading {source.files['annotations']}")
+    progress.say(f"reading {shown_path(source.files['annotations'])}")
     identity = {
         "sgpipe": __version__,
         "import": source.dataset,
@@ -140,6 +141,8 @@ def _finish(manifest: Manifest, limit: int | None) -> None:
 def _sha256(path: Path) -> str:
     try:
         return text_sha256(path)
+    except StoreError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -243,7 +246,7 @@ def _complete(
 
 
 def _write_readme(source: AnnotationSource, folder: RunFolder, manifest: Manifest) -> None:
-    origin = f"Imported from {source.files['annotations'].name}; human-annotated relations have no confidence."
+    origin = f"Imported from {name_of(source.files['annotations'])}; human-annotated relations have no confidence."
     folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
 
 

@@ -41,6 +41,11 @@ def shown_path(path: Path | str) -> Path | str:
     return uri_of(path) or path
 
 
+def name_of(path: Path) -> str:
+    """The last name of a path, or of a URI without its options."""
+    return path.name if (uri := uri_of(path)) is None else uri.partition("?")[0].rpartition("/")[2]
+
+
 def open_stored(path: Path | str) -> BufferedReader:
     """A file to read from its beginning to its end.
 

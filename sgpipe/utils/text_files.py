@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
 
-from sgpipe.errors import UserError
+from sgpipe.errors import StoreError, UserError
 from sgpipe.utils.stored_files import open_stored
 
 TextFile: TypeAlias = BufferedReader | gzip.GzipFile
@@ -104,6 +104,8 @@ def read_text(path: Path, what: str) -> str:
     try:
         with open_text(path) as file:
             return file.read().decode("utf-8-sig")
+    except StoreError:
+        raise
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -17,6 +17,8 @@ from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.recipe import Recipe, SourceConfig, load_recipe
 from sgpipe.records import Record
 from sgpipe.sources import open_source
+from sgpipe.sources.formats import infer_split
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils import stored_files
 from sgpipe.utils.stored_files import joined, shown_path, stamp_stored, uri_of
@@ -176,3 +178,44 @@ def test_the_command_takes_them(stored, tmp_path, monkeypatch):
     missing = ["--annotations", f"{stored.uri}/none.json"]
     done = CliRunner().invoke(app, ["generate", "coco", "--images", str(tmp_path), *missing, "--tagger", "MINIWORLD"])
     assert done.stderr == f"error: no such file: {stored.uri}/none.json\n"
+
+
+class TestImport:
+    """`sgpipe import … --annotations s3://…`."""
+
+    def run(self, annotations: str | Path, out: Path, *options: str | Path, code: int = 0) -> str:
+        words = ["import", "coco", "--annotations", annotations, "--images", out.parent, "--out", out, *options]
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == code, done.output
+        return done.stderr
+
+    def shards(self, out: Path) -> list[str]:
+        return [shard.sha256 for shard in Manifest.load(out).shards]
+
+    def test_rows_are_those_of_the_local_file(self, stored, tmp_path):
+        local = tmp_path / "train.json"
+        local.write_text(json.dumps(INSTANCES))
+        stored.put("train.json.gz", gzip.compress(json.dumps(INSTANCES).encode()))
+        captions = "--captions", f"{stored.uri}/c.json.gz"
+        self.run(local, tmp_path / "local", *captions)
+        said = self.run(f"{stored.uri}/train.json.gz", tmp_path / "stored", *captions)
+        assert f"reading {stored.uri}/train.json.gz" in said.replace("\n", "")
+        assert self.shards(tmp_path / "stored") == self.shards(tmp_path / "local")
+        assert "Imported from train.json.gz;" in (tmp_path / "stored" / "README.md").read_text()
+        assert "nothing left to do" in self.run(local, tmp_path / "stored", *captions)  # it is the same content
+
+    def test_what_goes_wrong_is_one_line(self, stored, tmp_path, faults: Faults):
+        out, split = tmp_path / "out", ("--split", "val")
+        said = self.run(f"{stored.uri}/none.json", out, *split, code=2)
+        assert said == f"error: --annotations: no such file: {stored.uri}/none.json\n"
+        said = self.run(f"{stored.uri}/c.json.gz", out, *split, code=2)
+        assert f"error: {stored.uri}/c.json.gz is a COCO captions file" in said.replace("\n", " ")
+        faults.fault = lambda method, path: "403 AccessDenied" if method == "GET" and path.endswith("a.json") else None
+        assert "AccessDenied" in self.run(f"{stored.uri}/a.json", out, *split, code=1)
+        faults.fault = lambda method, path: None
+        self.run(f"{stored.uri}/a.json", out, *split)
+        assert len(self.shards(out)) == 1
+
+    @pytest.mark.parametrize("name", ["train.json", "train.json?endpoint_override=http://host:9"])
+    def test_the_split_is_named_after_the_object(self, tmp_path, name):
+        assert infer_split(Path(f"s3://bucket/{name}"), tmp_path) == "train"

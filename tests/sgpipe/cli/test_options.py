@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.cli.options import Command, _check_images, with_option_groups
+from sgpipe.cli.options import Command, _check_images, _check_stored_file, with_option_groups
 from sgpipe.errors import (
     existing_file,
     existing_folder,
@@ -53,6 +53,7 @@ _KINDS = {
     existing_model: ("folder", None),
     existing_run: ("folder", "file"),
     _check_images: ("folder", None),
+    _check_stored_file: ("file", "folder"),
 }
 
 
@@ -101,6 +102,7 @@ def arguments(command: Any, without: Any, folder: Path) -> list[str]:
         existing_model: "name",
         existing_run: "folder",
         _check_images: "folder",
+        _check_stored_file: "file",
     }
     words: list[str] = []
     for param in command.params:
