@@ -171,7 +171,8 @@ def _measured(folder: Path, out: Path, limit: int, units: int) -> dict[str, floa
     command = [sys.executable, "-m", "benchmarks.bench_driver", "--label", str(folder), str(out)]
     command += ["--images", str(limit), "--units", str(units)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    said = (line for line in done.stdout.splitlines() if line.startswith("{"))  # not what Ray says
+    found: dict[str, float] = json.loads(next(said))
     return found
 
 
