@@ -5,12 +5,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
 from packaging.version import Version
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from docker.try_run_lines import FILES, harmless, make_system, steps
 from sgpipe.cli.main import app
@@ -20,7 +22,8 @@ FOLDER = Path(sys.executable).parent
 
 
 def commands(text: str) -> list[list[str]]:
-    """Every call of sgpipe in a file, as words."""
+    """Every call of sgpipe in a file, as words; options on further lines belong to it."""
+    text = re.sub(r"\s*\\?\n#?\s*(?=--)", " ", text)
     calls = re.findall(r"\bsgpipe ((?:generate|label|doctor)\b[^\n\"'\]]*)", text)
     return [shlex.split(call) for call in calls]
 
@@ -74,14 +77,26 @@ def test_the_kubernetes_job_runs_as_the_image_does():
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
         assert str(pod["securityContext"]["runAsUser"]) in (DOCKER / "Dockerfile.gpu").read_text()
-        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in pod["volumes"]}
+        assert pod["volumes"] == [{"name": "data", "emptyDir": {}}]
+        for container in pod["containers"]:
+            assert [mount["name"] for mount in container["volumeMounts"]] == ["data"]
+            assert container["envFrom"] == [{"secretRef": {"name": "sgpipe-store"}}]
 
 
-def test_the_cluster_file_names_a_shared_folder():
+def test_ray_takes_the_cluster_file():
     cluster = yaml.safe_load((DOCKER / "ray-cluster.yaml").read_text())
     assert cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
-    assert any("/data:/data" in option for option in cluster["docker"]["run_options"])
+    validate_config(prepare_config(cluster))
+
+
+@pytest.mark.parametrize("name", ["ray-cluster.yaml", "rayjob.yaml"])
+def test_machines_share_no_path(name):
+    text = (DOCKER / name).read_text()
+    ((_, *words),) = commands(text)
+    options = dict(pairwise(words))
+    assert all(options[name].startswith("s3://") for name in ("--root", "--captioner", "--tagger", "--store"))
+    assert "persistentVolume" not in text
+    assert not re.search(r"volume=/", text)
 
 
 def test_every_machine_of_a_cluster_has_its_token_and_no_file_does():
@@ -89,9 +104,8 @@ def test_every_machine_of_a_cluster_has_its_token_and_no_file_does():
     for variables in (service["environment"] for service in services):
         assert variables["RAY_AUTH_MODE"] == "token"
         assert variables["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
-    machines = yaml.safe_load((DOCKER / "ray-cluster.yaml").read_text())
-    assert machines["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
-    assert "--env=RAY_AUTH_MODE=token" in machines["docker"]["run_options"]
+    options = yaml.safe_load((DOCKER / "ray-cluster.yaml").read_text())["docker"]["run_options"]
+    assert {"--env=RAY_AUTH_MODE=token", "--env-file=$HOME/sgpipe.env"} <= set(options)
     cluster = yaml.safe_load((DOCKER / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert Version("2.52") <= Version(cluster["rayVersion"])  # KubeRay refuses older ones

@@ -1,4 +1,4 @@
-"""Clusters of machines that have no path in common: their images, annotations and shards are in an object store."""
+"""Clusters of machines that have no path in common: their images, annotations, models and shards are in a store."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from moto.server import ThreadedMotoServer
 
 from sgpipe.miniworld.dataset import IMAGES as IMAGE_FOLDER
 from sgpipe.miniworld.dataset import INSTANCES, render_dataset
+from sgpipe.recipe import packaged_model
 from sgpipe.storage.mirror import fetch
 from sgpipe.storage.storage import ObjectStore
 from tests.endpoint_server import wait_until
@@ -26,7 +27,7 @@ IMAGES = 48
 SEEDS = range(int(os.environ.get("SGPIPE_CLUSTER_SEEDS", "1")))
 KEYS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-MODELS = ["--captioner", "MINIWORLD", "--tagger", "MINIWORLD"]
+MODELS = ("captioner", "tagger")
 SETTINGS = ("caption.samples=2", "tag.short_side=96", "tag.long_side=144", "engine.unit_size=4")
 
 pytestmark = [
@@ -75,15 +76,19 @@ class Labelling:
         for path in folder.rglob("*"):
             if path.is_file():
                 place.put_file(path.relative_to(folder).as_posix(), path)
-        self._local, self._remote = (
-            ["--images", f"{root}/{IMAGE_FOLDER}", "--annotations", f"{root}/{INSTANCES}"]
-            for root in (folder, place.uri)
-        )
+        for model in MODELS:
+            for path in packaged_model(model).iterdir():
+                place.put_file(f"{model}/{path.name}", path)
+        split = f"source.splits={{val: {{annotations: {INSTANCES}, images: {IMAGE_FOLDER}}}}}"
+        self._local, self._remote = (["--root", str(root), "--set", split] for root in (folder, place.uri))
+        for model in MODELS:
+            self._local += [f"--{model}", "MINIWORLD"]
+            self._remote += [f"--{model}", f"{place.uri}/{model}"]
 
     def command(self, out: str | Path, *more: str, local: bool = False) -> list[str]:
         settings = [option for setting in SETTINGS for option in ("--set", setting)]
-        data = [*(self._local if local else self._remote), "--split", "val", "--out", str(out)]
-        return ["sgpipe", "generate", "coco", *data, *MODELS, *settings, *more]
+        data = self._local if local else self._remote
+        return ["sgpipe", "generate", "coco", *data, "--out", str(out), *settings, *more]
 
     def start(self, machine: Machine, number: int) -> tuple[subprocess.Popen[bytes], Path]:
         """On a cluster; the process, and the file of what it says."""
