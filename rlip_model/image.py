@@ -26,18 +26,40 @@ def resized(width: int, height: int, short_side: int = 800, long_side: int = 133
     return int(short_side * width / height), short_side
 
 
-def normalised(image: Image.Image) -> Tensor:
+def normalise(pixels: Tensor) -> Tensor:
     """`[3, height, width]`, float32, normalised by the mean and standard deviation of the backbones' training.
+
+    Args:
+        pixels: `[height, width, 4]`, uint8, as by `to_pixels`; normalised on its device, to the same values on all.
+    """
+    planes = pixels[..., :3].permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    # Tensors, because a GPU multiplies by the rounded inverse of a number.
+    full = torch.tensor(255.0, device=pixels.device)
+    mean, deviation = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (MEAN, STD))
+    return planes.div_(full).sub_(mean).div_(deviation)
+
+
+def normalised(image: Image.Image) -> Tensor:
+    """An RGB image of the size that the network reads, as by `normalise`; on the CPU, in the calling thread alone."""
+    pixels = np.empty((3, image.height, image.width), dtype=np.float32)
+    for plane, band, mean, deviation in zip(pixels, image.split(), MEAN, STD, strict=True):
+        plane[:] = np.asarray(band)
+        plane /= 255  # in place, which takes a quarter of the time for an image of 800 pixels
+        plane -= np.float32(mean)
+        plane /= np.float32(deviation)
+    return torch.from_numpy(pixels)
+
+
+def to_pixels(image: Image.Image, short_side: int = 800, long_side: int = 1333) -> Tensor:
+    """`[height, width, 4]`, uint8, resized bilinearly (with antialiasing); the fourth channel means nothing.
 
     Args:
         image: RGB.
     """
-    mean, deviation = (np.array(value, dtype=np.float32)[:, None, None] for value in (MEAN, STD))
-    pixels = np.array(image).transpose(2, 0, 1).astype(np.float32, order="C")
-    pixels /= 255  # in place, which takes a quarter of the time for an image of 800 pixels
-    pixels -= mean
-    pixels /= deviation
-    return torch.from_numpy(pixels)
+    enlarged = image.resize(resized(*image.size, short_side, long_side), Image.Resampling.BILINEAR)
+    # Pillow's own layout, whose copy takes half the time of three channels, in memory that PyTorch may write.
+    copied = bytearray(enlarged.tobytes("raw", "RGBX"))
+    return torch.frombuffer(copied, dtype=torch.uint8).view(enlarged.height, enlarged.width, 4)
 
 
 def to_pixel_values(image: Image.Image, short_side: int = 800, long_side: int = 1333) -> Tensor:

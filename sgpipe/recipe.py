@@ -28,6 +28,9 @@ class Resources(Config):
     cpus: float = Field(1, gt=0, description="CPUs per actor, and its number of torch threads")
     gpus: float = Field(0, ge=0, description="GPUs per actor: a part of one, or whole ones")
     memory: float = Field(0, ge=0, description="GiB of memory per actor that Ray keeps free for it; 0: not counted")
+    io_threads: int | None = Field(
+        None, ge=0, le=64, description="threads per actor that open images before their use; null: by its CPUs and GPUs"
+    )
 
     @field_validator("gpus")
     @classmethod

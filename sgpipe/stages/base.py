@@ -59,6 +59,17 @@ class CachingStage(Stage, Protocol):
     cache_folder: Path | None
 
 
+def image_threads(resources: Resources, *, elsewhere: bool) -> int:
+    """The number of `io_threads`: if not set, one per CPU, at least two, with a model that computes `elsewhere`.
+
+    On the CPUs of the actor, which the model uses, one if there are two or more.
+    """
+    if resources.io_threads is not None:
+        return resources.io_threads
+    cpus = int(resources.cpus)
+    return min(max(cpus, 2), 16) if elsewhere else min(cpus // 2, 1)
+
+
 class LoadStage:
     """Opens each image once, so that unreadable images become error rows even in a run without a captioner.
 
@@ -76,7 +87,8 @@ class LoadStage:
         """Nothing to load."""
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        with ImageFeed(self.roots, records) as images:
+        threads = image_threads(self.resources, elsewhere=False)
+        with ImageFeed(self.roots, records, lambda image, file: None, threads) as images:
             for record in records:
                 if record.ok:
                     try:

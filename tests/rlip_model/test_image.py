@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from rlip_model.image import MEAN, STD, resized, to_pixel_values
+from rlip_model.image import MEAN, STD, normalise, normalised, resized, to_pixel_values, to_pixels
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,15 @@ def test_pixels_equal_torchvision() -> None:
     found = to_pixel_values(image, 64, 90)
     assert found.shape == (3, height, width)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_pixels_are_normalised_bit_for_bit() -> None:
+    """All values of all channels, as divided and subtracted in float32."""
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    pixels = to_pixels(Image.fromarray(values), 16, 16)
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels[..., :3].numpy(), values)
+    mean, deviation = np.float32(MEAN), np.float32(STD)
+    expected = (values.astype(np.float32) / np.float32(255) - mean) / deviation
+    assert np.array_equal(normalise(pixels).permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(normalised(Image.fromarray(values)).permute(1, 2, 0).numpy(), expected)

@@ -15,11 +15,13 @@ import torch
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
+from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.blip import Blip, check_captioner, load_blip
 from sgpipe.stages.caption.blip_decoder import BlipDecoder
 from sgpipe.stages.caption.captioner import MAX_TOKENS, CaptionInput, for_blip
 from sgpipe.stages.caption.decoding import NucleusSampling, beam_captions, sample_captions
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+from sgpipe.utils.prefetch import prefetch
 
 _GPU_GROUP = 8
 _REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
@@ -54,12 +56,16 @@ class BlipCaptioner:
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
         """See `Captioner.caption`."""
-        prepared = ((self.blip.prepare(each.image), each.key) for each in inputs)
-        while batch := list(islice(prepared, self.config.batch_size)):
-            for first in range(0, len(batch), self.group):
-                with enough_memory(self.device, _REMEDY):
-                    captions = self._caption(batch[first : first + self.group])
-                yield from captions
+        threads = image_threads(self.config.resources, elsewhere=self.device.type != "cpu")
+        with prefetch(self._prepare, inputs, threads, self.config.batch_size + 2 * threads) as prepared:
+            while batch := list(islice(prepared, self.config.batch_size)):
+                for first in range(0, len(batch), self.group):
+                    with enough_memory(self.device, _REMEDY):
+                        captions = self._caption(batch[first : first + self.group])
+                    yield from captions
+
+    def _prepare(self, given: CaptionInput) -> _Prepared:
+        return self.blip.prepare(given.image), given.key
 
     def _check_lengths(self) -> None:
         most, least = self.max_tokens, self.config.min_tokens

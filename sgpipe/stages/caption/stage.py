@@ -20,11 +20,13 @@ from PIL import Image
 
 from sgpipe.errors import ImageError, UserError
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import Location
+from sgpipe.image_roots import ImageFile, Location
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
+from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused
 from sgpipe.stages.caption.families import load_captioner
+from sgpipe.utils.devices import pick_device
 
 # Limits the memory for an image with tens of thousands of boxes.
 _MAX_PAIRED_BOXES = 1000
@@ -51,6 +53,7 @@ class CaptionStage:
     name = "caption"
     fills: tuple[str, ...] = ("captions", "status", "error")
     cache_folder: Path | None = None  # where a served captioner keeps its answers; None: nowhere
+    threads = 0  # that open images; set up with the captioner
 
     def __init__(self, config: CaptionConfig, roots: Mapping[str, Location], seed: int) -> None:
         self.config = config
@@ -68,6 +71,9 @@ class CaptionStage:
         if self.config.captioner is None:
             raise UserError("caption.captioner is not set: expected the folder or hub id of a captioner")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
+        here = self.config.endpoint is None
+        on_cpu = here and pick_device(self.config.device, self.resources.gpus).type == "cpu"
+        self.threads = image_threads(self.resources, elsewhere=not on_cpu)
         self.captioner: Captioner = load_captioner(self.config, self.cache_folder)
         self.captioner.setup()
 
@@ -84,7 +90,7 @@ class CaptionStage:
 
     def _inputs(self, records: Sequence[Record], open_: deque[tuple[Record, Region]]) -> Iterator[CaptionInput]:
         """Every region to caption, noted in `open_`; images are opened on demand, unreadable ones become error rows."""
-        with ImageFeed(self.roots, records) as images:
+        with ImageFeed(self.roots, records, _opened, self.threads, self.config.batch_size) as images:
             for record in records:
                 if not record.ok:
                     continue
@@ -100,6 +106,10 @@ class CaptionStage:
                     open_.append((record, region))
                     whole = file if region.window is None else None
                     yield CaptionInput(_crop(image, region), _noise_key(self.seed, record, region), whole)
+
+
+def _opened(image: Image.Image, file: ImageFile) -> tuple[Image.Image, ImageFile]:
+    return image, file
 
 
 def _crop(image: Image.Image, region: Region) -> Image.Image:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torchvision.ops import batched_nms
 from transformers.utils.logging import disable_progress_bar
 
@@ -24,6 +25,7 @@ from sgpipe.records import BOX_SCORES, Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects, to_single_line
 from sgpipe.sources.coco_relations import load_coco_instances
 from sgpipe.sources.formats import COCO_INSTANCES, require_format
+from sgpipe.stages.base import image_threads
 from sgpipe.stages.detect.detectors import DetectedBoxes, detector_classes, load
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
@@ -38,6 +40,7 @@ class DetectStage:
 
     name = "detect"
     fills: tuple[str, ...] = ("objects", BOX_SCORES, "status", "error")
+    threads = 0  # that open images; set up with the detector
 
     def __init__(self, config: DetectConfig, roots: Mapping[str, Location]) -> None:
         self.config = config
@@ -51,20 +54,21 @@ class DetectStage:
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         disable_progress_bar()
         self.classes = detector_classes(self.config)
-        self.detector = load(self.config, pick_device(self.config.device, self.config.resources.gpus))
+        device = pick_device(self.config.device, self.config.resources.gpus)
+        self.threads = image_threads(self.resources, elsewhere=device.type != "cpu")
+        self.detector = load(self.config, device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        with ImageFeed(self.roots, records) as images:
+        with ImageFeed(self.roots, records, lambda image, file: image, self.threads) as images:
             for record in records:
                 record.box_scores = []
                 if record.ok:
                     self._fill(record, images)
         return records
 
-    def _fill(self, record: Record, images: ImageFeed) -> None:
+    def _fill(self, record: Record, images: ImageFeed[Image.Image]) -> None:
         try:
-            image, _ = images.open(record)
-            detected = self.detector(image, self.config.threshold)
+            detected = self.detector(images.open(record), self.config.threshold)
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import ImageError
@@ -13,10 +14,12 @@ from sgpipe.image_feed import ImageFeed
 from sgpipe.image_roots import Location
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Record, Relation, deduplicate
+from sgpipe.stages.base import image_threads
 from sgpipe.stages.judge.build import JudgeKind, JudgeSettings, make_judge
 from sgpipe.stages.judge.judge import NO_AREA, Judge, Unjudged
 from sgpipe.stages.tag.assumed import candidates
 from sgpipe.stages.tag.methods import check_tagger
+from sgpipe.utils.devices import pick_device
 
 
 class JudgedStage:
@@ -27,6 +30,7 @@ class JudgedStage:
 
     name = "tag"
     fills = ("relations",)
+    threads = 0  # that open images; set up with the judge
 
     def __init__(self, config: TagConfig, roots: Mapping[str, Location], pair: PairConfig | None = None) -> None:
         """
@@ -60,21 +64,24 @@ class JudgedStage:
         if self.config.endpoint is None:
             self.judge.check()
         self.judge.load()
+        on_cpu = self.config.endpoint is None and pick_device(self.config.device, self.resources.gpus).type == "cpu"
+        self.threads = image_threads(self.resources, elsewhere=not on_cpu)
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        with ImageFeed(self.roots, (record for record in records if record.pairs)) as images:
+        shown = (record for record in records if record.pairs)
+        with ImageFeed(self.roots, shown, lambda image, file: image, self.threads) as images:
             for record in records:
                 if record.ok:
                     self._fill(record, images)
         return records
 
-    def _fill(self, record: Record, images: ImageFeed) -> None:
+    def _fill(self, record: Record, images: ImageFeed[Image.Image]) -> None:
         record.relations = []
         asked = candidates(record.pairs, None)
         if not asked:
             return
         try:
-            image, _ = images.open(record)
+            image = images.open(record)
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return

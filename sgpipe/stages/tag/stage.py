@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.backbone import ImageFeatures
-from rlip_model.image import to_pixel_values
+from rlip_model.image import normalise, to_pixel_values, to_pixels
 from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
@@ -21,9 +21,10 @@ from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import ImageError, UserError, existing_model
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import Location
+from sgpipe.image_roots import ImageFile, Location
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
+from sgpipe.stages.base import image_threads
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 from sgpipe.utils.model_cache import local_model
 
@@ -215,13 +216,15 @@ class TagStage:
     def __call__(self, records: list[Record]) -> list[Record]:
         predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)
         self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
-        with ImageFeed(self.roots, (record for record in records if record.pairs)) as images:
+        shown = (record for record in records if record.pairs)
+        threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
+        with ImageFeed(self.roots, shown, self._network_input, threads) as images:
             for record in records:
                 if record.ok:
                     self._fill(record, images)
         return records
 
-    def _fill(self, record: Record, images: ImageFeed) -> None:
+    def _fill(self, record: Record, images: ImageFeed[Tensor]) -> None:
         record.relations = []
         batches = self._batches(record)
         if not batches:
@@ -231,14 +234,19 @@ class TagStage:
             record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
             return
         try:
-            rgb, _ = images.open(record)
+            pixels = images.open(record)
         except ImageError as reason:
             record.fail(self.name, str(reason))
             return
-        relations = self._relations(record, rgb, batches)
+        relations = self._relations(record, pixels, batches)
         if self.pair.restrict == "pair":
             relations = keep_own(relations, record.pairs)
         record.relations = deduplicate(relations)
+
+    def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
+        """What is copied to the device: on a CPU normalised pixels, for a GPU the bytes that it normalises."""
+        sides = (self.config.short_side, self.config.long_side)
+        return to_pixel_values(image, *sides) if self.device.type == "cpu" else to_pixels(image, *sides).pin_memory()
 
     def _batches(self, record: Record) -> list[Batch]:
         if self.pair.restrict == "pair":
@@ -251,13 +259,14 @@ class TagStage:
         return reference_batches(groups, self.config.chunk)
 
     @torch.no_grad()
-    def _relations(self, record: Record, rgb: Image.Image, batches: Sequence[Batch]) -> list[Relation]:
-        pixels = to_pixel_values(rgb, self.config.short_side, self.config.long_side)
+    def _relations(self, record: Record, pixels: Tensor, batches: Sequence[Batch]) -> list[Relation]:
         boxes = normalised_boxes(record).to(self.device)
         labels = torch.tensor([self._labels[box.category] for box in record.objects]).to(self.device)
         relations: list[Relation] = []
         with enough_memory(self.device, _REMEDY), self._autocast():
-            image = self.tagger.encode_image(pixels.unsqueeze(0).to(self.device))
+            pixels = pixels.to(self.device, non_blocking=True)
+            pixels = normalise(pixels) if pixels.dtype == torch.uint8 else pixels
+            image = self.tagger.encode_image(pixels.unsqueeze(0))
             for batch in batches:
                 scores = self._score(image, boxes, labels, batch).float().cpu()
                 if not bool(scores.isfinite().all()):  # a threshold would silently drop NaN

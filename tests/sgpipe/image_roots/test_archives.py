@@ -306,14 +306,14 @@ def test_stages_see_the_same_pixels_and_the_same_error_rows(folder: Path, tmp_pa
     seen = []
     for place in (folder, FORMS[form](folder, tmp_path / "packed")):
         records = [Record(name, "coco", "val", name, 24 + number, 16) for number, name in enumerate(names)]
-        with ImageFeed({"val": place}, records) as images:
+        with ImageFeed({"val": place}, records, lambda image, file: image.tobytes()) as images:
             seen.append([_pixels(images, record) for record in records])
     assert seen[0] == seen[1]
     assert [outcome is None for outcome in seen[0]] == [False] * len(NAMES) + [True] * 4
 
 
-def _pixels(images: ImageFeed, record: Record) -> bytes | None:
+def _pixels(images: ImageFeed[bytes], record: Record) -> bytes | None:
     try:
-        return images.open(record)[0].tobytes()
+        return images.open(record)
     except ImageError:
         return None

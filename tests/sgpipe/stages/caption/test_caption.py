@@ -75,6 +75,15 @@ def test_captions_do_not_depend_on_the_batch_size(captioner, images):
     assert one_by_one == threes == eights
 
 
+def test_captions_do_not_depend_on_threads_that_open_images(captioner, images):
+    settings = {"batch_size": 3, "scopes": ("image", "box")}
+    serial, threads = (
+        captions(make_stage(captioner, images, resources={"io_threads": number}, **settings), records(4))
+        for number in (0, 2)
+    )
+    assert threads == serial
+
+
 def test_captions_do_not_depend_on_order_company_or_calls(captioner, images):
     stage = make_stage(captioner, images, batch_size=3)
     together = captions(stage)

@@ -125,6 +125,14 @@ def test_scores_equal_the_network(folder: Path) -> None:
         assert relation.confidence == pytest.approx(expected, rel=1e-5)
 
 
+def test_labels_do_not_depend_on_threads_that_open_images(folder: Path) -> None:
+    records = [[record(index) for index in range(4)] for _ in range(2)]
+    made = stage(folder)
+    serial = made(records[0])
+    made.resources = made.resources.model_copy(update={"io_threads": 2})
+    assert made(records[1]) == serial
+
+
 def test_labels_do_not_depend_on_other_records(folder: Path) -> None:
     records = [record(index) for index in range(4)]
     records[1].pairs = [Pair(2, 1, ["above", "near"])]

@@ -1,0 +1,195 @@
+"""How long a device waits for the host, and what the host computes per image.
+
+    python -m benchmarks.bench_waiting [--images N] [--rounds N] [--threads N] [--data FOLDER]
+
+The tag and the caption stage label COCO's JPEGs from a folder, with a simulated device in place of their network: it
+sleeps for a given time per batch, without Python's lock, as the host does while a device computes.
+
+Utilization, the best of N rounds: (1) the time of all batches as a share of the stage's time; (2) the same with the
+sleeps as long as they were, which other programs lengthen; (3) as if the device waited for the CPU time alone of the
+thread that uses it, which is the most that threads that are always in time can give. With 0 io_threads images are
+opened between the batches. CPU time per image: the least of N rounds for each image, without threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice, permutations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.measure import best, report
+from rlip_model.image import normalised, resized, to_pixels
+from sgpipe.calibration import thresholds_of_recipe
+from sgpipe.images import open_image
+from sgpipe.recipe import CaptionConfig, PairConfig, Resources, TagConfig
+from sgpipe.records import Pair, Record
+from sgpipe.sources.coco_relations import CocoInstances, load_coco_instances
+from sgpipe.stages.base import Stage
+from sgpipe.stages.caption.blip import ImagePreparation
+from sgpipe.stages.caption.blip_captioner import BlipCaptioner
+from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.stages.tag.stage import TagStage
+
+SPLIT, PREDICATES, MOST_PAIRS = "val2017", ["next to", "on"], 50
+TAGGER_SECONDS, CAPTIONER_SECONDS, GROUP = 0.02, 0.1, 8
+
+
+class Device:
+    """Sleeps for each batch, and knows how long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.batches, self.slept = seconds, 0, 0.0
+
+    def compute(self) -> None:
+        started = time.perf_counter()
+        time.sleep(self.seconds)
+        self.slept += time.perf_counter() - started
+        self.batches += 1
+
+
+class SimulatedTagger:
+    """In place of an `RTagger`; no relation is above the threshold."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def encode_texts(self, texts: Sequence[str]) -> None:
+        """Nothing to encode."""
+
+    def encode_labels(self, objects: Sequence[str], predicates: Sequence[str]) -> int:
+        return len(predicates)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        self.device.compute()
+        return pixels
+
+    def fuse(self, image: Tensor, labels: int) -> int:
+        return labels
+
+    def score_pairs(self, predicates: int, groups: Sequence[Any]) -> Tensor:
+        return torch.zeros(len(groups), max(len(group.subject_boxes) for group in groups), predicates)
+
+
+class SimulatedCaptioner(BlipCaptioner):
+    """BLIP on a device that computes groups of images: pixels are prepared and stacked as for a GPU."""
+
+    def __init__(self, config: CaptionConfig, device: Device) -> None:
+        super().__init__(config)
+        self.simulated, self.device, self.group = device, torch.device("cpu"), GROUP
+        self.blip: Any = SimpleNamespace(prepare=ImagePreparation(384), encode=torch.Tensor.detach, text=str)
+
+    def _decode(self, states: Tensor, keys: list[int]) -> list[list[list[int]]]:
+        self.simulated.compute()
+        return [[[0]]] * len(keys)
+
+
+def tag_stage(roots: dict[str, Path], names: Iterable[str], device: Device, threads: int) -> Stage:
+    config = TagConfig(tagger="simulated", device="cpu", resources=Resources(io_threads=threads))
+    stage: Any = TagStage(config, roots, list(names))
+    stage.thresholds = thresholds_of_recipe(config, PairConfig())
+    stage.device, stage.dtype, stage.group_size = torch.device("cpu"), torch.float32, config.group_size
+    stage.tagger = SimulatedTagger(device)
+    return stage
+
+
+def caption_stage(roots: dict[str, Path], device: Device, threads: int) -> Stage:
+    config = CaptionConfig(captioner="simulated", resources=Resources(io_threads=threads), batch_size=GROUP)
+    stage = CaptionStage(config, roots, 0)
+    stage.threads = threads
+    stage.captioner = SimulatedCaptioner(config, device)
+    return stage
+
+
+def make_records(instances: CocoInstances, folder: Path, count: int) -> list[Record]:
+    """Records with candidate pairs; the images of the folder are repeated."""
+    there = {path.name for path in folder.iterdir()}
+    numbers = [number for number, (name, *_) in instances.images.items() if name in there]
+    records = [instances.record(numbers[index % len(numbers)], "coco", SPLIT) for index in range(count)]
+    for record in records:
+        pairs = islice(permutations(range(len(record.objects)), 2), MOST_PAIRS)
+        record.pairs = [Pair(first, second, PREDICATES) for first, second in pairs]
+    return [record for record in records if record.pairs]
+
+
+def utilization(
+    make: Callable[[Device, int], Stage], seconds: float, threads: int, records: list[Record]
+) -> tuple[float, float, float]:
+    """By the time that the batches should take, by the time that they took, and by CPU time; see above."""
+    device = Device(seconds)
+    stage = make(device, threads)
+    began, began_cpu = time.perf_counter(), time.thread_time()
+    stage(records)
+    took, computed = time.perf_counter() - began, time.thread_time() - began_cpu
+    needed = device.batches * seconds
+    return needed / took, device.slept / took, needed / (needed + computed)
+
+
+def host_table(roots: dict[str, Path], records: Sequence[Record], rounds: int) -> Table:
+    images = [open_image(roots, record) for record in records]
+    enlarged = [image.resize(resized(*image.size), Image.Resampling.BILINEAR) for image in images]
+    parts: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
+        "read and decode": (lambda record: open_image(roots, record), records),
+        "resize": (lambda image: image.resize(resized(*image.size), Image.Resampling.BILINEAR), images),
+        "normalise": (normalised, enlarged),
+    }
+    table = Table("part", "CPU ms per image", title="input of the tagger, 800 pixels")
+    total = {name: sum(best(partial(way, each), rounds) for each in given) for name, (way, given) in parts.items()}
+    total["all, for a CPU"] = sum(total.values())
+    total["all, for a GPU, which normalises"] = sum(best(partial(_bytes, roots, each), rounds) for each in records)
+    for name, taken in total.items():
+        table.add_row(name, f"{1000 * taken / len(records):.1f}")
+    return table
+
+
+def _bytes(roots: dict[str, Path], record: Record) -> Tensor:
+    return to_pixels(open_image(roots, record))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SGPIPE_ORACLE", ""), "data/coco_mini"))
+    options = parser.parse_args()
+    folder = options.data / f"images_{SPLIT}"
+    if not folder.is_dir():
+        raise SystemExit(f"no such folder: {folder}; --data names one with COCO's images and annotations")
+    instances = load_coco_instances(options.data / f"instances_{SPLIT}.json")
+    roots, names = {SPLIT: folder}, instances.names.values()
+    records = make_records(instances, folder, options.images)
+    ways: dict[str, tuple[Callable[[Device, int], Stage], float]] = {
+        f"tag, {1000 * TAGGER_SECONDS:g} ms per image": (partial(tag_stage, roots, names), TAGGER_SECONDS),
+        f"caption, {1000 * CAPTIONER_SECONDS:g} ms per {GROUP} images": (
+            partial(caption_stage, roots),
+            CAPTIONER_SECONDS,
+        ),
+    }
+    table = Table(
+        "stage, simulated device",
+        "io_threads: 0",
+        f"io_threads: {options.threads}",
+        title="utilization (1) · (2) · (3)",
+    )
+    for name, (make, seconds) in ways.items():
+        shares = []
+        for threads in (0, options.threads):
+            rounds = [utilization(make, seconds, threads, records) for _ in range(options.rounds)]
+            shares.append(" · ".join(f"{max(each):.1%}" for each in zip(*rounds, strict=True)))
+        table.add_row(name, *shares)
+    report(__doc__, table, host_table(roots, records[:24], options.rounds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Images that are opened and prepared in threads: the same, in the same order, and only a few of them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgpipe import image_feed
+from sgpipe.errors import ImageError
+from sgpipe.image_feed import ImageFeed
+from sgpipe.image_roots import ImageFile
+from sgpipe.records import Record
+
+NUMBER = 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(NUMBER):
+        pixels = np.random.default_rng(number).integers(0, 256, (8 + number, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (folder / "3.png").unlink()
+    (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:60])
+    return folder
+
+
+def records() -> list[Record]:
+    made = [Record(str(number), "coco", "val", f"{number}.png", 10, 8 + number) for number in range(NUMBER)]
+    made[6].fail("source", "known to be bad")
+    made[7].height = 1
+    return made
+
+
+def outcome(images: ImageFeed[bytes], record: Record) -> bytes | str:
+    try:
+        return images.open(record)
+    except ImageError as error:
+        return str(error)
+
+
+def content(image: Image.Image, file: ImageFile) -> bytes:
+    return image.tobytes()
+
+
+@pytest.mark.parametrize("step", [1, 3])  # every image, or only some of those that were announced
+def test_threads_change_no_image_and_no_error(folder: Path, step: int) -> None:
+    seen = []
+    for threads in (0, 1, 3):
+        given = records()
+        with ImageFeed({"val": folder}, given, content, threads, batch=2) as images:
+            seen.append([outcome(images, record) for record in given[::step] if record.ok])
+    assert seen[0] == seen[1] == seen[2]
+    assert sum(isinstance(each, str) for each in seen[0]) == {1: 3, 3: 1}[step]
+
+
+def test_a_record_that_was_not_announced_is_opened(folder: Path) -> None:
+    first, *others = records()
+    with ImageFeed({"val": folder}, others, content, threads=2) as images:
+        assert images.open(first) == images.open(first)
+
+
+def test_only_a_few_images_are_prepared_before_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Record] = []
+    original = image_feed.image_file
+    monkeypatch.setattr(image_feed, "image_file", lambda roots, row: started.append(row) or original(roots, row))
+    for most, expected in ((image_feed._MOST_BYTES, 2 * 2 + 3), (4 * 10 * 9, 2)):  # bytes of the first two images
+        monkeypatch.setattr(image_feed, "_MOST_BYTES", most)
+        given, names = records(), []
+        started.clear()
+        with ImageFeed({"val": folder}, given, lambda image, file: threading.current_thread().name, 2, 3) as images:
+            names.append(images.open(given[0]))
+            images._pool.shutdown(wait=True)
+        assert len(started) == expected
+        assert names[0].startswith("images")
