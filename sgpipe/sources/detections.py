@@ -1,6 +1,6 @@
 """Detection annotations as columns: a COCO-like file, cleaned, without a Python object per box.
 
-25 million boxes are held in a few flat arrays, at about 50 bytes per box. After the whole file has been read, numpy
+25 million boxes are held in a few flat arrays, at about 41 bytes per box. After the whole file has been read, numpy
 sorts them by image, clips and filters them; they become Arrow records, a slice of images at a time.
 """
 
@@ -63,7 +63,7 @@ class Detections:
     sizes: array[int] = field(default_factory=lambda: array("i"))
     box_rows: array[int] = field(default_factory=lambda: array("i"))
     pending_ids: dict[str, int] = field(default_factory=dict)
-    box_categories: array[int] = field(default_factory=lambda: array("q"))
+    box_categories: array[int] = field(default_factory=lambda: array("i"))
     box_crowds: array[int] = field(default_factory=lambda: array("b"))
     boxes: array[float] = field(default_factory=lambda: array("d"))
 
@@ -108,7 +108,8 @@ class Detections:
     def add_boxes(self, rows: np.ndarray, categories: np.ndarray, crowds: np.ndarray, boxes: np.ndarray) -> None:
         """Add boxes `[boxes, 4]` of images by their rows."""
         self.box_rows.frombytes(rows.astype(np.int32).tobytes())
-        self.box_categories.frombytes(categories.astype(np.int64).tobytes())
+        bounds = np.iinfo(np.int32)  # a larger number is none of a class
+        self.box_categories.frombytes(np.clip(categories, bounds.min, bounds.max).astype(np.int32).tobytes())
         self.box_crowds.frombytes(crowds.astype(np.int8).tobytes())
         self.boxes.frombytes(boxes.astype(np.float64).tobytes())
 
@@ -145,10 +146,12 @@ class Detections:
 
     def tables(self) -> Iterator[pa.Table]:
         """The records in file order, in tables of at most 8,192 rows. Call it once, after everything has been added."""
+        self._settle_pending()
+        ids = list(self.position)
+        self.position.clear()  # it takes more than the ids, and all rows are known
         order, rows = self._sorted_by_image()
         starts = np.searchsorted(rows, np.arange(len(self.file_names) + 1))
-        ids = list(self.position)
-        sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
+        sizes = np.asarray(self.sizes).reshape(-1, 2)
         for start in range(0, len(ids), _SLICE):
             part = slice(start, min(start + _SLICE, len(ids)))
             these = slice(starts[part.start], starts[part.stop])
@@ -156,18 +159,29 @@ class Detections:
             offsets = np.searchsorted(own.image, np.arange(part.start, part.stop + 1))
             yield self._table(range(part.start, part.stop), ids[part], sizes[part], self._objects(own, offsets))
 
-    def _sorted_by_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of the boxes of known images and categories, sorted by image, and the image row of each."""
-        rows = np.array(self.box_rows)
+    def _settle_pending(self) -> None:
+        """Replace the provisional rows of boxes that were read before their images; of unlisted ones by -1."""
+        rows = np.asarray(self.box_rows)
         pending = np.flatnonzero(rows < 0)
         listed = np.array([self.position.get(image_id, -1) for image_id in self.pending_ids], np.int64)
         rows[pending] = listed[-1 - rows[pending]]
-        known = np.isin(self.box_categories, np.fromiter(self.categories, np.int64, len(self.categories)))
-        self.problems.unknown_image = int((rows < 0).sum())
-        self.problems.unknown_category = int((~known & (rows >= 0)).sum())
-        kept = np.flatnonzero(known & (rows >= 0))
-        kept = kept[np.argsort(rows[kept], kind="stable")]
-        return kept, rows[kept]
+
+    def _sorted_by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of the boxes of known images and categories, sorted by image, and the image row of each.
+
+        In place, and in few bytes per box: the arrays of all boxes are most of the memory that a run needs at first.
+        """
+        rows = np.asarray(self.box_rows)
+        unlisted = rows < 0
+        self.problems.unknown_image = int(unlisted.sum())
+        categories = np.fromiter(self.categories, np.int32, len(self.categories))
+        unknown = np.isin(self.box_categories, categories, invert=True)
+        self.problems.unknown_category = int((unknown & ~unlisted).sum())
+        unknown |= unlisted
+        rows[unknown] = len(self.file_names)  # sorted behind all images
+        kept = len(rows) - int(unknown.sum())
+        order = np.argsort(rows, kind="stable")[:kept].astype(np.min_scalar_type(len(rows)))
+        return order, rows[order]
 
     def _boxes(self, which: np.ndarray, rows: np.ndarray) -> _Boxes:
         categories, crowds = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which]
@@ -182,7 +196,7 @@ class Detections:
 
     def _clipped(self, boxes: _Boxes) -> _Boxes:
         """The boxes, clipped to their image, without those that have no area inside it or are not finite."""
-        sizes = np.array(self.sizes, np.float64).reshape(-1, 2)[boxes.image]
+        sizes = np.asarray(self.sizes).reshape(-1, 2)[boxes.image].astype(np.float64)
         clipped = clip_xywh(boxes.xywh, sizes)
         # An image that is an error row has no size to clip to: its boxes are not degenerate.
         sized = (sizes > 0).all(1)

@@ -257,7 +257,8 @@ def _settle_boxes(detections: Detections, form: BoxForm | Literal["auto"], name:
 def _digest(detections: Detections) -> str:
     """A hash of everything that decides the records of a split but its captions."""
     digest = _hash(detections.categories, list(detections.position), detections.file_names)
-    for values in (detections.sizes, detections.box_rows, detections.box_categories, detections.box_crowds):
+    categories = np.asarray(detections.box_categories, np.int64)  # as digests have been made since the first
+    for values in (detections.sizes, detections.box_rows, categories, detections.box_crowds):
         digest.update(values.tobytes())
     digest.update(detections.boxes.tobytes())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.sources import open_source
 from sgpipe.sources.coco import read_coco
-from sgpipe.sources.detections import write_detections
+from sgpipe.sources.detections import Detections, write_detections
 from sgpipe.storage.source_index import SourceIndex
 
 IMAGE = {"id": 1, "file_name": "1.jpg", "width": 100, "height": 50}
@@ -241,3 +241,16 @@ def test_real_coco_counts(oracle: Path, tmp_path):
         assert (meta["images"], meta["boxes"], meta["problems"]["crowd"]) == (images, boxes, crowds)
         assert meta["categories"][:3] == ["person", "bicycle", "car"]
         assert len(meta["categories"]) == 80
+
+
+def test_boxes_of_unlisted_images_and_unknown_classes_are_counted_and_left_out():
+    detections = Detections("coco", "val", categories={18: "dog"})
+    for number in range(3):
+        detections.add_image({**IMAGE, "id": number})
+    for number, category in ((2, 18), (7, 18), (0, 19), (7, 19), (0, 18), (2, 18)):
+        detections.add_box(box([number, number, 5, 5 + len(detections.box_rows)], number, category))
+    large = np.array([18 + 2**32])  # not 18, as its lower bits are
+    detections.add_boxes(np.array([1]), large, np.array([0]), np.array([[1.0, 2, 3, 4]]))
+    found = [[item["bbox"] for item in row] for table in detections.tables() for row in table["objects"].to_pylist()]
+    assert found == [[[0, 0, 5, 9]], [], [[2, 2, 5, 5], [2, 2, 5, 10]]]
+    assert (detections.problems.unknown_image, detections.problems.unknown_category) == (2, 2)
