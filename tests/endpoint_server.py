@@ -238,10 +238,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, content[: len(content) // 2], {"Content-Length": str(len(content))})
             self.close_connection = True
             return
-        self._send(200, content)
-        if fault != "mixed":
-            with self.endpoint.lock:
-                self.endpoint.paid[name] += 1
+        answers = 0 if fault == "mixed" else 1
+        self._count(name, answers)  # before it is sent, because who gets it may look at once
+        try:
+            self._send(200, content)
+        except OSError:
+            self._count(name, -answers)
+            raise
+
+    def _count(self, name: str, answers: int) -> None:
+        with self.endpoint.lock:
+            self.endpoint.paid[name] += answers
+            self.endpoint.paid = +self.endpoint.paid  # without those that nobody got
 
     def _is_alone(self) -> bool:
         """Whether who asked has gone: servers stop what they do for it."""

@@ -238,8 +238,8 @@ def test_answers_are_kept_of_a_run_that_fails(connect: Connect, tmp_path: Path) 
 def test_an_error_ends_at_once(connect: Connect) -> None:
     """What is under way is cut, not waited for."""
 
-    def faults(body: str, attempt: int) -> Fault | None:
-        return "silent" if len(server.requests) > 1 else "refusal"
+    def faults(body: str, attempt: int) -> Fault:
+        return "refusal" if "image 0?" in str(server.requests[-1]) else "silent"
 
     with EndpointServer(faults=faults) as server:
         answers = connect(server.url, in_flight=4).ask_all(map(question, range(10)))
