@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from enum import StrEnum
 from functools import cache, partial
@@ -149,7 +149,8 @@ def _run(recipe: Recipe, out: Path, retry_failed: bool, json_: bool, parent: str
     from sgpipe.generation.run import generate as run
     from sgpipe.records import TRAINING_CONFIDENCE
 
-    summary = run(recipe, out, console.Progress(console.progress()), retry_failed=retry_failed, parent=parent)
+    with redirect_stdout(sys.stderr):  # Ray prints what happens to its machines; standard output is for results
+        summary = run(recipe, out, console.Progress(console.progress()), retry_failed=retry_failed, parent=parent)
     least = max(TRAINING_CONFIDENCE, recipe.tag.threshold) if recipe.tag.calibration is None else 0.0
     _report(summary, least, json_, recipe.engine.store)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:

@@ -42,7 +42,7 @@ _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assign
 _UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
 _GIB = 1 << 30
-_POLL_SECONDS, _POLLS_WITHOUT_ROOM = 5, 6
+_POLL_SECONDS, _POLLS_WITHOUT_ROOM, _LEAVE_SECONDS = 5, 6, 10
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 
 
@@ -176,6 +176,7 @@ def _run_once(
     each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
     limit = start_unit_limit(each * sum(pool.actors for pool in pools))
     name, required = f"sgpipe {uuid4().hex} ", required_resources(pools)
+    left: ray.ObjectRef[Any] | None = None
     try:
         with _watch(name, required) as advanced:
             for row in _graph(name, pools, units, reader, writer, limit, isolated).iter_rows():
@@ -186,7 +187,9 @@ def _run_once(
                     raise EngineError(row[_FAILURE])
                 shard = ShardEntry(**json.loads(row[_ENTRY]))
                 yield shard
-                limit.leave.remote(_key(shard))
+                left = limit.leave.remote(_key(shard))
+            if left is not None:
+                ray.wait([left], timeout=_LEAVE_SECONDS)  # or Ray would report that a call of a killed actor failed
     except RayError as error:
         kill_actors(name)
         if not cluster_has(required):

@@ -47,7 +47,9 @@ class Network:
 
     def __enter__(self) -> Network:
         self.here.mkdir()
-        _ip("link", "add", self.bridge, "type", "bridge")
+        # With an address of its own: otherwise it has that of one of its machines, and when this one is killed, the
+        # others send to the wrong address for up to a minute.
+        _ip("link", "add", self.bridge, "address", f"02:00:0a:4d:{self._number:02x}:01", "type", "bridge")
         _ip("address", "add", f"{self.address}/24", "dev", self.bridge)
         _ip("link", "set", self.bridge, "up")
         return self

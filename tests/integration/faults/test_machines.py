@@ -50,7 +50,8 @@ def store(network: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     url = "http://{}:{}".format(*server.get_host_and_port())
     for name, value in (KEYS | {"AWS_ENDPOINT_URL": url}).items():
         monkeypatch.setenv(name, value)
-    urllib.request.urlopen(urllib.request.Request(f"{url}/data", method="PUT"))
+    for method, path in (("POST", "moto-api/reset"), ("PUT", "data")):  # moto's servers of one process share buckets
+        urllib.request.urlopen(urllib.request.Request(f"{url}/{path}", method=method))
     yield "s3://data"
     server.stop()
 
