@@ -208,7 +208,7 @@ def _refuse_uri(path: Path, kind: str, advice: str) -> None:
 
 def _mode(path: Path, kind: str, name: str = "") -> int:
     """What the system says that `path` is. `kind`: what it should be, and `name`: what it is called in messages."""
-    copy = "copy it to this machine" if kind == "file" else "`sgpipe fetch` downloads a run from one"
+    copy = "copy it to this machine" if kind == "file" else "copy it to this machine (a run: `sgpipe fetch`)"
     _refuse_uri(path, kind, copy)
     try:
         return path.stat().st_mode
