@@ -233,7 +233,7 @@ def test_a_thousand_random_faults_change_nothing(
 
         faults.fault = fault
         wanted = records()
-        with ImageFeed({"val": root}, wanted) as feed:
+        with ImageFeed({"val": root}, wanted, lambda image, file: (image, file)) as feed:
             for number, record in enumerate(wanted):
                 image, file = feed.open(record)
                 assert image.size == (20 + number, 10)
