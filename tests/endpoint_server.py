@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -93,7 +94,7 @@ class EndpointServer:
         key: what requests must carry; None: nothing.
         most_choices: the most choices of an answer, whatever is asked for.
         redirect: where all requests are sent on to.
-        released: while it is not set, no request is answered.
+        released: while it is not set, no request is answered; see `pause`.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class EndpointServer:
         self.lock = threading.Lock()
         self.released = threading.Event()
         self.released.set()
+        self.answering = 0
         self.ended = threading.Event()
         self.server = _Server(("127.0.0.1", port), type("Bound", (_Handler,), {"endpoint": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
@@ -131,6 +133,27 @@ class EndpointServer:
         self.released.set()
         self.server.shutdown()
         self.server.server_close()
+
+    def pause(self) -> None:
+        """Answer no request until `released` is set; returns when none is being answered."""
+        with self.lock:
+            self.released.clear()
+        wait_until(lambda: self.answering == 0)
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Wait until requests may be answered, and count one that is."""
+        while True:
+            self.released.wait()
+            with self.lock:
+                if self.released.is_set():
+                    self.answering += 1
+                    break
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.answering -= 1
 
     def encrypt(self, folder: Path) -> Path:
         """Speak HTTPS from now on; returns the file of a certificate that nobody has signed."""
@@ -198,10 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
             server.headers.append(dict(self.headers))
         try:
             if not self._is_refused():
-                server.released.wait()
-                server.ended.wait(server.seconds)
-                if not self._is_alone():
-                    self._answer(raw)
+                with server.admitted():
+                    server.ended.wait(server.seconds)
+                    if not self._is_alone():
+                        self._answer(raw)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         finally:

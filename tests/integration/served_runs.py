@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -106,11 +105,7 @@ class ServedRun:
         if self.process.poll() is not None:
             return False
         if settled:
-            server.released.clear()
-            before = None
-            while before != sum(server.paid.values()):
-                before = sum(server.paid.values())
-                time.sleep(1)
+            server.pause()
             wait_until(lambda: len(server.paid.keys() - self.kept()) <= 1)  # the example's answer is not kept
         self.kill()
         server.released.set()
