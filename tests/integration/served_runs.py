@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -106,8 +107,10 @@ class ServedRun:
             return False
         if settled:
             server.pause()
+            time.sleep(2)  # in which the run sends as many requests as it may
             wait_until(lambda: len(server.paid.keys() - self.kept()) <= 1)  # the example's answer is not kept
         self.kill()
+        time.sleep(1)  # in which the server's side learns that nobody waits any more
         server.released.set()
         return True
 
@@ -115,7 +118,8 @@ class ServedRun:
 def _is_gone(pid: int) -> bool:
     """Whether a process has ended: its files and connections are closed then, even if nobody has asked how it ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return ended and len(os.listdir(f"/proc/{pid}/task")) <= 1  # its other threads have ended, too
     except (FileNotFoundError, ProcessLookupError):
         return True
 
