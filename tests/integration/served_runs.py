@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -107,10 +106,8 @@ class ServedRun:
             return False
         if settled:
             server.pause()
-            time.sleep(2)  # in which the run sends as many requests as it may
             wait_until(lambda: len(server.paid.keys() - self.kept()) <= 1)  # the example's answer is not kept
         self.kill()
-        time.sleep(1)  # in which the server's side learns that nobody waits any more
         server.released.set()
         return True
 
