@@ -176,7 +176,7 @@ def _run_once(
     each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
     limit = start_unit_limit(each * sum(pool.actors for pool in pools))
     name, required = f"sgpipe {uuid4().hex} ", required_resources(pools)
-    left: ray.ObjectRef[Any] | None = None
+    leaving: ray.ObjectRef[Any] | None = None
     try:
         with _watch(name, required) as advanced:
             for row in _graph(name, pools, units, reader, writer, limit, isolated).iter_rows():
@@ -187,9 +187,9 @@ def _run_once(
                     raise EngineError(row[_FAILURE])
                 shard = ShardEntry(**json.loads(row[_ENTRY]))
                 yield shard
-                left = limit.leave.remote(_key(shard))
-            if left is not None:
-                ray.wait([left], timeout=_LEAVE_SECONDS)  # or Ray would report that a call of a killed actor failed
+                leaving = limit.leave.remote(_key(shard))
+            if leaving is not None:
+                ray.wait([leaving], timeout=_LEAVE_SECONDS)  # or Ray would report that a call of a killed actor failed
     except RayError as error:
         kill_actors(name)
         if not cluster_has(required):

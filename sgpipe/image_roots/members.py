@@ -30,8 +30,13 @@ _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZ": "bunzip2", b"\xfd7": "unxz", b"\x28
 
 # What zipfile and tarfile raise for damaged archives, as fuzzing shows; the last two for headers that ask for too much.
 _DAMAGED = (
-    *(zipfile.BadZipFile, NotImplementedError, tarfile.TarError, ValueError, OverflowError),
-    *(RecursionError, MemoryError),
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RecursionError,
+    MemoryError,
 )
 _NO_FILE, _OUTSIDE = "link or device", "name that leaves the archive"
 
