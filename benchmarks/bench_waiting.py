@@ -29,7 +29,9 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import best, report
+from rlip_model.backbone import ImageFeatures
 from rlip_model.image import normalised, resized, to_pixels
+from rlip_model.text import LabelFeatures
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.images import open_image
 from sgpipe.recipe import CaptionConfig, PairConfig, Resources, TagConfig
@@ -67,18 +69,19 @@ class SimulatedTagger:
     def encode_texts(self, texts: Sequence[str]) -> None:
         """Nothing to encode."""
 
-    def encode_labels(self, objects: Sequence[str], predicates: Sequence[str]) -> int:
-        return len(predicates)
+    def encode_labels(self, objects: Sequence[str], predicates: Sequence[str]) -> LabelFeatures:
+        return LabelFeatures(torch.zeros(1, len(predicates), 1), 0)
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
+    def encode_image(self, pixels: Tensor) -> ImageFeatures:
         self.device.compute()
-        return pixels
+        return ImageFeatures(pixels, pixels, pixels, pixels, ())
 
-    def fuse(self, image: Tensor, labels: int) -> int:
+    def fuse(self, image: ImageFeatures, labels: LabelFeatures) -> LabelFeatures:
         return labels
 
-    def score_pairs(self, predicates: int, groups: Sequence[Any]) -> Tensor:
-        return torch.zeros(len(groups), max(len(group.subject_boxes) for group in groups), predicates)
+    def score_pairs(self, labels: LabelFeatures, groups: Sequence[Any], owners: object) -> Tensor:
+        pairs = max(len(group.subject_boxes) for group in groups)
+        return torch.zeros(len(groups), pairs, labels.features.shape[1])
 
 
 class SimulatedCaptioner(BlipCaptioner):
@@ -99,6 +102,7 @@ def tag_stage(roots: dict[str, Path], names: Iterable[str], device: Device, thre
     stage: Any = TagStage(config, roots, list(names))
     stage.thresholds = thresholds_of_recipe(config, PairConfig())
     stage.device, stage.dtype, stage.group_size = torch.device("cpu"), torch.float32, config.group_size
+    stage.threads, stage.ahead, stage.batch_size = threads, int(threads > 0), 1
     stage.tagger = SimulatedTagger(device)
     return stage
 

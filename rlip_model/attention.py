@@ -86,7 +86,13 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, query: Tensor, references: Tensor, memory: Tensor, padding: Tensor | None, shapes: Shapes
+        self,
+        query: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        padding: Tensor | None,
+        shapes: Shapes,
+        owners: Tensor | None = None,
     ) -> Tensor:
         """Attend from every query to the image tokens.
 
@@ -95,16 +101,34 @@ class DeformableAttention(nn.Module):
             references: `[batch or 1, queries, levels, 2 or 4]`, xy or cxcywh, normalised to the padded level.
             memory: `[batch or 1, tokens, dim]`; with 1, the whole batch of queries shares one image.
             padding: `[batch or 1, tokens]`, True where the image is padding.
+            owners: `[batch]`, the image of each row of queries, if `memory` has one row per image instead.
 
         Returns:
             `[batch, queries, dim]`.
         """
         value = self.project(memory, padding)
+        if owners is not None:
+            return self._attend_owners(query, references, value, shapes, owners)
         if memory.shape[0] == 1 and query.shape[0] > 1:
             references = references.expand(query.shape[0], -1, -1, -1)
             folded = self.attend(query.flatten(0, 1)[None], references.flatten(0, 1)[None], value, shapes)
             return folded.view(query.shape)
         return self.attend(query, references, value, shapes)
+
+    def _attend_owners(
+        self, query: Tensor, references: Tensor, value: Tensor, shapes: Shapes, owners: Tensor
+    ) -> Tensor:
+        """All rows of queries of an image attend to it as one row, so that no value is copied."""
+        same = owners.unsqueeze(0) == owners.unsqueeze(1)
+        places = (same.tril().sum(1) - 1, owners)  # how many rows of the same image come before, and the image
+        layout = (int(places[0].max()) + 1, len(value))
+
+        def folded(rows: Tensor) -> Tensor:
+            empty = rows.new_zeros(*layout, *rows.shape[1:])
+            return empty.index_put(places, rows).transpose(0, 1).flatten(1, 2)
+
+        attended = self.attend(folded(query), folded(references), value, shapes)
+        return attended.unflatten(1, (layout[0], -1)).transpose(0, 1)[places]
 
     def project(self, memory: Tensor, padding: Tensor | None) -> Tensor:
         """Project the image tokens to attention values `[batch, tokens, heads, dim / heads]`, zero in the padding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,15 @@ class ImageFeatures:
     padding: Tensor
     valid_ratios: Tensor
     shapes: tuple[tuple[int, int], ...]
+
+    def of(self, images: Sequence[int]) -> ImageFeatures:
+        """The features of these images of the batch, in this order; an image may be there several times."""
+        if list(images) == list(range(len(self.tokens))):
+            return self
+        rows = torch.tensor(images, device=self.tokens.device)
+        return ImageFeatures(
+            self.tokens[rows], self.positions[rows], self.padding[rows], self.valid_ratios[rows], self.shapes
+        )
 
 
 class FoldedBottleneck(Bottleneck):

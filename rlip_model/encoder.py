@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,10 @@ class Memory:
     tokens `[batch, tokens, dim]`; padding `[batch, tokens]`, True outside the image; valid_ratios `[batch, levels, 2]`;
     labels `[decoder layers, batch, labels, dim]`, the labels that the output of each decoder layer is scored against;
     masked_labels `[batch, labels]`, True for labels that a fusion after decoding ignores, or None. With a batch of 1,
-    many groups of queries may share one image.
+    many groups of queries may share one image; with more, as `of_groups`.
+
+    owners: `[groups]`, the image of each group of queries; then valid_ratios, labels and masked_labels are those of
+    the groups. None: those of the images.
     """
 
     tokens: Tensor
@@ -33,6 +36,17 @@ class Memory:
     labels: Tensor
     num_objects: int
     masked_labels: Tensor | None = None
+    owners: Tensor | None = None
+
+    def of_groups(self, owners: Tensor) -> Memory:
+        """The same memory for groups of queries, of which each belongs to one image of the batch, `[groups]`."""
+        return replace(
+            self,
+            valid_ratios=self.valid_ratios[owners],
+            labels=self.labels[:, owners],
+            masked_labels=None if self.masked_labels is None else self.masked_labels[owners],
+            owners=owners,
+        )
 
 
 def pixel_centres(shapes: Shapes, valid_ratios: Tensor) -> Tensor:
@@ -110,20 +124,23 @@ class ALIFEncoder(DeformableEncoder):
         """Image tokens `[batch, tokens, dim]` and label states `[fusions, batch, labels, label_dim]`."""
         tokens = image.tokens
         language = labels.features.expand(tokens.shape[0], -1, -1)
-        masked = None if labels.masked is None else labels.masked.expand(tokens.shape[0], -1)
+        ignored = labels.ignored(tokens.shape[0])
         references = pixel_centres(image.shapes, image.valid_ratios)
         states = []
         for index, layer in enumerate(self.layers):
             if index % self.interval == 0:
                 fusion = index // self.interval
-                tokens, language = self._fuse(fusion, tokens, image, language)
-                language = self.label_layers[fusion](language, masked)
+                tokens, language = self._fuse(fusion, tokens, image, language, labels.absent)
+                language = self.label_layers[fusion](language, ignored)
                 states.append(language)
             tokens = layer(tokens, image.positions, references, image.padding, image.shapes)
         return tokens, torch.stack(states)
 
-    def _fuse(self, fusion: int, tokens: Tensor, image: ImageFeatures, language: Tensor) -> tuple[Tensor, Tensor]:
+    def _fuse(
+        self, fusion: int, tokens: Tensor, image: ImageFeatures, language: Tensor, absent: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         height, width = image.shapes[-1]
         start = tokens.shape[1] - height * width if self.last_level else 0
-        fused, language = self.fusion_layers[fusion](tokens[:, start:], image.positions[:, start:], language)
+        positions = image.positions[:, start:]
+        fused, language = self.fusion_layers[fusion](tokens[:, start:], positions, language, absent)
         return torch.cat((tokens[:, :start], fused), dim=1), language

@@ -132,11 +132,13 @@ class BidirectionalAttention(nn.Module):
                 nn.init.xavier_uniform_(projection.weight)
                 nn.init.zeros_(projection.bias)
 
-    def forward(self, vision: Tensor, positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, vision: Tensor, positions: Tensor, labels: Tensor, absent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Updates of `vision` `[batch, tokens, dim]` and `labels` `[batch, labels, label_dim]`.
 
-        Positions contribute to the scores, but not to the values. Nothing is masked: in the published networks, the
-        masks of padding and labels have no effect here.
+        Positions contribute to the scores, but not to the values. Nothing is masked except `absent` labels: in the
+        published networks, the masks of padding and labels have no effect here.
         """
         query, key = self._split(self.v_proj(vision + positions)), self._split(self.l_proj(labels))
         vision_values, label_values = (
@@ -144,7 +146,8 @@ class BidirectionalAttention(nn.Module):
             self._split(self.values_l_proj(labels)),
         )
         dropout = self.dropout if self.training else 0.0
-        to_vision = F.scaled_dot_product_attention(query, key, label_values, dropout_p=dropout)
+        present = None if absent is None else ~absent[:, None, None]
+        to_vision = F.scaled_dot_product_attention(query, key, label_values, present, dropout)
         to_labels = F.scaled_dot_product_attention(key, query, vision_values, dropout_p=dropout)
         return self.out_v_proj(self._join(to_vision)), self.out_l_proj(self._join(to_labels))
 
@@ -169,10 +172,16 @@ class VisionLanguageFusion(nn.Module):
         self.vision_gate = Gate(vision_dim, config.gating, 1 / config.num_levels)
         self.label_gate = Gate(label_dim, config.gating, 1 / config.num_levels)
 
-    def forward(self, vision: Tensor, positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """`vision` and `positions` `[batch, tokens, dim]`, `labels` `[batch, labels, label_dim]`."""
+    def forward(
+        self, vision: Tensor, positions: Tensor, labels: Tensor, absent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`vision` and `positions` `[batch, tokens, dim]`, `labels` `[batch, labels, label_dim]`.
+
+        Args:
+            absent: `[batch, labels]`, see `LabelFeatures`.
+        """
         vision, labels = self.layer_norm_v(vision), self.layer_norm_l(labels)
-        vision_update, label_update = self.attn(vision, positions, labels)
+        vision_update, label_update = self.attn(vision, positions, labels, absent)
         return self.vision_gate(vision, vision_update), self.label_gate(labels, label_update)
 
 

@@ -27,12 +27,13 @@ def resized(width: int, height: int, short_side: int = 800, long_side: int = 133
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """`[3, height, width]`, float32, normalised by the mean and standard deviation of the backbones' training.
+    """`[..., 3, height, width]`, float32, normalised by the mean and standard deviation of the backbones' training.
 
     Args:
-        pixels: `[height, width, 4]`, uint8, as by `to_pixels`; normalised on its device, to the same values on all.
+        pixels: `[..., height, width, 4]`, uint8, as by `to_pixels`; normalised on their device, to the same values on
+            all.
     """
-    planes = pixels[..., :3].permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    planes = pixels[..., :3].movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
     # Tensors, because a GPU multiplies by the rounded inverse of a number.
     full = torch.tensor(255.0, device=pixels.device)
     mean, deviation = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (MEAN, STD))

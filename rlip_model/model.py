@@ -108,8 +108,8 @@ class RLIPModel(RLIPPreTrainedModel):
         """Run the encoder over the image tokens and the labels."""
         tokens, states = self.encoder(image, labels)
         resized = self.label_resizer(states).expand(self.config.decoder_layers, -1, -1, -1)
-        masked = None if labels.masked is None else labels.masked.expand(tokens.shape[0], -1)
-        return Memory(tokens, image.padding, image.valid_ratios, image.shapes, resized, labels.num_objects, masked)
+        ignored = labels.ignored(tokens.shape[0])
+        return Memory(tokens, image.padding, image.valid_ratios, image.shapes, resized, labels.num_objects, ignored)
 
     def decode(self, queries: EntityQueries, memory: Memory) -> tuple[DecodedEntities, DecodedRelations]:
         """Decode subjects and objects, then their relations."""
@@ -263,19 +263,23 @@ class RTagger(RLIPModel):
         return memory.labels[-1, :, : memory.num_objects]
 
     @torch.no_grad()
-    def score_pairs(self, memory: Memory, groups: Sequence[GivenPairs]) -> Tensor:
-        """Probabilities `[groups, pairs, relations]` of the relation labels for pairs of one image.
+    def score_pairs(self, memory: Memory, groups: Sequence[GivenPairs], owners: Sequence[int] | None = None) -> Tensor:
+        """Probabilities `[groups, pairs, relations]` of the relation labels for pairs of one image, or of several.
 
-        Pairs attend to the pairs of their own group only. Rows beyond the pairs of a group are 0.
+        Pairs attend to the pairs of their own group only. Rows beyond the pairs of a group are 0; what is there for
+        relations that pad the list of an image (`pad_labels`) means nothing.
 
         Args:
-            memory: of one image (`fuse` with a batch of 1); shared by all groups.
+            memory: of one image (`fuse` with a batch of 1), shared by all groups; or of several.
             groups: at most `config.num_pairs` pairs each.
+            owners: the image of each group in the batch; None if there is one.
         """
         most = max((len(group) for group in groups), default=0)
         relations = memory.labels.shape[2] - memory.num_objects
         if most == 0:
             return memory.tokens.new_zeros((len(groups), 0, relations), dtype=torch.float32)
+        if owners is not None:
+            memory = memory.of_groups(torch.tensor(owners, device=memory.tokens.device))
         queries = self.queries.entities(groups, self.object_labels(memory), slots=most)
         states = self.fuse_decoded(*self.decode(queries, memory), memory)
         projected = self.scorer.project(states.relation_labels[-1])

@@ -15,6 +15,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaConfig
 from transformers import RobertaModel as Roberta
 from transformers.models.roberta.modeling_roberta import RobertaLayer
@@ -32,12 +33,35 @@ class LabelFeatures:
     """Encoded labels: objects ("no objects" last), then relations.
 
     features `[batch or 1, labels, label_dim]`; masked `[batch or 1, labels]`, True for labels that the label layers
-    ignore, or None. Labels encoded for inference are never masked.
+    ignore, or None. Labels encoded for inference are never masked. absent `[batch, labels]`, True for what pads a
+    shorter list of labels (`pad_labels`): nothing attends to it, so that it changes no result.
     """
 
     features: Tensor
     num_objects: int
     masked: Tensor | None = None
+    absent: Tensor | None = None
+
+    def ignored(self, batch: int) -> Tensor | None:
+        """`[batch, labels]`, True for labels that are masked or absent; None if there are none."""
+        masks = [mask.expand(batch, -1) for mask in (self.masked, self.absent) if mask is not None]
+        return torch.stack(masks).any(0) if masks else None
+
+
+def pad_labels(lists: Sequence[LabelFeatures]) -> LabelFeatures:
+    """The label lists of several images, each of a batch of 1 and not masked, as a batch.
+
+    Raises:
+        ValueError: the lists have different numbers of objects.
+    """
+    numbers = {labels.num_objects for labels in lists}
+    if len(numbers) != 1:
+        raise ValueError(f"label lists with {sorted(numbers)} objects cannot be a batch")
+    features = pad_sequence([labels.features[0] for labels in lists], batch_first=True)
+    counts = torch.tensor([labels.features.shape[1] for labels in lists], device=features.device)
+    absent = torch.arange(features.shape[1], device=features.device) >= counts.unsqueeze(1)
+    equal = len({labels.features.shape[1] for labels in lists}) == 1
+    return LabelFeatures(features, numbers.pop(), absent=None if equal else absent)
 
 
 def masked_by_sum(features: Tensor) -> Tensor:

@@ -277,6 +277,9 @@ class TagConfig(Config):
     chunk: int = Field(
         16, ge=1, description="groups whose label texts are merged (restrict: group), as in RLIPv2's code"
     )
+    batch_size: int | None = Field(
+        None, ge=1, description="rtagger: images of equal size that a GPU scores at once; null: 8. On a CPU, always one"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()

@@ -24,6 +24,8 @@ from sgpipe.utils.model_cache import local_model
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
 
+FUSION_PARAMETERS = ("encoder.fusion_layers.", "encoder.label_layers.", "late_fusion.")
+
 
 def make_initial_model(config: ModelConfig, texts: Sequence[str], seed: int, folder: Path) -> None:
     """Save the network in `folder`, for `from_pretrained`.
@@ -36,13 +38,13 @@ def make_initial_model(config: ModelConfig, texts: Sequence[str], seed: int, fol
         EngineError: its store cannot be reached.
     """
     try:
-        network = _existing(config, folder) if config.init else _new(config, texts, seed)
+        network = _existing(config, folder, seed) if config.init else _new(config, texts, seed)
         save_atomically(network.eval(), folder)
     except (CheckpointError, TokenizerError, ValueError, TypeError) as reason:
         raise UserError(f"model: {reason}") from None
 
 
-def _existing(config: ModelConfig, folder: Path) -> RLIPModel:
+def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
     name = str(config.init)
     source = Path(name)
     if source.suffix in (".pth", ".pt"):
@@ -55,11 +57,13 @@ def _existing(config: ModelConfig, folder: Path) -> RLIPModel:
         source = Path(name)
     known = str(network_folder(source)) if source.exists() else name  # a training: its best network
     network = CLASSES[config.kind].from_pretrained(known)
-    return _reconfigured(network, config.config)
+    return _reconfigured(network, config.config, seed)
 
 
-def _reconfigured(network: RLIPModel, changes: dict[str, Any]) -> RLIPModel:
+def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLIPModel:
     """The network with the same parameters and changed settings.
+
+    With another `fusion`, the parameters of the old one are dropped, and those of the new one are random.
 
     Raises:
         CheckpointError: a setting does not exist, or the parameters do not fit it.
@@ -69,9 +73,14 @@ def _reconfigured(network: RLIPModel, changes: dict[str, Any]) -> RLIPModel:
         network = prune_queries(network, queries)
     kind = type(network.config)
     config = kind.from_dict(_merged(network.config.to_dict(), _checked(kind, changes)))
-    changed = build_model(config)
+    changed = _random(config, seed)
+    parameters = network.state_dict()
+    if config.fusion != network.config.fusion:
+        kept = {name: value for name, value in parameters.items() if not name.startswith(FUSION_PARAMETERS)}
+        new = {name: value for name, value in changed.state_dict().items() if name.startswith(FUSION_PARAMETERS)}
+        parameters = kept | new
     try:
-        changed.load_state_dict(network.state_dict())
+        changed.load_state_dict(parameters)
     except RuntimeError:
         raise CheckpointError(f"the parameters of the network do not fit the settings {changes}") from None
     if network.tokenizer is not None:
@@ -80,7 +89,7 @@ def _reconfigured(network: RLIPModel, changes: dict[str, Any]) -> RLIPModel:
 
 
 def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
-    """A new network, initialised from the seed; torch's global generator is left unchanged."""
+    """A new network, initialised from the seed."""
     roberta: RobertaModel | None = None
     changes = _checked(KINDS[config.kind], config.config)
     tokenizer: PreTrainedTokenizerBase
@@ -99,15 +108,20 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
         )
     else:
         settings = preset(config.kind, config.backbone, **changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(initial_seed(seed))
-        network = build_model(settings)
+    network = _random(settings, seed)
     network.set_tokenizer(tokenizer)
     if roberta is None:
         spread(network.text_encoder, tokenizer, list(dict.fromkeys([*texts, NO_OBJECTS])))
     else:
         network.text_encoder.roberta.load_state_dict(roberta.state_dict())
     return network
+
+
+def _random(settings: RLIPConfig, seed: int) -> RLIPModel:
+    """A network initialised from the seed; torch's global generator is left unchanged."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(initial_seed(seed))
+        return build_model(settings)
 
 
 _COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"

@@ -27,11 +27,11 @@ def test_only_the_coarsest_level_is_fused(tagger: RTagger) -> None:
     image = tagger.encode_image(torch.randn(1, 3, 64, 96))
     labels = torch.randn(1, 4, 64)
     height, width = image.shapes[-1]
-    fused, _ = tagger.encoder._fuse(0, image.tokens, image, labels)
+    fused, _ = tagger.encoder._fuse(0, image.tokens, image, labels, None)
     assert torch.equal(fused[:, : -height * width], image.tokens[:, : -height * width])
     assert not torch.equal(fused[:, -height * width :], image.tokens[:, -height * width :])
     tagger.encoder.last_level = False
-    fused, _ = tagger.encoder._fuse(0, image.tokens, image, labels)
+    fused, _ = tagger.encoder._fuse(0, image.tokens, image, labels, None)
     assert not (fused == image.tokens).all(-1).any()
 
 

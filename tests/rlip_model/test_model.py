@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlip_model.config import ParSeDAConfig
+from rlip_model.config import Fusion, ParSeDAConfig
 from rlip_model.decoder import AnchorPositions
 from rlip_model.fusion import Gate
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
 from rlip_model.presets import tiny_sizes
 from rlip_model.queries import GivenPairs
+from rlip_model.text import LabelFeatures, pad_labels
 from tests.factories import tiny_config
-from tests.rlip_model.conftest import random_pairs
+from tests.rlip_model.conftest import random_pairs, tiny_network
 
 OBJECTS = ["person", "dog", "horse", "no objects"]
 RELATIONS = ["riding", "next to", "sitting in front of"]
@@ -44,6 +45,32 @@ def test_groups_do_not_disturb_each_other(tagger: RTagger) -> None:
     for group, of_group in zip(groups, scores, strict=True):
         alone = tagger.score_pairs(memory, [group])[0]
         torch.testing.assert_close(of_group[: len(group)], alone[: len(group)], atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fusion", ["alif", "after_decoding", "none"])
+def test_a_batch_of_images_with_label_lists_of_different_lengths(fusion: Fusion) -> None:
+    """Nothing attends to what pads labels and groups: every image gets the scores that it gets alone."""
+    model = tiny_network(RTagger, fusion)
+    draw = torch.Generator().manual_seed(2)
+    pixels = torch.randn(3, 3, 64, 96, generator=draw)
+    lists = [LabelFeatures(torch.randn(1, count, 64, generator=draw), len(OBJECTS)) for count in (5, 9, 6)]
+    groups = [random_pairs(count, seed=count) for count in (3, 5, 1, 4)]
+    owners = [1, 0, 1, 2]
+    images = model.encode_image(pixels)
+    scores = model.score_pairs(model.fuse(images, pad_labels(lists)), groups, owners)
+    for group, owner, of_group in zip(groups, owners, scores, strict=True):
+        memory = model.fuse(model.encode_image(pixels[owner : owner + 1]), lists[owner])
+        [alone] = model.score_pairs(memory, [group])
+        torch.testing.assert_close(of_group[: len(group), : alone.shape[1]], alone, atol=1e-5, rtol=1e-5)
+    again = model.score_pairs(model.fuse(images.of([2, 0]), pad_labels([lists[2], lists[0]])), groups[1:], [1, 1, 0])
+    torch.testing.assert_close(again[0, :5, :1], scores[1, :5, :1], atol=1e-5, rtol=1e-5)
+
+
+def test_label_lists_of_a_batch_have_the_same_objects() -> None:
+    lists = [LabelFeatures(torch.zeros(1, 4, 8), objects) for objects in (2, 3)]
+    with pytest.raises(ValueError, match=r"label lists with \[2, 3\] objects"):
+        pad_labels(lists)
 
 
 def test_no_pairs_at_all(tagger: RTagger) -> None:

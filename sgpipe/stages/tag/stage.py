@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 import torch
 from PIL import Image
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.backbone import ImageFeatures
-from rlip_model.image import normalise, to_pixel_values, to_pixels
+from rlip_model.image import normalise, resized, to_pixel_values, to_pixels
 from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
-from rlip_model.text import NO_OBJECTS, TokenizerError
+from rlip_model.text import NO_OBJECTS, TokenizerError, pad_labels
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import ImageError, UserError, existing_model
 from sgpipe.image_feed import ImageFeed
@@ -27,9 +28,11 @@ from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
 from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
 from sgpipe.utils.model_cache import local_model
+from sgpipe.utils.prefetch import prefetch
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
 REFERENCE_SIZE = 100
+GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,6 @@ def relations_above(batch: Batch, scores: Tensor, threshold: float | Tensor) -> 
         scores: `[groups, pairs, predicates]`; rows beyond a group's pairs are padding.
         threshold: of all predicates, or of each, `[predicates]`.
     """
-    scores = scores.float().cpu()
     for group, group_scores in zip(batch.groups, scores, strict=True):
         above = (group_scores[: len(group)] > threshold).nonzero().tolist()
         for row, column in above:
@@ -136,6 +138,20 @@ def keep_own(relations: Iterable[Relation], pairs: Sequence[Pair]) -> list[Relat
     return [item for item in relations if (item.subject, item.object, item.predicate) in own]
 
 
+@dataclass(frozen=True)
+class Job:
+    """A record whose pairs are scored, and the network's input.
+
+    pixels: as by `TagStage._network_input`; boxes, labels: of its objects.
+    """
+
+    record: Record
+    batches: list[Batch]
+    pixels: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+
 def normalised_boxes(record: Record) -> Tensor:
     """Normalised cxcywh `[objects, 4]`, float32."""
     boxes = torch.tensor([box.bbox for box in record.objects], dtype=torch.float64).view(-1, 4)
@@ -145,7 +161,10 @@ def normalised_boxes(record: Record) -> Tensor:
 
 
 class TagStage:
-    """Scores the candidate pairs of each record, one image at a time, so that results do not depend on the batch.
+    """Scores the candidate pairs of each record.
+
+    On a CPU one image at a time, so that results do not depend on the batch. On a GPU images of equal size together;
+    while it computes, the next ones are opened and the relations of the last ones are chosen.
 
     With `restrict: pair` a pair is scored against the predicates of its group and keeps its own candidates; with
     `restrict: group` it can get any predicate of its chunk of groups, as in RLIPv2.
@@ -212,36 +231,53 @@ class TagStage:
             raise UserError(str(reason)) from reason
         nn.Module.to(self.tagger, self.device)
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
+        elsewhere = self.device.type != "cpu"
+        self.threads, self.ahead = image_threads(self.resources, elsewhere=elsewhere), int(elsewhere)
+        self.batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
 
     def __call__(self, records: list[Record]) -> list[Record]:
         predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)
         self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
-        shown = (record for record in records if record.pairs)
-        threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
-        with ImageFeed(self.roots, shown, self._network_input, threads) as images:
-            for record in records:
-                if record.ok:
-                    self._fill(record, images)
+        shown = self._scored(records)
+        images = ImageFeed(self.roots, [each for each, _ in shown], self._network_input, self.threads, self.batch_size)
+        with images, prefetch(self._compute, self._jobs(shown, images), self.ahead, most=2) as computed:
+            for jobs, scores in computed:
+                for job, of_job in zip(jobs, scores, strict=True):
+                    job.record.relations = self._relations(job, of_job)
         return records
 
-    def _fill(self, record: Record, images: ImageFeed[Tensor]) -> None:
-        record.relations = []
-        batches = self._batches(record)
-        if not batches:
-            return
-        unknown = {box.category for box in record.objects} - self._labels.keys()
-        if unknown:
-            record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
-            return
+    def _scored(self, records: Sequence[Record]) -> list[tuple[Record, list[Batch]]]:
+        """The records that have something to score, and what; images of equal size in sequence if they go together."""
+        shown = []
+        for record in (record for record in records if record.ok):
+            record.relations = []
+            batches = self._batches(record)
+            unknown = {box.category for box in record.objects} - self._labels.keys()
+            if batches and unknown:
+                record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
+            elif batches:
+                shown.append((record, batches))
+        return sorted(shown, key=lambda each: self._size(each[0])) if self.batch_size > 1 else shown
+
+    def _size(self, record: Record) -> tuple[int, int]:
+        return resized(record.width, record.height, self.config.short_side, self.config.long_side)
+
+    def _jobs(self, shown: Iterable[tuple[Record, list[Batch]]], images: ImageFeed[Tensor]) -> Iterator[list[Job]]:
+        """At most `batch_size` images of equal size at a time. Images that cannot be read become error rows."""
+        for _, same in groupby(shown, lambda each: self._size(each[0])):
+            while some := list(islice(same, self.batch_size)):
+                opened = (self._job(record, batches, images) for record, batches in some)
+                if jobs := [job for job in opened if job is not None]:
+                    yield jobs
+
+    def _job(self, record: Record, batches: list[Batch], images: ImageFeed[Tensor]) -> Job | None:
         try:
             pixels = images.open(record)
         except ImageError as reason:
             record.fail(self.name, str(reason))
-            return
-        relations = self._relations(record, pixels, batches)
-        if self.pair.restrict == "pair":
-            relations = keep_own(relations, record.pairs)
-        record.relations = deduplicate(relations)
+            return None
+        labels = torch.tensor([self._labels[box.category] for box in record.objects])
+        return Job(record, batches, pixels, normalised_boxes(record), labels)
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
         """What is copied to the device: on a CPU normalised pixels, for a GPU the bytes that it normalises."""
@@ -258,31 +294,57 @@ class TagStage:
             groups = reference_prior_groups(record.pairs, boxes, self.group_size)
         return reference_batches(groups, self.config.chunk)
 
-    @torch.no_grad()
-    def _relations(self, record: Record, pixels: Tensor, batches: Sequence[Batch]) -> list[Relation]:
-        boxes = normalised_boxes(record).to(self.device)
-        labels = torch.tensor([self._labels[box.category] for box in record.objects]).to(self.device)
-        relations: list[Relation] = []
-        with enough_memory(self.device, _REMEDY), self._autocast():
-            pixels = pixels.to(self.device, non_blocking=True)
-            pixels = normalise(pixels) if pixels.dtype == torch.uint8 else pixels
-            image = self.tagger.encode_image(pixels.unsqueeze(0))
-            for batch in batches:
-                scores = self._score(image, boxes, labels, batch).float().cpu()
-                if not bool(scores.isfinite().all()):  # a threshold would silently drop NaN
-                    raise UserError(
-                        f"tagger {self.config.tagger} returns NaN scores in {record.file_name!r}: its training "
-                        "diverged, or its weights are damaged"
-                    )
-                least = torch.from_numpy(self.thresholds.of_each(batch.predicates))
-                relations += relations_above(batch, scores, least)
-        return relations
+    def _compute(self, jobs: list[Job]) -> tuple[list[Job], list[list[Tensor]]]:
+        """The jobs, and for each the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
+        if len(jobs) == 1:
+            with enough_memory(self.device, _REMEDY):
+                return jobs, self._forward(jobs)
+        try:
+            return jobs, self._forward(jobs)
+        except torch.cuda.OutOfMemoryError:
+            self.batch_size = len(jobs) // 2  # from now on
+        parts = (jobs[: self.batch_size], jobs[self.batch_size :])
+        return jobs, [scores for part in parts for scores in self._compute(part)[1]]
 
-    def _score(self, image: ImageFeatures, boxes: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-        """`[groups, pairs, predicates]`."""
-        texts = self.tagger.encode_labels([*self.object_names, NO_OBJECTS], batch.predicates)
-        memory = self.tagger.fuse(image, texts)
-        return self.tagger.score_pairs(memory, [given_pairs(boxes, labels, group) for group in batch.groups])
+    @torch.no_grad()
+    def _forward(self, jobs: Sequence[Job]) -> list[list[Tensor]]:
+        with self._autocast():
+            pixels = torch.stack([job.pixels.to(self.device, non_blocking=True) for job in jobs])
+            images = self.tagger.encode_image(normalise(pixels) if pixels.dtype == torch.uint8 else pixels)
+            rows = [(number, batch) for number, job in enumerate(jobs) for batch in job.batches]
+            scores: list[list[Tensor]] = [[] for _ in jobs]
+            for start in range(0, len(rows), len(jobs)):
+                part = rows[start : start + len(jobs)]
+                for (number, _), of_row in zip(part, self._score(images, jobs, part), strict=True):
+                    scores[number].append(of_row)
+        return scores
+
+    def _score(self, images: ImageFeatures, jobs: Sequence[Job], rows: Sequence[tuple[int, Batch]]) -> Iterator[Tensor]:
+        """The scores of each row, a batch of groups of the job of this number."""
+        texts = [self.tagger.encode_labels([*self.object_names, NO_OBJECTS], batch.predicates) for _, batch in rows]
+        memory = self.tagger.fuse(images.of([number for number, _ in rows]), pad_labels(texts))
+        groups, owners = [], []
+        for row, (number, batch) in enumerate(rows):
+            boxes, labels = jobs[number].boxes.to(self.device), jobs[number].labels.to(self.device)
+            groups += [given_pairs(boxes, labels, group) for group in batch.groups]
+            owners += [row] * len(batch.groups)
+        scores = self.tagger.score_pairs(memory, groups, owners if len(rows) > 1 else None).float().cpu()
+        of_rows = scores.split([len(batch.groups) for _, batch in rows])
+        return (each[:, :, : len(batch.predicates)] for each, (_, batch) in zip(of_rows, rows, strict=True))
+
+    def _relations(self, job: Job, scores: Sequence[Tensor]) -> list[Relation]:
+        relations: list[Relation] = []
+        for batch, of_batch in zip(job.batches, scores, strict=True):
+            if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
+                raise UserError(
+                    f"tagger {self.config.tagger} returns NaN scores in {job.record.file_name!r}: its training "
+                    "diverged, or its weights are damaged"
+                )
+            least = torch.from_numpy(self.thresholds.of_each(batch.predicates))
+            relations += relations_above(batch, of_batch, least)
+        if self.pair.restrict == "pair":
+            relations = keep_own(relations, job.record.pairs)
+        return deduplicate(relations)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.dtype == torch.float32:

@@ -76,6 +76,22 @@ def test_queries_are_dropped_pair_by_pair(tmp_path: Path) -> None:
     assert new.queries.anchors.weight.equal(old.queries.anchors.weight[[0, 1, 8, 9]])
 
 
+def test_another_fusion_keeps_all_other_weights(tmp_path: Path) -> None:
+    old = made(tmp_path / "alif", kind="parseda").state_dict()
+    start = {"kind": "parseda", "init": str(tmp_path / "alif")}
+    late, again, other, none = (
+        made(tmp_path / str(number), **start, seed=seed, config={"fusion": fusion}).state_dict()
+        for number, (fusion, seed) in enumerate(
+            [("after_decoding", 1), ("after_decoding", 1), ("after_decoding", 2), ("none", 1)]
+        )
+    )
+    assert none.keys() == {name for name in old if not name.startswith(("encoder.fusion_", "encoder.label_"))}
+    assert late.keys() - none.keys() == {name for name in late if name.startswith("late_fusion.")} != set()
+    assert all(torch.equal(none[name], old[name]) and torch.equal(late[name], old[name]) for name in none)
+    assert all(torch.equal(late[name], again[name]) for name in late)
+    assert not all(torch.equal(late[name], other[name]) for name in late)
+
+
 @pytest.fixture(scope="module")
 def existing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tagger."""

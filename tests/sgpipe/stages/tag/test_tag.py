@@ -129,8 +129,66 @@ def test_labels_do_not_depend_on_threads_that_open_images(folder: Path) -> None:
     records = [[record(index) for index in range(4)] for _ in range(2)]
     made = stage(folder)
     serial = made(records[0])
-    made.resources = made.resources.model_copy(update={"io_threads": 2})
+    made.threads, made.ahead = 2, 1
     assert made(records[1]) == serial
+
+
+def in_batches(folder: Path, size: int, pair: PairConfig | None = None) -> TagStage:
+    """As on a GPU; there are many groups of pairs, of different numbers and predicates."""
+    made = stage(folder, pair, group_size=2, chunk=2)
+    made.threads, made.ahead, made.batch_size = 2, 1, size
+    return made
+
+
+def of_equal_size() -> list[Record]:
+    """Images of two sizes by turns; pairs and predicates of each its own."""
+    records = [record(index % 2) for index in range(7)]
+    for index, each in enumerate(records):
+        each.image_id = str(index)
+        each.pairs = each.pairs[index % 3 : index % 3 + 1 + index % 4]
+    records[3].pairs.append(Pair(2, 1, ["above", "near"]))
+    return records
+
+
+@pytest.mark.parametrize("restrict", ["pair", "group"])
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_images_in_batches_get_the_scores_that_they_get_alone(folder: Path, size: int, restrict: str) -> None:
+    pair = PairConfig.model_validate({"restrict": restrict})
+    together = in_batches(folder, size, pair)(of_equal_size())
+    alone = stage(folder, pair, group_size=2, chunk=2)(of_equal_size())
+    for one, other in zip(together, alone, strict=True):
+        assert one.image_id == other.image_id
+        found, expected = ([(r.subject, r.object, r.predicate) for r in each.relations] for each in (one, other))
+        assert found == expected
+        expected_confidences = [relation.confidence for relation in other.relations]
+        assert [r.confidence for r in one.relations] == pytest.approx(expected_confidences, abs=1e-5)
+
+
+def test_a_batch_has_images_of_one_size_and_does_without_those_that_cannot_be_read(folder: Path) -> None:
+    records, made, shapes = of_equal_size(), in_batches(folder, 3), []
+    records[2].file_name = "absent.png"
+    encode_image = made.tagger.encode_image
+    made.tagger.encode_image = lambda pixels: (shapes.append(tuple(pixels.shape)), encode_image(pixels))[1]
+    tagged = made(records)
+    assert [item.ok for item in tagged] == [index != 2 for index in range(7)]
+    assert sorted(shapes) == [(1, 3, 64, 85), (2, 3, 64, 85), (3, 3, 64, 84)]
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder: Path) -> None:
+    made, sizes = in_batches(folder, 4), []
+    encode_image = made.tagger.encode_image
+
+    def encode(pixels: torch.Tensor) -> object:
+        sizes.append(len(pixels))
+        if len(pixels) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encode_image(pixels)
+
+    made.tagger.encode_image = encode
+    tagged = made([record(0) for _ in range(7)])
+    assert all(item.relations == tagged[0].relations for item in tagged)
+    assert sizes[:3] == [4, 2, 1]
+    assert made.batch_size == 1
 
 
 def test_labels_do_not_depend_on_other_records(folder: Path) -> None:
