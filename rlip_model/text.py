@@ -54,6 +54,8 @@ def pad_labels(lists: Sequence[LabelFeatures]) -> LabelFeatures:
     Raises:
         ValueError: the lists have different numbers of objects.
     """
+    if len(lists) == 1:
+        return lists[0]
     numbers = {labels.num_objects for labels in lists}
     if len(numbers) != 1:
         raise ValueError(f"label lists with {sorted(numbers)} objects cannot be a batch")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlip_model.attention import sample
+from rlip_model.image import enlarge, normalise
 from sgpipe.evaluation.benchmarks.classes import data_classes
 from sgpipe.inference.predictor import PredictConfig, Predictor
 from sgpipe.inference.rows import list_row_groups
@@ -54,6 +55,12 @@ def test_deformable_attention_and_its_gradients(dtype: torch.dtype) -> None:
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
     for ours, theirs in zip(sampled(GPU), sampled("cpu"), strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def test_pixels_are_enlarged_and_normalised_to_the_same_bits() -> None:
+    pixels = torch.randint(256, (123, 77, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ours, expected = (normalise(enlarge(pixels.to(device), (200, 320))).cpu() for device in (GPU, "cpu"))
+    assert torch.equal(ours, expected)
 
 
 def captions(run: Path, **settings: Any) -> list[str]:

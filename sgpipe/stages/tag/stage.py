@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.backbone import ImageFeatures
-from rlip_model.image import normalise, resized, to_pixel_values, to_pixels
+from rlip_model.image import enlarge, normalise, resized, to_pixel_values, to_pixels
 from rlip_model.model import RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
-from rlip_model.text import NO_OBJECTS, TokenizerError, pad_labels
+from rlip_model.text import NO_OBJECTS, LabelFeatures, TokenizerError, pad_labels
 from sgpipe.calibration import thresholds_of_recipe
 from sgpipe.errors import ImageError, UserError, existing_model
 from sgpipe.image_feed import ImageFeed
@@ -32,6 +32,7 @@ from sgpipe.utils.prefetch import prefetch
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
 REFERENCE_SIZE = 100
+_AHEAD = 2  # threads that use a GPU: one starts the work of a batch, while the other waits for the last one
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
 
@@ -142,7 +143,7 @@ def keep_own(relations: Iterable[Relation], pairs: Sequence[Pair]) -> list[Relat
 class Job:
     """A record whose pairs are scored, and the network's input.
 
-    pixels: as by `TagStage._network_input`; boxes, labels: of its objects.
+    pixels: as by `TagStage._network_input`; boxes, labels: of its objects; texts: of each batch.
     """
 
     record: Record
@@ -150,6 +151,16 @@ class Job:
     pixels: Tensor
     boxes: Tensor
     labels: Tensor
+    texts: list[LabelFeatures]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A batch of groups of pairs, its texts, and which of the jobs it is of."""
+
+    job: int
+    batch: Batch
+    texts: LabelFeatures
 
 
 def normalised_boxes(record: Record) -> Tensor:
@@ -232,7 +243,7 @@ class TagStage:
         nn.Module.to(self.tagger, self.device)
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
-        self.threads, self.ahead = image_threads(self.resources, elsewhere=elsewhere), int(elsewhere)
+        self.threads, self.ahead = image_threads(self.resources, elsewhere=elsewhere), _AHEAD if elsewhere else 0
         self.batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
 
     def __call__(self, records: list[Record]) -> list[Record]:
@@ -240,7 +251,7 @@ class TagStage:
         self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
         shown = self._scored(records)
         images = ImageFeed(self.roots, [each for each, _ in shown], self._network_input, self.threads, self.batch_size)
-        with images, prefetch(self._compute, self._jobs(shown, images), self.ahead, most=2) as computed:
+        with images, prefetch(self._compute, self._jobs(shown, images), self.ahead, self.ahead + 1) as computed:
             for jobs, scores in computed:
                 for job, of_job in zip(jobs, scores, strict=True):
                     job.record.relations = self._relations(job, of_job)
@@ -260,6 +271,7 @@ class TagStage:
         return sorted(shown, key=lambda each: self._size(each[0])) if self.batch_size > 1 else shown
 
     def _size(self, record: Record) -> tuple[int, int]:
+        """The (width, height) that the network reads."""
         return resized(record.width, record.height, self.config.short_side, self.config.long_side)
 
     def _jobs(self, shown: Iterable[tuple[Record, list[Batch]]], images: ImageFeed[Tensor]) -> Iterator[list[Job]]:
@@ -277,12 +289,17 @@ class TagStage:
             record.fail(self.name, str(reason))
             return None
         labels = torch.tensor([self._labels[box.category] for box in record.objects])
-        return Job(record, batches, pixels, normalised_boxes(record), labels)
+        objects = [*self.object_names, NO_OBJECTS]
+        texts = [self.tagger.encode_labels(objects, batch.predicates) for batch in batches]
+        return Job(record, batches, pixels, normalised_boxes(record), labels, texts)
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
-        """What is copied to the device: on a CPU normalised pixels, for a GPU the bytes that it normalises."""
+        """What is copied to the device: for a GPU bytes, which it enlarges and normalises, else normalised pixels."""
         sides = (self.config.short_side, self.config.long_side)
-        return to_pixel_values(image, *sides) if self.device.type == "cpu" else to_pixels(image, *sides).pin_memory()
+        if self.device.type == "cpu":
+            return to_pixel_values(image, *sides)
+        pixels = to_pixels(image, resized(*image.size, *sides))
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels
 
     def _batches(self, record: Record) -> list[Batch]:
         if self.pair.restrict == "pair":
@@ -309,28 +326,36 @@ class TagStage:
     @torch.no_grad()
     def _forward(self, jobs: Sequence[Job]) -> list[list[Tensor]]:
         with self._autocast():
-            pixels = torch.stack([job.pixels.to(self.device, non_blocking=True) for job in jobs])
-            images = self.tagger.encode_image(normalise(pixels) if pixels.dtype == torch.uint8 else pixels)
-            rows = [(number, batch) for number, job in enumerate(jobs) for batch in job.batches]
+            pixels = [self._on_device(job) for job in jobs]
+            images = self.tagger.encode_image(torch.stack(pixels) if len(jobs) > 1 else pixels[0].unsqueeze(0))
+            rows = [
+                Row(number, *of_batch)
+                for number, job in enumerate(jobs)
+                for of_batch in zip(job.batches, job.texts, strict=True)
+            ]
             scores: list[list[Tensor]] = [[] for _ in jobs]
             for start in range(0, len(rows), len(jobs)):
                 part = rows[start : start + len(jobs)]
-                for (number, _), of_row in zip(part, self._score(images, jobs, part), strict=True):
-                    scores[number].append(of_row)
+                for row, of_row in zip(part, self._score(images, jobs, part), strict=True):
+                    scores[row.job].append(of_row)
         return scores
 
-    def _score(self, images: ImageFeatures, jobs: Sequence[Job], rows: Sequence[tuple[int, Batch]]) -> Iterator[Tensor]:
-        """The scores of each row, a batch of groups of the job of this number."""
-        texts = [self.tagger.encode_labels([*self.object_names, NO_OBJECTS], batch.predicates) for _, batch in rows]
-        memory = self.tagger.fuse(images.of([number for number, _ in rows]), pad_labels(texts))
+    def _on_device(self, job: Job) -> Tensor:
+        pixels = job.pixels.to(self.device, non_blocking=True)
+        return normalise(enlarge(pixels, self._size(job.record))) if pixels.dtype == torch.uint8 else pixels
+
+    def _score(self, images: ImageFeatures, jobs: Sequence[Job], rows: Sequence[Row]) -> Iterator[Tensor]:
+        """The scores `[groups, pairs, predicates]` of each row."""
+        memory = self.tagger.fuse(images.of([row.job for row in rows]), pad_labels([row.texts for row in rows]))
         groups, owners = [], []
-        for row, (number, batch) in enumerate(rows):
-            boxes, labels = jobs[number].boxes.to(self.device), jobs[number].labels.to(self.device)
-            groups += [given_pairs(boxes, labels, group) for group in batch.groups]
-            owners += [row] * len(batch.groups)
+        for number, row in enumerate(rows):
+            job = jobs[row.job]
+            boxes, labels = job.boxes.to(self.device), job.labels.to(self.device)
+            groups += [given_pairs(boxes, labels, group) for group in row.batch.groups]
+            owners += [number] * len(row.batch.groups)
         scores = self.tagger.score_pairs(memory, groups, owners if len(rows) > 1 else None).float().cpu()
-        of_rows = scores.split([len(batch.groups) for _, batch in rows])
-        return (each[:, :, : len(batch.predicates)] for each, (_, batch) in zip(of_rows, rows, strict=True))
+        of_rows = scores.split([len(row.batch.groups) for row in rows])
+        return (each[:, :, : len(row.batch.predicates)] for each, row in zip(of_rows, rows, strict=True))
 
     def _relations(self, job: Job, scores: Sequence[Tensor]) -> list[Relation]:
         relations: list[Relation] = []
