@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models parser-model experiments experiment test test-integration test-all test-soak label-studio transformers-serve lint lint-github format docs bench clean
+.PHONY: install demo miniworld-models parser-model experiments experiment test test-integration test-all test-soak label-studio transformers-serve lint lint-github format docs bench gpu-check clean
 
 install: .venv/.installed
 
@@ -104,6 +104,10 @@ bench: install
 		name=$$(basename $$script .py); page=benchmarks/results/$${name#bench_}.md; echo $$page; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name > $$page.part && mv $$page.part $$page || exit 1; \
 	done
+
+# On a machine with an NVIDIA GPU: whether it computes what a CPU does, and how fast; in some minutes.
+gpu-check: install
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf .venv .serving demo-out build dist site .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -27,7 +27,11 @@ from sgpipe.stages.caption.blip import fuse_vision_attention
 from sgpipe.stages.caption.blip_decoder import BlipDecoder
 from sgpipe.stages.caption.decoding import NucleusSampling, sample_captions
 
-SHAPES = {"small": {"width": 384, "layers": 6, "heads": 6}, "base": {"width": 768, "layers": 12, "heads": 12}}
+SHAPES = {
+    "small": {"width": 384, "layers": 6, "heads": 6},
+    "base": {"width": 768, "layers": 12, "heads": 12},
+    "large": {"width": 768, "layers": 12, "heads": 12, "vision": (1024, 24, 16)},
+}
 VOCABULARY, START, END = 30524, 30522, 102
 PROMPT = [START, 1037, 3861, 1997]
 LIMITED = ("sgpipe", "of which vision tower")
@@ -37,23 +41,36 @@ PLAIN = {"top_p": 0.9, "top_k": 0, "repetition_penalty": 1.0}
 GREEDY = PUBLISHED | {"top_k": 1}
 
 
-def random_blip(width: int, layers: int, heads: int) -> BlipForConditionalGeneration:
-    """384 px, 30,524 words; scores are scaled so that a nucleus has dozens of tokens, as in a trained model."""
-    common = {
+def random_blip(
+    width: int, layers: int, heads: int, vision: tuple[int, int, int] | None = None
+) -> BlipForConditionalGeneration:
+    """384 px, 30,524 words; scores are scaled so that a nucleus has dozens of tokens, as in a trained model.
+
+    Args:
+        vision: width, layers and heads of the vision tower; None: those of the decoder.
+    """
+    vision = vision or (width, layers, heads)
+    text = {"vocab_size": VOCABULARY, "bos_token_id": START, "sep_token_id": END, "encoder_hidden_size": vision[0]}
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(
+        BlipConfig(
+            text_config=_transformer(width, layers, heads) | text,
+            vision_config=_transformer(*vision) | {"image_size": 384, "patch_size": 16},
+        )
+    )
+    with torch.no_grad():
+        model.text_decoder.bert.embeddings.word_embeddings.weight.mul_(8 * (768 / width) ** 0.5)
+    return model.eval()
+
+
+def _transformer(width: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "initializer_range": 0.02,
     }
-    text = {"vocab_size": VOCABULARY, "bos_token_id": START, "sep_token_id": END, "encoder_hidden_size": width}
-    torch.manual_seed(0)
-    model = BlipForConditionalGeneration(
-        BlipConfig(text_config=common | text, vision_config=common | {"image_size": 384, "patch_size": 16})
-    )
-    with torch.no_grad():
-        model.text_decoder.bert.embeddings.word_embeddings.weight.mul_(8 * (768 / width) ** 0.5)
-    return model.eval()
 
 
 def ours(model: BlipForConditionalGeneration) -> Callable[[Tensor, dict[str, Any]], list[list[int]]]:

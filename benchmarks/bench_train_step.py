@@ -30,10 +30,11 @@ from benchmarks.bench_tagger import OBJECTS, make_groups, make_predicates
 from benchmarks.measure import matrix_rate, operations, report
 from benchmarks.reference import PaddedTextEncoder, as_the_reference
 from rlip_model.attention import DeformableAttention
+from rlip_model.config import RTaggerConfig
 from rlip_model.dense_head import LabelledBoxes
 from rlip_model.losses import TaggerCriterion
 from rlip_model.model import RTagger
-from rlip_model.presets import preset
+from rlip_model.presets import preset, tiny_sizes
 from rlip_model.targets import Triplets
 from rlip_model.text import LabelFeatures, build_tokenizer
 from rlip_model.training.batches import TrainingBatch
@@ -58,27 +59,33 @@ class ReferenceObjective(Objective):
         return LabelFeatures(features.unsqueeze(0), len(batch.texts.objects))
 
 
-def make_batch() -> TrainingBatch:
+def make_batch(images: int = 1, height: int = 800, width: int = 1066) -> TrainingBatch:
     torch.manual_seed(0)
     texts = make_predicates(OBJECT_TEXTS + RELATION_TEXTS)
     objects = [*OBJECTS, *texts[: OBJECT_TEXTS - len(OBJECTS)]]
-    (pairs,) = make_groups(1)
-    relations = (torch.rand(len(pairs), RELATION_TEXTS) < 0.01).float()
+    groups = make_groups(images)
+    relations = [(torch.rand(len(pairs), RELATION_TEXTS) < 0.01).float() for pairs in groups]
     return TrainingBatch(
-        image_ids=("1",),
-        pixel_values=torch.randn(1, 3, 800, 1066),
-        padding=torch.zeros(1, 800, 1066, dtype=torch.bool),
-        triplets=(Triplets(**vars(pairs), relation_labels=relations),),
+        image_ids=tuple(map(str, range(images))),
+        pixel_values=torch.randn(images, 3, height, width),
+        padding=torch.zeros(images, height, width, dtype=torch.bool),
+        triplets=tuple(
+            Triplets(**vars(pairs), relation_labels=of) for pairs, of in zip(groups, relations, strict=True)
+        ),
         texts=Texts(tuple(objects), tuple(texts[-RELATION_TEXTS:])),
-        sizes=((1066, 800),),
-        boxes=(LabelledBoxes(pairs.subject_boxes, pairs.subject_labels),),
+        sizes=((width, height),) * images,
+        boxes=tuple(LabelledBoxes(pairs.subject_boxes, pairs.subject_labels) for pairs in groups),
     )
 
 
-def make_objective(kind: type[Objective], batch: TrainingBatch) -> Objective:
+def make_objective(kind: type[Objective], batch: TrainingBatch, *, miniature: bool = False) -> Objective:
     torch.manual_seed(0)
-    tagger = RTagger(preset("tagger", "resnet50"))
-    tagger.set_tokenizer(build_tokenizer([*batch.texts.objects, *batch.texts.relations]))
+    tokenizer = build_tokenizer([*batch.texts.objects, *batch.texts.relations])
+    config = preset("tagger", "resnet50")
+    if miniature:
+        config = RTaggerConfig(**tiny_sizes(len(tokenizer)) | {"num_queries": config.num_queries})
+    tagger = RTagger(config)
+    tagger.set_tokenizer(tokenizer)
     for module in tagger.modules():
         if isinstance(module, DeformableAttention):
             nn.init.normal_(module.sampling_offsets.weight, std=0.02)

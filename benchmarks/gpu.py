@@ -1,0 +1,297 @@
+"""What a GPU computes in comparison with a CPU, and how fast.
+
+    python -m benchmarks.gpu [--images N] [--threads N]
+
+First `tests/test_gpu.py`: what runs on a GPU gives what it gives on a CPU. Then the networks of published sizes, with
+random weights: the tagger (ResNet-50, float32) on both devices with the same inputs; the tag stage on JPEGs of 640x480
+and 480x640 with one group of pairs each, cached texts and images that are decoded in threads; ten captions of BLIP at
+384 px; a training step of the tagger on four images of 800x1066, in bfloat16 with a fused optimiser, and by the
+reference's procedure, in float32; deformable attention at the shape of the encoder. Seconds are the fewest of several
+rounds; how busy the GPU is, nvidia-smi says. The page becomes benchmarks/results/gpu.md. Without a GPU all of this runs
+in miniature on the CPU, and the tag stage with the simulated device of bench_waiting; that shows that the command
+works, and nothing about a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass, field
+from itertools import permutations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.bench_caption import LEAST, MOST, PROMPT, PUBLISHED, SAMPLES, SHAPES, random_blip
+from benchmarks.bench_deformable import SHAPES as LEVELS
+from benchmarks.bench_deformable import encoder_case, with_gradients
+from benchmarks.bench_tagger import OBJECTS, make_groups, make_predicates
+from benchmarks.bench_train_step import OPTIONS, ReferenceObjective, make_batch, make_objective
+from benchmarks.bench_waiting import TAGGER_SECONDS, Device, tag_stage
+from benchmarks.measure import report
+from benchmarks.reference import as_the_reference
+from rlip_model.attention import sample, sample_by_grid
+from rlip_model.checkpoint import save_atomically
+from rlip_model.config import RTaggerConfig
+from rlip_model.model import RTagger
+from rlip_model.presets import preset, tiny_sizes
+from rlip_model.text import build_tokenizer
+from rlip_model.training.objective import Objective
+from rlip_model.training.optimisation import make_optimizer
+from sgpipe.recipe import Resources, TagConfig
+from sgpipe.records import Box, Pair, Record
+from sgpipe.stages.caption.blip import fuse_vision_attention
+from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.decoding import NucleusSampling, sample_captions
+from sgpipe.stages.tag.stage import TagStage
+
+SPLIT, PREDICATES, PAIRS, GROUP = "drawn", 50, 90, 8
+SIZES = ((640, 480), (480, 640))
+END_OF_CAPTION = 102
+PAGE = Path(__file__).parent / "results" / "gpu.md"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is measured on: a GPU and published sizes, or the CPU and miniatures."""
+
+    device: torch.device
+    rounds: int = 5
+
+    @property
+    def real(self) -> bool:
+        return self.device.type == "cuda"
+
+    def synchronise(self) -> None:
+        if self.real:
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, way: Callable[[], object]) -> float:
+        """The fewest of several rounds, after one that warms up."""
+        way()
+        taken = []
+        for _ in range(self.rounds if self.real else 1):
+            self.synchronise()
+            began = time.perf_counter()
+            way()
+            self.synchronise()
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    def half(self) -> Any:
+        return torch.autocast("cuda", dtype=torch.bfloat16) if self.real else nullcontext()
+
+
+@dataclass
+class Busy:
+    """What nvidia-smi reported meanwhile: utilization in percent, memory in MB."""
+
+    utilization: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if not self.utilization:
+            return "not measured"
+        return f"{mean(self.utilization):.0f}%, {max(self.memory):,.0f} MB"
+
+
+@contextmanager
+def watched(machine: Machine) -> Iterator[Busy]:
+    """Samples nvidia-smi every 200 ms, if there is one."""
+    busy = Busy()
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-lms", "200"]
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if machine.real else None
+    except FileNotFoundError:
+        process = None
+    try:
+        yield busy
+    finally:
+        if process is not None:
+            process.terminate()
+            for line in process.communicate()[0].splitlines():
+                utilization, memory = line.split(",")
+                busy.utilization.append(float(utilization))
+                busy.memory.append(float(memory))
+
+
+def equality() -> str:
+    """The last line of the tests. Raises SystemExit: one fails."""
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode:
+        raise SystemExit("\n".join(["tests/test_gpu.py failed:", *lines[-40:]]))
+    return f"tests/test_gpu.py: {lines[-1].strip('= ')}."
+
+
+def make_tagger(machine: Machine) -> tuple[RTagger, list[str]]:
+    """With random weights, and its predicates."""
+    torch.manual_seed(0)
+    predicates = make_predicates(PREDICATES)
+    tokenizer = build_tokenizer([*OBJECTS, *predicates])
+    config = preset("tagger", "resnet50") if machine.real else RTaggerConfig(**tiny_sizes(len(tokenizer)))
+    tagger = RTagger(config).eval()
+    tagger.set_tokenizer(tokenizer)
+    return tagger, predicates
+
+
+@torch.no_grad()
+def difference_of_scores(machine: Machine) -> float:
+    """The largest difference of a tagger's scores between the device and the CPU, in float32."""
+    tagger, predicates = make_tagger(machine)
+    pixels, groups = torch.randn(1, 3, *((800, 1066) if machine.real else (96, 128))), make_groups(1)
+    groups = groups if machine.real else [type(groups[0])(*(part[:10] for part in vars(groups[0]).values()))]
+    scores = []
+    torch.backends.cudnn.allow_tf32 = False
+    for device in (torch.device("cpu"), machine.device):
+        nn.Module.to(tagger, device)
+        memory = tagger.fuse(tagger.encode_image(pixels.to(device)), tagger.encode_labels(OBJECTS, predicates))
+        given = [type(group)(*(part.to(device) for part in vars(group).values())) for group in groups]
+        scores.append(tagger.score_pairs(memory, given).cpu())
+    torch.backends.cudnn.allow_tf32 = True
+    return float((scores[0] - scores[1]).abs().max())
+
+
+def make_images(folder: Path, count: int, predicates: Sequence[str]) -> list[Record]:
+    """Smooth JPEGs of two sizes by turns, with ten boxes and all of their pairs."""
+    random, records = np.random.default_rng(0), []
+    for index in range(count):
+        width, height = SIZES[index % len(SIZES)]
+        coarse = random.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height)).save(folder / f"{index}.jpg", quality=90)
+        names = random.choice(OBJECTS[:-1], 10)
+        corners = random.uniform(0, 0.5, (10, 2)) * (width, height)
+        boxes = [
+            Box(str(name), 0, (float(x), float(y), 0.4 * width, 0.4 * height))
+            for name, (x, y) in zip(names, corners, strict=True)
+        ]
+        pairs = [Pair(one, other, list(predicates)) for one, other in permutations(range(10), 2)][:PAIRS]
+        records.append(Record(str(index), SPLIT, SPLIT, f"{index}.jpg", width, height, boxes, pairs=pairs))
+    return records
+
+
+def tagging(machine: Machine, count: int, threads: int) -> tuple[float, Busy]:
+    """Images per second of the tag stage, and how busy the GPU is."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, (tagger, predicates) = Path(temporary), make_tagger(machine)
+        records = make_images(folder, count, predicates)
+        if machine.real:
+            save_atomically(tagger, folder / "tagger")
+            resources = Resources(io_threads=threads, cpus=threads, gpus=1)
+            config = TagConfig(tagger=str(folder / "tagger"), threshold=0.9, resources=resources)
+            stage: Any = TagStage(config, {SPLIT: folder}, OBJECTS[:-1])
+            stage.setup()
+            stage(make_images(folder, 2 * GROUP, predicates))
+        else:
+            stage = tag_stage({SPLIT: folder}, OBJECTS[:-1], Device(TAGGER_SECONDS), threads)
+        with watched(machine) as busy:
+            began = time.perf_counter()
+            stage(records)
+            taken = time.perf_counter() - began
+    return count / taken, busy
+
+
+def captioning(machine: Machine, shape: str) -> float:
+    """Images per second with ten captions each, in groups as large as those of the caption stage."""
+    model = random_blip(**(SHAPES[shape] if machine.real else {"width": 48, "layers": 2, "heads": 2}))
+    fuse_vision_attention(model)
+    nn.Module.to(model, machine.device, torch.bfloat16 if machine.real else torch.float32)
+    decoder = BlipDecoder(model)
+    pixels = torch.randn(GROUP, 3, 384, 384).to(machine.device, model.dtype)
+    sampling = NucleusSampling(
+        SAMPLES, temperature=1.0, min_tokens=LEAST, max_tokens=MOST, end=END_OF_CAPTION, **PUBLISHED
+    )
+
+    @torch.inference_mode()
+    def caption() -> None:
+        states = model.vision_model(pixels).last_hidden_state
+        sample_captions(decoder, states, PROMPT, list(range(GROUP)), sampling)
+
+    return GROUP / machine.seconds(caption)
+
+
+def training_step(machine: Machine, kind: type[Objective]) -> float:
+    """Seconds of a step."""
+    batch = make_batch(4 if machine.real else 1, *((800, 1066) if machine.real else (96, 128))).to(machine.device)
+    objective = nn.Module.to(make_objective(kind, batch, miniature=not machine.real), machine.device).train()
+    is_reference = kind is ReferenceObjective
+    optimizer = make_optimizer(objective.network, OPTIONS)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with as_the_reference() if is_reference else machine.half():
+            losses = objective(batch)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), OPTIONS.clip_norm)
+        optimizer.step()
+
+    return machine.seconds(step)
+
+
+def attention(machine: Machine) -> dict[str, tuple[float, float]]:
+    """Milliseconds of one `grid_sample` per level, and of sgpipe's sampling."""
+    case = tuple(tensor.to(machine.device) for tensor in encoder_case())
+
+    def forward(way: Callable[..., Tensor]) -> Callable[[], object]:
+        return torch.no_grad()(lambda: way(case[0], LEVELS, *case[1:]))
+
+    def both(way: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: with_gradients(way, case)
+
+    return {
+        name: (1e3 * machine.seconds(run(sample_by_grid)), 1e3 * machine.seconds(run(sample)))
+        for name, run in (("forward", forward), ("forward + backward", both))
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--images", type=int, default=0, help="of the tag stage; 0: 1,000, without a GPU 40")
+    parser.add_argument("--threads", type=int, default=min(8, os.cpu_count() or 1), help="that decode images")
+    options = parser.parse_args()
+    machine = Machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    tests, difference = equality(), difference_of_scores(machine)
+    table = Table(
+        "what", "figure", "goal on an H100", title="throughput" if machine.real else "throughput of miniatures"
+    )
+    rate, busy = tagging(machine, options.images or (1000 if machine.real else 40), options.threads)
+    table.add_row("tagging, images/s", f"{rate:.1f}", "60")
+    table.add_row("GPU meanwhile: busy, memory", str(busy), "85%")
+    for shape, goal in (("base", "60"), ("large", "25")):
+        table.add_row(f"ten captions, BLIP-{shape}, images/s", f"{captioning(machine, shape):.1f}", goal)
+    reference, ours = (training_step(machine, kind) for kind in (ReferenceObjective, Objective))
+    table.add_row("training step of the reference, s", f"{reference:.3f}", "")
+    table.add_row("training step of sgpipe, s", f"{ours:.3f}", f"{reference / 1.5:.3f}")
+    for name, (grid, own) in attention(machine).items():
+        table.add_row(f"deformable attention, {name}, ms: grid_sample, sgpipe", f"{grid:.2f}, {own:.2f}", "")
+    remarks = ["No GPU: miniatures on the CPU, and a simulated device.", tests]
+    if machine.real:
+        remarks = [
+            f"Device: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}.",
+            tests,
+            f"Scores of the tagger in float32 differ by at most {difference:.0e} from those of the CPU.",
+        ]
+    page = io.StringIO()
+    with redirect_stdout(page):
+        report(__doc__, *remarks, table)
+    print(page.getvalue(), end="")
+    if machine.real:
+        PAGE.write_text(page.getvalue())
+
+
+if __name__ == "__main__":
+    main()
