@@ -11,12 +11,13 @@ from itertools import groupby
 import ray
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import Resources
+from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
 from sgpipe.stages.base import Stage
 from sgpipe.utils.console import count
 from sgpipe.utils.machines import Machine, Need, amounts, best_place, describe, machines_of, place
 
 _ROUNDING = 1e-6
+_MOST_CPUS = 4  # of an actor with a GPU: threads on as many keep it supplied
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,46 @@ def required_resources(pools: Sequence[Pool]) -> list[Need]:
 def cluster_has(required: Sequence[Need]) -> bool:
     """Whether these actors fit on the machines of the cluster, as it is now."""
     return place(required, cluster_machines()) is not None
+
+
+def share_gpus(recipe: Recipe, stages: Sequence[str], gpus: int, cpus: int) -> Recipe:
+    """The recipe with the GPUs of this machine shared by its models, so that each GPU gets one actor of each.
+
+    Unchanged if a stage asks for GPUs itself. A stage whose `resources.gpus` is set to 0, or whose device is the CPU,
+    gets none. Actors also get CPUs for the threads that open images, unless `resources.cpus` is set.
+
+    Args:
+        stages: the names of those that run.
+        gpus, cpus: of this machine.
+    """
+    models = {name: config for name, config in _local_models(recipe).items() if name in stages}
+    if not gpus or cpus < 2 or any(config.resources.gpus for config in models.values()):
+        return recipe
+    willing = {
+        name: config
+        for name, config in models.items()
+        if config.device in ("auto", "cuda") and "gpus" not in config.resources.model_fields_set
+    }
+    threads = (
+        min(cpus / (gpus * len(willing)) / 2, _MOST_CPUS) if willing else 0.0
+    )  # the other half is for other stages
+    changed = {}
+    for name, config in willing.items():
+        resources = {"gpus": math.floor(100 / len(willing)) / 100, "cpus": math.floor(threads) or max(threads, 0.1)}
+        kept = {key: value for key, value in resources.items() if key not in config.resources.model_fields_set}
+        changed[name] = config.model_copy(update={"resources": config.resources.model_copy(update=kept)})
+    return recipe.model_copy(update=changed)
+
+
+def _local_models(recipe: Recipe) -> dict[str, DetectConfig | CaptionConfig | ParseConfig | TagConfig]:
+    """The configuration of the stages whose models run in their actors."""
+    here: dict[str, tuple[bool, DetectConfig | CaptionConfig | ParseConfig | TagConfig]] = {
+        "detect": (recipe.detect.detector is not None, recipe.detect),
+        "caption": (recipe.caption.captioner is not None and recipe.caption.endpoint is None, recipe.caption),
+        "parse": (recipe.parse.parser == "seq2seq", recipe.parse),
+        "tag": (recipe.tag.tagger is not None and recipe.tag.endpoint is None, recipe.tag),
+    }
+    return {name: config for name, (is_here, config) in here.items() if is_here}
 
 
 def unused_gpus(stages: Sequence[Stage]) -> str | None:

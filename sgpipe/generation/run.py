@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sgpipe.calibration import choose_thresholds
 from sgpipe.errors import UserError, existing_file, existing_folder, existing_model, in_python
 from sgpipe.generation.identity import as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import STAGES, Reuse
-from sgpipe.generation.pools import Pool, Utilization, plan_pools, unused_gpus
+from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, unused_gpus
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.run_images import as_named, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
@@ -78,7 +81,7 @@ def generate(
             recipe = with_model_folders(_going_on(recipe, before, progress).model_copy(update={"source": source}))
             roots = open_image_roots(recipe.source, folder, progress)
             indexes = _open_sources(recipe, roots, folder, progress)
-            manifest = folder.open(_description(recipe, before, folder, indexes, roots, reuse))
+            manifest = folder.open(_description(_with_gpus(recipe, reuse), before, folder, indexes, roots, reuse))
             folder.set_ground_truth(ground_truth)
         for split, index in indexes.items():
             index.move(folder.index(split))
@@ -86,7 +89,7 @@ def generate(
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
         if units and reuse:
             reuse.parent.check_rows(rows)
-        work = _Work.plan(recipe, indexes, roots, units, progress, reuse) if units else None
+        work = _Work.plan(_with_gpus(recipe, reuse), indexes, roots, units, progress, reuse) if units else None
         _ask_again(folder, retry_failed)
         folder.sweep(manifest)
         remove_unused(recipe.source, folder.private)
@@ -101,6 +104,14 @@ def generate(
                 _run(work, recipe, folder, manifest, progress, mirror)
             folder.sweep(manifest)
         return summarise(manifest, sum(rows.values()), indexes)
+
+
+def _with_gpus(recipe: Recipe, reuse: Reuse | None) -> Recipe:
+    """The recipe, with the GPUs of this machine if it runs here; in a cluster the recipe says what an actor gets."""
+    if recipe.engine.address is not None:
+        return recipe
+    stages, cpus = reuse.stages if reuse else STAGES, recipe.engine.cpus or os.cpu_count() or 1
+    return share_gpus(recipe, stages, torch.cuda.device_count(), cpus)
 
 
 def _copy_indexes(
@@ -317,7 +328,8 @@ class _Work:
         if note := unused_gpus(stages):
             progress.say(note)
         for pool in pools:
-            progress.say(f"{count(pool.actors, 'actor')}: {pool.name}")
+            of = f" of {pool.need}" if pool.need.gpus else ""
+            progress.say(f"{count(pool.actors, 'actor')}{of}: {pool.name}")
         return cls(stages, units, pools, reuse)
 
 

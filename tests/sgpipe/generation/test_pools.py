@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from benchmarks.bench_pipeline import utilization_line
 from sgpipe.errors import UserError
 from sgpipe.generation import pools
-from sgpipe.generation.pools import Pool, Utilization, cluster_has, plan_pools, required_resources
-from sgpipe.recipe import Resources
+from sgpipe.generation.pools import Pool, Utilization, cluster_has, plan_pools, required_resources, share_gpus
+from sgpipe.recipe import Recipe, Resources
 from sgpipe.utils.machines import machines_of
 
 
@@ -270,3 +270,52 @@ def test_without_shards_utilization_is_zero():
 def test_the_benchmark_of_the_pipeline_finds_the_line():
     line = str(Utilization([Pool((TAG,), Resources(), actors=1)]))
     assert utilization_line(f"starting Ray\n{line}\n") == line
+
+
+def shared(gpus: int, cpus: int, **settings: Any) -> Recipe:
+    given = {"caption": {"captioner": "blip"}, "tag": {"tagger": "tagger"}, **settings}
+    return share_gpus(Recipe.model_validate(given), ("detect", "caption", "parse", "pair", "tag"), gpus, cpus)
+
+
+def planned_on(gpus: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:
+    recipe = shared(gpus, cpus, **settings)
+    stages = [Stub(name, getattr(recipe, name).resources) for name in ("caption", "parse", "pair", "tag")]
+    pools = plan_pools(stages, 100, machines_of([node(cpus, gpus)]))
+    return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in pools]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "expected"),
+    [(1, 16, (1, 8, 1)), (8, 96, (8, 48, 8)), (2, 8, (2, 4, 2)), (1, 2, (1, 1, 1)), (4, 4, (4, 2, 4))],
+)
+def test_each_gpu_gets_a_captioner_and_a_tagger(gpus: int, cpus: int, expected: tuple[int, ...]) -> None:
+    assert planned_on(gpus, cpus) == list(zip(("caption", "parse+pair", "tag"), expected, strict=True))
+
+
+def test_models_share_the_gpus_of_a_machine() -> None:
+    recipe = shared(1, 16)
+    assert recipe.caption.resources == recipe.tag.resources == Resources(gpus=0.5, cpus=4)
+    assert recipe.parse.resources == Resources()
+    assert shared(1, 16, caption={}).tag.resources.gpus == 1
+    three = shared(1, 16, detect={"detector": "detr"})
+    assert {three.detect.resources.gpus, three.caption.resources.gpus, three.tag.resources.gpus} == {0.33}
+    served = shared(1, 16, caption={"captioner": "qwen", "endpoint": "http://localhost:8000/v1"})
+    assert (served.caption.resources.gpus, served.tag.resources.gpus) == (0, 1)
+    assert shared(1, 16, tag={"method": "overlap"}).caption.resources.gpus == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tag": {"tagger": "t", "resources": {"gpus": 0.25}}},
+        {"tag": {"tagger": "t", "device": "cpu"}, "caption": {"captioner": "c", "resources": {"gpus": 0}}},
+        {"tag": {"method": "all"}, "caption": {}},
+    ],
+)
+def test_what_the_recipe_says_of_gpus_is_kept(settings: dict[str, Any]) -> None:
+    assert shared(2, 16, **settings) == shared(0, 16, **settings)
+
+
+def test_the_cpus_that_the_recipe_sets_are_kept() -> None:
+    recipe = shared(1, 16, tag={"tagger": "t", "resources": {"cpus": 2, "actors": 3}})
+    assert recipe.tag.resources == Resources(gpus=0.5, cpus=2, actors=3)
