@@ -104,10 +104,10 @@ class SourceConfig(Config):
     )
     hub: HubConfig = HubConfig()
     drawn: MiniworldConfig = MiniworldConfig()
-    ground_truth: Path | None = Field(
+    ground_truth: StoredPath | None = Field(
         None, description="run or import with relations of the same images; generate then prints precision and recall"
     )
-    image_data: Path | None = Field(
+    image_data: StoredPath | None = Field(
         None, description="image_data.json, if the ground truth is Visual Genome's and the images are COCO's"
     )
 
@@ -234,8 +234,8 @@ class PairConfig(Config):
     restrict: Literal["pair", "group"] = Field(
         "pair", description="keep only a pair's own predicates, or those of its whole group, as RLIPv2's code"
     )
-    synonyms: Path | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
-    prior: Path | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
+    synonyms: StoredPath | None = Field(None, description="JSON {class name: [synonyms]}; null: the packaged table")
+    prior: StoredPath | None = Field(None, description="scene graphs (VG JSON) for `candidates: prior`")
     require_overlap: bool = Field(False, description="only pairs of overlapping boxes")
     max_pairs: int = Field(10_000, ge=1, description="maximum number of candidate pairs per image")
     resources: Resources = Resources()
@@ -267,7 +267,7 @@ class TagConfig(Config):
     threshold: float = Field(
         0.05, ge=0, lt=1, description="keep relations above this confidence; with a calibration: this probability"
     )
-    calibration: Path | None = Field(None, description="file of `sgpipe calibrate` for this tagger; null: none")
+    calibration: StoredPath | None = Field(None, description="file of `sgpipe calibrate` for this tagger; null: none")
     precision: float | None = Field(
         None, gt=0, le=1, description="with a calibration, keep relations with this expected precision; null: threshold"
     )

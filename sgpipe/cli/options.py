@@ -155,7 +155,10 @@ Tagger = Annotated[
 ]
 CalibrationFile = Annotated[
     Path | None,
-    typer.Option(help="File of `sgpipe calibrate`; minimum confidences are probabilities then.", callback=reads_file),
+    typer.Option(
+        help="File of `sgpipe calibrate`, also in a store; minimum confidences are probabilities then.",
+        callback=reads_stored_file,
+    ),
 ]
 ExpectedPrecision = Annotated[
     float | None,
@@ -188,7 +191,8 @@ GroundTruthFolder = Annotated[
 ImageData = Annotated[
     Path | None,
     typer.Option(
-        help="Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO.", callback=reads_file
+        help="Visual Genome's image_data.json, if Visual Genome is the ground truth for COCO; also in a store.",
+        callback=reads_stored_file,
     ),
 ]
 GuessedSplit = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgpipe.cli.options import GuessedSplit, ImageData, reads_dataset, reads_folder, reads_later, reads_run
+from sgpipe.cli.options import GuessedSplit, ImageData, reads_dataset, reads_later, reads_run
 from sgpipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,20 +45,22 @@ class SourceOptions:
     truth: Annotated[
         Path | None,
         typer.Option(
-            help="Run or import with ground truth of the same images; prints precision and recall.",
-            callback=reads_folder,
+            help="Run or import with ground truth of the same images, also in a store; prints precision and recall.",
+            callback=reads_run,
         ),
     ] = None
     image_data: ImageData = None
 
     def overrides(self) -> dict[str, Any]:
         """The settings of the options that need no others; None: not given."""
+        from sgpipe.utils.stored_files import joined
+
         return {
             "source.root": self.root,
             "source.hub.dataset": self.dataset,
             "source.hub.split": self.split if self.dataset else None,
-            "source.ground_truth": self.truth and self.truth.absolute(),
-            "source.image_data": self.image_data and self.image_data.absolute(),
+            "source.ground_truth": self.truth and joined(Path.cwd(), self.truth),
+            "source.image_data": self.image_data and joined(Path.cwd(), self.image_data),
         }
 
     def check(self, source: SourceConfig) -> None:

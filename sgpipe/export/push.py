@@ -22,11 +22,11 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
-from sgpipe.utils.hashing import file_sha256, fingerprint
+from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.hub import naming_hub
 from sgpipe.utils.locking import only_process
 from sgpipe.utils.model_cache import cache_folder
-from sgpipe.utils.stored_files import uri_of
+from sgpipe.utils.stored_files import stored_sha256, uri_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -167,7 +167,7 @@ def _state(manifest: Manifest, to: str, options: Mapping[str, Any]) -> str:
         {
             "to": to,
             "options": {name: str(value) for name, value in options.items()},
-            "calibration": calibration and file_sha256(calibration),
+            "calibration": calibration and stored_sha256(calibration),
             "run": manifest.run,
             "shards": [[shard.file, shard.sha256] for shard in manifest.shards],
         }

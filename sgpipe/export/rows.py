@@ -20,7 +20,7 @@ from sgpipe.errors import UserError, naming
 from sgpipe.records import NO_OBJECT, SCHEMA, Record, Relation, from_table
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import open_shard
-from sgpipe.utils.hashing import file_sha256
+from sgpipe.utils.stored_files import stored_sha256
 
 _IMAGE = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 
@@ -78,7 +78,7 @@ class ExportRows:
         relations = self.census.predicates.total()
         exported: dict[str, Any] = {"threshold": self.threshold, "relations": relations, "of": of}
         if self.calibration_file is not None:
-            exported["calibration"] = file_sha256(self.calibration_file)
+            exported["calibration"] = stored_sha256(self.calibration_file)
         return {"exported": exported}
 
     @property

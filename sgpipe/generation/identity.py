@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sgpipe.errors import existing_file
 from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, SERVED, CaptionConfig, Config, Recipe, TagConfig
 from sgpipe.stages.caption.families import settings_of
 from sgpipe.stages.parse.parser import parser_identity
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
-from sgpipe.utils.hashing import file_sha256, model_sha256
+from sgpipe.utils.hashing import model_sha256
+from sgpipe.utils.stored_files import stamp_stored, stored_sha256, uri_of
 
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 # Runs of earlier versions do not name these settings: as they are by default, they are not part of an identity.
@@ -52,10 +52,11 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     elif recipe.tag.calibration is None:  # runs of earlier versions do not name it
         del parts["tag"]["calibration"], parts["tag"]["precision"]
     else:
-        parts["tag"]["calibration"] = file_sha256(existing_file(recipe.tag.calibration))
+        stamp_stored(recipe.tag.calibration)
+        parts["tag"]["calibration"] = stored_sha256(recipe.tag.calibration)
     for name in ("synonyms", "prior"):
         path = getattr(recipe.pair, name)
-        parts["pair"][name] = file_sha256(path) if path and path.is_file() else None
+        parts["pair"][name] = stored_sha256(path) if path and (uri_of(path) or path.is_file()) else None
     return parts
 
 

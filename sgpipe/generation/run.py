@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sgpipe.calibration import choose_thresholds
-from sgpipe.errors import UserError, existing_file, existing_folder, existing_model, in_python
+from sgpipe.errors import UserError, existing_model, existing_place, in_python
 from sgpipe.generation.identity import as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import STAGES, Reuse
 from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, unused_gpus
@@ -183,10 +183,10 @@ def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
             stamp_stored(source.path(path))
     for path in (pair.synonyms, pair.prior):
         if path is not None and "pair" in stages:
-            existing_file(path)
+            stamp_stored(path)
     choose_thresholds(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None:
-        existing_folder(source.path(source.ground_truth))
+        existing_place(source.path(source.ground_truth))
     models = {"detect": recipe.detect.detector}
     if recipe.caption.endpoint is None:
         models["caption"] = recipe.caption.captioner

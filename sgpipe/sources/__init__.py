@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import UserError, existing_file
+from sgpipe.errors import UserError
 from sgpipe.image_roots import Location, absolute, existing_images
 from sgpipe.recipe import SourceConfig
 from sgpipe.sources import miniworld
@@ -49,7 +49,7 @@ def prepare_source(
     )
     Manifest.load(ground_truth.relations)  # fails now, not at the end of a long run
     if ground_truth.image_data:
-        existing_file(ground_truth.image_data)
+        stamp_stored(ground_truth.image_data)
     return source, ground_truth
 
 

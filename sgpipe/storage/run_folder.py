@@ -23,6 +23,7 @@ from sgpipe.storage.storage import LocalFolder, ObjectStore, Storage
 from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.hashing import differences, fingerprint
 from sgpipe.utils.locking import FolderLock, is_locked, locked_folder
+from sgpipe.utils.stored_files import joined, shown_path, uri_of
 
 PRIVATE, _NEW = ".sgpipe", "new-"
 _GROUND_TRUTH, _MINIWORLD_0_1 = "ground_truth.json", "drawn/drawn.json"
@@ -101,7 +102,7 @@ class RunFolder:
             named = {"relations": "drawn/true", "required": "drawn/composed"}
         else:
             return None
-        return GroundTruth(**{role: self.private.absolute() / path for role, path in named.items()})
+        return GroundTruth(**{role: joined(self.private.absolute(), path) for role, path in named.items()})
 
     def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
         """Keep where the ground truth is, or that there is none."""
@@ -110,11 +111,11 @@ class RunFolder:
             file.unlink(missing_ok=True)
             return
         private = self.private.absolute()
-        named = {role: path.absolute() for role, path in vars(ground_truth).items() if path}
+        named = {role: path if uri_of(path) else path.absolute() for role, path in vars(ground_truth).items() if path}
         relative = {
             role: path.relative_to(private) if path.is_relative_to(private) else path for role, path in named.items()
         }
-        write_text(file, json.dumps({role: str(path) for role, path in relative.items()}))
+        write_text(file, json.dumps({role: str(shown_path(path)) for role, path in relative.items()}))
 
     @property
     def is_locked(self) -> bool:

@@ -14,7 +14,7 @@ from rlip_model.training.augment import Augmentation
 from rlip_model.training.optimisation import Optimisation
 from rlip_model.training.sampling import Strategy
 from sgpipe.errors import UserError, in_python
-from sgpipe.recipe import Config, ImageLocation, SplitName
+from sgpipe.recipe import Config, ImageLocation, SplitName, StoredPath
 from sgpipe.storage.remote import uri_of
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
@@ -90,7 +90,7 @@ class DataConfig(Config):
         description="minimum confidence of a relation, with a calibration: minimum probability; relations without "
         "confidence are always used",
     )
-    calibration: Path | None = Field(
+    calibration: StoredPath | None = Field(
         None, description="file of `sgpipe calibrate` for the tagger that labelled the shards; null: none"
     )
     precision: float | None = Field(

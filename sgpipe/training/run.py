@@ -36,8 +36,9 @@ from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices
-from sgpipe.utils.hashing import file_sha256, fingerprint
+from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import locked_folder
+from sgpipe.utils.stored_files import stored_sha256
 
 _RUN, _RECIPE, _TENSORBOARD = "run.json", "recipe.yaml", "tensorboard"
 _ROWS = "pictures"  # the number of images, under its name in trainings since 0.1
@@ -181,7 +182,7 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
         del part["images"]
         part["shards"] = _content(Path(part["shards"]))
     if job.recipe.data.calibration is not None:
-        recipe["data"]["calibration"] = file_sha256(job.recipe.data.calibration)
+        recipe["data"]["calibration"] = stored_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
     return in_todays_settings({"sgpipe": __version__, **recipe, _ROWS: rows})

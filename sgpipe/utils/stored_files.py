@@ -6,6 +6,7 @@ A URI that has been a `Path` is `s3:/bucket/file`; `uri_of` finds it again.
 from __future__ import annotations
 
 import re
+from hashlib import file_digest
 from io import BufferedReader
 from pathlib import Path
 from typing import cast
@@ -73,6 +74,12 @@ def stamp_stored(path: Path | str) -> list[str | int | None]:
     assert uri is not None
     info = _info(uri)
     return [uri, info.size, info.version or info.modified.isoformat()]
+
+
+def stored_sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes. Raises as `open_stored`."""
+    with open_stored(path) as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _info(uri: str) -> ObjectInfo:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from sgpipe.calibration import scoring_of_recipe
 from sgpipe.cli.main import app
 from sgpipe.errors import StoreError, UserError
 from sgpipe.image_roots import located
 from sgpipe.image_roots.folder import FolderRoot
-from sgpipe.recipe import Recipe, SourceConfig, load_recipe
+from sgpipe.recipe import Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import Record
 from sgpipe.sources import open_source
 from sgpipe.sources.formats import infer_split
@@ -22,7 +23,10 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils import stored_files
 from sgpipe.utils.stored_files import joined, shown_path, stamp_stored, uri_of
+from tests.factories import make_calibration
 from tests.integration.faults.conftest import Faults
+from tests.integration.faults.test_view_store import upload
+from tests.sgpipe.generation.in_process import without_ray
 
 INSTANCES = {
     "images": [{"id": n, "file_name": f"{n}.jpg", "width": 80, "height": 60} for n in range(50)],
@@ -219,3 +223,93 @@ class TestImport:
     @pytest.mark.parametrize("name", ["train.json", "train.json?endpoint_override=http://host:9"])
     def test_the_split_is_named_after_the_object(self, tmp_path, name):
         assert infer_split(Path(f"s3://bucket/{name}"), tmp_path) == "train"
+
+
+def label(dataset: Path, out: Path, *options: object) -> dict[str, Any]:
+    """Label the miniworld's images with the tagger and the captions that come with it, without Ray."""
+    sources = ["--images", dataset / "images", "--annotations", dataset / "instances.json"]
+    sources += [
+        "--split",
+        "val",
+        "--captions",
+        dataset / "captions.json",
+        "--tagger",
+        "MINIWORLD",
+        "--out",
+        out,
+        "--json",
+    ]
+    with without_ray():
+        done = CliRunner().invoke(app, [str(word) for word in ["generate", "coco", *sources, *options]])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_calibration_ground_truth_and_synonyms_may_be_in_a_store(store: ObjectStore, tmp_path: Path) -> None:
+    drawn, truth = tmp_path / "drawn", tmp_path / "truth"
+    settings = ["--set", "tag.short_side=96", "--set", "tag.long_side=160", "--set", "tag.threshold=0.2"]
+    for arguments in (
+        ["miniworld", "--count", "6", "--out", drawn],
+        ["import", "vg", "--annotations", drawn / "scene_graphs.json", "--images", drawn / "images", "--out", truth],
+    ):
+        done = CliRunner().invoke(app, [str(word) for word in arguments])
+        assert done.exit_code == 0, done.output
+    words = tmp_path / "synonyms.json"
+    words.write_text(json.dumps({"person": ["man", "woman", "person"]}))
+    recipe = load_recipe("coco", {"tag.tagger": "MINIWORLD", "tag.short_side": 96, "tag.long_side": 160})
+    scoring = scoring_of_recipe(with_model_folders(recipe).tag, recipe.pair)
+    calibration = make_calibration(tmp_path / "calibration.json", scoring, {"on": 0.5}, offset=0.1)
+    for file in (words, calibration):
+        store.put(file.name, file.read_bytes())
+    upload(truth, store)
+
+    def given(place: str | Path, truth: str | Path) -> list[object]:
+        files = ["--calibration", f"{place}/{calibration.name}", "--set", f"pair.synonyms={place}/{words.name}"]
+        return [*settings, *files, "--truth", truth]
+
+    expected = label(drawn, tmp_path / "local", *given(tmp_path, truth))
+    found = label(drawn, tmp_path / "stored", *given(store.uri, store.uri))
+    assert found["quality"] == expected["quality"] is not None
+    assert found["counts"]["relations"] == expected["counts"]["relations"] > 0
+    runs = [Manifest.load(tmp_path / name).run for name in ("local", "stored")]
+    assert runs[0]["identity"]["tag"]["calibration"] == runs[1]["identity"]["tag"]["calibration"]
+    assert runs[0]["identity"]["pair"]["synonyms"] == runs[1]["identity"]["pair"]["synonyms"] is not None
+    audit = CliRunner().invoke(app, ["stats", str(tmp_path / "stored"), "--json"])
+    assert json.loads(audit.stdout)["ground_truth"]
+    store.put(words.name, json.dumps({"person": ["man"]}).encode())
+    arguments = ["generate", "coco", "--images", drawn / "images", "--annotations", drawn / "instances.json"]
+    arguments += [
+        "--split",
+        "val",
+        "--captions",
+        drawn / "captions.json",
+        "--tagger",
+        "MINIWORLD",
+        "--out",
+        tmp_path / "stored",
+    ]
+    changed = CliRunner().invoke(app, [str(word) for word in [*arguments, *given(store.uri, store.uri)]])
+    assert changed.exit_code == 2
+    assert "pair.synonyms" in changed.output
+
+
+@pytest.mark.parametrize("option", ["--calibration", "--truth", "--image-data"])
+def test_what_is_missing_in_a_store_is_said_before_work_begins(store: ObjectStore, tmp_path: Path, option: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "a.json").write_text(json.dumps(INSTANCES))
+    arguments = ["generate", "coco", "--images", tmp_path / "images", "--annotations", tmp_path / "a.json"]
+    arguments += [
+        "--split",
+        "val",
+        "--captioner",
+        "MINIWORLD",
+        "--tagger",
+        "MINIWORLD",
+        option,
+        f"{store.uri}/nowhere.json",
+    ]
+    done = CliRunner().invoke(app, [str(word) for word in [*arguments, "--out", tmp_path / "out"]])
+    assert done.exit_code == 2, done.output
+    assert "nowhere.json" in done.output
+    assert not (tmp_path / "out").exists()

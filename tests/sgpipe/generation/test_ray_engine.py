@@ -109,15 +109,17 @@ def test_a_graph_on_a_cluster_that_has_room_may_take_its_time(monkeypatch: pytes
 
 def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(monkeypatch: pytest.MonkeyPatch):
     cluster = Cluster(monkeypatch, False)
-    polled = cluster.has
+    polled, entered = cluster.has, threading.Event()
 
     def advance(required: object) -> bool:
+        assert entered.wait(30)
         advanced.set()
         advanced.clear = lambda: None  # as if a row came before each poll
         return polled(required)
 
     monkeypatch.setattr(ray_engine, "cluster_has", advance)
     with ray_engine._watch("graph", []) as advanced:
+        entered.set()
         assert not cluster.long_after.wait(0.2)
     assert cluster.killed == []
     assert cluster.polls == 1
