@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from sgpipe.stages.detect.detectors import load_detector, trained_sides
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, enough_memory, pick_device, pick_dtype
 from sgpipe.utils.machines import machines_of
+from sgpipe.utils.prefetch import prefetch
 
 PERSON = "person"
 Task = Literal["hoi", "zero-shot hoi", "scene graph"]
@@ -133,15 +133,10 @@ class Predictor:
 
     def _batches(self, rows: Iterable[ImageRow]) -> Iterator[list[tuple[ImageRow, Tensor, str | None]]]:
         """Read images in threads, a few batches ahead."""
-        pending: deque[Future[tuple[ImageRow, Tensor, str | None]]] = deque()
         size = self.config.batch
-        with ThreadPoolExecutor(self.config.threads, thread_name_prefix="images") as pool:
-            for row in rows:
-                pending.append(pool.submit(self._read, row))
-                if len(pending) > _PREFETCH * size:
-                    yield [pending.popleft().result() for _ in range(size)]
-            while pending:
-                yield [pending.popleft().result() for _ in range(min(size, len(pending)))]
+        with prefetch(self._read, rows, self.config.threads, _PREFETCH * size) as images:
+            while batch := list(islice(images, size)):
+                yield batch
 
     def _read(self, row: ImageRow) -> tuple[ImageRow, Tensor, str | None]:
         if row.error is not None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
@@ -20,6 +18,7 @@ from fsspec import AbstractFileSystem
 
 from sgpipe.errors import StoreError
 from sgpipe.utils.object_store import ObjectReader
+from sgpipe.utils.prefetch import prefetch
 from sgpipe.utils.stored_files import uri_of as uri_of
 
 _QUERY = re.compile(r"\?.*?(?=/\w+/[^/]+\.parquet$|$)")
@@ -91,17 +90,8 @@ def opened_ahead(paths: Sequence[Path]) -> Generator[BinaryIO | None, None, None
     if not paths or uri_of(paths[0]) is None:
         yield from [None] * len(paths)
         return
-    pool = ThreadPoolExecutor(_OPENED_AHEAD, thread_name_prefix="shards")
-    try:
-        opening: deque[Future[BinaryIO | None]] = deque()
-        for path in paths:
-            opening.append(pool.submit(_opened_or_none, path))
-            if len(opening) > _OPENED_AHEAD:
-                yield opening.popleft().result()
-        while opening:
-            yield opening.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with prefetch(_opened_or_none, paths, _OPENED_AHEAD, _OPENED_AHEAD + 1) as opened:
+        yield from opened
 
 
 def _opened_or_none(path: Path) -> BinaryIO | None:
