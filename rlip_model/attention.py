@@ -1,12 +1,18 @@
 """Multi-scale deformable attention (Deformable DETR, section 4.1) in portable PyTorch.
 
-There are two sampling methods, which agree up to rounding: embedding bags (`rlip_model.embedding_bag_sampling`), many
-times faster on a CPU, and `grid_sample`, for GPUs and for degenerate sizes.
+There are three sampling methods, which agree up to rounding: embedding bags (`rlip_model.embedding_bag_sampling`), many
+times faster on a CPU; the kernels of deformops for GPUs, if it is installed and passes a test; and `grid_sample`, for
+other GPUs and for degenerate sizes.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +20,10 @@ from torch import Tensor, nn
 
 from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 from rlip_model.position import at_least_float32
+
+Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+_LARGEST_DIFFERENCE = 1e-3
 
 
 def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -27,9 +37,11 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
         weights: `[batch, queries, heads, levels, points]`.
 
     Returns:
-        `[batch, queries, heads * dim]` in the dtype of `value`; computed in at least float32.
+        `[batch, queries, heads * dim]` in the dtype of `value`; computed in at least float32, except by deformops.
     """
     dtype = value.dtype
+    if value.is_cuda and (operator := gpu_operator(value.device)) is not None:
+        return sample_by_operator(operator, value, shapes, locations, weights)
     value = at_least_float32(value)
     locations, weights = locations.to(value.dtype), weights.to(value.dtype)
     smallest = min(min(shape) for shape in shapes)
@@ -55,6 +67,59 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     stacked = torch.stack(sampled, dim=-2).flatten(-2)
     folded = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes) * points)
     return (stacked * folded).sum(-1).view(batch, heads * dim, queries).transpose(1, 2)
+
+
+def sample_by_operator(operator: Operator, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """`sample` with an operator as in Deformable DETR.
+
+    Args:
+        operator: from value, the (height, width) of each level, the first token of each level, normalised locations
+            `[batch, queries, heads, levels, points, 2]` and weights `[batch, queries, heads, levels * points]`.
+    """
+    sizes, starts = _levels(tuple(map(tuple, shapes)), value.device)
+    pixels = at_least_float32(locations).permute(0, 1, 3, 4, 5, 2)
+    normalised = (pixels + 0.5) / sizes.flip(1).unsqueeze(1)
+    return operator(value, sizes, starts, normalised, weights.to(value.dtype).flatten(-2)).to(value.dtype)
+
+
+@lru_cache(maxsize=256)
+def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    sizes = torch.tensor(shapes, device=device)
+    return sizes, sizes.prod(1).cumsum(0) - sizes.prod(1)
+
+
+@lru_cache
+def gpu_operator(device: torch.device) -> Operator | None:
+    """deformops' operator, if it is installed and agrees with `grid_sample` on this device; else a warning and None."""
+    try:
+        operator: Operator = importlib.import_module("deformops.registry").msda
+    except ImportError:
+        return None
+    try:
+        difference = _difference(operator, device)
+    except Exception as reason:  # noqa: BLE001 - a kernel may fail in any way
+        warnings.warn(f"deformops cannot be used on {device} ({str(reason) or type(reason).__name__})", stacklevel=2)
+        return None
+    if difference <= _LARGEST_DIFFERENCE:
+        return operator
+    warnings.warn(f"deformops is not used on {device}: it differs from grid_sample by {difference:.1g}", stacklevel=2)
+    return None
+
+
+def _difference(operator: Operator, device: torch.device) -> float:
+    """The largest difference of samples and gradients from `sample_by_grid`, for places in and around the maps."""
+    shapes, generator = ((12, 17), (6, 9), (3, 5), (2, 3)), torch.Generator().manual_seed(0)
+    tokens = sum(height * width for height, width in shapes)
+    value = torch.randn(2, tokens, 8, 32, generator=generator)
+    locations = 20 * torch.rand(2, 50, 2, 8, len(shapes), 4, generator=generator) - 2
+    weights = torch.rand(2, 50, 8, len(shapes), 4, generator=generator) / 16
+    results = []
+    for way in (lambda *given: sample_by_operator(operator, *given), sample_by_grid):
+        with torch.enable_grad():
+            leaves = [each.to(device).requires_grad_() for each in (value, locations, weights)]
+            sampled = way(leaves[0], shapes, leaves[1], leaves[2])
+            results.append((sampled, *torch.autograd.grad(sampled.square().sum(), leaves)))
+    return max(float((one - other).detach().abs().max()) for one, other in zip(*results, strict=True))
 
 
 class DeformableAttention(nn.Module):

@@ -143,12 +143,16 @@ def _version(name: str) -> str | None:
 def _gpu() -> Iterator[DoctorCheck]:
     import torch
 
+    from rlip_model.attention import gpu_operator
+
     gpus = torch.cuda.device_count()
     if gpus:
         names = ", ".join(torch.cuda.get_device_name(number) for number in range(gpus))
-        share = "1" if gpus > 1 else "0.5"
-        fix = f"assign them to stages: --set caption.resources.gpus={share} --set tag.resources.gpus={share}"
-        yield DoctorCheck("gpu", "ok", f"{gpus} ({names})", fix)
+        yield DoctorCheck("gpu", "ok", f"{gpus} ({names})", "")
+        operator = gpu_operator(torch.device("cuda"))
+        how = "grid_sample" if operator is None else "deformops"
+        fix = "faster: pip install 'sgpipe[gpu]' (Python 3.12 or later)" if operator is None else ""
+        yield DoctorCheck("deformable attention", "ok", f"on the GPU by {how}", fix)
     else:
         cuda = torch.version.cuda
         detail = f"PyTorch {torch.__version__} sees no GPU" + (f" (built for CUDA {cuda})" if cuda else "")

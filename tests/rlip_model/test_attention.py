@@ -1,10 +1,23 @@
 """Deformable attention: sampled values wherever the points lie, and the layer around it."""
 
+import sys
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
-from rlip_model.attention import DeformableAttention, sample, sample_by_grid
+from rlip_model.attention import (
+    DeformableAttention,
+    Operator,
+    gpu_operator,
+    sample,
+    sample_by_grid,
+    sample_by_operator,
+)
 from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 
 SHAPES = [(7, 9), (4, 5), (2, 2)]
@@ -47,6 +60,62 @@ def test_each_is_bilinear_with_zeros_outside() -> None:
                     expected[0, query, head] += weights[0, query, head, level, point] * found
     for way in (sample_by_embedding_bags, sample_by_grid):
         torch.testing.assert_close(way(value, SHAPES, places, weights), expected.flatten(2))
+
+
+def as_deformops(value: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """transformers' implementation, with the arguments of deformops' `msda`."""
+    weights = weights.unflatten(-1, locations.shape[3:5])
+    shapes = [tuple(size) for size in sizes.tolist()]
+    assert starts.tolist() == [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
+    sampled: Tensor = MultiScaleDeformableAttention()(value, sizes, shapes, starts, locations, weights, 64)
+    return sampled
+
+
+def test_an_operator_for_gpus_samples_the_same() -> None:
+    case = random_case(SHAPES)
+    sampled, expected = [], []
+    for results, way in ((sampled, partial(sample_by_operator, as_deformops)), (expected, sample_by_grid)):
+        value, places, weights = (each.clone().requires_grad_() for each in case)
+        results.append(way(value, SHAPES, places, weights))
+        results += torch.autograd.grad(results[0].square().sum(), (value, places, weights))
+    torch.testing.assert_close(sampled, expected)
+
+
+@pytest.fixture
+def deformops(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    module = SimpleNamespace(msda=as_deformops)
+    monkeypatch.setitem(sys.modules, "deformops", SimpleNamespace(registry=module))
+    monkeypatch.setitem(sys.modules, "deformops.registry", module)
+    gpu_operator.cache_clear()
+    yield module
+    gpu_operator.cache_clear()
+
+
+def test_an_operator_is_tested_before_it_is_used(deformops: SimpleNamespace) -> None:
+    assert gpu_operator(torch.device("cpu")) is as_deformops
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda *case: 1.01 * as_deformops(*case), "it differs from grid_sample by 0.0"),
+        (lambda value, *case: as_deformops(value.detach(), *case) + 0 * value.sum(), "it differs from grid_sample by"),
+        (lambda *case: 1 / 0, r"cannot be used on cpu \(division by zero\)"),
+    ],
+)
+def test_an_operator_that_is_wrong_or_fails_is_not_used(
+    deformops: SimpleNamespace, wrong: Operator, reason: str
+) -> None:
+    deformops.msda = wrong
+    with pytest.warns(UserWarning, match=reason):
+        assert gpu_operator(torch.device("cpu")) is None
+
+
+def test_without_deformops_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deformops", None)
+    gpu_operator.cache_clear()
+    assert gpu_operator(torch.device("cpu")) is None
+    gpu_operator.cache_clear()
 
 
 @pytest.mark.parametrize("shapes", [[(1, 1)], [(3, 1), (1, 2)], [(6, 5), (1, 3)]])
