@@ -222,6 +222,8 @@ def main(
     while not left and (tasks := open_tasks(lines, chosen)):  # arms are compared after they were trained
         left = runner.run(tasks, stop_at)
     console.print(f"{left} left" if left else "all done")
+    if left and time.monotonic() < stop_at:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

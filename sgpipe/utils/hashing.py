@@ -27,11 +27,15 @@ _MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model", "*.jinja
 def model_sha256(name: str | None) -> str | None:
     """A hub id unchanged; a folder as the hash of its configuration, vocabulary, weights and chat template.
 
-    The URI of a model in a store that has its hash in it is that hash.
+    The URI of a model in a store that has its hash in it is that hash. An architecture with a file of weights, such as
+    "ViT-B-32:clip.safetensors", is the architecture and the hash of the file.
     """
     if name is None or not Path(name).is_dir():
         uri, mark, sha256 = (name or "").partition(PINNED)
-        return f"sha256:{sha256}" if mark and "://" in uri else name
+        if mark and "://" in uri:
+            return f"sha256:{sha256}"
+        architecture, _, weights = (name or "").partition(":")
+        return f"{architecture}:sha256:{file_sha256(Path(weights))[:16]}" if Path(weights).is_file() else name
     digest = hashlib.sha256()
     files = {path for pattern in _MODEL_FILES for path in Path(name).glob(pattern)}
     for path in sorted(files):

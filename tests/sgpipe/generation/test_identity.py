@@ -46,6 +46,18 @@ def test_what_changes_labels_is_told_by_name(setting, line):
     assert told.startswith(line)
 
 
+def test_the_weights_of_a_named_clip_model_count_by_their_content(tmp_path):
+    file, copy = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    file.write_bytes(b"1")
+    copy.write_bytes(b"1")
+    tagged, again = (parts(tag__method="clip", tag__tagger=f"ViT-B-32:{each}") for each in (file, copy))
+    assert tagged == again
+    copy.write_bytes(b"2")
+    (told,) = differences(tagged, parts(tag__method="clip", tag__tagger=f"ViT-B-32:{copy}"))
+    assert told.startswith("tag.tagger: 'ViT-B-32:sha256:")
+    assert parts(tag__method="clip", tag__tagger="ViT-B-32:laion2b")["tag"]["tagger"] == "ViT-B-32:laion2b"
+
+
 def test_a_calibration_counts_by_its_content(tmp_path):
     file, copy = tmp_path / "a.json", tmp_path / "b.json"
     file.write_text("1", encoding="utf-8")
