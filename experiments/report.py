@@ -120,6 +120,7 @@ def _section(name: str, experiment: Experiment, rows: Sequence[Row]) -> Iterator
         yield from _label_table(labels)
     yield from _arm_table(experiment, rows)
     yield from _differences(experiment, rows)
+    yield from _speed_table(experiment, rows)
     if _curves(experiment, rows):
         yield f"\n![{experiment.title}]({PLOTS}/{name}.svg)"
 
@@ -172,6 +173,32 @@ def _differences(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
             mean = f"{fmean(differences):+.3f} ± {interval(differences):.3f}" if len(differences) > 1 else ""
             measure = f"{expected.measure}, {expected.stage}"
             yield f"| {better} > {worse} | {measure} | {mean} | {images} | {outcome(*at)} |"
+
+
+def _speed_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    """The steps until the curves of the arms of a stage reach the largest multiple of 0.1 that all of them reach."""
+    curves: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
+    for row in (row for row in rows if row.get("curve")):
+        curves.setdefault(row["stage"], {}).setdefault(row["arm"], []).append(row["curve"])
+    for arms in curves.values():
+        reached = min(max(value for _, value in curve) for each in arms.values() for curve in each)
+        level = math.floor(10 * reached) / 10
+        yield f"\n| arm | steps to an average precision of {level:.1f} |"
+        yield "|---|---|"
+        for arm in (arm for arm in experiment.arms if arm in arms):
+            steps = [steps_to(curve, level) for curve in arms[arm]]
+            half = interval(steps)
+            yield f"| {arm} | {fmean(steps):.0f}{'' if math.isnan(half) else f' ± {half:.0f}'} |"
+
+
+def steps_to(curve: Sequence[tuple[float, float]], level: float) -> float:
+    """The step at which a curve that starts at (0, 0) first reaches a level, on straight lines between its points."""
+    before, value_before = 0.0, 0.0
+    for step, value in curve:
+        if value >= level:
+            return before + (step - before) * (level - value_before) / (value - value_before) if level else 0.0
+        before, value_before = step, value
+    return math.nan
 
 
 def _curves(experiment: Experiment, rows: Sequence[Row]) -> str | None:

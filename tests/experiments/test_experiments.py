@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from experiments import workshop
 from experiments.measures import image_interval, of_pairs
 from experiments.plan import Plan, load_plan
-from experiments.report import DOCS, interval, outcome, page
+from experiments.report import DOCS, interval, outcome, page, steps_to
 from experiments.results import Results
 from experiments.run import Task, open_tasks, run_task
 from experiments.workshop import Workshop
@@ -171,6 +171,12 @@ def test_a_task_that_another_runner_did_meanwhile_is_not_done_again(tmp_path):
     run_task(Workshop(one, tmp_path / "work"), results, Task("one", "arm", ("other", "0")))
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["tasks"]
     assert len((tmp_path / "one.jsonl").read_text().splitlines()) == 1
+
+
+def test_steps_to_a_level_lie_on_straight_lines_from_zero():
+    curve = [(100, 0.2), (200, 0.6), (300, 0.5)]
+    assert [steps_to(curve, level) for level in (0.0, 0.1, 0.2, 0.3, 0.6)] == pytest.approx([0, 50, 100, 125, 200])
+    assert math.isnan(steps_to(curve, 0.7))
 
 
 def test_the_interval_of_a_mean_is_that_of_the_t_test():
