@@ -5,11 +5,11 @@
 First `tests/test_gpu.py`: what runs on a GPU gives what it gives on a CPU. Then the networks of published sizes, with
 random weights: the tagger (ResNet-50, float32) on both devices with the same inputs; the tag stage on JPEGs of 640x480
 and 480x640 with one group of pairs each, cached texts and images that are decoded in threads; ten captions of BLIP at
-384 px; a training step of the tagger on four images of 800x1066, in bfloat16 with a fused optimiser, and by the
-reference's procedure, in float32; deformable attention at the shape of the encoder. Seconds are the fewest of several
-rounds; how busy the GPU is, nvidia-smi says. The page becomes benchmarks/results/gpu.md. Without a GPU all of this runs
-in miniature on the CPU, and the tag stage with the simulated device of bench_waiting; that shows that the command
-works, and nothing about a GPU.
+384 px; a training step of the tagger on four images of 800x1066, in bfloat16, and by the reference's procedure, in
+float32, both with a fused optimiser; deformable attention at the shape of the encoder. Seconds are the fewest of
+several rounds; how busy the GPU is, nvidia-smi says. The page becomes benchmarks/results/gpu.md. Without a GPU all of
+this runs in miniature on the CPU, and the tag stage with the simulated device of bench_waiting; that shows that the
+command works, and nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -112,7 +112,14 @@ class Busy:
 def watched(machine: Machine) -> Iterator[Busy]:
     """Samples nvidia-smi every 200 ms, if there is one."""
     busy = Busy()
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-lms", "200"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=utilization.gpu,memory.used",
+        "--format=csv,noheader,nounits",
+        "-lms",
+        "200",
+        "--id=0",
+    ]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if machine.real else None
     except FileNotFoundError:
@@ -123,9 +130,10 @@ def watched(machine: Machine) -> Iterator[Busy]:
         if process is not None:
             process.terminate()
             for line in process.communicate()[0].splitlines():
-                utilization, memory = line.split(",")
-                busy.utilization.append(float(utilization))
-                busy.memory.append(float(memory))
+                with suppress(ValueError):  # a line that was cut, or a figure that this GPU does not have
+                    utilization, memory = map(float, line.split(","))
+                    busy.utilization.append(utilization)
+                    busy.memory.append(memory)
 
 
 def equality() -> str:

@@ -41,7 +41,7 @@ class PaddedTextEncoder(nn.Module):
         return self.roberta(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
     def encode(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        tokens = tokenizer(list(texts), padding=True, return_tensors="pt")
+        tokens = tokenizer(list(texts), padding=True, return_tensors="pt").to(self.roberta.device)
         return self(tokens["input_ids"], tokens["attention_mask"])
 
 

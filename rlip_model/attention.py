@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import TypeAlias
 
 import torch
@@ -79,13 +81,17 @@ def sample_by_operator(operator: Operator, value: Tensor, shapes: Shapes, locati
     sizes, starts = _levels(tuple(map(tuple, shapes)), value.device)
     pixels = at_least_float32(locations).permute(0, 1, 3, 4, 5, 2)
     normalised = (pixels + 0.5) / sizes.flip(1).unsqueeze(1)
-    return operator(value, sizes, starts, normalised, weights.to(value.dtype).flatten(-2)).to(value.dtype)
+    dtype = value.dtype
+    if value.requires_grad:  # gradients of a token are sums of thousands of terms
+        value = at_least_float32(value)
+    return operator(value, sizes, starts, normalised, weights.to(value.dtype).flatten(-2)).to(dtype)
 
 
 @lru_cache(maxsize=256)
 def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor(shapes, device=device)
-    return sizes, sizes.prod(1).cumsum(0) - sizes.prod(1)
+    starts = list(accumulate((height * width for height, width in shapes[:-1]), initial=0))
+    with torch.inference_mode(False):  # they are kept, and may be needed by a backward pass
+        return torch.tensor(shapes, device=device), torch.tensor(starts, device=device)
 
 
 @lru_cache
@@ -115,11 +121,29 @@ def _difference(operator: Operator, device: torch.device) -> float:
     weights = torch.rand(2, 50, 8, len(shapes), 4, generator=generator) / 16
     results = []
     for way in (lambda *given: sample_by_operator(operator, *given), sample_by_grid):
-        with torch.enable_grad():
-            leaves = [each.to(device).requires_grad_() for each in (value, locations, weights)]
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [each.to(device, copy=True).requires_grad_() for each in (value, locations, weights)]
             sampled = way(leaves[0], shapes, leaves[1], leaves[2])
             results.append((sampled, *torch.autograd.grad(sampled.square().sum(), leaves)))
     return max(float((one - other).detach().abs().max()) for one, other in zip(*results, strict=True))
+
+
+@dataclass(frozen=True)
+class Owners:
+    """The images that rows of queries belong to, both `[rows]`: `images`, and `places`, the number of rows before.
+
+    most: the largest number of rows of an image.
+    """
+
+    images: Tensor
+    places: Tensor
+    most: int
+
+    @classmethod
+    def of(cls, images: Sequence[int], device: torch.device) -> Owners:
+        """Of the image of each row."""
+        places = [images[:row].count(image) for row, image in enumerate(images)]
+        return cls(torch.tensor(images, device=device), torch.tensor(places, device=device), max(places) + 1)
 
 
 class DeformableAttention(nn.Module):
@@ -157,7 +181,7 @@ class DeformableAttention(nn.Module):
         memory: Tensor,
         padding: Tensor | None,
         shapes: Shapes,
-        owners: Tensor | None = None,
+        owners: Owners | None = None,
     ) -> Tensor:
         """Attend from every query to the image tokens.
 
@@ -166,7 +190,7 @@ class DeformableAttention(nn.Module):
             references: `[batch or 1, queries, levels, 2 or 4]`, xy or cxcywh, normalised to the padded level.
             memory: `[batch or 1, tokens, dim]`; with 1, the whole batch of queries shares one image.
             padding: `[batch or 1, tokens]`, True where the image is padding.
-            owners: `[batch]`, the image of each row of queries, if `memory` has one row per image instead.
+            owners: the image of each row of queries, if `memory` has one row per image instead.
 
         Returns:
             `[batch, queries, dim]`.
@@ -181,19 +205,17 @@ class DeformableAttention(nn.Module):
         return self.attend(query, references, value, shapes)
 
     def _attend_owners(
-        self, query: Tensor, references: Tensor, value: Tensor, shapes: Shapes, owners: Tensor
+        self, query: Tensor, references: Tensor, value: Tensor, shapes: Shapes, owners: Owners
     ) -> Tensor:
         """All rows of queries of an image attend to it as one row, so that no value is copied."""
-        same = owners.unsqueeze(0) == owners.unsqueeze(1)
-        places = (same.tril().sum(1) - 1, owners)  # how many rows of the same image come before, and the image
-        layout = (int(places[0].max()) + 1, len(value))
+        places = (owners.images, owners.places)
 
         def folded(rows: Tensor) -> Tensor:
-            empty = rows.new_zeros(*layout, *rows.shape[1:])
-            return empty.index_put(places, rows).transpose(0, 1).flatten(1, 2)
+            empty = rows.new_zeros(len(value), owners.most, *rows.shape[1:])
+            return empty.index_put(places, rows).flatten(1, 2)
 
         attended = self.attend(folded(query), folded(references), value, shapes)
-        return attended.unflatten(1, (layout[0], -1)).transpose(0, 1)[places]
+        return attended.unflatten(1, (owners.most, -1))[places]
 
     def project(self, memory: Tensor, padding: Tensor | None) -> Tensor:
         """Project the image tokens to attention values `[batch, tokens, heads, dim / heads]`, zero in the padding."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from rlip_model.attention import DeformableAttention, Shapes
+from rlip_model.attention import DeformableAttention, Owners, Shapes
 from rlip_model.backbone import ImageFeatures
 from rlip_model.config import RLIPConfig
 from rlip_model.fusion import LabelLayer, VisionLanguageFusion
@@ -25,8 +26,8 @@ class Memory:
     masked_labels `[batch, labels]`, True for labels that a fusion after decoding ignores, or None. With a batch of 1,
     many groups of queries may share one image; with more, as `of_groups`.
 
-    owners: `[groups]`, the image of each group of queries; then valid_ratios, labels and masked_labels are those of
-    the groups. None: those of the images.
+    owners: the image of each group of queries; then valid_ratios, labels and masked_labels are those of the groups.
+    None: those of the images.
     """
 
     tokens: Tensor
@@ -36,15 +37,16 @@ class Memory:
     labels: Tensor
     num_objects: int
     masked_labels: Tensor | None = None
-    owners: Tensor | None = None
+    owners: Owners | None = None
 
-    def of_groups(self, owners: Tensor) -> Memory:
-        """The same memory for groups of queries, of which each belongs to one image of the batch, `[groups]`."""
+    def of_groups(self, images: Sequence[int]) -> Memory:
+        """The same memory for groups of queries, of which each belongs to one image of the batch."""
+        owners = Owners.of(images, self.tokens.device)
         return replace(
             self,
-            valid_ratios=self.valid_ratios[owners],
-            labels=self.labels[:, owners],
-            masked_labels=None if self.masked_labels is None else self.masked_labels[owners],
+            valid_ratios=self.valid_ratios[owners.images],
+            labels=self.labels[:, owners.images],
+            masked_labels=None if self.masked_labels is None else self.masked_labels[owners.images],
             owners=owners,
         )
 

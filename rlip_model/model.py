@@ -279,7 +279,7 @@ class RTagger(RLIPModel):
         if most == 0:
             return memory.tokens.new_zeros((len(groups), 0, relations), dtype=torch.float32)
         if owners is not None:
-            memory = memory.of_groups(torch.tensor(owners, device=memory.tokens.device))
+            memory = memory.of_groups(owners)
         queries = self.queries.entities(groups, self.object_labels(memory), slots=most)
         states = self.fuse_decoded(*self.decode(queries, memory), memory)
         projected = self.scorer.project(states.relation_labels[-1])

@@ -181,7 +181,7 @@ class Pipeline:
         self.recipe = with_model_folders(recipe)
         for name in _ON_DEVICES:
             stage = getattr(self.recipe, name)
-            check_devices(stage.device, stage.resources.gpus, 1, (f"{name}.device", f"{name}.resources.gpus"))
+            check_devices(stage.device, stage.resources.gpus or 0, 1, (f"{name}.device", f"{name}.resources.gpus"))
         if self.recipe.caption.captioner is None:
             raise UserError("no captioner: give --captioner FOLDER_OR_ID")
         check_tagger(self.recipe.tag, self.recipe.pair)

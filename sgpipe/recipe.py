@@ -26,7 +26,9 @@ class Resources(Config):
         None, ge=1, description="parallel copies of the stage; null: as many as fit on the machine"
     )
     cpus: float = Field(1, gt=0, description="CPUs per actor, and its number of torch threads")
-    gpus: float = Field(0, ge=0, description="GPUs per actor: a part of one, or whole ones")
+    gpus: float | None = Field(
+        None, ge=0, description="GPUs per actor: a part of one, or whole ones; null: a share of those of this machine"
+    )
     memory: float = Field(0, ge=0, description="GiB of memory per actor that Ray keeps free for it; 0: not counted")
     io_threads: int | None = Field(
         None, ge=0, le=64, description="threads per actor that open images before their use; null: by its CPUs and GPUs"
@@ -34,8 +36,8 @@ class Resources(Config):
 
     @field_validator("gpus")
     @classmethod
-    def _part_or_whole(cls, gpus: float) -> float:
-        if gpus > 1 and gpus != int(gpus):
+    def _part_or_whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
             raise ValueError("expected a part of one GPU, such as 0.5, or a whole number")
         return gpus
 
@@ -277,9 +279,7 @@ class TagConfig(Config):
     chunk: int = Field(
         16, ge=1, description="groups whose label texts are merged (restrict: group), as in RLIPv2's code"
     )
-    batch_size: int | None = Field(
-        None, ge=1, description="rtagger: images of equal size that a GPU scores at once; null: 8. On a CPU, always one"
-    )
+    batch_size: int | None = Field(None, ge=1, description="rtagger: images that a GPU scores at once; null: 8")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()

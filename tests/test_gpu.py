@@ -42,7 +42,7 @@ def test_deformable_attention_and_its_gradients(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in LEVELS)
     value = torch.randn(2, tokens, 8, 32, generator=generator)
-    locations = 1.2 * torch.rand(2, 300, 8, 4, 4, 2, generator=generator) - 0.1
+    locations = 36 * torch.rand(2, 300, 2, 8, 4, 4, generator=generator) - 2  # in pixels
     weights = torch.rand(2, 300, 8, 4, 4, generator=generator).flatten(3).softmax(-1).view(2, 300, 8, 4, 4)
 
     def sampled(device: str) -> list[Tensor]:

@@ -6,7 +6,8 @@ and models is. Runs of earlier versions keep their identity, which lacks the set
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sgpipe.recipe import ADDED_SETTINGS, PUBLISHED_SETTINGS, SERVED, CaptionConfig, Config, Recipe, TagConfig
@@ -17,14 +18,20 @@ from sgpipe.utils import __version__
 from sgpipe.utils.hashing import model_sha256
 from sgpipe.utils.stored_files import stamp_stored, stored_sha256, uri_of
 
+STAGES = ("detect", "caption", "parse", "pair", "tag")
+AUTO_ON_CPU = "auto on a CPU"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 # Runs of earlier versions do not name these settings: as they are by default, they are not part of an identity.
 _ADDED_SINCE = {"caption": ("endpoint", "system"), "parse": ("parser", "endpoint"), "tag": ("method", "endpoint")}
 _OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk"}
 
 
-def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
-    """Everything that decides the labels, as plain nested values."""
+def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collection[str] = ()) -> dict[str, Any]:
+    """Everything that decides the labels, as plain nested values.
+
+    Args:
+        sharing: the stages that share the GPUs of this machine, though the recipe does not ask for them.
+    """
     parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
     parts["source"] = source_identity(indexes)
     parts["drawn"] = recipe.source.synthetic
@@ -38,11 +45,14 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
     else:
-        parts["caption"] |= {"captioner": _model(recipe.caption, "captioner"), "dtype": _dtype(recipe.caption)}
+        parts["caption"] |= {
+            "captioner": _model(recipe.caption, "captioner"),
+            "dtype": _dtype(recipe.caption, "caption" in sharing),
+        }
         if recipe.caption.decoding == "beam":
             for key in ADDED_SETTINGS:  # of sampling
                 del parts["caption"][key.removeprefix("caption.")]
-    parts["tag"] |= {"tagger": _model(recipe.tag, "tagger"), "dtype": _dtype(recipe.tag)}
+    parts["tag"] |= {"tagger": _model(recipe.tag, "tagger"), "dtype": _dtype(recipe.tag, "tag" in sharing)}
     if recipe.tag.method != "rtagger":
         parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER}
     if recipe.tag.method == "clip":  # which computes in float32
@@ -55,8 +65,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex]) -> dict[str, An
         stamp_stored(recipe.tag.calibration)
         parts["tag"]["calibration"] = stored_sha256(recipe.tag.calibration)
     for name in ("synonyms", "prior"):
-        path = getattr(recipe.pair, name)
-        parts["pair"][name] = stored_sha256(path) if path and (uri_of(path) or path.is_file()) else None
+        path, parts["pair"][name] = getattr(recipe.pair, name), None
+        with suppress(FileNotFoundError):  # those of a stage that does not run need not be there any more
+            parts["pair"][name] = stored_sha256(path) if path and (uri_of(path) or path.is_file()) else None
     return parts
 
 
@@ -112,8 +123,10 @@ def _model(config: CaptionConfig | TagConfig, setting: str) -> str | None:
     return model_sha256(name) if config.endpoint is None else name
 
 
-def _dtype(config: CaptionConfig | TagConfig) -> str:
+def _dtype(config: CaptionConfig | TagConfig, on_gpu: bool) -> str:
     """What "auto" resolves to: half precision needs a GPU, and Ray shows GPUs only to actors that ask for them."""
     if config.endpoint is not None:
         return SERVED
-    return config.dtype if config.dtype != "auto" else f"auto on a {'GPU' if config.resources.gpus else 'CPU'}"
+    if config.dtype != "auto":
+        return config.dtype
+    return "auto on a GPU" if on_gpu or config.resources.gpus else AUTO_ON_CPU

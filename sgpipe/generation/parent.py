@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.generation.identity import identity, in_todays_settings, settings_of_stage
+from sgpipe.generation.identity import STAGES, identity, in_todays_settings, settings_of_stage
+from sgpipe.generation.pools import sharing
 from sgpipe.generation.work_units import UnitReader, WorkUnit
 from sgpipe.recipe import UNNAMED_DEFAULTS, Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
@@ -26,7 +27,6 @@ from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
 from sgpipe.utils.locking import temporary_folder
 
-STAGES = ("detect", "caption", "parse", "pair", "tag")
 _FILLS = {"detect": ("objects", BOX_SCORES), "caption": ("captions",), "parse": ("triplets",), "pair": ("pairs",)}
 _NOUNS = {"detect": "boxes", "caption": "captions", "parse": "triplets", "pair": "pairs"}
 _EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error")
@@ -176,7 +176,8 @@ class Reuse:
         if parent.folder and parent.folder.resolve() == out.resolve():
             raise UserError(f"--out {out} is the run that --from names; name another folder")
         recipe = with_model_folders(parent.adopted(recipe))
-        now, before = identity(recipe, {}), in_todays_settings(parent.manifest.run["identity"])
+        before = in_todays_settings(parent.manifest.run["identity"])
+        now = identity(recipe, {}, sharing(recipe, before))
         _check_same(parent, before, now, ("format", "drawn"))
         changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in STAGES if stage in now}
         first = next((stage for stage in changed if changed[stage]), None)
@@ -188,6 +189,12 @@ class Reuse:
             named = "; ".join(changed[first])
             raise UserError(f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from")
         return cls(parent, recipe, now, reused, changes)
+
+    @property
+    def before(self) -> Mapping[str, Any]:
+        """The identity of the parent."""
+        identity: Mapping[str, Any] = self.parent.manifest.run["identity"]
+        return identity
 
     @property
     def stages(self) -> list[str]:

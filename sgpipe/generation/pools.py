@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import ray
 
 from sgpipe.errors import UserError
+from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
 from sgpipe.stages.base import Stage
 from sgpipe.utils.console import count
+from sgpipe.utils.devices import usable_gpus
 from sgpipe.utils.machines import Machine, Need, amounts, best_place, describe, machines_of, place
 
 _ROUNDING = 1e-6
-_MOST_CPUS = 4  # of an actor with a GPU: threads on as many keep it supplied
+_GPU_ACTOR_CPUS, _MOST_THREADS = 0.5, 4  # of an actor that shares a GPU
+_UNSET = {"cpus": Resources().cpus, "io_threads": None}
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Pool:
     @property
     def need(self) -> Need:
         """Of each actor."""
-        return Need(self.resources.cpus, self.resources.gpus, self.resources.memory)
+        return Need(self.resources.cpus, self.resources.gpus or 0, self.resources.memory)
 
 
 def cluster_machines() -> list[Machine]:
@@ -80,42 +85,56 @@ def cluster_has(required: Sequence[Need]) -> bool:
     return place(required, cluster_machines()) is not None
 
 
-def share_gpus(recipe: Recipe, stages: Sequence[str], gpus: int, cpus: int) -> Recipe:
-    """The recipe with the GPUs of this machine shared by its models, so that each GPU gets one actor of each.
-
-    Unchanged if a stage asks for GPUs itself. A stage whose `resources.gpus` is set to 0, or whose device is the CPU,
-    gets none. Actors also get CPUs for the threads that open images, unless `resources.cpus` is set.
+def sharing(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
+    """The stages that share the GPUs of this machine by themselves: those whose models can, unless one asks for GPUs.
 
     Args:
-        stages: the names of those that run.
-        gpus, cpus: of this machine.
+        before: the identity of the run that goes on, or of its parent; what it computed on a CPU stays there.
     """
-    models = {name: config for name, config in _local_models(recipe).items() if name in stages}
-    if not gpus or cpus < 2 or any(config.resources.gpus for config in models.values()):
-        return recipe
-    willing = {
-        name: config
+    models = {name: config for name, config in _local_models(recipe).items() if config.device in ("auto", "cuda")}
+    asked = any(config.resources.gpus for config in _local_models(recipe).values())
+    if asked or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
+        return frozenset()
+    return frozenset(
+        name
         for name, config in models.items()
-        if config.device in ("auto", "cuda") and "gpus" not in config.resources.model_fields_set
-    }
-    threads = (
-        min(cpus / (gpus * len(willing)) / 2, _MOST_CPUS) if willing else 0.0
-    )  # the other half is for other stages
+        if config.resources.gpus is None and before.get(name, {}).get("dtype") != AUTO_ON_CPU
+    )
+
+
+def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:
+    """The recipe with the GPUs of this machine shared by some of its stages: each GPU gets an actor of each pool.
+
+    Actors also get threads that open images. These do not count as CPUs: they wait for the GPU most of the time.
+
+    Args:
+        stages: those that share them (`sharing`), as far as they run.
+        gpus, cpus: of this machine; None: as many as there are.
+    """
+    gpus, cpus = gpus or usable_gpus(), cpus or recipe.engine.cpus or os.cpu_count() or 1
+    pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in stages))
     changed = {}
-    for name, config in willing.items():
-        resources = {"gpus": math.floor(100 / len(willing)) / 100, "cpus": math.floor(threads) or max(threads, 0.1)}
-        kept = {key: value for key, value in resources.items() if key not in config.resources.model_fields_set}
-        changed[name] = config.model_copy(update={"resources": config.resources.model_copy(update=kept)})
+    for name in stages:
+        resources = getattr(recipe, name).resources
+        share = min(1, gpus / resources.actors if resources.actors else 1) / pools
+        given = {
+            "gpus": max(math.floor(100 * share) / 100, 0.01),
+            "cpus": _GPU_ACTOR_CPUS,
+            "io_threads": min(max(cpus // (gpus * pools), 2), _MOST_THREADS),
+        }
+        kept = {key: value for key, value in given.items() if key == "gpus" or getattr(resources, key) == _UNSET[key]}
+        changed[name] = getattr(recipe, name).model_copy(update={"resources": resources.model_copy(update=kept)})
     return recipe.model_copy(update=changed)
 
 
 def _local_models(recipe: Recipe) -> dict[str, DetectConfig | CaptionConfig | ParseConfig | TagConfig]:
     """The configuration of the stages whose models run in their actors."""
+    tag, caption = recipe.tag, recipe.caption
     here: dict[str, tuple[bool, DetectConfig | CaptionConfig | ParseConfig | TagConfig]] = {
         "detect": (recipe.detect.detector is not None, recipe.detect),
-        "caption": (recipe.caption.captioner is not None and recipe.caption.endpoint is None, recipe.caption),
+        "caption": (caption.captioner is not None and caption.endpoint is None, caption),
         "parse": (recipe.parse.parser == "seq2seq", recipe.parse),
-        "tag": (recipe.tag.tagger is not None and recipe.tag.endpoint is None, recipe.tag),
+        "tag": (tag.scores and tag.tagger is not None and tag.endpoint is None, tag),
     }
     return {name: config for name, (is_here, config) in here.items() if is_here}
 

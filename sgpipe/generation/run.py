@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sgpipe.calibration import choose_thresholds
 from sgpipe.errors import UserError, existing_model, existing_place, in_python
-from sgpipe.generation.identity import as_started, identity, in_todays_settings, source_identity
-from sgpipe.generation.parent import STAGES, Reuse
-from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, unused_gpus
+from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
+from sgpipe.generation.parent import Reuse
+from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, sharing, unused_gpus
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.run_images import as_named, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
@@ -37,7 +34,7 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.devices import ANY_NUMBER, check_devices
+from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.ray_cluster import check_machines, start_ray
 from sgpipe.utils.stored_files import stamp_stored
@@ -81,7 +78,7 @@ def generate(
             recipe = with_model_folders(_going_on(recipe, before, progress).model_copy(update={"source": source}))
             roots = open_image_roots(recipe.source, folder, progress)
             indexes = _open_sources(recipe, roots, folder, progress)
-            manifest = folder.open(_description(_with_gpus(recipe, reuse), before, folder, indexes, roots, reuse))
+            manifest = folder.open(_description(recipe, before, folder, indexes, roots, reuse))
             folder.set_ground_truth(ground_truth)
         for split, index in indexes.items():
             index.move(folder.index(split))
@@ -89,7 +86,7 @@ def generate(
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
         if units and reuse:
             reuse.parent.check_rows(rows)
-        work = _Work.plan(_with_gpus(recipe, reuse), indexes, roots, units, progress, reuse) if units else None
+        work = _Work.plan(_with_gpus(recipe, before, reuse), indexes, roots, units, progress, reuse) if units else None
         _ask_again(folder, retry_failed)
         folder.sweep(manifest)
         remove_unused(recipe.source, folder.private)
@@ -106,12 +103,9 @@ def generate(
         return summarise(manifest, sum(rows.values()), indexes)
 
 
-def _with_gpus(recipe: Recipe, reuse: Reuse | None) -> Recipe:
-    """The recipe, with the GPUs of this machine if it runs here; in a cluster the recipe says what an actor gets."""
-    if recipe.engine.address is not None:
-        return recipe
-    stages, cpus = reuse.stages if reuse else STAGES, recipe.engine.cpus or os.cpu_count() or 1
-    return share_gpus(recipe, stages, torch.cuda.device_count(), cpus)
+def _with_gpus(recipe: Recipe, before: Mapping[str, Any], reuse: Reuse | None) -> Recipe:
+    shared = sharing(recipe, reuse.before if reuse else before)
+    return share_gpus(recipe, shared & set(reuse.stages if reuse else STAGES))
 
 
 def _copy_indexes(
@@ -139,7 +133,8 @@ def _check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
     for name in (name for name in ("detect", "caption", "tag") if name in stages):
         stage = getattr(recipe, name)
         names = (f"{name}.device", f"{name}.resources.gpus")
-        check_devices(stage.device, stage.resources.gpus, ANY_NUMBER, names)
+        shared = usable_gpus() if recipe.engine.address is None and stage.resources.gpus is None else 0
+        check_devices(stage.device, stage.resources.gpus or min(shared, 1), ANY_NUMBER, names)
     if recipe.source.format == "folder" and recipe.detect.detector is None:
         raise UserError("no detector: give --detector FOLDER_OR_ID, an object detector of transformers")
     check_tagger(recipe.tag, recipe.pair)
@@ -269,7 +264,10 @@ def _description(
     reuse: Reuse | None,
 ) -> dict[str, object]:
     """What the manifest says of the run, which keeps the identity that an earlier version gave it."""
-    now = reuse.with_source(source_identity(indexes)) if reuse else identity(recipe, indexes)
+    if reuse is None:
+        now = identity(recipe, indexes, sharing(recipe, before))
+    else:
+        now = reuse.with_source(source_identity(indexes))
     if fingerprint(in_todays_settings(before)) == fingerprint(now):
         now = dict(before)
     images = {split: as_named(root, folder) for split, root in roots.items()}

@@ -17,7 +17,7 @@ ANY_NUMBER = 2  # of workers on Ray
 _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 
 
-def pick_device(name: str, gpus: float = 0, setting: str = "device") -> torch.device:
+def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> torch.device:
     """The device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
 
     Args:
@@ -34,6 +34,11 @@ def pick_device(name: str, gpus: float = 0, setting: str = "device") -> torch.de
     if name != "auto" and (number or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting} {name!r}: {_visible_gpus()}")
     return torch.device("cuda") if number is None else torch.device("cuda", number)
+
+
+def usable_gpus() -> int:
+    """How many GPUs PyTorch can compute on; none if the driver does not fit."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]) -> None:

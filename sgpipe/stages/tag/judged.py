@@ -52,7 +52,7 @@ class JudgedStage:
         config = self.config
         assert config.tagger is not None
         kind: JudgeKind = "clip" if config.method == "clip" else "vlm"
-        where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus)
+        where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus or 0)
         return make_judge(JudgeSettings(kind, config.tagger, *where), self.cache_folder)
 
     def setup(self) -> None:

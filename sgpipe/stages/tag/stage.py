@@ -319,9 +319,9 @@ class TagStage:
         try:
             return jobs, self._forward(jobs)
         except torch.cuda.OutOfMemoryError:
-            self.batch_size = len(jobs) // 2  # from now on
-        parts = (jobs[: self.batch_size], jobs[self.batch_size :])
-        return jobs, [scores for part in parts for scores in self._compute(part)[1]]
+            half = len(jobs) // 2
+        self.batch_size = min(self.batch_size, half)  # from now on
+        return jobs, [scores for part in (jobs[:half], jobs[half:]) for scores in self._compute(part)[1]]
 
     @torch.no_grad()
     def _forward(self, jobs: Sequence[Job]) -> list[list[Tensor]]:

@@ -46,6 +46,14 @@ def test_what_changes_labels_is_told_by_name(setting, line):
     assert told.startswith(line)
 
 
+def test_stages_that_share_a_gpu_are_as_those_that_ask_for_one():
+    recipe = Recipe.model_validate({"caption": {"captioner": "c"}, "tag": {"tagger": "t"}})
+    shared = identity(recipe, {}, {"caption"})
+    assert (shared["caption"]["dtype"], shared["tag"]["dtype"]) == ("auto on a GPU", "auto on a CPU")
+    asked = {"caption": {"captioner": "c", "resources": {"gpus": 0.5}}, "tag": {"tagger": "t"}}
+    assert identity(Recipe.model_validate(asked), {}) == shared
+
+
 def test_the_weights_of_a_named_clip_model_count_by_their_content(tmp_path):
     file, copy = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     file.write_bytes(b"1")

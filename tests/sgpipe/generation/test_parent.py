@@ -12,6 +12,8 @@ from rich.console import Console
 
 from sgpipe.errors import UserError, on_command_line
 from sgpipe.export.provenance import describe_origin
+from sgpipe.generation import pools
+from sgpipe.generation import run as generation
 from sgpipe.generation.parent import ParentReader, parent_recipe
 from sgpipe.generation.run import generate
 from sgpipe.generation.summary import print_summary
@@ -122,6 +124,30 @@ def test_only_the_tagger_runs_again_if_only_it_differs(parent, scratch, coco, mo
     assert f"captions, triplets and pairs from {parent}\n" in screen.getvalue()
     assert summary.as_json()["parent"]["reused"] == ["captions", "triplets", "pairs"]
     assert f"columns are those of another run (`{before['fingerprint']}`)" in " ".join(describe_origin(now).steps)
+
+
+def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, coco, models, ran, tmp_path, monkeypatch):
+    """The GPU is pretended: the stages compute on the CPU, which they are not told."""
+    lent: list[set[str]] = []
+    monkeypatch.setattr(generation, "share_gpus", lambda recipe, stages: (lent.append(set(stages)), recipe)[1])
+    monkeypatch.setattr(pools, "usable_gpus", lambda: 1)
+    out = tmp_path / "out"
+    run(captioned(coco, models), out)
+    there = Manifest.load(out).run["identity"]
+    assert (there["caption"]["dtype"], there["tag"]["dtype"]) == ("auto on a GPU", "auto on a GPU")
+    assert lent == [{"caption", "tag"}]
+    _, lines = run(load_recipe(out / "recipe.yaml"), out)
+    assert any(line.startswith("nothing left to do") for line in lines)
+    ran.clear()
+    run(captioned(coco, models, **{"tag.threshold": 0.02}), tmp_path / "child", out)
+    assert ran == ["tag"]
+    assert lent[1:] == [{"tag"}]
+    run(captioned(coco, models, **{"tag.threshold": 0.02}), tmp_path / "of a CPU", parent)
+    assert Manifest.load(tmp_path / "of a CPU").run["identity"]["tag"]["dtype"] == "auto on a CPU"
+    assert lent[2:] == [set()]
+    monkeypatch.setattr(pools, "usable_gpus", lambda: 0)
+    with pytest.raises(UserError, match=r"caption\.dtype: 'auto on a GPU' then, 'auto on a CPU' now"):
+        run(captioned(coco, models), out)
 
 
 def test_stages_after_the_first_that_differs_run_with_new_columns(parent, coco, models, ran, tmp_path):

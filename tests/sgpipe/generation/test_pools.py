@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from benchmarks.bench_pipeline import utilization_line
 from sgpipe.errors import UserError
 from sgpipe.generation import pools
-from sgpipe.generation.pools import Pool, Utilization, cluster_has, plan_pools, required_resources, share_gpus
+from sgpipe.generation.identity import STAGES
+from sgpipe.generation.pools import Pool, Utilization, cluster_has, plan_pools, required_resources, share_gpus, sharing
 from sgpipe.recipe import Recipe, Resources
 from sgpipe.utils.machines import machines_of
 
@@ -272,36 +273,52 @@ def test_the_benchmark_of_the_pipeline_finds_the_line():
     assert utilization_line(f"starting Ray\n{line}\n") == line
 
 
-def shared(gpus: int, cpus: int, **settings: Any) -> Recipe:
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "usable_gpus", lambda: 1)
+
+
+def recipe_with(**settings: Any) -> Recipe:
     given = {"caption": {"captioner": "blip"}, "tag": {"tagger": "tagger"}, **settings}
-    return share_gpus(Recipe.model_validate(given), ("detect", "caption", "parse", "pair", "tag"), gpus, cpus)
+    return Recipe.model_validate(given)
 
 
-def planned_on(gpus: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:
-    recipe = shared(gpus, cpus, **settings)
-    stages = [Stub(name, getattr(recipe, name).resources) for name in ("caption", "parse", "pair", "tag")]
-    pools = plan_pools(stages, 100, machines_of([node(cpus, gpus)]))
-    return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in pools]
+def shared(number: int, cpus: int, **settings: Any) -> Recipe:
+    recipe = recipe_with(**settings)
+    return share_gpus(recipe, sharing(recipe, {}), number, cpus)
+
+
+def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:
+    recipe = shared(number, cpus, **settings)
+    names = ("caption", "parse", "pair", "tag") if recipe.detect.detector is None else STAGES
+    stages = [Stub(name, getattr(recipe, name).resources) for name in names]
+    planned = plan_pools(stages, 100, machines_of([node(cpus, number)]))
+    return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in planned]
 
 
 @pytest.mark.parametrize(
-    ("gpus", "cpus", "expected"),
-    [(1, 16, (1, 8, 1)), (8, 96, (8, 48, 8)), (2, 8, (2, 4, 2)), (1, 2, (1, 1, 1)), (4, 4, (4, 2, 4))],
+    ("number", "cpus", "expected"),
+    [(1, 16, (1, 15, 1)), (8, 96, (8, 88, 8)), (2, 8, (2, 6, 2)), (1, 2, (1, 1, 1)), (4, 4, (2, 2, 2))],
 )
-def test_each_gpu_gets_a_captioner_and_a_tagger(gpus: int, cpus: int, expected: tuple[int, ...]) -> None:
-    assert planned_on(gpus, cpus) == list(zip(("caption", "parse+pair", "tag"), expected, strict=True))
+def test_each_gpu_gets_a_captioner_and_a_tagger(gpus, number: int, cpus: int, expected: tuple[int, ...]) -> None:
+    assert planned_on(number, cpus) == list(zip(("caption", "parse+pair", "tag"), expected, strict=True))
 
 
-def test_models_share_the_gpus_of_a_machine() -> None:
+def test_models_share_the_gpus_of_a_machine(gpus) -> None:
     recipe = shared(1, 16)
-    assert recipe.caption.resources == recipe.tag.resources == Resources(gpus=0.5, cpus=4)
+    assert recipe.caption.resources == recipe.tag.resources == Resources(gpus=0.5, cpus=0.5, io_threads=4)
     assert recipe.parse.resources == Resources()
     assert shared(1, 16, caption={}).tag.resources.gpus == 1
-    three = shared(1, 16, detect={"detector": "detr"})
-    assert {three.detect.resources.gpus, three.caption.resources.gpus, three.tag.resources.gpus} == {0.33}
+    assert shared(4, 8).tag.resources.io_threads == 2
     served = shared(1, 16, caption={"captioner": "qwen", "endpoint": "http://localhost:8000/v1"})
-    assert (served.caption.resources.gpus, served.tag.resources.gpus) == (0, 1)
-    assert shared(1, 16, tag={"method": "overlap"}).caption.resources.gpus == 1
+    assert (served.caption.resources.gpus, served.tag.resources.gpus) == (None, 1)
+    for method in ("all", "overlap"):
+        recipe = shared(1, 16, tag={"method": method, "tagger": "tagger"})
+        assert (recipe.caption.resources.gpus, recipe.tag.resources.gpus) == (1, None)
+
+
+def test_neighbours_are_one_actor(gpus) -> None:
+    assert planned_on(1, 16, detect={"detector": "detr"}) == [("detect+caption", 1), ("parse+pair", 15), ("tag", 1)]
 
 
 @pytest.mark.parametrize(
@@ -310,12 +327,32 @@ def test_models_share_the_gpus_of_a_machine() -> None:
         {"tag": {"tagger": "t", "resources": {"gpus": 0.25}}},
         {"tag": {"tagger": "t", "device": "cpu"}, "caption": {"captioner": "c", "resources": {"gpus": 0}}},
         {"tag": {"method": "all"}, "caption": {}},
+        {"engine": {"address": "auto"}},
     ],
 )
-def test_what_the_recipe_says_of_gpus_is_kept(settings: dict[str, Any]) -> None:
-    assert shared(2, 16, **settings) == shared(0, 16, **settings)
+def test_what_the_recipe_says_of_gpus_is_kept(gpus, settings: dict[str, Any]) -> None:
+    assert shared(2, 16, **settings) == recipe_with(**settings)
 
 
-def test_the_cpus_that_the_recipe_sets_are_kept() -> None:
-    recipe = shared(1, 16, tag={"tagger": "t", "resources": {"cpus": 2, "actors": 3}})
-    assert recipe.tag.resources == Resources(gpus=0.5, cpus=2, actors=3)
+def test_the_recipe_may_set_all_else(gpus) -> None:
+    recipe = shared(1, 16, tag={"tagger": "t", "resources": {"cpus": 2, "actors": 3, "io_threads": 7}})
+    assert recipe.tag.resources == Resources(gpus=0.16, cpus=2, actors=3, io_threads=7)
+    planned = planned_on(1, 16, tag={"tagger": "t", "resources": {"actors": 6}})
+    assert planned[0][1] >= 1
+    assert planned[-1] == ("tag", 6)
+
+
+def test_what_was_computed_on_a_cpu_stays_there(gpus) -> None:
+    assert sharing(recipe_with(), {}) == {"caption", "tag"}
+    assert sharing(recipe_with(), {"caption": {"dtype": "auto on a CPU"}}) == {"tag"}
+    assert sharing(recipe_with(), {"caption": {"dtype": "auto on a GPU"}}) == {"caption", "tag"}
+
+
+def test_a_recipe_that_was_written_to_a_run_shares_as_before(gpus) -> None:
+    again = Recipe.model_validate(recipe_with().model_dump(mode="json"))
+    assert share_gpus(again, sharing(again, {}), 1, 16) == shared(1, 16)
+
+
+def test_a_machine_without_gpus_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "usable_gpus", lambda: 0)
+    assert sharing(recipe_with(), {}) == frozenset()
