@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.calibration import choose_thresholds
-from sgpipe.errors import UserError, existing_model, existing_place, in_python
+from sgpipe.errors import UserError, existing_model, existing_run, in_python
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import Reuse
 from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, sharing, unused_gpus
@@ -181,7 +181,7 @@ def _check_paths(recipe: Recipe, stages: Sequence[str]) -> None:
             stamp_stored(path)
     choose_thresholds(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     if source.ground_truth is not None:
-        existing_place(source.path(source.ground_truth))
+        existing_run(str(source.path(source.ground_truth)))
     models = {"detect": recipe.detect.detector}
     if recipe.caption.endpoint is None:
         models["caption"] = recipe.caption.captioner
