@@ -104,7 +104,7 @@ def tag_stage(roots: dict[str, Path], names: Iterable[str], device: Device, thre
     stage: Any = TagStage(config, roots, list(names))
     stage.thresholds = thresholds_of_recipe(config, PairConfig())
     stage.device, stage.dtype, stage.group_size = torch.device("meta"), torch.float32, config.group_size
-    stage.threads, stage.ahead, stage.batch_size = threads, 2 * (threads > 0), 1
+    stage.threads, stage.gpu_threads, stage.batch_size = threads, 2 * (threads > 0), 1
     stage.tagger = SimulatedTagger(device)
     return stage
 

@@ -7,9 +7,9 @@ random weights: the tagger (ResNet-50, float32) on both devices with the same in
 and 480x640 with one group of pairs each, cached texts and images that are decoded in threads; ten captions of BLIP at
 384 px; a training step of the tagger on four images of 800x1066, in bfloat16, and by the reference's procedure, in
 float32, both with a fused optimiser; deformable attention at the shape of the encoder. Seconds are the fewest of
-several rounds; how busy the GPU is, nvidia-smi says. The page becomes benchmarks/results/gpu.md. Without a GPU all of
-this runs in miniature on the CPU, and the tag stage with the simulated device of bench_waiting; that shows that the
-command works, and nothing about a GPU.
+several rounds; nvidia-smi measures the utilization of the GPU. The page becomes benchmarks/results/gpu.md. Without a
+GPU all of this runs in miniature on the CPU, and the tag stage with the simulated device of bench_waiting; that shows
+that the command works, and nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Machine:
 
 
 @dataclass
-class Busy:
+class GpuUsage:
     """What nvidia-smi reported meanwhile: utilization in percent, memory in MB."""
 
     utilization: list[float] = field(default_factory=list)
@@ -109,9 +109,9 @@ class Busy:
 
 
 @contextmanager
-def watched(machine: Machine) -> Iterator[Busy]:
+def watched(machine: Machine) -> Iterator[GpuUsage]:
     """Samples nvidia-smi every 200 ms, if there is one."""
-    busy = Busy()
+    usage = GpuUsage()
     command = [
         "nvidia-smi",
         "--query-gpu=utilization.gpu,memory.used",
@@ -125,15 +125,15 @@ def watched(machine: Machine) -> Iterator[Busy]:
     except FileNotFoundError:
         process = None
     try:
-        yield busy
+        yield usage
     finally:
         if process is not None:
             process.terminate()
             for line in process.communicate()[0].splitlines():
                 with suppress(ValueError):  # a line that was cut, or a figure that this GPU does not have
                     utilization, memory = map(float, line.split(","))
-                    busy.utilization.append(utilization)
-                    busy.memory.append(memory)
+                    usage.utilization.append(utilization)
+                    usage.memory.append(memory)
 
 
 def equality() -> str:
@@ -192,8 +192,8 @@ def make_images(folder: Path, count: int, predicates: Sequence[str]) -> list[Rec
     return records
 
 
-def tagging(machine: Machine, count: int, threads: int) -> tuple[float, Busy]:
-    """Images per second of the tag stage, and how busy the GPU is."""
+def tagging(machine: Machine, count: int, threads: int) -> tuple[float, GpuUsage]:
+    """Images per second of the tag stage, and the usage of the GPU."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, (tagger, predicates) = Path(temporary), make_tagger(machine)
         records = make_images(folder, count, predicates)
@@ -206,11 +206,11 @@ def tagging(machine: Machine, count: int, threads: int) -> tuple[float, Busy]:
             stage(make_images(folder, 2 * GROUP, predicates))
         else:
             stage = tag_stage({SPLIT: folder}, OBJECTS[:-1], Device(TAGGER_SECONDS), threads)
-        with watched(machine) as busy:
+        with watched(machine) as usage:
             began = time.perf_counter()
             stage(records)
             taken = time.perf_counter() - began
-    return count / taken, busy
+    return count / taken, usage
 
 
 def captioning(machine: Machine, shape: str) -> float:
@@ -276,9 +276,9 @@ def main() -> None:
     table = Table(
         "what", "figure", "goal on an H100", title="throughput" if machine.real else "throughput of miniatures"
     )
-    rate, busy = tagging(machine, options.images or (1000 if machine.real else 40), options.threads)
+    rate, usage = tagging(machine, options.images or (1000 if machine.real else 40), options.threads)
     table.add_row("tagging, images/s", f"{rate:.1f}", "60")
-    table.add_row("GPU meanwhile: busy, memory", str(busy), "85%")
+    table.add_row("GPU meanwhile: utilization, memory", str(usage), "85%")
     for shape, goal in (("base", "60"), ("large", "25")):
         table.add_row(f"ten captions, BLIP-{shape}, images/s", f"{captioning(machine, shape):.1f}", goal)
     reference, ours = (training_step(machine, kind) for kind in (ReferenceObjective, Objective))

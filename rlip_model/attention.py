@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -96,43 +96,58 @@ def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[
 
 @lru_cache
 def gpu_operator(device: torch.device) -> Operator | None:
-    """deformops' operator, if it is installed and agrees with `grid_sample` on this device; else a warning and None."""
+    """deformops' operator; None if it is not installed, or, with a warning, if it fails a test on this device.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: the memory of the device is full, which says nothing about the operator.
+    """
     try:
         operator: Operator = importlib.import_module("deformops.registry").msda
     except ImportError:
         return None
+    expected = _sampled_with_gradients(sample_by_grid, device)
     try:
-        difference = _difference(operator, device)
-    except Exception as reason:  # noqa: BLE001 - a kernel may fail in any way
+        found = _sampled_with_gradients(partial(sample_by_operator, operator), device)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except _kernel_errors() as reason:
         warnings.warn(f"deformops cannot be used on {device} ({str(reason) or type(reason).__name__})", stacklevel=2)
         return None
+    difference = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
     if difference <= _LARGEST_DIFFERENCE:
         return operator
     warnings.warn(f"deformops is not used on {device}: it differs from grid_sample by {difference:.1g}", stacklevel=2)
     return None
 
 
-def _difference(operator: Operator, device: torch.device) -> float:
-    """The largest difference of samples and gradients from `sample_by_grid`, for places in and around the maps."""
+def _kernel_errors() -> tuple[type[Exception], ...]:
+    """What is raised if a kernel cannot be compiled or launched; Triton's errors are not RuntimeErrors."""
+    errors = (RuntimeError, OSError, ValueError, TypeError)
+    try:
+        return (*errors, importlib.import_module("triton.errors").TritonError)
+    except ImportError:
+        return errors
+
+
+def _sampled_with_gradients(way: Callable[..., Tensor], device: torch.device) -> list[Tensor]:
+    """What is sampled in and around some maps, and the gradients of its squares."""
     shapes, generator = ((12, 17), (6, 9), (3, 5), (2, 3)), torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in shapes)
     value = torch.randn(2, tokens, 8, 32, generator=generator)
     locations = 20 * torch.rand(2, 50, 2, 8, len(shapes), 4, generator=generator) - 2
     weights = torch.rand(2, 50, 8, len(shapes), 4, generator=generator) / 16
-    results = []
-    for way in (lambda *given: sample_by_operator(operator, *given), sample_by_grid):
-        with torch.inference_mode(False), torch.enable_grad():
-            leaves = [each.to(device, copy=True).requires_grad_() for each in (value, locations, weights)]
-            sampled = way(leaves[0], shapes, leaves[1], leaves[2])
-            results.append((sampled, *torch.autograd.grad(sampled.square().sum(), leaves)))
-    return max(float((one - other).detach().abs().max()) for one, other in zip(*results, strict=True))
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = [each.to(device, copy=True).requires_grad_() for each in (value, locations, weights)]
+        sampled = way(leaves[0], shapes, leaves[1], leaves[2])
+        return [sampled.detach(), *torch.autograd.grad(sampled.square().sum(), leaves)]
 
 
 @dataclass(frozen=True)
 class Owners:
-    """The images that rows of queries belong to, both `[rows]`: `images`, and `places`, the number of rows before.
+    """Which image of a batch each row of queries belongs to.
 
-    most: the largest number of rows of an image.
+    images `[rows]`; places `[rows]`, how many earlier rows belong to the same image; most: the largest number of rows
+    of an image.
     """
 
     images: Tensor
@@ -141,7 +156,7 @@ class Owners:
 
     @classmethod
     def of(cls, images: Sequence[int], device: torch.device) -> Owners:
-        """Of the image of each row."""
+        """From the image of each row."""
         places = [images[:row].count(image) for row, image in enumerate(images)]
         return cls(torch.tensor(images, device=device), torch.tensor(places, device=device), max(places) + 1)
 

@@ -16,7 +16,7 @@ from sgpipe.stages.parse.parser import parser_identity
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.hashing import model_sha256
-from sgpipe.utils.stored_files import stamp_stored, stored_sha256, uri_of
+from sgpipe.utils.stored_files import stamp_stored, stored_sha256
 
 STAGES = ("detect", "caption", "parse", "pair", "tag")
 AUTO_ON_CPU = "auto on a CPU"
@@ -66,8 +66,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         parts["tag"]["calibration"] = stored_sha256(recipe.tag.calibration)
     for name in ("synonyms", "prior"):
         path, parts["pair"][name] = getattr(recipe.pair, name), None
-        with suppress(FileNotFoundError):  # those of a stage that does not run need not be there any more
-            parts["pair"][name] = stored_sha256(path) if path and (uri_of(path) or path.is_file()) else None
+        if path is not None:
+            with suppress(FileNotFoundError, IsADirectoryError):  # a pair stage that does not run needs no file
+                parts["pair"][name] = stored_sha256(path)
     return parts
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.generation.identity import STAGES, identity, in_todays_settings, settings_of_stage
-from sgpipe.generation.pools import sharing
+from sgpipe.generation.pools import stages_sharing_gpus
 from sgpipe.generation.work_units import UnitReader, WorkUnit
 from sgpipe.recipe import UNNAMED_DEFAULTS, Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
@@ -177,7 +177,7 @@ class Reuse:
             raise UserError(f"--out {out} is the run that --from names; name another folder")
         recipe = with_model_folders(parent.adopted(recipe))
         before = in_todays_settings(parent.manifest.run["identity"])
-        now = identity(recipe, {}, sharing(recipe, before))
+        now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
         _check_same(parent, before, now, ("format", "drawn"))
         changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in STAGES if stage in now}
         first = next((stage for stage in changed if changed[stage]), None)

@@ -85,8 +85,8 @@ def cluster_has(required: Sequence[Need]) -> bool:
     return place(required, cluster_machines()) is not None
 
 
-def sharing(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
-    """The stages that share the GPUs of this machine by themselves: those whose models can, unless one asks for GPUs.
+def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
+    """The stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs itself.
 
     Args:
         before: the identity of the run that goes on, or of its parent; what it computed on a CPU stays there.
@@ -108,7 +108,7 @@ def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None,
     Actors also get threads that open images. These do not count as CPUs: they wait for the GPU most of the time.
 
     Args:
-        stages: those that share them (`sharing`), as far as they run.
+        stages: those that share them (`stages_sharing_gpus`), as far as they run.
         gpus, cpus: of this machine; None: as many as there are.
     """
     gpus, cpus = gpus or usable_gpus(), cpus or recipe.engine.cpus or os.cpu_count() or 1

@@ -14,7 +14,7 @@ from sgpipe.calibration import choose_thresholds
 from sgpipe.errors import UserError, existing_model, existing_run, in_python
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import Reuse
-from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, sharing, unused_gpus
+from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, stages_sharing_gpus, unused_gpus
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.run_images import as_named, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
@@ -104,7 +104,7 @@ def generate(
 
 
 def _with_gpus(recipe: Recipe, before: Mapping[str, Any], reuse: Reuse | None) -> Recipe:
-    shared = sharing(recipe, reuse.before if reuse else before)
+    shared = stages_sharing_gpus(recipe, reuse.before if reuse else before)
     return share_gpus(recipe, shared & set(reuse.stages if reuse else STAGES))
 
 
@@ -265,7 +265,7 @@ def _description(
 ) -> dict[str, object]:
     """What the manifest says of the run, which keeps the identity that an earlier version gave it."""
     if reuse is None:
-        now = identity(recipe, indexes, sharing(recipe, before))
+        now = identity(recipe, indexes, stages_sharing_gpus(recipe, before))
     else:
         now = reuse.with_source(source_identity(indexes))
     if fingerprint(in_todays_settings(before)) == fingerprint(now):

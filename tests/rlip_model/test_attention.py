@@ -91,6 +91,17 @@ def deformops(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     gpu_operator.cache_clear()
 
 
+class TritonError(Exception):
+    """As Triton's, which is not a RuntimeError."""
+
+
+def failing(error: Exception) -> Operator:
+    def operator(*case: Tensor) -> Tensor:
+        raise error
+
+    return operator
+
+
 def test_an_operator_is_tested_before_it_is_used(deformops: SimpleNamespace) -> None:
     assert gpu_operator(torch.device("cpu")) is as_deformops
 
@@ -100,15 +111,30 @@ def test_an_operator_is_tested_before_it_is_used(deformops: SimpleNamespace) -> 
     [
         (lambda *case: 1.01 * as_deformops(*case), "it differs from grid_sample by 0.0"),
         (lambda value, *case: as_deformops(value.detach(), *case) + 0 * value.sum(), "it differs from grid_sample by"),
-        (lambda *case: 1 / 0, r"cannot be used on cpu \(division by zero\)"),
+        (
+            failing(RuntimeError("no kernel image is available")),
+            "cannot be used on cpu \\(no kernel image is available",
+        ),
+        (failing(OSError()), "cannot be used on cpu \\(OSError"),
+        (failing(TritonError("ptxas")), "cannot be used on cpu \\(ptxas"),
     ],
 )
 def test_an_operator_that_is_wrong_or_fails_is_not_used(
-    deformops: SimpleNamespace, wrong: Operator, reason: str
+    deformops: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, wrong: Operator, reason: str
 ) -> None:
     deformops.msda = wrong
+    monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=TritonError))
     with pytest.warns(UserWarning, match=reason):
         assert gpu_operator(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), AssertionError("a bug")])
+def test_a_full_memory_or_a_bug_is_not_taken_for_a_wrong_operator(deformops: SimpleNamespace, error: Exception) -> None:
+    deformops.msda = failing(error)
+    with pytest.raises(type(error)):
+        gpu_operator(torch.device("cpu"))
+    deformops.msda = as_deformops
+    assert gpu_operator(torch.device("cpu")) is as_deformops
 
 
 def test_without_deformops_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

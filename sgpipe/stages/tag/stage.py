@@ -32,7 +32,7 @@ from sgpipe.utils.prefetch import prefetch
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
 REFERENCE_SIZE = 100
-_AHEAD = 2  # threads that use a GPU: one starts the work of a batch, while the other waits for the last one
+_GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
 
@@ -140,8 +140,8 @@ def keep_own(relations: Iterable[Relation], pairs: Sequence[Pair]) -> list[Relat
 
 
 @dataclass(frozen=True)
-class Job:
-    """A record whose pairs are scored, and the network's input.
+class TaggerInput:
+    """A record whose pairs are scored, and what the network reads of it.
 
     pixels: as by `TagStage._network_input`; boxes, labels: of its objects; texts: of each batch.
     """
@@ -155,10 +155,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A batch of groups of pairs, its texts, and which of the jobs it is of."""
+class ImageBatch:
+    """A batch of groups of pairs and its texts. image: its number among the images that are computed together."""
 
-    job: int
+    image: int
     batch: Batch
     texts: LabelFeatures
 
@@ -243,23 +243,27 @@ class TagStage:
         nn.Module.to(self.tagger, self.device)
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
-        self.threads, self.ahead = image_threads(self.resources, elsewhere=elsewhere), _AHEAD if elsewhere else 0
+        self.threads = image_threads(self.resources, elsewhere=elsewhere)
+        self.gpu_threads = _GPU_THREADS if elsewhere else 0
         self.batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
 
     def __call__(self, records: list[Record]) -> list[Record]:
         predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)
         self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
-        shown = self._scored(records)
-        images = ImageFeed(self.roots, [each for each, _ in shown], self._network_input, self.threads, self.batch_size)
-        with images, prefetch(self._compute, self._jobs(shown, images), self.ahead, self.ahead + 1) as computed:
-            for jobs, scores in computed:
-                for job, of_job in zip(jobs, scores, strict=True):
-                    job.record.relations = self._relations(job, of_job)
+        chosen = self._choose(records)
+        images = ImageFeed(self.roots, [each for each, _ in chosen], self._network_input, self.threads, self.batch_size)
+        with (
+            images,
+            prefetch(self._compute, self._inputs(chosen, images), self.gpu_threads, self.gpu_threads + 1) as computed,
+        ):
+            for inputs, scores in computed:
+                for given, of_image in zip(inputs, scores, strict=True):
+                    given.record.relations = self._relations(given, of_image)
         return records
 
-    def _scored(self, records: Sequence[Record]) -> list[tuple[Record, list[Batch]]]:
+    def _choose(self, records: Sequence[Record]) -> list[tuple[Record, list[Batch]]]:
         """The records that have something to score, and what; images of equal size in sequence if they go together."""
-        shown = []
+        chosen = []
         for record in (record for record in records if record.ok):
             record.relations = []
             batches = self._batches(record)
@@ -267,22 +271,24 @@ class TagStage:
             if batches and unknown:
                 record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
             elif batches:
-                shown.append((record, batches))
-        return sorted(shown, key=lambda each: self._size(each[0])) if self.batch_size > 1 else shown
+                chosen.append((record, batches))
+        return sorted(chosen, key=lambda each: self._size(each[0])) if self.batch_size > 1 else chosen
 
     def _size(self, record: Record) -> tuple[int, int]:
         """The (width, height) that the network reads."""
         return resized(record.width, record.height, self.config.short_side, self.config.long_side)
 
-    def _jobs(self, shown: Iterable[tuple[Record, list[Batch]]], images: ImageFeed[Tensor]) -> Iterator[list[Job]]:
+    def _inputs(
+        self, chosen: Iterable[tuple[Record, list[Batch]]], images: ImageFeed[Tensor]
+    ) -> Iterator[list[TaggerInput]]:
         """At most `batch_size` images of equal size at a time. Images that cannot be read become error rows."""
-        for _, same in groupby(shown, lambda each: self._size(each[0])):
+        for _, same in groupby(chosen, lambda each: self._size(each[0])):
             while some := list(islice(same, self.batch_size)):
-                opened = (self._job(record, batches, images) for record, batches in some)
-                if jobs := [job for job in opened if job is not None]:
-                    yield jobs
+                opened = (self._input(record, batches, images) for record, batches in some)
+                if inputs := [each for each in opened if each is not None]:
+                    yield inputs
 
-    def _job(self, record: Record, batches: list[Batch], images: ImageFeed[Tensor]) -> Job | None:
+    def _input(self, record: Record, batches: list[Batch], images: ImageFeed[Tensor]) -> TaggerInput | None:
         try:
             pixels = images.open(record)
         except ImageError as reason:
@@ -291,7 +297,7 @@ class TagStage:
         labels = torch.tensor([self._labels[box.category] for box in record.objects])
         objects = [*self.object_names, NO_OBJECTS]
         texts = [self.tagger.encode_labels(objects, batch.predicates) for batch in batches]
-        return Job(record, batches, pixels, normalised_boxes(record), labels, texts)
+        return TaggerInput(record, batches, pixels, normalised_boxes(record), labels, texts)
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
         """What is copied to the device: for a GPU bytes, which it enlarges and normalises, else normalised pixels."""
@@ -311,64 +317,66 @@ class TagStage:
             groups = reference_prior_groups(record.pairs, boxes, self.group_size)
         return reference_batches(groups, self.config.chunk)
 
-    def _compute(self, jobs: list[Job]) -> tuple[list[Job], list[list[Tensor]]]:
-        """The jobs, and for each the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
-        if len(jobs) == 1:
+    def _compute(self, inputs: list[TaggerInput]) -> tuple[list[TaggerInput], list[list[Tensor]]]:
+        """The inputs, and for each the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
+        if len(inputs) == 1:
             with enough_memory(self.device, _REMEDY):
-                return jobs, self._forward(jobs)
+                return inputs, self._forward(inputs)
         try:
-            return jobs, self._forward(jobs)
+            return inputs, self._forward(inputs)
         except torch.cuda.OutOfMemoryError:
-            half = len(jobs) // 2
+            half = len(inputs) // 2
         self.batch_size = min(self.batch_size, half)  # from now on
-        return jobs, [scores for part in (jobs[:half], jobs[half:]) for scores in self._compute(part)[1]]
+        return inputs, [scores for part in (inputs[:half], inputs[half:]) for scores in self._compute(part)[1]]
 
     @torch.no_grad()
-    def _forward(self, jobs: Sequence[Job]) -> list[list[Tensor]]:
+    def _forward(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:
         with self._autocast():
-            pixels = [self._on_device(job) for job in jobs]
-            images = self.tagger.encode_image(torch.stack(pixels) if len(jobs) > 1 else pixels[0].unsqueeze(0))
+            pixels = [self._on_device(each) for each in inputs]
+            images = self.tagger.encode_image(torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0))
             rows = [
-                Row(number, *of_batch)
-                for number, job in enumerate(jobs)
-                for of_batch in zip(job.batches, job.texts, strict=True)
+                ImageBatch(number, *of_batch)
+                for number, each in enumerate(inputs)
+                for of_batch in zip(each.batches, each.texts, strict=True)
             ]
-            scores: list[list[Tensor]] = [[] for _ in jobs]
-            for start in range(0, len(rows), len(jobs)):
-                part = rows[start : start + len(jobs)]
-                for row, of_row in zip(part, self._score(images, jobs, part), strict=True):
-                    scores[row.job].append(of_row)
+            scores: list[list[Tensor]] = [[] for _ in inputs]
+            for start in range(0, len(rows), len(inputs)):
+                part = rows[start : start + len(inputs)]
+                for row, of_row in zip(part, self._score(images, inputs, part), strict=True):
+                    scores[row.image].append(of_row)
         return scores
 
-    def _on_device(self, job: Job) -> Tensor:
-        pixels = job.pixels.to(self.device, non_blocking=True)
-        return normalise(enlarge(pixels, self._size(job.record))) if pixels.dtype == torch.uint8 else pixels
+    def _on_device(self, given: TaggerInput) -> Tensor:
+        pixels = given.pixels.to(self.device, non_blocking=True)
+        return normalise(enlarge(pixels, self._size(given.record))) if pixels.dtype == torch.uint8 else pixels
 
-    def _score(self, images: ImageFeatures, jobs: Sequence[Job], rows: Sequence[Row]) -> Iterator[Tensor]:
+    def _score(
+        self, images: ImageFeatures, inputs: Sequence[TaggerInput], rows: Sequence[ImageBatch]
+    ) -> Iterator[Tensor]:
         """The scores `[groups, pairs, predicates]` of each row."""
-        memory = self.tagger.fuse(images.of([row.job for row in rows]), pad_labels([row.texts for row in rows]))
+        memory = self.tagger.fuse(images.of([row.image for row in rows]), pad_labels([row.texts for row in rows]))
         groups, owners = [], []
         for number, row in enumerate(rows):
-            job = jobs[row.job]
-            boxes, labels = job.boxes.to(self.device), job.labels.to(self.device)
+            given = inputs[row.image]
+            boxes, labels = given.boxes.to(self.device), given.labels.to(self.device)
             groups += [given_pairs(boxes, labels, group) for group in row.batch.groups]
             owners += [number] * len(row.batch.groups)
         scores = self.tagger.score_pairs(memory, groups, owners if len(rows) > 1 else None).float().cpu()
         of_rows = scores.split([len(row.batch.groups) for row in rows])
         return (each[:, :, : len(row.batch.predicates)] for each, row in zip(of_rows, rows, strict=True))
 
-    def _relations(self, job: Job, scores: Sequence[Tensor]) -> list[Relation]:
+    def _relations(self, given: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
         relations: list[Relation] = []
-        for batch, of_batch in zip(job.batches, scores, strict=True):
+        for batch, of_batch in zip(given.batches, scores, strict=True):
             if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
                 raise UserError(
-                    f"tagger {self.config.tagger} returns NaN scores in {job.record.file_name!r}: its training "
+                    f"tagger {self.config.tagger} returns NaN scores in {given.record.file_name!r}: its training "
                     "diverged, or its weights are damaged"
                 )
             least = torch.from_numpy(self.thresholds.of_each(batch.predicates))
             relations += relations_above(batch, of_batch, least)
         if self.pair.restrict == "pair":
-            relations = keep_own(relations, job.record.pairs)
+            relations = keep_own(relations, given.record.pairs)
         return deduplicate(relations)
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -12,7 +12,15 @@ from benchmarks.bench_pipeline import utilization_line
 from sgpipe.errors import UserError
 from sgpipe.generation import pools
 from sgpipe.generation.identity import STAGES
-from sgpipe.generation.pools import Pool, Utilization, cluster_has, plan_pools, required_resources, share_gpus, sharing
+from sgpipe.generation.pools import (
+    Pool,
+    Utilization,
+    cluster_has,
+    plan_pools,
+    required_resources,
+    share_gpus,
+    stages_sharing_gpus,
+)
 from sgpipe.recipe import Recipe, Resources
 from sgpipe.utils.machines import machines_of
 
@@ -285,7 +293,7 @@ def recipe_with(**settings: Any) -> Recipe:
 
 def shared(number: int, cpus: int, **settings: Any) -> Recipe:
     recipe = recipe_with(**settings)
-    return share_gpus(recipe, sharing(recipe, {}), number, cpus)
+    return share_gpus(recipe, stages_sharing_gpus(recipe, {}), number, cpus)
 
 
 def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:
@@ -343,16 +351,16 @@ def test_the_recipe_may_set_all_else(gpus) -> None:
 
 
 def test_what_was_computed_on_a_cpu_stays_there(gpus) -> None:
-    assert sharing(recipe_with(), {}) == {"caption", "tag"}
-    assert sharing(recipe_with(), {"caption": {"dtype": "auto on a CPU"}}) == {"tag"}
-    assert sharing(recipe_with(), {"caption": {"dtype": "auto on a GPU"}}) == {"caption", "tag"}
+    assert stages_sharing_gpus(recipe_with(), {}) == {"caption", "tag"}
+    assert stages_sharing_gpus(recipe_with(), {"caption": {"dtype": "auto on a CPU"}}) == {"tag"}
+    assert stages_sharing_gpus(recipe_with(), {"caption": {"dtype": "auto on a GPU"}}) == {"caption", "tag"}
 
 
 def test_a_recipe_that_was_written_to_a_run_shares_as_before(gpus) -> None:
     again = Recipe.model_validate(recipe_with().model_dump(mode="json"))
-    assert share_gpus(again, sharing(again, {}), 1, 16) == shared(1, 16)
+    assert share_gpus(again, stages_sharing_gpus(again, {}), 1, 16) == shared(1, 16)
 
 
 def test_a_machine_without_gpus_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "usable_gpus", lambda: 0)
-    assert sharing(recipe_with(), {}) == frozenset()
+    assert stages_sharing_gpus(recipe_with(), {}) == frozenset()

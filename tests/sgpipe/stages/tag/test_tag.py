@@ -129,14 +129,14 @@ def test_labels_do_not_depend_on_threads_that_open_images(folder: Path) -> None:
     records = [[record(index) for index in range(4)] for _ in range(2)]
     made = stage(folder)
     serial = made(records[0])
-    made.threads, made.ahead = 2, 1
+    made.threads, made.gpu_threads = 2, 1
     assert made(records[1]) == serial
 
 
 def in_batches(folder: Path, size: int, pair: PairConfig | None = None) -> TagStage:
     """As on a GPU; there are many groups of pairs, of different numbers and predicates."""
     made = stage(folder, pair, group_size=2, chunk=2)
-    made.threads, made.ahead, made.batch_size = 2, 1, size
+    made.threads, made.gpu_threads, made.batch_size = 2, 1, size
     return made
 
 
