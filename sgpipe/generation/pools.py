@@ -89,17 +89,15 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
     """The stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs itself.
 
     Args:
-        before: the identity of the run that goes on, or of its parent; what it computed on a CPU stays there.
+        before: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
     """
-    models = {name: config for name, config in _local_models(recipe).items() if config.device in ("auto", "cuda")}
-    asked = any(config.resources.gpus for config in _local_models(recipe).values())
+    models = _local_models(recipe)
+    able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
+    asked = any(each.resources.gpus for each in models.values())
     if asked or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
         return frozenset()
-    return frozenset(
-        name
-        for name, config in models.items()
-        if config.resources.gpus is None and before.get(name, {}).get("dtype") != AUTO_ON_CPU
-    )
+    on_cpus = any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)
+    return frozenset() if on_cpus else frozenset(able)
 
 
 def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:

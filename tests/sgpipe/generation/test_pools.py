@@ -350,9 +350,15 @@ def test_the_recipe_may_set_all_else(gpus) -> None:
     assert planned[-1] == ("tag", 6)
 
 
-def test_what_was_computed_on_a_cpu_stays_there(gpus) -> None:
+def test_a_run_that_began_on_cpus_stays_there(gpus) -> None:
     assert stages_sharing_gpus(recipe_with(), {}) == {"caption", "tag"}
-    assert stages_sharing_gpus(recipe_with(), {"caption": {"dtype": "auto on a CPU"}}) == {"tag"}
+    began_on_cpus = {"caption": {"dtype": "auto on a CPU"}, "tag": {"dtype": "auto on a CPU"}}
+    assert stages_sharing_gpus(recipe_with(), began_on_cpus) == frozenset()
+    detecting = recipe_with(detect={"detector": "detr"})  # a detector's number format is no part of an identity
+    assert stages_sharing_gpus(detecting, began_on_cpus) == frozenset()
+    assert stages_sharing_gpus(detecting, {}) == {"detect", "caption", "tag"}
+    mixed = recipe_with(caption={"captioner": "blip", "device": "cpu"})
+    assert stages_sharing_gpus(mixed, {"caption": {"dtype": "auto on a CPU"}}) == {"tag"}
     assert stages_sharing_gpus(recipe_with(), {"caption": {"dtype": "auto on a GPU"}}) == {"caption", "tag"}
 
 
