@@ -93,7 +93,7 @@ def test_stages_run_where_their_resources_are(cluster: Cluster, tmp_path: Path) 
     run.environment = {MARKS: str(marks), GPUS: "1"}
     run.start()
     assert run.wait() == 0, run.said
-    assert "2 actors: stub" in run.said, run.said
+    assert "2 actors of 1 CPU and 1 GPU: stub" in run.said, run.said
     assert {mark.read_text() for mark in marks.iterdir()} <= {"0", "1"}
     assert len(list(marks.iterdir())) == len(rows(run.out)) == IMAGES
 
