@@ -5,11 +5,11 @@
 First `tests/test_gpu.py`: what runs on a GPU gives what it gives on a CPU. Then the networks of published sizes, with
 random weights: the tagger (ResNet-50, float32) on both devices with the same inputs; the tag stage on JPEGs of 640x480
 and 480x640 with one group of pairs each, cached texts and images that are decoded in threads; ten captions of BLIP at
-384 px; a training step of the tagger on four images of 800x1066, in bfloat16, and by the reference's procedure, in
-float32, both with a fused optimiser; deformable attention at the shape of the encoder. Seconds are the fewest of
-several rounds; nvidia-smi measures the utilization of the GPU. The page becomes benchmarks/results/gpu.md. Without a
-GPU all of this runs in miniature on the CPU, and the tag stage with the simulated device of bench_waiting; that shows
-that the command works, and nothing about a GPU.
+384 px; both also compiled; a training step of the tagger on four images of 800x1066, in bfloat16, and by the
+reference's procedure, in float32, both with a fused optimiser; deformable attention at the shape of the encoder.
+Seconds are the fewest of several rounds; nvidia-smi measures the utilization of the GPU. The page becomes
+benchmarks/results/gpu.md. Without a GPU all of this runs in miniature on the CPU, and the tag stage with the simulated
+device of bench_waiting; that shows that the command works, and nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -192,18 +192,18 @@ def make_images(folder: Path, count: int, predicates: Sequence[str]) -> list[Rec
     return records
 
 
-def tagging(machine: Machine, count: int, threads: int) -> tuple[float, GpuUsage]:
-    """Images per second of the tag stage, and the usage of the GPU."""
+def tagging(machine: Machine, count: int, threads: int, *, compiled: bool = False) -> tuple[float, GpuUsage]:
+    """Images per second of the tag stage, and the usage of the GPU; `compiled` is for a GPU only."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, (tagger, predicates) = Path(temporary), make_tagger(machine)
         records = make_images(folder, count, predicates)
         if machine.real:
             save_atomically(tagger, folder / "tagger")
             resources = Resources(io_threads=threads, cpus=threads, gpus=1)
-            config = TagConfig(tagger=str(folder / "tagger"), threshold=0.9, resources=resources)
+            config = TagConfig(tagger=str(folder / "tagger"), threshold=0.9, compile=compiled, resources=resources)
             stage: Any = TagStage(config, {SPLIT: folder}, OBJECTS[:-1])
             stage.setup()
-            stage(make_images(folder, 2 * GROUP, predicates))
+            stage(make_images(folder, (20 if compiled else 2) * GROUP, predicates))
         else:
             stage = tag_stage({SPLIT: folder}, OBJECTS[:-1], Device(TAGGER_SECONDS), threads)
         with watched(machine) as usage:
@@ -213,12 +213,18 @@ def tagging(machine: Machine, count: int, threads: int) -> tuple[float, GpuUsage
     return count / taken, usage
 
 
-def captioning(machine: Machine, shape: str) -> float:
-    """Images per second with ten captions each, in groups as large as those of the caption stage."""
+def captioning(machine: Machine, shape: str, *, compiled: bool = False) -> float:
+    """Images per second with ten captions each, in groups as large as those of the caption stage.
+
+    Args:
+        compiled: the step of the decoder; without a GPU no kernels are made for it.
+    """
     model = random_blip(**(SHAPES[shape] if machine.real else {"width": 48, "layers": 2, "heads": 2}))
     fuse_vision_attention(model)
     nn.Module.to(model, machine.device, torch.bfloat16 if machine.real else torch.float32)
     decoder = BlipDecoder(model)
+    if compiled:
+        decoder.compile("inductor" if machine.real else "eager")
     pixels = torch.randn(GROUP, 3, 384, 384).to(machine.device, model.dtype)
     sampling = NucleusSampling(
         SAMPLES, temperature=1.0, min_tokens=LEAST, max_tokens=MOST, end=END_OF_CAPTION, **PUBLISHED
@@ -279,8 +285,13 @@ def main() -> None:
     rate, usage = tagging(machine, options.images or (1000 if machine.real else 40), options.threads)
     table.add_row("tagging, images/s", f"{rate:.1f}", "60")
     table.add_row("GPU meanwhile: utilization, memory", str(usage), "85%")
+    if machine.real:
+        rate, _ = tagging(machine, options.images or 1000, options.threads, compiled=True)
+        table.add_row("tagging with tag.compile, images/s", f"{rate:.1f}", "")
     for shape, goal in (("base", "60"), ("large", "25")):
         table.add_row(f"ten captions, BLIP-{shape}, images/s", f"{captioning(machine, shape):.1f}", goal)
+        rate = captioning(machine, shape, compiled=True)
+        table.add_row(f"ten captions, BLIP-{shape} with caption.compile, images/s", f"{rate:.1f}", "")
     reference, ours = (training_step(machine, kind) for kind in (ReferenceObjective, Objective))
     table.add_row("training step of the reference, s", f"{reference:.3f}", "")
     table.add_row("training step of sgpipe, s", f"{ours:.3f}", f"{reference / 1.5:.3f}")

@@ -42,7 +42,7 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
         `[batch, queries, heads * dim]` in the dtype of `value`; computed in at least float32, except by deformops.
     """
     dtype = value.dtype
-    if value.is_cuda and (operator := gpu_operator(value.device)) is not None:
+    if value.is_cuda and (operator := gpu_sampling(value.device).operator) is not None:
         return sample_by_operator(operator, value, shapes, locations, weights)
     value = at_least_float32(value)
     locations, weights = locations.to(value.dtype), weights.to(value.dtype)
@@ -94,9 +94,22 @@ def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[
         return torch.tensor(shapes, device=device), torch.tensor(starts, device=device)
 
 
+@dataclass(frozen=True)
+class GpuSampling:
+    """How a GPU samples: by an operator, or, with None, by `grid_sample`; `why`, if deformops is installed."""
+
+    operator: Operator | None
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.operator is not None:
+            return "deformops"
+        return f"grid_sample ({self.why})" if self.why else "grid_sample"
+
+
 @lru_cache
-def gpu_operator(device: torch.device) -> Operator | None:
-    """deformops' operator; None if it is not installed, or, with a warning, if it fails a test on this device.
+def gpu_sampling(device: torch.device) -> GpuSampling:
+    """By deformops' operator, unless it is not installed, or, with a warning, fails a test on this device.
 
     Raises:
         torch.cuda.OutOfMemoryError: the memory of the device is full, which says nothing about the operator.
@@ -104,20 +117,23 @@ def gpu_operator(device: torch.device) -> Operator | None:
     try:
         operator: Operator = importlib.import_module("deformops.registry").msda
     except ImportError:
-        return None
+        return GpuSampling(None)
     expected = _sampled_with_gradients(sample_by_grid, device)
     try:
         found = _sampled_with_gradients(partial(sample_by_operator, operator), device)
     except torch.cuda.OutOfMemoryError:
         raise
     except _kernel_errors() as reason:
-        warnings.warn(f"deformops cannot be used on {device} ({str(reason) or type(reason).__name__})", stacklevel=2)
-        return None
+        return _without(f"deformops cannot be used on {device}: {str(reason) or type(reason).__name__}")
     difference = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
     if difference <= _LARGEST_DIFFERENCE:
-        return operator
-    warnings.warn(f"deformops is not used on {device}: it differs from grid_sample by {difference:.1g}", stacklevel=2)
-    return None
+        return GpuSampling(operator)
+    return _without(f"deformops is not used on {device}: it differs from grid_sample by {difference:.1g}")
+
+
+def _without(why: str) -> GpuSampling:
+    warnings.warn(why, stacklevel=3)
+    return GpuSampling(None, why)
 
 
 def _kernel_errors() -> tuple[type[Exception], ...]:

@@ -60,8 +60,6 @@ def _as_text(location: Any) -> Any:
 
 
 ImageLocation = Annotated[str, BeforeValidator(_as_text)]
-
-
 StoredPath = Annotated[Path, PlainSerializer(lambda path: str(shown_path(path)), when_used="json")]
 
 
@@ -189,6 +187,7 @@ class CaptionConfig(Config):
     )
     max_crops: int = Field(100, ge=1, description="maximum number of captioned box and pair regions per image")
     batch_size: int = Field(8, ge=1, description="images per forward pass; does not change the captions")
+    compile: bool = Field(False, description="BLIP on a GPU: torch.compile for the decoder")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()
@@ -280,6 +279,7 @@ class TagConfig(Config):
         16, ge=1, description="groups whose label texts are merged (restrict: group), as in RLIPv2's code"
     )
     batch_size: int | None = Field(None, ge=1, description="rtagger: images that a GPU scores at once; null: 8")
+    compile: bool = Field(False, description="rtagger on a GPU: torch.compile for the image encoder")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()

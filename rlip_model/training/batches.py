@@ -57,6 +57,10 @@ class TrainingBatch:
             boxes=tuple(image.to(device) for image in self.boxes),
         )
 
+    def pinned(self) -> TrainingBatch:
+        """With images from where a GPU copies them while it computes."""
+        return replace(self, pixel_values=self.pixel_values.pin_memory(), padding=self.padding.pin_memory())
+
     def only(self, image: int) -> TrainingBatch:
         """The batch that consists of one of the images."""
         return replace(

@@ -143,16 +143,15 @@ def _version(name: str) -> str | None:
 def _gpu() -> Iterator[DoctorCheck]:
     import torch
 
-    from rlip_model.attention import gpu_operator
+    from rlip_model.attention import gpu_sampling
 
     gpus = torch.cuda.device_count()
     if gpus:
         names = ", ".join(torch.cuda.get_device_name(number) for number in range(gpus))
         yield DoctorCheck("gpu", "ok", f"{gpus} ({names})", "")
-        operator = gpu_operator(torch.device("cuda"))
-        how = "grid_sample" if operator is None else "deformops"
-        fix = "faster: pip install 'sgpipe[gpu]' (Python 3.12 or later)" if operator is None else ""
-        yield DoctorCheck("deformable attention", "ok", f"on the GPU by {how}", fix)
+        sampling = gpu_sampling(torch.device("cuda"))
+        fix = "" if sampling.operator or sampling.why else "faster: pip install 'sgpipe[gpu]' (Python 3.12 or later)"
+        yield DoctorCheck("deformable attention", "ok", f"on the GPU by {sampling}", fix)
     else:
         cuda = torch.version.cuda
         detail = f"PyTorch {torch.__version__} sees no GPU" + (f" (built for CUDA {cuda})" if cuda else "")

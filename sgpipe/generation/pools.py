@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -16,6 +16,7 @@ from sgpipe.errors import UserError
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
 from sgpipe.stages.base import Stage
+from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import usable_gpus
 from sgpipe.utils.machines import Machine, Need, amounts, best_place, describe, machines_of, place
@@ -149,7 +150,7 @@ def unused_gpus(stages: Sequence[Stage]) -> str | None:
 
 
 class Utilization:
-    """The share of time in which the actors of each pool compute, from the seconds of each shard.
+    """The share of time in which the actors of each pool compute, and their GPU memory, from what each shard took.
 
     Time counts from the start of the first unit, which leaves out starting Ray and loading models. An actor is idle
     while it reads or writes, waits for another pool, or has no unit left.
@@ -158,13 +159,22 @@ class Utilization:
     def __init__(self, pools: Sequence[Pool]) -> None:
         self.pools = pools
         self.seconds: Counter[str] = Counter()
+        self.memory: dict[str, int] = {}
         self.began, self.ended = math.inf, -math.inf
+        self._told: set[str] = set()
 
-    def add(self, written: float, seconds: Mapping[str, float]) -> None:
-        """A shard: when it was written, in seconds since the epoch, and the seconds each stage computed for it."""
-        self.began = min(self.began, written - sum(seconds.values()))
+    def add(self, written: float, shard: ShardEntry) -> list[str]:
+        """Add a shard, and when it was written, in seconds since the epoch; returns what its GPUs say that is new."""
+        self.began = min(self.began, written - sum(shard.seconds.values()))
         self.ended = max(self.ended, written)
-        self.seconds.update(seconds)
+        self.seconds.update(shard.seconds)
+        notes: list[str] = []
+        for stage, use in shard.gpus.items():
+            self.memory[stage] = max(self.memory.get(stage, 0), use["memory"])
+            notes += _notes(stage, use)
+        new = [note for note in notes if note not in self._told]
+        self._told.update(new)
+        return new
 
     def __str__(self) -> str:
         elapsed = max(self.ended - self.began, 1e-9)
@@ -172,7 +182,16 @@ class Utilization:
         for pool in self.pools:
             computed = sum(self.seconds[stage.name] for stage in pool.stages)
             shares.append(f"{pool.name} {computed / (pool.actors * elapsed):.0%}")
-        return f"utilization: {', '.join(shares)}"
+        memory = ", ".join(f"{name} {peak / 1e9:.1f} GB" for name, peak in self.memory.items())
+        return f"utilization: {', '.join(shares)}" + (f"; GPU memory: {memory}" if memory else "")
+
+
+def _notes(stage: str, use: Mapping[str, Any]) -> Iterator[str]:
+    """How a stage computes on its GPU."""
+    attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
+    yield f"{stage} computes on {use['gpu']}{attention}"
+    if "not_compiled" in use:
+        yield f"NOTE: {stage} goes on without torch.compile: {use['not_compiled']}"
 
 
 def _grow(pools: list[Pool], free: list[Machine], units: int) -> list[Pool] | None:

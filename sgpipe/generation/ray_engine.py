@@ -31,13 +31,13 @@ from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLost
 from sgpipe.generation.pools import Pool, cluster_has, plan_pools, required_resources
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.records import Record, from_table, to_table
-from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner
+from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.installation import Installation, installation
 from sgpipe.utils.machines import Need
 from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
 
-_UNIT, _SECONDS, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "seconds", "records", "entry", "refusal", "failure"
+_UNIT, _USAGE, _RECORDS, _ENTRY, _REFUSAL, _FAILURE = "unit", "usage", "records", "entry", "refusal", "failure"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
 _UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
@@ -133,11 +133,11 @@ class Worker:
         unit = _unit(block)
         records = self.reader(unit) if self.reader else _records(block)
         records, own = self.runner(records)
-        seconds = {**json.loads(block[_SECONDS][0].as_py()), **own}
+        usage = Usage(**json.loads(block[_USAGE][0].as_py()))
+        usage.add(own)
         if self.writer:
-            entry = self.writer(unit, records, {name: round(value, 3) for name, value in seconds.items()})
-            return pa.table({_ENTRY: [json.dumps(asdict(entry))]})
-        return _block(unit, seconds, records)
+            return pa.table({_ENTRY: [json.dumps(asdict(self.writer(unit, records, usage)))]})
+        return _block(unit, usage, records)
 
 
 def run_units(
@@ -322,16 +322,16 @@ def _key(unit: WorkUnit | ShardEntry) -> str:
 
 def _entering(units: Sequence[WorkUnit]) -> pa.Table:
     """Units that have not been read."""
-    return pa.table({_UNIT: [json.dumps(asdict(unit)) for unit in units], _SECONDS: ["{}"] * len(units)})
+    return pa.table({_UNIT: [json.dumps(asdict(unit)) for unit in units], _USAGE: ["{}"] * len(units)})
 
 
-def _block(unit: WorkUnit, seconds: dict[str, float], records: Sequence[Record]) -> pa.Table:
+def _block(unit: WorkUnit, usage: Usage, records: Sequence[Record]) -> pa.Table:
     """What carries a unit from pool to pool: one row with all of its records in it."""
     rows = to_table(records).to_struct_array().combine_chunks()
     return pa.table(
         {
             _UNIT: [json.dumps(asdict(unit))],
-            _SECONDS: [json.dumps(seconds)],
+            _USAGE: [json.dumps(asdict(usage))],
             _RECORDS: pa.ListArray.from_arrays([0, len(rows)], rows),
         }
     )

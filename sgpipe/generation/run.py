@@ -353,7 +353,8 @@ def _run(
         described = {shard.split for shard in manifest.shards}
         for shard in shards:
             written = time.time() if folder.store else (folder.root / shard.file).stat().st_mtime
-            utilization.add(written, shard.seconds)
+            for note in utilization.add(written, shard):
+                progress.say(note)
             superseded = manifest.commit(shard)
             mirror.copy_soon()
             # The copy of the manifest in a store may still list it; `sweep` deletes it there.

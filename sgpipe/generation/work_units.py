@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sgpipe.records import Record, from_table
+from sgpipe.stages.base import Usage
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name
@@ -62,13 +63,15 @@ class UnitWriter:
 
     storage: Storage
 
-    def __call__(self, unit: WorkUnit, records: list[Record], seconds: dict[str, float]) -> ShardEntry:
+    def __call__(self, unit: WorkUnit, records: list[Record], usage: Usage) -> ShardEntry:
         if unit.errors_only and unit.replaces:
             redone = iter(records)
             earlier = from_table(self.storage.read_shard(unit.replaces))
             records = [record if record.ok else next(redone) for record in earlier]
         name = shard_name(unit.split, unit.start, unit.stop, unit.revision)
-        return self.storage.write_shard(name, unit.split, unit.start, records, seconds)
+        seconds = {name: round(value, 3) for name, value in usage.seconds.items()}
+        entry = self.storage.write_shard(name, unit.split, unit.start, records, seconds)
+        return replace(entry, gpus=usage.gpus)
 
 
 def plan_units(

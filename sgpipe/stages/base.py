@@ -8,9 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from sgpipe.errors import ImageError
 from sgpipe.image_feed import ImageFeed
@@ -18,7 +19,29 @@ from sgpipe.image_roots import Location
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 
-StageOutput = tuple[list[Record], dict[str, float]]  # records, and seconds by stage name
+COMPILATION = "compilation"  # beside the names of stages
+
+
+@dataclass
+class Usage:
+    """What stages took for some records.
+
+    Attributes:
+        seconds: by stage, and of "compilation" apart.
+        gpus: by stage, as by `GpuStage.gpu_use`.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, other: Usage) -> None:
+        """Add what later stages, or the same ones for other records, took."""
+        for name, seconds in other.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.gpus |= other.gpus
+
+
+StageOutput = tuple[list[Record], Usage]
 
 
 class Stage(Protocol):
@@ -57,6 +80,14 @@ class CachingStage(Stage, Protocol):
     """A stage that keeps the answers of a served model in `cache_folder`; None: nowhere."""
 
     cache_folder: Path | None
+
+
+@runtime_checkable
+class GpuStage(Stage, Protocol):
+    """A stage that may compute on a GPU."""
+
+    def gpu_use(self) -> dict[str, Any]:
+        """As by `utils.devices.gpu_use`, with "compilation", the seconds since the start that it compiled."""
 
 
 def image_threads(resources: Resources, *, elsewhere: bool) -> int:
@@ -99,11 +130,12 @@ class LoadStage:
 
 
 class StageRunner:
-    """Sets up its stages on the first call; returns the records and the seconds spent in each stage."""
+    """Sets up its stages on the first call; returns the records and what the stages took."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
         self._ready = False
+        self._compiled: dict[str, float] = {}
 
     def set_up(self) -> None:
         """Raises UserError: a stage cannot be set up."""
@@ -114,12 +146,22 @@ class StageRunner:
 
     def __call__(self, records: list[Record]) -> StageOutput:
         self.set_up()
-        seconds: dict[str, float] = {}
+        usage = Usage()
         for stage in self.stages:
             began = time.perf_counter()
             records = stage(records)
-            seconds[stage.name] = seconds.get(stage.name, 0.0) + time.perf_counter() - began
-        return records, seconds
+            usage.add(self._usage(stage, time.perf_counter() - began))
+        return records, usage
+
+    def _usage(self, stage: Stage, seconds: float) -> Usage:
+        use = stage.gpu_use() if isinstance(stage, GpuStage) else {}
+        if not use:
+            return Usage({stage.name: seconds})
+        total = use.pop("compilation", 0.0)
+        compiled = total - self._compiled.get(stage.name, 0.0)
+        self._compiled[stage.name] = total
+        apart = {COMPILATION: compiled} if compiled else {}
+        return Usage({stage.name: max(seconds - compiled, 0.0), **apart}, {stage.name: use})
 
 
 class IsolatedRunner:
@@ -141,10 +183,11 @@ class IsolatedRunner:
             return output
         if len(records) == 1:
             records[0].fail("worker", "the worker crashed twice on this image")
-            return records, {}
+            return records, Usage()
         middle = len(records) // 2
-        (first, some), (second, more) = self(records[:middle]), self(records[middle:])
-        return first + second, {name: some.get(name, 0.0) + more.get(name, 0.0) for name in {**some, **more}}
+        (first, usage), (second, more) = self(records[:middle]), self(records[middle:])
+        usage.add(more)
+        return first + second, usage
 
     def _run(self, records: list[Record]) -> StageOutput | None:
         """The output of the child process, or None if it crashed. Raises whatever a stage raises."""

@@ -33,7 +33,10 @@ _COUNTERS = {"counts", "seconds"}
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the run)."""
+    """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the run).
+
+    seconds, gpus: what it took, as in `stages.base.Usage`.
+    """
 
     split: str
     start: int
@@ -43,6 +46,7 @@ class ShardEntry:
     bytes: int
     counts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -95,7 +95,7 @@ def run_job(
             if latest:
                 trainer.restore(latest)
             with enough_memory(device, _REMEDY):
-                trainer.fit(make_feed(job, network, *share))
+                trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
 
@@ -156,7 +156,7 @@ def make_trainer(
     )
 
 
-def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int) -> ShardFeed:
+def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int, *, pinned: bool = False) -> ShardFeed:
     """A worker's batches.
 
     As published, the R-Tagger's pairs come from as many relations of an image as the network has queries.
@@ -172,4 +172,5 @@ def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int) 
         config.num_queries if is_tagger else config.num_pairs,
         config.num_pairs if is_tagger else None,
         WorkerShare(rank, world_size, recipe.optimisation.accumulate),
+        pinned,
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from sgpipe.errors import UserError
+from sgpipe.utils.compiling import Compiled
 from sgpipe.utils.console import count
 from sgpipe.utils.machines import Machine, Need, describe, place
 
@@ -104,6 +106,20 @@ def check_workers(
     if gpus or not (unused := resources.get("GPU", 0)):
         return None
     return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none: give --gpus 1"
+
+
+def gpu_use(device: torch.device | None, compiled: Compiled[Any] | None = None, attention: str = "") -> dict[str, Any]:
+    """What a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
+
+    `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: what samples in deformable attention;
+    `compilation`: seconds; `not_compiled`: why compiling failed.
+    """
+    if device is None or device.type != "cuda":
+        return {}
+    use: dict[str, Any] = {"gpu": torch.cuda.get_device_name(device), "memory": torch.cuda.max_memory_reserved(device)}
+    if compiled is not None:
+        use |= {"compilation": compiled.seconds, "not_compiled": compiled.failure}
+    return {name: value for name, value in {**use, "attention": attention}.items() if value or name == "memory"}
 
 
 def _gpu_number(name: str, setting: str) -> int | None:

@@ -1,5 +1,6 @@
 """Deformable attention: sampled values wherever the points lie, and the layer around it."""
 
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +14,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import MultiSc
 from rlip_model.attention import (
     DeformableAttention,
     Operator,
-    gpu_operator,
+    gpu_sampling,
     sample,
     sample_by_grid,
     sample_by_operator,
@@ -86,9 +87,9 @@ def deformops(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     module = SimpleNamespace(msda=as_deformops)
     monkeypatch.setitem(sys.modules, "deformops", SimpleNamespace(registry=module))
     monkeypatch.setitem(sys.modules, "deformops.registry", module)
-    gpu_operator.cache_clear()
+    gpu_sampling.cache_clear()
     yield module
-    gpu_operator.cache_clear()
+    gpu_sampling.cache_clear()
 
 
 class TritonError(Exception):
@@ -103,7 +104,7 @@ def failing(error: Exception) -> Operator:
 
 
 def test_an_operator_is_tested_before_it_is_used(deformops: SimpleNamespace) -> None:
-    assert gpu_operator(torch.device("cpu")) is as_deformops
+    assert gpu_sampling(torch.device("cpu")).operator is as_deformops
 
 
 @pytest.mark.parametrize(
@@ -113,10 +114,10 @@ def test_an_operator_is_tested_before_it_is_used(deformops: SimpleNamespace) -> 
         (lambda value, *case: as_deformops(value.detach(), *case) + 0 * value.sum(), "it differs from grid_sample by"),
         (
             failing(RuntimeError("no kernel image is available")),
-            "cannot be used on cpu \\(no kernel image is available",
+            "cannot be used on cpu: no kernel image is available",
         ),
-        (failing(OSError()), "cannot be used on cpu \\(OSError"),
-        (failing(TritonError("ptxas")), "cannot be used on cpu \\(ptxas"),
+        (failing(OSError()), "cannot be used on cpu: OSError"),
+        (failing(TritonError("ptxas")), "cannot be used on cpu: ptxas"),
     ],
 )
 def test_an_operator_that_is_wrong_or_fails_is_not_used(
@@ -125,23 +126,25 @@ def test_an_operator_that_is_wrong_or_fails_is_not_used(
     deformops.msda = wrong
     monkeypatch.setitem(sys.modules, "triton.errors", SimpleNamespace(TritonError=TritonError))
     with pytest.warns(UserWarning, match=reason):
-        assert gpu_operator(torch.device("cpu")) is None
+        sampling = gpu_sampling(torch.device("cpu"))
+    assert sampling.operator is None
+    assert re.match(rf"grid_sample \(deformops .*{reason}", str(sampling))
 
 
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), AssertionError("a bug")])
 def test_a_full_memory_or_a_bug_is_not_taken_for_a_wrong_operator(deformops: SimpleNamespace, error: Exception) -> None:
     deformops.msda = failing(error)
     with pytest.raises(type(error)):
-        gpu_operator(torch.device("cpu"))
+        gpu_sampling(torch.device("cpu"))
     deformops.msda = as_deformops
-    assert gpu_operator(torch.device("cpu")) is as_deformops
+    assert gpu_sampling(torch.device("cpu")).operator is as_deformops
 
 
 def test_without_deformops_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deformops", None)
-    gpu_operator.cache_clear()
-    assert gpu_operator(torch.device("cpu")) is None
-    gpu_operator.cache_clear()
+    gpu_sampling.cache_clear()
+    assert str(gpu_sampling(torch.device("cpu"))) == "grid_sample"
+    gpu_sampling.cache_clear()
 
 
 @pytest.mark.parametrize("shapes", [[(1, 1)], [(3, 1), (1, 2)], [(6, 5), (1, 3)]])

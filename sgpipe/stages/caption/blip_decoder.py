@@ -7,6 +7,7 @@ image data is copied per sample.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import BlipForConditionalGeneration
+
+from sgpipe.utils.compiling import Backend, Compiled
 
 
 @dataclass
@@ -51,8 +54,9 @@ class BlipDecoder:
         self.embeddings = decoder.bert.embeddings
         self.head = decoder.cls
         self.layers = [_Layer(layer, self.heads) for layer in decoder.bert.encoder.layer]
+        self._step: Callable[[Tensor, DecoderState], Tensor] = self._next_scores
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, in which PyTorch cannot compile the step
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
         """An empty cache with room for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
         image_keys, image_values = zip(*(layer.project_image(image_states) for layer in self.layers), strict=True)
@@ -65,9 +69,18 @@ class BlipDecoder:
             list(image_values),
         )
 
-    @torch.inference_mode()
+    def compile(self, backend: Backend = "inductor") -> Compiled[Tensor]:
+        """Let PyTorch compile the step, for any number of tokens before it."""
+        compiled: Compiled[Tensor] = Compiled(self._next_scores, backend=backend)
+        self._step = compiled
+        return compiled
+
+    @torch.no_grad()
     def __call__(self, ids: Tensor, state: DecoderState) -> Tensor:
         """Append `ids` [rows, tokens]; returns the scores of the next token, float32 [rows, vocabulary]."""
+        return self._step(ids, state)
+
+    def _next_scores(self, ids: Tensor, state: DecoderState) -> Tensor:
         hidden = self._embed(ids, state.length)
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, state, index)

@@ -118,7 +118,7 @@ def draw(scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int)
     return noisy.argmax(dim=-1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_captions(
     decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: list[int], sampling: NucleusSampling
 ) -> list[list[list[int]]]:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import Captioner, CaptionInput, Refused
 from sgpipe.stages.caption.families import load_captioner
-from sgpipe.utils.devices import pick_device
+from sgpipe.utils.devices import gpu_use, pick_device
 
 # Limits the memory for an image with tens of thousands of boxes.
 _MAX_PAIRED_BOXES = 1000
@@ -71,11 +72,15 @@ class CaptionStage:
         if self.config.captioner is None:
             raise UserError("caption.captioner is not set: expected the folder or hub id of a captioner")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        here = self.config.endpoint is None
-        on_cpu = here and pick_device(self.config.device, self.resources.gpus).type == "cpu"
-        self.threads = image_threads(self.resources, elsewhere=not on_cpu)
+        served = self.config.endpoint is not None
+        self.device = None if served else pick_device(self.config.device, self.resources.gpus)
+        self.threads = image_threads(self.resources, elsewhere=self.device is None or self.device.type != "cpu")
         self.captioner: Captioner = load_captioner(self.config, self.cache_folder)
         self.captioner.setup()
+
+    def gpu_use(self) -> dict[str, Any]:
+        """See `GpuStage`."""
+        return gpu_use(self.device, getattr(self.captioner, "compiled", None))
 
     def __call__(self, records: list[Record]) -> list[Record]:
         open_: deque[tuple[Record, Region]] = deque()

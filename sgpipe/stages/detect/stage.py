@@ -29,7 +29,7 @@ from sgpipe.stages.base import image_threads
 from sgpipe.stages.detect.detectors import DetectedBoxes, detector_classes, load
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import count
-from sgpipe.utils.devices import pick_device
+from sgpipe.utils.devices import gpu_use, pick_device
 
 
 class DetectStage:
@@ -54,9 +54,13 @@ class DetectStage:
         torch.set_num_threads(max(1, int(self.resources.cpus)))
         disable_progress_bar()
         self.classes = detector_classes(self.config)
-        device = pick_device(self.config.device, self.config.resources.gpus)
-        self.threads = image_threads(self.resources, elsewhere=device.type != "cpu")
-        self.detector = load(self.config, device)
+        self.device = pick_device(self.config.device, self.config.resources.gpus)
+        self.threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
+        self.detector = load(self.config, self.device)
+
+    def gpu_use(self) -> dict[str, Any]:
+        """See `GpuStage`."""
+        return gpu_use(self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         with ImageFeed(self.roots, records, lambda image, file: image, self.threads) as images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,7 +20,7 @@ from sgpipe.stages.judge.build import JudgeKind, JudgeSettings, make_judge
 from sgpipe.stages.judge.judge import NO_AREA, Judge, Unjudged
 from sgpipe.stages.tag.assumed import candidates
 from sgpipe.stages.tag.methods import check_tagger
-from sgpipe.utils.devices import pick_device
+from sgpipe.utils.devices import gpu_use, pick_device
 
 
 class JudgedStage:
@@ -64,8 +65,13 @@ class JudgedStage:
         if self.config.endpoint is None:
             self.judge.check()
         self.judge.load()
-        on_cpu = self.config.endpoint is None and pick_device(self.config.device, self.resources.gpus).type == "cpu"
-        self.threads = image_threads(self.resources, elsewhere=not on_cpu)
+        served = self.config.endpoint is not None
+        self.device = None if served else pick_device(self.config.device, self.resources.gpus)
+        self.threads = image_threads(self.resources, elsewhere=self.device is None or self.device.type != "cpu")
+
+    def gpu_use(self) -> dict[str, Any]:
+        """See `GpuStage`."""
+        return gpu_use(self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         shown = (record for record in records if record.pairs)

@@ -46,6 +46,7 @@ class ShardFeed:
         batch: images per step, over all workers.
         most_relations: see `StepStream`.
         most_pairs: see `ExamplePreparation`.
+        pinned: for a GPU, which then copies images while it computes.
 
     Raises:
         UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are read:
@@ -60,6 +61,7 @@ class ShardFeed:
     most_relations: int
     most_pairs: int | None = None
     share: WorkerShare = WorkerShare()
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         per_worker = self.stream.batch // self.share.world_size
@@ -92,7 +94,8 @@ class ShardFeed:
         """The parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
         data = self.data
         preparation = self._preparation(self.reader, data.augment)
-        return Prefetcher(batches(self.stream.steps(epoch, step), preparation, data.threads, data.prefetch))
+        steps = batches(self.stream.steps(epoch, step), preparation, data.threads, data.prefetch)
+        return Prefetcher(_pinned(steps) if self.pinned else steps)
 
     def _preparation(self, reader: ImageReader, augment: Augmentation | None) -> ExamplePreparation:
         data = self.data
@@ -178,6 +181,12 @@ def batches(
             yield [_batch(*part) for part in pending.popleft()]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _pinned(steps: Generator[list[TrainingBatch], None, None]) -> Generator[list[TrainingBatch], None, None]:
+    with closing(steps):
+        for parts in steps:
+            yield [part.pinned() for part in parts]
 
 
 def _batch(part: StepPart, futures: list[Future[TrainingExample | None]]) -> TrainingBatch:

@@ -22,6 +22,7 @@ from sgpipe.generation.pools import (
     stages_sharing_gpus,
 )
 from sgpipe.recipe import Recipe, Resources
+from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.machines import machines_of
 
 
@@ -263,13 +264,31 @@ CAPTION, TAG, SCORE = (Namespace(name=name) for name in ("caption", "tag", "scor
 
 def test_utilization_is_the_share_of_time_in_which_the_actors_of_a_pool_compute():
     utilization = Utilization([Pool((CAPTION, TAG), Resources(), actors=2), Pool((SCORE,), Resources(), actors=1)])
-    utilization.add(104.0, {"caption": 3.0, "tag": 0.5, "score": 0.5})
-    utilization.add(
-        110.0, {"caption": 5.0, "tag": 5.0, "score": 3.0}
-    )  # started at 97, before the shard that was written first
+    utilization.add(104.0, shard({"caption": 3.0, "tag": 0.5, "score": 0.5}))
+    # Started at 97, before the shard that was written first.
+    utilization.add(110.0, shard({"caption": 5.0, "tag": 5.0, "score": 3.0}))
     # Reported after a shard that was written later.
-    utilization.add(105.0, {"caption": 3.0, "tag": 1.5, "score": 0.5})
+    utilization.add(105.0, shard({"caption": 3.0, "tag": 1.5, "score": 0.5}))
     assert str(utilization) == "utilization: caption + tag 69%, score 31%"
+
+
+def shard(seconds: dict[str, float], gpus: dict[str, Any] | None = None) -> ShardEntry:
+    return ShardEntry("val", 0, 1, "data/val.parquet", "", 0, {}, seconds, gpus or {})
+
+
+def test_memory_of_gpus_and_what_they_say_once() -> None:
+    utilization = Utilization([Pool((TAG,), Resources(), actors=1)])
+    use = {"gpu": "H100", "memory": 3_000_000_000, "attention": "deformops"}
+    told = "tag computes on H100, deformable attention by deformops"
+    assert utilization.add(10.0, shard({"tag": 4.0, "compilation": 5.0}, {"tag": use})) == [told]
+    assert str(utilization) == "utilization: tag 44%; GPU memory: tag 3.0 GB"
+    failed = {**use, "memory": 4_000_000_000, "not_compiled": "no compiler"}
+    note = "NOTE: tag goes on without torch.compile: no compiler"
+    assert utilization.add(11.0, shard({"tag": 1.0}, {"tag": failed})) == [note]
+    assert utilization.add(12.0, shard({"tag": 1.0}, {"tag": use, "caption": {"gpu": "T4", "memory": 0}})) == [
+        "caption computes on T4"
+    ]
+    assert str(utilization).endswith("; GPU memory: tag 4.0 GB, caption 0.0 GB")
 
 
 def test_without_shards_utilization_is_zero():

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from sgpipe.errors import UserError
-from sgpipe.utils.devices import check_devices, check_workers, pick_device, pick_dtype
+from sgpipe.utils.compiling import Compiled
+from sgpipe.utils.devices import check_devices, check_workers, gpu_use, pick_device, pick_dtype
 from sgpipe.utils.machines import Machine
 
 
@@ -38,6 +39,18 @@ def test_dtypes(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able: able)
         assert pick_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if able else torch.float32)
         assert pick_dtype("float32", torch.device("cuda")) == torch.float32
+
+
+def test_the_use_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"number {device.index}")
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7)
+    gpu, compiled = torch.device("cuda", 1), Compiled(torch.exp)
+    assert gpu_use(None) == gpu_use(torch.device("cpu"), compiled, "deformops") == {}
+    assert gpu_use(gpu, compiled, "deformops") == {"gpu": "number 1", "memory": 7, "attention": "deformops"}
+    compiled.seconds, compiled.failure = 2.0, "no compiler"
+    assert gpu_use(gpu, compiled) == {"gpu": "number 1", "memory": 7, "compilation": 2.0, "not_compiled": "no compiler"}
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 0)
+    assert gpu_use(gpu) == {"gpu": "number 1", "memory": 0}
 
 
 NAMES = ("the.device", "the.gpus")

@@ -47,6 +47,23 @@ def test_scores_are_those_of_transformers_token_by_token(model, samples):
         torch.testing.assert_close(scores, expected[:, 3 + step], atol=1e-5, rtol=1e-5)
 
 
+def test_a_compiled_step_gives_the_same_scores(tmp_path):
+    model = BlipForConditionalGeneration.from_pretrained(make_blip(tmp_path, seed=1, **SHAPES[0])).eval()
+    states, prompt = image_states(model, images=2), torch.tensor([[5, 6, 7]] * 2)
+    tails = torch.randint(5, model.config.text_config.vocab_size, (6, 14), generator=torch.manual_seed(1))
+    plain, other = BlipDecoder(model), BlipDecoder(model)
+    compiled = other.compile("aot_eager")
+    expected, found = [], []
+    for scores, decoder in ((expected, plain), (found, other)):
+        state = decoder.start(states, capacity=17)
+        scores.append(decoder(prompt, state))
+        state.fork(3)
+        scores += [decoder(tails[:, step : step + 1], state) for step in range(14)]
+    torch.testing.assert_close(found, expected)
+    assert compiled.failure == ""
+    assert compiled.seconds > 0
+
+
 def test_remaining_sequences_keep_their_scores(model):
     states = image_states(model, images=1)
     decoder = BlipDecoder(model)

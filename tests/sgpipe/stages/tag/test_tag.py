@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from rlip_model.image import to_pixel_values
@@ -18,25 +16,11 @@ from sgpipe.calibration import load_calibration, scoring_of_recipe
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Box, Pair, Record, Relation
-from sgpipe.stages.tag.stage import (
-    Batch,
-    PairGroup,
-    TagStage,
-    group_pairs,
-    keep_own,
-    normalised_boxes,
-    own_batches,
-    reference_batches,
-    reference_groups,
-    reference_prior_groups,
-    relations_above,
-)
+from sgpipe.stages.tag.groups import Batch
+from sgpipe.stages.tag.stage import TagStage, keep_own, normalised_boxes, relations_above
 from tests.factories import make_calibration, make_tagger
 
 NAMES = ("person", "dog", "bench")
-TEXTS = st.lists(st.sampled_from(["on", "near", "in", "by"]), min_size=1, max_size=3)
-PAIRS = st.lists(st.builds(Pair, st.integers(0, 9), st.integers(0, 9), TEXTS), max_size=30)
-SIZES = st.integers(1, 7)
 PREDICATES = ("sitting on", "next to", "holding", "under")
 
 
@@ -282,31 +266,6 @@ def test_folders_without_a_tagger_are_refused(folder: Path, tmp_path: Path, name
     assert "agger" in str(caught.value)
 
 
-def test_own_batches_join_groups_with_equal_predicates() -> None:
-    pairs = [Pair(i, 9, ["b", "a"] if i < 5 else ["c"]) for i in range(8)] + [Pair(0, 1, [])]
-    batches = own_batches(pairs, size=2, chunk=16)
-    assert batches == [
-        Batch([[(0, 9), (1, 9)], [(2, 9), (3, 9)]], ["a", "b"]),
-        Batch([[(4, 9), (5, 9)]], ["a", "b", "c"]),
-        Batch([[(6, 9), (7, 9)]], ["c"]),
-    ]
-    assert [len(batch.groups) for batch in own_batches(pairs[:5], size=1, chunk=2)] == [2, 2, 1]
-
-
-def test_reference_batches_merge_the_predicates_of_a_chunk() -> None:
-    groups = [
-        PairGroup([(0, 1)], ["b", "a"]),
-        PairGroup([(1, 0)], ["c", "a"]),
-        PairGroup([(2, 0)], ["d"]),
-        PairGroup([], []),
-    ]
-    assert reference_batches(groups, 2) == [
-        Batch([[(0, 1)], [(1, 0)]], ["b", "a", "c"]),
-        Batch([[(2, 0)]], ["d"]),
-    ]
-    assert reference_batches([PairGroup([], [])], 16) == []
-
-
 def test_relations_above_go_by_group_pair_and_predicate() -> None:
     batch = Batch([[(0, 1), (2, 3)], [(4, 5)]], ["on", "in"])
     scores = torch.tensor([[[0.5, 0.2], [0.1, 0.9]], [[0.3, 0.6], [0.9, 0.9]]])
@@ -333,33 +292,3 @@ def test_out_of_memory_is_reported_in_one_line(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(made.tagger, "encode_image", full)
     with pytest.raises(UserError, match=r"memory of cpu is full; lower tag.chunk"):
         made([record(0)])
-
-
-@given(PAIRS, SIZES)
-def test_own_groups_keep_every_pair_and_are_never_empty(pairs: list[Pair], size: int) -> None:
-    groups = group_pairs(pairs, size)
-    assert [pair for group in groups for pair in group] == pairs
-    assert all(0 < len(group) <= size for group in groups)
-    assert all(len(group) == size for group in groups[:-1])
-
-
-@given(PAIRS, SIZES)
-def test_reference_has_one_entry_per_text_and_one_group_too_many(pairs: list[Pair], size: int) -> None:
-    entries = [((pair.subject, pair.object), text) for pair in pairs for text in pair.predicates]
-    groups = reference_groups(pairs, size)
-    assert len(groups) == len(entries) // size + 1
-    assert [pair for group in groups for pair in group.pairs] == [pair for pair, _ in entries]
-    for index, group in enumerate(groups):
-        texts = [text for _, text in entries[index * size : (index + 1) * size]]
-        assert group.predicates == list(dict.fromkeys(texts))
-
-
-def test_reference_ends_with_an_empty_group_when_the_size_divides() -> None:
-    assert [len(g.pairs) for g in reference_groups([Pair(0, 1, ["on"])] * 100)] == [100, 0]
-    assert [(g.pairs, g.predicates) for g in reference_groups([])] == [([], [])]
-
-
-def test_reference_prior_counts_all_pairs_before_it_drops_any() -> None:
-    groups = reference_prior_groups([Pair(0, 1, ["on", "by"]), Pair(2, 0, ["by", "in"])], boxes=15)
-    assert [group.pairs for group in groups] == [[(0, 1), (2, 0)], [], []]
-    assert groups[0].predicates == ["on", "by", "in"]

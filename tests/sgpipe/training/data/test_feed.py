@@ -227,6 +227,17 @@ def test_without_a_validation_set_there_is_no_validation(config):
     assert feed(config, val=()).validation() is None
 
 
+def test_a_gpu_gets_the_same_batches_from_pinned_memory(config, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor)
+    expected = training(feed(config), 3)
+    assert not pinned
+    found = training(replace(feed(config), pinned=True), 3)
+    assert plain_steps(found) == plain_steps(expected)
+    for [batch] in found:
+        assert {batch.pixel_values.shape, batch.padding.shape} <= set(pinned)
+
+
 def test_no_thread_is_left_running(config, monkeypatch):
     before = set(threading.enumerate())
     training(feed(config), 2)

@@ -1,0 +1,58 @@
+"""What a run says of the GPUs that its stages computed on. Without a GPU, the tag stage is told that it has one."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sgpipe.generation.run import generate
+from sgpipe.recipe import load_recipe
+from sgpipe.stages.tag.stage import TagStage
+from sgpipe.storage.manifest import Manifest
+from sgpipe.utils.console import Progress
+from tests.detections import CAPTIONS, CATEGORIES, make_coco
+from tests.factories import untrained_tagger
+
+USE = {
+    "gpu": "H100",
+    "memory": 2_500_000_000,
+    "attention": "grid_sample",
+    "compilation": 40.0,
+    "not_compiled": "no g++",
+}
+
+
+def run(folder: Path, out: Path) -> str:
+    """What is said; the run is in four shards."""
+    files = make_coco(folder / "coco", images=8)
+    untrained_tagger(folder / "tagger", [*CAPTIONS, *CATEGORIES.values(), "no objects"])
+    splits = {"val": {"annotations": files.annotations, "images": files.images, "captions": files.captions}}
+    overrides: dict[str, Any] = {"source.splits": splits, "caption.captioner": None, "engine.unit_size": 2}
+    overrides |= {"tag.tagger": str(folder / "tagger"), "tag.short_side": 64, "tag.long_side": 96}
+    said = io.StringIO()
+    generate(load_recipe("coco", overrides), out, Progress(Console(file=said, width=200)))
+    return said.getvalue()
+
+
+def test_gpus_are_in_the_log_and_the_manifest(
+    tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TagStage, "gpu_use", lambda stage: dict(USE))
+    said = run(tmp_path, tmp_path / "out")
+    assert said.count("tag computes on H100, deformable attention by grid_sample\n") == 1
+    assert said.count("NOTE: tag goes on without torch.compile: no g++\n") == 1
+    assert "; GPU memory: tag 2.5 GB\n" in said
+    shards = Manifest.load(tmp_path / "out").shards
+    assert len(shards) == 4
+    assert [shard.gpus for shard in shards] == 4 * [{"tag": {k: v for k, v in USE.items() if k != "compilation"}}]
+    assert [shard.seconds.get("compilation", 0.0) for shard in shards] == [40.0, 0.0, 0.0, 0.0]
+    assert all(shard.seconds["tag"] >= 0 for shard in shards)
+
+
+def test_a_run_on_cpus_says_nothing_of_gpus(tmp_path: Path, in_this_process: None) -> None:
+    said = run(tmp_path, tmp_path / "out")
+    assert "utilization: " in said
+    assert "GPU" not in said
+    assert [shard.gpus for shard in Manifest.load(tmp_path / "out").shards] == [{}, {}, {}, {}]

@@ -1,0 +1,65 @@
+"""Running stages: what they took."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from sgpipe.recipe import Resources
+from sgpipe.records import Record
+from sgpipe.stages import base
+from sgpipe.stages.base import IsolatedRunner, StageRunner, Usage
+
+
+@dataclass
+class Stage:
+    """Takes a second of `clock` for a record; those on a GPU first compile for a minute."""
+
+    name: str
+    gpu: bool = False
+    clock: list[float] = field(default_factory=lambda: [0.0])
+    compiled: float = 0.0
+    fills: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+
+    def setup(self) -> None:
+        """Nothing to load."""
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        if self.gpu and not self.compiled:
+            self.compiled = 60.0
+            self.clock[0] += 60.0
+        self.clock[0] += len(records)
+        return records
+
+    def gpu_use(self) -> dict[str, Any]:
+        return {"gpu": "H100", "memory": 5, "compilation": self.compiled} if self.gpu else {}
+
+
+def records(number: int) -> list[Record]:
+    return [Record(str(index), "d", "s", f"{index}.jpg", 1, 1) for index in range(number)]
+
+
+def test_compiling_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(base.time, "perf_counter", lambda: clock[0])
+    runner = StageRunner([Stage("parse", clock=clock), Stage("tag", gpu=True, clock=clock)])
+    use = {"tag": {"gpu": "H100", "memory": 5}}
+    assert runner(records(3))[1] == Usage({"parse": 3.0, "tag": 3.0, "compilation": 60.0}, use)
+    assert runner(records(2))[1] == Usage({"parse": 2.0, "tag": 2.0}, use)
+
+
+def test_usage_adds_up() -> None:
+    usage = Usage({"caption": 1.0, "compilation": 2.0}, {"caption": {"memory": 1}})
+    usage.add(Usage({"tag": 1.0, "compilation": 3.0}, {"tag": {"memory": 2}}))
+    assert usage == Usage(
+        {"caption": 1.0, "compilation": 5.0, "tag": 1.0}, {"caption": {"memory": 1}, "tag": {"memory": 2}}
+    )
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_reports_the_same() -> None:
+    runner = IsolatedRunner([Stage("tag", gpu=True)])
+    _, usage = runner(records(2))
+    assert usage.gpus == {"tag": {"gpu": "H100", "memory": 5}}
+    assert set(usage.seconds) == {"tag", "compilation"}

@@ -1,0 +1,131 @@
+"""Functions that are compiled for shapes that recur. Without a GPU, by PyTorch's backends that make no kernels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlip_model.config import RTaggerConfig
+from rlip_model.model import RTagger
+from rlip_model.presets import tiny_sizes
+from sgpipe.utils import compiling
+from sgpipe.utils.compiling import Compiled, compile_forward
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    torch._dynamo.reset()
+
+
+@dataclass
+class Backend:
+    """Counts what it is asked to compile, which takes a minute of its clock."""
+
+    compiled: int = 0
+    error: Exception | None = None
+
+    def clock(self) -> float:
+        return 60.0 * self.compiled
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.compiled += 1
+        if self.error is not None:
+            raise self.error
+        return graph.forward
+
+
+@dataclass
+class Position:
+    number: int = 0
+
+
+def scaled(values: Tensor, position: Position) -> Tensor:
+    return values * 2 + position.number
+
+
+def call(function: Callable[..., Tensor], rows: int, times: int = 1) -> None:
+    for number in range(times):
+        torch.testing.assert_close(function(torch.ones(rows), Position(number)), torch.full((rows,), 2.0 + number))
+
+
+def test_a_shape_is_compiled_when_it_recurs() -> None:
+    backend = Backend()
+    function = Compiled(scaled, one_shape=True, backend=backend)
+    for rows in range(1, 20):
+        call(function, rows)
+    call(function, 3, compiling._RECURS - 2)
+    assert backend.compiled == 0
+    call(function, 3)
+    assert backend.compiled == 1
+    assert function.failure == ""
+
+
+def test_numbers_that_change_are_compiled_once_more_and_not_again() -> None:
+    backend = Backend()
+    call(Compiled(scaled, backend=backend), 4, 40)
+    assert backend.compiled == 2
+
+
+def test_only_a_few_shapes_are_compiled() -> None:
+    backend = Backend()
+    function = Compiled(scaled, one_shape=True, backend=backend)
+    for rows in range(3, 12):
+        for _ in range(compiling._RECURS + 4):
+            function(torch.ones(rows), Position())
+    assert backend.compiled == compiling._MOST_SHAPES
+
+
+def test_seconds_of_compiling_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Backend()
+    monkeypatch.setattr(compiling.time, "perf_counter", backend.clock)
+    function = Compiled(scaled, backend=backend)
+    call(function, 2, 20)
+    assert function.seconds == 60.0 * backend.compiled == 120.0
+
+
+@pytest.mark.parametrize("reason", ["no compiler\nand a page of advice", ""])
+def test_without_a_compiler_everything_runs_as_it_is(reason: str) -> None:
+    backend = Backend(error=RuntimeError(reason))
+    function = Compiled(scaled, backend=backend)
+    call(function, 2, 20)
+    assert backend.compiled == 1
+    assert "no compiler" in function.failure or not reason
+    assert function.failure
+    assert "\n" not in function.failure
+
+
+def test_a_python_that_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("torch.compile is not supported on Python 3.99+")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    function = Compiled(scaled)
+    call(function, 2, 20)
+    assert function.failure == "torch.compile is not supported on Python 3.99+"
+
+
+def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> None:
+    def full(values: Tensor) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    function = Compiled(full, backend="eager")
+    for _ in range(compiling._RECURS + 2):
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            function(torch.ones(2))
+
+
+def test_the_image_encoder_gives_the_same_compiled() -> None:
+    torch.manual_seed(0)
+    tagger = RTagger(RTaggerConfig(**tiny_sizes(30))).eval()
+    images = [torch.randn(2, 3, 64, 96), torch.randn(1, 3, 96, 64)]
+    with torch.no_grad():
+        expected = [tagger.encode_image(each) for each in images]
+        compiled = compile_forward(tagger.image_encoder, "aot_eager")
+        for _ in range(compiling._RECURS + 1):
+            found = [tagger.encode_image(each) for each in images]
+    assert compiled.failure == ""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(vars(one), vars(other))
