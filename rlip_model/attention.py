@@ -124,7 +124,8 @@ def gpu_sampling(device: torch.device) -> GpuSampling:
     except torch.cuda.OutOfMemoryError:
         raise
     except _kernel_errors() as reason:
-        return _without(f"deformops cannot be used on {device}: {str(reason) or type(reason).__name__}")
+        words = " ".join(str(reason).split())  # of a compiler there may be pages
+        return _without(f"deformops cannot be used on {device}: {words[:200] or type(reason).__name__}")
     difference = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
     if difference <= _LARGEST_DIFFERENCE:
         return GpuSampling(operator)

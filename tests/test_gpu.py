@@ -63,11 +63,19 @@ def test_pixels_are_enlarged_and_normalised_to_the_same_bits() -> None:
     assert torch.equal(ours, expected)
 
 
+def _check_compiled(use: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Where compiling fails, everything is as without it."""
+    assert "compile_error" not in use
+    assert ("compilation" in use) == settings.get("compile", False)
+
+
 def captions(run: Path, **settings: Any) -> list[str]:
     config = CaptionConfig(captioner=str(packaged_model("captioner")), samples=4, **settings)
     stage = CaptionStage(config, {"train": run.parent / "drawn" / "images"}, 0)
     stage.setup()
-    return [caption.text for record in stage(list(iter_records(run))) for caption in record.captions]
+    found = stage(list(iter_records(run)))
+    _check_compiled(stage.gpu_use(), settings)
+    return [caption.text for record in found for caption in record.captions]
 
 
 def test_captions_do_not_depend_on_the_batch_and_hardly_on_the_device(run: Path) -> None:
@@ -87,10 +95,11 @@ def tagged(run: Path, **settings: Any) -> dict[tuple[str, int, int, str], float]
     )
     stage = TagStage(config, {"train": run.parent / "drawn" / "images"}, classes.objects)
     stage.setup()
-    records = [_with_all_pairs(record, list(classes.relations)) for record in iter_records(run)]
+    records = stage([_with_all_pairs(record, list(classes.relations)) for record in iter_records(run)])
+    _check_compiled(stage.gpu_use(), settings)
     return {
         (record.image_id, found.subject, found.object, found.predicate): found.confidence or 0.0
-        for record in stage(records)
+        for record in records
         for found in record.relations
     }
 

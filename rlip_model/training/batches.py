@@ -58,7 +58,7 @@ class TrainingBatch:
         )
 
     def pinned(self) -> TrainingBatch:
-        """With images from where a GPU copies them while it computes."""
+        """With images in memory from which a GPU copies without waiting for the CPU."""
         return replace(self, pixel_values=self.pixel_values.pin_memory(), padding=self.padding.pin_memory())
 
     def only(self, image: int) -> TrainingBatch:

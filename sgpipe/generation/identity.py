@@ -20,9 +20,13 @@ from sgpipe.utils.stored_files import stamp_stored, stored_sha256
 
 STAGES = ("detect", "caption", "parse", "pair", "tag")
 AUTO_ON_CPU = "auto on a CPU"
-_DISTRIBUTION = {"resources", "batch_size", "device", "requests", "compile"}
+_DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 # Runs of earlier versions do not name these settings: as they are by default, they are not part of an identity.
-_ADDED_SINCE = {"caption": ("endpoint", "system"), "parse": ("parser", "endpoint"), "tag": ("method", "endpoint")}
+_ADDED_SINCE = {
+    "caption": ("endpoint", "system", "compile"),
+    "parse": ("parser", "endpoint"),
+    "tag": ("method", "endpoint", "compile"),
+}
 _OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk"}
 
 

@@ -190,8 +190,8 @@ def _notes(stage: str, use: Mapping[str, Any]) -> Iterator[str]:
     """How a stage computes on its GPU."""
     attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
     yield f"{stage} computes on {use['gpu']}{attention}"
-    if "not_compiled" in use:
-        yield f"NOTE: {stage} goes on without torch.compile: {use['not_compiled']}"
+    if "compile_error" in use:
+        yield f"NOTE: {stage} goes on without torch.compile: {use['compile_error']}"
 
 
 def _grow(pools: list[Pool], free: list[Machine], units: int) -> list[Pool] | None:

@@ -11,24 +11,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from shutil import copyfileobj
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from sgpipe.errors import StoreError, naming
 from sgpipe.records import Record
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.shards import encode_shard, read_file, write_shard
 from sgpipe.storage.writes import ObjectWriter
-from sgpipe.utils.object_store import FAILURES, failure, open_location
+from sgpipe.utils.object_store import FAILURES, ObjectReader, failure, open_location
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
 
 _UPLOAD_SECONDS, _LOCK_SECONDS = 1800.0, 10.0  # of one request
+_PART, _BUFFER = 8 << 20, 256 << 10  # bytes that are read at once: of whole objects, and at least of others
 
 
 class Storage(Protocol):
@@ -121,25 +123,31 @@ class ObjectStore:
 
     def get_file(self, name: str, path: Path) -> None:
         """Download an object into a file."""
-        with self.naming():
-            copy_files(self._path(name), str(path), self._files, LocalFileSystem())
+        with self.naming(), self._reader.open(name, _PART) as source, path.open("wb") as target:
+            copyfileobj(source, target, _PART)
 
     @contextmanager
     def open(self, name: str) -> Iterator[pa.NativeFile]:
-        with self.naming(), self._files.open_input_file(self._path(name)) as file:
-            yield file
+        with self.naming(), self._reader.open(name, _BUFFER) as file:
+            yield pa.PythonFile(file, "r")
 
     def read(self, name: str) -> bytes | None:
         """The content of an object; None if it does not exist."""
-        if not self.has(name):
-            return None
-        with self.open(name) as file:
-            return bytes(file.read())
+        with self.naming():
+            try:
+                return self._content(name)
+            except FileNotFoundError:
+                return None
 
     def read_shard(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        with self.open(name) as file:
-            content = pa.BufferReader(file.read_buffer())
+        with self.naming():
+            content = pa.BufferReader(self._content(name))
         return read_file(Path(name), columns, content)
+
+    def _content(self, name: str) -> bytes:
+        """In parts, so that a part that is cut is all that is read again."""
+        with self._reader.open(name, _PART) as file:
+            return b"".join(iter(partial(file.read, _PART), b""))
 
     def write_shard(
         self, name: str, split: str, start: int, records: list[Record], seconds: dict[str, float]
@@ -191,6 +199,11 @@ class ObjectStore:
     @property
     def _files(self) -> FileSystem:
         return self._opened[0]
+
+    @cached_property
+    def _reader(self) -> ObjectReader:
+        """Reads again what is cut, as Arrow does not."""
+        return ObjectReader(self.uri)
 
     @cached_property
     def _uploads(self) -> ObjectWriter:

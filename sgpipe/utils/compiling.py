@@ -1,4 +1,4 @@
-"""Functions that PyTorch compiles for a GPU, for the shapes that recur."""
+"""Functions that PyTorch compiles for a GPU."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from torch import Tensor, nn
 
 Result = TypeVar("Result")
 Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
+_Shapes: TypeAlias = tuple[torch.Size, ...]
 
-_RECURS, _MOST_SHAPES = 8, 4
+_RECURRING, _MOST_SHAPES = 8, 4
 _COMPILING_CALLS = 2  # of a shape: where a number is not the same in the second call, PyTorch compiles again
+_LONGEST_REASON = 200
 
 
 class Compiled(Generic[Result]):
-    """A function that is compiled once its arguments have had the same shapes several times, for a few shapes.
+    """A function that PyTorch compiles, for a few shapes of its arguments. Threads may share it.
 
-    Compiling takes up to minutes. Other shapes are computed as without it, and so is everything if it fails.
+    Compiling takes up to minutes. Meanwhile other threads compute without it, and so does everything if it fails.
 
     Args:
         function: of tensors, whose shapes count, and of anything else. It must not need gradients.
-        one_shape: compiled code serves one shape only, and knows all numbers; otherwise it serves any numbers.
+        calls: of a shape, before it is compiled.
+        dynamic, backend: of `torch.compile`.
 
     Attributes:
         seconds: how long it has compiled.
@@ -33,35 +36,51 @@ class Compiled(Generic[Result]):
     """
 
     def __init__(
-        self, function: Callable[..., Result], *, one_shape: bool = False, backend: Backend = "inductor"
+        self,
+        function: Callable[..., Result],
+        *,
+        calls: int = 0,
+        dynamic: bool | None = None,
+        backend: Backend = "inductor",
     ) -> None:
-        self._function = function
-        self._calls: Counter[tuple[torch.Size, ...]] = Counter()
-        self._shapes: set[tuple[torch.Size, ...]] = set()
+        self._function, self._before = function, calls
+        self._calls: Counter[_Shapes] = Counter()
+        self._left: dict[_Shapes, int] = {}  # calls that compile
         self._compiling = Lock()
         self.seconds, self.failure = 0.0, ""
         self._compiled = function
         try:
-            self._compiled = torch.compile(function, dynamic=False if one_shape else None, backend=backend)
+            if backend == "inductor":
+                torch._inductor.config.compile_threads = torch.get_num_threads()
+            self._compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
         except RuntimeError as reason:  # not on this Python or system
             self._fail(reason)
 
     def __call__(self, *arguments: Any) -> Result:
-        shape = tuple(each.shape for each in arguments if isinstance(each, Tensor))
-        self._calls[shape] += 1
-        since = self._calls[shape] - _RECURS
-        if since >= 0 and len(self._shapes) < _MOST_SHAPES:
-            self._shapes.add(shape)
-        if self.failure or since < 0 or shape not in self._shapes:
+        shapes = tuple(each.shape for each in arguments if isinstance(each, Tensor))
+        if self.failure or not self._is_chosen(shapes):
             return self._function(*arguments)
-        if since >= _COMPILING_CALLS:
+        if self._left[shapes] > 0:
+            return self._compile(shapes, arguments)
+        return self._function(*arguments) if self._compiling.locked() else self._run(arguments)
+
+    def _is_chosen(self, shapes: _Shapes) -> bool:
+        if shapes not in self._left:
+            self._calls[shapes] += 1
+            if self._calls[shapes] > self._before and len(self._left) < _MOST_SHAPES:
+                self._left[shapes] = _COMPILING_CALLS
+        return shapes in self._left
+
+    def _compile(self, shapes: _Shapes, arguments: tuple[Any, ...]) -> Result:
+        if not self._compiling.acquire(blocking=False):
+            return self._function(*arguments)
+        began = time.perf_counter()
+        try:
             return self._run(arguments)
-        with self._compiling:
-            began = time.perf_counter()
-            try:
-                return self._run(arguments)
-            finally:
-                self.seconds += time.perf_counter() - began
+        finally:
+            self._left[shapes] -= 1
+            self.seconds += time.perf_counter() - began
+            self._compiling.release()
 
     def _run(self, arguments: tuple[Any, ...]) -> Result:
         try:
@@ -71,12 +90,16 @@ class Compiled(Generic[Result]):
             return self._function(*arguments)
 
     def _fail(self, reason: Exception) -> None:
-        lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-        self.failure = " ".join(lines[:2])[:200] or type(reason).__name__
+        self.failure = one_line(reason)
 
 
 def compile_forward(module: nn.Module, backend: Backend = "inductor") -> Compiled[Any]:
     """Let PyTorch compile the forward pass of a module, separately for each shape that recurs."""
-    compiled: Compiled[Any] = Compiled(module.forward, one_shape=True, backend=backend)
+    compiled: Compiled[Any] = Compiled(module.forward, calls=_RECURRING, dynamic=False, backend=backend)
     module.forward = compiled
     return compiled
+
+
+def one_line(reason: Exception) -> str:
+    """The start of a message that may have pages, as those of compilers."""
+    return " ".join(str(reason).split())[:_LONGEST_REASON] or type(reason).__name__

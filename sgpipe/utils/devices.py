@@ -112,13 +112,13 @@ def gpu_use(device: torch.device | None, compiled: Compiled[Any] | None = None, 
     """What a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
 
     `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: what samples in deformable attention;
-    `compilation`: seconds; `not_compiled`: why compiling failed.
+    `compilation`: seconds; `compile_error`: why compiling failed.
     """
     if device is None or device.type != "cuda":
         return {}
     use: dict[str, Any] = {"gpu": torch.cuda.get_device_name(device), "memory": torch.cuda.max_memory_reserved(device)}
     if compiled is not None:
-        use |= {"compilation": compiled.seconds, "not_compiled": compiled.failure}
+        use |= {"compilation": compiled.seconds, "compile_error": compiled.failure}
     return {name: value for name, value in {**use, "attention": attention}.items() if value or name == "memory"}
 
 

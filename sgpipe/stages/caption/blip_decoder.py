@@ -56,7 +56,7 @@ class BlipDecoder:
         self.layers = [_Layer(layer, self.heads) for layer in decoder.bert.encoder.layer]
         self._step: Callable[[Tensor, DecoderState], Tensor] = self._next_scores
 
-    @torch.no_grad()  # not inference_mode, in which PyTorch cannot compile the step
+    @torch.no_grad()  # not inference_mode, in which PyTorch 2.13's inductor cannot compile the step
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
         """An empty cache with room for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
         image_keys, image_values = zip(*(layer.project_image(image_states) for layer in self.layers), strict=True)
@@ -70,7 +70,7 @@ class BlipDecoder:
         )
 
     def compile(self, backend: Backend = "inductor") -> Compiled[Tensor]:
-        """Let PyTorch compile the step, for any number of tokens before it."""
+        """Let PyTorch compile the step of one token, for any number of tokens before it."""
         compiled: Compiled[Tensor] = Compiled(self._next_scores, backend=backend)
         self._step = compiled
         return compiled
@@ -78,7 +78,7 @@ class BlipDecoder:
     @torch.no_grad()
     def __call__(self, ids: Tensor, state: DecoderState) -> Tensor:
         """Append `ids` [rows, tokens]; returns the scores of the next token, float32 [rows, vocabulary]."""
-        return self._step(ids, state)
+        return self._step(ids, state) if ids.shape[1] == 1 else self._next_scores(ids, state)
 
     def _next_scores(self, ids: Tensor, state: DecoderState) -> Tensor:
         hidden = self._embed(ids, state.length)

@@ -36,6 +36,14 @@ class ParseStage:
         """
         self._parser = CaptionParser(self.config, self.cache_folder)
 
+    def gpu_use(self) -> dict[str, Any]:
+        """See `GpuStage`."""
+        if self.config.parser != "seq2seq":
+            return {}
+        from sgpipe.utils.devices import gpu_use, pick_device  # they import PyTorch, which the rules do not need
+
+        return gpu_use(pick_device(self.config.device, self.config.resources.gpus))
+
     def __call__(self, records: list[Record]) -> list[Record]:
         usable = [record for record in records if record.ok]
         parsed = iter(self._parser.parse(c.text for record in usable for c in record.captions))

@@ -169,7 +169,8 @@ class TagStage:
         self.batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
         on_gpu = self.device.type == "cuda"
         self.compiled = compile_forward(self.tagger.image_encoder) if on_gpu and self.config.compile else None
-        self.attention = str(gpu_sampling(self.device)) if on_gpu else ""
+        with enough_memory(self.device, _REMEDY):  # for the test of an operator
+            self.attention = str(gpu_sampling(next(self.tagger.parameters()).device)) if on_gpu else ""
 
     def gpu_use(self) -> dict[str, Any]:
         """See `GpuStage`."""

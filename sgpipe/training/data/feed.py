@@ -46,7 +46,7 @@ class ShardFeed:
         batch: images per step, over all workers.
         most_relations: see `StepStream`.
         most_pairs: see `ExamplePreparation`.
-        pinned: for a GPU, which then copies images while it computes.
+        pinned: images are in memory from which a GPU copies without waiting for the CPU.
 
     Raises:
         UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are read:

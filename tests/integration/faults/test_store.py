@@ -21,6 +21,7 @@ from sgpipe.generation import run as generation
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, from_table, to_table
+from sgpipe.stages.base import Usage
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.mirror import ManifestMirror, fetch
 from sgpipe.storage.run_folder import RunFolder
@@ -63,7 +64,7 @@ class Machine:
 
     def label(self, unit: WorkUnit) -> ShardEntry:
         reader = UnitReader(self.folder.storage, {"val": self.folder.index_name("val")})
-        return UnitWriter(self.folder.storage)(unit, Stub()(reader(unit)), {})
+        return UnitWriter(self.folder.storage)(unit, Stub()(reader(unit)), Usage())
 
 
 @pytest.fixture

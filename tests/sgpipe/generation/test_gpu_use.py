@@ -20,7 +20,7 @@ USE = {
     "memory": 2_500_000_000,
     "attention": "grid_sample",
     "compilation": 40.0,
-    "not_compiled": "no g++",
+    "compile_error": "no g++",
 }
 
 

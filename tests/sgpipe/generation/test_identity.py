@@ -37,6 +37,7 @@ def test_what_moves_work_around_is_not_part_of_it(setting):
         ({"pair__match": "substring"}, "pair.match: 'head' then, 'substring' now"),
         ({"tag__resources": {"gpus": 1}}, "tag.dtype: 'auto on a CPU' then, 'auto on a GPU' now"),
         ({"parse__model": "other"}, "parse.model: "),
+        ({"tag__compile": True}, "tag.compile: "),
     ],
 )
 def test_what_changes_labels_is_told_by_name(setting, line):

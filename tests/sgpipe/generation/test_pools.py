@@ -282,7 +282,7 @@ def test_memory_of_gpus_and_what_they_say_once() -> None:
     told = "tag computes on H100, deformable attention by deformops"
     assert utilization.add(10.0, shard({"tag": 4.0, "compilation": 5.0}, {"tag": use})) == [told]
     assert str(utilization) == "utilization: tag 44%; GPU memory: tag 3.0 GB"
-    failed = {**use, "memory": 4_000_000_000, "not_compiled": "no compiler"}
+    failed = {**use, "memory": 4_000_000_000, "compile_error": "no compiler"}
     note = "NOTE: tag goes on without torch.compile: no compiler"
     assert utilization.add(11.0, shard({"tag": 1.0}, {"tag": failed})) == [note]
     assert utilization.add(12.0, shard({"tag": 1.0}, {"tag": use, "caption": {"gpu": "T4", "memory": 0}})) == [

@@ -1,7 +1,9 @@
 """Functions that are compiled for shapes that recur. Without a GPU, by PyTorch's backends that make no kernels."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import pytest
@@ -42,6 +44,9 @@ class Position:
     number: int = 0
 
 
+CALLS = 8
+
+
 def scaled(values: Tensor, position: Position) -> Tensor:
     return values * 2 + position.number
 
@@ -53,10 +58,10 @@ def call(function: Callable[..., Tensor], rows: int, times: int = 1) -> None:
 
 def test_a_shape_is_compiled_when_it_recurs() -> None:
     backend = Backend()
-    function = Compiled(scaled, one_shape=True, backend=backend)
+    function = Compiled(scaled, calls=CALLS, dynamic=False, backend=backend)
     for rows in range(1, 20):
         call(function, rows)
-    call(function, 3, compiling._RECURS - 2)
+    call(function, 3, CALLS - 1)
     assert backend.compiled == 0
     call(function, 3)
     assert backend.compiled == 1
@@ -71,9 +76,9 @@ def test_numbers_that_change_are_compiled_once_more_and_not_again() -> None:
 
 def test_only_a_few_shapes_are_compiled() -> None:
     backend = Backend()
-    function = Compiled(scaled, one_shape=True, backend=backend)
+    function = Compiled(scaled, calls=CALLS, dynamic=False, backend=backend)
     for rows in range(3, 12):
-        for _ in range(compiling._RECURS + 4):
+        for _ in range(CALLS + 4):
             function(torch.ones(rows), Position())
     assert backend.compiled == compiling._MOST_SHAPES
 
@@ -97,6 +102,34 @@ def test_without_a_compiler_everything_runs_as_it_is(reason: str) -> None:
     assert "\n" not in function.failure
 
 
+def test_threads_compute_without_it_while_one_compiles() -> None:
+    compiles, go_on = Event(), Event()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiles.set()
+        assert go_on.wait(60)
+        return graph.forward
+
+    function = Compiled(scaled, backend=backend)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(function, torch.ones(2), Position(1))
+        assert compiles.wait(60)
+        call(function, 2)  # would wait for ever
+        call(function, 3)
+        go_on.set()
+        torch.testing.assert_close(first.result(), torch.full((2,), 3.0))
+    assert function.failure == ""
+
+
+def test_what_cannot_be_one_graph_is_a_failure() -> None:
+    def printed(values: Tensor) -> Tensor:
+        return values if float(values.sum()) > 0 else -values
+
+    function = Compiled(printed, backend="eager")
+    assert torch.equal(function(-torch.ones(2)), torch.ones(2))
+    assert function.failure
+
+
 def test_a_python_that_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("torch.compile is not supported on Python 3.99+")
@@ -112,7 +145,7 @@ def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> Non
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     function = Compiled(full, backend="eager")
-    for _ in range(compiling._RECURS + 2):
+    for _ in range(3):
         with pytest.raises(torch.cuda.OutOfMemoryError):
             function(torch.ones(2))
 
@@ -124,8 +157,9 @@ def test_the_image_encoder_gives_the_same_compiled() -> None:
     with torch.no_grad():
         expected = [tagger.encode_image(each) for each in images]
         compiled = compile_forward(tagger.image_encoder, "aot_eager")
-        for _ in range(compiling._RECURS + 1):
+        for _ in range(compiling._RECURRING + 1):
             found = [tagger.encode_image(each) for each in images]
     assert compiled.failure == ""
+    assert compiled.seconds > 0
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(vars(one), vars(other))

@@ -48,7 +48,12 @@ def test_the_use_of_a_gpu(monkeypatch):
     assert gpu_use(None) == gpu_use(torch.device("cpu"), compiled, "deformops") == {}
     assert gpu_use(gpu, compiled, "deformops") == {"gpu": "number 1", "memory": 7, "attention": "deformops"}
     compiled.seconds, compiled.failure = 2.0, "no compiler"
-    assert gpu_use(gpu, compiled) == {"gpu": "number 1", "memory": 7, "compilation": 2.0, "not_compiled": "no compiler"}
+    assert gpu_use(gpu, compiled) == {
+        "gpu": "number 1",
+        "memory": 7,
+        "compilation": 2.0,
+        "compile_error": "no compiler",
+    }
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 0)
     assert gpu_use(gpu) == {"gpu": "number 1", "memory": 0}
 
