@@ -44,7 +44,7 @@ test: install
 	$(BIN)/python -m pytest -m 'not slow and not integration and not soak' -n 2 --dist loadfile
 
 test-integration: install
-	$(BIN)/python -m pytest -m '(slow or integration) and not soak' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m '(slow or integration) and not soak' -n 2 --dist loadfile --durations=40 --durations-min=10
 
 test-all: install
 	$(BIN)/python -m pytest -m 'not soak'

@@ -75,7 +75,7 @@ class EmptyShards:
 
     storage: object
 
-    def __call__(self, unit: object, records: list[Record], seconds: dict[str, float]) -> ShardEntry:
+    def __call__(self, unit: object, records: list[Record], usage: object) -> ShardEntry:
         entry = described(unit.split, unit.start, unit.stop)  # type: ignore[attr-defined]
         if root := getattr(self.storage, "root", None):
             (root / entry.file).touch()
