@@ -73,7 +73,7 @@ def _summary(plan: Plan, results: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     rows = [row for each in results.values() for row in each]
     hours = sum(row.get("cpu_seconds", 0.0) for row in rows) / 3600
     yield ""
-    yield f"{count(len(rows), 'result')} so far, {hours:.1f} CPU-hours."
+    yield f"{count(len(rows), 'result')} in {hours:.1f} CPU-hours."
 
 
 def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
