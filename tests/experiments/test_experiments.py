@@ -222,7 +222,7 @@ def test_the_page_has_every_arm_also_those_that_diverged():
     assert "| labels | 1,234 | 0.875 |" in text
     assert "| both | 2 of 2 | 0.400 ± 1.271 |  |" in text
     assert "| tagger | 2 of 2, 1 diverged |  | 0.250 |" in text
-    assert "5 results so far, 0.5 CPU-hours." in text
+    assert "5 results in 0.5 CPU-hours." in text
     assert "tagger, step 2: 0.250" in files["experiments/one.svg"]
     assert "| arm | seeds |\n|---|---|\n| both | 0 of 2 |\n" in page(one, {"one": []})["experiments.md"]
 
