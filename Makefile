@@ -49,7 +49,7 @@ test-integration: install
 test-all: install
 	$(BIN)/python -m pytest -m 'not soak'
 
-# Two hundred kills over twenty runs: half an hour.
+# Two hundred kills over twenty runs, and the image for CPUs where it can be built: half an hour.
 test-soak: install
 	$(BIN)/python -m pytest -m soak
 
