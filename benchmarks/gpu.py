@@ -5,7 +5,7 @@
 First `tests/test_gpu.py`: what runs on a GPU gives what it gives on a CPU. Then the networks of published sizes, with
 random weights: the tagger (ResNet-50, float32) on both devices with the same inputs; the tag stage on JPEGs of 640x480
 and 480x640 with one group of pairs each, cached texts and images that are decoded in threads; ten captions of BLIP at
-384 px; both also compiled; a training step of the tagger on four images of 800x1066, in bfloat16, and by the
+384 px; both also with torch.compile; a training step of the tagger on four images of 800x1066, in bfloat16, and by the
 reference's procedure, in float32, both with a fused optimiser; deformable attention at the shape of the encoder.
 Seconds are the fewest of several rounds; nvidia-smi measures the utilization of the GPU. The page becomes
 benchmarks/results/gpu.md. Without a GPU all of this runs in miniature on the CPU, and the tag stage with the simulated
@@ -192,6 +192,11 @@ def make_images(folder: Path, count: int, predicates: Sequence[str]) -> list[Rec
     return records
 
 
+def rate(images: int, seconds: float, failure: str) -> str:
+    """Images per second; without them, why what was to be compiled was not."""
+    return f"not compiled: {failure}" if failure else f"{images / seconds:.1f}"
+
+
 def tagging(machine: Machine, count: int, threads: int, *, compiled: bool = False) -> tuple[str, GpuUsage]:
     """Images per second of the tag stage, and the usage of the GPU; `compiled` is for a GPU only."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -210,8 +215,7 @@ def tagging(machine: Machine, count: int, threads: int, *, compiled: bool = Fals
             began = time.perf_counter()
             stage(records)
             taken = time.perf_counter() - began
-    failure = stage.gpu_use().get("compile_error") if compiled else None
-    return f"not compiled: {failure}" if failure else f"{count / taken:.1f}", usage
+    return rate(count, taken, stage.gpu_use().get("compile_error", "") if compiled else ""), usage
 
 
 def captioning(machine: Machine, shape: str, *, compiled: bool = False) -> str:
@@ -235,8 +239,8 @@ def captioning(machine: Machine, shape: str, *, compiled: bool = False) -> str:
         states = model.vision_model(pixels).last_hidden_state
         sample_captions(decoder, states, PROMPT, list(range(GROUP)), sampling)
 
-    rate = GROUP / machine.seconds(caption)
-    return f"{rate:.1f}" if step is None or not step.failure else f"not compiled: {step.failure}"
+    taken = machine.seconds(caption)
+    return rate(GROUP, taken, step.failure if step is not None else "")
 
 
 def training_step(machine: Machine, kind: type[Objective]) -> float:
@@ -283,16 +287,16 @@ def main() -> None:
     table = Table(
         "what", "figure", "goal on an H100", title="throughput" if machine.real else "throughput of miniatures"
     )
-    rate, usage = tagging(machine, options.images or (1000 if machine.real else 40), options.threads)
-    table.add_row("tagging, images/s", rate, "60")
+    figure, usage = tagging(machine, options.images or (1000 if machine.real else 40), options.threads)
+    table.add_row("tagging, images/s", figure, "60")
     table.add_row("GPU meanwhile: utilization, memory", str(usage), "85%")
     if machine.real:
-        rate, _ = tagging(machine, options.images or 1000, options.threads, compiled=True)
-        table.add_row("tagging with tag.compile, images/s", rate, "")
+        figure, _ = tagging(machine, options.images or 1000, options.threads, compiled=True)
+        table.add_row("tagging with tag.compile, images/s", figure, "")
     for shape, goal in (("base", "60"), ("large", "25")):
         table.add_row(f"ten captions, BLIP-{shape}, images/s", captioning(machine, shape), goal)
-        rate = captioning(machine, shape, compiled=True)
-        table.add_row(f"ten captions, BLIP-{shape} with caption.compile, images/s", rate, "")
+        figure = captioning(machine, shape, compiled=True)
+        table.add_row(f"ten captions, BLIP-{shape} with caption.compile, images/s", figure, "")
     reference, ours = (training_step(machine, kind) for kind in (ReferenceObjective, Objective))
     table.add_row("training step of the reference, s", f"{reference:.3f}", "")
     table.add_row("training step of sgpipe, s", f"{ours:.3f}", f"{reference / 1.5:.3f}")

@@ -96,7 +96,10 @@ def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[
 
 @dataclass(frozen=True)
 class GpuSampling:
-    """How a GPU samples: by an operator, or, with None, by `grid_sample`; `why`, if deformops is installed."""
+    """How a GPU samples.
+
+    operator: None: by `grid_sample`; why: if deformops is installed, the reason for that.
+    """
 
     operator: Operator | None
     why: str = ""

@@ -164,7 +164,7 @@ class Utilization:
         self._told: set[str] = set()
 
     def add(self, written: float, shard: ShardEntry) -> list[str]:
-        """Add a shard, and when it was written, in seconds since the epoch; returns what its GPUs say that is new."""
+        """Add a shard, and when it was written, in seconds since the epoch; returns what is new about its GPUs."""
         self.began = min(self.began, written - sum(shard.seconds.values()))
         self.ended = max(self.ended, written)
         self.seconds.update(shard.seconds)
@@ -183,7 +183,7 @@ class Utilization:
             computed = sum(self.seconds[stage.name] for stage in pool.stages)
             shares.append(f"{pool.name} {computed / (pool.actors * elapsed):.0%}")
         memory = ", ".join(f"{name} {peak / 1e9:.1f} GB" for name, peak in self.memory.items())
-        return f"utilization: {', '.join(shares)}" + (f"; GPU memory: {memory}" if memory else "")
+        return f"utilization: {', '.join(shares)}" + (f"; peak GPU memory: {memory}" if memory else "")
 
 
 def _notes(stage: str, use: Mapping[str, Any]) -> Iterator[str]:
@@ -191,7 +191,7 @@ def _notes(stage: str, use: Mapping[str, Any]) -> Iterator[str]:
     attention = f", deformable attention by {use['attention']}" if "attention" in use else ""
     yield f"{stage} computes on {use['gpu']}{attention}"
     if "compile_error" in use:
-        yield f"NOTE: {stage} goes on without torch.compile: {use['compile_error']}"
+        yield f"NOTE: {stage} continues without torch.compile: {use['compile_error']}"
 
 
 def _grow(pools: list[Pool], free: list[Machine], units: int) -> list[Pool] | None:

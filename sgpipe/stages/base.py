@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -224,12 +225,19 @@ class IsolatedRunner:
 def _serve(stages: Sequence[Stage], pipe: Connection) -> None:
     """Answer record lists until the parent closes the pipe."""
     runner = StageRunner(stages)
+    pipe.send(_outcome(runner.set_up))
+    while True:
+        try:
+            records = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_outcome(partial(runner, records)))
+
+
+def _outcome(work: Callable[[], Any]) -> Any:
+    """What the work returns, or what it raises, which the parent process raises again."""
     try:
-        runner.set_up()
-        pipe.send(None)
-        while True:
-            pipe.send(runner(pipe.recv()))
-    except EOFError:
-        return
-    except Exception as reason:  # noqa: BLE001 - the parent process raises it
-        pipe.send(reason)
+        return work()
+    # Not swallowed but passed on: a process that ended with it would be taken for one that crashed on an image.
+    except Exception as reason:  # noqa: BLE001
+        return reason

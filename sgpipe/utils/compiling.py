@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
 _Shapes: TypeAlias = tuple[torch.Size, ...]
 
-_RECURRING, _MOST_SHAPES = 8, 4
+_WARM_UP_CALLS, _MOST_SHAPES = 8, 4
 _COMPILING_CALLS = 2  # of a shape: where a number is not the same in the second call, PyTorch compiles again
 _LONGEST_REASON = 200
 
@@ -27,7 +27,7 @@ class Compiled(Generic[Result]):
 
     Args:
         function: of tensors, whose shapes count, and of anything else. It must not need gradients.
-        calls: of a shape, before it is compiled.
+        warm_up_calls: of a shape, before it is compiled.
         dynamic, backend: of `torch.compile`.
 
     Attributes:
@@ -39,11 +39,11 @@ class Compiled(Generic[Result]):
         self,
         function: Callable[..., Result],
         *,
-        calls: int = 0,
+        warm_up_calls: int = 0,
         dynamic: bool | None = None,
         backend: Backend = "inductor",
     ) -> None:
-        self._function, self._before = function, calls
+        self._function, self._warm_up_calls = function, warm_up_calls
         self._calls: Counter[_Shapes] = Counter()
         self._left: dict[_Shapes, int] = {}  # calls that compile
         self._compiling = Lock()
@@ -67,7 +67,7 @@ class Compiled(Generic[Result]):
     def _is_chosen(self, shapes: _Shapes) -> bool:
         if shapes not in self._left:
             self._calls[shapes] += 1
-            if self._calls[shapes] > self._before and len(self._left) < _MOST_SHAPES:
+            if self._calls[shapes] > self._warm_up_calls and len(self._left) < _MOST_SHAPES:
                 self._left[shapes] = _COMPILING_CALLS
         return shapes in self._left
 
@@ -95,7 +95,7 @@ class Compiled(Generic[Result]):
 
 def compile_forward(module: nn.Module, backend: Backend = "inductor") -> Compiled[Any]:
     """Let PyTorch compile the forward pass of a module, separately for each shape that recurs."""
-    compiled: Compiled[Any] = Compiled(module.forward, calls=_RECURRING, dynamic=False, backend=backend)
+    compiled: Compiled[Any] = Compiled(module.forward, warm_up_calls=_WARM_UP_CALLS, dynamic=False, backend=backend)
     module.forward = compiled
     return compiled
 

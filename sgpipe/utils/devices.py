@@ -111,15 +111,15 @@ def check_workers(
 def gpu_use(device: torch.device | None, compiled: Compiled[Any] | None = None, attention: str = "") -> dict[str, Any]:
     """What a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
 
-    `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: what samples in deformable attention;
+    `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: the kernel for deformable attention;
     `compilation`: seconds; `compile_error`: why compiling failed.
     """
     if device is None or device.type != "cuda":
         return {}
-    use: dict[str, Any] = {"gpu": torch.cuda.get_device_name(device), "memory": torch.cuda.max_memory_reserved(device)}
-    if compiled is not None:
-        use |= {"compilation": compiled.seconds, "compile_error": compiled.failure}
-    return {name: value for name, value in {**use, "attention": attention}.items() if value or name == "memory"}
+    use = {"gpu": torch.cuda.get_device_name(device), "memory": torch.cuda.max_memory_reserved(device)}
+    seconds, error = (compiled.seconds, compiled.failure) if compiled is not None else (0.0, "")
+    more = {"attention": attention, "compilation": seconds, "compile_error": error}
+    return use | {name: value for name, value in more.items() if value}
 
 
 def _gpu_number(name: str, setting: str) -> int | None:

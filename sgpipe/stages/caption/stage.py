@@ -72,9 +72,9 @@ class CaptionStage:
         if self.config.captioner is None:
             raise UserError("caption.captioner is not set: expected the folder or hub id of a captioner")
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        served = self.config.endpoint is not None
-        self.device = None if served else pick_device(self.config.device, self.resources.gpus)
-        self.threads = image_threads(self.resources, elsewhere=self.device is None or self.device.type != "cpu")
+        here = self.config.endpoint is None
+        self.device = pick_device(self.config.device, self.resources.gpus) if here else None
+        self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
         self.captioner: Captioner = load_captioner(self.config, self.cache_folder)
         self.captioner.setup()
 

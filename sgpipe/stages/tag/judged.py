@@ -65,9 +65,9 @@ class JudgedStage:
         if self.config.endpoint is None:
             self.judge.check()
         self.judge.load()
-        served = self.config.endpoint is not None
-        self.device = None if served else pick_device(self.config.device, self.resources.gpus)
-        self.threads = image_threads(self.resources, elsewhere=self.device is None or self.device.type != "cpu")
+        here = self.config.endpoint is None
+        self.device = pick_device(self.config.device, self.resources.gpus) if here else None
+        self.threads = image_threads(self.resources, elsewhere=self.device != torch.device("cpu"))
 
     def gpu_use(self) -> dict[str, Any]:
         """See `GpuStage`."""

@@ -42,8 +42,8 @@ def test_gpus_are_in_the_log_and_the_manifest(
     monkeypatch.setattr(TagStage, "gpu_use", lambda stage: dict(USE))
     said = run(tmp_path, tmp_path / "out")
     assert said.count("tag computes on H100, deformable attention by grid_sample\n") == 1
-    assert said.count("NOTE: tag goes on without torch.compile: no g++\n") == 1
-    assert "; GPU memory: tag 2.5 GB\n" in said
+    assert said.count("NOTE: tag continues without torch.compile: no g++\n") == 1
+    assert "; peak GPU memory: tag 2.5 GB\n" in said
     shards = Manifest.load(tmp_path / "out").shards
     assert len(shards) == 4
     assert [shard.gpus for shard in shards] == 4 * [{"tag": {k: v for k, v in USE.items() if k != "compilation"}}]

@@ -281,14 +281,14 @@ def test_memory_of_gpus_and_what_they_say_once() -> None:
     use = {"gpu": "H100", "memory": 3_000_000_000, "attention": "deformops"}
     told = "tag computes on H100, deformable attention by deformops"
     assert utilization.add(10.0, shard({"tag": 4.0, "compilation": 5.0}, {"tag": use})) == [told]
-    assert str(utilization) == "utilization: tag 44%; GPU memory: tag 3.0 GB"
+    assert str(utilization) == "utilization: tag 44%; peak GPU memory: tag 3.0 GB"
     failed = {**use, "memory": 4_000_000_000, "compile_error": "no compiler"}
-    note = "NOTE: tag goes on without torch.compile: no compiler"
+    note = "NOTE: tag continues without torch.compile: no compiler"
     assert utilization.add(11.0, shard({"tag": 1.0}, {"tag": failed})) == [note]
     assert utilization.add(12.0, shard({"tag": 1.0}, {"tag": use, "caption": {"gpu": "T4", "memory": 0}})) == [
         "caption computes on T4"
     ]
-    assert str(utilization).endswith("; GPU memory: tag 4.0 GB, caption 0.0 GB")
+    assert str(utilization).endswith("; peak GPU memory: tag 4.0 GB, caption 0.0 GB")
 
 
 def test_without_shards_utilization_is_zero():

@@ -63,3 +63,21 @@ def test_a_process_of_its_own_reports_the_same() -> None:
     _, usage = runner(records(2))
     assert usage.gpus == {"tag": {"gpu": "H100", "memory": 5}}
     assert set(usage.seconds) == {"tag", "compilation"}
+
+
+@dataclass
+class Raising(Stage):
+    def __call__(self, records: list[Record]) -> list[Record]:
+        if len(records) == 1:
+            raise EOFError("the stage's own")
+        return super().__call__(records)
+
+
+@pytest.mark.slow
+def test_what_a_stage_raises_in_a_process_of_its_own_is_no_crash() -> None:
+    runner = IsolatedRunner([Raising("tag")])
+    for _ in range(2):
+        with pytest.raises(EOFError, match="the stage's own"):
+            runner(records(1))
+    found, _ = runner(records(2))
+    assert all(record.ok for record in found)

@@ -58,7 +58,7 @@ def call(function: Callable[..., Tensor], rows: int, times: int = 1) -> None:
 
 def test_a_shape_is_compiled_when_it_recurs() -> None:
     backend = Backend()
-    function = Compiled(scaled, calls=CALLS, dynamic=False, backend=backend)
+    function = Compiled(scaled, warm_up_calls=CALLS, dynamic=False, backend=backend)
     for rows in range(1, 20):
         call(function, rows)
     call(function, 3, CALLS - 1)
@@ -76,7 +76,7 @@ def test_numbers_that_change_are_compiled_once_more_and_not_again() -> None:
 
 def test_only_a_few_shapes_are_compiled() -> None:
     backend = Backend()
-    function = Compiled(scaled, calls=CALLS, dynamic=False, backend=backend)
+    function = Compiled(scaled, warm_up_calls=CALLS, dynamic=False, backend=backend)
     for rows in range(3, 12):
         for _ in range(CALLS + 4):
             function(torch.ones(rows), Position())
@@ -157,7 +157,7 @@ def test_the_image_encoder_gives_the_same_compiled() -> None:
     with torch.no_grad():
         expected = [tagger.encode_image(each) for each in images]
         compiled = compile_forward(tagger.image_encoder, "aot_eager")
-        for _ in range(compiling._RECURRING + 1):
+        for _ in range(compiling._WARM_UP_CALLS + 1):
             found = [tagger.encode_image(each) for each in images]
     assert compiled.failure == ""
     assert compiled.seconds > 0
