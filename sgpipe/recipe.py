@@ -151,8 +151,7 @@ class CaptionConfig(Config):
     )
     endpoint: str | None = Field(
         None,
-        description="URL of a server with the OpenAI chat API, such as http://localhost:8000/v1; null: the captioner "
-        "runs here",
+        description="URL of a server with the OpenAI chat API, such as http://localhost:8000/v1; null: it runs here",
     )
     requests: Requests = Requests()
     decoding: Literal["nucleus", "beam"] = Field("nucleus", description="nucleus sampling or beam search")
@@ -197,6 +196,7 @@ class CaptionConfig(Config):
 ADDED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.0, "caption.top_k": 0}
 # Settings that an identity does not name as they are by default, because runs of 0.1.0 do not know them.
 UNNAMED_DEFAULTS: Mapping[str, Any] = {"parse.parser": "rules", "tag.method": "rtagger"}
+OFF_BY_DEFAULT: Mapping[str, Any] = {"caption.compile": False, "tag.compile": False}  # likewise
 PUBLISHED_SETTINGS: Mapping[str, Any] = {"caption.repetition_penalty": 1.1, "caption.top_k": 50}
 
 

@@ -16,7 +16,7 @@ from sgpipe.errors import StoreError, UserError
 from sgpipe.generation.identity import STAGES, identity, in_todays_settings, settings_of_stage
 from sgpipe.generation.pools import stages_sharing_gpus
 from sgpipe.generation.work_units import UnitReader, WorkUnit
-from sgpipe.recipe import UNNAMED_DEFAULTS, Recipe, SourceConfig, load_recipe, with_model_folders
+from sgpipe.recipe import OFF_BY_DEFAULT, UNNAMED_DEFAULTS, Recipe, SourceConfig, load_recipe, with_model_folders
 from sgpipe.records import BOX_SCORES, Record, from_table
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFolder, kind_of
@@ -250,7 +250,8 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
     named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
     if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype")):
         keys = keys[1:]
-    return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys}, UNNAMED_DEFAULTS)
+    unnamed = {**UNNAMED_DEFAULTS, **OFF_BY_DEFAULT}
+    return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys}, unnamed)
 
 
 def _is_same(before: Any, now: Any) -> bool:

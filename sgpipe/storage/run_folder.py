@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from sgpipe.errors import UserError, making_folder, naming
-from sgpipe.recipe import ADDED_SETTINGS, UNNAMED_DEFAULTS, UNSCORED, Recipe
+from sgpipe.recipe import ADDED_SETTINGS, OFF_BY_DEFAULT, UNNAMED_DEFAULTS, UNSCORED, Recipe
 from sgpipe.storage.lock import StoreLock
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import DATA
@@ -273,7 +273,9 @@ def settings_changed(
     kinds = kind_of(before), kind_of(now)
     if kinds[0] != kinds[1]:
         return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
-    lines = "".join(f"\n  {line}" for line in differences(before, now, {**ADDED_SETTINGS, **UNNAMED_DEFAULTS}))
+    lines = "".join(
+        f"\n  {line}" for line in differences(before, now, {**ADDED_SETTINGS, **UNNAMED_DEFAULTS, **OFF_BY_DEFAULT})
+    )
     return UserError(f"{place} was made with other settings; choose another {option}, or revert these settings:{lines}")
 
 
