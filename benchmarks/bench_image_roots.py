@@ -38,6 +38,7 @@ from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.object_store import ObjectReader
 
 UNIT = 100
+SMALL = {"caption.samples": 1, "tag.short_side": 96, "tag.long_side": 144}  # the models are soon done with an image
 ARCHIVES = 4
 
 
@@ -103,7 +104,7 @@ def label(drawn: Path, roots: dict[str, Location]) -> tuple[dict[str, float], in
     """Seconds of each root, and the number of relations, which is the same for all."""
     split = {"images": drawn / "images", "annotations": drawn / "instances.json"}
     settings = {"source.splits": {"val": split}, "caption.captioner": "MINIWORLD", "tag.tagger": "MINIWORLD"}
-    recipe = with_model_folders(load_recipe("coco", settings | {"caption.samples": 2}))
+    recipe = with_model_folders(load_recipe("coco", settings | SMALL))
     index = open_source(recipe.source, "val", drawn / "index.arrow")
     indexes = IndexFolder(drawn, whole=True)
     made = {name: {"val": image_root(location, indexes)} for name, location in roots.items()}

@@ -199,6 +199,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     endpoint: EndpointServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else the body of an answer waits 40 ms for the receipt of its header
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""

@@ -92,6 +92,7 @@ def test_parse_prints_one_json_line_for_each_line():
     assert triplets == [[("man", "riding", "horse")], [], []]
 
 
+@pytest.mark.slow
 def test_parse_into_a_closed_pipe_is_silent():
     script = "from sgpipe.cli.main import main; main()"
     command = f"yes 'a man riding a horse' | head -3000 | {sys.executable} -c '{script}' parse | head -1"

@@ -119,6 +119,7 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else the body of an answer waits 40 ms for the receipt of its header
 
         def _serve(self) -> None:
             body = self._body()
@@ -155,7 +156,7 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     stub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield stub

@@ -2,15 +2,22 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from sgpipe.generation import ray_engine
-from sgpipe.generation.ray_engine import UnitLimit, kill_actors
+from sgpipe.generation.pools import Pool
+from sgpipe.generation.ray_engine import UnitLimit, _graph, kill_actors, start_unit_limit
+from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
+from sgpipe.recipe import Resources
+from sgpipe.records import Record
+from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.ray_cluster import start_ray
 
 
@@ -125,20 +132,46 @@ def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(monkeypatc
     assert cluster.polls == 1
 
 
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    start_ray(cpus=2)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
-def test_actors_of_a_graph_that_failed_make_room_for_the_next():
+def test_actors_of_a_graph_that_failed_make_room_for_the_next(local_ray: None) -> None:
     def start(name: str) -> ray.actor.ActorHandle:
         return ray.remote(Occupant).options(name=name, num_cpus=2, max_restarts=8).remote()
 
-    start_ray(cpus=2)
-    try:
-        kept = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
-        ray.get(kept[0].__ray_ready__.remote())
-        kill_actors("old graph ")
-        ray.get(start("new graph 1").__ray_ready__.remote(), timeout=60)
-    finally:
-        ray.shutdown()
+    kept = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
+    ray.get(kept[0].__ray_ready__.remote())
+    kill_actors("old graph ")
+    ray.get(start("new graph 1").__ray_ready__.remote(), timeout=60)
 
 
 class Occupant:
     """Takes CPUs and does nothing."""
+
+
+@pytest.mark.slow
+def test_stages_may_ask_for_gpus(local_ray: None, tmp_path: Path) -> None:
+    storage = LocalFolder(tmp_path)
+    stages = [OnGpu(), OnGpu(resources=Resources())]
+    pools = [Pool((stage,), stage.resources, 1) for stage in stages]
+    units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
+    reader, writer = UnitReader(storage, {"val": "index"}), UnitWriter(storage)
+    graph = _graph("graph ", pools, units, reader, writer, start_unit_limit(8), isolated=False)
+    assert "MapBatches" in str(graph)
+
+
+@dataclass
+class OnGpu:
+    name: str = "stub"
+    fills: tuple[str, ...] = ()
+    resources: Resources = field(default_factory=lambda: Resources(gpus=0.5))
+
+    def setup(self) -> None: ...
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        return records

@@ -1,4 +1,4 @@
-"""Whole runs, through Ray, with a random miniature tagger."""
+"""Whole runs with a random miniature tagger; the slow tests through Ray."""
 
 import io
 import json
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,18 @@ from rich.console import Console
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality.report import ALL_PAIRS, LABELS, print_run_quality, run_quality
 from sgpipe.generation import run as generation_run
-from sgpipe.generation.pools import Pool
-from sgpipe.generation.ray_engine import _graph, start_unit_limit
 from sgpipe.generation.run import Summary, generate
-from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.miniworld.scene import random_scene
-from sgpipe.recipe import Resources, load_recipe
+from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records
-from sgpipe.storage.storage import LocalFolder
 from sgpipe.utils.console import Progress
 from sgpipe.utils.ray_cluster import start_ray
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
+from tests.sgpipe.generation.in_process import without_ray
 
 IMAGES = 40
 QUIET = Progress(Console(quiet=True))
@@ -48,6 +44,17 @@ def ray_engine():
     start_ray(cpus=2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def engine(request):
+    """Ray for the slow tests. The others run in this process."""
+    if request.node.get_closest_marker("slow"):
+        request.getfixturevalue("ray_engine")
+        yield
+    else:
+        with without_ray():
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -74,32 +81,11 @@ def rows(out: Path) -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def finished(ray_engine, coco, tagger, tmp_path_factory) -> Path:
+def finished(coco, tagger, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "out"
-    run(coco, tagger, out)
+    with without_ray():
+        run(coco, tagger, out)
     return out
-
-
-@dataclass
-class OnGpu:
-    name: str = "stub"
-    fills: tuple[str, ...] = ()
-    resources: Resources = field(default_factory=lambda: Resources(gpus=0.5))
-
-    def setup(self) -> None: ...
-
-    def __call__(self, records: list[Record]) -> list[Record]:
-        return records
-
-
-def test_stages_may_ask_for_gpus(ray_engine, tmp_path):
-    storage = LocalFolder(tmp_path)
-    stages = [OnGpu(), OnGpu(resources=Resources())]
-    pools = [Pool((stage,), stage.resources, 1) for stage in stages]
-    units = [WorkUnit("val", 0, 2), WorkUnit("val", 2, 4)]
-    reader, writer = UnitReader(storage, {"val": "index"}), UnitWriter(storage)
-    graph = _graph("graph ", pools, units, reader, writer, start_unit_limit(8), isolated=False)
-    assert "MapBatches" in str(graph)
 
 
 def test_every_image_is_a_row_and_the_counts_add_up(finished, coco, tagger):
@@ -125,6 +111,7 @@ def test_missing_images_are_error_rows(finished, coco):
     assert Manifest.load(finished).run["images"] == {"val": str(coco.images.resolve())}
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_units_or_actors(finished, coco, tagger, tmp_path):
     run(coco, tagger, tmp_path / "out", engine__unit_size=5, tag__resources__actors=1)
     assert rows(tmp_path / "out") == rows(finished)
@@ -157,7 +144,9 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tag__resources": {"cpus": 900}}, "takes 900 CPUs, more than any machine has"),
+        pytest.param(
+            {"tag__resources": {"cpus": 900}}, "takes 900 CPUs, more than any machine has", marks=pytest.mark.slow
+        ),
         ({"tag__tagger": "nowhere/at/all"}, "no such folder: nowhere/at/all"),
         ({"tag__tagger": "no-such-tagger"}, "no R-Tagger at no-such-tagger"),
         ({"pair__synonyms": "no.json"}, "no such file: no.json"),
@@ -166,7 +155,7 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, 
     ],
 )
 @pytest.mark.parametrize("before", ["nothing", "empty", "a run"])
-def test_what_is_refused_leaves_no_trace(ray_engine, coco, tagger, finished, tmp_path, options, message, before):
+def test_what_is_refused_leaves_no_trace(coco, tagger, finished, tmp_path, options, message, before):
     out = tmp_path / "deep" / "out"
     if before == "empty":
         out.mkdir(parents=True)
@@ -191,7 +180,7 @@ def test_a_refused_recipe_leaves_the_source_index_of_the_run_as_it_is(finished, 
     assert not list((out / ".sgpipe").glob("new-*"))
 
 
-def test_a_limit_can_be_raised(in_this_process, finished, coco, tagger, tmp_path):
+def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
     out = tmp_path / "out"
     assert run(coco, tagger, out, limit=3).counts["images"] == 3
     assert run(coco, tagger, out, limit=8).counts["images"] == 8
@@ -252,7 +241,7 @@ def test_a_tagger_with_other_weights_is_another_recipe(finished, coco, tagger, t
 
 
 @pytest.mark.slow
-def test_what_is_no_tagger_is_one_clear_line(ray_engine, coco, tagger, tmp_path):
+def test_what_is_no_tagger_is_one_clear_line(coco, tagger, tmp_path):
     make_blip(tmp_path / "blip")
     with pytest.raises(UserError, match="blip") as caught:
         run(coco, tmp_path / "blip", tmp_path / "out")
@@ -261,7 +250,7 @@ def test_what_is_no_tagger_is_one_clear_line(ray_engine, coco, tagger, tmp_path)
 
 
 @pytest.mark.slow
-def test_captions_by_a_captioner_do_not_depend_on_the_batch(ray_engine, coco, tagger, tmp_path):
+def test_captions_by_a_captioner_do_not_depend_on_the_batch(coco, tagger, tmp_path):
     make_blip(tmp_path / "blip")
     results = []
     for batch_size in (1, 3, 8):
@@ -336,7 +325,7 @@ def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagge
     assert 0 < len(Manifest.load(out).shards) < IMAGES
 
 
-def test_a_lost_shard_is_made_again(in_this_process, finished, coco, tagger, tmp_path):
+def test_a_lost_shard_is_made_again(finished, coco, tagger, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     first, second, *_ = Manifest.load(out).shards
@@ -357,7 +346,7 @@ def test_shards_without_a_manifest_are_left_alone(finished, coco, tagger, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_splits_fill_one_folder(ray_engine, coco, tagger, tmp_path):
+def test_two_splits_fill_one_folder(coco, tagger, tmp_path):
     import datasets
 
     other = make_coco(tmp_path / "other", images=5, seed=3)
@@ -376,7 +365,7 @@ def test_two_splits_fill_one_folder(ray_engine, coco, tagger, tmp_path):
     assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
 
 
-def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_truth(in_this_process, tmp_path):
+def test_drawn_images_are_labelled_by_the_packaged_models_and_compared_with_the_truth(tmp_path):
     out = tmp_path / "out"
     recipe = load_recipe("miniworld", {"source.drawn.images": 5, "caption.samples": 3})
     assert generate(recipe, out, QUIET).complete

@@ -150,6 +150,7 @@ def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> Non
             function(torch.ones(2))
 
 
+@pytest.mark.slow
 def test_the_image_encoder_gives_the_same_compiled() -> None:
     torch.manual_seed(0)
     tagger = RTagger(RTaggerConfig(**tiny_sizes(30))).eval()

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +96,8 @@ def test_equal_to_pycocotools(tmp_path: Path, seed: int) -> None:
     assert 0.1 < summary["AP"] < summary["AP50"] < 0.9
 
 
-@pytest.mark.skipif("SGPIPE_ORACLE" not in os.environ, reason="needs COCO's annotations")
-def test_equal_to_pycocotools_on_coco(tmp_path: Path) -> None:
-    truth = Path(os.environ["SGPIPE_ORACLE"]) / "data/coco_mini/instances_val2017.json"
+def test_equal_to_pycocotools_on_coco(oracle: Path, tmp_path: Path) -> None:
+    truth = oracle / "data/coco_mini/instances_val2017.json"
     summary = hold_equal_to_pycocotools(truth, results(tmp_path, truth))
     assert 0.1 < summary["AP"] < 0.9
 

@@ -47,6 +47,7 @@ def test_scores_are_those_of_transformers_token_by_token(model, samples):
         torch.testing.assert_close(scores, expected[:, 3 + step], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_gives_the_same_scores_and_is_compiled_twice(tmp_path):
     """For one number of tokens, then for any; whatever the prompt, the number of layers, and of images."""
     torch._dynamo.reset()
@@ -68,6 +69,7 @@ def test_a_compiled_step_gives_the_same_scores_and_is_compiled_twice(tmp_path):
     assert (compiled.failure, len(graphs)) == ("", 2)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_step_may_write_into_its_cache(tmp_path):
     model = BlipForConditionalGeneration.from_pretrained(make_blip(tmp_path, seed=1, **SHAPES[0])).eval()
