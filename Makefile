@@ -107,6 +107,7 @@ bench: install
 
 # On a machine with an NVIDIA GPU: whether it computes what a CPU does, and how fast; in some minutes.
 gpu-check: install
+	$(BIN)/python -m pip install --quiet -e '.[gpu]'
 	$(BIN)/python -m benchmarks.gpu
 
 clean:

@@ -43,7 +43,7 @@ from benchmarks.bench_train_step import OPTIONS, ReferenceObjective, make_batch,
 from benchmarks.bench_waiting import TAGGER_SECONDS, Device, tag_stage
 from benchmarks.measure import report
 from benchmarks.reference import as_the_reference
-from rlip_model.attention import sample, sample_by_grid
+from rlip_model.attention import gpu_sampling, sample, sample_by_grid
 from rlip_model.checkpoint import save_atomically
 from rlip_model.config import RTaggerConfig
 from rlip_model.model import RTagger
@@ -118,7 +118,7 @@ def watched(machine: Machine) -> Iterator[GpuUsage]:
         "--format=csv,noheader,nounits",
         "-lms",
         "200",
-        "--id=0",
+        f"--id={os.environ.get('CUDA_VISIBLE_DEVICES', '').partition(',')[0] or 0}",
     ]
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if machine.real else None
@@ -307,6 +307,7 @@ def main() -> None:
         remarks = [
             f"Device: {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}.",
             tests,
+            f"Deformable attention: {gpu_sampling(machine.device)}.",
             f"Scores of the tagger in float32 differ by at most {difference:.0e} from those of the CPU.",
         ]
     page = io.StringIO()

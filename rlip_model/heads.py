@@ -97,4 +97,5 @@ class LabelScorer(nn.Module):
         return self._scores(hidden + self.relation_bias, projected)
 
     def _scores(self, hidden: Tensor, projected: Tensor) -> Tensor:
-        return at_least_float32(hidden @ projected.transpose(-1, -2)) + PRIOR_LOGIT
+        with torch.autocast(hidden.device.type, enabled=False):  # or bfloat16 would make logits equal that are not
+            return at_least_float32(hidden) @ at_least_float32(projected).transpose(-1, -2) + PRIOR_LOGIT

@@ -129,7 +129,7 @@ def _model(config: CaptionConfig | TagConfig, setting: str) -> str | None:
 
 
 def _dtype(config: CaptionConfig | TagConfig, on_gpu: bool) -> str:
-    """What "auto" resolves to: half precision needs a GPU, and Ray shows GPUs only to actors that ask for them."""
+    """What "auto" resolves to: half precision needs a GPU, and actors that ask for no GPU see none."""
     if config.endpoint is not None:
         return SERVED
     if config.dtype != "auto":

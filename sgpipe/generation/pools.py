@@ -102,7 +102,7 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
 
 
 def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:
-    """The recipe with the GPUs of this machine shared by some of its stages: each GPU gets an actor of each pool.
+    """The recipe with the GPUs of this machine shared by some of its stages: as many actors of each pool as GPUs.
 
     Actors also get threads that open images. These do not count as CPUs: they wait for the GPU most of the time.
 

@@ -33,6 +33,7 @@ from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit
 from sgpipe.records import Record, from_table, to_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.devices import hide_gpus
 from sgpipe.utils.installation import Installation, installation
 from sgpipe.utils.machines import Need
 from sgpipe.utils.ray_cluster import on_driver_node, worker_failure
@@ -109,7 +110,10 @@ class Worker:
         reader: UnitReader | None,
         writer: UnitWriter | None,
         driver: Installation,
+        gpus: float,
     ) -> None:
+        if not gpus:
+            hide_gpus()
         self.misfit = driver.misfit(installation())  # of a machine that joined after the check of all
         self.runner = runner
         self.reader = reader
@@ -264,7 +268,7 @@ def _graph(
     dataset = _mapped(ray.data.from_arrow(blocks), name, Entrance, (limit,), 1, Need(), on_driver)
     for i, pool in enumerate(pools):
         ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
-        arguments = (runner(pool.stages), *ends, installation())
+        arguments = (runner(pool.stages), *ends, installation(), pool.need.gpus)
         dataset = _mapped(dataset, name, Worker, arguments, pool.actors, pool.need, _PlannedNodes(pool.nodes))
     return dataset
 

@@ -24,7 +24,7 @@ from sgpipe.inference.rows import ImageRow, RowGroup, iter_rows
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.stages.detect.detectors import load_detector, trained_sides
 from sgpipe.utils.console import Progress
-from sgpipe.utils.devices import check_devices, check_workers, enough_memory, pick_device, pick_dtype
+from sgpipe.utils.devices import check_devices, check_workers, enough_memory, hide_gpus, pick_device, pick_dtype
 from sgpipe.utils.machines import machines_of
 from sgpipe.utils.prefetch import prefetch
 
@@ -192,7 +192,9 @@ class Predictor:
 class _Worker:
     """Loads the network with its first row group, so that an invalid network is the error of a task, with a cause."""
 
-    def __init__(self, config: PredictConfig) -> None:
+    def __init__(self, config: PredictConfig, gpus: float) -> None:
+        if not gpus:
+            hide_gpus()
         self._config = config
         self._predictor: Predictor | None = None
 
@@ -218,7 +220,7 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
         progress.say(note)
     worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)
     try:
-        pool = ActorPool([worker.remote(config) for _ in range(workers)])
+        pool = ActorPool([worker.remote(config, gpus) for _ in range(workers)])
         for predictions in pool.map(lambda actor, row_group: actor.run.remote(row_group), list(row_groups)):
             yield from predictions
     except RayTaskError as error:

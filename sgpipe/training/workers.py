@@ -30,7 +30,7 @@ from sgpipe.training.metrics import METRICS
 from sgpipe.training.recipe import WorkersConfig
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress
-from sgpipe.utils.devices import check_workers, pick_device
+from sgpipe.utils.devices import check_workers, hide_gpus, pick_device
 from sgpipe.utils.machines import machines_of
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
@@ -124,6 +124,8 @@ def _worker(config: dict[str, Any]) -> None:
     share = context.get_world_rank(), context.get_world_size()
     try:
         gpus = _gpus(workers)
+        if not gpus:
+            hide_gpus()
         device = get_device() if gpus and torch.cuda.is_available() else pick_device(workers.device, gpus)
         run_job(job, device=device, share=share, wrap=wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp)
     except (UserError, DivergenceError, EngineError, OSError) as error:

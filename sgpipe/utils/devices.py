@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from sgpipe.utils.machines import Machine, Need, describe, place
 
 ANY_NUMBER = 2  # of workers on Ray
 
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 
 
@@ -36,6 +39,11 @@ def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> t
     if name != "auto" and (number or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting} {name!r}: {_visible_gpus()}")
     return torch.device("cuda") if number is None else torch.device("cuda", number)
+
+
+def hide_gpus() -> None:
+    """Let this process, a worker that has asked for no GPU, see none. Not every version of Ray does so."""
+    os.environ[_VISIBLE] = ""
 
 
 def usable_gpus() -> int:
@@ -134,15 +142,44 @@ def _visible_gpus() -> str:
     gpus = torch.cuda.device_count()
     if gpus:
         return f"PyTorch sees {count(gpus, 'GPU')} here"
+    if os.environ.get(_VISIBLE) == "":
+        return f"no GPU is visible to this process: it has asked for none, or {_VISIBLE} is empty"
     return f"PyTorch sees no GPU here{'' if torch.version.cuda else ': it is built for the CPU only'}"
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype called "float32", "bfloat16" or "auto" (bfloat16 on GPUs that have it, float32 elsewhere)."""
     if name == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        # Older GPUs only emulate bfloat16, slowly, which `torch.cuda.is_bf16_supported` does not tell.
+        half = device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0))
         return torch.bfloat16 if half else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+class GpuMemory:
+    """The memory of a GPU that threads of this process share; one whose work did not fit gets it for itself."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._places, self._turn = threads, BoundedSemaphore(threads), Lock()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Beside the other threads."""
+        with self._places:
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other thread computes, and PyTorch keeps nothing in reserve."""
+        with self._turn, ExitStack() as taken:
+            for _ in range(self._threads):
+                taken.enter_context(self._places)
+            torch.cuda.empty_cache()
+            yield
+
+    def __reduce__(self) -> tuple[type[GpuMemory], tuple[int]]:
+        """Another process has threads of its own."""
+        return GpuMemory, (self._threads,)
 
 
 @contextmanager

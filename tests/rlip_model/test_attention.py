@@ -20,6 +20,7 @@ from rlip_model.attention import (
     sample_by_operator,
 )
 from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
+from rlip_model.position import at_least_float32
 
 SHAPES = [(7, 9), (4, 5), (2, 2)]
 
@@ -64,12 +65,14 @@ def test_each_is_bilinear_with_zeros_outside() -> None:
 
 
 def as_deformops(value: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    """transformers' implementation, with the arguments of deformops' `msda`."""
+    """transformers' implementation, with the arguments of deformops' `msda`, which may differ in precision."""
     weights = weights.unflatten(-1, locations.shape[3:5])
     shapes = [tuple(size) for size in sizes.tolist()]
     assert starts.tolist() == [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
-    sampled: Tensor = MultiScaleDeformableAttention()(value, sizes, shapes, starts, locations, weights, 64)
-    return sampled
+    sampled: Tensor = MultiScaleDeformableAttention()(
+        *(at_least_float32(value), sizes, shapes, starts, locations, at_least_float32(weights), 64)
+    )
+    return sampled.to(value.dtype)
 
 
 def test_an_operator_for_gpus_samples_the_same() -> None:
@@ -103,6 +106,11 @@ def failing(error: Exception) -> Operator:
     return operator
 
 
+def half_wrong(value: Tensor, *case: Tensor) -> Tensor:
+    """Right but in bfloat16."""
+    return as_deformops(value, *case) * (1.1 if value.dtype == torch.bfloat16 else 1)
+
+
 def test_an_operator_is_tested_before_it_is_used(deformops: SimpleNamespace) -> None:
     assert gpu_sampling(torch.device("cpu")).operator is as_deformops
 
@@ -116,6 +124,7 @@ def test_an_operator_is_tested_before_it_is_used(deformops: SimpleNamespace) -> 
             failing(RuntimeError("no kernel image is available")),
             "cannot be used on cpu: no kernel image is available",
         ),
+        (half_wrong, "it differs from grid_sample by"),
         (failing(OSError()), "cannot be used on cpu: OSError"),
         (failing(TritonError("ptxas")), "cannot be used on cpu: ptxas"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -30,7 +30,7 @@ from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.tag.groups import Batch, own_batches, reference_batches, reference_groups, reference_prior_groups
 from sgpipe.utils.compiling import compile_forward
-from sgpipe.utils.devices import enough_memory, gpu_use, pick_device, pick_dtype
+from sgpipe.utils.devices import GpuMemory, enough_memory, gpu_use, pick_device, pick_dtype
 from sgpipe.utils.model_cache import local_model
 from sgpipe.utils.prefetch import prefetch
 
@@ -166,6 +166,7 @@ class TagStage:
         elsewhere = self.device.type != "cpu"
         self.threads = image_threads(self.resources, elsewhere=elsewhere)
         self.gpu_threads = _GPU_THREADS if elsewhere else 0
+        self.memory = GpuMemory(max(self.gpu_threads, 1))
         self.batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
         on_gpu = self.device.type == "cuda"
         self.compiled = compile_forward(self.tagger.image_encoder) if on_gpu and self.config.compile else None
@@ -248,15 +249,25 @@ class TagStage:
 
     def _compute(self, inputs: list[TaggerInput]) -> tuple[list[TaggerInput], list[list[Tensor]]]:
         """The inputs, and for each the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
+        with suppress(torch.cuda.OutOfMemoryError), self.memory.shared():
+            return inputs, self._forward(inputs)
+        with self.memory.alone():
+            return inputs, self._in_halves(inputs)
+
+    def _in_halves(self, inputs: list[TaggerInput]) -> list[list[Tensor]]:
+        """The scores of a batch that is too large for the memory. Raises UserError: an image alone is."""
         if len(inputs) == 1:
             with enough_memory(self.device, _REMEDY):
-                return inputs, self._forward(inputs)
-        try:
-            return inputs, self._forward(inputs)
-        except torch.cuda.OutOfMemoryError:
-            half = len(inputs) // 2
+                return self._forward(inputs)
+        half = len(inputs) // 2
         self.batch_size = min(self.batch_size, half)  # from now on
-        return inputs, [scores for part in (inputs[:half], inputs[half:]) for scores in self._compute(part)[1]]
+        scores = []
+        for part in (inputs[:half], inputs[half:]):
+            try:
+                scores += self._forward(part)
+            except torch.cuda.OutOfMemoryError:
+                scores += self._in_halves(part)
+        return scores
 
     @torch.no_grad()
     def _forward(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:

@@ -81,6 +81,7 @@ def test_units_between_stages_may_be_lost_with_their_machine(cluster: Cluster, t
     for lost in list(cluster.worker_nodes)[:2]:
         cluster.remove_node(lost, allow_graceful=False)
     finish(run)
+    assert {mark.read_text() for mark in marks.iterdir()} == {""}, "they see GPUs that they have not asked for"
 
 
 @pytest.mark.slow

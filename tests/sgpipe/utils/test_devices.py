@@ -1,9 +1,14 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Event
+
 import pytest
 import torch
 
 from sgpipe.errors import UserError
 from sgpipe.utils.compiling import Compiled
-from sgpipe.utils.devices import check_devices, check_workers, gpu_use, pick_device, pick_dtype
+from sgpipe.utils.devices import GpuMemory, check_devices, check_workers, gpu_use, hide_gpus, pick_device, pick_dtype
 from sgpipe.utils.machines import Machine
 
 
@@ -32,11 +37,46 @@ def test_other_words_are_refused(name):
         pick_device(name)
 
 
+def test_gpus_that_were_not_asked_for_are_hidden(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    hide_gpus()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(os.environ["CUDA_VISIBLE_DEVICES"]))
+    with pytest.raises(UserError, match="'cuda': no GPU is visible to this process: it has asked for none, or CUDA"):
+        pick_device("cuda")
+
+
+def test_memory_is_for_threads_together_or_for_one_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
+    said, memory, computes, go_on = [], GpuMemory(2), Event(), Event()
+
+    def compute():
+        with memory.shared():
+            computes.set()
+            assert go_on.wait(60)
+            said.append("together")
+
+    def compute_alone():
+        with memory.alone():
+            said.append("alone")
+
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(compute)]
+        assert computes.wait(60)
+        waiting += [pool.submit(compute_alone), pool.submit(compute_alone)]
+        with suppress(TimeoutError):
+            waiting[1].result(0.05)
+        assert said == []
+        go_on.set()
+        for each in waiting:
+            each.result(60)
+    assert said == ["together", "emptied", "alone", "emptied", "alone"]
+
+
 def test_dtypes(monkeypatch):
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
     for able in (False, True):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able: able)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, able=able: (8, 0) if able else (7, 5))
         assert pick_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if able else torch.float32)
         assert pick_dtype("float32", torch.device("cuda")) == torch.float32
 
