@@ -16,7 +16,7 @@ from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_s
 from sgpipe.generation.parent import Reuse
 from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, stages_sharing_gpus, unused_gpus
 from sgpipe.generation.ray_engine import run_units
-from sgpipe.generation.run_images import as_named, keep_indexes, open_image_roots
+from sgpipe.generation.run_images import as_named, check_names, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
 from sgpipe.image_roots import ImageRoot, check_images
 from sgpipe.recipe import ADDED_SETTINGS, PYTHON_WORDS, WHOLE, Recipe, SourceConfig, with_model_folders
@@ -308,8 +308,9 @@ class _Work:
     ) -> _Work:
         """Start Ray.
 
-        Raises UserError: a model is missing, or the actors do not fit; EngineError: Ray did not start.
+        Raises UserError: images or a model are missing, or the actors do not fit; EngineError: Ray did not start.
         """
+        check_names(roots, indexes)
         stages = _stages(recipe, indexes, roots)
         if reuse is not None:
             stages = [stage for stage in stages if stage.name.replace("load", "caption") in reuse.stages]

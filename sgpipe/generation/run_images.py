@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from sgpipe.errors import UserError
 from sgpipe.image_roots import ImageRoot, IndexFolder, absolute, existing_images
 from sgpipe.image_roots.archives import ArchiveRoot
 from sgpipe.image_roots.objects import ObjectRoot
 from sgpipe.recipe import SourceConfig
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.utils.console import Progress
+from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils.console import Progress, count, single_line
 from sgpipe.utils.object_store import is_uri
+
+_LOOKED_FOR = 20  # images of a split, at least
 
 
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
@@ -26,6 +30,21 @@ def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress
         for note in root.notes if isinstance(root, ArchiveRoot) else ():
             progress.say(f"NOTE: {note}")
     return roots
+
+
+def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex]) -> None:
+    """Look for a few images of each split.
+
+    Raises UserError: none of them is there, so that every row would be an error; StoreError: see `ImageRoot`.
+    """
+    for split, index in indexes.items():
+        places = range(0, len(index), max(len(index) // _LOOKED_FOR, 1))
+        names = [record.file_name for place in places for record in index.records(place, place + 1)]
+        if names and not any(map(roots[split].contains, names)):
+            raise UserError(
+                f"{roots[split].location} has no image of the split {split}: {count(len(names), 'image')} looked for, "
+                f"such as {single_line(names[0])}; check --images, and the names in the annotations"
+            )
 
 
 def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:

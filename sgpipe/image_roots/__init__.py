@@ -9,13 +9,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Lock
 
 from sgpipe.errors import UserError, existing_folder
 from sgpipe.image_roots import archives, objects
 from sgpipe.image_roots.archives import ArchiveRoot
-from sgpipe.image_roots.base import HEIF_SUFFIXES, SUFFIXES, ImageEntry, ImageFile, ImageRoot
+from sgpipe.image_roots.base import ImageEntry, ImageFile, ImageRoot, is_image
 from sgpipe.image_roots.files import Files, LocalFiles
 from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.image_roots.hub import HubRoot
@@ -136,7 +136,7 @@ def _archives_in(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    if _is_image(entry.name) or entry.is_dir():
+                    if is_image(entry.name) or entry.is_dir():
                         return []
                     names.append(entry.name)
     except OSError:  # opening an image will say why
@@ -151,10 +151,6 @@ def _only_archives(location: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if is_archive(name)]
 
 
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES + HEIF_SUFFIXES
-
-
 def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
     if text.startswith("hf://"):
         return HubRoot(text)
@@ -164,9 +160,11 @@ def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
     found = [info.name for info in islice(files.list(), _PROBED)]
     if not found:
         raise UserError(f"{text} contains nothing")
-    if not any(map(_is_image, found)) and _only_archives(text, found):
-        names = _only_archives(text, (info.name for info in files.list()))
-        return _archive_root(text, files, names, indexes, _STORE_THREADS)
+    if not any(map(is_image, found)) and _only_archives(text, found):
+        listed = {info.name: info for info in files.list()}
+        return _archive_root(
+            text, files, [listed[name] for name in _only_archives(text, listed)], indexes, _STORE_THREADS
+        )
     root = ObjectRoot(text, files, _STORE_THREADS)
     return _indexed(root, indexes) if indexes.whole else root
 
@@ -197,8 +195,10 @@ def _shards(name: str) -> list[str]:
     return [f"{name[: found.start()]}{number:0{len(first)}d}{name[found.end() :]}" for number in numbers]
 
 
-def _archive_root(location: str, files: Files, names: Sequence[str], indexes: IndexFolder, threads: int) -> ArchiveRoot:
-    infos = [_existing(files, name) for name in names]
+def _archive_root(
+    location: str, files: Files, archives_there: Sequence[str | ObjectInfo], indexes: IndexFolder, threads: int
+) -> ArchiveRoot:
+    infos = [_existing(files, each) if isinstance(each, str) else each for each in archives_there]
     stamp = archives.stamp(infos)
     reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:

@@ -17,20 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.errors import ImageError
-from sgpipe.image_roots.base import ImageEntry, checked_size, safe_name
+from sgpipe.image_roots.base import ImageEntry, checked_size, is_image, safe_name
 from sgpipe.image_roots.files import Files, reading, version_of
 from sgpipe.image_roots.index import NAME, FileIndex, FileIndexRows, IndexReference, by_name, write_index
 from sgpipe.image_roots.members import Member, scan, unpack
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.object_store import ObjectInfo
 
-_LAYOUT = 1  # of the index
+_LAYOUT = 2  # of the index
 _ARCHIVE = "archive"
 _COLUMNS = {
     _ARCHIVE: pa.int32(),
     **dict.fromkeys(("offset", "length", "packed", "size"), pa.int64()),
     "method": pa.int32(),
 }
+_OF_MACOS = "__MACOSX/"  # what its zips have beside each file
 _SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
 
@@ -40,7 +41,8 @@ class ArchiveRoot:
     """Archives in a place, and the index of their members.
 
     A member is named as in its archive, or as ARCHIVE/NAME: "patch8/1.jpg" may be "1.jpg" of patch8.tar. If several
-    archives have members of one name, only the latter names one.
+    archives have members of one name, only the latter names one. A folder that holds all images of an archive, such as
+    val2017 in COCO's val2017.zip, may be left out.
     """
 
     location: str
@@ -93,11 +95,22 @@ class ArchiveRoot:
         for at, character in enumerate(name):
             if not found and character == "/" and (archive := self._numbers.get(name[:at])) is not None:
                 found = [row for row in index.find(name[at + 1 :]) if row[_ARCHIVE] == archive]
+        for folder, archives in () if found else self._folders.items():
+            found += [row for row in index.find(f"{folder}/{name}") if row[_ARCHIVE] in archives]
         return found
 
     @cached_property
     def _archives(self) -> list[dict[str, Any]]:
         return list(self.index.opened.meta["archives"])
+
+    @cached_property
+    def _folders(self) -> dict[str, set[int]]:
+        """The folders that hold all images of an archive, and of which archives."""
+        found: dict[str, set[int]] = {}
+        for number, archive in enumerate(self._archives):
+            if archive["folder"]:
+                found.setdefault(archive["folder"], set()).add(number)
+        return found
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -128,41 +141,47 @@ def build_index(
             with lock:
                 advance(members, {})
 
-        tables, left_out = _scan_all(files, archives, step)
+        tables, folders, left_out = _scan_all(files, archives, step)
     table, repeated = _last_of_a_name(by_name(pa.concat_tables(tables)))
     notes = [f"{location}: {count(number, 'member')} left out: {what}" for what, number in sorted(left_out.items())]
     if repeated:
         is_ = "has a name that comes again" if repeated == 1 else "have names that come again"
         notes.append(f"{location}: {count(repeated, 'member')} {is_} in their archive; the last of a name counts")
-    named = [{"name": info.name, "version": info.version} for info in archives]
+    named = [
+        {"name": info.name, "version": info.version, "folder": folder}
+        for info, folder in zip(archives, folders, strict=True)
+    ]
     write_index(reference.path, table, {"archives": named, "notes": notes})
 
 
 def _scan_all(
     files: Files, archives: Sequence[ObjectInfo], step: Callable[[int], None]
-) -> tuple[list[pa.Table], Counter[str]]:
-    """A table of the members of each archive, and how many were left out, by what they are."""
+) -> tuple[list[pa.Table], list[str], Counter[str]]:
+    """A table of the members of each archive, the folder of all its images, and how many were left out, by what."""
     left_out: list[Counter[str]] = [Counter() for _ in archives]
     stopped = Event()
 
-    def scan_one(number: int) -> pa.Table:
+    def scan_one(number: int) -> tuple[pa.Table, str]:
         rows, name = FileIndexRows(_COLUMNS), archives[number].name
+        folders: set[str] = set()
         with files.open(name) as file:
             for done, member in enumerate(scan(f"{files.location}/{name}", file, left_out[number]), 1):
+                if is_image(member.name) and not member.name.startswith(_OF_MACOS):
+                    folders.add(member.name.partition("/")[0] if "/" in member.name else "")
                 rows.add(member.name, number, member.offset, member.length, member.packed, member.size, member.method)
                 if not done % _MEMBERS_PER_STEP:
                     step(_MEMBERS_PER_STEP)
                     if stopped.is_set():
                         break
-        return rows.table()
+        return rows.table(), folders.pop() if len(folders) == 1 else ""
 
     pool = ThreadPoolExecutor(_SCANS, thread_name_prefix="index")
     try:
-        tables = list(pool.map(scan_one, range(len(archives))))
+        tables, folders = zip(*pool.map(scan_one, range(len(archives))), strict=True)
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
-    return tables, sum(left_out, Counter())
+    return list(tables), list(folders), sum(left_out, Counter())
 
 
 def _last_of_a_name(table: pa.Table) -> tuple[pa.Table, int]:

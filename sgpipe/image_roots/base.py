@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
-from sgpipe.errors import ImageError
+from sgpipe.errors import EngineError, ImageError, reason_of
 
 ImageFile = Path | BinaryIO
 SUFFIXES = (  # of images that Pillow opens without a plug-in
@@ -15,6 +16,7 @@ SUFFIXES = (  # of images that Pillow opens without a plug-in
     *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 MOST_BYTES = 512 << 20  # of an image file that is read into memory: the largest images that Pillow opens are smaller
 
 
@@ -57,6 +59,18 @@ class ImageRoot(Protocol):
 
     def entries(self) -> Iterator[ImageEntry]:
         """All files, in any order, one at a time."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is named like an image."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES + HEIF_SUFFIXES
+
+
+def image_error(error: OSError, where: str) -> ImageError:
+    """What an image cannot be read for. Raises EngineError: the reason is this machine's, not the image's."""
+    if error.errno in _OF_THE_MACHINE:
+        raise EngineError(f"{where} cannot be read: {reason_of(error)}") from None
+    return ImageError(f"image cannot be read: {where} ({reason_of(error)})")
 
 
 def safe_name(name: str) -> str:

@@ -10,8 +10,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Protocol
 
-from sgpipe.errors import EngineError, ImageError, StoreError, UserError, reason_of
+from sgpipe.errors import EngineError, ImageError, StoreError, UserError
+from sgpipe.image_roots.base import image_error
 from sgpipe.utils.object_store import AccessError, CutError, ObjectInfo, ReplacedError
+
+_MOST_OPEN = 256
 
 
 class Files(Protocol):
@@ -30,7 +33,7 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """Files in a folder, which stay open. Threads may share it."""
+    """Files in a folder, the first of which stay open. Threads may share it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,14 +46,13 @@ class LocalFiles:
 
     def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
         """Raises OSError; ReplacedError: the file is not of this version; CutError: it ends before."""
-        descriptor = self._descriptor(name)
-        status = os.fstat(descriptor)
-        if version not in (None, _version(status)):
-            raise ReplacedError(f"{self.folder / name} was replaced while it was in use")
         parts = []
-        while length and (part := os.pread(descriptor, length, start)):
-            parts.append(part)
-            start, length = start + len(part), length - len(part)
+        with self._descriptor(name) as descriptor:
+            if version not in (None, _version(os.fstat(descriptor))):
+                raise ReplacedError(f"{self.folder / name} was replaced while it was in use")
+            while length and (part := os.pread(descriptor, length, start)):
+                parts.append(part)
+                start, length = start + len(part), length - len(part)
         if length:
             raise CutError(f"{self.folder / name} is cut: it ends at byte {start}")
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -65,11 +67,24 @@ class LocalFiles:
     def open(self, name: str) -> BinaryIO:
         return (self.folder / name).open("rb")
 
-    def _descriptor(self, name: str) -> int:
+    @contextmanager
+    def _descriptor(self, name: str) -> Iterator[int]:
+        """Of an open file, which stays open if not many are."""
         with self._lock:
-            if name not in self._descriptors:
-                self._descriptors[name] = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[name]
+            kept = name in self._descriptors or len(self._descriptors) < _MOST_OPEN
+            if kept and name not in self._descriptors:
+                self._descriptors[name] = self._opened(name)
+        if kept:
+            yield self._descriptors[name]
+            return
+        descriptor = self._opened(name)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _opened(self, name: str) -> int:
+        return os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -90,7 +105,8 @@ def _version(status: os.stat_result) -> str:
 def reading(files: Files, where: str) -> Iterator[None]:
     """Errors of the body that are one image's are ImageErrors.
 
-    Raises StoreError: the store cannot be reached; EngineError: it refuses everything, as keys have expired.
+    Raises StoreError: the store cannot be reached; EngineError: it refuses everything, as keys have expired, or this
+    machine has no room or no more files to open.
     """
     try:
         yield
@@ -109,7 +125,7 @@ def reading(files: Files, where: str) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        raise ImageError(f"image cannot be read: {where} ({reason_of(error)})") from None
+        raise image_error(error, where) from None
 
 
 def version_of(info: ObjectInfo) -> str:

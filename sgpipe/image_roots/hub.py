@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sgpipe.errors import ImageError, UserError
-from sgpipe.image_roots.base import ImageEntry, ImageFile, safe_name
+from sgpipe.errors import EngineError, ImageError, StoreError, UserError
+from sgpipe.image_roots.base import ImageEntry, ImageFile, image_error, safe_name
 from sgpipe.image_roots.parquet import open_row
 from sgpipe.utils.hub import DATASETS, HubDataset
 from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
@@ -39,11 +39,19 @@ class HubRoot:
         return (parts[0] if parts else name) in self._names
 
     def open(self, name: str) -> ImageFile:
+        """Raises ImageError: see `ImageRoot`; EngineError: the hub refuses the user, or this machine has no room."""
+        name, where = safe_name(name), self.where(name)
+        if not self.contains(name):
+            raise ImageError(f"image file not found: {where}")
         try:
-            row = open_row(self._parquet, name, self.where(name))
-            return self.dataset.fetch(safe_name(name)) if row is None else row
+            row = open_row(self._parquet, name, where)
+            return self.dataset.fetch(name) if row is None else row
+        except (ImageError, StoreError):
+            raise
         except UserError as error:
-            raise ImageError(str(error)) from None
+            raise EngineError(str(error)) from None
+        except OSError as error:  # of a download
+            raise image_error(error, where) from None
 
     def peek(self, name: str) -> ImageFile:
         return self.open(name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from io import BytesIO
 
-from sgpipe.errors import ImageError, StoreError, reason_of
-from sgpipe.image_roots.base import checked_size, safe_name
+from sgpipe.errors import ImageError, StoreError
+from sgpipe.image_roots.base import checked_size, image_error, safe_name
 from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
 
 
@@ -15,7 +15,8 @@ def open_row(images: ParquetImages, name: str, where: str) -> BytesIO | None:
     Args:
         where: what messages call the image.
 
-    Raises ImageError: it is missing, or its file cannot be read or is outside the root; StoreError: see `ImageRoot`.
+    Raises ImageError: it is missing, or its file cannot be read or is outside the root; StoreError: see `ImageRoot`;
+    EngineError: this machine has no room for the file.
     """
     parts = parse_row_name(name)
     if parts is None:
@@ -28,6 +29,6 @@ def open_row(images: ParquetImages, name: str, where: str) -> BytesIO | None:
     except FileNotFoundError:
         raise ImageError(f"image file not found: {where}") from None
     except OSError as error:
-        raise ImageError(f"image cannot be read: {where} ({reason_of(error)})") from None
+        raise image_error(error, where) from None
     checked_size(len(data), where)
     return BytesIO(data)

@@ -1,7 +1,8 @@
 """Writing objects into a store: whole, and if asked to, only where nobody else was faster.
 
 Arrow's file systems know no conditions, and they begin every object as an upload of several parts, which stays in the
-bucket if its process is killed. So objects are written by obstore, each in a single request.
+bucket if its process is killed. So objects are written by obstore, each in a single request; only the index of a source
+of about half a million images or more is so large that it is uploaded in parts, or it would have to be in memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sgpipe.utils.object_store import connect
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutResult, UpdateVersion
 
+_MOST_AT_ONCE = 256 << 20  # bytes
 _NOT_IMPLEMENTED = re.compile(r"\b501 Not Implemented|<Code>NotImplemented</Code>")
 
 
@@ -39,7 +41,8 @@ class ObjectWriter:
 
     def put(self, name: str, data: bytes | Path) -> None:
         """Write an object, or a file as one, replacing an earlier one."""
-        obstore.put(self._store, _key(name), data, use_multipart=False)
+        in_parts = isinstance(data, Path) and data.stat().st_size > _MOST_AT_ONCE
+        obstore.put(self._store, _key(name), data, use_multipart=in_parts)
 
     def put_if(self, name: str, data: bytes, version: UpdateVersion | None) -> UpdateVersion | None:
         """Write an object if it still has this version, or, for None, if there is none.

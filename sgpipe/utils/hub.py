@@ -95,6 +95,8 @@ def naming_hub(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
+    except RuntimeError as error:  # of an upload, which names a file and not why; and of Xet, its storage
+        raise StoreError(f"{what}: {_first_line(error)} ({_first_line(error.__cause__ or error)})") from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -215,6 +215,10 @@ class _ObjectFile(io.RawIOBase):
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence])
         return self._at
 
+    def readall(self) -> bytes:
+        """What is left, by requests of megabytes; without this method, of 8 kB."""
+        return b"".join(iter(lambda: self.read(_BUFFER) or b"", b""))
+
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._info.size - self._at))
         buffer[:length] = self._reader.read_range(self._info.name, self._at, length, self._info.version)

@@ -63,6 +63,15 @@ def image_leaf(schema: pa.Schema, column: str) -> str:
     return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
 
 
+def has_images(parquet: pq.ParquetFile, column: str) -> bool:
+    """Whether a row has an image; False only if the statistics say that there are only the paths of images."""
+    leaf = image_leaf(parquet.schema_arrow, column)
+    groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+    parts = [(group.num_rows, group.column(i)) for group in groups for i in range(group.num_columns)]
+    counts = [(rows, part.statistics) for rows, part in parts if part.path_in_schema == leaf]
+    return not counts or any(stated is None or stated.null_count != rows for rows, stated in counts)
+
+
 def image_bytes(batch: pa.RecordBatch) -> pa.Array:
     """The bytes in the only column of a batch that was read by `image_leaf`."""
     column = batch.column(0)

@@ -27,10 +27,14 @@ _KEYWORDS = {  # of the names of other files, and the split that they are of, as
 }
 _FOLDERS = ("data", "default")  # that name no subset
 _DEFAULT = "default"
+EMBED = (
+    "write Parquet with the images in it: load_dataset(…)['train'].with_format('arrow')"
+    ".map(datasets.table.embed_table_storage, batched=True).to_parquet('train.parquet')"
+)
 _OTHER_FORMS = {
     "dataset_info.json": "was written by save_to_disk: write Parquet with load_from_disk(…).to_parquet(…)",
     "dataset_dict.json": "was written by save_to_disk: write each split with .to_parquet(…)",
-    "metadata.jsonl": "is an image folder: write Parquet with load_dataset(…).to_parquet(…)",
+    "metadata.jsonl": f"is an image folder: {EMBED}",
 }
 
 

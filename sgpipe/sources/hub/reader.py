@@ -25,9 +25,9 @@ from sgpipe.sources.annotated import parse_id, replace_surrogates
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.hub.boxes import choose_form, to_xywh
 from sgpipe.sources.hub.columns import Columns, class_names, is_text, value_in_each, values_of
-from sgpipe.sources.hub.files import HubFiles
+from sgpipe.sources.hub.files import EMBED, HubFiles
 from sgpipe.utils.console import Reminder, count
-from sgpipe.utils.parquet_images import ParquetImages, image_columns, row_name
+from sgpipe.utils.parquet_images import ParquetImages, has_images, image_columns, row_name
 
 _ROWS_PER_BATCH = 256
 
@@ -43,10 +43,13 @@ class _File:
     @classmethod
     @contextmanager
     def open(cls, files: HubFiles, name: str, config: HubConfig) -> Iterator[_File]:
-        """Raises UserError: it is not a Parquet file, or a column is missing."""
+        """Raises UserError: it is not a Parquet file, a column is missing, or there are no images in it."""
         try:
             with pq.ParquetFile(files.open(name), pre_buffer=False) as parquet:
-                yield cls(name, parquet, Columns.find(parquet.schema_arrow, config.columns, name))
+                columns = Columns.find(parquet.schema_arrow, config.columns, name)
+                if not has_images(parquet, columns.image):
+                    raise UserError(f"{name} has only the paths of its images, in {columns.image}: {EMBED}")
+                yield cls(name, parquet, columns)
         except pa.ArrowException as error:
             raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 

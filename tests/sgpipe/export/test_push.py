@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
+from sgpipe.errors import StoreError
 from sgpipe.storage.manifest import Manifest
+from sgpipe.utils.hub import naming_hub
 from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
@@ -123,6 +125,13 @@ def test_answers_of_the_hub_become_one_line(hub, run, failures, code, message):
     hub.failures = failures
     done = push(run, code=code)
     assert message in done.stderr
+
+
+def test_an_upload_that_fails_is_one_line():
+    """huggingface_hub turns what an upload raises into a RuntimeError."""
+    said = r"^the set: Error while uploading 'a' to the Hub\. \(403 Forbidden\)$"
+    with pytest.raises(StoreError, match=said), naming_hub("the set"):
+        raise RuntimeError("Error while uploading 'a' to the Hub.") from ValueError("403 Forbidden\nmore")
 
 
 def test_what_is_refused_before_anything_is_sent(hub, run, monkeypatch, tmp_path):

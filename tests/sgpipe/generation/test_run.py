@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,15 @@ def test_missing_images_are_error_rows(finished, coco):
     assert "image file not found" in failed["4"]
     assert Manifest.load(finished).run["name"] == "coco"
     assert Manifest.load(finished).run["images"] == {"val": str(coco.images.resolve())}
+
+
+def test_a_folder_without_a_single_image_is_refused(coco, tagger, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        UserError, match=r"empty has no image of the split val: 20 images looked for, such as 0000\.png;"
+    ):
+        run(replace(coco, images=tmp_path / "empty"), tagger, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

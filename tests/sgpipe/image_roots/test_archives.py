@@ -1,6 +1,8 @@
 import copy
+import errno
 import io
 import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -9,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import EngineError, ImageError, UserError
 from sgpipe.image_feed import ImageFeed
-from sgpipe.image_roots import IndexFolder, base, existing_images, image_root
+from sgpipe.image_roots import IndexFolder, base, existing_images, files, image_root
 from sgpipe.image_roots.anywhere import AnywhereRoot
 from sgpipe.image_roots.archives import ArchiveRoot
 from sgpipe.image_roots.folder import FolderRoot
@@ -126,6 +128,58 @@ def test_a_name_in_two_archives_is_never_guessed(tmp_path: Path) -> None:
     assert not root.contains("a.jpg")
     assert root.open("patch1/a.jpg").read() == b"1"
     assert sorted(entry.name for entry in root.entries()) == ["only0.jpg", "only1.jpg", "patch0/a.jpg", "patch1/a.jpg"]
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_a_folder_that_holds_all_images_may_be_left_out(folder: Path, tmp_path: Path, form: str) -> None:
+    """As in COCO's val2017.zip, whose annotations name images without it."""
+    for split in ("train2017", "val2017"):
+        (tmp_path / "sets").mkdir(exist_ok=True)
+        make = {"zip": make_zip, "tar": make_tar}[form]
+        for name in NAMES[:2]:
+            (place := tmp_path / split / split / name).parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes((folder / name).read_bytes() + split.encode())
+        junk = tmp_path / split / "__MACOSX" / "._a.jpg"
+        junk.parent.mkdir()
+        junk.write_bytes(b"junk")
+        (tmp_path / split / "README.txt").write_text("beside the images")
+        shutil.move(make(tmp_path / split, tmp_path / "packed"), tmp_path / "sets" / f"{split}.{form}")
+    root = image_root(tmp_path / "sets" / f"val2017.{form}")
+    for name in NAMES[:2]:
+        for given in (name, f"val2017/{name}", f"val2017/val2017/{name}"):
+            assert root.open(given).read() == (folder / name).read_bytes() + b"val2017"
+    both = image_root(tmp_path / "sets")
+    assert both.open(f"train2017/{NAMES[0]}").read().endswith(b"train2017")
+    with pytest.raises(ImageError, match="2 archives have it"):
+        both.open(NAMES[0])
+    assert not both.contains("none.jpg")
+
+
+def test_any_number_of_archives_with_few_open_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MOST_OPEN", 1)
+    root = image_root(make_shards(folder, tmp_path / "shards"))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        for entry in root.entries():
+            assert root.open(entry.name).read()
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC])
+def test_what_this_machine_lacks_is_no_fault_of_an_image(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    root = image_root(make_tar(folder, tmp_path / "packed.tar"))
+    assert root.contains(NAMES[0])
+
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(EngineError, match=f"cannot be read: .*{os.strerror(number)}"):
+        root.open(NAMES[0])
 
 
 def test_members_that_are_no_files_or_lead_outside_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_dataset_of_the_hub_is_fetched_by_file(folder, downloads):
     root.open(f"{FILE}#2")
     assert downloads == [FILE]
     for name in ("b.png", "b.parquet#0"):
-        with pytest.raises(ImageError, match="does not exist on the hub"):
+        with pytest.raises(ImageError, match="image file not found"):
             root.open(name)
     with pytest.raises(UserError, match="no dataset of the hub"):
         HubRoot("hf://models/x").open("a")

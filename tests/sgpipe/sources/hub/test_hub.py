@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import EngineError, ImageError, StoreError, UserError
 from sgpipe.hub_config import HubConfig
 from sgpipe.image_roots import image_root
 from sgpipe.recipe import SourceConfig
@@ -26,7 +27,7 @@ from tests.sgpipe.export.hub_stub import COMMIT, TOKEN, HubStub, serving
 from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
 
 URL = "/{repo_id}/resolve/{revision}/{filename}"
-TRAIN = "data/train-00000-of-00001.parquet"
+TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"
 CARD_WITH_NAMES = """---
 dataset_info:
   features:
@@ -330,7 +331,7 @@ def test_what_the_command_refuses(words, message, tmp_path):
 
 def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
     local = write(tmp_path / "train.parquet", [row(i) for i in range(3)])
-    files = {TRAIN: local.read_bytes(), "data/test-00000-of-00001.parquet": b"", "README.md": b"# card"}
+    files = {TRAIN: local.read_bytes(), TEST: b"", "README.md": b"# card"}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -347,6 +348,9 @@ def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
         asked = len(hub.downloads)
         root.open(f"{TRAIN}#2")
         assert len(hub.downloads) == asked
+        hub.failures = {"/resolve/": [401]}
+        with pytest.raises(EngineError, match=r"data/test.* refuses this user \(401\)"):  # no fault of an image
+            root.open(f"{TEST}#0")
         with pytest.raises(UserError, match="the dataset anna/other is not on the hub, or is private"):
             prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/other")))
         hub.failures = {"/api/datasets": [503]}
@@ -356,8 +360,19 @@ def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + URL)
     with pytest.raises(StoreError, match="the hub cannot be reached"):
         prepare_hub(prepared)
-    with pytest.raises(StoreError, match=r"a\.jpg of the dataset anna/set: the hub cannot be reached \("):
+    with pytest.raises(StoreError, match=rf"{TEST} of the dataset anna/set: the hub cannot be reached \("):
+        root.open(f"{TEST}#0")
+    with pytest.raises(ImageError, match="image file not found"):
         root.open("a.jpg")
+
+
+def test_files_with_the_paths_of_images_are_refused_by_the_line_that_mends_it(tmp_path):
+    table = pq.read_table(write(tmp_path / "whole.parquet", [row(0), row(1)]))
+    paths = pa.StructArray.from_arrays([pa.nulls(2, pa.binary()), pa.array(["a.jpg", "b.jpg"])], ["bytes", "path"])
+    (tmp_path / "set").mkdir()
+    pq.write_table(table.set_column(0, "image", paths), tmp_path / "set" / "train.parquet")
+    with pytest.raises(UserError, match=r"^train\.parquet has only the paths of its images, in image: write Parquet"):
+        read(tmp_path / "set")
 
 
 def test_gaps_are_counted_and_rows_without_boxes_stay(tmp_path):

@@ -1,0 +1,41 @@
+"""Objects as files. Reading from a server is tested in tests/integration/faults."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from sgpipe.utils import object_store
+from sgpipe.utils.object_store import ObjectInfo, ObjectReader
+
+CONTENT = bytes(range(25))
+
+
+class Reader(ObjectReader):
+    """Of one object; notes what is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("s3://bucket/set")
+        self.asked: list[tuple[int, int]] = []
+
+    def head(self, name: str) -> ObjectInfo:
+        return ObjectInfo(name, len(CONTENT), "1", datetime.now(UTC))
+
+    def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
+        if length:
+            self.asked.append((start, length))
+        return CONTENT[start : start + length]
+
+
+@pytest.mark.parametrize("options", [(), (1,)])
+def test_a_whole_file_is_read_by_few_requests(monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...]) -> None:
+    monkeypatch.setattr(object_store, "_BUFFER", 10)
+    reader = Reader()
+    file = reader.open("shard.parquet", *options)
+    assert file.read() == CONTENT
+    assert reader.asked == [(0, 10), (10, 10), (20, 5)]
+    file.seek(-3, io.SEEK_END)
+    assert file.read() == CONTENT[-3:]
