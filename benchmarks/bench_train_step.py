@@ -78,10 +78,12 @@ def make_batch(images: int = 1, height: int = 800, width: int = 1066) -> Trainin
     )
 
 
-def make_objective(kind: type[Objective], batch: TrainingBatch, *, miniature: bool = False) -> Objective:
+def make_objective(
+    kind: type[Objective], batch: TrainingBatch, *, backbone: str = "resnet50", miniature: bool = False
+) -> Objective:
     torch.manual_seed(0)
     tokenizer = build_tokenizer([*batch.texts.objects, *batch.texts.relations])
-    config = preset("tagger", "resnet50")
+    config = preset("tagger", backbone)
     if miniature:
         config = RTaggerConfig(**tiny_sizes(len(tokenizer)) | {"num_queries": config.num_queries})
     tagger = RTagger(config)

@@ -42,6 +42,7 @@ from sgpipe.stages.caption.blip import ImagePreparation
 from sgpipe.stages.caption.blip_captioner import BlipCaptioner
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.tag.stage import TagStage
+from sgpipe.utils.devices import GpuMemory
 
 SPLIT, PREDICATES, MOST_PAIRS = "val2017", ["next to", "on"], 50
 TAGGER_SECONDS, CAPTIONER_SECONDS, GROUP = 0.02, 0.1, 8
@@ -105,6 +106,7 @@ def tag_stage(roots: dict[str, Path], names: Iterable[str], device: Device, thre
     stage.thresholds = thresholds_of_recipe(config, PairConfig())
     stage.device, stage.dtype, stage.group_size = torch.device("meta"), torch.float32, config.group_size
     stage.threads, stage.gpu_threads, stage.batch_size = threads, 2 * (threads > 0), 1
+    stage.memory = GpuMemory(2)
     stage.tagger = SimulatedTagger(device)
     return stage
 

@@ -70,8 +70,8 @@ class StepMeter:
 
 
 def peak_memory() -> int:
-    """Peak memory in bytes: of the GPU if there is one, otherwise of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    """Peak memory in bytes: of the GPU that this process computes on, otherwise of the process."""
+    if torch.cuda.is_initialized():
+        return max(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
