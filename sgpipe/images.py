@@ -16,9 +16,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sgpipe.errors import EngineError, StoreError, reason_of
+from sgpipe.errors import EngineError, StoreError
 from sgpipe.errors import ImageError as ImageError
 from sgpipe.image_roots import ImageFile, ImageRoot, Location, image_root
+from sgpipe.image_roots.base import image_error
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
 
 Kind = TypeVar("Kind")
@@ -214,7 +215,7 @@ def _as_image_errors(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ImageError(f"image cannot be read: {name} (unknown format)") from None
     except OSError as reason:
-        raise ImageError(f"image cannot be read: {name} ({reason_of(reason)})") from None
+        raise image_error(reason, name) from None
     # Decoders raise many errors for broken files: OSError, struct.error, RuntimeError, MemoryError…
     except Exception as reason:  # noqa: BLE001
         raise ImageError(f"image cannot be read: {name} ({str(reason) or type(reason).__name__})") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,10 @@ def test_pixels_are_enlarged_and_normalised_to_the_same_bits() -> None:
 
 def _check_compiled(use: dict[str, Any], settings: dict[str, Any]) -> None:
     """Skips what this machine cannot compile: PyTorch needs a C compiler and the headers of Python."""
-    if "compile_error" in use:
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if "compile_error" in use and not (headers.exists() and any(map(shutil.which, ("cc", "gcc", "clang")))):
         pytest.skip(use["compile_error"])
+    assert "compile_error" not in use, use
     assert ("compilation" in use) == settings.get("compile", False)
 
 

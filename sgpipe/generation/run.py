@@ -80,12 +80,12 @@ def generate(
             indexes = _open_sources(recipe, roots, folder, progress)
             manifest = folder.open(_description(recipe, before, folder, indexes, roots, reuse))
             folder.set_ground_truth(ground_truth)
-        for split, index in indexes.items():
-            index.move(folder.index(split))
+        _keep_sources(indexes, folder)
         rows = _planned_rows(recipe, indexes)
         units = plan_units(folder, manifest, rows, progress.say, retry_failed=retry_failed)
         if units and reuse:
             reuse.parent.check_rows(rows)
+        check_names(roots, indexes, units if reuse is None and not manifest.shards else ())
         work = _Work.plan(_with_gpus(recipe, before, reuse), indexes, roots, units, progress, reuse) if units else None
         _ask_again(folder, retry_failed)
         folder.sweep(manifest)
@@ -255,6 +255,11 @@ def _open_sources(
     return indexes
 
 
+def _keep_sources(indexes: Mapping[str, SourceIndex], folder: RunFolder) -> None:
+    for split, index in indexes.items():
+        index.move(folder.index(split))
+
+
 def _description(
     recipe: Recipe,
     before: Mapping[str, Any],
@@ -308,9 +313,8 @@ class _Work:
     ) -> _Work:
         """Start Ray.
 
-        Raises UserError: images or a model are missing, or the actors do not fit; EngineError: Ray did not start.
+        Raises UserError: a model is missing, or the actors do not fit; EngineError: Ray did not start.
         """
-        check_names(roots, indexes)
         stages = _stages(recipe, indexes, roots)
         if reuse is not None:
             stages = [stage for stage in stages if stage.name.replace("load", "caption") in reuse.stages]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sgpipe.errors import UserError
+from sgpipe.generation.work_units import WorkUnit
 from sgpipe.image_roots import ImageRoot, IndexFolder, absolute, existing_images
 from sgpipe.image_roots.archives import ArchiveRoot
 from sgpipe.image_roots.objects import ObjectRoot
@@ -15,7 +16,7 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.console import Progress, count, single_line
 from sgpipe.utils.object_store import is_uri
 
-_LOOKED_FOR = 20  # images of a split, at least
+_MOST_LOOKED_FOR, _AT_ONCE = 100_000, 1000  # images of a split
 
 
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
@@ -32,18 +33,27 @@ def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress
     return roots
 
 
-def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex]) -> None:
-    """Look for a few images of each split.
+def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex], units: Sequence[WorkUnit]) -> None:
+    """Look for the images of the units of a new run, until one of each split is found.
 
     Raises UserError: none of them is there, so that every row would be an error; StoreError: see `ImageRoot`.
     """
-    for split, index in indexes.items():
-        places = range(0, len(index), max(len(index) // _LOOKED_FOR, 1))
-        names = [record.file_name for place in places for record in index.records(place, place + 1)]
-        if names and not any(map(roots[split].contains, names)):
+    for split in dict.fromkeys(unit.split for unit in units):
+        root, index, of_split = roots[split], indexes[split], [unit for unit in units if unit.split == split]
+        step = -(-sum(unit.rows for unit in of_split) // _MOST_LOOKED_FOR)
+        parts = ((unit, start) for unit in of_split for start in range(unit.start, unit.stop, _AT_ONCE))
+        looked_for = (
+            record for unit, start in parts for record in index.records(start, min(start + _AT_ONCE, unit.stop))[::step]
+        )
+        missing = []
+        for record in looked_for:
+            if root.contains(record.file_name):
+                break
+            missing.append(record.file_name)
+        else:
             raise UserError(
-                f"{roots[split].location} has no image of the split {split}: {count(len(names), 'image')} looked for, "
-                f"such as {single_line(names[0])}; check --images, and the names in the annotations"
+                f"{root.location} has no image of the split {split}: {count(len(missing), 'image')} looked for, such "
+                f"as {single_line(missing[0])}; check this location, and the names in the annotations"
             )
 
 

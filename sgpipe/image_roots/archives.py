@@ -94,7 +94,9 @@ class ArchiveRoot:
         found = index.find(name)
         for at, character in enumerate(name):
             if not found and character == "/" and (archive := self._numbers.get(name[:at])) is not None:
-                found = [row for row in index.find(name[at + 1 :]) if row[_ARCHIVE] == archive]
+                rest, folder = name[at + 1 :], self._archives[archive]["folder"]
+                rows = index.find(rest) or (index.find(f"{folder}/{rest}") if folder else [])
+                found = [row for row in rows if row[_ARCHIVE] == archive]
         for folder, archives in () if found else self._folders.items():
             found += [row for row in index.find(f"{folder}/{name}") if row[_ARCHIVE] in archives]
         return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
 from sgpipe.image_roots.base import ImageEntry, ImageFile, image_error, safe_name
 from sgpipe.image_roots.parquet import open_row
-from sgpipe.utils.hub import DATASETS, HubDataset
+from sgpipe.utils.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
 
 _THREADS = 8
@@ -35,19 +35,25 @@ class HubRoot:
         return f"{self.location}/{name}"
 
     def contains(self, name: str) -> bool:
-        parts = parse_row_name(name)
-        return (parts[0] if parts else name) in self._names
+        try:
+            name = safe_name(name)
+        except ImageError:
+            return False
+        return (parse_row_name(name) or (name,))[0] in self._names
 
     def open(self, name: str) -> ImageFile:
-        """Raises ImageError: see `ImageRoot`; EngineError: the hub refuses the user, or this machine has no room."""
-        name, where = safe_name(name), self.where(name)
-        if not self.contains(name):
-            raise ImageError(f"image file not found: {where}")
+        """Raises ImageError: see `ImageRoot`; EngineError: the hub refuses the user, or this machine has no room.
+
+        Also raises UserError: see `dataset`.
+        """
+        name, where, dataset = safe_name(name), self.where(name), self.dataset
         try:
             row = open_row(self._parquet, name, where)
-            return self.dataset.fetch(name) if row is None else row
+            return dataset.fetch(name) if row is None else row
         except (ImageError, StoreError):
             raise
+        except MissingFileError as error:
+            raise ImageError(str(error)) from None
         except UserError as error:
             raise EngineError(str(error)) from None
         except OSError as error:  # of a download

@@ -18,7 +18,7 @@ from sgpipe.image_roots.index import NAME, FileIndexRows, IndexReference, by_nam
 from sgpipe.image_roots.parquet import open_row
 from sgpipe.utils.console import Progress
 from sgpipe.utils.object_store import ObjectReader
-from sgpipe.utils.parquet_images import ParquetImages
+from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
 
 _COLUMNS = {"size": pa.int64(), "version": pa.large_string()}
 _HEADER = 64 << 10  # of an image file; headers are rarely longer
@@ -47,6 +47,7 @@ class ObjectRoot:
             name = safe_name(name)
         except ImageError:
             return False
+        name = (parse_row_name(name) or (name,))[0]
         return bool(self.files.head(name) if self.index is None else self.index.opened.find(name))
 
     def open(self, name: str) -> BytesIO:

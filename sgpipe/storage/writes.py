@@ -1,8 +1,8 @@
 """Writing objects into a store: whole, and if asked to, only where nobody else was faster.
 
 Arrow's file systems know no conditions, and they begin every object as an upload of several parts, which stays in the
-bucket if its process is killed. So objects are written by obstore, each in a single request; only the index of a source
-of about half a million images or more is so large that it is uploaded in parts, or it would have to be in memory.
+bucket if its process is killed. So objects are written by obstore, each in a single request; only indexes of sources
+of half a million images or more are so large that they are uploaded in parts, or they would have to be in memory.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def _visible_gpus() -> str:
     if gpus:
         return f"PyTorch sees {count(gpus, 'GPU')} here"
     if os.environ.get(_VISIBLE) == "":
-        return f"no GPU is visible to this process: it has asked for none, or {_VISIBLE} is empty"
+        return f"no GPU is visible to this process ({_VISIBLE} is empty)"
     return f"PyTorch sees no GPU here{'' if torch.version.cuda else ': it is built for the CPU only'}"
 
 

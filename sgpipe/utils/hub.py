@@ -15,6 +15,10 @@ _ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
+class MissingFileError(UserError):
+    """The hub, or without it its cache, has no such file."""
+
+
 @dataclass(frozen=True)
 class HubDataset:
     """A dataset of the hub at a revision; None: the newest."""
@@ -62,7 +66,8 @@ class HubDataset:
 def naming_hub(what: str) -> Iterator[None]:
     """Errors of the hub in one line, which names no token.
 
-    Raises UserError: `what` does not exist, or not for this user; StoreError: the hub cannot be reached, or is busy.
+    Raises UserError: `what` does not exist (MissingFileError), or not for this user; StoreError: the hub cannot be
+    reached, or is busy.
     """
     from huggingface_hub import constants, errors
 
@@ -76,12 +81,12 @@ def naming_hub(what: str) -> Iterator[None]:
         raise UserError(f"{what} has no such revision") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if constants.HF_HUB_OFFLINE:
-            raise UserError(
+            raise MissingFileError(
                 f"{what} is not in the hub's cache, and HF_HUB_OFFLINE keeps the hub from being asked"
             ) from None
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error.__cause__ or error)})") from None
     except errors.EntryNotFoundError:
-        raise UserError(f"{what} does not exist on the hub") from None
+        raise MissingFileError(f"{what} does not exist on the hub") from None
     except errors.LocalTokenNotFoundError:
         raise UserError(f"{what} needs an account on the hub: {_LOGIN}") from None
     except errors.HFValidationError as error:
@@ -95,8 +100,11 @@ def naming_hub(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
+    except (NotImplementedError, RecursionError):
+        raise
     except RuntimeError as error:  # of an upload, which names a file and not why; and of Xet, its storage
-        raise StoreError(f"{what}: {_first_line(error)} ({_first_line(error.__cause__ or error)})") from None
+        why = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
+        raise StoreError(f"{what}: {_first_line(error)}{why}") from None
 
 
 def _first_line(error: BaseException) -> str:

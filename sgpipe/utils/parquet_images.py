@@ -65,8 +65,11 @@ def image_leaf(schema: pa.Schema, column: str) -> str:
 
 def has_images(parquet: pq.ParquetFile, column: str) -> bool:
     """Whether a row has an image; False only if the statistics say that there are only the paths of images."""
+    if not pa.types.is_struct(parquet.schema_arrow.field(column).type):
+        return True
     leaf = image_leaf(parquet.schema_arrow, column)
     groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+    groups = [group for group in groups if group.num_rows]
     parts = [(group.num_rows, group.column(i)) for group in groups for i in range(group.num_columns)]
     counts = [(rows, part.statistics) for rows, part in parts if part.path_in_schema == leaf]
     return not counts or any(stated is None or stated.null_count != rows for rows, stated in counts)

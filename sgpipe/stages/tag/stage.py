@@ -263,10 +263,11 @@ class TagStage:
         self.batch_size = min(self.batch_size, half)  # from now on
         scores = []
         for part in (inputs[:half], inputs[half:]):
-            try:
+            with suppress(torch.cuda.OutOfMemoryError):  # after it, what it holds is free
                 scores += self._forward(part)
-            except torch.cuda.OutOfMemoryError:
-                scores += self._in_halves(part)
+                continue
+            torch.cuda.empty_cache()
+            scores += self._in_halves(part)
         return scores
 
     @torch.no_grad()

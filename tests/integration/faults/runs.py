@@ -26,7 +26,7 @@ _SERVER.set_forkserver_preload([stub.__name__])
 
 
 def make_dataset(folder: Path, images: int, fatal: tuple[int, ...] = ()) -> list[str]:
-    """A dataset in COCO form without images, since the stub opens none; returns the options that name it."""
+    """A dataset in COCO form with one empty image, since the stub opens none; returns the options that name it."""
     names = {number: f"{'fatal-' * (number in fatal)}{number:04d}.png" for number in range(images)}
     box = {"bbox": [1, 1, 5, 5], "iscrowd": 0, "category_id": 1}
     annotations = {
@@ -36,6 +36,7 @@ def make_dataset(folder: Path, images: int, fatal: tuple[int, ...] = ()) -> list
     }
     captions = {"annotations": [{"image_id": number, "caption": "a dog"} for number in names]}
     folder.mkdir(parents=True)
+    (folder / names[0]).touch()
     options = []
     for option, content in (("annotations", annotations), ("captions", captions)):
         path = folder / f"{option}_val.json"

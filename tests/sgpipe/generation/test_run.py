@@ -115,7 +115,7 @@ def test_missing_images_are_error_rows(finished, coco):
 def test_a_folder_without_a_single_image_is_refused(coco, tagger, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        UserError, match=r"empty has no image of the split val: 20 images looked for, such as 0000\.png;"
+        UserError, match=r"empty has no image of the split val: 40 images looked for, such as 0000\.png;"
     ):
         run(replace(coco, images=tmp_path / "empty"), tagger, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import pytest
 from sgpipe.errors import ImageError, UserError
 from sgpipe.image_roots import image_root
 from sgpipe.image_roots.hub import HubRoot
-from sgpipe.utils.hub import HubDataset
+from sgpipe.utils.hub import HubDataset, MissingFileError
 from tests.sgpipe.sources.hub.parquet_files import row, write
 
 FILE = "data/train-00000-of-00001.parquet"
@@ -36,7 +36,7 @@ def downloads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         assert (dataset.name, dataset.revision) == ("anna/set", "main")
         fetched.append(file)
         if not (folder / file).exists():
-            raise UserError(f"{file} of the dataset anna/set does not exist on the hub")
+            raise MissingFileError(f"{file} of the dataset anna/set does not exist on the hub")
         return folder / file
 
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.p*") if path.is_file()]
@@ -75,7 +75,7 @@ def test_a_dataset_of_the_hub_is_fetched_by_file(folder, downloads):
     root.open(f"{FILE}#2")
     assert downloads == [FILE]
     for name in ("b.png", "b.parquet#0"):
-        with pytest.raises(ImageError, match="image file not found"):
+        with pytest.raises(ImageError, match="does not exist on the hub"):
             root.open(name)
     with pytest.raises(UserError, match="no dataset of the hub"):
         HubRoot("hf://models/x").open("a")

@@ -41,7 +41,7 @@ def test_gpus_that_were_not_asked_for_are_hidden(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     hide_gpus()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(os.environ["CUDA_VISIBLE_DEVICES"]))
-    with pytest.raises(UserError, match="'cuda': no GPU is visible to this process: it has asked for none, or CUDA"):
+    with pytest.raises(UserError, match=r"'cuda': no GPU is visible to this process \(CUDA_VIS"):
         pick_device("cuda")
 
 

@@ -1,6 +1,7 @@
 """The tag stage: predicates a pair is scored against, relations that are kept, and error rows."""
 
 import copy
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -173,6 +174,23 @@ def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder:
     assert all(item.relations == tagged[0].relations for item in tagged)
     assert sizes[:3] == [4, 2, 1]
     assert made.batch_size == 1
+
+
+def test_what_did_not_fit_is_free_before_its_halves_are_computed(folder: Path) -> None:
+    """A memory for two images, in which a tensor stays for as long as somebody refers to it."""
+    made, held = in_batches(folder, 8), weakref.WeakSet()
+    encode_image = made.tagger.encode_image
+
+    def encode(pixels: torch.Tensor) -> object:
+        block = torch.empty(len(pixels))
+        held.add(block)
+        if sum(map(len, held)) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encode_image(pixels)
+
+    made.tagger.encode_image = encode
+    made([record(0) for _ in range(8)])
+    assert made.batch_size == 2
 
 
 def test_labels_do_not_depend_on_other_records(folder: Path) -> None:
