@@ -11,6 +11,7 @@ from sgpipe.image_roots import ImageRoot, IndexFolder, absolute, existing_images
 from sgpipe.image_roots.archives import ArchiveRoot
 from sgpipe.image_roots.objects import ObjectRoot
 from sgpipe.recipe import SourceConfig
+from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.console import Progress, count, single_line
@@ -22,11 +23,19 @@ _MOST_LOOKED_FOR, _AT_ONCE = 100_000, 1000  # images of a split
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
     """The root of each split, as it is now, with the indexes in the run; what was noticed while they were read is said.
 
+    A dataset of the hub stays at the commit that it had when the run began.
+
     Raises UserError, StoreError, OSError: as `existing_images`.
     """
     uri = folder.store.uri if folder.store else None
     indexes = IndexFolder(folder.private, uri, progress, whole=True)
-    roots = {split: existing_images(absolute(source.images(split)), indexes) for split in source.splits}
+    before = Manifest.load(folder.root).run.get("images", {}) if (folder.root / MANIFEST).exists() else {}
+    roots = {}
+    for split in source.splits:
+        location = absolute(source.images(split))
+        if before.get(split, "").startswith(f"{location}@"):
+            location = before[split]
+        roots[split] = existing_images(location, indexes)
     for root in roots.values():
         for note in root.notes if isinstance(root, ArchiveRoot) else ():
             progress.say(f"NOTE: {note}")

@@ -63,7 +63,12 @@ def image_root(location: Location, indexes: IndexFolder | None = None) -> ImageR
 
 
 def existing_images(location: Location, indexes: IndexFolder | None = None) -> ImageRoot:
-    """The root of a location that exists, as it is now. Raises UserError: it does not; and as `image_root`."""
+    """The root of a location that exists, as it is now: of a dataset of the hub, at the commit that it has now.
+
+    Raises UserError: it does not exist; and as `image_root`.
+    """
+    if located(location).startswith("hf://"):
+        return HubRoot(HubRoot(located(location)).dataset.list()[0].uri)
     check_images(location)
     _forget(located(location))
     return image_root(location, indexes)

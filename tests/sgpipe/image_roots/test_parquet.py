@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from sgpipe.errors import ImageError, UserError
+from sgpipe.generation.run_images import open_image_roots
 from sgpipe.image_roots import image_root
 from sgpipe.image_roots.hub import HubRoot
+from sgpipe.recipe import SourceConfig, SplitConfig
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.run_folder import RunFolder
+from sgpipe.utils.console import Progress
 from sgpipe.utils.hub import HubDataset, MissingFileError
 from tests.sgpipe.sources.hub.parquet_files import row, write
 
@@ -67,6 +73,27 @@ def test_rows_are_images_and_files_still_are(place, folder, downloads):
     ]:
         with pytest.raises(ImageError, match=message):
             root.open(name)
+
+
+def test_a_dataset_of_the_hub_stays_at_its_commit(tmp_path, monkeypatch):
+    commits = ["1" * 40, "2" * 40]
+
+    def listed(dataset: HubDataset) -> tuple[HubDataset, list[str]]:
+        return HubDataset(dataset.name, dataset.revision or commits.pop(0)), []
+
+    monkeypatch.setattr(HubDataset, "list", listed)
+    source = SourceConfig(splits={"train": SplitConfig(images="hf://datasets/anna/set", annotations="a.json")})
+
+    def location(out: str) -> str:
+        folder = RunFolder(tmp_path / out)
+        return open_image_roots(source, folder, Progress(Console(quiet=True)))["train"].location
+
+    first = location("run")
+    assert first == f"hf://datasets/anna/set@{'1' * 40}"
+    (tmp_path / "run").mkdir()
+    Manifest.create(tmp_path / "run", {"images": {"train": first}})
+    assert location("run") == first
+    assert location("other") == f"hf://datasets/anna/set@{'2' * 40}"
 
 
 def test_a_dataset_of_the_hub_is_fetched_by_file(folder, downloads):
