@@ -155,7 +155,7 @@ def _sample_in_float32(value: Tensor, shapes: Shapes, locations: Tensor, weights
 
 
 def _samples(way: Callable[..., Tensor], device: torch.device) -> list[Tensor]:
-    """What is sampled in and around some maps, the gradients of its squares, and, if it may, samples in bfloat16."""
+    """Samples in and around some maps, the gradients of their squares, and samples in bfloat16 if the device has it."""
     shapes, generator = ((12, 17), (6, 9), (3, 5), (2, 3)), torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in shapes)
     value = torch.randn(2, tokens, 8, 32, generator=generator)

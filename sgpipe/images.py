@@ -6,7 +6,9 @@ The size and the bytes of an image file are also available without decoding it.
 from __future__ import annotations
 
 import stat
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -16,13 +18,28 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sgpipe.errors import EngineError, StoreError
 from sgpipe.errors import ImageError as ImageError
+from sgpipe.errors import StoreError
 from sgpipe.image_roots import ImageFile, ImageRoot, Location, image_root
 from sgpipe.image_roots.base import image_error
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
 
 Kind = TypeVar("Kind")
+
+# What decoders raise for broken files besides OSError, as fuzzing shows and as Pillow's plug-ins are written.
+_UNDECODABLE = (
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
 
 # `decode` refuses such images itself, with a message that names them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -171,7 +188,7 @@ def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
         name: the name of the file in error messages.
 
     Raises:
-        ImageError: missing, broken, or too large; also for any error in the body of the `with` statement.
+        ImageError: missing, broken, or too large; also for errors of decoding in the body of the `with` statement.
     """
     with _as_image_errors(name):
         if isinstance(file, Path):
@@ -203,10 +220,13 @@ def _is_heif(file: ImageFile) -> bool:
 
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
-    """Convert any error in the body of the `with` statement to an ImageError that names the image."""
+    """Turn errors of reading and decoding in the body of the `with` statement into ImageErrors that name the image.
+
+    Raises EngineError: this machine has no room or no more files to open.
+    """
     try:
         yield
-    except (StoreError, EngineError):
+    except StoreError:
         raise
     except FileNotFoundError:
         raise ImageError(f"image file not found: {name}") from None
@@ -216,8 +236,7 @@ def _as_image_errors(name: str) -> Iterator[None]:
         raise ImageError(f"image cannot be read: {name} (unknown format)") from None
     except OSError as reason:
         raise image_error(reason, name) from None
-    # Decoders raise many errors for broken files: OSError, struct.error, RuntimeError, MemoryError…
-    except Exception as reason:  # noqa: BLE001
+    except _UNDECODABLE as reason:
         raise ImageError(f"image cannot be read: {name} ({str(reason) or type(reason).__name__})") from None
 
 

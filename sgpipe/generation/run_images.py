@@ -33,7 +33,7 @@ def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress
     roots = {}
     for split in source.splits:
         location = absolute(source.images(split))
-        if before.get(split, "").startswith(f"{location}@"):
+        if location.startswith("hf://") and before.get(split, "").startswith(f"{location}@"):
             location = before[split]
         roots[split] = existing_images(location, indexes)
     for root in roots.values():

@@ -122,13 +122,14 @@ def _forget(location: str) -> None:
 def _local(text: str, indexes: IndexFolder) -> ImageRoot:
     path = Path(text)
     if _SHARDS.search(path.name) and not path.exists():
-        return _archive_root(text, LocalFiles(path.parent), _shards(path.name), indexes, _LOCAL_THREADS)
-    if path.is_dir():
-        names = _archives_in(path)
-        return _archive_root(text, LocalFiles(path), names, indexes, _LOCAL_THREADS) if names else FolderRoot(path)
-    if not (path.is_file() and is_archive(path.name)):
+        files, names = LocalFiles(path.parent), _shards(path.name)
+    elif path.is_dir():
+        files, names = LocalFiles(path), _archives_in(path)
+    else:
+        files, names = LocalFiles(path.parent), [path.name] if path.is_file() and is_archive(path.name) else []
+    if not names:
         return FolderRoot(path)
-    return _archive_root(text, LocalFiles(path.parent), [path.name], indexes, _LOCAL_THREADS)
+    return _archive_root(text, files, _existing(files, names), indexes, _LOCAL_THREADS)
 
 
 def _archives_in(folder: Path) -> list[str]:
@@ -161,15 +162,14 @@ def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
         return HubRoot(text)
     files, names = _place(text)
     if names:
-        return _archive_root(text, files, names, indexes, _STORE_THREADS)
+        return _archive_root(text, files, _existing(files, names), indexes, _STORE_THREADS)
     found = [info.name for info in islice(files.list(), _PROBED)]
     if not found:
         raise UserError(f"{text} contains nothing")
     if not any(map(is_image, found)) and _only_archives(text, found):
         listed = {info.name: info for info in files.list()}
-        return _archive_root(
-            text, files, [listed[name] for name in _only_archives(text, listed)], indexes, _STORE_THREADS
-        )
+        infos = [listed[name] for name in _only_archives(text, listed)]
+        return _archive_root(text, files, infos, indexes, _STORE_THREADS)
     root = ObjectRoot(text, files, _STORE_THREADS)
     return _indexed(root, indexes) if indexes.whole else root
 
@@ -201,9 +201,8 @@ def _shards(name: str) -> list[str]:
 
 
 def _archive_root(
-    location: str, files: Files, archives_there: Sequence[str | ObjectInfo], indexes: IndexFolder, threads: int
+    location: str, files: Files, infos: Sequence[ObjectInfo], indexes: IndexFolder, threads: int
 ) -> ArchiveRoot:
-    infos = [_existing(files, each) if isinstance(each, str) else each for each in archives_there]
     stamp = archives.stamp(infos)
     reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
     if not reference.exists:
@@ -215,11 +214,15 @@ def _archive_root(
     return ArchiveRoot(location, files, reference, threads)
 
 
-def _existing(files: Files, name: str) -> ObjectInfo:
-    info = files.head(name)
-    if info is None:
-        raise UserError(f"no such file: {files.location}/{name}")
-    return info
+def _existing(files: Files, names: Iterable[str]) -> list[ObjectInfo]:
+    """What the files of these names are. Raises UserError: there is none of a name."""
+    infos = []
+    for name in names:
+        info = files.head(name)
+        if info is None:
+            raise UserError(f"no such file: {files.location}/{name}")
+        infos.append(info)
+    return infos
 
 
 def _indexed(root: ObjectRoot, indexes: IndexFolder) -> ObjectRoot:

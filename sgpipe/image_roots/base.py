@@ -66,10 +66,10 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES + HEIF_SUFFIXES
 
 
-def image_error(error: OSError, where: str) -> ImageError:
-    """What an image cannot be read for. Raises EngineError: the reason is this machine's, not the image's."""
+def image_error(error: OSError, where: str) -> ImageError | EngineError:
+    """What to raise if an image cannot be read: an EngineError if this machine is the reason, which ends the work."""
     if error.errno in _OF_THE_MACHINE:
-        raise EngineError(f"{where} cannot be read: {reason_of(error)}") from None
+        return EngineError(f"{where} cannot be read: {reason_of(error)}")
     return ImageError(f"image cannot be read: {where} ({reason_of(error)})")
 
 

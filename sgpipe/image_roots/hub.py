@@ -11,7 +11,7 @@ from sgpipe.errors import EngineError, ImageError, StoreError, UserError
 from sgpipe.image_roots.base import ImageEntry, ImageFile, image_error, safe_name
 from sgpipe.image_roots.parquet import open_row
 from sgpipe.utils.hub import DATASETS, HubDataset, MissingFileError
-from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
+from sgpipe.utils.parquet_images import ParquetImages, file_of
 
 _THREADS = 8
 
@@ -36,10 +36,9 @@ class HubRoot:
 
     def contains(self, name: str) -> bool:
         try:
-            name = safe_name(name)
+            return file_of(safe_name(name)) in self._names
         except ImageError:
             return False
-        return (parse_row_name(name) or (name,))[0] in self._names
 
     def open(self, name: str) -> ImageFile:
         """Raises ImageError: see `ImageRoot`; EngineError: the hub refuses the user, or this machine has no room.

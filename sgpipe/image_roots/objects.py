@@ -18,7 +18,7 @@ from sgpipe.image_roots.index import NAME, FileIndexRows, IndexReference, by_nam
 from sgpipe.image_roots.parquet import open_row
 from sgpipe.utils.console import Progress
 from sgpipe.utils.object_store import ObjectReader
-from sgpipe.utils.parquet_images import ParquetImages, parse_row_name
+from sgpipe.utils.parquet_images import ParquetImages, file_of
 
 _COLUMNS = {"size": pa.int64(), "version": pa.large_string()}
 _HEADER = 64 << 10  # of an image file; headers are rarely longer
@@ -44,10 +44,9 @@ class ObjectRoot:
 
     def contains(self, name: str) -> bool:
         try:
-            name = safe_name(name)
+            name = file_of(safe_name(name))
         except ImageError:
             return False
-        name = (parse_row_name(name) or (name,))[0]
         return bool(self.files.head(name) if self.index is None else self.index.opened.find(name))
 
     def open(self, name: str) -> BytesIO:

@@ -100,9 +100,9 @@ def naming_hub(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
-    except (NotImplementedError, RecursionError):
-        raise
-    except RuntimeError as error:  # of an upload, which names a file and not why; and of Xet, its storage
+    except RuntimeError as error:  # itself of uploads, which name a file and not why, and of Xet, the hub's storage
+        if type(error) is not RuntimeError:
+            raise
         why = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
         raise StoreError(f"{what}: {_first_line(error)}{why}") from None
 

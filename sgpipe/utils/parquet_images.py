@@ -35,6 +35,12 @@ def parse_row_name(name: str) -> tuple[str, str | None, int] | None:
     return found and (found["file"], found["column"], int(found["row"]))
 
 
+def file_of(name: str) -> str:
+    """The file that holds an image: the Parquet file, or the name itself if it is not that of a row."""
+    row = parse_row_name(name)
+    return name if row is None else row[0]
+
+
 def image_columns(schema: pa.Schema) -> list[str]:
     """The columns that hold images: as the file's description for `datasets` states, or as their types suggest."""
     try:
@@ -64,7 +70,7 @@ def image_leaf(schema: pa.Schema, column: str) -> str:
 
 
 def has_images(parquet: pq.ParquetFile, column: str) -> bool:
-    """Whether a row has an image; False only if the statistics say that there are only the paths of images."""
+    """Whether any row has an image; False only if the statistics say that the column holds nothing but paths."""
     if not pa.types.is_struct(parquet.schema_arrow.field(column).type):
         return True
     leaf = image_leaf(parquet.schema_arrow, column)
