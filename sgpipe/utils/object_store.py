@@ -40,6 +40,7 @@ _REFUSED = re.compile(
     r"<Code>(AccessDenied|AllAccessDisabled|AccountProblem|ExpiredToken|InvalidAccessKeyId|InvalidToken|"
     r"RequestTimeTooSkewed|SignatureDoesNotMatch|TokenRefreshRequired)</Code>"
 )
+_ANONYMOUS = ("s3://anonymous@", "gs://anonymous@", "gcs://anonymous@")  # Arrow's form for what the public may read
 _NO_KEYS = "169.254.169.254"  # where a machine of a cloud gets its keys, asked if the environment has none
 
 
@@ -229,7 +230,7 @@ class _ObjectFile(io.RawIOBase):
 def refuse_keys(uri: str) -> None:
     """Raises UserError: the URI holds keys. A container of Azure may stand where a user name would."""
     user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
-    if at and (":" in user or not uri.startswith("abfs")):
+    if at and (":" in user or not uri.startswith(("abfs", *_ANONYMOUS))):
         raise UserError("the URI of an object store must not hold keys; give them in the environment")
 
 
@@ -267,6 +268,8 @@ def connect(
         "retry_config": {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * seconds)},
     }
     bucket = path.strip("/").partition("/")[0]
+    if uri.startswith(_ANONYMOUS):
+        options["skip_signature"] = True
     if files.type_name == "s3":
         return _s3(uri, bucket, files.region, options)
     if files.type_name == "gcs":
@@ -279,7 +282,7 @@ def failure(error: BaseException) -> str:
     """An error of Arrow's or obstore's in one line: what the store answered, or else the first line."""
     text = str(error).partition("\n\nDebug source")[0].strip()
     if _NO_KEYS in text:
-        return "the environment has no keys for it"
+        return "the environment has no keys for it (a public bucket is read without: s3://anonymous@BUCKET/…)"
     if code := re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL):
         return f"{code[1]}: {code[2]}" if code[2] else code[1]
     return (text or type(error).__name__).splitlines()[0]
@@ -295,7 +298,7 @@ def _s3(uri: str, bucket: str, region: str, options: dict[str, Any]) -> S3Store:
             endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
         options["endpoint"] = endpoint
         options["client_options"]["allow_http"] = endpoint.startswith("http://")
-    if "AWS_ACCESS_KEY_ID" not in os.environ:
+    if "AWS_ACCESS_KEY_ID" not in os.environ and "skip_signature" not in options:
         options.update(_profile())
     return S3Store(bucket, region=region, **options)
 

@@ -2,7 +2,9 @@
 
 import copy
 from collections import Counter
+from pathlib import Path
 
+import boto3
 import pytest
 
 from sgpipe.errors import StoreError, UserError
@@ -86,6 +88,24 @@ def test_a_refusal_is_told_in_one_line(reader: ObjectReader, faults: Faults, fau
         reader.check()
 
 
+def test_what_the_public_may_read_needs_no_keys(
+    reader: ObjectReader, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = boto3.client("s3", endpoint_url=server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    public = ObjectReader(reader.uri.replace("s3://", "s3://anonymous@"))
+    with pytest.raises(AccessError, match="403 Forbidden"):
+        public.read("a.jpg")
+    bucket = reader.uri.split("/")[2]
+    client.put_bucket_acl(Bucket=bucket, ACL="public-read")
+    client.put_object_acl(Bucket=bucket, Key="some/labels/a.jpg", ACL="public-read")
+    assert public.read("a.jpg") == b"a.jpg" * 100
+    assert sorted(info.name for info in public.list()) == sorted(NAMES)
+    public.check()
+
+
 def test_a_missing_bucket_is_told_in_one_line(reader: ObjectReader) -> None:
     missing = ObjectReader("s3://no-such-bucket/x")
     with pytest.raises(UserError, match=r"^s3://no-such-bucket/x: NoSuchBucket"):
@@ -97,7 +117,12 @@ def test_a_missing_bucket_is_told_in_one_line(reader: ObjectReader) -> None:
 def test_what_is_no_location_or_holds_keys_is_refused() -> None:
     assert is_uri("s3://bucket/x")
     assert not any(map(is_uri, ("/tmp/x", "C://x", "file:///x", "s3:/bucket")))
-    for uri in ("s3://KEY:SECRET@bucket/x", "abfs://box:SECRET@account.dfs.core.windows.net/x"):
+    for uri in (
+        "s3://KEY:SECRET@bucket/x",
+        "s3://anonymous:SECRET@bucket/x",
+        "s3://KEY@bucket/x",
+        "abfs://box:SECRET@account.dfs.core.windows.net/x",
+    ):
         with pytest.raises(UserError, match="must not hold keys"):
             ObjectReader(uri)
     with pytest.raises(UserError, match="expected s3://"):
