@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+from tests.endpoint_server import wait_until
 
+PATIENCE = 60.0  # seconds; ten times what a busy machine needs
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         pytest.skip("there is no Chromium to open pages with")
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
+    expect.set_options(timeout=1000 * PATIENCE)
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=found, args=arguments)
         yield browser
         browser.close()
@@ -74,7 +77,8 @@ def visit(browser: Browser) -> Iterator[Any]:
     complaints: list[str] = []
 
     def visit_(url: str, width: int = 1200, scheme: str = "light", **options: Any) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        viewport = {"width": width, "height": 900}
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce", **options)
         page = context.new_page()
         home = "/".join(url.split("/")[:3]) + "/"
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
@@ -86,6 +90,38 @@ def visit(browser: Browser) -> Iterator[Any]:
 
     yield visit_
     assert complaints == []
+
+
+def eventually(read: Callable[[], object], expected: object) -> None:
+    """Read until it is as expected: a page shows what comes of a click in its own time."""
+    end = time.monotonic() + PATIENCE
+    while (found := read()) != expected and time.monotonic() < end:
+        time.sleep(0.05)
+    assert found == expected
+
+
+def pattern(text: str) -> str:
+    """A text as a person reads it, whatever its spaces and the marks that isolate texts of another direction."""
+    mark = "[\u2068\u2069]*"
+    return mark + "".join((r"\s+" if char == " " else re.escape(char)) + mark for char in text)
+
+
+def shows(page: Page, selector: str, text: str) -> None:
+    expect(page.locator(selector)).to_have_text(re.compile(rf"^\s*{pattern(text)}\s*$"), use_inner_text=True)
+
+
+def mentions(page: Page, selector: str, text: str) -> None:
+    expect(page.locator(selector)).to_contain_text(re.compile(pattern(text)), use_inner_text=True)
+
+
+def reload_until(page: Page, condition: Callable[[], bool]) -> None:
+    """Chromium may load a page before the storage of the one before is written."""
+
+    def holds() -> bool:
+        page.reload()
+        return condition()
+
+    wait_until(holds, PATIENCE, every=0.5)
 
 
 def accessibility_faults(page: Page) -> list[str]:

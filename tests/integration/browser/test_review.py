@@ -1,11 +1,12 @@
 """The review page in a browser."""
 
 import pytest
+from playwright.sync_api import expect
 
 from sgpipe.stats.review import write_review
 from sgpipe.stats.verdicts import measure_verdicts
 from sgpipe.storage.database import open_run
-from tests.endpoint_server import wait_until
+from tests.integration.browser.conftest import reload_until
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
 
@@ -22,13 +23,7 @@ def page_file(tmp_path_factory):
 
 
 def reload_until_judged(page, answers):
-    """On a busy machine Chromium may load a page before the storage of the one before is written."""
-
-    def judged():
-        page.reload()
-        return page.locator("progress").evaluate("bar => bar.value") == answers
-
-    wait_until(judged, 30, every=0.5)
+    reload_until(page, lambda: page.locator("progress").evaluate("bar => bar.value") == answers)
 
 
 def test_answers_by_key_are_kept_and_exported(open_page, page_file, tmp_path):
@@ -36,7 +31,7 @@ def test_answers_by_key_are_kept_and_exported(open_page, page_file, tmp_path):
     for key in ("r", "w", "ArrowLeft", "u", "R"):  # the second answer is changed
         page.keyboard.press(key)
     page.get_by_role("button", name="Wrong").click()
-    assert page.locator("#status").inner_text() == "4 of 4, 4 judged: export them now"
+    expect(page.locator("#status")).to_have_text("4 of 4, 4 judged: export them now")
     reload_until_judged(page, 4)
     with page.expect_download() as download:
         page.keyboard.press("e")
@@ -52,9 +47,9 @@ def test_it_resumes_where_it_was_and_fits_a_phone(open_page, page_file, scheme):
     page = open_page(page_file, width=360, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.keyboard.press("w")
-    page.get_by_text("2 of 4, 1 judged").wait_for()
+    expect(page.locator("#status")).to_have_text("2 of 4, 1 judged")
     reload_until_judged(page, 1)
-    page.get_by_text("2 of 4, 1 judged").wait_for()
-    assert page.locator(".question:visible").count() == 1
+    expect(page.locator("#status")).to_have_text("2 of 4, 1 judged")
+    expect(page.locator(".question:visible")).to_have_count(1)
     page.get_by_role("button", name="Previous").click()
-    assert page.locator("[data-answer=wrong]").get_attribute("aria-pressed") == "true"
+    expect(page.locator("[data-answer=wrong]")).to_have_attribute("aria-pressed", "true")

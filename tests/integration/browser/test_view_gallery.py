@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
-from tests.integration.browser.conftest import accessibility_faults, view_server
+from tests.integration.browser.conftest import accessibility_faults, reload_until, view_server
 from tests.sgpipe.view.gallery_run import EVIL, make_gallery_run
 
 
@@ -23,34 +24,35 @@ def test_a_search_is_narrowed_by_keyboard_and_mouse(visit, server):
     page.keyboard.type("person riding *")
     page.keyboard.press("Enter")
     page.wait_for_url("**/?q=person+riding+*")
-    assert page.locator("#total").inner_text() == "3 relations in 3 images"
+    total, confidences = page.locator("#total"), page.locator(".card .confidence")
+    expect(total).to_have_text("3 relations in 3 images")
     box = page.locator(".histogram").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.66, box["y"] + 20)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.99, box["y"] + 20)
     page.mouse.up()
     page.wait_for_url("**low=0.65**")
-    assert page.locator("#total").inner_text() == "2 relations in 2 images"
+    expect(total).to_have_text("2 relations in 2 images")
     page.get_by_label("Order").select_option("-confidence")
     page.wait_for_url("**order=-confidence**")
-    assert page.locator(".card .confidence").all_inner_texts() == ["0.70", "0.90"]
+    expect(confidences).to_have_text(["0.70", "0.90"])
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     page.wait_for_url("**/image/val/a?**relation=0-1-riding")
     page.go_back()
-    assert page.locator("#total").inner_text() == "2 relations in 2 images"
+    expect(total).to_have_text("2 relations in 2 images")
 
 
 def test_pages_are_turned_by_key(visit, server):
     page = visit(f"{server}/?predicate=near")
-    first = page.locator(".card .id").first.inner_text()
+    card = page.locator(".card .id").first
+    first = card.inner_text()
     page.keyboard.press("n")
-    page.wait_for_url("**after=**")
-    assert page.locator(".card .id").first.inner_text() != first
-    page.keyboard.press("p")
     page.wait_for_url("**/?predicate=near&after=**")
-    page.wait_for_function("first => document.querySelector('.card .id')?.innerText === first", arg=first)
+    expect(card).not_to_have_text(first)
+    page.keyboard.press("p")
+    expect(card).to_have_text(first)
 
 
 @pytest.mark.parametrize("path", ["/", f'/?q="very long"&predicate={EVIL}', "/?q=person ridin *", "/?status=error"])
@@ -70,7 +72,7 @@ def test_a_scroll_bar_hides_none_of_the_filters(visit, server):
 def test_on_a_phone_the_filters_are_folded(visit, server):
     page = visit(f"{server}/", width=390)
     predicates = page.locator("[data-facet=predicate]")
-    assert not predicates.is_visible()
+    expect(predicates).to_be_hidden()
     page.get_by_text("Filters", exact=True).click()
     predicates.get_by_text("riding").click()
     page.wait_for_url("**/?predicate=riding")
@@ -81,33 +83,38 @@ def test_the_theme_that_was_chosen_stays(visit, server):
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)
     page.get_by_role("button", name="Switch between dark and light").click()
+    expect(page.locator("body")).not_to_have_css("background-color", light)
     dark = page.evaluate(ground)
-    page.reload()
-    assert page.evaluate(ground) == dark != light
+    reload_until(page, lambda: page.evaluate(ground) == dark)
 
 
 def test_it_works_without_scripts(visit, server):
     page = visit(f"{server}/", java_script_enabled=False)
     page.get_by_label("Search relations").fill("riding")
     page.get_by_role("button", name="Search").click()
+    page.wait_for_url("**q=riding**")
     page.get_by_label("Order").select_option("-confidence")
     page.get_by_role("button", name="Sort").click()
+    page.wait_for_url("**order=-confidence**")
     page.get_by_label("from").fill("0.65")
     page.get_by_role("button", name="Set").click()
-    assert page.locator(".card .confidence").all_inner_texts() == ["0.70", "0.90"]
+    page.wait_for_url("**low=0.65**")
+    expect(page.locator(".card .confidence")).to_have_text(["0.70", "0.90"])
     page.locator(".histogram a").nth(14).click()
-    assert page.locator(".card .confidence").all_inner_texts() == ["0.70"]
+    expect(page.locator(".card .confidence")).to_have_text(["0.70"])
 
 
 def test_the_focus_is_seen_and_cards_have_names(visit, server):
     page = visit(f"{server}/?q=riding")
     page.keyboard.press("Tab")
-    assert page.get_by_text("Skip to content").bounding_box()["x"] > 0
-    card = page.locator(".card > a").first
-    assert card.inner_text().split() == ["person", "riding", "horse"]
-    card.focus()
+    expect(page.get_by_text("Skip to content")).to_be_focused()
+    expect(page.get_by_text("Skip to content")).to_be_in_viewport()
+    cards = page.locator(".card > a")
+    expect(cards.first).to_have_text("person riding horse", use_inner_text=True)
+    cards.first.focus()
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("getComputedStyle(document.activeElement.parentElement).outlineStyle") == "solid"
+    expect(cards.nth(1)).to_be_focused()
+    expect(page.locator(".card").nth(1)).to_have_css("outline-style", "solid")
 
 
 def test_cards_are_judged_by_key_and_a_killed_server_loses_nothing(visit, tmp_path: Path):
@@ -120,12 +127,12 @@ def test_cards_are_judged_by_key_and_a_killed_server_loses_nothing(visit, tmp_pa
             page.locator(".card").nth(number).locator(".chip.judged").wait_for()
         page.keyboard.press("z")
         page.locator(".chip.judged.unsure").wait_for(state="detached")
-        assert page.locator(".chip.judged:visible").all_inner_texts() == ["right", "wrong"]
+        expect(page.locator(".chip.judged:visible")).to_have_text(["right", "wrong"])
         page.context.close()  # it would complain that the server is gone
         process.kill()
     with view_server(run) as (url, _):
         page = visit(f"{url}/?q=riding")
-        assert page.locator(".chip.judged:visible").all_inner_texts() == ["right", "wrong"]
+        expect(page.locator(".chip.judged:visible")).to_have_text(["right", "wrong"])
     lines = [json.loads(line) for line in (run / "judgements.jsonl").read_text().splitlines()]
     assert [(line["by"], line["verdict"]) for line in lines] == [
         *(("anna", verdict) for verdict in ("right", "wrong", "unsure")),
@@ -161,10 +168,11 @@ def test_an_answer_that_is_not_saved_is_kept_and_said(browser, tmp_path: Path):
         page = browser.new_page()
         page.goto(f"{url}/?q=riding")
         process.kill()
+        process.wait()
         page.locator(".card > a").first.focus()
         page.keyboard.press("w")
         page.get_by_text("Not saved: person riding horse: wrong (the server does not answer).").wait_for()
-        assert page.locator(".chip.judged:visible").count() == 0
+        expect(page.locator(".chip.judged:visible")).to_have_count(0)
         page.close()
 
 
@@ -181,5 +189,5 @@ def test_a_server_that_is_gone_is_noticed(browser, tmp_path: Path):
         page = browser.new_page()
         page.goto(url)
         process.kill()
-        page.get_by_text("the server does not answer").wait_for(timeout=15_000)
+        expect(page.get_by_text("the server does not answer")).to_be_visible()
         page.close()
