@@ -46,12 +46,17 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
         return sample_by_operator(operator, value, shapes, locations, weights)
     value = at_least_float32(value)
     locations, weights = locations.to(value.dtype), weights.to(value.dtype)
-    smallest = min(min(shape) for shape in shapes)
-    if value.device.type == "cpu" and smallest >= 2 and bool(locations.detach().sum().isfinite()):
+    if _fits_embedding_bags(value, shapes, locations):
         sampled = sample_by_embedding_bags(value, shapes, locations, weights)
     else:
         sampled = sample_by_grid(value, shapes, locations, weights)
     return sampled.to(dtype)
+
+
+def _fits_embedding_bags(value: Tensor, shapes: Shapes, locations: Tensor) -> bool:
+    if value.device.type != "cpu" or torch.compiler.is_compiling():  # a compiled graph does not branch on values
+        return False
+    return min(min(shape) for shape in shapes) >= 2 and bool(locations.detach().sum().isfinite())
 
 
 def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -78,7 +83,7 @@ def sample_by_operator(operator: Operator, value: Tensor, shapes: Shapes, locati
         operator: from value, the (height, width) of each level, the first token of each level, normalised locations
             `[batch, queries, heads, levels, points, 2]` and weights `[batch, queries, heads, levels * points]`.
     """
-    sizes, starts = _levels(tuple(map(tuple, shapes)), value.device)
+    sizes, starts = _levels(shapes, value.device)
     pixels = at_least_float32(locations).permute(0, 1, 3, 4, 5, 2)
     normalised = (pixels + 0.5) / sizes.flip(1).unsqueeze(1)
     dtype = value.dtype
@@ -87,8 +92,14 @@ def sample_by_operator(operator: Operator, value: Tensor, shapes: Shapes, locati
     return operator(value, sizes, starts, normalised, weights.to(value.dtype).flatten(-2)).to(dtype)
 
 
+@torch.compiler.assume_constant_result
+def _levels(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sizes `[levels, 2]`, (height, width), and the first token `[levels]` of each level, on the device."""
+    return _kept_levels(tuple(map(tuple, shapes)), device)
+
+
 @lru_cache(maxsize=256)
-def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _kept_levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     starts = list(accumulate((height * width for height, width in shapes[:-1]), initial=0))
     with torch.inference_mode(False):  # they are kept, and may be needed by a backward pass
         return torch.tensor(shapes, device=device), torch.tensor(starts, device=device)
@@ -110,13 +121,23 @@ class GpuSampling:
         return f"grid_sample ({self.why})" if self.why else "grid_sample"
 
 
-@lru_cache
+_SAMPLINGS: dict[torch.device, GpuSampling] = {}  # no lru_cache, which torch.compile ignores
+
+
 def gpu_sampling(device: torch.device) -> GpuSampling:
     """By deformops' operator, unless it is not installed, or, with a warning, fails a test on this device.
+
+    What is compiled for a device needs an earlier call.
 
     Raises:
         torch.cuda.OutOfMemoryError: the memory of the device is full, which says nothing about the operator.
     """
+    if device not in _SAMPLINGS:
+        _SAMPLINGS[device] = _tested(device)
+    return _SAMPLINGS[device]
+
+
+def _tested(device: torch.device) -> GpuSampling:
     try:
         operator: Operator = importlib.import_module("deformops.registry").msda
     except ImportError:
@@ -137,7 +158,7 @@ def gpu_sampling(device: torch.device) -> GpuSampling:
 
 
 def _without(why: str) -> GpuSampling:
-    warnings.warn(why, stacklevel=3)
+    warnings.warn(why, stacklevel=4)
     return GpuSampling(None, why)
 
 
@@ -285,7 +306,7 @@ class DeformableAttention(nn.Module):
 
     def _locations(self, references: Tensor, offsets: Tensor, shapes: Shapes) -> Tensor:
         """Sampling locations in pixels. Overwrites `offsets` to save memory."""
-        sizes = _levels(tuple(map(tuple, shapes)), references.device)[0].flip(1).to(references.dtype)
+        sizes = _levels(shapes, references.device)[0].flip(1).to(references.dtype)
 
         def of_points(of_levels: Tensor) -> Tensor:
             return of_levels.transpose(-1, -2).repeat_interleave(self.points, -1).unsqueeze(3)

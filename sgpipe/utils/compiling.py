@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from threading import Lock
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -13,11 +14,16 @@ from torch import Tensor, nn
 
 Result = TypeVar("Result")
 Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
-_Shapes: TypeAlias = tuple[torch.Size, ...]
+_Shapes: TypeAlias = tuple[tuple[Any, ...], ...]
 
 _WARM_UP_CALLS, _MOST_SHAPES = 8, 4
 _COMPILING_CALLS = 2  # of a shape: where a number is not the same in the second call, PyTorch compiles again
 _LONGEST_REASON = 200
+_REFUSALS = (
+    torch._dynamo.exc.TorchDynamoException,
+    getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", torch._dynamo.exc.TorchDynamoException),
+)
+_COMPILING = Lock()  # of this process, in which PyTorch compiles one function at a time
 
 
 class Compiled(Generic[Result]):
@@ -26,7 +32,8 @@ class Compiled(Generic[Result]):
     Compiling takes up to minutes. Meanwhile other threads compute without it, and so does everything if it fails.
 
     Args:
-        function: of tensors, whose shapes count, and of anything else. It must not need gradients.
+        function: of tensors, whose shapes count, tuples of numbers, which count too, and of anything else. It must not
+            need gradients.
         warm_up_calls: of a shape, before it is compiled.
         dynamic, backend: of `torch.compile`.
 
@@ -46,7 +53,6 @@ class Compiled(Generic[Result]):
         self._function, self._warm_up_calls = function, warm_up_calls
         self._calls: Counter[_Shapes] = Counter()
         self._left: dict[_Shapes, int] = {}  # calls that compile
-        self._compiling = Lock()
         self.seconds, self.failure = 0.0, ""
         self._compiled = function
         try:
@@ -57,12 +63,14 @@ class Compiled(Generic[Result]):
             self._fail(reason)
 
     def __call__(self, *arguments: Any) -> Result:
-        shapes = tuple(each.shape for each in arguments if isinstance(each, Tensor))
+        shapes = tuple(
+            each.shape if isinstance(each, Tensor) else each for each in arguments if isinstance(each, Tensor | tuple)
+        )
         if self.failure or not self._is_chosen(shapes):
             return self._function(*arguments)
         if self._left[shapes] > 0:
             return self._compile(shapes, arguments)
-        return self._function(*arguments) if self._compiling.locked() else self._run(arguments)
+        return self._function(*arguments) if _COMPILING.locked() else self._run(arguments)
 
     def _is_chosen(self, shapes: _Shapes) -> bool:
         if shapes not in self._left:
@@ -72,7 +80,7 @@ class Compiled(Generic[Result]):
         return shapes in self._left
 
     def _compile(self, shapes: _Shapes, arguments: tuple[Any, ...]) -> Result:
-        if not self._compiling.acquire(blocking=False):
+        if not _COMPILING.acquire(blocking=False):
             return self._function(*arguments)
         began = time.perf_counter()
         try:
@@ -80,12 +88,12 @@ class Compiled(Generic[Result]):
         finally:
             self._left[shapes] -= 1
             self.seconds += time.perf_counter() - began
-            self._compiling.release()
+            _COMPILING.release()
 
     def _run(self, arguments: tuple[Any, ...]) -> Result:
         try:
             return self._compiled(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as reason:
+        except _REFUSALS as reason:
             self._fail(reason)
             return self._function(*arguments)
 
@@ -93,10 +101,16 @@ class Compiled(Generic[Result]):
         self.failure = one_line(reason)
 
 
-def compile_forward(module: nn.Module, backend: Backend = "inductor") -> Compiled[Any]:
-    """Let PyTorch compile the forward pass of a module, separately for each shape that recurs."""
-    compiled: Compiled[Any] = Compiled(module.forward, warm_up_calls=_WARM_UP_CALLS, dynamic=False, backend=backend)
-    module.forward = compiled
+def compile_forward(*modules: nn.Module, backend: Backend = "inductor") -> Compiled[Any]:
+    """Let PyTorch compile the forward pass of modules of one class, separately for each shape that recurs.
+
+    Equal modules with other parameters, such as the layers of a network, are compiled once.
+    """
+    compiled: Compiled[Any] = Compiled(
+        type(modules[0]).forward, warm_up_calls=_WARM_UP_CALLS * len(modules), dynamic=False, backend=backend
+    )
+    for module in modules:
+        module.forward = partial(compiled, module)
     return compiled
 
 

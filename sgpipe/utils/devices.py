@@ -116,16 +116,17 @@ def check_workers(
     return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none: give --gpus 1"
 
 
-def gpu_use(device: torch.device | None, compiled: Compiled[Any] | None = None, attention: str = "") -> dict[str, Any]:
+def gpu_use(device: torch.device | None, *compiled: Compiled[Any], attention: str = "") -> dict[str, Any]:
     """What a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
 
     `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: the kernel for deformable attention;
-    `compilation`: seconds; `compile_error`: why compiling failed.
+    `compilation`: seconds; `compile_error`: why compiling one of the functions failed.
     """
     if device is None or device.type != "cuda":
         return {}
     use = {"gpu": torch.cuda.get_device_name(device), "memory": torch.cuda.max_memory_reserved(device)}
-    seconds, error = (compiled.seconds, compiled.failure) if compiled is not None else (0.0, "")
+    seconds = sum(each.seconds for each in compiled)
+    error = next((each.failure for each in compiled if each.failure), "")
     more = {"attention": attention, "compilation": seconds, "compile_error": error}
     return use | {name: value for name, value in more.items() if value}
 

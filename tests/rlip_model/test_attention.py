@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
+from rlip_model import attention
 from rlip_model.attention import (
     DeformableAttention,
+    GpuSampling,
     Operator,
     gpu_sampling,
     sample,
@@ -86,13 +87,12 @@ def test_an_operator_for_gpus_samples_the_same() -> None:
 
 
 @pytest.fixture
-def deformops(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def deformops(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module = SimpleNamespace(msda=as_deformops)
     monkeypatch.setitem(sys.modules, "deformops", SimpleNamespace(registry=module))
     monkeypatch.setitem(sys.modules, "deformops.registry", module)
-    gpu_sampling.cache_clear()
-    yield module
-    gpu_sampling.cache_clear()
+    monkeypatch.setattr(attention, "_SAMPLINGS", {})
+    return module
 
 
 class TritonError(Exception):
@@ -151,9 +151,25 @@ def test_a_full_memory_or_a_bug_is_not_taken_for_a_wrong_operator(deformops: Sim
 
 def test_without_deformops_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deformops", None)
-    gpu_sampling.cache_clear()
+    monkeypatch.setattr(attention, "_SAMPLINGS", {})
     assert str(gpu_sampling(torch.device("cpu"))) == "grid_sample"
-    gpu_sampling.cache_clear()
+
+
+def test_an_operator_is_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, (value, places, weights) = torch.device("cpu"), random_case(SHAPES)
+
+    def operator(value: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return (locations * sizes).sum((3, 4, 5)) + (weights * starts.max()).sum(-1) + value.mean()
+
+    def sampled(value: Tensor, shapes: Shapes) -> Tensor:
+        found = gpu_sampling(value.device).operator
+        assert found is not None
+        return sample_by_operator(found, value, shapes, places, weights)
+
+    monkeypatch.setattr(attention, "_SAMPLINGS", {device: GpuSampling(operator)})
+    compiled = torch.compile(sampled, fullgraph=True, dynamic=False, backend="eager")
+    for shapes in (SHAPES, SHAPES[::-1]):
+        assert torch.equal(compiled(value, shapes), sampled(value, shapes))
 
 
 @pytest.mark.parametrize("shapes", [[(1, 1)], [(3, 1), (1, 2)], [(6, 5), (1, 3)]])

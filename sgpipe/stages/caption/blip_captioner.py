@@ -50,7 +50,7 @@ class BlipCaptioner:
         dtype = pick_dtype(config.dtype, self.device)
         self.blip: Blip = load_blip(self.source, config.image_size, self.device, dtype)
         self.decoder = BlipDecoder(self.blip.model)
-        self.compiled = self.decoder.compile() if config.compile and self.device.type == "cuda" else None
+        self.compiled = [self.decoder.compile()] if config.compile and self.device.type == "cuda" else []
         self.prompt = self.blip.prompt_ids(config.prompt or "")
         self.group = _GPU_GROUP if self.device.type == "cuda" else 1
         self._check_lengths()

@@ -80,7 +80,7 @@ class CaptionStage:
 
     def gpu_use(self) -> dict[str, Any]:
         """See `GpuStage`."""
-        return gpu_use(self.device, getattr(self.captioner, "compiled", None))
+        return gpu_use(self.device, *getattr(self.captioner, "compiled", ()))
 
     def __call__(self, records: list[Record]) -> list[Record]:
         open_: deque[tuple[Record, Region]] = deque()

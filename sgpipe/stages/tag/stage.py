@@ -29,7 +29,7 @@ from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.tag.groups import Batch, own_batches, reference_batches, reference_groups, reference_prior_groups
-from sgpipe.utils.compiling import compile_forward
+from sgpipe.utils.compiling import Compiled, compile_forward
 from sgpipe.utils.devices import GpuMemory, enough_memory, gpu_use, pick_device, pick_dtype
 from sgpipe.utils.model_cache import local_model
 from sgpipe.utils.prefetch import prefetch
@@ -169,13 +169,15 @@ class TagStage:
         self.memory = GpuMemory(max(self.gpu_threads, 1))
         self.batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
         on_gpu = self.device.type == "cuda"
-        self.compiled = compile_forward(self.tagger.image_encoder) if on_gpu and self.config.compile else None
+        self.compiled: list[Compiled[Any]] = []
+        if on_gpu and self.config.compile:
+            self.compiled = [compile_forward(self.tagger.image_encoder), compile_forward(*self.tagger.encoder.layers)]
         with enough_memory(self.device, _REMEDY):  # for the test of an operator
             self.attention = str(gpu_sampling(next(self.tagger.parameters()).device)) if on_gpu else ""
 
     def gpu_use(self) -> dict[str, Any]:
         """See `GpuStage`."""
-        return gpu_use(self.device, self.compiled, attention=self.attention)
+        return gpu_use(self.device, *self.compiled, attention=self.attention)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlip_model.config import RTaggerConfig
 from rlip_model.model import RTagger
 from rlip_model.presets import tiny_sizes
+from rlip_model.text import LabelFeatures, pad_labels
 from sgpipe.utils import compiling
 from sgpipe.utils.compiling import Compiled, compile_forward
 
@@ -72,6 +73,24 @@ def test_numbers_that_change_are_compiled_once_more_and_not_again() -> None:
     backend = Backend()
     call(Compiled(scaled, backend=backend), 4, 40)
     assert backend.compiled == 2
+
+
+def test_tuples_of_numbers_are_part_of_the_shape() -> None:
+    def stretched(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return values.reshape(shape) * 2
+
+    backend = Backend()
+    function = Compiled(stretched, warm_up_calls=CALLS, dynamic=False, backend=backend)
+    for shape in [(2, 6), (6, 2), *[(3, 4)] * (CALLS + 1)]:
+        assert function(torch.ones(12), shape).shape == shape
+    assert backend.compiled == 1
+
+
+def test_more_shapes_than_pytorch_compiles_for_one_function_are_a_failure() -> None:
+    functions = [Compiled(scaled, dynamic=False, backend="eager") for _ in range(3)]  # as in one process
+    for rows in range(3 * compiling._MOST_SHAPES):
+        call(functions[rows // compiling._MOST_SHAPES], 2 + rows)
+    assert [bool(function.failure) for function in functions] == [False, False, True]
 
 
 def test_only_a_few_shapes_are_compiled() -> None:
@@ -157,10 +176,34 @@ def test_the_image_encoder_gives_the_same_compiled() -> None:
     images = [torch.randn(2, 3, 64, 96), torch.randn(1, 3, 96, 64)]
     with torch.no_grad():
         expected = [tagger.encode_image(each) for each in images]
-        compiled = compile_forward(tagger.image_encoder, "aot_eager")
+        compiled = compile_forward(tagger.image_encoder, backend="aot_eager")
         for _ in range(compiling._WARM_UP_CALLS + 1):
             found = [tagger.encode_image(each) for each in images]
     assert compiled.failure == ""
     assert compiled.seconds > 0
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(vars(one), vars(other))
+
+
+@pytest.mark.slow
+def test_layers_of_the_encoder_are_compiled_once_for_each_shape_whatever_the_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiling, "_WARM_UP_CALLS", 1)
+    torch.manual_seed(0)
+    tagger = RTagger(RTaggerConfig(**tiny_sizes(30))).eval()
+    width = tagger.config.text_config.hidden_size
+    images = [torch.randn(2, 3, 64, 96), torch.randn(2, 3, 96, 64), torch.randn(1, 3, 64, 96)]
+    texts = [LabelFeatures(torch.randn(1, count, width), 3) for count in (4, 9)]
+    padded = pad_labels([texts[0], texts[1]])
+    with torch.no_grad():
+        encoded = [tagger.encode_image(each) for each in images]
+        cases = [(image, labels) for image in encoded for labels in texts] + [(encoded[0], padded)]
+        expected = [tagger.fuse(*case) for case in cases]
+        backend = Backend()
+        compiled = compile_forward(*tagger.encoder.layers, backend=backend)
+        for _ in range(2):
+            found = [tagger.fuse(*case) for case in cases]
+    assert (compiled.failure, backend.compiled) == ("", len(images))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(vars(one), vars(other), atol=1e-5, rtol=1e-4)

@@ -85,8 +85,8 @@ def test_the_use_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"number {device.index}")
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7)
     gpu, compiled = torch.device("cuda", 1), Compiled(torch.exp)
-    assert gpu_use(None) == gpu_use(torch.device("cpu"), compiled, "deformops") == {}
-    assert gpu_use(gpu, compiled, "deformops") == {"gpu": "number 1", "memory": 7, "attention": "deformops"}
+    assert gpu_use(None) == gpu_use(torch.device("cpu"), compiled, attention="deformops") == {}
+    assert gpu_use(gpu, compiled, attention="deformops") == {"gpu": "number 1", "memory": 7, "attention": "deformops"}
     compiled.seconds, compiled.failure = 2.0, "no compiler"
     assert gpu_use(gpu, compiled) == {
         "gpu": "number 1",
