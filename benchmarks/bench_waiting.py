@@ -42,7 +42,7 @@ from sgpipe.stages.caption.blip import ImagePreparation
 from sgpipe.stages.caption.blip_captioner import BlipCaptioner
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.tag.stage import TagStage
-from sgpipe.utils.devices import GpuMemory
+from sgpipe.utils.devices import GPU_THREADS, GpuMemory
 
 SPLIT, PREDICATES, MOST_PAIRS = "val2017", ["next to", "on"], 50
 TAGGER_SECONDS, CAPTIONER_SECONDS, GROUP = 0.02, 0.1, 8
@@ -92,8 +92,12 @@ class SimulatedCaptioner(BlipCaptioner):
 
     def __init__(self, config: CaptionConfig, device: Device) -> None:
         super().__init__(config)
-        self.simulated, self.device, self.group = device, torch.device("cpu"), GROUP
-        self.blip: Any = SimpleNamespace(prepare=ImagePreparation(384), encode=torch.Tensor.detach, text=str)
+        self.simulated, self.device = device, torch.device("meta")
+        self.gpu_threads = GPU_THREADS if config.resources.io_threads else 0
+        self.memory = GpuMemory(self.device, "", GPU_THREADS, GROUP)
+        self.blip: Any = SimpleNamespace(
+            prepare=ImagePreparation(384), to_device=torch.stack, encode=torch.Tensor.detach, text=str
+        )
 
     def _decode(self, states: Tensor, keys: list[int]) -> list[list[list[int]]]:
         self.simulated.compute()
@@ -105,8 +109,8 @@ def tag_stage(roots: dict[str, Path], names: Iterable[str], device: Device, thre
     stage: Any = TagStage(config, roots, list(names))
     stage.thresholds = thresholds_of_recipe(config, PairConfig())
     stage.device, stage.dtype, stage.group_size = torch.device("meta"), torch.float32, config.group_size
-    stage.threads, stage.gpu_threads, stage.batch_size = threads, 2 * (threads > 0), 1
-    stage.memory = GpuMemory(2)
+    stage.threads, stage.gpu_threads = threads, GPU_THREADS if threads else 0
+    stage.memory = GpuMemory(stage.device, "", GPU_THREADS)
     stage.tagger = SimulatedTagger(device)
     return stage
 

@@ -279,7 +279,7 @@ class TagConfig(Config):
         16, ge=1, description="groups whose label texts are merged (restrict: group), as in RLIPv2's code"
     )
     batch_size: int | None = Field(None, ge=1, description="rtagger: images that a GPU scores at once; null: 8")
-    compile: bool = Field(False, description="rtagger on a GPU: torch.compile for the image encoder")
+    compile: bool = Field(False, description="rtagger on a GPU: torch.compile for backbone and encoder layers")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from threading import BoundedSemaphore, Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,7 +16,11 @@ from sgpipe.utils.compiling import Compiled
 from sgpipe.utils.console import count
 from sgpipe.utils.machines import Machine, Need, describe, place
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 ANY_NUMBER = 2  # of workers on Ray
+GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
@@ -158,10 +162,42 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 class GpuMemory:
-    """The memory of a GPU that threads of this process share; one whose work did not fit gets it for itself."""
+    """The memory of a GPU that threads of this process share. A batch that does not fit is computed in halves, alone.
 
-    def __init__(self, threads: int) -> None:
-        self._threads, self._places, self._turn = threads, BoundedSemaphore(threads), Lock()
+    Args:
+        remedy: what to do if one item does not fit.
+        threads: how many compute at once.
+
+    Attributes:
+        batch_size: how many items to compute at once: fewer from then on, if a batch did not fit.
+    """
+
+    def __init__(self, device: torch.device, remedy: str, threads: int, batch_size: int = 1) -> None:
+        self.batch_size = batch_size
+        self._device, self._remedy, self._threads = device, remedy, threads
+        self._places, self._turn = BoundedSemaphore(threads), Lock()
+
+    def compute(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
+        """The result of each item of a batch. Raises UserError: an item alone is too large."""
+        with suppress(torch.cuda.OutOfMemoryError), self.shared():
+            return function(items)
+        with self.alone():
+            return self._in_halves(function, items)
+
+    def _in_halves(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
+        if len(items) == 1:
+            with enough_memory(self._device, self._remedy):
+                return function(items)
+        half = len(items) // 2
+        self.batch_size = min(self.batch_size, half)
+        results: list[Result] = []
+        for part in (items[:half], items[half:]):
+            with suppress(torch.cuda.OutOfMemoryError):  # after it, what it holds is free
+                results += function(part)
+                continue
+            torch.cuda.empty_cache()
+            results += self._in_halves(function, part)
+        return results
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -178,9 +214,9 @@ class GpuMemory:
             torch.cuda.empty_cache()
             yield
 
-    def __reduce__(self) -> tuple[type[GpuMemory], tuple[int]]:
+    def __reduce__(self) -> tuple[type[GpuMemory], tuple[torch.device, str, int, int]]:
         """Another process has threads of its own."""
-        return GpuMemory, (self._threads,)
+        return GpuMemory, (self._device, self._remedy, self._threads, self.batch_size)
 
 
 @contextmanager

@@ -7,7 +7,9 @@ transformers does not support for this model.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,25 @@ class ImagePreparation:
     std: tuple[float, ...] = tuple(OPENAI_CLIP_STD)
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         """An RGB image of any size as float32 [3, size, size]."""
-        squashed = image.resize((self.size, self.size), self.resample)
-        pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        return ((pixels - mean) / std).contiguous()
+        return self.normalise(self.resize(image))
+
+    def resize(self, image: Image.Image) -> Tensor:
+        """The pixels of an RGB image of any size, uint8 [size, size, 3]: a quarter of the bytes to copy to a GPU."""
+        return torch.from_numpy(np.array(image.resize((self.size, self.size), self.resample)))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Resized pixels [..., size, size, 3] as float32 [..., 3, size, size], equally on all devices."""
+        full, mean, std = _constants(self.mean, self.std, pixels.device)
+        return ((pixels.movedim(-1, -3).float() / full - mean) / std).contiguous()
+
+
+@lru_cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors, because a GPU multiplies by the rounded inverse of a number."""
+    full, *of_channels = (torch.tensor(value, device=device) for value in (255.0, mean, std))
+    return full, of_channels[0].view(3, 1, 1), of_channels[1].view(3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,11 @@ class Blip:
     def text_config(self) -> Any:
         """The decoder's settings, a `BlipTextConfig`."""
         return self.model.config.text_config
+
+    def to_device(self, images: Sequence[Tensor]) -> Tensor:
+        """Images as by `prepare`, or only resized, on the model's device as float32 [images, 3, size, size]."""
+        pixels = torch.stack([each.to(self.model.device, non_blocking=True) for each in images])
+        return self.prepare.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:

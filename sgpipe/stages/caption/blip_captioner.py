@@ -1,9 +1,9 @@
 """A BLIP checkpoint as a captioner.
 
 Matrix products round differently for different numbers of rows, so on a CPU each image is computed alone, with all its
-samples, and the result is bit-for-bit reproducible. On a GPU images are computed in padded groups of a fixed size.
-Across devices, number formats, library versions and thread counts the noise is the same but scores differ in their last
-digits, which rarely changes a caption.
+samples, and the result is bit-for-bit reproducible. On a GPU images are computed in padded groups of a fixed size,
+halved when the memory is full. Across sizes of groups, devices, number formats, library versions and thread counts the
+noise is the same but scores differ in their last digits, which rarely changes a caption.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sgpipe.stages.caption.blip import Blip, check_captioner, load_blip
 from sgpipe.stages.caption.blip_decoder import BlipDecoder
 from sgpipe.stages.caption.captioner import MAX_TOKENS, CaptionInput, for_blip
 from sgpipe.stages.caption.decoding import NucleusSampling, beam_captions, sample_captions
-from sgpipe.utils.devices import enough_memory, pick_device, pick_dtype
+from sgpipe.utils.devices import GPU_THREADS, GpuMemory, pick_device, pick_dtype
 from sgpipe.utils.prefetch import prefetch
 
 _GPU_GROUP = 8
 _REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
 
-_Prepared = tuple[torch.Tensor, int]  # pixels and key of an image
+_Prepared = tuple[torch.Tensor, int]  # pixels, as by `BlipCaptioner._prepare`, and key of an image
 
 
 class BlipCaptioner:
@@ -52,21 +52,37 @@ class BlipCaptioner:
         self.decoder = BlipDecoder(self.blip.model)
         self.compiled = [self.decoder.compile()] if config.compile and self.device.type == "cuda" else []
         self.prompt = self.blip.prompt_ids(config.prompt or "")
-        self.group = _GPU_GROUP if self.device.type == "cuda" else 1
+        on_gpu = self.device.type == "cuda"
+        # transformers' beam search is not known to be safe for threads
+        self.gpu_threads = (GPU_THREADS if config.decoding == "nucleus" else 1) if on_gpu else 0
+        self.memory = GpuMemory(self.device, _REMEDY, max(self.gpu_threads, 1), _GPU_GROUP if on_gpu else 1)
         self._check_lengths()
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
         """See `Captioner.caption`."""
         threads = image_threads(self.config.resources, elsewhere=self.device.type != "cpu")
-        with prefetch(self._prepare, inputs, threads, self.config.batch_size + 2 * threads) as prepared:
-            while batch := list(islice(prepared, self.config.batch_size)):
-                for first in range(0, len(batch), self.group):
-                    with enough_memory(self.device, _REMEDY):
-                        captions = self._caption(batch[first : first + self.group])
-                    yield from captions
+        with (
+            prefetch(self._prepare, inputs, threads, self.config.batch_size + 2 * threads) as prepared,
+            prefetch(self._compute, self._groups(prepared), self.gpu_threads, self.gpu_threads + 1) as computed,
+        ):
+            for captions in computed:
+                yield from captions
 
     def _prepare(self, given: CaptionInput) -> _Prepared:
-        return self.blip.prepare(given.image), given.key
+        """What is copied to the device: for a GPU bytes, which it normalises, else normalised pixels."""
+        if self.device.type == "cpu":
+            return self.blip.prepare(given.image), given.key
+        pixels = self.blip.prepare.resize(given.image)
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels, given.key
+
+    def _groups(self, prepared: Iterator[_Prepared]) -> Iterator[list[_Prepared]]:
+        while group := list(islice(prepared, min(self.memory.batch_size, self.config.batch_size))):
+            yield group
+
+    def _compute(self, group: list[_Prepared]) -> list[list[str]]:
+        """The captions of a group, which is padded to the size of all groups."""
+        padded = [*group, *[group[-1]] * (self.memory.batch_size - len(group))]
+        return self.memory.compute(self._caption, padded)[: len(group)]
 
     def _check_lengths(self) -> None:
         most, least = self.max_tokens, self.config.min_tokens
@@ -80,10 +96,9 @@ class BlipCaptioner:
             )
 
     def _caption(self, group: Sequence[_Prepared]) -> list[list[str]]:
-        padded = [*group, *[group[-1]] * (self.group - len(group))]
-        states = self.blip.encode(torch.stack([pixels for pixels, _ in padded]))
-        decoded = self._decode(states, [key for _, key in padded])
-        return [[self.blip.text(tokens) for tokens in samples] for samples in decoded[: len(group)]]
+        pixels = self.blip.to_device([pixels for pixels, _ in group])
+        decoded = self._decode(self.blip.encode(pixels), [key for _, key in group])
+        return [[self.blip.text(tokens) for tokens in samples] for samples in decoded]
 
     def _decode(self, states: torch.Tensor, keys: list[int]) -> list[list[list[int]]]:
         config = self.config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -30,12 +30,11 @@ from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.tag.groups import Batch, own_batches, reference_batches, reference_groups, reference_prior_groups
 from sgpipe.utils.compiling import Compiled, compile_forward
-from sgpipe.utils.devices import GpuMemory, enough_memory, gpu_use, pick_device, pick_dtype
+from sgpipe.utils.devices import GPU_THREADS, GpuMemory, enough_memory, gpu_use, pick_device, pick_dtype
 from sgpipe.utils.model_cache import local_model
 from sgpipe.utils.prefetch import prefetch
 
 _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
-_GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
 
@@ -165,9 +164,9 @@ class TagStage:
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
         self.threads = image_threads(self.resources, elsewhere=elsewhere)
-        self.gpu_threads = _GPU_THREADS if elsewhere else 0
-        self.memory = GpuMemory(max(self.gpu_threads, 1))
-        self.batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
+        self.gpu_threads = GPU_THREADS if elsewhere else 0
+        batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
+        self.memory = GpuMemory(self.device, _REMEDY, max(self.gpu_threads, 1), batch_size)
         on_gpu = self.device.type == "cuda"
         self.compiled: list[Compiled[Any]] = []
         if on_gpu and self.config.compile:
@@ -183,7 +182,9 @@ class TagStage:
         predicates = (text for record in records if record.ok for pair in record.pairs for text in pair.predicates)
         self.tagger.encode_texts([*self.object_names, NO_OBJECTS, *dict.fromkeys(predicates)])
         chosen = self._choose(records)
-        images = ImageFeed(self.roots, [each for each, _ in chosen], self._network_input, self.threads, self.batch_size)
+        images = ImageFeed(
+            self.roots, [each for each, _ in chosen], self._network_input, self.threads, self.memory.batch_size
+        )
         with (
             images,
             prefetch(self._compute, self._inputs(chosen, images), self.gpu_threads, self.gpu_threads + 1) as computed,
@@ -204,7 +205,7 @@ class TagStage:
                 record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
             elif batches:
                 chosen.append((record, batches))
-        return sorted(chosen, key=lambda each: self._size(each[0])) if self.batch_size > 1 else chosen
+        return sorted(chosen, key=lambda each: self._size(each[0])) if self.memory.batch_size > 1 else chosen
 
     def _size(self, record: Record) -> tuple[int, int]:
         """The (width, height) that the network reads."""
@@ -213,9 +214,9 @@ class TagStage:
     def _inputs(
         self, chosen: Iterable[tuple[Record, list[Batch]]], images: ImageFeed[Tensor]
     ) -> Iterator[list[TaggerInput]]:
-        """At most `batch_size` images of equal size at a time. Images that cannot be read become error rows."""
+        """At most `memory.batch_size` images of equal size at a time. Images that cannot be read become error rows."""
         for _, same in groupby(chosen, lambda each: self._size(each[0])):
-            while some := list(islice(same, self.batch_size)):
+            while some := list(islice(same, self.memory.batch_size)):
                 opened = (self._input(record, batches, images) for record, batches in some)
                 if inputs := [each for each in opened if each is not None]:
                     yield inputs
@@ -251,26 +252,7 @@ class TagStage:
 
     def _compute(self, inputs: list[TaggerInput]) -> tuple[list[TaggerInput], list[list[Tensor]]]:
         """The inputs, and for each the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
-        with suppress(torch.cuda.OutOfMemoryError), self.memory.shared():
-            return inputs, self._forward(inputs)
-        with self.memory.alone():
-            return inputs, self._in_halves(inputs)
-
-    def _in_halves(self, inputs: list[TaggerInput]) -> list[list[Tensor]]:
-        """The scores of a batch that is too large for the memory. Raises UserError: an image alone is."""
-        if len(inputs) == 1:
-            with enough_memory(self.device, _REMEDY):
-                return self._forward(inputs)
-        half = len(inputs) // 2
-        self.batch_size = min(self.batch_size, half)  # from now on
-        scores = []
-        for part in (inputs[:half], inputs[half:]):
-            with suppress(torch.cuda.OutOfMemoryError):  # after it, what it holds is free
-                scores += self._forward(part)
-                continue
-            torch.cuda.empty_cache()
-            scores += self._in_halves(part)
-        return scores
+        return inputs, self.memory.compute(self._forward, inputs)
 
     @torch.no_grad()
     def _forward(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:

@@ -47,7 +47,7 @@ def test_gpus_that_were_not_asked_for_are_hidden(monkeypatch):
 
 def test_memory_is_for_threads_together_or_for_one_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("emptied"))
-    said, memory, computes, go_on = [], GpuMemory(2), Event(), Event()
+    said, memory, computes, go_on = [], GpuMemory(torch.device("cpu"), "", 2), Event(), Event()
 
     def compute():
         with memory.shared():

@@ -64,6 +64,18 @@ def test_image_preparation_equals_the_reference(original):
     torch.testing.assert_close(blip.prepare(image()), authors(image()), atol=1e-6, rtol=0)
 
 
+def test_resized_pixels_are_normalised_on_a_device_to_the_same_bits(original):
+    blip, made = load(original), [image(), image(60, 32)]
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (blip.prepare.mean, blip.prepare.std))
+    for each in made:
+        pixels = torch.from_numpy(np.array(each.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+        assert torch.equal(blip.prepare(each), (pixels.float() / 255 - mean) / std)
+    resized = [blip.prepare.resize(each) for each in made]
+    assert {each.dtype for each in resized} == {torch.uint8}
+    assert torch.equal(blip.to_device(resized), blip.to_device([blip.prepare(each) for each in made]))
+    assert blip.to_device(resized).is_contiguous()
+
+
 def test_preparation_uses_the_checkpoint_or_clip_defaults(folder):
     settings = folder / "preprocessor_config.json"
     change(settings, image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3], resample=2)

@@ -14,6 +14,7 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.captioner import Refused
 from sgpipe.stages.caption.stage import CaptionStage
+from sgpipe.utils.devices import GpuMemory
 from tests.factories import make_blip
 
 SIZES = [(60, 40), (32, 32), (45, 70), (90, 30), (33, 57), (64, 64), (51, 43)]
@@ -97,8 +98,46 @@ def test_captions_do_not_depend_on_order_company_or_calls(captioner, images):
 def test_padded_groups_as_on_a_gpu_give_the_same_captions(captioner, images):
     stage = make_stage(captioner, images)
     alone = captions(stage)
-    stage.captioner.group = 3
+    stage.captioner.memory.batch_size = 3
     assert captions(stage) == alone
+
+
+def as_on_a_gpu(stage, size):
+    """A device that gets images as bytes, in groups that two threads compute: the model's is still the CPU."""
+    made = stage.captioner
+    made.device, made.gpu_threads = torch.device("meta"), 2
+    made.memory = GpuMemory(made.device, "lower caption.samples", 2, size)
+    return stage
+
+
+def test_images_that_a_device_normalises_in_threads_give_the_same_captions(captioner, images):
+    made, dtypes = as_on_a_gpu(make_stage(captioner, images, scopes=("image", "box")), 3), []
+    to_device = type(made.captioner.blip).to_device
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(made.captioner.blip),
+            "to_device",
+            lambda blip, pixels: (dtypes.append(pixels[0].dtype), to_device(blip, pixels))[1],
+        )
+        found = captions(made, records(4))
+    assert found == captions(make_stage(captioner, images, scopes=("image", "box")), records(4))
+    assert set(dtypes) == {torch.uint8}
+
+
+def test_a_group_that_does_not_fit_is_halved_from_then_on(captioner, images, monkeypatch):
+    alone, made, sizes = captions(make_stage(captioner, images)), make_stage(captioner, images), []
+    encode = type(made.captioner.blip).encode
+
+    def encode_few(blip, pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encode(blip, pixels)
+
+    monkeypatch.setattr(type(made.captioner.blip), "encode", encode_few)
+    made.captioner.memory.batch_size = 4
+    assert captions(made) == alone
+    assert sizes == [4, 2, 2, 2, 2]
 
 
 def test_other_scopes_samples_and_crops_do_not_change_a_caption(captioner, images):

@@ -121,7 +121,7 @@ def test_labels_do_not_depend_on_threads_that_open_images(folder: Path) -> None:
 def in_batches(folder: Path, size: int, pair: PairConfig | None = None) -> TagStage:
     """As on a GPU; there are many groups of pairs, of different numbers and predicates."""
     made = stage(folder, pair, group_size=2, chunk=2)
-    made.threads, made.gpu_threads, made.batch_size = 2, 1, size
+    made.threads, made.gpu_threads, made.memory.batch_size = 2, 1, size
     return made
 
 
@@ -173,7 +173,7 @@ def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder:
     tagged = made([record(0) for _ in range(7)])
     assert all(item.relations == tagged[0].relations for item in tagged)
     assert sizes[:3] == [4, 2, 1]
-    assert made.batch_size == 1
+    assert made.memory.batch_size == 1
 
 
 def test_what_did_not_fit_is_free_before_its_halves_are_computed(folder: Path) -> None:
@@ -190,7 +190,7 @@ def test_what_did_not_fit_is_free_before_its_halves_are_computed(folder: Path) -
 
     made.tagger.encode_image = encode
     made([record(0) for _ in range(8)])
-    assert made.batch_size == 2
+    assert made.memory.batch_size == 2
 
 
 def test_labels_do_not_depend_on_other_records(folder: Path) -> None:
