@@ -16,6 +16,7 @@ from sgpipe.errors import UserError
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
 from sgpipe.recipe import CaptionConfig, DetectConfig, ParseConfig, Recipe, Resources, TagConfig
 from sgpipe.stages.base import Stage
+from sgpipe.stages.caption.families import is_blip
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import usable_gpus
@@ -138,15 +139,28 @@ def _local_models(recipe: Recipe) -> dict[str, DetectConfig | CaptionConfig | Pa
     return {name: config for name, (is_here, config) in here.items() if is_here}
 
 
-def unused_gpus(stages: Sequence[Stage]) -> str | None:
-    """A note for users whose GPUs no stage asks for."""
+def gpu_notes(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
+    """For users whose GPUs no stage asks for, or who set `compile` where PyTorch compiles nothing."""
     gpus = ray.cluster_resources().get("GPU", 0)
-    if not gpus or any(stage.resources.gpus for stage in stages):
-        return None
-    return (
-        f"NOTE: Ray has {gpus:g} {'GPU' if gpus == 1 else 'GPUs'}, but no stage uses one: "
-        "set caption.resources.gpus and tag.resources.gpus"
-    )
+    if gpus and not any(stage.resources.gpus for stage in stages):
+        yield (
+            f"Ray has {gpus:g} {'GPU' if gpus == 1 else 'GPUs'}, but no stage uses one: "
+            "set caption.resources.gpus and tag.resources.gpus"
+        )
+    caption, tag, names = recipe.caption, recipe.tag, {stage.name for stage in stages}
+    if "caption" in names and caption.compile:
+        why = "" if is_blip(caption) else "only BLIP in the actors is compiled"
+        why = why or ("beam search is not compiled" if caption.decoding == "beam" else _on_cpu(caption))
+        if why:
+            yield f"caption.compile is ignored: {why}"
+    if "tag" in names and tag.compile:
+        why = _on_cpu(tag) if tag.method == "rtagger" else "only an R-Tagger is compiled"
+        if why:
+            yield f"tag.compile is ignored: {why}"
+
+
+def _on_cpu(config: CaptionConfig | TagConfig) -> str:
+    return "" if config.resources.gpus and config.device != "cpu" else "the model computes on a CPU"
 
 
 class Utilization:

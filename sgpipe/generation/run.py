@@ -14,7 +14,7 @@ from sgpipe.calibration import choose_thresholds
 from sgpipe.errors import UserError, existing_model, existing_run, in_python
 from sgpipe.generation.identity import STAGES, as_started, identity, in_todays_settings, source_identity
 from sgpipe.generation.parent import Reuse
-from sgpipe.generation.pools import Pool, Utilization, plan_pools, share_gpus, stages_sharing_gpus, unused_gpus
+from sgpipe.generation.pools import Pool, Utilization, gpu_notes, plan_pools, share_gpus, stages_sharing_gpus
 from sgpipe.generation.ray_engine import run_units
 from sgpipe.generation.run_images import as_named, check_names, keep_indexes, open_image_roots
 from sgpipe.generation.work_units import UnitReader, UnitWriter, WorkUnit, cut_units, plan_units
@@ -328,8 +328,8 @@ class _Work:
         actors = max(pool.actors for pool in plan_pools(stages, sum(unit.rows for unit in units)))
         units = cut_units(units, recipe.engine.unit_size, actors)
         pools = plan_pools(stages, len(units))
-        if note := unused_gpus(stages):
-            progress.say(note)
+        for note in gpu_notes(recipe, stages):
+            progress.say(f"NOTE: {note}")
         for pool in pools:
             of = f" of {pool.need}" if pool.need.gpus else ""
             progress.say(f"{count(pool.actors, 'actor')}{of}: {pool.name}")

@@ -32,7 +32,7 @@ def without_ray() -> Iterator[None]:
         patch.setattr(spacy, "load", load_once)
         patch.setattr(run, "start_ray", lambda *_: None)
         patch.setattr(run, "check_machines", lambda: [])
-        patch.setattr(run, "unused_gpus", lambda _: None)
+        patch.setattr(run, "gpu_notes", lambda *_: ())
         patch.setattr(run, "plan_pools", lambda stages, units: [Pool(tuple(stages), Resources(), 1)])
         patch.setattr(run, "run_units", _run_units)
         yield
