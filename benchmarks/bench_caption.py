@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from rich.table import Table
 from torch import Tensor
-from transformers import BlipConfig, BlipForConditionalGeneration
+from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration
 
 from benchmarks.measure import matrix_rate, medians, operations, report
 from sgpipe.stages.caption.blip import fuse_vision_attention
@@ -61,6 +62,18 @@ def random_blip(
     with torch.no_grad():
         model.text_decoder.bert.embeddings.word_embeddings.weight.mul_(8 * (768 / width) ** 0.5)
     return model.eval()
+
+
+def save_random_blip(folder: Path, shape: str = "base") -> str:
+    """A folder with a random BLIP whose words mean nothing. Returns its path."""
+    random_blip(**SHAPES[shape]).save_pretrained(folder)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of"]
+    words = [*special, *(f"w{number}" for number in range(START - len(special)))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def _transformer(width: int, layers: int, heads: int) -> dict[str, Any]:
