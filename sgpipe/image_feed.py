@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from typing import Any, Generic, TypeVar
 
@@ -13,8 +13,10 @@ from PIL import Image
 from sgpipe.image_roots import ImageFile, Location, image_root
 from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Record
+from sgpipe.utils.prefetch import start_early
 
 Prepared = TypeVar("Prepared")
+_Started = tuple[Record, Future[Any]]
 
 _PER_THREAD = 2  # images that are opened before they are needed
 _MOST_BYTES = 128 << 20  # of waiting files or decoded images; more only while the largest images are read
@@ -42,28 +44,33 @@ class ImageFeed(Generic[Prepared]):
     ) -> None:
         self._roots = roots
         self._prepare = prepare
-        self._left = deque(record for record in records if record.ok)
-        self._waiting: deque[tuple[Record, Future[Any]]] = deque()
-        splits = {record.split for record in self._left} & roots.keys()
+        given = [record for record in records if record.ok]
+        splits = {record.split for record in given} & roots.keys()
         number = max((image_root(roots[split]).threads for split in splits), default=0)
         self._decodes = threads > 0
-        self._most = _PER_THREAD * max(number, threads) + (batch if threads else 0)
-        self._pool = ThreadPoolExecutor(max(number, threads), "images") if number or threads else None
+        self._left = {id(record) for record in given} if number or threads else set()  # that threads will open
+        self._pool = ThreadPoolExecutor(max(number, threads, 1), "images")
+        most = _PER_THREAD * max(number, threads) + (batch if threads else 0)
+        self._started = start_early(self._start, given, most, self._is_full)
 
     def __enter__(self) -> ImageFeed[Prepared]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def open(self, record: Record) -> Prepared:
-        """What `prepare` makes of the image of a record. Raises as `open_row_image`."""
-        self._submit()
-        while self._waiting:
-            there, future = self._waiting.popleft()
+        """What `prepare` makes of the image of a record; those of the records before it are dropped.
+
+        Any record may be opened, but threads open only those that were given, in their order. Raises as
+        `open_row_image`.
+        """
+        while id(record) in self._left:
+            there, future = next(self._started)
+            self._left.discard(id(there))
             if there is record:
                 return future.result() if self._decodes else self._prepared(record, *future.result())
+            future.cancel()
         return self._opened(record)
 
     def _opened(self, record: Record) -> Prepared:
@@ -73,21 +80,18 @@ class ImageFeed(Generic[Prepared]):
         size = (record.width, record.height)
         return self._prepare(decode(file, size, name, upright=is_upright(record.dataset)), file)
 
-    def _submit(self) -> None:
-        if self._pool is None:
-            return
-        while self._left and len(self._waiting) < self._most and self._bytes() < _MOST_BYTES:
-            record = self._left.popleft()
-            if self._decodes:
-                future: Future[Any] = self._pool.submit(self._opened, record)
-            else:
-                future = self._pool.submit(image_file, self._roots, record)
-            self._waiting.append((record, future))
+    def _start(self, record: Record) -> _Started:
+        return record, self._pool.submit(self._opened if self._decodes else partial(image_file, self._roots), record)
 
-    def _bytes(self) -> int:
-        """Of the decoded images that wait or are being read; without threads that decode, of the files that wait."""
+    def _is_full(self, pending: Collection[_Started]) -> bool:
+        return sum(map(self._bytes, pending)) >= _MOST_BYTES
+
+    def _bytes(self, started: _Started) -> int:
+        """Of a decoded image that waits or is being read; without threads that decode, of a file that waits."""
+        record, future = started
         if self._decodes:
-            return sum(_PIXEL_BYTES * record.width * record.height for record, _ in self._waiting)
-        done = (future for _, future in self._waiting if future.done() and future.exception() is None)
-        files = (future.result()[0] for future in done)
-        return sum(len(file.getbuffer()) for file in files if isinstance(file, BytesIO))
+            return _PIXEL_BYTES * record.width * record.height
+        if not future.done() or future.exception() is not None:
+            return 0
+        file, _ = future.result()
+        return len(file.getbuffer()) if isinstance(file, BytesIO) else 0

@@ -104,9 +104,9 @@ def score_network(network: Path, recipe: TrainRecipe, shards: Path) -> RelationS
     found = replace(found, relations=LabelVocabulary.from_counts({**dict.fromkeys(PREDICATES, 1), **counts}))
     model = CLASSES[recipe.model.kind].from_pretrained(network)
     feed = make_feed(TrainingJob(recipe, shards, found, found), model, 0, 1)
-    batches = feed.validation()
-    assert batches is not None
-    with batches:
+    validation = feed.validation()
+    assert validation is not None
+    with validation as batches:
         return score_batches(make_objective(model, recipe), batches, torch.device("cpu"))[0]
 
 

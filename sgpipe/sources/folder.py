@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +23,7 @@ from sgpipe.records import FOLDER_DATASET
 from sgpipe.sources.annotated import replace_surrogates, to_single_line
 from sgpipe.sources.detections import Detections
 from sgpipe.utils.console import count
+from sgpipe.utils.prefetch import prefetch
 
 SUFFIXES = (*_SUFFIXES, *HEIF_SUFFIXES) if reads_heif() else _SUFFIXES
 
@@ -149,12 +149,8 @@ def _sizes(root: ImageRoot, names: Sequence[str]) -> Iterator[tuple[tuple[int, i
         except ImageError as error:
             return (0, 0), str(error)
 
-    if not root.threads:
-        yield from map(read, names)
-        return
-    with ThreadPoolExecutor(_HEADERS_PER_THREAD * root.threads) as pool:
-        for start in range(0, len(names), _HEADERS_AT_ONCE):
-            yield from pool.map(read, names[start : start + _HEADERS_AT_ONCE])
+    with prefetch(read, names, _HEADERS_PER_THREAD * root.threads, _HEADERS_AT_ONCE) as sizes:
+        yield from sizes
 
 
 def no_images(root: str | Path, notes: Iterable[str]) -> str:

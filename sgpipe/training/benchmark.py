@@ -33,11 +33,11 @@ from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoia_classes import HICO
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
-from sgpipe.training.data.prefetcher import Prefetcher
 from sgpipe.training.data.rows import COLUMNS, TrainingRow
 from sgpipe.training.data.training_set import ClosedLabels, TrainingSet, UsableRowGroup, shards_by_split
 from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.devices import pick_dtype
+from sgpipe.utils.prefetch import prefetch_generator
 
 _BLANK = (3, 64, 64)
 Item = TypeVar("Item")
@@ -122,7 +122,7 @@ class Benchmark:
     def _images(self) -> Iterator[EvaluationImage]:
         nothing = ImageGroundTruth.from_lists([], [], [])
         empty = PredictedPairs(nothing.boxes, nothing.boxes, nothing.labels, nothing.labels, self._no_scores())
-        with Prefetcher(self._batches()) as batches:
+        with prefetch_generator(self._batches()) as batches:
             for batch in _lockstep(batches):
                 found = self._detect(batch or [])
                 for index, (values, _) in enumerate(batch or []):

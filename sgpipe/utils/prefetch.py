@@ -1,16 +1,45 @@
-"""Compute results in threads before they are requested, in their order."""
+"""Compute results before they are requested, in their order: of items, in threads, or of a generator, in one thread."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
-from typing import TypeVar
+from itertools import chain, islice, repeat, takewhile
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Started = TypeVar("Started")
+
+
+def start_early(
+    start: Callable[[Item], Started],
+    items: Iterable[Item],
+    most: int,
+    is_full: Callable[[Collection[Started]], bool] = lambda pending: False,
+    cancel: Callable[[Started], Any] = lambda started: None,
+) -> Generator[Started, None, None]:
+    """What `start` returns for each item, such as a future, after it has been called for the next items too.
+
+    Args:
+        items: read in the caller's thread.
+        most: number of results that are computed or wait; at least 1.
+        is_full: whether those that are computed or wait are enough even if they are fewer.
+        cancel: called for what was not requested when the generator is closed.
+    """
+    pending: deque[Started] = deque()
+    try:
+        for item in items:
+            pending.append(start(item))
+            while pending and (len(pending) >= most or is_full(pending)):
+                yield pending.popleft()
+        while pending:
+            yield pending.popleft()
+    finally:
+        for started in pending:
+            cancel(started)
 
 
 @contextmanager
@@ -19,26 +48,36 @@ def prefetch(
 ) -> Iterator[Iterator[Result]]:
     """The results of each item, computed in threads; without threads, when they are requested.
 
+    An exception is raised where its result is requested. At the end, what threads still compute is not waited for.
+
     Args:
         items: read in the caller's thread.
         most: number of results that are computed or wait.
     """
     if not threads:
-        yield map(function, items)
+        yield (function(item) for item in items)
         return
     pool = ThreadPoolExecutor(threads, "prefetch")
     try:
-        yield _in_order(function, iter(items), pool, most)
+        yield (future.result() for future in start_early(lambda item: pool.submit(function, item), items, most))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_order(
-    function: Callable[[Item], Result], items: Iterator[Item], pool: ThreadPoolExecutor, most: int
-) -> Iterator[Result]:
-    pending: deque[Future[Result]] = deque()
-    while True:
-        pending.extend(pool.submit(function, item) for item in islice(items, most - len(pending)))
-        if not pending:
-            return
-        yield pending.popleft().result()
+@contextmanager
+def prefetch_generator(results: Generator[Result, None, None], most: int = 3) -> Iterator[Iterator[Result]]:
+    """The results of a generator, which runs in a thread.
+
+    An exception is raised after the results before it. At the end, the generator is closed, once what its thread
+    computes is done.
+
+    Args:
+        most: number of results that are computed or wait.
+    """
+    pool = ThreadPoolExecutor(1, "prefetch")
+    try:
+        futures = start_early(lambda count: pool.submit(list, islice(results, count)), repeat(1), most)
+        yield chain.from_iterable(takewhile(bool, (future.result() for future in futures)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        results.close()

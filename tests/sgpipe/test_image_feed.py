@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from sgpipe import image_feed
 from sgpipe.errors import ImageError
 from sgpipe.image_feed import ImageFeed
 from sgpipe.image_roots import ImageFile
+from sgpipe.image_roots.folder import FolderRoot
 from sgpipe.records import Record
 
 NUMBER = 20
@@ -58,10 +61,52 @@ def test_threads_change_no_image_and_no_error(folder: Path, step: int) -> None:
     assert sum(isinstance(each, str) for each in seen[0]) == {1: 3, 3: 1}[step]
 
 
-def test_a_record_that_was_not_announced_is_opened(folder: Path) -> None:
+def test_a_record_that_was_not_announced_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what was announced lost by that, or read twice."""
+    read: list[str] = []
+    original = image_feed.image_file
+    monkeypatch.setattr(image_feed, "image_file", lambda roots, row: read.append(row.image_id) or original(roots, row))
     first, *others = records()
+    others = [record for record in others if record.ok]
     with ImageFeed({"val": folder}, others, content, threads=2) as images:
-        assert images.open(first) == images.open(first)
+        for record in others:
+            outcome(images, record)
+            assert images.open(first) == images.open(first)
+    assert sorted(read) == sorted([*(record.image_id for record in others), *["0"] * 2 * len(others)])
+
+
+class Store(FolderRoot):
+    """A folder whose files threads read."""
+
+    threads = 2
+
+    def open(self, name: str) -> ImageFile:
+        return BytesIO((self.folder / name).read_bytes())
+
+
+class AtOnce(ThreadPoolExecutor):
+    """Computes when it is asked to."""
+
+    def submit(self, function, *args):
+        future = super().submit(function, *args)
+        wait([future])
+        return future
+
+
+@pytest.mark.parametrize(("most_bytes", "expected"), [(image_feed._MOST_BYTES, 2 * 2), (1, 1)])
+def test_files_are_read_only_while_few_bytes_wait(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, expected: int
+) -> None:
+    started: list[Record] = []
+    original = image_feed.image_file
+    monkeypatch.setattr(image_feed, "image_file", lambda roots, row: started.append(row) or original(roots, row))
+    monkeypatch.setattr(image_feed, "_MOST_BYTES", most_bytes)
+    monkeypatch.setattr(image_feed, "ThreadPoolExecutor", AtOnce)
+    given = records()[8:]
+    with ImageFeed({"val": Store(folder)}, given, content) as images:
+        for number, record in enumerate(given):
+            assert len(images.open(record)) == 3 * record.width * record.height
+            assert len(started) == min(number + expected, len(given))
 
 
 def test_only_a_few_images_are_prepared_before_they_are_needed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

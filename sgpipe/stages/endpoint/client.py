@@ -11,10 +11,9 @@ import random
 import re
 import threading
 import weakref
-from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from itertools import islice
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +32,7 @@ from sgpipe.stages.endpoint.messages import (
 )
 from sgpipe.stages.endpoint.transport import NotFoundError, RejectedError, TransientError, Transport
 from sgpipe.utils.console import count
+from sgpipe.utils.prefetch import start_early
 
 _CHAT, _MODELS = "chat/completions", "models"
 _FIRST_PAUSE, _LONGEST_BACKOFF = 0.5, 30.0  # seconds
@@ -93,18 +93,14 @@ class ChatEndpoint:
 
         Requests are taken from the iterable as they are needed. Raises as `ask`; what is under way is cut then.
         """
-        remaining, waiting = iter(requests), deque[Future[Answer | Refusal]]()
         most = _AHEAD * self.requests.in_flight
-        try:
-            while True:
-                waiting.extend(self._start(self._answer(each)) for each in islice(remaining, most - len(waiting)))
-                if not waiting:
-                    return
-                yield waiting[0].result()
-                waiting.popleft()
-        finally:
-            for future in waiting:
-                future.cancel()
+        started = start_early(lambda each: self._start(self._answer(each)), requests, most, cancel=Future.cancel)
+        with closing(started):
+            for future in started:
+                try:
+                    yield future.result()
+                finally:
+                    future.cancel()  # no effect once there is an answer
 
     def _start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
         """Run in the event loop of a thread, because the caller may be in a loop of its own, such as a notebook's."""

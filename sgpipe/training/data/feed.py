@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
@@ -22,10 +21,10 @@ from sgpipe.errors import UserError
 from sgpipe.image_roots import ImageRoots
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.storage.manifest import image_indexes
-from sgpipe.training.data.prefetcher import Prefetcher
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
 from sgpipe.training.data.training_set import TrainingSet
 from sgpipe.training.recipe import DataConfig
+from sgpipe.utils.prefetch import prefetch_generator, start_early
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ class ShardFeed:
     def steps_per_epoch(self) -> int:
         return self.stream.steps_per_epoch
 
-    def read(self, epoch: int = 0, step: int = 0) -> Prefetcher[list[TrainingBatch]]:
+    def read(self, epoch: int = 0, step: int = 0) -> AbstractContextManager[Iterator[list[TrainingBatch]]]:
         """The parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
         data = self.data
         preparation = self._preparation(self.reader, data.augment)
         steps = batches(self.stream.steps(epoch, step), preparation, data.threads, data.prefetch)
-        return Prefetcher(_pinned(steps) if self.pinned else steps)
+        return prefetch_generator(_pinned(steps) if self.pinned else steps)
 
     def _preparation(self, reader: ImageReader, augment: Augmentation | None) -> ExamplePreparation:
         data = self.data
@@ -104,12 +103,12 @@ class ShardFeed:
             related_first=data.related_first,
         )
 
-    def validation(self) -> Prefetcher[TrainingBatch] | None:
+    def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
         """This worker's share of all validation images; None without a validation set.
 
         Every worker gets the same number of batches, so some of them may be empty.
         """
-        return None if self.validation_set is None else Prefetcher(self._validation(self.validation_set))
+        return None if self.validation_set is None else prefetch_generator(self._validation(self.validation_set))
 
     def _validation(self, validation_set: TrainingSet) -> Generator[TrainingBatch, None, None]:
         stream = replace(self.stream, training_set=validation_set, training=False)
@@ -158,6 +157,9 @@ class ExamplePreparation:
         return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), item.size, boxes)
 
 
+_StartedPart = tuple[StepPart, list[Future[TrainingExample | None]]]
+
+
 def batches(
     steps: Iterator[TrainingStep], preparation: ExamplePreparation, threads: int, prefetch: int
 ) -> Generator[list[TrainingBatch], None, None]:
@@ -166,19 +168,14 @@ def batches(
     The batches do not depend on the number of threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
-    pending: deque[list[tuple[StepPart, list[Future[TrainingExample | None]]]]] = deque()
+
+    def start(step: TrainingStep) -> list[_StartedPart]:
+        return [
+            (part, [pool.submit(preparation.example, item, part.texts) for item in part.items]) for part in step.parts
+        ]
+
     try:
-        for step in steps:
-            pending.append(
-                [
-                    (part, [pool.submit(preparation.example, item, part.texts) for item in part.items])
-                    for part in step.parts
-                ]
-            )
-            if len(pending) > prefetch:
-                yield [_batch(*part) for part in pending.popleft()]
-        while pending:
-            yield [_batch(*part) for part in pending.popleft()]
+        yield from map(_collated, start_early(start, steps, prefetch + 1))  # nothing here keeps the last step's images
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -189,7 +186,11 @@ def _pinned(steps: Generator[list[TrainingBatch], None, None]) -> Generator[list
             yield [part.pinned() for part in parts]
 
 
-def _batch(part: StepPart, futures: list[Future[TrainingExample | None]]) -> TrainingBatch:
+def _collated(parts: Sequence[_StartedPart]) -> list[TrainingBatch]:
+    return [_batch(*part) for part in parts]
+
+
+def _batch(part: StepPart, futures: Sequence[Future[TrainingExample | None]]) -> TrainingBatch:
     examples = [future.result() for future in futures]
     readable = [example for example in examples if example is not None]
     return collate(readable, part.network_texts, skipped=len(examples) - len(readable))

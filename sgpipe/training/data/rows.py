@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sgpipe.storage.remote import uri_of
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.order import Epoch
 from sgpipe.training.data.training_set import TrainingSet, UsableRowGroup
+from sgpipe.utils.prefetch import prefetch
 
 _FETCHED = 8  # row groups of a store at once
 COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status")
@@ -72,23 +73,11 @@ def _read_windows(
     training_set: TrainingSet, epoch: Epoch, window: int
 ) -> Generator[tuple[list[UsableRowGroup], list[pa.Table]], None, None]:
     """The row groups of each window from this one on. Threads read those in a store while the last window is used."""
-    pool = ThreadPoolExecutor(_FETCHED, thread_name_prefix="row groups")
-
-    def read(number: int) -> tuple[list[UsableRowGroup], list[Callable[[], pa.Table]]]:
-        groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits_of(number)]
-        return groups, [
-            pool.submit(_read, group).result if uri_of(group.file) else partial(_read, group) for group in groups
-        ]
-
-    try:
-        groups, reads = read(window)
-        while groups:
-            window += 1
-            following = read(window)
-            yield groups, [wait() for wait in reads]
-            groups, reads = following
-    finally:
-        pool.shutdown(cancel_futures=True)
+    groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
+    threads = _FETCHED if any(uri_of(folder.root) for folder in training_set.folders) else 0
+    with prefetch(_read, groups, threads, epoch.window + 1) as tables:
+        for start in range(0, len(groups), epoch.window):
+            yield groups[start : start + epoch.window], list(islice(tables, epoch.window))
 
 
 def _read(group: UsableRowGroup) -> pa.Table:

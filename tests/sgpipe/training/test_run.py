@@ -83,7 +83,7 @@ def test_the_files_of_a_training(trained_tagger: Path) -> None:
     rates = {"lr_rest", "lr_backbone", "lr_text"}
     for row in steps(trained_tagger):
         assert row.keys() >= losses | rates | {"waited", "images_per_second", "skipped", "memory", "gradient_norm"}
-        assert 0 <= row["waited"] <= 1
+        assert 0 < row["waited"] <= 1
         assert row["skipped"] == 0
     assert list((trained_tagger / "tensorboard").glob("events.*"))
     assert not list(trained_tagger.rglob(".*tmp")) + list(trained_tagger.rglob(".writing-*"))

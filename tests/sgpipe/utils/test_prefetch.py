@@ -1,15 +1,19 @@
-"""Results computed in threads before they are requested."""
+"""Results that are computed before they are requested: the same, in the same order, and only a few of them."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator
+from contextlib import closing
 
 import pytest
 
-from sgpipe.utils.prefetch import prefetch
+from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
+from tests.endpoint_server import wait_until
 
 NUMBER = 30
+PATIENCE = 10  # seconds
 
 
 def later(number: int) -> int:
@@ -17,6 +21,13 @@ def later(number: int) -> int:
     if number == 20:
         raise ValueError(str(number))
     return number * number
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])
@@ -43,3 +54,121 @@ def test_only_a_few_items_are_read(threads: int, most: int) -> None:
         assert len(read) == most
         assert next(results) == 1
         assert len(read) == most + 1
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_items_are_read_by_the_caller_and_results_computed_by_threads(threads: int) -> None:
+    here = threading.current_thread()
+    items = (threading.current_thread() for _ in range(9))
+    with prefetch(lambda reader: (reader, threading.current_thread()), items, threads, 4) as results:
+        for reader, computer in results:
+            assert reader is here
+            assert (computer is here) == (threads == 0)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt])
+def test_no_exception_ends_the_results_silently(threads: int, error: type[BaseException]) -> None:
+    def fail(number: int) -> None:
+        raise error
+
+    expected = RuntimeError if error is StopIteration else error
+    with pytest.raises(expected), prefetch(fail, range(3), threads, 2) as results:
+        list(results)
+
+
+def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:
+    begun, go_on, ended = [], threading.Event(), []
+
+    def block(number: int) -> int:
+        begun.append(number)
+        if number:
+            go_on.wait(PATIENCE)
+            ended.append(number)
+        return number
+
+    def interrupt() -> None:
+        with prefetch(block, range(NUMBER), 2, 8) as results:
+            assert next(results) == 0
+            wait_until(lambda: len(begun) == 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert ended == []
+    go_on.set()
+    wait_until(lambda: len(ended) == 2)
+    assert begun == [0, 1, 2]
+
+
+def test_as_much_is_started_as_may_wait() -> None:
+    started: list[int] = []
+
+    def start(number: int) -> int:
+        started.append(number)
+        return number
+
+    def is_full(pending: Collection[int]) -> bool:
+        return sum(pending) >= 10
+
+    counts = [(each, len(started)) for each in start_early(start, [1, 2, 99, 4, 5, 1, 1], 4, is_full)]
+    assert counts == [(1, 3), (2, 3), (99, 3), (4, 6), (5, 7), (1, 7), (1, 7)]
+
+
+def test_what_was_not_requested_is_cancelled() -> None:
+    cancelled: list[int] = []
+    with closing(start_early(int, range(9), 4, cancel=cancelled.append)) as started:
+        assert next(started) == 0
+    assert cancelled == [1, 2, 3]
+
+
+def numbers(made: list[int], closed: threading.Event | None = None) -> Generator[int, None, None]:
+    try:
+        for number in range(NUMBER):
+            made.append(number)
+            yield later(number)
+    finally:
+        if closed is not None:
+            closed.set()
+
+
+def test_results_of_a_generator_come_in_order_before_its_error() -> None:
+    with prefetch_generator(numbers([])) as results:
+        assert [next(results) for _ in range(20)] == [number * number for number in range(20)]
+        with pytest.raises(ValueError, match="20"):
+            next(results)
+        assert list(results) == []
+
+
+def test_a_generator_ends() -> None:
+    falsy = [0, None, False]
+    with prefetch_generator(each for each in falsy) as results:
+        assert list(results) == falsy
+        assert list(results) == []
+
+
+def test_a_generator_runs_in_one_thread_only_a_little_in_advance() -> None:
+    made: list[int] = []
+    runners = (threading.current_thread() for _ in numbers(made))
+    with prefetch_generator(runners, most=3) as results:
+        runner = next(results)
+        wait_until(lambda: len(made) == 3)
+        assert next(results) is runner is not threading.current_thread()
+        wait_until(lambda: len(made) == 4)
+        time.sleep(0.02)
+        assert len(made) == 4
+
+
+@pytest.mark.parametrize("taken", [0, 4])
+def test_leaving_closes_the_generator_and_ends_its_thread(taken: int) -> None:
+    before, closed = threading.active_count(), threading.Event()
+
+    def interrupt() -> None:
+        with prefetch_generator(numbers([], closed)) as results:
+            assert [next(results) for _ in range(taken)] == [number * number for number in range(taken)]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert threading.active_count() == before
+    assert closed.is_set() == (taken > 0)

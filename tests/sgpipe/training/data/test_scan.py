@@ -19,11 +19,13 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import read_row_group
+from sgpipe.training.data import rows as data_rows
 from sgpipe.training.data.order import one_pass, shuffled_epoch
 from sgpipe.training.data.rows import iter_epoch, scene_graph
 from sgpipe.training.data.scan import scan, scan_training, scan_validation
 from sgpipe.training.data.training_set import TrainingSet, data_warnings
 from sgpipe.training.recipe import ShardsConfig
+from tests.endpoint_server import wait_until
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
@@ -126,6 +128,24 @@ def test_every_epoch_visits_the_images_of_a_random_limit(tmp_path):
     for epoch in range(2):
         visited = [row.values()["image_id"] for row in iter_epoch(found, shuffled_epoch(found, 3, 0, epoch))]
         assert sorted(visited) == sorted(images(found))
+
+
+def test_threads_read_row_groups_of_a_store_one_window_in_advance(tmp_path, monkeypatch):
+    config = data(make_run(tmp_path, [plain_record(str(n)) for n in range(40)], rows=2))
+    found = scan_training(config)
+    epoch = shuffled_epoch(found, 3, 0, 0)
+    read = []
+    original = data_rows._read
+    monkeypatch.setattr(data_rows, "_read", lambda group: read.append(group) or original(group))
+    expected = [row.values() for row in iter_epoch(found, epoch, 13)]
+    assert len(read) == 20 - 2 * 3
+    read.clear()
+    monkeypatch.setattr(data_rows, "uri_of", lambda path: f"s3://{path}")
+    fetched = iter_epoch(found, epoch, 13)
+    assert next(fetched).values() == expected[0]
+    wait_until(lambda: len(read) == 2 * 3)
+    assert [row.values() for row in fetched] == expected[1:]
+    assert len(read) == 20 - 2 * 3
 
 
 def test_a_lower_threshold_replaces_no_more_images_than_it_makes_usable(tmp_path):
