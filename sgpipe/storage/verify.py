@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -30,6 +29,7 @@ from sgpipe.storage.storage import ObjectStore
 from sgpipe.utils.console import count
 from sgpipe.utils.hashing import file_sha256
 from sgpipe.utils.locking import temporary_folder
+from sgpipe.utils.prefetch import prefetch
 
 Advance = Callable[[int, dict[str, int]], None]
 _ROWS = 512  # checked together
@@ -191,8 +191,8 @@ def _check_place(manifest: Manifest, repair: bool) -> None:
 def _check_shards(manifest: Manifest, found: Verification, advance: Advance) -> list[ShardEntry]:
     """The bad shards; their problems are added to `found`."""
     faults: dict[str, list[str]] = {shard.file: [] for shard in manifest.shards}
-    with ThreadPoolExecutor(_FETCHED if uri_of(manifest.root) else 1) as pool:
-        found_faults = pool.map(partial(_shard_faults, manifest.root), manifest.shards)
+    threads = _FETCHED if uri_of(manifest.root) else 1
+    with prefetch(partial(_shard_faults, manifest.root), manifest.shards, threads, 2 * threads) as found_faults:
         for (shard, overlaps), further in zip(_with_overlaps(manifest.shards), found_faults, strict=True):
             own = faults[shard.file]
             own += ["its rows overlap those of an earlier shard"] * overlaps

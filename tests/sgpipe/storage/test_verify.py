@@ -20,6 +20,7 @@ from sgpipe.records import Box, Caption, Pair, Record, Relation
 from sgpipe.sources.detections import Detections, write_detections
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.visual_genome import VisualGenome
+from sgpipe.storage import verify as verify_module
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import GroundTruth, RunFolder
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
@@ -70,6 +71,20 @@ def test_a_whole_run_is_one_line(run):
     result = CliRunner().invoke(app, ["verify", str(run)])
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [f"{run}: 5 images in 2 shards, no problems found"]
+
+
+def test_an_interruption_ends_it_before_all_shards_are_read(run, monkeypatch):
+    for start in range(5, 15):
+        commit(run, start, [full_record(start)])
+    read = []
+    monkeypatch.setattr(verify_module, "_shard_faults", lambda root, shard: read.append(shard) or [])
+
+    def interrupt(rows: int, counts: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(run, advance=interrupt)
+    assert len(read) <= 2
 
 
 def test_a_flipped_byte_is_found_wherever_it_is(run):
