@@ -39,12 +39,14 @@ def browser() -> Iterator[Browser]:
 def open_page(browser: Browser) -> Iterator[Any]:
     """A function that opens a file offline; the test fails if the page complains or loads anything else."""
     complaints: list[str] = []
+    pages: list[Page] = []
 
     def open_(file: Any, width: int = 1200, scheme: str = "light") -> Page:
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, accept_downloads=True
         )
         page = context.new_page()
+        pages.append(page)
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
@@ -56,7 +58,9 @@ def open_page(browser: Browser) -> Iterator[Any]:
         return page
 
     yield open_
-    assert complaints == []
+    heard = list(complaints)  # not that a server has ended meanwhile
+    close(pages)
+    assert heard == []
 
 
 @contextmanager
@@ -75,11 +79,13 @@ def view_server(run: Path, *options: str) -> Iterator[tuple[str, subprocess.Pope
 def visit(browser: Browser) -> Iterator[Any]:
     """A function that opens an address; the test fails if the page complains or loads anything from elsewhere."""
     complaints: list[str] = []
+    pages: list[Page] = []
 
     def visit_(url: str, width: int = 1200, scheme: str = "light", **options: Any) -> Page:
         viewport = {"width": width, "height": 900}
         context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce", **options)
         page = context.new_page()
+        pages.append(page)
         home = "/".join(url.split("/")[:3]) + "/"
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -89,7 +95,15 @@ def visit(browser: Browser) -> Iterator[Any]:
         return page
 
     yield visit_
-    assert complaints == []
+    heard = list(complaints)  # not that a server has ended meanwhile
+    close(pages)
+    assert heard == []
+
+
+def close(pages: list[Page]) -> None:
+    """Pages that stay open go on asking their server."""
+    for page in pages:
+        page.context.close()
 
 
 def eventually(read: Callable[[], object], expected: object) -> None:
