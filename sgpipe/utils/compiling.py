@@ -19,10 +19,6 @@ _Shapes: TypeAlias = tuple[tuple[Any, ...], ...]
 _WARM_UP_CALLS, _MOST_SHAPES = 8, 4
 _COMPILING_CALLS = 2  # of a shape: where a number is not the same in the second call, PyTorch compiles again
 _LONGEST_REASON = 200
-_REFUSALS = (
-    torch._dynamo.exc.TorchDynamoException,
-    getattr(torch._dynamo.exc, "FailOnRecompileLimitHit", torch._dynamo.exc.TorchDynamoException),
-)
 _COMPILING = Lock()  # of this process, in which PyTorch compiles one function at a time
 
 
@@ -93,7 +89,7 @@ class Compiled(Generic[Result]):
     def _run(self, arguments: tuple[Any, ...]) -> Result:
         try:
             return self._compiled(*arguments)
-        except _REFUSALS as reason:
+        except _refusals() as reason:
             self._fail(reason)
             return self._function(*arguments)
 
@@ -112,6 +108,12 @@ def compile_forward(*modules: nn.Module, backend: Backend = "inductor") -> Compi
     for module in modules:
         module.forward = partial(compiled, module)
     return compiled
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What PyTorch raises for what it cannot compile; not a constant, as importing its compiler takes seconds."""
+    errors = torch._dynamo.exc
+    return errors.TorchDynamoException, getattr(errors, "FailOnRecompileLimitHit", errors.TorchDynamoException)
 
 
 def one_line(reason: Exception) -> str:
