@@ -137,6 +137,11 @@ class DataConfig(Config):
         description="with limit: N random images, among those of every higher limit with this seed; null: the first N",
     )
     shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
+    similar_shapes: bool = Field(
+        False,
+        description="put images of similar aspect ratio into each step, so that less is padded; false: random ones, as "
+        "published",
+    )
     threads: int = Field(2, ge=1, description="threads per worker that read images")
     prefetch: int = Field(4, ge=1, description="steps whose images are read in advance")
 
@@ -229,6 +234,16 @@ class TrainRecipe(Config):
     workers: WorkersConfig = WorkersConfig()
 
 
+# Settings of the data that earlier versions did not have, with what they did.
+_ADDED_DATA: Mapping[str, Any] = {
+    "text_group": None,
+    "limit_seed": None,
+    "calibration": None,
+    "precision": None,
+    "similar_shapes": False,
+}
+
+
 def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a training that an earlier version started, with the values of settings that it did not have."""
     model, data = identity["model"], identity["data"]
@@ -237,7 +252,7 @@ def in_todays_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **identity,
         "model": {**model, "frozen_norms": frozen},
-        "data": {"text_group": None, "limit_seed": None, "calibration": None, "precision": None, **data, **parts},
+        "data": {**_ADDED_DATA, **data, **parts},
         "loss": {**LossConfig().model_dump(include={"costs", "dense", "only_boxes"}), **identity["loss"]},
         "optimisation": _length(identity["optimisation"]),
     }

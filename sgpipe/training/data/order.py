@@ -12,7 +12,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
+
+import numpy as np
 
 from sgpipe.training.data.training_set import TrainingSet
 
@@ -37,11 +39,13 @@ class Epoch:
     Args:
         window: visits per window.
         key: seeds the generators that shuffle windows; None: rows stay in the order of the shards.
+        step: rows per step, if those of a step are to be similar.
     """
 
     visits: tuple[Visit, ...]
     window: int
     key: str | None
+    step: int | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -66,11 +70,14 @@ class Epoch:
         """The visits of a window; empty after the last window."""
         return self.visits[window * self.window : (window + 1) * self.window]
 
-    def order(self, window: int, usable: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    def order(
+        self, window: int, usable: Sequence[Sequence[int]], shapes: Sequence[np.ndarray] = ()
+    ) -> list[tuple[int, int]]:
         """The rows of a window in order, as (index of the visit in the window, row of its table).
 
         Args:
             usable: for each visit, the usable rows of its table.
+            shapes: for each visit, a number for each row of its table, equal for similar rows; needed with `step`.
         """
         if self.key is None:
             return [(visit, row) for visit, rows in enumerate(usable) for row in rows]
@@ -81,7 +88,19 @@ class Epoch:
             for row in (rows if visit.rows == len(rows) else rng.sample(rows, visit.rows))
         ]
         rng.shuffle(drawn)
-        return drawn
+        return drawn if self.step is None else self._similar(window, drawn, shapes, rng)
+
+    def _similar(
+        self, window: int, drawn: list[tuple[int, int]], shapes: Sequence[np.ndarray], rng: random.Random
+    ) -> list[tuple[int, int]]:
+        """The rows sorted by shape, cut into steps, and the steps shuffled. Steps of two windows stay as drawn."""
+        assert self.step is not None
+        first = min(-(self._ends[window - 1] if window else 0) % self.step, len(drawn))
+        last = len(drawn) - (len(drawn) - first) % self.step
+        inner = sorted(drawn[first:last], key=lambda place: float(shapes[place[0]][place[1]]))
+        steps = [inner[at : at + self.step] for at in range(0, len(inner), self.step)]
+        rng.shuffle(steps)
+        return [*drawn[:first], *chain.from_iterable(steps), *drawn[last:]]
 
 
 def one_pass(training_set: TrainingSet) -> Epoch:
@@ -89,11 +108,14 @@ def one_pass(training_set: TrainingSet) -> Epoch:
     return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
 
 
-def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int) -> Epoch:
+def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int, step: int | None = None) -> Epoch:
     """A shuffled epoch that passes over every folder as often as its weight says.
 
     With weight 2.5, an epoch visits all rows of a row group twice and half of them a third time; the half differs
     between epochs. The number of rows is the same in every epoch.
+
+    Args:
+        step: see `Epoch`.
     """
     rng = generator("visits", seed, epoch)
     visits = []
@@ -103,7 +125,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
         whole = int(folder.weight)
         visits += own * whole + _fraction(own, folder.weight - whole)
     rng.shuffle(visits)
-    return Epoch(tuple(visits), window, f"{seed} {epoch}")
+    return Epoch(tuple(visits), window, f"{seed} {epoch}", step)
 
 
 def _fraction(visits: Sequence[Visit], fraction: float) -> list[Visit]:

@@ -27,6 +27,9 @@ _FETCHED = 8  # row groups of a store at once
 COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status")
 
 
+_SHAPES_PER_OCTAVE = 8  # aspect ratios that differ by less than 9% may count as equal
+
+
 @dataclass(frozen=True)
 class TrainingRow:
     """A row of a table in memory.
@@ -64,7 +67,8 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
             usable = [
                 _usable_rows(table, group, training_set.threshold) for table, group in zip(tables, groups, strict=True)
             ]
-            for visit, index in epoch.order(window, usable)[skipped:]:
+            shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
+            for visit, index in epoch.order(window, usable, shapes)[skipped:]:
                 yield TrainingRow(tables[visit], index, groups[visit].folder)
             window, skipped = window + 1, 0
 
@@ -92,6 +96,12 @@ def _usable_rows(table: pa.Table, row_group: UsableRowGroup, threshold: Threshol
     if len(rows) < row_group.rows:
         raise UserError(f"shard {row_group.file} has changed since the training started; start it again")
     return rows[: row_group.rows].tolist()
+
+
+def _aspect_ratios(table: pa.Table) -> np.ndarray:
+    """`[rows]`: the rounded logarithm of width / height; 0 where there is no size."""
+    width, height = (pc.fill_null(table[name], 1).to_numpy().clip(1) for name in ("width", "height"))
+    return np.round(_SHAPES_PER_OCTAVE * np.log2(width / height))
 
 
 def scene_graph(values: Mapping[str, Any], threshold: Thresholds) -> SceneAnnotation:

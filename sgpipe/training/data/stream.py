@@ -135,7 +135,8 @@ class StepStream:
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
             return one_pass(self.training_set)
-        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch)
+        step = self.batch if self.data.similar_shapes else None
+        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch, step)
 
     def steps(self, epoch: int = 0, step: int = 0) -> Iterator[TrainingStep]:
         """Endless steps, starting at a step of an epoch. Raises UserError: see `iter_epoch`."""

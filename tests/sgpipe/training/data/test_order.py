@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,9 +26,22 @@ def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
     ordered, window = [], 0
     while visits := epoch.visits_of(window):
         usable = [range(0, 2 * found.row_groups[visit.row_group].rows, 2) for visit in visits]
-        ordered += [(visits[visit].row_group, row) for visit, row in epoch.order(window, usable)]
+        shapes = [
+            np.array([shape((visit.row_group, row)) for row in range(each.stop)])
+            for visit, each in zip(visits, usable, strict=True)
+        ]
+        ordered += [(visits[visit].row_group, row) for visit, row in epoch.order(window, usable, shapes)]
         window += 1
     return ordered
+
+
+def shape(row: tuple[int, int]) -> int:
+    """One of three, without order."""
+    return (5 * row[0] + row[1] // 2) % 3
+
+
+def cut_into(ordered: list[tuple[int, int]], step: int) -> list[list[tuple[int, int]]]:
+    return [ordered[at : at + step] for at in range(0, len(ordered), step)]
 
 
 def every_row(found: TrainingSet) -> list[tuple[int, int]]:
@@ -103,3 +117,33 @@ def test_a_fraction_has_different_rows_in_every_epoch():
 def test_one_pass_ignores_weights(weights):
     found = training_set([[3, 2], [4]], weights)
     assert rows(found, one_pass(found)) == every_row(found)
+
+
+@given(sizes, st.lists(st.floats(0.01, 3.5), min_size=3, max_size=3), st.integers(1, 4), st.integers(1, 7))
+def test_similar_rows_are_the_same_rows_in_whole_steps(
+    sizes: Sizes, weights: list[float], window: int, step: int
+) -> None:
+    found = training_set(sizes, weights)
+    random, similar = (shuffled_epoch(found, window, 0, 0, each) for each in (None, step))
+    before, after = rows(found, random), rows(found, similar)
+    start = 0
+    for end in similar._ends:
+        inner = slice(-(-start // step) * step, max(end // step * step, start))
+        assert sorted(after[start:end]) == sorted(before[start:end])
+        steps = sorted(sorted(map(shape, part)) for part in cut_into(after[inner], step))
+        assert [each for part in steps for each in part] == sorted(
+            map(shape, after[inner])
+        )  # no step reaches into another
+        for outside in (slice(start, inner.start), slice(inner.stop, end)):
+            assert after[outside] == before[outside]  # steps of two windows
+        start = end
+
+
+def test_steps_of_similar_rows_come_in_random_order():
+    found = training_set([[60] * 4])
+    orders = [rows(found, shuffled_epoch(found, 4, 0, epoch, 8)) for epoch in (0, 1)]
+    for order in orders:
+        shapes = [[shape(row) for row in part] for part in cut_into(order, 8)]
+        assert sum(len(set(part)) == 1 for part in shapes) > 20
+        assert [part[0] for part in shapes] != sorted(part[0] for part in shapes)
+    assert {frozenset(part) for part in cut_into(orders[0], 8)}.isdisjoint(map(frozenset, cut_into(orders[1], 8)))
