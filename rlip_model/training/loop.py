@@ -32,6 +32,7 @@ from rlip_model.targets import TargetCounts, total_counts
 from rlip_model.training.batches import TrainingBatch
 from rlip_model.training.divergence import DivergenceError, explain
 from rlip_model.training.ema import EMA
+from rlip_model.training.gpu_utilization import GpuUtilization
 from rlip_model.training.meter import Metrics, StepMeter
 from rlip_model.training.objective import Objective, sum_parts
 from rlip_model.training.optimisation import Optimisation, make_optimizer, set_rates
@@ -73,6 +74,7 @@ class Trainer:
         wrap: wraps the objective for distributed training (DDP, FSDP).
         benchmark: computes more validation measures, in every process; see `report`.
         report: called in every process, with metrics over all processes; see `StepMeter`.
+        more: further metrics, reported with those of steps.
         best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
             Of equal ones, the latest is best.
         log_every, checkpoint_every: interval in steps; checkpoints are also written after every epoch and validation.
@@ -89,6 +91,7 @@ class Trainer:
         seed: int = 0,
         wrap: Callable[[Objective], nn.Module] | None = None,
         report: Callable[[Metrics], None] = lambda metrics: None,
+        more: Callable[[], Mapping[str, float | str]] = dict,
         benchmark: Callable[[], Mapping[str, float]] | None = None,
         best_by: str = "ap",
         log_every: int = 10,
@@ -98,7 +101,7 @@ class Trainer:
     ) -> None:
         self.objective, self.options, self.checkpoints, self.seed = objective, options, checkpoints, seed
         self.report, self.best_by, self.log_every = report, best_by, log_every
-        self.benchmark = benchmark
+        self.benchmark, self.more = benchmark, more
         self.checkpoint_every = checkpoint_every
         self.validate_every, self.validate_every_steps = validate_every, validate_every_steps
         self.device = next(objective.parameters()).device
@@ -135,9 +138,9 @@ class Trainer:
             DivergenceError: a loss or gradient is not finite; the message names the images.
             OSError: a checkpoint cannot be written.
         """
-        meter = StepMeter(self.options.total(feed.steps_per_epoch))
         self.module.train()
-        with feed.read(self.position.epoch, self.position.done) as batches:
+        with feed.read(self.position.epoch, self.position.done) as batches, GpuUtilization(self.device) as gpu:
+            meter = StepMeter(self.options.total(feed.steps_per_epoch), gpu.read, self.more)
             while not self.options.is_done(self.position.step, self.position.epoch):
                 self._advance(feed, batches, meter)
 
@@ -156,9 +159,10 @@ class Trainer:
         save_now = validate_now or not self.position.done
         if self._is_due(self.log_every) or save_now:
             self.report(meter.read(before.epoch, self.position.step, self.optimizer))
-        better = validate_now and self._validate(feed)
-        if save_now or self._is_due(self.checkpoint_every):
-            self._save(better)
+        with meter.paused():
+            better = validate_now and self._validate(feed)
+            if save_now or self._is_due(self.checkpoint_every):
+                self._save(better)
 
     def _is_validated(self) -> bool:
         if self.validate_every_steps is not None:

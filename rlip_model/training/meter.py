@@ -1,11 +1,13 @@
-"""Training metrics: losses, learning rates, speed, waiting time, memory."""
+"""Training metrics: losses, learning rates, speed, waiting time, utilization, memory."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -22,10 +24,17 @@ class StepMeter:
 
     Args:
         total: steps of the whole run.
+        utilization: see `GpuUtilization.read`.
+        more: further metrics of this process, read with the others.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(
+        self,
+        total: int,
+        utilization: Callable[[], float | None] = lambda: None,
+        more: Callable[[], Mapping[str, float | str]] = dict,
+    ) -> None:
+        self.total, self.utilization, self.more = total, utilization, more
         self.waited = 0.0
         self.skipped = 0
         self._reset()
@@ -34,6 +43,13 @@ class StepMeter:
         self.began, self.waited = time.perf_counter(), 0.0
         self.steps = self.images = 0
         self.sums: dict[str, Tensor] = {}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the block does not count."""
+        began = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - began
 
     def add(self, parts: Sequence[TrainingBatch], losses: dict[str, Tensor], norm: Tensor) -> None:
         """Add one step of this process."""
@@ -47,11 +63,12 @@ class StepMeter:
         """Read the metrics since the last reading, and reset. `epoch` of the last step counts from 0.
 
         Means of the losses; `lr_GROUP`, learning rates; `images_per_second`; `waited`, share of the time spent waiting
-        for batches; `skipped`, unreadable images since the start; `memory`, peak memory of a process in bytes.
+        for batches; `skipped`, unreadable images since the start; `memory`, peak memory of a process in bytes. On GPUs,
+        `gpu_memory`, the peak that a process took from its GPU, and `gpu_utilization`, their mean, if it is known.
         """
         seconds = max(time.perf_counter() - self.began, 1e-9)
         own = {name: float(value) / self.steps for name, value in self.sums.items()}
-        everyone = gather((own, self.images, self.waited / seconds, self.skipped, peak_memory()))
+        everyone = gather((own, self.images, self.waited / seconds, self.skipped, peak_memory(), self._gpu()))
         means = {name: sum(each[0][name] for each in everyone) / len(everyone) for name in own}
         metrics: Metrics = {
             "event": "step",
@@ -64,14 +81,33 @@ class StepMeter:
             "waited": max(each[2] for each in everyone),
             "skipped": sum(each[3] for each in everyone),
             "memory": max(each[4] for each in everyone),
+            **_together([each[5] for each in everyone]),
+            **self.more(),
         }
         self._reset()
         return metrics
+
+    def _gpu(self) -> dict[str, float]:
+        utilization = self.utilization()
+        if not torch.cuda.is_initialized():
+            return {}
+        known = {} if utilization is None else {"gpu_utilization": utilization}
+        return {"gpu_memory": _peak(torch.cuda.max_memory_reserved), **known}
+
+
+def _together(gpus: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of the GPUs of all processes."""
+    ways: Mapping[str, Callable[[Sequence[float]], float]] = {"gpu_memory": max, "gpu_utilization": fmean}
+    return {name: way([gpu[name] for gpu in gpus]) for name, way in ways.items() if all(name in gpu for gpu in gpus)}
 
 
 def peak_memory() -> int:
     """Peak memory in bytes: of the GPU that this process computes on, otherwise of the process."""
     if torch.cuda.is_initialized():
-        return max(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+        return _peak(torch.cuda.max_memory_allocated)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak(of_device: Callable[[int], int]) -> int:
+    return max(map(of_device, range(torch.cuda.device_count())))

@@ -58,6 +58,7 @@ class TrainingDisplay:
         self.console, self.epochs = console, epochs
         self._began, self._first_step = time.monotonic(), 0
         self._last = float("-inf")
+        self._compile_error = ""
         self._bar: Progress | None = None
 
     def __enter__(self) -> TrainingDisplay:
@@ -84,6 +85,9 @@ class TrainingDisplay:
 
     def show(self, row: dict[str, Any]) -> None:
         """Show one line of metrics."""
+        if (error := row.get("compile_error", self._compile_error)) != self._compile_error:
+            self._compile_error = error
+            self._print(f"NOTE: training continues without torch.compile: {error}")
         if row["event"] == "validation":
             measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
             when = f"step {row['step']}" if self.epochs is None else f"epoch {row['epoch']}/{self.epochs}"
@@ -114,8 +118,15 @@ def _step_note(row: dict[str, Any]) -> str:
     skipped = f", {images}" if row["skipped"] else ""
     return (
         f"epoch {row['epoch']}, loss {row['loss']:.3f}, {row['images_per_second']:.1f} images/s, "
-        f"waiting for images {row['waited']:.0%}{skipped}"
+        f"waiting for images {row['waited']:.0%}{_gpu_note(row)}{skipped}"
     )
+
+
+def _gpu_note(row: dict[str, Any]) -> str:
+    if "gpu_memory" not in row:
+        return ""
+    utilization = f" {row['gpu_utilization']:.0%} used," if "gpu_utilization" in row else ""
+    return f", GPU{utilization} {row['gpu_memory'] / 1e9:.1f} GB"
 
 
 def print_training(summary: TrainSummary, use: str, console: Console) -> None:
@@ -130,6 +141,8 @@ def print_training(summary: TrainSummary, use: str, console: Console) -> None:
     if summary.last:
         table.add_row("loss", f"{summary.last['loss']:.3f}")
         table.add_row("time spent waiting for images", f"{summary.last['waited']:.1%}")
+        if "gpu_utilization" in summary.last:
+            table.add_row("GPU utilization", f"{summary.last['gpu_utilization']:.1%}")
     for name in MEASURES:
         if name in summary.validation:
             table.add_row(f"validation {name}", f"{summary.validation[name]:.3f}")

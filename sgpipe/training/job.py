@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlip_model.compiling import one_line, refusals
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import TokenizerError
+from rlip_model.training.compiling import CompiledLayers
 from rlip_model.training.loop import Trainer
 from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import Checkpoints, read_position
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.training.benchmark import make_benchmark
 from sgpipe.training.data.feed import ShardFeed, WorkerShare
 from sgpipe.training.data.training_set import TrainingSet
@@ -74,13 +77,15 @@ def run_job(
     Raises:
         UserError, OSError: see `train`.
         DivergenceError: a loss or gradient is not finite.
+        EngineError: PyTorch fails to compile within a backward pass.
     """
     recipe, checkpoints = job.recipe, job.checkpoints
     latest = checkpoints.latest()
     try:
         network = CLASSES[recipe.model.kind].from_pretrained(latest or job.initial_model)
-        objective = make_objective(network, recipe)
         device = device or pick_device(recipe.workers.device, recipe.workers.gpus)
+        compiled = CompiledLayers(network) if recipe.workers.compile and device.type == "cuda" else None
+        objective = make_objective(network, recipe)
         nn.Module.to(objective, device)
         step = read_position(latest).step if latest else 0
         with MetricsLog(job.out, step, recipe.output.tensorboard, enabled=share[0] == 0) as log:
@@ -91,13 +96,27 @@ def run_job(
                     show(row)
 
             benchmark = make_benchmark(recipe, objective, job.validation_set, share)
-            trainer = make_trainer(objective, job, report, wrap, benchmark)
-            if latest:
-                trainer.restore(latest)
             with enough_memory(device, _REMEDY):
-                trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
+                if compiled is not None:
+                    compiled.compile(objective, recipe.optimisation.batch // share[1] // recipe.optimisation.accumulate)
+                more = dict if compiled is None else compiled.metrics
+                trainer = make_trainer(objective, job, report, wrap, benchmark, more)
+                if latest:
+                    trainer.restore(latest)
+                with _compiled() if compiled is not None else nullcontext():
+                    trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
+
+
+@contextmanager
+def _compiled() -> Iterator[None]:
+    """Raises EngineError: PyTorch fails to compile, in a backward pass, what `CompiledLayers.compile` did not meet."""
+    try:
+        yield
+    except refusals() as error:
+        remedy = "with --set workers.compile=false the same command resumes the training"
+        raise EngineError(f"PyTorch could not compile within a step ({one_line(error)}); {remedy}") from None
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
@@ -138,6 +157,7 @@ def make_trainer(
     report: Callable[[dict[str, Any]], None],
     wrap: Callable[[Objective], nn.Module] | None,
     benchmark: Callable[[], Mapping[str, float]] | None = None,
+    more: Callable[[], Mapping[str, float | str]] = dict,
 ) -> Trainer:
     recipe, output = job.recipe, job.recipe.output
     return Trainer(
@@ -147,6 +167,7 @@ def make_trainer(
         seed=recipe.seed,
         wrap=wrap,
         report=report,
+        more=more,
         benchmark=benchmark,
         best_by=output.best,
         log_every=output.log_every,

@@ -16,7 +16,7 @@ from tensorboardX.summary import scalar
 from sgpipe.utils.atomic import write_text
 
 METRICS = "metrics.jsonl"
-_NOT_MEASURES = {"event", "epoch", "step", "steps"}
+_NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
 
 
 class MetricsLog:

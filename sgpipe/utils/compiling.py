@@ -12,13 +12,13 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rlip_model.compiling import Backend, one_line, refusals
+
 Result = TypeVar("Result")
-Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
 _Shapes: TypeAlias = tuple[tuple[Any, ...], ...]
 
 _WARM_UP_CALLS, _MOST_SHAPES = 8, 4
 _COMPILING_CALLS = 2  # of a shape: where a number is not the same in the second call, PyTorch compiles again
-_LONGEST_REASON = 200
 _COMPILING = Lock()  # of this process, in which PyTorch compiles one function at a time
 
 
@@ -89,7 +89,7 @@ class Compiled(Generic[Result]):
     def _run(self, arguments: tuple[Any, ...]) -> Result:
         try:
             return self._compiled(*arguments)
-        except _refusals() as reason:
+        except refusals() as reason:
             self._fail(reason)
             return self._function(*arguments)
 
@@ -108,14 +108,3 @@ def compile_forward(*modules: nn.Module, backend: Backend = "inductor") -> Compi
     for module in modules:
         module.forward = partial(compiled, module)
     return compiled
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    """What PyTorch raises for what it cannot compile; not a constant, as importing its compiler takes seconds."""
-    errors = torch._dynamo.exc
-    return errors.TorchDynamoException, getattr(errors, "FailOnRecompileLimitHit", errors.TorchDynamoException)
-
-
-def one_line(reason: Exception) -> str:
-    """The start of a message that may have pages, as those of compilers."""
-    return " ".join(str(reason).split())[:_LONGEST_REASON] or type(reason).__name__

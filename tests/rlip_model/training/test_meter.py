@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch.optim import SGD
 
+from rlip_model.training import gpu_utilization, meter
 from rlip_model.training.batches import TrainingBatch
+from rlip_model.training.gpu_utilization import GpuUtilization
 from rlip_model.training.meter import StepMeter
 from tests.rlip_model.training.worlds import ToyFeed
 
@@ -47,3 +50,52 @@ def test_waiting_is_a_share_of_the_time() -> None:
     assert 0.4 < float(row["waited"]) <= 0.5
     assert 0.4 < float(row["images_per_second"]) <= 0.6
     assert meter.waited == 0
+
+
+ONE = SGD([{"params": [torch.zeros(1)], "name": "rest"}], lr=1.0)
+
+
+def test_validations_and_checkpoints_do_not_count_as_time_of_steps() -> None:
+    steps = StepMeter(total=1)
+    began = steps.began
+    with steps.paused():
+        steps.add(parts(0), {"loss": torch.tensor(1.0)}, torch.tensor(1.0))
+    assert steps.began > began
+
+
+def test_a_gpu_has_metrics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = {"loss": torch.tensor(1.0)}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", [1, 3].__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", [2, 4].__getitem__)
+    monkeypatch.setattr(meter, "gather", lambda value: [value, (*value[:5], {"gpu_memory": 9, "gpu_utilization": 0.5})])
+    for utilization, expected in ((0.75, {"gpu_utilization": 0.625}), (None, {})):
+        steps = StepMeter(1, lambda found=utilization: found, lambda: {"compilation": 7.0})
+        steps.add(parts(0), loss, torch.tensor(1.0))
+        row = steps.read(0, 1, ONE)
+        assert {name: row[name] for name in row if name.startswith(("gpu", "comp"))} == {
+            "gpu_memory": 9,
+            "compilation": 7.0,
+            **expected,
+        }
+        assert row["memory"] == 3
+
+
+def test_utilization_is_sampled_until_the_gpu_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_utilization, "_SECONDS_BETWEEN_SAMPLES", 0)
+    percent = iter([50, 100])
+
+    def utilization(device: torch.device) -> int:
+        for value in percent:
+            return value
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    with GpuUtilization(torch.device("cuda")) as gpu:
+        assert gpu._thread is not None
+        gpu._thread.join(60)
+        assert gpu.read() == 0.75
+        assert gpu.read() is None
+    with GpuUtilization(torch.device("cpu")) as gpu:
+        assert gpu._thread is None

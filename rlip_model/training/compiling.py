@@ -1,0 +1,89 @@
+"""Layers that PyTorch compiles for training on a GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from rlip_model.compiling import Backend, one_line, refusals
+from rlip_model.swin import FeedForward, WindowAttention
+from rlip_model.training.objective import Objective, autocast
+
+# Parts of what is checkpointed, or divided between processes. Not whole blocks of a Swin: with symbolic sizes that are
+# divided into windows, PyTorch takes hours.
+LAYERS = (WindowAttention, FeedForward, Bottleneck)
+_MOST_FORMS = 32  # of a layer: widths, with and without a mask, one image or several, on one GPU or divided
+_TRIED_SIZE = (520, 648)  # its levels are no widths of a network, so that no width is taken for a size
+
+
+class CompiledLayers:
+    """The layers of a network that PyTorch compiles, with gradients, and for any size of the images.
+
+    Without gradients, and after a failure, the layers compute as they are.
+
+    Args:
+        network: not yet changed by `checkpoint_activations` or wrapped for distributed training.
+        backend: of `torch.compile`.
+
+    Attributes:
+        seconds: how long `compile` took.
+        failure: why the layers cannot be compiled, in one line.
+    """
+
+    def __init__(self, network: nn.Module, backend: Backend = "inductor") -> None:
+        self.seconds, self.failure = 0.0, ""
+        torch._dynamo.config.cache_size_limit = _MOST_FORMS
+        torch._dynamo.config.optimize_ddp = False  # it divides what is compiled; here every layer is apart already
+        try:
+            for layer in network.modules():
+                if isinstance(layer, LAYERS):
+                    compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
+                    setattr(layer, "forward", partial(self._run, layer.forward, compiled))  # noqa: B010
+        except RuntimeError as reason:  # not on this Python or system
+            self.failure = one_line(reason)
+
+    def _run(self, plain: Callable[..., Any], compiled: Callable[..., Any], *arguments: Any) -> Any:
+        if self.failure or not torch.is_grad_enabled():
+            return plain(*arguments)
+        try:
+            return compiled(*arguments)
+        except refusals() as reason:
+            self.failure = one_line(reason)
+            return plain(*arguments)
+
+    def compile(self, objective: Objective, images: int) -> None:
+        """Compile now, forwards and backwards: PyTorch would otherwise fail within the backward pass of a step.
+
+        Args:
+            objective: of the network, on its device; it is not yet wrapped.
+            images: that are computed together; one image is another form than several.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: the memory of the GPU is full.
+        """
+        began, backbone = time.perf_counter(), objective.network.image_encoder.backbone
+        device = next(objective.parameters()).device
+        objective.train()
+        try:
+            with autocast(device, objective.precision):
+                maps = backbone(torch.zeros(min(images, 2), 3, *_TRIED_SIZE, device=device))
+            total = torch.stack([each.float().sum() for each in maps]).sum()
+            if total.requires_grad:
+                total.backward()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, OSError) as reason:
+            self.failure = one_line(reason)
+        objective.zero_grad()
+        self.seconds = time.perf_counter() - began
+
+    def metrics(self) -> dict[str, float | str]:
+        """`compilation`: seconds; `compile_error`, if there was one."""
+        error = {"compile_error": self.failure} if self.failure else {}
+        return {"compilation": self.seconds, **error}
