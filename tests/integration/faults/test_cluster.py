@@ -169,7 +169,7 @@ class Machine:
         command = [str(Path(sys.executable).with_name("ray")), *arguments]
         with self.log.open("wb") as log:
             self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while "will now block" not in self.log.read_text():
             assert self.processes[-1].poll() is None, self.log.read_text()
             assert time.monotonic() < end, self.log.read_text()

@@ -22,6 +22,7 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.storage import ObjectStore
 from sgpipe.storage.writes import ConditionsError
 from sgpipe.utils.locking import LockOwner
+from tests.endpoint_server import wait_until
 
 
 def owner(process: int, host: str, **more: str) -> bytes:
@@ -86,14 +87,17 @@ def test_processes_that_start_at_once_share_no_lock(store: ObjectStore, tmp_path
     code = (
         "import sys, time; from pathlib import Path; from sgpipe.storage.lock import StoreLock\n"
         "from sgpipe.storage.storage import ObjectStore; from sgpipe.errors import UserError\n"
-        "start = Path(sys.argv[2]); lock = StoreLock(ObjectStore(sys.argv[1])); print('ready', flush=True)\n"
-        "while not start.exists(): pass\n"
-        "try:\n    with lock.held(): print('held', flush=True); time.sleep(4)\nexcept UserError: print('refused')\n"
+        "lock = StoreLock(ObjectStore(sys.argv[1])); print('ready', flush=True)\n"
+        "def wait_for(name):\n    while not Path(sys.argv[2], name).exists(): time.sleep(0.001)\n"
+        "wait_for('start')\n"
+        "try:\n    with lock.held(): print('held'); wait_for('end')\nexcept UserError: print('refused')\n"
     )
-    command = [sys.executable, "-c", code, store.uri, str(tmp_path / "start")]
+    command = [sys.executable, "-c", code, store.uri, str(tmp_path)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [run.stdout.readline() for run in runs] == ["ready\n"] * 3
     (tmp_path / "start").touch()
+    wait_until(lambda: sum(run.poll() is not None for run in runs) >= 2)
+    (tmp_path / "end").touch()
     assert sorted(run.communicate()[0] for run in runs) == ["held\n", "refused\n", "refused\n"]
 
 
@@ -110,7 +114,7 @@ def test_the_lock_of_a_run_at_work_is_renewed(store: ObjectStore, monkeypatch: p
     monkeypatch.setattr(store_lock, "_RENEW_SECONDS", 0.01)
     lock = StoreLock(store)
     with lock.held():
-        versions, end = {str(store.get(LOCK))}, time.monotonic() + 20
+        versions, end = {str(store.get(LOCK))}, time.monotonic() + 120
         while len(versions) < 3 and time.monotonic() < end:
             time.sleep(0.05)
             versions.add(str(store.get(LOCK)))

@@ -147,7 +147,7 @@ def test_actors_of_a_graph_that_failed_make_room_for_the_next(local_ray: None) -
     kept = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
     ray.get(kept[0].__ray_ready__.remote())
     kill_actors("old graph ")
-    ray.get(start("new graph 1").__ray_ready__.remote(), timeout=60)
+    ray.get(start("new graph 1").__ray_ready__.remote(), timeout=600)
 
 
 class Occupant:

@@ -59,8 +59,8 @@ def test_a_passing_fault_changes_no_answer(connect: Connect, fault: Fault) -> No
 
 def test_silence_ends_at_the_timeout(connect: Connect) -> None:
     with EndpointServer(faults=scripted("silent")) as server:
-        assert isinstance(connect(server.url, timeout=0.3).ask(question(1).messages, sampling=SAMPLING), Answer)
-        assert len(server.requests) == 2
+        assert isinstance(connect(server.url, timeout=0.5).ask(question(1).messages, sampling=SAMPLING), Answer)
+        assert len(server.requests) >= 2  # on a busy machine the next answer may come too late, too
 
 
 @pytest.mark.parametrize(
