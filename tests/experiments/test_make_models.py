@@ -7,6 +7,7 @@ from experiments.miniworld.captioner import CaptionerConfig
 from experiments.miniworld.network_quality import network_recipe
 from sgpipe.errors import UserError
 from sgpipe.training.initial_model import CLASSES
+from tests.sgpipe.generation.in_process import without_ray
 
 
 def test_a_nonempty_folder_is_refused(tmp_path):
@@ -19,7 +20,8 @@ def test_a_nonempty_folder_is_refused(tmp_path):
 def test_all_models_are_trained_evaluated_and_described(tmp_path, monkeypatch, capsys):
     brief = CaptionerConfig(train_images=24, steps=4)
     monkeypatch.setattr(make_models, "captioner_recipe", lambda: brief)
-    make_models.main(tmp_path / "out", images=8, train_images=16)
+    with without_ray():
+        make_models.main(tmp_path / "out", images=8, train_images=16)
     printed = capsys.readouterr().out
     for words in ("10 nucleus samples", "all matching pairs", "HOI mAP"):
         assert words in printed

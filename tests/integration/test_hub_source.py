@@ -17,6 +17,7 @@ from sgpipe.records import Record
 from sgpipe.storage.storage import ObjectStore
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.integration.faults.runs import rows
+from tests.sgpipe.generation.in_process import without_ray
 
 ROOT = str(Path(__file__).parents[2])
 IMAGES = 12
@@ -24,7 +25,8 @@ LABELLED = ("--tagger", "MINIWORLD", "--captioner", "MINIWORLD", "--set", "capti
 
 
 def sgpipe(*words: object) -> str:
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    with without_ray():
+        done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     return done.output
 

@@ -10,6 +10,7 @@ from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import MINIWORLD, load_recipe, packaged_model, with_model_folders
 from sgpipe.stages.detect.detectors import trained_sides
 from sgpipe.training.initial_model import CLASSES
+from tests.sgpipe.generation.in_process import without_ray
 
 MAX_BYTES = 12_000_000
 NETWORKS = ("tagger", "parseda")
@@ -70,7 +71,8 @@ def test_the_folder_of_a_training_stands_for_its_best_network(tmp_path, names):
 @pytest.mark.slow
 def test_labels_of_new_images_are_good_and_far_better_than_all_matching_pairs():
     folders = packaged_model("captioner"), packaged_model("tagger")
-    found = measure_tagger(*folders, network_recipe("tagger"), 60)
+    with without_ray():
+        found = measure_tagger(*folders, network_recipe("tagger"), 60)
     labels, everything = found.rows[:2]
     assert labels.quality.at_threshold.precision > max(0.75, everything.quality.at_threshold.precision + 0.1)
     assert labels.quality.at_threshold.recall > 0.55

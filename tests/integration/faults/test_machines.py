@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ SEEDS = range(int(os.environ.get("SGPIPE_CLUSTER_SEEDS", "1")))
 KEYS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 MODELS = ("captioner", "tagger")
+# It takes over the lock of a driver that has not renewed it for 40 s instead of 150 s.
+IMPATIENT = "from sgpipe.storage import lock; lock._STALE_SECONDS = 40.0; from sgpipe.cli.main import main; main()"
 SETTINGS = ("caption.samples=2", "tag.short_side=96", "tag.long_side=144", "engine.unit_size=4")
 
 pytestmark = [
@@ -91,16 +94,16 @@ class Labelling:
         data = self._local if local else self._remote
         return ["sgpipe", "generate", "coco", *data, "--out", str(out), *settings, *more]
 
-    def start(self, machine: Machine, number: int) -> tuple[subprocess.Popen[bytes], Path]:
-        """On a cluster; the process, and the file of what it says."""
+    def start(self, machine: Machine, number: int, *program: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """On a cluster; the process, and the file of what it says. `program`: in the place of `sgpipe`."""
         log = machine.folder / f"run-{number}.log"
-        command = self.command(f"run-{number}", "--store", self.labels, "--ray-address", "auto")
-        return machine.start(command, log, QUIET), log
+        name, *arguments = self.command(f"run-{number}", "--store", self.labels, "--ray-address", "auto")
+        return machine.start([*(program or (name,)), *arguments], log, QUIET), log
 
     def run_once_unlocked(self, machine: Machine) -> tuple[int, str]:
         """Run on a cluster, again for as long as it says how long the lock of the lost driver holds."""
         for _ in range(5):
-            run, log = self.start(machine, 2)
+            run, log = self.start(machine, 2, sys.executable, "-c", IMPATIENT)
             code, said = run.wait(600), log.read_text()
             left = re.search(r"if it died, for (\d+) s\s*$", said)
             if code != 2 or left is None:
