@@ -63,6 +63,7 @@ from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.pair.stage import PairStage
 from sgpipe.stages.parse.stage import ParseStage
 from sgpipe.stages.tag.stage import TagStage
+from sgpipe.utils.compiling import one_line
 
 SPLIT, PREDICATES, PAIRS, GROUP = "drawn", 50, 90, 8
 SIZES = ((640, 480), (480, 640))
@@ -327,7 +328,7 @@ def training_step(machine: Machine, kind: type[Objective], *, compiled: bool = F
         optimizer.step()
 
     taken = machine.seconds(step)
-    return taken, layers.failure if layers is not None else ""
+    return taken, one_line(layers.failure) if layers is not None and layers.failure is not None else ""
 
 
 def attention(machine: Machine) -> dict[str, tuple[float, float]]:

@@ -74,7 +74,7 @@ class Trainer:
         wrap: wraps the objective for distributed training (DDP, FSDP).
         benchmark: computes more validation measures, in every process; see `report`.
         report: called in every process, with metrics over all processes; see `StepMeter`.
-        more: further metrics, reported with those of steps.
+        extra_metrics: see `StepMeter`.
         best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
             Of equal ones, the latest is best.
         log_every, checkpoint_every: interval in steps; checkpoints are also written after every epoch and validation.
@@ -91,7 +91,7 @@ class Trainer:
         seed: int = 0,
         wrap: Callable[[Objective], nn.Module] | None = None,
         report: Callable[[Metrics], None] = lambda metrics: None,
-        more: Callable[[], Mapping[str, float | str]] = dict,
+        extra_metrics: Callable[[], Mapping[str, float | str]] = dict,
         benchmark: Callable[[], Mapping[str, float]] | None = None,
         best_by: str = "ap",
         log_every: int = 10,
@@ -101,7 +101,7 @@ class Trainer:
     ) -> None:
         self.objective, self.options, self.checkpoints, self.seed = objective, options, checkpoints, seed
         self.report, self.best_by, self.log_every = report, best_by, log_every
-        self.benchmark, self.more = benchmark, more
+        self.benchmark, self.extra_metrics = benchmark, extra_metrics
         self.checkpoint_every = checkpoint_every
         self.validate_every, self.validate_every_steps = validate_every, validate_every_steps
         self.device = next(objective.parameters()).device
@@ -140,7 +140,7 @@ class Trainer:
         """
         self.module.train()
         with feed.read(self.position.epoch, self.position.done) as batches, GpuUtilization(self.device) as gpu:
-            meter = StepMeter(self.options.total(feed.steps_per_epoch), gpu.read, self.more)
+            meter = StepMeter(self.options.total(feed.steps_per_epoch), gpu.read, self.extra_metrics)
             while not self.options.is_done(self.position.step, self.position.epoch):
                 self._advance(feed, batches, meter)
 

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,13 @@ from rlip_model.training.batches import TrainingBatch
 
 Metrics = dict[str, float | int | str]
 
+_REDUCTIONS: Mapping[str, Callable[[Sequence[Any]], float | str]] = {
+    "gpu_memory": max,
+    "gpu_utilization": fmean,
+    "compilation": max,
+    "compile_error": itemgetter(0),
+}
+
 
 class StepMeter:
     """Accumulates metrics between two readings, over all processes.
@@ -25,16 +34,16 @@ class StepMeter:
     Args:
         total: steps of the whole run.
         utilization: see `GpuUtilization.read`.
-        more: further metrics of this process, read with the others.
+        extra_metrics: of this process, by the names in `_REDUCTIONS`; read with the others.
     """
 
     def __init__(
         self,
         total: int,
         utilization: Callable[[], float | None] = lambda: None,
-        more: Callable[[], Mapping[str, float | str]] = dict,
+        extra_metrics: Callable[[], Mapping[str, float | str]] = dict,
     ) -> None:
-        self.total, self.utilization, self.more = total, utilization, more
+        self.total, self.utilization, self.extra_metrics = total, utilization, extra_metrics
         self.waited = 0.0
         self.skipped = 0
         self._reset()
@@ -49,6 +58,7 @@ class StepMeter:
         """The time of the block does not count."""
         began = time.perf_counter()
         yield
+        self.utilization()
         self.began += time.perf_counter() - began
 
     def add(self, parts: Sequence[TrainingBatch], losses: dict[str, Tensor], norm: Tensor) -> None:
@@ -68,7 +78,7 @@ class StepMeter:
         """
         seconds = max(time.perf_counter() - self.began, 1e-9)
         own = {name: float(value) / self.steps for name, value in self.sums.items()}
-        everyone = gather((own, self.images, self.waited / seconds, self.skipped, peak_memory(), self._gpu()))
+        everyone = gather((own, self.images, self.waited / seconds, self.skipped, peak_memory(), self._extra()))
         means = {name: sum(each[0][name] for each in everyone) / len(everyone) for name in own}
         metrics: Metrics = {
             "event": "step",
@@ -81,24 +91,25 @@ class StepMeter:
             "waited": max(each[2] for each in everyone),
             "skipped": sum(each[3] for each in everyone),
             "memory": max(each[4] for each in everyone),
-            **_together([each[5] for each in everyone]),
-            **self.more(),
+            **_combined([each[5] for each in everyone]),
         }
         self._reset()
         return metrics
 
-    def _gpu(self) -> dict[str, float]:
+    def _extra(self) -> dict[str, float | str]:
         utilization = self.utilization()
-        if not torch.cuda.is_initialized():
-            return {}
-        known = {} if utilization is None else {"gpu_utilization": utilization}
-        return {"gpu_memory": _peak(torch.cuda.max_memory_reserved), **known}
+        metrics = dict(self.extra_metrics())
+        if torch.cuda.is_initialized():
+            metrics["gpu_memory"] = _peak(torch.cuda.max_memory_reserved)
+            if utilization is not None:
+                metrics["gpu_utilization"] = utilization
+        return metrics
 
 
-def _together(gpus: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of the GPUs of all processes."""
-    ways: Mapping[str, Callable[[Sequence[float]], float]] = {"gpu_memory": max, "gpu_utilization": fmean}
-    return {name: way([gpu[name] for gpu in gpus]) for name, way in ways.items() if all(name in gpu for gpu in gpus)}
+def _combined(everyone: Sequence[Mapping[str, Any]]) -> Metrics:
+    """The extra metrics of all processes, of those that have them."""
+    values = {name: [each[name] for each in everyone if name in each] for name in _REDUCTIONS}
+    return {name: _REDUCTIONS[name](of_processes) for name, of_processes in values.items() if of_processes}
 
 
 def peak_memory() -> int:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rlip_model.compiling import one_line, refusals
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
 from rlip_model.model import RLIPModel, RTagger
 from rlip_model.pretrained import CheckpointError
@@ -28,6 +27,7 @@ from sgpipe.training.data.training_set import TrainingSet
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import MetricsLog
 from sgpipe.training.recipe import TrainRecipe
+from sgpipe.utils.compiling import one_line, refusals
 from sgpipe.utils.devices import enough_memory, pick_device
 
 PRIVATE, _INITIAL_MODEL = ".training", "start"
@@ -99,24 +99,23 @@ def run_job(
             with enough_memory(device, _REMEDY):
                 if compiled is not None:
                     compiled.compile(objective, recipe.optimisation.batch // share[1] // recipe.optimisation.accumulate)
-                more = dict if compiled is None else compiled.metrics
-                trainer = make_trainer(objective, job, report, wrap, benchmark, more)
+                trainer = make_trainer(objective, job, report, wrap, benchmark, partial(_compilation, compiled))
                 if latest:
                     trainer.restore(latest)
-                with _compiled() if compiled is not None else nullcontext():
-                    trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
+                trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
-
-
-@contextmanager
-def _compiled() -> Iterator[None]:
-    """Raises EngineError: PyTorch fails to compile, in a backward pass, what `CompiledLayers.compile` did not meet."""
-    try:
-        yield
-    except refusals() as error:
-        remedy = "with --set workers.compile=false the same command resumes the training"
+    except refusals() as error:  # in a backward pass, of what `CompiledLayers.compile` did not meet
+        remedy = "with workers.compile=false the same command resumes the training"
         raise EngineError(f"PyTorch could not compile within a step ({one_line(error)}); {remedy}") from None
+
+
+def _compilation(layers: CompiledLayers | None) -> dict[str, float | str]:
+    """`compilation`: seconds; `compile_error`, if there was one."""
+    if layers is None:
+        return {}
+    error = {} if layers.failure is None else {"compile_error": one_line(layers.failure)}
+    return {"compilation": layers.seconds, **error}
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
@@ -157,7 +156,7 @@ def make_trainer(
     report: Callable[[dict[str, Any]], None],
     wrap: Callable[[Objective], nn.Module] | None,
     benchmark: Callable[[], Mapping[str, float]] | None = None,
-    more: Callable[[], Mapping[str, float | str]] = dict,
+    extra_metrics: Callable[[], Mapping[str, float | str]] = dict,
 ) -> Trainer:
     recipe, output = job.recipe, job.recipe.output
     return Trainer(
@@ -167,7 +166,7 @@ def make_trainer(
         seed=recipe.seed,
         wrap=wrap,
         report=report,
-        more=more,
+        extra_metrics=extra_metrics,
         benchmark=benchmark,
         best_by=output.best,
         log_every=output.log_every,

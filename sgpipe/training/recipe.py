@@ -215,7 +215,7 @@ class WorkersConfig(Config):
     compile: bool = Field(
         False,
         description="torch.compile for the layers of the backbone on a GPU: faster steps after minutes of compiling, "
-        "with gradients that differ by rounding and other random numbers of dropped paths",
+        "with gradients that differ by rounding",
     )
     address: str | None = Field(None, description="Ray cluster to join; null: start one on this machine")
     restarts: int = Field(3, ge=0, description="how often lost workers are replaced")

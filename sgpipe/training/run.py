@@ -30,12 +30,12 @@ from sgpipe.training.display import TrainingDisplay, TrainSummary
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
 from sgpipe.training.metrics import METRICS, read_metrics
-from sgpipe.training.recipe import BENCHMARKS, PYTHON_WORDS, TrainRecipe, as_started, in_todays_settings
+from sgpipe.training.recipe import BENCHMARKS, PYTHON_WORDS, TrainRecipe, WorkersConfig, as_started, in_todays_settings
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import FolderBefore, write_text
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.devices import check_devices
+from sgpipe.utils.devices import check_devices, pick_device
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import locked_folder
 from sgpipe.utils.stored_files import stored_sha256
@@ -68,6 +68,8 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
         check_benchmark(recipe, validation)
         for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
             progress.say(f"NOTE: {warning}")
+        if workers.compile and not _on_gpus(workers):
+            progress.say("NOTE: workers.compile is ignored: the network is trained on CPUs")
         job = TrainingJob(recipe, out.resolve(), training, validation)
         _check_identity(job)
         if not (job.initial_model / "config.json").exists():
@@ -75,6 +77,12 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
             make_initial_model(recipe.model, _all_texts(training, recipe), recipe.seed, job.initial_model)
         _run(job, progress)
         return _summarise(job)
+
+
+def _on_gpus(workers: WorkersConfig) -> bool:
+    if workers.count > 1:
+        return workers.gpus > 0 and workers.device != "cpu"
+    return pick_device(workers.device, workers.gpus).type == "cuda"
 
 
 def _all_texts(training: TrainingSet, recipe: TrainRecipe) -> list[str]:

@@ -12,13 +12,13 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rlip_model.compiling import Backend, one_line, refusals
-
 Result = TypeVar("Result")
+Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
 _Shapes: TypeAlias = tuple[tuple[Any, ...], ...]
 
 _WARM_UP_CALLS, _MOST_SHAPES = 8, 4
 _COMPILING_CALLS = 2  # of a shape: where a number is not the same in the second call, PyTorch compiles again
+_LONGEST_REASON = 200
 _COMPILING = Lock()  # of this process, in which PyTorch compiles one function at a time
 
 
@@ -52,8 +52,6 @@ class Compiled(Generic[Result]):
         self.seconds, self.failure = 0.0, ""
         self._compiled = function
         try:
-            if backend == "inductor":
-                torch._inductor.config.compile_threads = torch.get_num_threads()
             self._compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
         except RuntimeError as reason:  # not on this Python or system
             self._fail(reason)
@@ -80,6 +78,7 @@ class Compiled(Generic[Result]):
             return self._function(*arguments)
         began = time.perf_counter()
         try:
+            torch._inductor.config.compile_threads = torch.get_num_threads()  # a setting of this thread
             return self._run(arguments)
         finally:
             self._left[shapes] -= 1
@@ -108,3 +107,14 @@ def compile_forward(*modules: nn.Module, backend: Backend = "inductor") -> Compi
     for module in modules:
         module.forward = partial(compiled, module)
     return compiled
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What PyTorch raises for what it cannot compile; not a constant, as importing its compiler takes seconds."""
+    errors = torch._dynamo.exc
+    return errors.TorchDynamoException, getattr(errors, "FailOnRecompileLimitHit", errors.TorchDynamoException)
+
+
+def one_line(reason: Exception) -> str:
+    """The start of a message that may have pages, as those of compilers."""
+    return " ".join(str(reason).split())[:_LONGEST_REASON] or type(reason).__name__

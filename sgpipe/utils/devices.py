@@ -7,14 +7,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from threading import BoundedSemaphore, Lock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from sgpipe.errors import UserError
-from sgpipe.utils.compiling import Compiled
 from sgpipe.utils.console import count
 from sgpipe.utils.machines import Machine, Need, describe, place
+
+if TYPE_CHECKING:
+    from sgpipe.utils.compiling import Compiled
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -162,42 +164,43 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 class GpuMemory:
-    """The memory of a GPU that threads of this process share. A batch that does not fit is computed in halves, alone.
+    """The memory of a GPU that threads of this process share.
+
+    After a batch did not fit, threads compute one after the other. One that does not fit alone is computed in halves.
 
     Args:
         remedy: what to do if one item does not fit.
         threads: how many compute at once.
 
     Attributes:
-        batch_size: how many items to compute at once: fewer from then on, if a batch did not fit.
+        batch_size: how many items to compute at once: fewer from then on, if a batch did not fit alone.
     """
 
     def __init__(self, device: torch.device, remedy: str, threads: int, batch_size: int = 1) -> None:
         self.batch_size = batch_size
         self._device, self._remedy, self._threads = device, remedy, threads
         self._places, self._turn = BoundedSemaphore(threads), Lock()
+        self._is_scarce = False
 
     def compute(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
         """The result of each item of a batch. Raises UserError: an item alone is too large."""
-        with suppress(torch.cuda.OutOfMemoryError), self.shared():
-            return function(items)
+        if not self._is_scarce:
+            with suppress(torch.cuda.OutOfMemoryError), self.shared():  # after it, what it holds is free
+                return function(items)
+            self._is_scarce = True
         with self.alone():
-            return self._in_halves(function, items)
+            return self._compute_alone(function, items)
 
-    def _in_halves(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
+    def _compute_alone(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
         if len(items) == 1:
             with enough_memory(self._device, self._remedy):
                 return function(items)
+        with suppress(torch.cuda.OutOfMemoryError):
+            return function(items)
+        torch.cuda.empty_cache()
         half = len(items) // 2
         self.batch_size = min(self.batch_size, half)
-        results: list[Result] = []
-        for part in (items[:half], items[half:]):
-            with suppress(torch.cuda.OutOfMemoryError):  # after it, what it holds is free
-                results += function(part)
-                continue
-            torch.cuda.empty_cache()
-            results += self._in_halves(function, part)
-        return results
+        return self._compute_alone(function, items[:half]) + self._compute_alone(function, items[half:])
 
     @contextmanager
     def shared(self) -> Iterator[None]:

@@ -25,8 +25,6 @@ from sgpipe.utils.prefetch import prefetch
 
 _FETCHED = 8  # row groups of a store at once
 COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status")
-
-
 _SHAPES_PER_OCTAVE = 8  # aspect ratios that differ by less than 9% may count as equal
 
 

@@ -70,7 +70,7 @@ def test_a_gpu_has_metrics_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", [1, 3].__getitem__)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", [2, 4].__getitem__)
     monkeypatch.setattr(meter, "gather", lambda value: [value, (*value[:5], {"gpu_memory": 9, "gpu_utilization": 0.5})])
-    for utilization, expected in ((0.75, {"gpu_utilization": 0.625}), (None, {})):
+    for utilization, expected in ((0.75, {"gpu_utilization": 0.625}), (None, {"gpu_utilization": 0.5})):
         steps = StepMeter(1, lambda found=utilization: found, lambda: {"compilation": 7.0})
         steps.add(parts(0), loss, torch.tensor(1.0))
         row = steps.read(0, 1, ONE)

@@ -338,11 +338,6 @@ def test_a_refused_training_leaves_no_folder(drawn_run: Path, tmp_path: Path, mo
     assert not list(out.iterdir())
 
 
-def test_a_training_that_asks_for_a_gpu_may_mean_the_cpu(drawn_run: Path, tmp_path: Path) -> None:
-    settings = {"workers__gpus": 1, "workers__device": "cpu", "workers__compile": True, "optimisation__epochs": 1}
-    assert not {"compilation", "gpu_memory"} & training(drawn_run, tmp_path / "out", **settings).last.keys()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe_of", ["command", "folder"])
 def test_a_training_of_an_earlier_version_goes_on_as_it_began(

@@ -72,6 +72,27 @@ def test_memory_is_for_threads_together_or_for_one_alone(monkeypatch):
     assert said == ["together", "emptied", "alone", "emptied", "alone"]
 
 
+def test_a_batch_that_does_not_fit_is_computed_alone_then_in_halves(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    memory, tried, room = GpuMemory(torch.device("cpu"), "lower it", 2, batch_size=8), [], [4]
+
+    def double(items):
+        tried.append(len(items))
+        if len(items) > room[0]:
+            raise torch.cuda.OutOfMemoryError
+        room[0] = 8  # there was only the other thread's batch in the way
+        return [2 * item for item in items]
+
+    assert memory.compute(double, range(8)) == [*range(0, 16, 2)]
+    assert (tried, memory.batch_size) == ([8, 8, 4, 4], 4)
+    tried.clear()
+    assert memory.compute(double, range(8)) == [*range(0, 16, 2)]
+    assert (tried, memory.batch_size) == ([8], 4)
+    room[0] = 0
+    with pytest.raises(UserError, match="lower it"):
+        memory.compute(double, range(3))
+
+
 def test_dtypes(monkeypatch):
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32

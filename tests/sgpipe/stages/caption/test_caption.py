@@ -137,7 +137,7 @@ def test_a_group_that_does_not_fit_is_halved_from_then_on(captioner, images, mon
     monkeypatch.setattr(type(made.captioner.blip), "encode", encode_few)
     made.captioner.memory.batch_size = 4
     assert captions(made) == alone
-    assert sizes == [4, 2, 2, 2, 2]
+    assert sizes == [4, 4, 2, 2, 2, 2]
 
 
 def test_other_scopes_samples_and_crops_do_not_change_a_caption(captioner, images):

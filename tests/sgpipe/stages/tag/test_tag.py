@@ -172,7 +172,7 @@ def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder:
     made.tagger.encode_image = encode
     tagged = made([record(0) for _ in range(7)])
     assert all(item.relations == tagged[0].relations for item in tagged)
-    assert sizes[:3] == [4, 2, 1]
+    assert sizes[:4] == [4, 4, 2, 1]
     assert made.memory.batch_size == 1
 
 
