@@ -1,4 +1,4 @@
-"""`sgpipe generate --from`: runs that are killed, in stores, and with a detector, in processes of their own."""
+"""`sgpipe generate --from`: runs that are killed and in stores, in processes of their own; and with a detector."""
 
 import os
 import random
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
@@ -20,6 +22,7 @@ from sgpipe.storage.verify import verify
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
+from tests.sgpipe.generation.in_process import without_ray
 
 ROOT = str(Path(__file__).parents[2])
 IMAGES = 30
@@ -41,8 +44,24 @@ def generate(*arguments: str | Path) -> str:
     return said
 
 
+def sgpipe(*words: str | Path) -> str:
+    """What it says on standard error, in this process and without Ray."""
+    with without_ray():
+        done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    return done.stderr
+
+
 def rows(out: Path) -> list[Record]:
     return list(iter_records(out))
+
+
+def wait_for_lines(process: subprocess.Popen, manifest: Path, lines: int) -> None:
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and process.poll() is None:
+        if manifest.exists() and manifest.read_bytes().count(b"\n") > lines:
+            return
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -66,31 +85,24 @@ def made(tmp_path_factory) -> Made:
     untrained_tagger(tagger, [*CAPTIONS, *CATEGORIES.values(), "no objects"])
     make_blip(captioner)
     result = Made(make_coco(folder / "coco", IMAGES, missing=(4,)), tagger, folder / "parent", folder / "scratch")
-    generate(*result.options, "--captioner", captioner, "--out", result.parent)
-    generate(*result.options, "--captioner", captioner, "--out", result.scratch, *CHANGED)
+    sgpipe("generate", *result.options, "--captioner", captioner, "--out", result.parent)
+    sgpipe("generate", *result.options, "--captioner", captioner, "--out", result.scratch, *CHANGED)
     shutil.rmtree(captioner)
     return result
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_killed_run_goes_on_and_gives_the_rows_of_one_without_a_parent(made, tmp_path, seed):
-    out, rng = tmp_path / "out", random.Random(seed)
+def test_a_run_killed_again_and_again_gives_the_rows_of_one_without_a_parent(made, tmp_path):
+    out, rng = tmp_path / "out", random.Random(0)
     arguments = ("--from", made.parent, "--out", out, *CHANGED)
-    killed = start(*arguments, *SLOWLY)
-    enough, deadline = rng.randint(0, 12), time.monotonic() + 300
-    while time.monotonic() < deadline and killed.poll() is None:
-        manifest = out / "manifest.jsonl"
-        if manifest.exists() and manifest.read_bytes().count(b"\n") > enough:
-            break
-        time.sleep(0.02)
-    time.sleep(rng.uniform(0, 0.3))
-    killed.send_signal(signal.SIGKILL)
-    _, said = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, said
-    committed = len(Manifest.load(out).shards)
-    assert committed < IMAGES
-    more = ("--set", f"engine.cpus={rng.randint(1, 2)}", "--set", f"engine.unit_size={rng.randint(1, 7)}")
-    said = generate(*arguments, *more)
+    for enough in (0, rng.randint(2, 6), rng.randint(8, 12)):  # lines of the manifest
+        killed = start(*arguments, *SLOWLY)
+        wait_for_lines(killed, out / "manifest.jsonl", enough)
+        time.sleep(rng.uniform(0, 0.3))
+        killed.send_signal(signal.SIGKILL)
+        _, said = killed.communicate()
+        assert killed.returncode == -signal.SIGKILL, said
+        assert enough - 1 <= len(Manifest.load(out).shards) < IMAGES
+    said = generate(*arguments, "--set", "engine.cpus=2", "--set", "engine.unit_size=4")
     assert f"captions and triplets from {made.parent}; pair and tag to run" in said
     assert rows(out) == rows(made.scratch)
     assert [row.captions for row in rows(out)] == [row.captions for row in rows(made.parent)]
@@ -102,24 +114,11 @@ def test_parent_and_run_may_be_in_stores(made, tmp_path, store, monkeypatch):  #
     monkeypatch.setenv("PYTHONPATH", ROOT)
     file = [*made.options, "--captions", str(made.files.captions)]
     generate(*file, "--out", tmp_path / "first", "--store", first.uri)
-    generate(*file, "--out", tmp_path / "scratch", *CHANGED)
+    sgpipe("generate", *file, "--out", tmp_path / "scratch", *CHANGED)
     generate("--from", first.uri, "--out", tmp_path / "from-store", *CHANGED)
     assert rows(tmp_path / "from-store") == rows(tmp_path / "scratch")
     generate("--from", tmp_path / "first", "--out", tmp_path / "second", "--store", second.uri, *CHANGED)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from sgpipe.cli.main import main; main()",
-            "fetch",
-            second.uri,
-            "--out",
-            tmp_path / "x",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    sgpipe("fetch", second.uri, "--out", tmp_path / "x")
     assert rows(tmp_path / "x") == rows(tmp_path / "scratch")
 
 
@@ -127,22 +126,14 @@ def test_detected_boxes_are_kept_with_their_scores(tmp_path):
     shutil.copytree(Path(ROOT) / "tests" / "data" / "written_by_0_1" / "drawn" / "images", tmp_path / "images")
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     models = ("--detector", "MINIWORLD", "--captioner", "MINIWORLD", "--tagger", "MINIWORLD")
-    options = (
-        "folder",
-        "--images",
-        tmp_path / "images",
-        *models,
-        "--set",
-        "tag.short_side=96",
-        "--set",
-        "tag.long_side=144",
-    )
-    generate(*options, "--set", "caption.samples=1", "--out", tmp_path / "parent")
-    said = generate("--from", tmp_path / "parent", "--set", "caption.samples=2", "--out", tmp_path / "new")
+    sizes = ("--set", "tag.short_side=96", "--set", "tag.long_side=144")
+    options = ("generate", "folder", "--images", tmp_path / "images", *models, *sizes)
+    sgpipe(*options, "--set", "caption.samples=1", "--out", tmp_path / "parent")
+    said = sgpipe("generate", "--from", tmp_path / "parent", "--set", "caption.samples=2", "--out", tmp_path / "new")
     assert (
         f"boxes from {tmp_path / 'parent'}; caption, parse, pair and tag to run (caption.samples: 1 then, 2 now" in said
     )
-    generate(*options, "--set", "caption.samples=2", "--out", tmp_path / "scratch")
+    sgpipe(*options, "--set", "caption.samples=2", "--out", tmp_path / "scratch")
     assert rows(tmp_path / "new") == rows(tmp_path / "scratch")
     assert sum(len(row.box_scores or ()) for row in rows(tmp_path / "new")) > 0
     assert [row.ok for row in rows(tmp_path / "new")].count(False) == 1

@@ -269,7 +269,8 @@ def test_captions_by_a_captioner_do_not_depend_on_the_batch(coco, tagger, tmp_pa
             "caption__batch_size": batch_size,
             "caption__samples": 3,
         }
-        run(coco, tagger, tmp_path / f"out{batch_size}", **options)
+        with without_ray():
+            run(coco, tagger, tmp_path / f"out{batch_size}", **options)
         results.append(rows(tmp_path / f"out{batch_size}"))
     assert results[0] == results[1] == results[2]
     assert all(len(record.captions) == 3 for record in results[0] if record.ok)
@@ -293,7 +294,7 @@ def command(files: Files, tagger: Path, out: Path, *more: str) -> list[str]:
 
 
 def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     manifest = out / "manifest.jsonl"
     while time.monotonic() < deadline and process.poll() is None:
         if manifest.exists() and manifest.read_bytes().count(b"\n") > shards:
@@ -303,18 +304,17 @@ def wait_for_shards(process: subprocess.Popen, out: Path, shards: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_a_killed_run_goes_on_and_gives_the_same_rows(coco, tagger, finished, tmp_path, seed):
-    out, rng = tmp_path / "out", random.Random(seed)
-    killed = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
-    wait_for_shards(killed, out, rng.randint(1, 4))
-    time.sleep(rng.uniform(0, 0.2))
-    killed.send_signal(signal.SIGKILL)
-    _, errors = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, errors
-    committed = len(Manifest.load(out).shards)
-    assert 0 < committed < IMAGES
-    more = ("--set", f"engine.cpus={rng.randint(1, 2)}", "--set", f"engine.unit_size={rng.randint(1, 5)}")
+def test_a_run_killed_twice_goes_on_and_gives_the_same_rows(coco, tagger, finished, tmp_path):
+    out, rng = tmp_path / "out", random.Random(0)
+    for shards in (rng.randint(1, 4), rng.randint(6, 9)):
+        killed = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
+        wait_for_shards(killed, out, shards)
+        time.sleep(rng.uniform(0, 0.2))
+        killed.send_signal(signal.SIGKILL)
+        _, errors = killed.communicate()
+        assert killed.returncode == -signal.SIGKILL, errors
+        assert shards <= len(Manifest.load(out).shards) < IMAGES
+    more = ("--set", "engine.cpus=2", "--set", "engine.unit_size=4")
     again = subprocess.run(command(coco, tagger, out, *more), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert rows(out) == rows(finished)
@@ -327,7 +327,7 @@ def test_a_stopped_run_keeps_what_is_committed_and_says_how_to_go_on(coco, tagge
     process = subprocess.Popen(command(coco, tagger, out, *SLOWLY), stderr=subprocess.PIPE, text=True)
     wait_for_shards(process, out, 2)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "same command again to resume" in errors
     assert "Traceback" not in errors
