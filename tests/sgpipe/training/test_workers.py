@@ -49,8 +49,10 @@ def equal_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_have_the_same_losses_as_one(
     ray_engine: None, equal_images: Path, tmp_path: Path, kind: str
 ) -> None:
+    """Groups of 3 and 1 of the 4 images of a step: the second worker has images of both, the first of one only."""
     config = {**SIZES, **DETERMINED, **TEXTS, **(NOISELESS if kind == "tagger" else {})}
-    settings = {"model__config": config, "data__long_side": 96, "optimisation__epochs": 3}
+    settings = {"model__config": config, "data__long_side": 96, "data__text_group": 3, "data__negative_texts": 30}
+    settings["optimisation__epochs"] = 3
     for count in (1, 2):
         training(equal_images, tmp_path / str(count), kind, **settings, workers__count=count)
     one, two = (curve(tmp_path / str(count)) for count in (1, 2))
@@ -62,11 +64,10 @@ def test_two_workers_have_the_same_losses_as_one(
 def test_parts_of_a_step_change_nothing_on_one_worker_and_on_two(
     ray_engine: None, equal_images: Path, tmp_path: Path, kind: str
 ) -> None:
-    """Groups of 3 and 1 of the 4 images of a step: the second worker has images of both, the first of one only."""
     config = {**SIZES, **DETERMINED, **TEXTS, **(NOISELESS if kind == "tagger" else {})}
     settings = {"model__config": config, "data__long_side": 96, "data__text_group": 3, "data__negative_texts": 30}
     curves = []
-    for count, accumulate in ((1, 1), (1, 2), (2, 1), (2, 2)):
+    for count, accumulate in ((1, 1), (1, 2), (2, 2)):
         out = tmp_path / f"{count}-{accumulate}"
         training(equal_images, out, kind, **settings, workers__count=count, optimisation__accumulate=accumulate)
         curves.append([loss for _, loss in curve(out)])
@@ -99,7 +100,7 @@ def running(pids: list[int]) -> list[int]:
 
 
 def kill_a_worker_at_step(out: Path, step: int, killed: list[int]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(steps(out)) < step and time.monotonic() < deadline:
         time.sleep(0.05)
     killed.append(next(pid for pid, name in descendants(os.getpid()) if name.startswith("ray::RayTrainWorker")))
@@ -108,7 +109,7 @@ def kill_a_worker_at_step(out: Path, step: int, killed: list[int]) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
 def test_a_lost_worker_is_replaced_and_changes_nothing(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
-    settings = {**TWO, "optimisation__epochs": 15, "output__checkpoint_every": 2}
+    settings = {**TWO, "optimisation__epochs": 6, "output__checkpoint_every": 2}
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker_at_step, args=(tmp_path / "lost", 5, killed))
     killer.start()
@@ -158,17 +159,17 @@ def test_fsdp_resumes_from_complete_checkpoints(ray_engine: None, equal_images: 
 def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
     long = command(equal_images, tmp_path / "out", **TWO, optimisation__epochs=5000)
     process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(steps(tmp_path / "out")) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     workers = [pid for pid, name in descendants(process.pid) if name.startswith("ray::RayTrainWorker")]
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("interrupted. ")
     assert "Traceback" not in said + errors
     assert len(workers) == 2
-    deadline = time.monotonic() + 60  # the command does not wait for the last breath of its workers
+    deadline = time.monotonic() + 300  # the command does not wait for the last breath of its workers
     while (left := running(workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
