@@ -23,8 +23,8 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer
 NO_OBJECTS = "no objects"
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SMALLEST_VOCABULARY = 16
-MOST_TEXTS = 128  # per batch
-FEWEST_TEXTS = 8  # per thread; with fewer rows, matrix products round differently
+TEXTS_AT_ONCE = 128  # on a GPU
+TEXTS_AT_ONCE_ON_CPU = 32
 SMALLEST_DEVIATION = 1e-3
 
 
@@ -172,9 +172,8 @@ def spread(encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, texts: Seq
 class LabelCache:
     """Caches the features of label texts; evicts the least recently used.
 
-    Texts of equal length are encoded together. The features of a text must not depend on the other texts of its batch.
-    On a CPU this holds if the batch is not too small, so small batches are padded with repeats; elsewhere all batches
-    are padded to full size.
+    Texts of equal length are encoded together. The features of a text must not depend on the other texts of its batch,
+    but matrix products of other sizes round differently, on some CPUs too. So all batches are padded to one size.
     """
 
     def __init__(self, encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, capacity: int) -> None:
@@ -202,12 +201,12 @@ class LabelCache:
             tokens = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
             by_length.setdefault(len(tokens), []).append((text, tokens))
         device = self.encoder.roberta.device
-        least = FEWEST_TEXTS * torch.get_num_threads() if device.type == "cpu" else MOST_TEXTS
+        size = TEXTS_AT_ONCE_ON_CPU if device.type == "cpu" else TEXTS_AT_ONCE
         encoded: dict[str, Tensor] = {}
         for items in by_length.values():
-            for start in range(0, len(items), MOST_TEXTS):
-                batch = items[start : start + MOST_TEXTS]
-                padded = [tokens for _, tokens in batch] + [batch[0][1]] * (least - len(batch))
+            for start in range(0, len(items), size):
+                batch = items[start : start + size]
+                padded = [tokens for _, tokens in batch] + [batch[0][1]] * (size - len(batch))
                 features = self.encoder.encode_equal_lengths(torch.tensor(padded, device=device))
                 encoded.update(zip([text for text, _ in batch], features.unbind(), strict=False))
         return encoded
