@@ -26,6 +26,7 @@ from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGenera
 from benchmarks.measure import matrix_rate, medians, operations, report
 from sgpipe.stages.caption.blip import fuse_vision_attention
 from sgpipe.stages.caption.blip_decoder import BlipDecoder
+from sgpipe.stages.caption.captioner import PROMPT as PROMPT_TEXT
 from sgpipe.stages.caption.decoding import NucleusSampling, sample_captions
 
 SHAPES = {
@@ -67,8 +68,8 @@ def random_blip(
 def save_random_blip(folder: Path, shape: str = "base") -> str:
     """A folder with a random BLIP whose words mean nothing. Returns its path."""
     random_blip(**SHAPES[shape]).save_pretrained(folder)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of"]
-    words = [*special, *(f"w{number}" for number in range(START - len(special)))]
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PROMPT_TEXT.split()]
+    words = [*known, *(f"w{number}" for number in range(START - len(known)))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     tokenizer = BertTokenizerFast.from_pretrained(folder)
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})

@@ -6,8 +6,8 @@ First `tests/test_gpu.py`: what runs on a GPU gives what it gives on a CPU. Then
 random weights: the tagger (ResNet-50, float32) on both devices with the same inputs; the tag stage on JPEGs of 640x480
 and 480x640 with one group of pairs each, cached texts and images that are decoded in threads; ten captions of BLIP at
 384 px; both also with torch.compile; a whole labelling, in one process: BLIP-base, parser, pairs and the tagger with
-Swin-T, in the formats of a GPU, where after the captioner, as random weights say nothing, captions of the objects are
-drawn for the parser; a training step of the tagger on four images of 800x1066, in bfloat16, also with torch.compile,
+Swin-T, in the formats of a GPU, where the parser gets random captions of the objects, as those of random weights state
+nothing; a training step of the tagger on four images of 800x1066, in bfloat16, also with torch.compile,
 and by the reference's procedure, in float32, all with a fused optimiser; deformable attention at the shape of the
 encoder. Seconds are the fewest of several rounds; nvidia-smi measures the utilization of the GPU. The page becomes
 benchmarks/results/gpu.md. Without a GPU all of this runs in miniature on the CPU, and the tag stage with the simulated
@@ -68,7 +68,7 @@ from sgpipe.utils.compiling import one_line
 SPLIT, PREDICATES, PAIRS, GROUP = "drawn", 50, 90, 8
 SIZES = ((640, 480), (480, 640))
 END_OF_CAPTION = 102
-SAID = ("riding", "holding", "on", "next to", "looking at", "in front of", "behind", "carrying", "under", "above")
+STATED = ("riding", "holding", "on", "next to", "looking at", "in front of", "behind", "carrying", "under", "above")
 COCO_IMAGES = 118_000
 PAGE = Path(__file__).parent / "results" / "gpu.md"
 
@@ -159,7 +159,7 @@ def make_tagger(machine: Machine, backbone: str = "resnet50") -> tuple[RTagger, 
     """With random weights, and its predicates."""
     torch.manual_seed(0)
     predicates = make_predicates(PREDICATES)
-    tokenizer = build_tokenizer([*OBJECTS, *predicates, *SAID])
+    tokenizer = build_tokenizer([*OBJECTS, *predicates, *STATED])
     config = preset("tagger", backbone) if machine.real else RTaggerConfig(**tiny_sizes(len(tokenizer)))
     tagger = RTagger(config).eval()
     tagger.set_tokenizer(tokenizer)
@@ -261,8 +261,8 @@ def draw_captions(records: list[Record]) -> list[Record]:
     """Ten captions of each image, of its objects, in place of those of random weights."""
     random = np.random.default_rng(0)
     for record in records:
-        drawn = [(*random.choice(record.objects, 2), random.choice(SAID)) for _ in range(SAMPLES)]
-        record.captions = [Caption(f"a {a.category} {said} a {b.category}", "image", []) for a, b, said in drawn]
+        drawn = [(*random.choice(record.objects, 2), random.choice(STATED)) for _ in range(SAMPLES)]
+        record.captions = [Caption(f"a {a.category} {word} a {b.category}", "image", []) for a, b, word in drawn]
     return records
 
 

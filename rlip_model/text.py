@@ -23,8 +23,8 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer
 NO_OBJECTS = "no objects"
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SMALLEST_VOCABULARY = 16
-TEXTS_AT_ONCE = 128  # on a GPU
-TEXTS_AT_ONCE_ON_CPU = 32
+MOST_TEXTS = 128  # per batch
+FEWEST_TEXTS = 16  # per thread; with fewer rows, matrix products round differently
 SMALLEST_DEVIATION = 1e-3
 
 
@@ -172,8 +172,9 @@ def spread(encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, texts: Seq
 class LabelCache:
     """Caches the features of label texts; evicts the least recently used.
 
-    Texts of equal length are encoded together. The features of a text must not depend on the other texts of its batch,
-    but matrix products of other sizes round differently, on some CPUs too. So all batches are padded to one size.
+    Texts of equal length are encoded together. The features of a text must not depend on the other texts of its batch.
+    One thread of a CPU rounds alike if the batch is not too small, so small batches are padded with repeats. Several
+    threads and GPUs divide matrix products by their size, so all of their batches have one size.
     """
 
     def __init__(self, encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, capacity: int) -> None:
@@ -201,12 +202,14 @@ class LabelCache:
             tokens = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
             by_length.setdefault(len(tokens), []).append((text, tokens))
         device = self.encoder.roberta.device
-        size = TEXTS_AT_ONCE_ON_CPU if device.type == "cpu" else TEXTS_AT_ONCE
+        threads = torch.get_num_threads()
+        least = min(FEWEST_TEXTS * threads, MOST_TEXTS) if device.type == "cpu" else MOST_TEXTS
+        most = MOST_TEXTS if device.type == "cpu" and threads == 1 else least
         encoded: dict[str, Tensor] = {}
         for items in by_length.values():
-            for start in range(0, len(items), size):
-                batch = items[start : start + size]
-                padded = [tokens for _, tokens in batch] + [batch[0][1]] * (size - len(batch))
+            for start in range(0, len(items), most):
+                batch = items[start : start + most]
+                padded = [tokens for _, tokens in batch] + [batch[0][1]] * (least - len(batch))
                 features = self.encoder.encode_equal_lengths(torch.tensor(padded, device=device))
                 encoded.update(zip([text for text, _ in batch], features.unbind(), strict=False))
         return encoded

@@ -16,8 +16,8 @@ from rlip_model.training.objective import Objective, autocast
 
 Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
 
-# Parts of what is checkpointed, or divided between processes. Not whole blocks of a Swin: with symbolic sizes that are
-# divided into windows, PyTorch takes hours.
+# Parts of what is checkpointed, or divided between processes. Not whole blocks of a Swin: PyTorch did not finish one in
+# 100 seconds, because they divide images of any size into windows.
 LAYERS = (WindowAttention, FeedForward, Bottleneck)
 _MOST_FORMS = 32  # of a layer: widths, with and without a mask, one image or several, on one GPU or divided
 _TRIED_SIZE = (520, 648)  # its levels are no widths of a network, so that no width is taken for a size
@@ -56,11 +56,11 @@ class CompiledLayers:
     def _run(self, plain: Callable[..., Any], compiled: Callable[..., Any], *arguments: Any) -> Any:
         if plain in self._plain or not torch.is_grad_enabled():
             return plain(*arguments)
-        if self._is_trial:
-            return compiled(*arguments)
         try:
             return compiled(*arguments)
         except torch._dynamo.exc.TorchDynamoException as reason:
+            if self._is_trial:
+                raise
             self._fail(reason, plain)
             return plain(*arguments)
 

@@ -58,7 +58,7 @@ class StepMeter:
         """The time of the block does not count."""
         began = time.perf_counter()
         yield
-        self.utilization()
+        self.utilization()  # drops the samples of the block
         self.began += time.perf_counter() - began
 
     def add(self, parts: Sequence[TrainingBatch], losses: dict[str, Tensor], norm: Tensor) -> None:

@@ -149,7 +149,7 @@ def gpu_notes(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
         )
     caption, tag, names = recipe.caption, recipe.tag, {stage.name for stage in stages}
     if "caption" in names and caption.compile:
-        why = "" if is_blip(caption) else "only BLIP in the actors is compiled"
+        why = "" if is_blip(caption) else "only a local BLIP is compiled"
         why = why or ("beam search is not compiled" if caption.decoding == "beam" else _on_cpu(caption))
         if why:
             yield f"caption.compile is ignored: {why}"
@@ -160,7 +160,7 @@ def gpu_notes(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
 
 
 def _on_cpu(config: CaptionConfig | TagConfig) -> str:
-    return "" if config.resources.gpus and config.device != "cpu" else "the model computes on a CPU"
+    return "" if config.resources.gpus and config.device != "cpu" else "the model runs on a CPU"
 
 
 class Utilization:

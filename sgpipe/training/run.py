@@ -69,7 +69,7 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
         for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
             progress.say(f"NOTE: {warning}")
         if workers.compile and not _on_gpus(workers):
-            progress.say("NOTE: workers.compile is ignored: the network is trained on CPUs")
+            progress.say("NOTE: workers.compile is ignored: the training runs on CPUs")
         job = TrainingJob(recipe, out.resolve(), training, validation)
         _check_identity(job)
         if not (job.initial_model / "config.json").exists():

@@ -282,7 +282,7 @@ def failure(error: BaseException) -> str:
     """An error of Arrow's or obstore's in one line: what the store answered, or else the first line."""
     text = str(error).partition("\n\nDebug source")[0].strip()
     if _NO_KEYS in text:
-        return "the environment has no keys for it (a public bucket is read without, as anonymous@BUCKET)"
+        return "the environment has no keys for it (for a public bucket, write anonymous@ before its name)"
     if code := re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL):
         return f"{code[1]}: {code[2]}" if code[2] else code[1]
     return (text or type(error).__name__).splitlines()[0]

@@ -1,5 +1,6 @@
 """Labels: encoded once, the same whatever they are encoded with; tokenizers that know no words are refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,18 @@ def test_a_text_is_encoded_once_and_the_same_in_any_company(tagger: RTagger) -> 
     assert len(encoded) == calls
 
 
-def test_features_do_not_depend_on_how_many_are_encoded_together_at_full_width() -> None:
+@pytest.fixture
+def _restored_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_restored_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_features_do_not_depend_on_how_many_are_encoded_together_at_full_width(threads: int) -> None:
     """To the last bit, where matrices are as wide as in the published networks."""
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     tokenizer = build_tokenizer(WORDS.split())
     sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 16}

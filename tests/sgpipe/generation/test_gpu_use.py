@@ -87,14 +87,14 @@ ON_GPU = {"compile": True, "resources": {"gpus": 1}}
     [
         (ON_GPU, ON_GPU, []),
         ({}, {}, []),
-        ({"compile": True}, {}, ["caption.compile is ignored: the model computes on a CPU"]),
-        ({}, ON_GPU | {"device": "cpu"}, ["tag.compile is ignored: the model computes on a CPU"]),
+        ({"compile": True}, {}, ["caption.compile is ignored: the model runs on a CPU"]),
+        ({}, ON_GPU | {"device": "cpu"}, ["tag.compile is ignored: the model runs on a CPU"]),
         (ON_GPU | {"decoding": "beam"}, {}, ["caption.compile is ignored: beam search is not compiled"]),
         (
             ON_GPU | {"endpoint": "http://localhost:1/v1"},
             ON_GPU | {"method": "overlap"},
             [
-                "caption.compile is ignored: only BLIP in the actors is compiled",
+                "caption.compile is ignored: only a local BLIP is compiled",
                 "tag.compile is ignored: only an R-Tagger is compiled",
             ],
         ),

@@ -40,4 +40,4 @@ def test_a_training_that_asks_for_a_gpu_may_mean_the_cpu(drawn_run: Path, tmp_pa
     console = Console(record=True, width=300)
     trained = train(recipe(drawn_run, **settings), tmp_path / "out", Progress(console))
     assert not {"compilation", "gpu_memory"} & trained.last.keys()
-    assert "NOTE: workers.compile is ignored: the network is trained on CPUs" in console.export_text()
+    assert "NOTE: workers.compile is ignored: the training runs on CPUs" in console.export_text()
