@@ -39,19 +39,19 @@ experiment: install
 	$(BIN)/python -m experiments.run $(NAME) $(ARGS)
 	$(BIN)/python -m experiments.report
 
-# Unit tests: everything outside tests/integration that is not marked slow. Integration tests: the rest.
+# Unit tests: everything outside tests/integration that is not marked slow. Integration tests: what is, and the rest.
+# Soak tests: kills, faults of stores, containers, big clusters, long trainings.
 test: install
 	$(BIN)/python -m pytest -m 'not slow and not integration and not soak' -n 2 --dist loadfile
 
 test-integration: install
 	$(BIN)/python -m pytest -m '(slow or integration) and not soak' -n 2 --dist loadfile --durations=40 --durations-min=10
 
-test-all: install
-	$(BIN)/python -m pytest -m 'not soak'
+test-all: test test-integration
 
-# Two hundred kills over twenty runs, and the image for CPUs where it can be built: half an hour.
+# Hours on two cores; every night in .github/workflows/nightly.yml.
 test-soak: install
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak --durations=20
 
 # A real Label Studio for tests/integration/test_label_studio.py, apart from sgpipe, with an empty database: 1 GB, minutes.
 label-studio: .label-studio/data

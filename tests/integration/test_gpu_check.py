@@ -10,7 +10,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_command_prints_a_page_and_without_a_gpu_writes_none() -> None:
     if torch.cuda.is_available():
         pytest.skip("with a GPU the command takes minutes and writes its page; run `make gpu-check`")

@@ -68,7 +68,7 @@ def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) 
     assert "3 actors: stub" in run.said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_units_between_stages_may_be_lost_with_their_machine(cluster: Cluster, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
@@ -84,7 +84,7 @@ def test_units_between_stages_may_be_lost_with_their_machine(cluster: Cluster, t
     assert {mark.read_text() for mark in marks.iterdir()} == {""}, "they see GPUs that they have not asked for"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_stages_run_where_their_resources_are(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=2, num_gpus=2)
     marks = tmp_path / "marks"
@@ -99,7 +99,7 @@ def test_stages_run_where_their_resources_are(cluster: Cluster, tmp_path: Path) 
     assert len(list(marks.iterdir())) == len(rows(run.out)) == IMAGES
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_actors_that_fit_in_sum_but_not_each_on_a_machine_are_refused(cluster: Cluster, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=2, num_gpus=1)
     (tmp_path / "marks").mkdir()
@@ -114,7 +114,7 @@ def test_actors_that_fit_in_sum_but_not_each_on_a_machine_are_refused(cluster: C
     assert not run.out.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_small_actors_leave_the_machine_to_the_large_one(cluster: Cluster, tmp_path: Path) -> None:
     """One machine has room for the large actor, and only if the small ones go elsewhere."""
     cluster.add_node(num_cpus=2, num_gpus=1)
@@ -219,7 +219,7 @@ def join(machine: Machine, address: str, tmp_path: Path, home: Machine | None = 
 
 @needs_tokens
 @pytest.mark.slow
-@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize("auto", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_the_token_of_the_machine_opens_a_cluster(guarded: tuple[Machine, str], tmp_path: Path, auto: bool) -> None:
     machine, address = guarded
     run = join(machine, "auto" if auto else address, tmp_path)
@@ -228,7 +228,7 @@ def test_the_token_of_the_machine_opens_a_cluster(guarded: tuple[Machine, str], 
 
 
 @needs_tokens
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_token_may_be_elsewhere(guarded: tuple[Machine, str], tmp_path: Path) -> None:
     machine, address = guarded
     empty = Machine(tmp_path / "empty")
@@ -242,7 +242,7 @@ def test_the_token_may_be_elsewhere(guarded: tuple[Machine, str], tmp_path: Path
 
 
 @needs_tokens
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("token", "variables", "told"),
     [
@@ -263,7 +263,7 @@ def test_what_is_missing_for_a_cluster_with_a_token_is_told(
     assert re.match(f"error: the Ray cluster at {address} .*{told}", run.said.splitlines()[-2]), run.said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("auto", [False, True])
 def test_a_token_does_not_keep_a_machine_out_of_an_open_cluster(
     open_cluster: tuple[Machine, str], tmp_path: Path, auto: bool
@@ -273,7 +273,7 @@ def test_a_token_does_not_keep_a_machine_out_of_an_open_cluster(
     assert run.process.exitcode == 0, run.said
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_local_run_leaves_no_token_that_locks_later_clusters(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "machine")
     home = {"HOME": machine.environment["HOME"]}  # Ray's sessions stay where they are: paths of sockets must be short
@@ -283,7 +283,7 @@ def test_a_local_run_leaves_no_token_that_locks_later_clusters(tmp_path: Path) -
     assert not machine.token.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_ray_spilled_before_a_kill_is_deleted_by_the_next_run(tmp_path: Path) -> None:
     code = (
         "import os, sys, time; from sgpipe.utils.ray_cluster import start_ray; start_ray(cpus=1)\n"

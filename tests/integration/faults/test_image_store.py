@@ -213,7 +213,7 @@ def test_the_indexes_travel_with_the_run(tars: ObjectStore, store: ObjectStore, 
     assert not [path for method, path in faults.requests if method == "GET" and path.endswith(".tar")]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_thousand_random_faults_change_nothing(
     images: ObjectStore, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ IMPATIENT = "from sgpipe.storage import lock; lock._STALE_SECONDS = 40.0; from s
 SETTINGS = ("caption.samples=2", "tag.short_side=96", "tag.long_side=144", "engine.unit_size=4")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.skipif(why_impossible() is not None, reason=f"no machines: {why_impossible()}"),
 ]
 

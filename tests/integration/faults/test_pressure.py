@@ -10,7 +10,7 @@ from tests.integration.faults.stage import MARKS, SECONDS
 IMAGES, ACTORS = 80, 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_quick_stage_waits_for_a_slow_one(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()

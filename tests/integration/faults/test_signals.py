@@ -26,9 +26,7 @@ def stop(run: Run, *signals: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "signals", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)]
-)
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGINT)])
 def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
     run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "0.5"})
     run.start()
@@ -54,7 +52,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> None:
     run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "900"})
     run.start()
